@@ -1,0 +1,3 @@
+//! Casparian: runs a data team's Python plugins over their files and gives them Parquet.
+
+pub mod limits;
