@@ -1,0 +1,270 @@
+//! tcp and ipc streams and listeners behind one face.
+
+use std::fs;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::{Interest, Registry, Token};
+
+use super::Endpoint;
+
+/// A non-blocking connected (or connecting) stream.
+#[derive(Debug)]
+pub enum Stream {
+    /// tcp, with Nagle's algorithm off.
+    Tcp(TcpStream),
+    /// ipc.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Starts to connect; completion is told by writability and [`Stream::connect_result`].
+    pub fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
+        match endpoint {
+            Endpoint::Tcp { .. } => {
+                let addresses = endpoint.addresses().map_err(io::Error::other)?;
+                let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+                for address in addresses {
+                    match TcpStream::connect(address) {
+                        Ok(stream) => return Ok(Stream::Tcp(stream)),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+            Endpoint::Ipc(path) => UnixStream::connect(path).map(Stream::Unix),
+            Endpoint::IpcAbstract(name) => {
+                UnixStream::connect_addr(&abstract_address(name)?).map(Stream::Unix)
+            }
+        }
+    }
+
+    /// Whether a connect has come through: `Ok(false)` while it is under way.
+    pub fn connect_result(&self) -> io::Result<bool> {
+        let (error, peer) = match self {
+            Stream::Tcp(stream) => (stream.take_error()?, stream.peer_addr().map(drop)),
+            Stream::Unix(stream) => (stream.take_error()?, stream.peer_addr().map(drop)),
+        };
+        if let Some(error) = error {
+            return Err(error);
+        }
+        match peer {
+            Ok(()) => {
+                if let Stream::Tcp(stream) = self {
+                    stream.set_nodelay(true)?;
+                }
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The peer's address, for people.
+    pub fn peer(&self) -> String {
+        match self {
+            Stream::Tcp(stream) => match stream.peer_addr() {
+                Ok(address) => format!("tcp://{address}"),
+                Err(_) => "tcp://?".to_owned(),
+            },
+            Stream::Unix(_) => "ipc peer".to_owned(),
+        }
+    }
+
+    /// Starts readiness events.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        match self {
+            Stream::Tcp(stream) => stream.register(registry, token, interest),
+            Stream::Unix(stream) => stream.register(registry, token, interest),
+        }
+    }
+
+    /// Ends readiness events.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.deregister(registry),
+            Stream::Unix(stream) => stream.deregister(registry),
+        }
+    }
+}
+
+impl Read for Stream {
+    #[inline]
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(into),
+            Stream::Unix(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Stream {
+    #[inline]
+    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(octets),
+            Stream::Unix(stream) => stream.write(octets),
+        }
+    }
+
+    #[inline]
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write_vectored(slices),
+            Stream::Unix(stream) => stream.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A bound, non-blocking listener. A socket file it made is removed when it is dropped.
+#[derive(Debug)]
+pub enum Listener {
+    /// tcp.
+    Tcp(TcpListener),
+    /// ipc; the file is absent for abstract names.
+    Unix(UnixListener, Option<SocketFile>),
+}
+
+/// The file of a bound Unix socket, known by device and inode so that only our own is removed.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            log::debug!("cannot remove socket file {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl Listener {
+    /// Binds; a socket file that nobody listens on any more is replaced.
+    pub fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
+        match endpoint {
+            Endpoint::Tcp { .. } => {
+                let addresses = endpoint.addresses().map_err(io::Error::other)?;
+                let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+                for address in addresses {
+                    match TcpListener::bind(address) {
+                        Ok(listener) => return Ok(Listener::Tcp(listener)),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+            Endpoint::Ipc(path) => {
+                let listener = bind_path(path)?;
+                let file = fs::symlink_metadata(path)?;
+                let file = SocketFile {
+                    path: path.clone(),
+                    device: file.dev(),
+                    inode: file.ino(),
+                };
+                Ok(Listener::Unix(listener, Some(file)))
+            }
+            Endpoint::IpcAbstract(name) => Ok(Listener::Unix(
+                UnixListener::bind_addr(&abstract_address(name)?)?,
+                None,
+            )),
+        }
+    }
+
+    /// Where it is really bound: the system's choice of port filled in.
+    pub fn endpoint(&self, asked: &Endpoint) -> Endpoint {
+        match (self, asked) {
+            (Listener::Tcp(listener), Endpoint::Tcp { .. }) => match listener.local_addr() {
+                Ok(address) => Endpoint::Tcp {
+                    host: address.ip().to_string(),
+                    port: address.port(),
+                },
+                Err(_) => asked.clone(),
+            },
+            _ => asked.clone(),
+        }
+    }
+
+    /// The next waiting connection, or `WouldBlock`.
+    pub fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+        }
+    }
+
+    /// Starts readiness events.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        match self {
+            Listener::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
+            Listener::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
+        }
+    }
+}
+
+fn bind_path(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
+            let refused = std::os::unix::net::UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if !(is_socket && refused) {
+                return Err(error);
+            }
+            fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        result => result,
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn abstract_address(name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
+    use std::os::linux::net::SocketAddrExt;
+    std::os::unix::net::SocketAddr::from_abstract_name(name)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn abstract_address(_name: &str) -> io::Result<std::os::unix::net::SocketAddr> {
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "abstract ipc names exist on Linux only",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_a_live_one_and_a_plain_file_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let endpoint = Endpoint::Ipc(path.clone());
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let live = Listener::bind(&endpoint).expect("stale file replaced");
+        let error = Listener::bind(&endpoint).expect_err("live socket kept");
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(live);
+        assert!(!path.exists(), "our socket file goes with us");
+        fs::write(&path, "data").unwrap();
+        assert!(Listener::bind(&endpoint).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"data");
+    }
+}

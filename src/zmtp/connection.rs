@@ -1,0 +1,544 @@
+//! The state machine of one connection.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::command::{Command, encode_error, encode_ping, encode_pong, encode_ready};
+use super::frame::{Head, HeadResult};
+use super::greeting::{GREETING_SIZE, Greeting, NULL};
+use super::message::{Message, Span};
+use super::{Error, Limits, Metadata, ReceiveBuffer, SendQueue};
+
+/// The socket types this stack speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketType {
+    /// Round-robin out, fair-queued in.
+    Dealer,
+    /// Addresses its peers by routing id.
+    Router,
+}
+
+impl SocketType {
+    /// The value of the `Socket-Type` property.
+    pub fn name(self) -> &'static str {
+        match self {
+            SocketType::Dealer => "DEALER",
+            SocketType::Router => "ROUTER",
+        }
+    }
+
+    /// RFC 37 §3.6.1: which types may talk to each other.
+    pub fn talks_to(self, peer: &[u8]) -> bool {
+        match self {
+            SocketType::Dealer => matches!(peer, b"REP" | b"DEALER" | b"ROUTER"),
+            SocketType::Router => matches!(peer, b"REQ" | b"DEALER" | b"ROUTER"),
+        }
+    }
+}
+
+/// PING and the patience that goes with it (RFC 37 §3.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Time between our PINGs.
+    pub interval: Duration,
+    /// Silence after a PING that closes the connection.
+    pub timeout: Duration,
+    /// What we ask the peer to wait for us at most; sent in tenths of a second, at most
+    /// 6553.5 s. Zero = none.
+    pub ttl: Duration,
+}
+
+/// What all connections of a socket share.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Our socket type.
+    pub socket_type: SocketType,
+    /// Our routing id, 0 to 255 octets; empty lets the peer make one up.
+    pub identity: Vec<u8>,
+    /// Bounds on what the peer may send.
+    pub limits: Limits,
+    /// Time from the start of the connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Heartbeats, or none.
+    pub heartbeat: Option<Heartbeat>,
+}
+
+/// What the handshake told about the peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerInfo {
+    /// Its `Socket-Type`.
+    pub socket_type: String,
+    /// Its `Identity`; empty when it has none.
+    pub identity: Vec<u8>,
+    /// Minor version of ZMTP 3 in its greeting.
+    pub minor: u8,
+}
+
+/// What one step of parsing came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// All octets are used up; read more.
+    NeedInput,
+    /// The handshake is done; [`Connection::peer`] is known and messages may be sent.
+    Established,
+    /// A whole message is there: [`Connection::message`].
+    Message,
+}
+
+/// ```text
+///  Greeting ──64 octets──▶ Handshake ──READY──▶ Open
+///      └────────── error ──────┴──── error ──────┴──▶ Failed
+/// ```
+/// Our own greeting and READY are in `control` from the start: RFC 37 lets both sides send at
+/// once, and libzmq does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Greeting,
+    Handshake,
+    Open,
+    Failed,
+}
+
+/// One ZMTP connection without its socket.
+///
+/// Inputs: octets read into [`Connection::receive_space`] and announced by
+/// [`Connection::handle_received`]; [`Connection::handle_timeout`]. After either, drain
+/// [`Connection::poll`] until [`Progress::NeedInput`], then write what
+/// [`Connection::gather`] gives and report it to [`Connection::handle_written`].
+/// [`Connection::poll_timeout`] says when [`Connection::handle_timeout`] is due.
+#[derive(Debug)]
+pub struct Connection {
+    config: Arc<Config>,
+    state: State,
+    received: ReceiveBuffer,
+    /// Octets of `received` that have been parsed: the message so far, or the whole of the
+    /// message given out last.
+    parsed: usize,
+    spans: Vec<Span>,
+    message_size: u64,
+    complete: bool,
+    peer: PeerInfo,
+    /// Greeting, handshake and heartbeat octets; they go before the next queued message.
+    control: Vec<u8>,
+    control_written: usize,
+    handshake_deadline: Instant,
+    received_at: Instant,
+    ping_at: Option<Instant>,
+    pong_deadline: Option<Instant>,
+    peer_ttl: Option<Duration>,
+}
+
+/// PONGs waiting to be written are bounded: a peer that pings without reading gets no more.
+const CONTROL_PENDING_MAX: usize = 4096;
+
+impl Connection {
+    /// A connection whose transport has just been made.
+    pub fn new(config: Arc<Config>, now: Instant) -> Self {
+        let mut control = Greeting::encode(NULL).to_vec();
+        encode_ready(&mut control, config.socket_type.name(), &config.identity);
+        Connection {
+            state: State::Greeting,
+            received: ReceiveBuffer::default(),
+            parsed: 0,
+            spans: Vec::new(),
+            message_size: 0,
+            complete: false,
+            peer: PeerInfo::default(),
+            control,
+            control_written: 0,
+            handshake_deadline: now + config.handshake_timeout,
+            received_at: now,
+            ping_at: None,
+            pong_deadline: None,
+            peer_ttl: None,
+            config,
+        }
+    }
+
+    /// Where the next read goes; never empty.
+    pub fn receive_space(&mut self) -> &mut [u8] {
+        self.received.space()
+    }
+
+    /// `count` octets were read into [`Connection::receive_space`]. Any octet is life.
+    pub fn handle_received(&mut self, count: usize, now: Instant) {
+        self.received.fill(count);
+        self.received_at = now;
+        self.pong_deadline = None;
+    }
+
+    /// Parses on. After an error the connection is dead and every call gives the same kind.
+    #[inline]
+    pub fn poll(&mut self, now: Instant) -> Result<Progress, Error> {
+        if self.complete {
+            self.received.consume(self.parsed);
+            self.parsed = 0;
+            self.spans.clear();
+            self.message_size = 0;
+            self.complete = false;
+        }
+        let result = match self.state {
+            State::Open => self.poll_open(),
+            State::Greeting | State::Handshake => self.poll_handshake(now),
+            State::Failed => Ok(Progress::NeedInput),
+        };
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        result
+    }
+
+    /// The message [`Connection::poll`] announced; frames of zero length when there is none.
+    #[inline]
+    pub fn message(&self) -> Message<'_> {
+        if self.complete {
+            Message::new(self.received.filled(), &self.spans)
+        } else {
+            Message::new(&[], &[])
+        }
+    }
+
+    /// What the handshake told; empty before [`Progress::Established`].
+    pub fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// True from [`Progress::Established`] until an error.
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// When octets last arrived.
+    pub fn received_at(&self) -> Instant {
+        self.received_at
+    }
+
+    fn poll_handshake(&mut self, now: Instant) -> Result<Progress, Error> {
+        if self.state == State::Greeting {
+            let filled = self.received.filled();
+            let Some(greeting) = filled.first_chunk::<GREETING_SIZE>() else {
+                Greeting::check_prefix(filled)?;
+                return Ok(Progress::NeedInput);
+            };
+            let greeting = Greeting::decode(greeting)?;
+            greeting.require_mechanism(NULL)?;
+            self.peer.minor = greeting.minor;
+            self.received.consume(GREETING_SIZE);
+            self.state = State::Handshake;
+        }
+        let filled = self.received.filled();
+        let Some((head, body)) = next_frame(filled, &self.config.limits)? else {
+            return Ok(Progress::NeedInput);
+        };
+        if !head.command {
+            return Err(Error::UnexpectedInHandshake { what: "message" });
+        }
+        match Command::decode(body)? {
+            Command::Ready(metadata) => {
+                let (socket_type, identity) = check_metadata(&metadata, self.config.socket_type)?;
+                self.peer.socket_type = socket_type;
+                self.peer.identity = identity;
+            }
+            Command::Error(reason) => {
+                return Err(Error::Refused {
+                    reason: String::from_utf8_lossy(reason).into_owned(),
+                });
+            }
+            Command::Ping { .. } => {
+                return Err(Error::UnexpectedInHandshake { what: "PING" });
+            }
+            Command::Pong => return Err(Error::UnexpectedInHandshake { what: "PONG" }),
+            Command::Unknown(_) => {
+                return Err(Error::UnexpectedInHandshake {
+                    what: "unknown command",
+                });
+            }
+        }
+        self.received.consume(head.head_size + body.len());
+        self.state = State::Open;
+        self.ping_at = self
+            .config
+            .heartbeat
+            .map(|heartbeat| now + heartbeat.interval);
+        Ok(Progress::Established)
+    }
+
+    #[inline]
+    fn poll_open(&mut self) -> Result<Progress, Error> {
+        loop {
+            let filled = self.received.filled();
+            let rest = filled.get(self.parsed..).unwrap_or(&[]);
+            let HeadResult::Head(head) = Head::decode(rest)? else {
+                return Ok(Progress::NeedInput);
+            };
+            self.check_limits(&head)?;
+            // The limits keep both far below usize::MAX.
+            let body_size = head.body_size as usize;
+            let Some(body) = rest
+                .get(head.head_size..)
+                .and_then(|octets| octets.get(..body_size))
+            else {
+                return Ok(Progress::NeedInput);
+            };
+            let body_start = self.parsed + head.head_size;
+            self.parsed = body_start + body_size;
+            if head.command {
+                let pong = handle_command(body, &mut self.peer_ttl)?;
+                if let Some(context) = pong
+                    && self.control.len() - self.control_written < CONTROL_PENDING_MAX
+                {
+                    encode_pong(&mut self.control, context);
+                }
+                if self.spans.is_empty() {
+                    self.received.consume(self.parsed);
+                    self.parsed = 0;
+                }
+                continue;
+            }
+            self.spans.push(Span {
+                start: body_start,
+                size: body_size,
+            });
+            self.message_size += head.body_size;
+            if !head.more {
+                self.complete = true;
+                return Ok(Progress::Message);
+            }
+        }
+    }
+
+    #[inline]
+    fn check_limits(&self, head: &Head) -> Result<(), Error> {
+        let limits = &self.config.limits;
+        if head.body_size > limits.frame_size_max {
+            return Err(Error::FrameTooLarge {
+                size: head.body_size,
+                limit: limits.frame_size_max,
+            });
+        }
+        if head.command {
+            return check_command_size(head);
+        }
+        let size = self.message_size + head.body_size;
+        if size > limits.message_size_max {
+            return Err(Error::MessageTooLarge {
+                size,
+                limit: limits.message_size_max,
+            });
+        }
+        if self.spans.len() >= limits.frames_max {
+            return Err(Error::TooManyFrames {
+                limit: limits.frames_max,
+            });
+        }
+        Ok(())
+    }
+
+    /// RFC 37 §3.5: a side that refuses the other says so with ERROR before it closes. Only
+    /// errors that the peer's operator can mend are told, and only during the handshake.
+    fn fail(&mut self, error: &Error) {
+        if self.state == State::Handshake
+            && matches!(
+                error,
+                Error::SocketTypeMismatch { .. } | Error::BadIdentity { .. }
+            )
+        {
+            encode_error(&mut self.control, &error.to_string());
+        }
+        self.state = State::Failed;
+    }
+
+    /// Queues ERROR with a reason of the owner's and ends the connection: nothing more is
+    /// parsed or sent but what is in the control octets.
+    pub fn refuse(&mut self, reason: &str) {
+        encode_error(&mut self.control, reason);
+        self.state = State::Failed;
+    }
+
+    /// The earliest instant at which [`Connection::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Greeting | State::Handshake => Some(self.handshake_deadline),
+            State::Open => [
+                self.ping_at,
+                self.pong_deadline,
+                self.peer_ttl.map(|ttl| self.received_at + ttl),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
+            State::Failed => None,
+        }
+    }
+
+    /// Lets time pass: heartbeats are queued, deadlines close the connection.
+    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Error> {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+        match self.state {
+            State::Failed => return Ok(()),
+            State::Greeting | State::Handshake => {
+                if now >= self.handshake_deadline {
+                    self.state = State::Failed;
+                    return Err(Error::HandshakeTimeout);
+                }
+                return Ok(());
+            }
+            State::Open => {}
+        }
+        let ttl_deadline = self.peer_ttl.map(|ttl| self.received_at + ttl);
+        if due(self.pong_deadline) || due(ttl_deadline) {
+            self.state = State::Failed;
+            return Err(Error::HeartbeatTimeout);
+        }
+        if due(self.ping_at)
+            && let Some(heartbeat) = self.config.heartbeat
+        {
+            let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
+            if self.control.len() - self.control_written < CONTROL_PENDING_MAX {
+                encode_ping(&mut self.control, ttl);
+            }
+            self.ping_at = Some(now + heartbeat.interval);
+            self.pong_deadline.get_or_insert(now + heartbeat.timeout);
+            self.received.release_if_empty();
+        }
+        Ok(())
+    }
+
+    /// True when there is something to write now.
+    #[inline]
+    pub fn wants_write(&self, queue: &SendQueue) -> bool {
+        self.control_written < self.control.len()
+            || (self.state == State::Open && !queue.is_empty())
+    }
+
+    /// Adds the next octets to write to `out`, at most `slices_max` slices in all.
+    ///
+    /// A message that is partly on the wire is finished first, then control octets go, then
+    /// further messages; before the handshake is done only control octets.
+    pub fn gather<'a>(
+        &'a self,
+        queue: &'a SendQueue,
+        slices_max: usize,
+        out: &mut Vec<IoSlice<'a>>,
+    ) {
+        let open = self.state == State::Open;
+        let unfinished = if open { queue.unfinished() } else { 0 };
+        if unfinished > 0 {
+            queue.gather(0, unfinished, slices_max, out);
+            let gathered: u64 = out.iter().map(|slice| slice.len() as u64).sum();
+            if gathered < unfinished {
+                return;
+            }
+        }
+        let control = self.control.get(self.control_written..).unwrap_or(&[]);
+        if !control.is_empty() && out.len() < slices_max {
+            out.push(IoSlice::new(control));
+        }
+        if open && out.len() < slices_max {
+            queue.gather(unfinished, u64::MAX, slices_max, out);
+        }
+    }
+
+    /// The kernel took the first `count` octets of what [`Connection::gather`] gave.
+    pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize) {
+        let mut count = count as u64;
+        let open = self.state == State::Open;
+        let unfinished = if open {
+            queue.unfinished().min(count)
+        } else {
+            0
+        };
+        queue.advance(unfinished);
+        count -= unfinished;
+        let pending = (self.control.len() - self.control_written) as u64;
+        let control = pending.min(count);
+        self.control_written += control as usize;
+        if self.control_written == self.control.len() {
+            self.control = Vec::new();
+            self.control_written = 0;
+        }
+        queue.advance(count - control);
+    }
+
+    /// Gives idle memory back.
+    pub fn release_idle(&mut self) {
+        if !self.complete && self.spans.is_empty() {
+            self.received.release_if_empty();
+        }
+    }
+}
+
+/// Commands are small; anything larger than this is no command we or libzmq would send.
+fn check_command_size(head: &Head) -> Result<(), Error> {
+    let limit = crate::limits::ZMTP_COMMAND_SIZE_MAX;
+    if head.body_size > limit {
+        return Err(Error::FrameTooLarge {
+            size: head.body_size,
+            limit,
+        });
+    }
+    Ok(())
+}
+
+fn next_frame<'a>(filled: &'a [u8], limits: &Limits) -> Result<Option<(Head, &'a [u8])>, Error> {
+    let HeadResult::Head(head) = Head::decode(filled)? else {
+        return Ok(None);
+    };
+    if head.body_size > limits.frame_size_max {
+        return Err(Error::FrameTooLarge {
+            size: head.body_size,
+            limit: limits.frame_size_max,
+        });
+    }
+    check_command_size(&head)?;
+    let body = filled
+        .get(head.head_size..)
+        .and_then(|octets| octets.get(..usize::try_from(head.body_size).ok()?));
+    Ok(body.map(|body| (head, body)))
+}
+
+/// A command on an open connection; gives the context of a PING to answer.
+fn handle_command<'a>(
+    body: &'a [u8],
+    peer_ttl: &mut Option<Duration>,
+) -> Result<Option<&'a [u8]>, Error> {
+    match Command::decode(body)? {
+        Command::Ping {
+            ttl_deciseconds,
+            context,
+        } => {
+            *peer_ttl = (ttl_deciseconds > 0)
+                .then(|| Duration::from_millis(u64::from(ttl_deciseconds) * 100));
+            Ok(Some(context))
+        }
+        Command::Pong | Command::Unknown(_) => Ok(None),
+        Command::Ready(_) => Err(Error::Repeated { command: "READY" }),
+        Command::Error(reason) => Err(Error::Refused {
+            reason: String::from_utf8_lossy(reason).into_owned(),
+        }),
+    }
+}
+
+/// `Socket-Type` and `Identity` of a peer, when it may talk to us.
+fn check_metadata(metadata: &Metadata<'_>, ours: SocketType) -> Result<(String, Vec<u8>), Error> {
+    let theirs = metadata.get("Socket-Type").unwrap_or(&[]);
+    let name =
+        String::from_utf8_lossy(theirs.get(..theirs.len().min(32)).unwrap_or(&[])).into_owned();
+    if !ours.talks_to(theirs) {
+        return Err(Error::SocketTypeMismatch {
+            ours: ours.name(),
+            theirs: name,
+        });
+    }
+    let identity = metadata.get("Identity").unwrap_or(&[]);
+    if identity.len() > 255 || identity.first() == Some(&0) {
+        return Err(Error::BadIdentity {
+            size: identity.len(),
+        });
+    }
+    Ok((name, identity.to_vec()))
+}
+
+#[cfg(test)]
+mod tests;

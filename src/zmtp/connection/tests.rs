@@ -1,0 +1,367 @@
+use super::*;
+use crate::zmtp::encode_head;
+use proptest::prelude::*;
+
+fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
+    Arc::new(Config {
+        socket_type,
+        identity: identity.to_vec(),
+        limits: Limits::default(),
+        handshake_timeout: Duration::from_secs(30),
+        heartbeat: None,
+    })
+}
+
+/// What a connection reported while it was fed.
+#[derive(Debug, Default, PartialEq)]
+struct Seen {
+    peer: Option<PeerInfo>,
+    messages: Vec<Vec<Vec<u8>>>,
+    error: Option<Error>,
+}
+
+/// Feeds octets in pieces of the given sizes (cycled) and collects everything.
+fn feed(connection: &mut Connection, octets: &[u8], steps: &[usize], now: Instant) -> Seen {
+    let mut seen = Seen::default();
+    let mut rest = octets;
+    let mut steps = steps.iter().cycle();
+    while !rest.is_empty() {
+        let space = connection.receive_space();
+        let step = (*steps.next().unwrap())
+            .clamp(1, rest.len())
+            .min(space.len());
+        space[..step].copy_from_slice(&rest[..step]);
+        connection.handle_received(step, now);
+        rest = &rest[step..];
+        loop {
+            match connection.poll(now) {
+                Ok(Progress::NeedInput) => break,
+                Ok(Progress::Established) => seen.peer = Some(connection.peer().clone()),
+                Ok(Progress::Message) => seen.messages.push(connection.message().to_vecs()),
+                Err(error) => {
+                    seen.error = Some(error);
+                    return seen;
+                }
+            }
+        }
+    }
+    seen
+}
+
+fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
+    let mut out = Vec::new();
+    while connection.wants_write(queue) {
+        let mut slices = Vec::new();
+        connection.gather(queue, 8, &mut slices);
+        let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+        connection.handle_written(queue, octets.len());
+        out.extend(octets);
+    }
+    out
+}
+
+fn capture(name: &str) -> Vec<u8> {
+    let path = format!("{}/tests/data/zmtp/{name}.bin", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(&path).expect("tests/data/zmtp is part of the repository")
+}
+
+#[test]
+fn captured_libzmq_conversations_parse_at_every_split() {
+    let now = Instant::now();
+    let cases: [(&str, SocketType, &[u8], usize); 8] = [
+        ("null_identity.client", SocketType::Router, b"w-1", 1),
+        ("null_identity.server", SocketType::Dealer, b"", 1),
+        ("null_no_identity.client", SocketType::Router, b"", 1),
+        ("null_no_identity.server", SocketType::Dealer, b"", 1),
+        ("null_sizes.client", SocketType::Router, b"", 1),
+        ("null_sizes.server", SocketType::Dealer, b"", 1),
+        ("null_heartbeat.client", SocketType::Router, b"", 1),
+        ("null_heartbeat.server", SocketType::Dealer, b"", 1),
+    ];
+    for (name, ours, identity, messages) in cases {
+        let octets = capture(name);
+        let whole = feed(
+            &mut Connection::new(config(ours, b""), now),
+            &octets,
+            &[usize::MAX],
+            now,
+        );
+        assert_eq!(whole.error, None, "{name}");
+        let peer = whole.peer.as_ref().expect(name);
+        assert!(ours.talks_to(peer.socket_type.as_bytes()), "{name}");
+        if !identity.is_empty() {
+            assert_eq!(peer.identity, identity, "{name}");
+        }
+        assert!(
+            whole.messages.len() >= messages || name.contains("heartbeat"),
+            "{name}: {whole:?}"
+        );
+        let steps = if octets.len() > 1000 {
+            vec![1, 509, 40_000]
+        } else {
+            vec![1, 2, 3, 7, 64]
+        };
+        for step in steps {
+            let mut connection = Connection::new(config(ours, b""), now);
+            assert_eq!(
+                feed(&mut connection, &octets, &[step], now),
+                whole,
+                "{name} by {step}"
+            );
+        }
+    }
+}
+
+#[test]
+fn our_octets_are_those_of_libzmq() {
+    let now = Instant::now();
+    let theirs = capture("null_identity.client");
+    let mut connection = Connection::new(config(SocketType::Dealer, b"w-1"), now);
+    let mut queue = SendQueue::new();
+    let ours = output(&mut connection, &mut queue);
+    // libzmq fills octet 8 of the padding with the identity's length + 1.
+    assert_eq!(ours[9..12], theirs[9..12]);
+    assert_eq!(ours[12..ours.len()], theirs[12..ours.len()]);
+}
+
+#[test]
+fn two_connections_shake_hands_and_exchange_messages() {
+    let now = Instant::now();
+    let mut client = Connection::new(config(SocketType::Dealer, b"id"), now);
+    let mut server = Connection::new(config(SocketType::Router, b""), now);
+    let (mut to_server, mut to_client) = (SendQueue::new(), SendQueue::new());
+    to_server.push(&[b"queued before the handshake"]);
+    let first = output(&mut client, &mut to_server);
+    let seen = feed(&mut server, &first, &[usize::MAX], now);
+    assert_eq!(seen.peer.unwrap().identity, b"id");
+    assert!(
+        seen.messages.is_empty(),
+        "nothing leaves before the handshake"
+    );
+    let back = output(&mut server, &mut to_client);
+    feed(&mut client, &back, &[usize::MAX], now);
+    to_server.push(&[b"", &[5u8; 300]]);
+    let rest = output(&mut client, &mut to_server);
+    let seen = feed(&mut server, &rest, &[usize::MAX], now);
+    assert_eq!(
+        seen.messages,
+        vec![
+            vec![b"queued before the handshake".to_vec()],
+            vec![vec![], vec![5u8; 300]]
+        ]
+    );
+}
+
+fn established(ours: SocketType, limits: Limits, now: Instant) -> Connection {
+    let mut config = (*config(ours, b"")).clone();
+    config.limits = limits;
+    let mut connection = Connection::new(Arc::new(config), now);
+    let mut hello = Greeting::encode(NULL).to_vec();
+    encode_ready(&mut hello, "DEALER", b"");
+    assert!(
+        feed(&mut connection, &hello, &[usize::MAX], now)
+            .peer
+            .is_some()
+    );
+    connection
+}
+
+#[test]
+fn bad_input_closes_the_connection_with_its_reason() {
+    let now = Instant::now();
+    let limits = Limits {
+        frame_size_max: 1000,
+        message_size_max: 1500,
+        frames_max: 3,
+    };
+    let frame = |flags: u8, body: &[u8]| {
+        let mut out = vec![flags, body.len() as u8];
+        out.extend_from_slice(body);
+        out
+    };
+    let long = |size: u64| [&[2u8][..], &size.to_be_bytes()].concat();
+    let many_empty = [frame(1, b""), frame(1, b""), frame(1, b""), frame(0, b"")].concat();
+    let big = {
+        let mut out = Vec::new();
+        for _ in 0..2 {
+            encode_head(&mut out, 900, true, false);
+            out.extend([0; 900]);
+        }
+        out
+    };
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("reserved flags", vec![8, 0], "reserved"),
+        ("command with MORE", vec![5, 0], "MORE"),
+        ("declared 2^63-1", long(i64::MAX as u64), "limit is 1000"),
+        ("declared u64::MAX", long(u64::MAX), "octets"),
+        ("frame over the limit", long(1001), "limit is 1000"),
+        ("message over the limit", big, "limit is 1500"),
+        ("too many frames", many_empty, "more than 3 frames"),
+        ("short PING", frame(4, b"\x04PING\x00"), "PING"),
+        ("second READY", frame(4, b"\x05READY"), "READY sent twice"),
+        ("ERROR", frame(4, b"\x05ERROR\x02no"), "refused"),
+    ];
+    for (name, octets, want) in cases {
+        let mut connection = established(SocketType::Router, limits, now);
+        let seen = feed(&mut connection, &octets, &[1], now);
+        let error = seen.error.unwrap_or_else(|| panic!("{name}: no error"));
+        assert!(error.to_string().contains(want), "{name}: {error}");
+        assert!(seen.messages.is_empty(), "{name}");
+        assert!(!connection.is_open());
+    }
+}
+
+#[test]
+fn handshake_violations_are_refused() {
+    let now = Instant::now();
+    let ready = |socket_type: &str, identity: &[u8]| {
+        let mut out = Vec::new();
+        encode_ready(&mut out, socket_type, identity);
+        out
+    };
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("message first", vec![0, 1, 7], "before the handshake"),
+        (
+            "PING first",
+            vec![4, 7, 4, b'P', b'I', b'N', b'G', 0, 0],
+            "before the handshake",
+        ),
+        ("PUB", ready("PUB", b""), "does not talk"),
+        (
+            "identity begins with zero",
+            ready("DEALER", b"\0x"),
+            "identity",
+        ),
+        ("identity of 256", ready("DEALER", &[1; 256]), "identity"),
+        (
+            "no socket type",
+            vec![4, 6, 5, b'R', b'E', b'A', b'D', b'Y'],
+            "does not talk",
+        ),
+    ];
+    for (name, octets, want) in cases {
+        let mut connection = Connection::new(config(SocketType::Router, b""), now);
+        let all = [&Greeting::encode(NULL)[..], &octets].concat();
+        let error = feed(&mut connection, &all, &[3], now).error.expect(name);
+        assert!(error.to_string().contains(want), "{name}: {error}");
+        assert!(connection.message().is_empty());
+    }
+}
+
+#[test]
+fn heartbeats_are_sent_answered_and_missed() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let mut config = (*config(SocketType::Router, b"")).clone();
+    config.heartbeat = Some(Heartbeat {
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_millis(250),
+        ttl: Duration::from_secs(100_000),
+    });
+    let mut connection = Connection::new(Arc::new(config), start);
+    let mut queue = SendQueue::new();
+    let mut hello = Greeting::encode(NULL).to_vec();
+    encode_ready(&mut hello, "DEALER", b"");
+    feed(&mut connection, &hello, &[usize::MAX], start);
+    output(&mut connection, &mut queue);
+    assert_eq!(connection.poll_timeout(), Some(at(100)));
+    connection.handle_timeout(at(100)).unwrap();
+    // A TTL over 6553.5 s is cut instead of wrapping.
+    assert_eq!(
+        output(&mut connection, &mut queue),
+        b"\x04\x07\x04PING\xFF\xFF"
+    );
+    // Any octet is life, even half a frame head.
+    feed(&mut connection, &[0], &[1], at(300));
+    connection.handle_timeout(at(349)).unwrap();
+    connection.handle_timeout(at(598)).unwrap();
+    assert_eq!(
+        connection.handle_timeout(at(600)),
+        Err(Error::HeartbeatTimeout)
+    );
+    assert_eq!(connection.poll_timeout(), None);
+}
+
+#[test]
+fn a_pong_goes_between_messages_never_into_one() {
+    let now = Instant::now();
+    let mut connection = established(SocketType::Router, Limits::default(), now);
+    let mut queue = SendQueue::new();
+    output(&mut connection, &mut queue);
+    queue.push(&[&[1u8; 500], &[2u8; 10]]);
+    queue.push(&[&[3u8; 5]]);
+    connection.handle_written(&mut queue, 100);
+    feed(&mut connection, b"\x04\x0A\x04PING\x00\x00ctx", &[4], now);
+    let mut want = vec![1u8; 509 - 100];
+    want.extend([0, 10]);
+    want.extend([2u8; 10]);
+    want.extend(b"\x04\x08\x04PONGctx");
+    want.extend([0, 5, 3, 3, 3, 3, 3]);
+    assert_eq!(output(&mut connection, &mut queue), want);
+}
+
+#[test]
+fn a_peers_ttl_is_honoured() {
+    let now = Instant::now();
+    let mut connection = established(SocketType::Router, Limits::default(), now);
+    feed(&mut connection, b"\x04\x07\x04PING\x00\x05", &[9], now);
+    assert_eq!(
+        connection.poll_timeout(),
+        Some(now + Duration::from_millis(500))
+    );
+    let late = now + Duration::from_millis(500);
+    assert_eq!(
+        connection.handle_timeout(late),
+        Err(Error::HeartbeatTimeout)
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn messages_survive_any_split_and_any_write_size(
+        messages in prop::collection::vec(
+            prop::collection::vec(prop::collection::vec(any::<u8>(), 0..600), 1..5), 0..20),
+        steps in prop::collection::vec(1usize..2000, 1..10),
+        writes in prop::collection::vec(1usize..2000, 1..10),
+    ) {
+        let now = Instant::now();
+        let mut client = Connection::new(config(SocketType::Dealer, b"x"), now);
+        let mut server = Connection::new(config(SocketType::Router, b""), now);
+        let mut queue = SendQueue::new();
+        feed(&mut client, &output(&mut server, &mut SendQueue::new()), &[usize::MAX], now);
+        for message in &messages {
+            let parts: Vec<&[u8]> = message.iter().map(Vec::as_slice).collect();
+            queue.push(&parts);
+        }
+        let mut wire = Vec::new();
+        let mut writes = writes.iter().cycle();
+        while client.wants_write(&queue) {
+            let mut slices = Vec::new();
+            client.gather(&queue, 3, &mut slices);
+            let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+            let count = octets.len().min(*writes.next().unwrap());
+            client.handle_written(&mut queue, count);
+            wire.extend_from_slice(&octets[..count]);
+        }
+        let seen = feed(&mut server, &wire, &steps, now);
+        prop_assert_eq!(seen.error, None);
+        prop_assert_eq!(seen.messages, messages);
+        prop_assert_eq!(queue.message_count(), 0);
+    }
+
+    #[test]
+    fn garbage_never_panics_and_delivers_nothing_before_the_handshake(
+        octets in prop::collection::vec(any::<u8>(), 0..400),
+        greet in any::<bool>(),
+        step in 1usize..50,
+    ) {
+        let now = Instant::now();
+        let mut connection = Connection::new(config(SocketType::Router, b""), now);
+        let mut all = if greet { Greeting::encode(NULL).to_vec() } else { Vec::new() };
+        all.extend(octets);
+        let seen = feed(&mut connection, &all, &[step], now);
+        prop_assert!(seen.peer.is_some() || seen.messages.is_empty());
+    }
+}

@@ -1,0 +1,46 @@
+//! The one bounds-checked cursor that parses command bodies.
+
+/// Reads forward over a slice; every read that would pass the end gives `None` and moves
+/// nothing.
+#[derive(Clone, Debug)]
+pub(crate) struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(octets: &'a [u8]) -> Self {
+        Cursor { rest: octets }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    pub(crate) fn take(&mut self, count: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.rest.split_at_checked(count)?;
+        self.rest = tail;
+        Some(head)
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        let (&first, tail) = self.rest.split_first()?;
+        self.rest = tail;
+        Some(first)
+    }
+
+    pub(crate) fn u16(&mut self) -> Option<u16> {
+        let (head, tail) = self.rest.split_first_chunk()?;
+        self.rest = tail;
+        Some(u16::from_be_bytes(*head))
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        let (head, tail) = self.rest.split_first_chunk()?;
+        self.rest = tail;
+        Some(u32::from_be_bytes(*head))
+    }
+}

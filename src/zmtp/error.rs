@@ -1,0 +1,148 @@
+//! Why a connection is closed by the protocol.
+
+use std::fmt;
+
+/// The peer broke the protocol, went silent, or refused us. Each closes the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The first octets are no ZMTP signature (RFC 37 §3.2).
+    NotZmtp {
+        /// Octet 0 of the greeting.
+        first: u8,
+    },
+    /// A ZMTP 1.0 or 2.0 peer; downgrades are refused.
+    OldVersion {
+        /// Major version the greeting stands for.
+        major: u8,
+    },
+    /// The peer's greeting names another security mechanism.
+    MechanismMismatch {
+        /// What this side is configured for.
+        expected: &'static str,
+        /// What the peer asked for, printable.
+        got: String,
+    },
+    /// A frame has flag bits 3-7 set (RFC 37 §3.3: must be zero).
+    ReservedFlags {
+        /// The flags octet.
+        flags: u8,
+    },
+    /// A command frame has the MORE bit.
+    CommandWithMore,
+    /// A frame declares more octets than the limit.
+    FrameTooLarge {
+        /// Declared size.
+        size: u64,
+        /// The limit it crossed.
+        limit: u64,
+    },
+    /// A message grew past its limit.
+    MessageTooLarge {
+        /// Octets so far, the refused frame included.
+        size: u64,
+        /// The limit it crossed.
+        limit: u64,
+    },
+    /// A message has more frames than the limit.
+    TooManyFrames {
+        /// The limit it crossed.
+        limit: usize,
+    },
+    /// A command body does not follow its grammar.
+    MalformedCommand {
+        /// Which command, and what was wrong with it.
+        what: &'static str,
+    },
+    /// A message or an unexpected command arrived before the handshake was done.
+    UnexpectedInHandshake {
+        /// What arrived.
+        what: &'static str,
+    },
+    /// A command that may come once came again (READY).
+    Repeated {
+        /// Its name.
+        command: &'static str,
+    },
+    /// The peer's `Socket-Type` may not talk to ours, or is missing.
+    SocketTypeMismatch {
+        /// Our type.
+        ours: &'static str,
+        /// Theirs, printable; empty when absent.
+        theirs: String,
+    },
+    /// `Identity` is over 255 octets or begins with a zero octet (RFC 28).
+    BadIdentity {
+        /// Its length.
+        size: usize,
+    },
+    /// The peer sent ERROR: it refuses us, and asking again would not help.
+    Refused {
+        /// The peer's reason, printable.
+        reason: String,
+    },
+    /// The handshake took longer than its deadline.
+    HandshakeTimeout,
+    /// Nothing was heard from the peer for the heartbeat timeout or its TTL.
+    HeartbeatTimeout,
+}
+
+impl Error {
+    /// True when reconnecting at once with the same configuration cannot succeed.
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Error::Refused { .. }
+                | Error::MechanismMismatch { .. }
+                | Error::SocketTypeMismatch { .. }
+                | Error::NotZmtp { .. }
+                | Error::OldVersion { .. }
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NotZmtp { first } => {
+                write!(f, "not a ZMTP greeting: expected octet ff, got {first:02x}")
+            }
+            Error::OldVersion { major } => {
+                write!(f, "peer speaks ZMTP {major}.0, 3.0 or later is needed")
+            }
+            Error::MechanismMismatch { expected, got } => write!(
+                f,
+                "security mechanism mismatch: expected {expected}, peer uses {got:?}"
+            ),
+            Error::ReservedFlags { flags } => {
+                write!(f, "frame with reserved flag bits set: {flags:02x}")
+            }
+            Error::CommandWithMore => f.write_str("command frame with the MORE bit set"),
+            Error::FrameTooLarge { size, limit } => {
+                write!(f, "frame of {size} octets, the limit is {limit}")
+            }
+            Error::MessageTooLarge { size, limit } => {
+                write!(f, "message of at least {size} octets, the limit is {limit}")
+            }
+            Error::TooManyFrames { limit } => {
+                write!(f, "message of more than {limit} frames")
+            }
+            Error::MalformedCommand { what } => write!(f, "malformed command: {what}"),
+            Error::UnexpectedInHandshake { what } => {
+                write!(f, "{what} before the handshake was done")
+            }
+            Error::Repeated { command } => write!(f, "{command} sent twice"),
+            Error::SocketTypeMismatch { ours, theirs } => {
+                write!(f, "a {ours} does not talk to a peer of type {theirs:?}")
+            }
+            Error::BadIdentity { size } => write!(
+                f,
+                "identity of {size} octets refused: 0 to 255 octets, the first not zero"
+            ),
+            Error::Refused { reason } => write!(f, "peer refused the connection: {reason:?}"),
+            Error::HandshakeTimeout => f.write_str("handshake not done within its deadline"),
+            Error::HeartbeatTimeout => f.write_str("nothing heard from the peer, heartbeat lost"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,140 @@
+//! Frame heads (RFC 37 §3.3): a flags octet and a length of one or eight octets.
+
+use super::Error;
+
+/// MORE: another frame of the same message follows.
+pub(crate) const MORE: u8 = 0b001;
+/// LONG: the length takes eight octets.
+pub(crate) const LONG: u8 = 0b010;
+/// COMMAND: the body is a command.
+pub(crate) const COMMAND: u8 = 0b100;
+
+/// A decoded frame head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Another frame of this message follows.
+    pub more: bool,
+    /// The body is a command.
+    pub command: bool,
+    /// Octets the head itself takes: 2 or 9.
+    pub head_size: usize,
+    /// Octets of the body.
+    pub body_size: u64,
+}
+
+/// What the octets at the start of a frame amount to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadResult {
+    /// Fewer octets than a head.
+    Incomplete,
+    /// A head.
+    Head(Head),
+}
+
+impl Head {
+    /// Decodes the head at the start of `octets`. A long head with a short length is legal.
+    #[inline]
+    pub fn decode(octets: &[u8]) -> Result<HeadResult, Error> {
+        let Some((&flags, rest)) = octets.split_first() else {
+            return Ok(HeadResult::Incomplete);
+        };
+        if flags & !(MORE | LONG | COMMAND) != 0 {
+            return Err(Error::ReservedFlags { flags });
+        }
+        if flags & (MORE | COMMAND) == MORE | COMMAND {
+            return Err(Error::CommandWithMore);
+        }
+        let (head_size, body_size) = if flags & LONG == 0 {
+            match rest.first() {
+                Some(&size) => (2, u64::from(size)),
+                None => return Ok(HeadResult::Incomplete),
+            }
+        } else {
+            match rest.first_chunk() {
+                Some(size) => (9, u64::from_be_bytes(*size)),
+                None => return Ok(HeadResult::Incomplete),
+            }
+        };
+        // RFC 37: the most significant bit of a long length is zero.
+        if body_size > i64::MAX as u64 {
+            return Err(Error::FrameTooLarge {
+                size: body_size,
+                limit: i64::MAX as u64,
+            });
+        }
+        Ok(HeadResult::Head(Head {
+            more: flags & MORE != 0,
+            command: flags & COMMAND != 0,
+            head_size,
+            body_size,
+        }))
+    }
+}
+
+/// Appends a frame head in its shortest form.
+#[inline]
+pub fn encode_head(out: &mut Vec<u8>, body_size: usize, more: bool, command: bool) {
+    let flags = u8::from(more) * MORE | u8::from(command) * COMMAND;
+    match u8::try_from(body_size) {
+        Ok(size) => out.extend_from_slice(&[flags, size]),
+        Err(_) => {
+            let mut head = [0u8; 9];
+            let [first, size @ ..] = &mut head;
+            *first = flags | LONG;
+            *size = (body_size as u64).to_be_bytes();
+            out.extend_from_slice(&head);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_round_trip_in_their_shortest_form() {
+        for size in [0usize, 1, 255, 256, 65_535, 65_536, 1 << 40] {
+            for (more, command) in [(false, false), (true, false), (false, true)] {
+                let mut out = Vec::new();
+                encode_head(&mut out, size, more, command);
+                assert_eq!(out.len(), if size < 256 { 2 } else { 9 });
+                let want = Head {
+                    more,
+                    command,
+                    head_size: out.len(),
+                    body_size: size as u64,
+                };
+                assert_eq!(Head::decode(&out), Ok(HeadResult::Head(want)));
+                for cut in 0..out.len() {
+                    assert_eq!(Head::decode(&out[..cut]), Ok(HeadResult::Incomplete));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_bits_command_with_more_and_the_sign_bit_are_refused() {
+        for flags in 0..=255u8 {
+            let result = Head::decode(&[flags, 0, 0, 0, 0, 0, 0, 0, 0]);
+            assert_eq!(
+                result.is_ok(),
+                flags < 8 && flags & 0b101 != 0b101,
+                "flags {flags:08b}"
+            );
+        }
+        let huge = [LONG, 0x80, 0, 0, 0, 0, 0, 0, 0];
+        assert!(matches!(
+            Head::decode(&huge),
+            Err(Error::FrameTooLarge { .. })
+        ));
+        let long_but_short = [LONG, 0, 0, 0, 0, 0, 0, 0, 3];
+        assert!(matches!(
+            Head::decode(&long_but_short),
+            Ok(HeadResult::Head(Head {
+                body_size: 3,
+                head_size: 9,
+                ..
+            }))
+        ));
+    }
+}

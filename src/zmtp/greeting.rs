@@ -1,0 +1,143 @@
+//! The 64-octet greeting (RFC 37 §3.2).
+
+use super::Error;
+
+/// Octets of a greeting.
+pub const GREETING_SIZE: usize = 64;
+
+/// Name of the NULL mechanism as it stands in the greeting.
+pub(crate) const NULL: &str = "NULL";
+
+/// What a peer's greeting says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// Major version, 3 or higher.
+    pub major: u8,
+    /// Minor version.
+    pub minor: u8,
+    /// The mechanism field, NUL padding kept.
+    pub mechanism: [u8; 20],
+    /// The as-server bit. libzmq always sends 0, so it decides nothing.
+    pub as_server: bool,
+}
+
+impl Greeting {
+    /// Our greeting for a mechanism; as-server is 0 like libzmq's.
+    pub fn encode(mechanism: &str) -> [u8; GREETING_SIZE] {
+        let mut out = [0u8; GREETING_SIZE];
+        let name = mechanism.as_bytes();
+        for (at, octet) in out.iter_mut().enumerate() {
+            *octet = match at {
+                0 => 0xFF,
+                9 => 0x7F,
+                10 => 3,
+                11 => 1,
+                12..32 => name.get(at - 12).copied().unwrap_or(0),
+                _ => 0,
+            };
+        }
+        out
+    }
+
+    /// Checks the octets that have arrived so far, so that a foreign protocol is refused at its
+    /// first wrong octet instead of after 64.
+    ///
+    /// The padding (octets 1-8) and the filler are not validated, as the RFC demands.
+    pub fn check_prefix(octets: &[u8]) -> Result<(), Error> {
+        match octets.first() {
+            None => return Ok(()),
+            Some(0xFF) => {}
+            // A ZMTP 1.0 peer starts with a frame length, but so does any foreign protocol.
+            Some(&first) => return Err(Error::NotZmtp { first }),
+        }
+        // ZMTP 1.0 long-length frame: the low bit of octet 9 is clear.
+        if octets.get(9).is_some_and(|signature| signature & 1 == 0) {
+            return Err(Error::OldVersion { major: 1 });
+        }
+        match octets.get(10) {
+            Some(0) => Err(Error::OldVersion { major: 1 }),
+            Some(&major @ 1..=2) => Err(Error::OldVersion {
+                major: if major == 1 { 2 } else { major },
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Parses a whole greeting that passed [`Greeting::check_prefix`].
+    pub fn decode(octets: &[u8; GREETING_SIZE]) -> Result<Greeting, Error> {
+        Self::check_prefix(octets)?;
+        let [_, _, _, _, _, _, _, _, _, _, major, minor, rest @ ..] = octets;
+        let mut mechanism = [0u8; 20];
+        for (to, from) in mechanism.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        Ok(Greeting {
+            major: *major,
+            minor: *minor,
+            mechanism,
+            as_server: rest.get(20).is_some_and(|octet| *octet == 1),
+        })
+    }
+
+    /// Refuses a mechanism that is not exactly `expected`, padding included.
+    pub fn require_mechanism(&self, expected: &'static str) -> Result<(), Error> {
+        let mut want = [0u8; 20];
+        for (to, from) in want.iter_mut().zip(expected.as_bytes()) {
+            *to = *from;
+        }
+        if self.mechanism == want {
+            return Ok(());
+        }
+        let name = self
+            .mechanism
+            .split(|octet| *octet == 0)
+            .next()
+            .unwrap_or(&[]);
+        Err(Error::MechanismMismatch {
+            expected,
+            got: String::from_utf8_lossy(name).into_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greeting_round_trips_and_padding_is_not_validated() {
+        let mut octets = Greeting::encode(NULL);
+        octets[1..9].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        octets[11] = 9;
+        octets[40] = 0xEE;
+        let greeting = Greeting::decode(&octets).unwrap();
+        assert_eq!((greeting.major, greeting.minor), (3, 9));
+        greeting.require_mechanism("NULL").unwrap();
+        assert!(greeting.require_mechanism("PLAIN").is_err());
+    }
+
+    #[test]
+    fn wrong_octets_are_refused_as_soon_as_they_are_seen() {
+        let cases: [(&[u8], Option<Error>); 7] = [
+            (&[], None),
+            (&[0xFF], None),
+            (b"G", Some(Error::NotZmtp { first: b'G' })),
+            (
+                &[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+                Some(Error::OldVersion { major: 1 }),
+            ),
+            (
+                &[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x7F, 0],
+                Some(Error::OldVersion { major: 1 }),
+            ),
+            (
+                &[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x7F, 1],
+                Some(Error::OldVersion { major: 2 }),
+            ),
+            (&[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x7F, 4], None),
+        ];
+        for (octets, want) in cases {
+            assert_eq!(Greeting::check_prefix(octets).err(), want, "{octets:?}");
+        }
+    }
+}

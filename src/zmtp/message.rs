@@ -1,0 +1,62 @@
+//! A received message as a borrowed view into its connection's receive buffer.
+
+/// Where one frame's body stands, relative to the message's first octet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: usize,
+    pub(crate) size: usize,
+}
+
+/// One or more frames, valid until the connection is asked for the next message.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    octets: &'a [u8],
+    spans: &'a [Span],
+}
+
+impl<'a> Message<'a> {
+    pub(crate) fn new(octets: &'a [u8], spans: &'a [Span]) -> Self {
+        Message { octets, spans }
+    }
+
+    /// Number of frames, at least one.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// True for the view of no message, which a connection never gives.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// Body of frame `index`.
+    #[inline]
+    pub fn get(&self, index: usize) -> Option<&'a [u8]> {
+        let span = self.spans.get(index)?;
+        self.octets.get(span.start..)?.get(..span.size)
+    }
+
+    /// The frames' bodies in order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let message = *self;
+        (0..self.len()).filter_map(move |index| message.get(index))
+    }
+
+    /// Octets of all bodies together.
+    pub fn size(&self) -> usize {
+        self.spans.iter().map(|span| span.size).sum()
+    }
+
+    /// Copies the frames out.
+    pub fn to_vecs(&self) -> Vec<Vec<u8>> {
+        self.iter().map(<[u8]>::to_vec).collect()
+    }
+}
+
+impl std::fmt::Debug for Message<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.iter().map(|part| format!("{} octets", part.len())))
+            .finish()
+    }
+}

@@ -1,0 +1,59 @@
+//! ZMTP 3.1 without I/O: octets in → events out, calls in → octets out.
+//!
+//! Follows RFC 37/ZMTP (3.1) and accepts 3.0 peers (RFC 23). Nothing here owns a socket, a
+//! thread or a clock; `now` is an argument and every wait is reported as a deadline.
+//!
+//! What it is: the greeting, the frame codec, commands and metadata, the NULL mechanism, the
+//! heartbeat, and the per-connection state machine [`Connection`] that joins them; and
+//! [`SendQueue`], the encoded messages of one peer on their way out.
+//!
+//! What it is not: routing, reconnecting, high-water marks, which are decided in
+//! [`crate::socket`].
+//!
+//! Invariants:
+//! - A message is delivered whole or not at all, in order, never twice.
+//! - Nothing is delivered before the handshake is done.
+//! - No memory is reserved for octets that have not arrived; every length is checked against
+//!   [`Limits`] when its header is seen.
+//! - Input is parsed by bounds-checked reads only; a malformed octet is an [`Error`], never a
+//!   panic.
+
+mod command;
+mod connection;
+mod cursor;
+mod error;
+mod frame;
+mod greeting;
+mod message;
+mod receive;
+mod send;
+
+pub use command::{Command, Metadata};
+pub use connection::{Config, Connection, Heartbeat, PeerInfo, Progress, SocketType};
+pub use error::Error;
+pub use frame::{Head, HeadResult, encode_head};
+pub use greeting::{GREETING_SIZE, Greeting};
+pub use message::Message;
+pub use receive::ReceiveBuffer;
+pub use send::SendQueue;
+
+/// What a peer may make us hold; crossing one closes the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Octets of one frame's body.
+    pub frame_size_max: u64,
+    /// Octets of all bodies of one message together.
+    pub message_size_max: u64,
+    /// Frames of one message, empty ones included.
+    pub frames_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            frame_size_max: crate::limits::ZMTP_FRAME_SIZE_MAX,
+            message_size_max: crate::limits::ZMTP_MESSAGE_SIZE_MAX,
+            frames_max: crate::limits::ZMTP_FRAMES_MAX,
+        }
+    }
+}

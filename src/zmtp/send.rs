@@ -1,0 +1,281 @@
+//! Messages of one peer on their way out, encoded as ZMTP frames.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use super::frame::encode_head;
+use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN};
+
+/// A queue of encoded messages that outlives a connection.
+///
+/// Positions count octets since the queue was made and only grow:
+/// `released <= message_start <= written <= end`.
+/// - `released`: first octet still held in memory.
+/// - `message_start`: start of the first message that is not written whole.
+/// - `written`: what the kernel has taken.
+/// - `end`: what has been queued.
+///
+/// When a connection is lost, [`SendQueue::rewind`] goes back to `message_start`: a peer never
+/// delivers a message it has not received whole, so it is sent again from its first octet and
+/// still delivered at most once.
+#[derive(Debug, Default)]
+pub struct SendQueue {
+    /// Full chunks and shared payloads, older than `tail`.
+    segments: VecDeque<Segment>,
+    /// The chunk that is being filled.
+    tail: Vec<u8>,
+    released: u64,
+    message_start: u64,
+    written: u64,
+    end: u64,
+    /// Ends of the messages that are not written whole, in order.
+    message_ends: VecDeque<u64>,
+}
+
+#[derive(Debug)]
+enum Segment {
+    Buffer(Vec<u8>),
+    Shared(Arc<[u8]>),
+}
+
+impl Segment {
+    fn octets(&self) -> &[u8] {
+        match self {
+            Segment::Buffer(octets) => octets,
+            Segment::Shared(octets) => octets,
+        }
+    }
+}
+
+impl SendQueue {
+    /// An empty queue, which holds no memory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Messages that are not written whole.
+    #[inline]
+    pub fn message_count(&self) -> usize {
+        self.message_ends.len()
+    }
+
+    /// Octets (heads included) that are not written.
+    #[inline]
+    pub fn octets(&self) -> u64 {
+        self.end - self.written
+    }
+
+    /// True when everything queued has been written.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.written == self.end
+    }
+
+    /// Queues one message; every part is copied behind its frame head. No parts, no message.
+    #[inline]
+    pub fn push(&mut self, parts: &[&[u8]]) {
+        let Some((last, others)) = parts.split_last() else {
+            return;
+        };
+        for part in others {
+            self.frame(part, true);
+        }
+        self.frame(last, false);
+        self.message_ends.push_back(self.end);
+    }
+
+    /// Queues one message whose last part is kept by reference instead of copied.
+    pub fn push_shared(&mut self, parts: &[&[u8]], last: Arc<[u8]>) {
+        for part in parts {
+            self.frame(part, true);
+        }
+        let size = last.len();
+        self.reserve(9);
+        let before = self.tail.len();
+        encode_head(&mut self.tail, size, false, false);
+        self.end += (self.tail.len() - before + size) as u64;
+        if size > 0 {
+            let tail = std::mem::take(&mut self.tail);
+            self.segments.push_back(Segment::Buffer(tail));
+            self.segments.push_back(Segment::Shared(last));
+        }
+        self.message_ends.push_back(self.end);
+    }
+
+    #[inline]
+    fn frame(&mut self, body: &[u8], more: bool) {
+        self.reserve(9 + body.len());
+        let before = self.tail.len();
+        encode_head(&mut self.tail, body.len(), more, false);
+        self.tail.extend_from_slice(body);
+        self.end += (self.tail.len() - before) as u64;
+    }
+
+    /// Makes room for `size` octets in `tail` without moving what is there.
+    #[inline]
+    fn reserve(&mut self, size: usize) {
+        if self.tail.capacity() - self.tail.len() >= size {
+            return;
+        }
+        let chunk = if self.tail.capacity() == 0 {
+            SEND_CHUNK_SIZE_MIN
+        } else {
+            SEND_CHUNK_SIZE_MAX
+        };
+        let full = std::mem::replace(&mut self.tail, Vec::with_capacity(size.max(chunk)));
+        if !full.is_empty() {
+            self.segments.push_back(Segment::Buffer(full));
+        }
+    }
+
+    /// Octets of the message that is being written and must be finished before anything else
+    /// (a heartbeat) may be put on the wire.
+    pub fn unfinished(&self) -> u64 {
+        match self.message_ends.front() {
+            Some(end) if self.written > self.message_start => end - self.written,
+            _ => 0,
+        }
+    }
+
+    /// Adds slices of the unwritten octets, from `skip` octets behind `written` and at most
+    /// `octets_max` octets, until `out` holds `slices_max`.
+    pub fn gather<'a>(
+        &'a self,
+        skip: u64,
+        mut octets_max: u64,
+        slices_max: usize,
+        out: &mut Vec<IoSlice<'a>>,
+    ) {
+        let mut position = self.released;
+        let from = self.written + skip;
+        let chunks = self.segments.iter().map(Segment::octets);
+        for octets in chunks.chain([self.tail.as_slice()]) {
+            if out.len() >= slices_max || octets_max == 0 {
+                return;
+            }
+            let next = position + octets.len() as u64;
+            if next > from {
+                let offset = usize::try_from(from.saturating_sub(position)).unwrap_or(usize::MAX);
+                let rest = octets.get(offset..).unwrap_or(&[]);
+                let take = usize::try_from(octets_max)
+                    .unwrap_or(usize::MAX)
+                    .min(rest.len());
+                out.push(IoSlice::new(rest.get(..take).unwrap_or(&[])));
+                octets_max -= take as u64;
+            }
+            position = next;
+        }
+    }
+
+    /// The kernel has taken `count` octets.
+    pub fn advance(&mut self, count: u64) {
+        self.written = self.end.min(self.written + count);
+        while let Some(&end) = self.message_ends.front() {
+            if end > self.written {
+                break;
+            }
+            self.message_start = end;
+            self.message_ends.pop_front();
+        }
+        while let Some(segment) = self.segments.front() {
+            let size = segment.octets().len() as u64;
+            if self.released + size > self.message_start {
+                return;
+            }
+            self.released += size;
+            self.segments.pop_front();
+        }
+        if self.message_start == self.end {
+            self.released = self.end;
+            self.tail.clear();
+        }
+    }
+
+    /// The connection is lost: the message that was being written starts over.
+    pub fn rewind(&mut self) {
+        self.written = self.message_start;
+    }
+
+    /// Gives idle memory back.
+    pub fn release_idle(&mut self) {
+        if self.message_ends.is_empty() && self.tail.is_empty() {
+            self.tail = Vec::new();
+            self.message_ends = VecDeque::new();
+            self.segments = VecDeque::new();
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn octets(queue: &SendQueue) -> Vec<u8> {
+        let mut slices = Vec::new();
+        queue.gather(0, u64::MAX, usize::MAX, &mut slices);
+        slices
+            .iter()
+            .flat_map(|slice| slice.iter().copied())
+            .collect()
+    }
+
+    fn encoded(parts: &[&[u8]]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            encode_head(&mut out, part.len(), index + 1 < parts.len(), false);
+            out.extend_from_slice(part);
+        }
+        out
+    }
+
+    #[test]
+    fn what_is_queued_leaves_once_and_in_order_at_every_step_size() {
+        let big: Arc<[u8]> = vec![9u8; 100_000].into();
+        for step in [1usize, 7, 300, 4_096, 70_000, 1 << 20] {
+            let mut queue = SendQueue::new();
+            let mut want = Vec::new();
+            for count in 0..40usize {
+                let body = vec![count as u8; count * 97];
+                queue.push(&[b"head", &body]);
+                want.extend(encoded(&[b"head", &body]));
+                if count % 10 == 0 {
+                    queue.push_shared(&[b"h"], big.clone());
+                    want.extend(encoded(&[b"h", &big]));
+                }
+            }
+            assert_eq!(queue.message_count(), 44);
+            let mut got = Vec::new();
+            while !queue.is_empty() {
+                let mut slices = Vec::new();
+                queue.gather(0, step as u64, 8, &mut slices);
+                let taken: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+                queue.advance(taken.len() as u64);
+                got.extend(taken);
+            }
+            assert!(got == want, "step {step}");
+            assert_eq!(queue.message_count(), 0);
+            assert!(queue.segments.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_sends_the_unfinished_message_again_and_no_other() {
+        let mut queue = SendQueue::new();
+        queue.push(&[b"first"]);
+        queue.push(&[b"second", b"part"]);
+        queue.push(&[b"third"]);
+        queue.advance(7 + 5);
+        assert_eq!(queue.unfinished(), 14 - 5);
+        queue.rewind();
+        let mut want = encoded(&[b"second", b"part"]);
+        want.extend(encoded(&[b"third"]));
+        assert_eq!(octets(&queue), want);
+        assert_eq!(queue.message_count(), 2);
+    }
+}
