@@ -2,6 +2,8 @@
 //!
 //! A bound that an operator may change is an option whose default stands here.
 
+use std::time::Duration;
+
 /// Octets of one ZMTP frame; a plugin's source and lockfile travel in one frame.
 pub const ZMTP_FRAME_SIZE_MAX: u64 = 64 << 20;
 /// Octets of one ZMTP message.
@@ -29,3 +31,32 @@ const _: () = assert!(SEND_CHUNK_SIZE_MIN <= SEND_CHUNK_SIZE_MAX);
 
 /// Readiness events taken per wait.
 pub const EVENTS_PER_WAIT: usize = 1024;
+
+/// Messages queued per peer (libzmq's default).
+pub const SEND_HWM: usize = 1000;
+/// Octets queued per peer.
+pub const SEND_HWM_OCTETS: u64 = 64 << 20;
+/// Queued octets at which a send writes at once instead of waiting for the flush.
+pub const FLUSH_OCTETS: u64 = 64 << 10;
+/// Slices handed to one writev.
+pub const SLICES_PER_WRITE: usize = 16;
+/// Reads of one call to receive, so that a flood leaves time for everything else.
+pub const READS_PER_RECEIVE: usize = 64;
+/// Connections taken from a listener per turn.
+pub const ACCEPTS_PER_TURN: usize = 64;
+/// Pause of a listener after an error such as EMFILE.
+pub const ACCEPT_REST: Duration = Duration::from_millis(200);
+/// Buffers of a connection that was silent for this long are given back.
+pub const IDLE_MEMORY_AFTER: Duration = Duration::from_secs(5);
+/// Connections of a socket.
+pub const CONNECTIONS_MAX: usize = 65_536;
+/// Connections of a socket whose handshake is not done.
+pub const HANDSHAKES_MAX: usize = 16_384;
+/// Connect and handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// First pause before a reconnect.
+pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
+/// Longest pause before a reconnect.
+pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// Unread lifecycle events of a socket.
+pub const SOCKET_EVENTS_MAX: usize = 4096;

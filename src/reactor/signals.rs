@@ -6,7 +6,6 @@ use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// SIGINT, SIGTERM and SIGHUP as a source of a reactor.
-#[derive(Debug)]
 pub struct Signals {
     inner: signal_hook_mio::v1_0::Signals,
 }

@@ -1,0 +1,29 @@
+//! Control protocol v4: the 16-byte header, the opcodes, and their JSON payloads.
+//!
+//! A message is two ZMTP frames behind the routing id: header, then payload. All numbers are
+//! big-endian (`!BBHQI` in Python's struct notation):
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 0 | version, 4 |
+//! | 1 | opcode |
+//! | 2-3 | reserved, sent as 0, ignored |
+//! | 4-11 | job id, 0 where none is meant |
+//! | 12-15 | payload length, that of the second frame |
+//!
+//! Frames behind the second are ignored, a longer header is read by its first 16 bytes.
+//! Parsing borrows from the received octets. Fields that the first release of the protocol did
+//! not have are optional, so peers of the old system may be on either end.
+//!
+//! The payload types need the feature `sentinel` or `worker`; the header does not.
+
+mod header;
+#[cfg(feature = "json")]
+mod payload;
+
+pub use header::{Error, HEADER_SIZE, Header, OpCode, PROTOCOL_VERSION, View};
+#[cfg(feature = "json")]
+pub use payload::{
+    Conclude, Deploy, Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Hold, Identify,
+    JobStatus, Payload, PrepareEnv, SinkConfig,
+};

@@ -1,0 +1,86 @@
+//! ROUTER and DEALER over [`crate::zmtp`] and [`crate::reactor`]: peers, routing, high-water
+//! marks, reconnecting, heartbeats (RFC 28/REQREP for the patterns).
+//!
+//! Two ways to use it:
+//! - [`Router`] and [`Dealer`] own a reactor and block with a timeout; enough for a program
+//!   that does nothing else on that thread.
+//! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
+//!   and the worker do.
+//!
+//! No thread is started and nothing is locked. Messages are borrowed from the receive buffer of
+//! the peer they came from and are valid until the next receive; sends are encoded at once into
+//! the peer's queue and leave on [`Socket::flush`] (or when much has gathered).
+//!
+//! Invariants:
+//! - A peer is invisible to routing until its handshake is done.
+//! - A message is sent at most once and never in part; what a lost connection had not taken
+//!   whole stays queued for a connecting peer, and dies with an accepted one.
+//! - Queues are bounded in messages and octets; at the bound a send is refused, never dropped
+//!   silently.
+//!
+//! ```
+//! use std::time::Duration;
+//! use casparian::socket::{Dealer, Options, Router};
+//!
+//! let mut router = Router::new(Options::default())?;
+//! let bound = router.bind("tcp://127.0.0.1:*")?;
+//! let mut dealer = Dealer::new(Options { identity: b"w-1".to_vec(), ..Options::default() })?;
+//! dealer.connect(&bound.to_string())?;
+//! dealer.send(&[b"hello", b"world"])?;
+//! dealer.flush()?;
+//! let timeout = Some(Duration::from_millis(1));
+//! let reply_to = loop {
+//!     dealer.flush()?; // also drives the handshake
+//!     if let Some((from, message)) = router.receive(timeout)? {
+//!         assert_eq!(message.get(1), Some(&b"world"[..]));
+//!         break from.to_vec();
+//!     }
+//! };
+//! assert_eq!(reply_to, b"w-1");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod blocking;
+mod core;
+mod event;
+mod options;
+mod peers;
+
+pub use self::core::Socket;
+pub use blocking::{Dealer, Router};
+pub use event::{DisconnectReason, Event};
+pub use options::Options;
+pub use peers::PeerId;
+
+pub use crate::zmtp::{Heartbeat, Limits, Message, SocketType};
+
+use std::fmt;
+
+/// Why a message was not queued. Nothing of it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// No peer has that routing id.
+    Unroutable,
+    /// The peer's queue is at its high-water mark (DEALER: every peer's).
+    Full,
+    /// There is no peer at all to send to.
+    NoPeer,
+    /// The message has no frame or is larger than the limits of [`Options`].
+    Invalid,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::Unroutable => "no peer has that routing id",
+            SendError::Full => "the peer's queue is at its high-water mark",
+            SendError::NoPeer => "there is no peer to send to",
+            SendError::Invalid => "the message is empty or larger than the limits",
+        })
+    }
+}
+
+impl std::error::Error for SendError {}
+
+#[cfg(test)]
+mod tests;

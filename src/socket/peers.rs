@@ -1,0 +1,147 @@
+//! The table of peers: dense slots addressed by generation-checked ids.
+
+use std::time::Instant;
+
+use crate::reactor::{Endpoint, Stream};
+use crate::zmtp::{Connection, SendQueue};
+
+/// A peer of one socket. Ids of gone peers are never taken for new ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId {
+    pub(super) index: u32,
+    pub(super) generation: u32,
+}
+
+/// Where a peer's transport stands.
+///
+/// ```text
+///            ┌──────────── retry due ────────────┐
+///            ▼                                   │
+///  (connect) Connecting ──up──▶ Up ──lost──▶ Waiting    (connecting peers)
+///  (accept)                     Up ──lost──▶ gone       (accepted peers)
+/// ```
+#[derive(Debug)]
+pub(super) enum Link {
+    /// The next attempt is due at the instant.
+    Waiting(Instant),
+    /// A connect is under way until the deadline.
+    Connecting(Stream, Instant),
+    /// Octets flow.
+    Up(Stream, Box<Connection>),
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) link: Link,
+    pub(super) queue: SendQueue,
+    /// May be read from without waiting.
+    pub(super) readable: bool,
+    /// May be written to without waiting.
+    pub(super) writable: bool,
+    /// The peer's end of the stream is closed: a short read is not the last.
+    pub(super) read_closed: bool,
+    /// It stands in the ready ring.
+    pub(super) in_ready: bool,
+    /// It stands in the list of peers to flush.
+    pub(super) in_dirty: bool,
+    pub(super) established: bool,
+    /// Routing id since the last handshake; a connecting peer keeps it while it is away.
+    pub(super) identity: Vec<u8>,
+    /// Where to connect again; none for accepted peers.
+    pub(super) connect_to: Option<Endpoint>,
+    /// Failed attempts since the last established connection.
+    pub(super) failures: u32,
+    pub(super) address: String,
+}
+
+impl Peer {
+    pub(super) fn new(link: Link, connect_to: Option<Endpoint>, address: String) -> Self {
+        Peer {
+            link,
+            queue: SendQueue::new(),
+            readable: false,
+            writable: false,
+            read_closed: false,
+            in_ready: false,
+            in_dirty: false,
+            established: false,
+            identity: Vec::new(),
+            connect_to,
+            failures: 0,
+            address,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    slots: Vec<(u32, Option<Peer>)>,
+    free: Vec<u32>,
+}
+
+impl Peers {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(super) fn insert(&mut self, peer: Peer) -> PeerId {
+        if let Some(index) = self.free.pop()
+            && let Some((generation, slot)) = self.slots.get_mut(index as usize)
+        {
+            *slot = Some(peer);
+            return PeerId {
+                index,
+                generation: *generation,
+            };
+        }
+        // Bounded by `Options::connections_max`, far below u32::MAX.
+        let index = self.slots.len() as u32;
+        self.slots.push((0, Some(peer)));
+        PeerId {
+            index,
+            generation: 0,
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        let (generation, slot) = self.slots.get_mut(id.index as usize)?;
+        if *generation != id.generation {
+            return None;
+        }
+        let peer = slot.take()?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(id.index);
+        Some(peer)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: PeerId) -> Option<&Peer> {
+        match self.slots.get(id.index as usize) {
+            Some((generation, Some(peer))) if *generation == id.generation => Some(peer),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        match self.slots.get_mut(id.index as usize) {
+            Some((generation, Some(peer))) if *generation == id.generation => Some(peer),
+            _ => None,
+        }
+    }
+
+    /// The id of whoever lives in slot `index`.
+    pub(super) fn at(&self, index: usize) -> Option<PeerId> {
+        match self.slots.get(index) {
+            Some((generation, Some(_))) => Some(PeerId {
+                index: u32::try_from(index).ok()?,
+                generation: *generation,
+            }),
+            _ => None,
+        }
+    }
+
+    pub(super) fn slot_count(&self) -> usize {
+        self.slots.len()
+    }
+}
