@@ -1,7 +1,29 @@
 //! Casparian: runs a data team's Python plugins over their files and gives them Parquet.
+//!
+//! The rooms, in the order in which a job walks through them (each uses only rooms above it):
+//!
+//! - [`zmtp`]: ZMTP 3.1 without I/O.
+//! - [`reactor`]: the event loop's parts.
+//! - [`socket`]: ROUTER and DEALER.
+//! - [`protocol`]: control protocol v4.
+//! - `store`: the SQLite queue, registry and catalogue (feature `sentinel`).
+//! - `sentinel`: the control plane (feature `sentinel`).
+//! - `sink`: Arrow batches → files (feature `worker`).
+//! - `guest`: plugin processes (feature `worker`).
+//! - `worker`: job slots (feature `worker`).
+//! - `cli`: the command lines (feature `cli`).
+//!
+//! With default features off only the first four remain: a ROUTER/DEALER stack that depends on
+//! mio and log alone.
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod limits;
 pub mod protocol;
 pub mod reactor;
+#[cfg(feature = "sentinel")]
+pub mod sentinel;
 pub mod socket;
+#[cfg(feature = "sentinel")]
+pub mod store;
 pub mod zmtp;

@@ -60,3 +60,49 @@ pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
+
+/// Messages a sentinel or worker takes per turn of its loop.
+pub const MESSAGES_PER_TURN: usize = 4096;
+/// Lease of a claim; renewed three times in its life while the worker's connection lives.
+pub const LEASE: Duration = Duration::from_secs(30);
+/// How long a worker may be away before its jobs are requeued: longer than a reconnect takes.
+pub const WORKER_GRACE: Duration = Duration::from_secs(3);
+/// How often a job may lose its worker; more is most likely the job's own doing.
+pub const RETRIES_MAX: u32 = 3;
+/// Wait for running jobs at a stop.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// ZMTP PING between sentinel and worker.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Silence that ends a connection between sentinel and worker.
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often other programs' commits are looked for; rows they insert are seen within 50 ms.
+pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often leases are looked at.
+pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// Leases ended per transaction.
+pub const EXPIRED_PER_TURN: usize = 1000;
+/// Different plugins with queued jobs that one turn considers.
+pub const QUEUED_PLUGINS_MAX: usize = 10_000;
+/// Failed transactions in a row before a sentinel gives up.
+pub const STORE_RETRIES_MAX: u32 = 10;
+/// Pause after a failed transaction.
+pub const STORE_RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Names in one IDENTIFY.
+pub const CAPABILITIES_MAX: usize = 10_000;
+/// Slots of one worker.
+pub const WORKER_SLOTS_MAX: usize = 1024;
+/// Environments a sentinel remembers per worker, and a worker knows at a time.
+pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
+/// Octets of a name that a peer chose.
+pub const NAME_SIZE_MAX: usize = 255;
+/// Octets of an error message in a receipt.
+pub const ERROR_TEXT_SIZE_MAX: usize = 16 << 10;
+/// Octets of a plugin's last lines in a receipt.
+pub const LOG_TAIL_SIZE_MAX: usize = 16 << 10;
+
+/// A guest must have connected.
+pub const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A guest must have exited after its end of output.
+pub const GUEST_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A guest that failed gets this long to exit by itself, so that its last words are kept.
+pub const GUEST_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);

@@ -40,6 +40,10 @@ impl Driven {
                 .flatten()
                 .min()
         };
+        self.wait(deadline)
+    }
+
+    fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         self.reactor.wait(deadline, self.now)?;
         self.now = Instant::now();
         for event in self.reactor.events() {
@@ -71,6 +75,24 @@ impl Driven {
                 }
             }
             self.turn(deadline)?;
+        }
+    }
+
+    /// Waits until some octets have left or `timeout` is over.
+    fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
+        let before = self.socket.pending_octets();
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.socket.drive_handshakes(self.now);
+            self.socket.flush();
+            if self.socket.pending_octets() < before || Instant::now() >= deadline {
+                return Ok(());
+            }
+            let wait = [Some(deadline), self.socket.poll_timeout()]
+                .into_iter()
+                .flatten()
+                .min();
+            self.wait(wait)?;
         }
     }
 
@@ -192,6 +214,12 @@ impl Dealer {
             Some(id) => Ok(self.inner.socket.message(id)),
             None => Ok(None),
         }
+    }
+
+    /// After [`SendError::Full`]: writes, and waits until some octets have left or `timeout` is
+    /// over.
+    pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
+        self.inner.wait_writable(timeout)
     }
 
     /// Queues a message for the next peer in turn. It leaves on the next [`Dealer::flush`] or

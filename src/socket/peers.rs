@@ -12,6 +12,21 @@ pub struct PeerId {
     pub(super) generation: u32,
 }
 
+impl PeerId {
+    /// The id as a number, unique within its socket.
+    pub fn to_u64(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
+    /// The id of such a number; one that was never given out reaches nobody.
+    pub fn from_u64(number: u64) -> Self {
+        PeerId {
+            index: number as u32,
+            generation: (number >> 32) as u32,
+        }
+    }
+}
+
 /// Where a peer's transport stands.
 ///
 /// ```text

@@ -1,0 +1,268 @@
+//! Command lines: one table of flags a command, from which parsing and `--help` come.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// One flag.
+#[derive(Debug)]
+pub(crate) struct Flag {
+    pub(crate) long: &'static str,
+    pub(crate) short: Option<char>,
+    /// Name of its value; none for a switch.
+    pub(crate) value: Option<&'static str>,
+    pub(crate) help: &'static str,
+}
+
+/// One command.
+#[derive(Debug)]
+pub(crate) struct Command {
+    /// As typed, e.g. `casparian run`.
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    /// Positional arguments as the usage line shows them.
+    pub(crate) usage: &'static str,
+    pub(crate) flags: &'static [Flag],
+    /// Lines behind the flags.
+    pub(crate) notes: &'static str,
+}
+
+/// Why a command line was not taken.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// `--help` was asked for: its text.
+    Help(String),
+    /// `--version` was asked for.
+    Version,
+    /// One line.
+    Usage(String),
+}
+
+/// What was typed.
+#[derive(Debug, Default)]
+pub(crate) struct Typed {
+    flags: Vec<(&'static str, OsString)>,
+    pub(crate) positionals: Vec<OsString>,
+}
+
+impl Command {
+    /// Parses arguments (without the command's name).
+    pub(crate) fn parse(
+        &self,
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<Typed, Refusal> {
+        use lexopt::Arg;
+        let mut typed = Typed::default();
+        let mut parser = lexopt::Parser::from_args(arguments);
+        let usage = |error: lexopt::Error| Refusal::Usage(format!("{error}; {}", self.hint()));
+        while let Some(argument) = parser.next().map_err(usage)? {
+            let flag = match argument {
+                Arg::Long("help") | Arg::Short('h') => return Err(Refusal::Help(self.help())),
+                Arg::Long("version") | Arg::Short('V') => return Err(Refusal::Version),
+                Arg::Long(long) => self.flags.iter().find(|flag| flag.long == long),
+                Arg::Short(short) => self.flags.iter().find(|flag| flag.short == Some(short)),
+                Arg::Value(value) => {
+                    typed.positionals.push(value);
+                    continue;
+                }
+            };
+            let Some(flag) = flag else {
+                let unknown = match argument {
+                    Arg::Long(long) => format!("--{long}"),
+                    Arg::Short(short) => format!("-{short}"),
+                    Arg::Value(_) => String::new(),
+                };
+                return Err(Refusal::Usage(format!(
+                    "unknown option {unknown}; {}",
+                    self.hint()
+                )));
+            };
+            let value = match flag.value {
+                Some(_) => parser.value().map_err(usage)?,
+                None => OsString::new(),
+            };
+            typed.flags.push((flag.long, value));
+        }
+        Ok(typed)
+    }
+
+    fn hint(&self) -> String {
+        format!("see `{} --help`", self.name)
+    }
+
+    /// The text of `--help`.
+    pub(crate) fn help(&self) -> String {
+        let mut out = format!("{}\n\nUsage: {} {}\n", self.about, self.name, self.usage);
+        let rows: Vec<(String, &str)> = self
+            .flags
+            .iter()
+            .map(|flag| {
+                let short = flag
+                    .short
+                    .map_or("    ".to_owned(), |short| format!("-{short}, "));
+                let value = flag
+                    .value
+                    .map_or(String::new(), |value| format!(" {value}"));
+                (format!("  {short}--{}{value}", flag.long), flag.help)
+            })
+            .chain([("  -h, --help".to_owned(), "Print this help")])
+            .collect();
+        let width = rows.iter().map(|(left, _)| left.len()).max().unwrap_or(0) + 2;
+        out.push_str("\nOptions:\n");
+        for (left, help) in rows {
+            for (index, line) in help.lines().enumerate() {
+                let left = if index == 0 { left.as_str() } else { "" };
+                // Writing to a String does not fail.
+                let _ = writeln!(out, "{left:width$}{line}");
+            }
+        }
+        if !self.notes.is_empty() {
+            let _ = write!(out, "\n{}\n", self.notes);
+        }
+        out
+    }
+
+    /// A usage error of this command.
+    pub(crate) fn usage_error(&self, message: impl std::fmt::Display) -> Refusal {
+        Refusal::Usage(format!("{message}; {}", self.hint()))
+    }
+
+    /// The last value of a flag, as text.
+    pub(crate) fn text(&self, typed: &Typed, long: &str) -> Result<Option<String>, Refusal> {
+        typed
+            .last(long)
+            .map(|value| {
+                value.into_string().map_err(|value| {
+                    self.usage_error(format!("--{long} {}: not UTF-8", value.display()))
+                })
+            })
+            .transpose()
+    }
+
+    /// The last value of a flag, as a whole number in a range.
+    pub(crate) fn number(
+        &self,
+        typed: &Typed,
+        long: &str,
+        range: std::ops::RangeInclusive<u64>,
+    ) -> Result<Option<u64>, Refusal> {
+        let Some(text) = self.text(typed, long)? else {
+            return Ok(None);
+        };
+        match text.parse::<u64>() {
+            Ok(number) if range.contains(&number) => Ok(Some(number)),
+            _ => Err(self.usage_error(format!(
+                "--{long} {text}: expected a whole number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
+        }
+    }
+
+    /// The value of a flag that must be there, as text.
+    pub(crate) fn required(&self, typed: &Typed, long: &str) -> Result<String, Refusal> {
+        self.text(typed, long)?
+            .ok_or_else(|| self.usage_error(format!("--{long} is missing")))
+    }
+}
+
+impl Typed {
+    pub(crate) fn has(&self, long: &str) -> bool {
+        self.flags.iter().any(|(name, _)| *name == long)
+    }
+
+    pub(crate) fn last(&self, long: &str) -> Option<OsString> {
+        self.flags
+            .iter()
+            .rev()
+            .find(|(name, _)| *name == long)
+            .map(|(_, value)| value.clone())
+    }
+
+    pub(crate) fn path(&self, long: &str) -> Option<PathBuf> {
+        self.last(long).map(PathBuf::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMAND: Command = Command {
+        name: "tool do",
+        about: "Does it.",
+        usage: "[OPTIONS] FILE...",
+        flags: &[
+            Flag {
+                long: "output",
+                short: Some('o'),
+                value: Some("DIR"),
+                help: "Where\nto",
+            },
+            Flag {
+                long: "json",
+                short: None,
+                value: None,
+                help: "JSON",
+            },
+            Flag {
+                long: "slots",
+                short: None,
+                value: Some("N"),
+                help: "Slots",
+            },
+        ],
+        notes: "",
+    };
+
+    fn parse(words: &[&str]) -> Result<Typed, Refusal> {
+        COMMAND.parse(words.iter().map(OsString::from))
+    }
+
+    #[test]
+    fn flags_and_positionals_come_in_any_order() {
+        let typed = parse(&["a", "--json", "-o", "x", "b", "--output=y", "--", "--c"]).unwrap();
+        assert!(typed.has("json"));
+        assert_eq!(typed.last("output"), Some("y".into()));
+        assert_eq!(typed.positionals, ["a", "b", "--c"]);
+        assert!(COMMAND.number(&typed, "slots", 1..=9).unwrap().is_none());
+    }
+
+    #[test]
+    fn mistakes_are_one_line_with_a_hint() {
+        let bad = |words: &[&str]| match parse(words) {
+            Err(Refusal::Usage(line)) => line,
+            other => panic!("{other:?}"),
+        };
+        for (words, want) in [
+            (&["--nope"][..], "unknown option --nope"),
+            (&["-x"][..], "unknown option -x"),
+            (&["--output"][..], "missing argument"),
+            (&["--json=1"][..], "unexpected argument"),
+        ] {
+            let line = bad(words);
+            assert!(
+                line.contains(want) && line.contains("tool do --help"),
+                "{line}"
+            );
+            assert_eq!(line.lines().count(), 1);
+        }
+        let typed = parse(&["--slots", "0"]).unwrap();
+        let Err(Refusal::Usage(line)) = COMMAND.number(&typed, "slots", 1..=9) else {
+            panic!()
+        };
+        assert!(line.contains("from 1 to 9"), "{line}");
+    }
+
+    #[test]
+    fn help_shows_every_flag() {
+        let help = COMMAND.help();
+        for want in [
+            "-o, --output DIR",
+            "--json",
+            "Usage: tool do [OPTIONS] FILE...",
+        ] {
+            assert!(help.contains(want), "{help}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The command lines.
+mod args;
+mod input;
+mod table;

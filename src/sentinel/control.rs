@@ -1,0 +1,772 @@
+//! The sentinel's decisions: which workers there are, what they hold, what becomes of a message.
+//!
+//! No socket, no database, no clock. The loop feeds it messages and time; it answers with
+//! [`Change`]s for the turn's transaction and [`Outgoing`] messages that may leave only after
+//! that transaction is durable. Claims are made by the loop from [`Control::openings`] and come
+//! back through [`Control::handle_claimed`] once they are committed.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use crate::limits;
+use crate::protocol::{
+    Conclude, Dispatch, Err as ErrPayload, Hold, Identify, JobStatus, Payload, PrepareEnv,
+    SinkConfig,
+};
+use crate::socket::PeerId;
+
+/// What a worker may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capabilities {
+    /// Any plugin (`*`).
+    Any,
+    /// These plugins.
+    Plugins(Vec<String>),
+}
+
+impl Capabilities {
+    /// As listed in IDENTIFY.
+    pub fn new(names: &[String]) -> Self {
+        if names.iter().any(|name| name == "*") {
+            return Capabilities::Any;
+        }
+        let mut names: Vec<String> = names
+            .iter()
+            .take(limits::CAPABILITIES_MAX)
+            .cloned()
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        Capabilities::Plugins(names)
+    }
+
+    /// True when a worker with these may run the plugin.
+    pub fn allows(&self, plugin: &str) -> bool {
+        match self {
+            Capabilities::Any => true,
+            Capabilities::Plugins(names) => names
+                .binary_search_by(|name| name.as_str().cmp(plugin))
+                .is_ok(),
+        }
+    }
+
+    /// The names as IDENTIFY lists them.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Capabilities::Any => vec!["*".to_owned()],
+            Capabilities::Plugins(names) => names.clone(),
+        }
+    }
+}
+
+/// A worker, known by its routing id from IDENTIFY until it is gone for good.
+#[derive(Debug)]
+struct Worker {
+    worker_id: String,
+    /// Its connection; none while it is away.
+    peer: Option<PeerId>,
+    capabilities: Capabilities,
+    slots: usize,
+    hostname: String,
+    pid: Option<i64>,
+    holds: Vec<Hold>,
+    /// Environments it has been told to make.
+    environments: HashSet<String>,
+    away_since: Option<Instant>,
+}
+
+/// How a job ended, as its worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// Published or not.
+    pub status: JobStatus,
+    /// Counts.
+    pub metrics: BTreeMap<String, i64>,
+    /// Published files.
+    pub artifacts: Vec<BTreeMap<String, String>>,
+    /// Why it failed.
+    pub error_message: Option<String>,
+    /// The plugin's last lines.
+    pub log_tail: Option<String>,
+}
+
+/// One change of the turn's transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The worker is there, with what it said of itself.
+    WorkerOnline {
+        /// Its id.
+        worker_id: String,
+        /// Its host.
+        hostname: String,
+        /// Its process.
+        pid: Option<i64>,
+        /// What it may run.
+        capabilities: Vec<String>,
+        /// Jobs at a time.
+        slots: usize,
+    },
+    /// The worker is gone.
+    WorkerOffline {
+        /// Its id.
+        worker_id: String,
+    },
+    /// A job has ended; only the holder of the attempt ends it. Without an attempt the worker's
+    /// id decides.
+    Complete {
+        /// Its worker.
+        worker_id: String,
+        /// The job.
+        job_id: i64,
+        /// The attempt the worker ran.
+        attempt: Option<i64>,
+        /// How it ended.
+        receipt: Box<Receipt>,
+    },
+    /// The holder is gone or does not have the job: back to the queue.
+    Release {
+        /// The job and attempt.
+        hold: Hold,
+        /// For people.
+        reason: String,
+    },
+    /// A worker says it holds a job that this sentinel did not give it: true when the database
+    /// says so too; otherwise the worker is told to stop.
+    Adopt {
+        /// Routing id.
+        identity: Vec<u8>,
+        /// Its id.
+        worker_id: String,
+        /// The job.
+        job_id: i64,
+        /// The attempt, where the worker says.
+        attempt: Option<i64>,
+    },
+    /// A worker has said all that it holds: what the database has RUNNING with it besides goes
+    /// back to the queue.
+    Reconcile {
+        /// Its id.
+        worker_id: String,
+        /// What it holds; a negative attempt is one it cannot tell.
+        running: Vec<Hold>,
+    },
+    /// Leases to extend.
+    Renew {
+        /// Jobs and attempts.
+        holds: Vec<Hold>,
+        /// Connected workers, to be noted as seen.
+        workers: Vec<String>,
+    },
+}
+
+/// A message that may leave once the turn is committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// To whom.
+    pub peer: PeerId,
+    /// The job of the header.
+    pub job_id: u64,
+    /// What.
+    pub payload: Payload<'static>,
+}
+
+/// A job that was claimed for a worker.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// Job and attempt.
+    pub hold: Hold,
+    /// The plugin's name.
+    pub plugin_name: String,
+    /// The input.
+    pub file_path: String,
+    /// Its version.
+    pub file_version_id: i64,
+    /// Where the output goes.
+    pub sinks: Vec<SinkConfig>,
+    /// SHA-256 of the lockfile; empty = default environment.
+    pub env_hash: String,
+    /// The lockfile.
+    pub lockfile_content: String,
+    /// The source.
+    pub source_code: String,
+    /// SHA-256 of source and lockfile.
+    pub artifact_hash: String,
+}
+
+/// A worker with free slots.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Routing id.
+    pub identity: Vec<u8>,
+    /// Its id.
+    pub worker_id: String,
+    /// Its host.
+    pub hostname: String,
+    /// Its process.
+    pub pid: Option<i64>,
+    /// What it may run.
+    pub capabilities: Capabilities,
+    /// Free slots.
+    pub free: usize,
+}
+
+/// What the control state is told when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Lease of a claim, renewed while the worker's connection lives.
+    pub lease: Duration,
+    /// How long a worker whose connection is lost may stay away before its jobs are requeued.
+    pub grace: Duration,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Control {
+    settings: Settings,
+    workers: HashMap<Vec<u8>, Worker>,
+    changes: Vec<Change>,
+    outgoing: Vec<Outgoing>,
+    renew_at: Option<Instant>,
+    draining: bool,
+    /// Workers of an earlier life of this sentinel, by id: what they said of themselves.
+    remembered: HashMap<String, Identify<'static>>,
+}
+
+impl Control {
+    /// No workers yet.
+    pub fn new(settings: Settings) -> Self {
+        Control {
+            settings,
+            workers: HashMap::new(),
+            changes: Vec::new(),
+            outgoing: Vec::new(),
+            renew_at: None,
+            draining: false,
+            remembered: HashMap::new(),
+        }
+    }
+
+    /// A worker that an earlier sentinel on this database knew. One of the old system says
+    /// IDENTIFY once a life, so when it is heard again this stands for it.
+    pub fn remember_worker(&mut self, worker_id: &str, identify: Identify<'static>) {
+        self.remembered.insert(worker_id.to_owned(), identify);
+    }
+
+    /// From now on no job is given out.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Jobs that are out with workers.
+    pub fn held_count(&self) -> usize {
+        self.workers.values().map(|worker| worker.holds.len()).sum()
+    }
+
+    /// Workers with a live connection.
+    pub fn online_count(&self) -> usize {
+        self.workers
+            .values()
+            .filter(|worker| worker.peer.is_some())
+            .count()
+    }
+
+    /// Changes for the turn's transaction, in order.
+    pub fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// The transaction failed: its changes come first in the next one.
+    pub fn restore_changes(&mut self, mut changes: Vec<Change>) {
+        changes.append(&mut self.changes);
+        self.changes = changes;
+    }
+
+    /// Ids of workers with a live connection.
+    pub fn online(&self) -> Vec<String> {
+        self.workers
+            .values()
+            .filter(|worker| worker.peer.is_some())
+            .map(|worker| worker.worker_id.clone())
+            .collect()
+    }
+
+    /// Messages that may leave now that the turn is committed.
+    pub fn take_outgoing(&mut self) -> Vec<Outgoing> {
+        std::mem::take(&mut self.outgoing)
+    }
+
+    // ---- messages ----
+
+    /// A message from the peer with a routing id.
+    pub fn handle_message(
+        &mut self,
+        peer: PeerId,
+        identity: &[u8],
+        job_id: u64,
+        payload: Payload<'_>,
+        now: Instant,
+    ) {
+        match payload {
+            Payload::Identify(identify) => self.identify(peer, identity, &identify, now),
+            Payload::Heartbeat(heartbeat) => {
+                if !self.workers.contains_key(identity) {
+                    let Some(mut identify) = self.remembered.remove(&printable(identity)) else {
+                        self.ask_to_identify(peer);
+                        return;
+                    };
+                    let job = heartbeat.current_job_id;
+                    identify.running = heartbeat.running.clone().or_else(|| {
+                        Some(
+                            job.map(|job_id| Hold {
+                                job_id,
+                                attempt: -1,
+                            })
+                            .into_iter()
+                            .collect(),
+                        )
+                    });
+                    self.identify(peer, identity, &identify, now);
+                    return;
+                }
+                let Some(worker) = self.workers.get_mut(identity) else {
+                    return;
+                };
+                worker.peer = Some(peer);
+                worker.away_since = None;
+                let known =
+                    |worker: &Worker, job_id| worker.holds.iter().any(|hold| hold.job_id == job_id);
+                let said: Vec<(i64, Option<i64>)> = match &heartbeat.running {
+                    Some(running) => running
+                        .iter()
+                        .map(|hold| (hold.job_id, Some(hold.attempt)))
+                        .collect(),
+                    None => heartbeat
+                        .current_job_id
+                        .map(|job| (job, None))
+                        .into_iter()
+                        .collect(),
+                };
+                let strangers: Vec<_> = said
+                    .into_iter()
+                    .filter(|(job_id, _)| !known(worker, *job_id))
+                    .collect();
+                let worker_id = worker.worker_id.clone();
+                self.adopt(identity, &worker_id, strangers);
+            }
+            Payload::Conclude(conclude) => self.conclude(identity, job_id, conclude),
+            Payload::Err(error) => self.failed(identity, job_id, &error),
+            Payload::EnvReady(ready) => {
+                if let Some(worker) = self.workers.get_mut(identity) {
+                    log::debug!("{}: environment {} ready", worker.worker_id, ready.env_hash);
+                    remember(&mut worker.environments, &ready.env_hash);
+                }
+            }
+            Payload::Deploy(deploy) => {
+                self.outgoing.push(Outgoing {
+                    peer,
+                    job_id,
+                    payload: Payload::Err(ErrPayload {
+                        message: format!(
+                            "plugin {:?} was not deployed: this sentinel takes deployments \
+                             through `casparian deploy` only",
+                            deploy.plugin_name
+                        )
+                        .into(),
+                        traceback: None,
+                    }),
+                });
+            }
+            Payload::Unknown
+            | Payload::Dispatch(_)
+            | Payload::Abort
+            | Payload::Reload
+            | Payload::PrepareEnv(_) => {
+                log::warn!(
+                    "{}: a message that only a sentinel sends",
+                    printable(identity)
+                );
+            }
+        }
+    }
+
+    /// A worker of the old system says IDENTIFY once a life; one that talks without having said
+    /// it to us (we were restarted) is asked by RELOAD, which newer workers answer.
+    fn ask_to_identify(&mut self, peer: PeerId) {
+        self.outgoing.push(Outgoing {
+            peer,
+            job_id: 0,
+            payload: Payload::Reload,
+        });
+    }
+
+    fn identify(&mut self, peer: PeerId, identity: &[u8], identify: &Identify<'_>, now: Instant) {
+        let worker_id = match &identify.worker_id {
+            Some(name) if !name.is_empty() => cut(name, limits::NAME_SIZE_MAX),
+            _ => printable(identity),
+        };
+        let capabilities = Capabilities::new(&identify.capabilities);
+        let slots = identify.slots.unwrap_or(1) as usize;
+        let slots = slots.clamp(1, limits::WORKER_SLOTS_MAX);
+        let hostname = match &identify.hostname {
+            Some(name) => cut(name, limits::NAME_SIZE_MAX),
+            None => worker_id.clone(),
+        };
+        self.changes.push(Change::WorkerOnline {
+            worker_id: worker_id.clone(),
+            hostname: hostname.clone(),
+            pid: identify.pid.map(i64::from),
+            capabilities: capabilities.names(),
+            slots,
+        });
+        let old_holds = match self.workers.remove(identity) {
+            Some(old) => old.holds,
+            None => Vec::new(),
+        };
+        // A worker that cannot say what it runs identifies itself once, when it starts.
+        let mut running = identify.running.clone().unwrap_or_default();
+        running.truncate(limits::WORKER_SLOTS_MAX);
+        let kept: Vec<Hold> = old_holds
+            .into_iter()
+            .filter(|hold| running.contains(hold))
+            .collect();
+        let strangers: Vec<_> = running
+            .iter()
+            .filter(|hold| !kept.contains(hold))
+            .map(|hold| (hold.job_id, (hold.attempt >= 0).then_some(hold.attempt)))
+            .collect();
+        self.changes.push(Change::Reconcile {
+            worker_id: worker_id.clone(),
+            running,
+        });
+        log::info!(
+            "worker {worker_id} is here: {slots} slot(s), plugins {}",
+            capabilities.names().join(", ")
+        );
+        self.workers.insert(
+            identity.to_vec(),
+            Worker {
+                worker_id: worker_id.clone(),
+                peer: Some(peer),
+                capabilities,
+                slots,
+                hostname,
+                pid: identify.pid.map(i64::from),
+                holds: kept,
+                environments: HashSet::new(),
+                away_since: None,
+            },
+        );
+        self.adopt(identity, &worker_id, strangers);
+        self.renew_at.get_or_insert(now + self.settings.lease / 3);
+    }
+
+    fn adopt(&mut self, identity: &[u8], worker_id: &str, jobs: Vec<(i64, Option<i64>)>) {
+        for (job_id, attempt) in jobs {
+            self.changes.push(Change::Adopt {
+                identity: identity.to_vec(),
+                worker_id: worker_id.to_owned(),
+                job_id,
+                attempt,
+            });
+        }
+    }
+
+    fn conclude(&mut self, identity: &[u8], job_id: u64, conclude: Conclude<'_>) {
+        let Ok(job_id) = i64::try_from(job_id) else {
+            log::warn!(
+                "{}: receipt for impossible job {job_id}",
+                printable(identity)
+            );
+            return;
+        };
+        let (worker_id, held) = match self.workers.get_mut(identity) {
+            Some(worker) => {
+                let place = worker.holds.iter().position(|hold| {
+                    hold.job_id == job_id
+                        && conclude
+                            .attempt
+                            .is_none_or(|attempt| attempt == hold.attempt)
+                });
+                (
+                    worker.worker_id.clone(),
+                    place.map(|place| worker.holds.swap_remove(place)),
+                )
+            }
+            None => (printable(identity), None),
+        };
+        let attempt = held.map(|hold| hold.attempt).or(conclude.attempt);
+        let receipt = Receipt {
+            status: conclude.status,
+            metrics: conclude.metrics,
+            artifacts: conclude.artifacts,
+            error_message: conclude
+                .error_message
+                .map(|text| cut(&text, limits::ERROR_TEXT_SIZE_MAX)),
+            log_tail: conclude
+                .log_tail
+                .map(|text| cut(&text, limits::LOG_TAIL_SIZE_MAX)),
+        };
+        self.changes.push(Change::Complete {
+            worker_id,
+            job_id,
+            attempt,
+            receipt: Box::new(receipt),
+        });
+    }
+
+    fn failed(&mut self, identity: &[u8], job_id: u64, error: &ErrPayload<'_>) {
+        if job_id == 0 {
+            log::warn!("{}: {}", printable(identity), cut(&error.message, 1000));
+            return;
+        }
+        let message = match &error.traceback {
+            Some(traceback) => format!("{}\n{traceback}", error.message),
+            None => error.message.to_string(),
+        };
+        self.conclude(
+            identity,
+            job_id,
+            Conclude {
+                status: JobStatus::Failed,
+                metrics: BTreeMap::new(),
+                artifacts: Vec::new(),
+                error_message: Some(message.into()),
+                attempt: None,
+                log_tail: None,
+            },
+        );
+    }
+
+    /// The connection of the peer with a routing id has ended.
+    pub fn handle_disconnected(&mut self, peer: PeerId, identity: &[u8], now: Instant) {
+        if let Some(worker) = self.workers.get_mut(identity)
+            && worker.peer == Some(peer)
+        {
+            log::info!("worker {} has lost its connection", worker.worker_id);
+            worker.peer = None;
+            worker.away_since = Some(now);
+        }
+    }
+
+    // ---- what the database said ----
+
+    /// The claim of these jobs is committed: tell the worker.
+    pub fn handle_claimed(&mut self, identity: &[u8], jobs: Vec<Assignment>) {
+        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let Some(worker) = self.workers.get_mut(identity) else {
+            for job in jobs {
+                let reason = "its worker went away".to_owned();
+                self.changes.push(Change::Release {
+                    hold: job.hold,
+                    reason,
+                });
+            }
+            return;
+        };
+        for job in jobs {
+            worker.holds.push(job.hold);
+            let Some(peer) = worker.peer else {
+                continue;
+            };
+            if !job.env_hash.is_empty() && !worker.environments.contains(&job.env_hash) {
+                remember(&mut worker.environments, &job.env_hash);
+                self.outgoing.push(Outgoing {
+                    peer,
+                    job_id: 0,
+                    payload: Payload::PrepareEnv(PrepareEnv {
+                        env_hash: job.env_hash.clone().into(),
+                        lockfile_content: job.lockfile_content.into(),
+                        python_version: None,
+                    }),
+                });
+            }
+            self.outgoing.push(Outgoing {
+                peer,
+                job_id: job.hold.job_id.unsigned_abs(),
+                payload: Payload::Dispatch(Box::new(Dispatch {
+                    plugin_name: job.plugin_name.into(),
+                    file_path: job.file_path.into(),
+                    sinks: job.sinks,
+                    file_version_id: job.file_version_id,
+                    env_hash: job.env_hash.into(),
+                    source_code: job.source_code.into(),
+                    artifact_hash: Some(job.artifact_hash.into()),
+                    attempt: Some(job.hold.attempt),
+                    lease_ms: Some(lease_ms),
+                })),
+            });
+        }
+    }
+
+    /// The answer to [`Change::Adopt`]: the attempt the worker holds, or none.
+    pub fn handle_adopted(&mut self, identity: &[u8], job_id: i64, attempt: Option<i64>) {
+        let Some(worker) = self.workers.get_mut(identity) else {
+            return;
+        };
+        match attempt {
+            Some(attempt) => {
+                let hold = Hold { job_id, attempt };
+                if !worker.holds.contains(&hold) {
+                    log::info!("worker {} goes on with job {job_id}", worker.worker_id);
+                    worker.holds.push(hold);
+                }
+            }
+            None => {
+                if let Some(peer) = worker.peer {
+                    self.outgoing.push(Outgoing {
+                        peer,
+                        job_id: job_id.unsigned_abs(),
+                        payload: Payload::Abort,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Jobs were taken from their holders in the database (a lease ran out): their workers are
+    /// told to stop.
+    pub fn handle_revoked(&mut self, job_id: i64) {
+        for worker in self.workers.values_mut() {
+            let before = worker.holds.len();
+            worker.holds.retain(|hold| hold.job_id != job_id);
+            if worker.holds.len() != before
+                && let Some(peer) = worker.peer
+            {
+                self.outgoing.push(Outgoing {
+                    peer,
+                    job_id: job_id.unsigned_abs(),
+                    payload: Payload::Abort,
+                });
+            }
+        }
+    }
+
+    // ---- slots and time ----
+
+    /// Workers with free slots, the least loaded first; none while draining.
+    pub fn openings(&self) -> Vec<Opening> {
+        if self.draining {
+            return Vec::new();
+        }
+        let mut openings: Vec<(usize, Opening)> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.peer.is_some() && worker.holds.len() < worker.slots)
+            .map(|(identity, worker)| {
+                let opening = Opening {
+                    identity: identity.clone(),
+                    worker_id: worker.worker_id.clone(),
+                    hostname: worker.hostname.clone(),
+                    pid: worker.pid,
+                    capabilities: worker.capabilities.clone(),
+                    free: worker.slots - worker.holds.len(),
+                };
+                (worker.holds.len(), opening)
+            })
+            .collect();
+        openings.sort_by(|a, b| (a.0, &a.1.worker_id).cmp(&(b.0, &b.1.worker_id)));
+        openings.into_iter().map(|(_, opening)| opening).collect()
+    }
+
+    /// True when some connected worker has a free slot.
+    pub fn has_openings(&self) -> bool {
+        !self.draining
+            && self
+                .workers
+                .values()
+                .any(|worker| worker.peer.is_some() && worker.holds.len() < worker.slots)
+    }
+
+    /// When [`Control::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let away = self
+            .workers
+            .values()
+            .filter_map(|worker| Some(worker.away_since? + self.settings.grace))
+            .min();
+        [away, self.renew_at].into_iter().flatten().min()
+    }
+
+    /// Lets time pass: leases of connected workers are renewed, jobs of workers that stayed
+    /// away are released.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.renew_at.is_some_and(|at| at <= now) {
+            self.renew_at = (!self.workers.is_empty()).then(|| now + self.settings.lease / 3);
+            let holds: Vec<Hold> = self
+                .workers
+                .values()
+                .filter(|worker| worker.peer.is_some())
+                .flat_map(|worker| worker.holds.iter().copied())
+                .collect();
+            let workers = self.online();
+            if !workers.is_empty() {
+                self.changes.push(Change::Renew { holds, workers });
+            }
+        }
+        let grace = self.settings.grace;
+        let gone: Vec<Vec<u8>> = self
+            .workers
+            .iter()
+            .filter(|(_, worker)| worker.away_since.is_some_and(|since| since + grace <= now))
+            .map(|(identity, _)| identity.clone())
+            .collect();
+        for identity in gone {
+            let Some(worker) = self.workers.remove(&identity) else {
+                continue;
+            };
+            log::warn!(
+                "worker {} is gone; {} job(s) go back to the queue",
+                worker.worker_id,
+                worker.holds.len()
+            );
+            for hold in worker.holds {
+                let reason = format!("worker {} was lost", worker.worker_id);
+                self.changes.push(Change::Release { hold, reason });
+            }
+            self.changes.push(Change::WorkerOffline {
+                worker_id: worker.worker_id,
+            });
+        }
+    }
+
+    /// The sentinel stops: who is still connected is noted as gone.
+    pub fn close(&mut self) {
+        for worker in self.workers.values() {
+            self.changes.push(Change::WorkerOffline {
+                worker_id: worker.worker_id.clone(),
+            });
+        }
+    }
+}
+
+/// Remembers an environment; the set is bounded by starting over, which costs a message that
+/// the worker answers from its cache.
+fn remember(environments: &mut HashSet<String>, hash: &str) {
+    if environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+        environments.clear();
+    }
+    environments.insert(cut(hash, limits::NAME_SIZE_MAX));
+}
+
+/// A routing id as text.
+pub(crate) fn printable(identity: &[u8]) -> String {
+    match std::str::from_utf8(identity) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => identity
+            .iter()
+            .map(|octet| format!("{octet:02x}"))
+            .collect(),
+    }
+}
+
+/// At most `size_max` octets of a text, cut at a character's end.
+pub(crate) fn cut(text: &str, size_max: usize) -> String {
+    let mut end = size_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or("").to_owned()
+}
+
+#[cfg(test)]
+mod tests;

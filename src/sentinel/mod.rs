@@ -1,0 +1,16 @@
+//! The control plane: workers, leases, dispatch.
+//!
+//! [`control`] decides (a state machine without I/O); [`Sentinel`] is the loop that runs it:
+//! one thread, one ROUTER socket, one writing database connection.
+//!
+//! Invariant: one turn of the loop is one transaction. Every ready message is applied, free
+//! slots are assigned, the transaction is committed (fsync), and only then do the answers
+//! leave. Nothing is sent that a crash could un-happen, and load makes the batches bigger.
+//!
+//! What it does not do: it never runs a plugin, reads an input file or writes output.
+
+pub mod control;
+mod serve;
+mod turn;
+
+pub use serve::{Error, Options, Sentinel, Stopper};

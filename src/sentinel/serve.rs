@@ -1,0 +1,415 @@
+//! The loop around the control state.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::control::{Control, Settings};
+use super::turn;
+use crate::limits;
+use crate::protocol::{Identify, Payload, View};
+use crate::reactor::{Endpoint, Reactor, Signals, token};
+use crate::socket::{self, Event, Heartbeat, PeerId, Socket, SocketType};
+use crate::store::{self, Open, Store};
+
+/// What a sentinel is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where workers connect.
+    pub bind: Endpoint,
+    /// The database file; made when it is missing.
+    pub database: PathBuf,
+    /// Lease of a claim.
+    pub lease: Duration,
+    /// How long a worker may be away before its jobs are requeued.
+    pub grace: Duration,
+    /// How often a job may lose its worker before it fails.
+    pub retries_max: u32,
+    /// How long to wait for running jobs at a stop.
+    pub drain_timeout: Duration,
+    /// Take SIGINT, SIGTERM and SIGHUP over.
+    pub signals: bool,
+    /// Nobody else works on this database: RUNNING rows found at the start are nobody's.
+    pub exclusive: bool,
+}
+
+impl Options {
+    /// Defaults for a database and an endpoint.
+    pub fn new(bind: Endpoint, database: PathBuf) -> Self {
+        Options {
+            bind,
+            database,
+            lease: limits::LEASE,
+            grace: limits::WORKER_GRACE,
+            retries_max: limits::RETRIES_MAX,
+            drain_timeout: limits::DRAIN_TIMEOUT,
+            signals: true,
+            exclusive: false,
+        }
+    }
+}
+
+/// Why a sentinel did not start or had to stop.
+#[derive(Debug)]
+pub enum Error {
+    /// The endpoint could not be bound.
+    Bind {
+        /// Where.
+        endpoint: Endpoint,
+        /// Why.
+        source: io::Error,
+    },
+    /// The database failed, and went on failing.
+    Store(store::Error),
+    /// The event loop failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Bind { endpoint, source } => write!(f, "cannot bind {endpoint}: {source}"),
+            Error::Store(error) => error.fmt(f),
+            Error::Io(error) => write!(f, "event loop failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Error::Store(error)
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Error::Io(error)
+    }
+}
+
+const SOCKET: u8 = 0;
+const SIGNALS: u8 = 1;
+const WAKER: u8 = 2;
+
+/// Ends a sentinel from another thread.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    now: Arc<AtomicBool>,
+    drain: Arc<AtomicBool>,
+    waker: Arc<mio::Waker>,
+}
+
+impl Stopper {
+    /// Gives out no more jobs and ends when the running ones are over.
+    pub fn drain(&self) {
+        self.drain.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Ends at once; running jobs are left to their leases.
+    pub fn stop(&self) {
+        self.now.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.waker.wake() {
+            log::error!("cannot wake the sentinel: {error}");
+        }
+    }
+}
+
+/// A bound sentinel with its database open.
+pub struct Sentinel {
+    options: Options,
+    endpoint: Endpoint,
+    reactor: Reactor,
+    socket: Socket,
+    store: Store,
+    control: Control,
+    signals: Option<Signals>,
+    stopper: Stopper,
+    draining_until: Option<Instant>,
+    /// Rows may be waiting that no claim has looked at.
+    queue_changed: bool,
+    look_at: Instant,
+    expire_at: Instant,
+    /// Plugins that wait for a deployment or a worker, so that it is said once.
+    waiting_said: HashSet<String>,
+}
+
+/// Milliseconds since the epoch.
+fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+impl Sentinel {
+    /// Opens the database, binds, and puts jobs without a live lease back into the queue.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let mut store = Store::open(&options.database, Open::Create)?;
+        let reactor = Reactor::new()?;
+        let socket_options = socket::Options {
+            handover: true,
+            heartbeat: Some(Heartbeat {
+                interval: limits::HEARTBEAT_INTERVAL,
+                timeout: limits::HEARTBEAT_TIMEOUT,
+                ttl: limits::HEARTBEAT_TIMEOUT,
+            }),
+            ..socket::Options::default()
+        };
+        let mut socket = Socket::new(
+            SocketType::Router,
+            socket_options,
+            reactor.registry(),
+            SOCKET,
+        )?;
+        let endpoint = socket.bind(&options.bind).map_err(|source| Error::Bind {
+            endpoint: options.bind.clone(),
+            source,
+        })?;
+        let signals = match options.signals {
+            true => Some(Signals::register(
+                reactor.registry(),
+                token::new(SIGNALS, 0),
+            )?),
+            false => None,
+        };
+        let stopper = Stopper {
+            now: Arc::default(),
+            drain: Arc::default(),
+            waker: Arc::new(reactor.waker(token::new(WAKER, 0))?),
+        };
+        let mut control = Control::new(Settings {
+            lease: options.lease,
+            grace: options.grace,
+        });
+        for worker in store.workers()? {
+            control.remember_worker(
+                &worker.worker_id,
+                Identify {
+                    capabilities: worker.capabilities,
+                    worker_id: Some(worker.worker_id.clone().into()),
+                    slots: u32::try_from(worker.slots).ok(),
+                    hostname: Some(worker.hostname.into()),
+                    pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
+                    running: None,
+                },
+            );
+        }
+        turn::recover(&mut store, &options, unix_ms())?;
+        let now = Instant::now();
+        Ok(Sentinel {
+            endpoint,
+            reactor,
+            socket,
+            store,
+            control,
+            signals,
+            stopper,
+            draining_until: None,
+            queue_changed: true,
+            look_at: now,
+            expire_at: now + limits::EXPIRE_INTERVAL,
+            waiting_said: HashSet::new(),
+            options,
+        })
+    }
+
+    /// Where it is bound, with the port the system chose.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// A handle that ends it.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Runs until a signal or a [`Stopper`] ends it.
+    pub fn run(mut self) -> Result<(), Error> {
+        log::info!("sentinel listens on {}", self.endpoint);
+        let mut failures = 0u32;
+        loop {
+            let now = Instant::now();
+            self.receive(now);
+            self.socket.handle_timeout(now);
+            self.connection_events(now);
+            self.control.handle_timeout(now);
+            match self.commit(now) {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    failures += 1;
+                    log::error!("database: {error} (attempt {failures})");
+                    if failures >= limits::STORE_RETRIES_MAX {
+                        return Err(Error::Store(error));
+                    }
+                    std::thread::sleep(limits::STORE_RETRY_PAUSE);
+                }
+            }
+            self.send();
+            if self.is_over(now) {
+                break;
+            }
+            self.wait(now)?;
+        }
+        self.close();
+        Ok(())
+    }
+
+    /// Takes messages, at most a turn's worth, so that a flood cannot put the commit off.
+    fn receive(&mut self, now: Instant) {
+        for _ in 0..limits::MESSAGES_PER_TURN {
+            let Some(id) = self.socket.receive(now) else {
+                return;
+            };
+            // A connection can end in the same call; its message is gone with it.
+            let Some((identity, message)) = self.socket.identity(id).zip(self.socket.message(id))
+            else {
+                continue;
+            };
+            let decoded = View::decode(message.iter())
+                .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
+            match decoded {
+                Ok((header, payload)) => {
+                    self.control
+                        .handle_message(id, identity, header.job_id, payload, now);
+                }
+                Err(error) => log::warn!(
+                    "{}: message refused: {error}",
+                    super::control::printable(identity)
+                ),
+            }
+        }
+    }
+
+    fn connection_events(&mut self, now: Instant) {
+        while let Some(event) = self.socket.poll_event() {
+            if let Event::Disconnected { peer, identity, .. } = event
+                && !identity.is_empty()
+            {
+                self.control.handle_disconnected(peer, &identity, now);
+            }
+        }
+    }
+
+    /// The turn's transaction.
+    fn commit(&mut self, now: Instant) -> Result<(), store::Error> {
+        if now >= self.look_at {
+            self.look_at = now + limits::QUEUE_LOOK_INTERVAL;
+            self.queue_changed |= self.store.changed()?;
+        }
+        let expire = now >= self.expire_at;
+        if expire {
+            self.expire_at = now + limits::EXPIRE_INTERVAL;
+        }
+        let mut turn = turn::Turn {
+            store: &mut self.store,
+            control: &mut self.control,
+            options: &self.options,
+            waiting_said: &mut self.waiting_said,
+            now_ms: unix_ms(),
+        };
+        turn.run(&mut self.queue_changed, expire)
+    }
+
+    /// Hands committed answers to the socket. A worker whose queue is full is not reading; its
+    /// connection is closed, and its jobs come back when it stays away.
+    fn send(&mut self) {
+        for outgoing in self.control.take_outgoing() {
+            let sent = outgoing
+                .payload
+                .encode(outgoing.job_id)
+                .map(|(header, payload)| self.socket.send_to(outgoing.peer, &[&header, &payload]));
+            match sent {
+                Ok(Ok(())) | Ok(Err(socket::SendError::Unroutable)) => {}
+                Ok(Err(error)) => self.drop_peer(outgoing.peer, &error.to_string()),
+                Err(error) => self.drop_peer(outgoing.peer, &error.to_string()),
+            }
+        }
+        self.socket.flush();
+    }
+
+    fn drop_peer(&mut self, peer: PeerId, reason: &str) {
+        log::warn!("a worker's connection is closed: {reason}");
+        self.socket.disconnect(peer, Instant::now());
+    }
+
+    fn is_over(&mut self, now: Instant) -> bool {
+        let requests = self.signals.as_mut().map_or(0, Signals::stop_requests);
+        if self.stopper.now.load(Ordering::SeqCst) {
+            return true;
+        }
+        let drain = requests > 0 || self.stopper.drain.load(Ordering::SeqCst);
+        match self.draining_until {
+            None if drain => {
+                self.control.drain();
+                self.draining_until = Some(now + self.options.drain_timeout);
+                let held = self.control.held_count();
+                log::info!("stopping: waiting for {held} running job(s), again to stop at once");
+                held == 0 || requests > 1
+            }
+            None => false,
+            Some(until) => requests > 0 || now >= until || self.control.held_count() == 0,
+        }
+    }
+
+    fn wait(&mut self, now: Instant) -> Result<(), Error> {
+        let look = (self.control.has_openings()).then_some(self.look_at);
+        let claimable = self.queue_changed && self.control.has_openings();
+        let deadline = if self.socket.has_ready() || claimable {
+            Some(now)
+        } else {
+            [
+                self.socket.poll_timeout(),
+                self.control.poll_timeout(),
+                self.draining_until,
+                look,
+                Some(self.expire_at),
+            ]
+            .into_iter()
+            .flatten()
+            .min()
+        };
+        self.reactor.wait(deadline, now)?;
+        let now = Instant::now();
+        for event in self.reactor.events() {
+            if token::owner(event.token()) == SOCKET {
+                self.socket.handle_ready(event, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.control.close();
+        let mut turn = turn::Turn {
+            store: &mut self.store,
+            control: &mut self.control,
+            options: &self.options,
+            waiting_said: &mut self.waiting_said,
+            now_ms: unix_ms(),
+        };
+        if let Err(error) = turn.run(&mut false, false) {
+            log::error!("database: {error}");
+        }
+        log::info!("sentinel stopped");
+    }
+}
+
+impl fmt::Debug for Sentinel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sentinel")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,155 @@
+//! The file catalogue: roots, locations, versions.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{Error, Turn, format_time};
+
+/// A version of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileVersion {
+    /// Where it is.
+    pub location_id: i64,
+    /// Which content.
+    pub version_id: i64,
+    /// The content was not seen at this location before.
+    pub new: bool,
+}
+
+/// The newest job of a plugin for a location.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastJob {
+    /// The job.
+    pub job_id: i64,
+    /// Its status.
+    pub status: String,
+    /// Hash of the content it ran over.
+    pub content_hash: String,
+    /// Hash of the code it ran.
+    pub artifact_hash: Option<String>,
+    /// Its receipt.
+    pub receipt: Option<String>,
+}
+
+impl Turn<'_> {
+    /// The longest active root that contains an absolute path.
+    pub fn root_of(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT path FROM cf_source_root WHERE active IS NOT 0")?;
+        let mut rows = statement.query([])?;
+        let mut best: Option<PathBuf> = None;
+        while let Some(row) = rows.next()? {
+            let root = PathBuf::from(row.get::<_, String>(0)?);
+            let longer = best
+                .as_ref()
+                .is_none_or(|best| root.as_os_str().len() > best.as_os_str().len());
+            if path.starts_with(&root) && path != root && longer {
+                best = Some(root);
+            }
+        }
+        Ok(best)
+    }
+
+    /// Finds or adds root, location, content and version of a file.
+    pub fn register_file(
+        &mut self,
+        root: &str,
+        rel_path: &str,
+        size_bytes: u64,
+        mtime_s: f64,
+        content_hash: &str,
+        now_ms: i64,
+    ) -> Result<FileVersion, Error> {
+        let now = format_time(now_ms);
+        let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+        let transaction = &self.transaction;
+        transaction
+            .prepare_cached(
+                "INSERT INTO cf_source_root (path, type, active) VALUES (?1, 'local', 1) \
+                 ON CONFLICT (path) DO NOTHING",
+            )?
+            .execute([root])?;
+        let root_id: i64 = transaction
+            .prepare_cached("SELECT id FROM cf_source_root WHERE path = ?1")?
+            .query_row([root], |row| row.get(0))?;
+        let location: Option<i64> = transaction
+            .prepare_cached(
+                "SELECT id FROM cf_file_location WHERE source_root_id = ?1 AND rel_path = ?2",
+            )?
+            .query_row(params![root_id, rel_path], |row| row.get(0))
+            .optional()?;
+        let location_id = match location {
+            Some(id) => id,
+            None => {
+                let filename = rel_path.rsplit('/').next().unwrap_or(rel_path);
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO cf_file_location (source_root_id, rel_path, filename, \
+                         discovered_time) VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute(params![root_id, rel_path, filename, now])?;
+                transaction.last_insert_rowid()
+            }
+        };
+        transaction
+            .prepare_cached(
+                "INSERT INTO cf_file_hash_registry (content_hash, first_seen, size_bytes) \
+                 VALUES (?1, ?2, ?3) ON CONFLICT (content_hash) DO NOTHING",
+            )?
+            .execute(params![content_hash, now, size])?;
+        let version: Option<i64> = transaction
+            .prepare_cached(
+                "SELECT id FROM cf_file_version WHERE location_id = ?1 AND content_hash = ?2 \
+                 ORDER BY id DESC LIMIT 1",
+            )?
+            .query_row(params![location_id, content_hash], |row| row.get(0))
+            .optional()?;
+        let (version_id, new) = match version {
+            Some(id) => (id, false),
+            None => {
+                let modified = format_time((mtime_s * 1000.0) as i64);
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO cf_file_version (location_id, content_hash, size_bytes, \
+                         modified_time, detected_at, applied_tags) VALUES (?1, ?2, ?3, ?4, ?5, '')",
+                    )?
+                    .execute(params![location_id, content_hash, size, modified, now])?;
+                (transaction.last_insert_rowid(), true)
+            }
+        };
+        transaction
+            .prepare_cached(
+                "UPDATE cf_file_location SET current_version_id = ?2, last_known_mtime = ?3, \
+                 last_known_size = ?4, last_seen_time = ?5 WHERE id = ?1",
+            )?
+            .execute(params![location_id, version_id, mtime_s, size, now])?;
+        Ok(FileVersion {
+            location_id,
+            version_id,
+            new,
+        })
+    }
+
+    /// The newest job of a plugin for any version of the file at a location.
+    pub fn last_job(&self, plugin: &str, location_id: i64) -> Result<Option<LastJob>, Error> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT q.id, coalesce(q.status, ''), v.content_hash, q.artifact_hash, q.receipt \
+             FROM cf_file_version v JOIN cf_processing_queue q \
+             ON q.file_version_id = v.id AND q.plugin_name = ?1 \
+             WHERE v.location_id = ?2 ORDER BY q.id DESC LIMIT 1",
+        )?;
+        Ok(statement
+            .query_row(params![plugin, location_id], |row| {
+                Ok(LastJob {
+                    job_id: row.get(0)?,
+                    status: row.get(1)?,
+                    content_hash: row.get(2)?,
+                    artifact_hash: row.get(3)?,
+                    receipt: row.get(4)?,
+                })
+            })
+            .optional()?)
+    }
+}

@@ -1,0 +1,279 @@
+//! The SQLite database: schema and migrations, job queue, plugin registry, file catalogue.
+//!
+//! The database is the operators' interface: tables and columns of the reference system keep
+//! their names and meaning, other programs insert QUEUED rows with plain SQL, and the command
+//! line does the same. Our own columns are nullable or have defaults.
+//!
+//! Invariants:
+//! - Every change is made in an explicit transaction ([`Turn`]); dropping it undoes it.
+//! - `synchronous=FULL`, WAL: a committed turn survives kill -9 and a power cut.
+//! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
+//! - The clock is not read here; `now_ms` is an argument (milliseconds since the epoch, UTC).
+
+mod catalogue;
+mod inspect;
+mod location;
+mod queue;
+mod registry;
+mod schema;
+mod time;
+mod workers;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+pub use catalogue::{FileVersion, LastJob};
+pub use inspect::{Inspector, JobDetail, JobFilter, JobRow};
+pub use location::parse as parse_location;
+pub use queue::{
+    Claim, Claimed, ClaimedJob, Completion, End, Expired, Hold, Released, SinkConfig, Unresolved,
+};
+pub use registry::{Deploy, Deployed, PluginCode, artifact_hash, sha256_hex};
+pub use time::{format as format_time, parse as parse_time};
+pub use workers::WorkerSession;
+
+/// Whether a missing file is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// Make it.
+    Create,
+    /// Refuse.
+    Existing,
+}
+
+/// What went wrong with a database.
+#[derive(Debug)]
+pub enum Error {
+    /// A text that is neither a path nor a `sqlite://` URL.
+    Location {
+        /// The text.
+        text: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// There is no such file.
+    Missing {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file could not be opened.
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// SQLite's reason.
+        reason: String,
+    },
+    /// The schema is newer than this program.
+    Newer {
+        /// The path.
+        path: PathBuf,
+        /// Its `user_version`.
+        version: i64,
+        /// The newest one known here.
+        known: i64,
+    },
+    /// The schema is older than what reading needs.
+    NotMigrated {
+        /// The path.
+        path: PathBuf,
+    },
+    /// SQLite failed.
+    Sqlite(rusqlite::Error),
+    /// A row holds what it must not.
+    Row(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Location { text, reason } => write!(
+                f,
+                "database {text:?}: {reason}; expected a path or sqlite://PATH"
+            ),
+            Error::Missing { path } => write!(
+                f,
+                "database {}: no such file; `casparian init {}` makes it",
+                path.display(),
+                path.display()
+            ),
+            Error::Open { path, reason } => write!(f, "database {}: {reason}", path.display()),
+            Error::Newer {
+                path,
+                version,
+                known,
+            } => write!(
+                f,
+                "database {}: its schema version {version} is newer than this program's {known}",
+                path.display()
+            ),
+            Error::NotMigrated { path } => write!(
+                f,
+                "database {}: it has no job queue of this version; `casparian init {}` adds it and keeps what is there",
+                path.display(),
+                path.display()
+            ),
+            Error::Sqlite(error) => write!(f, "database: {error}"),
+            Error::Row(reason) => write!(f, "database: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<rusqlite::Error> for Error {
+    fn from(error: rusqlite::Error) -> Self {
+        Error::Sqlite(error)
+    }
+}
+
+/// The one writing connection of a program.
+pub struct Store {
+    connection: Connection,
+    data_version: i64,
+    /// Code of the newest active manifests, by plugin; none = looked for and not deployed.
+    /// Emptied when another program commits.
+    codes: HashMap<String, Option<Arc<PluginCode>>>,
+}
+
+/// One transaction. [`Turn::commit`] makes it durable; dropping it undoes it.
+pub struct Turn<'a> {
+    transaction: Transaction<'a>,
+    codes: &'a mut HashMap<String, Option<Arc<PluginCode>>>,
+}
+
+impl Store {
+    /// Opens a database, in place, and brings its schema up to date.
+    pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
+        let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        match open {
+            Open::Create => flags |= OpenFlags::SQLITE_OPEN_CREATE,
+            Open::Existing if !path.exists() => {
+                return Err(Error::Missing {
+                    path: path.to_owned(),
+                });
+            }
+            Open::Existing => {}
+        }
+        let mut connection = connect(path, flags)?;
+        let describe = |error: rusqlite::Error| open_error(path, &error);
+        connection
+            .pragma_update(None, "journal_mode", "WAL")
+            .map_err(describe)?;
+        connection
+            .pragma_update(None, "synchronous", "FULL")
+            .map_err(describe)?;
+        connection
+            .pragma_update(None, "foreign_keys", false)
+            .map_err(describe)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        schema::migrate(&mut connection, path)?;
+        let data_version = data_version(&connection)?;
+        Ok(Store {
+            connection,
+            data_version,
+            codes: HashMap::new(),
+        })
+    }
+
+    /// Begins a transaction that may write; waits for another writer's at most 5 s.
+    pub fn begin(&mut self) -> Result<Turn<'_>, Error> {
+        let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+        Ok(Turn {
+            transaction,
+            codes: &mut self.codes,
+        })
+    }
+
+    /// True when another connection has committed since the last call.
+    pub fn changed(&mut self) -> Result<bool, Error> {
+        let version = data_version(&self.connection)?;
+        let changed = version != self.data_version;
+        if changed {
+            self.data_version = version;
+            self.codes.clear();
+        }
+        Ok(changed)
+    }
+}
+
+impl Turn<'_> {
+    /// Makes everything of this turn durable.
+    pub fn commit(self) -> Result<(), Error> {
+        Ok(self.transaction.commit()?)
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Turn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Turn").finish_non_exhaustive()
+    }
+}
+
+fn data_version(connection: &Connection) -> Result<i64, Error> {
+    let mut statement = connection.prepare_cached("PRAGMA data_version")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    if path.is_dir() {
+        return Err(Error::Open {
+            path: path.to_owned(),
+            reason: "it is a directory".to_owned(),
+        });
+    }
+    let connection =
+        Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
+    connection
+        .busy_timeout(BUSY_TIMEOUT)
+        .map_err(|error| open_error(path, &error))?;
+    // SQLite reads nothing at open; this finds out whether it is a database.
+    connection
+        .query_row("SELECT count(*) FROM sqlite_master", [], |row| {
+            row.get::<_, i64>(0)
+        })
+        .map_err(|error| open_error(path, &error))?;
+    Ok(connection)
+}
+
+/// How long a statement waits for another program's transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode;
+    let reason = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => "it is no SQLite database".to_owned(),
+        Some(ErrorCode::CannotOpen) => match std::fs::File::open(path) {
+            Err(io) if io.kind() != std::io::ErrorKind::NotFound => format!("cannot open it: {io}"),
+            _ => {
+                "cannot open or make it; does its folder exist, and may you write there?".to_owned()
+            }
+        },
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            "it cannot be written to; check its permissions".to_owned()
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program keeps it locked".to_owned()
+        }
+        Some(ErrorCode::DatabaseCorrupt) => "it is damaged".to_owned(),
+        Some(ErrorCode::DiskFull) => "the disk is full".to_owned(),
+        _ => error.to_string(),
+    };
+    Error::Open {
+        path: path.to_owned(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests;

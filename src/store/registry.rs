@@ -1,0 +1,221 @@
+//! The plugin registry: manifests and environments.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+use sha2::{Digest, Sha256};
+
+use super::{Error, Turn, format_time};
+
+/// SHA-256 as lower-case hex.
+pub fn sha256_hex(parts: &[&[u8]]) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher
+        .finalize()
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, octet| {
+            // Writing to a String does not fail.
+            let _ = write!(hex, "{octet:02x}");
+            hex
+        })
+}
+
+/// SHA-256 hex of source and lockfile: what a job ran.
+pub fn artifact_hash(source_code: &str, lockfile_content: &str) -> String {
+    sha256_hex(&[source_code.as_bytes(), lockfile_content.as_bytes()])
+}
+
+/// The code of a plugin's newest active manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginCode {
+    /// Its row.
+    pub manifest_id: i64,
+    /// The plugin.
+    pub plugin_name: String,
+    /// Its version.
+    pub version: String,
+    /// The source.
+    pub source_code: String,
+    /// SHA-256 hex of the lockfile; empty = the default environment.
+    pub env_hash: String,
+    /// The lockfile; empty with an empty hash.
+    pub lockfile_content: String,
+    /// SHA-256 hex of source and lockfile.
+    pub artifact_hash: String,
+}
+
+/// What is deployed.
+#[derive(Clone, Copy, Debug)]
+pub struct Deploy<'a> {
+    /// The plugin.
+    pub plugin_name: &'a str,
+    /// Its version; the next patch number when absent.
+    pub version: Option<&'a str>,
+    /// The source.
+    pub source_code: &'a str,
+    /// The lockfile; empty = the default environment.
+    pub lockfile_content: &'a str,
+}
+
+/// What a deployment came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployed {
+    /// The manifest's row.
+    pub manifest_id: i64,
+    /// Its version.
+    pub version: String,
+    /// False when that very source was registered before.
+    pub new: bool,
+}
+
+impl Turn<'_> {
+    /// The code that runs for a plugin: its newest ACTIVE manifest; none when it has none.
+    pub fn plugin_code(&mut self, plugin: &str) -> Result<Option<Arc<PluginCode>>, Error> {
+        if let Some(code) = self.codes.get(plugin) {
+            return Ok(code.clone());
+        }
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT m.id, m.version, m.source_code, coalesce(m.env_hash, ''), \
+             coalesce(e.lockfile_content, ''), m.artifact_hash FROM cf_plugin_manifest m \
+             LEFT JOIN cf_plugin_environment e ON e.hash = m.env_hash \
+             WHERE m.plugin_name = ?1 AND m.status = 'ACTIVE' \
+             ORDER BY julianday(coalesce(m.deployed_at, m.created_at)) DESC, m.id DESC LIMIT 1",
+        )?;
+        let code = statement
+            .query_row([plugin], |row| {
+                let source_code: String = row.get(2)?;
+                let mut env_hash: String = row.get(3)?;
+                let lockfile_content: String = row.get(4)?;
+                if lockfile_content.is_empty() {
+                    env_hash.clear();
+                }
+                let artifact_hash = row
+                    .get::<_, Option<String>>(5)?
+                    .unwrap_or_else(|| artifact_hash(&source_code, &lockfile_content));
+                Ok(PluginCode {
+                    manifest_id: row.get(0)?,
+                    plugin_name: plugin.to_owned(),
+                    version: row.get(1)?,
+                    source_code,
+                    env_hash,
+                    lockfile_content,
+                    artifact_hash,
+                })
+            })
+            .optional()?
+            .map(Arc::new);
+        self.codes.insert(plugin.to_owned(), code.clone());
+        Ok(code)
+    }
+
+    /// Registers a plugin's source and makes it the one that runs.
+    pub fn deploy(&mut self, deploy: &Deploy<'_>, now_ms: i64) -> Result<Deployed, Error> {
+        let now = format_time(now_ms);
+        self.codes.remove(deploy.plugin_name);
+        self.transaction.execute(
+            "INSERT INTO cf_plugin_config (plugin_name, last_updated) VALUES (?1, ?2) \
+             ON CONFLICT (plugin_name) DO UPDATE SET last_updated = ?2",
+            params![deploy.plugin_name, now],
+        )?;
+        let env_hash = (!deploy.lockfile_content.is_empty())
+            .then(|| sha256_hex(&[deploy.lockfile_content.as_bytes()]));
+        if let Some(hash) = &env_hash {
+            self.transaction.execute(
+                "INSERT INTO cf_plugin_environment (hash, lockfile_content, size_mb, last_used, \
+                 created_at) VALUES (?1, ?2, 0.0, ?3, ?3) \
+                 ON CONFLICT (hash) DO UPDATE SET last_used = ?3",
+                params![hash, deploy.lockfile_content, now],
+            )?;
+        }
+        let artifact = artifact_hash(deploy.source_code, deploy.lockfile_content);
+        let mut source_hash = sha256_hex(&[deploy.source_code.as_bytes()]);
+        let owner: Option<(i64, String, String)> = self.manifest(&source_hash)?;
+        let known = match owner {
+            Some((_, owner, _)) if owner != deploy.plugin_name => {
+                // `source_hash` is unique over all plugins; the same source under another name
+                // gets a hash of name and source.
+                source_hash = sha256_hex(&[
+                    deploy.plugin_name.as_bytes(),
+                    b"\0",
+                    deploy.source_code.as_bytes(),
+                ]);
+                self.manifest(&source_hash)?
+            }
+            known => known,
+        };
+        if let Some((manifest_id, _, old_version)) = known {
+            let version = deploy.version.map_or(old_version, str::to_owned);
+            self.transaction.execute(
+                "UPDATE cf_plugin_manifest SET status = 'ACTIVE', deployed_at = ?2, \
+                 env_hash = ?3, artifact_hash = ?4, version = ?5 WHERE id = ?1",
+                params![manifest_id, now, env_hash, artifact, version],
+            )?;
+            return Ok(Deployed {
+                manifest_id,
+                version,
+                new: false,
+            });
+        }
+        let version = match deploy.version {
+            Some(version) => version.to_owned(),
+            None => self.next_version(deploy.plugin_name)?,
+        };
+        self.transaction.execute(
+            "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, \
+             status, created_at, deployed_at, env_hash, artifact_hash, system_requirements) \
+             VALUES (?1, ?2, ?3, ?4, 'ACTIVE', ?5, ?5, ?6, ?7, '[]')",
+            params![
+                deploy.plugin_name,
+                version,
+                deploy.source_code,
+                source_hash,
+                now,
+                env_hash,
+                artifact
+            ],
+        )?;
+        let manifest_id = self.transaction.last_insert_rowid();
+        Ok(Deployed {
+            manifest_id,
+            version,
+            new: true,
+        })
+    }
+
+    fn manifest(&self, source_hash: &str) -> Result<Option<(i64, String, String)>, Error> {
+        Ok(self
+            .transaction
+            .query_row(
+                "SELECT id, plugin_name, version FROM cf_plugin_manifest WHERE source_hash = ?1",
+                [source_hash],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .optional()?)
+    }
+
+    fn next_version(&self, plugin: &str) -> Result<String, Error> {
+        let last: Option<String> = self
+            .transaction
+            .query_row(
+                "SELECT version FROM cf_plugin_manifest WHERE plugin_name = ?1 \
+                 ORDER BY id DESC LIMIT 1",
+                [plugin],
+                |row| row.get(0),
+            )
+            .optional()?;
+        let Some(last) = last else {
+            return Ok("1.0.0".to_owned());
+        };
+        let next = last.rsplit_once('.').and_then(|(head, patch)| {
+            Some(format!(
+                "{head}.{}",
+                patch.parse::<u64>().ok()?.checked_add(1)?
+            ))
+        });
+        Ok(next.unwrap_or_else(|| format!("{last}.1")))
+    }
+}

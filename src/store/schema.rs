@@ -1,0 +1,55 @@
+//! Schema and migrations, versioned by `PRAGMA user_version`.
+
+use std::path::Path;
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::Error;
+
+/// One script a version: script `n` brings version `n` to `n + 1`. The reference system leaves
+/// `user_version` at 0, so the first script must find its tables in place or make them.
+const MIGRATIONS: &[&str] = &[include_str!("legacy.sql"), include_str!("queue.sql")];
+
+/// The version after all migrations.
+pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
+
+pub(super) fn version(connection: &Connection) -> Result<i64, Error> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+/// Runs what is missing, each migration in one transaction with its version number; safe when
+/// several programs do it at once.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Error> {
+    loop {
+        let found = version(connection)?;
+        if found > VERSION {
+            return Err(Error::Newer {
+                path: path.to_owned(),
+                version: found,
+                known: VERSION,
+            });
+        }
+        if found == VERSION {
+            return Ok(());
+        }
+        let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
+        // Another program may have migrated while we waited for the lock.
+        let locked = version(&transaction)?;
+        if locked != found {
+            continue;
+        }
+        let script = usize::try_from(found)
+            .ok()
+            .and_then(|index| MIGRATIONS.get(index));
+        let Some(script) = script else {
+            return Err(Error::Newer {
+                path: path.to_owned(),
+                version: found,
+                known: VERSION,
+            });
+        };
+        transaction.execute_batch(script)?;
+        transaction.pragma_update(None, "user_version", found + 1)?;
+        transaction.commit()?;
+    }
+}
