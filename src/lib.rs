@@ -18,12 +18,18 @@
 
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "worker")]
+pub mod guest;
 pub mod limits;
 pub mod protocol;
 pub mod reactor;
 #[cfg(feature = "sentinel")]
 pub mod sentinel;
+#[cfg(feature = "worker")]
+pub mod sink;
 pub mod socket;
 #[cfg(feature = "sentinel")]
 pub mod store;
+#[cfg(feature = "worker")]
+pub mod worker;
 pub mod zmtp;

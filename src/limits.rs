@@ -106,3 +106,34 @@ pub const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 pub const GUEST_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A guest that failed gets this long to exit by itself, so that its last words are kept.
 pub const GUEST_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One step of making an environment: resolving, downloading, installing.
+pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Last lines of a failed tool that its error carries.
+pub const TOOL_LINES_KEPT: usize = 12;
+/// Octets of one bridge frame; the old shim sends a whole table as one.
+pub const BRIDGE_FRAME_SIZE_MAX: u32 = 1 << 30;
+/// Octets kept of a plugin's failure text.
+pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
+/// Memory of a row group that is being written; more is flushed.
+pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
+/// Rows of a row group.
+pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
+/// Arrow data handed to the Parquet writer at a time.
+pub const WRITE_SLICE_SIZE: usize = 4 << 20;
+/// Reads of one guest's log pipe per turn.
+pub const LOG_READS_PER_TURN: usize = 16;
+/// Octets read from one guest's bridge per turn.
+pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
+/// An environment that could not be made is tried again after this.
+pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Warm interpreters of one worker; each holds about 60 MB with pyarrow.
+pub const WARM_INTERPRETERS_MAX: usize = 8;
+/// Jobs a worker holds beyond its slots; an old sentinel may send more than it can run.
+pub const BACKLOG_MAX: usize = 1024;
+/// A job.
+pub const JOB_TIMEOUT: Duration = Duration::from_secs(3600);
+/// HEARTBEAT of a worker.
+pub const WORKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Queued messages get this long to leave when a worker stops.
+pub const LINGER: Duration = Duration::from_secs(1);

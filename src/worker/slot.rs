@@ -203,7 +203,10 @@ impl Slot {
     }
 
     fn fail(&mut self, message: String) {
-        self.failure.get_or_insert(Failure { message, exit: None });
+        self.failure.get_or_insert(Failure {
+            message,
+            exit: None,
+        });
     }
 
     /// True while batches may be read from the guest and given to the output.
@@ -214,7 +217,10 @@ impl Slot {
     /// When [`Slot::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let job = (self.failure.is_none()).then_some(self.job_deadline);
-        [job, self.connect_deadline, self.exit_deadline].into_iter().flatten().min()
+        [job, self.connect_deadline, self.exit_deadline]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Lets time pass.
@@ -331,7 +337,10 @@ mod tests {
         slot.handle_end(now);
         assert_eq!(drain(&mut slot), [Action::Stage]);
         slot.handle_staged();
-        assert!(drain(&mut slot).is_empty(), "the exit code is not known yet");
+        assert!(
+            drain(&mut slot).is_empty(),
+            "the exit code is not known yet"
+        );
         slot.handle_exited(true, "exit code 0".into());
         assert_eq!(slot.poll(false), None, "the sentinel has not been heard");
         assert!(slot.waits_for_sentinel());
@@ -346,12 +355,36 @@ mod tests {
         let now = Instant::now();
         type Step = fn(&mut Slot, Instant);
         let cases: [(&str, Step, &str); 8] = [
-            ("abort", |slot, _| slot.handle_abort("aborted by the sentinel"), "aborted"),
-            ("garbage", |slot, now| slot.handle_bridge_broken("garbage".into(), now), "garbage"),
-            ("disk full", |slot, _| slot.handle_output_failed("disk full".into()), "disk full"),
-            ("job timeout", |slot, now| slot.handle_timeout(now + TIMEOUT), "limit of 100 s"),
-            ("plugin", |slot, now| slot.handle_failure("ValueError".into(), now), "ValueError"),
-            ("exit code", |slot, _| slot.handle_exited(false, "exit code 3".into()), "code 3"),
+            (
+                "abort",
+                |slot, _| slot.handle_abort("aborted by the sentinel"),
+                "aborted",
+            ),
+            (
+                "garbage",
+                |slot, now| slot.handle_bridge_broken("garbage".into(), now),
+                "garbage",
+            ),
+            (
+                "disk full",
+                |slot, _| slot.handle_output_failed("disk full".into()),
+                "disk full",
+            ),
+            (
+                "job timeout",
+                |slot, now| slot.handle_timeout(now + TIMEOUT),
+                "limit of 100 s",
+            ),
+            (
+                "plugin",
+                |slot, now| slot.handle_failure("ValueError".into(), now),
+                "ValueError",
+            ),
+            (
+                "exit code",
+                |slot, _| slot.handle_exited(false, "exit code 3".into()),
+                "code 3",
+            ),
             (
                 "end, then a bad exit code",
                 |slot, now| {
@@ -380,11 +413,17 @@ mod tests {
             let was_gone = !actions.contains(&Action::KillGuest);
             if !was_gone {
                 actions.extend(drain(&mut slot));
-                assert!(!matches!(actions.last(), Some(Action::Conclude(_))), "{name}: alive");
+                assert!(
+                    !matches!(actions.last(), Some(Action::Conclude(_))),
+                    "{name}: alive"
+                );
                 slot.handle_exited(false, "signal 9 (SIGKILL)".into());
             }
             actions.extend(drain(&mut slot));
-            assert!(failure(&actions).message.contains(want), "{name}: {actions:?}");
+            assert!(
+                failure(&actions).message.contains(want),
+                "{name}: {actions:?}"
+            );
             assert!(!actions.contains(&Action::Publish), "{name}");
         }
     }
@@ -400,7 +439,11 @@ mod tests {
         assert_eq!(drain(&mut slot), [Action::KillGuest, Action::Discard]);
         slot.handle_exited(false, "signal 9".into());
         slot.handle_discarded();
-        assert!(failure(&drain(&mut slot)).message.contains("did not connect"));
+        assert!(
+            failure(&drain(&mut slot))
+                .message
+                .contains("did not connect")
+        );
     }
 
     #[test]

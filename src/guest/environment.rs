@@ -1,0 +1,642 @@
+//! Python environments: `<home>/venvs/<hash>/bin/python`, made by uv.
+//!
+//! An environment is named by the SHA-256 of its lockfile. A lockfile is either a `uv.lock`, or
+//! a requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built beside
+//! its place and renamed into it, so `bin/python` exists only when all of it does. A file lock
+//! per environment lets programs and threads that want the same one at the same time make it
+//! once.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::uv;
+use crate::limits;
+
+/// First line of a lockfile that is a requirements list.
+pub const REQUIREMENTS_MARK: &str = "# casparian requirements 1";
+const PYTHON_MARK: &str = "# requires-python: ";
+const PRELOAD_MARK: &str = "# preload: ";
+
+/// An environment that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Environment {
+    /// Its `bin/python`.
+    pub interpreter: PathBuf,
+    /// It was there before.
+    pub cached: bool,
+    /// Modules a warm interpreter imports.
+    pub preload: Vec<String>,
+}
+
+/// Why an environment could not be made.
+#[derive(Debug)]
+pub enum Error {
+    /// The hash is none, or not the lockfile's.
+    Hash {
+        /// What came.
+        hash: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A tool is missing or cannot be installed.
+    Tool(String),
+    /// A tool failed.
+    Failed {
+        /// What ran.
+        what: String,
+        /// Its last lines.
+        tail: String,
+    },
+    /// It took longer than [`limits::PROVISION_TIMEOUT`].
+    Timeout {
+        /// What ran.
+        what: String,
+    },
+    /// The worker stops.
+    Cancelled,
+    /// A file could not be read or written.
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        Error::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Hash { hash, reason } => write!(f, "environment {hash:?}: {reason}"),
+            Error::Tool(reason) => f.write_str(reason),
+            Error::Failed { what, tail } => write!(f, "{what} failed: {tail}"),
+            Error::Timeout { what } => write!(
+                f,
+                "{what} took longer than {} s",
+                limits::PROVISION_TIMEOUT.as_secs()
+            ),
+            Error::Cancelled => f.write_str("the worker is stopping"),
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// `~/.casparian_flow`.
+pub fn home() -> PathBuf {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
+    home.map_or_else(|| PathBuf::from("."), PathBuf::from)
+        .join(".casparian_flow")
+}
+
+/// SHA-256 of a lockfile as lower-case hex.
+pub fn hash(lockfile: &str) -> String {
+    Sha256::digest(lockfile.as_bytes())
+        .iter()
+        .map(|octet| format!("{octet:02x}"))
+        .collect()
+}
+
+/// The lockfile of a requirements list, in one spelling: sorted, each once. pyarrow is always in
+/// it, since the guest needs it.
+pub fn requirements_lockfile(
+    requirements: &[String],
+    requires_python: Option<&str>,
+    preload: &[String],
+) -> String {
+    let mut lines: BTreeSet<&str> = requirements
+        .iter()
+        .map(|line| line.trim())
+        .filter(|line| !line.is_empty())
+        .collect();
+    if !lines.iter().any(|line| is_pyarrow(line)) {
+        lines.insert("pyarrow");
+    }
+    let mut out = format!("{REQUIREMENTS_MARK}\n");
+    if let Some(version) = requires_python {
+        out.push_str(&format!("{PYTHON_MARK}{version}\n"));
+    }
+    if !preload.is_empty() {
+        out.push_str(&format!("{PRELOAD_MARK}{}\n", preload.join(" ")));
+    }
+    for line in lines {
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+fn is_pyarrow(requirement: &str) -> bool {
+    let name: String = requirement
+        .chars()
+        .take_while(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .collect();
+    name.eq_ignore_ascii_case("pyarrow")
+}
+
+fn header<'a>(lockfile: &'a str, mark: &str) -> Option<&'a str> {
+    lockfile
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .find_map(|line| line.strip_prefix(mark))
+}
+
+/// Modules that a lockfile says a warm interpreter should import.
+pub fn preload(lockfile: &str) -> Vec<String> {
+    header(lockfile, PRELOAD_MARK)
+        .map(|names| names.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// The environment of a hash if it is there already.
+pub fn find(home: &Path, hash: &str) -> Option<PathBuf> {
+    let interpreter = home.join("venvs").join(hash).join("bin/python");
+    (is_hash(hash) && interpreter.exists()).then_some(interpreter)
+}
+
+fn is_hash(text: &str) -> bool {
+    text.len() == 64
+        && text
+            .bytes()
+            .all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Pins a requirements lockfile to exact versions, so that a deployed plugin runs the same
+/// everywhere.
+pub fn pin(
+    home: &Path,
+    lockfile: &str,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<String, Error> {
+    let uv = uv::find_or_install(home, cancel, message)?;
+    let folder = Scratch::new(home)?;
+    let input = folder.path.join("requirements.in");
+    let output = folder.path.join("requirements.txt");
+    fs::write(&input, lockfile).map_err(|error| Error::io(&input, error))?;
+    let mut command = Command::new(&uv);
+    command
+        .args([
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-header",
+            "--no-annotate",
+            "--output-file",
+        ])
+        .arg(&output)
+        .arg(&input);
+    if let Some(version) = header(lockfile, PYTHON_MARK).and_then(lowest_version) {
+        command.args(["--python-version", &version]);
+    }
+    run(&mut command, "uv pip compile", cancel)?;
+    let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
+    let mut out: String = lockfile
+        .lines()
+        .take_while(|line| line.starts_with('#'))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for line in pinned
+        .lines()
+        .filter(|line| !line.trim_start().starts_with('#'))
+    {
+        out.push_str(line);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// `3.10` of `>=3.10,<4`: the version to resolve for.
+fn lowest_version(specifier: &str) -> Option<String> {
+    specifier.split(',').find_map(|part| {
+        let version = part
+            .trim()
+            .strip_prefix(">=")
+            .or_else(|| part.trim().strip_prefix("=="))?;
+        let version = version.trim().trim_end_matches(".*");
+        version
+            .chars()
+            .all(|c| c.is_ascii_digit() || c == '.')
+            .then(|| version.to_owned())
+    })
+}
+
+/// Makes the environment of a lockfile, or finds it made. Blocks for as long as uv takes, at
+/// most [`limits::PROVISION_TIMEOUT`] a step.
+pub fn provision(
+    home: &Path,
+    lockfile: &str,
+    expected_hash: Option<&str>,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<Environment, Error> {
+    let hash = hash(lockfile);
+    if let Some(expected) = expected_hash {
+        if !is_hash(expected) {
+            let reason = "not a SHA-256 in lower-case hex";
+            return Err(Error::Hash {
+                hash: expected.chars().take(80).collect(),
+                reason,
+            });
+        }
+        if expected != hash {
+            let reason = "it is not the SHA-256 of the lockfile that came with it";
+            return Err(Error::Hash {
+                hash: expected.to_owned(),
+                reason,
+            });
+        }
+    }
+    let preload = preload(lockfile);
+    if let Some(interpreter) = find(home, &hash) {
+        return Ok(Environment {
+            interpreter,
+            cached: true,
+            preload,
+        });
+    }
+    let venvs = home.join("venvs");
+    fs::create_dir_all(&venvs).map_err(|error| Error::io(&venvs, error))?;
+    let _lock = Lock::take(&venvs.join(format!(".{hash}.lock")), cancel, message)?;
+    if let Some(interpreter) = find(home, &hash) {
+        return Ok(Environment {
+            interpreter,
+            cached: true,
+            preload,
+        });
+    }
+    let uv = uv::find_or_install(home, cancel, message)?;
+    message(&format!(
+        "making Python environment {}",
+        hash.get(..12).unwrap_or(&hash)
+    ));
+    // Leftovers of killed attempts: nobody else works here while we hold the lock.
+    let fresh = venvs.join(format!(".{hash}.new"));
+    let place = venvs.join(&hash);
+    remove(&fresh)?;
+    remove(&place)?;
+    let built = build(&uv, lockfile, &fresh, home, cancel, message);
+    if let Err(error) = built {
+        remove(&fresh)?;
+        return Err(error);
+    }
+    fs::rename(&fresh, &place).map_err(|error| Error::io(&place, error))?;
+    Ok(Environment {
+        interpreter: place.join("bin/python"),
+        cached: false,
+        preload,
+    })
+}
+
+fn build(
+    uv: &Path,
+    lockfile: &str,
+    place: &Path,
+    home: &Path,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<(), Error> {
+    let is_requirements = lockfile.starts_with(REQUIREMENTS_MARK);
+    let requires_python = match is_requirements {
+        true => header(lockfile, PYTHON_MARK).map(str::to_owned),
+        false => uv_lock(lockfile)?.requires_python,
+    };
+    let mut venv = Command::new(uv);
+    venv.args(["venv", "--quiet", "--relocatable", "--no-project"]);
+    if let Some(version) = &requires_python {
+        venv.args(["--python", version]);
+    }
+    run(venv.arg(place), "uv venv", cancel)?;
+    let python = place.join("bin/python");
+    let folder = Scratch::new(home)?;
+    if is_requirements {
+        let list = folder.path.join("requirements.txt");
+        fs::write(&list, lockfile).map_err(|error| Error::io(&list, error))?;
+        let mut install = Command::new(uv);
+        install
+            .args(["pip", "install", "--quiet", "--python"])
+            .arg(&python)
+            .arg("-r")
+            .arg(&list);
+        run(&mut install, "uv pip install", cancel)?;
+    } else {
+        sync(uv, lockfile, place, &folder.path, cancel)?;
+    }
+    let mut check = Command::new(&python);
+    check.args(["-c", "import pyarrow"]);
+    if run(&mut check, "import pyarrow", cancel).is_err() {
+        message("the lockfile has no pyarrow, which every plugin needs: adding it");
+        let mut install = Command::new(uv);
+        install
+            .args(["pip", "install", "--quiet", "--python"])
+            .arg(&python)
+            .arg("pyarrow");
+        run(&mut install, "uv pip install pyarrow", cancel)?;
+    }
+    Ok(())
+}
+
+struct UvLock {
+    requires_python: Option<String>,
+    /// Name of the package that the lockfile is of.
+    root: Option<String>,
+}
+
+fn uv_lock(lockfile: &str) -> Result<UvLock, Error> {
+    let table: toml::Table = toml::from_str(lockfile).map_err(|error| Error::Failed {
+        what: "reading the lockfile".to_owned(),
+        tail: error.message().to_owned(),
+    })?;
+    let packages = table.get("package").and_then(toml::Value::as_array);
+    let root = packages.into_iter().flatten().find_map(|package| {
+        let source = package.get("source")?.as_table()?;
+        let local = source.contains_key("virtual") || source.contains_key("editable");
+        local
+            .then(|| package.get("name")?.as_str().map(str::to_owned))
+            .flatten()
+    });
+    let requires_python = table
+        .get("requires-python")
+        .and_then(toml::Value::as_str)
+        .map(str::to_owned);
+    Ok(UvLock {
+        requires_python,
+        root,
+    })
+}
+
+/// `uv sync --frozen` wants the project that the lockfile was made for; a project with the
+/// root's name and nothing else stands in, since a frozen sync takes everything from the lock.
+fn sync(
+    uv: &Path,
+    lockfile: &str,
+    place: &Path,
+    folder: &Path,
+    cancel: &AtomicBool,
+) -> Result<(), Error> {
+    let lock = uv_lock(lockfile)?;
+    let Some(root) = lock.root else {
+        // A lockfile that locks nothing.
+        return Ok(());
+    };
+    let requires = lock.requires_python.unwrap_or_else(|| ">=3.8".to_owned());
+    let project = format!(
+        "[project]\nname = {root:?}\nversion = \"0\"\nrequires-python = {requires:?}\n\n\
+         [tool.uv]\npackage = false\n"
+    );
+    let write = |name: &str, text: &str| {
+        let path = folder.join(name);
+        fs::write(&path, text).map_err(|error| Error::io(&path, error))
+    };
+    write("pyproject.toml", &project)?;
+    write("uv.lock", lockfile)?;
+    let mut command = Command::new(uv);
+    command
+        .args([
+            "sync",
+            "--quiet",
+            "--frozen",
+            "--no-dev",
+            "--no-install-project",
+            "--project",
+        ])
+        .arg(folder)
+        .env("UV_PROJECT_ENVIRONMENT", place);
+    run(&mut command, "uv sync", cancel)
+}
+
+/// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
+/// lines.
+pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
+    let fail = |error: io::Error| Error::Failed {
+        what: what.to_owned(),
+        tail: error.to_string(),
+    };
+    let mut child = command
+        .env_remove("VIRTUAL_ENV")
+        .env("UV_NO_PROGRESS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(fail)?;
+    let pid = rustix::process::Pid::from_child(&child);
+    let stderr = child.stderr.take();
+    let reader = std::thread::spawn(move || stderr.map(last_lines).unwrap_or_default());
+    let deadline = Instant::now() + limits::PROVISION_TIMEOUT;
+    let ended = loop {
+        if let Some(status) = child.try_wait().map_err(fail)? {
+            break Ok(status);
+        }
+        let cancelled = cancel.load(Ordering::Relaxed);
+        if cancelled || Instant::now() >= deadline {
+            // ESRCH: it has just ended by itself.
+            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+            child.wait().map_err(fail)?;
+            break Err(if cancelled {
+                Error::Cancelled
+            } else {
+                Error::Timeout {
+                    what: what.to_owned(),
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let tail = reader.join().unwrap_or_default();
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) if tail.is_empty() => Err(Error::Failed {
+            what: what.to_owned(),
+            tail: status.to_string(),
+        }),
+        Ok(_) => Err(Error::Failed {
+            what: what.to_owned(),
+            tail,
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+fn last_lines(from: impl io::Read) -> String {
+    let mut lines = std::collections::VecDeque::new();
+    for line in BufReader::new(from).split(b'\n') {
+        let Ok(line) = line else {
+            break;
+        };
+        let line = String::from_utf8_lossy(&line)
+            .trim_end()
+            .chars()
+            .take(500)
+            .collect::<String>();
+        if line.is_empty() {
+            continue;
+        }
+        if lines.len() == limits::TOOL_LINES_KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    Vec::from(lines).join("\n")
+}
+
+/// A file lock that is held until it is dropped.
+pub(super) struct Lock {
+    _file: fs::File,
+}
+
+impl Lock {
+    pub(super) fn take(
+        path: &Path,
+        cancel: &AtomicBool,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        }
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)
+            .map_err(|error| Error::io(path, error))?;
+        let mut said = false;
+        let deadline = Instant::now() + 2 * limits::PROVISION_TIMEOUT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(fs::TryLockError::WouldBlock) => {}
+                Err(fs::TryLockError::Error(error)) => return Err(Error::io(path, error)),
+            }
+            if !std::mem::replace(&mut said, true) {
+                message("another program makes the same environment: waiting for it");
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Timeout {
+                    what: format!("waiting for {}", path.display()),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A folder that goes when it is dropped.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(home: &Path) -> Result<Self, Error> {
+        use std::sync::atomic::AtomicU64;
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = home
+            .join("tmp")
+            .join(format!("{}-{count}", std::process::id()));
+        fs::create_dir_all(&path).map_err(|error| Error::io(&path, error))?;
+        Ok(Scratch { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.path) {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// True for a file named like a uv lockfile.
+pub fn is_uv_lock(path: &Path) -> bool {
+    path.file_name() == Some(OsStr::new("uv.lock")) || path.extension() == Some(OsStr::new("lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requirement_lists_have_one_spelling_and_always_pyarrow() {
+        let list = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            requirements_lockfile(&names, Some(">=3.10"), &["pandas".to_owned()])
+        };
+        let text = list(&["pandas", "numpy>=1", "pandas"]);
+        assert_eq!(text, list(&["numpy>=1 ", "pandas", "", "pyarrow"]));
+        assert!(text.starts_with(REQUIREMENTS_MARK));
+        assert_eq!(preload(&text), ["pandas"]);
+        assert!(!list(&["PyArrow==17"]).contains("\npyarrow\n"));
+        assert!(list(&["pyarrow-hotfix"]).contains("\npyarrow\n"));
+        assert_eq!(hash("").len(), 64);
+    }
+
+    #[test]
+    fn hashes_that_are_none_or_another_lockfiles_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        for bad in ["../../etc", "", "ABC", &"a".repeat(64)] {
+            let result = provision(
+                home.path(),
+                "x",
+                Some(bad),
+                &AtomicBool::new(false),
+                &mut |_| {},
+            );
+            assert!(matches!(result, Err(Error::Hash { .. })), "{bad}");
+        }
+        assert_eq!(find(home.path(), "../.."), None);
+    }
+
+    #[test]
+    fn a_tool_that_fails_says_its_last_lines() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "for i in 1 2 3; do echo line $i >&2; done; exit 3"]);
+        let error = run(&mut command, "sh", &AtomicBool::new(false))
+            .unwrap_err()
+            .to_string();
+        assert_eq!(error, "sh failed: line 1\nline 2\nline 3");
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        let cancelled = run(&mut command, "sleep", &AtomicBool::new(true));
+        assert!(matches!(cancelled, Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn the_root_of_a_uv_lockfile_is_found() {
+        let lock = "version = 1\nrequires-python = \">=3.10\"\n[[package]]\nname = \"a\"\nsource = { registry = \"x\" }\n[[package]]\nname = \"proj\"\nsource = { virtual = \".\" }\n";
+        let found = uv_lock(lock).unwrap();
+        assert_eq!(found.root.as_deref(), Some("proj"));
+        assert_eq!(found.requires_python.as_deref(), Some(">=3.10"));
+        assert!(uv_lock("not toml [").is_err());
+    }
+}

@@ -1,0 +1,138 @@
+//! Plugin processes: environments, warm interpreters, bridge frames.
+//!
+//! - [`script`]: what a plugin's source says of its environment (PEP 723).
+//! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv; the only part that blocks.
+//! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
+//!   interpreter; `shim.py` is what runs in it.
+//! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
+//!
+//! Guests are hostile until proven otherwise: each has its own process group, which is killed
+//! whole, a scrubbed environment and a private working directory; its octets are checked before
+//! they are believed, and no length it declares is reserved before the octets arrive.
+//!
+//! What it does not do: it decides nothing about jobs (see `crate::worker`) and writes no
+//! output.
+
+pub mod bridge;
+pub mod environment;
+pub mod process;
+pub mod script;
+mod uv;
+pub mod warm;
+
+use std::fmt;
+use std::path::Path;
+
+pub use uv::find_or_install as uv;
+
+/// The guest's program; written to a private file, run by the environment's interpreter.
+pub const SHIM: &str = include_str!("shim.py");
+
+/// A job as its guest sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    /// The job.
+    pub job_id: u64,
+    /// The input's version.
+    pub file_version_id: i64,
+    /// For tracebacks.
+    pub plugin_name: &'a str,
+    /// The input.
+    pub file_path: &'a str,
+    /// The plugin's source.
+    pub source_code: &'a str,
+    /// Where the worker listens.
+    pub socket_path: &'a Path,
+    /// The guest's private directory; also its HOME and TMPDIR.
+    pub work_dir: &'a Path,
+}
+
+/// How a guest's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code, when it exited.
+    pub code: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// Most memory it ever had, in octets; 0 = not known.
+    pub rss_max_bytes: u64,
+}
+
+impl Exit {
+    /// Exit code 0.
+    pub fn is_clean(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.signal {
+            Some(4) => " (SIGILL)",
+            Some(6) => " (SIGABRT)",
+            Some(7) => " (SIGBUS)",
+            Some(9) => " (SIGKILL)",
+            Some(11) => " (SIGSEGV)",
+            Some(15) => " (SIGTERM)",
+            _ => "",
+        };
+        match (self.signal, self.code) {
+            (Some(signal), _) => write!(f, "signal {signal}{name}"),
+            (None, Some(code)) => write!(f, "exit code {code}"),
+            (None, None) => f.write_str("an unknown status"),
+        }
+    }
+}
+
+/// The variables of a guest: the bridge's, and of the worker's own only what a program needs to
+/// find its way; no secrets.
+fn variables(job: &Job<'_>, plugin_file: &Path) -> Vec<(String, String)> {
+    use base64::Engine as _;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut variables = vec![
+        ("BRIDGE_SOCKET".to_owned(), text(job.socket_path)),
+        ("BRIDGE_FILE_PATH".to_owned(), job.file_path.to_owned()),
+        ("BRIDGE_JOB_ID".to_owned(), job.job_id.to_string()),
+        (
+            "BRIDGE_FILE_VERSION_ID".to_owned(),
+            job.file_version_id.to_string(),
+        ),
+        ("CASPARIAN_PLUGIN_FILE".to_owned(), text(plugin_file)),
+        (
+            "CASPARIAN_PLUGIN_NAME".to_owned(),
+            job.plugin_name.to_owned(),
+        ),
+        (
+            "CASPARIAN_PARENT".to_owned(),
+            std::process::id().to_string(),
+        ),
+        ("HOME".to_owned(), text(job.work_dir)),
+        ("TMPDIR".to_owned(), text(job.work_dir)),
+        ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()),
+        (
+            "PYTHONIOENCODING".to_owned(),
+            "utf-8:backslashreplace".to_owned(),
+        ),
+    ];
+    // An argument or variable of more than 128 KiB is refused by execve; shims of the old
+    // system, which know only this variable, share that bound.
+    let code = base64::engine::general_purpose::STANDARD.encode(job.source_code);
+    if code.len() <= CODE_VARIABLE_SIZE_MAX {
+        variables.push(("BRIDGE_PLUGIN_CODE".to_owned(), code));
+    }
+    for (name, value) in std::env::vars() {
+        if ["PATH", "LANG", "TZ"].contains(&name.as_str()) || name.starts_with("LC_") {
+            variables.push((name, value));
+        }
+    }
+    variables
+}
+
+const CODE_VARIABLE_SIZE_MAX: usize = 120 << 10;
+
+/// Writes the plugin's source where its guest reads it.
+fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {
+    let path = job.work_dir.join("plugin.py");
+    std::fs::write(&path, job.source_code)?;
+    Ok(path)
+}

@@ -1,0 +1,146 @@
+//! What a plugin's source says of its environment: PEP 723 inline metadata.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// The `# /// script` block of a plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Script {
+    /// Requirements (PEP 508).
+    pub dependencies: Vec<String>,
+    /// Versions of Python it runs on.
+    pub requires_python: Option<String>,
+    /// Modules a warm interpreter imports before it forks (`[tool.casparian] preload`).
+    pub preload: Vec<String>,
+}
+
+/// Why a block is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    reason: String,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "inline script metadata (PEP 723): {}", self.reason)
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Table {
+    #[serde(default)]
+    dependencies: Vec<String>,
+    requires_python: Option<String>,
+    #[serde(default)]
+    tool: Tool,
+}
+
+#[derive(Default, Deserialize)]
+struct Tool {
+    #[serde(default)]
+    casparian: Casparian,
+}
+
+#[derive(Default, Deserialize)]
+struct Casparian {
+    #[serde(default)]
+    preload: Vec<String>,
+}
+
+/// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
+pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
+    let fail = |reason: &str| Error {
+        reason: reason.to_owned(),
+    };
+    let mut found: Option<String> = None;
+    let mut lines = source.lines().peekable();
+    while let Some(line) = lines.next() {
+        if line.trim_end() != "# /// script" {
+            continue;
+        }
+        let mut block = Vec::new();
+        while let Some(line) = lines.next_if(|line| *line == "#" || line.starts_with("# ")) {
+            block.push(line.strip_prefix("# ").unwrap_or(""));
+        }
+        // The block ends at the last `# ///` of the run of comment lines.
+        let Some(end) = block.iter().rposition(|line| line.trim_end() == "///") else {
+            return Err(fail("the block has no closing line `# ///`"));
+        };
+        if found.is_some() {
+            return Err(fail("there is more than one block `# /// script`"));
+        }
+        block.truncate(end);
+        found = Some(block.join("\n"));
+    }
+    let Some(text) = found else {
+        return Ok(None);
+    };
+    let table: Table = toml::from_str(&text).map_err(|error| fail(error.message()))?;
+    for word in table.dependencies.iter().chain(&table.requires_python) {
+        if word.contains(['\n', '\r']) || word.trim_start().starts_with('-') {
+            return Err(fail(&format!("{word:?} is no requirement")));
+        }
+    }
+    let is_module = |name: &String| {
+        !name.is_empty()
+            && name
+                .chars()
+                .all(|c| c.is_alphanumeric() || c == '_' || c == '.')
+    };
+    if let Some(name) = table
+        .tool
+        .casparian
+        .preload
+        .iter()
+        .find(|name| !is_module(name))
+    {
+        return Err(fail(&format!("preload {name:?} is no module name")));
+    }
+    Ok(Some(Script {
+        dependencies: table.dependencies,
+        requires_python: table.requires_python,
+        preload: table.tool.casparian.preload,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_read_and_its_absence_is_no_error() {
+        let source = "# /// script\n# requires-python = \">=3.10\"\n# dependencies = [\n#   \"pandas\",\n# ]\n#\n# [tool.casparian]\n# preload = [\"pandas\"]\n# ///\nimport pandas\n";
+        let script = metadata(source).unwrap().unwrap();
+        assert_eq!(script.dependencies, ["pandas"]);
+        assert_eq!(script.requires_python.as_deref(), Some(">=3.10"));
+        assert_eq!(script.preload, ["pandas"]);
+        assert_eq!(metadata("x = 1\n# /// other\n# ///\n").unwrap(), None);
+    }
+
+    #[test]
+    fn bad_blocks_say_why() {
+        for (source, want) in [
+            ("# /// script\n# dependencies = []\n", "no closing line"),
+            (
+                "# /// script\n# ///\nx\n# /// script\n# ///\n",
+                "more than one",
+            ),
+            ("# /// script\n# dependencies = 3\n# ///\n", "invalid type"),
+            (
+                "# /// script\n# dependencies = [\"--index-url=x\"]\n# ///\n",
+                "no requirement",
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# preload = [\"a;b\"]\n# ///\n",
+                "no module",
+            ),
+        ] {
+            let error = metadata(source).unwrap_err().to_string();
+            assert!(error.contains(want), "{source:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,470 @@
+"""The guest's side of the bridge: runs one plugin over one file and sends its output.
+
+Fresh mode (no arguments): the job comes in the environment.
+
+    BRIDGE_SOCKET            Unix socket of the worker
+    BRIDGE_PLUGIN_CODE       source, base64
+    BRIDGE_FILE_PATH, BRIDGE_JOB_ID, BRIDGE_FILE_VERSION_ID
+    CASPARIAN_PLUGIN_FILE    file with the source; goes before BRIDGE_PLUGIN_CODE
+    CASPARIAN_PLUGIN_NAME    for tracebacks
+    CASPARIAN_MEMORY_MAX     address space in bytes
+
+Warm mode (--warm FD MODULE...): a fork server. It imports pyarrow and the modules once, then
+forks a child for every request on the seqpacket socket FD. A request is JSON {"job", "env",
+"cwd"} with two file descriptors, stdout and stderr of the child. Answers are JSON:
+{"ready": true}, {"started": job, "pid"}, {"failed": job, "message"}, and
+{"exited": job, "code" | "signal", "rss_max_kib"}.
+
+Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends the output;
+0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data
+stands in the schema's metadata under casparian.topic.
+"""
+
+import base64
+import json
+import os
+import socket
+import struct
+import sys
+import traceback
+import types
+
+FAILURE = 0xFFFFFFFF
+# Octets of Arrow data a frame: bounds what the worker holds of a job.
+FRAME_OCTETS = 2 << 20
+TOPIC_KEY = b"casparian.topic"
+
+
+class Bridge:
+    """The connection to the worker."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.connect(path)
+        self.rows = 0
+
+    def send(self, data, topic=None):
+        """Sends a table, a record batch or anything that Arrow can take over."""
+        import pyarrow as pa
+
+        if data is None:
+            return
+        if isinstance(data, pa.RecordBatch):
+            table = pa.Table.from_batches([data])
+        elif isinstance(data, pa.Table):
+            table = data
+        elif _is_pandas(data):
+            table = pa.Table.from_pandas(data)
+        elif hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
+            table = pa.table(data)
+        else:
+            raise TypeError(
+                f"a plugin's output must be a pandas DataFrame, a pyarrow Table or a RecordBatch,"
+                f" not {type(data).__name__}"
+            )
+        schema = table.schema
+        if topic is not None:
+            metadata = dict(schema.metadata or {})
+            metadata[TOPIC_KEY] = topic.encode()
+            schema = schema.with_metadata(metadata)
+            table = table.replace_schema_metadata(metadata)
+        if table.num_rows == 0:
+            batches = [pa.RecordBatch.from_arrays(
+                [pa.array([], type=field.type) for field in schema], schema=schema)]
+        else:
+            rows = max(1, int(FRAME_OCTETS * table.num_rows / max(1, table.nbytes)))
+            batches = table.to_batches(max_chunksize=rows)
+        for batch in batches:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, schema) as writer:
+                writer.write_batch(batch)
+            frame = sink.getvalue()
+            self.socket.sendall(struct.pack("!I", frame.size))
+            self.socket.sendall(memoryview(frame))
+        self.rows += table.num_rows
+
+    def end(self):
+        self.socket.sendall(struct.pack("!I", 0))
+        self.socket.close()
+
+    def fail(self, text):
+        octets = text.encode("utf-8", "replace")[: 1 << 20]
+        self.socket.sendall(struct.pack("!II", FAILURE, len(octets)) + octets + struct.pack("!I", 0))
+        self.socket.close()
+
+
+def _is_pandas(data):
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(data, pandas.DataFrame)
+
+
+class Context:
+    """What `configure` gets: topics to publish to."""
+
+    def __init__(self, bridge, job_id, file_version_id):
+        self._bridge = bridge
+        self._topics = []
+        self.job_id = job_id
+        self.file_version_id = file_version_id
+
+    def register_topic(self, name, *_ignored, **_also_ignored):
+        """Gives the handle of a topic."""
+        if not isinstance(name, str) or not name:
+            raise TypeError("a topic's name must be a string that is not empty")
+        if name not in self._topics:
+            self._topics.append(name)
+        return self._topics.index(name)
+
+    def publish(self, handle, data):
+        """Sends data to a topic, given by its handle or its name."""
+        if isinstance(handle, str):
+            handle = self.register_topic(handle)
+        try:
+            topic = self._topics[handle]
+        except (IndexError, TypeError):
+            raise ValueError(f"no topic has the handle {handle!r}; register_topic gives one") from None
+        self._bridge.send(data, topic)
+
+
+class FileEvent:
+    """The file to consume."""
+
+    def __init__(self, path, file_id=None):
+        self.path = path
+        self.file_id = file_id
+
+    def __repr__(self):
+        return f"FileEvent(path={self.path!r}, file_id={self.file_id!r})"
+
+
+class BasePlugin:
+    """Base class of plugins written for the SDK."""
+
+    def configure(self, ctx, config):
+        self.ctx = ctx
+        self.config = config
+
+    def consume(self, event):
+        raise NotImplementedError
+
+    def execute(self, file_path):
+        raise NotImplementedError
+
+
+class PluginMetadata:
+    """Routing data; read as literals by the engine, kept as attributes here."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+def provide_sdk():
+    """Puts casparian_flow.sdk in place where it is not installed."""
+    try:
+        import casparian_flow.sdk  # noqa: F401
+        return
+    except ImportError:
+        pass
+    package = types.ModuleType("casparian_flow")
+    package.__path__ = []
+    sdk = types.ModuleType("casparian_flow.sdk")
+    for value in (BasePlugin, PluginMetadata, FileEvent):
+        setattr(sdk, value.__name__, value)
+    package.sdk = sdk
+    sys.modules["casparian_flow"] = package
+    sys.modules["casparian_flow.sdk"] = sdk
+
+
+def load_handler():
+    """Runs the plugin's source; gives its Handler class."""
+    import linecache
+
+    path = os.environ.get("CASPARIAN_PLUGIN_FILE")
+    if path:
+        with open(path, encoding="utf-8") as file:
+            source = file.read()
+    else:
+        source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8")
+    name = os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin"
+    filename = f"{name}.py"
+    linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
+    module = types.ModuleType("casparian_plugin")
+    module.__file__ = filename
+    sys.modules[module.__name__] = module
+    exec(compile(source, filename, "exec"), module.__dict__)
+    handler = getattr(module, "Handler", None)
+    if handler is None:
+        raise TypeError(f"{filename} defines no class Handler")
+    return handler
+
+
+def outputs(result):
+    """The parts of what a plugin returned."""
+    if result is None:
+        return ()
+    pyarrow = sys.modules.get("pyarrow")
+    single = _is_pandas(result) or (
+        pyarrow is not None and isinstance(result, (pyarrow.Table, pyarrow.RecordBatch)))
+    if single or not hasattr(result, "__iter__"):
+        return (result,)
+    return result
+
+
+def run_plugin(bridge):
+    version = os.environ.get("BRIDGE_FILE_VERSION_ID", "0")
+    context = Context(bridge, os.environ.get("BRIDGE_JOB_ID", "0"), version)
+    path = os.environ["BRIDGE_FILE_PATH"]
+    handler = load_handler()()
+    if hasattr(handler, "configure"):
+        handler.configure(context, {})
+    if not hasattr(handler, "consume") and not hasattr(handler, "execute"):
+        raise TypeError("class Handler has neither consume(event) nor execute(file_path)")
+    file_id = int(version) if version.lstrip("-").isdigit() else version
+    if hasattr(handler, "consume"):
+        try:
+            result = handler.consume(FileEvent(path, file_id))
+        except NotImplementedError:
+            if not hasattr(handler, "execute"):
+                raise
+            result = handler.execute(path)
+    else:
+        result = handler.execute(path)
+    for part in outputs(result):
+        bridge.send(part)
+
+
+def describe(error):
+    """An exception as text: what, then where, without this file's own frames."""
+    head = "".join(traceback.format_exception_only(type(error), error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = os.path.abspath(__file__)
+    theirs = [frame for frame in frames if os.path.abspath(frame.filename) != ours]
+    if not theirs:
+        return head
+    return head + "\n" + "".join(traceback.format_list(theirs)).rstrip()
+
+
+def run_job():
+    """Runs the job of the environment; gives the exit code."""
+    try:
+        sys.stdout.reconfigure(line_buffering=True)
+    except (AttributeError, ValueError):
+        pass
+    limit_resources()
+    provide_sdk()
+    bridge = Bridge(os.environ["BRIDGE_SOCKET"])
+    try:
+        run_plugin(bridge)
+        bridge.end()
+        summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0
+    except BrokenPipeError:
+        # The worker has closed the bridge: it knows why.
+        return 1
+    except BaseException as error:  # the plugin may raise anything, SystemExit too
+        text = describe(error)
+        if isinstance(error, SystemExit):
+            text = f"the plugin called sys.exit({error.code!r})"
+        print(text, file=sys.stderr)
+        try:
+            bridge.fail(text)
+        except OSError:
+            pass
+        summary, code = {"status": "FAILED", "error": str(error)}, 1
+    sys.stderr.flush()
+    print(json.dumps(summary), flush=True)
+    return code
+
+
+def limit_resources():
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    memory = os.environ.get("CASPARIAN_MEMORY_MAX")
+    if memory:
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+
+
+def die_with_parent(parent):
+    """Linux: the kernel kills this process when its parent dies."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+class ForkServer:
+    """Warm mode."""
+
+    def __init__(self, fd):
+        import select
+        import signal
+
+        self.select = select
+        self.signal = signal
+        # The worker hands the socket over as some descriptor, usually stdin; children must not
+        # find it there.
+        self.control = socket.socket(fileno=os.dup(fd))
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, fd)
+        os.close(null)
+        self.children = {}
+        self.wake_in, self.wake_out = os.pipe()
+        os.set_blocking(self.wake_in, False)
+        os.set_blocking(self.wake_out, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.set_wakeup_fd(self.wake_out, warn_on_full_buffer=False)
+
+    def say(self, **answer):
+        self.control.send(json.dumps(answer).encode())
+
+    def serve(self):
+        self.say(ready=True, python=sys.version.split()[0])
+        poll = self.select.poll()
+        poll.register(self.control, self.select.POLLIN)
+        poll.register(self.wake_in, self.select.POLLIN)
+        while True:
+            for fd, _events in poll.poll():
+                if fd == self.wake_in:
+                    try:
+                        os.read(self.wake_in, 4096)
+                    except BlockingIOError:
+                        pass
+                    self.reap()
+                elif not self.request():
+                    self.kill_all()
+                    return
+
+    def request(self):
+        """Takes one request; False when the worker is gone."""
+        try:
+            message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 2)
+        except OSError:
+            return False
+        if not message:
+            return False
+        job = None
+        try:
+            request = json.loads(message)
+            job = request["job"]
+            if len(fds) != 2:
+                raise ValueError(f"{len(fds)} descriptors instead of 2")
+            parent = os.getpid()
+            pid = os.fork()
+            if pid == 0:
+                self.child(request, fds, parent)
+            # Also done by the child; whoever is first, the group exists when it is needed.
+            try:
+                os.setpgid(pid, pid)
+            except OSError:
+                pass
+            self.children[pid] = job
+            self.say(started=job, pid=pid)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            self.say(failed=job, message=f"{type(error).__name__}: {error}")
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def child(self, request, fds, parent):
+        code = 1
+        try:
+            os.setpgid(0, 0)
+            die_with_parent(parent)
+            self.signal.set_wakeup_fd(-1)
+            self.signal.signal(self.signal.SIGCHLD, self.signal.SIG_DFL)
+            self.signal.signal(self.signal.SIGINT, self.signal.SIG_DFL)
+            self.control.close()
+            os.close(self.wake_in)
+            os.close(self.wake_out)
+            os.dup2(fds[0], 1)
+            os.dup2(fds[1], 2)
+            for fd in fds:
+                os.close(fd)
+            os.environ.clear()
+            os.environ.update(request["env"])
+            os.chdir(request["cwd"])
+            numpy = sys.modules.get("numpy")
+            if numpy is not None:
+                numpy.random.seed()
+            code = run_job()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+    def reap(self):
+        """Reports children that have exited, after their whole group is dead."""
+        while self.children:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None:
+                return
+            pid = found.si_pid
+            self.kill_group(pid)
+            _pid, status, usage = os.wait4(pid, 0)
+            job = self.children.pop(pid, None)
+            if job is None:
+                continue
+            answer = {"exited": job, "rss_max_kib": usage.ru_maxrss}
+            if os.WIFSIGNALED(status):
+                answer["signal"] = os.WTERMSIG(status)
+            else:
+                answer["code"] = os.WEXITSTATUS(status)
+            self.say(**answer)
+
+    def kill_group(self, pid):
+        try:
+            os.killpg(pid, self.signal.SIGKILL)
+        except OSError:
+            pass
+
+    def kill_all(self):
+        for pid in self.children:
+            self.kill_group(pid)
+
+
+def warm(arguments):
+    import ctypes  # noqa: F401  loaded before the fork, used after it
+    import gc
+    import importlib
+    import linecache  # noqa: F401
+    import resource  # noqa: F401
+
+    import pyarrow.csv  # noqa: F401
+    import pyarrow.ipc  # noqa: F401
+
+    server = ForkServer(int(arguments[0]))
+    for name in arguments[1:]:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the plugin's own import will say it again
+            print(f"preload of {name}: {error}", file=sys.stderr)
+    gc.collect()
+    gc.freeze()
+    server.serve()
+
+
+def main():
+    if len(sys.argv) > 2 and sys.argv[1] == "--warm":
+        die_with_parent(int(os.environ.get("CASPARIAN_PARENT", os.getppid())))
+        warm(sys.argv[2:])
+        return 0
+    if "CASPARIAN_PARENT" in os.environ:
+        die_with_parent(int(os.environ["CASPARIAN_PARENT"]))
+    code = run_job()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+//! Finding uv, or installing it once from PyPI.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use super::environment::{Error, Lock, run};
+
+/// uv on PATH; else the private one below `home`, installed there when it is missing.
+pub fn find_or_install(
+    home: &Path,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<PathBuf, Error> {
+    if let Some(found) = on_path("uv") {
+        return Ok(found);
+    }
+    let place = home.join("uv");
+    let program = place.join("bin/uv");
+    if program.exists() {
+        return Ok(program);
+    }
+    let _lock = Lock::take(&home.join("uv.lock"), cancel, message)?;
+    if program.exists() {
+        return Ok(program);
+    }
+    let python = on_path("python3").ok_or_else(|| {
+        Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
+    })?;
+    message(&format!(
+        "uv is not on PATH: installing it from PyPI into {}",
+        place.display()
+    ));
+    // The program appears under its name only when the installation is whole.
+    let fresh = home.join(format!("uv.new-{}", std::process::id()));
+    remove(&fresh);
+    let installed = install(&python, &fresh, cancel).and_then(|()| {
+        remove(&place);
+        std::fs::rename(&fresh, &place).map_err(|error| Error::io(&place, error))
+    });
+    if installed.is_err() {
+        remove(&fresh);
+    }
+    installed?;
+    Ok(program)
+}
+
+fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error> {
+    let mut venv = Command::new(python);
+    venv.args(["-m", "venv"]).arg(place);
+    run(&mut venv, "python3 -m venv", cancel).map_err(|error| match error {
+        Error::Failed { tail, .. } => Error::Tool(format!(
+            "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
+        )),
+        other => other,
+    })?;
+    let mut pip = Command::new(place.join("bin/python"));
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "uv",
+    ]);
+    run(&mut pip, "pip install uv", cancel)
+}
+
+fn remove(path: &Path) {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            log::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
+}
+
+/// The first program of that name on PATH.
+pub(super) fn on_path(name: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|program| {
+            program
+                .metadata()
+                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        })
+}

@@ -1,0 +1,264 @@
+//! A warm interpreter: it has imported pyarrow (and what the plugin preloads) and forks a child
+//! for every job.
+
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use mio::unix::pipe::{self, Receiver};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+use rustix::process::{Pid, Signal};
+use serde::Deserialize;
+
+use super::process::Pipes;
+use super::{Exit, Job, variables, write_plugin};
+
+/// What a warm interpreter tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WarmEvent {
+    /// Its imports are done.
+    Ready,
+    /// The job's child runs.
+    Started {
+        /// The job.
+        job_id: u64,
+        /// Its process, which leads its own group.
+        pid: i32,
+    },
+    /// The job's child has exited and its group is dead.
+    Exited {
+        /// The job.
+        job_id: u64,
+        /// How.
+        exit: Exit,
+    },
+    /// The job's child could not be made.
+    Failed {
+        /// The job.
+        job_id: u64,
+        /// Why.
+        message: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Ready {
+        #[allow(dead_code)]
+        ready: bool,
+    },
+    Started {
+        started: u64,
+        pid: i32,
+    },
+    Failed {
+        failed: u64,
+        message: String,
+    },
+    Exited {
+        exited: u64,
+        code: Option<i32>,
+        signal: Option<i32>,
+        #[serde(default)]
+        rss_max_kib: u64,
+    },
+}
+
+/// Why a warm interpreter is of no more use.
+#[derive(Debug)]
+pub enum Error {
+    /// It could not be started or talked to.
+    Io(io::Error),
+    /// It is gone.
+    Gone,
+    /// It answered what it must not.
+    Answer(String),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Io(error) => write!(f, "the warm interpreter cannot be used: {error}"),
+            Error::Gone => f.write_str("the warm interpreter has died"),
+            Error::Answer(text) => write!(f, "the warm interpreter gave an odd answer: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Error::Io(error)
+    }
+}
+
+impl From<rustix::io::Errno> for Error {
+    fn from(error: rustix::io::Errno) -> Self {
+        Error::Io(error.into())
+    }
+}
+
+/// One warm interpreter. Dropping it kills it and all its children.
+#[derive(Debug)]
+pub struct Warm {
+    child: Child,
+    control: OwnedFd,
+}
+
+/// Octets of one message either way; requests carry no source, which lies in a file.
+const MESSAGE_SIZE_MAX: usize = 1 << 20;
+
+impl Warm {
+    /// Starts an interpreter; its imports go on in the background.
+    pub fn start(interpreter: &Path, shim: &Path, preload: &[String]) -> Result<Self, Error> {
+        let (ours, theirs) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::io::ioctl_fionbio(&ours, true)?;
+        // Handed on as stdin: the one descriptor that reaches a child without being marked.
+        let child =
+            Command::new(interpreter)
+                .arg(shim)
+                .arg("--warm")
+                .arg("0")
+                .args(preload)
+                .env_clear()
+                .envs(std::env::vars().filter(|(name, _)| {
+                    name == "PATH" || name == "LANG" || name.starts_with("LC_")
+                }))
+                .env("PYTHONIOENCODING", "utf-8:backslashreplace")
+                .env("PYTHONDONTWRITEBYTECODE", "1")
+                .env("CASPARIAN_PARENT", std::process::id().to_string())
+                .stdin(Stdio::from(theirs))
+                .stdout(Stdio::null())
+                .stderr(Stdio::inherit())
+                .process_group(0)
+                .spawn()?;
+        Ok(Warm {
+            child,
+            control: ours,
+        })
+    }
+
+    /// The descriptor to watch for readability.
+    pub fn raw_fd(&self) -> RawFd {
+        self.control.as_raw_fd()
+    }
+
+    /// Asks for a child that runs the job.
+    pub fn request(&mut self, job: &Job<'_>) -> Result<Pipes, Error> {
+        let plugin_file = write_plugin(job)?;
+        let mut variables: std::collections::BTreeMap<_, _> =
+            variables(job, &plugin_file).into_iter().collect();
+        // The source is in the file; the child's parent is the interpreter.
+        variables.remove("BRIDGE_PLUGIN_CODE");
+        variables.remove("CASPARIAN_PARENT");
+        let request = serde_json::json!({
+            "job": job.job_id,
+            "env": variables,
+            "cwd": job.work_dir.to_string_lossy(),
+        })
+        .to_string();
+        let (stdout_write, stdout) = pipe_pair()?;
+        let (stderr_write, stderr) = pipe_pair()?;
+        let fds = [stdout_write.as_fd(), stderr_write.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        rustix::net::sendmsg(
+            &self.control,
+            &[IoSlice::new(request.as_bytes())],
+            &mut ancillary,
+            SendFlags::NOSIGNAL,
+        )?;
+        Ok(Pipes { stdout, stderr })
+    }
+
+    /// Takes one answer; none when there is none now.
+    pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
+        let mut octets = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
+        let mut slices = [IoSliceMut::new(&mut octets)];
+        let mut ancillary = RecvAncillaryBuffer::default();
+        let size = match rustix::net::recvmsg(
+            &self.control,
+            &mut slices,
+            &mut ancillary,
+            RecvFlags::DONTWAIT,
+        ) {
+            Ok(received) => received.bytes,
+            Err(rustix::io::Errno::AGAIN) => return Ok(None),
+            Err(rustix::io::Errno::CONNRESET) => return Err(Error::Gone),
+            Err(error) => return Err(error.into()),
+        };
+        if size == 0 {
+            return Err(Error::Gone);
+        }
+        let octets = octets.get(..size).unwrap_or(&[]);
+        let answer: Answer = serde_json::from_slice(octets).map_err(|_| {
+            Error::Answer(String::from_utf8_lossy(octets).chars().take(200).collect())
+        })?;
+        Ok(Some(match answer {
+            Answer::Ready { .. } => WarmEvent::Ready,
+            Answer::Started { started, pid } => WarmEvent::Started {
+                job_id: started,
+                pid,
+            },
+            Answer::Failed { failed, message } => WarmEvent::Failed {
+                job_id: failed,
+                message,
+            },
+            Answer::Exited {
+                exited,
+                code,
+                signal,
+                rss_max_kib,
+            } => WarmEvent::Exited {
+                job_id: exited,
+                exit: Exit {
+                    code,
+                    signal,
+                    rss_max_bytes: rss_max_kib.saturating_mul(1024),
+                },
+            },
+        }))
+    }
+}
+
+impl Drop for Warm {
+    fn drop(&mut self) {
+        // Its children ask the kernel to be killed with it.
+        if let Err(error) = self.child.kill() {
+            log::debug!("warm interpreter: {error}");
+        }
+        if let Err(error) = self.child.wait() {
+            log::warn!("cannot reap the warm interpreter: {error}");
+        }
+    }
+}
+
+/// Kills the process group a warm interpreter's child leads.
+pub fn kill_group(pid: i32) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        // ESRCH: it is gone already.
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+    }
+}
+
+/// A pipe whose reading end does not block and whose writing end does.
+fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
+    let (sender, receiver) = pipe::new()?;
+    sender.set_nonblocking(false)?;
+    Ok((OwnedFd::from(sender), receiver))
+}

@@ -1,0 +1,171 @@
+//! Sink URIs (pure; they come from databases and the wire).
+
+use std::path::{Component, Path, PathBuf};
+
+use super::Error;
+
+/// How Parquet pages are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Snappy, the default.
+    Snappy,
+    /// Zstandard, level 3.
+    Zstd,
+    /// LZ4 (`LZ4_RAW`).
+    Lz4,
+    /// None.
+    None,
+}
+
+/// Where a sink's batches go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `parquet://relative/path.parquet?compression=…`
+    Parquet {
+        /// Path below the output root, as in the URI.
+        path: PathBuf,
+        /// Page compression.
+        compression: Compression,
+    },
+    /// `sqlite:///abs/path.db/table` or `sqlite://rel.db/table`
+    Sqlite {
+        /// The database: absolute, or below the output root.
+        database: PathBuf,
+        /// The table.
+        table: String,
+    },
+}
+
+/// Octets of one component of a path that a job's id can still be added to.
+const COMPONENT_SIZE_MAX: usize = 200;
+
+/// Parses a sink's URI.
+pub fn parse(uri: &str) -> Result<Target, Error> {
+    let fail = |reason: &str| Error::Uri {
+        uri: uri.chars().take(200).collect(),
+        reason: reason.to_owned(),
+    };
+    let (scheme, rest) = uri
+        .split_once("://")
+        .ok_or_else(|| fail("no scheme; expected parquet:// or sqlite://"))?;
+    if rest.contains('\0') {
+        return Err(fail("it contains a NUL"));
+    }
+    let (path, query) = match rest.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (rest, None),
+    };
+    match scheme {
+        "parquet" => {
+            let path = relative(path).map_err(fail)?;
+            let mut compression = Compression::Snappy;
+            for pair in query.into_iter().flat_map(|query| query.split('&')) {
+                let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+                compression = match (key, value) {
+                    ("compression", "snappy") => Compression::Snappy,
+                    ("compression", "zstd") => Compression::Zstd,
+                    ("compression", "lz4") => Compression::Lz4,
+                    ("compression", "none") => Compression::None,
+                    ("compression", _) => {
+                        return Err(fail("compression is none of snappy, zstd, lz4, none"));
+                    }
+                    _ => return Err(fail("unknown parameter; expected compression=…")),
+                };
+            }
+            Ok(Target::Parquet { path, compression })
+        }
+        "sqlite" => {
+            if query.is_some() {
+                return Err(fail("a sqlite sink takes no parameters"));
+            }
+            let (database, table) = path
+                .rsplit_once('/')
+                .ok_or_else(|| fail("no table; expected file.db/table"))?;
+            if table.is_empty() || table.len() > COMPONENT_SIZE_MAX {
+                return Err(fail("the table's name is empty or too long"));
+            }
+            if table.starts_with("sqlite_") {
+                return Err(fail("table names that begin with sqlite_ are SQLite's own"));
+            }
+            let database = match database.strip_prefix('/') {
+                Some(inner) => Path::new("/").join(relative(inner).map_err(fail)?),
+                None => relative(database).map_err(fail)?,
+            };
+            Ok(Target::Sqlite {
+                database,
+                table: table.to_owned(),
+            })
+        }
+        _ => Err(fail("unknown scheme; expected parquet:// or sqlite://")),
+    }
+}
+
+fn relative(text: &str) -> Result<PathBuf, &'static str> {
+    if text.is_empty() {
+        return Err("no path");
+    }
+    let mut path = PathBuf::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) if name.len() > COMPONENT_SIZE_MAX => {
+                return Err("a name in the path is longer than 200 octets");
+            }
+            // The system's own files live there.
+            Component::Normal(name) if name == ".casparian" => {
+                return Err("the path leads into .casparian");
+            }
+            Component::Normal(name) => path.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => return Err("the path leaves the output folder"),
+            Component::RootDir | Component::Prefix(_) => {
+                return Err("the path must be relative to the output folder");
+            }
+        }
+    }
+    if path.as_os_str().is_empty() {
+        Err("no path")
+    } else {
+        Ok(path)
+    }
+}
+
+/// The file of a job: `o.parquet` → `o_<job>.parquet`; without an extension the path is a
+/// dataset's folder and gets `data_<job>.parquet`.
+pub(super) fn job_file(path: &Path, job_id: i64) -> PathBuf {
+    let (folder, stem, extension) = name_parts(path);
+    folder.join(format!("{stem}_{job_id}.{extension}"))
+}
+
+/// Folder, stem and extension of a sink's files.
+pub(super) fn name_parts(path: &Path) -> (PathBuf, String, String) {
+    let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
+    match (path.file_stem(), path.extension()) {
+        (Some(stem), Some(extension)) => {
+            let folder = path.parent().map(Path::to_path_buf).unwrap_or_default();
+            (folder, text(stem), text(extension))
+        }
+        _ => (path.to_path_buf(), "data".to_owned(), "parquet".to_owned()),
+    }
+}
+
+/// The URI of a topic that no sink is configured for.
+pub(super) fn default_uri(plugin: &str, topic: &str) -> String {
+    let clean = |text: &str| -> String {
+        let mut out: String = text
+            .chars()
+            .take(80)
+            .map(|c| {
+                if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') {
+                    c
+                } else {
+                    '_'
+                }
+            })
+            .collect();
+        if out.is_empty() {
+            out.push('_');
+        }
+        out
+    };
+    format!("parquet://{}_{}.parquet", clean(plugin), clean(topic))
+}

@@ -1,0 +1,68 @@
+//! The last octets a guest printed.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+
+use mio::unix::pipe::Receiver;
+
+use crate::limits;
+
+/// A pipe of the guest and the end of what came through it.
+#[derive(Debug)]
+pub(super) struct LogTail {
+    pipe: Option<Receiver>,
+    tail: VecDeque<u8>,
+    cut: bool,
+}
+
+impl LogTail {
+    pub(super) fn new(pipe: Option<Receiver>) -> Self {
+        LogTail {
+            pipe,
+            tail: VecDeque::new(),
+            cut: false,
+        }
+    }
+
+    pub(super) fn pipe(&mut self) -> Option<&mut Receiver> {
+        self.pipe.as_mut()
+    }
+
+    /// Reads what is there; true when the budget ended it before the pipe was empty.
+    pub(super) fn read(&mut self) -> bool {
+        let mut space = [0u8; 16 << 10];
+        for _ in 0..limits::LOG_READS_PER_TURN {
+            let Some(pipe) = &mut self.pipe else {
+                return false;
+            };
+            match pipe.read(&mut space) {
+                Ok(0) => self.pipe = None,
+                Ok(count) => self.keep(space.get(..count).unwrap_or(&[])),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.pipe = None,
+            }
+        }
+        true
+    }
+
+    fn keep(&mut self, octets: &[u8]) {
+        self.tail.extend(octets);
+        let over = self.tail.len().saturating_sub(limits::LOG_TAIL_SIZE_MAX);
+        if over > 0 {
+            self.tail.drain(..over);
+            self.cut = true;
+        }
+    }
+
+    /// The text, from the first whole line when something was cut away.
+    pub(super) fn text(&self) -> String {
+        let (first, second) = self.tail.as_slices();
+        let octets = [first, second].concat();
+        let text = String::from_utf8_lossy(&octets);
+        match (self.cut, text.split_once('\n')) {
+            (true, Some((_, rest))) => format!("…\n{rest}"),
+            _ => text.into_owned(),
+        }
+    }
+}

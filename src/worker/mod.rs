@@ -1,0 +1,22 @@
+//! Job slots: each runs one guest at a time and turns its batches into published output.
+//!
+//! [`slot`] decides (a state machine without I/O); [`Worker`] is the loop that runs the slots:
+//! one thread for the control connection, the guests' sockets, their output and exits; one
+//! writer thread a running job; one thread for each environment that is being made.
+//!
+//! Backpressure reaches from the disk to the plugin: a writer's channel holds one frame; while
+//! it is full the guest's socket is not read, and the plugin blocks in `publish`. Memory does
+//! not grow with the output.
+//!
+//! What it does not do: it has no queue of its own beyond what the sentinel has dispatched, and
+//! keeps nothing that a restart would need.
+
+mod environments;
+mod job;
+mod log_tail;
+mod runtime;
+mod serve;
+pub mod slot;
+mod writer;
+
+pub use serve::{Error, GuestStart, Options, Stopper, Worker};
