@@ -137,3 +137,5 @@ pub const JOB_TIMEOUT: Duration = Duration::from_secs(3600);
 pub const WORKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Queued messages get this long to leave when a worker stops.
 pub const LINGER: Duration = Duration::from_secs(1);
+/// Port of a sentinel.
+pub const PORT_DEFAULT: u16 = 5555;

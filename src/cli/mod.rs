@@ -1,4 +1,164 @@
-//! The command lines.
+//! The command lines: `casparian` with its commands, `casparian-sentinel`, `casparian-worker`.
+//!
+//! Exit codes: 0 = done, 1 = it failed (or some jobs did), 2 = the command line is wrong. An
+//! error is one line on stderr; results go to stdout.
+
 mod args;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
+#[cfg(feature = "sentinel")]
+mod operate;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod plugin;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod progress;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod run;
+mod serve;
+#[cfg(feature = "sentinel")]
 mod table;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use args::Refusal;
+
+/// Why a command did not end well.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The command line was not taken.
+    Refused(Refusal),
+    /// One line; exit code 1.
+    Failed(String),
+    /// What went wrong has been said; exit code 1.
+    Said,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Failure::Refused(refusal)
+    }
+}
+
+/// A failure from anything that can be shown.
+pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// Writes results to stdout; a reader that has gone away (`| head`) is no error.
+pub(crate) fn say(text: &str) -> Result<(), Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The program as a whole: the error line and the exit code.
+fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Said) => ExitCode::from(1),
+        Err(Failure::Failed(message)) => {
+            eprintln!("{program}: {message}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Refused(Refusal::Usage(message))) => {
+            eprintln!("{program}: {message}");
+            ExitCode::from(2)
+        }
+        Err(Failure::Refused(Refusal::Help(text))) => exit_after(say(&text)),
+        Err(Failure::Refused(Refusal::Version)) => {
+            exit_after(say(&format!("{program} {}\n", env!("CARGO_PKG_VERSION"))))
+        }
+    }
+}
+
+fn exit_after(said: Result<(), Failure>) -> ExitCode {
+    if said.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
+}
+
+/// Log lines on stderr, at `level` unless `RUST_LOG` says otherwise.
+fn start_log(level: &str) {
+    let environment = env_logger::Env::default().default_filter_or(level);
+    let started = env_logger::Builder::from_env(environment)
+        .format_target(false)
+        .format_timestamp_millis()
+        .try_init();
+    if let Err(error) = started {
+        eprintln!("log: {error}");
+    }
+}
+
+/// `casparian-sentinel`.
+#[cfg(feature = "sentinel")]
+pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    finish(
+        "casparian-sentinel",
+        serve::sentinel(&serve::SENTINEL, arguments),
+    )
+}
+
+/// `casparian-worker`.
+#[cfg(feature = "worker")]
+pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
+}
+
+/// `casparian`.
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.into_iter();
+    let Some(command) = arguments.next() else {
+        eprintln!("casparian: no command given; see `casparian --help`");
+        return ExitCode::from(2);
+    };
+    let result = match command.to_str().unwrap_or("") {
+        "run" => run::main(arguments),
+        "init" => operate::init(arguments),
+        "deploy" => plugin::deploy(arguments),
+        "submit" => plugin::submit(arguments),
+        "jobs" => operate::jobs(arguments),
+        "job" => operate::job(arguments),
+        "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
+        "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
+        "-h" | "--help" | "help" => Err(Refusal::Help(overview()).into()),
+        "-V" | "--version" => Err(Refusal::Version.into()),
+        _ => Err(Refusal::Usage(format!(
+            "unknown command {:?}; see `casparian --help`",
+            command.to_string_lossy()
+        ))
+        .into()),
+    };
+    finish("casparian", result)
+}
+
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+fn overview() -> String {
+    let commands = [
+        &run::COMMAND,
+        &operate::INIT,
+        &plugin::DEPLOY,
+        &plugin::SUBMIT,
+        &operate::JOBS,
+        &operate::JOB,
+        &serve::CASPARIAN_SENTINEL,
+        &serve::CASPARIAN_WORKER,
+    ];
+    let mut out = "Runs Python plugins over files and gives you Parquet.\n\n\
+                   Usage: casparian COMMAND [OPTIONS]\n\nCommands:\n"
+        .to_owned();
+    for command in commands {
+        let name = command.name.rsplit(' ').next().unwrap_or("");
+        let about = command.about.lines().next().unwrap_or("");
+        out.push_str(&format!("  {name:10}{about}\n"));
+    }
+    out.push_str(
+        "\n`casparian COMMAND --help` says more. RUST_LOG=info (or debug) shows what happens.\n",
+    );
+    out
+}

@@ -577,6 +577,13 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// The system's `python3`.
+pub fn python() -> Result<PathBuf, Error> {
+    uv::on_path("python3").ok_or_else(|| {
+        Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
+    })
+}
+
 /// True for a file named like a uv lockfile.
 pub fn is_uv_lock(path: &Path) -> bool {
     path.file_name() == Some(OsStr::new("uv.lock")) || path.extension() == Some(OsStr::new("lock"))

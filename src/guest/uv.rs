@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use super::environment::{Error, Lock, run};
+use super::environment::{self, Error, Lock, run};
 
 /// uv on PATH; else the private one below `home`, installed there when it is missing.
 pub fn find_or_install(
@@ -24,9 +24,7 @@ pub fn find_or_install(
     if program.exists() {
         return Ok(program);
     }
-    let python = on_path("python3").ok_or_else(|| {
-        Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
-    })?;
+    let python = environment::python()?;
     message(&format!(
         "uv is not on PATH: installing it from PyPI into {}",
         place.display()

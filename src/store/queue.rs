@@ -547,6 +547,14 @@ impl Turn<'_> {
         Ok(self.transaction.last_insert_rowid())
     }
 
+    /// QUEUED → PENDING, so that no worker takes them; [`Turn::requeue`] brings one back.
+    pub fn park_queued(&mut self) -> Result<usize, Error> {
+        Ok(self.transaction.execute(
+            "UPDATE cf_processing_queue SET status = 'PENDING' WHERE status = 'QUEUED'",
+            [],
+        )?)
+    }
+
     /// Puts a job that is not RUNNING back into the queue, for a (new) version of its file.
     /// The attempt number goes on counting. False when it is RUNNING or gone.
     pub fn requeue(&mut self, job_id: i64, file_version_id: i64) -> Result<bool, Error> {

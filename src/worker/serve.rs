@@ -19,7 +19,7 @@ use super::slot::Action;
 use super::writer::{Address, Report, Writer, WriterJob};
 use crate::guest::environment::{self, Environment};
 use crate::guest::warm::WarmEvent;
-use crate::guest::{self, Exit, Job, process};
+use crate::guest::{Exit, Job, process};
 use crate::limits;
 use crate::protocol::{
     Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Hold, Identify, Payload,

@@ -1,0 +1,300 @@
+//! Plugin files: `deploy`, `submit`, and what `run` shares with them.
+
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::args::{Command, Flag};
+use super::operate::{DATABASE_FLAG, database};
+use super::{Failure, failed, say};
+use crate::guest::{environment, script};
+use crate::store::{Deploy, FileVersion, Open, Store, Turn};
+
+pub(super) const DEPLOY: Command = Command {
+    name: "casparian deploy",
+    about: "Registers a plugin in a database: new jobs run this version",
+    usage: "PLUGIN.py --database DB [OPTIONS]",
+    flags: &[
+        DATABASE_FLAG,
+        Flag {
+            long: "lockfile",
+            short: Some('l'),
+            value: Some("FILE"),
+            help: "uv.lock or requirements of its environment (default:\nthe plugin's PEP 723 metadata, pinned; else pyarrow)",
+        },
+        Flag {
+            long: "version",
+            short: None,
+            value: Some("V"),
+            help: "Its version (default: the next patch number)",
+        },
+    ],
+    notes: "The plugin's name is its file's name without .py.",
+};
+
+pub(super) const SUBMIT: Command = Command {
+    name: "casparian submit",
+    about: "Queues files for a deployed plugin",
+    usage: "--plugin NAME FILE... --database DB [OPTIONS]",
+    flags: &[
+        DATABASE_FLAG,
+        Flag {
+            long: "plugin",
+            short: Some('p'),
+            value: Some("NAME"),
+            help: "The plugin that is to run over them",
+        },
+        Flag {
+            long: "priority",
+            short: None,
+            value: Some("N"),
+            help: "Higher ones run first (default 0)",
+        },
+        Flag {
+            long: "pattern",
+            short: None,
+            value: Some("GLOB"),
+            help: "In folders only files with such names",
+        },
+    ],
+    notes: "FILE is a file, a folder or a glob. Prints the jobs' ids, a line each.",
+};
+
+/// Milliseconds since the epoch.
+pub(super) fn unix_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_millis()).ok())
+        .unwrap_or(0)
+}
+
+/// A plugin's file as it was read.
+pub(super) struct PluginFile {
+    pub(super) name: String,
+    pub(super) source: String,
+}
+
+/// Reads a plugin's file and checks its syntax as far as that can be done without its
+/// environment.
+pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
+    let fail =
+        |reason: &dyn std::fmt::Display| failed(format!("plugin {}: {reason}", path.display()));
+    let name = path
+        .file_stem()
+        .and_then(|stem| stem.to_str())
+        .filter(|stem| !stem.is_empty() && stem.len() <= 100)
+        .ok_or_else(|| fail(&"its name is not usable"))?
+        .to_owned();
+    let octets = std::fs::read(path).map_err(|error| fail(&error))?;
+    let source = String::from_utf8(octets).map_err(|_| fail(&"it is not UTF-8 text"))?;
+    Ok(PluginFile { name, source })
+}
+
+/// Asks an interpreter whether a plugin's source is Python; none = it is.
+pub(super) fn syntax_error(python: &Path, plugin: &PluginFile) -> Result<Option<String>, Failure> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    const CHECK: &str = "import sys\nname = sys.argv[1]\ntry:\n    compile(sys.stdin.buffer.read(), name, 'exec')\nexcept (SyntaxError, ValueError) as error:\n    line = getattr(error, 'lineno', None)\n    where = f'line {line}: ' if line else ''\n    print(where + (getattr(error, 'msg', None) or str(error)))\n    sys.exit(3)\n";
+    let mut child = Command::new(python)
+        .args(["-I", "-c", CHECK])
+        .arg(format!("{}.py", plugin.name))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(format!("cannot start {}: {error}", python.display())))?;
+    if let Some(mut stdin) = child.stdin.take()
+        && let Err(error) = stdin.write_all(plugin.source.as_bytes())
+    {
+        log::debug!("syntax check: {error}");
+    }
+    let output = child.wait_with_output().map_err(failed)?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok((output.status.code() == Some(3)).then_some(text))
+}
+
+/// The lockfile of a plugin's own metadata; the default environment without any.
+pub(super) fn own_lockfile(path: &Path, plugin: &PluginFile) -> Result<String, Failure> {
+    let script = script::metadata(&plugin.source)
+        .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
+        .unwrap_or_default();
+    Ok(environment::requirements_lockfile(
+        &script.dependencies,
+        script.requires_python.as_deref(),
+        &script.preload,
+    ))
+}
+
+/// A requirements file as a lockfile, with the plugin's own Python version and preloads.
+pub(super) fn requirements_lockfile(
+    file: &Path,
+    path: &Path,
+    plugin: &PluginFile,
+) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| failed(format!("requirements {}: {error}", file.display())))?;
+    let script = script::metadata(&plugin.source)
+        .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
+        .unwrap_or_default();
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| line.split(" #").next().unwrap_or("").trim().to_owned())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    Ok(environment::requirements_lockfile(
+        &lines,
+        script.requires_python.as_deref(),
+        &script.preload,
+    ))
+}
+
+/// A file's size, modification time in seconds, and SHA-256 in hex.
+pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
+    use sha2::{Digest, Sha256};
+    let fail = |error: std::io::Error| failed(format!("input {}: {error}", path.display()));
+    let mut file = std::fs::File::open(path).map_err(fail)?;
+    let metadata = file.metadata().map_err(fail)?;
+    if !metadata.is_file() {
+        return Err(failed(format!("input {}: it is no file", path.display())));
+    }
+    let mtime = metadata
+        .modified()
+        .ok()
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64());
+    let mut hasher = Sha256::new();
+    let mut space = vec![0u8; 256 << 10];
+    let mut size = 0;
+    loop {
+        match file.read(&mut space).map_err(fail)? {
+            0 => break,
+            count => {
+                hasher.update(space.get(..count).unwrap_or(&[]));
+                size += count as u64;
+            }
+        }
+    }
+    let hash = hasher
+        .finalize()
+        .iter()
+        .map(|octet| format!("{octet:02x}"))
+        .collect();
+    Ok((size, mtime, hash))
+}
+
+/// Registers a file under the longest root that contains it, else under its folder.
+pub(super) fn register(
+    turn: &mut Turn<'_>,
+    path: &Path,
+    (size, mtime, hash): &(u64, f64, String),
+    now_ms: i64,
+) -> Result<FileVersion, Failure> {
+    let root = match turn.root_of(path).map_err(failed)? {
+        Some(root) => root,
+        None => path
+            .parent()
+            .map_or_else(|| PathBuf::from("/"), Path::to_path_buf),
+    };
+    let rel_path = path.strip_prefix(&root).unwrap_or(path);
+    turn.register_file(
+        &root.to_string_lossy(),
+        &rel_path.to_string_lossy(),
+        *size,
+        *mtime,
+        hash,
+        now_ms,
+    )
+    .map_err(failed)
+}
+
+pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let typed = DEPLOY.parse(arguments)?;
+    let [path] = typed.positionals.as_slice() else {
+        return Err(DEPLOY.usage_error("expected one plugin file").into());
+    };
+    let path = PathBuf::from(path);
+    let location = database(&DEPLOY, &typed)?;
+    let version = DEPLOY.text(&typed, "version")?;
+    let plugin = read(&path)?;
+    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let home = environment::home();
+    let cancel = AtomicBool::new(false);
+    let mut message = |line: &str| eprintln!("{line}");
+    let lockfile = match typed.path("lockfile") {
+        Some(file) if environment::is_uv_lock(&file) => std::fs::read_to_string(&file)
+            .map_err(|error| failed(format!("lockfile {}: {error}", file.display())))?,
+        Some(file) => {
+            let list = requirements_lockfile(&file, &path, &plugin)?;
+            environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?
+        }
+        None => {
+            let list = own_lockfile(&path, &plugin)?;
+            environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?
+        }
+    };
+    let python = environment::python().map_err(failed)?;
+    if let Some(reason) = syntax_error(&python, &plugin)? {
+        return Err(failed(format!("plugin {}: {reason}", path.display())));
+    }
+    let mut turn = store.begin().map_err(failed)?;
+    let deployed = turn
+        .deploy(
+            &Deploy {
+                plugin_name: &plugin.name,
+                version: version.as_deref(),
+                source_code: &plugin.source,
+                lockfile_content: &lockfile,
+            },
+            unix_ms(),
+        )
+        .map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    let what = if deployed.new {
+        "deployed"
+    } else {
+        "was known, now runs again"
+    };
+    say(&format!("{} {} {what}\n", plugin.name, deployed.version))
+}
+
+pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let typed = SUBMIT.parse(arguments)?;
+    let plugin = SUBMIT.required(&typed, "plugin")?;
+    if typed.positionals.is_empty() {
+        return Err(SUBMIT.usage_error("expected at least one file").into());
+    }
+    let location = database(&SUBMIT, &typed)?;
+    let priority = SUBMIT
+        .number(&typed, "priority", 0..=1_000_000)?
+        .unwrap_or(0);
+    let pattern = SUBMIT.text(&typed, "pattern")?;
+    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let files =
+        super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
+    let now_ms = unix_ms();
+    // The files are read before the transaction, so that no other program waits for it.
+    let mut prints = Vec::with_capacity(files.len());
+    for file in &files {
+        prints.push(fingerprint(file)?);
+    }
+    let mut turn = store.begin().map_err(failed)?;
+    if turn.plugin_code(&plugin).map_err(failed)?.is_none() {
+        return Err(failed(format!(
+            "plugin {plugin} is not deployed in {}; `casparian deploy {plugin}.py` does it",
+            location.display()
+        )));
+    }
+    let mut out = String::new();
+    for (file, print) in files.iter().zip(&prints) {
+        let version = register(&mut turn, file, print, now_ms)?;
+        let priority = i64::try_from(priority).unwrap_or(i64::MAX);
+        let job = turn
+            .enqueue(&plugin, version.version_id, priority, now_ms)
+            .map_err(failed)?;
+        out.push_str(&format!("{job}\n"));
+    }
+    turn.commit().map_err(failed)?;
+    say(&out)
+}

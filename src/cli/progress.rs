@@ -1,0 +1,75 @@
+//! Progress on stderr: a bar on a terminal, plain lines otherwise.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::table::{first_line, thousands};
+
+/// One ended file.
+pub(super) struct Ended<'a> {
+    pub(super) file: &'a str,
+    pub(super) rows: u64,
+    pub(super) error: Option<&'a str>,
+}
+
+pub(super) enum Progress {
+    Bar(ProgressBar),
+    Lines { total: u64, done: u64 },
+    Quiet,
+}
+
+impl Progress {
+    pub(super) fn new(total: u64, quiet: bool) -> Self {
+        if quiet {
+            return Progress::Quiet;
+        }
+        if !std::io::stderr().is_terminal() {
+            return Progress::Lines { total, done: 0 };
+        }
+        let bar = ProgressBar::new(total);
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:32} {pos}/{len} files  {elapsed}  {msg}")
+        {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        Progress::Bar(bar)
+    }
+
+    /// What goes on before the first file.
+    pub(super) fn message(&self, text: &str) {
+        match self {
+            Progress::Bar(bar) => bar.set_message(text.to_owned()),
+            Progress::Lines { .. } => eprintln!("{text}"),
+            Progress::Quiet => {}
+        }
+    }
+
+    pub(super) fn ended(&mut self, ended: &Ended<'_>) {
+        let text = match ended.error {
+            None => format!("{}: {} rows", ended.file, thousands(ended.rows)),
+            Some(error) => format!("{}: FAILED: {}", ended.file, first_line(error, 120)),
+        };
+        match self {
+            Progress::Bar(bar) => {
+                bar.inc(1);
+                match ended.error {
+                    None => bar.set_message(text),
+                    Some(_) => bar.println(text),
+                }
+            }
+            Progress::Lines { total, done } => {
+                *done += 1;
+                eprintln!("[{done}/{total}] {text}");
+            }
+            Progress::Quiet => {}
+        }
+    }
+
+    pub(super) fn finish(self) {
+        if let Progress::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

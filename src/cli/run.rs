@@ -1,0 +1,666 @@
+//! `run`: queue, sentinel and worker in one process, over the files of one command line.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::args::{Command, Flag};
+use super::plugin::{
+    PluginFile, fingerprint, own_lockfile, read, register, requirements_lockfile, syntax_error,
+    unix_ms,
+};
+use super::progress::{Ended, Progress};
+use super::table::{first_line, octets, render, thousands};
+use super::{Failure, failed, say, start_log};
+use crate::guest::environment;
+use crate::limits;
+use crate::reactor::Endpoint;
+use crate::sentinel::{self, Sentinel};
+use crate::store::{Deploy, Inspector, LastJob, Open, Store, artifact_hash};
+use crate::worker::{self, Worker};
+
+pub(super) const COMMAND: Command = Command {
+    name: "casparian run",
+    about: "Runs a plugin over files and leaves Parquet in a folder",
+    usage: "PLUGIN.py INPUT... --output DIR [OPTIONS]",
+    flags: &[
+        Flag {
+            long: "output",
+            short: Some('o'),
+            value: Some("DIR"),
+            help: "Where the Parquet goes; made when it is missing",
+        },
+        Flag {
+            long: "pattern",
+            short: Some('p'),
+            value: Some("GLOB"),
+            help: "In folders only files with such names, e.g. '*.csv'",
+        },
+        Flag {
+            long: "slots",
+            short: None,
+            value: Some("N"),
+            help: "Files at a time (default: the number of cores)",
+        },
+        Flag {
+            long: "requirements",
+            short: Some('r'),
+            value: Some("FILE"),
+            help: "Packages the plugin needs (default: its PEP 723\nmetadata, else pyarrow)",
+        },
+        Flag {
+            long: "force",
+            short: Some('f'),
+            value: None,
+            help: "Run over files that have not changed, too",
+        },
+        Flag {
+            long: "job-timeout",
+            short: None,
+            value: Some("SECONDS"),
+            help: "A file that takes longer fails (default 3600)",
+        },
+        Flag {
+            long: "guest-start",
+            short: None,
+            value: Some("HOW"),
+            help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
+        },
+        Flag {
+            long: "json",
+            short: None,
+            value: None,
+            help: "The summary as one JSON value on stdout, no progress",
+        },
+    ],
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\n\nExit code: 0 all done, 1 some failed, 2 the command line is wrong, 130 interrupted.",
+};
+
+/// A file of the command line and what became of it.
+struct Item {
+    path: PathBuf,
+    job_id: Option<i64>,
+    /// The job's outputs before this run.
+    old_outputs: BTreeSet<String>,
+    outcome: Outcome,
+}
+
+#[derive(Clone)]
+enum Outcome {
+    Waiting,
+    Skipped {
+        rows: u64,
+        size_bytes: u64,
+    },
+    Done {
+        rows: u64,
+        size_bytes: u64,
+        outputs: Vec<String>,
+    },
+    Failed {
+        reason: String,
+        log: Option<String>,
+    },
+}
+
+pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let started = Instant::now();
+    let typed = COMMAND.parse(arguments)?;
+    let [plugin_path, inputs @ ..] = typed.positionals.as_slice() else {
+        return Err(COMMAND
+            .usage_error("expected a plugin and its inputs")
+            .into());
+    };
+    if inputs.is_empty() {
+        return Err(COMMAND.usage_error("expected at least one input").into());
+    }
+    let output = typed
+        .path("output")
+        .ok_or_else(|| COMMAND.usage_error("--output is missing"))?;
+    let pattern = COMMAND.text(&typed, "pattern")?;
+    let json = typed.has("json");
+    let nowhere = Endpoint::Ipc(PathBuf::new());
+    let mut worker_options = worker::Options::new(nowhere, output.clone());
+    super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
+    start_log("error");
+
+    let plugin_path = PathBuf::from(plugin_path);
+    let plugin = read(&plugin_path)?;
+    let lockfile = match typed.path("requirements") {
+        Some(file) => requirements_lockfile(&file, &plugin_path, &plugin)?,
+        None => own_lockfile(&plugin_path, &plugin)?,
+    };
+    let (output, _lock) = open_output(&output)?;
+    let files = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone()).map_err(failed)?;
+    }
+    let progress = Progress::new(files.len() as u64, json);
+    let python = provision(&lockfile, &progress, &interrupted)?;
+    if let Some(reason) = syntax_error(&python, &plugin)? {
+        return Err(failed(format!(
+            "plugin {}: {reason}",
+            plugin_path.display()
+        )));
+    }
+
+    // The sentinel opens the database first: it puts back what an interrupted run left.
+    let runtime = SocketFolder::new()?;
+    let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
+    let database = output.join(".casparian").join("queue.sqlite");
+    let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
+    sentinel_options.signals = false;
+    sentinel_options.exclusive = true;
+    let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
+    let mut items = enqueue(&database, &plugin, &lockfile, &files, typed.has("force"))?;
+    worker_options.connect = endpoint;
+    worker_options.output = output.clone();
+    worker_options.signals = false;
+    let result = work(
+        sentinel,
+        worker_options,
+        &database,
+        &mut items,
+        progress,
+        &interrupted,
+    );
+    settle(&database)?;
+    result?;
+    remove_stale(&items, &output);
+    let summary = Summary::new(&items, started.elapsed());
+    if json {
+        say(&format!(
+            "{}\n",
+            summary.json(&plugin.name, &output, &items)
+        ))?;
+    } else {
+        say(&summary.text(&items, &output))?;
+    }
+    if interrupted.load(Ordering::SeqCst) {
+        eprintln!("casparian: interrupted; the same command goes on with the rest");
+        std::process::exit(130);
+    }
+    if summary.failed > 0 {
+        Err(Failure::Said)
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes the output folder and locks it against a second run.
+fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
+    let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
+    let private = output.join(".casparian");
+    fs::create_dir_all(&private).map_err(fail)?;
+    let lock = fs::File::create(private.join("run.lock")).map_err(fail)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => {
+            return Err(failed(format!(
+                "output {}: another casparian run works on it",
+                output.display()
+            )));
+        }
+        Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
+    }
+    Ok((fs::canonicalize(output).map_err(fail)?, lock))
+}
+
+/// Makes the plugin's environment while somebody watches.
+fn provision(
+    lockfile: &str,
+    progress: &Progress,
+    interrupted: &AtomicBool,
+) -> Result<PathBuf, Failure> {
+    let made = environment::provision(
+        &environment::home(),
+        lockfile,
+        None,
+        interrupted,
+        &mut |line| progress.message(line),
+    );
+    match made {
+        Ok(environment) => Ok(environment.interpreter),
+        Err(error) => Err(failed(format!("Python environment: {error}"))),
+    }
+}
+
+/// A private folder for the control socket; the worker sweeps those of killed runs.
+struct SocketFolder {
+    folder: tempfile::TempDir,
+    _lock: fs::File,
+}
+
+impl SocketFolder {
+    fn new() -> Result<Self, Failure> {
+        let folder = tempfile::Builder::new()
+            .prefix("casparian-")
+            .tempdir()
+            .map_err(failed)?;
+        let lock = fs::File::create(folder.path().join("lock")).map_err(failed)?;
+        lock.try_lock().map_err(failed)?;
+        Ok(SocketFolder {
+            folder,
+            _lock: lock,
+        })
+    }
+}
+
+/// Registers plugin and files and queues what is to be done.
+fn enqueue(
+    database: &Path,
+    plugin: &PluginFile,
+    lockfile: &str,
+    files: &[PathBuf],
+    force: bool,
+) -> Result<Vec<Item>, Failure> {
+    let mut items: Vec<Item> = Vec::with_capacity(files.len());
+    let mut prints = Vec::with_capacity(files.len());
+    for path in files {
+        let (print, outcome) = match fingerprint(path) {
+            Ok(print) => (Some(print), Outcome::Waiting),
+            Err(Failure::Failed(reason)) => (None, Outcome::Failed { reason, log: None }),
+            Err(other) => return Err(other),
+        };
+        prints.push(print);
+        let path = path.clone();
+        items.push(Item {
+            path,
+            job_id: None,
+            old_outputs: BTreeSet::new(),
+            outcome,
+        });
+    }
+    let now_ms = unix_ms();
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    // What an earlier command line queued and did not finish is not asked for by this one.
+    turn.park_queued().map_err(failed)?;
+    turn.deploy(
+        &Deploy {
+            plugin_name: &plugin.name,
+            version: None,
+            source_code: &plugin.source,
+            lockfile_content: lockfile,
+        },
+        now_ms,
+    )
+    .map_err(failed)?;
+    let artifact = artifact_hash(&plugin.source, lockfile);
+    for (item, print) in items.iter_mut().zip(&prints) {
+        let Some(print) = print else {
+            continue;
+        };
+        let version = register(&mut turn, &item.path, print, now_ms)?;
+        let last = turn
+            .last_job(&plugin.name, version.location_id)
+            .map_err(failed)?;
+        let (_, _, hash) = print;
+        if let Some(last) = &last {
+            item.old_outputs = outputs(last.receipt.as_deref());
+            let unchanged = last.status == "COMPLETED"
+                && &last.content_hash == hash
+                && last.artifact_hash.as_deref() == Some(&artifact)
+                && item.old_outputs.iter().all(|uri| is_there(uri));
+            if unchanged && !force {
+                let (rows, size_bytes) = counts(last.receipt.as_deref());
+                item.outcome = Outcome::Skipped { rows, size_bytes };
+                continue;
+            }
+        }
+        let job_id = match last {
+            // One row a file and plugin: its output keeps its name and is replaced.
+            Some(LastJob { job_id, .. })
+                if turn.requeue(job_id, version.version_id).map_err(failed)? =>
+            {
+                job_id
+            }
+            _ => turn
+                .enqueue(&plugin.name, version.version_id, 0, now_ms)
+                .map_err(failed)?,
+        };
+        item.job_id = Some(job_id);
+    }
+    turn.commit().map_err(failed)?;
+    Ok(items)
+}
+
+/// Runs sentinel and worker until every queued item has ended or somebody interrupts.
+fn work(
+    sentinel: Sentinel,
+    worker_options: worker::Options,
+    database: &Path,
+    items: &mut [Item],
+    mut progress: Progress,
+    interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let mut waiting: BTreeMap<i64, usize> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| Some((item.job_id?, index)))
+        .collect();
+    for item in items.iter() {
+        report(&mut progress, item);
+    }
+    if waiting.is_empty() {
+        progress.finish();
+        return Ok(());
+    }
+    let slots = worker_options.slots;
+    let worker = Worker::open(worker_options).map_err(failed)?;
+    let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
+    let sentinel_thread = std::thread::Builder::new()
+        .name("sentinel".to_owned())
+        .spawn(move || sentinel.run().map_err(|error| error.to_string()))
+        .map_err(failed)?;
+    let worker_thread = std::thread::Builder::new()
+        .name("worker".to_owned())
+        .spawn(move || worker.run().map_err(|error| error.to_string()))
+        .map_err(failed)?;
+    let inspector = Inspector::open(database).map_err(failed)?;
+    let watched = loop {
+        let ended = ended(&inspector, &waiting, slots)?;
+        for (job_id, outcome) in ended {
+            if let Some(item) = waiting
+                .remove(&job_id)
+                .and_then(|index| items.get_mut(index))
+            {
+                item.outcome = outcome;
+                report(&mut progress, item);
+            }
+        }
+        if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
+            break Ok(());
+        }
+        if sentinel_thread.is_finished() || worker_thread.is_finished() {
+            break Err(());
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    };
+    stop_worker.stop();
+    let worker_end = worker_thread.join();
+    stop_sentinel.stop();
+    let sentinel_end = sentinel_thread.join();
+    progress.finish();
+    for end in [worker_end, sentinel_end] {
+        match end {
+            Ok(Ok(())) => {}
+            Ok(Err(message)) => return Err(Failure::Failed(message)),
+            Err(_) => {
+                return Err(failed(
+                    "an internal error ended the run; the rest goes on with the same command",
+                ));
+            }
+        }
+    }
+    watched.map_err(|()| failed("the run ended early; the same command goes on with the rest"))
+}
+
+/// How often ended jobs are looked for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Jobs that have ended. They end roughly in the order of their ids, so only the first ones
+/// that still wait are looked at.
+fn ended(
+    inspector: &Inspector,
+    waiting: &BTreeMap<i64, usize>,
+    slots: usize,
+) -> Result<Vec<(i64, Outcome)>, Failure> {
+    let mut found = Vec::new();
+    let mut running = 0;
+    for job_id in waiting.keys() {
+        if running > slots.saturating_add(1) {
+            break;
+        }
+        let Some(detail) = inspector.job(*job_id).map_err(failed)? else {
+            let reason = "its job is gone from the queue".to_owned();
+            found.push((*job_id, Outcome::Failed { reason, log: None }));
+            continue;
+        };
+        match detail.row.status.as_str() {
+            "COMPLETED" => {
+                let receipt = detail.row.receipt.as_deref();
+                let (rows, size_bytes) = counts(receipt);
+                let outputs = outputs(receipt).into_iter().collect();
+                found.push((
+                    *job_id,
+                    Outcome::Done {
+                        rows,
+                        size_bytes,
+                        outputs,
+                    },
+                ));
+            }
+            "FAILED" | "SKIPPED" => {
+                let reason = detail
+                    .row
+                    .error_message
+                    .unwrap_or_else(|| "no reason".to_owned());
+                found.push((
+                    *job_id,
+                    Outcome::Failed {
+                        reason,
+                        log: detail.log_tail,
+                    },
+                ));
+            }
+            _ => running += 1,
+        }
+    }
+    Ok(found)
+}
+
+fn report(progress: &mut Progress, item: &Item) {
+    let file = item
+        .path
+        .file_name()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
+    let (rows, error) = match &item.outcome {
+        Outcome::Waiting => return,
+        Outcome::Skipped { rows, .. } => (*rows, None),
+        Outcome::Done { rows, .. } => (*rows, None),
+        Outcome::Failed { reason, .. } => (0, Some(reason.as_str())),
+    };
+    progress.ended(&Ended {
+        file: &file,
+        rows,
+        error,
+    });
+}
+
+/// No job stays RUNNING after the run.
+fn settle(database: &Path) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    loop {
+        let mut turn = store.begin().map_err(failed)?;
+        let put_back = turn
+            .requeue_expired(i64::MAX, u32::MAX, limits::EXPIRED_PER_TURN)
+            .map_err(failed)?;
+        turn.commit().map_err(failed)?;
+        if put_back.len() < limits::EXPIRED_PER_TURN {
+            return Ok(());
+        }
+    }
+}
+
+fn receipt_json(receipt: Option<&str>) -> serde_json::Value {
+    receipt
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
+}
+
+fn outputs(receipt: Option<&str>) -> BTreeSet<String> {
+    let receipt = receipt_json(receipt);
+    let artifacts = receipt["artifacts"].as_array().cloned().unwrap_or_default();
+    artifacts
+        .iter()
+        .filter_map(|artifact| artifact["uri"].as_str().map(str::to_owned))
+        .collect()
+}
+
+fn counts(receipt: Option<&str>) -> (u64, u64) {
+    let receipt = receipt_json(receipt);
+    let metric = |name: &str| receipt["metrics"][name].as_u64().unwrap_or(0);
+    (metric("rows"), metric("size_bytes"))
+}
+
+/// False when a file that a receipt names has been removed. Tables are taken for there.
+fn is_there(uri: &str) -> bool {
+    uri.strip_prefix("file://")
+        .is_none_or(|path| Path::new(path).exists())
+}
+
+/// Outputs of earlier runs that the newest run of their file no longer has: a topic that is
+/// gone, or a file that fails now. What is left in the folder is what the newest runs made.
+fn remove_stale(items: &[Item], output: &Path) {
+    for item in items {
+        let current: BTreeSet<String> = match &item.outcome {
+            Outcome::Done { outputs, .. } => outputs.iter().cloned().collect(),
+            Outcome::Failed { .. } if item.job_id.is_some() => BTreeSet::new(),
+            _ => continue,
+        };
+        for uri in item.old_outputs.difference(&current) {
+            if let Some(path) = uri.strip_prefix("file://").map(Path::new)
+                && path.starts_with(output)
+                && let Err(error) = fs::remove_file(path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                log::error!("cannot remove old output {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+struct Summary {
+    done: u64,
+    skipped: u64,
+    failed: u64,
+    waiting: u64,
+    rows: u64,
+    size_bytes: u64,
+    seconds: f64,
+}
+
+impl Summary {
+    fn new(items: &[Item], elapsed: Duration) -> Self {
+        let mut summary = Summary {
+            done: 0,
+            skipped: 0,
+            failed: 0,
+            waiting: 0,
+            rows: 0,
+            size_bytes: 0,
+            seconds: elapsed.as_secs_f64(),
+        };
+        for item in items {
+            match &item.outcome {
+                Outcome::Waiting => summary.waiting += 1,
+                Outcome::Failed { .. } => summary.failed += 1,
+                Outcome::Skipped { rows, size_bytes } => {
+                    summary.skipped += 1;
+                    summary.rows += rows;
+                    summary.size_bytes += size_bytes;
+                }
+                Outcome::Done {
+                    rows, size_bytes, ..
+                } => {
+                    summary.done += 1;
+                    summary.rows += rows;
+                    summary.size_bytes += size_bytes;
+                }
+            }
+        }
+        summary
+    }
+
+    fn text(&self, items: &[Item], output: &Path) -> String {
+        let mut out = String::new();
+        let failures: Vec<Vec<String>> = items
+            .iter()
+            .filter_map(|item| match &item.outcome {
+                Outcome::Failed { reason, .. } => Some(vec![
+                    item.path.display().to_string(),
+                    first_line(reason, 160),
+                ]),
+                _ => None,
+            })
+            .collect();
+        if !failures.is_empty() {
+            out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
+            out.push('\n');
+        }
+        let mut header = vec!["FILES", "DONE", "SKIPPED", "FAILED"];
+        let mut row = vec![
+            thousands(items.len() as u64),
+            thousands(self.done),
+            thousands(self.skipped),
+            thousands(self.failed),
+        ];
+        if self.waiting > 0 {
+            header.push("WAITING");
+            row.push(thousands(self.waiting));
+        }
+        header.extend(["ROWS", "BYTES", "SECONDS"]);
+        row.extend([
+            thousands(self.rows),
+            octets(self.size_bytes),
+            format!("{:.2}", self.seconds),
+        ]);
+        out.push_str(&render(&header, &[true; 8], &[row]));
+        out.push_str(&format!("output: {}\n", output.display()));
+        out
+    }
+
+    fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
+        let files: Vec<serde_json::Value> = items.iter().map(item_json).collect();
+        serde_json::json!({
+            "plugin": plugin,
+            "output": output.to_string_lossy(),
+            "files": files,
+            "totals": {
+                "files": items.len(),
+                "done": self.done,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "waiting": self.waiting,
+                "rows": self.rows,
+                "size_bytes": self.size_bytes,
+                "seconds": self.seconds,
+            },
+        })
+    }
+}
+
+fn item_json(item: &Item) -> serde_json::Value {
+    let mut value = serde_json::json!({
+        "file": item.path.to_string_lossy(),
+        "job": item.job_id,
+    });
+    let fields = match &item.outcome {
+        Outcome::Waiting => serde_json::json!({"status": "WAITING"}),
+        Outcome::Skipped { rows, size_bytes } => serde_json::json!({
+            "status": "SKIPPED", "rows": rows, "size_bytes": size_bytes,
+            "outputs": item.old_outputs,
+        }),
+        Outcome::Done {
+            rows,
+            size_bytes,
+            outputs,
+        } => serde_json::json!({
+            "status": "DONE", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
+        }),
+        Outcome::Failed { reason, log } => serde_json::json!({
+            "status": "FAILED", "error": reason, "log": log,
+        }),
+    };
+    if let (Some(value), Some(fields)) = (value.as_object_mut(), fields.as_object()) {
+        value.extend(fields.clone());
+    }
+    value
+}

@@ -1,0 +1,243 @@
+//! `sentinel` and `worker`.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::args::{Command, Flag, Typed};
+use super::{Failure, failed, start_log};
+use crate::limits;
+use crate::reactor::Endpoint;
+#[cfg(feature = "worker")]
+use crate::worker;
+#[cfg(feature = "sentinel")]
+use crate::{sentinel, store};
+
+#[cfg(feature = "sentinel")]
+const SENTINEL_FLAGS: &[Flag] = &[
+    Flag {
+        long: "bind",
+        short: Some('b'),
+        value: Some("ENDPOINT"),
+        help: "Where workers connect (default tcp://127.0.0.1:5555):\ntcp://host:port, ipc:///path, ipc://@name",
+    },
+    Flag {
+        long: "database",
+        short: Some('d'),
+        value: Some("DB"),
+        help: "Path or sqlite:// URL (default sqlite://casparian_flow.db);\nmade when it is missing",
+    },
+    Flag {
+        long: "lease",
+        short: None,
+        value: Some("SECONDS"),
+        help: "A RUNNING job whose worker is not heard for this long is\nrequeued (default 30)",
+    },
+    Flag {
+        long: "retries",
+        short: None,
+        value: Some("N"),
+        help: "How often a job may lose its worker before it fails\n(default 3)",
+    },
+    Flag {
+        long: "insecure",
+        short: None,
+        value: None,
+        help: "Bind an address that other hosts reach, without encryption",
+    },
+];
+
+#[cfg(feature = "sentinel")]
+const fn sentinel_command(name: &'static str) -> Command {
+    Command {
+        name,
+        about: "Serves the job queue of a database to workers",
+        usage: "[OPTIONS]",
+        flags: SENTINEL_FLAGS,
+        notes: "SIGTERM or SIGINT: no more jobs are given out, running ones may end within 30 s;\na second one ends it at once.",
+    }
+}
+
+#[cfg(feature = "sentinel")]
+pub(super) const SENTINEL: Command = sentinel_command("casparian-sentinel");
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+pub(super) const CASPARIAN_SENTINEL: Command = sentinel_command("casparian sentinel");
+
+#[cfg(feature = "sentinel")]
+pub(super) fn sentinel(
+    command: &Command,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(), Failure> {
+    let typed = command.parse(arguments)?;
+    no_positionals(command, &typed)?;
+    let bind = endpoint(command, &typed, "bind")?;
+    let database = command
+        .text(&typed, "database")?
+        .unwrap_or_else(|| "sqlite://casparian_flow.db".to_owned());
+    let database = store::parse_location(&database).map_err(|error| command.usage_error(error))?;
+    if !bind.is_local() && !typed.has("insecure") {
+        return Err(failed(format!(
+            "{bind} can be reached by other hosts and is not encrypted; add --insecure if the network is trusted"
+        )));
+    }
+    let mut options = sentinel::Options::new(bind, database);
+    if let Some(seconds) = command.number(&typed, "lease", 1..=86_400)? {
+        options.lease = Duration::from_secs(seconds);
+    }
+    if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {
+        options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);
+    }
+    start_log("info");
+    if typed.has("insecure") {
+        log::warn!("without encryption anybody who reaches the port can run code on the workers");
+    }
+    let sentinel = sentinel::Sentinel::open(options).map_err(failed)?;
+    sentinel.run().map_err(failed)
+}
+
+#[cfg(feature = "worker")]
+const WORKER_FLAGS: &[Flag] = &[
+    Flag {
+        long: "connect",
+        short: Some('c'),
+        value: Some("ENDPOINT"),
+        help: "The sentinel (default tcp://127.0.0.1:5555)",
+    },
+    Flag {
+        long: "output",
+        short: Some('o'),
+        value: Some("DIR"),
+        help: "Where output goes (default ./output)",
+    },
+    Flag {
+        long: "worker-id",
+        short: None,
+        value: Some("ID"),
+        help: "Its name, kept over restarts (default: made up)",
+    },
+    Flag {
+        long: "slots",
+        short: None,
+        value: Some("N"),
+        help: "Jobs at a time (default: the number of cores)",
+    },
+    Flag {
+        long: "plugins",
+        short: None,
+        value: Some("NAMES"),
+        help: "Plugins it runs, separated by commas (default *, any)",
+    },
+    Flag {
+        long: "job-timeout",
+        short: None,
+        value: Some("SECONDS"),
+        help: "A job that takes longer is killed (default 3600)",
+    },
+    Flag {
+        long: "guest-start",
+        short: None,
+        value: Some("HOW"),
+        help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
+    },
+    Flag {
+        long: "shim",
+        short: None,
+        value: Some("FILE"),
+        help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
+    },
+];
+
+#[cfg(feature = "worker")]
+const fn worker_command(name: &'static str) -> Command {
+    Command {
+        name,
+        about: "Runs jobs of a sentinel and writes their output",
+        usage: "[OPTIONS]",
+        flags: WORKER_FLAGS,
+        notes: "SIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
+    }
+}
+
+#[cfg(feature = "worker")]
+pub(super) const WORKER: Command = worker_command("casparian-worker");
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+pub(super) const CASPARIAN_WORKER: Command = worker_command("casparian worker");
+
+#[cfg(feature = "worker")]
+pub(super) fn worker(
+    command: &Command,
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(), Failure> {
+    let typed = command.parse(arguments)?;
+    no_positionals(command, &typed)?;
+    let connect = endpoint(command, &typed, "connect")?;
+    let output = typed.path("output").unwrap_or_else(|| "output".into());
+    let mut options = worker::Options::new(connect, output);
+    worker_options(command, &typed, &mut options)?;
+    if let Some(id) = command.text(&typed, "worker-id")? {
+        if id.is_empty() || id.len() > limits::NAME_SIZE_MAX || id.starts_with('\0') {
+            return Err(command
+                .usage_error("--worker-id must be 1 to 255 octets")
+                .into());
+        }
+        options.worker_id = Some(id);
+    }
+    if let Some(names) = command.text(&typed, "plugins")? {
+        let names = names.split(',').map(|name| name.trim().to_owned());
+        options.capabilities = names.filter(|name| !name.is_empty()).collect();
+        if options.capabilities.is_empty() {
+            return Err(command.usage_error("--plugins names no plugin").into());
+        }
+    }
+    options.shim = typed.path("shim");
+    if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {
+        return Err(command
+            .usage_error("--shim needs --guest-start spawn")
+            .into());
+    }
+    start_log("info");
+    let worker = worker::Worker::open(options).map_err(failed)?;
+    worker.run().map_err(failed)
+}
+
+/// Flags that `worker` and `run` share.
+#[cfg(feature = "worker")]
+pub(super) fn worker_options(
+    command: &Command,
+    typed: &Typed,
+    options: &mut worker::Options,
+) -> Result<(), Failure> {
+    if let Some(slots) = command.number(typed, "slots", 1..=limits::WORKER_SLOTS_MAX as u64)? {
+        options.slots = usize::try_from(slots).unwrap_or(1);
+    }
+    if let Some(seconds) = command.number(typed, "job-timeout", 1..=31_536_000)? {
+        options.job_timeout = Duration::from_secs(seconds);
+    }
+    options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
+        None | Some("warm") => worker::GuestStart::Warm,
+        Some("spawn") => worker::GuestStart::Spawn,
+        Some(other) => {
+            return Err(command
+                .usage_error(format!("--guest-start {other}: expected warm or spawn"))
+                .into());
+        }
+    };
+    Ok(())
+}
+
+fn no_positionals(command: &Command, typed: &Typed) -> Result<(), Failure> {
+    match typed.positionals.first() {
+        Some(word) => Err(command
+            .usage_error(format!("unexpected argument {:?}", word.to_string_lossy()))
+            .into()),
+        None => Ok(()),
+    }
+}
+
+fn endpoint(command: &Command, typed: &Typed, long: &str) -> Result<Endpoint, Failure> {
+    let text = command
+        .text(typed, long)?
+        .unwrap_or_else(|| format!("tcp://127.0.0.1:{}", limits::PORT_DEFAULT));
+    Ok(text
+        .parse()
+        .map_err(|error| command.usage_error(format!("--{long}: {error}")))?)
+}
