@@ -48,10 +48,18 @@ def read_pyarrow(files):
     import pyarrow.parquet
 
     table = pa.concat_tables([pyarrow.parquet.ParquetFile(file).read() for file in files])
-    sums = {
+    # Summed as decimals: pyarrow adds integers in 64 bits and wraps.
+    exact = {
+        field.name: pc.cast(table[field.name], pa.decimal128(38, 0))
+        for field in table.schema
+        if pa.types.is_integer(field.type)
+    }
+    sums = {name: pc.sum(column).as_py() for name, column in exact.items()}
+    sums = {name: None if value is None else int(value) for name, value in sums.items()}
+    sums |= {
         field.name: pc.sum(table[field.name]).as_py()
         for field in table.schema
-        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        if pa.types.is_floating(field.type)
     }
     return {
         "rows": table.num_rows,
@@ -68,11 +76,11 @@ def read_duckdb(files):
     source = duckdb.read_parquet(files, hive_partitioning=False)
     types = dict(zip(source.columns, map(str, source.types)))
     quoted = {name: '"' + name.replace('"', '""') + '"' for name in types}
-    numeric = [name for name in types if types[name].endswith("INT") or types[name] in ("INTEGER", "UINTEGER", "FLOAT", "DOUBLE")]
+    numeric = [name for name in types if types[name].endswith(("INT", "INTEGER", "FLOAT", "DOUBLE"))]
     wanted = ["count(*)"]
     wanted += [f"count(*) - count({quoted[name]})" for name in types]
     wanted += [f"sum({quoted[name]})" for name in numeric]
-    row = source.aggregate(", ".join(wanted)).fetchone()
+    row = source.aggregate(", ".join(wanted)).fetchall()[0]
     return {
         "rows": row[0],
         "types": types,
@@ -99,7 +107,8 @@ def read_polars(files):
         "rows": row["rows"],
         "types": {name: str(kind) for name, kind in schema.items()},
         "nulls": {name: row[f"null {name}"] for name in nulls},
-        "sums": {name: row[f"sum {name}"] for name in sums},
+        # As the others say it: the sum of no values at all is null.
+        "sums": {name: row[f"sum {name}"] if row[f"null {name}"] < row["rows"] else None for name in sums},
     }
 
 

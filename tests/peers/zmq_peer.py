@@ -58,14 +58,16 @@ class Clock:
             raise Expired(progress)
 
 
-def option_value(text):
+# Options whose value is text, even when it looks like a number. CURVE_SERVER is a flag.
+TEXT_OPTIONS = ("plain_username", "plain_password", "curve_", "identity", "routing_id", "zap_domain")
+
+
+def option_value(name, value):
     """An option's value as libzmq wants it: an int, or bytes."""
-    if isinstance(text, int):
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        return text.encode()
+    name = name.lower()
+    if name.startswith(TEXT_OPTIONS) and name != "curve_server":
+        return str(value).encode()
+    return int(value)
 
 
 def frame_bytes(frame):
@@ -89,7 +91,7 @@ class Peer:
             self.socket.identity = options.identity.encode()
         for option in options.option:
             name, _, value = option.partition("=")
-            self.socket.set(getattr(zmq, name.upper()), option_value(value))
+            self.socket.set(getattr(zmq, name.upper()), option_value(name, value))
 
     def start_zap(self, rules):
         """A ZAP handler in a thread of its own."""
@@ -101,10 +103,10 @@ class Peer:
             allowed = {key.encode() for key in rules["curve"]}
 
             class Keys:
-                """Asked for each client's public key."""
+                """Asked for each client's public key, in Z85."""
 
                 def callback(self, domain, key):
-                    return zmq.utils.z85.encode(key) in allowed
+                    return key in allowed
 
             self.zap.configure_curve_callback(domain="*", credentials_provider=Keys())
 
@@ -128,7 +130,8 @@ class Peer:
         return {"endpoint": action["endpoint"]}
 
     def do_set(self, action):
-        self.socket.set(getattr(zmq, action["option"].upper()), option_value(action["value"]))
+        name = action["option"]
+        self.socket.set(getattr(zmq, name.upper()), option_value(name, action["value"]))
         return {}
 
     def do_get(self, action, key="value"):
@@ -225,7 +228,10 @@ def main():
             if name == "close":
                 linger_ms = action.get("linger_ms", TIMEOUT_MS)
                 break
-            wire.emit(name, **getattr(peer, "do_" + name)(action))
+            perform = getattr(peer, f"do_{name}", None)
+            if perform is None:
+                raise ValueError(f"no action {name}")
+            wire.emit(name, **perform(action))
         except Expired as error:
             wire.emit("error", message=f"time is up: {error}")
         except (zmq.ZMQError, AttributeError, KeyError, TypeError, ValueError) as error:

@@ -1,0 +1,229 @@
+//! kill -9 of everything: after a restart every job ends once, no part of a file is visible, and
+//! no RUNNING row stays behind.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::*;
+
+/// Writes a batch, waits at the gate, writes another.
+fn gated(gate: &Path) -> String {
+    format!(
+        "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({{'x': list(range(1000))}})\n        open(path + '.started', 'w').close()\n        while not os.path.exists({gate:?}):\n            time.sleep(0.01)\n        yield pa.table({{'x': [1]}})\n"
+    )
+}
+
+struct Scene {
+    dir: tempfile::TempDir,
+    database: PathBuf,
+    gate: PathBuf,
+    inputs: Vec<PathBuf>,
+    ids: Vec<i64>,
+}
+
+impl Scene {
+    fn new(jobs: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = dir.path().join("gate");
+        let database = database_with(dir.path(), "gated", &gated(&gate));
+        let inputs: Vec<PathBuf> = (0..jobs)
+            .map(|number| {
+                let path = dir.path().join(format!("in{number}"));
+                std::fs::write(&path, format!("{number}")).unwrap();
+                path
+            })
+            .collect();
+        let ids = submit(&database, "gated", &inputs);
+        Scene {
+            dir,
+            database,
+            gate,
+            inputs,
+            ids,
+        }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    fn wait_started(&self, number: usize) {
+        let mark = self.inputs[number].with_extension("started");
+        until("the plugin is in the middle of its output", || {
+            mark.exists().then_some(())
+        });
+    }
+
+    fn open_gate(&self) {
+        std::fs::write(&self.gate, "").unwrap();
+    }
+
+    fn nothing_visible(&self) {
+        assert_eq!(visible_files(&self.out()), Vec::<PathBuf>::new());
+    }
+
+    fn all_done(&self) {
+        for id in &self.ids {
+            let done = ended(&self.database, *id);
+            assert_eq!(done["status"], "COMPLETED", "{done}");
+            assert_eq!(done["receipt"]["metrics"]["rows"], 1001);
+        }
+        assert_eq!(visible_files(&self.out()).len(), self.ids.len());
+        let engines = read_parquet(&self.out());
+        assert!(
+            engines
+                .iter()
+                .all(|engine| engine["rows"] == 1001 * self.ids.len())
+        );
+        let running = casparian_ok(&[
+            "jobs",
+            "-s",
+            "RUNNING",
+            "--json",
+            "-d",
+            self.database.to_str().unwrap(),
+        ]);
+        assert_eq!(running.trim(), "[]");
+        // Staging holds nothing of the dead.
+        let staged = std::process::Command::new("find")
+            .arg(self.out().join(".casparian/staging"))
+            .args(["-type", "f", "-name", "[0-9]*-[0-9]*"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&staged.stdout), "");
+    }
+}
+
+/// Guests of a killed worker must not live on.
+fn no_guest_for(input: &Path) {
+    let name = input.to_str().unwrap().to_owned();
+    until("the guest dies with its worker", || {
+        let alive = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            std::fs::read(entry.path().join("environ")).is_ok_and(|environ| {
+                String::from_utf8_lossy(&environ).contains(&format!("BRIDGE_FILE_PATH={name}"))
+            })
+        });
+        (!alive).then_some(())
+    });
+}
+
+#[test]
+fn a_killed_worker_loses_nothing() {
+    for start in ["warm", "spawn"] {
+        let scene = Scene::new(2);
+        let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let more = ["--slots", "2", "--guest-start", start];
+        let mut first = worker(&endpoint, &scene.out(), &more);
+        scene.wait_started(0);
+        scene.wait_started(1);
+        first.kill();
+        scene.nothing_visible();
+        no_guest_for(&scene.inputs[0]);
+        scene.open_gate();
+        let _second = worker(&endpoint, &scene.out(), &more);
+        scene.all_done();
+        assert_eq!(job(&scene.database, scene.ids[0])["attempt"], 2);
+    }
+}
+
+#[test]
+fn a_killed_sentinel_takes_its_jobs_up_again_and_the_worker_goes_on() {
+    let scene = Scene::new(3);
+    let (mut first, endpoint) = sentinel(&scene.database, &[]);
+    let _worker = worker(&endpoint, &scene.out(), &["--slots", "1"]);
+    scene.wait_started(0);
+    first.kill();
+    scene.nothing_visible();
+    let port = endpoint.rsplit(':').next().unwrap();
+    let mut second = Background::start(
+        program("casparian-sentinel")
+            .args(["--bind", &format!("tcp://127.0.0.1:{port}"), "--database"])
+            .arg(&scene.database),
+    );
+    second.line_with("goes on with job");
+    scene.open_gate();
+    scene.all_done();
+    assert_eq!(
+        job(&scene.database, scene.ids[0])["attempt"],
+        1,
+        "it was never interrupted"
+    );
+}
+
+#[test]
+fn killed_sentinel_and_worker_leave_no_running_row() {
+    let scene = Scene::new(1);
+    let (mut first, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let mut dead = worker(&endpoint, &scene.out(), &[]);
+    scene.wait_started(0);
+    first.kill();
+    dead.kill();
+    scene.open_gate();
+    let (_second, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let _worker = worker(&endpoint, &scene.out(), &[]);
+    scene.all_done();
+}
+
+#[test]
+fn a_killed_guest_is_a_failure_that_says_so_and_the_slot_is_free() {
+    let scene = Scene::new(2);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let _worker = worker(
+        &endpoint,
+        &scene.out(),
+        &["--slots", "1", "--guest-start", "spawn"],
+    );
+    scene.wait_started(0);
+    let killed = std::process::Command::new("pkill")
+        .args(["-KILL", "-f", "-n", "shim.py"])
+        .env("PATH", std::env::var("PATH").unwrap())
+        .status();
+    assert!(killed.is_ok(), "pkill (Debian: procps) is needed");
+    let failed = ended(&scene.database, scene.ids[0]);
+    assert_eq!(failed["status"], "FAILED");
+    assert!(
+        failed["error"].as_str().unwrap().contains("SIGKILL"),
+        "{failed}"
+    );
+    scene.open_gate();
+    let done = ended(&scene.database, scene.ids[1]);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(visible_files(&scene.out()).len(), 1);
+}
+
+#[test]
+fn a_killed_run_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = dir.path().join("gate");
+    let plugin = dir.path().join("gated.py");
+    std::fs::write(&plugin, gated(&gate)).unwrap();
+    let folder = dir.path().join("in");
+    std::fs::create_dir(&folder).unwrap();
+    for number in 0..3 {
+        std::fs::write(folder.join(format!("f{number}")), number.to_string()).unwrap();
+    }
+    let out = dir.path().join("out");
+    let mut command = program("casparian");
+    command
+        .arg("run")
+        .arg(&plugin)
+        .arg(&folder)
+        .arg("--pattern")
+        .arg("f?")
+        .arg("--output")
+        .arg(&out);
+    let mut first = Background::start(&mut command);
+    until("it is in the middle of a file", || {
+        folder.join("f0.started").exists().then_some(())
+    });
+    first.kill();
+    assert_eq!(visible_files(&out), Vec::<PathBuf>::new());
+    std::fs::write(&gate, "").unwrap();
+    let second = output(&mut command);
+    assert_eq!(second.status.code(), Some(0), "{}", stderr(&second));
+    assert_eq!(visible_files(&out).len(), 3);
+    assert!(
+        read_parquet(&out)
+            .iter()
+            .all(|engine| engine["rows"] == 3003)
+    );
+}

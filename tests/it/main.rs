@@ -1,0 +1,10 @@
+//! The programs as their users meet them: command lines, real SQLite files, real Python
+//! environments, live libzmq peers, real kills.
+
+mod common;
+mod crash;
+mod guests;
+mod interop;
+mod old_system;
+mod operate;
+mod run;

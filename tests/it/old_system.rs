@@ -1,0 +1,377 @@
+//! Programs of the old system on the other end.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::*;
+
+const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1, 2, 3]})\n";
+
+fn inputs(dir: &Path, count: usize) -> Vec<std::path::PathBuf> {
+    (0..count)
+        .map(|number| {
+            let path = dir.join(format!("in{number}"));
+            std::fs::write(&path, format!("{number}\n")).unwrap();
+            path
+        })
+        .collect()
+}
+
+#[test]
+fn an_old_worker_does_the_jobs_of_our_sentinel() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let ids = submit(&database, "one", &inputs(dir.path(), 3));
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut worker =
+        Background::start(peer("old_worker.py").args(["--connect", &endpoint, "--jobs", "3"]));
+    for id in &ids {
+        let dispatch = worker.event("dispatch");
+        assert_eq!(dispatch["job_id"], *id);
+        assert_eq!(dispatch["waiting"], 0, "one job at a time");
+        let payload = &dispatch["payload"];
+        assert_eq!(payload["plugin_name"], "one");
+        assert_eq!(payload["source_code"], ONE_ROW);
+        assert_eq!(payload["sinks"][0]["uri"], "parquet://one_output.parquet");
+    }
+    assert_eq!(worker.wait(), Some(0), "{:#?}", worker.seen);
+    for id in ids {
+        let done = ended(&database, id);
+        assert_eq!(done["status"], "COMPLETED");
+        assert_eq!(done["receipt"]["metrics"]["rows"], 3);
+    }
+}
+
+#[test]
+fn an_old_workers_failures_end_the_job_and_its_death_requeues_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let ids = submit(&database, "one", &inputs(dir.path(), 3));
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    for (result, id) in [("failed", ids[0]), ("err", ids[1])] {
+        let mut worker = Background::start(peer("old_worker.py").args([
+            "--connect",
+            &endpoint,
+            "--result",
+            result,
+        ]));
+        let done = ended(&database, id);
+        assert_eq!(done["status"], "FAILED");
+        assert!(done["error"].as_str().unwrap().contains("boom"), "{done}");
+        worker.wait();
+    }
+    let mut dying = Background::start(peer("old_worker.py").args([
+        "--connect",
+        &endpoint,
+        "--die-on-job",
+        "1",
+    ]));
+    dying.event("died");
+    let mut other = Background::start(peer("old_worker.py").args(["--connect", &endpoint]));
+    let done = ended(&database, ids[2]);
+    assert_eq!(done["status"], "COMPLETED");
+    assert_eq!(done["attempt"], 2);
+    assert_eq!(other.wait(), Some(0));
+}
+
+#[test]
+fn our_worker_serves_an_old_sentinel() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = inputs(dir.path(), 1).remove(0);
+    let sleeping =
+        "import time\nclass Handler:\n    def execute(self, path):\n        time.sleep(1000)\n";
+    let dispatch = |id: u64, source: &str| {
+        serde_json::json!({"job_id": id, "payload": {
+            "plugin_name": "p", "file_path": input, "file_version_id": 42, "env_hash": "",
+            "source_code": source, "artifact_hash": null,
+            "sinks": [{"topic": "output", "uri": "parquet://o.parquet", "mode": "append", "schema_def": null}],
+        }})
+    };
+    let run = |jobs: Value, more: &[&str]| -> Vec<Value> {
+        let file = dir.path().join("jobs.json");
+        std::fs::write(&file, jobs.to_string()).unwrap();
+        let mut old = Background::start(peer("old_sentinel.py").arg(&file).args(more));
+        let endpoint = old.event("bound")["endpoint"].as_str().unwrap().to_owned();
+        let _worker = worker(
+            &endpoint,
+            &dir.path().join("out"),
+            &["--worker-id", "w-test"],
+        );
+        assert_eq!(old.wait(), Some(0), "{:#?}", old.seen);
+        old.seen
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()
+    };
+    let failing =
+        "class Handler:\n    def execute(self, path):\n        raise ValueError('bad row 17')\n";
+    let events = run(
+        serde_json::json!([dispatch(5, ONE_ROW), dispatch(6, failing)]),
+        &["--burst"],
+    );
+    let identify = events
+        .iter()
+        .find(|event| event["opcode"] == "IDENTIFY")
+        .unwrap();
+    assert_eq!(identify["payload"]["worker_id"], "w-test");
+    assert_eq!(
+        identify["payload"]["capabilities"],
+        serde_json::json!(["*"])
+    );
+    let concluded = |events: &[Value], id: u64| -> Value {
+        let found = events
+            .iter()
+            .find(|event| event["opcode"] == "CONCLUDE" && event["job_id"] == id);
+        found.unwrap_or_else(|| panic!("{events:#?}"))["payload"].clone()
+    };
+    let good = concluded(&events, 5);
+    assert_eq!(good["status"], "SUCCESS");
+    assert_eq!(good["metrics"]["rows"], 3);
+    assert!(dir.path().join("out/o_5.parquet").exists());
+    let bad = concluded(&events, 6);
+    assert_eq!(bad["status"], "FAILED");
+    assert!(
+        bad["error_message"]
+            .as_str()
+            .unwrap()
+            .contains("bad row 17"),
+        "{bad}"
+    );
+    let events = run(
+        serde_json::json!([dispatch(7, sleeping)]),
+        &["--abort-after-ms", "200"],
+    );
+    let aborted = concluded(&events, 7);
+    assert_eq!(aborted["status"], "FAILED");
+    assert!(
+        aborted["error_message"]
+            .as_str()
+            .unwrap()
+            .contains("aborted"),
+        "{aborted}"
+    );
+}
+
+#[test]
+fn the_old_shim_works_under_our_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let failing = dir.path().join("failing.py");
+    std::fs::write(&failing, "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'id': [1]})\n        raise ValueError('bad row 17')\n").unwrap();
+    casparian_ok(&[
+        "deploy",
+        failing.to_str().unwrap(),
+        "-d",
+        database.to_str().unwrap(),
+    ]);
+    let input = inputs(dir.path(), 1);
+    let good = submit(&database, "one", &input)[0];
+    let bad = submit(&database, "failing", &input)[0];
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let shim = root().join("tests/data/old_shim.py");
+    let _worker = worker(
+        &endpoint,
+        &out,
+        &["--guest-start", "spawn", "--shim", shim.to_str().unwrap()],
+    );
+    let done = ended(&database, good);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(done["receipt"]["metrics"]["rows"], 3);
+    let failed = ended(&database, bad);
+    assert!(
+        failed["error"].as_str().unwrap().contains("bad row 17"),
+        "{failed}"
+    );
+    assert_eq!(visible_files(&out).len(), 1);
+}
+
+/// The plugins of the captures, run by our shim under the old worker's side of the bridge.
+#[test]
+fn our_shim_works_under_the_old_worker() {
+    let index: Value = serde_json::from_str(
+        &std::fs::read_to_string(root().join("tests/data/bridge/index.json")).unwrap(),
+    )
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let input = inputs(dir.path(), 1).remove(0);
+    let shim = root().join("src/guest/shim.py");
+    for capture in index["captures"].as_array().unwrap() {
+        let name = capture["name"].as_str().unwrap();
+        let plugin = dir.path().join(format!("{name}.py"));
+        std::fs::write(&plugin, capture["plugin"].as_str().unwrap()).unwrap();
+        let mut command = peer("old_worker_bridge.py");
+        command
+            .arg("--shim")
+            .arg(&shim)
+            .arg("--plugin")
+            .arg(&plugin)
+            .arg("--file")
+            .arg(&input);
+        let output = output(&mut command);
+        let seen: Value = serde_json::from_str(stdout(&output).trim())
+            .unwrap_or_else(|error| panic!("{name}: {error}: {}", stderr(&output)));
+        assert_eq!(seen["exit_code"], capture["exit_code"], "{name}: {seen}");
+        assert_eq!(seen["ended"], true, "{name}: {seen}");
+        let want: Value = serde_json::from_str(capture["stdout"].as_str().unwrap()).unwrap();
+        assert_eq!(seen["summary"], want, "{name}");
+        if want["status"] == "SUCCESS" {
+            assert_eq!(seen["rows"], want["rows_published"], "{name}: {seen}");
+            assert_eq!(seen["error"], Value::Null, "{name}");
+        } else {
+            assert!(
+                seen["error"].as_str().unwrap().contains("bad row 17"),
+                "{name}: {seen}"
+            );
+        }
+    }
+}
+
+#[test]
+fn our_encodings_decode_with_a_python_reader() {
+    use casparian::protocol::{
+        Conclude, Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Hold, Identify, JobStatus,
+        Payload, PrepareEnv, SinkConfig,
+    };
+    let sink = SinkConfig {
+        topic: "output".into(),
+        uri: "parquet://ü.parquet".into(),
+        mode: "append".into(),
+        schema_def: None,
+    };
+    let hold = Hold {
+        job_id: 9,
+        attempt: 2,
+    };
+    let payloads: Vec<(u64, Payload<'_>)> = vec![
+        (
+            0,
+            Payload::Identify(Identify {
+                capabilities: vec!["*".into()],
+                worker_id: Some("w-1".into()),
+                slots: Some(4),
+                running: Some(vec![hold]),
+                ..Identify::default()
+            }),
+        ),
+        (
+            u64::MAX,
+            Payload::Dispatch(Box::new(Dispatch {
+                plugin_name: "p".into(),
+                file_path: "/ü \"q\"".into(),
+                sinks: vec![sink],
+                attempt: Some(1),
+                ..Dispatch::default()
+            })),
+        ),
+        (7, Payload::Abort),
+        (
+            9,
+            Payload::Heartbeat(Heartbeat {
+                status: HeartbeatStatus::Busy,
+                current_job_id: Some(9),
+                running: Some(vec![hold]),
+            }),
+        ),
+        (
+            9,
+            Payload::Conclude(Conclude {
+                status: JobStatus::Failed,
+                metrics: [("min".to_owned(), i64::MIN)].into(),
+                artifacts: vec![],
+                error_message: Some("a\nb".into()),
+                attempt: Some(1),
+                log_tail: None,
+            }),
+        ),
+        (
+            1,
+            Payload::Err(Err {
+                message: "bad".into(),
+                traceback: None,
+            }),
+        ),
+        (0, Payload::Reload),
+        (
+            0,
+            Payload::PrepareEnv(PrepareEnv {
+                env_hash: "c".repeat(64).into(),
+                lockfile_content: "x\n".into(),
+                python_version: None,
+            }),
+        ),
+        (
+            0,
+            Payload::EnvReady(EnvReady {
+                env_hash: "c".into(),
+                interpreter_path: "/p".into(),
+                cached: true,
+            }),
+        ),
+    ];
+    let mut decoder = Background::start(&mut peer("decode_protocol.py"));
+    for (job_id, payload) in &payloads {
+        let (header, json) = payload.encode(*job_id).unwrap();
+        let hex = |octets: &[u8]| {
+            octets
+                .iter()
+                .map(|o| format!("{o:02x}"))
+                .collect::<String>()
+        };
+        decoder.write(&format!("{},{}", hex(&header), hex(&json)));
+    }
+    assert_eq!(decoder.wait(), Some(0), "{:#?}", decoder.seen);
+    assert_eq!(decoder.seen.len(), payloads.len());
+    for (line, (job_id, payload)) in decoder.seen.iter().zip(&payloads) {
+        let value: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(value["job_id"], *job_id, "{line}");
+        let (_, json) = payload.encode(*job_id).unwrap();
+        if !json.is_empty() {
+            assert_eq!(
+                value["payload"],
+                serde_json::from_slice::<Value>(&json).unwrap()
+            );
+        }
+    }
+}
+
+/// The database of the reference, with its own jobs, worked off in place.
+#[test]
+fn a_legacy_database_is_served_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("legacy.sqlite");
+    std::fs::copy(root().join("tests/data/db/legacy_v5.sqlite"), &database).unwrap();
+    let refused = casparian(&["jobs", "-d", database.to_str().unwrap()]);
+    assert!(
+        stderr(&refused).contains("casparian init"),
+        "{}",
+        stderr(&refused)
+    );
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(data.join("2025")).unwrap();
+    for number in 1..=4 {
+        std::fs::write(data.join(format!("2025/f{number}.csv")), "a,b\n1,2\n").unwrap();
+    }
+    let script = format!(
+        "import sqlite3; c = sqlite3.connect({database:?}); c.execute('UPDATE cf_source_root SET path = ?', ({:?},)); c.commit()",
+        data.to_str().unwrap()
+    );
+    assert!(
+        output(std::process::Command::new(python()).args(["-c", &script]))
+            .status
+            .success()
+    );
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let _worker = worker(&endpoint, &out, &[]);
+    // Two were QUEUED, one was RUNNING without a lease.
+    for id in [1, 2, 3] {
+        let done = ended(&database, id);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+    }
+    assert!(out.join("sales_1.parquet").exists());
+    assert!(out.join("other_2.parquet").exists(), "the override's sink");
+    assert_eq!(job(&database, 4)["status"], "FAILED");
+    assert_eq!(job(&database, 6)["status"], "PENDING");
+}

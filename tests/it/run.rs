@@ -1,0 +1,470 @@
+//! `casparian run`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::common::*;
+
+fn run_json(plugin: &str, inputs: &[&str], out: &Path, more: &[&str]) -> (Value, Option<i32>) {
+    let mut command = program("casparian");
+    command
+        .arg("run")
+        .arg(plugin)
+        .args(inputs)
+        .arg("--output")
+        .arg(out)
+        .arg("--json")
+        .args(more);
+    let output = output(command.current_dir(root()));
+    let value = serde_json::from_str(&stdout(&output))
+        .unwrap_or_else(|error| panic!("{error}: {}{}", stdout(&output), stderr(&output)));
+    (value, output.status.code())
+}
+
+#[test]
+fn the_example_gives_parquet_that_every_engine_reads_with_the_sums_of_the_input() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let (summary, code) = run_json(
+        "examples/plugins/flights.py",
+        &["examples/data/flights"],
+        &out,
+        &[],
+    );
+    assert_eq!(code, Some(0), "{summary}");
+    let expected: Value = serde_json::from_str(
+        &std::fs::read_to_string(root().join("examples/data/expected.json")).unwrap(),
+    )
+    .unwrap();
+    let total = &expected["total"];
+    assert_eq!(summary["totals"]["rows"], total["rows"]);
+    assert_eq!(summary["totals"]["done"], 12);
+    let engines = read_parquet(&out);
+    assert_eq!(engines.len(), 3);
+    for engine in engines {
+        assert_eq!(engine["rows"], total["rows"], "{engine}");
+        for (column, sum) in total["sums"].as_object().unwrap() {
+            assert_eq!(
+                &engine["sums"][column], sum,
+                "{} {column}",
+                engine["engine"]
+            );
+        }
+        for (column, nulls) in total["nulls"].as_object().unwrap() {
+            assert_eq!(
+                &engine["nulls"][column], nulls,
+                "{} {column}",
+                engine["engine"]
+            );
+        }
+        let ids = engine["sums"]["_job_id"].as_u64().unwrap();
+        assert!(ids > 0 && engine["sums"]["_file_version_id"].as_u64().unwrap() > 0);
+    }
+}
+
+#[test]
+fn topics_go_to_files_of_their_own_and_pandas_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("topics");
+    let plugin = "examples/plugins/flights_topics.py";
+    let (summary, code) = run_json(plugin, &["examples/data/flights"], &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let names: Vec<String> = visible_files(&out)
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    for topic in ["flights", "cancelled"] {
+        let prefix = format!("flights_topics_{topic}_");
+        let count = names
+            .iter()
+            .filter(|name| name.starts_with(&prefix))
+            .count();
+        assert_eq!(count, 12, "{names:?}");
+    }
+    assert_eq!(summary["totals"]["rows"], 10_530);
+    let out = dir.path().join("pandas");
+    let plugin = "examples/plugins/flights_pandas.py";
+    let (summary, code) = run_json(plugin, &["examples/data/flights"], &out, &["--slots", "1"]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert!(
+        read_parquet(&out)
+            .iter()
+            .all(|engine| engine["rows"] == summary["totals"]["rows"])
+    );
+}
+
+const COUNT_LINES: &str = r#"
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        lines = open(path).read().splitlines()
+        if "fail" in lines:
+            raise ValueError("told to fail")
+        yield pa.table({"line": lines})
+"#;
+
+struct Folder {
+    dir: tempfile::TempDir,
+}
+
+impl Folder {
+    fn new(files: &[(&str, &str)]) -> Self {
+        let folder = Folder {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        std::fs::create_dir(folder.path("in")).unwrap();
+        folder.write("count.py", COUNT_LINES);
+        for (name, text) in files {
+            folder.write(&format!("in/{name}"), text);
+        }
+        folder
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).unwrap();
+    }
+
+    fn run(&self, more: &[&str]) -> (Value, Option<i32>) {
+        let out = self.path("out");
+        run_json(
+            &self.path("count.py"),
+            &[&self.path("in")],
+            Path::new(&out),
+            more,
+        )
+    }
+}
+
+fn totals(summary: &Value) -> (u64, u64, u64, u64) {
+    let number = |name: &str| summary["totals"][name].as_u64().unwrap();
+    (
+        number("done"),
+        number("skipped"),
+        number("failed"),
+        number("rows"),
+    )
+}
+
+#[test]
+fn a_second_run_does_only_what_has_changed_or_failed() {
+    let folder = Folder::new(&[("a", "1\n2\n"), ("b", "3\n"), ("c", "fail\n")]);
+    let (summary, code) = folder.run(&[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((2, 0, 1, 3), Some(1)),
+        "{summary}"
+    );
+    let failed = summary["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["status"] == "FAILED");
+    assert!(
+        failed.unwrap()["error"]
+            .as_str()
+            .unwrap()
+            .contains("ValueError: told to fail")
+    );
+    // The failed one is tried again, the others are not.
+    let (summary, _) = folder.run(&[]);
+    assert_eq!(totals(&summary), (0, 2, 1, 3), "{summary}");
+    folder.write("in/c", "4\n5\n");
+    folder.write("in/b", "6\n7\n8\n");
+    let (summary, code) = folder.run(&[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((2, 1, 0, 7), Some(0)),
+        "{summary}"
+    );
+    // A file that is run again replaces its own output.
+    let out = folder.path("out");
+    assert_eq!(visible_files(Path::new(&out)).len(), 3);
+    assert!(
+        read_parquet(Path::new(&out))
+            .iter()
+            .all(|engine| engine["rows"] == 7)
+    );
+    // An output that was removed is made again.
+    std::fs::remove_file(&visible_files(Path::new(&out))[0]).unwrap();
+    assert_eq!(totals(&folder.run(&[]).0), (1, 2, 0, 7));
+    assert_eq!(totals(&folder.run(&["--force"]).0), (3, 0, 0, 7));
+    // Another plugin of the same name is another plugin.
+    folder.write("count.py", &format!("{COUNT_LINES}# changed\n"));
+    assert_eq!(totals(&folder.run(&[]).0), (3, 0, 0, 7));
+    // A file that fails now leaves nothing of before.
+    folder.write("in/a", "fail\n");
+    assert_eq!(totals(&folder.run(&[]).0), (0, 2, 1, 5));
+    assert_eq!(visible_files(Path::new(&out)).len(), 2);
+}
+
+#[test]
+fn patterns_globs_and_single_files_choose_the_input() {
+    let folder = Folder::new(&[("a.csv", "1\n"), ("b.csv", "2\n"), ("c.txt", "3\n")]);
+    assert_eq!(totals(&folder.run(&["--pattern", "*.csv"]).0), (2, 0, 0, 2));
+    let out = folder.path("out");
+    let plugin = folder.path("count.py");
+    let glob = folder.path("in/*.txt");
+    let (summary, _) = run_json(
+        &plugin,
+        &[&glob, &folder.path("in/a.csv")],
+        Path::new(&out),
+        &[],
+    );
+    assert_eq!(totals(&summary), (1, 1, 0, 2), "{summary}");
+}
+
+#[test]
+fn plain_output_has_a_line_a_file_and_a_table() {
+    let folder = Folder::new(&[("a", "1\n2\n"), ("b", "fail\n")]);
+    let output = casparian(&[
+        "run",
+        &folder.path("count.py"),
+        &folder.path("in"),
+        "--output",
+        &folder.path("out"),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let (out, err) = (stdout(&output), stderr(&output));
+    assert!(err.contains("/2] a: 2 rows"), "{err}");
+    assert!(
+        out.contains("FAILED") && out.contains("ValueError: told to fail"),
+        "{out}"
+    );
+    assert!(out.contains("FILES  DONE  SKIPPED  FAILED"), "{out}");
+}
+
+#[test]
+fn mistakes_are_one_clear_line_and_an_exit_code() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    folder.write(
+        "bad_syntax.py",
+        "class Handler:\n    def execute(self, path)\n        pass\n",
+    );
+    folder.write("bad_block.py", "# /// script\n# dependencies = 3\n# ///\n");
+    folder.write("no_such_package.py", "# /// script\n# dependencies = [\"casparian-no-such-package==1\"]\n# ///\nclass Handler: pass\n");
+    folder.write("plain_file", "x");
+    folder.write("no_database", &"not a database ".repeat(100));
+    let (plugin, input, out) = (
+        folder.path("count.py"),
+        folder.path("in"),
+        folder.path("out"),
+    );
+    let at = |name: &str| folder.path(name);
+    let cases: Vec<(Vec<String>, i32, &str)> = vec![
+        (vec![], 2, "no command"),
+        (vec!["nope".into()], 2, "unknown command"),
+        (vec!["run".into()], 2, "expected a plugin"),
+        (vec!["run".into(), plugin.clone()], 2, "at least one input"),
+        (
+            vec!["run".into(), plugin.clone(), input.clone()],
+            2,
+            "--output is missing",
+        ),
+        (
+            run(&plugin, &input, &out, &["--slots", "0"]),
+            2,
+            "--slots 0",
+        ),
+        (
+            run(&plugin, &input, &out, &["--slots", "x"]),
+            2,
+            "--slots x",
+        ),
+        (
+            run(&plugin, &input, &out, &["--nope"]),
+            2,
+            "unknown option --nope",
+        ),
+        (
+            run(&plugin, &input, &out, &["--guest-start", "x"]),
+            2,
+            "warm or spawn",
+        ),
+        (run(&at("missing.py"), &input, &out, &[]), 1, "No such file"),
+        (
+            run(&at("bad_syntax.py"), &input, &out, &[]),
+            1,
+            "line 2: expected ':'",
+        ),
+        (run(&at("bad_block.py"), &input, &out, &[]), 1, "PEP 723"),
+        (
+            run(&at("no_such_package.py"), &input, &out, &[]),
+            1,
+            "casparian-no-such-package",
+        ),
+        (
+            run(&plugin, &at("in/missing"), &out, &[]),
+            1,
+            "No such file",
+        ),
+        (
+            run(&plugin, &input, &out, &["--pattern", "*.x"]),
+            1,
+            "no file in it matches *.x",
+        ),
+        (
+            run(&plugin, &input, &at("plain_file"), &[]),
+            1,
+            "plain_file",
+        ),
+        (
+            run(&plugin, &input, "/proc/nowhere", &[]),
+            1,
+            "/proc/nowhere",
+        ),
+        (
+            run(&plugin, &input, &out, &["--requirements", &at("none")]),
+            1,
+            "none: No such file",
+        ),
+        (vec!["jobs".into()], 2, "--database is missing"),
+        (
+            vec!["jobs".into(), "-d".into(), at("missing.db")],
+            1,
+            "no such file",
+        ),
+        (
+            vec!["jobs".into(), "-d".into(), at("no_database")],
+            1,
+            "no SQLite database",
+        ),
+        (
+            vec!["jobs".into(), "-d".into(), "postgres://x".into()],
+            2,
+            "sqlite",
+        ),
+        (vec!["jobs".into(), "-d".into(), at("in")], 1, "directory"),
+        (
+            vec!["init".into(), at("no_database")],
+            1,
+            "no SQLite database",
+        ),
+        (
+            vec!["init".into(), at("none/x.db")],
+            1,
+            "cannot open or make",
+        ),
+        (
+            vec!["sentinel".into(), "--bind".into(), "udp://x".into()],
+            2,
+            "transport",
+        ),
+        (
+            vec!["sentinel".into(), "--bind".into(), "tcp://*:5555".into()],
+            1,
+            "--insecure",
+        ),
+        (
+            vec!["sentinel".into(), "-d".into(), at("no_database")],
+            1,
+            "no SQLite database",
+        ),
+        (
+            vec!["worker".into(), "extra".into()],
+            2,
+            "unexpected argument",
+        ),
+    ];
+    for (arguments, code, want) in cases {
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let output = casparian(&words);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {text}");
+        assert!(text.contains(want), "{words:?}: {text}");
+        // A failed tool's own last lines stand behind the line that says what failed.
+        let said = text
+            .lines()
+            .filter(|line| line.starts_with("casparian: "))
+            .count();
+        assert_eq!(said, 1, "{words:?}: {text}");
+        assert!(
+            !text.contains("panicked") && !text.contains("RUST_BACKTRACE"),
+            "{text}"
+        );
+    }
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", bound.local_addr().unwrap());
+    let output = casparian(&["sentinel", "--bind", &endpoint, "-d", &at("q.db")]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("cannot bind tcp://127.0.0.1"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+fn run(plugin: &str, input: &str, out: &str, more: &[&str]) -> Vec<String> {
+    let base = ["run", plugin, input, "--output", out];
+    base.iter()
+        .chain(more)
+        .map(|word| (*word).to_owned())
+        .collect()
+}
+
+#[test]
+fn help_and_version_are_on_stdout() {
+    for arguments in [
+        &["--help"][..],
+        &["run", "--help"],
+        &["init", "--help"],
+        &["deploy", "-h"],
+        &["submit", "--help"],
+        &["jobs", "--help"],
+        &["job", "--help"],
+        &["sentinel", "--help"],
+        &["worker", "--help"],
+    ] {
+        let text = casparian_ok(arguments);
+        assert!(text.contains("Usage: casparian"), "{arguments:?}: {text}");
+    }
+    assert!(casparian_ok(&["--version"]).starts_with("casparian "));
+}
+
+#[test]
+fn an_interrupt_stops_cleanly_and_the_next_run_goes_on() {
+    let files: Vec<(String, &str)> = (0..6).map(|n| (format!("f{n}"), "1\n")).collect();
+    let files: Vec<(&str, &str)> = files
+        .iter()
+        .map(|(name, text)| (name.as_str(), *text))
+        .collect();
+    let folder = Folder::new(&files);
+    let gate = folder.path("gate");
+    folder.write(
+        "slow.py",
+        &format!(
+            "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        while not path.endswith('f0') and not os.path.exists({gate:?}):\n            time.sleep(0.01)\n        yield pa.table({{'x': [1]}})\n"
+        ),
+    );
+    let (plugin, input, out) = (
+        folder.path("slow.py"),
+        folder.path("in"),
+        folder.path("out"),
+    );
+    let arguments = ["run", &plugin, &input, "--output", &out, "--slots", "2"];
+    let mut first = Background::start(program("casparian").args(arguments));
+    first.line_with("f0: 1 rows");
+    let locked = casparian(&arguments);
+    assert!(
+        stderr(&locked).contains("another casparian run"),
+        "{}",
+        stderr(&locked)
+    );
+    first.signal("-INT");
+    assert_eq!(first.wait(), Some(130), "{:#?}", first.seen);
+    assert_eq!(visible_files(Path::new(&out)).len(), 1);
+    let database = format!("{out}/.casparian/queue.sqlite");
+    let jobs = casparian_ok(&["jobs", "--status", "RUNNING", "--json", "-d", &database]);
+    assert_eq!(jobs.trim(), "[]");
+    std::fs::write(&gate, "").unwrap();
+    let (summary, code) = run_json(&plugin, &[&input], Path::new(&out), &[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((5, 1, 0, 6), Some(0)),
+        "{summary}"
+    );
+}
