@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Longest wait for anything; machines may be slow, so it is generous.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
 
-pub fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -22,14 +22,14 @@ fn target() -> PathBuf {
 
 /// HOME of all programs under test, so that environments are made once and the user's own home
 /// is not touched.
-pub fn home() -> PathBuf {
+pub(crate) fn home() -> PathBuf {
     let home = target().join("home");
     std::fs::create_dir_all(&home).unwrap();
     home
 }
 
 /// An interpreter with `tests/peers/requirements.txt` installed; made on first use.
-pub fn python() -> &'static Path {
+pub(crate) fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let venv = target().join("peers-venv");
@@ -72,7 +72,7 @@ pub fn python() -> &'static Path {
 }
 
 /// One of our programs.
-pub fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     let path = match name {
         "casparian" => env!("CARGO_BIN_EXE_casparian"),
         "casparian-sentinel" => env!("CARGO_BIN_EXE_casparian-sentinel"),
@@ -88,7 +88,7 @@ pub fn program(name: &str) -> Command {
 }
 
 /// A script of `tests/peers`.
-pub fn peer(script: &str) -> Command {
+pub(crate) fn peer(script: &str) -> Command {
     let mut command = Command::new(python());
     command
         .arg(root().join("tests/peers").join(script))
@@ -97,7 +97,7 @@ pub fn peer(script: &str) -> Command {
 }
 
 /// Runs to the end.
-pub fn output(command: &mut Command) -> Output {
+pub(crate) fn output(command: &mut Command) -> Output {
     command
         .stdin(Stdio::null())
         .output()
@@ -105,20 +105,20 @@ pub fn output(command: &mut Command) -> Output {
 }
 
 /// Runs `casparian` with arguments.
-pub fn casparian(arguments: &[&str]) -> Output {
+pub(crate) fn casparian(arguments: &[&str]) -> Output {
     output(program("casparian").args(arguments))
 }
 
-pub fn stdout(output: &Output) -> String {
+pub(crate) fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Runs `casparian`, which must end with exit code 0; gives its stdout.
-pub fn casparian_ok(arguments: &[&str]) -> String {
+pub(crate) fn casparian_ok(arguments: &[&str]) -> String {
     let output = casparian(arguments);
     assert!(
         output.status.success(),
@@ -130,7 +130,7 @@ pub fn casparian_ok(arguments: &[&str]) -> String {
 }
 
 /// Repeats `step` until it gives a value.
-pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + DEADLINE;
     loop {
         if let Some(value) = step() {
@@ -142,15 +142,15 @@ pub fn until<T>(what: &str, mut step: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A program in the background, killed when it is dropped; its stdout and stderr come as lines.
-pub struct Background {
+pub(crate) struct Background {
     child: Child,
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
-    pub seen: Vec<String>,
+    pub(crate) seen: Vec<String>,
 }
 
 impl Background {
-    pub fn start(command: &mut Command) -> Self {
+    pub(crate) fn start(command: &mut Command) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -181,12 +181,12 @@ impl Background {
         }
     }
 
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
     }
 
     /// The next line that contains a text.
-    pub fn line_with(&mut self, text: &str) -> String {
+    pub(crate) fn line_with(&mut self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;
         loop {
             match self
@@ -210,7 +210,7 @@ impl Background {
     }
 
     /// The next line that is JSON with `event` of that name.
-    pub fn event(&mut self, name: &str) -> Value {
+    pub(crate) fn event(&mut self, name: &str) -> Value {
         loop {
             let line = self.line_with("{");
             if let Ok(value) = serde_json::from_str::<Value>(&line) {
@@ -222,25 +222,25 @@ impl Background {
         }
     }
 
-    pub fn write(&mut self, line: &str) {
+    pub(crate) fn write(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().unwrap();
         writeln!(stdin, "{line}").unwrap();
         stdin.flush().unwrap();
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         let status = Command::new("kill").args([signal, &pid]).status().unwrap();
         assert!(status.success());
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     /// Its exit code, once it ends.
-    pub fn wait(&mut self) -> Option<i32> {
+    pub(crate) fn wait(&mut self) -> Option<i32> {
         self.stdin = None;
         let status = until("the program ends", || self.child.try_wait().unwrap());
         self.seen.extend(self.lines.iter());
@@ -256,7 +256,7 @@ impl Drop for Background {
 }
 
 /// A sentinel on a port of its own.
-pub fn sentinel(database: &Path, more: &[&str]) -> (Background, String) {
+pub(crate) fn sentinel(database: &Path, more: &[&str]) -> (Background, String) {
     let mut sentinel = Background::start(
         program("casparian-sentinel")
             .args(["--bind", "tcp://127.0.0.1:0", "--database"])
@@ -269,7 +269,7 @@ pub fn sentinel(database: &Path, more: &[&str]) -> (Background, String) {
 }
 
 /// A worker of that sentinel.
-pub fn worker(endpoint: &str, out: &Path, more: &[&str]) -> Background {
+pub(crate) fn worker(endpoint: &str, out: &Path, more: &[&str]) -> Background {
     Background::start(
         program("casparian-worker")
             .args(["--connect", endpoint, "--output"])
@@ -279,7 +279,7 @@ pub fn worker(endpoint: &str, out: &Path, more: &[&str]) -> Background {
 }
 
 /// A database with a plugin deployed from a source.
-pub fn database_with(dir: &Path, plugin: &str, source: &str) -> PathBuf {
+pub(crate) fn database_with(dir: &Path, plugin: &str, source: &str) -> PathBuf {
     let database = dir.join("queue.sqlite");
     let file = dir.join(format!("{plugin}.py"));
     std::fs::write(&file, source).unwrap();
@@ -295,7 +295,7 @@ pub fn database_with(dir: &Path, plugin: &str, source: &str) -> PathBuf {
 }
 
 /// Submits files; gives the jobs' ids.
-pub fn submit(database: &Path, plugin: &str, files: &[PathBuf]) -> Vec<i64> {
+pub(crate) fn submit(database: &Path, plugin: &str, files: &[PathBuf]) -> Vec<i64> {
     let mut command = program("casparian");
     command
         .args(["submit", "--plugin", plugin, "--database"])
@@ -310,7 +310,7 @@ pub fn submit(database: &Path, plugin: &str, files: &[PathBuf]) -> Vec<i64> {
 }
 
 /// One job as JSON.
-pub fn job(database: &Path, id: i64) -> Value {
+pub(crate) fn job(database: &Path, id: i64) -> Value {
     let text = casparian_ok(&[
         "job",
         &id.to_string(),
@@ -322,7 +322,7 @@ pub fn job(database: &Path, id: i64) -> Value {
 }
 
 /// Waits for the end of a job.
-pub fn ended(database: &Path, id: i64) -> Value {
+pub(crate) fn ended(database: &Path, id: i64) -> Value {
     until(&format!("job {id} ends"), || {
         let job = job(database, id);
         ["COMPLETED", "FAILED"]
@@ -332,7 +332,7 @@ pub fn ended(database: &Path, id: i64) -> Value {
 }
 
 /// Files below a folder that a reader could see: no hidden ones.
-pub fn visible_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn visible_files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let Ok(entries) = std::fs::read_dir(dir) else {
         return found;
@@ -353,7 +353,7 @@ pub fn visible_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// What pyarrow, DuckDB and Polars see in a folder's Parquet, one value an engine.
-pub fn read_parquet(dir: &Path) -> Vec<Value> {
+pub(crate) fn read_parquet(dir: &Path) -> Vec<Value> {
     let output = output(peer("read_parquet.py").arg(dir));
     assert!(output.status.success(), "{}", stderr(&output));
     stdout(&output)

@@ -47,9 +47,10 @@ fn an_old_worker_does_the_jobs_of_our_sentinel() {
 fn an_old_workers_failures_end_the_job_and_its_death_requeues_it() {
     let dir = tempfile::tempdir().unwrap();
     let database = database_with(dir.path(), "one", ONE_ROW);
-    let ids = submit(&database, "one", &inputs(dir.path(), 3));
+    let input = inputs(dir.path(), 1);
     let (_sentinel, endpoint) = sentinel(&database, &[]);
-    for (result, id) in [("failed", ids[0]), ("err", ids[1])] {
+    for result in ["failed", "err"] {
+        let id = submit(&database, "one", &input)[0];
         let mut worker = Background::start(peer("old_worker.py").args([
             "--connect",
             &endpoint,
@@ -59,8 +60,9 @@ fn an_old_workers_failures_end_the_job_and_its_death_requeues_it() {
         let done = ended(&database, id);
         assert_eq!(done["status"], "FAILED");
         assert!(done["error"].as_str().unwrap().contains("boom"), "{done}");
-        worker.wait();
+        assert_eq!(worker.wait(), Some(0));
     }
+    let id = submit(&database, "one", &input)[0];
     let mut dying = Background::start(peer("old_worker.py").args([
         "--connect",
         &endpoint,
@@ -69,7 +71,7 @@ fn an_old_workers_failures_end_the_job_and_its_death_requeues_it() {
     ]));
     dying.event("died");
     let mut other = Background::start(peer("old_worker.py").args(["--connect", &endpoint]));
-    let done = ended(&database, ids[2]);
+    let done = ended(&database, id);
     assert_eq!(done["status"], "COMPLETED");
     assert_eq!(done["attempt"], 2);
     assert_eq!(other.wait(), Some(0));
