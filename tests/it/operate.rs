@@ -68,7 +68,7 @@ fn a_submitted_job_runs_and_shows_its_receipt() {
         "{table}"
     );
     let shown = casparian_ok(&["job", &ids[0].to_string(), "-d", database_text]);
-    assert!(shown.contains("status      COMPLETED"), "{shown}");
+    assert!(shown.contains("status               COMPLETED"), "{shown}");
     for program in [&mut able, &mut incapable, &mut sentinel] {
         program.signal("-TERM");
         assert_eq!(program.wait(), Some(0), "{:#?}", program.seen);
