@@ -34,7 +34,9 @@ fn queue(folder: &Path, jobs: usize) -> PathBuf {
         lockfile_content: "",
     };
     turn.deploy(&deploy, 0).expect("deploy");
-    let file = turn.register_file("/dev", "null", 0, 0.0, "0", 0).expect("file");
+    let file = turn
+        .register_file("/dev", "null", 0, 0.0, "0", 0)
+        .expect("file");
     for _ in 0..jobs {
         turn.enqueue("small", file.version_id, 0, 0).expect("job");
     }
@@ -64,7 +66,10 @@ fn measure(jobs: usize, start: GuestStart, slots: usize, home: &Path) -> Figures
     let figures = loop {
         let counts = inspector.counts().expect("counts");
         let count = |status: &str| {
-            counts.iter().find(|(name, _)| name == status).map_or(0, |(_, count)| *count)
+            counts
+                .iter()
+                .find(|(name, _)| name == status)
+                .map_or(0, |(_, count)| *count)
         };
         assert_eq!(count("FAILED"), 0, "a job failed");
         let done = count("COMPLETED");
@@ -92,18 +97,31 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let smoke = std::env::var_os("CASPARIAN_BENCH_SMOKE").is_some()
         || arguments.iter().any(|argument| argument == "--test");
-    let jobs = arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(1000usize);
+    let jobs = arguments
+        .iter()
+        .find_map(|argument| argument.parse().ok())
+        .unwrap_or(1000usize);
     let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("home/.casparian_flow");
     let lockfile = environment::requirements_lockfile(&[], None, &[]);
-    environment::provision(&home, &lockfile, None, &AtomicBool::new(false), &mut |line| {
-        eprintln!("{line}");
-    })
+    environment::provision(
+        &home,
+        &lockfile,
+        None,
+        &AtomicBool::new(false),
+        &mut |line| {
+            eprintln!("{line}");
+        },
+    )
     .expect("the default environment");
     let slots = std::thread::available_parallelism().map_or(1, usize::from);
     let rounds = if smoke { 1 } else { 5 };
     for (name, start, jobs) in [
         ("warm", GuestStart::Warm, if smoke { 8 } else { jobs }),
-        ("spawn", GuestStart::Spawn, if smoke { 4 } else { jobs / 20 }),
+        (
+            "spawn",
+            GuestStart::Spawn,
+            if smoke { 4 } else { jobs / 20 },
+        ),
     ] {
         let mut rates = Vec::new();
         let mut firsts = Vec::new();

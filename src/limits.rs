@@ -127,7 +127,7 @@ pub const LOG_READS_PER_TURN: usize = 16;
 pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
 /// An environment that could not be made is tried again after this.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
-/// Warm interpreters of one worker; each holds about 60 MB with pyarrow.
+/// Warm interpreters of one worker; each holds its imports in memory.
 pub const WARM_INTERPRETERS_MAX: usize = 8;
 /// Jobs a worker holds beyond its slots; an old sentinel may send more than it can run.
 pub const BACKLOG_MAX: usize = 1024;

@@ -1,5 +1,7 @@
 //! Holds the code to the layout that ARCHITECTURE.md describes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -63,13 +65,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The file's text without its tests.
+/// The file's text without its tests and comments.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
-    match text.find("#[cfg(test)]") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
+    let end = text.find("#[cfg(test)]\nmod").unwrap_or(text.len());
+    let code = text[..end]
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    code.map(|line| format!("{line}\n")).collect()
 }
 
 fn is_test(path: &Path) -> bool {

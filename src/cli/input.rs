@@ -16,7 +16,7 @@ pub(crate) fn collect(
     pattern: Option<&str>,
     skip: Option<&Path>,
 ) -> Result<Vec<PathBuf>, String> {
-    let pattern = pattern.map(|text| glob(text)).transpose()?;
+    let pattern = pattern.map(glob).transpose()?;
     let wanted = |path: &Path| match (&pattern, path.file_name()) {
         (Some(matcher), Some(name)) => matcher.is_match(Path::new(name)),
         _ => true,

@@ -3,6 +3,16 @@
 //! Exit codes: 0 = done, 1 = it failed (or some jobs did), 2 = the command line is wrong. An
 //! error is one line on stderr; results go to stdout.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod args;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;

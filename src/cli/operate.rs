@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use serde_json::Value;
+
 use super::args::{Command, Flag, Typed};
 use super::table::{first_line, render, thousands};
 use super::{Failure, failed, say};
@@ -217,8 +219,8 @@ fn describe(detail: &JobDetail) -> String {
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
             out.push_str(&format!(
-                "{name:12}{}\n",
-                value.replace('\n', &format!("\n{:12}", ""))
+                "{name:21}{}\n",
+                value.replace('\n', &format!("\n{:21}", ""))
             ));
         }
     };
@@ -240,11 +242,24 @@ fn describe(detail: &JobDetail) -> String {
         .as_deref()
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
-    for (name, value) in receipt["metrics"].as_object().into_iter().flatten() {
+    for (name, value) in receipt
+        .get("metrics")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         line(name, &value.to_string());
     }
-    for artifact in receipt["artifacts"].as_array().into_iter().flatten() {
-        line("output", artifact["uri"].as_str().unwrap_or(""));
+    for artifact in receipt
+        .get("artifacts")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        line(
+            "output",
+            artifact.get("uri").and_then(Value::as_str).unwrap_or(""),
+        );
     }
     line("log", &text(&detail.log_tail));
     out

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use super::args::{Command, Flag};
 use super::plugin::{
     PluginFile, fingerprint, own_lockfile, read, register, requirements_lockfile, syntax_error,
@@ -138,6 +140,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let files = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Registered first, so that it is a second signal that ends the process at once.
+        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, interrupted.clone())
+            .map_err(failed)?;
         signal_hook::flag::register(signal, interrupted.clone()).map_err(failed)?;
     }
     let progress = Progress::new(files.len() as u64, json);
@@ -183,7 +188,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     if interrupted.load(Ordering::SeqCst) {
         eprintln!("casparian: interrupted; the same command goes on with the rest");
-        std::process::exit(130);
+        std::process::exit(INTERRUPTED);
     }
     if summary.failed > 0 {
         Err(Failure::Said)
@@ -401,6 +406,8 @@ fn work(
     watched.map_err(|()| failed("the run ended early; the same command goes on with the rest"))
 }
 
+/// Exit code of an interrupted run, as shells count SIGINT.
+const INTERRUPTED: i32 = 130;
 /// How often ended jobs are looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -489,7 +496,7 @@ fn settle(database: &Path) -> Result<(), Failure> {
     }
 }
 
-fn receipt_json(receipt: Option<&str>) -> serde_json::Value {
+fn receipt_json(receipt: Option<&str>) -> Value {
     receipt
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default()
@@ -497,16 +504,22 @@ fn receipt_json(receipt: Option<&str>) -> serde_json::Value {
 
 fn outputs(receipt: Option<&str>) -> BTreeSet<String> {
     let receipt = receipt_json(receipt);
-    let artifacts = receipt["artifacts"].as_array().cloned().unwrap_or_default();
+    let artifacts = receipt.get("artifacts").and_then(Value::as_array);
     artifacts
-        .iter()
-        .filter_map(|artifact| artifact["uri"].as_str().map(str::to_owned))
+        .into_iter()
+        .flatten()
+        .filter_map(|artifact| Some(artifact.get("uri")?.as_str()?.to_owned()))
         .collect()
 }
 
 fn counts(receipt: Option<&str>) -> (u64, u64) {
     let receipt = receipt_json(receipt);
-    let metric = |name: &str| receipt["metrics"][name].as_u64().unwrap_or(0);
+    let metric = |name: &str| {
+        receipt
+            .get("metrics")
+            .and_then(|metrics| metrics.get(name)?.as_u64())
+            .unwrap_or(0)
+    };
     (metric("rows"), metric("size_bytes"))
 }
 

@@ -62,7 +62,7 @@ pub enum Error {
         /// What ran.
         what: String,
     },
-    /// The worker stops.
+    /// Whoever wanted it has stopped.
     Cancelled,
     /// A file could not be read or written.
     Io {
@@ -93,7 +93,7 @@ impl fmt::Display for Error {
                 "{what} took longer than {} s",
                 limits::PROVISION_TIMEOUT.as_secs()
             ),
-            Error::Cancelled => f.write_str("the worker is stopping"),
+            Error::Cancelled => f.write_str("interrupted"),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }

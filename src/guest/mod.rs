@@ -13,6 +13,16 @@
 //! What it does not do: it decides nothing about jobs (see `crate::worker`) and writes no
 //! output.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 pub mod bridge;
 pub mod environment;
 pub mod process;

@@ -17,6 +17,16 @@
 //!
 //! The payload types need the feature `sentinel` or `worker`; the header does not.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod header;
 #[cfg(feature = "json")]
 mod payload;

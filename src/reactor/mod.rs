@@ -9,6 +9,16 @@
 //! Readiness is edge-triggered: whoever gets a token must go on until the operating system
 //! says `WouldBlock`, or remember that it has not.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod endpoint;
 #[cfg(feature = "process")]
 mod signals;

@@ -9,6 +9,16 @@
 //!
 //! What it does not do: it never runs a plugin, reads an input file or writes output.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 pub mod control;
 mod serve;
 mod turn;

@@ -12,6 +12,16 @@
 //!
 //! What it does not do: it knows nothing of guests, frames or the control protocol.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod output;
 mod parquet;
 mod sqlite;

@@ -10,6 +10,16 @@
 //! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
 //! - The clock is not read here; `now_ms` is an argument (milliseconds since the epoch, UTC).
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod catalogue;
 mod inspect;
 mod location;

@@ -11,6 +11,16 @@
 //! What it does not do: it has no queue of its own beyond what the sentinel has dispatched, and
 //! keeps nothing that a restart would need.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod environments;
 mod job;
 mod log_tail;

@@ -669,10 +669,7 @@ impl Worker {
     /// Carries out what the slots want done.
     fn act(&mut self, now: Instant) {
         for place in 0..self.slots.len() {
-            loop {
-                let Some(Some(run)) = self.slots.get_mut(place) else {
-                    break;
-                };
+            while let Some(Some(run)) = self.slots.get_mut(place) {
                 let heard = self.socket.heard_at(self.sentinel);
                 // Half a lease leaves the sentinel no time to give the job to another while
                 // its output becomes visible.

@@ -74,7 +74,7 @@ impl Head {
 /// Appends a frame head in its shortest form.
 #[inline]
 pub fn encode_head(out: &mut Vec<u8>, body_size: usize, more: bool, command: bool) {
-    let flags = u8::from(more) * MORE | u8::from(command) * COMMAND;
+    let flags = (u8::from(more) * MORE) | (u8::from(command) * COMMAND);
     match u8::try_from(body_size) {
         Ok(size) => out.extend_from_slice(&[flags, size]),
         Err(_) => {

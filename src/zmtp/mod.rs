@@ -18,6 +18,16 @@
 //! - Input is parsed by bounds-checked reads only; a malformed octet is an [`Error`], never a
 //!   panic.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 mod command;
 mod connection;
 mod cursor;

@@ -181,10 +181,6 @@ impl Background {
         }
     }
 
-    pub(crate) fn pid(&self) -> i32 {
-        self.child.id() as i32
-    }
-
     /// The next line that contains a text.
     pub(crate) fn line_with(&mut self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;

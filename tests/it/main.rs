@@ -1,8 +1,11 @@
 //! The programs as their users meet them: command lines, real SQLite files, real Python
 //! environments, live libzmq peers, real kills.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 mod crash;
+mod environments;
 mod guests;
 mod interop;
 mod old_system;
