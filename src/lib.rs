@@ -16,7 +16,7 @@
 //! With default features off only the first four remain: a ROUTER/DEALER stack that depends on
 //! mio and log alone.
 
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;
 #[cfg(feature = "worker")]
 pub mod guest;

@@ -13,10 +13,12 @@
     )
 )]
 
+// Some of it serves commands that only the whole program has.
+#[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
 mod args;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
-#[cfg(feature = "sentinel")]
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod operate;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod plugin;
@@ -25,7 +27,7 @@ mod progress;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod run;
 mod serve;
-#[cfg(feature = "sentinel")]
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod table;
 
 use std::ffi::OsString;
@@ -42,6 +44,7 @@ pub(crate) enum Failure {
     /// One line; exit code 1.
     Failed(String),
     /// What went wrong has been said; exit code 1.
+    #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
     Said,
 }
 
