@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef, UInt64Type};
+use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
@@ -58,7 +59,8 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
     for field in schema.fields() {
         let sql = match kind(field.data_type()) {
             Some(Kind::Integer) => "INTEGER",
-            Some(Kind::Unsigned) => "INTEGER",
+            // No affinity: INTEGER would turn the text of a number beyond 63 bits into a float.
+            Some(Kind::Unsigned) => "",
             Some(Kind::Real) => "REAL",
             Some(Kind::Text) => "TEXT",
             Some(Kind::Blob) => "BLOB",
@@ -122,7 +124,8 @@ impl SqliteRows {
                 Kind::Blob => DataType::LargeBinary,
                 Kind::Null => DataType::Null,
             };
-            let column = cast(column, &stored).map_err(|error| Error::Column {
+            let column = in_utc(column).and_then(|column| cast(&column, &stored));
+            let column = column.map_err(|error| Error::Column {
                 column: field.name().clone(),
                 reason: error.to_string(),
             })?;
@@ -147,6 +150,18 @@ impl SqliteRows {
         self.connection
             .close()
             .map_err(|(_, error)| failure(&self.path, &error))
+    }
+}
+
+/// Timestamps with a zone hold UTC; they are given the zone `+00:00`, whose text needs no zone
+/// database.
+fn in_utc(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
+    match column.data_type() {
+        DataType::Timestamp(unit, Some(_)) => {
+            let utc = DataType::Timestamp(*unit, Some("+00:00".into()));
+            cast(&cast(column, &DataType::Int64)?, &utc)
+        }
+        _ => Ok(column.clone()),
     }
 }
 

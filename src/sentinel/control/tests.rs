@@ -1,1 +1,359 @@
+use super::*;
+use crate::protocol::{Deploy, EnvReady, Heartbeat, HeartbeatStatus};
 
+const LEASE: Duration = Duration::from_secs(30);
+const GRACE: Duration = Duration::from_secs(3);
+
+fn control() -> Control {
+    Control::new(Settings {
+        lease: LEASE,
+        grace: GRACE,
+    })
+}
+
+fn peer(number: u64) -> PeerId {
+    PeerId::from_u64(number)
+}
+
+fn identify(slots: u32, running: Option<Vec<Hold>>) -> Payload<'static> {
+    Payload::Identify(Identify {
+        capabilities: vec!["*".into()],
+        slots: Some(slots),
+        running,
+        ..Identify::default()
+    })
+}
+
+fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Assignment {
+    Assignment {
+        hold: Hold { job_id, attempt },
+        plugin_name: "p".into(),
+        file_path: "/in".into(),
+        file_version_id: 1,
+        sinks: Vec::new(),
+        env_hash: env_hash.into(),
+        lockfile_content: "lock".into(),
+        source_code: "code".into(),
+        artifact_hash: "hash".into(),
+    }
+}
+
+fn conclude(attempt: Option<i64>) -> Payload<'static> {
+    Payload::Conclude(Conclude {
+        status: JobStatus::Success,
+        metrics: BTreeMap::new(),
+        artifacts: Vec::new(),
+        error_message: None,
+        attempt,
+        log_tail: None,
+    })
+}
+
+fn heartbeat(current_job_id: Option<i64>, running: Option<Vec<Hold>>) -> Payload<'static> {
+    Payload::Heartbeat(Heartbeat {
+        status: HeartbeatStatus::Idle,
+        current_job_id,
+        running,
+    })
+}
+
+fn kinds(control: &mut Control) -> Vec<String> {
+    let outgoing = control.take_outgoing();
+    outgoing
+        .iter()
+        .map(|message| {
+            let name = format!("{:?}", message.payload);
+            format!("{} {}", name.split('(').next().unwrap(), message.job_id)
+        })
+        .collect()
+}
+
+/// A control state with one worker `w` at peer 1.
+fn with_worker(slots: u32, now: Instant) -> Control {
+    let mut control = control();
+    control.handle_message(peer(1), b"w", 0, identify(slots, Some(vec![])), now);
+    control.take_changes();
+    control
+}
+
+#[test]
+fn a_worker_gets_jobs_up_to_its_slots_and_each_environment_once() {
+    let now = Instant::now();
+    let mut control = with_worker(2, now);
+    assert_eq!(control.openings()[0].free, 2);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "e"), assignment(6, 1, "e")]);
+    assert_eq!(
+        kinds(&mut control),
+        ["PrepareEnv 0", "Dispatch 5", "Dispatch 6"]
+    );
+    assert!(!control.has_openings());
+    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    let changes = control.take_changes();
+    assert!(
+        matches!(&changes[..], [Change::Complete { job_id: 5, attempt: Some(1), worker_id, .. }] if worker_id == "w"),
+        "{changes:?}"
+    );
+    assert_eq!(control.openings()[0].free, 1);
+    control.handle_claimed(b"w", vec![assignment(7, 1, "e"), assignment(8, 1, "")]);
+    assert_eq!(kinds(&mut control), ["Dispatch 7", "Dispatch 8"]);
+}
+
+#[test]
+fn a_stale_receipt_frees_nothing_and_leaves_the_decision_to_the_database() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 2, "")]);
+    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    assert_eq!(control.held_count(), 1);
+    assert!(matches!(
+        control.take_changes()[..],
+        [Change::Complete {
+            attempt: Some(1),
+            ..
+        }]
+    ));
+    // A worker that does not know attempts ends the one it holds.
+    control.handle_message(peer(1), b"w", 5, conclude(None), now);
+    assert_eq!(control.held_count(), 0);
+    assert!(matches!(
+        control.take_changes()[..],
+        [Change::Complete {
+            attempt: Some(2),
+            ..
+        }]
+    ));
+    control.handle_message(peer(9), b"stranger", 5, conclude(None), now);
+    assert!(matches!(
+        control.take_changes()[..],
+        [Change::Complete { attempt: None, .. }]
+    ));
+    control.handle_message(peer(1), b"w", u64::MAX, conclude(None), now);
+    assert!(control.take_changes().is_empty(), "an impossible job id");
+}
+
+#[test]
+fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
+    let now = Instant::now();
+    for returns in [false, true] {
+        let mut control = with_worker(1, now);
+        control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+        control.handle_disconnected(peer(1), b"w", now);
+        assert!(!control.has_openings() && control.online_count() == 0);
+        assert!(control.poll_timeout().unwrap() <= now + GRACE);
+        if returns {
+            let running = Some(vec![Hold {
+                job_id: 5,
+                attempt: 1,
+            }]);
+            control.handle_message(peer(2), b"w", 0, identify(1, running), now);
+        }
+        control.take_changes();
+        control.handle_timeout(now + GRACE);
+        let changes = control.take_changes();
+        if returns {
+            assert!(changes.is_empty(), "{changes:?}");
+            assert_eq!(control.held_count(), 1);
+        } else {
+            assert!(
+                matches!(
+                    &changes[..],
+                    [
+                        Change::Release {
+                            hold: Hold { job_id: 5, .. },
+                            ..
+                        },
+                        Change::WorkerOffline { .. }
+                    ]
+                ),
+                "{changes:?}"
+            );
+            // A claim that was on its way goes back too.
+            control.handle_claimed(b"w", vec![assignment(6, 1, "")]);
+            assert!(matches!(
+                control.take_changes()[..],
+                [Change::Release { .. }]
+            ));
+        }
+    }
+}
+
+#[test]
+fn an_old_connections_end_does_not_touch_the_new_one() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    control.handle_message(peer(2), b"w", 0, identify(1, Some(vec![])), now);
+    control.handle_disconnected(peer(1), b"w", now);
+    assert_eq!(control.online_count(), 1);
+}
+
+#[test]
+fn identify_reconciles_what_the_worker_holds_with_what_we_think() {
+    let now = Instant::now();
+    let mut control = with_worker(2, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, ""), assignment(6, 1, "")]);
+    control.take_outgoing();
+    let running = vec![
+        Hold {
+            job_id: 6,
+            attempt: 1,
+        },
+        Hold {
+            job_id: 7,
+            attempt: 3,
+        },
+    ];
+    control.handle_message(peer(1), b"w", 0, identify(2, Some(running.clone())), now);
+    assert_eq!(control.held_count(), 1);
+    let changes = control.take_changes();
+    assert!(changes.contains(&Change::Reconcile {
+        worker_id: "w".into(),
+        running
+    }));
+    assert!(matches!(
+        changes.last(),
+        Some(Change::Adopt {
+            job_id: 7,
+            attempt: Some(3),
+            ..
+        })
+    ));
+    control.handle_adopted(b"w", 7, Some(3));
+    assert_eq!(control.held_count(), 2);
+    control.handle_adopted(b"w", 8, None);
+    assert_eq!(kinds(&mut control), ["Abort 8"]);
+}
+
+#[test]
+fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
+    let now = Instant::now();
+    let mut control = control();
+    control.remember_worker(
+        "old",
+        Identify {
+            capabilities: vec!["p".into()],
+            slots: Some(1),
+            ..Identify::default()
+        },
+    );
+    control.handle_message(peer(1), b"old", 0, heartbeat(Some(9), None), now);
+    assert_eq!(
+        control.openings()[0].capabilities,
+        Capabilities::Plugins(vec!["p".into()])
+    );
+    let changes = control.take_changes();
+    assert!(
+        matches!(
+            changes.last(),
+            Some(Change::Adopt {
+                job_id: 9,
+                attempt: None,
+                ..
+            })
+        ),
+        "{changes:?}"
+    );
+    control.handle_message(peer(2), b"new", 0, heartbeat(None, None), now);
+    assert_eq!(kinds(&mut control), ["Reload 0"]);
+}
+
+#[test]
+fn leases_of_connected_workers_are_renewed_and_revoked_jobs_are_aborted() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+    control.take_outgoing();
+    control.handle_timeout(now + LEASE / 3);
+    assert!(
+        matches!(&control.take_changes()[..], [Change::Renew { holds, .. }] if holds.len() == 1)
+    );
+    control.handle_revoked(5);
+    assert_eq!(kinds(&mut control), ["Abort 5"]);
+    assert!(control.has_openings());
+}
+
+#[test]
+fn errors_end_jobs_and_odd_messages_change_nothing() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+    control.take_outgoing();
+    let error = || {
+        Payload::Err(ErrPayload {
+            message: "boom".into(),
+            traceback: Some("tb".into()),
+        })
+    };
+    control.handle_message(peer(1), b"w", 0, error(), now);
+    assert!(control.take_changes().is_empty(), "no job is meant");
+    control.handle_message(peer(1), b"w", 5, error(), now);
+    match &control.take_changes()[..] {
+        [Change::Complete { receipt, .. }] => {
+            assert_eq!(receipt.status, JobStatus::Failed);
+            assert_eq!(receipt.error_message.as_deref(), Some("boom\ntb"));
+        }
+        other => panic!("{other:?}"),
+    }
+    let ready = EnvReady {
+        env_hash: "e".into(),
+        interpreter_path: "/p".into(),
+        cached: true,
+    };
+    for payload in [
+        Payload::Abort,
+        Payload::Unknown,
+        Payload::Reload,
+        Payload::EnvReady(ready),
+    ] {
+        control.handle_message(peer(1), b"w", 1, payload, now);
+    }
+    assert!(control.take_changes().is_empty() && control.take_outgoing().is_empty());
+    let deploy = Deploy {
+        plugin_name: "p".into(),
+        version: "1".into(),
+        source_code: "".into(),
+        lockfile_content: "".into(),
+        env_hash: "".into(),
+        artifact_hash: "".into(),
+        signature: "".into(),
+        publisher_name: "".into(),
+        publisher_email: None,
+        azure_oid: None,
+        system_requirements: None,
+    };
+    control.handle_message(
+        peer(7),
+        b"client",
+        3,
+        Payload::Deploy(Box::new(deploy)),
+        now,
+    );
+    assert_eq!(kinds(&mut control), ["Err 3"]);
+}
+
+#[test]
+fn draining_and_failed_commits_keep_what_is_owed() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    let changes = control.take_changes();
+    control.handle_disconnected(peer(1), b"w", now);
+    control.handle_timeout(now + GRACE);
+    control.restore_changes(changes.clone());
+    let again = control.take_changes();
+    assert_eq!(again[..changes.len()], changes, "the receipt comes first");
+    control.drain();
+    control.handle_message(peer(1), b"w", 0, identify(4, Some(vec![])), now);
+    assert!(!control.has_openings() && control.openings().is_empty());
+}
+
+#[test]
+fn capabilities_and_names_are_bounded() {
+    let some = Capabilities::new(&["b".into(), "a".into(), "b".into()]);
+    assert!(some.allows("a") && !some.allows("c"));
+    assert_eq!(some.names(), ["a", "b"]);
+    assert!(Capabilities::new(&["a".into(), "*".into()]).allows("anything"));
+    assert_eq!(cut("aé", 2), "a");
+    assert_eq!(printable(b"w-1"), "w-1");
+    assert_eq!(printable(&[0, 255]), "00ff");
+}
