@@ -316,7 +316,8 @@ fn a_schema_that_changes_is_refused_and_null_columns_adapt() {
     let root = Root::new();
     let text: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
     let null: ArrayRef = Arc::new(NullArray::new(1));
-    let cases: Vec<(Vec<(&str, ArrayRef)>, Option<&str>)> = vec![
+    type Case<'a> = (Vec<(&'a str, ArrayRef)>, Option<&'a str>);
+    let cases: Vec<Case<'_>> = vec![
         (
             vec![("x", text.clone())],
             Some("column \"x\" of type Int64"),

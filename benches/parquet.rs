@@ -1,0 +1,110 @@
+//! Writing Parquet as a job does: batches in, staged and synced file out.
+//!
+//! 1 M rows × 6 columns (int64, float64, two strings of few values, timestamp, bool), snappy.
+//! `cargo bench --bench parquet`; `CASPARIAN_BENCH_SMOKE=1` (or `--test`) writes a tenth, once.
+//! `python benches/parquet_peers.py` writes the same table with pyarrow, Polars and DuckDB.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
+use casparian::sink::{JobId, JobOutput, SinkConfig, Staging};
+
+const BATCH_ROWS: usize = 64 << 10;
+
+fn batch(start: usize, rows: usize) -> RecordBatch {
+    let numbers = start..start + rows;
+    let carriers = ["UA", "AA", "DL", "B6", "EV", "WN", "9E", "US"];
+    // A multiplicative hash: values that do not compress to nothing.
+    let mix = |n: usize| (n as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        (
+            "id",
+            Arc::new(Int64Array::from_iter_values(
+                numbers.clone().map(|n| n as i64),
+            )),
+        ),
+        (
+            "value",
+            Arc::new(Float64Array::from_iter_values(
+                numbers
+                    .clone()
+                    .map(|n| (mix(n) >> 11) as f64 / (1u64 << 53) as f64),
+            )),
+        ),
+        (
+            "carrier",
+            Arc::new(StringArray::from_iter_values(
+                numbers.clone().map(|n| carriers[(mix(n) >> 61) as usize]),
+            )),
+        ),
+        (
+            "tail",
+            Arc::new(StringArray::from_iter_values(
+                numbers
+                    .clone()
+                    .map(|n| format!("N{:05}", (mix(n) >> 40) % 4000)),
+            )),
+        ),
+        (
+            "at",
+            Arc::new(TimestampMicrosecondArray::from_iter_values(
+                numbers
+                    .clone()
+                    .map(|n| 1_356_998_400_000_000 + n as i64 * 60_000_000),
+            )),
+        ),
+        (
+            "late",
+            Arc::new(BooleanArray::from_iter(
+                numbers.map(|n| Some(mix(n) >> 62 == 0)),
+            )),
+        ),
+    ];
+    RecordBatch::try_from_iter(columns).expect("batch")
+}
+
+fn main() {
+    let smoke = std::env::var_os("CASPARIAN_BENCH_SMOKE").is_some()
+        || std::env::args().any(|argument| argument == "--test");
+    let (rows, rounds) = if smoke { (100_000, 1) } else { (1_000_000, 9) };
+    let batches: Vec<RecordBatch> = (0..rows)
+        .step_by(BATCH_ROWS)
+        .map(|start| batch(start, BATCH_ROWS.min(rows - start)))
+        .collect();
+    let folder = tempfile::tempdir().expect("folder");
+    let staging = Arc::new(Staging::open(folder.path()).expect("staging"));
+    let sink = SinkConfig {
+        topic: "output".to_owned(),
+        uri: "parquet://o.parquet".to_owned(),
+        mode: "append".to_owned(),
+    };
+    let mut seconds = Vec::new();
+    let mut size = 0;
+    for round in 0..rounds {
+        let start = Instant::now();
+        let job = JobId {
+            job_id: round,
+            file_version_id: 1,
+            plugin_name: "bench",
+        };
+        let mut output =
+            JobOutput::new(staging.clone(), job, std::slice::from_ref(&sink)).expect("output");
+        for batch in &batches {
+            output.write(None, batch).expect("write");
+        }
+        let artifacts = output.stage().expect("stage").publish().expect("publish");
+        seconds.push(start.elapsed().as_secs_f64());
+        size = artifacts.first().map_or(0, |artifact| artifact.size_bytes);
+    }
+    seconds.sort_by(f64::total_cmp);
+    println!(
+        "casparian  {rows} rows: median {:.1} ms (min {:.1}), {:.1} MB, with fsync and the two id columns",
+        seconds[seconds.len() / 2] * 1e3,
+        seconds[0] * 1e3,
+        size as f64 / 1e6,
+    );
+}

@@ -1,0 +1,109 @@
+//! Durable claim and completion of jobs: one transaction a batch, fsync at its end, in a real
+//! file, with many other rows queued.
+//!
+//! `cargo bench --bench queue`; `CASPARIAN_BENCH_LARGE=1` adds a million queued rows, and
+//! `CASPARIAN_BENCH_SMOKE=1` (or `--test`) runs a few batches only. Set TMPDIR to choose the disk.
+
+use std::time::Instant;
+
+use casparian::store::{Claim, Completion, Deploy, End, Open, Store};
+
+fn fill(store: &mut Store, rows: usize) {
+    let mut turn = store.begin().expect("transaction");
+    let deploy = Deploy {
+        plugin_name: "p",
+        version: None,
+        source_code: "class Handler: pass\n",
+        lockfile_content: "",
+    };
+    turn.deploy(&deploy, 0).expect("deploy");
+    let file = turn
+        .register_file("/data", "x", 0, 0.0, "0", 0)
+        .expect("file");
+    for row in 0..rows {
+        turn.enqueue("p", file.version_id, (row % 7) as i64, 0)
+            .expect("row");
+    }
+    turn.commit().expect("commit");
+}
+
+/// Seconds for one turn that completes the batch before and claims the next, as the sentinel's
+/// does under load.
+fn turn(store: &mut Store, batch: usize, held: &mut Vec<(i64, i64)>) -> f64 {
+    let plugins = ["p".to_owned()];
+    let start = Instant::now();
+    let mut turn = store.begin().expect("transaction");
+    for (job_id, attempt) in held.drain(..) {
+        let done = turn.complete(
+            &Completion {
+                job_id,
+                attempt: Some(attempt),
+                worker_id: "w",
+                end: End::Completed,
+                summary: "Success",
+                error_message: None,
+                receipt: Some("{\"status\":\"SUCCESS\",\"metrics\":{\"rows\":3},\"artifacts\":[]}"),
+                log_tail: None,
+            },
+            1,
+        );
+        assert!(done.expect("complete"), "only the holder's attempt counts");
+    }
+    let claimed = turn
+        .claim(
+            &Claim {
+                worker_id: "w",
+                hostname: "h",
+                pid: None,
+                plugins: &plugins,
+                limit: batch,
+                lease_until_ms: 60_000,
+            },
+            1,
+        )
+        .expect("claim");
+    held.extend(
+        claimed
+            .jobs
+            .iter()
+            .map(|job| (job.hold.job_id, job.hold.attempt)),
+    );
+    turn.commit().expect("commit");
+    start.elapsed().as_secs_f64()
+}
+
+fn main() {
+    let smoke = std::env::var_os("CASPARIAN_BENCH_SMOKE").is_some()
+        || std::env::args().any(|argument| argument == "--test");
+    let mut sizes = vec![1_000usize, 100_000];
+    if std::env::var_os("CASPARIAN_BENCH_LARGE").is_some() {
+        sizes.push(1_000_000);
+    }
+    if smoke {
+        sizes = vec![1_000];
+    }
+    for rows in sizes {
+        for batch in [1usize, 64] {
+            let folder = tempfile::tempdir().expect("folder");
+            let mut store = Store::open(&folder.path().join("q.db"), Open::Create).expect("open");
+            let turns = if smoke {
+                5
+            } else {
+                (rows / batch / 2).clamp(7, 2_000)
+            };
+            fill(&mut store, rows + (turns + 2) * batch);
+            let mut held = Vec::new();
+            turn(&mut store, batch, &mut held);
+            let mut seconds: Vec<f64> = (0..turns)
+                .map(|_| turn(&mut store, batch, &mut held))
+                .collect();
+            seconds.sort_by(f64::total_cmp);
+            let median = seconds[seconds.len() / 2];
+            println!(
+                "{rows:>8} queued, batches of {batch:>2}: median {:>7.3} ms a turn, {:>8.0} jobs/s claimed and completed",
+                median * 1e3,
+                batch as f64 / median,
+            );
+        }
+    }
+}
