@@ -439,11 +439,8 @@ def warm(arguments):
     import linecache  # noqa: F401
     import resource  # noqa: F401
 
-    import pyarrow.csv  # noqa: F401
-    import pyarrow.ipc  # noqa: F401
-
     server = ForkServer(int(arguments[0]))
-    for name in arguments[1:]:
+    for name in ["pyarrow.ipc", "pyarrow.csv", *arguments[1:]]:
         try:
             importlib.import_module(name)
         except Exception as error:  # the plugin's own import will say it again

@@ -15,7 +15,7 @@ use mio::net::UnixListener;
 use super::environments::{Environments, State};
 use super::job::{Guest, Order, Run, owner};
 use super::runtime::Runtime;
-use super::slot::Action;
+use super::slot::{Action, Failure};
 use super::writer::{Address, Report, Writer, WriterJob};
 use crate::guest::environment::{self, Environment};
 use crate::guest::warm::WarmEvent;
@@ -442,8 +442,20 @@ impl Worker {
 
     fn abort(&mut self, job_id: u64) {
         let reason = "aborted by the sentinel";
-        self.backlog
-            .retain(|order| order.job_id.unsigned_abs() != job_id);
+        let (aborted, rest): (VecDeque<Order>, VecDeque<Order>) = std::mem::take(&mut self.backlog)
+            .into_iter()
+            .partition(|order| order.job_id.unsigned_abs() == job_id);
+        self.backlog = rest;
+        for order in aborted {
+            let now = Instant::now();
+            let run = Run::new(0, order, self.options.job_timeout, now);
+            let failure = Failure {
+                message: reason.to_owned(),
+                exit: None,
+            };
+            let receipt = run.conclude(Some(&failure), now);
+            self.send(job_id, &Payload::Conclude(receipt));
+        }
         for run in self.slots.iter_mut().flatten() {
             if run.order.job_id.unsigned_abs() == job_id {
                 log::info!("job {job_id}: {reason}");

@@ -8,7 +8,7 @@ use crate::common::*;
 /// Writes a batch, waits at the gate, writes another.
 fn gated(gate: &Path) -> String {
     format!(
-        "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({{'x': list(range(1000))}})\n        open(path + '.started', 'w').close()\n        while not os.path.exists({gate:?}):\n            time.sleep(0.01)\n        yield pa.table({{'x': [1]}})\n"
+        "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({{'x': list(range(1000))}})\n        with open(path + '.tmp', 'w') as mark: mark.write(str(os.getpid()))\n        os.rename(path + '.tmp', path + '.started')\n        while not os.path.exists({gate:?}):\n            time.sleep(0.01)\n        yield pa.table({{'x': [1]}})\n"
     )
 }
 
@@ -46,11 +46,12 @@ impl Scene {
         self.dir.path().join("out")
     }
 
-    fn wait_started(&self, number: usize) {
+    /// Waits until a plugin is in the middle of its output; gives its process.
+    fn wait_started(&self, number: usize) -> i32 {
         let mark = self.inputs[number].with_extension("started");
         until("the plugin is in the middle of its output", || {
-            mark.exists().then_some(())
-        });
+            std::fs::read_to_string(&mark).ok()?.parse().ok()
+        })
     }
 
     fn open_gate(&self) {
@@ -94,15 +95,13 @@ impl Scene {
 }
 
 /// Guests of a killed worker must not live on.
-fn no_guest_for(input: &Path) {
-    let name = input.to_str().unwrap().to_owned();
+fn is_gone(guest: i32) {
     until("the guest dies with its worker", || {
-        let alive = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-            std::fs::read(entry.path().join("environ")).is_ok_and(|environ| {
-                String::from_utf8_lossy(&environ).contains(&format!("BRIDGE_FILE_PATH={name}"))
-            })
-        });
-        (!alive).then_some(())
+        let status = std::fs::read_to_string(format!("/proc/{guest}/stat"));
+        // A zombie is dead; nobody has reaped it yet.
+        status
+            .map_or(true, |stat| stat.contains(") Z "))
+            .then_some(())
     });
 }
 
@@ -113,11 +112,10 @@ fn a_killed_worker_loses_nothing() {
         let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
         let more = ["--slots", "2", "--guest-start", start];
         let mut first = worker(&endpoint, &scene.out(), &more);
-        scene.wait_started(0);
-        scene.wait_started(1);
+        let guests = [scene.wait_started(0), scene.wait_started(1)];
         first.kill();
         scene.nothing_visible();
-        no_guest_for(&scene.inputs[0]);
+        guests.into_iter().for_each(is_gone);
         scene.open_gate();
         let _second = worker(&endpoint, &scene.out(), &more);
         scene.all_done();
@@ -172,12 +170,12 @@ fn a_killed_guest_is_a_failure_that_says_so_and_the_slot_is_free() {
         &scene.out(),
         &["--slots", "1", "--guest-start", "spawn"],
     );
-    scene.wait_started(0);
-    let killed = std::process::Command::new("pkill")
-        .args(["-KILL", "-f", "-n", "shim.py"])
-        .env("PATH", std::env::var("PATH").unwrap())
-        .status();
-    assert!(killed.is_ok(), "pkill (Debian: procps) is needed");
+    let guest = scene.wait_started(0).to_string();
+    let killed = std::process::Command::new("kill")
+        .args(["-KILL", &guest])
+        .status()
+        .unwrap();
+    assert!(killed.success());
     let failed = ended(&scene.database, scene.ids[0]);
     assert_eq!(failed["status"], "FAILED");
     assert!(
