@@ -22,6 +22,7 @@
 mod endpoint;
 #[cfg(feature = "process")]
 mod signals;
+mod stopper;
 mod stream;
 
 use std::io;
@@ -30,6 +31,7 @@ use std::time::{Duration, Instant};
 pub use endpoint::{Endpoint, EndpointError};
 #[cfg(feature = "process")]
 pub use signals::Signals;
+pub use stopper::Stopper;
 pub use stream::{Listener, Stream};
 
 /// mio's poll and the events of its last wait.

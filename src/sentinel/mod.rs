@@ -23,4 +23,4 @@ pub mod control;
 mod serve;
 mod turn;
 
-pub use serve::{Error, Options, Sentinel, Stopper};
+pub use serve::{Error, Options, Sentinel};

@@ -5,14 +5,13 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::control::{Control, Settings};
 use super::turn;
 use crate::limits;
 use crate::protocol::{Identify, Payload, View};
-use crate::reactor::{Endpoint, Reactor, Signals, token};
+use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
 use crate::socket::{self, Event, Heartbeat, PeerId, Socket, SocketType};
 use crate::store::{self, Open, Store};
 
@@ -97,34 +96,6 @@ const SOCKET: u8 = 0;
 const SIGNALS: u8 = 1;
 const WAKER: u8 = 2;
 
-/// Ends a sentinel from another thread.
-#[derive(Clone, Debug)]
-pub struct Stopper {
-    now: Arc<AtomicBool>,
-    drain: Arc<AtomicBool>,
-    waker: Arc<mio::Waker>,
-}
-
-impl Stopper {
-    /// Gives out no more jobs and ends when the running ones are over.
-    pub fn drain(&self) {
-        self.drain.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
-    /// Ends at once; running jobs are left to their leases.
-    pub fn stop(&self) {
-        self.now.store(true, Ordering::SeqCst);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Err(error) = self.waker.wake() {
-            log::error!("cannot wake the sentinel: {error}");
-        }
-    }
-}
-
 /// A bound sentinel with its database open.
 pub struct Sentinel {
     options: Options,
@@ -184,11 +155,7 @@ impl Sentinel {
             )?),
             false => None,
         };
-        let stopper = Stopper {
-            now: Arc::default(),
-            drain: Arc::default(),
-            waker: Arc::new(reactor.waker(token::new(WAKER, 0))?),
-        };
+        let stopper = Stopper::new(Arc::new(reactor.waker(token::new(WAKER, 0))?));
         let mut control = Control::new(Settings {
             lease: options.lease,
             grace: options.grace,
@@ -346,10 +313,10 @@ impl Sentinel {
 
     fn is_over(&mut self, now: Instant) -> bool {
         let requests = self.signals.as_mut().map_or(0, Signals::stop_requests);
-        if self.stopper.now.load(Ordering::SeqCst) {
+        if self.stopper.wants_stop() {
             return true;
         }
-        let drain = requests > 0 || self.stopper.drain.load(Ordering::SeqCst);
+        let drain = requests > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
                 self.control.drain();

@@ -53,8 +53,10 @@
 mod blocking;
 mod core;
 mod event;
+mod links;
 mod options;
 mod peers;
+mod transfer;
 
 pub use self::core::Socket;
 pub use blocking::{Dealer, Router};

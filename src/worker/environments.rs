@@ -10,7 +10,7 @@ use std::time::Instant;
 use mio::Interest;
 use mio::unix::SourceFd;
 
-use super::serve::ThreadEvent;
+use super::event::ThreadEvent;
 use crate::guest::environment::{self, Environment, provision};
 use crate::guest::warm::Warm;
 use crate::limits;

@@ -21,7 +21,10 @@
     )
 )]
 
+mod control;
 mod environments;
+mod event;
+mod guests;
 mod job;
 mod log_tail;
 mod runtime;
@@ -29,4 +32,4 @@ mod serve;
 pub mod slot;
 mod writer;
 
-pub use serve::{Error, GuestStart, Options, Stopper, Worker};
+pub use serve::{Error, GuestStart, Options, Worker};

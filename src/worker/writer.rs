@@ -38,13 +38,13 @@ pub(super) enum Report {
 pub(super) struct Address {
     pub(super) slot: usize,
     pub(super) serial: u64,
-    pub(super) reports: Sender<super::serve::ThreadEvent>,
+    pub(super) reports: Sender<super::event::ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
 }
 
 impl Address {
     fn report(&self, report: Report) {
-        let event = super::serve::ThreadEvent::Writer {
+        let event = super::event::ThreadEvent::Writer {
             slot: self.slot,
             serial: self.serial,
             report,

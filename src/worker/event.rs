@@ -1,0 +1,19 @@
+//! What threads of a worker tell its loop.
+
+use super::writer::Report;
+use crate::guest::environment::Environment;
+
+/// Sent over one channel, followed by a wake-up.
+pub(super) enum ThreadEvent {
+    /// A writer of a slot; the serial tells a slot's jobs apart.
+    Writer {
+        slot: usize,
+        serial: u64,
+        report: Report,
+    },
+    /// An environment is made, or could not be.
+    Environment {
+        hash: String,
+        result: Result<Environment, String>,
+    },
+}

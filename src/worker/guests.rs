@@ -1,0 +1,395 @@
+//! Guests of the slots: started, watched, ended.
+
+use std::io;
+use std::time::Instant;
+
+use mio::Interest;
+use mio::net::UnixListener;
+
+use super::control::{env_ready, error_payload};
+use super::environments::State;
+use super::event::ThreadEvent;
+use super::job::{Guest, Run, owner};
+use super::serve::{GuestStart, WARM, Worker};
+use super::slot::{Action, Slot};
+use super::writer::{Address, Report, Writer, WriterJob};
+use crate::guest::environment::Environment;
+use crate::guest::warm::WarmEvent;
+use crate::guest::{Exit, Job, process};
+use crate::limits;
+use crate::protocol::Payload;
+use crate::reactor::token;
+
+impl Worker {
+    pub(super) fn start_jobs(&mut self, now: Instant) {
+        while self.draining_until.is_none()
+            && let Some(place) = self.slots.iter().position(Option::is_none)
+            && let Some(order) = self.backlog.pop_front()
+        {
+            self.next_serial += 1;
+            let mut run = Run::new(self.next_serial, order, self.options.job_timeout, now);
+            run.waits_for_environment = true;
+            if let Some(slot) = self.slots.get_mut(place) {
+                *slot = Some(run);
+            }
+            self.start_guest(place, now);
+        }
+    }
+
+    /// Starts the guest of a slot whose environment is ready.
+    pub(super) fn start_guest(&mut self, place: usize, now: Instant) {
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return;
+        };
+        let environment = match self.environments.state(&run.order.environment) {
+            State::Making => return,
+            State::Ready(environment) => environment,
+            State::Failed { message, .. } => {
+                run.waits_for_environment = false;
+                run.slot.handle_start_failed(message);
+                return;
+            }
+        };
+        run.waits_for_environment = false;
+        run.slot = Slot::new(self.options.job_timeout, now);
+        if let Err(message) = self.launch(place, &environment, now)
+            && let Some(Some(run)) = self.slots.get_mut(place)
+        {
+            run.slot.handle_start_failed(message);
+        }
+    }
+
+    pub(super) fn launch(
+        &mut self,
+        place: usize,
+        environment: &Environment,
+        now: Instant,
+    ) -> Result<(), String> {
+        let text = |error: io::Error| error.to_string();
+        let work_dir = self.runtime.work_dir(place).map_err(text)?;
+        let socket_path = self.runtime.socket(place);
+        if let Err(error) = std::fs::remove_file(&socket_path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(text(error));
+        }
+        let mut listener = UnixListener::bind(&socket_path).map_err(text)?;
+        let registry = self.reactor.registry();
+        registry
+            .register(
+                &mut listener,
+                token::new(owner::LISTENER, place),
+                Interest::READABLE,
+            )
+            .map_err(text)?;
+        let warm_place = match self.options.guest_start {
+            GuestStart::Spawn => None,
+            GuestStart::Warm => {
+                let used: Vec<usize> = self
+                    .slots
+                    .iter()
+                    .flatten()
+                    .filter_map(|run| match run.guest {
+                        Guest::Warm { place, .. } => Some(place),
+                        _ => None,
+                    })
+                    .collect();
+                let Some(Some(run)) = self.slots.get(place) else {
+                    return Ok(());
+                };
+                let hash = run.order.environment.clone();
+                Some(self.environments.warm(
+                    &hash,
+                    environment,
+                    &self.shim,
+                    registry,
+                    WARM,
+                    &|place| used.contains(&place),
+                )?)
+            }
+        };
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return Ok(());
+        };
+        let order = &run.order;
+        let writer = Writer::start(
+            WriterJob {
+                job_id: order.job_id,
+                file_version_id: order.file_version_id,
+                plugin_name: order.plugin_name.clone(),
+                sinks: order.sinks.clone(),
+                staging: self.staging.clone(),
+            },
+            Address {
+                slot: place,
+                serial: run.serial,
+                reports: self.report_sender.clone(),
+                waker: self.waker.clone(),
+            },
+        )
+        .map_err(text)?;
+        run.writer = Some(writer);
+        run.listener = Some(listener);
+        let job = Job {
+            job_id: order.job_id.unsigned_abs(),
+            file_version_id: order.file_version_id,
+            plugin_name: &order.plugin_name,
+            file_path: &order.file_path,
+            source_code: &order.source_code,
+            socket_path: &socket_path,
+            work_dir: &work_dir,
+        };
+        let pipes = match warm_place {
+            Some(warm_place) => {
+                let warm = self
+                    .environments
+                    .warm_at(warm_place)
+                    .ok_or("no warm interpreter")?;
+                let pipes = warm.request(&job).map_err(|error| error.to_string())?;
+                run.guest = Guest::Warm {
+                    place: warm_place,
+                    pid: None,
+                    kill: false,
+                };
+                pipes
+            }
+            None => {
+                let (process, pipes) = process::spawn(&environment.interpreter, &self.shim, &job)
+                    .map_err(|error| {
+                    format!(
+                        "cannot start {}: {error}",
+                        environment.interpreter.display()
+                    )
+                })?;
+                run.guest = Guest::Spawned(process);
+                pipes
+            }
+        };
+        run.started_at = Some(now);
+        run.slot.handle_started(limits::GUEST_CONNECT_TIMEOUT, now);
+        log::debug!(
+            "job {}: guest started for {}",
+            order.job_id,
+            order.file_path
+        );
+        run.watch_exit(place, registry).map_err(text)?;
+        run.watch_pipes(pipes, place, registry).map_err(text)
+    }
+
+    pub(super) fn thread_event(&mut self, event: ThreadEvent, now: Instant) {
+        match event {
+            ThreadEvent::Writer {
+                slot,
+                serial,
+                report,
+            } => {
+                let Some(Some(run)) = self.slots.get_mut(slot) else {
+                    return;
+                };
+                if run.serial != serial {
+                    return;
+                }
+                match report {
+                    Report::Room => {
+                        if let Some(writer) = &mut run.writer {
+                            writer.retry();
+                        }
+                    }
+                    Report::Failed(message) => run.slot.handle_output_failed(message),
+                    Report::Staged => run.slot.handle_staged(),
+                    Report::Published(artifacts) => {
+                        run.artifacts = artifacts;
+                        run.slot.handle_published();
+                    }
+                    Report::Discarded => run.slot.handle_discarded(),
+                }
+            }
+            ThreadEvent::Environment { hash, result } => {
+                match &result {
+                    Ok(environment) => {
+                        let payload = env_ready(&hash, environment, environment.cached);
+                        self.send(0, &payload);
+                    }
+                    Err(message) => {
+                        log::error!("environment {hash}: {message}");
+                        let payload = error_payload(&format!("environment {hash}: {message}"));
+                        self.send(0, &payload);
+                    }
+                }
+                self.environments.handle_made(&hash, result);
+                for place in 0..self.slots.len() {
+                    let waits = self
+                        .slots
+                        .get(place)
+                        .and_then(Option::as_ref)
+                        .is_some_and(|run| {
+                            run.waits_for_environment && run.order.environment == hash
+                        });
+                    if waits {
+                        self.start_guest(place, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out what the slots want done.
+    pub(super) fn act(&mut self, now: Instant) {
+        for place in 0..self.slots.len() {
+            while let Some(Some(run)) = self.slots.get_mut(place) {
+                let heard = self.socket.heard_at(self.sentinel);
+                // Half a lease leaves the sentinel no time to give the job to another while
+                // its output becomes visible.
+                let allowed = run.order.lease.is_none_or(|lease| {
+                    heard.is_some_and(|at| now.saturating_duration_since(at) < lease / 2)
+                });
+                match run.slot.poll(allowed) {
+                    None => break,
+                    Some(Action::KillGuest) => run.kill(),
+                    Some(Action::Stage) => with_writer(run, Writer::stage),
+                    Some(Action::Publish) => with_writer(run, Writer::publish),
+                    Some(Action::Discard) => match &mut run.writer {
+                        Some(writer) => writer.discard(),
+                        None => run.slot.handle_discarded(),
+                    },
+                    Some(Action::Conclude(failure)) => {
+                        let receipt = run.conclude(failure.as_ref(), now);
+                        let job_id = run.order.job_id;
+                        match &receipt.error_message {
+                            None => log::info!("job {job_id}: done"),
+                            Some(message) => log::warn!(
+                                "job {job_id}: failed: {}",
+                                message.lines().next().unwrap_or("")
+                            ),
+                        }
+                        if let Some(slot) = self.slots.get_mut(place) {
+                            *slot = None;
+                        }
+                        self.runtime.clear(place);
+                        self.send(job_id.unsigned_abs(), &Payload::Conclude(receipt));
+                        self.start_jobs(now);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn process_exit(&mut self, place: usize, now: Instant) {
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return;
+        };
+        let Guest::Spawned(process) = &mut run.guest else {
+            return;
+        };
+        match process.try_exit() {
+            Ok(None) => {}
+            Ok(Some(exit)) => run.handle_exit(&exit, place, self.reactor.registry(), now),
+            Err(error) => {
+                log::error!("job {}: {error}", run.order.job_id);
+                let exit = Exit {
+                    code: None,
+                    signal: None,
+                    rss_max_bytes: 0,
+                };
+                run.handle_exit(&exit, place, self.reactor.registry(), now);
+            }
+        }
+    }
+
+    pub(super) fn warm_events(&mut self, warm_place: usize, now: Instant) {
+        loop {
+            let Some(warm) = self.environments.warm_at(warm_place) else {
+                return;
+            };
+            let event = match warm.next_event() {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(error) => {
+                    log::error!("{error}");
+                    self.warm_lost(warm_place, &error.to_string(), now);
+                    return;
+                }
+            };
+            let (job_id, exit) = match event {
+                WarmEvent::Ready => continue,
+                WarmEvent::Started { job_id, pid } => {
+                    if let Some((place, run)) = self.warm_run(warm_place, job_id) {
+                        let mut kill_now = false;
+                        if let Guest::Warm {
+                            pid: known, kill, ..
+                        } = &mut run.guest
+                        {
+                            *known = Some(pid);
+                            kill_now = *kill;
+                        }
+                        if kill_now {
+                            run.kill();
+                        }
+                        // It may have connected before its start was told.
+                        if let Some(Some(run)) = self.slots.get_mut(place) {
+                            run.accept(place, self.reactor.registry(), now);
+                        }
+                    }
+                    continue;
+                }
+                WarmEvent::Failed { job_id, message } => {
+                    if let Some((_, run)) = self.warm_run(warm_place, job_id) {
+                        run.guest = Guest::None;
+                        run.slot.handle_start_failed(message);
+                    }
+                    continue;
+                }
+                WarmEvent::Exited { job_id, exit } => (job_id, exit),
+            };
+            if let Some((place, _)) = self.warm_run(warm_place, job_id)
+                && let Some(Some(run)) = self.slots.get_mut(place)
+            {
+                run.handle_exit(&exit, place, self.reactor.registry(), now);
+            }
+        }
+    }
+
+    /// The slot whose guest is a child of the warm interpreter and runs the job.
+    pub(super) fn warm_run(&mut self, warm_place: usize, job_id: u64) -> Option<(usize, &mut Run)> {
+        self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
+            let run = slot.as_mut()?;
+            let ours = matches!(run.guest, Guest::Warm { place, .. } if place == warm_place);
+            (ours && run.order.job_id.unsigned_abs() == job_id).then_some((place, run))
+        })
+    }
+
+    /// A warm interpreter is gone, and its children with it.
+    pub(super) fn warm_lost(&mut self, warm_place: usize, reason: &str, now: Instant) {
+        self.environments
+            .drop_warm(warm_place, self.reactor.registry());
+        for place in 0..self.slots.len() {
+            let Some(Some(run)) = self.slots.get_mut(place) else {
+                continue;
+            };
+            if !matches!(run.guest, Guest::Warm { place, .. } if place == warm_place) {
+                continue;
+            }
+            run.kill();
+            if run.started_at.is_some() && run.slot.reads() {
+                let exit = Exit {
+                    code: None,
+                    signal: Some(9),
+                    rss_max_bytes: 0,
+                };
+                run.handle_exit(&exit, place, self.reactor.registry(), now);
+            } else {
+                run.guest = Guest::None;
+                run.slot.handle_start_failed(reason.to_owned());
+            }
+        }
+    }
+}
+
+fn with_writer(run: &mut Run, order: impl FnOnce(&mut Writer)) {
+    match &mut run.writer {
+        Some(writer) => order(writer),
+        None => run
+            .slot
+            .handle_output_failed("the job has no writer".to_owned()),
+    }
+}
