@@ -28,6 +28,8 @@ mod progress;
 mod run;
 mod serve;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod summary;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod table;
 
 use std::ffi::OsString;

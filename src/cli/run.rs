@@ -8,15 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
 use super::args::{Command, Flag};
 use super::plugin::{
     PluginFile, fingerprint, own_lockfile, read, register, requirements_lockfile, syntax_error,
     unix_ms,
 };
 use super::progress::{Ended, Progress};
-use super::table::{first_line, octets, render, thousands};
+use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, say, start_log};
 use crate::guest::environment;
 use crate::limits;
@@ -81,33 +79,6 @@ pub(super) const COMMAND: Command = Command {
     ],
     notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\n\nExit code: 0 all done, 1 some failed, 2 the command line is wrong, 130 interrupted.",
 };
-
-/// A file of the command line and what became of it.
-struct Item {
-    path: PathBuf,
-    job_id: Option<i64>,
-    /// The job's outputs before this run.
-    old_outputs: BTreeSet<String>,
-    outcome: Outcome,
-}
-
-#[derive(Clone)]
-enum Outcome {
-    Waiting,
-    Skipped {
-        rows: u64,
-        size_bytes: u64,
-    },
-    Done {
-        rows: u64,
-        size_bytes: u64,
-        outputs: Vec<String>,
-    },
-    Failed {
-        reason: String,
-        log: Option<String>,
-    },
-}
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let started = Instant::now();
@@ -496,39 +467,6 @@ fn settle(database: &Path) -> Result<(), Failure> {
     }
 }
 
-fn receipt_json(receipt: Option<&str>) -> Value {
-    receipt
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default()
-}
-
-fn outputs(receipt: Option<&str>) -> BTreeSet<String> {
-    let receipt = receipt_json(receipt);
-    let artifacts = receipt.get("artifacts").and_then(Value::as_array);
-    artifacts
-        .into_iter()
-        .flatten()
-        .filter_map(|artifact| Some(artifact.get("uri")?.as_str()?.to_owned()))
-        .collect()
-}
-
-fn counts(receipt: Option<&str>) -> (u64, u64) {
-    let receipt = receipt_json(receipt);
-    let metric = |name: &str| {
-        receipt
-            .get("metrics")
-            .and_then(|metrics| metrics.get(name)?.as_u64())
-            .unwrap_or(0)
-    };
-    (metric("rows"), metric("size_bytes"))
-}
-
-/// False when a file that a receipt names has been removed. Tables are taken for there.
-fn is_there(uri: &str) -> bool {
-    uri.strip_prefix("file://")
-        .is_none_or(|path| Path::new(path).exists())
-}
-
 /// Outputs of earlier runs that the newest run of their file no longer has: a topic that is
 /// gone, or a file that fails now. What is left in the folder is what the newest runs made.
 fn remove_stale(items: &[Item], output: &Path) {
@@ -548,132 +486,4 @@ fn remove_stale(items: &[Item], output: &Path) {
             }
         }
     }
-}
-
-struct Summary {
-    done: u64,
-    skipped: u64,
-    failed: u64,
-    waiting: u64,
-    rows: u64,
-    size_bytes: u64,
-    seconds: f64,
-}
-
-impl Summary {
-    fn new(items: &[Item], elapsed: Duration) -> Self {
-        let mut summary = Summary {
-            done: 0,
-            skipped: 0,
-            failed: 0,
-            waiting: 0,
-            rows: 0,
-            size_bytes: 0,
-            seconds: elapsed.as_secs_f64(),
-        };
-        for item in items {
-            match &item.outcome {
-                Outcome::Waiting => summary.waiting += 1,
-                Outcome::Failed { .. } => summary.failed += 1,
-                Outcome::Skipped { rows, size_bytes } => {
-                    summary.skipped += 1;
-                    summary.rows += rows;
-                    summary.size_bytes += size_bytes;
-                }
-                Outcome::Done {
-                    rows, size_bytes, ..
-                } => {
-                    summary.done += 1;
-                    summary.rows += rows;
-                    summary.size_bytes += size_bytes;
-                }
-            }
-        }
-        summary
-    }
-
-    fn text(&self, items: &[Item], output: &Path) -> String {
-        let mut out = String::new();
-        let failures: Vec<Vec<String>> = items
-            .iter()
-            .filter_map(|item| match &item.outcome {
-                Outcome::Failed { reason, .. } => Some(vec![
-                    item.path.display().to_string(),
-                    first_line(reason, 160),
-                ]),
-                _ => None,
-            })
-            .collect();
-        if !failures.is_empty() {
-            out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
-            out.push('\n');
-        }
-        let mut header = vec!["FILES", "DONE", "SKIPPED", "FAILED"];
-        let mut row = vec![
-            thousands(items.len() as u64),
-            thousands(self.done),
-            thousands(self.skipped),
-            thousands(self.failed),
-        ];
-        if self.waiting > 0 {
-            header.push("WAITING");
-            row.push(thousands(self.waiting));
-        }
-        header.extend(["ROWS", "BYTES", "SECONDS"]);
-        row.extend([
-            thousands(self.rows),
-            octets(self.size_bytes),
-            format!("{:.2}", self.seconds),
-        ]);
-        out.push_str(&render(&header, &[true; 8], &[row]));
-        out.push_str(&format!("output: {}\n", output.display()));
-        out
-    }
-
-    fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
-        let files: Vec<serde_json::Value> = items.iter().map(item_json).collect();
-        serde_json::json!({
-            "plugin": plugin,
-            "output": output.to_string_lossy(),
-            "files": files,
-            "totals": {
-                "files": items.len(),
-                "done": self.done,
-                "skipped": self.skipped,
-                "failed": self.failed,
-                "waiting": self.waiting,
-                "rows": self.rows,
-                "size_bytes": self.size_bytes,
-                "seconds": self.seconds,
-            },
-        })
-    }
-}
-
-fn item_json(item: &Item) -> serde_json::Value {
-    let mut value = serde_json::json!({
-        "file": item.path.to_string_lossy(),
-        "job": item.job_id,
-    });
-    let fields = match &item.outcome {
-        Outcome::Waiting => serde_json::json!({"status": "WAITING"}),
-        Outcome::Skipped { rows, size_bytes } => serde_json::json!({
-            "status": "SKIPPED", "rows": rows, "size_bytes": size_bytes,
-            "outputs": item.old_outputs,
-        }),
-        Outcome::Done {
-            rows,
-            size_bytes,
-            outputs,
-        } => serde_json::json!({
-            "status": "DONE", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
-        }),
-        Outcome::Failed { reason, log } => serde_json::json!({
-            "status": "FAILED", "error": reason, "log": log,
-        }),
-    };
-    if let (Some(value), Some(fields)) = (value.as_object_mut(), fields.as_object()) {
-        value.extend(fields.clone());
-    }
-    value
 }

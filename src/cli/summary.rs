@@ -1,0 +1,197 @@
+//! What became of the files of a `run`, for people and as JSON.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::table::{first_line, octets, render, thousands};
+
+/// A file of the command line and what became of it.
+pub(super) struct Item {
+    pub(super) path: PathBuf,
+    pub(super) job_id: Option<i64>,
+    /// The job's outputs before this run.
+    pub(super) old_outputs: BTreeSet<String>,
+    pub(super) outcome: Outcome,
+}
+
+#[derive(Clone)]
+pub(super) enum Outcome {
+    Waiting,
+    Skipped {
+        rows: u64,
+        size_bytes: u64,
+    },
+    Done {
+        rows: u64,
+        size_bytes: u64,
+        outputs: Vec<String>,
+    },
+    Failed {
+        reason: String,
+        log: Option<String>,
+    },
+}
+
+fn receipt_json(receipt: Option<&str>) -> Value {
+    receipt
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
+}
+
+pub(super) fn outputs(receipt: Option<&str>) -> BTreeSet<String> {
+    let receipt = receipt_json(receipt);
+    let artifacts = receipt.get("artifacts").and_then(Value::as_array);
+    artifacts
+        .into_iter()
+        .flatten()
+        .filter_map(|artifact| Some(artifact.get("uri")?.as_str()?.to_owned()))
+        .collect()
+}
+
+pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
+    let receipt = receipt_json(receipt);
+    let metric = |name: &str| {
+        receipt
+            .get("metrics")
+            .and_then(|metrics| metrics.get(name)?.as_u64())
+            .unwrap_or(0)
+    };
+    (metric("rows"), metric("size_bytes"))
+}
+
+/// False when a file that a receipt names has been removed. Tables are taken for there.
+pub(super) fn is_there(uri: &str) -> bool {
+    uri.strip_prefix("file://")
+        .is_none_or(|path| Path::new(path).exists())
+}
+
+pub(super) struct Summary {
+    pub(super) done: u64,
+    pub(super) skipped: u64,
+    pub(super) failed: u64,
+    pub(super) waiting: u64,
+    pub(super) rows: u64,
+    pub(super) size_bytes: u64,
+    pub(super) seconds: f64,
+}
+
+impl Summary {
+    pub(super) fn new(items: &[Item], elapsed: Duration) -> Self {
+        let mut summary = Summary {
+            done: 0,
+            skipped: 0,
+            failed: 0,
+            waiting: 0,
+            rows: 0,
+            size_bytes: 0,
+            seconds: elapsed.as_secs_f64(),
+        };
+        for item in items {
+            match &item.outcome {
+                Outcome::Waiting => summary.waiting += 1,
+                Outcome::Failed { .. } => summary.failed += 1,
+                Outcome::Skipped { rows, size_bytes } => {
+                    summary.skipped += 1;
+                    summary.rows += rows;
+                    summary.size_bytes += size_bytes;
+                }
+                Outcome::Done {
+                    rows, size_bytes, ..
+                } => {
+                    summary.done += 1;
+                    summary.rows += rows;
+                    summary.size_bytes += size_bytes;
+                }
+            }
+        }
+        summary
+    }
+
+    pub(super) fn text(&self, items: &[Item], output: &Path) -> String {
+        let mut out = String::new();
+        let failures: Vec<Vec<String>> = items
+            .iter()
+            .filter_map(|item| match &item.outcome {
+                Outcome::Failed { reason, .. } => Some(vec![
+                    item.path.display().to_string(),
+                    first_line(reason, 160),
+                ]),
+                _ => None,
+            })
+            .collect();
+        if !failures.is_empty() {
+            out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
+            out.push('\n');
+        }
+        let mut header = vec!["FILES", "DONE", "SKIPPED", "FAILED"];
+        let mut row = vec![
+            thousands(items.len() as u64),
+            thousands(self.done),
+            thousands(self.skipped),
+            thousands(self.failed),
+        ];
+        if self.waiting > 0 {
+            header.push("WAITING");
+            row.push(thousands(self.waiting));
+        }
+        header.extend(["ROWS", "BYTES", "SECONDS"]);
+        row.extend([
+            thousands(self.rows),
+            octets(self.size_bytes),
+            format!("{:.2}", self.seconds),
+        ]);
+        out.push_str(&render(&header, &[true; 8], &[row]));
+        out.push_str(&format!("output: {}\n", output.display()));
+        out
+    }
+
+    pub(super) fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
+        let files: Vec<serde_json::Value> = items.iter().map(item_json).collect();
+        serde_json::json!({
+            "plugin": plugin,
+            "output": output.to_string_lossy(),
+            "files": files,
+            "totals": {
+                "files": items.len(),
+                "done": self.done,
+                "skipped": self.skipped,
+                "failed": self.failed,
+                "waiting": self.waiting,
+                "rows": self.rows,
+                "size_bytes": self.size_bytes,
+                "seconds": self.seconds,
+            },
+        })
+    }
+}
+
+fn item_json(item: &Item) -> serde_json::Value {
+    let mut value = serde_json::json!({
+        "file": item.path.to_string_lossy(),
+        "job": item.job_id,
+    });
+    let fields = match &item.outcome {
+        Outcome::Waiting => serde_json::json!({"status": "WAITING"}),
+        Outcome::Skipped { rows, size_bytes } => serde_json::json!({
+            "status": "SKIPPED", "rows": rows, "size_bytes": size_bytes,
+            "outputs": item.old_outputs,
+        }),
+        Outcome::Done {
+            rows,
+            size_bytes,
+            outputs,
+        } => serde_json::json!({
+            "status": "DONE", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
+        }),
+        Outcome::Failed { reason, log } => serde_json::json!({
+            "status": "FAILED", "error": reason, "log": log,
+        }),
+    };
+    if let (Some(value), Some(fields)) = (value.as_object_mut(), fields.as_object()) {
+        value.extend(fields.clone());
+    }
+    value
+}
