@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::table::{first_line, thousands};
+use super::table::{first_line, one_line, thousands};
 
 /// One ended file.
 pub(super) struct Ended<'a> {
@@ -47,9 +47,10 @@ impl Progress {
     }
 
     pub(super) fn ended(&mut self, ended: &Ended<'_>) {
+        let file = one_line(ended.file);
         let text = match ended.error {
-            None => format!("{}: {} rows", ended.file, thousands(ended.rows)),
-            Some(error) => format!("{}: FAILED: {}", ended.file, first_line(error, 120)),
+            None => format!("{file}: {} rows", thousands(ended.rows)),
+            Some(error) => format!("{file}: FAILED: {}", first_line(error, 120)),
         };
         match self {
             Progress::Bar(bar) => {

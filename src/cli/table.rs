@@ -1,8 +1,19 @@
 //! Text tables for people.
 
+/// A text on one line: control characters, which file names may hold, become `?`.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
 /// Columns padded to their widest cell, two spaces apart; `right` says which columns hold
 /// numbers.
 pub(crate) fn render(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| one_line(cell)).collect())
+        .collect();
     let width = |column: usize| {
         rows.iter()
             .filter_map(|row| row.get(column))
@@ -31,7 +42,7 @@ pub(crate) fn render(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> S
         out
     };
     let mut out = line(&mut header.iter().copied());
-    for row in rows {
+    for row in &rows {
         out.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     out
@@ -93,6 +104,10 @@ mod tests {
         assert_eq!(
             render(&["x", "n"], &[false, true], &rows),
             "x      n\na      1\nlong  20\n"
+        );
+        assert_eq!(
+            render(&["x"], &[], &[vec!["a\nb\u{1b}".to_owned()]]),
+            "x\na?b?\n"
         );
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(12), "12");

@@ -107,6 +107,7 @@ impl Worker {
             match event {
                 Event::Established { .. } => {
                     log::info!("connected to the sentinel");
+                    self.unreachable_said = false;
                     let identify = self.identify();
                     self.send(0, &identify);
                     self.heartbeat_at = now + limits::WORKER_HEARTBEAT_INTERVAL;
@@ -116,8 +117,13 @@ impl Worker {
                 } if !identity.is_empty() => {
                     log::warn!("connection to the sentinel lost: {reason}");
                 }
-                Event::Disconnected { reason, .. } => {
-                    log::debug!("no connection to the sentinel: {reason}");
+                // Said once; the attempts go on.
+                Event::Disconnected { reason, .. } if !self.unreachable_said => {
+                    self.unreachable_said = true;
+                    log::warn!(
+                        "no connection to the sentinel at {}: {reason}; trying on",
+                        self.options.connect
+                    );
                 }
                 _ => {}
             }

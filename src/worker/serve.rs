@@ -129,6 +129,7 @@ pub struct Worker {
     pub(super) next_serial: u64,
     pub(super) heartbeat_at: Instant,
     pub(super) draining_until: Option<Instant>,
+    pub(super) unreachable_said: bool,
 }
 
 impl Worker {
@@ -203,6 +204,7 @@ impl Worker {
             next_serial: 0,
             heartbeat_at: now,
             draining_until: None,
+            unreachable_said: false,
         })
     }
 
