@@ -123,6 +123,8 @@ pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 /// Reads of one guest's log pipe per turn.
 pub const LOG_READS_PER_TURN: usize = 16;
+/// Turns of log reading after a guest's exit.
+pub const LOG_TURNS_AT_EXIT: usize = 16;
 /// Octets read from one guest's bridge per turn.
 pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
 /// An environment that could not be made is tried again after this.

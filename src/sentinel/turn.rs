@@ -74,10 +74,14 @@ impl Turn<'_> {
     ) -> Result<(), store::Error> {
         let expire = expire && self.store.has_expired(self.now_ms)?;
         let changes = self.control.take_changes();
-        // A worker that has just come may be able to run what nobody could.
-        *queue_changed |= changes
-            .iter()
-            .any(|change| matches!(change, Change::WorkerOnline { .. }));
+        // A worker that has just come may be able to run what nobody could, and a job's end
+        // frees a slot of a worker that may be the only one that can run what waits.
+        *queue_changed |= changes.iter().any(|change| {
+            matches!(
+                change,
+                Change::WorkerOnline { .. } | Change::Complete { .. }
+            )
+        });
         let mut waiting = Vec::new();
         if *queue_changed && self.control.has_openings() {
             waiting = self.store.queued_plugins(limits::QUEUED_PLUGINS_MAX)?;

@@ -80,6 +80,8 @@ pub(super) struct Run {
     pub(super) guest: Guest,
     pub(super) stdout: LogTail,
     pub(super) stderr: LogTail,
+    /// More has been printed than one turn reads; no new readiness will tell.
+    pub(super) logs_pending: bool,
     dispatched_at: Instant,
     pub(super) started_at: Option<Instant>,
     connected_at: Option<Instant>,
@@ -104,6 +106,7 @@ impl Run {
             guest: Guest::None,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
+            logs_pending: false,
             dispatched_at: now,
             started_at: None,
             connected_at: None,
@@ -228,6 +231,13 @@ impl Run {
         }
     }
 
+    /// Takes what the guest has printed, a turn's worth.
+    pub(super) fn read_logs(&mut self) {
+        let stdout = self.stdout.read();
+        let stderr = self.stderr.read();
+        self.logs_pending = stdout || stderr;
+    }
+
     /// Kills the guest's process group, now or as soon as its id is known.
     pub(super) fn kill(&mut self) {
         match &mut self.guest {
@@ -247,8 +257,14 @@ impl Run {
         now: Instant,
     ) {
         self.accept(place, registry, now);
-        while self.stdout.read() {}
-        while self.stderr.read() {}
+        // Bounded: a process that left the group may hold the pipe and go on printing.
+        for _ in 0..limits::LOG_TURNS_AT_EXIT {
+            self.read_logs();
+            if !self.logs_pending {
+                break;
+            }
+        }
+        self.logs_pending = false;
         self.rss_max_bytes = exit.rss_max_bytes;
         self.guest = Guest::None;
         self.slot.handle_exited(exit.is_clean(), exit.to_string());

@@ -236,6 +236,9 @@ impl Worker {
             }
             for run in self.slots.iter_mut().flatten() {
                 run.read(now);
+                if run.logs_pending {
+                    run.read_logs();
+                }
                 run.slot.handle_timeout(now);
             }
             self.start_jobs(now);
@@ -252,7 +255,12 @@ impl Worker {
     }
 
     fn wait(&mut self, now: Instant) -> Result<(), Error> {
-        let busy = self.socket.has_ready() || self.slots.iter().flatten().any(Run::wants_read);
+        let busy = self.socket.has_ready()
+            || self
+                .slots
+                .iter()
+                .flatten()
+                .any(|run| run.wants_read() || run.logs_pending);
         let deadline = if busy {
             Some(now)
         } else {
@@ -284,12 +292,7 @@ impl Worker {
                     match owner {
                         owner::LISTENER => run.accept(place, self.reactor.registry(), now),
                         owner::STREAM => run.set_readable(),
-                        owner::STDOUT => {
-                            run.stdout.read();
-                        }
-                        owner::STDERR => {
-                            run.stderr.read();
-                        }
+                        owner::STDOUT | owner::STDERR => run.read_logs(),
                         _ => {}
                     }
                 }

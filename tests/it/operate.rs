@@ -131,3 +131,25 @@ fn sinks_of_a_topic_and_overrides_decide_where_output_goes() {
     ));
     assert_eq!(rows.trim(), format!("[(1, {})]", ids[0]));
 }
+
+/// A free worker that may not run the waiting plugin must not make the sentinel forget that
+/// jobs wait for the busy one that may.
+#[test]
+fn an_idle_worker_that_cannot_help_does_not_stall_the_one_that_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let mut idle = worker(&endpoint, &out, &["--plugins", "other", "--slots", "4"]);
+    let mut able = worker(&endpoint, &out, &["--plugins", "one", "--slots", "1"]);
+    idle.line_with("connected");
+    able.line_with("connected");
+    let ids: Vec<i64> = (0..5)
+        .flat_map(|_| submit(&database, "one", std::slice::from_ref(&input)))
+        .collect();
+    for id in ids {
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+}
