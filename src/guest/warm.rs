@@ -27,22 +27,22 @@ pub enum WarmEvent {
     Ready,
     /// The job's child runs.
     Started {
-        /// The job.
-        job_id: u64,
+        /// Of the request.
+        key: u64,
         /// Its process, which leads its own group.
         pid: i32,
     },
     /// The job's child has exited and its group is dead.
     Exited {
-        /// The job.
-        job_id: u64,
+        /// Of the request.
+        key: u64,
         /// How.
         exit: Exit,
     },
     /// The job's child could not be made.
     Failed {
-        /// The job.
-        job_id: u64,
+        /// Of the request.
+        key: u64,
         /// Why.
         message: String,
     },
@@ -157,8 +157,9 @@ impl Warm {
         self.control.as_raw_fd()
     }
 
-    /// Asks for a child that runs the job.
-    pub fn request(&mut self, job: &Job<'_>) -> Result<Pipes, Error> {
+    /// Asks for a child that runs the job. `key` names it in the events: a job may have two
+    /// children for a moment, when a further attempt comes before the first has gone.
+    pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
         let plugin_file = write_plugin(job)?;
         let mut variables: std::collections::BTreeMap<_, _> =
             variables(job, &plugin_file).into_iter().collect();
@@ -166,7 +167,7 @@ impl Warm {
         variables.remove("BRIDGE_PLUGIN_CODE");
         variables.remove("CASPARIAN_PARENT");
         let request = serde_json::json!({
-            "job": job.job_id,
+            "job": key,
             "env": variables,
             "cwd": job.work_dir.to_string_lossy(),
         })
@@ -211,12 +212,9 @@ impl Warm {
         })?;
         Ok(Some(match answer {
             Answer::Ready { .. } => WarmEvent::Ready,
-            Answer::Started { started, pid } => WarmEvent::Started {
-                job_id: started,
-                pid,
-            },
+            Answer::Started { started, pid } => WarmEvent::Started { key: started, pid },
             Answer::Failed { failed, message } => WarmEvent::Failed {
-                job_id: failed,
+                key: failed,
                 message,
             },
             Answer::Exited {
@@ -225,7 +223,7 @@ impl Warm {
                 signal,
                 rss_max_kib,
             } => WarmEvent::Exited {
-                job_id: exited,
+                key: exited,
                 exit: Exit {
                     code,
                     signal,

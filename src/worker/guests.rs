@@ -145,7 +145,9 @@ impl Worker {
                     .environments
                     .warm_at(warm_place)
                     .ok_or("no warm interpreter")?;
-                let pipes = warm.request(&job).map_err(|error| error.to_string())?;
+                let pipes = warm
+                    .request(run.serial, &job)
+                    .map_err(|error| error.to_string())?;
                 run.guest = Guest::Warm {
                     place: warm_place,
                     pid: None,
@@ -310,10 +312,10 @@ impl Worker {
                     return;
                 }
             };
-            let (job_id, exit) = match event {
+            let (key, exit) = match event {
                 WarmEvent::Ready => continue,
-                WarmEvent::Started { job_id, pid } => {
-                    if let Some((place, run)) = self.warm_run(warm_place, job_id) {
+                WarmEvent::Started { key, pid } => {
+                    if let Some((place, run)) = self.warm_run(warm_place, key) {
                         let mut kill_now = false;
                         if let Guest::Warm {
                             pid: known, kill, ..
@@ -332,16 +334,16 @@ impl Worker {
                     }
                     continue;
                 }
-                WarmEvent::Failed { job_id, message } => {
-                    if let Some((_, run)) = self.warm_run(warm_place, job_id) {
+                WarmEvent::Failed { key, message } => {
+                    if let Some((_, run)) = self.warm_run(warm_place, key) {
                         run.guest = Guest::None;
                         run.slot.handle_start_failed(message);
                     }
                     continue;
                 }
-                WarmEvent::Exited { job_id, exit } => (job_id, exit),
+                WarmEvent::Exited { key, exit } => (key, exit),
             };
-            if let Some((place, _)) = self.warm_run(warm_place, job_id)
+            if let Some((place, _)) = self.warm_run(warm_place, key)
                 && let Some(Some(run)) = self.slots.get_mut(place)
             {
                 run.handle_exit(&exit, place, self.reactor.registry(), now);
@@ -349,12 +351,12 @@ impl Worker {
         }
     }
 
-    /// The slot whose guest is a child of the warm interpreter and runs the job.
-    pub(super) fn warm_run(&mut self, warm_place: usize, job_id: u64) -> Option<(usize, &mut Run)> {
+    /// The slot whose guest is a child of the warm interpreter and was asked for by that key.
+    pub(super) fn warm_run(&mut self, warm_place: usize, key: u64) -> Option<(usize, &mut Run)> {
         self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
             let run = slot.as_mut()?;
             let ours = matches!(run.guest, Guest::Warm { place, .. } if place == warm_place);
-            (ours && run.order.job_id.unsigned_abs() == job_id).then_some((place, run))
+            (ours && run.serial == key).then_some((place, run))
         })
     }
 
