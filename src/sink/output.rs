@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, Int64Array, RecordBatch, new_null_array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::compute::{CastOptions, cast_with_options};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::parquet::ParquetFile;
 use super::sqlite::{SqliteRows, SqliteTarget};
@@ -239,7 +240,14 @@ impl Sink {
 
 /// The sink's schema: the batch's, with the two ids behind it.
 fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
-    let mut fields: Vec<Arc<Field>> = schema.fields().iter().cloned().collect();
+    let mut fields: Vec<Arc<Field>> = schema
+        .fields()
+        .iter()
+        .map(|field| {
+            let stored = stored_type(field.data_type());
+            Arc::new(field.as_ref().clone().with_data_type(stored))
+        })
+        .collect();
     let mut names = BTreeSet::new();
     for field in &fields {
         if [JOB_ID, FILE_VERSION_ID].contains(&field.name().as_str()) {
@@ -264,6 +272,16 @@ fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
     let mut metadata = schema.metadata().clone();
     metadata.remove(TOPIC_KEY);
     Ok(Arc::new(Schema::new_with_metadata(fields, metadata)))
+}
+
+/// Parquet has no timestamps in seconds: the writer would store bare integers.
+fn stored_type(data_type: &DataType) -> DataType {
+    match data_type {
+        DataType::Timestamp(TimeUnit::Second, zone) => {
+            DataType::Timestamp(TimeUnit::Millisecond, zone.clone())
+        }
+        other => other.clone(),
+    }
 }
 
 /// The batch's columns as the sink's schema wants them. A column that is null-typed in this
@@ -305,6 +323,17 @@ fn conform(topic: &str, schema: &SchemaRef, batch: &RecordBatch) -> Result<Vec<A
         let same_name = want.name() == field.name();
         if same_name && want.data_type() == field.data_type() {
             columns.push(column.clone());
+        } else if same_name && want.data_type() == &stored_type(field.data_type()) {
+            // An instant that milliseconds cannot hold is an error, not a null.
+            let exact = CastOptions {
+                safe: false,
+                ..CastOptions::default()
+            };
+            let stored = cast_with_options(column, want.data_type(), &exact);
+            columns.push(stored.map_err(|error| Error::Column {
+                column: want.name().clone(),
+                reason: error.to_string(),
+            })?);
         } else if same_name && field.data_type() == &DataType::Null && want.is_nullable() {
             columns.push(new_null_array(want.data_type(), column.len()));
         } else {

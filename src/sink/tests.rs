@@ -498,6 +498,30 @@ fn every_type_goes_to_parquet() {
 }
 
 #[test]
+fn timestamps_in_seconds_stay_timestamps() {
+    let root = Root::new();
+    let seconds = |value| -> RecordBatch {
+        batch(vec![(
+            "at",
+            Arc::new(arrow::array::TimestampSecondArray::from(vec![value])),
+        )])
+    };
+    let mut output = root
+        .output(1, &[("output", "parquet://o.parquet", "append")])
+        .unwrap();
+    output.write(None, &seconds(1_700_000_000)).unwrap();
+    output.write(None, &seconds(1)).unwrap();
+    assert!(matches!(
+        output.write(None, &seconds(i64::MAX)),
+        Err(Error::Column { .. })
+    ));
+    output.stage().unwrap().publish().unwrap();
+    let back = &read(&root.path("o_1.parquet"))[0];
+    let want = arrow::array::TimestampMillisecondArray::from(vec![1_700_000_000_000, 1_000]);
+    assert_eq!(back.column(0).as_ref(), &want as &dyn Array);
+}
+
+#[test]
 fn row_groups_are_written_out_by_size() {
     let root = Root::new();
     let mut output = root
