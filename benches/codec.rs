@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use casparian::zmtp::{Config, Connection, Limits, Progress, SendQueue, SocketType};
+use casparian::zmtp::{Config, Connection, Limits, Progress, Security, SendQueue, SocketType};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
 const MESSAGES: usize = 1000;
@@ -16,6 +16,9 @@ fn connection(socket_type: SocketType, now: Instant) -> Connection {
         limits: Limits::default(),
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
+        read_ahead: casparian::limits::RECEIVE_BUFFER_SIZE_MAX,
+        security: Security::Null,
+        metadata: Vec::new(),
     };
     Connection::new(Arc::new(config), now)
 }
@@ -29,7 +32,7 @@ fn wire(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
         for slice in &slices {
             out.extend_from_slice(slice);
         }
-        connection.handle_written(queue, out.len() - before);
+        connection.handle_written(queue, out.len() - before, Instant::now());
     }
     out
 }
@@ -37,7 +40,7 @@ fn wire(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
 fn feed(connection: &mut Connection, mut octets: &[u8], now: Instant) -> usize {
     let mut messages = 0;
     while !octets.is_empty() {
-        let space = connection.receive_space();
+        let space = connection.receive_space(true);
         let count = space.len().min(octets.len());
         space[..count].copy_from_slice(&octets[..count]);
         connection.handle_received(count, now);

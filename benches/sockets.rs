@@ -18,11 +18,7 @@ use casparian::socket::{Dealer, Options, Router, SendError};
 const FOREVER: Option<Duration> = Some(Duration::from_secs(60));
 
 fn options() -> Options {
-    Options {
-        send_hwm: 0,
-        send_hwm_octets: 8 << 20,
-        ..Options::default()
-    }
+    Options::new().sndhwm(0).sndhwm_octets(8 << 20)
 }
 
 /// Messages per second. A tenth as many go first as warm-up; the clock runs from the moment the

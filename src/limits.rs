@@ -13,8 +13,11 @@ pub const ZMTP_FRAMES_MAX: usize = 4096;
 /// Octets of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
 
+/// Octets of application properties kept of a peer's metadata.
+pub const METADATA_KEPT_MAX: usize = 4 << 10;
+
 /// First receive buffer of a connection; an idle one holds none.
-pub const RECEIVE_BUFFER_SIZE_MIN: usize = 4 << 10;
+pub const RECEIVE_BUFFER_SIZE_MIN: usize = 512;
 /// Read-ahead of a busy connection; a larger message grows it for as long as it lasts.
 pub const RECEIVE_BUFFER_SIZE_MAX: usize = 256 << 10;
 
@@ -22,6 +25,10 @@ pub const RECEIVE_BUFFER_SIZE_MAX: usize = 256 << 10;
 pub const SEND_CHUNK_SIZE_MIN: usize = 4 << 10;
 /// Further chunks of a send queue.
 pub const SEND_CHUNK_SIZE_MAX: usize = 64 << 10;
+
+/// Octets of a CURVE connection that are sealed ahead of the kernel taking them; one message
+/// more may stand behind them.
+pub const SEALED_OCTETS_MAX: usize = 128 << 10;
 
 const _: () = assert!(ZMTP_FRAME_SIZE_MAX <= ZMTP_MESSAGE_SIZE_MAX);
 const _: () = assert!(ZMTP_COMMAND_SIZE_MAX <= ZMTP_FRAME_SIZE_MAX);
@@ -36,6 +43,12 @@ pub const EVENTS_PER_WAIT: usize = 1024;
 pub const SEND_HWM: usize = 1000;
 /// Octets queued per peer.
 pub const SEND_HWM_OCTETS: u64 = 64 << 20;
+/// Octets queued for all peers of a socket.
+pub const SEND_TOTAL_OCTETS: u64 = 1 << 30;
+/// Memory of a socket for what its peers send.
+pub const RECEIVE_TOTAL_OCTETS: u64 = 1 << 30;
+/// Log lines about connections that a socket writes per second.
+pub const SOCKET_LOG_LINES_PER_SECOND: u32 = 10;
 /// Queued octets at which a send writes at once instead of waiting for the flush.
 pub const FLUSH_OCTETS: u64 = 64 << 10;
 /// Slices handed to one writev.

@@ -16,7 +16,7 @@ pub enum Endpoint {
         /// The port.
         port: u16,
     },
-    /// A Unix socket in the file system.
+    /// A Unix socket in the file system; a listener at `*` makes a file in a folder of its own.
     Ipc(PathBuf),
     /// A Unix socket in Linux's abstract namespace; the name without its `@`.
     IpcAbstract(String),

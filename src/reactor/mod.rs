@@ -26,6 +26,7 @@ mod stopper;
 mod stream;
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 pub use endpoint::{Endpoint, EndpointError};
@@ -83,6 +84,12 @@ impl Reactor {
     /// What the last wait found.
     pub fn events(&self) -> impl Iterator<Item = &mio::event::Event> {
         self.events.iter()
+    }
+}
+
+impl AsRawFd for Reactor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.poll.as_raw_fd()
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -139,6 +140,8 @@ pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
+    /// A folder made for it alone.
+    folder: Option<PathBuf>,
 }
 
 impl Drop for SocketFile {
@@ -147,6 +150,11 @@ impl Drop for SocketFile {
             .is_ok_and(|file| file.dev() == self.device && file.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             log::debug!("cannot remove socket file {}: {error}", self.path.display());
+        }
+        if let Some(folder) = &self.folder
+            && let Err(error) = fs::remove_dir(folder)
+        {
+            log::debug!("cannot remove folder {}: {error}", folder.display());
         }
     }
 }
@@ -166,16 +174,11 @@ impl Listener {
                 }
                 Err(last)
             }
-            Endpoint::Ipc(path) => {
-                let listener = bind_path(path)?;
-                let file = fs::symlink_metadata(path)?;
-                let file = SocketFile {
-                    path: path.clone(),
-                    device: file.dev(),
-                    inode: file.ino(),
-                };
-                Ok(Listener::Unix(listener, Some(file)))
+            Endpoint::Ipc(path) if path.as_os_str() == "*" => {
+                let folder = private_folder()?;
+                bind_file(folder.join("socket"), Some(folder))
             }
+            Endpoint::Ipc(path) => bind_file(path.clone(), None),
             Endpoint::IpcAbstract(name) => Ok(Listener::Unix(
                 UnixListener::bind_addr(&abstract_address(name)?)?,
                 None,
@@ -183,7 +186,7 @@ impl Listener {
         }
     }
 
-    /// Where it is really bound: the system's choice of port filled in.
+    /// Where it is really bound: the system's choice of port or file filled in.
     pub fn endpoint(&self, asked: &Endpoint) -> Endpoint {
         match (self, asked) {
             (Listener::Tcp(listener), Endpoint::Tcp { .. }) => match listener.local_addr() {
@@ -193,6 +196,7 @@ impl Listener {
                 },
                 Err(_) => asked.clone(),
             },
+            (Listener::Unix(_, Some(file)), _) => Endpoint::Ipc(file.path.clone()),
             _ => asked.clone(),
         }
     }
@@ -214,6 +218,32 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
             Listener::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
+        }
+    }
+}
+
+fn bind_file(path: PathBuf, folder: Option<PathBuf>) -> io::Result<Listener> {
+    let listener = bind_path(&path)?;
+    let file = fs::symlink_metadata(&path)?;
+    let file = SocketFile {
+        device: file.dev(),
+        inode: file.ino(),
+        path,
+        folder,
+    };
+    Ok(Listener::Unix(listener, Some(file)))
+}
+
+/// A new folder that only this user may enter.
+fn private_folder() -> io::Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let base = std::env::temp_dir();
+    loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = base.join(format!("casparian-ipc-{}-{count}", std::process::id()));
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => return result.map(|()| folder),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::turn;
 use crate::limits;
 use crate::protocol::{Identify, Payload, View};
 use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
-use crate::socket::{self, Event, Heartbeat, PeerId, Socket, SocketType};
+use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 use crate::store::{self, Open, Store};
 
 /// What a sentinel is told.
@@ -20,6 +20,8 @@ use crate::store::{self, Open, Store};
 pub struct Options {
     /// Where workers connect.
     pub bind: Endpoint,
+    /// How workers prove who they are.
+    pub security: Security,
     /// The database file; made when it is missing.
     pub database: PathBuf,
     /// Lease of a claim.
@@ -41,6 +43,7 @@ impl Options {
     pub fn new(bind: Endpoint, database: PathBuf) -> Self {
         Options {
             bind,
+            security: Security::Null,
             database,
             lease: limits::LEASE,
             grace: limits::WORKER_GRACE,
@@ -129,15 +132,12 @@ impl Sentinel {
     pub fn open(options: Options) -> Result<Self, Error> {
         let mut store = Store::open(&options.database, Open::Create)?;
         let reactor = Reactor::new()?;
-        let socket_options = socket::Options {
-            handover: true,
-            heartbeat: Some(Heartbeat {
-                interval: limits::HEARTBEAT_INTERVAL,
-                timeout: limits::HEARTBEAT_TIMEOUT,
-                ttl: limits::HEARTBEAT_TIMEOUT,
-            }),
-            ..socket::Options::default()
-        };
+        let socket_options = socket::Options::new()
+            .router_handover(true)
+            .heartbeat_ivl(limits::HEARTBEAT_INTERVAL)
+            .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
+            .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
+            .security(options.security.clone());
         let mut socket = Socket::new(
             SocketType::Router,
             socket_options,
@@ -261,9 +261,7 @@ impl Sentinel {
 
     fn connection_events(&mut self, now: Instant) {
         while let Some(event) = self.socket.poll_event() {
-            if let Event::Disconnected { peer, identity, .. } = event
-                && !identity.is_empty()
-            {
+            if let Event::Disconnected { peer, identity, .. } = event {
                 self.control.handle_disconnected(peer, &identity, now);
             }
         }

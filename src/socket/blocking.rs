@@ -1,12 +1,14 @@
 //! ROUTER and DEALER with a reactor of their own.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::{Event, Options, PeerId, SendError, Socket};
+use super::{Counters, Event, Options, PeerId, SendError, Socket};
 use crate::reactor::{Endpoint, Reactor};
 use crate::zmtp::{Message, SocketType};
 
+#[derive(Debug)]
 struct Driven {
     reactor: Reactor,
     socket: Socket,
@@ -78,7 +80,17 @@ impl Driven {
         }
     }
 
-    /// Waits until some octets have left or `timeout` is over.
+    /// Waits until something may have changed for sending, not for messages.
+    fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
+        self.socket.drive_handshakes(self.now);
+        self.socket.flush();
+        let wait = [Some(deadline), self.socket.poll_timeout()]
+            .into_iter()
+            .flatten()
+            .min();
+        self.wait(wait)
+    }
+
     fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
         let before = self.socket.pending_octets();
         let deadline = Instant::now() + timeout;
@@ -88,18 +100,14 @@ impl Driven {
             if self.socket.pending_octets() < before || Instant::now() >= deadline {
                 return Ok(());
             }
-            let wait = [Some(deadline), self.socket.poll_timeout()]
-                .into_iter()
-                .flatten()
-                .min();
-            self.wait(wait)?;
+            self.wait_to_send(deadline)?;
         }
     }
 
-    /// Goes on until everything queued has left, or `linger` is over. True when all has left.
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + linger;
         loop {
+            self.socket.drive_handshakes(self.now);
             self.socket.flush();
             if self.socket.pending_octets() == 0 {
                 return Ok(true);
@@ -107,38 +115,125 @@ impl Driven {
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            // Input is looked at for handshakes and ends of streams; messages stay unread.
-            self.turn(Some(deadline))?;
-            if self.socket.receive(self.now).is_some() {
-                continue;
-            }
+            self.wait_to_send(deadline)?;
         }
     }
 }
 
+/// What ROUTER and DEALER have in common.
+macro_rules! common_methods {
+    ($name:ident, $socket_type:expr) => {
+        impl $name {
+            /// A socket without peers. Fails when the options contradict the protocol, or the
+            /// system has no more descriptors.
+            pub fn new(options: Options) -> io::Result<Self> {
+                Ok($name {
+                    inner: Driven::new($socket_type, options)?,
+                })
+            }
+
+            /// Listens; gives the endpoint with the port (or file) the system chose.
+            pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
+                self.inner.socket.bind(&parse(endpoint)?)
+            }
+
+            /// Stops listening on an endpoint that `bind` gave; accepted peers stay. False when
+            /// there is no such listener.
+            pub fn unbind(&mut self, endpoint: &str) -> io::Result<bool> {
+                Ok(self.inner.socket.unbind(&parse(endpoint)?))
+            }
+
+            /// Connects in the background and goes on trying.
+            pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+                let endpoint = parse(endpoint)?;
+                self.inner.now = Instant::now();
+                Ok(self.inner.socket.connect(&endpoint, self.inner.now))
+            }
+
+            /// Ends the connections to an endpoint that `connect` was given; what is queued for
+            /// them is dropped. False when there is none.
+            pub fn disconnect(&mut self, endpoint: &str) -> io::Result<bool> {
+                let endpoint = parse(endpoint)?;
+                let now = Instant::now();
+                Ok(self.inner.socket.disconnect_endpoint(&endpoint, now))
+            }
+
+            /// Writes what is queued as far as the system takes it, and brings handshakes
+            /// forward; never blocks.
+            pub fn flush(&mut self) -> io::Result<()> {
+                self.inner.flush()
+            }
+
+            /// After [`SendError::Full`]: writes, and waits until some octets have left or
+            /// `timeout` is over.
+            pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
+                self.inner.wait_writable(timeout)
+            }
+
+            /// Waits until everything queued has left, for `linger` at most (`ZMQ_LINGER` is
+            /// this before the socket is dropped). True when all has left; dropping the socket
+            /// drops the rest.
+            pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
+                self.inner.drain(linger)
+            }
+
+            /// The next lifecycle event (`zmq_socket_monitor`).
+            pub fn poll_event(&mut self) -> Option<Event> {
+                self.inner.socket.poll_event()
+            }
+
+            /// Counts of what has happened so far.
+            pub fn counters(&self) -> Counters {
+                self.inner.socket.counters()
+            }
+
+            /// The socket inside, for what has no method here.
+            pub fn socket(&mut self) -> &mut Socket {
+                &mut self.inner.socket
+            }
+        }
+
+        /// Readable when the socket may have something to do: then call `receive` with a
+        /// timeout of zero until it gives nothing, and `flush`. For other event loops. The
+        /// socket's own timers (heartbeats, reconnects) run only in its calls, so make one
+        /// from time to time.
+        impl AsRawFd for $name {
+            fn as_raw_fd(&self) -> RawFd {
+                self.inner.reactor.as_raw_fd()
+            }
+        }
+    };
+}
+
 /// A ROUTER socket with a reactor of its own.
+///
+/// ```
+/// use std::time::Duration;
+/// use casparian::socket::{Options, Router, SendError};
+///
+/// let mut router = Router::new(Options::new().router_handover(true))?;
+/// let bound = router.bind("tcp://127.0.0.1:*")?;
+/// assert!(bound.to_string().starts_with("tcp://127.0.0.1:"));
+/// assert_eq!(router.send(b"nobody", &[b"hello"]), Err(SendError::Unroutable));
+/// assert!(router.receive(Some(Duration::ZERO))?.is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
 pub struct Router {
     inner: Driven,
 }
 
+common_methods!(Router, SocketType::Router);
+
 impl Router {
-    /// A socket without peers.
-    pub fn new(options: Options) -> io::Result<Self> {
-        Ok(Router {
-            inner: Driven::new(SocketType::Router, options)?,
-        })
-    }
-
-    /// Listens; gives the endpoint with the port the system chose.
-    pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
-        self.inner.socket.bind(&parse(endpoint)?)
-    }
-
-    /// Connects in the background.
-    pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+    /// Connects to a peer that is addressed by `routing_id` from now on; see
+    /// [`Socket::connect_as`].
+    pub fn connect_as(&mut self, endpoint: &str, routing_id: &[u8]) -> io::Result<PeerId> {
         let endpoint = parse(endpoint)?;
         self.inner.now = Instant::now();
-        Ok(self.inner.socket.connect(&endpoint, self.inner.now))
+        self.inner
+            .socket
+            .connect_as(&endpoint, routing_id, self.inner.now)
     }
 
     /// The next message and the routing id it came from, or none when `timeout` (none = wait
@@ -154,59 +249,33 @@ impl Router {
         Ok(socket.identity(id).zip(socket.message(id)))
     }
 
-    /// Queues a message for the peer with a routing id. It leaves on the next
-    /// [`Router::flush`] or [`Router::receive`] that has to wait.
-    pub fn send(&mut self, identity: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
-        let id = self
-            .inner
-            .socket
-            .route(identity)
-            .ok_or(SendError::Unroutable)?;
-        self.inner.socket.send_to(id, parts)
-    }
-
-    /// Writes what is queued as far as the system takes it; never blocks.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-
-    /// Waits until everything queued has left; false when `linger` was over before. Messages
-    /// that arrive meanwhile are dropped: it is meant for the end.
-    pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
-        self.inner.drain(linger)
-    }
-
-    /// The next lifecycle event.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        self.inner.socket.poll_event()
+    /// Queues a message for the peer with a routing id; never blocks. It leaves on the next
+    /// `flush` or `receive` that has to wait, or when much has gathered.
+    pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
+        self.inner.socket.send_routed(routing_id, parts)
     }
 }
 
 /// A DEALER socket with a reactor of its own.
+///
+/// ```
+/// use casparian::socket::{Dealer, Options, SendError};
+///
+/// let mut dealer = Dealer::new(Options::new().routing_id("w-1").sndhwm(1))?;
+/// assert_eq!(dealer.send(&[b"hello"]), Err(SendError::NoPeer));
+/// dealer.connect("ipc://@casparian-doc-example")?;
+/// dealer.send(&[b"queued until somebody listens"])?;
+/// assert_eq!(dealer.send(&[b"one too many"]), Err(SendError::Full));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
 pub struct Dealer {
     inner: Driven,
 }
 
+common_methods!(Dealer, SocketType::Dealer);
+
 impl Dealer {
-    /// A socket without peers.
-    pub fn new(options: Options) -> io::Result<Self> {
-        Ok(Dealer {
-            inner: Driven::new(SocketType::Dealer, options)?,
-        })
-    }
-
-    /// Listens; gives the endpoint with the port the system chose.
-    pub fn bind(&mut self, endpoint: &str) -> io::Result<Endpoint> {
-        self.inner.socket.bind(&parse(endpoint)?)
-    }
-
-    /// Connects in the background; messages may be queued at once.
-    pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
-        let endpoint = parse(endpoint)?;
-        self.inner.now = Instant::now();
-        Ok(self.inner.socket.connect(&endpoint, self.inner.now))
-    }
-
     /// The next message, or none when `timeout` (none = wait for ever) is over. What is queued
     /// for sending leaves meanwhile.
     pub fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<Message<'_>>> {
@@ -216,31 +285,9 @@ impl Dealer {
         }
     }
 
-    /// After [`SendError::Full`]: writes, and waits until some octets have left or `timeout` is
-    /// over.
-    pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
-        self.inner.wait_writable(timeout)
-    }
-
-    /// Queues a message for the next peer in turn. It leaves on the next [`Dealer::flush`] or
-    /// [`Dealer::receive`] that has to wait, or when much has gathered.
+    /// Queues a message for the next peer in turn that is not full; never blocks. It leaves on
+    /// the next `flush` or `receive` that has to wait, or when much has gathered.
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         self.inner.socket.send(parts)
-    }
-
-    /// Writes what is queued as far as the system takes it; never blocks.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-
-    /// Waits until everything queued has left; false when `linger` was over before. Messages
-    /// that arrive meanwhile are dropped: it is meant for the end.
-    pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
-        self.inner.drain(linger)
-    }
-
-    /// The next lifecycle event.
-    pub fn poll_event(&mut self) -> Option<Event> {
-        self.inner.socket.poll_event()
     }
 }

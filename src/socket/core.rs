@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use mio::Registry;
 
+use super::log_limit::LogLimit;
 use super::peers::{Link, Peer, Peers};
-use super::{DisconnectReason, Event, Options, PeerId};
+use super::{Counters, DisconnectReason, Event, Options, PeerId};
 use crate::limits;
 use crate::reactor::{Endpoint, Listener, token};
-use crate::zmtp::{Config, SocketType};
+use crate::zmtp::{Config, PeerInfo, Security, SocketType};
 
 /// A ROUTER or DEALER without a loop of its own.
 ///
@@ -37,7 +38,19 @@ pub struct Socket {
     pub(super) round_robin: Vec<PeerId>,
     pub(super) next_peer: usize,
     pub(super) events: VecDeque<Event>,
+    pub(super) counters: Counters,
+    pub(super) log_limit: LogLimit,
+    /// Accepted peers whose handshake is not done, oldest first; those that are done or gone
+    /// are taken out when they come to the front.
+    pub(super) pending: VecDeque<PeerId>,
+    /// How many of `pending` are really pending.
     pub(super) handshakes: usize,
+    /// Octets queued for all peers.
+    pub(super) queued_octets: u64,
+    /// Octets of receive buffers of all peers.
+    pub(super) received_octets: u64,
+    /// The latest instant the owner told.
+    pub(super) now: Instant,
     /// No deadline lies before this instant; it may be earlier than the earliest.
     pub(super) next_timeout: Option<Instant>,
     pub(super) random: RandomState,
@@ -66,18 +79,16 @@ impl Socket {
         registry: &Registry,
         owner: u8,
     ) -> io::Result<Self> {
-        if options.identity.len() > 255 || options.identity.first() == Some(&0) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "identity must be at most 255 octets and must not begin with a zero octet",
-            ));
-        }
+        check_options(&options)?;
         let config = Config {
             socket_type,
-            identity: options.identity.clone(),
+            identity: options.routing_id.clone(),
             limits: options.limits,
-            handshake_timeout: options.handshake_timeout,
-            heartbeat: options.heartbeat,
+            read_ahead: options.rcvhwm_octets,
+            handshake_timeout: options.handshake_ivl,
+            heartbeat: options.heartbeat(),
+            security: options.security.clone(),
+            metadata: options.metadata.clone(),
         };
         let random = RandomState::new();
         let identity_next = (random.hash_one(0u64) & u64::from(u32::MAX)) as u32;
@@ -94,7 +105,13 @@ impl Socket {
             round_robin: Vec::new(),
             next_peer: 0,
             events: VecDeque::new(),
+            counters: Counters::default(),
+            log_limit: LogLimit::default(),
+            pending: VecDeque::new(),
             handshakes: 0,
+            queued_octets: 0,
+            received_octets: 0,
+            now: Instant::now(),
             next_timeout: None,
             random,
             random_count: 0,
@@ -121,6 +138,9 @@ impl Socket {
             acceptable: true,
             rest_until: None,
         }));
+        self.tell(Event::Listening {
+            endpoint: bound.clone(),
+        });
         Ok(bound)
     }
 
@@ -132,16 +152,18 @@ impl Socket {
                 .as_ref()
                 .is_some_and(|bound| &bound.endpoint == endpoint)
         });
-        match found {
-            Some(bound) => {
-                *bound = None;
-                true
-            }
-            None => false,
-        }
+        let Some(bound) = found else {
+            return false;
+        };
+        *bound = None;
+        self.tell(Event::Closed {
+            endpoint: endpoint.clone(),
+        });
+        true
     }
 
-    /// Connects in the background and goes on trying; messages may be queued at once.
+    /// Connects in the background and goes on trying; a DEALER may queue messages at once
+    /// (unless its options say otherwise), a ROUTER from when it knows the routing id.
     pub fn connect(&mut self, endpoint: &Endpoint, now: Instant) -> PeerId {
         let peer = Peer::new(
             Link::Waiting(now),
@@ -149,15 +171,52 @@ impl Socket {
             endpoint.to_string(),
         );
         let id = self.peers.insert(peer);
-        self.handshakes += 1;
-        if !self.is_router() {
+        if !self.is_router() && !self.options.immediate {
             self.round_robin.push(id);
         }
         self.start_connect(id, now);
         id
     }
 
-    /// Ends a peer; a connecting one is not connected again. False when it is gone already.
+    /// ROUTER: connects to a peer that is addressed by `routing_id` from now on, whatever
+    /// identity it gives itself; messages may be queued at once. (`ZMQ_CONNECT_ROUTING_ID`)
+    ///
+    /// Fails when the id is empty, over 255 octets or begins with a zero octet, or belongs to
+    /// another peer.
+    pub fn connect_as(
+        &mut self,
+        endpoint: &Endpoint,
+        routing_id: &[u8],
+        now: Instant,
+    ) -> io::Result<PeerId> {
+        let refused = |kind, text| Err(io::Error::new(kind, text));
+        if !self.is_router() {
+            return refused(
+                io::ErrorKind::InvalidInput,
+                "only a ROUTER addresses its peers",
+            );
+        }
+        if routing_id.is_empty() || !is_routing_id(routing_id) {
+            return refused(io::ErrorKind::InvalidInput, ROUTING_ID_RULE);
+        }
+        if self.routes.contains_key(routing_id) {
+            return refused(io::ErrorKind::AddrInUse, "another peer has that routing id");
+        }
+        let mut peer = Peer::new(
+            Link::Waiting(now),
+            Some(endpoint.clone()),
+            endpoint.to_string(),
+        );
+        peer.identity = routing_id.to_vec();
+        peer.identity_is_assigned = true;
+        let id = self.peers.insert(peer);
+        self.routes.insert(routing_id.to_vec(), id);
+        self.start_connect(id, now);
+        Ok(id)
+    }
+
+    /// Ends a peer; a connecting one is not connected again. Messages that are queued for it
+    /// are dropped ([`Event::Unsent`]). False when it is gone already.
     pub fn disconnect(&mut self, id: PeerId, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(id) else {
             return false;
@@ -167,16 +226,98 @@ impl Socket {
         true
     }
 
+    /// [`Socket::disconnect`] for all peers that were connected to an endpoint. False when
+    /// there is none.
+    pub fn disconnect_endpoint(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
+        let mut found = false;
+        for index in 0..self.peers.slot_count() {
+            if let Some(id) = self.peers.at(index)
+                && self
+                    .peers
+                    .get(id)
+                    .is_some_and(|peer| peer.connect_to.as_ref() == Some(endpoint))
+            {
+                found |= self.disconnect(id, now);
+            }
+        }
+        found
+    }
+
+    /// Changes the credentials for connections from now on. Handshakes under way start over,
+    /// and established peers whose CURVE key is no longer authorized are closed.
+    pub fn set_security(&mut self, security: Security, now: Instant) {
+        let mut config = Config::clone(&self.config);
+        config.security = security.clone();
+        self.config = Arc::new(config);
+        self.options.security = security;
+        for index in 0..self.peers.slot_count() {
+            let Some(id) = self.peers.at(index) else {
+                continue;
+            };
+            let Some(peer) = self.peers.get(id) else {
+                continue;
+            };
+            let Link::Up(_, connection) = &peer.link else {
+                continue;
+            };
+            if !connection.is_open() {
+                self.lose(id, DisconnectReason::CredentialsChanged, now);
+            } else if !may_stay(&self.options.security, connection.peer()) {
+                self.lose(id, DisconnectReason::Revoked, now);
+            }
+        }
+    }
+
+    /// Changes how many messages may be queued per peer; what is queued beyond stays.
+    /// (`ZMQ_SNDHWM`)
+    pub fn set_sndhwm(&mut self, messages: usize) {
+        self.options.sndhwm = messages;
+    }
+
+    /// What the handshake of an established peer told.
+    pub fn peer_info(&self, id: PeerId) -> Option<&PeerInfo> {
+        match &self.peers.get(id)?.link {
+            Link::Up(_, connection) if connection.is_open() => Some(connection.peer()),
+            _ => None,
+        }
+    }
+
+    /// The address of a peer, for people.
+    pub fn address(&self, id: PeerId) -> Option<&str> {
+        self.peers.get(id).map(|peer| peer.address.as_str())
+    }
+
     /// The next lifecycle event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
+    /// Counts of what has happened so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Peers there are: established, under way, and waiting to be connected again.
+    pub fn peer_count(&self) -> usize {
+        self.peers.len()
+    }
+
     pub(super) fn tell(&mut self, event: Event) {
+        self.counters.count(&event);
         if self.events.len() >= limits::SOCKET_EVENTS_MAX {
             self.events.pop_front();
+            self.counters.events_dropped += 1;
         }
         self.events.push_back(event);
+    }
+
+    /// A line about a bad connection, unless there were too many.
+    pub(super) fn warn(&mut self, text: std::fmt::Arguments<'_>, now: Instant) {
+        match self.log_limit.allow(now) {
+            Some(0) => log::warn!("{text}"),
+            Some(left_out) => log::warn!("{text} ({left_out} lines like this left out before)"),
+            None => self.counters.log_lines_dropped += 1,
+        }
     }
 
     // ---- readiness and time ----
@@ -193,6 +334,7 @@ impl Socket {
 
     /// A source of ours is ready.
     pub fn handle_ready(&mut self, event: &mio::event::Event, now: Instant) {
+        self.now = now;
         let index = token::index(event.token());
         if index >= LISTENER_INDEX_BASE {
             if let Some(Some(bound)) = self.listeners.get_mut(index - LISTENER_INDEX_BASE) {
@@ -210,9 +352,7 @@ impl Socket {
             match stream.connect_result() {
                 Ok(false) => return,
                 Ok(true) => self.connected(id, now),
-                Err(error) => {
-                    return self.lose(id, DisconnectReason::Io(error.to_string()), now);
-                }
+                Err(error) => return self.lose(id, connect_error(&error), now),
             }
         }
         let Some(peer) = self.peers.get_mut(id) else {
@@ -250,6 +390,7 @@ impl Socket {
 
     /// Lets time pass: heartbeats, deadlines, reconnects, resting listeners.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
         if self.next_timeout.is_none_or(|next| now < next) {
             return;
         }
@@ -313,7 +454,9 @@ impl Socket {
                 let idle = now.saturating_duration_since(connection.received_at())
                     >= limits::IDLE_MEMORY_AFTER;
                 if idle {
+                    let before = connection.receive_capacity();
                     connection.release_idle();
+                    self.received_octets -= (before - connection.receive_capacity()) as u64;
                     peer.queue.release_idle();
                 }
                 let at = connection.poll_timeout();
@@ -325,6 +468,62 @@ impl Socket {
                 !idle
             }
         }
+    }
+}
+
+const ROUTING_ID_RULE: &str = "a routing id is at most 255 octets, the first of them not zero";
+
+fn is_routing_id(id: &[u8]) -> bool {
+    id.len() <= 255 && id.first() != Some(&0)
+}
+
+fn check_options(options: &Options) -> io::Result<()> {
+    let refused = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if !is_routing_id(&options.routing_id) {
+        return refused(ROUTING_ID_RULE);
+    }
+    let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;
+    if !options.metadata.iter().all(named) {
+        return refused("the name of a property begins with X- and has at most 255 octets");
+    }
+    let size: usize = options
+        .metadata
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    if size > limits::METADATA_KEPT_MAX {
+        return refused("the properties take more than 4096 octets");
+    }
+    #[cfg(feature = "curve")]
+    if let Security::CurveClient(client) = &options.security
+        && client.server.is_low_order()
+    {
+        return refused("the server's key is no usable key: its order is low");
+    }
+    Ok(())
+}
+
+/// Whether an established peer may stay under new credentials.
+#[cfg(feature = "curve")]
+fn may_stay(security: &Security, peer: &PeerInfo) -> bool {
+    match (security, &peer.public_key) {
+        (Security::CurveServer(server), Some(key)) => server.clients.name_of(key).is_some(),
+        _ => true,
+    }
+}
+
+#[cfg(not(feature = "curve"))]
+fn may_stay(_security: &Security, _peer: &PeerInfo) -> bool {
+    true
+}
+
+/// Why a transport did not come up.
+pub(super) fn connect_error(error: &io::Error) -> DisconnectReason {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+            DisconnectReason::ConnRefused(error.to_string())
+        }
+        _ => DisconnectReason::Io(error.to_string()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::hash::BuildHasher;
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::core::connect_error;
 use super::peers::{Link, Peer};
 use super::{DisconnectReason, Event, PeerId, Socket};
 use crate::limits;
@@ -12,7 +13,7 @@ use crate::zmtp::{Connection, SocketType};
 
 impl Socket {
     pub(super) fn start_connect(&mut self, id: PeerId, now: Instant) {
-        let deadline = now + self.options.handshake_timeout;
+        let deadline = now + self.options.connect_timeout;
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -32,7 +33,7 @@ impl Socket {
                 peer.read_closed = false;
                 self.note_timeout(Some(deadline));
             }
-            Err(error) => self.lose(id, DisconnectReason::Io(error.to_string()), now),
+            Err(error) => self.lose(id, connect_error(&error), now),
         }
     }
 
@@ -84,11 +85,21 @@ impl Socket {
                             error.kind(),
                             io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
                         ) => {}
+                    // EMFILE and the like. A connection that has not even shaken hands gives
+                    // its descriptor up for the one that waits; without one the listener rests.
                     Err(error) => {
-                        log::warn!("cannot accept on {}: {error}; resting", bound.endpoint);
-                        let until = now + limits::ACCEPT_REST;
-                        bound.rest_until = Some(until);
-                        self.note_timeout(Some(until));
+                        let endpoint = bound.endpoint.clone();
+                        let reason = error.to_string();
+                        if is_out_of_files(&error) && self.drop_oldest_handshake(now) {
+                            continue;
+                        }
+                        if let Some(Some(bound)) = self.listeners.get_mut(place) {
+                            let until = now + limits::ACCEPT_REST;
+                            bound.rest_until = Some(until);
+                            self.note_timeout(Some(until));
+                        }
+                        self.warn(format_args!("cannot accept on {endpoint}: {reason}"), now);
+                        self.tell(Event::AcceptFailed { endpoint, reason });
                     }
                 }
             }
@@ -97,11 +108,17 @@ impl Socket {
 
     pub(super) fn accepted(&mut self, mut stream: Stream, now: Instant) {
         let address = stream.peer();
-        if self.peers.len() >= self.options.connections_max
-            || self.handshakes >= self.options.handshakes_max
-        {
-            log::warn!("{address}: {}", DisconnectReason::TooMany);
-            return;
+        let full = self.peers.len() >= self.options.connections_max
+            || self.handshakes >= self.options.handshakes_max;
+        if full && !self.drop_oldest_handshake(now) {
+            self.counters.too_many += 1;
+            return self.warn(
+                format_args!(
+                    "{address}: connection closed: {}",
+                    DisconnectReason::TooMany
+                ),
+                now,
+            );
         }
         let connection = Box::new(Connection::new(self.config.clone(), now));
         let timeout = connection.poll_timeout();
@@ -112,9 +129,11 @@ impl Socket {
         if let Err(error) =
             stream.register(&self.registry, token::new(self.owner, id.index as usize))
         {
-            log::warn!("{address}: cannot watch the connection: {error}");
             self.peers.remove(id);
-            return;
+            return self.warn(
+                format_args!("{address}: cannot watch the connection: {error}"),
+                now,
+            );
         }
         if let Some(peer) = self.peers.get_mut(id) {
             peer.link = Link::Up(stream, connection);
@@ -126,8 +145,26 @@ impl Socket {
         self.ready.push_back(id);
         self.dirty.push(id);
         self.handshakes += 1;
+        self.pending.push_back(id);
+        if self.pending.len() > 2 * self.handshakes + 64 {
+            let peers = &self.peers;
+            self.pending
+                .retain(|id| peers.get(*id).is_some_and(|peer| !peer.established));
+        }
         self.note_timeout(timeout);
         self.tell(Event::Accepted { peer: id, address });
+    }
+
+    /// Closes the accepted connection that has been shaking hands for longest; a real peer is
+    /// done within milliseconds. False when there is none.
+    fn drop_oldest_handshake(&mut self, now: Instant) -> bool {
+        while let Some(id) = self.pending.pop_front() {
+            if self.peers.get(id).is_some_and(|peer| !peer.established) {
+                self.lose(id, DisconnectReason::TooMany, now);
+                return true;
+            }
+        }
+        false
     }
 
     /// The handshake of `id` is done. False when the peer was refused.
@@ -140,16 +177,23 @@ impl Socket {
         };
         let timeout = connection.poll_timeout();
         let mut identity = connection.peer().identity.clone();
-        if identity.is_empty() {
-            identity = vec![0];
-            identity.extend_from_slice(&self.identity_next.to_be_bytes());
-            self.identity_next = self.identity_next.wrapping_add(1);
+        if peer.identity_is_assigned {
+            identity.clone_from(&peer.identity);
+        } else if identity.is_empty() {
+            // A connecting peer that has no name keeps the one that was made up for it.
+            if peer.identity.first() == Some(&0) {
+                identity.clone_from(&peer.identity);
+            } else {
+                identity = vec![0];
+                identity.extend_from_slice(&self.identity_next.to_be_bytes());
+                self.identity_next = self.identity_next.wrapping_add(1);
+            }
         }
         if self.config.socket_type == SocketType::Router {
             if let Some(&old) = self.routes.get(&identity)
                 && old != id
             {
-                if !self.options.handover {
+                if !self.options.router_handover {
                     connection.refuse(&DisconnectReason::IdentityInUse.to_string());
                     self.flush_peer(id);
                     self.lose(id, DisconnectReason::IdentityInUse, now);
@@ -158,16 +202,12 @@ impl Socket {
                 if let Some(old_peer) = self.peers.get_mut(old) {
                     // A connecting peer stays to be connected again, without the identity.
                     old_peer.identity.clear();
+                    old_peer.identity_is_assigned = false;
                 }
                 self.routes.remove(&identity);
                 self.lose(old, DisconnectReason::Handover, now);
             }
-            if let Some(peer) = self.peers.get(id)
-                && !peer.identity.is_empty()
-                && peer.identity != identity
-            {
-                self.routes.remove(&peer.identity);
-            }
+            self.rename(id, &identity, now);
             self.routes.insert(identity.clone(), id);
         } else if !self.round_robin.contains(&id) {
             self.round_robin.push(id);
@@ -176,15 +216,52 @@ impl Socket {
             peer.identity.clone_from(&identity);
             peer.established = true;
             peer.failures = 0;
+            if peer.accepted {
+                self.handshakes -= 1;
+            }
+            if self.options.probe_router {
+                let before = peer.queue.octets();
+                peer.queue.push(&[b""]);
+                self.queued_octets += peer.queue.octets() - before;
+            }
             if !peer.in_dirty {
                 peer.in_dirty = true;
                 self.dirty.push(id);
             }
         }
-        self.handshakes -= 1;
         self.note_timeout(timeout);
         self.tell(Event::Established { peer: id, identity });
         true
+    }
+
+    /// A connecting peer that answers by another identity than before is another peer: what
+    /// was queued for the old one is not for it.
+    fn rename(&mut self, id: PeerId, identity: &[u8], now: Instant) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        if peer.identity.is_empty() || peer.identity == identity {
+            return;
+        }
+        let old = std::mem::take(&mut peer.identity);
+        let messages = peer.queue.message_count();
+        self.queued_octets -= peer.queue.octets();
+        peer.queue.clear();
+        let address = peer.address.clone();
+        if self.routes.get(&old) == Some(&id) {
+            self.routes.remove(&old);
+        }
+        if messages > 0 {
+            self.warn(
+                format_args!("{address}: another peer answers; {messages} messages dropped"),
+                now,
+            );
+            self.tell(Event::Unsent {
+                peer: id,
+                identity: old,
+                messages,
+            });
+        }
     }
 
     /// The connection of `id` has ended; a connecting peer waits for its next attempt.
@@ -193,79 +270,144 @@ impl Socket {
             return;
         };
         let was_established = std::mem::take(&mut peer.established);
-        let identity = if was_established {
-            peer.identity.clone()
-        } else {
-            Vec::new()
+        let identity = peer.identity.clone();
+        let address = peer.address.clone();
+        let connects = peer.connect_to.is_some();
+        let accepted = peer.accepted;
+        let (stream, was_up) = match std::mem::replace(&mut peer.link, Link::Waiting(now)) {
+            Link::Up(stream, connection) => {
+                self.received_octets -= connection.receive_capacity() as u64;
+                (Some(stream), true)
+            }
+            Link::Connecting(stream, _) => (Some(stream), false),
+            Link::Waiting(_) => (None, false),
         };
-        match std::mem::replace(&mut peer.link, Link::Waiting(now)) {
-            Link::Up(mut stream, _) | Link::Connecting(mut stream, _) => {
-                if let Err(error) = stream.deregister(&self.registry) {
-                    log::debug!("{}: {error}", peer.address);
-                }
-            }
-            Link::Waiting(_) => {}
+        if let Some(mut stream) = stream
+            && let Err(error) = stream.deregister(&self.registry)
+        {
+            log::debug!("{address}: {error}");
         }
-        match &reason {
-            DisconnectReason::Closed | DisconnectReason::Owner | DisconnectReason::Io(_) => {
-                log::debug!("{}: {reason}", peer.address);
+        let quiet = match &reason {
+            DisconnectReason::Owner => true,
+            // The ends of connections that never were are a sign of trouble on our side too.
+            DisconnectReason::Closed | DisconnectReason::Io(_) => {
+                was_established || !was_up || !connects
             }
-            _ => log::warn!("{}: connection closed: {reason}", peer.address),
+            DisconnectReason::ConnRefused(_) => true,
+            _ => false,
+        };
+        let stage = if was_established {
+            "connection closed"
+        } else {
+            "handshake failed"
+        };
+        if quiet {
+            log::debug!("{address}: {stage}: {reason}");
+        } else {
+            self.warn(format_args!("{address}: {stage}: {reason}"), now);
         }
-        if peer.connect_to.is_some() {
-            if was_established {
-                self.handshakes += 1;
-            }
-            let refused = matches!(&reason, DisconnectReason::Protocol(error) if error.is_fatal());
-            let failures = peer.failures;
-            peer.failures = failures.saturating_add(1);
-            peer.queue.rewind();
-            peer.readable = false;
-            peer.writable = false;
-            peer.in_ready = false;
-            let pause = if refused {
-                self.options.reconnect_interval_max
-            } else {
-                self.backoff(failures)
-            };
-            if let Some(peer) = self.peers.get_mut(id) {
-                peer.link = Link::Waiting(now + pause);
-            }
-            self.tell(Event::Disconnected {
+        self.tell(if was_established || reason == DisconnectReason::Owner {
+            Event::Disconnected {
                 peer: id,
-                identity,
-                reason,
-            });
-            self.tell(Event::RetryIn { peer: id, pause });
-            self.note_timeout(Some(now + pause));
-            return;
+                identity: identity.clone(),
+                reason: reason.clone(),
+            }
+        } else if was_up {
+            Event::HandshakeFailed {
+                peer: id,
+                address,
+                reason: reason.clone(),
+            }
+        } else {
+            Event::ConnectFailed {
+                peer: id,
+                reason: reason.clone(),
+            }
+        });
+        if connects && !self.stops(&reason, was_established) {
+            return self.wait_to_connect(id, &reason, now);
         }
-        if !was_established {
+        if connects {
+            self.tell(Event::Stopped { peer: id });
+        } else if accepted && !was_established {
             self.handshakes -= 1;
         }
-        if let Some(peer) = self.peers.remove(id)
-            && self.routes.get(&peer.identity) == Some(&id)
-        {
+        self.remove(id, identity);
+    }
+
+    /// Takes a peer out of everything.
+    fn remove(&mut self, id: PeerId, identity: Vec<u8>) {
+        let Some(peer) = self.peers.remove(id) else {
+            return;
+        };
+        if self.routes.get(&peer.identity) == Some(&id) {
             self.routes.remove(&peer.identity);
         }
         self.round_robin.retain(|other| *other != id);
-        self.tell(Event::Disconnected {
-            peer: id,
-            identity,
-            reason,
-        });
+        self.queued_octets -= peer.queue.octets();
+        let messages = peer.queue.message_count();
+        if messages > 0 {
+            self.tell(Event::Unsent {
+                peer: id,
+                identity,
+                messages,
+            });
+        }
+    }
+
+    /// Whether the options end the attempts of a connecting peer here.
+    fn stops(&self, reason: &DisconnectReason, was_established: bool) -> bool {
+        let stop = self.options.reconnect_stop;
+        self.options.reconnect_ivl.is_none()
+            || (stop.after_disconnect && was_established)
+            || (stop.conn_refused && matches!(reason, DisconnectReason::ConnRefused(_)))
+            || (stop.handshake_failed
+                && !was_established
+                && matches!(reason, DisconnectReason::Protocol(_)))
+    }
+
+    fn wait_to_connect(&mut self, id: PeerId, reason: &DisconnectReason, now: Instant) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let failures = peer.failures;
+        peer.failures = failures.saturating_add(1);
+        self.queued_octets -= peer.queue.octets();
+        peer.queue.rewind();
+        self.queued_octets += peer.queue.octets();
+        peer.readable = false;
+        peer.writable = false;
+        peer.in_ready = false;
+        if self.options.immediate {
+            self.round_robin.retain(|other| *other != id);
+        }
+        let refused = matches!(reason, DisconnectReason::Protocol(error) if error.is_fatal());
+        let pause = if refused {
+            self.options.reconnect_ivl_max
+        } else {
+            self.backoff(failures)
+        };
+        if let Some(peer) = self.peers.get_mut(id) {
+            peer.link = Link::Waiting(now + pause);
+        }
+        self.tell(Event::RetryIn { peer: id, pause });
+        self.note_timeout(Some(now + pause));
     }
 
     /// Pause before attempt `failures + 1`: doubling, capped, ±25 % so that a fleet that lost
     /// its server does not come back in one instant.
     pub(super) fn backoff(&mut self, failures: u32) -> Duration {
-        let base = self
-            .options
-            .reconnect_interval
+        let first = self.options.reconnect_ivl.unwrap_or_default();
+        let base = first
             .saturating_mul(1 << failures.min(16))
-            .min(self.options.reconnect_interval_max);
+            .min(self.options.reconnect_ivl_max.max(first));
         self.random_count += 1;
         let percent = 75 + self.random.hash_one(self.random_count) % 51;
         base.mul_f64(percent as f64 / 100.0)
     }
+}
+
+/// EMFILE or ENFILE.
+fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }

@@ -22,9 +22,9 @@
 //! use std::time::Duration;
 //! use casparian::socket::{Dealer, Options, Router};
 //!
-//! let mut router = Router::new(Options::default())?;
+//! let mut router = Router::new(Options::new())?;
 //! let bound = router.bind("tcp://127.0.0.1:*")?;
-//! let mut dealer = Dealer::new(Options { identity: b"w-1".to_vec(), ..Options::default() })?;
+//! let mut dealer = Dealer::new(Options::new().routing_id("w-1"))?;
 //! dealer.connect(&bound.to_string())?;
 //! dealer.send(&[b"hello", b"world"])?;
 //! dealer.flush()?;
@@ -52,19 +52,22 @@
 
 mod blocking;
 mod core;
-mod event;
 mod links;
+mod log_limit;
+mod monitor;
 mod options;
 mod peers;
 mod transfer;
 
 pub use self::core::Socket;
 pub use blocking::{Dealer, Router};
-pub use event::{DisconnectReason, Event};
-pub use options::Options;
+pub use monitor::{Counters, DisconnectReason, Event};
+pub use options::{Options, ReconnectStop};
 pub use peers::PeerId;
 
-pub use crate::zmtp::{Heartbeat, Limits, Message, SocketType};
+#[cfg(feature = "curve")]
+pub use crate::zmtp::curve;
+pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, SocketType};
 
 use std::fmt;
 

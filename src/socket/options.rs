@@ -3,53 +3,326 @@
 use std::time::Duration;
 
 use crate::limits;
-use crate::zmtp::{Heartbeat, Limits};
+use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
 
-/// Options of a socket; the defaults fit a control plane on a local network.
+#[cfg(feature = "curve")]
+use crate::zmtp::curve::{Clients, CurveClient, CurveServer, PublicKey, SecretKey};
+
+/// When a connecting socket gives up instead of trying again (`ZMQ_RECONNECT_STOP`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReconnectStop {
+    /// Nobody listens there.
+    pub conn_refused: bool,
+    /// The handshake failed.
+    pub handshake_failed: bool,
+    /// An established connection ended.
+    pub after_disconnect: bool,
+}
+
+/// Options of a socket, each set by a method named like libzmq's option.
+///
+/// The defaults fit a control plane on a local network. They are libzmq's where not noted
+/// otherwise.
+///
+/// ```
+/// use std::time::Duration;
+/// use casparian::socket::Options;
+///
+/// let options = Options::new()
+///     .routing_id("w-1")
+///     .sndhwm(100)
+///     .heartbeat_ivl(Duration::from_secs(1))
+///     .reconnect_ivl(Duration::from_millis(50));
+/// # let _ = options;
+/// ```
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Our routing id, at most 255 octets, the first not zero. Empty lets each peer make one
-    /// up. (libzmq: `ZMQ_ROUTING_ID`)
-    pub identity: Vec<u8>,
-    /// Messages queued per peer at most; 0 = no bound. (`ZMQ_SNDHWM`)
-    pub send_hwm: usize,
-    /// Octets queued per peer at most; 0 = no bound. A message that is larger than all of it is
-    /// taken when the queue is empty.
-    pub send_hwm_octets: u64,
-    /// Bounds on what a peer may send. (`ZMQ_MAXMSGSIZE`)
-    pub limits: Limits,
-    /// Time for connect and handshake together. (`ZMQ_HANDSHAKE_IVL`)
-    pub handshake_timeout: Duration,
-    /// Heartbeats, or none. (`ZMQ_HEARTBEAT_IVL`, `_TIMEOUT`, `_TTL`)
-    pub heartbeat: Option<Heartbeat>,
-    /// First pause before a connection is made again; it doubles with every failure, ±25 %
-    /// jitter. (`ZMQ_RECONNECT_IVL`)
-    pub reconnect_interval: Duration,
-    /// Longest pause. (`ZMQ_RECONNECT_IVL_MAX`)
-    pub reconnect_interval_max: Duration,
-    /// ROUTER: a newcomer with the identity of a living peer takes its place; otherwise it is
-    /// refused with ERROR. (`ZMQ_ROUTER_HANDOVER`)
-    pub handover: bool,
-    /// Peers at a time; further connections are closed at once.
-    pub connections_max: usize,
-    /// Peers at a time whose handshake is not done.
-    pub handshakes_max: usize,
+    pub(super) routing_id: Vec<u8>,
+    pub(super) sndhwm: usize,
+    pub(super) sndhwm_octets: u64,
+    pub(super) sndhwm_total_octets: u64,
+    pub(super) rcvhwm_octets: usize,
+    pub(super) rcvhwm_total_octets: u64,
+    pub(super) limits: Limits,
+    pub(super) handshake_ivl: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) heartbeat_ivl: Duration,
+    pub(super) heartbeat_timeout: Option<Duration>,
+    pub(super) heartbeat_ttl: Duration,
+    pub(super) reconnect_ivl: Option<Duration>,
+    pub(super) reconnect_ivl_max: Duration,
+    pub(super) reconnect_stop: ReconnectStop,
+    pub(super) router_handover: bool,
+    pub(super) router_mandatory: bool,
+    pub(super) probe_router: bool,
+    pub(super) immediate: bool,
+    pub(super) connections_max: usize,
+    pub(super) handshakes_max: usize,
+    pub(super) metadata: Vec<(String, Vec<u8>)>,
+    pub(super) security: Security,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Options {
-            identity: Vec::new(),
-            send_hwm: limits::SEND_HWM,
-            send_hwm_octets: limits::SEND_HWM_OCTETS,
+            routing_id: Vec::new(),
+            sndhwm: limits::SEND_HWM,
+            sndhwm_octets: limits::SEND_HWM_OCTETS,
+            sndhwm_total_octets: limits::SEND_TOTAL_OCTETS,
+            rcvhwm_octets: limits::RECEIVE_BUFFER_SIZE_MAX,
+            rcvhwm_total_octets: limits::RECEIVE_TOTAL_OCTETS,
             limits: Limits::default(),
-            handshake_timeout: limits::HANDSHAKE_TIMEOUT,
-            heartbeat: None,
-            reconnect_interval: limits::RECONNECT_INTERVAL,
-            reconnect_interval_max: limits::RECONNECT_INTERVAL_MAX,
-            handover: false,
+            handshake_ivl: limits::HANDSHAKE_TIMEOUT,
+            connect_timeout: limits::HANDSHAKE_TIMEOUT,
+            heartbeat_ivl: Duration::ZERO,
+            heartbeat_timeout: None,
+            heartbeat_ttl: Duration::ZERO,
+            reconnect_ivl: Some(limits::RECONNECT_INTERVAL),
+            reconnect_ivl_max: limits::RECONNECT_INTERVAL_MAX,
+            reconnect_stop: ReconnectStop::default(),
+            router_handover: false,
+            router_mandatory: true,
+            probe_router: false,
+            immediate: false,
             connections_max: limits::CONNECTIONS_MAX,
             handshakes_max: limits::HANDSHAKES_MAX,
+            metadata: Vec::new(),
+            security: Security::Null,
         }
+    }
+}
+
+impl Options {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Our routing id, at most 255 octets, the first not zero; a socket refuses others. Empty
+    /// (the default) lets each peer make one up. `ZMQ_ROUTING_ID`.
+    #[must_use]
+    pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
+        self.routing_id = id.into();
+        self
+    }
+
+    /// Messages queued per peer at most (default 1000); 0 = no bound. `ZMQ_SNDHWM`.
+    #[must_use]
+    pub fn sndhwm(mut self, messages: usize) -> Self {
+        self.sndhwm = messages;
+        self
+    }
+
+    /// Octets queued per peer at most (default 64 MiB); 0 = no bound. A message that is larger
+    /// than all of it is taken when the queue is empty. libzmq has no such bound.
+    #[must_use]
+    pub fn sndhwm_octets(mut self, octets: u64) -> Self {
+        self.sndhwm_octets = octets;
+        self
+    }
+
+    /// Octets queued for all peers together at most (default 1 GiB); 0 = no bound.
+    #[must_use]
+    pub fn sndhwm_total_octets(mut self, octets: u64) -> Self {
+        self.sndhwm_total_octets = octets;
+        self
+    }
+
+    /// Octets read ahead of what the owner has received, per peer (default 256 KiB, at least
+    /// 512). It stands for `ZMQ_RCVHWM`: there is no queue of received messages to bound in
+    /// messages, what is not read ahead stays with the peer.
+    #[must_use]
+    pub fn rcvhwm_octets(mut self, octets: usize) -> Self {
+        self.rcvhwm_octets = octets.max(limits::RECEIVE_BUFFER_SIZE_MIN);
+        self
+    }
+
+    /// Memory for what all peers send, unfinished messages included (default 1 GiB); 0 = no
+    /// bound. At the bound a peer whose message needs more is closed.
+    #[must_use]
+    pub fn rcvhwm_total_octets(mut self, octets: u64) -> Self {
+        self.rcvhwm_total_octets = octets;
+        self
+    }
+
+    /// Octets of a message, either way (default 64 MiB). `ZMQ_MAXMSGSIZE`, which has no bound
+    /// by default and counts frames.
+    #[must_use]
+    pub fn maxmsgsize(mut self, octets: u64) -> Self {
+        self.limits.message_size_max = octets;
+        self.limits.frame_size_max = octets;
+        self
+    }
+
+    /// Frames of a received message, empty ones included (default 4096).
+    #[must_use]
+    pub fn max_frames(mut self, frames: usize) -> Self {
+        self.limits.frames_max = frames;
+        self
+    }
+
+    /// Time from an open transport to the end of the handshake (default 30 s).
+    /// `ZMQ_HANDSHAKE_IVL`.
+    #[must_use]
+    pub fn handshake_ivl(mut self, time: Duration) -> Self {
+        self.handshake_ivl = time;
+        self
+    }
+
+    /// Time for the transport to open (default 30 s). `ZMQ_CONNECT_TIMEOUT`.
+    #[must_use]
+    pub fn connect_timeout(mut self, time: Duration) -> Self {
+        self.connect_timeout = time;
+        self
+    }
+
+    /// Time between our PINGs; zero (the default) sends none. `ZMQ_HEARTBEAT_IVL`.
+    #[must_use]
+    pub fn heartbeat_ivl(mut self, time: Duration) -> Self {
+        self.heartbeat_ivl = time;
+        self
+    }
+
+    /// Silence after a PING that ends the connection (default: the interval).
+    /// `ZMQ_HEARTBEAT_TIMEOUT`.
+    #[must_use]
+    pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
+        self.heartbeat_timeout = Some(time);
+        self
+    }
+
+    /// What we ask the peer to wait for us at most, to 6553.5 s; zero (the default) asks for
+    /// nothing. `ZMQ_HEARTBEAT_TTL`.
+    #[must_use]
+    pub fn heartbeat_ttl(mut self, time: Duration) -> Self {
+        self.heartbeat_ttl = time;
+        self
+    }
+
+    /// First pause before a connection is made again (default 100 ms); it doubles with every
+    /// failure, ±25 % so that a fleet does not come back in one instant. `ZMQ_RECONNECT_IVL`.
+    #[must_use]
+    pub fn reconnect_ivl(mut self, time: Duration) -> Self {
+        self.reconnect_ivl = Some(time);
+        self
+    }
+
+    /// Never connects again: `ZMQ_RECONNECT_IVL` of -1.
+    #[must_use]
+    pub fn no_reconnect(mut self) -> Self {
+        self.reconnect_ivl = None;
+        self
+    }
+
+    /// Longest pause, and the one after a refusal (default 5 s). `ZMQ_RECONNECT_IVL_MAX`.
+    #[must_use]
+    pub fn reconnect_ivl_max(mut self, time: Duration) -> Self {
+        self.reconnect_ivl_max = time;
+        self
+    }
+
+    /// What ends the attempts (default: nothing). `ZMQ_RECONNECT_STOP`.
+    #[must_use]
+    pub fn reconnect_stop(mut self, stop: ReconnectStop) -> Self {
+        self.reconnect_stop = stop;
+        self
+    }
+
+    /// ROUTER: a newcomer with the routing id of a living peer takes its place (true), or is
+    /// refused with ERROR (false, the default). `ZMQ_ROUTER_HANDOVER`.
+    #[must_use]
+    pub fn router_handover(mut self, on: bool) -> Self {
+        self.router_handover = on;
+        self
+    }
+
+    /// ROUTER: a send to an unknown routing id is an error (true, the default, unlike
+    /// libzmq's) or dropped (false). `ZMQ_ROUTER_MANDATORY`.
+    #[must_use]
+    pub fn router_mandatory(mut self, on: bool) -> Self {
+        self.router_mandatory = on;
+        self
+    }
+
+    /// Sends an empty message to every new peer, by which a ROUTER learns of us.
+    /// `ZMQ_PROBE_ROUTER`.
+    #[must_use]
+    pub fn probe_router(mut self, on: bool) -> Self {
+        self.probe_router = on;
+        self
+    }
+
+    /// DEALER: only established connections are sent to (true), or those under way as well
+    /// (false, the default). `ZMQ_IMMEDIATE`.
+    #[must_use]
+    pub fn immediate(mut self, on: bool) -> Self {
+        self.immediate = on;
+        self
+    }
+
+    /// Peers at a time (default 65536); further connections are closed at once.
+    #[must_use]
+    pub fn max_connections(mut self, peers: usize) -> Self {
+        self.connections_max = peers;
+        self
+    }
+
+    /// Accepted connections at a time whose handshake is not done (default 16384). The oldest
+    /// goes when one more comes, so that silent ones keep nobody out.
+    #[must_use]
+    pub fn max_handshakes(mut self, peers: usize) -> Self {
+        self.handshakes_max = peers.max(1);
+        self
+    }
+
+    /// Adds a property that peers learn in the handshake; its name must begin with `X-`, a
+    /// socket refuses others. `ZMQ_METADATA`.
+    #[must_use]
+    pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
+        self.metadata.push((name.into(), value.into()));
+        self
+    }
+
+    /// The mechanism, our role in it and our credentials (default NULL).
+    #[must_use]
+    pub fn security(mut self, security: Security) -> Self {
+        self.security = security;
+        self
+    }
+
+    /// PLAIN, showing these credentials. `ZMQ_PLAIN_USERNAME`, `ZMQ_PLAIN_PASSWORD`.
+    #[must_use]
+    pub fn plain_client(self, client: PlainClient) -> Self {
+        self.security(Security::PlainClient(client))
+    }
+
+    /// PLAIN, letting these users in. `ZMQ_PLAIN_SERVER`.
+    #[must_use]
+    pub fn plain_server(self, server: PlainServer) -> Self {
+        self.security(Security::PlainServer(server))
+    }
+
+    /// CURVE with our secret key and the server's public one. `ZMQ_CURVE_SECRETKEY`,
+    /// `ZMQ_CURVE_SERVERKEY`.
+    #[cfg(feature = "curve")]
+    #[must_use]
+    pub fn curve_client(self, secret: SecretKey, server: PublicKey) -> Self {
+        self.security(Security::CurveClient(CurveClient { secret, server }))
+    }
+
+    /// CURVE with our secret key, deciding who may connect. `ZMQ_CURVE_SERVER`,
+    /// `ZMQ_CURVE_SECRETKEY`.
+    #[cfg(feature = "curve")]
+    #[must_use]
+    pub fn curve_server(self, secret: SecretKey, clients: Clients) -> Self {
+        self.security(Security::CurveServer(CurveServer { secret, clients }))
+    }
+
+    pub(super) fn heartbeat(&self) -> Option<Heartbeat> {
+        (!self.heartbeat_ivl.is_zero()).then(|| Heartbeat {
+            interval: self.heartbeat_ivl,
+            timeout: self.heartbeat_timeout.unwrap_or(self.heartbeat_ivl),
+            ttl: self.heartbeat_ttl,
+        })
     }
 }

@@ -62,6 +62,10 @@ pub(super) struct Peer {
     pub(super) established: bool,
     /// Routing id since the last handshake; a connecting peer keeps it while it is away.
     pub(super) identity: Vec<u8>,
+    /// The owner chose the routing id; the peer's own identity does not count.
+    pub(super) identity_is_assigned: bool,
+    /// A listener took it, rather than that we connected.
+    pub(super) accepted: bool,
     /// Where to connect again; none for accepted peers.
     pub(super) connect_to: Option<Endpoint>,
     /// Failed attempts since the last established connection.
@@ -81,6 +85,8 @@ impl Peer {
             in_dirty: false,
             established: false,
             identity: Vec::new(),
+            identity_is_assigned: false,
+            accepted: connect_to.is_none(),
             connect_to,
             failures: 0,
             address,

@@ -6,10 +6,7 @@ const WAIT: Option<Duration> = Some(Duration::from_millis(2));
 const DEADLINE: Duration = Duration::from_secs(10);
 
 fn options(identity: &[u8]) -> Options {
-    Options {
-        identity: identity.to_vec(),
-        ..Options::default()
-    }
+    Options::new().routing_id(identity)
 }
 
 /// Runs `step` until it gives a value.
@@ -71,11 +68,7 @@ fn request_and_reply_over_each_transport() {
 fn a_dealer_survives_its_routers_restart_and_keeps_its_queue() {
     let mut router = Router::new(Options::default()).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
-    let mut dealer = Dealer::new(Options {
-        reconnect_interval: Duration::from_millis(5),
-        ..options(b"w-1")
-    })
-    .unwrap();
+    let mut dealer = Dealer::new(options(b"w-1").reconnect_ivl(Duration::from_millis(5))).unwrap();
     dealer.connect(&bound).unwrap();
     dealer.send(&[b"1"]).unwrap();
     until(|| {
@@ -106,11 +99,7 @@ fn a_dealer_survives_its_routers_restart_and_keeps_its_queue() {
 #[test]
 fn an_identity_in_use_is_handed_over_or_refused_by_option() {
     for handover in [true, false] {
-        let mut router = Router::new(Options {
-            handover,
-            ..Options::default()
-        })
-        .unwrap();
+        let mut router = Router::new(Options::new().router_handover(handover)).unwrap();
         let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
         let mut dealers: Vec<Dealer> = Vec::new();
         for name in [b"first", b"secnd"] {
@@ -135,7 +124,7 @@ fn an_identity_in_use_is_handed_over_or_refused_by_option() {
                     std::iter::from_fn(|| router.poll_event()).find(|event| {
                         matches!(
                             event,
-                            Event::Disconnected {
+                            Event::HandshakeFailed {
                                 reason: DisconnectReason::IdentityInUse,
                                 ..
                             }
@@ -155,11 +144,7 @@ fn an_identity_in_use_is_handed_over_or_refused_by_option() {
 
 #[test]
 fn full_unknown_and_empty_sends_are_refused_and_nothing_is_lost() {
-    let mut dealer = Dealer::new(Options {
-        send_hwm: 3,
-        ..Options::default()
-    })
-    .unwrap();
+    let mut dealer = Dealer::new(Options::new().sndhwm(3)).unwrap();
     assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
     let mut router = Router::new(Options::default()).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
@@ -225,11 +210,7 @@ fn a_dealer_deals_in_turn_and_hears_all() {
 #[test]
 fn a_silent_connection_is_dropped_and_garbage_does_not_disturb_others() {
     use std::io::{Read, Write};
-    let mut router = Router::new(Options {
-        handshake_timeout: Duration::from_millis(50),
-        ..Options::default()
-    })
-    .unwrap();
+    let mut router = Router::new(Options::new().handshake_ivl(Duration::from_millis(50))).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
     let address = bound.trim_start_matches("tcp://");
     let mut silent = std::net::TcpStream::connect(address).unwrap();
@@ -246,7 +227,7 @@ fn a_silent_connection_is_dropped_and_garbage_does_not_disturb_others() {
     until(|| {
         router.receive(WAIT).unwrap();
         while let Some(event) = router.poll_event() {
-            if let Event::Disconnected {
+            if let Event::HandshakeFailed {
                 reason: DisconnectReason::Protocol(error),
                 ..
             } = event

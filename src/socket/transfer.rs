@@ -12,8 +12,10 @@ use crate::zmtp::{Message, Progress, SocketType};
 enum Step {
     /// A message is there; the peer stays in the ring.
     Message,
-    /// Go on with this peer.
-    Again,
+    /// Its handshake is done: go on with it.
+    Established,
+    /// It was read from and has no whole message yet; others go first.
+    Rotate,
     /// It has nothing more now, or is gone; it is out of the ring.
     Idle,
     /// It may have more, but the reads of this call are used up.
@@ -25,6 +27,7 @@ impl Socket {
     /// call. Peers take turns, one message each.
     #[inline]
     pub fn receive(&mut self, now: Instant) -> Option<PeerId> {
+        self.now = now;
         if self
             .listeners
             .iter()
@@ -36,7 +39,8 @@ impl Socket {
         let mut reads = limits::READS_PER_RECEIVE;
         while let Some(id) = self.ready.pop_front() {
             match self.step(id, &mut reads, now) {
-                Step::Again => self.ready.push_front(id),
+                Step::Established => self.ready.push_front(id),
+                Step::Rotate => self.ready.push_back(id),
                 Step::Idle => {}
                 Step::Budget => {
                     self.ready.push_back(id);
@@ -54,6 +58,7 @@ impl Socket {
     /// Takes waiting connections and brings handshakes forward without touching a message; for
     /// owners that only send.
     pub fn drive_handshakes(&mut self, now: Instant) {
+        self.now = now;
         if self
             .listeners
             .iter()
@@ -73,9 +78,9 @@ impl Socket {
                     break;
                 }
                 match self.step(id, &mut reads, now) {
-                    Step::Again => {}
+                    Step::Established => {}
                     Step::Idle => break,
-                    Step::Budget | Step::Message => {
+                    Step::Rotate | Step::Budget | Step::Message => {
                         self.ready.push_back(id);
                         break;
                     }
@@ -87,68 +92,89 @@ impl Socket {
     /// One step of a peer that has been taken out of the ready ring.
     #[inline]
     fn step(&mut self, id: PeerId, reads: &mut usize, now: Instant) -> Step {
-        let Some(peer) = self.peers.get_mut(id) else {
-            return Step::Idle;
-        };
-        let Link::Up(stream, connection) = &mut peer.link else {
-            peer.in_ready = false;
-            return Step::Idle;
-        };
-        match connection.poll(now) {
-            Ok(Progress::Message) => return Step::Message,
-            Ok(Progress::Established) => {
-                return if self.establish(id, now) {
-                    Step::Again
-                } else {
-                    Step::Idle
-                };
+        let mut was_read = false;
+        loop {
+            let Some(peer) = self.peers.get_mut(id) else {
+                return Step::Idle;
+            };
+            let Link::Up(stream, connection) = &mut peer.link else {
+                peer.in_ready = false;
+                return Step::Idle;
+            };
+            match connection.poll(now) {
+                Ok(Progress::Message) => return Step::Message,
+                Ok(Progress::Established) => {
+                    return if self.establish(id, now) {
+                        Step::Established
+                    } else {
+                        Step::Idle
+                    };
+                }
+                Ok(Progress::NeedInput) => {}
+                Err(error) => {
+                    // ERROR may have been queued for the peer.
+                    self.flush_peer(id);
+                    self.lose(id, DisconnectReason::Protocol(error), now);
+                    return Step::Idle;
+                }
             }
-            Ok(Progress::NeedInput) => {}
-            Err(error) => {
-                // ERROR may have been queued for the peer.
-                self.flush_peer(id);
-                self.lose(id, DisconnectReason::Protocol(error), now);
+            if connection.wants_write(&peer.queue) && !peer.in_dirty {
+                peer.in_dirty = true;
+                self.dirty.push(id);
+            }
+            if !peer.readable {
+                peer.in_ready = false;
+                let timeout = connection.poll_timeout();
+                self.note_timeout(timeout);
                 return Step::Idle;
             }
-        }
-        if connection.wants_write(&peer.queue) && !peer.in_dirty {
-            peer.in_dirty = true;
-            self.dirty.push(id);
-        }
-        if !peer.readable {
-            peer.in_ready = false;
-            let timeout = connection.poll_timeout();
-            self.note_timeout(timeout);
+            if was_read {
+                return Step::Rotate;
+            }
+            if *reads == 0 {
+                return Step::Budget;
+            }
+            *reads -= 1;
+            was_read = true;
+            let total = self.options.rcvhwm_total_octets;
+            let may_grow = total == 0 || self.received_octets < total;
+            let before = connection.receive_capacity();
+            let space = connection.receive_space(may_grow);
+            let room = space.len();
+            if room == 0 {
+                self.lose(id, DisconnectReason::OutOfMemory, now);
+                return Step::Idle;
+            }
+            let result = stream.read(space);
+            if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                // Nothing came: a silent connection holds no buffer.
+                connection.release_idle();
+            }
+            self.received_octets += connection.receive_capacity() as u64;
+            self.received_octets -= before as u64;
+            match result {
+                Ok(0) => self.lose(id, DisconnectReason::Closed, now),
+                Ok(count) => {
+                    connection.handle_received(count, now);
+                    // epoll(7): a short read means that the stream is drained, unless its end
+                    // is still to be read.
+                    peer.readable = count == room || peer.read_closed;
+                    self.note_timeout(Some(now + limits::IDLE_MEMORY_AFTER));
+                    continue;
+                }
+                // A write has failed before, and what the peer sent until then is read.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && peer.read_closed => {
+                    self.lose(id, DisconnectReason::Closed, now);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    peer.readable = false;
+                    peer.in_ready = false;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Step::Rotate,
+                Err(error) => self.lose(id, DisconnectReason::Io(error.to_string()), now),
+            }
             return Step::Idle;
         }
-        if *reads == 0 {
-            return Step::Budget;
-        }
-        *reads -= 1;
-        let space = connection.receive_space();
-        let room = space.len();
-        match stream.read(space) {
-            Ok(0) => self.lose(id, DisconnectReason::Closed, now),
-            Ok(count) => {
-                connection.handle_received(count, now);
-                // epoll(7): a short read means that the stream is drained, unless its end is
-                // still to be read.
-                peer.readable = count == room || peer.read_closed;
-                self.note_timeout(Some(now + limits::IDLE_MEMORY_AFTER));
-                return Step::Again;
-            }
-            // A write has failed before, and what the peer sent until then is read.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && peer.read_closed => {
-                self.lose(id, DisconnectReason::Closed, now);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                peer.readable = false;
-                peer.in_ready = false;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Step::Again,
-            Err(error) => self.lose(id, DisconnectReason::Io(error.to_string()), now),
-        }
-        Step::Idle
     }
 
     /// The message that [`Socket::receive`] announced; a view of no frames otherwise.
@@ -197,13 +223,15 @@ impl Socket {
         if self.config.socket_type == SocketType::Router && peer.identity.is_empty() {
             return Err(SendError::Unroutable);
         }
-        if is_full(peer, &self.options, size) {
+        let total = self.queued_octets;
+        if is_full(peer, &self.options, size, total) {
             if !peer.writable {
                 return Err(SendError::Full);
             }
             self.flush_peer(id);
+            let total = self.queued_octets;
             match self.peers.get(id) {
-                Some(peer) if !is_full(peer, &self.options, size) => {}
+                Some(peer) if !is_full(peer, &self.options, size, total) => {}
                 Some(_) => return Err(SendError::Full),
                 None => return Err(SendError::Unroutable),
             }
@@ -211,7 +239,9 @@ impl Socket {
         let Some(peer) = self.peers.get_mut(id) else {
             return Err(SendError::Unroutable);
         };
+        let before = peer.queue.octets();
         peer.queue.push(parts);
+        self.queued_octets += peer.queue.octets() - before;
         if !peer.in_dirty {
             peer.in_dirty = true;
             self.dirty.push(id);
@@ -220,6 +250,16 @@ impl Socket {
             self.flush_peer(id);
         }
         Ok(())
+    }
+
+    /// ROUTER: queues a message for the peer with a routing id.
+    #[inline]
+    pub fn send_routed(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
+        match self.route(routing_id) {
+            Some(id) => self.send_to(id, parts),
+            None if self.options.router_mandatory => Err(SendError::Unroutable),
+            None => Ok(()),
+        }
     }
 
     /// DEALER: queues a message for the next peer in turn that is not full.
@@ -256,10 +296,7 @@ impl Socket {
 
     /// Octets queued for all peers.
     pub fn pending_octets(&self) -> u64 {
-        (0..self.peers.slot_count())
-            .filter_map(|index| self.peers.get(self.peers.at(index)?))
-            .map(|peer| peer.queue.octets())
-            .sum()
+        self.queued_octets
     }
 
     pub(super) fn flush_peer(&mut self, id: PeerId) {
@@ -273,13 +310,18 @@ impl Socket {
             if !peer.writable || !connection.wants_write(&peer.queue) {
                 return;
             }
+            if let Err(error) = connection.seal(&peer.queue) {
+                return self.lose(id, DisconnectReason::Protocol(error), self.now);
+            }
             let mut slices = Vec::with_capacity(limits::SLICES_PER_WRITE);
             connection.gather(&peer.queue, limits::SLICES_PER_WRITE, &mut slices);
             let size: usize = slices.iter().map(|slice| slice.len()).sum();
             match stream.write_vectored(&slices) {
                 Ok(count) => {
                     drop(slices);
-                    connection.handle_written(&mut peer.queue, count);
+                    let before = peer.queue.octets();
+                    connection.handle_written(&mut peer.queue, count, self.now);
+                    self.queued_octets -= before - peer.queue.octets();
                     // epoll(7): a short write means that the buffer is full.
                     if count < size {
                         peer.writable = false;
@@ -307,12 +349,15 @@ impl Socket {
     }
 }
 
-/// At its high-water mark, or would be with `size` octets more.
-fn is_full(peer: &Peer, options: &Options, size: usize) -> bool {
+/// At its high-water mark, or would be with `size` octets more; or all peers together are.
+fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let queue = &peer.queue;
-    let messages = options.send_hwm > 0 && queue.message_count() >= options.send_hwm;
-    let octets = options.send_hwm_octets > 0
+    let size = size as u64;
+    let messages = options.sndhwm > 0 && queue.message_count() >= options.sndhwm;
+    let octets = options.sndhwm_octets > 0
         && !queue.is_empty()
-        && queue.octets() + size as u64 > options.send_hwm_octets;
-    messages || octets
+        && queue.octets() + size > options.sndhwm_octets;
+    let all =
+        options.sndhwm_total_octets > 0 && total > 0 && total + size > options.sndhwm_total_octets;
+    messages || octets || all
 }

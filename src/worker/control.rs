@@ -112,13 +112,11 @@ impl Worker {
                     self.send(0, &identify);
                     self.heartbeat_at = now + limits::WORKER_HEARTBEAT_INTERVAL;
                 }
-                Event::Disconnected {
-                    reason, identity, ..
-                } if !identity.is_empty() => {
+                Event::Disconnected { reason, .. } => {
                     log::warn!("connection to the sentinel lost: {reason}");
                 }
-                // Said once; the attempts go on.
-                Event::Disconnected { reason, .. } if !self.unreachable_said => {
+                // Said once; the attempts go on. Failed handshakes the socket tells itself.
+                Event::ConnectFailed { reason, .. } if !self.unreachable_said => {
                     self.unreachable_said = true;
                     log::warn!(
                         "no connection to the sentinel at {}: {reason}; trying on",

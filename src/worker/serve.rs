@@ -16,7 +16,7 @@ use crate::guest::environment;
 use crate::limits;
 use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Staging};
-use crate::socket::{self, PeerId, Socket, SocketType};
+use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub enum GuestStart {
 pub struct Options {
     /// The sentinel.
     pub connect: Endpoint,
+    /// How the worker proves who it is, and knows that it talks to its sentinel.
+    pub security: Security,
     /// Output root; made when it is missing.
     pub output: PathBuf,
     /// Its name, also its routing id; made up when absent.
@@ -59,6 +61,7 @@ impl Options {
     pub fn new(connect: Endpoint, output: PathBuf) -> Self {
         Options {
             connect,
+            security: Security::Null,
             output,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
@@ -146,15 +149,12 @@ impl Worker {
             Some(id) => id.clone(),
             None => format!("w-{hostname}-{}-{:08x}", std::process::id(), unique()),
         };
-        let socket_options = socket::Options {
-            identity: worker_id.clone().into_bytes(),
-            heartbeat: Some(socket::Heartbeat {
-                interval: limits::HEARTBEAT_INTERVAL,
-                timeout: limits::HEARTBEAT_TIMEOUT,
-                ttl: limits::HEARTBEAT_TIMEOUT,
-            }),
-            ..socket::Options::default()
-        };
+        let socket_options = socket::Options::new()
+            .routing_id(worker_id.clone())
+            .heartbeat_ivl(limits::HEARTBEAT_INTERVAL)
+            .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
+            .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
+            .security(options.security.clone());
         let mut socket = Socket::new(
             SocketType::Dealer,
             socket_options,

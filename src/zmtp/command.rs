@@ -92,6 +92,11 @@ impl<'a> Metadata<'a> {
         Some((name, value))
     }
 
+    /// The encoded list.
+    pub(crate) fn octets(&self) -> &'a [u8] {
+        self.octets
+    }
+
     /// The properties in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
         let mut cursor = Cursor::new(self.octets);
@@ -107,18 +112,18 @@ impl<'a> Metadata<'a> {
 }
 
 /// Appends READY as a command frame.
-pub(crate) fn encode_ready(out: &mut Vec<u8>, socket_type: &str, identity: &[u8]) {
-    let mut body = b"\x05READY".to_vec();
-    property(&mut body, "Socket-Type", socket_type.as_bytes());
-    property(&mut body, "Identity", identity);
-    encode_head(out, body.len(), false, true);
-    out.extend_from_slice(&body);
+pub(crate) fn encode_ready(out: &mut Vec<u8>, metadata: &[u8]) {
+    encode_head(out, 6 + metadata.len(), false, true);
+    out.extend_from_slice(b"\x05READY");
+    out.extend_from_slice(metadata);
 }
 
-/// Names are ours (under 256 octets) and values at most 255, so no length is cut.
-fn property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-    out.extend_from_slice(name.as_bytes());
+/// Appends one property. Names are cut at 255 octets; values are at most 2^31-1 octets as the
+/// limits of a command keep them far smaller.
+pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let size = u8::try_from(name.len()).unwrap_or(u8::MAX);
+    out.push(size);
+    out.extend_from_slice(name.as_bytes().get(..usize::from(size)).unwrap_or(&[]));
     out.extend_from_slice(&u32::try_from(value.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(value);
 }
@@ -158,7 +163,10 @@ mod tests {
     #[test]
     fn our_commands_decode() {
         let mut out = Vec::new();
-        encode_ready(&mut out, "DEALER", b"w-1");
+        let mut metadata = Vec::new();
+        encode_property(&mut metadata, "Socket-Type", b"DEALER");
+        encode_property(&mut metadata, "Identity", b"w-1");
+        encode_ready(&mut out, &metadata);
         let Command::Ready(metadata) = Command::decode(body(&out)).unwrap() else {
             panic!("no READY")
         };

@@ -4,11 +4,15 @@ use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::command::{Command, encode_error, encode_ping, encode_pong, encode_ready};
+use super::command::{Command, encode_error, encode_ping, encode_pong};
+#[cfg(feature = "curve")]
+use super::curve;
+use super::error::STATUS_UNAUTHORIZED;
 use super::frame::{Head, HeadResult};
-use super::greeting::{GREETING_SIZE, Greeting, NULL};
+use super::greeting::{GREETING_SIZE, Greeting};
+use super::mechanism::{Handshake, Outcome, encode_null_ready};
 use super::message::{Message, Span};
-use super::{Error, Limits, Metadata, ReceiveBuffer, SendQueue};
+use super::{Error, Limits, ReceiveBuffer, Security, SendQueue};
 
 /// The socket types this stack speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +62,16 @@ pub struct Config {
     pub identity: Vec<u8>,
     /// Bounds on what the peer may send.
     pub limits: Limits,
+    /// Octets a busy connection reads ahead of what its owner has taken.
+    pub read_ahead: usize,
     /// Time from the start of the connection to the end of the handshake.
     pub handshake_timeout: Duration,
     /// Heartbeats, or none.
     pub heartbeat: Option<Heartbeat>,
+    /// The security mechanism, our role in it and our credentials.
+    pub security: Security,
+    /// Properties of the application's own; names begin with `X-` (RFC 37 §3.4).
+    pub metadata: Vec<(String, Vec<u8>)>,
 }
 
 /// What the handshake told about the peer.
@@ -73,6 +83,14 @@ pub struct PeerInfo {
     pub identity: Vec<u8>,
     /// Minor version of ZMTP 3 in its greeting.
     pub minor: u8,
+    /// Who it proved to be: the user name of PLAIN, the name of a listed CURVE key. Servers
+    /// only.
+    pub user_id: Option<String>,
+    /// Its long-term key, proved by CURVE. Servers only.
+    #[cfg(feature = "curve")]
+    pub public_key: Option<curve::PublicKey>,
+    /// Its properties with names that begin with `X-`.
+    pub metadata: Vec<(String, Vec<u8>)>,
 }
 
 /// What one step of parsing came to.
@@ -87,11 +105,11 @@ pub enum Progress {
 }
 
 /// ```text
-///  Greeting ──64 octets──▶ Handshake ──READY──▶ Open
-///      └────────── error ──────┴──── error ──────┴──▶ Failed
+///  Greeting ──64 octets──▶ Handshake ──mechanism done──▶ Open
+///      └────────── error ──────┴──────── error ──────────┴──▶ Failed
 /// ```
-/// Our own greeting and READY are in `control` from the start: RFC 37 lets both sides send at
-/// once, and libzmq does.
+/// Our greeting is in `control` from the start, and with NULL our READY too: RFC 37 lets both
+/// sides send at once, and libzmq does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Greeting,
@@ -111,6 +129,10 @@ enum State {
 pub struct Connection {
     config: Arc<Config>,
     state: State,
+    handshake: Handshake,
+    /// Seals and opens all traffic once CURVE's handshake is done.
+    #[cfg(feature = "curve")]
+    sealed: Option<Box<curve::Sealed>>,
     received: ReceiveBuffer,
     /// Octets of `received` that have been parsed: the message so far, or the whole of the
     /// message given out last.
@@ -126,6 +148,8 @@ pub struct Connection {
     received_at: Instant,
     ping_at: Option<Instant>,
     pong_deadline: Option<Instant>,
+    /// The PING that `pong_deadline` belongs to is not written yet.
+    ping_unwritten: bool,
     peer_ttl: Option<Duration>,
 }
 
@@ -135,10 +159,16 @@ const CONTROL_PENDING_MAX: usize = 4096;
 impl Connection {
     /// A connection whose transport has just been made.
     pub fn new(config: Arc<Config>, now: Instant) -> Self {
-        let mut control = Greeting::encode(NULL).to_vec();
-        encode_ready(&mut control, config.socket_type.name(), &config.identity);
+        let mut control = Greeting::encode(config.security.mechanism()).to_vec();
+        let handshake = Handshake::new(&config.security);
+        if matches!(handshake, Handshake::Null) {
+            encode_null_ready(&config, &mut control);
+        }
         Connection {
             state: State::Greeting,
+            handshake,
+            #[cfg(feature = "curve")]
+            sealed: None,
             received: ReceiveBuffer::default(),
             parsed: 0,
             spans: Vec::new(),
@@ -151,14 +181,16 @@ impl Connection {
             received_at: now,
             ping_at: None,
             pong_deadline: None,
+            ping_unwritten: false,
             peer_ttl: None,
             config,
         }
     }
 
-    /// Where the next read goes; never empty.
-    pub fn receive_space(&mut self) -> &mut [u8] {
-        self.received.space()
+    /// Where the next read goes; empty only when the message under way needs more memory and
+    /// `may_grow` is false.
+    pub fn receive_space(&mut self, may_grow: bool) -> &mut [u8] {
+        self.received.space(self.config.read_ahead, may_grow)
     }
 
     /// `count` octets were read into [`Connection::receive_space`]. Any octet is life.
@@ -179,6 +211,8 @@ impl Connection {
             self.complete = false;
         }
         let result = match self.state {
+            #[cfg(feature = "curve")]
+            State::Open if self.sealed.is_some() => self.poll_sealed(),
             State::Open => self.poll_open(),
             State::Greeting | State::Handshake => self.poll_handshake(now),
             State::Failed => Ok(Progress::NeedInput),
@@ -222,46 +256,46 @@ impl Connection {
                 return Ok(Progress::NeedInput);
             };
             let greeting = Greeting::decode(greeting)?;
-            greeting.require_mechanism(NULL)?;
+            greeting.require_mechanism(self.config.security.mechanism())?;
             self.peer.minor = greeting.minor;
             self.received.consume(GREETING_SIZE);
             self.state = State::Handshake;
+            self.handshake.start(&self.config, &mut self.control)?;
         }
-        let filled = self.received.filled();
-        let Some((head, body)) = next_frame(filled, &self.config.limits)? else {
-            return Ok(Progress::NeedInput);
-        };
-        if !head.command {
-            return Err(Error::UnexpectedInHandshake { what: "message" });
+        loop {
+            let filled = self.received.filled();
+            let Some((head, body)) = next_frame(filled)? else {
+                return Ok(Progress::NeedInput);
+            };
+            if !head.command {
+                return Err(Error::UnexpectedInHandshake { what: "message" });
+            }
+            let outcome = self
+                .handshake
+                .handle(body, &self.config, now, &mut self.control)?;
+            let size = head.head_size + body.len();
+            self.received.consume(size);
+            let peer = match outcome {
+                Outcome::Continue => continue,
+                Outcome::Done(peer) => peer,
+                #[cfg(feature = "curve")]
+                Outcome::Sealed(peer, mut sealed) => {
+                    let unwritten = std::mem::take(&mut self.control);
+                    sealed.carry(unwritten.get(self.control_written..).unwrap_or(&[]));
+                    self.control_written = 0;
+                    self.sealed = Some(sealed);
+                    peer
+                }
+            };
+            let minor = self.peer.minor;
+            self.peer = PeerInfo { minor, ..peer };
+            self.state = State::Open;
+            self.ping_at = self
+                .config
+                .heartbeat
+                .map(|heartbeat| now + heartbeat.interval);
+            return Ok(Progress::Established);
         }
-        match Command::decode(body)? {
-            Command::Ready(metadata) => {
-                let (socket_type, identity) = check_metadata(&metadata, self.config.socket_type)?;
-                self.peer.socket_type = socket_type;
-                self.peer.identity = identity;
-            }
-            Command::Error(reason) => {
-                return Err(Error::Refused {
-                    reason: String::from_utf8_lossy(reason).into_owned(),
-                });
-            }
-            Command::Ping { .. } => {
-                return Err(Error::UnexpectedInHandshake { what: "PING" });
-            }
-            Command::Pong => return Err(Error::UnexpectedInHandshake { what: "PONG" }),
-            Command::Unknown(_) => {
-                return Err(Error::UnexpectedInHandshake {
-                    what: "unknown command",
-                });
-            }
-        }
-        self.received.consume(head.head_size + body.len());
-        self.state = State::Open;
-        self.ping_at = self
-            .config
-            .heartbeat
-            .map(|heartbeat| now + heartbeat.interval);
-        Ok(Progress::Established)
     }
 
     #[inline]
@@ -308,25 +342,75 @@ impl Connection {
         }
     }
 
+    /// [`Connection::poll_open`] for frames that are MESSAGEs of CURVE.
+    #[cfg(feature = "curve")]
+    fn poll_sealed(&mut self) -> Result<Progress, Error> {
+        const OVERHEAD: u64 = curve::MESSAGE_OVERHEAD as u64;
+        loop {
+            let Some(sealed) = &mut self.sealed else {
+                return Ok(Progress::NeedInput);
+            };
+            let filled = self.received.filled_mut();
+            let rest = filled.get_mut(self.parsed..).unwrap_or(&mut []);
+            let HeadResult::Head(head) = Head::decode(rest)? else {
+                return Ok(Progress::NeedInput);
+            };
+            if head.more {
+                return Err(Error::Curve {
+                    what: "MESSAGE with the MORE bit outside its box",
+                });
+            }
+            // Before the octets arrive nothing says whether the box holds a command.
+            let inner_size = head.body_size.saturating_sub(OVERHEAD);
+            check_frame_size(inner_size, self.message_size, &self.config.limits)?;
+            let body_size = head.body_size as usize;
+            let Some(body) = rest
+                .get_mut(head.head_size..)
+                .and_then(|octets| octets.get_mut(..body_size))
+            else {
+                return Ok(Progress::NeedInput);
+            };
+            let inner = sealed.open(body)?;
+            let body = body.get(curve::MESSAGE_OVERHEAD..).unwrap_or(&[]);
+            let body_start = self.parsed + head.head_size + curve::MESSAGE_OVERHEAD;
+            self.parsed += head.head_size + body_size;
+            if inner.command {
+                let pong = handle_command(body, &mut self.peer_ttl)?;
+                if let Some(context) = pong
+                    && self.control.len() < CONTROL_PENDING_MAX
+                {
+                    encode_pong(&mut self.control, context);
+                }
+                if self.spans.is_empty() {
+                    self.received.consume(self.parsed);
+                    self.parsed = 0;
+                }
+                continue;
+            }
+            if self.spans.len() >= self.config.limits.frames_max {
+                return Err(Error::TooManyFrames {
+                    limit: self.config.limits.frames_max,
+                });
+            }
+            self.spans.push(Span {
+                start: body_start,
+                size: body.len(),
+            });
+            self.message_size += inner_size;
+            if !inner.more {
+                self.complete = true;
+                return Ok(Progress::Message);
+            }
+        }
+    }
+
     #[inline]
     fn check_limits(&self, head: &Head) -> Result<(), Error> {
-        let limits = &self.config.limits;
-        if head.body_size > limits.frame_size_max {
-            return Err(Error::FrameTooLarge {
-                size: head.body_size,
-                limit: limits.frame_size_max,
-            });
-        }
         if head.command {
             return check_command_size(head);
         }
-        let size = self.message_size + head.body_size;
-        if size > limits.message_size_max {
-            return Err(Error::MessageTooLarge {
-                size,
-                limit: limits.message_size_max,
-            });
-        }
+        let limits = &self.config.limits;
+        check_frame_size(head.body_size, self.message_size, limits)?;
         if self.spans.len() >= limits.frames_max {
             return Err(Error::TooManyFrames {
                 limit: limits.frames_max,
@@ -338,20 +422,30 @@ impl Connection {
     /// RFC 37 §3.5: a side that refuses the other says so with ERROR before it closes. Only
     /// errors that the peer's operator can mend are told, and only during the handshake.
     fn fail(&mut self, error: &Error) {
-        if self.state == State::Handshake
-            && matches!(
-                error,
-                Error::SocketTypeMismatch { .. } | Error::BadIdentity { .. }
-            )
-        {
-            encode_error(&mut self.control, &error.to_string());
+        if self.state == State::Handshake {
+            match error {
+                Error::SocketTypeMismatch { .. } | Error::BadIdentity { .. } => {
+                    encode_error(&mut self.control, &error.to_string());
+                }
+                Error::Unauthorized { .. } => {
+                    encode_error(&mut self.control, STATUS_UNAUTHORIZED);
+                }
+                _ => {}
+            }
         }
         self.state = State::Failed;
     }
 
     /// Queues ERROR with a reason of the owner's and ends the connection: nothing more is
     /// parsed or sent but what is in the control octets.
+    ///
+    /// An established CURVE connection is ended without a word.
     pub fn refuse(&mut self, reason: &str) {
+        #[cfg(feature = "curve")]
+        if self.sealed.is_some() {
+            self.state = State::Failed;
+            return;
+        }
         encode_error(&mut self.control, reason);
         self.state = State::Failed;
     }
@@ -399,7 +493,10 @@ impl Connection {
                 encode_ping(&mut self.control, ttl);
             }
             self.ping_at = Some(now + heartbeat.interval);
-            self.pong_deadline.get_or_insert(now + heartbeat.timeout);
+            if self.pong_deadline.is_none() {
+                self.pong_deadline = Some(now + heartbeat.timeout);
+                self.ping_unwritten = true;
+            }
             self.received.release_if_empty();
         }
         Ok(())
@@ -408,8 +505,30 @@ impl Connection {
     /// True when there is something to write now.
     #[inline]
     pub fn wants_write(&self, queue: &SendQueue) -> bool {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &self.sealed
+            && !sealed.pending().is_empty()
+        {
+            return true;
+        }
         self.control_written < self.control.len()
             || (self.state == State::Open && !queue.is_empty())
+    }
+
+    /// Makes what is to be written ready for [`Connection::gather`]; must come before it.
+    ///
+    /// With CURVE, control octets and queued messages are sealed here, a bounded amount ahead
+    /// of the kernel; otherwise nothing happens.
+    #[inline]
+    pub fn seal(&mut self, queue: &SendQueue) -> Result<(), Error> {
+        #[cfg(feature = "curve")]
+        if self.state == State::Open
+            && let Some(sealed) = &mut self.sealed
+        {
+            return sealed.seal(&mut self.control, queue);
+        }
+        let _ = queue;
+        Ok(())
     }
 
     /// Adds the next octets to write to `out`, at most `slices_max` slices in all.
@@ -422,6 +541,13 @@ impl Connection {
         slices_max: usize,
         out: &mut Vec<IoSlice<'a>>,
     ) {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &self.sealed {
+            if out.len() < slices_max && !sealed.pending().is_empty() {
+                out.push(IoSlice::new(sealed.pending()));
+            }
+            return;
+        }
         let open = self.state == State::Open;
         let unfinished = if open { queue.unfinished() } else { 0 };
         if unfinished > 0 {
@@ -441,7 +567,36 @@ impl Connection {
     }
 
     /// The kernel took the first `count` octets of what [`Connection::gather`] gave.
-    pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize) {
+    ///
+    /// A PONG can be missed only from when its PING has left: it may have waited behind a large
+    /// message, and a connection that takes octets is alive.
+    pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize, now: Instant) {
+        if self.ping_unwritten
+            && count > 0
+            && let Some(heartbeat) = self.config.heartbeat
+        {
+            self.pong_deadline = self.pong_deadline.map(|_| now + heartbeat.timeout);
+        }
+        self.advance(queue, count);
+        self.ping_unwritten &= !self.control_is_written();
+    }
+
+    fn control_is_written(&self) -> bool {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &self.sealed
+            && !sealed.pending().is_empty()
+        {
+            return false;
+        }
+        self.control_written >= self.control.len()
+    }
+
+    fn advance(&mut self, queue: &mut SendQueue, count: usize) {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &mut self.sealed {
+            queue.advance(sealed.handle_written(count));
+            return;
+        }
         let mut count = count as u64;
         let open = self.state == State::Open;
         let unfinished = if open {
@@ -466,6 +621,15 @@ impl Connection {
         if !self.complete && self.spans.is_empty() {
             self.received.release_if_empty();
         }
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &mut self.sealed {
+            sealed.release_idle();
+        }
+    }
+
+    /// Octets of memory that hold what the peer sent.
+    pub fn receive_capacity(&self) -> usize {
+        self.received.capacity()
     }
 }
 
@@ -481,16 +645,28 @@ fn check_command_size(head: &Head) -> Result<(), Error> {
     Ok(())
 }
 
-fn next_frame<'a>(filled: &'a [u8], limits: &Limits) -> Result<Option<(Head, &'a [u8])>, Error> {
-    let HeadResult::Head(head) = Head::decode(filled)? else {
-        return Ok(None);
-    };
-    if head.body_size > limits.frame_size_max {
+fn check_frame_size(size: u64, message_size: u64, limits: &Limits) -> Result<(), Error> {
+    if size > limits.frame_size_max {
         return Err(Error::FrameTooLarge {
-            size: head.body_size,
+            size,
             limit: limits.frame_size_max,
         });
     }
+    let size = message_size + size;
+    if size > limits.message_size_max {
+        return Err(Error::MessageTooLarge {
+            size,
+            limit: limits.message_size_max,
+        });
+    }
+    Ok(())
+}
+
+/// A whole frame of the handshake; every one of them is a command.
+fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
+    let HeadResult::Head(head) = Head::decode(filled)? else {
+        return Ok(None);
+    };
     check_command_size(&head)?;
     let body = filled
         .get(head.head_size..)
@@ -519,26 +695,5 @@ fn handle_command<'a>(
         }),
     }
 }
-
-/// `Socket-Type` and `Identity` of a peer, when it may talk to us.
-fn check_metadata(metadata: &Metadata<'_>, ours: SocketType) -> Result<(String, Vec<u8>), Error> {
-    let theirs = metadata.get("Socket-Type").unwrap_or(&[]);
-    let name =
-        String::from_utf8_lossy(theirs.get(..theirs.len().min(32)).unwrap_or(&[])).into_owned();
-    if !ours.talks_to(theirs) {
-        return Err(Error::SocketTypeMismatch {
-            ours: ours.name(),
-            theirs: name,
-        });
-    }
-    let identity = metadata.get("Identity").unwrap_or(&[]);
-    if identity.len() > 255 || identity.first() == Some(&0) {
-        return Err(Error::BadIdentity {
-            size: identity.len(),
-        });
-    }
-    Ok((name, identity.to_vec()))
-}
-
 #[cfg(test)]
 mod tests;

@@ -33,14 +33,21 @@ impl<'a> Cursor<'a> {
     }
 
     pub(crate) fn u16(&mut self) -> Option<u16> {
-        let (head, tail) = self.rest.split_first_chunk()?;
-        self.rest = tail;
-        Some(u16::from_be_bytes(*head))
+        self.array().map(u16::from_be_bytes)
     }
 
     pub(crate) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    #[cfg(feature = "curve")]
+    pub(crate) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (head, tail) = self.rest.split_first_chunk()?;
         self.rest = tail;
-        Some(u32::from_be_bytes(*head))
+        Some(*head)
     }
 }

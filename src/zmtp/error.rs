@@ -80,11 +80,27 @@ pub enum Error {
         /// The peer's reason, printable.
         reason: String,
     },
+    /// The CURVE handshake or a CURVE box is not as RFC 26 wants it, or is forged.
+    Curve {
+        /// What was wrong.
+        what: &'static str,
+    },
+    /// The peer proved who it is, and may not connect.
+    Unauthorized {
+        /// Its key or user name, printable.
+        who: String,
+    },
+    /// The system gave no randomness for keys.
+    NoRandomness,
     /// The handshake took longer than its deadline.
     HandshakeTimeout,
     /// Nothing was heard from the peer for the heartbeat timeout or its TTL.
     HeartbeatTimeout,
 }
+
+/// The reason of ERROR to a peer whose credentials are wrong; libzmq's servers send their ZAP
+/// status code (RFC 27 §8), and its clients look for one.
+pub(crate) const STATUS_UNAUTHORIZED: &str = "400";
 
 impl Error {
     /// True when reconnecting at once with the same configuration cannot succeed.
@@ -96,6 +112,8 @@ impl Error {
                 | Error::SocketTypeMismatch { .. }
                 | Error::NotZmtp { .. }
                 | Error::OldVersion { .. }
+                | Error::Curve { .. }
+                | Error::Unauthorized { .. }
         )
     }
 }
@@ -138,7 +156,14 @@ impl fmt::Display for Error {
                 f,
                 "identity of {size} octets refused: 0 to 255 octets, the first not zero"
             ),
+            // What ZAP handlers say (RFC 27 §8).
+            Error::Refused { reason } if reason == STATUS_UNAUTHORIZED => {
+                f.write_str("peer refused the connection: not authorized (400)")
+            }
             Error::Refused { reason } => write!(f, "peer refused the connection: {reason:?}"),
+            Error::Curve { what } => write!(f, "CURVE: {what}"),
+            Error::Unauthorized { who } => write!(f, "{who} is not authorized"),
+            Error::NoRandomness => f.write_str("the system gave no randomness for keys"),
             Error::HandshakeTimeout => f.write_str("handshake not done within its deadline"),
             Error::HeartbeatTimeout => f.write_str("nothing heard from the peer, heartbeat lost"),
         }

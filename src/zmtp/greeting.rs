@@ -5,9 +5,6 @@ use super::Error;
 /// Octets of a greeting.
 pub const GREETING_SIZE: usize = 64;
 
-/// Name of the NULL mechanism as it stands in the greeting.
-pub(crate) const NULL: &str = "NULL";
-
 /// What a peer's greeting says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
@@ -106,7 +103,7 @@ mod tests {
 
     #[test]
     fn greeting_round_trips_and_padding_is_not_validated() {
-        let mut octets = Greeting::encode(NULL);
+        let mut octets = Greeting::encode("NULL");
         octets[1..9].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
         octets[11] = 9;
         octets[40] = 0xEE;

@@ -3,9 +3,10 @@
 //! Follows RFC 37/ZMTP (3.1) and accepts 3.0 peers (RFC 23). Nothing here owns a socket, a
 //! thread or a clock; `now` is an argument and every wait is reported as a deadline.
 //!
-//! What it is: the greeting, the frame codec, commands and metadata, the NULL mechanism, the
-//! heartbeat, and the per-connection state machine [`Connection`] that joins them; and
-//! [`SendQueue`], the encoded messages of one peer on their way out.
+//! What it is: the greeting, the frame codec, commands and metadata, the mechanisms NULL, PLAIN
+//! (RFC 24) and CURVE (RFC 25 and 26, feature `curve`), the heartbeat, and the per-connection
+//! state machine [`Connection`] that joins them; and [`SendQueue`], the encoded messages of one
+//! peer on their way out.
 //!
 //! What it is not: routing, reconnecting, high-water marks, which are decided in
 //! [`crate::socket`].
@@ -31,10 +32,14 @@
 mod command;
 mod connection;
 mod cursor;
+#[cfg(feature = "curve")]
+pub mod curve;
 mod error;
 mod frame;
 mod greeting;
+mod mechanism;
 mod message;
+mod plain;
 mod receive;
 mod send;
 
@@ -43,7 +48,9 @@ pub use connection::{Config, Connection, Heartbeat, PeerInfo, Progress, SocketTy
 pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};
 pub use greeting::{GREETING_SIZE, Greeting};
+pub use mechanism::Security;
 pub use message::Message;
+pub use plain::{PlainClient, PlainServer};
 pub use receive::ReceiveBuffer;
 pub use send::SendQueue;
 

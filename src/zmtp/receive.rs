@@ -1,17 +1,20 @@
 //! The rolling receive buffer of one connection.
 
-use crate::limits::{RECEIVE_BUFFER_SIZE_MAX, RECEIVE_BUFFER_SIZE_MIN};
+use crate::limits::RECEIVE_BUFFER_SIZE_MIN;
 
 /// Octets that arrived and are not consumed yet.
 ///
 /// `start <= end <= octets.len()`; `octets[start..end]` is what arrived, the rest is room for
-/// the next read. It grows only when it is full: by doubling, so the memory is at most twice
-/// what has arrived (and at least [`RECEIVE_BUFFER_SIZE_MIN`] while in use).
+/// the next read. It grows only when it is full: fourfold up to the read-ahead while reads fill
+/// it, by doubling beyond that for a message that is larger. So the memory is at most twice
+/// what has arrived, or the read-ahead.
 #[derive(Debug, Default)]
 pub struct ReceiveBuffer {
     octets: Vec<u8>,
     start: usize,
     end: usize,
+    /// The last read filled all the room: more may be waiting.
+    was_full: bool,
 }
 
 impl ReceiveBuffer {
@@ -21,8 +24,14 @@ impl ReceiveBuffer {
         self.octets.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// Room for the next read; never empty.
-    pub fn space(&mut self) -> &mut [u8] {
+    /// The same, to decrypt in place.
+    #[cfg(feature = "curve")]
+    pub(super) fn filled_mut(&mut self) -> &mut [u8] {
+        self.octets.get_mut(self.start..self.end).unwrap_or(&mut [])
+    }
+
+    /// Room for the next read; empty only when there is none left and `may_grow` is false.
+    pub fn space(&mut self, read_ahead: usize, may_grow: bool) -> &mut [u8] {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
@@ -34,23 +43,21 @@ impl ReceiveBuffer {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.end == size {
-            let grown = (size * 2).max(RECEIVE_BUFFER_SIZE_MIN);
-            self.octets.resize(grown, 0);
+        let was_full = std::mem::take(&mut self.was_full);
+        if size == 0 {
+            self.octets.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
+        } else if may_grow && was_full && size < read_ahead {
+            self.octets.resize((size * 4).min(read_ahead), 0);
+        } else if may_grow && self.end == size {
+            self.octets.resize(size * 2, 0);
         }
         self.octets.get_mut(self.end..).unwrap_or(&mut [])
     }
 
     /// Takes over `count` octets that were written into [`ReceiveBuffer::space`].
-    ///
-    /// A read that filled all the room lets the buffer grow, so a busy peer costs fewer reads.
     pub fn fill(&mut self, count: usize) {
         self.end = self.octets.len().min(self.end + count);
-        let size = self.octets.len();
-        if self.end == size && self.start == 0 && size < RECEIVE_BUFFER_SIZE_MAX {
-            self.octets
-                .resize((size * 4).min(RECEIVE_BUFFER_SIZE_MAX), 0);
-        }
+        self.was_full = self.end == self.octets.len();
     }
 
     /// Drops `count` octets from the front.
@@ -85,7 +92,7 @@ mod tests {
             let count = (step * 7919) % 5_000;
             let mut left = count;
             while left > 0 {
-                let space = buffer.space();
+                let space = buffer.space(64 << 10, true);
                 assert!(!space.is_empty());
                 let now = left.min(space.len());
                 for octet in &mut space[..now] {

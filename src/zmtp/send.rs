@@ -5,6 +5,8 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use super::frame::encode_head;
+#[cfg(feature = "curve")]
+use super::frame::{Head, HeadResult};
 use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN};
 
 /// A queue of encoded messages that outlives a connection.
@@ -166,6 +168,41 @@ impl SendQueue {
             }
             position = next;
         }
+    }
+
+    /// The frames behind the first `skip` unwritten octets, which must end with a frame.
+    #[cfg(feature = "curve")]
+    pub(super) fn frames(&self, skip: u64) -> impl Iterator<Item = (Head, &[u8])> {
+        let mut left = self.written + skip - self.released;
+        let chunks = self.segments.iter().map(Segment::octets);
+        let mut chunks = chunks
+            .chain([self.tail.as_slice()])
+            .filter_map(move |octets| {
+                let skipped = left.min(octets.len() as u64);
+                left -= skipped;
+                let rest = octets.get(usize::try_from(skipped).ok()?..)?;
+                (!rest.is_empty()).then_some(rest)
+            });
+        let mut rest: &[u8] = &[];
+        std::iter::from_fn(move || {
+            if rest.is_empty() {
+                rest = chunks.next()?;
+            }
+            // A head is never split, and its body either stands behind it or, when it is
+            // shared, is the next chunk.
+            let Ok(HeadResult::Head(head)) = Head::decode(rest) else {
+                return None;
+            };
+            let behind = rest.get(head.head_size..)?;
+            let size = usize::try_from(head.body_size).ok()?;
+            if behind.is_empty() && size > 0 {
+                rest = &[];
+                return Some((head, chunks.next()?));
+            }
+            let (body, others) = behind.split_at_checked(size)?;
+            rest = others;
+            Some((head, body))
+        })
     }
 
     /// The kernel has taken `count` octets.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use casparian::socket::{Dealer, Heartbeat, Options, Router};
+use casparian::socket::{Dealer, Options, Router};
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -33,15 +33,11 @@ fn endpoints(dir: &std::path::Path) -> [String; 2] {
 }
 
 fn options(identity: &str) -> Options {
-    Options {
-        identity: identity.as_bytes().to_vec(),
-        heartbeat: Some(Heartbeat {
-            interval: Duration::from_millis(50),
-            timeout: Duration::from_secs(30),
-            ttl: Duration::from_secs(30),
-        }),
-        ..Options::default()
-    }
+    Options::new()
+        .routing_id(identity)
+        .heartbeat_ivl(Duration::from_millis(50))
+        .heartbeat_timeout(Duration::from_secs(30))
+        .heartbeat_ttl(Duration::from_secs(30))
 }
 
 #[test]

@@ -1,32 +1,49 @@
 use super::*;
+use crate::zmtp::command::{encode_property, encode_ready};
 use crate::zmtp::encode_head;
 use proptest::prelude::*;
 
-fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
+pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
     Arc::new(Config {
         socket_type,
         identity: identity.to_vec(),
         limits: Limits::default(),
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
+        read_ahead: crate::limits::RECEIVE_BUFFER_SIZE_MAX,
+        security: Security::Null,
+        metadata: Vec::new(),
     })
+}
+
+/// Appends READY of a peer.
+fn ready(out: &mut Vec<u8>, socket_type: &str, identity: &[u8]) {
+    let mut metadata = Vec::new();
+    encode_property(&mut metadata, "Socket-Type", socket_type.as_bytes());
+    encode_property(&mut metadata, "Identity", identity);
+    encode_ready(out, &metadata);
 }
 
 /// What a connection reported while it was fed.
 #[derive(Debug, Default, PartialEq)]
-struct Seen {
-    peer: Option<PeerInfo>,
-    messages: Vec<Vec<Vec<u8>>>,
-    error: Option<Error>,
+pub(super) struct Seen {
+    pub(super) peer: Option<PeerInfo>,
+    pub(super) messages: Vec<Vec<Vec<u8>>>,
+    pub(super) error: Option<Error>,
 }
 
 /// Feeds octets in pieces of the given sizes (cycled) and collects everything.
-fn feed(connection: &mut Connection, octets: &[u8], steps: &[usize], now: Instant) -> Seen {
+pub(super) fn feed(
+    connection: &mut Connection,
+    octets: &[u8],
+    steps: &[usize],
+    now: Instant,
+) -> Seen {
     let mut seen = Seen::default();
     let mut rest = octets;
     let mut steps = steps.iter().cycle();
     while !rest.is_empty() {
-        let space = connection.receive_space();
+        let space = connection.receive_space(true);
         let step = (*steps.next().unwrap())
             .clamp(1, rest.len())
             .min(space.len());
@@ -48,19 +65,20 @@ fn feed(connection: &mut Connection, octets: &[u8], steps: &[usize], now: Instan
     seen
 }
 
-fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
+pub(super) fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
     let mut out = Vec::new();
     while connection.wants_write(queue) {
+        connection.seal(queue).unwrap();
         let mut slices = Vec::new();
         connection.gather(queue, 8, &mut slices);
         let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
-        connection.handle_written(queue, octets.len());
+        connection.handle_written(queue, octets.len(), Instant::now());
         out.extend(octets);
     }
     out
 }
 
-fn capture(name: &str) -> Vec<u8> {
+pub(super) fn capture(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/data/zmtp/{name}.bin", env!("CARGO_MANIFEST_DIR"));
     std::fs::read(&path).expect("tests/data/zmtp is part of the repository")
 }
@@ -156,8 +174,8 @@ fn established(ours: SocketType, limits: Limits, now: Instant) -> Connection {
     let mut config = (*config(ours, b"")).clone();
     config.limits = limits;
     let mut connection = Connection::new(Arc::new(config), now);
-    let mut hello = Greeting::encode(NULL).to_vec();
-    encode_ready(&mut hello, "DEALER", b"");
+    let mut hello = Greeting::encode("NULL").to_vec();
+    ready(&mut hello, "DEALER", b"");
     assert!(
         feed(&mut connection, &hello, &[usize::MAX], now)
             .peer
@@ -216,7 +234,7 @@ fn handshake_violations_are_refused() {
     let now = Instant::now();
     let ready = |socket_type: &str, identity: &[u8]| {
         let mut out = Vec::new();
-        encode_ready(&mut out, socket_type, identity);
+        self::ready(&mut out, socket_type, identity);
         out
     };
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
@@ -241,7 +259,7 @@ fn handshake_violations_are_refused() {
     ];
     for (name, octets, want) in cases {
         let mut connection = Connection::new(config(SocketType::Router, b""), now);
-        let all = [&Greeting::encode(NULL)[..], &octets].concat();
+        let all = [&Greeting::encode("NULL")[..], &octets].concat();
         let error = feed(&mut connection, &all, &[3], now).error.expect(name);
         assert!(error.to_string().contains(want), "{name}: {error}");
         assert!(connection.message().is_empty());
@@ -260,8 +278,8 @@ fn heartbeats_are_sent_answered_and_missed() {
     });
     let mut connection = Connection::new(Arc::new(config), start);
     let mut queue = SendQueue::new();
-    let mut hello = Greeting::encode(NULL).to_vec();
-    encode_ready(&mut hello, "DEALER", b"");
+    let mut hello = Greeting::encode("NULL").to_vec();
+    ready(&mut hello, "DEALER", b"");
     feed(&mut connection, &hello, &[usize::MAX], start);
     output(&mut connection, &mut queue);
     assert_eq!(connection.poll_timeout(), Some(at(100)));
@@ -290,7 +308,7 @@ fn a_pong_goes_between_messages_never_into_one() {
     output(&mut connection, &mut queue);
     queue.push(&[&[1u8; 500], &[2u8; 10]]);
     queue.push(&[&[3u8; 5]]);
-    connection.handle_written(&mut queue, 100);
+    connection.handle_written(&mut queue, 100, now);
     feed(&mut connection, b"\x04\x0A\x04PING\x00\x00ctx", &[4], now);
     let mut want = vec![1u8; 509 - 100];
     want.extend([0, 10]);
@@ -342,7 +360,7 @@ proptest! {
             client.gather(&queue, 3, &mut slices);
             let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
             let count = octets.len().min(*writes.next().unwrap());
-            client.handle_written(&mut queue, count);
+            client.handle_written(&mut queue, count, now);
             wire.extend_from_slice(&octets[..count]);
         }
         let seen = feed(&mut server, &wire, &steps, now);
@@ -359,9 +377,11 @@ proptest! {
     ) {
         let now = Instant::now();
         let mut connection = Connection::new(config(SocketType::Router, b""), now);
-        let mut all = if greet { Greeting::encode(NULL).to_vec() } else { Vec::new() };
+        let mut all = if greet { Greeting::encode("NULL").to_vec() } else { Vec::new() };
         all.extend(octets);
         let seen = feed(&mut connection, &all, &[step], now);
         prop_assert!(seen.peer.is_some() || seen.messages.is_empty());
     }
 }
+
+mod security;

@@ -1,0 +1,154 @@
+//! The connecting side of the CURVE handshake (RFC 26 §5.2).
+
+use std::fmt;
+
+use crypto_box::SalsaBox;
+use zeroize::Zeroizing;
+
+use super::{
+    COOKIE_SIZE, CurveClient, KEY_SIZE, LONG_NONCE_SIZE, NONCE_HELLO, NONCE_INITIATE,
+    NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH, NONCE_WELCOME, PublicKey,
+    Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce, open_in_place, random_array,
+    shared, short_nonce,
+};
+use crate::zmtp::Error;
+use crate::zmtp::cursor::Cursor;
+use crate::zmtp::frame::encode_head;
+
+const HELLO_SIZE: usize = 200;
+const WELCOME_SIZE: usize = 168;
+
+/// ```text
+/// New ──start: HELLO──▶ Greeted ──WELCOME: INITIATE──▶ Initiated ──READY──▶ (Sealed)
+/// ```
+pub(in crate::zmtp) enum Client {
+    New,
+    Greeted(SecretKey),
+    Initiated(SalsaBox),
+    Done,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Client::New => "New",
+            Client::Greeted(_) => "Greeted",
+            Client::Initiated(_) => "Initiated",
+            Client::Done => "Done",
+        })
+    }
+}
+
+impl Client {
+    /// Queues HELLO.
+    pub(in crate::zmtp) fn start(
+        &mut self,
+        config: &CurveClient,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        let transient = SecretKey::generate()?;
+        encode_head(out, HELLO_SIZE, false, true);
+        out.extend_from_slice(b"\x05HELLO\x01\x00");
+        out.extend_from_slice(&[0; 72]);
+        out.extend_from_slice(transient.public().as_bytes());
+        out.extend_from_slice(&1u64.to_be_bytes());
+        let cipher = shared(&config.server, &transient)?;
+        append_box(out, &cipher, short_nonce(NONCE_HELLO, 1), &[0; 64])?;
+        *self = Client::Greeted(transient);
+        Ok(())
+    }
+
+    /// WELCOME or READY.
+    pub(in crate::zmtp) fn handle(
+        &mut self,
+        body: &[u8],
+        config: &CurveClient,
+        metadata: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<Step, Error> {
+        match std::mem::replace(self, Client::Done) {
+            Client::Greeted(transient) => {
+                *self = Client::Initiated(welcome(body, config, &transient, metadata, out)?);
+                Ok(Step::Continue)
+            }
+            Client::Initiated(cipher) => ready(body, cipher),
+            Client::New | Client::Done => Err(bad("command out of turn")),
+        }
+    }
+}
+
+/// Reads WELCOME and answers it by INITIATE; gives the cipher of the transient keys.
+fn welcome(
+    body: &[u8],
+    config: &CurveClient,
+    transient: &SecretKey,
+    metadata: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<SalsaBox, Error> {
+    let mut cursor = Cursor::new(body);
+    if body.len() != WELCOME_SIZE || cursor.take(8) != Some(b"\x07WELCOME") {
+        return Err(bad("WELCOME expected, of 168 octets"));
+    }
+    let nonce: [u8; LONG_NONCE_SIZE] = cursor.array().ok_or(bad("WELCOME cut short"))?;
+    let mut sealed = Zeroizing::new(cursor.rest().to_vec());
+    let cipher = shared(&config.server, transient)?;
+    let plain = open_in_place(&cipher, long_nonce(NONCE_WELCOME, &nonce), &mut sealed).ok_or(
+        bad("WELCOME does not open: the server's key is not the one configured here"),
+    )?;
+    let mut plain = Cursor::new(plain);
+    let server_transient =
+        PublicKey::from_bytes(plain.array().ok_or(bad("WELCOME without a key"))?);
+    let cookie: [u8; COOKIE_SIZE] = plain.array().ok_or(bad("WELCOME without a cookie"))?;
+
+    // The vouch proves that the holder of C meant C' for S: box[C', S](c→S').
+    let vouch_random = random_array::<LONG_NONCE_SIZE>()?;
+    let mut vouched = Vec::with_capacity(2 * KEY_SIZE);
+    vouched.extend_from_slice(transient.public().as_bytes());
+    vouched.extend_from_slice(config.server.as_bytes());
+    let mut initiate = Zeroizing::new(Vec::with_capacity(128 + metadata.len()));
+    initiate.extend_from_slice(config.secret.public().as_bytes());
+    initiate.extend_from_slice(&vouch_random);
+    append_box(
+        &mut initiate,
+        &shared(&server_transient, &config.secret)?,
+        long_nonce(NONCE_VOUCH, &vouch_random),
+        &vouched,
+    )?;
+    initiate.extend_from_slice(metadata);
+
+    let cipher = shared(&server_transient, transient)?;
+    encode_head(
+        out,
+        9 + COOKIE_SIZE + 8 + TAG_SIZE + initiate.len(),
+        false,
+        true,
+    );
+    out.extend_from_slice(b"\x08INITIATE");
+    out.extend_from_slice(&cookie);
+    out.extend_from_slice(&2u64.to_be_bytes());
+    append_box(out, &cipher, short_nonce(NONCE_INITIATE, 2), &initiate)?;
+    Ok(cipher)
+}
+
+fn ready(body: &[u8], cipher: SalsaBox) -> Result<Step, Error> {
+    let mut cursor = Cursor::new(body);
+    if cursor.take(6) != Some(b"\x05READY") {
+        return Err(bad("READY expected"));
+    }
+    let nonce = cursor.u64().ok_or(bad("READY cut short"))?;
+    let mut properties = cursor.rest().to_vec();
+    open_in_place(&cipher, short_nonce(NONCE_READY, nonce), &mut properties)
+        .ok_or(bad("READY does not open"))?;
+    properties.drain(..TAG_SIZE);
+    Ok(Step::Done {
+        properties,
+        key: None,
+        sealed: Box::new(Sealed::new(
+            cipher,
+            NONCE_MESSAGE_CLIENT,
+            2,
+            NONCE_MESSAGE_SERVER,
+            nonce,
+        )),
+    })
+}

@@ -1,0 +1,213 @@
+//! Long-term keys: their Z85 text (RFC 32) and the list of those who may connect.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use curve25519_dalek::{MontgomeryPoint, Scalar};
+use zeroize::Zeroizing;
+
+use super::{KEY_SIZE, random};
+use crate::zmtp::Error;
+
+/// Characters of a key as Z85 text.
+const TEXT_SIZE: usize = 40;
+
+/// Why a text is no key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyError {
+    what: String,
+}
+
+impl KeyError {
+    fn new(what: impl Into<String>) -> Self {
+        KeyError { what: what.into() }
+    }
+}
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl std::error::Error for KeyError {}
+
+/// A Curve25519 public key.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublicKey([u8; KEY_SIZE]);
+
+impl PublicKey {
+    /// The key of 32 octets.
+    pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
+        PublicKey(octets)
+    }
+
+    /// Its 32 octets.
+    pub fn as_bytes(&self) -> &[u8; KEY_SIZE] {
+        &self.0
+    }
+
+    /// True for the points whose multiples are only a handful, the null key among them: every
+    /// secret key would share the same secret with it.
+    pub fn is_low_order(&self) -> bool {
+        (MontgomeryPoint(self.0) * Scalar::from(8u8)).0 == [0; KEY_SIZE]
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&z85::encode(self.0))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let key = PublicKey(*decode(text)?);
+        if key.is_low_order() {
+            return Err(KeyError::new("no usable key: its order is low"));
+        }
+        Ok(key)
+    }
+}
+
+/// A Curve25519 secret key; wiped when it is dropped, never shown.
+#[derive(Clone)]
+pub struct SecretKey(Zeroizing<[u8; KEY_SIZE]>);
+
+impl SecretKey {
+    /// A new key from the system's randomness.
+    pub fn generate() -> Result<Self, Error> {
+        let mut octets = Zeroizing::new([0; KEY_SIZE]);
+        random(octets.as_mut_slice())?;
+        Ok(SecretKey(octets))
+    }
+
+    /// The key of 32 octets.
+    pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
+        SecretKey(Zeroizing::new(octets))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8; KEY_SIZE] {
+        &self.0
+    }
+
+    /// The public key that belongs to it.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(MontgomeryPoint::mul_base_clamped(*self.0).0)
+    }
+
+    /// Its Z85 text, for the file it is kept in.
+    pub fn to_z85(&self) -> Zeroizing<String> {
+        Zeroizing::new(z85::encode(self.0.as_slice()))
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretKey(..)")
+    }
+}
+
+impl FromStr for SecretKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode(text).map(SecretKey)
+    }
+}
+
+fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
+    if text.len() != TEXT_SIZE {
+        return Err(KeyError::new(format!(
+            "a key is {TEXT_SIZE} characters of Z85, this is {}",
+            text.chars().count()
+        )));
+    }
+    // The text may be a secret: the error says where it is wrong, not what stands there.
+    let octets = Zeroizing::new(z85::decode(text).map_err(|error| {
+        KeyError::new(match error {
+            z85::DecodeError::InvalidByte(at, _) => {
+                format!("character {} is not one of Z85", at + 1)
+            }
+            _ => "not the Z85 text of a key".to_owned(),
+        })
+    })?);
+    let mut key = Zeroizing::new([0; KEY_SIZE]);
+    if octets.len() != KEY_SIZE {
+        return Err(KeyError::new("not the Z85 text of a key"));
+    }
+    key.copy_from_slice(&octets);
+    Ok(key)
+}
+
+/// Who may connect: public keys and the names they are known by.
+///
+/// The text has one key and a name on each line, separated by white space; the name may be
+/// left out. Empty lines and lines that begin with `# ` or are a lone `#` are skipped (a key
+/// may begin with `#` as well, but has no space behind it).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuthorizedKeys {
+    keys: BTreeMap<PublicKey, String>,
+}
+
+impl AuthorizedKeys {
+    /// Reads a list; an error names the line.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let mut keys = BTreeMap::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line == "#" || line.starts_with("# ") {
+                continue;
+            }
+            let fail = |what: String| KeyError::new(format!("line {}: {what}", index + 1));
+            let (key, name) = match line.split_once(char::is_whitespace) {
+                Some((key, name)) => (key, name.trim()),
+                None => (line, ""),
+            };
+            let key: PublicKey = key
+                .parse()
+                .map_err(|error: KeyError| fail(error.to_string()))?;
+            let name = if name.is_empty() {
+                key.to_string()
+            } else {
+                name.chars().filter(|c| !c.is_control()).take(255).collect()
+            };
+            if keys.insert(key, name).is_some() {
+                return Err(fail("the key stands there twice".to_owned()));
+            }
+        }
+        Ok(AuthorizedKeys { keys })
+    }
+
+    /// The name of a listed key.
+    pub fn name(&self, key: &PublicKey) -> Option<&str> {
+        self.keys.get(key).map(String::as_str)
+    }
+
+    /// How many keys are listed.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// True when nobody may connect.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+impl FromIterator<(PublicKey, String)> for AuthorizedKeys {
+    fn from_iter<I: IntoIterator<Item = (PublicKey, String)>>(keys: I) -> Self {
+        AuthorizedKeys {
+            keys: keys.into_iter().collect(),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The CURVE mechanism: CurveZMQ (RFC 26) inside ZMTP (RFC 25).
+//!
+//! Every connection makes transient keys of its own; the long-term keys only prove who takes
+//! part. The client knows the server's public key beforehand, the server decides by
+//! [`Clients`] whom it lets in, and neither learns a secret of the other's.
+//!
+//! ```text
+//! client                                                server
+//!   HELLO     C', box[zeros](c'→S)            ──▶
+//!             ◀──  WELCOME   box[S', cookie](s→C')
+//!   INITIATE  cookie, box[C, vouch, metadata](c'→S') ──▶
+//!             ◀──  READY     box[metadata](s'→C')
+//!   MESSAGE   box[flags, body] both ways, nonces strictly increasing
+//! ```
+//!
+//! The cryptography is that of the RustCrypto and dalek crates: X25519, XSalsa20-Poly1305.
+//! Secrets are wiped from memory when they are dropped and never formatted.
+
+mod client;
+mod keys;
+mod server;
+mod session;
+
+pub use keys::{AuthorizedKeys, KeyError, PublicKey, SecretKey};
+
+pub(super) use client::Client;
+pub(super) use server::Server;
+pub(super) use session::{MESSAGE_OVERHEAD, Sealed};
+
+use crypto_box::SalsaBox;
+use crypto_box::aead::AeadInPlace;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Error;
+
+/// The keys of a connecting side.
+#[derive(Clone, Debug)]
+pub struct CurveClient {
+    /// Our long-term secret key.
+    pub secret: SecretKey,
+    /// The server's long-term public key.
+    pub server: PublicKey,
+}
+
+/// The keys of a side that lets clients in.
+#[derive(Clone, Debug)]
+pub struct CurveServer {
+    /// Our long-term secret key.
+    pub secret: SecretKey,
+    /// Who may connect.
+    pub clients: Clients,
+}
+
+/// Whom a CURVE server lets in.
+#[derive(Clone, Debug)]
+pub enum Clients {
+    /// Whoever knows the server's public key. The traffic is encrypted, the client is not
+    /// proved to be anyone.
+    Any,
+    /// The holders of the listed keys.
+    Listed(Arc<AuthorizedKeys>),
+}
+
+impl Clients {
+    /// The name under which a key is let in.
+    pub(crate) fn name_of(&self, key: &PublicKey) -> Option<String> {
+        match self {
+            Clients::Any => Some(key.to_string()),
+            Clients::Listed(keys) => keys.name(key).map(str::to_owned),
+        }
+    }
+}
+
+/// What a handshake command came to.
+pub(super) enum Step {
+    /// Another command is awaited.
+    Continue,
+    /// Both sides have proved themselves.
+    Done {
+        /// The peer's metadata.
+        properties: Vec<u8>,
+        /// The client's key and the name it is let in by; servers only.
+        key: Option<(PublicKey, String)>,
+        /// What seals and opens the traffic from here on.
+        sealed: Box<Sealed>,
+    },
+}
+
+const fn bad(what: &'static str) -> Error {
+    Error::Curve { what }
+}
+
+/// Octets of a long nonce's random part, of a short nonce, of a Poly1305 tag, of a key.
+const LONG_NONCE_SIZE: usize = 16;
+const TAG_SIZE: usize = 16;
+const KEY_SIZE: usize = 32;
+const COOKIE_SIZE: usize = 96;
+
+/// A cookie is worth nothing after this (RFC 26 §5.3).
+const COOKIE_LIFE: Duration = Duration::from_secs(60);
+
+const NONCE_HELLO: &[u8; 16] = b"CurveZMQHELLO---";
+const NONCE_WELCOME: &[u8; 8] = b"WELCOME-";
+const NONCE_COOKIE: &[u8; 8] = b"COOKIE--";
+const NONCE_VOUCH: &[u8; 8] = b"VOUCH---";
+const NONCE_INITIATE: &[u8; 16] = b"CurveZMQINITIATE";
+const NONCE_READY: &[u8; 16] = b"CurveZMQREADY---";
+const NONCE_MESSAGE_CLIENT: &[u8; 16] = b"CurveZMQMESSAGEC";
+const NONCE_MESSAGE_SERVER: &[u8; 16] = b"CurveZMQMESSAGES";
+
+/// A nonce of a fixed prefix and a counter.
+fn short_nonce(prefix: &[u8; 16], counter: u64) -> [u8; 24] {
+    let mut nonce = [0; 24];
+    let (head, tail) = nonce.split_at_mut(16);
+    head.copy_from_slice(prefix);
+    tail.copy_from_slice(&counter.to_be_bytes());
+    nonce
+}
+
+/// A nonce of a fixed prefix and random octets.
+fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
+    let mut nonce = [0; 24];
+    let (head, tail) = nonce.split_at_mut(8);
+    head.copy_from_slice(prefix);
+    tail.copy_from_slice(random);
+    nonce
+}
+
+/// Fills with octets nobody can foresee.
+#[cfg(not(fuzzing))]
+fn random(out: &mut [u8]) -> Result<(), Error> {
+    getrandom::fill(out).map_err(|_| Error::NoRandomness)
+}
+
+/// A fuzz run must be repeatable.
+#[cfg(fuzzing)]
+fn random(out: &mut [u8]) -> Result<(), Error> {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static COUNT: AtomicU64 = AtomicU64::new(1);
+    for octet in out {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        *octet = (count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
+    }
+    Ok(())
+}
+
+fn random_array<const N: usize>() -> Result<[u8; N], Error> {
+    let mut out = [0; N];
+    random(&mut out)?;
+    Ok(out)
+}
+
+/// Appends box[plain], its tag first as NaCl lays it out.
+fn append_box<C: AeadInPlace>(
+    out: &mut Vec<u8>,
+    cipher: &C,
+    nonce: [u8; 24],
+    plain: &[u8],
+) -> Result<(), Error> {
+    let start = out.len();
+    out.extend_from_slice(&[0; TAG_SIZE]);
+    out.extend_from_slice(plain);
+    let sealed = out.get_mut(start..).unwrap_or(&mut []);
+    seal_in_place(cipher, nonce, sealed)
+}
+
+/// Encrypts all of `octets` but the first [`TAG_SIZE`], where the tag goes.
+fn seal_in_place<C: AeadInPlace>(
+    cipher: &C,
+    nonce: [u8; 24],
+    octets: &mut [u8],
+) -> Result<(), Error> {
+    let (tag_place, body) = octets.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
+    let nonce = crypto_box::aead::generic_array::GenericArray::from_slice(&nonce);
+    let tag = cipher
+        .encrypt_in_place_detached(nonce, b"", body)
+        .map_err(|_| SEAL_FAILED)?;
+    tag_place
+        .iter_mut()
+        .zip(tag.iter())
+        .for_each(|(to, from)| *to = *from);
+    Ok(())
+}
+
+const SEAL_FAILED: Error = bad("a box could not be sealed");
+
+/// Decrypts a box in place and gives the plaintext behind its tag; false when it is forged.
+fn open_in_place<'a, C: AeadInPlace>(
+    cipher: &C,
+    nonce: [u8; 24],
+    octets: &'a mut [u8],
+) -> Option<&'a mut [u8]> {
+    let (tag, body) = octets.split_at_mut_checked(TAG_SIZE)?;
+    let nonce = crypto_box::aead::generic_array::GenericArray::from_slice(&nonce);
+    let tag = crypto_box::aead::generic_array::GenericArray::from_slice(tag);
+    cipher
+        .decrypt_in_place_detached(nonce, b"", body, tag)
+        .ok()?;
+    Some(body)
+}
+
+/// The cipher of a key pair's shared secret. A public key of low order would make it known to
+/// everybody and is refused (RFC 7748 §6.1).
+fn shared(public: &PublicKey, secret: &SecretKey) -> Result<SalsaBox, Error> {
+    if public.is_low_order() {
+        return Err(bad("public key of low order"));
+    }
+    Ok(SalsaBox::new(
+        &crypto_box::PublicKey::from(*public.as_bytes()),
+        &crypto_box::SecretKey::from(*secret.as_bytes()),
+    ))
+}

@@ -1,0 +1,253 @@
+//! Security mechanisms: which one a socket uses, and where a connection's handshake stands.
+
+use std::time::Instant;
+
+use super::command::{Command, Metadata, encode_property, encode_ready};
+use super::plain::{self, PlainClient, PlainServer};
+use super::{Config, Error, PeerInfo};
+
+#[cfg(feature = "curve")]
+use super::curve;
+#[cfg(feature = "curve")]
+use super::curve::{CurveClient, CurveServer};
+
+/// The mechanism of a socket and its credentials. The role (client or server) is configured
+/// here and independent of who binds; the as-server bit of greetings decides nothing.
+#[derive(Clone, Debug, Default)]
+pub enum Security {
+    /// No authentication, no encryption (RFC 37 §3.5).
+    #[default]
+    Null,
+    /// PLAIN, showing credentials.
+    PlainClient(PlainClient),
+    /// PLAIN, checking credentials.
+    PlainServer(PlainServer),
+    /// CURVE, knowing the server's key.
+    #[cfg(feature = "curve")]
+    CurveClient(CurveClient),
+    /// CURVE, deciding who may connect.
+    #[cfg(feature = "curve")]
+    CurveServer(CurveServer),
+}
+
+impl Security {
+    /// The mechanism's name as it stands in the greeting.
+    pub fn mechanism(&self) -> &'static str {
+        match self {
+            Security::Null => "NULL",
+            Security::PlainClient(_) | Security::PlainServer(_) => "PLAIN",
+            #[cfg(feature = "curve")]
+            Security::CurveClient(_) | Security::CurveServer(_) => "CURVE",
+        }
+    }
+
+    /// True when what travels can be neither read nor changed by others.
+    pub fn is_encrypted(&self) -> bool {
+        self.mechanism() == "CURVE"
+    }
+}
+
+/// Where the handshake of one connection stands, from our greeting to the peer's metadata.
+#[derive(Debug)]
+pub(super) enum Handshake {
+    /// NULL: READY is awaited.
+    Null,
+    /// PLAIN client: WELCOME is awaited.
+    PlainClient,
+    /// PLAIN client: READY is awaited.
+    PlainInitiated,
+    /// PLAIN server: HELLO is awaited.
+    PlainServer,
+    /// PLAIN server: INITIATE of this user is awaited.
+    PlainWelcomed(String),
+    #[cfg(feature = "curve")]
+    CurveClient(Box<curve::Client>),
+    #[cfg(feature = "curve")]
+    CurveServer(Box<curve::Server>),
+}
+
+/// What a handshake command came to.
+pub(super) enum Outcome {
+    /// Another command is awaited.
+    Continue,
+    /// The peer is known and may talk to us.
+    Done(PeerInfo),
+    /// The same, and all traffic is sealed from here on.
+    #[cfg(feature = "curve")]
+    Sealed(PeerInfo, Box<curve::Sealed>),
+}
+
+impl Handshake {
+    pub(super) fn new(security: &Security) -> Self {
+        match security {
+            Security::Null => Handshake::Null,
+            Security::PlainClient(_) => Handshake::PlainClient,
+            Security::PlainServer(_) => Handshake::PlainServer,
+            #[cfg(feature = "curve")]
+            Security::CurveClient(_) => Handshake::CurveClient(Box::new(curve::Client::New)),
+            #[cfg(feature = "curve")]
+            Security::CurveServer(_) => Handshake::CurveServer(Box::new(curve::Server::New)),
+        }
+    }
+
+    /// The peer uses our mechanism: queues the first command of a client. (READY of NULL has
+    /// left with the greeting; credentials wait until the peer is known to ask for them.)
+    pub(super) fn start(&mut self, config: &Config, out: &mut Vec<u8>) -> Result<(), Error> {
+        match (self, &config.security) {
+            (Handshake::PlainClient, Security::PlainClient(client)) => {
+                plain::encode_hello(out, client);
+                Ok(())
+            }
+            #[cfg(feature = "curve")]
+            (Handshake::CurveClient(client), Security::CurveClient(keys)) => {
+                client.start(keys, out)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One command of the peer's; answers go to `out`.
+    pub(super) fn handle(
+        &mut self,
+        body: &[u8],
+        config: &Config,
+        now: Instant,
+        out: &mut Vec<u8>,
+    ) -> Result<Outcome, Error> {
+        if body.starts_with(b"\x05ERROR")
+            && let Command::Error(reason) = Command::decode(body)?
+        {
+            return Err(Error::Refused {
+                reason: String::from_utf8_lossy(reason).into_owned(),
+            });
+        }
+        // CURVE has no clock of its own but the life of its cookie.
+        let _ = now;
+        match (&mut *self, &config.security) {
+            (Handshake::PlainClient, _) => {
+                plain::answer_welcome(body, &metadata(config), out)?;
+                *self = Handshake::PlainInitiated;
+                Ok(Outcome::Continue)
+            }
+            (Handshake::PlainServer, Security::PlainServer(server)) => {
+                let user = plain::answer_hello(body, server, out)?;
+                *self = Handshake::PlainWelcomed(user);
+                Ok(Outcome::Continue)
+            }
+            (Handshake::PlainWelcomed(user), _) => {
+                let before = out.len();
+                let properties = plain::answer_initiate(body, &metadata(config), out)?;
+                let peer = PeerInfo {
+                    user_id: Some(std::mem::take(user)),
+                    ..checked_peer(properties, config).inspect_err(|_| out.truncate(before))?
+                };
+                Ok(Outcome::Done(peer))
+            }
+            #[cfg(feature = "curve")]
+            (Handshake::CurveClient(client), Security::CurveClient(keys)) => {
+                let step = client.handle(body, keys, &metadata(config), out)?;
+                curve_outcome(step, config)
+            }
+            #[cfg(feature = "curve")]
+            (Handshake::CurveServer(server), Security::CurveServer(keys)) => {
+                let before = out.len();
+                let step = server.handle(body, keys, &metadata(config), now, out)?;
+                // A client that may not talk to us gets ERROR instead of READY.
+                curve_outcome(step, config).inspect_err(|_| out.truncate(before))
+            }
+            _ => match Command::decode(body)? {
+                Command::Ready(metadata) => {
+                    Ok(Outcome::Done(checked_peer(metadata.octets(), config)?))
+                }
+                _ => Err(Error::UnexpectedInHandshake {
+                    what: "another command than READY",
+                }),
+            },
+        }
+    }
+}
+
+#[cfg(feature = "curve")]
+fn curve_outcome(step: curve::Step, config: &Config) -> Result<Outcome, Error> {
+    match step {
+        curve::Step::Continue => Ok(Outcome::Continue),
+        curve::Step::Done {
+            properties,
+            key,
+            sealed,
+        } => {
+            let (public_key, user_id) = key.unzip();
+            let peer = PeerInfo {
+                public_key,
+                user_id,
+                ..checked_peer(&properties, config)?
+            };
+            Ok(Outcome::Sealed(peer, sealed))
+        }
+    }
+}
+
+/// READY of NULL, which needs to know nothing of the peer.
+pub(super) fn encode_null_ready(config: &Config, out: &mut Vec<u8>) {
+    encode_ready(out, &metadata(config));
+}
+
+/// Our properties.
+fn metadata(config: &Config) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_property(
+        &mut out,
+        "Socket-Type",
+        config.socket_type.name().as_bytes(),
+    );
+    encode_property(&mut out, "Identity", &config.identity);
+    for (name, value) in &config.metadata {
+        encode_property(&mut out, name, value);
+    }
+    out
+}
+
+/// The peer behind its properties, when it may talk to us.
+fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
+    let metadata = Metadata::decode(properties)?;
+    let theirs = metadata.get("Socket-Type").unwrap_or(&[]);
+    let name =
+        String::from_utf8_lossy(theirs.get(..theirs.len().min(32)).unwrap_or(&[])).into_owned();
+    if !config.socket_type.talks_to(theirs) {
+        return Err(Error::SocketTypeMismatch {
+            ours: config.socket_type.name(),
+            theirs: name,
+        });
+    }
+    let identity = metadata.get("Identity").unwrap_or(&[]);
+    if identity.len() > 255 || identity.first() == Some(&0) {
+        return Err(Error::BadIdentity {
+            size: identity.len(),
+        });
+    }
+    Ok(PeerInfo {
+        socket_type: name,
+        identity: identity.to_vec(),
+        metadata: application_properties(&metadata),
+        ..PeerInfo::default()
+    })
+}
+
+/// The properties with names that begin with `X-` (RFC 37 §3.4), as many as fit the limit.
+fn application_properties(metadata: &Metadata<'_>) -> Vec<(String, Vec<u8>)> {
+    let mut left = crate::limits::METADATA_KEPT_MAX;
+    let mut kept = Vec::new();
+    for (name, value) in metadata.iter() {
+        let ours = name
+            .first_chunk::<2>()
+            .is_some_and(|start| start.eq_ignore_ascii_case(b"X-"));
+        let Some(rest) = left.checked_sub(name.len() + value.len()) else {
+            break;
+        };
+        if ours {
+            left = rest;
+            kept.push((String::from_utf8_lossy(name).into_owned(), value.to_vec()));
+        }
+    }
+    kept
+}
