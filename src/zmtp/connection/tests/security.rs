@@ -217,7 +217,6 @@ fn another_mechanism_is_refused_and_gets_no_credentials() {
 mod curve_tests {
     use super::*;
     use crate::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
-    use proptest::prelude::*;
 
     fn key(octet: u8) -> SecretKey {
         SecretKey::from_bytes([octet; 32])
