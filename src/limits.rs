@@ -16,6 +16,13 @@ pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
 /// Octets of application properties kept of a peer's metadata.
 pub const METADATA_KEPT_MAX: usize = 4 << 10;
 
+/// Octets of a file with one key.
+pub const KEY_FILE_SIZE_MAX: u64 = 4 << 10;
+/// Octets of a list of authorized keys: some ten thousand lines.
+pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
+/// How often the list of authorized keys is looked at for changes.
+pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// First receive buffer of a connection; an idle one holds none.
 pub const RECEIVE_BUFFER_SIZE_MIN: usize = 512;
 /// Read-ahead of a busy connection; a larger message grows it for as long as it lasts.

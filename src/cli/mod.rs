@@ -26,6 +26,7 @@ mod plugin;
 mod progress;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod run;
+mod security;
 mod serve;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod summary;
@@ -141,6 +142,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "job" => operate::job(arguments),
         "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
         "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
+        #[cfg(feature = "curve")]
+        "keygen" => security::keygen(arguments),
         "-h" | "--help" | "help" => Err(Refusal::Help(overview()).into()),
         "-V" | "--version" => Err(Refusal::Version.into()),
         _ => Err(Refusal::Usage(format!(
@@ -163,6 +166,8 @@ fn overview() -> String {
         &operate::JOB,
         &serve::CASPARIAN_SENTINEL,
         &serve::CASPARIAN_WORKER,
+        #[cfg(feature = "curve")]
+        &security::KEYGEN,
     ];
     let mut out = "Runs Python plugins over files and gives you Parquet.\n\n\
                    Usage: casparian COMMAND [OPTIONS]\n\nCommands:\n"

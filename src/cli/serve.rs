@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
-use super::{Failure, failed, start_log};
+use super::{Failure, failed, security, start_log};
 use crate::limits;
 use crate::reactor::Endpoint;
 #[cfg(feature = "worker")]
@@ -42,9 +42,30 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "insecure",
         short: None,
         value: None,
-        help: "Bind an address that other hosts reach, without encryption",
+        help: "Bind an address that other hosts reach without encryption",
+    },
+    SECRET_KEY_FLAG,
+    Flag {
+        long: "authorized-keys",
+        short: None,
+        value: Some("FILE"),
+        help: "Workers that may connect, with CURVE: a public key and a name\na line; followed while it runs, and read again at SIGHUP",
+    },
+    Flag {
+        long: "authorize-any-key",
+        short: None,
+        value: None,
+        help: "With CURVE, any worker that knows our public key may connect",
     },
 ];
+
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+const SECRET_KEY_FLAG: Flag = Flag {
+    long: "curve-secret-key",
+    short: None,
+    value: Some("FILE"),
+    help: "Encrypt (CURVE) with the secret key of this file, which\n`casparian keygen` makes",
+};
 
 #[cfg(feature = "sentinel")]
 const fn sentinel_command(name: &'static str) -> Command {
@@ -53,7 +74,7 @@ const fn sentinel_command(name: &'static str) -> Command {
         about: "Serves the job queue of a database to workers",
         usage: "[OPTIONS]",
         flags: SENTINEL_FLAGS,
-        notes: "SIGTERM or SIGINT: no more jobs are given out, running ones may end within 30 s;\na second one ends it at once.",
+        notes: "An address that other hosts reach needs CURVE (--curve-secret-key with\n--authorized-keys or --authorize-any-key) or --insecure.\n\nSIGTERM or SIGINT: no more jobs are given out, running ones may end within 30 s;\na second one ends it at once.",
     }
 }
 
@@ -74,12 +95,17 @@ pub(super) fn sentinel(
         .text(&typed, "database")?
         .unwrap_or_else(|| "sqlite://casparian_flow.db".to_owned());
     let database = store::parse_location(&database).map_err(|error| command.usage_error(error))?;
-    if !bind.is_local() && !typed.has("insecure") {
+    let is_local = bind.is_local();
+    let mut options = sentinel::Options::new(bind, database);
+    security::sentinel(command, &typed, &mut options)?;
+    let is_open = !is_local && !options.security.is_encrypted();
+    if is_open && !typed.has("insecure") {
         return Err(failed(format!(
-            "{bind} can be reached by other hosts and is not encrypted; add --insecure if the network is trusted"
+            "{} can be reached by other hosts and is not encrypted; use --curve-secret-key, or \
+             --insecure if the network is trusted",
+            options.bind
         )));
     }
-    let mut options = sentinel::Options::new(bind, database);
     if let Some(seconds) = command.number(&typed, "lease", 1..=86_400)? {
         options.lease = Duration::from_secs(seconds);
     }
@@ -87,8 +113,11 @@ pub(super) fn sentinel(
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);
     }
     start_log("info");
-    if typed.has("insecure") {
-        log::warn!("without encryption anybody who reaches the port can run code on the workers");
+    if is_open {
+        log::warn!(
+            "{} is not encrypted: anybody who reaches it can run code on the workers",
+            options.bind
+        );
     }
     let sentinel = sentinel::Sentinel::open(options).map_err(failed)?;
     sentinel.run().map_err(failed)
@@ -144,6 +173,13 @@ const WORKER_FLAGS: &[Flag] = &[
         value: Some("FILE"),
         help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
     },
+    Flag {
+        long: "curve-server-key",
+        short: None,
+        value: Some("KEY"),
+        help: "Encrypt (CURVE), and talk to the sentinel with this public key\nalone; KEY is its text or the file it stands in",
+    },
+    SECRET_KEY_FLAG,
 ];
 
 #[cfg(feature = "worker")]
@@ -171,7 +207,9 @@ pub(super) fn worker(
     no_positionals(command, &typed)?;
     let connect = endpoint(command, &typed, "connect")?;
     let output = typed.path("output").unwrap_or_else(|| "output".into());
+    let is_local = connect.is_local();
     let mut options = worker::Options::new(connect, output);
+    options.security = security::worker(command, &typed)?;
     worker_options(command, &typed, &mut options)?;
     if let Some(id) = command.text(&typed, "worker-id")? {
         if id.is_empty() || id.len() > limits::NAME_SIZE_MAX || id.starts_with('\0') {
@@ -195,6 +233,12 @@ pub(super) fn worker(
             .into());
     }
     start_log("info");
+    if !is_local && !options.security.is_encrypted() {
+        log::warn!(
+            "the way to {} is not encrypted: anybody on it can run code here",
+            options.connect
+        );
+    }
     let worker = worker::Worker::open(options).map_err(failed)?;
     worker.run().map_err(failed)
 }

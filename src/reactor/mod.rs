@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 pub use endpoint::{Endpoint, EndpointError};
 #[cfg(feature = "process")]
-pub use signals::Signals;
+pub use signals::{Requests, Signals};
 pub use stopper::Stopper;
 pub use stream::{Listener, Stream};
 

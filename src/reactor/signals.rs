@@ -18,11 +18,25 @@ impl Signals {
         Ok(Signals { inner })
     }
 
-    /// How many requests to stop (SIGINT or SIGTERM) have come since the last call.
-    pub fn stop_requests(&mut self) -> usize {
-        self.inner
-            .pending()
-            .filter(|signal| *signal != SIGHUP)
-            .count()
+    /// What has come since the last call.
+    pub fn take(&mut self) -> Requests {
+        let mut requests = Requests::default();
+        for signal in self.inner.pending() {
+            if signal == SIGHUP {
+                requests.reload = true;
+            } else {
+                requests.stops += 1;
+            }
+        }
+        requests
     }
+}
+
+/// What signals ask for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// SIGINT and SIGTERM: how many came.
+    pub stops: usize,
+    /// SIGHUP: read files again.
+    pub reload: bool,
 }

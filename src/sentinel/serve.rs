@@ -11,8 +11,10 @@ use super::control::{Control, Settings};
 use super::turn;
 use crate::limits;
 use crate::protocol::{Identify, Payload, View};
-use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
+use crate::reactor::{Endpoint, Reactor, Requests, Signals, Stopper, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
+#[cfg(feature = "curve")]
+use crate::socket::{curve::Clients, keyfile::AuthorizedKeysFile};
 use crate::store::{self, Open, Store};
 
 /// What a sentinel is told.
@@ -22,6 +24,10 @@ pub struct Options {
     pub bind: Endpoint,
     /// How workers prove who they are.
     pub security: Security,
+    /// The list behind `security`, which is followed while the sentinel runs and read again at
+    /// SIGHUP; a worker whose key has gone from it is closed.
+    #[cfg(feature = "curve")]
+    pub authorized_keys: Option<AuthorizedKeysFile>,
     /// The database file; made when it is missing.
     pub database: PathBuf,
     /// Lease of a claim.
@@ -44,6 +50,8 @@ impl Options {
         Options {
             bind,
             security: Security::Null,
+            #[cfg(feature = "curve")]
+            authorized_keys: None,
             database,
             lease: limits::LEASE,
             grace: limits::WORKER_GRACE,
@@ -114,6 +122,8 @@ pub struct Sentinel {
     queue_changed: bool,
     look_at: Instant,
     expire_at: Instant,
+    #[cfg(feature = "curve")]
+    keys_look_at: Instant,
     /// Plugins that wait for a deployment or a worker, so that it is said once.
     waiting_said: HashSet<String>,
 }
@@ -187,6 +197,8 @@ impl Sentinel {
             queue_changed: true,
             look_at: now,
             expire_at: now + limits::EXPIRE_INTERVAL,
+            #[cfg(feature = "curve")]
+            keys_look_at: now + limits::KEY_LOOK_INTERVAL,
             waiting_said: HashSet::new(),
             options,
         })
@@ -224,7 +236,9 @@ impl Sentinel {
                 }
             }
             self.send();
-            if self.is_over(now) {
+            let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
+            self.look_at_keys(requests.reload, now);
+            if self.is_over(requests, now) {
                 break;
             }
             self.wait(now)?;
@@ -309,22 +323,64 @@ impl Sentinel {
         self.socket.disconnect(peer, Instant::now());
     }
 
-    fn is_over(&mut self, now: Instant) -> bool {
-        let requests = self.signals.as_mut().map_or(0, Signals::stop_requests);
+    /// Follows the list of authorized keys.
+    #[cfg(feature = "curve")]
+    fn look_at_keys(&mut self, reload: bool, now: Instant) {
+        let Some(file) = &mut self.options.authorized_keys else {
+            return;
+        };
+        if !reload && now < self.keys_look_at {
+            return;
+        }
+        self.keys_look_at = now + limits::KEY_LOOK_INTERVAL;
+        match file.look(reload) {
+            Ok(None) if reload => log::info!("authorized keys: unchanged"),
+            Ok(None) => {}
+            Ok(Some(keys)) => {
+                log::info!("authorized keys: read again, {} listed", keys.len());
+                if let Security::CurveServer(server) = &self.options.security {
+                    let mut server = server.clone();
+                    server.clients = Clients::Listed(keys);
+                    self.options.security = Security::CurveServer(server);
+                    self.socket.set_security(self.options.security.clone(), now);
+                    self.connection_events(now);
+                }
+            }
+            Err(error) => log::warn!("authorized keys stay as they were: {error}"),
+        }
+    }
+
+    #[cfg(not(feature = "curve"))]
+    fn look_at_keys(&mut self, _reload: bool, _now: Instant) {}
+
+    #[cfg(feature = "curve")]
+    fn next_look_at_keys(&self) -> Option<Instant> {
+        self.options
+            .authorized_keys
+            .as_ref()
+            .map(|_| self.keys_look_at)
+    }
+
+    #[cfg(not(feature = "curve"))]
+    fn next_look_at_keys(&self) -> Option<Instant> {
+        None
+    }
+
+    fn is_over(&mut self, requests: Requests, now: Instant) -> bool {
         if self.stopper.wants_stop() {
             return true;
         }
-        let drain = requests > 0 || self.stopper.wants_drain();
+        let drain = requests.stops > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
                 self.control.drain();
                 self.draining_until = Some(now + self.options.drain_timeout);
                 let held = self.control.held_count();
                 log::info!("stopping: waiting for {held} running job(s), again to stop at once");
-                held == 0 || requests > 1
+                held == 0 || requests.stops > 1
             }
             None => false,
-            Some(until) => requests > 0 || now >= until || self.control.held_count() == 0,
+            Some(until) => requests.stops > 0 || now >= until || self.control.held_count() == 0,
         }
     }
 
@@ -340,6 +396,7 @@ impl Sentinel {
                 self.draining_until,
                 look,
                 Some(self.expire_at),
+                self.next_look_at_keys(),
             ]
             .into_iter()
             .flatten()

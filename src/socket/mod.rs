@@ -52,6 +52,8 @@
 
 mod blocking;
 mod core;
+#[cfg(feature = "curve")]
+pub mod keyfile;
 mod links;
 mod log_limit;
 mod monitor;

@@ -308,21 +308,21 @@ impl Worker {
     }
 
     fn is_over(&mut self, now: Instant) -> bool {
-        let requests = self.signals.as_mut().map_or(0, Signals::stop_requests);
+        let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
         if self.stopper.wants_stop() {
             return true;
         }
         let busy = self.slots.iter().flatten().count();
-        let drain = requests > 0 || self.stopper.wants_drain();
+        let drain = requests.stops > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
                 log::info!("stopping: waiting for {busy} running job(s), again to stop at once");
                 self.draining_until = Some(now + self.options.drain_timeout);
                 self.backlog.clear();
-                busy == 0 || requests > 1
+                busy == 0 || requests.stops > 1
             }
             None => false,
-            Some(until) => requests > 0 || now >= until || busy == 0,
+            Some(until) => requests.stops > 0 || now >= until || busy == 0,
         }
     }
 

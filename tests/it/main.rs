@@ -5,6 +5,7 @@
 
 mod common;
 mod crash;
+mod curve;
 mod environments;
 mod guests;
 mod interop;

@@ -1,0 +1,177 @@
+//! The flags of CURVE, and `keygen`.
+
+use super::Failure;
+use super::args::{Command, Typed};
+#[cfg(feature = "sentinel")]
+use crate::sentinel;
+#[cfg(feature = "worker")]
+use crate::socket::Security;
+
+#[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
+pub(super) use keygen::{COMMAND as KEYGEN, keygen};
+
+/// What `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key` say.
+#[cfg(all(feature = "curve", feature = "sentinel"))]
+pub(super) fn sentinel(
+    command: &Command,
+    typed: &Typed,
+    options: &mut sentinel::Options,
+) -> Result<(), Failure> {
+    use crate::socket::curve::{Clients, CurveServer};
+    use crate::socket::keyfile::{AuthorizedKeysFile, read_secret_key};
+    let list = typed.path("authorized-keys");
+    let any = typed.has("authorize-any-key");
+    let Some(secret) = typed.path("curve-secret-key") else {
+        if list.is_some() || any {
+            return Err(command
+                .usage_error("--authorized-keys and --authorize-any-key need --curve-secret-key")
+                .into());
+        }
+        return Ok(());
+    };
+    let secret = read_secret_key(&secret).map_err(super::failed)?;
+    let clients = match (list, any) {
+        (Some(path), false) => {
+            let file = AuthorizedKeysFile::open(&path).map_err(super::failed)?;
+            let keys = file.keys();
+            options.authorized_keys = Some(file);
+            Clients::Listed(keys)
+        }
+        (None, true) => Clients::Any,
+        _ => {
+            return Err(command
+                .usage_error(
+                    "--curve-secret-key needs --authorized-keys or --authorize-any-key, not both",
+                )
+                .into());
+        }
+    };
+    options.security = crate::socket::Security::CurveServer(CurveServer { secret, clients });
+    Ok(())
+}
+
+/// What `--curve-server-key` and `--curve-secret-key` say. Without a secret key of its own a
+/// worker makes one up, which only a sentinel with --authorize-any-key lets in.
+#[cfg(all(feature = "curve", feature = "worker"))]
+pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
+    use crate::socket::curve::{CurveClient, SecretKey};
+    use crate::socket::keyfile::{read_public_key, read_secret_key};
+    let secret = typed.path("curve-secret-key");
+    let Some(server) = command.text(typed, "curve-server-key")? else {
+        return match secret {
+            Some(_) => Err(command
+                .usage_error("--curve-secret-key needs --curve-server-key")
+                .into()),
+            None => Ok(Security::Null),
+        };
+    };
+    let server = read_public_key(&server).map_err(super::failed)?;
+    let secret = match secret {
+        Some(path) => read_secret_key(&path).map_err(super::failed)?,
+        None => SecretKey::generate().map_err(super::failed)?,
+    };
+    Ok(Security::CurveClient(CurveClient { secret, server }))
+}
+
+#[cfg(not(feature = "curve"))]
+fn refuse(command: &Command, typed: &Typed, flags: &[&str]) -> Result<(), Failure> {
+    match flags.iter().find(|flag| typed.has(flag)) {
+        Some(flag) => Err(command
+            .usage_error(format!(
+                "--{flag}: this build has no CURVE (feature `curve`)"
+            ))
+            .into()),
+        None => Ok(()),
+    }
+}
+
+/// Refuses the flags of CURVE.
+#[cfg(all(not(feature = "curve"), feature = "sentinel"))]
+pub(super) fn sentinel(
+    command: &Command,
+    typed: &Typed,
+    _options: &mut sentinel::Options,
+) -> Result<(), Failure> {
+    refuse(
+        command,
+        typed,
+        &["curve-secret-key", "authorized-keys", "authorize-any-key"],
+    )
+}
+
+/// Refuses the flags of CURVE.
+#[cfg(all(not(feature = "curve"), feature = "worker"))]
+pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
+    refuse(command, typed, &["curve-secret-key", "curve-server-key"])?;
+    Ok(Security::Null)
+}
+
+#[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
+mod keygen {
+    use std::ffi::OsString;
+    use std::path::Path;
+
+    use crate::cli::args::{Command, Flag};
+    use crate::cli::{Failure, failed, say};
+    use crate::socket::curve::SecretKey;
+    use crate::socket::keyfile::{public_line, read_secret_key, write_key_pair};
+
+    pub(in crate::cli) const COMMAND: Command = Command {
+        name: "casparian keygen",
+        about: "Makes a CURVE key pair for a sentinel or a worker",
+        usage: "[OPTIONS] FILE",
+        flags: &[
+            Flag {
+                long: "name",
+                short: None,
+                value: Some("NAME"),
+                help: "Name behind the public key (default: the file's name)",
+            },
+            Flag {
+                long: "force",
+                short: None,
+                value: None,
+                help: "Replace files that are there already",
+            },
+            Flag {
+                long: "show",
+                short: None,
+                value: None,
+                help: "Make nothing, print the public key of the secret key in FILE",
+            },
+        ],
+        notes: "FILE gets the secret key, for --curve-secret-key; only its owner may read it.\n\
+                FILE.pub gets the public key and the name, which are printed as well: the line for\n\
+                the sentinel's --authorized-keys, or the key for the workers' --curve-server-key.",
+    };
+
+    pub(in crate::cli) fn keygen(
+        arguments: impl IntoIterator<Item = OsString>,
+    ) -> Result<(), Failure> {
+        let typed = COMMAND.parse(arguments)?;
+        let path = match typed.positionals.as_slice() {
+            [path] => Path::new(path),
+            [] => return Err(COMMAND.usage_error("FILE is missing").into()),
+            _ => return Err(COMMAND.usage_error("more than one FILE").into()),
+        };
+        let name = match COMMAND.text(&typed, "name")? {
+            Some(name) => name,
+            None => path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+        };
+        if name.len() > crate::limits::NAME_SIZE_MAX || name.contains(char::is_control) {
+            return Err(COMMAND
+                .usage_error("--name must be at most 255 octets without control characters")
+                .into());
+        }
+        let line = if typed.has("show") {
+            public_line(&read_secret_key(path).map_err(failed)?, &name)
+        } else {
+            let secret = SecretKey::generate().map_err(failed)?;
+            write_key_pair(path, &secret, &name, typed.has("force")).map_err(failed)?
+        };
+        say(&format!("{line}\n"))
+    }
+}

@@ -1,0 +1,414 @@
+//! Files of CURVE keys: secret keys, public keys, and the list of those who may connect.
+//!
+//! A secret file holds one secret key as Z85 text (RFC 32), a public file one public key and a
+//! name: a line that can stand in a list of authorized keys as it is. Lines that begin with
+//! `# ` are comments in all of them.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use zeroize::Zeroizing;
+
+use super::curve::{AuthorizedKeys, PublicKey, SecretKey};
+use crate::limits;
+
+/// Why a key file was not taken: one line with the file, what is wrong and what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFileError {
+    path: PathBuf,
+    what: String,
+}
+
+impl fmt::Display for KeyFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.what)
+    }
+}
+
+impl std::error::Error for KeyFileError {}
+
+fn fail(path: &Path) -> impl Fn(String) -> KeyFileError {
+    let path = path.to_path_buf();
+    move |what| KeyFileError {
+        path: path.clone(),
+        what,
+    }
+}
+
+/// Reads a secret key. A file that others than its owner can read, write or run is refused.
+pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
+    let fail = fail(path);
+    let (text, _) = read(path, 0o077, limits::KEY_FILE_SIZE_MAX)?;
+    let mut lines = key_lines(&text);
+    match (lines.next(), lines.next()) {
+        (Some(key), None) => key
+            .parse()
+            .map_err(|error: super::curve::KeyError| fail(error.to_string())),
+        (None, _) => Err(fail("no key in it".to_owned())),
+        // A public file or a list, most likely.
+        _ => Err(fail("more than one key in it".to_owned())),
+    }
+}
+
+/// A public key as its Z85 text, or the path of a file that begins with one.
+pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
+    let path = Path::new(text);
+    let fail = fail(path);
+    let wrong = match text.parse() {
+        Ok(key) => return Ok(key),
+        Err(error) => error,
+    };
+    if !path.exists() {
+        return Err(fail(format!("neither a file nor a key: {wrong}")));
+    }
+    let (text, _) = read(path, 0, limits::KEY_FILE_SIZE_MAX)?;
+    let Some(line) = key_lines(&text).next() else {
+        return Err(fail("no key in it".to_owned()));
+    };
+    let key = line.split_whitespace().next().unwrap_or("");
+    key.parse()
+        .map_err(|error: super::curve::KeyError| fail(error.to_string()))
+}
+
+/// The file of the public key that belongs to a secret one: the same name and `.pub`.
+pub fn public_path(secret: &Path) -> PathBuf {
+    let mut name = secret.as_os_str().to_owned();
+    name.push(".pub");
+    PathBuf::from(name)
+}
+
+/// Writes a secret key (readable by its owner alone) and its public file. Files that are there
+/// already are replaced only when `replace` says so. Gives the public file's line.
+pub fn write_key_pair(
+    path: &Path,
+    secret: &SecretKey,
+    name: &str,
+    replace: bool,
+) -> Result<String, KeyFileError> {
+    let public = public_path(path);
+    for path in [path, public.as_path()] {
+        if !replace && path.symlink_metadata().is_ok() {
+            return Err(fail(path)(
+                "is there already; --force replaces it".to_owned(),
+            ));
+        }
+    }
+    let line = public_line(secret, name);
+    let mut text = Zeroizing::new(String::with_capacity(256));
+    text.push_str("# CURVE secret key of Casparian: whoever reads it can pose as its owner.\n");
+    text.push_str(&secret.to_z85());
+    text.push('\n');
+    write(path, text.as_bytes(), 0o600, replace)?;
+    write(&public, format!("{line}\n").as_bytes(), 0o644, replace)?;
+    Ok(line)
+}
+
+/// `KEY NAME`, as it stands in a public file and in a list of authorized keys.
+pub fn public_line(secret: &SecretKey, name: &str) -> String {
+    let key = secret.public();
+    match name {
+        "" => key.to_string(),
+        name => format!("{key} {name}"),
+    }
+}
+
+/// Through a file of another name, so that a crash leaves the old file or the new one. Without
+/// `replace` a file that came meanwhile is kept as well.
+fn write(path: &Path, octets: &[u8], mode: u32, replace: bool) -> Result<(), KeyFileError> {
+    let fail = fail(path);
+    let mut staged = path.as_os_str().to_owned();
+    staged.push(format!(".{}.tmp", std::process::id()));
+    let staged = PathBuf::from(staged);
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&staged)?;
+        file.write_all(octets)?;
+        file.sync_all()?;
+        if replace {
+            fs::rename(&staged, path)
+        } else {
+            fs::hard_link(&staged, path)?;
+            fs::remove_file(&staged)
+        }
+    };
+    write().map_err(|error| {
+        // What is left of the attempt may hold a secret.
+        if let Err(error) = fs::remove_file(&staged)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("{}: cannot be removed: {error}", staged.display());
+        }
+        fail(format!("cannot be written: {error}"))
+    })
+}
+
+/// Lines that are no comments.
+fn key_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && *line != "#" && !line.starts_with("# "))
+}
+
+/// Reads a plain file of at most `size_max` octets, none of whose permission bits is in
+/// `forbidden`.
+fn read(
+    path: &Path,
+    forbidden: u32,
+    size_max: u64,
+) -> Result<(Zeroizing<String>, fs::Metadata), KeyFileError> {
+    let fail = fail(path);
+    let unreadable = |error: io::Error| fail(format!("cannot be read: {error}"));
+    // Looked at before it is opened: opening a FIFO would wait for a writer.
+    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(fail("is not a file".to_owned()));
+    }
+    let mut file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    let mode = metadata.mode() & 0o777;
+    if mode & forbidden != 0 {
+        let (who, fix) = match forbidden {
+            0o022 => ("others can change it", "go-w"),
+            _ => ("others can read it", "600"),
+        };
+        return Err(fail(format!(
+            "{who} (mode {mode:03o}); run `chmod {fix} {}`",
+            path.display()
+        )));
+    }
+    if metadata.len() > size_max {
+        return Err(fail(format!("larger than {size_max} octets")));
+    }
+    // Read into a buffer that never moves, so that no copy of a secret stays behind.
+    let mut octets = Zeroizing::new(Vec::with_capacity(size_max.min(metadata.len() + 1) as usize));
+    (&mut file)
+        .take(metadata.len())
+        .read_to_end(&mut octets)
+        .map_err(unreadable)?;
+    match std::str::from_utf8(&octets) {
+        Ok(text) => Ok((Zeroizing::new(text.to_owned()), metadata)),
+        Err(_) => Err(fail("is not text".to_owned())),
+    }
+}
+
+/// What tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: metadata.modified().ok(),
+        }
+    }
+
+    /// A later change might have left the same stamp, as file systems count time coarsely.
+    fn is_fresh(&self, now: SystemTime) -> bool {
+        self.modified
+            .is_none_or(|at| at + Duration::from_secs(2) > now)
+    }
+}
+
+/// A list of authorized keys that is read again when its file changes.
+///
+/// A file that others can change is refused. One that cannot be read or has a wrong line keeps
+/// the list as it was: a slip of an editor shuts nobody out and lets nobody in.
+#[derive(Clone, Debug)]
+pub struct AuthorizedKeysFile {
+    path: PathBuf,
+    keys: Arc<AuthorizedKeys>,
+    /// None: to be read at the next look.
+    stamp: Option<Stamp>,
+    /// The last complaint, so that it is made once.
+    complaint: Option<KeyFileError>,
+}
+
+impl AuthorizedKeysFile {
+    /// Reads the list for the first time.
+    pub fn open(path: &Path) -> Result<Self, KeyFileError> {
+        let (keys, stamp) = Self::load(path)?;
+        Ok(AuthorizedKeysFile {
+            path: path.to_path_buf(),
+            keys: Arc::new(keys),
+            stamp,
+            complaint: None,
+        })
+    }
+
+    /// The list as it was read last.
+    pub fn keys(&self) -> Arc<AuthorizedKeys> {
+        self.keys.clone()
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Looks whether the file has changed and reads it again: the list when it is another one.
+    /// `force` reads it in any case. A complaint is given once for as long as it stays the same,
+    /// or again with `force`.
+    pub fn look(&mut self, force: bool) -> Result<Option<Arc<AuthorizedKeys>>, KeyFileError> {
+        let stamp = fs::metadata(&self.path)
+            .ok()
+            .map(|metadata| Stamp::of(&metadata));
+        if !force && stamp.is_some() && stamp == self.stamp {
+            return Ok(None);
+        }
+        match Self::load(&self.path) {
+            Ok((keys, stamp)) => {
+                self.stamp = stamp;
+                self.complaint = None;
+                if keys == *self.keys {
+                    return Ok(None);
+                }
+                self.keys = Arc::new(keys);
+                Ok(Some(self.keys()))
+            }
+            Err(error) => {
+                self.stamp = None;
+                if !force && self.complaint.as_ref() == Some(&error) {
+                    return Ok(None);
+                }
+                self.complaint = Some(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn load(path: &Path) -> Result<(AuthorizedKeys, Option<Stamp>), KeyFileError> {
+        let (text, metadata) = read(path, 0o022, limits::AUTHORIZED_KEYS_SIZE_MAX)?;
+        let keys = AuthorizedKeys::parse(&text).map_err(|error| fail(path)(error.to_string()))?;
+        let stamp = Stamp::of(&metadata);
+        let stable = !stamp.is_fresh(SystemTime::now());
+        Ok((keys, stable.then_some(stamp)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_key_pair_is_written_and_read_and_never_replaced_unasked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let secret = SecretKey::from_bytes([7; 32]);
+        let line = write_key_pair(&path, &secret, "w-1", false).unwrap();
+        assert_eq!(line, format!("{} w-1", secret.public()));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(read_secret_key(&path).unwrap().public(), secret.public());
+        let public = public_path(&path);
+        assert_eq!(
+            read_public_key(public.to_str().unwrap()).unwrap(),
+            secret.public()
+        );
+        assert_eq!(
+            read_public_key(&secret.public().to_string()).unwrap(),
+            secret.public()
+        );
+        let listed = AuthorizedKeysFile::open(&public).unwrap();
+        assert_eq!(listed.keys().name(&secret.public()), Some("w-1"));
+        let other = SecretKey::from_bytes([8; 32]);
+        let error = write_key_pair(&path, &other, "", false).unwrap_err();
+        assert!(error.to_string().contains("--force"), "{error}");
+        assert_eq!(read_secret_key(&path).unwrap().public(), secret.public());
+        write_key_pair(&path, &other, "", true).unwrap();
+        assert_eq!(read_secret_key(&path).unwrap().public(), other.public());
+        let names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn bad_secret_files_are_refused_with_what_to_do_and_without_what_they_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let good = SecretKey::from_bytes([7; 32]).to_z85();
+        let wrong = format!("{}\"", &good[..39]);
+        for (text, mode, want) in [
+            (good.as_str(), 0o640, "chmod 600"),
+            (good.as_str(), 0o604, "chmod 600"),
+            (good.as_str(), 0o620, "chmod 600"),
+            ("", 0o600, "no key in it"),
+            ("# only a comment\n", 0o600, "no key in it"),
+            (&good[..39], 0o600, "40 characters"),
+            (wrong.as_str(), 0o600, "character 40 is not one of Z85"),
+            (&format!("{}\n{}\n", *good, *good), 0o600, "more than one"),
+        ] {
+            fs::write(&path, text).unwrap();
+            set_mode(&path, mode);
+            let error = read_secret_key(&path).unwrap_err().to_string();
+            assert!(error.contains(want), "{text:?}: {error}");
+            assert!(!error.contains(&good[..20]), "{error}");
+        }
+        fs::write(&path, [0xFF; 40]).unwrap();
+        set_mode(&path, 0o600);
+        assert!(read_secret_key(&path).is_err());
+        fs::write(&path, vec![b'#'; 1 << 20]).unwrap();
+        assert!(
+            read_secret_key(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("larger")
+        );
+        assert!(read_secret_key(dir.path()).is_err());
+        assert!(read_secret_key(Path::new("/dev/null")).is_err());
+        assert!(read_secret_key(&dir.path().join("none")).is_err());
+        assert!(read_public_key("none").is_err());
+    }
+
+    #[test]
+    fn a_list_follows_its_file_and_survives_slips() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("authorized");
+        let [one, two] = [1u8, 2].map(|octet| SecretKey::from_bytes([octet; 32]).public());
+        fs::write(&path, format!("# workers\n{one} w-1\n")).unwrap();
+        let mut file = AuthorizedKeysFile::open(&path).unwrap();
+        assert_eq!(file.keys().len(), 1);
+        assert!(file.look(false).unwrap().is_none());
+        fs::write(&path, format!("{one} w-1\n{two} w-2\n")).unwrap();
+        assert_eq!(file.look(false).unwrap().unwrap().len(), 2);
+        fs::write(&path, format!("{one} w-1\nnonsense\n")).unwrap();
+        let error = file.look(false).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(file.look(false).unwrap().is_none(), "said once");
+        assert!(file.look(true).is_err(), "said again when asked");
+        assert_eq!(file.keys().len(), 2);
+        fs::remove_file(&path).unwrap();
+        assert!(file.look(false).is_err());
+        assert_eq!(file.keys().len(), 2);
+        fs::write(&path, format!("{two}\n")).unwrap();
+        set_mode(&path, 0o666);
+        let error = file.look(false).unwrap_err().to_string();
+        assert!(error.contains("go-w"), "{error}");
+        set_mode(&path, 0o644);
+        assert_eq!(
+            file.look(false).unwrap().unwrap().name(&two),
+            Some(&*two.to_string())
+        );
+    }
+}
