@@ -121,6 +121,15 @@ impl Handshake {
                 reason: String::from_utf8_lossy(reason).into_owned(),
             });
         }
+        // libzmq's PLAIN server spells the name of ERROR with a hexadecimal escape that swallows
+        // its first letter: the frame holds "^RROR", a length and the status.
+        if matches!(self, Handshake::PlainClient | Handshake::PlainInitiated)
+            && let Some([_, reason @ ..]) = body.strip_prefix(b"^RROR")
+        {
+            return Err(Error::Refused {
+                reason: String::from_utf8_lossy(reason).into_owned(),
+            });
+        }
         // CURVE has no clock of its own but the life of its cookie.
         let _ = now;
         match (&mut *self, &config.security) {

@@ -1,8 +1,10 @@
 //! ROUTER and DEALER against live libzmq, both ways.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use casparian::socket::{Dealer, Options, Router};
+use casparian::socket::curve::{Clients, SecretKey};
+use casparian::socket::{Dealer, Event, Options, PlainClient, PlainServer, Router};
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -40,99 +42,300 @@ fn options(identity: &str) -> Options {
         .heartbeat_ttl(Duration::from_secs(30))
 }
 
-#[test]
-fn our_router_and_a_libzmq_dealer() {
-    for they_bind in [false, true] {
-        let dir = tempfile::tempdir().unwrap();
-        for endpoint in endpoints(dir.path()) {
-            let mut router = Router::new(options("")).unwrap();
-            let mut command = peer("zmq_peer.py");
-            command.args([
-                "DEALER",
-                "--identity",
-                "d-1",
-                "--option",
-                "heartbeat_ivl=50",
-            ]);
-            let mut dealer;
-            if they_bind {
-                dealer = Background::start(command.args(["--bind", &endpoint]));
-                let bound = dealer.event("ready")["endpoint"]
-                    .as_str()
-                    .unwrap()
-                    .to_owned();
-                router.connect(&bound).unwrap();
-            } else {
-                let bound = router.bind(&endpoint).unwrap().to_string();
-                dealer = Background::start(command.args(["--connect", &bound]));
-                dealer.event("ready");
+/// Our options and a libzmq peer's arguments for a mechanism; whoever binds is its server.
+fn secured(mechanism: &str, ours: Options, they_bind: bool) -> (Options, Vec<String>) {
+    let keys = [1, 2].map(|octet| SecretKey::from_bytes([octet; 32]));
+    let [server, client] = &keys;
+    match (mechanism, they_bind) {
+        ("PLAIN", true) => (
+            ours.plain_client(PlainClient::new("user", "pass").unwrap()),
+            vec![
+                "--option=plain_server=1".to_owned(),
+                r#"--zap={"plain": {"user": "pass"}}"#.to_owned(),
+            ],
+        ),
+        ("PLAIN", false) => (
+            ours.plain_server(PlainServer::new([("user", "pass")])),
+            vec![
+                "--option=plain_username=user".to_owned(),
+                "--option=plain_password=pass".to_owned(),
+            ],
+        ),
+        ("CURVE", true) => (
+            ours.curve_client(client.clone(), server.public()),
+            vec![
+                "--option=curve_server=1".to_owned(),
+                format!("--option=curve_secretkey={}", *server.to_z85()),
+                format!("--zap={}", json!({"curve": [client.public().to_string()]})),
+            ],
+        ),
+        ("CURVE", false) => {
+            let listed = [(client.public(), "client".to_owned())];
+            let listed = Clients::Listed(Arc::new(listed.into_iter().collect()));
+            (
+                ours.curve_server(server.clone(), listed),
+                vec![
+                    format!("--option=curve_serverkey={}", server.public()),
+                    format!("--option=curve_publickey={}", client.public()),
+                    format!("--option=curve_secretkey={}", *client.to_z85()),
+                ],
+            )
+        }
+        _ => (ours, Vec::new()),
+    }
+}
+
+/// Every mechanism, transport and side that binds: what we are told, their arguments, the
+/// endpoint, and whether they bind.
+fn matrix(identity: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool)) {
+    for mechanism in ["NULL", "PLAIN", "CURVE"] {
+        for they_bind in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            for endpoint in endpoints(dir.path()) {
+                let (ours, mut theirs) = secured(mechanism, options(identity), they_bind);
+                // libzmq's timeout is its interval unless it is told otherwise.
+                theirs.push("--option=heartbeat_ivl=50".to_owned());
+                theirs.push("--option=heartbeat_timeout=30000".to_owned());
+                run(ours, theirs, &endpoint, they_bind);
             }
-            for body in bodies() {
-                dealer.write(
-                    &json!({"do": "send", "frames": [hex(b"head"), hex(&body)]}).to_string(),
-                );
-                until("the message arrives", || {
-                    let (from, message) = router.receive(WAIT).unwrap()?;
-                    assert_eq!(from, b"d-1");
-                    assert_eq!(message.to_vecs(), [b"head".to_vec(), body.clone()]);
-                    Some(())
-                });
-                dealer.event("send");
-                router.send(b"d-1", &[&body, b"", b"tail"]).unwrap();
-                until("it is written", || {
-                    router.receive(WAIT).unwrap();
-                    router
-                        .drain(Duration::from_millis(5))
-                        .unwrap()
-                        .then_some(())
-                });
-                let back = say(&mut dealer, json!({"do": "recv", "count": 1}));
-                assert_eq!(back["messages"][0], json!([hex(&body), "", hex(b"tail")]));
-            }
-            say(&mut dealer, json!({"do": "close"}));
         }
     }
 }
 
 #[test]
-fn our_dealer_and_a_libzmq_router() {
-    for they_bind in [true, false] {
-        let dir = tempfile::tempdir().unwrap();
-        for endpoint in endpoints(dir.path()) {
-            let mut dealer = Dealer::new(options("d-2")).unwrap();
-            let mut command = peer("zmq_peer.py");
-            command.args(["ROUTER", "--option", "heartbeat_ivl=50"]);
-            let mut router;
-            if they_bind {
-                router = Background::start(command.args(["--bind", &endpoint]));
-                let bound = router.event("ready")["endpoint"]
-                    .as_str()
-                    .unwrap()
-                    .to_owned();
-                dealer.connect(&bound).unwrap();
-            } else {
-                let bound = dealer.bind(&endpoint).unwrap().to_string();
-                router = Background::start(command.args(["--connect", &bound]));
-                router.event("ready");
-            }
-            let bodies = bodies();
-            router.write(
-                &json!({"do": "echo", "count": bodies.len(), "timeout_ms": 60_000}).to_string(),
-            );
-            for body in &bodies {
-                until("a peer is there", || {
-                    dealer.flush().unwrap();
-                    dealer.send(&[b"head", body]).ok()
-                });
-                until("the echo arrives", || {
-                    let message = dealer.receive(WAIT).unwrap()?;
-                    assert_eq!(message.to_vecs(), [b"head".to_vec(), body.clone()]);
-                    Some(())
-                });
-            }
-            router.event("echo");
-            say(&mut router, json!({"do": "close"}));
+fn our_router_and_a_libzmq_dealer() {
+    matrix("", |ours, theirs, endpoint, they_bind| {
+        let mut router = Router::new(ours).unwrap();
+        let mut command = peer("zmq_peer.py");
+        command.args(["DEALER", "--identity", "d-1"]).args(theirs);
+        let mut dealer;
+        if they_bind {
+            dealer = Background::start(command.args(["--bind", endpoint]));
+            let bound = dealer.event("ready")["endpoint"].clone();
+            router.connect(bound.as_str().unwrap()).unwrap();
+        } else {
+            let bound = router.bind(endpoint).unwrap().to_string();
+            dealer = Background::start(command.args(["--connect", &bound]));
+            dealer.event("ready");
         }
+        for body in bodies() {
+            dealer.write(&json!({"do": "send", "frames": [hex(b"head"), hex(&body)]}).to_string());
+            until("the message arrives", || {
+                let (from, message) = router.receive(WAIT).unwrap()?;
+                assert_eq!(from, b"d-1");
+                assert_eq!(message.to_vecs(), [b"head".to_vec(), body.clone()]);
+                Some(())
+            });
+            dealer.event("send");
+            router.send(b"d-1", &[&body, b"", b"tail"]).unwrap();
+            until("it is written", || {
+                router.receive(WAIT).unwrap();
+                router
+                    .drain(Duration::from_millis(5))
+                    .unwrap()
+                    .then_some(())
+            });
+            let back = say(&mut dealer, json!({"do": "recv", "count": 1}));
+            assert_eq!(back["messages"][0], json!([hex(&body), "", hex(b"tail")]));
+        }
+        say(&mut dealer, json!({"do": "close"}));
+    });
+}
+
+#[test]
+fn our_dealer_and_a_libzmq_router() {
+    matrix("d-2", |ours, theirs, endpoint, they_bind| {
+        let mut dealer = Dealer::new(ours).unwrap();
+        let mut command = peer("zmq_peer.py");
+        command.arg("ROUTER").args(theirs);
+        let mut router;
+        if they_bind {
+            router = Background::start(command.args(["--bind", endpoint]));
+            let bound = router.event("ready")["endpoint"].clone();
+            dealer.connect(bound.as_str().unwrap()).unwrap();
+        } else {
+            let bound = dealer.bind(endpoint).unwrap().to_string();
+            router = Background::start(command.args(["--connect", &bound]));
+            router.event("ready");
+        }
+        let bodies = bodies();
+        router
+            .write(&json!({"do": "echo", "count": bodies.len(), "timeout_ms": 60_000}).to_string());
+        for body in &bodies {
+            until("a peer is there", || {
+                dealer.flush().unwrap();
+                dealer.send(&[b"head", body]).ok()
+            });
+            until("the echo arrives", || {
+                let message = dealer.receive(WAIT).unwrap()?;
+                assert_eq!(message.to_vecs(), [b"head".to_vec(), body.clone()]);
+                Some(())
+            });
+        }
+        router.event("echo");
+        say(&mut router, json!({"do": "close"}));
+    });
+}
+
+#[test]
+fn two_dealers_and_two_routers_understand_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    for endpoint in endpoints(dir.path()) {
+        let mut dealer = Dealer::new(options("ours")).unwrap();
+        let bound = dealer.bind(&endpoint).unwrap().to_string();
+        let mut theirs =
+            Background::start(peer("zmq_peer.py").args(["DEALER", "--connect", &bound]));
+        theirs.event("ready");
+        theirs.write(&json!({"do": "echo", "count": 1}).to_string());
+        until("their DEALER is there", || {
+            dealer.flush().unwrap();
+            dealer.send(&[b"hello"]).ok()
+        });
+        until("the echo arrives", || {
+            let message = dealer.receive(WAIT).unwrap()?;
+            assert_eq!(message.to_vecs(), [b"hello".to_vec()]);
+            Some(())
+        });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for endpoint in endpoints(dir.path()) {
+        let mut router = Router::new(options("ours")).unwrap();
+        let bound = router.bind(&endpoint).unwrap().to_string();
+        let mut theirs = Background::start(peer("zmq_peer.py").args([
+            "ROUTER",
+            "--identity",
+            "theirs",
+            "--connect",
+            &bound,
+        ]));
+        theirs.event("ready");
+        theirs.write(&json!({"do": "echo", "count": 1}).to_string());
+        until("their ROUTER is there", || {
+            router.receive(WAIT).unwrap();
+            router.send(b"theirs", &[b"hello"]).ok()
+        });
+        until("the echo arrives", || {
+            let (from, message) = router.receive(WAIT).unwrap()?;
+            assert_eq!(from, b"theirs");
+            assert_eq!(message.to_vecs(), [b"hello".to_vec()]);
+            Some(())
+        });
+    }
+}
+
+#[test]
+fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
+    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let curve = |server: u8, client: u8| {
+        vec![
+            format!("--option=curve_serverkey={}", key(server).public()),
+            format!("--option=curve_publickey={}", key(client).public()),
+            format!("--option=curve_secretkey={}", *key(client).to_z85()),
+        ]
+    };
+    let plain = |password: &str| {
+        vec![
+            "--option=plain_username=user".to_owned(),
+            format!("--option=plain_password={password}"),
+        ]
+    };
+    let listed = || {
+        let keys = [(key(2).public(), "client".to_owned())];
+        Clients::Listed(Arc::new(keys.into_iter().collect()))
+    };
+    let users = || PlainServer::new([("user", "pass")]);
+    let table = [
+        (
+            "password",
+            options("").plain_server(users()),
+            plain("wrong"),
+            "DEALER",
+        ),
+        (
+            "mechanism",
+            options("").plain_server(users()),
+            curve(1, 2),
+            "DEALER",
+        ),
+        (
+            "no mechanism",
+            options("").plain_server(users()),
+            vec![],
+            "DEALER",
+        ),
+        (
+            "server key",
+            options("").curve_server(key(1), listed()),
+            curve(9, 2),
+            "DEALER",
+        ),
+        (
+            "client key",
+            options("").curve_server(key(1), listed()),
+            curve(1, 9),
+            "DEALER",
+        ),
+        (
+            "downgrade",
+            options("").curve_server(key(1), listed()),
+            plain("pass"),
+            "DEALER",
+        ),
+        ("socket type", options(""), vec![], "PUB"),
+    ];
+    for (name, ours, theirs, role) in table {
+        let mut router = Router::new(ours).unwrap();
+        let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+        let mut command = peer("zmq_peer.py");
+        command.arg(role).args(theirs).args(["--connect", &bound]);
+        let mut peer = Background::start(&mut command);
+        peer.event("ready");
+        until(name, || {
+            assert!(router.receive(WAIT).unwrap().is_none(), "{name}");
+            (router.counters().handshake_failed > 0).then_some(())
+        });
+        assert_eq!(router.counters().established, 0, "{name}");
+    }
+    // And the other way round: a libzmq server that refuses us.
+    let theirs = [
+        (
+            options("").plain_client(PlainClient::new("user", "wrong").unwrap()),
+            vec![
+                "--option=plain_server=1".to_owned(),
+                r#"--zap={"plain": {"user": "pass"}}"#.to_owned(),
+            ],
+        ),
+        (
+            options("").curve_client(key(9), key(1).public()),
+            vec![
+                "--option=curve_server=1".to_owned(),
+                format!("--option=curve_secretkey={}", *key(1).to_z85()),
+                format!("--zap={}", json!({"curve": [key(2).public().to_string()]})),
+            ],
+        ),
+    ];
+    for (ours, theirs) in theirs {
+        let mut command = peer("zmq_peer.py");
+        command
+            .arg("ROUTER")
+            .args(theirs)
+            .args(["--bind", "tcp://127.0.0.1:0"]);
+        let mut router = Background::start(&mut command);
+        let bound = router.event("ready")["endpoint"].clone();
+        let mut dealer = Dealer::new(ours.reconnect_ivl_max(Duration::from_secs(60))).unwrap();
+        dealer.connect(bound.as_str().unwrap()).unwrap();
+        until("it refuses us", || {
+            dealer.receive(WAIT).unwrap();
+            let event = std::iter::from_fn(|| dealer.poll_event())
+                .find(|event| matches!(event, Event::HandshakeFailed { .. }))?;
+            assert!(format!("{event:?}").contains("400"), "{event:?}");
+            Some(())
+        });
+        let pause = std::iter::from_fn(|| dealer.poll_event()).find_map(|event| match event {
+            Event::RetryIn { pause, .. } => Some(pause),
+            _ => None,
+        });
+        assert_eq!(pause, Some(Duration::from_secs(60)), "no immediate retry");
     }
 }
 

@@ -127,6 +127,24 @@ fn wrong_plain_credentials_are_refused_with_400() {
 }
 
 #[test]
+fn error_is_understood_as_libzmqs_plain_server_spells_it() {
+    let now = Instant::now();
+    for (body, fatal) in [
+        (&b"\x05ERROR\x03400"[..], true),
+        (b"^RROR\x03400", true),
+        (b"^RROR", false),
+        (b"^", false),
+    ] {
+        let mut client = Connection::new(plain("worker", "wrong"), now);
+        let mut octets = Greeting::encode("PLAIN").to_vec();
+        octets.extend(command(body));
+        let error = feed(&mut client, &octets, &[1], now).error.unwrap();
+        assert_eq!(error.is_fatal(), fatal, "{error}");
+        assert_eq!(error.to_string().contains("400"), fatal, "{error}");
+    }
+}
+
+#[test]
 fn malformed_plain_commands_close_the_connection() {
     let now = Instant::now();
     let greeting = Greeting::encode("PLAIN");
