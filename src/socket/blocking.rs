@@ -58,7 +58,7 @@ impl Driven {
     fn flush(&mut self) -> io::Result<()> {
         self.now = Instant::now();
         self.turn(Some(self.now))?;
-        self.socket.drive_handshakes(self.now);
+        self.socket.drive(self.now);
         self.socket.flush();
         Ok(())
     }
@@ -82,7 +82,7 @@ impl Driven {
 
     /// Waits until something may have changed for sending, not for messages.
     fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
-        self.socket.drive_handshakes(self.now);
+        self.socket.drive(self.now);
         self.socket.flush();
         let wait = [Some(deadline), self.socket.poll_timeout()]
             .into_iter()
@@ -95,7 +95,7 @@ impl Driven {
         let before = self.socket.pending_octets();
         let deadline = Instant::now() + timeout;
         loop {
-            self.socket.drive_handshakes(self.now);
+            self.socket.drive(self.now);
             self.socket.flush();
             if self.socket.pending_octets() < before || Instant::now() >= deadline {
                 return Ok(());
@@ -107,7 +107,7 @@ impl Driven {
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = Instant::now() + linger;
         loop {
-            self.socket.drive_handshakes(self.now);
+            self.socket.drive(self.now);
             self.socket.flush();
             if self.socket.pending_octets() == 0 {
                 return Ok(true);
@@ -158,8 +158,9 @@ macro_rules! common_methods {
                 Ok(self.inner.socket.disconnect_endpoint(&endpoint, now))
             }
 
-            /// Writes what is queued as far as the system takes it, and brings handshakes
-            /// forward; never blocks.
+            /// Writes what is queued as far as the system takes it, brings handshakes forward,
+            /// answers PINGs and notices ends; never blocks. What comes meanwhile is held for
+            /// `receive`.
             pub fn flush(&mut self) -> io::Result<()> {
                 self.inner.flush()
             }

@@ -421,8 +421,23 @@ impl Socket {
         }
     }
 
+    /// Tries to write to a blocked peer whose timer is due: the kernel tells of room only when
+    /// much of its buffer is free again, so a slow reader would look like a dead one.
+    fn try_blocked(&mut self, id: PeerId, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(id)
+            && let Link::Up(_, connection) = &peer.link
+            && connection.poll_timeout().is_some_and(|at| at <= now)
+            && !peer.writable
+            && connection.wants_write(&peer.queue)
+        {
+            peer.writable = true;
+            self.flush_peer(id);
+        }
+    }
+
     /// True when the peer holds buffers that may be given back later.
     pub(super) fn peer_timeout(&mut self, id: PeerId, now: Instant) -> bool {
+        self.try_blocked(id, now);
         let Some(peer) = self.peers.get_mut(id) else {
             return false;
         };

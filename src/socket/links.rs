@@ -270,6 +270,7 @@ impl Socket {
             return;
         };
         let was_established = std::mem::take(&mut peer.established);
+        peer.held = false;
         let identity = peer.identity.clone();
         let address = peer.address.clone();
         let connects = peer.connect_to.is_some();

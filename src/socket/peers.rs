@@ -57,6 +57,8 @@ pub(super) struct Peer {
     pub(super) read_closed: bool,
     /// It stands in the ready ring.
     pub(super) in_ready: bool,
+    /// A message of it has been found and not been given to the owner yet.
+    pub(super) held: bool,
     /// It stands in the list of peers to flush.
     pub(super) in_dirty: bool,
     pub(super) established: bool,
@@ -82,6 +84,7 @@ impl Peer {
             writable: false,
             read_closed: false,
             in_ready: false,
+            held: false,
             in_dirty: false,
             established: false,
             identity: Vec::new(),

@@ -55,9 +55,10 @@ impl Socket {
         None
     }
 
-    /// Takes waiting connections and brings handshakes forward without touching a message; for
-    /// owners that only send.
-    pub fn drive_handshakes(&mut self, now: Instant) {
+    /// Everything of [`Socket::receive`] but giving out a message: takes waiting connections,
+    /// brings handshakes forward, answers PINGs, notices ends. For owners that only send; what
+    /// has come is held for the next receive, one message a peer.
+    pub fn drive(&mut self, now: Instant) {
         self.now = now;
         if self
             .listeners
@@ -73,14 +74,19 @@ impl Socket {
                 return;
             };
             loop {
-                if self.peers.get(id).is_some_and(|peer| peer.established) {
+                if self.peers.get(id).is_some_and(|peer| peer.held) {
                     self.ready.push_back(id);
                     break;
                 }
                 match self.step(id, &mut reads, now) {
                     Step::Established => {}
                     Step::Idle => break,
-                    Step::Rotate | Step::Budget | Step::Message => {
+                    Step::Message => {
+                        if let Some(peer) = self.peers.get_mut(id) {
+                            peer.held = true;
+                        }
+                    }
+                    Step::Rotate | Step::Budget => {
                         self.ready.push_back(id);
                         break;
                     }
@@ -101,6 +107,9 @@ impl Socket {
                 peer.in_ready = false;
                 return Step::Idle;
             };
+            if std::mem::take(&mut peer.held) {
+                return Step::Message;
+            }
             match connection.poll(now) {
                 Ok(Progress::Message) => return Step::Message,
                 Ok(Progress::Established) => {

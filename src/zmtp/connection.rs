@@ -489,7 +489,10 @@ impl Connection {
             && let Some(heartbeat) = self.config.heartbeat
         {
             let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
-            if self.control.len() - self.control_written < CONTROL_PENDING_MAX {
+            // One PING at a time is enough while it waits behind a large message.
+            if !self.ping_unwritten
+                && self.control.len() - self.control_written < CONTROL_PENDING_MAX
+            {
                 encode_ping(&mut self.control, ttl);
             }
             self.ping_at = Some(now + heartbeat.interval);

@@ -1,0 +1,469 @@
+//! The life of connections: endpoints, reconnecting, events.
+
+use std::mem::discriminant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use casparian::socket::{Dealer, Event, Options, ReconnectStop, Router, SendError};
+
+use crate::dealer::routers;
+use crate::router::router;
+use crate::support::*;
+
+fn quick() -> Options {
+    Options::new()
+        .routing_id("d")
+        .reconnect_ivl(Duration::from_millis(1))
+        .reconnect_ivl_max(Duration::from_millis(20))
+}
+
+/// A dealer with an established connection to that endpoint.
+fn connected(bound: &str, router: &mut Router, options: Options) -> Dealer {
+    let mut dealer = Dealer::new(options).unwrap();
+    dealer.connect(bound).unwrap();
+    until("established", || {
+        dealer.drive();
+        router.drive();
+        (dealer.counters().established == 1).then_some(())
+    });
+    dealer
+}
+
+pub(crate) fn reconnect_ivl(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick());
+    drop(server);
+    until("it tries again and again", || {
+        dealer.drive();
+        (dealer.counters().retries > 3).then_some(())
+    });
+    let mut server = Router::new(Options::new()).unwrap();
+    server.bind(&bound).unwrap();
+    dealer.send(&[b"back"]).unwrap();
+    until("it is back", || {
+        dealer.drive();
+        take(&mut server)
+    });
+    // The pause grows to its cap, give or take a quarter.
+    let pauses: Vec<Duration> = dealer
+        .events()
+        .iter()
+        .filter_map(|event| match event {
+            Event::RetryIn { pause, .. } => Some(*pause),
+            _ => None,
+        })
+        .collect();
+    assert!(pauses[0] <= Duration::from_micros(1250), "{pauses:?}");
+    assert!(
+        pauses
+            .iter()
+            .all(|pause| *pause <= Duration::from_millis(25))
+    );
+
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick().no_reconnect());
+    drop(server);
+    let mut server = Router::new(Options::new()).unwrap();
+    server.bind(&bound).unwrap();
+    until("it stops", || {
+        dealer.drive();
+        dealer
+            .events()
+            .iter()
+            .any(|event| matches!(event, Event::Stopped { .. }))
+            .then_some(())
+    });
+    for_a_while(Duration::from_millis(20), || {
+        dealer.drive();
+        server.drive();
+    });
+    assert_eq!(server.counters().accepted, 0);
+    assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
+}
+
+pub(crate) fn reconnect_options(net: &Net) {
+    let all = ReconnectStop::default;
+    // What happens, and the conditions that must and must not end the attempts.
+    let refused = ReconnectStop {
+        conn_refused: true,
+        ..all()
+    };
+    let handshake = ReconnectStop {
+        handshake_failed: true,
+        ..all()
+    };
+    let disconnect = ReconnectStop {
+        after_disconnect: true,
+        ..all()
+    };
+    for (what, stops, goes_on) in [
+        ("refused", refused, [handshake, disconnect]),
+        ("handshake", handshake, [refused, disconnect]),
+        ("disconnect", disconnect, [refused, handshake]),
+    ] {
+        for (stop, ends) in [(stops, true), (goes_on[0], false), (goes_on[1], false)] {
+            let mut dealer = Dealer::new(quick().reconnect_stop(stop)).unwrap();
+            // What listens there closes everybody in its own way.
+            let (listener, endpoint) = net.raw_listener();
+            let endpoint = if what == "refused" {
+                net.unbound()
+            } else {
+                endpoint
+            };
+            dealer.connect(&endpoint).unwrap();
+            let mut raws = Vec::new();
+            until(what, || {
+                dealer.drive();
+                if let Some(mut raw) = listener.accept() {
+                    match what {
+                        "handshake" => raw.write(&[0; 64]),
+                        _ => raw.shake_hands("ROUTER", b""),
+                    }
+                    raws.push(raw);
+                }
+                if what == "disconnect" && dealer.counters().established > 0 {
+                    raws.clear();
+                }
+                let stopped = dealer
+                    .events()
+                    .iter()
+                    .any(|event| matches!(event, Event::Stopped { .. }));
+                assert!(ends || !stopped, "{what} with {stop:?}");
+                (stopped || (!ends && dealer.counters().retries > 3)).then_some(())
+            });
+            assert_eq!(
+                dealer.socket().peer_count(),
+                usize::from(!ends),
+                "{what} with {stop:?}"
+            );
+        }
+    }
+}
+
+pub(crate) fn term_endpoint(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick());
+    assert!(dealer.disconnect(&bound).unwrap());
+    assert!(!dealer.disconnect(&bound).unwrap());
+    assert_eq!(dealer.send(&[b"x"]), Err(SendError::NoPeer));
+    until("the server sees it go", || {
+        server.receive(NOW).unwrap();
+        (server.socket().peer_count() == 0).then_some(())
+    });
+    let mut stays = connected(&bound, &mut server, quick());
+    assert!(server.unbind(&bound).unwrap());
+    assert!(!server.unbind(&bound).unwrap());
+    // Accepted peers stay, others find nobody.
+    stays.send(&[b"still here"]).unwrap();
+    until("it is served", || {
+        stays.drive();
+        take(&mut server)
+    });
+    let mut late = Dealer::new(quick()).unwrap();
+    late.connect(&bound).unwrap();
+    until("nobody listens any more", || {
+        late.drive();
+        server.drive();
+        (late.counters().connect_failed > 0).then_some(())
+    });
+    assert_eq!(late.counters().connected, 0);
+}
+
+pub(crate) fn bind_after_connect(net: &Net) {
+    let endpoint = net.unbound();
+    let mut dealer = Dealer::new(quick()).unwrap();
+    dealer.connect(&endpoint).unwrap();
+    for count in 0..10u8 {
+        dealer.send(&[&[count]]).unwrap();
+    }
+    until("it has tried", || {
+        dealer.drive();
+        (dealer.counters().retries > 1).then_some(())
+    });
+    let mut server = Router::new(Options::new()).unwrap();
+    server.bind(&endpoint).unwrap();
+    for count in 0..10u8 {
+        until("what was queued arrives", || {
+            dealer.drive();
+            let (_, frames) = take(&mut server)?;
+            assert_eq!(frames, [[count]]);
+            Some(())
+        });
+    }
+}
+
+pub(crate) fn rebind(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick());
+    for round in 0..10u8 {
+        assert!(server.unbind(&bound).unwrap());
+        assert_eq!(server.bind(&bound).unwrap().to_string(), bound);
+        let error = server.bind(&bound).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+        let mut fresh = Dealer::new(Options::new()).unwrap();
+        fresh.connect(&bound).unwrap();
+        fresh.send(&[&[round]]).unwrap();
+        until("a newcomer is served", || {
+            fresh.drive();
+            take(&mut server)
+        });
+    }
+    dealer.send(&[b"x"]).unwrap();
+    until("the first is still served", || {
+        dealer.drive();
+        take(&mut server)
+    });
+}
+
+pub(crate) fn wildcard(net: &Net) {
+    let asked: &[&str] = match net.transport {
+        Transport::Tcp => &[
+            "tcp://127.0.0.1:*",
+            "tcp://127.0.0.1:0",
+            "tcp://*:*",
+            "tcp://[::1]:*",
+        ],
+        Transport::Ipc => &["ipc://*"],
+    };
+    for asked in asked {
+        let mut server = Router::new(Options::new()).unwrap();
+        let first = server.bind(asked).unwrap().to_string();
+        let second = server.bind(asked).unwrap().to_string();
+        assert_ne!(first, second);
+        assert!(!first.ends_with('*') && !first.ends_with(":0"), "{first}");
+        let endpoint = first.replace("0.0.0.0", "127.0.0.1");
+        let mut dealer = connected(&endpoint, &mut server, quick());
+        dealer.send(&[b"x"]).unwrap();
+        until("it is reachable there", || {
+            dealer.drive();
+            take(&mut server)
+        });
+        drop(server);
+        if let Some(path) = first.strip_prefix("ipc://") {
+            assert!(!std::path::Path::new(path).exists());
+            assert!(!std::path::Path::new(path).parent().unwrap().exists());
+        }
+    }
+    if net.transport == Transport::Ipc && cfg!(target_os = "linux") {
+        let name = format!("ipc://@casparian-{}", std::process::id());
+        let mut server = Router::new(Options::new()).unwrap();
+        assert_eq!(server.bind(&name).unwrap().to_string(), name);
+        let mut dealer = connected(&name, &mut server, quick());
+        dealer.send(&[b"x"]).unwrap();
+        until("abstract names work", || {
+            dealer.drive();
+            take(&mut server)
+        });
+    }
+    for bad in [
+        "tcp://",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:65536",
+        "udp://x:1",
+        "ipc://",
+        "x",
+    ] {
+        let mut server = Router::new(Options::new()).unwrap();
+        let error = server.bind(bad).unwrap_err();
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::InvalidInput,
+            "{bad}: {error}"
+        );
+    }
+}
+
+pub(crate) fn many_sockets(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealers: Vec<Dealer> = (0..100)
+        .map(|n| {
+            let mut dealer = Dealer::new(Options::new().routing_id(format!("d-{n}"))).unwrap();
+            dealer.connect(&bound).unwrap();
+            dealer.send(&[b"here"]).unwrap();
+            dealer
+        })
+        .collect();
+    let mut heard = 0;
+    until("all are heard", || {
+        dealers.iter_mut().for_each(Drive::drive);
+        heard += std::iter::from_fn(|| take(&mut server)).count();
+        (heard == 100).then_some(())
+    });
+    for (n, dealer) in dealers.iter_mut().enumerate() {
+        server.send(format!("d-{n}").as_bytes(), &[b"you"]).unwrap();
+        until("each is answered", || {
+            server.drive();
+            hear(dealer)
+        });
+    }
+    drop(dealers);
+    until("all are gone", || {
+        server.receive(NOW).unwrap();
+        (server.socket().peer_count() == 0).then_some(())
+    });
+}
+
+pub(crate) fn shutdown_stress(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    for round in 0..100u32 {
+                        let mut dealer = Dealer::new(quick().routing_id("")).unwrap();
+                        dealer.connect(&bound).unwrap();
+                        dealer.send(&[b"x"]).unwrap();
+                        for _ in 0..round % 7 {
+                            dealer.drive();
+                        }
+                    }
+                })
+            })
+            .collect();
+        scope.spawn(|| {
+            threads
+                .into_iter()
+                .for_each(|thread| thread.join().unwrap());
+            over.store(true, Ordering::SeqCst);
+        });
+        until("all threads end", || {
+            server.receive(Some(Duration::from_millis(1))).unwrap();
+            over.load(Ordering::SeqCst).then_some(())
+        });
+    });
+    until("nothing is left", || {
+        server.receive(Some(Duration::from_millis(1))).unwrap();
+        let counters = server.counters();
+        let ended = counters.disconnected + counters.handshake_failed;
+        (server.socket().peer_count() == 0 && counters.accepted == ended).then_some(())
+    });
+}
+
+pub(crate) fn monitor(net: &Net) {
+    let mut server = Router::new(Options::new()).unwrap();
+    let bound = server.bind(&net.endpoint()).unwrap().to_string();
+    let mut dealer = connected(&bound, &mut server, quick());
+    let mut server_saw = server.events();
+    until("the server has established it", || {
+        server.drive();
+        server_saw.extend(server.events());
+        (server.counters().established == 1).then_some(())
+    });
+    assert!(server.unbind(&bound).unwrap());
+    let mut dealer_saw = dealer.events();
+    server_saw.extend(server.events());
+    drop(server);
+    until("the dealer has given up twice", || {
+        dealer.drive();
+        dealer_saw.extend(dealer.events());
+        (dealer.counters().retries == 2).then_some(())
+    });
+    let names = |events: &[Event]| -> Vec<String> {
+        events
+            .iter()
+            .map(|event| {
+                format!("{event:?}")
+                    .split([' ', '{'])
+                    .next()
+                    .unwrap()
+                    .to_owned()
+            })
+            .collect()
+    };
+    assert_eq!(
+        names(&server_saw),
+        ["Listening", "Accepted", "Established", "Closed"]
+    );
+    assert_eq!(
+        names(&dealer_saw),
+        [
+            "Connected",
+            "Established",
+            "Disconnected",
+            "RetryIn",
+            "ConnectFailed",
+            "RetryIn"
+        ]
+    );
+    // The other side's end, and an end of our own.
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick());
+    dealer.disconnect(&bound).unwrap();
+    let last = dealer.events().pop().unwrap();
+    assert!(matches!(last, Event::Disconnected { .. }), "{last:?}");
+    let mut events = Vec::new();
+    until("the server sees the end", || {
+        server.receive(NOW).unwrap();
+        events.extend(server.events());
+        (server.counters().disconnected == 1).then_some(())
+    });
+    assert_eq!(
+        names(&events),
+        ["Listening", "Accepted", "Established", "Disconnected"]
+    );
+    // Events that nobody reads are bounded and the loss is counted.
+    let mut lonely = Dealer::new(quick()).unwrap();
+    let endpoint = net.unbound();
+    for _ in 0..50_000 {
+        lonely.connect(&endpoint).unwrap();
+        lonely.disconnect(&endpoint).unwrap();
+        if lonely.counters().events_dropped > 0 {
+            break;
+        }
+    }
+    assert!(lonely.counters().events_dropped > 0);
+    let kept = lonely.events();
+    assert!(
+        kept.iter()
+            .any(|event| discriminant(event) == discriminant(&last))
+    );
+}
+
+pub(crate) fn metadata(net: &Net) {
+    let options = Options::new()
+        .routing_id("d")
+        .metadata("X-Site", "field")
+        .metadata("X-Empty", "");
+    let (mut server, bound) = router(net, Options::new().metadata("X-Version", "7"));
+    let mut dealer = Dealer::new(options).unwrap();
+    let peer = dealer.connect(&bound).unwrap();
+    dealer.send(&[b"x"]).unwrap();
+    until("it arrives", || {
+        dealer.drive();
+        take(&mut server)
+    });
+    let theirs = dealer.socket().peer_info(peer).unwrap();
+    assert_eq!(theirs.socket_type, "ROUTER");
+    assert_eq!(theirs.metadata, [("X-Version".to_owned(), b"7".to_vec())]);
+    let id = server.socket().route(b"d").unwrap();
+    let ours = server.socket().peer_info(id).unwrap();
+    assert_eq!(
+        (ours.socket_type.as_str(), ours.identity.as_slice()),
+        ("DEALER", &b"d"[..])
+    );
+    assert_eq!(
+        ours.metadata,
+        [
+            ("X-Site".to_owned(), b"field".to_vec()),
+            ("X-Empty".to_owned(), Vec::new())
+        ]
+    );
+    assert!(server.socket().address(id).is_some());
+    // Names of properties have no case (RFC 37 §3.6).
+    let mut raw = net.raw(&bound);
+    raw.write(&greeting("NULL"));
+    raw.write(&ready(&[
+        ("sOCKET-tYPE", b"DEALER"),
+        ("IDENTITY", b"odd"),
+        ("x-more", b"1"),
+    ]));
+    until("it is established", || {
+        server.drive();
+        server.socket().route(b"odd").map(drop)
+    });
+    assert!(Dealer::new(Options::new().metadata("Site", "x")).is_err());
+    assert!(Dealer::new(Options::new().metadata("X-Large", vec![0; 5000])).is_err());
+    let mut routers = routers(net, &mut dealer, 1);
+    routers[0].drive();
+}

@@ -1,0 +1,97 @@
+//! The behaviours that libzmq's own tests assert, and the bugs of other implementations, each
+//! as a test of ROUTER and DEALER over tcp and over ipc.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod connections;
+mod dealer;
+mod others;
+mod queues;
+mod raw;
+mod router;
+mod security;
+
+use support::{Net, Transport};
+
+/// One row a behaviour: room::name, then what it asserts.
+macro_rules! behaviours {
+    ($($room:ident :: $name:ident, $what:literal;)*) => {
+        $(
+            mod $name {
+                #[doc = $what]
+                #[test]
+                fn tcp() {
+                    super::$room::$name(&super::Net::new(super::Transport::Tcp));
+                }
+
+                #[doc = $what]
+                #[test]
+                fn ipc() {
+                    super::$room::$name(&super::Net::new(super::Transport::Ipc));
+                }
+            }
+        )*
+    };
+}
+
+// Names without a project are those of libzmq's tests.
+behaviours! {
+    dealer::spec_dealer, "five sends reach five peers once each; all five are heard in turn; nobody: NoPeer";
+    dealer::immediate, "only established connections are dealt to, or those under way as well";
+    dealer::msg_flags, "frames keep their boundaries, empty ones too, and only the last ends a message";
+    dealer::order_before_the_end, "what was sent before a connection ends is still received";
+
+    router::spec_router, "heard in turn, each message under its sender's routing id";
+    router::router_mandatory, "an unknown routing id: an error, or a silent drop, by option";
+    router::router_mandatory_hwm, "a full peer refuses, others flow";
+    router::router_handover, "a newcomer with a living peer's identity takes over, or is refused with ERROR";
+    router::probe_router, "an empty message announces a newcomer";
+    router::connect_rid, "a connected peer is addressed by the id we gave it";
+    router::issue_566, "a fresh DEALER is reachable by its id at once, again and again";
+    router::peer_disconnect, "a peer that has gone is unroutable";
+
+    queues::hwm, "1, 1000 and unbounded messages are queued; a written message frees its place";
+    queues::sockopt_hwm, "lowering the mark under a full queue loses nothing";
+    queues::backpressure, "a receiver that stalls stops the sender, and loses nothing";
+
+    connections::reconnect_ivl, "a lost connection comes back, or stays away by option";
+    connections::reconnect_options, "each stop condition ends the attempts, and no other";
+    connections::term_endpoint, "a send after disconnect has no peer; an unbound endpoint is closed";
+    connections::bind_after_connect, "what was queued before the bind arrives";
+    connections::rebind, "an endpoint can be bound again after unbind";
+    connections::wildcard, "a port or file of the system's choice is reported";
+    connections::many_sockets, "a hundred sockets and none of their descriptors stays";
+    connections::shutdown_stress, "sockets that go at any moment leave nothing behind";
+    connections::monitor, "events come in the order of a connection's life";
+    connections::metadata, "properties of the handshake are told, case-insensitively";
+
+    raw::stream, "the octets of a DEALER, one by one";
+    raw::stream_timeout, "silent peers are dropped, accepted or connected to";
+    raw::stream_exceeds_buffer, "8193 octets in pieces of any size are one message";
+    raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 octets at most";
+    raw::heartbeats_before_handshake, "a PING before READY closes the connection";
+    raw::unfinished_messages, "a peer that goes in mid-message leaves nothing behind";
+    raw::commands_between_frames, "PING and unknown commands between MORE frames do not disturb";
+
+    security::security_null, "NULL lets NULL in and nothing else";
+    security::security_plain, "PLAIN lets the right user in and nobody else";
+    security::security_curve, "CURVE lets listed keys in and nobody else";
+    security::heartbeats_under_curve, "heartbeats keep a CURVE connection";
+
+    others::zmqrs_143_reconnect, "zmq.rs #143: a peer that restarts is connected again";
+    others::zmqrs_216_dead_peer, "zmq.rs #216: a dead peer leaves the round-robin";
+    others::zmqrs_210_equal_identities, "zmq.rs #210, #190: a crowd of equal identities neither blocks nor leaks";
+    others::zmqrs_286_ready_lengths, "zmq.rs #286: any length in READY is survived";
+    others::rzmq_8_short_ping, "rzmq PR 8: a short PING closes its connection alone";
+    others::rzmq_9_huge_length, "rzmq PR 9: lengths up to 2^64-1 close their connection alone";
+    others::libzmq_4503_duplicate_identity, "libzmq #4503, #2010: a refused duplicate is told, the owner stays reachable";
+    others::libzmq_3238_handover_descriptors, "libzmq #3238, #4407: ten thousand handovers leak no descriptor";
+    others::libzmq_4665_dead_at_hwm, "libzmq PR 4665: a peer that dies at its mark becomes unroutable";
+    others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the identity anew";
+    others::libzmq_2709_big_transfer, "libzmq #2709: a large message does not look like silence";
+    others::cve_2020_15166, "silent connections keep nobody out";
+    others::libzmq_2020_memory, "libzmq #2020, #3737: queues are bounded in octets";
+}

@@ -1,0 +1,339 @@
+//! Sockets against peers that speak octets.
+
+use std::time::{Duration, Instant};
+
+use casparian::socket::{Dealer, DisconnectReason, Event, Options, Router};
+
+use crate::router::router;
+use crate::support::*;
+
+/// A raw peer of that router, established under `identity`.
+pub(crate) fn established(net: &Net, router: &mut Router, bound: &str, identity: &[u8]) -> Raw {
+    let mut raw = net.raw(bound);
+    raw.shake_hands("DEALER", identity);
+    until("established", || {
+        router.drive();
+        raw.poll();
+        // Our READY, and the router's view of it.
+        (!raw.frames().is_empty() && router.socket().route(identity).is_some()).then_some(())
+    });
+    raw
+}
+
+/// Why the router lost that identity, once it has.
+pub(crate) fn lost(router: &mut Router, identity: &[u8]) -> DisconnectReason {
+    until("the peer is lost", || {
+        assert_eq!(take(router), None);
+        router.events().into_iter().find_map(|event| match event {
+            Event::Disconnected {
+                identity: id,
+                reason,
+                ..
+            } if id == identity => Some(reason),
+            _ => None,
+        })
+    })
+}
+
+pub(crate) fn stream(net: &Net) {
+    let (listener, endpoint) = net.raw_listener();
+    let mut dealer = Dealer::new(Options::new().routing_id("d")).unwrap();
+    dealer.connect(&endpoint).unwrap();
+    let mut raw = until("it connects", || {
+        dealer.drive();
+        listener.accept()
+    });
+    let mut want = greeting("NULL").to_vec();
+    want.extend(ready(&[("Socket-Type", b"DEALER"), ("Identity", b"d")]));
+    until("greeting and READY come unasked", || {
+        dealer.drive();
+        raw.poll();
+        (raw.got.len() >= want.len()).then_some(())
+    });
+    assert_eq!(raw.got, want);
+    for octet in greeting("NULL")
+        .into_iter()
+        .chain(ready(&[("Socket-Type", b"ROUTER")]))
+    {
+        raw.write(&[octet]);
+        dealer.drive();
+    }
+    until("established", || {
+        dealer.drive();
+        (dealer.counters().established == 1).then_some(())
+    });
+    let long = vec![b'x'; 256];
+    dealer.send(&[b"", b"hello", &long]).unwrap();
+    want.extend([1, 0, 1, 5]);
+    want.extend(b"hello");
+    want.extend([2, 0, 0, 0, 0, 0, 0, 1, 0]);
+    want.extend(&long);
+    until("the message comes", || {
+        dealer.drive();
+        raw.poll();
+        (raw.got.len() >= want.len()).then_some(())
+    });
+    assert_eq!(raw.got, want);
+    // A long frame with a short length is legal (RFC 37 §3.3).
+    raw.write(&[3, 0, 0, 0, 0, 0, 0, 0, 1, b'a', 0, 1, b'b']);
+    until("the answer arrives", || {
+        assert_eq!(hear(&mut dealer)?, [b"a", b"b"]);
+        Some(())
+    });
+}
+
+pub(crate) fn stream_timeout(net: &Net) {
+    let short = || {
+        Options::new()
+            .handshake_ivl(Duration::from_millis(40))
+            .no_reconnect()
+    };
+    let (mut server, bound) = router(net, short());
+    let mut silent = net.raw(&bound);
+    let mut halfway = net.raw(&bound);
+    halfway.write(&greeting("NULL"));
+    until("both are dropped", || {
+        server.drive();
+        (server.counters().handshake_timeouts == 2).then_some(())
+    });
+    for raw in [&mut silent, &mut halfway] {
+        until("they see it", || {
+            raw.poll();
+            raw.ended.then_some(())
+        });
+    }
+    let (listener, endpoint) = net.raw_listener();
+    let mut dealer = Dealer::new(short()).unwrap();
+    dealer.connect(&endpoint).unwrap();
+    let mut raw = until("it connects", || {
+        dealer.drive();
+        listener.accept()
+    });
+    until("it gives up", || {
+        dealer.drive();
+        raw.poll();
+        (raw.ended && dealer.counters().handshake_timeouts == 1).then_some(())
+    });
+}
+
+pub(crate) fn stream_exceeds_buffer(net: &Net) {
+    for step in [1, 7, 512, 8192, usize::MAX] {
+        let (mut server, bound) = router(net, Options::new());
+        let mut raw = established(net, &mut server, &bound, b"r");
+        let body: Vec<u8> = (0..8193u32).map(|n| n as u8).collect();
+        let octets = frame(0, &body);
+        for piece in octets.chunks(step.min(octets.len())) {
+            raw.write(piece);
+            if let Some((from, frames)) = take(&mut server) {
+                assert_eq!((from, frames), (b"r".to_vec(), vec![body.clone()]));
+                server.send(b"r", &[b"thanks"]).unwrap();
+            }
+        }
+        until("it arrives whole", || {
+            if let Some((_, frames)) = take(&mut server) {
+                assert_eq!(frames, std::slice::from_ref(&body));
+                server.send(b"r", &[b"thanks"]).unwrap();
+            }
+            server.drive();
+            raw.poll();
+            raw.frames()
+                .contains(&(0, b"thanks".to_vec()))
+                .then_some(())
+        });
+    }
+}
+
+/// A PING's body.
+pub(crate) fn ping(ttl_deciseconds: u16, context: &[u8]) -> Vec<u8> {
+    let mut body = b"\x04PING".to_vec();
+    body.extend(ttl_deciseconds.to_be_bytes());
+    body.extend(context);
+    body
+}
+
+pub(crate) fn heartbeats(net: &Net) {
+    // Silence after our PING ends a connection, and the PING tells our TTL.
+    let (mut server, bound) = router(
+        net,
+        Options::new()
+            .heartbeat_ivl(Duration::from_millis(20))
+            .heartbeat_timeout(Duration::from_millis(60))
+            .heartbeat_ttl(Duration::from_millis(1500)),
+    );
+    let mut raw = established(net, &mut server, &bound, b"silent");
+    let reason = lost(&mut server, b"silent");
+    assert_eq!(
+        reason.to_string(),
+        DisconnectReason::Protocol(casparian::zmtp::Error::HeartbeatTimeout).to_string()
+    );
+    raw.poll();
+    assert!(raw.ended);
+    let pings: Vec<_> = raw
+        .frames()
+        .into_iter()
+        .filter(|(_, body)| body.starts_with(b"\x04PING"))
+        .collect();
+    assert!(
+        pings.iter().all(|ping_| *ping_ == (4, ping(15, b""))),
+        "{pings:?}"
+    );
+    assert!(!pings.is_empty());
+    // Whoever answers stays, and so does whoever sends anything at all.
+    let mut answers = established(net, &mut server, &bound, b"answers");
+    let mut dribbles = established(net, &mut server, &bound, b"dribbles");
+    dribbles.write(&[2, 0, 0, 0, 0, 0, 1, 0, 0]);
+    let mut answered = 0;
+    let mut dribbled = Instant::now();
+    for_a_while(Duration::from_millis(300), || {
+        server.receive(NOW).unwrap();
+        server.drive();
+        answers.poll();
+        let pings = answers
+            .frames()
+            .iter()
+            .filter(|(_, body)| body.starts_with(b"\x04PING"))
+            .count();
+        while answered < pings {
+            answers.write(&frame(4, b"\x04PONG"));
+            answered += 1;
+        }
+        if dribbled.elapsed() > Duration::from_millis(5) {
+            dribbles.write(b"x");
+            dribbled = Instant::now();
+        }
+    });
+    assert!(answered > 3);
+    assert!(server.socket().route(b"answers").is_some());
+    assert!(server.socket().route(b"dribbles").is_some());
+
+    // A peer's TTL is honoured though we send no PING ourselves; none means none.
+    let (mut server, bound) = router(net, Options::new());
+    let mut short = established(net, &mut server, &bound, b"short");
+    let mut none = established(net, &mut server, &bound, b"none");
+    let said = Instant::now();
+    short.write(&frame(4, &ping(1, b"")));
+    none.write(&frame(4, &ping(0, b"")));
+    lost(&mut server, b"short");
+    assert!(said.elapsed() >= Duration::from_millis(100));
+    assert!(server.socket().route(b"none").is_some());
+    // A TTL beyond what libzmq's 16-bit milliseconds hold is no short one.
+    none.write(&frame(4, &ping(u16::MAX, b"")));
+    for_a_while(Duration::from_millis(50), || server.drive());
+    assert!(server.socket().route(b"none").is_some());
+
+    // The context comes back, 16 octets of it at most.
+    let long = [7; 300];
+    for (context, echo) in [
+        (&b""[..], &b""[..]),
+        (b"abc", b"abc"),
+        (&long[..16], &long[..16]),
+        (&long, &long[..16]),
+    ] {
+        let before = none.frames().len();
+        none.write(&frame(4, &ping(0, context)));
+        until("PONG comes", || {
+            assert_eq!(take(&mut server), None);
+            server.drive();
+            none.poll();
+            (none.frames().len() > before).then_some(())
+        });
+        let want = [b"\x04PONG", echo].concat();
+        assert_eq!(none.frames().pop().unwrap(), (4, want));
+    }
+}
+
+pub(crate) fn heartbeats_before_handshake(net: &Net) {
+    for body in [ping(0, b""), b"\x04PONG".to_vec(), b"\x07UNKNOWN".to_vec()] {
+        let (mut server, bound) = router(net, Options::new());
+        let mut raw = net.raw(&bound);
+        raw.write(&greeting("NULL"));
+        raw.write(&frame(4, &body));
+        let events = until("it is refused", || {
+            server.drive();
+            (server.counters().handshake_failed == 1).then(|| server.events())
+        });
+        assert!(matches!(
+            handshake_failure(&events),
+            Some(DisconnectReason::Protocol(_))
+        ));
+        until("it is closed", || {
+            raw.poll();
+            raw.ended.then_some(())
+        });
+        // A READY, and never a PONG.
+        assert!(
+            raw.frames()
+                .iter()
+                .all(|(_, body)| !body.starts_with(b"\x04PONG"))
+        );
+    }
+}
+
+pub(crate) fn unfinished_messages(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    for unfinished in [
+        frame(1, b"first"),
+        frame(0, b"cut")[..4].to_vec(),
+        vec![2, 0, 0],
+        vec![0],
+    ] {
+        let mut raw = established(net, &mut server, &bound, b"same");
+        raw.write(&frame(0, b"whole"));
+        raw.write(&unfinished);
+        drop(raw);
+        until("what came whole is received", || {
+            assert_eq!(take(&mut server)?.1, [b"whole"]);
+            Some(())
+        });
+        lost(&mut server, b"same");
+        let mut again = established(net, &mut server, &bound, b"same");
+        again.write(&frame(0, b"fresh"));
+        until("nothing is left of the cut one", || {
+            assert_eq!(take(&mut server)?.1, [b"fresh"]);
+            Some(())
+        });
+        drop(again);
+        lost(&mut server, b"same");
+    }
+}
+
+pub(crate) fn commands_between_frames(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut raw = established(net, &mut server, &bound, b"r");
+    raw.write(&frame(1, b"a"));
+    raw.write(&frame(4, &ping(0, b"ctx")));
+    raw.write(&frame(1, b"b"));
+    raw.write(&frame(4, b"\x07UNKNOWN with whatever"));
+    raw.write(&frame(0, b"c"));
+    until("it is one message", || {
+        assert_eq!(take(&mut server)?.1, [b"a", b"b", b"c"]);
+        Some(())
+    });
+    until("the PING was answered", || {
+        server.drive();
+        raw.poll();
+        raw.frames()
+            .contains(&(4, b"\x04PONGctx".to_vec()))
+            .then_some(())
+    });
+    // What the RFC forbids closes the connection: reserved bits, MORE on a command, a second
+    // READY, a malformed command.
+    for octets in [
+        frame(8, b"x"),
+        frame(0x80, b"x"),
+        frame(5, b"\x04PONG"),
+        ready(&[("Socket-Type", b"DEALER")]),
+        frame(4, b""),
+        frame(4, b"\0"),
+        frame(4, b"\x09PING"),
+    ] {
+        let mut raw = established(net, &mut server, &bound, b"bad");
+        raw.write(&octets);
+        let reason = lost(&mut server, b"bad");
+        assert!(
+            matches!(reason, DisconnectReason::Protocol(_)),
+            "{octets:?}: {reason}"
+        );
+    }
+    assert!(server.socket().route(b"r").is_some());
+}

@@ -1,0 +1,282 @@
+//! ROUTER: messages by routing id.
+
+use std::time::Duration;
+
+use casparian::socket::{Dealer, DisconnectReason, Event, Options, Router, SendError};
+
+use crate::support::*;
+
+fn dealer(identity: &str, bound: &str) -> Dealer {
+    let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+    dealer.connect(bound).unwrap();
+    dealer
+}
+
+/// A ROUTER and where it is bound.
+pub(crate) fn router(net: &Net, options: Options) -> (Router, String) {
+    let mut router = Router::new(options).unwrap();
+    let bound = router.bind(&net.endpoint()).unwrap().to_string();
+    (router, bound)
+}
+
+fn establish(router: &mut Router, dealer: &mut Dealer) {
+    until("established", || {
+        router.drive();
+        dealer.drive();
+        (dealer.counters().established > 0).then_some(())
+    });
+    until("known to the router", || {
+        router.drive();
+        router
+            .events()
+            .iter()
+            .any(|event| matches!(event, Event::Established { .. }))
+            .then_some(())
+    });
+}
+
+pub(crate) fn spec_router(net: &Net) {
+    let (mut router, bound) = router(net, Options::new());
+    let mut dealers: Vec<Dealer> = (0..5).map(|n| dealer(&format!("d-{n}"), &bound)).collect();
+    for dealer in &mut dealers {
+        establish(&mut router, dealer);
+        for count in 0..20u8 {
+            dealer.send(&[b"", &[count]]).unwrap();
+        }
+        assert!(dealer.drain(DEADLINE).unwrap());
+    }
+    // Octets of all are there before the first is taken.
+    for_a_while(Duration::from_millis(20), || router.drive());
+    let mut got = Vec::new();
+    until("all arrive", || {
+        got.extend(take(&mut router));
+        (got.len() == 100).then_some(())
+    });
+    for (round, turn) in got.chunks(5).enumerate() {
+        let mut names: Vec<_> = turn.iter().map(|(from, _)| from.as_slice()).collect();
+        names.sort_unstable();
+        assert_eq!(names, [b"d-0", b"d-1", b"d-2", b"d-3", b"d-4"]);
+        for (_, frames) in turn {
+            assert_eq!(*frames, [vec![], vec![round as u8]]);
+        }
+    }
+    // A peer without a name gets one of five octets, the first of them zero.
+    let mut nameless = dealer("", &bound);
+    nameless.send(&[b"who am I"]).unwrap();
+    let name = until("it is heard", || {
+        nameless.drive();
+        take(&mut router).map(|(from, _)| from)
+    });
+    assert_eq!((name.len(), name[0]), (5, 0));
+    router.send(&name, &[b"you"]).unwrap();
+    until("it is answered", || {
+        router.drive();
+        hear(&mut nameless)
+    });
+}
+
+pub(crate) fn router_mandatory(net: &Net) {
+    let (mut strict, _) = router(net, Options::new());
+    assert_eq!(strict.send(b"nobody", &[b"x"]), Err(SendError::Unroutable));
+    let (mut lax, bound) = router(net, Options::new().router_mandatory(false));
+    lax.send(b"nobody", &[b"x"]).unwrap();
+    let mut dealer = dealer("d", &bound);
+    establish(&mut lax, &mut dealer);
+    lax.send(b"d", &[b"y"]).unwrap();
+    until("a known one is reached", || {
+        lax.drive();
+        hear(&mut dealer)
+    });
+}
+
+/// Fills the way to a peer that does not read; how many messages it took.
+pub(crate) fn fill(router: &mut Router, id: &[u8], body: &[u8]) -> usize {
+    let mut count = 0;
+    loop {
+        match router.send(id, &[body]) {
+            Ok(()) => count += 1,
+            Err(SendError::Full) => {
+                router.drive();
+                if router.send(id, &[body]) == Err(SendError::Full) {
+                    return count;
+                }
+                count += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+pub(crate) fn router_mandatory_hwm(net: &Net) {
+    let (mut router, bound) = router(net, Options::new().sndhwm(5));
+    let mut stalled = dealer("stalled", &bound);
+    let mut good = dealer("good", &bound);
+    establish(&mut router, &mut stalled);
+    establish(&mut router, &mut good);
+    let body = vec![1; 64 << 10];
+    let taken = fill(&mut router, b"stalled", &body);
+    for count in 0..50u8 {
+        assert_eq!(router.send(b"stalled", &[b"x"]), Err(SendError::Full));
+        until("there is room for the good one", || {
+            router.drive();
+            router.send(b"good", &[&[count]]).ok()
+        });
+        until("the good one is served", || {
+            router.drive();
+            hear(&mut good)
+        });
+    }
+    // The stalled one wakes up and misses nothing.
+    let mut got = 0;
+    until("it catches up", || {
+        router.drive();
+        got += usize::from(hear(&mut stalled).is_some());
+        (got == taken).then_some(())
+    });
+    router.send(b"stalled", &[b"x"]).unwrap();
+}
+
+pub(crate) fn router_handover(net: &Net) {
+    for handover in [true, false] {
+        let (mut router, bound) = router(net, Options::new().router_handover(handover));
+        let mut first = dealer("same", &bound);
+        establish(&mut router, &mut first);
+        let mut raw = net.raw(&bound);
+        raw.shake_hands("DEALER", b"same");
+        let events = until("it is decided", || {
+            router.drive();
+            let events = router.events();
+            events
+                .iter()
+                .any(|event| {
+                    matches!(
+                        event,
+                        Event::HandshakeFailed { .. } | Event::Disconnected { .. }
+                    )
+                })
+                .then_some(events)
+        });
+        if handover {
+            let reason = events.iter().find_map(|event| match event {
+                Event::Disconnected { reason, .. } => Some(reason),
+                _ => None,
+            });
+            assert_eq!(reason, Some(&DisconnectReason::Handover));
+        } else {
+            assert_eq!(
+                handshake_failure(&events),
+                Some(&DisconnectReason::IdentityInUse)
+            );
+        }
+        router.send(b"same", &[b"for the owner"]).unwrap();
+        if handover {
+            until("the newcomer gets it", || {
+                router.drive();
+                raw.poll();
+                raw.frames()
+                    .contains(&(0, b"for the owner".to_vec()))
+                    .then_some(())
+            });
+        } else {
+            until("the first gets it", || {
+                router.drive();
+                hear(&mut first)
+            });
+            until("the newcomer is told", || {
+                router.drive();
+                raw.poll();
+                raw.ended.then_some(())
+            });
+            let (flags, body) = raw.frames().pop().unwrap();
+            assert_eq!(flags, 4);
+            assert!(body.starts_with(b"\x05ERROR"), "{body:?}");
+        }
+    }
+}
+
+pub(crate) fn probe_router(net: &Net) {
+    let (mut router, bound) = router(net, Options::new());
+    let mut dealer = Dealer::new(Options::new().routing_id("d").probe_router(true)).unwrap();
+    dealer.connect(&bound).unwrap();
+    until("the probe arrives", || {
+        dealer.drive();
+        let (from, frames) = take(&mut router)?;
+        assert_eq!((from, frames), (b"d".to_vec(), vec![vec![]]));
+        Some(())
+    });
+    router.send(b"d", &[b"hello"]).unwrap();
+    until("it can be talked to", || {
+        router.drive();
+        hear(&mut dealer)
+    });
+    // A ROUTER that connects announces itself as well.
+    let mut other = Router::new(Options::new().routing_id("r").probe_router(true)).unwrap();
+    other.connect(&bound).unwrap();
+    until("its probe arrives", || {
+        other.drive();
+        let (from, frames) = take(&mut router)?;
+        assert_eq!((from, frames), (b"r".to_vec(), vec![vec![]]));
+        Some(())
+    });
+}
+
+pub(crate) fn connect_rid(net: &Net) {
+    let (mut first, first_bound) = router(net, Options::new());
+    let (mut second, second_bound) = router(net, Options::new().routing_id("its own name"));
+    let mut client = Router::new(Options::new().routing_id("client")).unwrap();
+    client.connect_as(&first_bound, b"one").unwrap();
+    client.connect_as(&second_bound, b"two").unwrap();
+    assert!(client.connect_as(&second_bound, b"two").is_err());
+    for bad in [&b""[..], b"\0zero", &[b'x'; 256]] {
+        assert!(client.connect_as(&second_bound, bad).is_err());
+    }
+    // Queued before anybody has answered.
+    client.send(b"one", &[b"1"]).unwrap();
+    client.send(b"two", &[b"2"]).unwrap();
+    for (server, id, body) in [(&mut first, b"one", b"1"), (&mut second, b"two", b"2")] {
+        until("it arrives where it was meant for", || {
+            client.drive();
+            let (from, frames) = take(server)?;
+            assert_eq!((from, frames), (b"client".to_vec(), vec![body.to_vec()]));
+            Some(())
+        });
+        server.send(b"client", &[body]).unwrap();
+        until("the answer comes under that id", || {
+            server.drive();
+            let (from, frames) = take(&mut client)?;
+            assert_eq!((from, frames), (id.to_vec(), vec![body.to_vec()]));
+            Some(())
+        });
+    }
+}
+
+pub(crate) fn issue_566(net: &Net) {
+    let (mut router, bound) = router(net, Options::new());
+    for _ in 0..30 {
+        let mut dealer = dealer("same", &bound);
+        establish(&mut router, &mut dealer);
+        router.send(b"same", &[b"hello"]).unwrap();
+        until("it is reached", || {
+            router.drive();
+            hear(&mut dealer)
+        });
+        drop(dealer);
+        until("it is gone", || {
+            router.receive(Some(Duration::from_millis(1))).unwrap();
+            (router.socket().peer_count() == 0).then_some(())
+        });
+    }
+}
+
+pub(crate) fn peer_disconnect(net: &Net) {
+    let (mut router, bound) = router(net, Options::new());
+    let mut dealer = dealer("d", &bound);
+    establish(&mut router, &mut dealer);
+    router.send(b"d", &[b"x"]).unwrap();
+    drop(dealer);
+    until("it is unroutable", || {
+        assert_eq!(take(&mut router), None);
+        (router.send(b"d", &[b"x"]) == Err(SendError::Unroutable)).then_some(())
+    });
+    assert_eq!(router.socket().peer_count(), 0);
+}
