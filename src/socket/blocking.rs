@@ -14,7 +14,14 @@ struct Driven {
     socket: Socket,
     /// Taken anew after every wait, not for every message.
     now: Instant,
+    /// Messages given out since the clock was read.
+    given: u32,
 }
+
+/// While messages are at hand the clock is read once for so many of them.
+const MESSAGES_PER_CLOCK: u32 = 32;
+/// While messages are at hand readiness, timers and the queues get a turn this often.
+const TURN_INTERVAL: Duration = Duration::from_millis(1);
 
 fn parse(endpoint: &str) -> io::Result<Endpoint> {
     endpoint
@@ -30,6 +37,7 @@ impl Driven {
             reactor,
             socket,
             now: Instant::now(),
+            given: 0,
         })
     }
 
@@ -65,8 +73,17 @@ impl Driven {
 
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
+        // A peer that floods leaves its turn to the others, to timers and to answers.
+        if self.given >= MESSAGES_PER_CLOCK {
+            self.given = 0;
+            if self.now.elapsed() >= TURN_INTERVAL {
+                self.socket.flush();
+                self.wait(Some(self.now))?;
+            }
+        }
         loop {
             if let Some(id) = self.socket.receive(self.now) {
+                self.given += 1;
                 return Ok(Some(id));
             }
             self.socket.flush();

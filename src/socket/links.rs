@@ -74,8 +74,31 @@ impl Socket {
                 if !bound.acceptable || bound.rest_until.is_some_and(|until| until > now) {
                     break;
                 }
+                let full = self.peers.len() >= self.options.connections_max
+                    || self.handshakes >= self.options.handshakes_max;
+                let room = match full {
+                    false => Room::Free,
+                    true => self.find_room(),
+                };
+                if matches!(room, Room::Soon) {
+                    break;
+                }
+                let Some(Some(bound)) = self.listeners.get_mut(place) else {
+                    break;
+                };
                 match bound.listener.accept() {
-                    Ok(stream) => self.accepted(stream, now),
+                    Ok(stream) if !matches!(room, Room::None) => {
+                        if let Room::Instead(oldest) = room {
+                            self.lose(oldest, DisconnectReason::TooMany, now);
+                        }
+                        self.accepted(stream, now);
+                    }
+                    Ok(stream) => {
+                        self.counters.too_many += 1;
+                        let reason = DisconnectReason::TooMany;
+                        let address = stream.peer();
+                        self.warn(format_args!("{address}: connection closed: {reason}"), now);
+                    }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                         bound.acceptable = false;
                     }
@@ -90,8 +113,15 @@ impl Socket {
                     Err(error) => {
                         let endpoint = bound.endpoint.clone();
                         let reason = error.to_string();
-                        if is_out_of_files(&error) && self.drop_oldest_handshake(now) {
-                            continue;
+                        if is_out_of_files(&error) {
+                            match self.find_room() {
+                                Room::Instead(oldest) => {
+                                    self.lose(oldest, DisconnectReason::TooMany, now);
+                                    continue;
+                                }
+                                Room::Soon => break,
+                                Room::Free | Room::None => {}
+                            }
                         }
                         if let Some(Some(bound)) = self.listeners.get_mut(place) {
                             let until = now + limits::ACCEPT_REST;
@@ -108,18 +138,6 @@ impl Socket {
 
     pub(super) fn accepted(&mut self, mut stream: Stream, now: Instant) {
         let address = stream.peer();
-        let full = self.peers.len() >= self.options.connections_max
-            || self.handshakes >= self.options.handshakes_max;
-        if full && !self.drop_oldest_handshake(now) {
-            self.counters.too_many += 1;
-            return self.warn(
-                format_args!(
-                    "{address}: connection closed: {}",
-                    DisconnectReason::TooMany
-                ),
-                now,
-            );
-        }
         let connection = Box::new(Connection::new(self.config.clone(), now));
         let timeout = connection.poll_timeout();
         // The token needs the slot, so the slot is taken before the stream is registered.
@@ -155,16 +173,28 @@ impl Socket {
         self.tell(Event::Accepted { peer: id, address });
     }
 
-    /// Closes the accepted connection that has been shaking hands for longest; a real peer is
-    /// done within milliseconds. False when there is none.
-    fn drop_oldest_handshake(&mut self, now: Instant) -> bool {
-        while let Some(id) = self.pending.pop_front() {
-            if self.peers.get(id).is_some_and(|peer| !peer.established) {
-                self.lose(id, DisconnectReason::TooMany, now);
-                return true;
+    /// The accepted connection that has been shaking hands for longest and is waited for: a
+    /// real peer is done within milliseconds, and what has come of it is read first.
+    fn find_room(&mut self) -> Room {
+        let mut room = Room::None;
+        for _ in 0..self.pending.len() {
+            let Some(id) = self.pending.pop_front() else {
+                break;
+            };
+            match self.peers.get(id) {
+                Some(peer) if peer.established => {}
+                Some(peer) if peer.in_ready => {
+                    self.pending.push_back(id);
+                    room = Room::Soon;
+                }
+                Some(_) => {
+                    self.pending.push_front(id);
+                    return Room::Instead(id);
+                }
+                None => {}
             }
         }
-        false
+        room
     }
 
     /// The handshake of `id` is done. False when the peer was refused.
@@ -406,6 +436,18 @@ impl Socket {
         let percent = 75 + self.random.hash_one(self.random_count) % 51;
         base.mul_f64(percent as f64 / 100.0)
     }
+}
+
+/// Whether one more connection can be taken.
+enum Room {
+    /// Yes.
+    Free,
+    /// When this one makes way.
+    Instead(PeerId),
+    /// Not before what has come of those that shake hands is read.
+    Soon,
+    /// No: all others are established.
+    None,
 }
 
 /// EMFILE or ENFILE.

@@ -1,0 +1,167 @@
+//! Connections that never become peers, or too many of them.
+
+use std::time::{Duration, Instant};
+
+use casparian::socket::Options;
+
+use crate::arena::{Arena, Cost, Random};
+use crate::support::*;
+
+#[test]
+fn garbage_greetings() {
+    let mut arena = Arena::new("garbage greetings", Options::new());
+    let mut random = Random(1);
+    for round in 0..1000u64 {
+        let mut raw = arena.raw();
+        raw.write(&random.octets(1024));
+        if round % 50 == 0 {
+            arena.round();
+        }
+    }
+    // One greeting in 256 begins like ZMTP, and one in two of those goes on like it.
+    arena.rounds_until("all are refused", |seen| {
+        seen.counters.handshake_failed == 1000
+    });
+    let seen = arena.end(&Cost {
+        memory_mib: 4,
+        cpu: Duration::from_secs(5),
+    });
+    assert_eq!((seen.strange, seen.counters.established), (0, 1));
+    assert!(seen.counters.log_lines_dropped > 900, "{:?}", seen.counters);
+}
+
+#[test]
+fn slow_greetings() {
+    // An octet now and then is progress, and still no handshake.
+    let mut arena = Arena::new(
+        "slow greetings",
+        Options::new().handshake_ivl(Duration::from_millis(500)),
+    );
+    let mut raws: Vec<Raw> = (0..100).map(|_| arena.raw()).collect();
+    for octet in greeting("NULL") {
+        raws.iter_mut().for_each(|raw| {
+            raw.try_write(&[octet]);
+        });
+        for _ in 0..10 {
+            arena.round();
+        }
+        for_a_while(Duration::from_millis(10), || {});
+    }
+    arena.rounds_until("all are out of time", |seen| {
+        seen.counters.handshake_timeouts == 100
+    });
+    drop(raws);
+    let seen = arena.end(&Cost {
+        memory_mib: 4,
+        cpu: Duration::from_secs(5),
+    });
+    assert_eq!((seen.peers, seen.strange), (1, 0));
+}
+
+#[test]
+fn ten_thousand_silent_connections() {
+    let held = 256;
+    let mut arena = Arena::new("10,000 silent", Options::new().max_handshakes(held));
+    let mut raws = std::collections::VecDeque::new();
+    for count in 0..10_000 {
+        raws.push_back(arena.raw());
+        if count % 50 == 0 {
+            arena.round();
+            assert!(arena.seen().peers <= held + 1);
+            // Those that were closed to make room.
+            while raws.len() > held {
+                raws.pop_front();
+            }
+        }
+    }
+    arena.rounds_until("all but the last are closed", |seen| {
+        seen.counters.accepted == 10_001
+    });
+    assert_eq!(arena.seen().counters.too_many, 10_000 - held as u64);
+    drop(raws);
+    arena.rounds_until("the last are gone", |seen| seen.peers == 1);
+    let seen = arena.end(&Cost {
+        memory_mib: 8,
+        cpu: Duration::from_secs(10),
+    });
+    assert_eq!((seen.peers, seen.counters.established), (1, 1));
+}
+
+#[test]
+fn what_a_silent_connection_costs() {
+    let mut arena = Arena::new("400 silent, all held", Options::new());
+    let raws: Vec<Raw> = (0..400).map(|_| arena.raw()).collect();
+    arena.rounds_until("all are accepted", |seen| seen.peers == 401);
+    // A connection that says nothing holds no buffer and uses no time.
+    let cpu = arena.seen().cpu;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(200) {
+        arena.round();
+    }
+    assert!(arena.seen().cpu - cpu < Duration::from_millis(300));
+    assert_eq!(arena.seen().peers, 401);
+    drop(raws);
+    arena.end(&Cost {
+        memory_mib: 4,
+        cpu: Duration::from_secs(2),
+    });
+}
+
+#[test]
+fn half_open_peers() {
+    let mut arena = Arena::new(
+        "half-open",
+        Options::new()
+            .heartbeat_ivl(Duration::from_millis(50))
+            .heartbeat_timeout(Duration::from_millis(1500)),
+    );
+    // Established, then neither a word nor an end.
+    let raws: Vec<Raw> = (0..100u8)
+        .map(|n| {
+            let mut raw = arena.raw();
+            raw.shake_hands("DEALER", &[b'h', n]);
+            raw
+        })
+        .collect();
+    arena.rounds_until("all are established", |seen| {
+        seen.counters.established == 101
+    });
+    arena.rounds_until("all are given up", |seen| {
+        seen.counters.heartbeat_timeouts == 100
+    });
+    drop(raws);
+    let seen = arena.end(&Cost {
+        memory_mib: 4,
+        cpu: Duration::from_secs(5),
+    });
+    assert_eq!(seen.peers, 1);
+}
+
+#[test]
+fn an_identity_a_connection() {
+    let mut arena = Arena::new("an identity a connection", Options::new());
+    let mut settled = 0;
+    for count in 0..20_000u64 {
+        let mut raw = arena.raw();
+        raw.shake_hands("DEALER", format!("identity {count}").as_bytes());
+        raw.write(&frame(0, b"x"));
+        if count % 50 == 49 {
+            arena.rounds_until("they came and went", |seen| {
+                seen.counters.established == count + 2
+            });
+        }
+        // The allocator has seen everything once.
+        if count == 5_000 {
+            settled = rss();
+        }
+    }
+    arena.rounds_until("all are gone", |seen| seen.peers == 1);
+    let grown = rss().saturating_sub(settled);
+    assert!(grown < 2 << 20, "15,000 identities left {grown} octets");
+    let seen = arena.end(&Cost {
+        memory_mib: 6,
+        cpu: Duration::from_secs(30),
+    });
+    assert_eq!(seen.strange, 20_000);
+    assert_eq!(seen.counters.disconnected, 20_000);
+}
