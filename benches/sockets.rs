@@ -4,7 +4,7 @@
 //! runs; each round measures every peer once, so that a drift of the machine meets all alike.
 //! Printed: the median of the rounds, and ours against each peer's.
 //!
-//! `cargo bench --bench sockets [-- ROUNDS]`; with `CASPARIAN_BENCH_SMOKE` set (or `--test`)
+//! `cargo bench --bench sockets [-- ROUNDS] [ours]`; `ours` leaves the peers out. With `CASPARIAN_BENCH_SMOKE` set (or `--test`)
 //! one short round of ours only.
 
 use std::collections::BTreeMap;
@@ -183,7 +183,16 @@ fn main() {
         .iter()
         .find_map(|argument| argument.parse().ok())
         .unwrap_or(5usize);
-    let program = peers_program().expect("benches/peers builds (a C++ compiler is needed)");
+    let program = match arguments.iter().any(|argument| argument == "ours") {
+        true => None,
+        false => Some(peers_program().expect("benches/peers builds (a C++ compiler is needed)")),
+    };
+    let peers: &[&str] = if program.is_some() {
+        &["libzmq", "zmq.rs"]
+    } else {
+        &[]
+    };
+    let program = program.unwrap_or_default();
     let mut results: BTreeMap<(&str, &str), Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
@@ -193,7 +202,7 @@ fn main() {
         ] {
             let mut note = |who, value| results.entry((name, who)).or_default().push(value);
             note("casparian", throughput(payload, messages));
-            for who in ["libzmq", "zmq.rs"] {
+            for &who in peers {
                 note(
                     who,
                     peer(&program, who, "throughput", payload, messages, "msgs_per_s"),
@@ -204,7 +213,7 @@ fn main() {
         let mut note = |who, value| results.entry((name, who)).or_default().push(value);
         note("casparian", latency(16, 20_000));
         note("raw tcp", raw_latency(36, 20_000));
-        for who in ["libzmq", "zmq.rs"] {
+        for &who in peers {
             note(who, peer(&program, who, "latency", 16, 20_000, "median_us"));
         }
     }

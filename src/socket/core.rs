@@ -21,6 +21,54 @@ use crate::zmtp::{Config, PeerInfo, Security, SocketType};
 /// [`Socket::handle_timeout`]; take messages with [`Socket::receive`] until it gives none (or a
 /// budget of the owner's is used up); send; [`Socket::flush`]; then wait until
 /// [`Socket::poll_timeout`], or not at all while [`Socket::has_ready`].
+///
+/// A loop that has more than one socket, or other sources, tells them apart by the owner of
+/// their tokens:
+///
+/// ```
+/// use std::time::Instant;
+/// use casparian::reactor::{Reactor, token};
+/// use casparian::socket::{Options, Socket, SocketType};
+///
+/// let mut reactor = Reactor::new()?;
+/// let options = Options::new().routing_id("client");
+/// let mut router = Socket::new(SocketType::Router, Options::new(), reactor.registry(), 1)?;
+/// let mut dealer = Socket::new(SocketType::Dealer, options, reactor.registry(), 2)?;
+/// let bound = router.bind(&"ipc://*".parse()?)?;
+/// dealer.connect(&bound, Instant::now());
+/// dealer.send(&[b"hello"])?;
+///
+/// let mut answered = false;
+/// while !answered {
+///     let now = Instant::now();
+///     while let Some(peer) = router.receive(now) {
+///         let hello = router.message(peer).map(|message| message.to_vecs());
+///         assert_eq!(hello, Some(vec![b"hello".to_vec()]));
+///         assert_eq!(router.identity(peer), Some(&b"client"[..]));
+///         router.send_to(peer, &[b"world"])?;
+///     }
+///     while let Some(peer) = dealer.receive(now) {
+///         answered = dealer.message(peer).is_some_and(|message| message.len() == 1);
+///     }
+///     for socket in [&mut router, &mut dealer] {
+///         socket.handle_timeout(now);
+///         socket.flush();
+///     }
+///     let timeouts = [router.poll_timeout(), dealer.poll_timeout()];
+///     let busy = router.has_ready() || dealer.has_ready() || answered;
+///     let until = if busy { Some(now) } else { timeouts.into_iter().flatten().min() };
+///     reactor.wait(until, now)?;
+///     let now = Instant::now();
+///     for event in reactor.events() {
+///         match token::owner(event.token()) {
+///             1 => router.handle_ready(event, now),
+///             2 => dealer.handle_ready(event, now),
+///             _ => {}
+///         }
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Socket {
     pub(super) config: Arc<Config>,
     pub(super) options: Options,

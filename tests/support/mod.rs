@@ -89,19 +89,24 @@ impl Net {
 
     /// A raw connection to a bound endpoint.
     pub(crate) fn raw(&self, bound: &str) -> Raw {
-        Raw::new(match bound.split_once("://").unwrap() {
+        self.try_raw(bound).expect("somebody listens")
+    }
+
+    /// A raw connection, if somebody listens.
+    pub(crate) fn try_raw(&self, bound: &str) -> Option<Raw> {
+        Some(Raw::new(match bound.split_once("://").unwrap() {
             ("tcp", address) => {
-                let stream = TcpStream::connect(address).unwrap();
+                let stream = TcpStream::connect(address).ok()?;
                 stream.set_nodelay(true).unwrap();
                 stream.set_nonblocking(true).unwrap();
                 RawStream::Tcp(stream)
             }
             (_, path) => {
-                let stream = UnixStream::connect(path).unwrap();
+                let stream = UnixStream::connect(path).ok()?;
                 stream.set_nonblocking(true).unwrap();
                 RawStream::Ipc(stream)
             }
-        })
+        }))
     }
 
     /// A raw listener and its endpoint.

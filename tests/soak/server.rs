@@ -1,0 +1,174 @@
+//! The ROUTER: checks what comes, answers it, kicks peers and restarts.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use casparian::socket::{DisconnectReason, Event, Options, Router};
+
+use crate::support::*;
+use crate::{Random, Shared};
+
+/// What the server has to say at the end.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) received: u64,
+    pub(crate) accepted: u64,
+    pub(crate) established: u64,
+    pub(crate) ended: u64,
+    pub(crate) kicked: u64,
+    pub(crate) handed_over: u64,
+    pub(crate) restarts: u64,
+    pub(crate) memory_early: u64,
+    pub(crate) memory_late: u64,
+    pub(crate) cpu: Duration,
+    pub(crate) idle_cpu: Duration,
+}
+
+/// The last message of a peer.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    epoch: u64,
+    number: u64,
+    connection: u64,
+    answers: u64,
+}
+
+pub(crate) struct Server<'a> {
+    options: &'a Options,
+    bound: &'a str,
+    shared: &'a Shared,
+    random: Random,
+    last: HashMap<Vec<u8>, Last>,
+    seen: Seen,
+}
+
+impl<'a> Server<'a> {
+    pub(crate) fn new(options: &'a Options, bound: &'a str, shared: &'a Shared) -> Self {
+        Server {
+            options,
+            bound,
+            shared,
+            random: Random::new(shared.seed, u64::MAX),
+            last: HashMap::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    pub(crate) fn run(mut self, mut router: Router) -> Seen {
+        let mut cpu = ThreadCpu::new();
+        let restart_every = self.shared.messages / 8 + 1;
+        while !self.shared.over.load(Ordering::SeqCst) {
+            let Some((from, frames)) = self.receive(&mut router) else {
+                continue;
+            };
+            let before = self.seen.received;
+            self.check(&mut router, &from, &frames);
+            let received = self.seen.received;
+            if received == self.shared.messages / 4 {
+                self.seen.memory_early = rss();
+            }
+            let counted = received > before;
+            if counted && received.is_multiple_of(restart_every) && !self.shared.is_done() {
+                // All connections die at once, and what was on its way may.
+                self.count(&mut router);
+                drop(router);
+                router = Router::new(self.options.clone()).unwrap();
+                router.bind(self.bound).unwrap();
+                self.seen.restarts += 1;
+            }
+        }
+        let seen = &mut self.seen;
+        seen.memory_late = rss();
+        until("everybody is gone", || {
+            router.receive(Some(Duration::from_millis(1))).unwrap();
+            (router.socket().peer_count() == 0).then_some(())
+        });
+        self.count(&mut router);
+        self.seen.cpu = cpu.used();
+        let idle = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < idle {
+            router.receive(Some(Duration::from_millis(50))).unwrap();
+        }
+        self.seen.idle_cpu = cpu.used() - self.seen.cpu;
+        self.seen
+    }
+
+    fn receive(&mut self, router: &mut Router) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+        let message = router.receive(Some(Duration::from_millis(2))).unwrap();
+        let message = message.map(|(from, message)| (from.to_vec(), message.to_vecs()));
+        for event in router.events() {
+            if let Event::Disconnected {
+                reason: DisconnectReason::Handover,
+                ..
+            } = event
+            {
+                self.seen.handed_over += 1;
+            }
+        }
+        message
+    }
+
+    fn count(&mut self, router: &mut Router) {
+        let counters = router.counters();
+        self.seen.accepted += counters.accepted;
+        self.seen.established += counters.established;
+        self.seen.ended += counters.disconnected + counters.handshake_failed;
+    }
+
+    fn check(&mut self, router: &mut Router, from: &[u8], frames: &[Vec<u8>]) {
+        // What strangers say under whatever name.
+        let [head, filler] = frames else {
+            return;
+        };
+        let Some((b"soak", numbers)) = head.split_first_chunk() else {
+            return;
+        };
+        let number_at =
+            |place: usize| u64::from_be_bytes(numbers[place * 8..][..8].try_into().unwrap());
+        let (epoch, number, size) = (number_at(0), number_at(1), number_at(2));
+        assert_eq!(filler.len() as u64, size);
+        assert!(
+            filler.iter().all(|octet| *octet == number as u8),
+            "octets of another message"
+        );
+        let peer = router.socket().route(from).unwrap();
+        let connection = self.seen.restarts << 48 | peer.to_u64();
+        let last = self.last.entry(from.to_vec()).or_default();
+        let said = format!(
+            "{}: {epoch}.{number} after {}.{}",
+            String::from_utf8_lossy(from),
+            last.epoch,
+            last.number
+        );
+        assert!(
+            (epoch, number) > (last.epoch, last.number),
+            "twice, or out of order: {said}"
+        );
+        if connection == last.connection && epoch == last.epoch {
+            assert_eq!(
+                number,
+                last.number + 1,
+                "lost on a living connection: {said}"
+            );
+        }
+        if connection != last.connection {
+            last.answers = 0;
+        }
+        (last.epoch, last.number, last.connection) = (epoch, number, connection);
+        self.seen.received += 1;
+        self.shared.received.fetch_add(1, Ordering::Relaxed);
+        let mut answer = Vec::with_capacity(32);
+        for number in [connection, last.answers + 1, epoch, number] {
+            answer.extend(number.to_be_bytes());
+        }
+        // A peer that stalls gets no more answers until it reads.
+        if router.send(from, &[&answer]).is_ok() {
+            last.answers += 1;
+        }
+        if self.random.below(3000) == 0 {
+            router.socket().disconnect(peer, Instant::now());
+            self.seen.kicked += 1;
+        }
+    }
+}
