@@ -13,8 +13,8 @@
 //! - `worker`: job slots (feature `worker`).
 //! - `cli`: the command lines (feature `cli`).
 //!
-//! With default features off only the first four remain: a ROUTER/DEALER stack that depends on
-//! mio and log alone.
+//! With default features off only the first four remain: a ROUTER/DEALER stack (NULL and PLAIN)
+//! on mio, log, subtle and zeroize. Feature `curve` adds the CURVE mechanism.
 
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;

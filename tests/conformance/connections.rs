@@ -226,6 +226,14 @@ pub(crate) fn wildcard(net: &Net) {
         Transport::Ipc => &["ipc://*"],
     };
     for asked in asked {
+        // Where the system has no IPv6, ours fails as the system does.
+        if asked.contains("[::1]")
+            && let Err(error) = std::net::TcpListener::bind("[::1]:0")
+        {
+            let mut server = Router::new(Options::new()).unwrap();
+            assert_eq!(server.bind(asked).unwrap_err().kind(), error.kind());
+            continue;
+        }
         let mut server = Router::new(Options::new()).unwrap();
         let first = server.bind(asked).unwrap().to_string();
         let second = server.bind(asked).unwrap().to_string();
