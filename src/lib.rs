@@ -18,6 +18,8 @@
 
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 #[cfg(feature = "worker")]
 pub mod guest;
 pub mod limits;

@@ -133,6 +133,10 @@ pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
 pub const TOOL_LINES_KEPT: usize = 12;
 /// Octets of one bridge frame; the old shim sends a whole table as one.
 pub const BRIDGE_FRAME_SIZE_MAX: u32 = 1 << 30;
+/// Rows of a batch, unless its octets could hold more as bits.
+pub const BRIDGE_BATCH_ROWS_MAX: usize = 16 << 20;
+/// Rows that a sink is given at a time.
+pub const SINK_ROWS_MAX: usize = 1 << 20;
 /// Octets kept of a plugin's failure text.
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 /// Memory of a row group that is being written; more is flushed.

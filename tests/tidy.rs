@@ -143,3 +143,35 @@ fn no_async_runtime_is_in_the_tree() {
         );
     }
 }
+
+#[test]
+fn every_fuzz_target_has_seeds_a_dictionary_and_a_place_in_the_list() {
+    let fuzz = root().join("fuzz");
+    let list = fs::read_to_string(fuzz.join("src/lib.rs")).unwrap();
+    let readme = fs::read_to_string(fuzz.join("README.md")).unwrap();
+    let manifest = fs::read_to_string(fuzz.join("Cargo.toml")).unwrap();
+    let targets = rust_files(&fuzz.join("fuzz_targets"));
+    assert!(!targets.is_empty());
+    for target in targets {
+        let name = target.file_stem().unwrap().to_str().unwrap();
+        assert!(
+            list.contains(&format!("\"{name}\"")),
+            "replay misses {name}"
+        );
+        assert!(
+            readme.contains(&format!("`{name}`")),
+            "fuzz/README.md misses {name}"
+        );
+        assert!(
+            manifest.contains(&format!("name = \"{name}\"")),
+            "Cargo.toml misses {name}"
+        );
+        assert!(
+            fuzz.join(format!("dictionaries/{name}.dict")).exists(),
+            "{name} has no dictionary"
+        );
+        let corpus = fuzz.join("corpus").join(name);
+        let inputs = fs::read_dir(&corpus).map_or(0, |inputs| inputs.count());
+        assert!(inputs > 0, "{name} has no seeds");
+    }
+}

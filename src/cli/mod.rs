@@ -155,9 +155,31 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     finish("casparian", result)
 }
 
+/// Words as the arguments of every command: what is said about them.
+#[cfg(all(fuzzing, feature = "curve", feature = "sentinel", feature = "worker"))]
+pub(crate) fn parse_all(words: &[OsString]) -> Vec<String> {
+    let mut said = Vec::new();
+    for command in commands() {
+        match command.parse(words.iter().cloned()) {
+            Ok(typed) => {
+                for flag in command.flags {
+                    for refusal in [
+                        command.text(&typed, flag.long).err(),
+                        command.number(&typed, flag.long, 1..=86_400).err(),
+                    ] {
+                        said.extend(refusal.map(|refusal| format!("{refusal:?}")));
+                    }
+                }
+            }
+            Err(refusal) => said.push(format!("{refusal:?}")),
+        }
+    }
+    said
+}
+
 #[cfg(all(feature = "sentinel", feature = "worker"))]
-fn overview() -> String {
-    let commands = [
+fn commands() -> Vec<&'static args::Command> {
+    vec![
         &run::COMMAND,
         &operate::INIT,
         &plugin::DEPLOY,
@@ -168,11 +190,15 @@ fn overview() -> String {
         &serve::CASPARIAN_WORKER,
         #[cfg(feature = "curve")]
         &security::KEYGEN,
-    ];
+    ]
+}
+
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+fn overview() -> String {
     let mut out = "Runs Python plugins over files and gives you Parquet.\n\n\
                    Usage: casparian COMMAND [OPTIONS]\n\nCommands:\n"
         .to_owned();
-    for command in commands {
+    for command in commands() {
         let name = command.name.rsplit(' ').next().unwrap_or("");
         let about = command.about.lines().next().unwrap_or("");
         out.push_str(&format!("  {name:10}{about}\n"));

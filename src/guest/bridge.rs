@@ -248,14 +248,59 @@ pub fn decode(frame: Buffer) -> Result<Decoded, Error> {
     }
 }
 
+/// Checks that every message of a stream has the octets that it declares: the decoder reserves
+/// what is declared.
+fn check_lengths(stream: &[u8]) -> Result<(), Error> {
+    let cut = || Error::Arrow("it ends inside a message".to_owned());
+    let mut rest = stream;
+    let take_size = |rest: &mut &[u8]| -> Result<u32, Error> {
+        let (size, behind) = rest.split_first_chunk::<4>().ok_or_else(cut)?;
+        *rest = behind;
+        Ok(u32::from_le_bytes(*size))
+    };
+    while !rest.is_empty() {
+        let mut size = take_size(&mut rest)?;
+        if size == u32::MAX {
+            size = take_size(&mut rest)?;
+        }
+        if size == 0 {
+            return Ok(());
+        }
+        let (message, behind) = rest.split_at_checked(size as usize).ok_or_else(cut)?;
+        let message = arrow::ipc::root_as_message(message)
+            .map_err(|error| Error::Arrow(format!("a message is damaged: {error}")))?;
+        let body = usize::try_from(message.bodyLength()).map_err(|_| cut())?;
+        rest = behind.get(body..).ok_or_else(cut)?;
+    }
+    Ok(())
+}
+
+/// Rows that need no octets (of the null type, or without columns) are bounded by those that a
+/// frame of this size could hold as bits, and by a number that is still handled with ease.
+fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
+    let limit = limits::BRIDGE_BATCH_ROWS_MAX.max(frame_size.saturating_mul(8));
+    if batch.num_rows() > limit {
+        return Err(Error::Arrow(format!(
+            "a batch of {} rows in {frame_size} octets",
+            batch.num_rows()
+        )));
+    }
+    Ok(())
+}
+
 fn decode_stream(mut frame: Buffer) -> Result<Decoded, Error> {
+    check_lengths(&frame)?;
+    let frame_size = frame.len();
     let fail = |error: arrow::error::ArrowError| Error::Arrow(error.to_string());
     let mut decoder = StreamDecoder::new();
     let mut batches = Vec::new();
     while !frame.is_empty() {
         let before = frame.len();
         match decoder.decode(&mut frame).map_err(fail)? {
-            Some(batch) => batches.push(batch),
+            Some(batch) => {
+                check_rows(&batch, frame_size)?;
+                batches.push(batch);
+            }
             None if frame.len() == before => {
                 return Err(Error::Arrow(format!("{before} octets behind its end")));
             }

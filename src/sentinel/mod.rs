@@ -21,6 +21,6 @@
 
 pub mod control;
 mod serve;
-mod turn;
+pub(crate) mod turn;
 
 pub use serve::{Error, Options, Sentinel};

@@ -8,12 +8,12 @@ use crate::limits;
 use crate::protocol::{Hold, JobStatus, SinkConfig};
 use crate::store::{self, Claim, ClaimedJob, Completion, End, Released, Store, WorkerSession};
 
-pub(super) struct Turn<'a> {
-    pub(super) store: &'a mut Store,
-    pub(super) control: &'a mut Control,
-    pub(super) options: &'a Options,
-    pub(super) waiting_said: &'a mut HashSet<String>,
-    pub(super) now_ms: i64,
+pub(crate) struct Turn<'a> {
+    pub(crate) store: &'a mut Store,
+    pub(crate) control: &'a mut Control,
+    pub(crate) options: &'a Options,
+    pub(crate) waiting_said: &'a mut HashSet<String>,
+    pub(crate) now_ms: i64,
 }
 
 /// What the control state is told once the transaction is durable.
@@ -31,7 +31,7 @@ struct Outcome {
 }
 
 /// At the start nobody is connected, and RUNNING rows without a live lease are nobody's.
-pub(super) fn recover(
+pub(crate) fn recover(
     store: &mut Store,
     options: &Options,
     now_ms: i64,
@@ -67,7 +67,7 @@ fn stored(hold: &Hold) -> store::Hold {
 impl Turn<'_> {
     /// `queue_changed` = rows may wait that no claim has looked at; it is kept true while there
     /// may be more. `expire` = look for leases that are over.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         queue_changed: &mut bool,
         expire: bool,

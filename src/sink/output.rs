@@ -13,6 +13,7 @@ use super::parquet::ParquetFile;
 use super::sqlite::{SqliteRows, SqliteTarget};
 use super::uri::{default_uri, job_file, name_parts};
 use super::{Error, JobId, Mode, SinkConfig, Staging, Target, parse_uri};
+use crate::limits;
 
 /// Schema metadata that is the bridge's, not the data's.
 const TOPIC_KEY: &str = "casparian.topic";
@@ -159,7 +160,16 @@ impl JobOutput {
                 None => sink.configured,
             };
             if takes {
-                sink.write(batch, job_id, version)?;
+                // In slices: the columns that are added take octets where the guest's may not.
+                let mut at = 0;
+                loop {
+                    let rows = (batch.num_rows() - at).min(limits::SINK_ROWS_MAX);
+                    sink.write(&batch.slice(at, rows), job_id, version)?;
+                    at += rows;
+                    if at >= batch.num_rows() {
+                        break;
+                    }
+                }
             }
         }
         Ok(())

@@ -325,6 +325,9 @@ impl Socket {
             let mut slices = Vec::with_capacity(limits::SLICES_PER_WRITE);
             connection.gather(&peer.queue, limits::SLICES_PER_WRITE, &mut slices);
             let size: usize = slices.iter().map(|slice| slice.len()).sum();
+            if size == 0 {
+                return;
+            }
             match stream.write_vectored(&slices) {
                 Ok(count) => {
                     drop(slices);

@@ -508,14 +508,18 @@ impl Connection {
     /// True when there is something to write now.
     #[inline]
     pub fn wants_write(&self, queue: &SendQueue) -> bool {
+        let open = self.state == State::Open;
+        let control = self.control_written < self.control.len();
         #[cfg(feature = "curve")]
-        if let Some(sealed) = &self.sealed
-            && !sealed.pending().is_empty()
-        {
-            return true;
+        if let Some(sealed) = &self.sealed {
+            // What is not sealed when the connection fails never will be.
+            return !sealed.pending().is_empty() || (open && (control || !queue.is_empty()));
         }
-        self.control_written < self.control.len()
-            || (self.state == State::Open && !queue.is_empty())
+        match open {
+            true => control || !queue.is_empty(),
+            // Nothing can follow a message that was cut.
+            false => control && queue.unfinished() == 0,
+        }
     }
 
     /// Makes what is to be written ready for [`Connection::gather`]; must come before it.
@@ -549,6 +553,9 @@ impl Connection {
             if out.len() < slices_max && !sealed.pending().is_empty() {
                 out.push(IoSlice::new(sealed.pending()));
             }
+            return;
+        }
+        if !self.wants_write(queue) {
             return;
         }
         let open = self.state == State::Open;

@@ -385,3 +385,23 @@ proptest! {
 }
 
 mod security;
+
+#[test]
+fn error_never_cuts_into_a_message() {
+    let now = Instant::now();
+    let mut connection = Connection::new(config(SocketType::Router, b""), now);
+    let mut octets = Greeting::encode("NULL").to_vec();
+    ready(&mut octets, "DEALER", b"d");
+    assert!(
+        feed(&mut connection, &octets, &[usize::MAX], now)
+            .peer
+            .is_some()
+    );
+    let mut queue = SendQueue::new();
+    output(&mut connection, &mut queue);
+    queue.push(&[b"a message that is cut"]);
+    connection.handle_written(&mut queue, 5, now);
+    connection.refuse("whatever");
+    assert!(!connection.wants_write(&queue));
+    assert!(output(&mut connection, &mut queue).is_empty());
+}

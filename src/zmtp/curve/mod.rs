@@ -136,12 +136,7 @@ fn random(out: &mut [u8]) -> Result<(), Error> {
 /// A fuzz run must be repeatable.
 #[cfg(fuzzing)]
 fn random(out: &mut [u8]) -> Result<(), Error> {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static COUNT: AtomicU64 = AtomicU64::new(1);
-    for octet in out {
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        *octet = (count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
-    }
+    crate::fuzzing::random(out);
     Ok(())
 }
 
@@ -172,6 +167,8 @@ fn seal_in_place<C: AeadInPlace>(
     octets: &mut [u8],
 ) -> Result<(), Error> {
     let (tag_place, body) = octets.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
+    #[cfg(fuzzing)]
+    crate::fuzzing::tamper(body);
     let nonce = crypto_box::aead::generic_array::GenericArray::from_slice(&nonce);
     let tag = cipher
         .encrypt_in_place_detached(nonce, b"", body)

@@ -623,6 +623,24 @@ mod curve_tests {
     }
 
     #[test]
+    fn a_connection_that_fails_with_a_pong_unsealed_has_nothing_to_write() {
+        let now = Instant::now();
+        let (mut a, mut b) = pair();
+        let mut wire = sealed_ping(&mut a);
+        wire.extend(command(b"\x07MESSAGE with nothing in it that opens......"));
+        let seen = feed(&mut b, &wire, &[usize::MAX], now);
+        assert!(seen.error.is_some());
+        assert!(!b.wants_write(&SendQueue::new()));
+        assert!(output(&mut b, &mut SendQueue::new()).is_empty());
+    }
+
+    /// A PING as a connection with heartbeats would seal it.
+    fn sealed_ping(connection: &mut Connection) -> Vec<u8> {
+        connection.control.extend(command(b"\x04PING\0\0context"));
+        output(connection, &mut SendQueue::new())
+    }
+
+    #[test]
     fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
         let now = Instant::now();
         let (mut a, _) = pair();

@@ -1,0 +1,82 @@
+//! What a guest sends: frames in any split, and Arrow IPC with hostile lengths and offsets. An
+//! error is fine; a panic that gets out, a read out of bounds or a huge allocation is not.
+
+use std::io::{self, Read};
+
+use arrow::array::Array;
+use casparian::guest::bridge::{BridgeReader, Step, decode};
+
+/// Gives so many octets a read, and blocks between reads.
+struct Pieces<'a> {
+    octets: &'a [u8],
+    size: usize,
+    blocks: bool,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.blocks = !self.blocks;
+        if self.blocks {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let count = self.size.min(into.len()).min(self.octets.len());
+        into[..count].copy_from_slice(&self.octets[..count]);
+        self.octets = &self.octets[count..];
+        Ok(count)
+    }
+}
+
+/// How it ended: the frames' rows, and how the reader ended.
+fn read_all(octets: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
+    let mut reader = BridgeReader::default();
+    let mut from = Pieces {
+        octets,
+        size,
+        blocks: false,
+    };
+    let mut frames = Vec::new();
+    loop {
+        match reader.read(&mut from) {
+            Ok(Step::Frame(frame)) => {
+                // Decoded once, from the whole: it is the same octets in every split.
+                let rows = decode(frame).ok().map(|decoded| {
+                    for batch in &decoded.batches {
+                        for column in batch.columns() {
+                            // Everything that is reached from a column is within its buffers.
+                            column.to_data().validate_full().expect("a valid column");
+                        }
+                    }
+                    decoded.batches.iter().map(|batch| batch.num_rows()).sum()
+                });
+                frames.push(rows);
+            }
+            Ok(Step::End) => return (frames, "end".to_owned()),
+            Ok(Step::Failure(text)) => return (frames, format!("failure {text}")),
+            Ok(Step::More | Step::Blocked) => {}
+            Err(error) => return (frames, format!("error {error}")),
+        }
+    }
+}
+
+pub fn run(data: &[u8]) {
+    // arrow's reader panics on some inputs; that is contained, and not to be printed each time.
+    static QUIET: std::sync::Once = std::sync::Once::new();
+    QUIET.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let from = info.location().map(|at| at.file()).unwrap_or("");
+            if !from.contains("/arrow-")
+                && !from.contains("/flatbuffers-")
+                && !from.contains("/library/")
+            {
+                before(info);
+            }
+        }));
+    });
+    let Some((choice, octets)) = data.split_first() else {
+        return;
+    };
+    let whole = read_all(octets, usize::MAX);
+    let split = read_all(octets, usize::from(*choice) + 1);
+    assert_eq!(whole, split);
+}

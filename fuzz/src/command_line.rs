@@ -1,0 +1,18 @@
+//! Words as the command line of every command: an error is one line.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+
+pub fn run(data: &[u8]) {
+    let words: Vec<OsString> = data
+        .split(|octet| *octet == 0)
+        .map(|word| OsString::from_vec(word.to_vec()))
+        .collect();
+    for said in casparian::fuzzing::command_lines(&words) {
+        assert!(!said.is_empty());
+        if said.starts_with("Usage(") {
+            assert!(!said.contains('\n'), "{said}");
+            assert!(said.contains("--help"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Two connections of which one may be lied to: a plan of writes, reads, lies and waits.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arbitrary::Unstructured;
+use casparian::zmtp::{
+    Config, Connection, Error, Heartbeat, Limits, Progress, Security, SendQueue, SocketType,
+};
+
+use crate::wire;
+
+pub(crate) fn config(socket_type: SocketType) -> Config {
+    Config {
+        socket_type,
+        identity: match socket_type {
+            SocketType::Dealer => b"fuzz".to_vec(),
+            SocketType::Router => Vec::new(),
+        },
+        limits: Limits::default(),
+        read_ahead: 4096,
+        handshake_timeout: Duration::from_secs(30),
+        heartbeat: None,
+        security: Security::Null,
+        metadata: Vec::new(),
+    }
+}
+
+/// Greeting and READY of a NULL DEALER.
+pub(crate) fn hands_shaken() -> Vec<u8> {
+    let mut octets = casparian::zmtp::Greeting::encode("NULL").to_vec();
+    let body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
+    octets.extend([4, body.len() as u8]);
+    octets.extend_from_slice(body);
+    octets
+}
+
+/// Gives a connection at most `step` octets; how many it took.
+pub(crate) fn feed(connection: &mut Connection, octets: &[u8], step: usize, now: Instant) -> usize {
+    let space = connection.receive_space(true);
+    let count = step.min(octets.len()).min(space.len());
+    space[..count].copy_from_slice(&octets[..count]);
+    connection.handle_received(count, now);
+    count
+}
+
+/// One end: what it was told to send, what it has received and written.
+struct End {
+    connection: Connection,
+    queue: SendQueue,
+    sent: Vec<Vec<Vec<u8>>>,
+    received: Vec<Vec<Vec<u8>>>,
+    established: bool,
+    error: Option<Error>,
+    written: Vec<u8>,
+    /// Octets of `written` that the other end has not been given.
+    given: usize,
+}
+
+impl End {
+    fn new(config: Config, now: Instant) -> Self {
+        End {
+            connection: Connection::new(Arc::new(config), now),
+            queue: SendQueue::new(),
+            sent: Vec::new(),
+            received: Vec::new(),
+            established: false,
+            error: None,
+            written: Vec::new(),
+            given: 0,
+        }
+    }
+
+    fn poll(&mut self, now: Instant) {
+        loop {
+            match self.connection.poll(now) {
+                Ok(Progress::Established) => {
+                    assert!(!self.established, "established twice");
+                    assert!(self.error.is_none(), "established after an error");
+                    self.established = true;
+                }
+                Ok(Progress::Message) => {
+                    assert!(self.established, "a message before the handshake");
+                    assert!(self.error.is_none(), "a message after an error");
+                    let message = self.connection.message().to_vecs();
+                    let size: usize = message.iter().map(Vec::len).sum();
+                    assert!(size as u64 <= wire::MESSAGE_SIZE_MAX);
+                    assert!(!message.is_empty() && message.len() <= wire::FRAMES_MAX);
+                    self.received.push(message);
+                }
+                Ok(Progress::NeedInput) => break,
+                Err(error) => {
+                    self.error = self.error.take().or(Some(error));
+                    break;
+                }
+            }
+        }
+        assert_eq!(
+            self.connection.is_open(),
+            self.established && self.error.is_none()
+        );
+    }
+
+    fn receive(&mut self, mut octets: &[u8], step: usize, now: Instant) {
+        while !octets.is_empty() && self.error.is_none() {
+            let count = feed(&mut self.connection, octets, step, now);
+            octets = &octets[count..];
+            self.poll(now);
+        }
+        assert!(
+            self.connection.receive_capacity() <= 512 << 10,
+            "memory beyond what has arrived"
+        );
+    }
+
+    fn write(&mut self, at_most: usize, now: Instant) {
+        let mut left = at_most;
+        while left > 0 && self.connection.wants_write(&self.queue) {
+            self.connection.seal(&self.queue).expect("sealing");
+            let mut slices = Vec::new();
+            self.connection.gather(&self.queue, 4, &mut slices);
+            let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            assert!(!octets.is_empty(), "wants to write nothing");
+            let count = octets.len().min(left);
+            self.written.extend_from_slice(&octets[..count]);
+            self.connection.handle_written(&mut self.queue, count, now);
+            left -= count;
+        }
+    }
+
+    fn wait(&mut self, now: Instant) {
+        let due = self.connection.poll_timeout().is_some_and(|at| at <= now);
+        if let Err(error) = self.connection.handle_timeout(now) {
+            assert!(due, "timed out before its time");
+            assert!(matches!(
+                error,
+                Error::HandshakeTimeout | Error::HeartbeatTimeout
+            ));
+            self.error = self.error.take().or(Some(error));
+        }
+    }
+}
+
+/// The errors of two honest peers: the time is up, or the credentials do not fit.
+fn is_nobodys_fault(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::HandshakeTimeout
+            | Error::HeartbeatTimeout
+            | Error::Refused { .. }
+            | Error::Unauthorized { .. }
+    )
+}
+
+/// Runs a plan over a client and a server with these securities.
+pub(crate) fn run(data: &[u8], client: Security, server: Security) {
+    casparian::fuzzing::reset(Vec::new());
+    let mut plan = Unstructured::new(data);
+    let mut now = Instant::now();
+    let limits = Limits {
+        frame_size_max: wire::FRAME_SIZE_MAX,
+        message_size_max: wire::MESSAGE_SIZE_MAX,
+        frames_max: wire::FRAMES_MAX,
+    };
+    let settings: u8 = plan.arbitrary().unwrap_or(0);
+    let heartbeat = (settings & 1 != 0).then_some(Heartbeat {
+        interval: Duration::from_millis(100),
+        timeout: Duration::from_millis(300),
+        ttl: Duration::from_millis(if settings & 2 != 0 { 700 } else { 0 }),
+    });
+    let mut dealer = config(SocketType::Dealer);
+    let mut router = config(SocketType::Router);
+    (dealer.security, router.security) = (client, server);
+    for config in [&mut dealer, &mut router] {
+        config.limits = limits;
+        config.heartbeat = heartbeat;
+    }
+    if settings & 4 != 0 {
+        dealer.metadata.push(("X-Fuzz".to_owned(), b"yes".to_vec()));
+    }
+    let mut ends = [End::new(dealer, now), End::new(router, now)];
+    // Which ends were told octets that the other has not written.
+    let mut lied = [false; 2];
+    for _ in 0..200 {
+        let Ok(op) = plan.arbitrary::<u8>() else {
+            break;
+        };
+        let side = usize::from(op & 1);
+        match op >> 1 & 7 {
+            // Written octets of the other end arrive, as many as chosen, in steps.
+            0 | 1 => {
+                let step = usize::from(plan.arbitrary::<u8>().unwrap_or(255)) + 1;
+                let from = &mut ends[1 - side];
+                let size = match op >> 4 {
+                    0 => from.written.len() - from.given,
+                    many => (usize::from(many) * 7).min(from.written.len() - from.given),
+                };
+                let octets = from.written[from.given..from.given + size].to_vec();
+                from.given += size;
+                ends[side].receive(&octets, step, now);
+            }
+            // Octets that nobody has written.
+            2 => {
+                let size = usize::from(plan.arbitrary::<u8>().unwrap_or(0));
+                let octets = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
+                lied[side] |= !octets.is_empty();
+                ends[side].receive(&octets, 64, now);
+            }
+            // Written octets arrive, one of them changed.
+            3 => {
+                let at = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
+                let by = plan.arbitrary::<u8>().unwrap_or(0);
+                let from = &mut ends[1 - side];
+                let mut octets = from.written[from.given..].to_vec();
+                from.given = from.written.len();
+                let size = octets.len().max(1);
+                if let Some(octet) = octets.get_mut(at % size) {
+                    *octet ^= by;
+                    lied[side] |= by != 0;
+                }
+                ends[side].receive(&octets, 1000, now);
+            }
+            4 => {
+                let count = usize::from(op >> 4) % wire::FRAMES_MAX + 1;
+                let size = usize::from(plan.arbitrary::<u8>().unwrap_or(0)) % 180;
+                let parts: Vec<Vec<u8>> = (0..count)
+                    .map(|part| vec![op; (size + part) % 180])
+                    .collect();
+                let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+                ends[side].queue.push(&slices);
+                ends[side].sent.push(parts);
+            }
+            5 | 6 => {
+                let size = plan.arbitrary::<u16>().unwrap_or(u16::MAX);
+                ends[side].write(usize::from(size), now);
+            }
+            _ => {
+                now += Duration::from_millis(u64::from(op >> 4) * 20);
+                ends.iter_mut().for_each(|end| end.wait(now));
+            }
+        }
+    }
+    // Unless somebody lied, everything that is written is understood.
+    for _ in 0..8 {
+        for side in [0, 1] {
+            ends[side].write(usize::MAX, now);
+            let octets = ends[side].written.split_off(ends[side].given);
+            ends[side].written.extend_from_slice(&octets);
+            ends[side].given = ends[side].written.len();
+            ends[1 - side].receive(&octets, usize::MAX, now);
+        }
+    }
+    for side in [0, 1] {
+        wire::assert_valid_output(&ends[side].written);
+        let [this, other] = [&ends[side], &ends[1 - side]];
+        if !lied[0] && !lied[1] {
+            let fault = this.error.as_ref().filter(|error| !is_nobodys_fault(error));
+            assert!(fault.is_none(), "an honest end fails: {fault:?}");
+            if this.error.is_none() && other.error.is_none() {
+                assert_eq!(this.received, other.sent);
+            }
+        }
+        // A sealed message that arrives is one that was sent, whoever lied.
+        if other.sent.len() >= this.received.len() && !lied[side] {
+            assert_eq!(this.received[..], other.sent[..this.received.len()]);
+        }
+    }
+}

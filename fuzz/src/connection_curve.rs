@@ -1,0 +1,37 @@
+//! A CURVE client and server, lied to by a plan; some plans have keys that are not let in.
+
+use std::sync::Arc;
+
+use casparian::zmtp::Security;
+use casparian::zmtp::curve::{Clients, CurveClient, CurveServer, SecretKey};
+
+fn key(octet: u8) -> SecretKey {
+    SecretKey::from_bytes([octet; 32])
+}
+
+/// The two sides; `wrong` 1 = the client's key is not listed, 2 = the server's is another.
+pub(crate) fn pair(wrong: u8) -> (Security, Security) {
+    let listed = [(key(2).public(), "client".to_owned())];
+    let client = CurveClient {
+        secret: key(if wrong == 1 { 3 } else { 2 }),
+        server: key(if wrong == 2 { 4 } else { 1 }).public(),
+    };
+    let server = CurveServer {
+        secret: key(1),
+        clients: Clients::Listed(Arc::new(listed.into_iter().collect())),
+    };
+    (Security::CurveClient(client), Security::CurveServer(server))
+}
+
+pub fn run(data: &[u8]) {
+    let (wrong, data) = match data.split_first() {
+        Some((wrong @ 1..=2, rest)) => (*wrong, rest),
+        _ => (0, data),
+    };
+    // The server's key is wrong: WELCOME cannot be opened, which is an honest failure.
+    let (client, server) = pair(wrong);
+    if wrong == 2 {
+        return crate::curve_handshake::refused(data, client, server);
+    }
+    crate::connection::run(data, client, server);
+}

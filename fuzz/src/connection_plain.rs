@@ -1,0 +1,17 @@
+//! A PLAIN client and server, lied to by a plan; some plans have the wrong password.
+
+use casparian::zmtp::{PlainClient, PlainServer, Security};
+
+pub fn run(data: &[u8]) {
+    let (password, data) = match data.split_first() {
+        Some((0, rest)) => ("wrong", rest),
+        _ => ("pass", data),
+    };
+    let client = PlainClient::new("user", password).unwrap();
+    let server = PlainServer::new([("user", "pass")]);
+    crate::connection::run(
+        data,
+        Security::PlainClient(client),
+        Security::PlainServer(server),
+    );
+}

@@ -1,0 +1,26 @@
+//! Endpoints: what is parsed is shown and parsed to the same.
+
+use casparian::reactor::Endpoint;
+
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match text.parse::<Endpoint>() {
+        Ok(endpoint) => {
+            let shown = endpoint.to_string();
+            assert_eq!(
+                shown.parse::<Endpoint>().as_ref(),
+                Ok(&endpoint),
+                "{shown:?}"
+            );
+            let scheme = shown.split("://").next();
+            assert_eq!(scheme, text.split("://").next());
+            let _ = endpoint.is_local();
+        }
+        Err(error) => {
+            let said = error.to_string();
+            assert!(!said.is_empty() && said.len() < 4096);
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Octets behind a NULL handshake: one-shot against splits, and against the reference decoder.
+
+use std::time::Instant;
+
+use casparian::zmtp::{Connection, Limits, Progress, SocketType};
+
+use crate::connection::{config, feed, hands_shaken};
+use crate::wire;
+
+/// Messages, and whether the connection was refused.
+fn decode(octets: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8>>>, bool) {
+    let now = Instant::now();
+    let mut config = config(SocketType::Router);
+    config.limits = Limits {
+        frame_size_max: wire::FRAME_SIZE_MAX,
+        message_size_max: wire::MESSAGE_SIZE_MAX,
+        frames_max: wire::FRAMES_MAX,
+    };
+    let mut connection = Connection::new(config.into(), now);
+    let mut messages = Vec::new();
+    let mut rest = hands_shaken();
+    rest.extend_from_slice(octets);
+    let mut rest = rest.as_slice();
+    let mut turn = 0;
+    let mut refused = false;
+    while !rest.is_empty() && !refused {
+        turn += 1;
+        let count = feed(&mut connection, rest, step(turn).max(1), now);
+        rest = &rest[count..];
+        loop {
+            match connection.poll(now) {
+                Ok(Progress::Message) => messages.push(connection.message().to_vecs()),
+                Ok(Progress::Established) => {}
+                Ok(Progress::NeedInput) => break,
+                Err(_) => {
+                    refused = true;
+                    break;
+                }
+            }
+        }
+        // Memory follows what has arrived.
+        assert!(connection.receive_capacity() <= 1 << 20);
+    }
+    (messages, refused)
+}
+
+pub fn run(data: &[u8]) {
+    // The first octets choose a split.
+    let Some((choice, octets)) = data.split_first_chunk::<4>() else {
+        return;
+    };
+    let expected = wire::messages(octets);
+    assert_eq!(decode(octets, |_| usize::MAX), expected, "in one piece");
+    assert_eq!(decode(octets, |_| 1), expected, "octet by octet");
+    let split = decode(octets, |turn| usize::from(choice[turn % 4]));
+    assert_eq!(split, expected, "split by {choice:?}");
+}

@@ -1,0 +1,116 @@
+//! A ROUTER over a real socket with two good DEALERs and one peer that is garbage: the good ones
+//! are served, and nothing of the bad one stays.
+
+use std::cell::RefCell;
+use std::io::Write;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::time::Duration;
+
+use casparian::socket::{Dealer, Options, Router};
+
+struct Scene {
+    router: Router,
+    good: [Dealer; 2],
+    address: SocketAddr,
+    count: u32,
+}
+
+const NOW: Option<Duration> = Some(Duration::ZERO);
+/// Turns within which everything must have happened; each is a few system calls.
+const TURNS_MAX: u32 = 20_000;
+
+fn scene() -> Scene {
+    let name = format!("casparian-fuzz-{}", std::process::id());
+    let options = Options::new()
+        .maxmsgsize(1 << 16)
+        .max_frames(16)
+        .router_handover(true);
+    let mut router = Router::new(options).unwrap();
+    router.bind(&format!("ipc://@{name}")).unwrap();
+    let good = ["good-0", "good-1"].map(|identity| {
+        let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+        dealer.connect(&format!("ipc://@{name}")).unwrap();
+        dealer
+    });
+    Scene {
+        router,
+        good,
+        address: SocketAddr::from_abstract_name(name).unwrap(),
+        count: 0,
+    }
+}
+
+impl Scene {
+    /// Takes what has come, and echoes what a good one sent.
+    fn turn(&mut self) {
+        for dealer in &mut self.good {
+            dealer.flush().unwrap();
+        }
+        for _ in 0..64 {
+            let Some((from, message)) = self.router.receive(NOW).unwrap() else {
+                break;
+            };
+            assert!(message.size() <= 1 << 16 && message.len() <= 16);
+            let (from, frames) = (from.to_vec(), message.to_vecs());
+            let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+            // The bad one gets its own back too, if it is there and reads.
+            let _ = self.router.send(&from, &frames);
+        }
+        self.router.flush().unwrap();
+        while self.router.poll_event().is_some() {}
+    }
+
+    fn round(&mut self) {
+        self.count += 1;
+        let body = self.count.to_be_bytes();
+        for dealer in 0..2 {
+            self.good[dealer].send(&[b"ping", &body]).unwrap();
+        }
+        let mut served = [false; 2];
+        for _ in 0..TURNS_MAX {
+            self.turn();
+            for (dealer, served) in self.good.iter_mut().zip(&mut served) {
+                // An answer to the garbage of a peer that took the name over went there.
+                if let Some(message) = dealer.receive(NOW).unwrap() {
+                    *served |= message.get(1) == Some(&body);
+                }
+            }
+            if served == [true; 2] {
+                return;
+            }
+        }
+        panic!("a good peer is not served: {:?}", self.router.counters());
+    }
+}
+
+thread_local! {
+    static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
+}
+
+pub fn run(data: &[u8]) {
+    // A peer that takes a good one's name over has a right to its answers.
+    if data.windows(5).any(|octets| octets == b"good-") {
+        return;
+    }
+    SCENE.with_borrow_mut(|slot| {
+        let scene = slot.get_or_insert_with(scene);
+        let mut bad = UnixStream::connect_addr(&scene.address).unwrap();
+        bad.set_nonblocking(true).unwrap();
+        // The first octet cuts the rest in two writes with a round between them.
+        let (cut, octets) = data.split_first().unwrap_or((&0, &[]));
+        let (first, second) = octets.split_at(octets.len() * usize::from(*cut) / 256);
+        for octets in [first, second] {
+            let _ = bad.write(octets);
+            scene.round();
+        }
+        drop(bad);
+        for _ in 0..TURNS_MAX {
+            scene.turn();
+            if scene.router.socket().peer_count() == 2 {
+                return;
+            }
+        }
+        panic!("the bad peer stays");
+    });
+}

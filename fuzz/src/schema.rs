@@ -1,0 +1,72 @@
+//! A database with changed octets: it is opened or refused, never a panic; and a store that was
+//! opened can be asked.
+
+use std::cell::RefCell;
+
+use casparian::store::{Claim, Inspector, JobFilter, Open, Store};
+
+thread_local! {
+    static DIR: RefCell<Option<tempfile::TempDir>> = const { RefCell::new(None) };
+}
+
+/// The legacy database of the reference system.
+const LEGACY: &[u8] = include_bytes!("../../tests/data/db/legacy_v5.sqlite");
+
+pub fn run(data: &[u8]) {
+    // Edits of three octets: where (16 bits, in steps that reach the whole file), what. An
+    // input that is a database of its own is taken as it is.
+    let mut octets;
+    if data.starts_with(b"SQLite format 3") {
+        octets = data.to_vec();
+    } else {
+        octets = LEGACY.to_vec();
+        let step = octets.len() / (1 << 16) + 1;
+        for edit in data.chunks_exact(4) {
+            let at = usize::from(u16::from_be_bytes([edit[0], edit[1]])) * step
+                + usize::from(edit[2]) % step;
+            if let Some(octet) = octets.get_mut(at) {
+                *octet = edit[3];
+            }
+        }
+    }
+    DIR.with_borrow_mut(|slot| {
+        let dir = slot.get_or_insert_with(|| {
+            let base = std::path::Path::new("/dev/shm");
+            match base.is_dir() {
+                true => tempfile::tempdir_in(base).unwrap(),
+                false => tempfile::tempdir().unwrap(),
+            }
+        });
+        let path = dir.path().join("q.sqlite");
+        for more in ["", "-wal", "-shm", "-journal"] {
+            let _ = std::fs::remove_file(dir.path().join(format!("q.sqlite{more}")));
+        }
+        std::fs::write(&path, &octets).unwrap();
+        match Store::open(&path, Open::Existing) {
+            Err(error) => assert!(!error.to_string().is_empty()),
+            Ok(mut store) => {
+                let _ = store.changed();
+                let _ = store.workers();
+                if let Ok(plugins) = store.queued_plugins(100)
+                    && let Ok(mut turn) = store.begin()
+                {
+                    let claim = Claim {
+                        worker_id: "w",
+                        hostname: "h",
+                        pid: None,
+                        plugins: &plugins,
+                        limit: 10,
+                        lease_until_ms: 1,
+                    };
+                    if turn.claim(&claim, 1).is_ok() {
+                        let _ = turn.commit();
+                    }
+                }
+            }
+        }
+        if let Ok(inspector) = Inspector::open(&path) {
+            let _ = inspector.jobs(&JobFilter::default());
+            let _ = inspector.job(1);
+        }
+    });
+}

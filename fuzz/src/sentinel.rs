@@ -1,0 +1,251 @@
+//! Sentinel and store under any sequence of messages, ends, times and rows of others.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use arbitrary::Unstructured;
+use casparian::fuzzing::Sentinel;
+use casparian::protocol::{
+    Conclude, EnvReady, Heartbeat, HeartbeatStatus, Hold, Identify, JobStatus, Payload,
+};
+use casparian::sentinel::control::{Control, Settings};
+use casparian::socket::PeerId;
+use casparian::store::{Deploy, Open, Store};
+use rusqlite::Connection;
+
+const START_MS: i64 = 1_766_232_000_000;
+const WORKERS: [&[u8]; 3] = [b"w-1", b"w-2", b"\xff\0"];
+const ROWS: i64 = 6;
+
+/// A database that is set back for every input.
+struct Scene {
+    dir: tempfile::TempDir,
+    other: Connection,
+}
+
+fn scene() -> Scene {
+    // In memory where there is such a folder: every turn is synced.
+    let base = std::path::Path::new("/dev/shm");
+    let dir = match base.is_dir() {
+        true => tempfile::tempdir_in(base).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    };
+    let path = dir.path().join("queue.sqlite");
+    let mut store = Store::open(&path, Open::Create).unwrap();
+    let mut turn = store.begin().unwrap();
+    for plugin in ["p", "q"] {
+        let deploy = Deploy {
+            plugin_name: plugin,
+            version: None,
+            source_code: "class Handler: pass\n",
+            lockfile_content: if plugin == "q" { "lock" } else { "" },
+        };
+        turn.deploy(&deploy, START_MS).unwrap();
+    }
+    let file = turn
+        .register_file("/data", "a.csv", 3, 1.5, "hash", START_MS)
+        .unwrap();
+    for row in 0..ROWS {
+        let plugin = ["p", "q", "nobody's"][row as usize % 3];
+        turn.enqueue(plugin, file.version_id, row % 2, START_MS)
+            .unwrap();
+    }
+    turn.commit().unwrap();
+    let other = Connection::open(&path).unwrap();
+    other.pragma_update(None, "foreign_keys", false).unwrap();
+    Scene { dir, other }
+}
+
+thread_local! {
+    static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
+}
+
+fn holds(plan: &mut Unstructured<'_>) -> Option<Vec<Hold>> {
+    let count = plan.int_in_range(0..=4u8).unwrap_or(0);
+    (count < 4).then(|| {
+        (0..count)
+            .map(|_| Hold {
+                job_id: plan.int_in_range(0..=ROWS + 1).unwrap_or(1),
+                attempt: plan.int_in_range(-1..=4i64).unwrap_or(1),
+            })
+            .collect()
+    })
+}
+
+fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
+    let job_id = plan.int_in_range(0..=ROWS as u64 + 1).unwrap_or(1);
+    let job_id = if plan.ratio(1, 50).unwrap_or(false) {
+        u64::MAX
+    } else {
+        job_id
+    };
+    let payload = match plan.int_in_range(0..=9u8).unwrap_or(0) {
+        0 | 1 => Payload::Identify(Identify {
+            capabilities: match plan.int_in_range(0..=2u8).unwrap_or(0) {
+                0 => vec!["*".to_owned()],
+                1 => vec!["p".to_owned()],
+                _ => vec![],
+            },
+            worker_id: plan.ratio(1, 4).unwrap_or(false).then(|| "w-2".into()),
+            slots: plan.arbitrary().ok(),
+            hostname: Some("host".into()),
+            pid: plan.arbitrary().ok(),
+            running: holds(plan),
+        }),
+        2 => Payload::Heartbeat(Heartbeat {
+            status: HeartbeatStatus::Busy,
+            current_job_id: plan
+                .arbitrary::<bool>()
+                .unwrap_or(false)
+                .then_some(job_id as i64),
+            running: holds(plan),
+        }),
+        3..=5 => Payload::Conclude(Conclude {
+            status: match plan.int_in_range(0..=3u8).unwrap_or(0) {
+                0 => JobStatus::Failed,
+                _ => JobStatus::Success,
+            },
+            metrics: BTreeMap::from([("rows".to_owned(), plan.arbitrary().unwrap_or(0))]),
+            artifacts: Vec::new(),
+            error_message: None,
+            attempt: plan
+                .int_in_range(-1..=5i64)
+                .ok()
+                .filter(|attempt| *attempt >= 0),
+            log_tail: None,
+        }),
+        6 => Payload::Err(casparian::protocol::Err {
+            message: "failed".into(),
+            traceback: None,
+        }),
+        7 => Payload::EnvReady(EnvReady {
+            env_hash: "hash".into(),
+            interpreter_path: "/python".into(),
+            cached: true,
+        }),
+        8 => Payload::Abort,
+        _ => Payload::Unknown,
+    };
+    (job_id, payload)
+}
+
+/// What the rows must always be.
+fn check(scene: &Scene, ended: &mut BTreeSet<i64>) {
+    let mut statement = scene
+        .other
+        .prepare_cached(
+            "SELECT id, status, attempt, lease_until_ms, worker_id FROM cf_processing_queue ORDER BY id",
+        )
+        .unwrap();
+    let rows: Vec<(i64, String, i64, Option<i64>, Option<String>)> = statement
+        .query_map([], |row| {
+            Ok((
+                row.get(0)?,
+                row.get(1)?,
+                row.get(2)?,
+                row.get(3)?,
+                row.get(4)?,
+            ))
+        })
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(rows.len() as i64, ROWS, "rows come and go");
+    for (id, status, attempt, lease, worker) in rows {
+        match status.as_str() {
+            "QUEUED" => assert!(!ended.contains(&id), "job {id} is queued after its end"),
+            "RUNNING" => {
+                assert!(!ended.contains(&id), "job {id} runs after its end");
+                assert!(
+                    attempt > 0 && lease.is_some() && worker.is_some(),
+                    "job {id} is nobody's"
+                );
+            }
+            "COMPLETED" | "FAILED" => {
+                ended.insert(id);
+            }
+            other => panic!("job {id} is {other}"),
+        }
+    }
+}
+
+pub fn run(data: &[u8]) {
+    SCENE.with_borrow_mut(|slot| {
+        let scene = slot.get_or_insert_with(scene);
+        scene
+            .other
+            .execute_batch(
+                "UPDATE cf_processing_queue SET status = 'QUEUED', attempt = 0, retry_count = 0, \
+                 lease_until_ms = NULL, worker_id = NULL, receipt = NULL, log_tail = NULL; \
+                 DELETE FROM cf_worker_session;",
+            )
+            .unwrap();
+        let mut plan = Unstructured::new(data);
+        let (mut now, mut now_ms) = (Instant::now(), START_MS);
+        let control = Control::new(Settings {
+            lease: Duration::from_secs(30),
+            grace: Duration::from_secs(3),
+        });
+        let path = scene.dir.path().join("queue.sqlite");
+        let mut sentinel = Sentinel::open(&path, control, now_ms).unwrap();
+        let mut ended = BTreeSet::new();
+        let mut given_out: HashSet<(u64, i64)> = HashSet::new();
+        let mut steps = 0;
+        while !plan.is_empty() && steps < 60 {
+            steps += 1;
+            let who = plan.int_in_range(0..=2usize).unwrap_or(0);
+            let peer = PeerId::from_u64(plan.int_in_range(0..=3u64).unwrap_or(0));
+            match plan.int_in_range(0..=9u8).unwrap_or(0) {
+                0..=5 => {
+                    let (job_id, payload) = payload(&mut plan);
+                    sentinel
+                        .control
+                        .handle_message(peer, WORKERS[who], job_id, payload, now);
+                }
+                6 => sentinel
+                    .control
+                    .handle_disconnected(peer, WORKERS[who], now),
+                7 => {
+                    let wait = plan.int_in_range(0..=40_000u32).unwrap_or(1000);
+                    now += Duration::from_millis(u64::from(wait));
+                    now_ms += i64::from(wait);
+                    sentinel.control.handle_timeout(now);
+                }
+                8 => {
+                    // Another program takes a job back, as the old tools do.
+                    let id = plan.int_in_range(1..=ROWS).unwrap_or(1);
+                    scene
+                        .other
+                        .execute(
+                            "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = ?1",
+                            [id],
+                        )
+                        .unwrap();
+                    ended.remove(&id);
+                }
+                _ => sentinel.control.drain(),
+            }
+            let expire = plan.arbitrary().unwrap_or(true);
+            sentinel.turn(expire, now_ms).unwrap();
+            for outgoing in sentinel.control.take_outgoing() {
+                if let Payload::Dispatch(dispatch) = &outgoing.payload {
+                    let attempt = dispatch.attempt.expect("an attempt");
+                    assert!(
+                        given_out.insert((outgoing.job_id, attempt)),
+                        "job {} is given out twice as attempt {attempt}",
+                        outgoing.job_id
+                    );
+                }
+                outgoing
+                    .payload
+                    .encode(outgoing.job_id)
+                    .expect("a message that can be sent");
+            }
+            check(scene, &mut ended);
+        }
+        sentinel.control.close();
+        sentinel.turn(false, now_ms).unwrap();
+        check(scene, &mut ended);
+    });
+}

@@ -1,0 +1,159 @@
+//! A tiny reference of ZMTP, written from the RFC and as plain as can be, to compare with.
+
+/// Limits of the connections under test; small, so that inputs reach them.
+pub const FRAME_SIZE_MAX: u64 = 600;
+pub const MESSAGE_SIZE_MAX: u64 = 1500;
+pub const FRAMES_MAX: usize = 8;
+/// `limits::ZMTP_COMMAND_SIZE_MAX`.
+pub const COMMAND_SIZE_MAX: u64 = 64 << 10;
+
+/// A frame as the octets say it: flags, body, and what follows.
+pub enum Frame<'a> {
+    Whole(u8, &'a [u8], &'a [u8]),
+    /// The head is whole and declares so many octets; they are not all there.
+    Cut(u8, u64),
+    /// Not even the head is whole.
+    Headless,
+}
+
+/// The first frame of `octets`.
+pub fn frame(octets: &[u8]) -> Frame<'_> {
+    let Some(&flags) = octets.first() else {
+        return Frame::Headless;
+    };
+    let (size, rest) = if flags & 2 == 0 {
+        match octets.get(1) {
+            Some(size) => (u64::from(*size), &octets[2..]),
+            None => return Frame::Headless,
+        }
+    } else {
+        match octets.get(1..9) {
+            Some(size) => (u64::from_be_bytes(size.try_into().unwrap()), &octets[9..]),
+            None => return Frame::Headless,
+        }
+    };
+    if size > rest.len() as u64 {
+        return Frame::Cut(flags, size);
+    }
+    let (body, rest) = rest.split_at(size as usize);
+    Frame::Whole(flags, body, rest)
+}
+
+/// What an open NULL connection makes of octets: its messages, and whether it refuses the rest.
+pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
+    let mut messages = Vec::new();
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    let refused = loop {
+        // Flags are judged as soon as they are there.
+        if let Some(flags) = octets.first()
+            && (flags & 0xF8 != 0 || flags & 5 == 5)
+        {
+            break true;
+        }
+        let (flags, size, whole) = match frame(octets) {
+            Frame::Headless => break false,
+            Frame::Cut(flags, size) => (flags, size, None),
+            Frame::Whole(flags, body, rest) => (flags, body.len() as u64, Some((body, rest))),
+        };
+        if flags & 4 != 0 {
+            if size > COMMAND_SIZE_MAX {
+                break true;
+            }
+            let Some((body, rest)) = whole else {
+                break false;
+            };
+            if !command_is_welcome(body) {
+                break true;
+            }
+            octets = rest;
+            continue;
+        }
+        let so_far: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        if size > FRAME_SIZE_MAX || so_far + size > MESSAGE_SIZE_MAX || parts.len() >= FRAMES_MAX {
+            break true;
+        }
+        let Some((body, rest)) = whole else {
+            break false;
+        };
+        parts.push(body.to_vec());
+        if flags & 1 == 0 {
+            messages.push(std::mem::take(&mut parts));
+        }
+        octets = rest;
+    };
+    (messages, refused)
+}
+
+/// Whether an open connection goes on after this command.
+fn command_is_welcome(body: &[u8]) -> bool {
+    let Some((&size, rest)) = body.split_first() else {
+        return false;
+    };
+    if size == 0 || rest.len() < usize::from(size) {
+        return false;
+    }
+    let (name, rest) = rest.split_at(usize::from(size));
+    match name {
+        // A second READY, and the peer's ERROR.
+        b"READY" | b"ERROR" => false,
+        b"PING" => rest.len() >= 2,
+        _ => true,
+    }
+}
+
+/// The properties of READY; none when they are malformed.
+pub fn properties(mut octets: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+    let mut found = Vec::new();
+    while let Some((&size, rest)) = octets.split_first() {
+        if size == 0 || rest.len() < usize::from(size) {
+            return None;
+        }
+        let (name, rest) = rest.split_at(usize::from(size));
+        let size = u32::from_be_bytes(rest.get(..4)?.try_into().unwrap());
+        let rest = &rest[4..];
+        if size > i32::MAX as u32 || rest.len() < size as usize {
+            return None;
+        }
+        let (value, rest) = rest.split_at(size as usize);
+        found.push((name, value));
+        octets = rest;
+    }
+    Some(found)
+}
+
+/// Asserts that octets are a greeting and frames as a peer of ours may send them; a frame at the
+/// end may be cut.
+pub fn assert_valid_output(octets: &[u8]) {
+    let greeting = &octets[..octets.len().min(64)];
+    for (at, octet) in greeting.iter().enumerate() {
+        match at {
+            0 => assert_eq!(*octet, 0xFF),
+            1..9 | 33.. => assert_eq!(*octet, 0, "octet {at}"),
+            9 => assert_eq!(*octet, 0x7F),
+            10 => assert_eq!(*octet, 3),
+            11 => assert_eq!(*octet, 1),
+            32 => assert_eq!(*octet, 0, "libzmq never says as-server"),
+            _ => assert!(octet.is_ascii_uppercase() || *octet == 0),
+        }
+    }
+    let mut rest = octets.get(64..).unwrap_or(&[]);
+    loop {
+        if let Some(flags) = rest.first() {
+            assert_eq!(flags & 0xF8, 0, "reserved flags");
+            assert_ne!(flags & 5, 5, "MORE on a command");
+        }
+        match frame(rest) {
+            Frame::Whole(flags, body, behind) => {
+                assert!(
+                    flags & 2 == 0 || body.len() > 255,
+                    "the short form is for short frames"
+                );
+                if flags & 4 != 0 {
+                    assert!(body.len() > 1 && usize::from(body[0]) < body.len());
+                }
+                rest = behind;
+            }
+            Frame::Cut(..) | Frame::Headless => return,
+        }
+    }
+}
