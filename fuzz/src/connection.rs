@@ -90,6 +90,7 @@ impl End {
                 }
                 Ok(Progress::NeedInput) => break,
                 Err(error) => {
+                    assert!(!error.to_string().is_empty());
                     self.error = self.error.take().or(Some(error));
                     break;
                 }

@@ -1,6 +1,7 @@
 //! Z85 keys and lists of authorized keys: what is parsed is shown and parsed to the same, and an
 //! error never shows a secret.
 
+use casparian::socket::keyfile;
 use casparian::zmtp::curve::{AuthorizedKeys, PublicKey, SecretKey};
 
 pub fn run(data: &[u8]) {
@@ -27,6 +28,7 @@ pub fn run(data: &[u8]) {
             assert!(text.len() < 20 || text.contains(' ') || !said.contains(text));
         }
     }
+    files(text);
     match AuthorizedKeys::parse(text) {
         Ok(keys) => {
             assert!(keys.len() <= text.lines().count());
@@ -40,4 +42,39 @@ pub fn run(data: &[u8]) {
         }
         Err(error) => assert!(error.to_string().starts_with("line ")),
     }
+}
+
+thread_local! {
+    static DIR: std::cell::RefCell<Option<tempfile::TempDir>> = const { std::cell::RefCell::new(None) };
+}
+
+/// The same text in files.
+fn files(text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    DIR.with_borrow_mut(|slot| {
+        let dir = slot.get_or_insert_with(crate::memory_dir);
+        let path = dir.path().join("key");
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let shown = path.to_str().unwrap();
+        match keyfile::read_secret_key(&path) {
+            Ok(key) => assert!(text.contains(key.to_z85().as_str())),
+            Err(error) => assert!(error.to_string().starts_with(shown)),
+        }
+        match keyfile::read_public_key(shown) {
+            Ok(key) => assert!(text.contains(&key.to_string())),
+            Err(error) => assert!(error.to_string().starts_with(shown)),
+        }
+        let listed = AuthorizedKeys::parse(text);
+        match keyfile::AuthorizedKeysFile::open(&path) {
+            Ok(mut file) => {
+                assert_eq!(Ok(&*file.keys()), listed.as_ref());
+                assert!(file.look(true).unwrap().is_none());
+                std::fs::write(&path, "nonsense").unwrap();
+                assert!(file.look(false).is_err());
+                assert_eq!(Ok(&*file.keys()), listed.as_ref());
+            }
+            Err(error) => assert!(listed.is_err(), "{error}"),
+        }
+    });
 }

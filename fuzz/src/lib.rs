@@ -20,6 +20,7 @@ pub mod router;
 pub mod schema;
 pub mod sentinel;
 pub mod sink_uri;
+pub mod socket;
 mod wire;
 
 /// A target: its name and what it does with an input.
@@ -44,4 +45,24 @@ pub const TARGETS: &[Target] = &[
     ("schema", schema::run),
     ("sentinel", sentinel::run),
     ("sink_uri", sink_uri::run),
+    ("socket", socket::run),
 ];
+
+/// A folder in memory where there is such a thing: targets write in it for every input.
+pub(crate) fn memory_dir() -> tempfile::TempDir {
+    let base = std::path::Path::new("/dev/shm");
+    match base.is_dir() {
+        true => tempfile::tempdir_in(base).unwrap(),
+        false => tempfile::tempdir().unwrap(),
+    }
+}
+
+/// A Rust program ignores SIGPIPE, libFuzzer's does not: a write to a peer that has gone must be
+/// an error there as well.
+pub(crate) fn ignore_sigpipe() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let flag = std::sync::Arc::default();
+        signal_hook::flag::register(signal_hook::consts::SIGPIPE, flag).unwrap();
+    });
+}

@@ -30,13 +30,7 @@ pub fn run(data: &[u8]) {
         }
     }
     DIR.with_borrow_mut(|slot| {
-        let dir = slot.get_or_insert_with(|| {
-            let base = std::path::Path::new("/dev/shm");
-            match base.is_dir() {
-                true => tempfile::tempdir_in(base).unwrap(),
-                false => tempfile::tempdir().unwrap(),
-            }
-        });
+        let dir = slot.get_or_insert_with(crate::memory_dir);
         let path = dir.path().join("q.sqlite");
         for more in ["", "-wal", "-shm", "-journal"] {
             let _ = std::fs::remove_file(dir.path().join(format!("q.sqlite{more}")));

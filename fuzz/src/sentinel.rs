@@ -25,12 +25,7 @@ struct Scene {
 }
 
 fn scene() -> Scene {
-    // In memory where there is such a folder: every turn is synced.
-    let base = std::path::Path::new("/dev/shm");
-    let dir = match base.is_dir() {
-        true => tempfile::tempdir_in(base).unwrap(),
-        false => tempfile::tempdir().unwrap(),
-    };
+    let dir = crate::memory_dir();
     let path = dir.path().join("queue.sqlite");
     let mut store = Store::open(&path, Open::Create).unwrap();
     let mut turn = store.begin().unwrap();

@@ -217,6 +217,10 @@ fn main() {
             })
             .collect();
         seed("sentinel", &number.to_string(), &octets);
+        // Both bind and connect, then whatever comes: security, options, steps.
+        let mut socket = vec![number * 28, 0, 0, 0, 0, 0, 0, 0, 2, 128, 64 + 5, 200];
+        socket.extend(&octets);
+        seed("socket", &number.to_string(), &socket);
         let edits: Vec<u8> = octets
             .iter()
             .copied()

@@ -1,0 +1,147 @@
+//! What the fuzz targets have found, as tests; `fuzz/README.md` lists the findings.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::buffer::Buffer;
+use casparian::guest::bridge;
+use casparian::zmtp::curve::{Clients, CurveClient, CurveServer, SecretKey};
+use casparian::zmtp::{
+    Config, Connection, Heartbeat, Limits, Progress, Security, SendQueue, SocketType,
+};
+
+fn config(socket_type: SocketType, security: Security) -> Config {
+    Config {
+        socket_type,
+        identity: Vec::new(),
+        limits: Limits::default(),
+        read_ahead: 4096,
+        handshake_timeout: Duration::from_secs(30),
+        heartbeat: None,
+        security,
+        metadata: Vec::new(),
+    }
+}
+
+/// What a connection writes until it wants no more.
+fn output(connection: &mut Connection, queue: &mut SendQueue, now: Instant) -> Vec<u8> {
+    let mut out = Vec::new();
+    for _ in 0..1000 {
+        if !connection.wants_write(queue) {
+            return out;
+        }
+        connection.seal(queue).unwrap();
+        let mut slices = Vec::new();
+        connection.gather(queue, 8, &mut slices);
+        let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        connection.handle_written(queue, octets.len(), now);
+        out.extend(octets);
+    }
+    panic!("wants to write and has nothing to write");
+}
+
+/// Whether the connection took all of it.
+fn input(connection: &mut Connection, mut octets: &[u8], now: Instant) -> bool {
+    while !octets.is_empty() {
+        let space = connection.receive_space(true);
+        let count = space.len().min(octets.len());
+        space[..count].copy_from_slice(&octets[..count]);
+        connection.handle_received(count, now);
+        octets = &octets[count..];
+        loop {
+            match connection.poll(now) {
+                Ok(Progress::NeedInput) => break,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+    true
+}
+
+/// Target `connection_curve`: a PING and a forged MESSAGE in one read left a PONG that could
+/// neither be sealed nor written, and the socket's flush went on for ever.
+#[test]
+fn a_curve_connection_that_fails_with_a_pong_to_send_writes_no_more() {
+    let now = Instant::now();
+    let [server, client] = [1, 2].map(|octet| SecretKey::from_bytes([octet; 32]));
+    let mut dealer = config(
+        SocketType::Dealer,
+        Security::CurveClient(CurveClient {
+            secret: client,
+            server: server.public(),
+        }),
+    );
+    dealer.heartbeat = Some(Heartbeat {
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(60),
+        ttl: Duration::ZERO,
+    });
+    let router = config(
+        SocketType::Router,
+        Security::CurveServer(CurveServer {
+            secret: server,
+            clients: Clients::Any,
+        }),
+    );
+    let mut queue = SendQueue::new();
+    let mut dealer = Connection::new(Arc::new(dealer), now);
+    let mut router = Connection::new(Arc::new(router), now);
+    for _ in 0..4 {
+        let octets = output(&mut dealer, &mut queue, now);
+        assert!(input(&mut router, &octets, now));
+        let octets = output(&mut router, &mut queue, now);
+        assert!(input(&mut dealer, &octets, now));
+    }
+    assert!(router.is_open() && dealer.is_open());
+    dealer.handle_timeout(now + Duration::from_secs(2)).unwrap();
+    let mut octets = output(&mut dealer, &mut queue, now);
+    assert!(!octets.is_empty(), "a PING");
+    octets.extend([0, 40]);
+    octets.extend(b"\x07MESSAGE");
+    octets.extend([0xFF; 32]);
+    assert!(!input(&mut router, &octets, now));
+    assert!(output(&mut router, &mut queue, now).is_empty());
+}
+
+/// Target `connection_null`: ERROR was written into a message of which a part had left.
+#[test]
+fn error_does_not_follow_a_message_that_was_cut() {
+    let now = Instant::now();
+    let mut router = Connection::new(Arc::new(config(SocketType::Router, Security::Null)), now);
+    let mut dealer = Connection::new(Arc::new(config(SocketType::Dealer, Security::Null)), now);
+    let mut queue = SendQueue::new();
+    let octets = output(&mut dealer, &mut queue, now);
+    assert!(input(&mut router, &octets, now));
+    output(&mut router, &mut queue, now);
+    queue.push(&[b"a message that is cut"]);
+    router.handle_written(&mut queue, 5, now);
+    router.refuse("no more");
+    assert!(output(&mut router, &mut queue, now).is_empty());
+}
+
+/// Target `bridge`: arrow's reader reserves up to 64 MiB for a body that a few octets declare.
+#[test]
+fn a_body_that_is_declared_and_not_there_is_refused_before_the_reader_sees_it() {
+    let capture = std::fs::read(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bridge/three_rows.bin"),
+    )
+    .unwrap();
+    let size = u32::from_be_bytes(capture[..4].try_into().unwrap()) as usize;
+    let frame = &capture[4..4 + size];
+    assert!(bridge::decode(Buffer::from(frame)).is_ok());
+    for cut in 0..size {
+        // A stream may end without its mark; a message may not end without its octets.
+        if let Ok(decoded) = bridge::decode(Buffer::from(&frame[..cut])) {
+            assert!(decoded.batches.len() <= 1, "cut at {cut}");
+        }
+    }
+    // Every octet of the lengths made large.
+    for at in 0..size {
+        let mut octets = frame.to_vec();
+        octets[at] = 0x7F;
+        let _ = bridge::decode(Buffer::from(octets));
+    }
+}
