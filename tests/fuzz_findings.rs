@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arrow::buffer::Buffer;
 use casparian::guest::bridge;
-use casparian::zmtp::curve::{Clients, CurveClient, CurveServer, SecretKey};
+use casparian::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
 use casparian::zmtp::{
     Config, Connection, Heartbeat, Limits, Progress, Security, SendQueue, SocketType,
 };
@@ -144,4 +144,12 @@ fn a_body_that_is_declared_and_not_there_is_refused_before_the_reader_sees_it() 
         octets[at] = 0x7F;
         let _ = bridge::decode(Buffer::from(octets));
     }
+}
+
+/// Target `keys`: a name of control characters alone was an empty name.
+#[test]
+fn a_key_whose_name_cannot_be_shown_goes_by_itself() {
+    let key = SecretKey::from_bytes([7; 32]).public();
+    let keys = AuthorizedKeys::parse(&format!("{key} \u{7}\u{1}\n")).unwrap();
+    assert_eq!(keys.name(&key), Some(&*key.to_string()));
 }

@@ -38,8 +38,11 @@ fn read_all(octets: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
     loop {
         match reader.read(&mut from) {
             Ok(Step::Frame(frame)) => {
-                // Decoded once, from the whole: it is the same octets in every split.
-                let rows = decode(frame).ok().map(|decoded| {
+                let decoded = decode(frame);
+                if let Err(error) = &decoded {
+                    assert!(!error.to_string().is_empty());
+                }
+                let rows = decoded.ok().map(|decoded| {
                     for batch in &decoded.batches {
                         for column in batch.columns() {
                             // Everything that is reached from a column is within its buffers.
@@ -50,8 +53,10 @@ fn read_all(octets: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
                 });
                 frames.push(rows);
             }
-            Ok(Step::End) => return (frames, "end".to_owned()),
-            Ok(Step::Failure(text)) => return (frames, format!("failure {text}")),
+            Ok(end @ (Step::End | Step::Failure(_))) => {
+                assert!(matches!(reader.read(&mut from), Ok(Step::Blocked)));
+                return (frames, format!("{end:?}"));
+            }
             Ok(Step::More | Step::Blocked) => {}
             Err(error) => return (frames, format!("error {error}")),
         }

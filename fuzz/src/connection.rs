@@ -91,6 +91,7 @@ impl End {
                 Ok(Progress::NeedInput) => break,
                 Err(error) => {
                     assert!(!error.to_string().is_empty());
+                    let _ = error.is_fatal();
                     self.error = self.error.take().or(Some(error));
                     break;
                 }
@@ -130,9 +131,14 @@ impl End {
     }
 
     fn wait(&mut self, now: Instant) {
+        assert!(self.connection.received_at() <= now);
+        assert!(!format!("{:?}", self.connection).is_empty());
+        self.connection.release_idle();
+        self.queue.release_idle();
         let due = self.connection.poll_timeout().is_some_and(|at| at <= now);
         if let Err(error) = self.connection.handle_timeout(now) {
             assert!(due, "timed out before its time");
+            assert!(!error.to_string().is_empty());
             assert!(matches!(
                 error,
                 Error::HandshakeTimeout | Error::HeartbeatTimeout
@@ -150,6 +156,8 @@ fn is_nobodys_fault(error: &Error) -> bool {
             | Error::HeartbeatTimeout
             | Error::Refused { .. }
             | Error::Unauthorized { .. }
+            // CURVE's cookie, after a minute.
+            | Error::Curve { what: "INITIATE with a cookie of more than 60 s" }
     )
 }
 
@@ -175,6 +183,9 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
     for config in [&mut dealer, &mut router] {
         config.limits = limits;
         config.heartbeat = heartbeat;
+        if settings & 8 != 0 {
+            config.handshake_timeout = Duration::from_secs(300);
+        }
     }
     if settings & 4 != 0 {
         dealer.metadata.push(("X-Fuzz".to_owned(), b"yes".to_vec()));
@@ -236,7 +247,18 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
                 ends[side].write(usize::from(size), now);
             }
             _ => {
-                now += Duration::from_millis(u64::from(op >> 4) * 20);
+                match op >> 4 {
+                    15 => {
+                        // The owner has had enough of it.
+                        ends[side].connection.refuse("enough");
+                        ends[side].error = ends[side].error.take().or(Some(Error::Refused {
+                            reason: "enough".to_owned(),
+                        }));
+                    }
+                    14 => now += Duration::from_secs(61),
+                    13 => now += Duration::from_secs(1),
+                    few => now += Duration::from_millis(u64::from(few) * 20),
+                }
                 ends.iter_mut().for_each(|end| end.wait(now));
             }
         }

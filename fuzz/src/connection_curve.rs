@@ -9,7 +9,8 @@ fn key(octet: u8) -> SecretKey {
     SecretKey::from_bytes([octet; 32])
 }
 
-/// The two sides; `wrong` 1 = the client's key is not listed, 2 = the server's is another.
+/// The two sides; `wrong` 1 = the client's key is not listed, 2 = the server's is another, 3 = any
+/// key is let in.
 pub(crate) fn pair(wrong: u8) -> (Security, Security) {
     let listed = [(key(2).public(), "client".to_owned())];
     let client = CurveClient {
@@ -18,7 +19,10 @@ pub(crate) fn pair(wrong: u8) -> (Security, Security) {
     };
     let server = CurveServer {
         secret: key(1),
-        clients: Clients::Listed(Arc::new(listed.into_iter().collect())),
+        clients: match wrong {
+            3 => Clients::Any,
+            _ => Clients::Listed(Arc::new(listed.into_iter().collect())),
+        },
     };
     (Security::CurveClient(client), Security::CurveServer(server))
 }

@@ -25,9 +25,10 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
                 }
                 let mut slices = Vec::new();
                 connection.gather(queue, 8, &mut slices);
-                let before = octets.len();
-                octets.extend(slices.iter().flat_map(|slice| slice.to_vec()));
-                let count = octets.len() - before;
+                // The kernel takes as much as it likes.
+                let written: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+                let count = written.len().min(50_000);
+                octets.extend_from_slice(&written[..count]);
                 connection.handle_written(queue, count, now);
             }
             silent &= octets.is_empty();
@@ -91,13 +92,17 @@ pub fn run(data: &[u8]) {
     }
     let is_honest = edits.iter().all(|edit| edit.by == 0);
     casparian::fuzzing::reset(edits);
-    let (client, server) = crate::connection_curve::pair(0);
+    let (client, server) = crate::connection_curve::pair(if count == 6 { 3 } else { 0 });
     let mut ends = ends(client, server);
     let mut sent = [Vec::new(), Vec::new()];
     for side in [0, 1] {
         for _ in 0..plan.int_in_range(0..=2u8).unwrap_or(1) {
             let size = plan.int_in_range(0..=300usize).unwrap_or(3);
-            let body = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
+            let mut body = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
+            if size == 299 {
+                // Beyond what is sealed ahead.
+                body.resize(200_000, 7);
+            }
             ends[side].1.push(&[&body, b"tail"]);
             sent[side].push(vec![body, b"tail".to_vec()]);
         }
@@ -112,10 +117,7 @@ pub fn run(data: &[u8]) {
     let (server_end, _) = &ends[1];
     if server_end.is_open() {
         let key = server_end.peer().public_key.expect("a key");
-        assert_eq!(
-            server_end.peer().user_id.as_deref(),
-            Some("client"),
-            "{key:?}"
-        );
+        let name = server_end.peer().user_id.as_deref();
+        assert!(name == Some("client") || count == 6, "{key:?}");
     }
 }

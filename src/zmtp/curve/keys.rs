@@ -176,11 +176,11 @@ impl AuthorizedKeys {
             let key: PublicKey = key
                 .parse()
                 .map_err(|error: KeyError| fail(error.to_string()))?;
-            let name = if name.is_empty() {
-                key.to_string()
-            } else {
-                name.chars().filter(|c| !c.is_control()).take(255).collect()
-            };
+            let shown = name.chars().filter(|c| !c.is_control()).take(255);
+            let mut name: String = shown.collect();
+            if name.is_empty() {
+                name = key.to_string();
+            }
             if keys.insert(key, name).is_some() {
                 return Err(fail("the key stands there twice".to_owned()));
             }
