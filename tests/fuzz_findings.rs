@@ -153,3 +153,23 @@ fn a_key_whose_name_cannot_be_shown_goes_by_itself() {
     let keys = AuthorizedKeys::parse(&format!("{key} \u{7}\u{1}\n")).unwrap();
     assert_eq!(keys.name(&key), Some(&*key.to_string()));
 }
+
+/// Rows of the null type take no octets, and the columns that are added to them do.
+#[test]
+fn rows_that_take_no_octets_are_bounded() {
+    use arrow::array::{NullArray, RecordBatch};
+    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::ipc::writer::StreamWriter;
+    for (rows, taken) in [(16 << 20, true), (1 << 40, false)] {
+        let schema = Arc::new(Schema::new(vec![Field::new("n", DataType::Null, true)]));
+        let column = Arc::new(NullArray::new(rows));
+        let batch = RecordBatch::try_new(schema.clone(), vec![column]).unwrap();
+        let mut stream = Vec::new();
+        let mut writer = StreamWriter::try_new(&mut stream, &schema).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        drop(writer);
+        let decoded = bridge::decode(Buffer::from(stream));
+        assert_eq!(decoded.is_ok(), taken, "{rows} rows");
+    }
+}

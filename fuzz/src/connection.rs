@@ -249,7 +249,9 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
             _ => {
                 match op >> 4 {
                     15 => {
-                        // The owner has had enough of it.
+                        // The owner has had enough of it; to a CURVE server that is done with the
+                        // handshake ERROR comes out of turn.
+                        lied[1 - side] = true;
                         ends[side].connection.refuse("enough");
                         ends[side].error = ends[side].error.take().or(Some(Error::Refused {
                             reason: "enough".to_owned(),
