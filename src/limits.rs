@@ -12,6 +12,8 @@ pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
 pub const ZMTP_FRAMES_MAX: usize = 4096;
 /// Octets of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
+/// Octets of commands between the frames of one message: a PING a second for a day.
+pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 /// Octets of application properties kept of a peer's metadata.
 pub const METADATA_KEPT_MAX: usize = 4 << 10;

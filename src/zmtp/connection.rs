@@ -139,6 +139,8 @@ pub struct Connection {
     parsed: usize,
     spans: Vec<Span>,
     message_size: u64,
+    /// Octets of commands that stand between the frames of the message so far.
+    commands_size: usize,
     complete: bool,
     peer: PeerInfo,
     /// Greeting, handshake and heartbeat octets; they go before the next queued message.
@@ -173,6 +175,7 @@ impl Connection {
             parsed: 0,
             spans: Vec::new(),
             message_size: 0,
+            commands_size: 0,
             complete: false,
             peer: PeerInfo::default(),
             control,
@@ -208,6 +211,7 @@ impl Connection {
             self.parsed = 0;
             self.spans.clear();
             self.message_size = 0;
+            self.commands_size = 0;
             self.complete = false;
         }
         let result = match self.state {
@@ -324,10 +328,7 @@ impl Connection {
                 {
                     encode_pong(&mut self.control, context);
                 }
-                if self.spans.is_empty() {
-                    self.received.consume(self.parsed);
-                    self.parsed = 0;
-                }
+                self.drop_command(head.head_size + body_size)?;
                 continue;
             }
             self.spans.push(Span {
@@ -381,10 +382,7 @@ impl Connection {
                 {
                     encode_pong(&mut self.control, context);
                 }
-                if self.spans.is_empty() {
-                    self.received.consume(self.parsed);
-                    self.parsed = 0;
-                }
+                self.drop_command(head.head_size + body_size)?;
                 continue;
             }
             if self.spans.len() >= self.config.limits.frames_max {
@@ -402,6 +400,22 @@ impl Connection {
                 return Ok(Progress::Message);
             }
         }
+    }
+
+    /// A command of so many octets is done with. Between the frames of a message it stays in the
+    /// buffer until the message is complete, so those are bounded.
+    fn drop_command(&mut self, size: usize) -> Result<(), Error> {
+        if self.spans.is_empty() {
+            self.received.consume(self.parsed);
+            self.parsed = 0;
+            return Ok(());
+        }
+        self.commands_size += size;
+        let limit = crate::limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX;
+        if self.commands_size > limit {
+            return Err(Error::TooManyCommands { limit });
+        }
+        Ok(())
     }
 
     #[inline]

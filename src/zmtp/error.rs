@@ -48,6 +48,11 @@ pub enum Error {
         /// The limit it crossed.
         limit: usize,
     },
+    /// The commands between the frames of one message take more octets than the limit.
+    TooManyCommands {
+        /// The limit they crossed.
+        limit: usize,
+    },
     /// A command body does not follow its grammar.
     MalformedCommand {
         /// Which command, and what was wrong with it.
@@ -143,6 +148,9 @@ impl fmt::Display for Error {
             }
             Error::TooManyFrames { limit } => {
                 write!(f, "message of more than {limit} frames")
+            }
+            Error::TooManyCommands { limit } => {
+                write!(f, "more than {limit} octets of commands within one message")
             }
             Error::MalformedCommand { what } => write!(f, "malformed command: {what}"),
             Error::UnexpectedInHandshake { what } => {

@@ -58,8 +58,61 @@ fn slow_greetings() {
     assert_eq!((seen.peers, seen.strange), (1, 0));
 }
 
+/// The attackers of the test below, in a process of their own: a descriptor for each side is
+/// more than one process may have.
 #[test]
-fn ten_thousand_silent_connections() {
+#[ignore = "started by ten_thousand_silent_connections_at_once"]
+fn ten_thousand_silent_attackers() {
+    let address = std::env::var("CASPARIAN_ATTACKED").unwrap();
+    let streams: Vec<_> = (0..10_000)
+        .map(|_| std::net::TcpStream::connect(&address).unwrap())
+        .collect();
+    println!("connected {}", streams.len());
+    // Until the test closes its end.
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+}
+
+#[test]
+fn ten_thousand_silent_connections_at_once() {
+    let mut arena = Arena::new("10,000 silent, all held", Options::new());
+    let mut attackers = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "greetings::ten_thousand_silent_attackers"])
+        .args(["--ignored", "--nocapture"])
+        .env("CASPARIAN_ATTACKED", arena.bound.replace("tcp://", ""))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    arena.rounds_until("all are accepted", |seen| seen.counters.accepted == 10_001);
+    assert_eq!(arena.seen().peers, 10_001);
+    assert_eq!(arena.seen().counters.too_many, 0);
+    // They say nothing and cost nothing.
+    let cpu = arena.seen().cpu;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(500) {
+        arena.round();
+    }
+    assert!(arena.seen().cpu - cpu < Duration::from_millis(600));
+    // Nor do they keep anybody out.
+    let mut late = casparian::socket::Dealer::new(Options::new().routing_id("late")).unwrap();
+    late.connect(&arena.bound).unwrap();
+    until("a newcomer is let in", || {
+        late.drive();
+        (late.counters().established == 1).then_some(())
+    });
+    drop(late);
+    drop(attackers.stdin.take());
+    assert!(attackers.wait().unwrap().success());
+    arena.rounds_until("all are gone", |seen| seen.peers == 1);
+    let seen = arena.end(&Cost {
+        memory_mib: 32,
+        cpu: Duration::from_secs(20),
+    });
+    assert_eq!(seen.strange, 0);
+}
+
+#[test]
+fn ten_thousand_silent_connections_one_after_another() {
     let held = 256;
     let mut arena = Arena::new("10,000 silent", Options::new().max_handshakes(held));
     let mut raws = std::collections::VecDeque::new();

@@ -46,6 +46,22 @@ fn endless_more_frames() {
 }
 
 #[test]
+fn endless_commands_within_a_message() {
+    let mut arena = Arena::new("endless commands in one", Options::new());
+    for command in [&b"\x04PING\0\0"[..], b"\x04PONG", b"\x07UNKNOWN"] {
+        let mut raw = attacker(&arena, b"endless");
+        raw.write(&frame(1, b"the first of two frames"));
+        flood_until_closed(&mut arena, &mut raw, &frame(4, command).repeat(1000));
+    }
+    arena.rounds_until("all are closed", |seen| seen.counters.disconnected == 3);
+    let seen = arena.end(&Cost {
+        memory_mib: 12,
+        cpu: Duration::from_secs(5),
+    });
+    assert_eq!((seen.strange, seen.counters.protocol_errors), (0, 3));
+}
+
+#[test]
 fn huge_declared_frames() {
     let mut arena = Arena::new("declared 2^63-1", Options::new());
     for round in 0..200u64 {
@@ -165,20 +181,25 @@ fn ping_floods() {
     let mut pings = b"\x04PING\0\0".to_vec();
     pings.extend([7; 16]);
     let pings = frame(4, &pings).repeat(1000);
-    let mut raws: Vec<Raw> = (0..4u8).map(|n| attacker(&arena, &[b'p', n])).collect();
+    let size = pings.len() / 1000;
+    let mut raws: Vec<(Raw, usize)> = (0..4u8)
+        .map(|n| (attacker(&arena, &[b'p', n]), 0))
+        .collect();
+    arena.rounds_until("all are let in", |seen| seen.peers == 5);
     // They never read a PONG: those that find no room are dropped.
-    let mut written = 0;
     let mut turns = 0u32;
     until("megabytes of PINGs are taken", || {
-        for raw in &mut raws {
-            written += raw.try_write(&pings[written % 25..]);
+        for (raw, written) in &mut raws {
+            *written += raw.try_write(&pings[*written % size..]);
         }
         turns += 1;
         if turns.is_multiple_of(8) {
             arena.round();
         }
+        let written: usize = raws.iter().map(|(_, written)| written).sum();
         (written > 32 << 20).then_some(())
     });
+    arena.rounds_until("what was written is read", |_| true);
     assert_eq!(arena.seen().peers, 5);
     drop(raws);
     arena.rounds_until("they are gone", |seen| seen.peers == 1);

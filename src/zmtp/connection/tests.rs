@@ -229,6 +229,30 @@ fn bad_input_closes_the_connection_with_its_reason() {
     }
 }
 
+/// Between the frames of a message commands cannot be dropped from the buffer.
+#[test]
+fn commands_within_a_message_are_bounded() {
+    let now = Instant::now();
+    let limit = crate::limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX;
+    let mut connection = established(SocketType::Router, Limits::default(), now);
+    let pong = [&[4u8, 5][..], b"\x04PONG"].concat();
+    let mut octets = b"\x01\x01a".to_vec();
+    octets.extend(pong.repeat(limit / pong.len()));
+    octets.extend(b"\x00\x01b");
+    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    assert_eq!(seen.messages, [[b"a", b"b"]]);
+    // The next message has a bound of its own, and no bound stands between messages.
+    octets.splice(..0, pong.repeat(limit / pong.len() + 1));
+    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    assert_eq!(seen.messages, [[b"a", b"b"]]);
+    let mut octets = b"\x01\x01a".to_vec();
+    octets.extend(pong.repeat(limit / pong.len() + 1));
+    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    assert_eq!(seen.error, Some(Error::TooManyCommands { limit }));
+    assert!(seen.messages.is_empty());
+    assert!(connection.receive_capacity() <= 4 * limit);
+}
+
 #[test]
 fn handshake_violations_are_refused() {
     let now = Instant::now();

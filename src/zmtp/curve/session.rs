@@ -88,12 +88,16 @@ impl Sealed {
     }
 
     /// Seals the command frames in `control` and then queued messages, until enough waits to
-    /// be written. `control` is used up.
+    /// be written. `control` is used up, or stays whole while too much waits already: a peer
+    /// that pings and never reads must not make `wire` grow.
     pub(in crate::zmtp) fn seal(
         &mut self,
         control: &mut Vec<u8>,
         queue: &SendQueue,
     ) -> Result<(), Error> {
+        if self.pending().len() >= SEALED_OCTETS_MAX {
+            return Ok(());
+        }
         let mut rest = std::mem::take(control);
         let mut commands = rest.as_mut_slice();
         while let Ok(HeadResult::Head(head)) = Head::decode(commands) {
@@ -103,9 +107,6 @@ impl Sealed {
             };
             self.frame(INNER_COMMAND, frame.get(head.head_size..).unwrap_or(&[]))?;
             commands = others;
-        }
-        if self.pending().len() >= SEALED_OCTETS_MAX {
-            return Ok(());
         }
         if self.wire_written >= SEALED_OCTETS_MAX {
             self.wire.drain(..self.wire_written);

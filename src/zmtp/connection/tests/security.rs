@@ -640,6 +640,24 @@ mod curve_tests {
         output(connection, &mut SendQueue::new())
     }
 
+    /// A peer that pings and never reads: a blocked connection is tried again and again.
+    #[test]
+    fn pongs_that_cannot_leave_do_not_gather() {
+        let now = Instant::now();
+        let (mut a, mut b) = pair();
+        let queue = SendQueue::new();
+        for _ in 0..10_000 {
+            let wire = sealed_ping(&mut a);
+            assert_eq!(feed(&mut b, &wire, &[usize::MAX], now).error, None);
+            b.seal(&queue).unwrap();
+        }
+        let mut slices = Vec::new();
+        b.gather(&queue, 8, &mut slices);
+        let waiting: usize = slices.iter().map(|slice| slice.len()).sum();
+        let room = crate::limits::SEALED_OCTETS_MAX + 4 * CONTROL_PENDING_MAX;
+        assert!(waiting <= room, "{waiting} octets");
+    }
+
     #[test]
     fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
         let now = Instant::now();
