@@ -32,6 +32,7 @@ fn queue(folder: &Path, jobs: usize) -> PathBuf {
         version: None,
         source_code: PLUGIN,
         lockfile_content: "",
+        sinks: &[],
     };
     turn.deploy(&deploy, 0).expect("deploy");
     let file = turn

@@ -115,6 +115,8 @@ pub const CAPABILITIES_MAX: usize = 10_000;
 pub const WORKER_SLOTS_MAX: usize = 1024;
 /// Environments a sentinel remembers per worker, and a worker knows at a time.
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
+/// Lists in lists of a plugin's MANIFEST.
+pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Octets of a name that a peer chose.
 pub const NAME_SIZE_MAX: usize = 255;
 /// Octets of an error message in a receipt.

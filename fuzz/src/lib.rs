@@ -14,6 +14,7 @@ pub mod endpoint;
 pub mod frames;
 pub mod greeting;
 pub mod keys;
+pub mod manifest;
 pub mod payloads;
 pub mod protocol;
 pub mod router;
@@ -39,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("frames", frames::run),
     ("greeting", greeting::run),
     ("keys", keys::run),
+    ("manifest", manifest::run),
     ("payloads", payloads::run),
     ("protocol", protocol::run),
     ("router", router::run),

@@ -10,7 +10,7 @@ use super::args::{Command, Flag};
 use super::operate::{DATABASE_FLAG, database};
 use super::{Failure, failed, say};
 use crate::guest::{environment, script};
-use crate::store::{Deploy, FileVersion, Open, Store, Turn};
+use crate::store::{Deploy, FileVersion, Open, Store, Turn, read_manifest};
 
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",
@@ -28,10 +28,10 @@ pub(super) const DEPLOY: Command = Command {
             long: "version",
             short: None,
             value: Some("V"),
-            help: "Its version (default: the next patch number)",
+            help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
         },
     ],
-    notes: "The plugin's name is its file's name without .py.",
+    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for.",
 };
 
 pub(super) const SUBMIT: Command = Command {
@@ -234,10 +234,20 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?
         }
     };
+    let fail = |reason: String| failed(format!("plugin {}: {reason}", path.display()));
     let python = environment::python().map_err(failed)?;
     if let Some(reason) = syntax_error(&python, &plugin)? {
-        return Err(failed(format!("plugin {}: {reason}", path.display())));
+        return Err(fail(reason));
     }
+    let manifest = read_manifest(&plugin.source).map_err(|error| fail(error.to_string()))?;
+    let (said_version, sinks) = manifest
+        .map(|manifest| (manifest.version, manifest.sinks))
+        .unwrap_or_default();
+    for sink in &sinks {
+        crate::sink::parse_uri(&sink.uri)
+            .map_err(|error| fail(format!("MANIFEST: sink of {:?}: {error}", sink.topic)))?;
+    }
+    let version = version.or(said_version);
     let mut turn = store.begin().map_err(failed)?;
     let deployed = turn
         .deploy(
@@ -246,6 +256,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
                 version: version.as_deref(),
                 source_code: &plugin.source,
                 lockfile_content: &lockfile,
+                sinks: &sinks,
             },
             unix_ms(),
         )

@@ -263,6 +263,7 @@ fn enqueue(
             version: None,
             source_code: &plugin.source,
             lockfile_content: lockfile,
+            sinks: &[],
         },
         now_ms,
     )

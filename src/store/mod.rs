@@ -23,6 +23,7 @@
 mod catalogue;
 mod inspect;
 mod location;
+mod manifest;
 mod queue;
 mod registry;
 mod schema;
@@ -40,6 +41,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 pub use catalogue::{FileVersion, LastJob};
 pub use inspect::{Inspector, JobDetail, JobFilter, JobRow};
 pub use location::parse as parse_location;
+pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
 pub use queue::{
     Claim, Claimed, ClaimedJob, Completion, End, Expired, Hold, Released, SinkConfig, Unresolved,
 };

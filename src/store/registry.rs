@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Turn, format_time};
+use super::{Error, ManifestSink, Turn, format_time};
 
 /// SHA-256 as lower-case hex.
 pub fn sha256_hex(parts: &[&[u8]]) -> String {
@@ -59,6 +59,9 @@ pub struct Deploy<'a> {
     pub source_code: &'a str,
     /// The lockfile; empty = the default environment.
     pub lockfile_content: &'a str,
+    /// Sinks of its MANIFEST. They take the place of those of the version before; a topic that
+    /// operators have configured stays as it is.
+    pub sinks: &'a [ManifestSink],
 }
 
 /// What a deployment came to.
@@ -154,6 +157,7 @@ impl Turn<'_> {
                  env_hash = ?3, artifact_hash = ?4, version = ?5 WHERE id = ?1",
                 params![manifest_id, now, env_hash, artifact, version],
             )?;
+            self.declare_sinks(deploy, manifest_id)?;
             return Ok(Deployed {
                 manifest_id,
                 version,
@@ -179,11 +183,34 @@ impl Turn<'_> {
             ],
         )?;
         let manifest_id = self.transaction.last_insert_rowid();
+        self.declare_sinks(deploy, manifest_id)?;
         Ok(Deployed {
             manifest_id,
             version,
             new: true,
         })
+    }
+
+    fn declare_sinks(&self, deploy: &Deploy<'_>, manifest_id: i64) -> Result<(), Error> {
+        self.transaction.execute(
+            "DELETE FROM cf_topic_config WHERE plugin_name = ?1 AND manifest_id IS NOT NULL",
+            [deploy.plugin_name],
+        )?;
+        for sink in deploy.sinks {
+            self.transaction.execute(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode, manifest_id) \
+                 SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM cf_topic_config \
+                 WHERE plugin_name = ?1 AND topic_name = ?2)",
+                params![
+                    deploy.plugin_name,
+                    sink.topic,
+                    sink.uri,
+                    sink.mode.as_deref().unwrap_or("append"),
+                    manifest_id
+                ],
+            )?;
+        }
+        Ok(())
     }
 
     fn manifest(&self, source_hash: &str) -> Result<Option<(i64, String, String)>, Error> {

@@ -8,7 +8,11 @@ use super::Error;
 
 /// One script a version: script `n` brings version `n` to `n + 1`. The reference system leaves
 /// `user_version` at 0, so the first script must find its tables in place or make them.
-const MIGRATIONS: &[&str] = &[include_str!("legacy.sql"), include_str!("queue.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("legacy.sql"),
+    include_str!("queue.sql"),
+    include_str!("sinks.sql"),
+];
 
 /// The version after all migrations.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;

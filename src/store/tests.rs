@@ -33,6 +33,7 @@ impl Scene {
             version: None,
             source_code: source,
             lockfile_content: "",
+            sinks: &[],
         };
         let deployed = turn.deploy(&deploy, DAY_MS).unwrap();
         turn.commit().unwrap();
@@ -426,6 +427,7 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
         version: Some("9"),
         source_code: "v1",
         lockfile_content: "lock",
+        sinks: &[],
     };
     turn.deploy(&deploy, DAY_MS + 1000).unwrap();
     let code = turn.plugin_code("p").unwrap().unwrap();
@@ -445,6 +447,7 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
         version: None,
         source_code: "v3",
         lockfile_content: "",
+        sinks: &[],
     };
     turn.deploy(&deploy, DAY_MS + 2000).unwrap();
     turn.commit().unwrap();
@@ -452,6 +455,48 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     assert!(!scene.store.changed().unwrap());
     let mut turn = scene.store.begin().unwrap();
     assert_eq!(turn.plugin_code("p").unwrap().unwrap().source_code, "v3");
+}
+
+#[test]
+fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
+    let mut scene = Scene::new();
+    scene.sql(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES \
+         ('p', 'mine', 'parquet://mine.parquet', 'append')",
+    );
+    let sink = |topic: &str, uri: &str| ManifestSink {
+        topic: topic.to_owned(),
+        uri: uri.to_owned(),
+        mode: None,
+    };
+    let versions = [
+        (
+            vec![sink("mine", "parquet://no/"), sink("a", "parquet://1/")],
+            "mine,a",
+        ),
+        (
+            vec![sink("b", "parquet://2/"), sink("a", "parquet://3/")],
+            "mine,b,a",
+        ),
+        (vec![], "mine"),
+    ];
+    for (count, (sinks, want)) in versions.iter().enumerate() {
+        let source = format!("source {count}");
+        let mut turn = scene.store.begin().unwrap();
+        let deploy = Deploy {
+            plugin_name: "p",
+            version: None,
+            source_code: &source,
+            lockfile_content: "",
+            sinks,
+        };
+        turn.deploy(&deploy, DAY_MS).unwrap();
+        turn.commit().unwrap();
+        let topics = scene.text("SELECT group_concat(topic_name) FROM (SELECT topic_name FROM cf_topic_config ORDER BY id)");
+        assert_eq!(topics, *want);
+        let uri = scene.text("SELECT uri FROM cf_topic_config WHERE topic_name = 'mine'");
+        assert_eq!(uri, "parquet://mine.parquet");
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod curve;
 mod environments;
 mod guests;
 mod interop;
+mod manifest;
 mod old_system;
 mod operate;
 mod run;

@@ -192,8 +192,40 @@ fn texts() {
     }
 }
 
+fn manifests() {
+    let examples = ["flights", "flights_pandas", "flights_topics"];
+    for name in examples {
+        let source = data(&format!("../../examples/plugins/{name}.py"));
+        seed("manifest", name, &[&[1], &source[..]].concat());
+    }
+    for (number, arguments) in [
+        r"pattern='*.csv', topic='t'",
+        r"pattern=r'*\x', topic='t' u'u', priority=-0x1_0,",
+        r"pattern='p', topic='t', sinks={'output': 'parquet://o/', 'b': {'uri': 'x', 'mode': 'error'}}",
+        r"pattern='p', topic='t', subscriptions=('a', 'b'), version='1.0', more=[1.5e-3, {2}, None, True]",
+        r"pattern=os.environ['x']",
+        r"'a' f'{b}'",
+        "pattern='''p\\\nq\\x41\\u20ac\\101''', # )\n topic = (\n't')",
+    ]
+    .iter()
+    .enumerate()
+    {
+        let source = format!("\x01import x\nMANIFEST = PluginMetadata({arguments})\nclass A: pass\n");
+        seed("manifest", &number.to_string(), source.as_bytes());
+        let plan: Vec<u8> = (0..150u32)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> (13 + number)) as u8)
+            .collect();
+        seed(
+            "manifest",
+            &format!("plan-{number}"),
+            &[&[0], &plan[..]].concat(),
+        );
+    }
+}
+
 fn main() {
     zmtp();
+    manifests();
     protocol();
     texts();
     for name in [
