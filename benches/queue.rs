@@ -15,6 +15,7 @@ fn fill(store: &mut Store, rows: usize) {
         version: None,
         source_code: "class Handler: pass\n",
         lockfile_content: "",
+        sinks: &[],
     };
     turn.deploy(&deploy, 0).expect("deploy");
     let file = turn

@@ -119,8 +119,20 @@ pub(super) fn sentinel(
             options.bind
         );
     }
+    raise_descriptor_limit();
     let sentinel = sentinel::Sentinel::open(options).map_err(failed)?;
     sentinel.run().map_err(failed)
+}
+
+/// A descriptor a worker: the soft limit, often 1024, is raised to the hard one.
+#[cfg(feature = "sentinel")]
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 #[cfg(feature = "worker")]

@@ -63,6 +63,7 @@ fn slow_greetings() {
 #[test]
 #[ignore = "started by ten_thousand_silent_connections_at_once"]
 fn ten_thousand_silent_attackers() {
+    allow_descriptors(10_100);
     let address = std::env::var("CASPARIAN_ATTACKED").unwrap();
     let streams: Vec<_> = (0..10_000)
         .map(|_| std::net::TcpStream::connect(&address).unwrap())
@@ -74,6 +75,7 @@ fn ten_thousand_silent_attackers() {
 
 #[test]
 fn ten_thousand_silent_connections_at_once() {
+    allow_descriptors(10_200);
     let mut arena = Arena::new("10,000 silent, all held", Options::new());
     let mut attackers = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "greetings::ten_thousand_silent_attackers"])

@@ -181,6 +181,10 @@ impl Background {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The next line that contains a text.
     pub(crate) fn line_with(&mut self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;

@@ -1,5 +1,7 @@
 //! `init`, `deploy`, `submit`, `jobs`, `job`, with a sentinel and workers.
 
+use std::process::Command;
+
 use crate::common::*;
 
 const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        print('reading', path)\n        yield pa.table({'x': [1]})\n";
@@ -152,4 +154,24 @@ fn an_idle_worker_that_cannot_help_does_not_stall_the_one_that_can() {
     for id in ids {
         assert_eq!(ended(&database, id)["status"], "COMPLETED");
     }
+}
+
+/// A descriptor a worker, under the soft limit of most shells.
+#[test]
+fn a_sentinel_may_open_as_many_files_as_the_system_allows() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sentinel = Background::start(
+        Command::new("sh")
+            .args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""])
+            .arg(program("casparian-sentinel").get_program())
+            .args(["--bind", "tcp://127.0.0.1:0", "--database"])
+            .arg(dir.path().join("queue.sqlite")),
+    );
+    sentinel.line_with("listens on ");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", sentinel.pid())).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let words: Vec<&str> = line.unwrap().split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{line:?}");
 }

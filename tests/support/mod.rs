@@ -354,6 +354,21 @@ pub(crate) fn handshake_failure(events: &[Event]) -> Option<&DisconnectReason> {
     })
 }
 
+/// Raises the limit of open files to so many.
+pub(crate) fn allow_descriptors(count: u64) {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    let hard = limit.maximum.unwrap_or(u64::MAX);
+    assert!(
+        hard >= count,
+        "{count} open files are needed, {hard} are allowed: ulimit -Hn {count}, as root"
+    );
+    if limit.current.is_some_and(|soft| soft < count) {
+        limit.current = Some(count);
+        setrlimit(Resource::Nofile, limit).unwrap();
+    }
+}
+
 /// Open descriptors of the process.
 pub(crate) fn fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
