@@ -2,7 +2,15 @@
 //!
 //! A bound that an operator may change is an option whose default stands here.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// `now + wait`, or an instant far beyond any wait where that cannot be said.
+pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
+    now.checked_add(wait.min(WAIT_MAX)).unwrap_or(now)
+}
+
+/// Longest wait anybody can mean.
+const WAIT_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
 /// Octets of one ZMTP frame; a plugin's source and lockfile travel in one frame.
 pub const ZMTP_FRAME_SIZE_MAX: u64 = 64 << 20;
@@ -12,6 +20,9 @@ pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
 pub const ZMTP_FRAMES_MAX: usize = 4096;
 /// Octets of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
+/// Octets of one command of the handshake, from peers that nobody knows yet: twice what our own
+/// can take.
+pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 10 << 10;
 /// Octets of commands between the frames of one message: a PING a second for a day.
 pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 20;
 
@@ -29,6 +40,8 @@ pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub const RECEIVE_BUFFER_SIZE_MIN: usize = 512;
 /// Read-ahead of a busy connection; a larger message grows it for as long as it lasts.
 pub const RECEIVE_BUFFER_SIZE_MAX: usize = 256 << 10;
+/// Read-ahead during the handshake.
+pub const HANDSHAKE_READ_AHEAD: usize = 4 << 10;
 
 /// First chunk of a send queue.
 pub const SEND_CHUNK_SIZE_MIN: usize = 4 << 10;
@@ -41,6 +54,8 @@ pub const SEALED_OCTETS_MAX: usize = 128 << 10;
 
 const _: () = assert!(ZMTP_FRAME_SIZE_MAX <= ZMTP_MESSAGE_SIZE_MAX);
 const _: () = assert!(ZMTP_COMMAND_SIZE_MAX <= ZMTP_FRAME_SIZE_MAX);
+const _: () = assert!(ZMTP_HANDSHAKE_COMMAND_SIZE_MAX <= ZMTP_COMMAND_SIZE_MAX);
+const _: () = assert!(METADATA_KEPT_MAX as u64 * 2 <= ZMTP_HANDSHAKE_COMMAND_SIZE_MAX);
 const _: () = assert!(ZMTP_MESSAGE_SIZE_MAX <= u32::MAX as u64);
 const _: () = assert!(RECEIVE_BUFFER_SIZE_MIN <= RECEIVE_BUFFER_SIZE_MAX);
 const _: () = assert!(SEND_CHUNK_SIZE_MIN <= SEND_CHUNK_SIZE_MAX);

@@ -96,7 +96,9 @@ fn a_curve_connection_that_fails_with_a_pong_to_send_writes_no_more() {
         assert!(input(&mut dealer, &octets, now));
     }
     assert!(router.is_open() && dealer.is_open());
-    dealer.handle_timeout(now + Duration::from_secs(2)).unwrap();
+    dealer
+        .handle_timeout(now + Duration::from_secs(2), false)
+        .unwrap();
     let mut octets = output(&mut dealer, &mut queue, now);
     assert!(!octets.is_empty(), "a PING");
     octets.extend([0, 40]);

@@ -136,7 +136,7 @@ impl End {
         self.connection.release_idle();
         self.queue.release_idle();
         let due = self.connection.poll_timeout().is_some_and(|at| at <= now);
-        if let Err(error) = self.connection.handle_timeout(now) {
+        if let Err(error) = self.connection.handle_timeout(now, false) {
             assert!(due, "timed out before its time");
             assert!(!error.to_string().is_empty());
             assert!(matches!(

@@ -35,6 +35,7 @@ fn scene() -> Scene {
             version: None,
             source_code: "class Handler: pass\n",
             lockfile_content: if plugin == "q" { "lock" } else { "" },
+            sinks: &[],
         };
         turn.deploy(&deploy, START_MS).unwrap();
     }

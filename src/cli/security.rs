@@ -150,10 +150,16 @@ mod keygen {
     ) -> Result<(), Failure> {
         let typed = COMMAND.parse(arguments)?;
         let path = match typed.positionals.as_slice() {
-            [path] => Path::new(path),
             [] => return Err(COMMAND.usage_error("FILE is missing").into()),
+            [path] if path.is_empty() => return Err(COMMAND.usage_error("FILE is empty").into()),
+            [path] => Path::new(path),
             _ => return Err(COMMAND.usage_error("more than one FILE").into()),
         };
+        if typed.has("show") && typed.has("force") {
+            return Err(COMMAND
+                .usage_error("--show replaces nothing: no --force")
+                .into());
+        }
         let name = match COMMAND.text(&typed, "name")? {
             Some(name) => name,
             None => path

@@ -113,6 +113,12 @@ pub(super) fn sentinel(
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);
     }
     start_log("info");
+    #[cfg(feature = "curve")]
+    if let Some(file) = &options.authorized_keys
+        && file.keys().is_empty()
+    {
+        log::warn!("{} lists no key: nobody may connect", file.path().display());
+    }
     if is_open {
         log::warn!(
             "{} is not encrypted: anybody who reaches it can run code on the workers",
@@ -201,7 +207,7 @@ const fn worker_command(name: &'static str) -> Command {
         about: "Runs jobs of a sentinel and writes their output",
         usage: "[OPTIONS]",
         flags: WORKER_FLAGS,
-        notes: "SIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
+        notes: "A sentinel with CURVE lets in workers whose key (--curve-secret-key) it lists; without\na key of its own a worker makes one up, which needs --authorize-any-key there.\n\nSIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
     }
 }
 

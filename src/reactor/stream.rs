@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,10 +24,15 @@ pub enum Stream {
 
 impl Stream {
     /// Starts to connect; completion is told by writability and [`Stream::connect_result`].
-    pub fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
+    ///
+    /// A name may have several addresses, of which some lead nowhere; `attempt` counts failures
+    /// so far and says which of them comes first.
+    pub fn connect(endpoint: &Endpoint, attempt: u32) -> io::Result<Stream> {
         match endpoint {
             Endpoint::Tcp { .. } => {
-                let addresses = endpoint.addresses().map_err(io::Error::other)?;
+                let mut addresses = endpoint.addresses().map_err(io::Error::other)?;
+                let count = addresses.len().max(1);
+                addresses.rotate_left(attempt as usize % count);
                 let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
                 for address in addresses {
                     match TcpStream::connect(address) {
@@ -72,6 +78,14 @@ impl Stream {
                 Err(_) => "tcp://?".to_owned(),
             },
             Stream::Unix(_) => "ipc peer".to_owned(),
+        }
+    }
+
+    /// Says that no more octets come from us.
+    pub fn shut_down(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::protocol::{
     Conclude, Dispatch, Err as ErrPayload, Hold, Identify, JobStatus, Payload, PrepareEnv,
     SinkConfig,
 };
-use crate::socket::PeerId;
+use crate::socket::{LogLimit, PeerId};
 
 /// What a worker may run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -230,6 +230,8 @@ pub struct Control {
     draining: bool,
     /// Workers of an earlier life of this sentinel, by id: what they said of themselves.
     remembered: HashMap<String, Identify<'static>>,
+    /// Of lines about what workers complain of.
+    log_limit: LogLimit,
 }
 
 impl Control {
@@ -243,6 +245,7 @@ impl Control {
             renew_at: None,
             draining: false,
             remembered: HashMap::new(),
+            log_limit: LogLimit::default(),
         }
     }
 
@@ -297,7 +300,8 @@ impl Control {
 
     // ---- messages ----
 
-    /// A message from the peer with a routing id.
+    /// A message from the peer with a routing id. Gives the reason when it is none that a peer
+    /// may send.
     pub fn handle_message(
         &mut self,
         peer: PeerId,
@@ -305,14 +309,14 @@ impl Control {
         job_id: u64,
         payload: Payload<'_>,
         now: Instant,
-    ) {
+    ) -> Option<&'static str> {
         match payload {
             Payload::Identify(identify) => self.identify(peer, identity, &identify, now),
             Payload::Heartbeat(heartbeat) => {
                 if !self.workers.contains_key(identity) {
                     let Some(mut identify) = self.remembered.remove(&printable(identity)) else {
                         self.ask_to_identify(peer);
-                        return;
+                        return None;
                     };
                     let job = heartbeat.current_job_id;
                     identify.running = heartbeat.running.clone().or_else(|| {
@@ -326,10 +330,10 @@ impl Control {
                         )
                     });
                     self.identify(peer, identity, &identify, now);
-                    return;
+                    return None;
                 }
                 let Some(worker) = self.workers.get_mut(identity) else {
-                    return;
+                    return None;
                 };
                 worker.peer = Some(peer);
                 worker.away_since = None;
@@ -353,8 +357,8 @@ impl Control {
                 let worker_id = worker.worker_id.clone();
                 self.adopt(identity, &worker_id, strangers);
             }
-            Payload::Conclude(conclude) => self.conclude(identity, job_id, conclude),
-            Payload::Err(error) => self.failed(identity, job_id, &error),
+            Payload::Conclude(conclude) => return self.conclude(identity, job_id, conclude),
+            Payload::Err(error) => return self.failed(identity, job_id, &error, now),
             Payload::EnvReady(ready) => {
                 if let Some(worker) = self.workers.get_mut(identity) {
                     log::debug!("{}: environment {} ready", worker.worker_id, ready.env_hash);
@@ -381,12 +385,10 @@ impl Control {
             | Payload::Abort
             | Payload::Reload
             | Payload::PrepareEnv(_) => {
-                log::warn!(
-                    "{}: a message that only a sentinel sends",
-                    printable(identity)
-                );
+                return Some("only a sentinel sends such a message");
             }
         }
+        None
     }
 
     /// A worker of the old system says IDENTIFY once a life; one that talks without having said
@@ -471,13 +473,14 @@ impl Control {
         }
     }
 
-    fn conclude(&mut self, identity: &[u8], job_id: u64, conclude: Conclude<'_>) {
+    fn conclude(
+        &mut self,
+        identity: &[u8],
+        job_id: u64,
+        conclude: Conclude<'_>,
+    ) -> Option<&'static str> {
         let Ok(job_id) = i64::try_from(job_id) else {
-            log::warn!(
-                "{}: receipt for impossible job {job_id}",
-                printable(identity)
-            );
-            return;
+            return Some("a receipt for a job that cannot be");
         };
         let (worker_id, held) = match self.workers.get_mut(identity) {
             Some(worker) => {
@@ -512,12 +515,21 @@ impl Control {
             attempt,
             receipt: Box::new(receipt),
         });
+        None
     }
 
-    fn failed(&mut self, identity: &[u8], job_id: u64, error: &ErrPayload<'_>) {
+    fn failed(
+        &mut self,
+        identity: &[u8],
+        job_id: u64,
+        error: &ErrPayload<'_>,
+        now: Instant,
+    ) -> Option<&'static str> {
         if job_id == 0 {
-            log::warn!("{}: {}", printable(identity), cut(&error.message, 1000));
-            return;
+            if self.log_limit.allow(now).is_some() {
+                log::warn!("{}: {}", printable(identity), cut(&error.message, 1000));
+            }
+            return None;
         }
         let message = match &error.traceback {
             Some(traceback) => format!("{}\n{traceback}", error.message),
@@ -534,7 +546,7 @@ impl Control {
                 attempt: None,
                 log_tail: None,
             },
-        );
+        )
     }
 
     /// The connection of the peer with a routing id has ended.

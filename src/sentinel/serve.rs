@@ -260,15 +260,17 @@ impl Sentinel {
             };
             let decoded = View::decode(message.iter())
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
-            match decoded {
-                Ok((header, payload)) => {
-                    self.control
-                        .handle_message(id, identity, header.job_id, payload, now);
-                }
-                Err(error) => log::warn!(
-                    "{}: message refused: {error}",
-                    super::control::printable(identity)
-                ),
+            let refused = match decoded {
+                Ok((header, payload)) => self
+                    .control
+                    .handle_message(id, identity, header.job_id, payload, now)
+                    .map(str::to_owned),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(reason) = refused {
+                let who = super::control::printable(identity);
+                self.socket
+                    .reject(id, &format!("{who}: message refused: {reason}"), now);
             }
         }
     }
@@ -342,7 +344,10 @@ impl Sentinel {
                     let mut server = server.clone();
                     server.clients = Clients::Listed(keys);
                     self.options.security = Security::CurveServer(server);
-                    self.socket.set_security(self.options.security.clone(), now);
+                    let security = self.options.security.clone();
+                    if let Err(error) = self.socket.set_security(security, now) {
+                        log::error!("authorized keys: {error}");
+                    }
                     self.connection_events(now);
                 }
             }

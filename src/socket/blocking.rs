@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::{Counters, Event, Options, PeerId, SendError, Socket};
+use crate::limits::after;
 use crate::reactor::{Endpoint, Reactor};
 use crate::zmtp::{Message, SocketType};
 
@@ -16,9 +17,11 @@ struct Driven {
     now: Instant,
     /// Messages given out since the clock was read.
     given: u32,
+    /// Messages after which the clock is read again: few for an owner that takes its time.
+    clock_every: u32,
 }
 
-/// While messages are at hand the clock is read once for so many of them.
+/// While messages are at hand the clock is read once for so many of them at most.
 const MESSAGES_PER_CLOCK: u32 = 32;
 /// While messages are at hand readiness, timers and the queues get a turn this often.
 const TURN_INTERVAL: Duration = Duration::from_millis(1);
@@ -38,6 +41,7 @@ impl Driven {
             socket,
             now: Instant::now(),
             given: 0,
+            clock_every: 1,
         })
     }
 
@@ -74,11 +78,14 @@ impl Driven {
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
         // A peer that floods leaves its turn to the others, to timers and to answers.
-        if self.given >= MESSAGES_PER_CLOCK {
+        if self.given >= self.clock_every {
             self.given = 0;
             if self.now.elapsed() >= TURN_INTERVAL {
+                self.clock_every = 1;
                 self.socket.flush();
                 self.wait(Some(self.now))?;
+            } else {
+                self.clock_every = MESSAGES_PER_CLOCK.min(self.clock_every * 2);
             }
         }
         loop {
@@ -88,7 +95,7 @@ impl Driven {
             }
             self.socket.flush();
             if let Some(timeout) = timeout {
-                let at = *deadline.get_or_insert_with(|| Instant::now() + timeout);
+                let at = *deadline.get_or_insert_with(|| after(Instant::now(), timeout));
                 if self.now >= at {
                     return Ok(None);
                 }
@@ -101,28 +108,72 @@ impl Driven {
     fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
         self.socket.drive(self.now);
         self.socket.flush();
-        let wait = [Some(deadline), self.socket.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min();
+        // Readiness is told once: what is there already must not be waited for.
+        let wait = match self.socket.has_ready_to_drive() {
+            true => Some(self.now),
+            false => [Some(deadline), self.socket.poll_timeout()]
+                .into_iter()
+                .flatten()
+                .min(),
+        };
         self.wait(wait)
     }
 
-    fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
+    fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
         let before = self.socket.pending_octets();
-        let deadline = Instant::now() + timeout;
+        let deadline = after(Instant::now(), timeout);
         loop {
             self.socket.drive(self.now);
             self.socket.flush();
-            if self.socket.pending_octets() < before || Instant::now() >= deadline {
-                return Ok(());
+            if self.socket.pending_octets() < before {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
             }
             self.wait_to_send(deadline)?;
         }
     }
 
+    /// Repeats a send until it has an answer other than to try again later.
+    fn send(
+        &mut self,
+        timeout: Option<Duration>,
+        mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
+    ) -> io::Result<Result<(), SendError>> {
+        let mut deadline = None;
+        loop {
+            match send(&mut self.socket) {
+                Err(SendError::Full | SendError::NoPeer) => {}
+                result => return Ok(result),
+            }
+            let wait = timeout.unwrap_or(Duration::MAX);
+            let deadline = *deadline.get_or_insert_with(|| after(Instant::now(), wait));
+            if Instant::now() >= deadline {
+                return Ok(send(&mut self.socket));
+            }
+            self.wait_to_send(deadline)?;
+        }
+    }
+
+    /// Says that nothing more comes, and reads until the peers have said so as well.
+    fn finish(&mut self, linger: Duration) -> io::Result<bool> {
+        let deadline = after(Instant::now(), linger);
+        self.socket.shut_down(self.now);
+        loop {
+            while self.socket.receive(self.now).is_some() {}
+            if self.socket.peer_count() == 0 {
+                return Ok(true);
+            }
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            self.wait(Some(deadline))?;
+        }
+    }
+
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + linger;
+        let deadline = after(Instant::now(), linger);
         loop {
             self.socket.drive(self.now);
             self.socket.flush();
@@ -182,17 +233,27 @@ macro_rules! common_methods {
                 self.inner.flush()
             }
 
-            /// After [`SendError::Full`]: writes, and waits until some octets have left or
-            /// `timeout` is over.
-            pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<()> {
+            /// After [`SendError::Full`]: writes, and waits until some octets have left (true)
+            /// or `timeout` is over (false).
+            pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
                 self.inner.wait_writable(timeout)
             }
 
-            /// Waits until everything queued has left, for `linger` at most (`ZMQ_LINGER` is
-            /// this before the socket is dropped). True when all has left; dropping the socket
-            /// drops the rest.
+            /// Waits until everything queued has left, for `linger` at most. True when all has
+            /// left; dropping the socket drops the rest. See also `close`.
             pub fn drain(&mut self, linger: Duration) -> io::Result<bool> {
                 self.inner.drain(linger)
+            }
+
+            /// Drains the socket and ends it (`ZMQ_LINGER`). Then waits until the peers have
+            /// taken what was sent and closed their ends as well, for `linger` in all: a
+            /// connection that is dropped with octets unread takes with it what the system has
+            /// not delivered yet. True when everything has arrived.
+            pub fn close(mut self, linger: Duration) -> io::Result<bool> {
+                let began = Instant::now();
+                let has_left = self.inner.drain(linger)?;
+                let left = linger.saturating_sub(began.elapsed());
+                Ok(self.inner.finish(left)? && has_left)
             }
 
             /// The next lifecycle event (`zmq_socket_monitor`).
@@ -272,6 +333,18 @@ impl Router {
     pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
         self.inner.socket.send_routed(routing_id, parts)
     }
+
+    /// [`Router::send`] that waits while the peer's queue is full, for `timeout` at most (none =
+    /// for ever; `ZMQ_SNDTIMEO`). What comes meanwhile is held for `receive`.
+    pub fn send_timeout(
+        &mut self,
+        routing_id: &[u8],
+        parts: &[&[u8]],
+        timeout: Option<Duration>,
+    ) -> io::Result<Result<(), SendError>> {
+        self.inner
+            .send(timeout, |socket| socket.send_routed(routing_id, parts))
+    }
 }
 
 /// A DEALER socket with a reactor of its own.
@@ -307,5 +380,15 @@ impl Dealer {
     /// the next `flush` or `receive` that has to wait, or when much has gathered.
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
         self.inner.socket.send(parts)
+    }
+
+    /// [`Dealer::send`] that waits for a peer that is not full, for `timeout` at most (none =
+    /// for ever; `ZMQ_SNDTIMEO`). What comes meanwhile is held for `receive`.
+    pub fn send_timeout(
+        &mut self,
+        parts: &[&[u8]],
+        timeout: Option<Duration>,
+    ) -> io::Result<Result<(), SendError>> {
+        self.inner.send(timeout, |socket| socket.send(parts))
     }
 }

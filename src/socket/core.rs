@@ -108,6 +108,8 @@ pub struct Socket {
 
 pub(super) struct Bound {
     pub(super) listener: Listener,
+    /// What the owner asked for.
+    pub(super) asked: Endpoint,
     pub(super) endpoint: Endpoint,
     pub(super) acceptable: bool,
     /// After an error such as EMFILE no accept is tried before this instant.
@@ -175,37 +177,42 @@ impl Socket {
     pub fn bind(&mut self, endpoint: &Endpoint) -> io::Result<Endpoint> {
         let mut listener = Listener::bind(endpoint)?;
         let bound = listener.endpoint(endpoint);
-        let place = self.listeners.len();
+        let free = self.listeners.iter().position(Option::is_none);
+        let place = free.unwrap_or(self.listeners.len());
         listener.register(
             &self.registry,
             token::new(self.owner, LISTENER_INDEX_BASE + place),
         )?;
-        self.listeners.push(Some(Bound {
+        let bound_there = Some(Bound {
             listener,
+            asked: endpoint.clone(),
             endpoint: bound.clone(),
             acceptable: true,
             rest_until: None,
-        }));
+        });
+        match self.listeners.get_mut(place) {
+            Some(free) => *free = bound_there,
+            None => self.listeners.push(bound_there),
+        }
         self.tell(Event::Listening {
             endpoint: bound.clone(),
         });
         Ok(bound)
     }
 
-    /// Stops listening on an endpoint that [`Socket::bind`] gave; accepted peers stay. False
-    /// when there is no such listener.
+    /// Stops listening on an endpoint that [`Socket::bind`] gave, or was given; accepted peers
+    /// stay. False when there is no such listener.
     pub fn unbind(&mut self, endpoint: &Endpoint) -> bool {
         let found = self.listeners.iter_mut().find(|bound| {
             bound
                 .as_ref()
-                .is_some_and(|bound| &bound.endpoint == endpoint)
+                .is_some_and(|bound| &bound.endpoint == endpoint || &bound.asked == endpoint)
         });
-        let Some(bound) = found else {
+        let Some(bound) = found.and_then(Option::take) else {
             return false;
         };
-        *bound = None;
         self.tell(Event::Closed {
-            endpoint: endpoint.clone(),
+            endpoint: bound.endpoint,
         });
         true
     }
@@ -274,6 +281,41 @@ impl Socket {
         true
     }
 
+    /// Ends a peer that sent what the owner cannot take, like one that breaks the protocol: a
+    /// line in the log (a bounded number of them), a count, and no immediate reconnect. False
+    /// when it is gone already.
+    pub fn reject(&mut self, id: PeerId, why: &str, now: Instant) -> bool {
+        if self.peers.get(id).is_none() {
+            return false;
+        }
+        self.lose(id, DisconnectReason::Rejected(why.to_owned()), now);
+        true
+    }
+
+    /// Ends all listeners, all attempts to connect, and our side of every connection. Peers go
+    /// as they end theirs: drive the socket until there is none.
+    pub(super) fn shut_down(&mut self, now: Instant) {
+        for bound in self.listeners.iter_mut() {
+            *bound = None;
+        }
+        for index in 0..self.peers.slot_count() {
+            let Some(id) = self.peers.at(index) else {
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(id) else {
+                continue;
+            };
+            peer.connect_to = None;
+            let has_ended = match &peer.link {
+                Link::Up(stream, connection) if connection.is_open() => stream.shut_down().is_ok(),
+                _ => false,
+            };
+            if !has_ended {
+                self.lose(id, DisconnectReason::Owner, now);
+            }
+        }
+    }
+
     /// [`Socket::disconnect`] for all peers that were connected to an endpoint. False when
     /// there is none.
     pub fn disconnect_endpoint(&mut self, endpoint: &Endpoint, now: Instant) -> bool {
@@ -292,12 +334,14 @@ impl Socket {
     }
 
     /// Changes the credentials for connections from now on. Handshakes under way start over,
-    /// and established peers whose CURVE key is no longer authorized are closed.
-    pub fn set_security(&mut self, security: Security, now: Instant) {
+    /// and established peers that could not come by the new ones as they did by the old are
+    /// closed. Fails, and changes nothing, where [`Socket::new`] would.
+    pub fn set_security(&mut self, security: Security, now: Instant) -> io::Result<()> {
+        check_security(&security)?;
+        let old = std::mem::replace(&mut self.options.security, security);
         let mut config = Config::clone(&self.config);
-        config.security = security.clone();
+        config.security = self.options.security.clone();
         self.config = Arc::new(config);
-        self.options.security = security;
         for index in 0..self.peers.slot_count() {
             let Some(id) = self.peers.at(index) else {
                 continue;
@@ -310,10 +354,11 @@ impl Socket {
             };
             if !connection.is_open() {
                 self.lose(id, DisconnectReason::CredentialsChanged, now);
-            } else if !may_stay(&self.options.security, connection.peer()) {
+            } else if !self.options.security.still_admits(&old, connection.peer()) {
                 self.lose(id, DisconnectReason::Revoked, now);
             }
         }
+        Ok(())
     }
 
     /// Changes how many messages may be queued per peer; what is queued beyond stays.
@@ -372,12 +417,20 @@ impl Socket {
 
     /// True while input or connections are waiting that need no further readiness.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
-            || self
-                .listeners
-                .iter()
-                .flatten()
-                .any(|bound| bound.acceptable && bound.rest_until.is_none())
+        !self.ready.is_empty() || self.may_accept()
+    }
+
+    /// The same for [`Socket::drive`], which leaves held messages where they are.
+    pub(super) fn has_ready_to_drive(&self) -> bool {
+        let is_held = |id: &PeerId| self.peers.get(*id).is_some_and(|peer| peer.held);
+        self.may_accept() || !self.ready.iter().all(is_held)
+    }
+
+    fn may_accept(&self) -> bool {
+        self.listeners
+            .iter()
+            .flatten()
+            .any(|bound| bound.acceptable && bound.rest_until.is_none())
     }
 
     /// A source of ours is ready.
@@ -510,18 +563,19 @@ impl Socket {
                 false
             }
             Link::Up(_, connection) => {
-                if let Err(error) = connection.handle_timeout(now) {
+                let is_unread = peer.readable || peer.held || peer.in_ready;
+                let before = connection.receive_capacity();
+                if let Err(error) = connection.handle_timeout(now, is_unread) {
                     self.lose(id, DisconnectReason::Protocol(error), now);
                     return false;
                 }
                 let idle = now.saturating_duration_since(connection.received_at())
                     >= limits::IDLE_MEMORY_AFTER;
                 if idle {
-                    let before = connection.receive_capacity();
                     connection.release_idle();
-                    self.received_octets -= (before - connection.receive_capacity()) as u64;
                     peer.queue.release_idle();
                 }
+                self.received_octets -= (before - connection.receive_capacity()) as u64;
                 let at = connection.poll_timeout();
                 if connection.wants_write(&peer.queue) && !peer.in_dirty {
                     peer.in_dirty = true;
@@ -557,27 +611,21 @@ fn check_options(options: &Options) -> io::Result<()> {
     if size > limits::METADATA_KEPT_MAX {
         return refused("the properties take more than 4096 octets");
     }
+    check_security(&options.security)
+}
+
+fn check_security(security: &Security) -> io::Result<()> {
     #[cfg(feature = "curve")]
-    if let Security::CurveClient(client) = &options.security
+    if let Security::CurveClient(client) = security
         && client.server.is_low_order()
     {
-        return refused("the server's key is no usable key: its order is low");
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the server's key is no usable key: its order is low",
+        ));
     }
+    let _ = security;
     Ok(())
-}
-
-/// Whether an established peer may stay under new credentials.
-#[cfg(feature = "curve")]
-fn may_stay(security: &Security, peer: &PeerInfo) -> bool {
-    match (security, &peer.public_key) {
-        (Security::CurveServer(server), Some(key)) => server.clients.name_of(key).is_some(),
-        _ => true,
-    }
-}
-
-#[cfg(not(feature = "curve"))]
-fn may_stay(_security: &Security, _peer: &PeerInfo) -> bool {
-    true
 }
 
 /// Why a transport did not come up.

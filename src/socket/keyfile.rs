@@ -5,7 +5,7 @@
 //! `# ` are comments in all of them.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -40,9 +40,26 @@ fn fail(path: &Path) -> impl Fn(String) -> KeyFileError {
     }
 }
 
-/// Reads a secret key. A file that others than its owner can read, write or run is refused.
+/// Reads a secret key. A file that others than its owner can read, write or run is refused, and
+/// one that belongs to another user.
 pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
+    // Shown in no error: it may be the secret itself.
+    if path.to_str().is_some_and(is_key) {
+        return Err(KeyFileError {
+            path: PathBuf::from("(a key)"),
+            what: "the file of the secret key is wanted, not the key; others can see what \
+                   stands on a command line, so make a new one"
+                .to_owned(),
+        });
+    }
     let fail = fail(path);
+    if path.extension().is_some_and(|extension| extension == "pub") {
+        let secret = path.with_extension("");
+        return Err(fail(format!(
+            "is the file of a public key; the secret one is in {}",
+            secret.display()
+        )));
+    }
     let (text, _) = read(path, 0o077, limits::KEY_FILE_SIZE_MAX)?;
     let mut lines = key_lines(&text);
     match (lines.next(), lines.next()) {
@@ -67,12 +84,31 @@ pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
         return Err(fail(format!("neither a file nor a key: {wrong}")));
     }
     let (text, _) = read(path, 0, limits::KEY_FILE_SIZE_MAX)?;
+    refuse_secret(path, &text)?;
     let Some(line) = key_lines(&text).next() else {
         return Err(fail("no key in it".to_owned()));
     };
     let key = line.split_whitespace().next().unwrap_or("");
     key.parse()
         .map_err(|error: super::curve::KeyError| fail(error.to_string()))
+}
+
+fn is_key(text: &str) -> bool {
+    text.parse::<SecretKey>().is_ok()
+}
+
+/// The comment that begins a secret file.
+const SECRET_MARK: &str = "# CURVE secret key of Casparian";
+
+/// Refuses a secret file where a public key is wanted: both are 40 characters.
+fn refuse_secret(path: &Path, text: &str) -> Result<(), KeyFileError> {
+    match text.starts_with(SECRET_MARK) {
+        true => Err(fail(path)(format!(
+            "is the file of a secret key; the public one is in {}",
+            public_path(path).display()
+        ))),
+        false => Ok(()),
+    }
 }
 
 /// The file of the public key that belongs to a secret one: the same name and `.pub`.
@@ -100,7 +136,8 @@ pub fn write_key_pair(
     }
     let line = public_line(secret, name);
     let mut text = Zeroizing::new(String::with_capacity(256));
-    text.push_str("# CURVE secret key of Casparian: whoever reads it can pose as its owner.\n");
+    text.push_str(SECRET_MARK);
+    text.push_str(": whoever reads it can pose as its owner.\n");
     text.push_str(&secret.to_z85());
     text.push('\n');
     write(path, text.as_bytes(), 0o600, replace)?;
@@ -166,12 +203,23 @@ fn read(
 ) -> Result<(Zeroizing<String>, fs::Metadata), KeyFileError> {
     let fail = fail(path);
     let unreadable = |error: io::Error| fail(format!("cannot be read: {error}"));
-    // Looked at before it is opened: opening a FIFO would wait for a writer.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
+    // Opening a FIFO would wait for a writer otherwise.
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
         return Err(fail("is not a file".to_owned()));
     }
-    let mut file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
+    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if forbidden != 0 && owner != us && owner != 0 {
+        return Err(fail(format!(
+            "belongs to user {owner}, who can read and change it; run `chown {us} {}`",
+            path.display()
+        )));
+    }
     let mode = metadata.mode() & 0o777;
     if mode & forbidden != 0 {
         let (who, fix) = match forbidden {
@@ -205,6 +253,7 @@ struct Stamp {
     inode: u64,
     size: u64,
     modified: Option<SystemTime>,
+    changed: (i64, i64),
 }
 
 impl Stamp {
@@ -214,26 +263,33 @@ impl Stamp {
             inode: metadata.ino(),
             size: metadata.len(),
             modified: metadata.modified().ok(),
+            // Follows the mode and the owner as well.
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
 
     /// A later change might have left the same stamp, as file systems count time coarsely.
     fn is_fresh(&self, now: SystemTime) -> bool {
+        let settled = |at: SystemTime| at.checked_add(Duration::from_secs(2));
         self.modified
-            .is_none_or(|at| at + Duration::from_secs(2) > now)
+            .and_then(settled)
+            .is_none_or(|settled| settled > now)
     }
 }
 
 /// A list of authorized keys that is read again when its file changes.
 ///
 /// A file that others can change is refused. One that cannot be read or has a wrong line keeps
-/// the list as it was: a slip of an editor shuts nobody out and lets nobody in.
+/// the list as it was, and keys go only when two looks in a row miss them: neither a slip of an
+/// editor nor a file caught half-written shuts anybody out.
 #[derive(Clone, Debug)]
 pub struct AuthorizedKeysFile {
     path: PathBuf,
     keys: Arc<AuthorizedKeys>,
     /// None: to be read at the next look.
     stamp: Option<Stamp>,
+    /// A list with fewer keys, to be seen once more.
+    smaller: Option<AuthorizedKeys>,
     /// The last complaint, so that it is made once.
     complaint: Option<KeyFileError>,
 }
@@ -246,6 +302,7 @@ impl AuthorizedKeysFile {
             path: path.to_path_buf(),
             keys: Arc::new(keys),
             stamp,
+            smaller: None,
             complaint: None,
         })
     }
@@ -274,7 +331,13 @@ impl AuthorizedKeysFile {
             Ok((keys, stamp)) => {
                 self.stamp = stamp;
                 self.complaint = None;
+                let seen_before = self.smaller.take();
                 if keys == *self.keys {
+                    return Ok(None);
+                }
+                if !force && !keys.has_all_of(&self.keys) && seen_before.as_ref() != Some(&keys) {
+                    self.stamp = None;
+                    self.smaller = Some(keys);
                     return Ok(None);
                 }
                 self.keys = Arc::new(keys);
@@ -293,6 +356,7 @@ impl AuthorizedKeysFile {
 
     fn load(path: &Path) -> Result<(AuthorizedKeys, Option<Stamp>), KeyFileError> {
         let (text, metadata) = read(path, 0o022, limits::AUTHORIZED_KEYS_SIZE_MAX)?;
+        refuse_secret(path, &text)?;
         let keys = AuthorizedKeys::parse(&text).map_err(|error| fail(path)(error.to_string()))?;
         let stamp = Stamp::of(&metadata);
         let stable = !stamp.is_fresh(SystemTime::now());
@@ -401,14 +465,79 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(file.look(false).is_err());
         assert_eq!(file.keys().len(), 2);
+        // Half-written, then whole again: nobody was shut out.
+        fs::write(&path, format!("{one} w-1\n")).unwrap();
+        assert!(file.look(false).unwrap().is_none());
+        fs::write(&path, format!("{one} w-1\n{two} w-2\n")).unwrap();
+        assert!(file.look(false).unwrap().is_none());
+        assert_eq!(file.keys().len(), 2);
         fs::write(&path, format!("{two}\n")).unwrap();
         set_mode(&path, 0o666);
         let error = file.look(false).unwrap_err().to_string();
         assert!(error.contains("go-w"), "{error}");
         set_mode(&path, 0o644);
+        assert!(file.look(false).unwrap().is_none(), "seen once");
         assert_eq!(
             file.look(false).unwrap().unwrap().name(&two),
             Some(&*two.to_string())
         );
+        // Asked for, it counts at once.
+        fs::write(&path, "").unwrap();
+        assert!(file.look(true).unwrap().unwrap().is_empty());
+        // A change of the mode alone is noticed, once the list has settled.
+        let old = SystemTime::now() - Duration::from_secs(60);
+        fs::write(&path, format!("{two}\n")).unwrap();
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        assert_eq!(file.look(false).unwrap().unwrap().len(), 1);
+        assert!(file.look(false).unwrap().is_none());
+        set_mode(&path, 0o666);
+        assert!(file.look(false).is_err());
+    }
+
+    #[test]
+    fn the_wrong_file_is_told_and_a_key_in_place_of_a_file_is_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let secret = SecretKey::from_bytes([7; 32]);
+        write_key_pair(&path, &secret, "", false).unwrap();
+        let error = read_secret_key(&public_path(&path)).unwrap_err();
+        assert!(
+            error.to_string().contains("file of a public key"),
+            "{error}"
+        );
+        let error = read_public_key(path.to_str().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("key.pub"), "{error}");
+        let error = AuthorizedKeysFile::open(&path).unwrap_err();
+        assert!(error.to_string().contains("secret key"), "{error}");
+        let text = secret.to_z85();
+        let error = read_secret_key(Path::new(text.as_str()))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("file") && !error.contains(text.as_str()),
+            "{error}"
+        );
+    }
+
+    /// Only root can make the files of this test.
+    #[test]
+    fn files_of_another_user_are_refused() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        write_key_pair(&path, &SecretKey::from_bytes([7; 32]), "", false).unwrap();
+        for path in [&path, &public_path(&path)] {
+            std::os::unix::fs::chown(path, Some(65_534), None).unwrap();
+        }
+        let error = read_secret_key(&path).unwrap_err();
+        assert!(error.to_string().contains("chown 0"), "{error}");
+        assert!(AuthorizedKeysFile::open(&public_path(&path)).is_err());
     }
 }

@@ -9,18 +9,18 @@ use super::peers::{Link, Peer};
 use super::{DisconnectReason, Event, PeerId, Socket};
 use crate::limits;
 use crate::reactor::{Stream, token};
-use crate::zmtp::{Connection, SocketType};
+use crate::zmtp::{Connection, PeerInfo, SocketType};
 
 impl Socket {
     pub(super) fn start_connect(&mut self, id: PeerId, now: Instant) {
-        let deadline = now + self.options.connect_timeout;
+        let deadline = limits::after(now, self.options.connect_timeout);
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         let Some(endpoint) = &peer.connect_to else {
             return;
         };
-        let made = Stream::connect(endpoint).and_then(|mut stream| {
+        let made = Stream::connect(endpoint, peer.failures).and_then(|mut stream| {
             let place = token::new(self.owner, id.index as usize);
             stream.register(&self.registry, place)?;
             Ok(stream)
@@ -31,6 +31,7 @@ impl Socket {
                 peer.readable = false;
                 peer.writable = false;
                 peer.read_closed = false;
+                peer.is_broken = false;
                 self.note_timeout(Some(deadline));
             }
             Err(error) => self.lose(id, connect_error(&error), now),
@@ -220,22 +221,26 @@ impl Socket {
             }
         }
         if self.config.socket_type == SocketType::Router {
+            let newcomer = connection.peer().clone();
             if let Some(&old) = self.routes.get(&identity)
                 && old != id
             {
-                if !self.options.router_handover {
+                if !self.may_take_over(old, &newcomer) {
+                    let Some(Link::Up(_, connection)) =
+                        self.peers.get_mut(id).map(|peer| &mut peer.link)
+                    else {
+                        return false;
+                    };
                     connection.refuse(&DisconnectReason::IdentityInUse.to_string());
                     self.flush_peer(id);
                     self.lose(id, DisconnectReason::IdentityInUse, now);
                     return false;
                 }
-                if let Some(old_peer) = self.peers.get_mut(old) {
-                    // A connecting peer stays to be connected again, without the identity.
-                    old_peer.identity.clear();
-                    old_peer.identity_is_assigned = false;
-                }
                 self.routes.remove(&identity);
                 self.lose(old, DisconnectReason::Handover, now);
+                // A connecting peer stays to be connected again, without the identity and what
+                // was queued for it.
+                self.forget_identity(old);
             }
             self.rename(id, &identity, now);
             self.routes.insert(identity.clone(), id);
@@ -264,6 +269,42 @@ impl Socket {
         true
     }
 
+    /// Whether a newcomer may have the routing id of a peer: by option, and only from somebody
+    /// who is the same user, as far as the mechanism proves users.
+    fn may_take_over(&self, old: PeerId, newcomer: &PeerInfo) -> bool {
+        self.options.router_handover
+            && match self.peers.get(old).map(|peer| &peer.link) {
+                Some(Link::Up(_, connection)) if connection.is_open() => self
+                    .options
+                    .security
+                    .is_same_user(connection.peer(), newcomer),
+                _ => true,
+            }
+    }
+
+    /// Takes a peer's routing id and drops what is queued for it; gives how many messages.
+    fn forget_identity(&mut self, id: PeerId) -> usize {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return 0;
+        };
+        peer.identity_is_assigned = false;
+        let identity = std::mem::take(&mut peer.identity);
+        let messages = peer.queue.message_count();
+        self.queued_octets -= peer.queue.octets();
+        peer.queue.clear();
+        if self.routes.get(&identity) == Some(&id) {
+            self.routes.remove(&identity);
+        }
+        if messages > 0 {
+            self.tell(Event::Unsent {
+                peer: id,
+                identity,
+                messages,
+            });
+        }
+        messages
+    }
+
     /// A connecting peer that answers by another identity than before is another peer: what
     /// was queued for the old one is not for it.
     fn rename(&mut self, id: PeerId, identity: &[u8], now: Instant) {
@@ -273,24 +314,13 @@ impl Socket {
         if peer.identity.is_empty() || peer.identity == identity {
             return;
         }
-        let old = std::mem::take(&mut peer.identity);
-        let messages = peer.queue.message_count();
-        self.queued_octets -= peer.queue.octets();
-        peer.queue.clear();
         let address = peer.address.clone();
-        if self.routes.get(&old) == Some(&id) {
-            self.routes.remove(&old);
-        }
+        let messages = self.forget_identity(id);
         if messages > 0 {
             self.warn(
                 format_args!("{address}: another peer answers; {messages} messages dropped"),
                 now,
             );
-            self.tell(Event::Unsent {
-                peer: id,
-                identity: old,
-                messages,
-            });
         }
     }
 
@@ -408,33 +438,44 @@ impl Socket {
         self.queued_octets += peer.queue.octets();
         peer.readable = false;
         peer.writable = false;
-        peer.in_ready = false;
+        if std::mem::take(&mut peer.in_ready) {
+            self.ready.retain(|other| *other != id);
+        }
         if self.options.immediate {
             self.round_robin.retain(|other| *other != id);
         }
-        let refused = matches!(reason, DisconnectReason::Protocol(error) if error.is_fatal());
+        let refused = match reason {
+            DisconnectReason::Protocol(error) => error.is_fatal(),
+            DisconnectReason::Rejected(_) => true,
+            _ => false,
+        };
         let pause = if refused {
             self.options.reconnect_ivl_max
         } else {
             self.backoff(failures)
         };
+        let pause = self.jitter(pause);
+        let at = limits::after(now, pause);
         if let Some(peer) = self.peers.get_mut(id) {
-            peer.link = Link::Waiting(now + pause);
+            peer.link = Link::Waiting(at);
         }
         self.tell(Event::RetryIn { peer: id, pause });
-        self.note_timeout(Some(now + pause));
+        self.note_timeout(Some(at));
     }
 
-    /// Pause before attempt `failures + 1`: doubling, capped, ±25 % so that a fleet that lost
-    /// its server does not come back in one instant.
-    pub(super) fn backoff(&mut self, failures: u32) -> Duration {
+    /// Pause before attempt `failures + 1`: doubling, capped.
+    pub(super) fn backoff(&self, failures: u32) -> Duration {
         let first = self.options.reconnect_ivl.unwrap_or_default();
-        let base = first
+        first
             .saturating_mul(1 << failures.min(16))
-            .min(self.options.reconnect_ivl_max.max(first));
+            .min(self.options.reconnect_ivl_max.max(first))
+    }
+
+    /// ±25 %, so that a fleet that lost its server does not come back in one instant.
+    pub(super) fn jitter(&mut self, pause: Duration) -> Duration {
         self.random_count += 1;
         let percent = 75 + self.random.hash_one(self.random_count) % 51;
-        base.mul_f64(percent as f64 / 100.0)
+        (pause / 100).saturating_mul(percent as u32)
     }
 }
 

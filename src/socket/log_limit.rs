@@ -6,7 +6,7 @@ use crate::limits;
 
 /// Lets a number of lines through per second and counts the others.
 #[derive(Debug, Default)]
-pub(super) struct LogLimit {
+pub(crate) struct LogLimit {
     window: Option<Instant>,
     lines: u32,
     left_out: u64,
@@ -14,7 +14,7 @@ pub(super) struct LogLimit {
 
 impl LogLimit {
     /// Whether a line may be written now, and how many were left out before it.
-    pub(super) fn allow(&mut self, now: Instant) -> Option<u64> {
+    pub(crate) fn allow(&mut self, now: Instant) -> Option<u64> {
         let fresh = self
             .window
             .is_none_or(|start| now.saturating_duration_since(start) >= Duration::from_secs(1));

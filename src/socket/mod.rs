@@ -63,10 +63,14 @@ mod transfer;
 
 pub use self::core::Socket;
 pub use blocking::{Dealer, Router};
+#[cfg(feature = "sentinel")]
+pub(crate) use log_limit::LogLimit;
 pub use monitor::{Counters, DisconnectReason, Event};
 pub use options::{Options, ReconnectStop};
 pub use peers::PeerId;
 
+pub use crate::reactor::Endpoint;
+pub use crate::zmtp::Error as ProtocolError;
 #[cfg(feature = "curve")]
 pub use crate::zmtp::curve;
 pub use crate::zmtp::{Message, PeerInfo, PlainClient, PlainServer, Security, SocketType};
@@ -75,6 +79,7 @@ use std::fmt;
 
 /// Why a message was not queued. Nothing of it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SendError {
     /// No peer has that routing id.
     Unroutable,

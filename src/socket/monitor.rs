@@ -12,6 +12,7 @@ use crate::zmtp;
 /// Unread events are bounded: the oldest go first, and [`Counters::events_dropped`] says how
 /// many did.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Event {
     /// A listener is bound.
     Listening {
@@ -101,6 +102,7 @@ pub enum Event {
 
 /// Why a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DisconnectReason {
     /// The peer closed it.
     Closed,
@@ -124,6 +126,8 @@ pub enum DisconnectReason {
     CredentialsChanged,
     /// The owner closed it.
     Owner,
+    /// The owner could not take what it sent.
+    Rejected(String),
 }
 
 impl fmt::Display for DisconnectReason {
@@ -143,12 +147,14 @@ impl fmt::Display for DisconnectReason {
             DisconnectReason::Revoked => f.write_str("its key is no longer authorized"),
             DisconnectReason::CredentialsChanged => f.write_str("the credentials were changed"),
             DisconnectReason::Owner => f.write_str("closed by us"),
+            DisconnectReason::Rejected(why) => f.write_str(why),
         }
     }
 }
 
 /// Counts since the socket was made; each only grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Counters {
     /// Connections taken by listeners.
     pub accepted: u64,
@@ -216,7 +222,9 @@ impl Counters {
             }
             DisconnectReason::Protocol(zmtp::Error::Unauthorized { .. })
             | DisconnectReason::Revoked => self.unauthorized += 1,
-            DisconnectReason::Protocol(_) => self.protocol_errors += 1,
+            DisconnectReason::Protocol(_) | DisconnectReason::Rejected(_) => {
+                self.protocol_errors += 1;
+            }
             DisconnectReason::TooMany | DisconnectReason::OutOfMemory => self.too_many += 1,
             _ => {}
         }

@@ -161,18 +161,19 @@ impl Options {
         self
     }
 
-    /// Time from an open transport to the end of the handshake (default 30 s).
+    /// Time from an open transport to the end of the handshake (default 30 s); zero = no bound.
     /// `ZMQ_HANDSHAKE_IVL`.
     #[must_use]
     pub fn handshake_ivl(mut self, time: Duration) -> Self {
-        self.handshake_ivl = time;
+        self.handshake_ivl = unbounded_if_zero(time);
         self
     }
 
-    /// Time for the transport to open (default 30 s). `ZMQ_CONNECT_TIMEOUT`.
+    /// Time for the transport to open (default 30 s); zero = as long as the system tries.
+    /// `ZMQ_CONNECT_TIMEOUT`.
     #[must_use]
     pub fn connect_timeout(mut self, time: Duration) -> Self {
-        self.connect_timeout = time;
+        self.connect_timeout = unbounded_if_zero(time);
         self
     }
 
@@ -183,7 +184,7 @@ impl Options {
         self
     }
 
-    /// Silence after a PING that ends the connection (default: the interval).
+    /// Silence after a PING that ends the connection (default, and with zero: the interval).
     /// `ZMQ_HEARTBEAT_TIMEOUT`.
     #[must_use]
     pub fn heartbeat_timeout(mut self, time: Duration) -> Self {
@@ -229,7 +230,8 @@ impl Options {
     }
 
     /// ROUTER: a newcomer with the routing id of a living peer takes its place (true), or is
-    /// refused with ERROR (false, the default). `ZMQ_ROUTER_HANDOVER`.
+    /// refused with ERROR (false, the default). Where PLAIN or a list of CURVE keys proves who
+    /// peers are, nobody takes the place of another user. `ZMQ_ROUTER_HANDOVER`.
     #[must_use]
     pub fn router_handover(mut self, on: bool) -> Self {
         self.router_handover = on;
@@ -319,10 +321,18 @@ impl Options {
     }
 
     pub(super) fn heartbeat(&self) -> Option<Heartbeat> {
+        let timeout = self.heartbeat_timeout.filter(|time| !time.is_zero());
         (!self.heartbeat_ivl.is_zero()).then(|| Heartbeat {
             interval: self.heartbeat_ivl,
-            timeout: self.heartbeat_timeout.unwrap_or(self.heartbeat_ivl),
+            timeout: timeout.unwrap_or(self.heartbeat_ivl),
             ttl: self.heartbeat_ttl,
         })
+    }
+}
+
+fn unbounded_if_zero(time: Duration) -> Duration {
+    match time.is_zero() {
+        true => Duration::MAX,
+        false => time,
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Peer {
     pub(super) writable: bool,
     /// The peer's end of the stream is closed: a short read is not the last.
     pub(super) read_closed: bool,
+    /// A write has failed: nothing more can be sent on this connection.
+    pub(super) is_broken: bool,
     /// It stands in the ready ring.
     pub(super) in_ready: bool,
     /// A message of it has been found and not been given to the owner yet.
@@ -83,6 +85,7 @@ impl Peer {
             readable: false,
             writable: false,
             read_closed: false,
+            is_broken: false,
             in_ready: false,
             held: false,
             in_dirty: false,

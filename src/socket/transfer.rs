@@ -151,8 +151,14 @@ impl Socket {
             let space = connection.receive_space(may_grow);
             let room = space.len();
             if room == 0 {
-                self.lose(id, DisconnectReason::OutOfMemory, now);
-                return Step::Idle;
+                // Whoever holds most makes way, so that those who hold little go on.
+                let largest = self.largest_receiver().unwrap_or(id);
+                self.lose(largest, DisconnectReason::OutOfMemory, now);
+                if largest == id {
+                    return Step::Idle;
+                }
+                was_read = false;
+                continue;
             }
             let result = stream.read(space);
             if matches!(&result, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
@@ -184,6 +190,17 @@ impl Socket {
             }
             return Step::Idle;
         }
+    }
+
+    /// The peer whose octets take most memory.
+    fn largest_receiver(&self) -> Option<PeerId> {
+        let capacity = |id: &PeerId| match &self.peers.get(*id)?.link {
+            Link::Up(_, connection) => Some(connection.receive_capacity()),
+            _ => None,
+        };
+        (0..self.peers.slot_count())
+            .filter_map(|index| self.peers.at(index))
+            .max_by_key(|id| capacity(id))
     }
 
     /// The message that [`Socket::receive`] announced; a view of no frames otherwise.
@@ -230,6 +247,10 @@ impl Socket {
             return Err(SendError::Unroutable);
         };
         if self.config.socket_type == SocketType::Router && peer.identity.is_empty() {
+            return Err(SendError::Unroutable);
+        }
+        // What is queued for an accepted peer now would die with its connection.
+        if peer.is_broken && peer.accepted {
             return Err(SendError::Unroutable);
         }
         let total = self.queued_octets;
@@ -347,6 +368,7 @@ impl Socket {
                     // What the peer sent before it went is still to be read; the end of the
                     // stream is found there.
                     log::debug!("{}: {error}", peer.address);
+                    peer.is_broken = true;
                     peer.writable = false;
                     peer.readable = true;
                     peer.read_closed = true;

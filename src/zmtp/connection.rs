@@ -1,8 +1,11 @@
 //! The state machine of one connection.
 
+use std::fmt;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use zeroize::Zeroize;
 
 use super::command::{Command, encode_error, encode_ping, encode_pong};
 #[cfg(feature = "curve")]
@@ -13,6 +16,9 @@ use super::greeting::{GREETING_SIZE, Greeting};
 use super::mechanism::{Handshake, Outcome, encode_null_ready};
 use super::message::{Message, Span};
 use super::{Error, Limits, ReceiveBuffer, Security, SendQueue};
+use crate::limits::{
+    HANDSHAKE_READ_AHEAD, ZMTP_COMMAND_SIZE_MAX, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX, after,
+};
 
 /// The socket types this stack speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +82,7 @@ pub struct Config {
 
 /// What the handshake told about the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PeerInfo {
     /// Its `Socket-Type`.
     pub socket_type: String,
@@ -125,7 +132,6 @@ enum State {
 /// [`Connection::poll`] until [`Progress::NeedInput`], then write what
 /// [`Connection::gather`] gives and report it to [`Connection::handle_written`].
 /// [`Connection::poll_timeout`] says when [`Connection::handle_timeout`] is due.
-#[derive(Debug)]
 pub struct Connection {
     config: Arc<Config>,
     state: State,
@@ -152,6 +158,9 @@ pub struct Connection {
     pong_deadline: Option<Instant>,
     /// The PING that `pong_deadline` belongs to is not written yet.
     ping_unwritten: bool,
+    /// It answers PINGs: it speaks 3.1, or has answered one. RFC 23 (3.0) knows no PING, though
+    /// libzmq 4.2 announces 3.0 and answers.
+    answers_pings: bool,
     peer_ttl: Option<Duration>,
 }
 
@@ -171,7 +180,11 @@ impl Connection {
             handshake,
             #[cfg(feature = "curve")]
             sealed: None,
-            received: ReceiveBuffer::default(),
+            received: {
+                let mut received = ReceiveBuffer::default();
+                received.set_secret(!matches!(config.security, Security::Null));
+                received
+            },
             parsed: 0,
             spans: Vec::new(),
             message_size: 0,
@@ -180,11 +193,12 @@ impl Connection {
             peer: PeerInfo::default(),
             control,
             control_written: 0,
-            handshake_deadline: now + config.handshake_timeout,
+            handshake_deadline: after(now, config.handshake_timeout),
             received_at: now,
             ping_at: None,
             pong_deadline: None,
             ping_unwritten: false,
+            answers_pings: false,
             peer_ttl: None,
             config,
         }
@@ -193,7 +207,11 @@ impl Connection {
     /// Where the next read goes; empty only when the message under way needs more memory and
     /// `may_grow` is false.
     pub fn receive_space(&mut self, may_grow: bool) -> &mut [u8] {
-        self.received.space(self.config.read_ahead, may_grow)
+        let read_ahead = match self.state {
+            State::Open => self.config.read_ahead,
+            _ => self.config.read_ahead.min(HANDSHAKE_READ_AHEAD),
+        };
+        self.received.space(read_ahead, may_grow)
     }
 
     /// `count` octets were read into [`Connection::receive_space`]. Any octet is life.
@@ -278,7 +296,7 @@ impl Connection {
                 .handshake
                 .handle(body, &self.config, now, &mut self.control)?;
             let size = head.head_size + body.len();
-            self.received.consume(size);
+            self.received.consume_secret(size);
             let peer = match outcome {
                 Outcome::Continue => continue,
                 Outcome::Done(peer) => peer,
@@ -294,10 +312,12 @@ impl Connection {
             let minor = self.peer.minor;
             self.peer = PeerInfo { minor, ..peer };
             self.state = State::Open;
+            self.received.set_secret(false);
+            self.answers_pings = minor > 0;
             self.ping_at = self
                 .config
                 .heartbeat
-                .map(|heartbeat| now + heartbeat.interval);
+                .map(|heartbeat| after(now, heartbeat.interval));
             return Ok(Progress::Established);
         }
     }
@@ -322,7 +342,7 @@ impl Connection {
             let body_start = self.parsed + head.head_size;
             self.parsed = body_start + body_size;
             if head.command {
-                let pong = handle_command(body, &mut self.peer_ttl)?;
+                let pong = handle_command(body, &mut self.peer_ttl, &mut self.answers_pings)?;
                 if let Some(context) = pong
                     && self.control.len() - self.control_written < CONTROL_PENDING_MAX
                 {
@@ -376,7 +396,7 @@ impl Connection {
             let body_start = self.parsed + head.head_size + curve::MESSAGE_OVERHEAD;
             self.parsed += head.head_size + body_size;
             if inner.command {
-                let pong = handle_command(body, &mut self.peer_ttl)?;
+                let pong = handle_command(body, &mut self.peer_ttl, &mut self.answers_pings)?;
                 if let Some(context) = pong
                     && self.control.len() < CONTROL_PENDING_MAX
                 {
@@ -421,7 +441,7 @@ impl Connection {
     #[inline]
     fn check_limits(&self, head: &Head) -> Result<(), Error> {
         if head.command {
-            return check_command_size(head);
+            return check_command_size(head, ZMTP_COMMAND_SIZE_MAX);
         }
         let limits = &self.config.limits;
         check_frame_size(head.body_size, self.message_size, limits)?;
@@ -453,10 +473,12 @@ impl Connection {
     /// Queues ERROR with a reason of the owner's and ends the connection: nothing more is
     /// parsed or sent but what is in the control octets.
     ///
-    /// An established CURVE connection is ended without a word.
+    /// A CURVE server says it in place of READY as long as that has not left; later, and as a
+    /// client, a CURVE connection is ended without a word.
     pub fn refuse(&mut self, reason: &str) {
         #[cfg(feature = "curve")]
-        if self.sealed.is_some() {
+        if let Some(sealed) = self.sealed.take_if(|sealed| !sealed.is_untouched()) {
+            self.sealed = Some(sealed);
             self.state = State::Failed;
             return;
         }
@@ -471,7 +493,7 @@ impl Connection {
             State::Open => [
                 self.ping_at,
                 self.pong_deadline,
-                self.peer_ttl.map(|ttl| self.received_at + ttl),
+                self.peer_ttl.map(|ttl| after(self.received_at, ttl)),
             ]
             .into_iter()
             .flatten()
@@ -481,7 +503,10 @@ impl Connection {
     }
 
     /// Lets time pass: heartbeats are queued, deadlines close the connection.
-    pub fn handle_timeout(&mut self, now: Instant) -> Result<(), Error> {
+    ///
+    /// `is_unread` says that octets of the peer's may be waiting which nobody has read: then
+    /// the silence is our own and does not count.
+    pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         match self.state {
             State::Failed => return Ok(()),
@@ -494,8 +519,8 @@ impl Connection {
             }
             State::Open => {}
         }
-        let ttl_deadline = self.peer_ttl.map(|ttl| self.received_at + ttl);
-        if due(self.pong_deadline) || due(ttl_deadline) {
+        let ttl_deadline = self.peer_ttl.map(|ttl| after(self.received_at, ttl));
+        if !is_unread && (due(self.pong_deadline) || due(ttl_deadline)) {
             self.state = State::Failed;
             return Err(Error::HeartbeatTimeout);
         }
@@ -509,9 +534,9 @@ impl Connection {
             {
                 encode_ping(&mut self.control, ttl);
             }
-            self.ping_at = Some(now + heartbeat.interval);
-            if self.pong_deadline.is_none() {
-                self.pong_deadline = Some(now + heartbeat.timeout);
+            self.ping_at = Some(after(now, heartbeat.interval));
+            if self.pong_deadline.is_none() && self.answers_pings {
+                self.pong_deadline = Some(after(now, heartbeat.timeout));
                 self.ping_unwritten = true;
             }
             self.received.release_if_empty();
@@ -599,7 +624,8 @@ impl Connection {
             && count > 0
             && let Some(heartbeat) = self.config.heartbeat
         {
-            self.pong_deadline = self.pong_deadline.map(|_| now + heartbeat.timeout);
+            let deadline = after(now, heartbeat.timeout);
+            self.pong_deadline = self.pong_deadline.map(|_| deadline);
         }
         self.advance(queue, count);
         self.ping_unwritten &= !self.control_is_written();
@@ -634,6 +660,8 @@ impl Connection {
         let control = pending.min(count);
         self.control_written += control as usize;
         if self.control_written == self.control.len() {
+            // PLAIN's HELLO holds a password.
+            self.control.zeroize();
             self.control = Vec::new();
             self.control_written = 0;
         }
@@ -657,9 +685,25 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.control.zeroize();
+    }
+}
+
+/// Without the octets, which may be a secret.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("state", &self.state)
+            .field("handshake", &self.handshake)
+            .field("peer", &self.peer)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Commands are small; anything larger than this is no command we or libzmq would send.
-fn check_command_size(head: &Head) -> Result<(), Error> {
-    let limit = crate::limits::ZMTP_COMMAND_SIZE_MAX;
+fn check_command_size(head: &Head, limit: u64) -> Result<(), Error> {
     if head.body_size > limit {
         return Err(Error::FrameTooLarge {
             size: head.body_size,
@@ -691,7 +735,7 @@ fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
     let HeadResult::Head(head) = Head::decode(filled)? else {
         return Ok(None);
     };
-    check_command_size(&head)?;
+    check_command_size(&head, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX)?;
     let body = filled
         .get(head.head_size..)
         .and_then(|octets| octets.get(..usize::try_from(head.body_size).ok()?));
@@ -702,6 +746,7 @@ fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
 fn handle_command<'a>(
     body: &'a [u8],
     peer_ttl: &mut Option<Duration>,
+    answers_pings: &mut bool,
 ) -> Result<Option<&'a [u8]>, Error> {
     match Command::decode(body)? {
         Command::Ping {
@@ -712,7 +757,11 @@ fn handle_command<'a>(
                 .then(|| Duration::from_millis(u64::from(ttl_deciseconds) * 100));
             Ok(Some(context))
         }
-        Command::Pong | Command::Unknown(_) => Ok(None),
+        Command::Pong => {
+            *answers_pings = true;
+            Ok(None)
+        }
+        Command::Unknown(_) => Ok(None),
         Command::Ready(_) => Err(Error::Repeated { command: "READY" }),
         Command::Error(reason) => Err(Error::Refused {
             reason: String::from_utf8_lossy(reason).into_owned(),

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The peer broke the protocol, went silent, or refused us. Each closes the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Error {
     /// The first octets are no ZMTP signature (RFC 37 §3.2).
     NotZmtp {

@@ -14,6 +14,7 @@ use super::curve::{CurveClient, CurveServer};
 /// The mechanism of a socket and its credentials. The role (client or server) is configured
 /// here and independent of who binds; the as-server bit of greetings decides nothing.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub enum Security {
     /// No authentication, no encryption (RFC 37 §3.5).
     #[default]
@@ -38,6 +39,42 @@ impl Security {
             Security::PlainClient(_) | Security::PlainServer(_) => "PLAIN",
             #[cfg(feature = "curve")]
             Security::CurveClient(_) | Security::CurveServer(_) => "CURVE",
+        }
+    }
+
+    /// Whether a peer that `old` let in could come in the same way still.
+    pub(crate) fn still_admits(&self, old: &Security, peer: &PeerInfo) -> bool {
+        match (self, old) {
+            (Security::Null, Security::Null)
+            | (Security::PlainClient(_), Security::PlainClient(_)) => true,
+            (Security::PlainServer(new), Security::PlainServer(old)) => peer
+                .user_id
+                .as_ref()
+                .is_some_and(|user| new.has_same(old, user)),
+            #[cfg(feature = "curve")]
+            (Security::CurveServer(new), Security::CurveServer(old)) => {
+                let name = peer.public_key.and_then(|key| new.clients.name_of(&key));
+                name.is_some() && new.secret.public() == old.secret.public()
+            }
+            #[cfg(feature = "curve")]
+            (Security::CurveClient(new), Security::CurveClient(old)) => {
+                new.server == old.server && new.secret.public() == old.secret.public()
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether two peers that were let in are the same user. Where anybody may come nobody is
+    /// proved to be another.
+    pub(crate) fn is_same_user(&self, one: &PeerInfo, other: &PeerInfo) -> bool {
+        match self {
+            Security::PlainServer(_) => one.user_id == other.user_id,
+            #[cfg(feature = "curve")]
+            Security::CurveServer(curve::CurveServer {
+                clients: curve::Clients::Listed(_),
+                ..
+            }) => one.user_id == other.user_id,
+            _ => true,
         }
     }
 

@@ -62,6 +62,12 @@ impl PlainServer {
         }
     }
 
+    /// Whether a user has the same password here as there.
+    pub(super) fn has_same(&self, other: &PlainServer, user: &str) -> bool {
+        let password = self.users.get(user.as_bytes());
+        password.is_some() && password == other.users.get(user.as_bytes())
+    }
+
     fn accepts(&self, user: &[u8], password: &[u8]) -> bool {
         self.users
             .get(user)

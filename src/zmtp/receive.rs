@@ -1,5 +1,7 @@
 //! The rolling receive buffer of one connection.
 
+use zeroize::Zeroize;
+
 use crate::limits::RECEIVE_BUFFER_SIZE_MIN;
 
 /// Octets that arrived and are not consumed yet.
@@ -15,6 +17,7 @@ pub struct ReceiveBuffer {
     end: usize,
     /// The last read filled all the room: more may be waiting.
     was_full: bool,
+    is_secret: bool,
 }
 
 impl ReceiveBuffer {
@@ -47,9 +50,9 @@ impl ReceiveBuffer {
         if size == 0 {
             self.octets.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
         } else if may_grow && was_full && size < read_ahead {
-            self.octets.resize((size * 4).min(read_ahead), 0);
+            self.grow((size * 4).min(read_ahead));
         } else if may_grow && self.end == size {
-            self.octets.resize(size * 2, 0);
+            self.grow(size * 2);
         }
         self.octets.get_mut(self.end..).unwrap_or(&mut [])
     }
@@ -66,10 +69,42 @@ impl ReceiveBuffer {
         self.start = self.end.min(self.start + count);
     }
 
+    /// The same, and wipes all that is not to be read any more: a command of the handshake may
+    /// hold a password.
+    pub(super) fn consume_secret(&mut self, count: usize) {
+        self.consume(count);
+        let (start, end) = (self.start, self.end);
+        for unread in [0..start, end..self.octets.len()] {
+            if let Some(octets) = self.octets.get_mut(unread) {
+                octets.zeroize();
+            }
+        }
+    }
+
+    /// Whether what arrives from now on is wiped where it was when it has to move.
+    pub(super) fn set_secret(&mut self, is_secret: bool) {
+        self.is_secret = is_secret;
+    }
+
+    fn grow(&mut self, size: usize) {
+        if !self.is_secret {
+            return self.octets.resize(size, 0);
+        }
+        let mut octets = vec![0; size];
+        for (to, from) in octets.iter_mut().zip(&self.octets) {
+            *to = *from;
+        }
+        self.octets.zeroize();
+        self.octets = octets;
+    }
+
     /// Gives the memory back when nothing is held.
     pub fn release_if_empty(&mut self) {
         if self.start == self.end {
-            *self = ReceiveBuffer::default();
+            *self = ReceiveBuffer {
+                is_secret: self.is_secret,
+                ..ReceiveBuffer::default()
+            };
         }
     }
 

@@ -176,7 +176,8 @@ pub(crate) fn security_curve(net: &Net) {
         });
     router
         .socket()
-        .set_security(security, std::time::Instant::now());
+        .set_security(security, std::time::Instant::now())
+        .unwrap();
     until("it is out, and stays out", || {
         dealer.drive();
         assert_eq!(take(&mut router), None);

@@ -102,7 +102,12 @@ fn wrong_command_lines_about_keys_are_refused_with_what_to_do() {
         (
             &["--curve-secret-key", text(&public), "--authorize-any-key"],
             1,
-            "chmod 600",
+            "the secret one is in",
+        ),
+        (
+            &["--curve-secret-key", secret, "--authorized-keys", secret],
+            1,
+            "file of a secret key",
         ),
         (
             &["--curve-secret-key", "/nowhere", "--authorize-any-key"],
@@ -263,6 +268,9 @@ fn a_job_runs_over_curve_and_keys_come_and_go() {
     // A slip in the list changes nothing; a good list lets the second worker in and the first
     // out.
     std::fs::write(&list, "nonsense\n").unwrap();
+    sentinel.line_with("stay as they were");
+    // Said once, and again when asked to read.
+    sentinel.signal("-HUP");
     sentinel.line_with("stay as they were");
     std::fs::write(&list, format!("{second} second\n")).unwrap();
     sentinel.line_with("1 listed");

@@ -307,7 +307,7 @@ fn heartbeats_are_sent_answered_and_missed() {
     feed(&mut connection, &hello, &[usize::MAX], start);
     output(&mut connection, &mut queue);
     assert_eq!(connection.poll_timeout(), Some(at(100)));
-    connection.handle_timeout(at(100)).unwrap();
+    connection.handle_timeout(at(100), false).unwrap();
     // A TTL over 6553.5 s is cut instead of wrapping.
     assert_eq!(
         output(&mut connection, &mut queue),
@@ -315,10 +315,10 @@ fn heartbeats_are_sent_answered_and_missed() {
     );
     // Any octet is life, even half a frame head.
     feed(&mut connection, &[0], &[1], at(300));
-    connection.handle_timeout(at(349)).unwrap();
-    connection.handle_timeout(at(598)).unwrap();
+    connection.handle_timeout(at(349), false).unwrap();
+    connection.handle_timeout(at(598), false).unwrap();
     assert_eq!(
-        connection.handle_timeout(at(600)),
+        connection.handle_timeout(at(600), false),
         Err(Error::HeartbeatTimeout)
     );
     assert_eq!(connection.poll_timeout(), None);
@@ -353,7 +353,7 @@ fn a_peers_ttl_is_honoured() {
     );
     let late = now + Duration::from_millis(500);
     assert_eq!(
-        connection.handle_timeout(late),
+        connection.handle_timeout(late, false),
         Err(Error::HeartbeatTimeout)
     );
 }

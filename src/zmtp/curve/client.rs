@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crypto_box::SalsaBox;
+use crypto_secretbox::XSalsa20Poly1305;
 use zeroize::Zeroizing;
 
 use super::{
@@ -24,7 +24,7 @@ const WELCOME_SIZE: usize = 168;
 pub(in crate::zmtp) enum Client {
     New,
     Greeted(SecretKey),
-    Initiated(SalsaBox),
+    Initiated(XSalsa20Poly1305),
     Done,
 }
 
@@ -84,7 +84,7 @@ fn welcome(
     transient: &SecretKey,
     metadata: &[u8],
     out: &mut Vec<u8>,
-) -> Result<SalsaBox, Error> {
+) -> Result<XSalsa20Poly1305, Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != WELCOME_SIZE || cursor.take(8) != Some(b"\x07WELCOME") {
         return Err(bad("WELCOME expected, of 168 octets"));
@@ -130,7 +130,7 @@ fn welcome(
     Ok(cipher)
 }
 
-fn ready(body: &[u8], cipher: SalsaBox) -> Result<Step, Error> {
+fn ready(body: &[u8], cipher: XSalsa20Poly1305) -> Result<Step, Error> {
     let mut cursor = Cursor::new(body);
     if cursor.take(6) != Some(b"\x05READY") {
         return Err(bad("READY expected"));

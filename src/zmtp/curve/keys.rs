@@ -193,6 +193,11 @@ impl AuthorizedKeys {
         self.keys.get(key).map(String::as_str)
     }
 
+    /// Whether every key of another list is here, too.
+    pub(crate) fn has_all_of(&self, other: &AuthorizedKeys) -> bool {
+        other.keys.keys().all(|key| self.keys.contains_key(key))
+    }
+
     /// How many keys are listed.
     pub fn len(&self) -> usize {
         self.keys.len()

@@ -27,10 +27,13 @@ pub(super) use client::Client;
 pub(super) use server::Server;
 pub(super) use session::{MESSAGE_OVERHEAD, Sealed};
 
-use crypto_box::SalsaBox;
-use crypto_box::aead::AeadInPlace;
 use std::sync::Arc;
 use std::time::Duration;
+
+use crypto_secretbox::{AeadInPlace, KeyInit, XSalsa20Poly1305};
+use curve25519_dalek::MontgomeryPoint;
+use salsa20::cipher::consts::U10;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
 
@@ -147,9 +150,9 @@ fn random_array<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// Appends box[plain], its tag first as NaCl lays it out.
-fn append_box<C: AeadInPlace>(
+fn append_box(
     out: &mut Vec<u8>,
-    cipher: &C,
+    cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
     plain: &[u8],
 ) -> Result<(), Error> {
@@ -161,17 +164,16 @@ fn append_box<C: AeadInPlace>(
 }
 
 /// Encrypts all of `octets` but the first [`TAG_SIZE`], where the tag goes.
-fn seal_in_place<C: AeadInPlace>(
-    cipher: &C,
+fn seal_in_place(
+    cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
     octets: &mut [u8],
 ) -> Result<(), Error> {
     let (tag_place, body) = octets.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
     #[cfg(fuzzing)]
     crate::fuzzing::tamper(body);
-    let nonce = crypto_box::aead::generic_array::GenericArray::from_slice(&nonce);
     let tag = cipher
-        .encrypt_in_place_detached(nonce, b"", body)
+        .encrypt_in_place_detached(&nonce.into(), b"", body)
         .map_err(|_| SEAL_FAILED)?;
     tag_place
         .iter_mut()
@@ -183,28 +185,34 @@ fn seal_in_place<C: AeadInPlace>(
 const SEAL_FAILED: Error = bad("a box could not be sealed");
 
 /// Decrypts a box in place and gives the plaintext behind its tag; false when it is forged.
-fn open_in_place<'a, C: AeadInPlace>(
-    cipher: &C,
+fn open_in_place<'a>(
+    cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
     octets: &'a mut [u8],
 ) -> Option<&'a mut [u8]> {
     let (tag, body) = octets.split_at_mut_checked(TAG_SIZE)?;
-    let nonce = crypto_box::aead::generic_array::GenericArray::from_slice(&nonce);
-    let tag = crypto_box::aead::generic_array::GenericArray::from_slice(tag);
+    let (tag, _) = tag.split_first_chunk::<TAG_SIZE>()?;
     cipher
-        .decrypt_in_place_detached(nonce, b"", body, tag)
+        .decrypt_in_place_detached(&nonce.into(), b"", body, tag.into())
         .ok()?;
     Some(body)
 }
 
-/// The cipher of a key pair's shared secret. A public key of low order would make it known to
-/// everybody and is refused (RFC 7748 §6.1).
-fn shared(public: &PublicKey, secret: &SecretKey) -> Result<SalsaBox, Error> {
-    if public.is_low_order() {
+/// The cipher of a key pair's shared secret: X25519 (RFC 7748), then HSalsa20, as NaCl's
+/// `crypto_box_beforenm`.
+///
+/// The secret is clamped, not reduced, so that a point of low order hidden in a public key
+/// tells nothing about it. A public key that is such a point alone would make the secret known
+/// to everybody and is refused (RFC 7748 §6.1).
+fn shared(public: &PublicKey, secret: &SecretKey) -> Result<XSalsa20Poly1305, Error> {
+    let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
+    let shared = Zeroizing::new(point.0);
+    point.zeroize();
+    if shared.iter().all(|octet| *octet == 0) {
         return Err(bad("public key of low order"));
     }
-    Ok(SalsaBox::new(
-        &crypto_box::PublicKey::from(*public.as_bytes()),
-        &crypto_box::SecretKey::from(*secret.as_bytes()),
-    ))
+    let mut key = salsa20::hsalsa::<U10>((&*shared).into(), (&[0; 16]).into());
+    let cipher = XSalsa20Poly1305::new(&key);
+    key.as_mut_slice().zeroize();
+    Ok(cipher)
 }

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use crypto_box::aead::KeyInit;
-use crypto_secretbox::XSalsa20Poly1305;
+use crypto_secretbox::{KeyInit, XSalsa20Poly1305};
 use zeroize::Zeroizing;
 
 use super::{
@@ -133,9 +132,7 @@ fn hello(
 }
 
 fn cookie_cipher(key: &[u8; KEY_SIZE]) -> XSalsa20Poly1305 {
-    XSalsa20Poly1305::new(crypto_box::aead::generic_array::GenericArray::from_slice(
-        key,
-    ))
+    XSalsa20Poly1305::new(key.into())
 }
 
 /// Reads INITIATE, decides whether the client may connect, and answers by READY.

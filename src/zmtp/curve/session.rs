@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crypto_box::SalsaBox;
+use crypto_secretbox::XSalsa20Poly1305;
 
 use super::{TAG_SIZE, bad, open_in_place, seal_in_place, short_nonce};
 use crate::limits::SEALED_OCTETS_MAX;
@@ -30,7 +30,7 @@ pub(in crate::zmtp) struct Inner {
 /// Nonces must stand on the wire in the order in which they were taken, so what has been
 /// sealed leaves in that order and everything else waits behind it.
 pub(in crate::zmtp) struct Sealed {
-    cipher: SalsaBox,
+    cipher: XSalsa20Poly1305,
     send_prefix: &'static [u8; 16],
     send_nonce: u64,
     receive_prefix: &'static [u8; 16],
@@ -57,7 +57,7 @@ impl fmt::Debug for Sealed {
 impl Sealed {
     /// `send_nonce` and `receive_nonce` are the last ones that were used.
     pub(super) fn new(
-        cipher: SalsaBox,
+        cipher: XSalsa20Poly1305,
         send_prefix: &'static [u8; 16],
         send_nonce: u64,
         receive_prefix: &'static [u8; 16],
@@ -75,6 +75,11 @@ impl Sealed {
             marks: VecDeque::new(),
             taken: 0,
         }
+    }
+
+    /// Nothing but what was carried over from the handshake waits, and none of it has left.
+    pub(in crate::zmtp) fn is_untouched(&self) -> bool {
+        !self.wire.is_empty() && self.wire_written == 0 && self.wire_start == 0 && self.taken == 0
     }
 
     /// Octets to write now.

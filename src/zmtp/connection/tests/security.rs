@@ -345,7 +345,8 @@ mod curve_tests {
         let mut b = Connection::new(server(2, Clients::Any), now);
         talk(&mut a, &mut b);
         let later = now + Duration::from_secs(1);
-        a.handle_timeout(later + Duration::from_secs(1)).unwrap();
+        a.handle_timeout(later + Duration::from_secs(1), false)
+            .unwrap();
         let ping = output(&mut a, &mut SendQueue::new());
         assert_eq!(ping.len(), 2 + 33 + 7);
         assert_eq!(feed(&mut b, &ping, &[1], later), Seen::default());
