@@ -57,6 +57,11 @@ pub(crate) fn tamper(plain: &mut [u8]) {
     });
 }
 
+/// Panics where a socket's accounts do not agree with its peers.
+pub fn check(socket: &crate::socket::Socket) {
+    socket.check();
+}
+
 /// Parses words as each command's arguments; the error lines and help texts.
 pub fn command_lines(words: &[OsString]) -> Vec<String> {
     crate::cli::parse_all(words)

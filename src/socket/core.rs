@@ -375,6 +375,34 @@ impl Socket {
         }
     }
 
+    /// Whether the accounts agree with the peers; panics where they do not.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn check(&self) {
+        let ids = (0..self.peers.slot_count()).filter_map(|index| self.peers.at(index));
+        let peers: Vec<_> = ids
+            .filter_map(|id| self.peers.get(id).map(|peer| (id, peer)))
+            .collect();
+        let capacity = |peer: &Peer| match &peer.link {
+            Link::Up(_, connection) => connection.receive_capacity() as u64,
+            _ => 0,
+        };
+        let received: u64 = peers.iter().map(|(_, peer)| capacity(peer)).sum();
+        assert_eq!(self.received_octets, received, "memory of receive buffers");
+        let queued: u64 = peers.iter().map(|(_, peer)| peer.queue.octets()).sum();
+        assert_eq!(self.queued_octets, queued, "octets queued");
+        let pending = |peer: &Peer| peer.accepted && !peer.established;
+        let handshakes = peers.iter().filter(|(_, peer)| pending(peer)).count();
+        assert_eq!(self.handshakes, handshakes, "pending handshakes");
+        for (id, peer) in &peers {
+            let places = self.ready.iter().filter(|other| *other == id).count();
+            assert_eq!(
+                places,
+                usize::from(peer.in_ready),
+                "places in the ready ring"
+            );
+        }
+    }
+
     /// The address of a peer, for people.
     pub fn address(&self, id: PeerId) -> Option<&str> {
         self.peers.get(id).map(|peer| peer.address.as_str())

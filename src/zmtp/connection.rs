@@ -477,8 +477,11 @@ impl Connection {
     /// client, a CURVE connection is ended without a word.
     pub fn refuse(&mut self, reason: &str) {
         #[cfg(feature = "curve")]
-        if let Some(sealed) = self.sealed.take_if(|sealed| !sealed.is_untouched()) {
-            self.sealed = Some(sealed);
+        if self
+            .sealed
+            .take()
+            .is_some_and(|sealed| !sealed.is_untouched())
+        {
             self.state = State::Failed;
             return;
         }

@@ -29,6 +29,111 @@ fn connected(bound: &str, router: &mut Router, options: Options) -> Dealer {
     dealer
 }
 
+pub(crate) fn close(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick());
+    // Nobody reads these, and octets that are unread when a tcp connection is dropped end it by
+    // a reset, which takes along what is on its way.
+    server.send(b"d", &[&[1; 100_000]]).unwrap();
+    server.drain(DEADLINE).unwrap();
+    let body = vec![7; 1 << 20];
+    for _ in 0..8 {
+        assert_eq!(dealer.send_timeout(&[&body], None).unwrap(), Ok(()));
+    }
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| dealer.close(DEADLINE).unwrap());
+        for round in 0..8 {
+            let message = until("all of it arrives", || take(&mut server));
+            assert!(message.1 == [&body[..]], "message {round}");
+        }
+        until("it is gone", || {
+            server.drive();
+            (server.counters().disconnected == 1).then_some(())
+        });
+        assert!(closing.join().unwrap());
+    });
+    // A peer that does not read keeps nobody for longer than the linger.
+    let mut dealer = connected(&bound, &mut server, quick());
+    while dealer.send(&[&body]).is_ok() {}
+    assert!(!dealer.close(Duration::from_millis(50)).unwrap());
+}
+
+pub(crate) fn send_timeout(net: &Net) {
+    let short = Some(Duration::from_millis(20));
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = Dealer::new(quick().immediate(true).sndhwm(1)).unwrap();
+    assert_eq!(
+        dealer.send_timeout(&[b"x"], short).unwrap(),
+        Err(SendError::NoPeer)
+    );
+    dealer.connect(&bound).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The connection comes up meanwhile, and room where there was none.
+            for _ in 0..1000 {
+                let sent = dealer.send_timeout(&[b"head", &[7; 10_000]], None);
+                assert_eq!(sent.unwrap(), Ok(()));
+            }
+            dealer.drain(DEADLINE).unwrap();
+        });
+        for _ in 0..1000 {
+            until("it arrives", || take(&mut server));
+        }
+    });
+    let mut raw = net.raw(&bound);
+    raw.shake_hands("DEALER", b"slow");
+    until("it is there", || {
+        server.drive();
+        server.socket().route(b"slow").map(drop)
+    });
+    let full = loop {
+        let sent = server.send_timeout(b"slow", &[&[7; 1 << 20]], short);
+        if let Err(error) = sent.unwrap() {
+            break error;
+        }
+    };
+    assert_eq!(full, SendError::Full);
+    let nobody = server.send_timeout(b"nobody", &[b"x"], short).unwrap();
+    assert_eq!(nobody, Err(SendError::Unroutable));
+    assert!(!server.wait_writable(Duration::from_millis(20)).unwrap());
+    until("there is room again", || {
+        raw.poll();
+        let has_left = server.wait_writable(Duration::from_millis(1)).unwrap();
+        has_left.then_some(())
+    });
+}
+
+pub(crate) fn endless_durations(net: &Net) {
+    let endless = || {
+        Options::new()
+            .handshake_ivl(Duration::MAX)
+            .connect_timeout(Duration::MAX)
+            .heartbeat_ivl(Duration::MAX)
+            .heartbeat_timeout(Duration::MAX)
+            .heartbeat_ttl(Duration::MAX)
+            .reconnect_ivl(Duration::MAX)
+            .reconnect_ivl_max(Duration::MAX)
+    };
+    let (mut server, bound) = router(net, endless());
+    let mut dealer = connected(&bound, &mut server, endless().routing_id("d"));
+    dealer.send(&[b"x"]).unwrap();
+    dealer.drain(Duration::MAX).unwrap();
+    server.receive(Some(Duration::MAX)).unwrap().unwrap();
+    drop(server);
+    until("the pause is endless, too", || {
+        dealer.drive();
+        (dealer.counters().retries == 1).then_some(())
+    });
+    // Zero is no bound but for intervals, as in libzmq.
+    let zero = Duration::ZERO;
+    let options = Options::new().handshake_ivl(zero).connect_timeout(zero);
+    let options = options
+        .heartbeat_ivl(Duration::from_secs(60))
+        .heartbeat_timeout(zero);
+    let (mut server, bound) = router(net, options.clone());
+    connected(&bound, &mut server, options);
+}
+
 pub(crate) fn reconnect_ivl(net: &Net) {
     let (mut server, bound) = router(net, Options::new());
     let mut dealer = connected(&bound, &mut server, quick());

@@ -80,7 +80,6 @@ pub(crate) fn immediate(net: &Net) {
         let mut router = Router::new(Options::new()).unwrap();
         let bound = router.bind(&net.endpoint()).unwrap().to_string();
         dealer.connect(&bound).unwrap();
-        drive_until("one is there", &mut [&mut dealer, &mut router], || true);
         until("one is established", || {
             dealer.drive();
             router.drive();
@@ -100,6 +99,14 @@ pub(crate) fn immediate(net: &Net) {
             dealer.drive();
             assert_eq!(take(&mut router), None);
         });
+        // Once it is lost, there is nobody, or it is queued until it comes back.
+        drop(router);
+        until("it is lost", || {
+            dealer.drive();
+            (dealer.counters().disconnected == 1).then_some(())
+        });
+        let sent = dealer.send(&[b"x"]);
+        assert_eq!(sent.is_err(), immediate, "{sent:?}");
     }
 }
 

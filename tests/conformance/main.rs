@@ -48,6 +48,8 @@ behaviours! {
     router::router_mandatory, "an unknown routing id: an error, or a silent drop, by option";
     router::router_mandatory_hwm, "a full peer refuses, others flow";
     router::router_handover, "a newcomer with a living peer's identity takes over, or is refused with ERROR";
+    router::handover_of_another_user, "nobody takes the identity of another user; the same user does";
+    router::handover_tells_the_identity, "events of a peer that was taken over name it, and what was queued for it goes to nobody";
     router::probe_router, "an empty message announces a newcomer";
     router::connect_rid, "a connected peer is addressed by the id we gave it";
     router::issue_566, "a fresh DEALER is reachable by its id at once, again and again";
@@ -61,6 +63,9 @@ behaviours! {
     connections::reconnect_options, "each stop condition ends the attempts, and no other";
     connections::term_endpoint, "a send after disconnect has no peer; an unbound endpoint is closed";
     connections::bind_after_connect, "what was queued before the bind arrives";
+    connections::close, "what was sent arrives though octets of the other side are unread";
+    connections::send_timeout, "a send waits for a peer, or for room, and not for ever";
+    connections::endless_durations, "no duration is too long";
     connections::rebind, "an endpoint can be bound again after unbind";
     connections::wildcard, "a port or file of the system's choice is reported";
     connections::many_sockets, "a hundred sockets and none of their descriptors stays";
@@ -72,6 +77,8 @@ behaviours! {
     raw::stream_timeout, "silent peers are dropped, accepted or connected to";
     raw::stream_exceeds_buffer, "8193 octets in pieces of any size are one message";
     raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 octets at most";
+    raw::heartbeats_of_3_0, "a 3.0 peer is not held to PINGs it does not know";
+    raw::unread_is_not_silent, "what has come and is unread keeps a connection past its deadlines";
     raw::heartbeats_before_handshake, "a PING before READY closes the connection";
     raw::unfinished_messages, "a peer that goes in mid-message leaves nothing behind";
     raw::commands_between_frames, "PING and unknown commands between MORE frames do not disturb";
@@ -79,6 +86,9 @@ behaviours! {
     security::security_null, "NULL lets NULL in and nothing else";
     security::security_plain, "PLAIN lets the right user in and nobody else";
     security::security_curve, "CURVE lets listed keys in and nobody else";
+    security::security_curve_raw, "HELLO and INITIATE of wrong length, name, version, key, cookie and box are refused";
+    security::duplicates_are_told, "a refused duplicate is told under every mechanism";
+    security::set_security, "whoever could not come again is closed, others stay";
     security::heartbeats_under_curve, "heartbeats keep a CURVE connection";
 
     others::zmqrs_143_reconnect, "zmq.rs #143: a peer that restarts is connected again";

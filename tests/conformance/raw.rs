@@ -242,6 +242,60 @@ pub(crate) fn heartbeats(net: &Net) {
     }
 }
 
+pub(crate) fn heartbeats_of_3_0(net: &Net) {
+    let (mut server, bound) = router(
+        net,
+        Options::new()
+            .heartbeat_ivl(Duration::from_millis(20))
+            .heartbeat_timeout(Duration::from_millis(60)),
+    );
+    let old = |identity: &[u8]| {
+        let mut raw = net.raw(&bound);
+        let mut octets = greeting("NULL").to_vec();
+        octets[11] = 0;
+        octets.extend(ready(&[("Socket-Type", b"DEALER"), ("Identity", identity)]));
+        raw.write(&octets);
+        raw
+    };
+    let _ignores = old(b"ignores");
+    let mut answers = old(b"answers");
+    until("both are there", || {
+        server.drive();
+        (server.counters().established == 2).then_some(())
+    });
+    // Whoever has answered once is held to it.
+    answers.write(&frame(4, b"\x04PONG"));
+    lost(&mut server, b"answers");
+    for_a_while(Duration::from_millis(200), || server.drive());
+    assert!(server.socket().route(b"ignores").is_some());
+}
+
+pub(crate) fn unread_is_not_silent(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut raw = established(net, &mut server, &bound, b"patient");
+    raw.write(&frame(4, &ping(1, b"")));
+    until("its TTL is known", || {
+        server.drive();
+        raw.poll();
+        (!raw.frames().is_empty()).then_some(())
+    });
+    // The owner is away for longer than the TTL of 0.1 s, and comes back to what came meanwhile.
+    for round in 0..3u8 {
+        raw.write(&frame(0, &[round]));
+        std::thread::sleep(Duration::from_millis(250));
+        let (from, message) = server.receive(NOW).unwrap().unwrap();
+        assert_eq!(
+            (from, message.to_vecs()),
+            (&b"patient"[..], vec![vec![round]])
+        );
+    }
+    // So does an owner that only sends, and holds a message.
+    raw.write(&frame(0, b"held"));
+    for_a_while(Duration::from_millis(250), || server.drive());
+    assert_eq!(take(&mut server).unwrap().1, [b"held"]);
+    lost(&mut server, b"patient");
+}
+
 pub(crate) fn heartbeats_before_handshake(net: &Net) {
     for body in [ping(0, b""), b"\x04PONG".to_vec(), b"\x07UNKNOWN".to_vec()] {
         let (mut server, bound) = router(net, Options::new());

@@ -1,8 +1,12 @@
 //! ROUTER: messages by routing id.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use casparian::socket::{Dealer, DisconnectReason, Event, Options, Router, SendError};
+use casparian::socket::curve::{Clients, SecretKey};
+use casparian::socket::{
+    Dealer, DisconnectReason, Event, Options, PlainClient, PlainServer, Router, SendError,
+};
 
 use crate::support::*;
 
@@ -192,6 +196,105 @@ pub(crate) fn router_handover(net: &Net) {
             assert!(body.starts_with(b"\x05ERROR"), "{body:?}");
         }
     }
+}
+
+pub(crate) fn handover_of_another_user(net: &Net) {
+    let users = || PlainServer::new([("one", "1"), ("two", "2")]);
+    let secret = |octet| SecretKey::from_bytes([octet; 32]);
+    let listed = || {
+        let keys = [(1, "one"), (2, "two"), (3, "two")];
+        let keys = keys.map(|(octet, name)| (secret(octet).public(), name.to_owned()));
+        Clients::Listed(Arc::new(keys.into_iter().collect()))
+    };
+    let plain = |user: &str, password: &str| {
+        Options::new().plain_client(PlainClient::new(user, password).unwrap())
+    };
+    let curve = |octet| Options::new().curve_client(secret(octet), secret(9).public());
+    let server = |clients| Options::new().curve_server(secret(9), clients);
+    // Key 2 and key 3 have one name.
+    for (what, server, first, second, may) in [
+        (
+            "PLAIN, same",
+            Options::new().plain_server(users()),
+            plain("one", "1"),
+            plain("one", "1"),
+            true,
+        ),
+        (
+            "PLAIN, other",
+            Options::new().plain_server(users()),
+            plain("one", "1"),
+            plain("two", "2"),
+            false,
+        ),
+        ("CURVE, same", server(listed()), curve(1), curve(1), true),
+        (
+            "CURVE, same name",
+            server(listed()),
+            curve(2),
+            curve(3),
+            true,
+        ),
+        ("CURVE, other", server(listed()), curve(1), curve(2), false),
+        (
+            "CURVE, anybody",
+            server(Clients::Any),
+            curve(1),
+            curve(2),
+            true,
+        ),
+    ] {
+        let (mut router, bound) = router(net, server.router_handover(true));
+        let connect = |options: Options| {
+            let mut dealer = Dealer::new(options.routing_id("same").no_reconnect()).unwrap();
+            dealer.connect(&bound).unwrap();
+            dealer
+        };
+        let mut first = connect(first);
+        establish(&mut router, &mut first);
+        let mut second = connect(second);
+        until(what, || {
+            second.drive();
+            router.drive();
+            let counters = router.counters();
+            (counters.established + counters.handshake_failed == 2).then_some(())
+        });
+        assert_eq!(router.counters().established == 2, may, "{what}");
+        router.send(b"same", &[b"for the owner"]).unwrap();
+        let owner = if may { &mut second } else { &mut first };
+        until(what, || {
+            router.drive();
+            hear(owner)
+        });
+    }
+}
+
+pub(crate) fn handover_tells_the_identity(net: &Net) {
+    // The old peer is one that we connected to: it comes back, and gets nothing of what was
+    // queued for the identity it had.
+    let (mut old, there) = router(net, Options::new().routing_id("same"));
+    let (mut router, bound) = router(net, Options::new().router_handover(true));
+    router.connect(&there).unwrap();
+    until("both know each other", || {
+        router.drive();
+        old.drive();
+        router.socket().route(b"same").map(drop)
+    });
+    router.events();
+    let mut raw = net.raw(&bound);
+    raw.shake_hands("DEALER", b"same");
+    let events = until("it is handed over", || {
+        router.drive();
+        old.drive();
+        (router.counters().disconnected == 1).then(|| router.events())
+    });
+    assert!(
+        events.iter().any(|event| matches!(
+            event,
+            Event::Disconnected { identity, reason: DisconnectReason::Handover, .. } if identity == b"same"
+        )),
+        "{events:?}"
+    );
 }
 
 pub(crate) fn probe_router(net: &Net) {

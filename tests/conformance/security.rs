@@ -1,10 +1,14 @@
 //! Who is let in.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casparian::socket::curve::{AuthorizedKeys, Clients, SecretKey};
-use casparian::socket::{Dealer, Options, PlainClient, PlainServer};
+use casparian::socket::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
+use casparian::socket::{
+    Dealer, DisconnectReason, Event, Options, PlainClient, PlainServer, ProtocolError, Security,
+    SocketType,
+};
+use casparian::zmtp::{Config, Connection, Limits, Progress, SendQueue};
 
 use crate::router::router;
 use crate::support::*;
@@ -30,6 +34,281 @@ fn plain(user: &str, password: &str) -> Options {
 
 fn plain_server() -> Options {
     base().plain_server(PlainServer::new([("user", "pass")]))
+}
+
+/// What a client with these keys writes until it waits for an answer, and then for the one after
+/// WELCOME: greeting and HELLO, then INITIATE.
+struct Client(Connection);
+
+impl Client {
+    fn new(secret: u8, server: u8) -> Self {
+        let config = Config {
+            socket_type: SocketType::Dealer,
+            identity: Vec::new(),
+            limits: Limits::default(),
+            read_ahead: 4096,
+            handshake_timeout: Duration::from_secs(30),
+            heartbeat: None,
+            security: Security::CurveClient(CurveClient {
+                secret: key(secret),
+                server: key(server).public(),
+            }),
+            metadata: Vec::new(),
+        };
+        Client(Connection::new(Arc::new(config), Instant::now()))
+    }
+
+    fn receive(&mut self, octets: &[u8]) {
+        let mut octets = octets;
+        while !octets.is_empty() {
+            let space = self.0.receive_space(true);
+            let count = space.len().min(octets.len());
+            space[..count].copy_from_slice(&octets[..count]);
+            octets = &octets[count..];
+            self.0.handle_received(count, Instant::now());
+            while let Ok(Progress::Established | Progress::Message) = self.0.poll(Instant::now()) {}
+        }
+    }
+
+    fn written(&mut self) -> Vec<u8> {
+        let mut queue = SendQueue::new();
+        let mut slices = Vec::new();
+        self.0.gather(&queue, 8, &mut slices);
+        let octets = slices
+            .iter()
+            .flat_map(|slice| slice.to_vec())
+            .collect::<Vec<u8>>();
+        self.0
+            .handle_written(&mut queue, octets.len(), Instant::now());
+        octets
+    }
+}
+
+/// Offsets are those of the body, which stands behind the head of its frame.
+pub(crate) fn security_curve_raw(net: &Net) {
+    let (mut server, bound) = router(net, base().curve_server(key(1), listed(&[2])));
+    let change = |at: usize, by: u8| {
+        move |body: &mut Vec<u8>| {
+            body[at] ^= by;
+        }
+    };
+    type Edit = Box<dyn Fn(&mut Vec<u8>)>;
+    let hello: Vec<(&str, Edit)> = vec![
+        ("short", Box::new(|body| body.truncate(199))),
+        ("long", Box::new(|body| body.push(0))),
+        ("empty", Box::new(|body| body.truncate(6))),
+        ("name", Box::new(change(1, 0x20))),
+        ("major version", Box::new(change(6, 3))),
+        ("minor version", Box::new(change(7, 1))),
+        ("null key", Box::new(|body| body[80..112].fill(0))),
+        ("key", Box::new(change(90, 1))),
+        ("nonce", Box::new(change(119, 1))),
+        ("box", Box::new(change(150, 1))),
+        ("tag", Box::new(change(120, 1))),
+    ];
+    let initiate: Vec<(&str, Edit)> = vec![
+        ("short", Box::new(|body| body.truncate(256))),
+        ("cut by one", Box::new(|body| body.truncate(body.len() - 1))),
+        ("long", Box::new(|body| body.push(0))),
+        ("name", Box::new(change(1, 0x20))),
+        ("cookie", Box::new(change(50, 1))),
+        ("cookie's nonce", Box::new(change(9, 1))),
+        ("nonce", Box::new(change(112, 4))),
+        (
+            "nonce of HELLO",
+            Box::new(|body| body[105..113].copy_from_slice(&1u64.to_be_bytes())),
+        ),
+        ("box", Box::new(change(200, 1))),
+        ("tag", Box::new(change(113, 1))),
+    ];
+    let mut refused = 0;
+    let mut rounds: Vec<(String, &Edit, bool)> = Vec::new();
+    rounds.extend(
+        hello
+            .iter()
+            .map(|(what, edit)| (format!("HELLO: {what}"), edit, false)),
+    );
+    rounds.extend(
+        initiate
+            .iter()
+            .map(|(what, edit)| (format!("INITIATE: {what}"), edit, true)),
+    );
+    for (what, edit, is_initiate) in rounds {
+        let mut client = Client::new(2, 1);
+        let mut raw = net.raw(&bound);
+        client.receive(&greeting("CURVE"));
+        let octets = client.written();
+        let (greeted, hello) = octets.split_at(64);
+        raw.write(greeted);
+        let mut edited = |head: usize, octets: &[u8]| {
+            let mut body = octets[head..].to_vec();
+            edit(&mut body);
+            raw.write(&frame(4, &body));
+        };
+        if is_initiate {
+            raw.write(hello);
+            until("WELCOME comes", || {
+                server.drive();
+                raw.poll();
+                (raw.got.len() == 64 + 170).then_some(())
+            });
+            client.receive(&raw.got[64..]);
+            let initiate = client.written();
+            let mut body = initiate[9..].to_vec();
+            edit(&mut body);
+            raw.write(&frame(4, &body));
+        } else {
+            edited(2, hello);
+        }
+        raw.write(&frame(0, b"not authenticated"));
+        refused += 1;
+        until(&what, || {
+            assert_eq!(take(&mut server), None, "{what}");
+            (server.counters().handshake_failed == refused).then_some(())
+        });
+    }
+    assert_eq!(server.counters().established, 0);
+    let good = base().curve_client(key(2), key(1).public());
+    let mut good = Dealer::new(good).unwrap();
+    good.connect(&bound).unwrap();
+    good.send(&[b"authenticated"]).unwrap();
+    until("the right keys get in", || {
+        good.drive();
+        take(&mut server)
+    });
+}
+
+pub(crate) fn duplicates_are_told(net: &Net) {
+    let curve = base().curve_client(key(2), key(1).public());
+    for (what, server, client) in [
+        ("NULL", base(), base()),
+        ("PLAIN", plain_server(), plain("user", "pass")),
+        ("CURVE", base().curve_server(key(1), listed(&[2])), curve),
+    ] {
+        let (mut router, bound) = router(net, server);
+        let connect = || {
+            let soon = Duration::from_millis(50);
+            let options = client.clone().routing_id("same").reconnect_ivl_max(soon);
+            let mut dealer = Dealer::new(options).unwrap();
+            dealer.connect(&bound).unwrap();
+            dealer
+        };
+        let mut owner = connect();
+        until(what, || {
+            owner.drive();
+            router.drive();
+            router.socket().route(b"same").map(drop)
+        });
+        let mut duplicate = connect();
+        duplicate.send(&[b"not to be lost"]).unwrap();
+        let mut events = Vec::new();
+        let reason = until(what, || {
+            duplicate.drive();
+            router.drive();
+            events.extend(duplicate.events());
+            events.iter().find_map(|event| match event {
+                Event::HandshakeFailed { reason, .. } | Event::Disconnected { reason, .. } => {
+                    Some(reason.clone())
+                }
+                _ => None,
+            })
+        });
+        assert!(
+            matches!(&reason, DisconnectReason::Protocol(ProtocolError::Refused { reason }) if reason.contains("in use")),
+            "{what}: {reason:?}"
+        );
+        // What it has to say waits until the name is free.
+        drop(owner);
+        let message = until(what, || {
+            duplicate.drive();
+            take(&mut router)
+        });
+        assert_eq!(
+            message,
+            (b"same".to_vec(), vec![b"not to be lost".to_vec()]),
+            "{what}"
+        );
+    }
+}
+
+pub(crate) fn set_security(net: &Net) {
+    let curve_client = || base().curve_client(key(2), key(1).public());
+    let curve = |server: u8, octets: &[u8]| {
+        Security::CurveServer(CurveServer {
+            secret: key(server),
+            clients: listed(octets),
+        })
+    };
+    let users = |users: &[(&'static str, &'static str)]| {
+        Security::PlainServer(PlainServer::new(users.iter().copied()))
+    };
+    let user = || plain("user", "pass");
+    let one = &[("user", "pass")];
+    for (what, old, client, new, stays) in [
+        ("NULL", Security::Null, base(), Security::Null, true),
+        ("to CURVE", Security::Null, base(), curve(1, &[2]), false),
+        ("to PLAIN", Security::Null, base(), users(one), false),
+        ("to NULL", users(one), user(), Security::Null, false),
+        (
+            "one more",
+            users(one),
+            user(),
+            users(&[("user", "pass"), ("b", "c")]),
+            true,
+        ),
+        ("user gone", users(one), user(), users(&[("b", "c")]), false),
+        (
+            "password",
+            users(one),
+            user(),
+            users(&[("user", "new")]),
+            false,
+        ),
+        (
+            "key more",
+            curve(1, &[2]),
+            curve_client(),
+            curve(1, &[2, 3]),
+            true,
+        ),
+        (
+            "key gone",
+            curve(1, &[2]),
+            curve_client(),
+            curve(1, &[3]),
+            false,
+        ),
+        (
+            "our key",
+            curve(1, &[2]),
+            curve_client(),
+            curve(4, &[2]),
+            false,
+        ),
+    ] {
+        let (mut router, bound) = router(net, base().security(old));
+        let mut dealer = Dealer::new(client.routing_id("d").no_reconnect()).unwrap();
+        dealer.connect(&bound).unwrap();
+        until(what, || {
+            dealer.drive();
+            router.drive();
+            router.socket().route(b"d").map(drop)
+        });
+        router.socket().set_security(new, Instant::now()).unwrap();
+        assert_eq!(router.socket().route(b"d").is_some(), stays, "{what}");
+    }
+    let (mut router, _) = router(net, base());
+    let low_order = casparian::socket::curve::PublicKey::from_bytes([0; 32]);
+    let client = Security::CurveClient(CurveClient {
+        secret: key(1),
+        server: low_order,
+    });
+    assert!(
+        router
+            .socket()
+            .set_security(client, Instant::now())
+            .is_err()
+    );
 }
 
 /// Connects a client to a server and says whether it got in; if not, that nothing of it was
