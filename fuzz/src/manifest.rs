@@ -23,11 +23,16 @@ const LETTERS: [(&str, &str); 12] = [
 fn text(plan: &mut Unstructured) -> (String, String) {
     let (mut value, mut source) = (String::new(), String::new());
     for part in 0..1 + plan.int_in_range(0..=2u8).unwrap_or(0) {
-        if part > 0 {
-            source.push_str([" ", "", "\n", " # '\n"][plan.choose_index(4).unwrap_or(0)]);
-        }
+        // Two quotes that touch would open a string of three.
+        let apart = match part {
+            0 => "",
+            _ => [" ", "u", "\n", " # '\n"][plan.choose_index(4).unwrap_or(0)],
+        };
+        source.push_str(apart);
         let quote = ["'", "\"", "'''", "\"\"\""][plan.choose_index(4).unwrap_or(0)];
-        source.push_str(["", "u", "U"][plan.choose_index(3).unwrap_or(0)]);
+        if apart != "u" {
+            source.push_str(["", "u", "U"][plan.choose_index(3).unwrap_or(0)]);
+        }
         source.push_str(quote);
         for _ in 0..plan.int_in_range(0..=6u8).unwrap_or(0) {
             let (letter, written) = LETTERS[plan.choose_index(LETTERS.len()).unwrap_or(0)];

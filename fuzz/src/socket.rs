@@ -122,6 +122,7 @@ impl Scene {
                 told += 1;
             }
             assert!(told < 100_000);
+            casparian::fuzzing::check(socket);
             let (before, counters) = (self.counters[side], socket.counters());
             assert!(counters.established <= counters.accepted + counters.connected);
             assert!(counters.disconnected <= counters.established + counters.retries + 1000);
@@ -214,7 +215,7 @@ impl Scene {
                 socket.set_sndhwm(usize::from(choice % 4));
                 if choice & 32 != 0 {
                     let security = socket_security(choice);
-                    socket.set_security(security, now);
+                    socket.set_security(security, now).expect("usable keys");
                 }
             }
             _ => {

@@ -70,8 +70,7 @@ impl Driven {
     fn flush(&mut self) -> io::Result<()> {
         self.now = Instant::now();
         self.turn(Some(self.now))?;
-        self.socket.drive(self.now);
-        self.socket.flush();
+        self.drive();
         Ok(())
     }
 
@@ -104,10 +103,14 @@ impl Driven {
         }
     }
 
-    /// Waits until something may have changed for sending, not for messages.
-    fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
+    fn drive(&mut self) {
         self.socket.drive(self.now);
         self.socket.flush();
+    }
+
+    /// After [`Driven::drive`] has changed nothing: waits until something may have changed for
+    /// sending, not for messages.
+    fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
         // Readiness is told once: what is there already must not be waited for.
         let wait = match self.socket.has_ready_to_drive() {
             true => Some(self.now),
@@ -123,8 +126,7 @@ impl Driven {
         let before = self.socket.pending_octets();
         let deadline = after(Instant::now(), timeout);
         loop {
-            self.socket.drive(self.now);
-            self.socket.flush();
+            self.drive();
             if self.socket.pending_octets() < before {
                 return Ok(true);
             }
@@ -141,16 +143,17 @@ impl Driven {
         timeout: Option<Duration>,
         mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
     ) -> io::Result<Result<(), SendError>> {
-        let mut deadline = None;
+        let result = send(&mut self.socket);
+        if !matches!(result, Err(SendError::Full | SendError::NoPeer)) {
+            return Ok(result);
+        }
+        let deadline = after(Instant::now(), timeout.unwrap_or(Duration::MAX));
         loop {
-            match send(&mut self.socket) {
-                Err(SendError::Full | SendError::NoPeer) => {}
-                result => return Ok(result),
-            }
-            let wait = timeout.unwrap_or(Duration::MAX);
-            let deadline = *deadline.get_or_insert_with(|| after(Instant::now(), wait));
-            if Instant::now() >= deadline {
-                return Ok(send(&mut self.socket));
+            self.drive();
+            let result = send(&mut self.socket);
+            let is_final = !matches!(result, Err(SendError::Full | SendError::NoPeer));
+            if is_final || Instant::now() >= deadline {
+                return Ok(result);
             }
             self.wait_to_send(deadline)?;
         }
@@ -175,8 +178,7 @@ impl Driven {
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
         loop {
-            self.socket.drive(self.now);
-            self.socket.flush();
+            self.drive();
             if self.socket.pending_octets() == 0 {
                 return Ok(true);
             }

@@ -249,3 +249,79 @@ fn a_silent_connection_is_dropped_and_garbage_does_not_disturb_others() {
         "our greeting and READY, then the end"
     );
 }
+
+/// A PING gives idle buffers back, which must not be counted for ever.
+#[test]
+fn memory_of_peers_is_accounted_through_pings_messages_and_ends() {
+    let beat = Options::new()
+        .heartbeat_ivl(Duration::from_millis(5))
+        .heartbeat_timeout(Duration::from_secs(60));
+    let mut router = Router::new(beat.clone()).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let mut dealers: Vec<Dealer> = (0..4u8)
+        .map(|n| {
+            let mut dealer = Dealer::new(beat.clone().routing_id([n + 1])).unwrap();
+            dealer.connect(&bound).unwrap();
+            dealer
+        })
+        .collect();
+    let began = Instant::now();
+    let mut received = 0;
+    let mut sent = 0;
+    while began.elapsed() < Duration::from_millis(300) {
+        for dealer in &mut dealers {
+            let body = vec![3; 1000 * (sent % 400)];
+            sent += usize::from(dealer.send(&[&body]).is_ok());
+            dealer.flush().unwrap();
+            dealer.socket().check();
+        }
+        while router.receive(Some(Duration::ZERO)).unwrap().is_some() {
+            received += 1;
+        }
+        router.socket().check();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(received > 50, "{received}");
+    drop(dealers);
+    until(|| {
+        router.flush().unwrap();
+        while router.receive(Some(Duration::ZERO)).unwrap().is_some() {}
+        (router.socket().peer_count() == 0).then_some(())
+    });
+    router.socket().check();
+}
+
+/// The one who holds most makes way, and the others go on.
+#[test]
+fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
+    let total = 4 << 20;
+    let mut router = Router::new(Options::new().rcvhwm_total_octets(total)).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let dealer = |identity: &[u8]| {
+        let mut dealer = Dealer::new(options(identity).no_reconnect()).unwrap();
+        dealer.connect(&bound).unwrap();
+        dealer
+    };
+    let mut good = dealer(b"good");
+    let mut hogs: Vec<Dealer> = (0..8u8).map(|n| dealer(&[n + 1])).collect();
+    for hog in &mut hogs {
+        hog.send(&[&vec![0; 60 << 20]]).unwrap();
+    }
+    let body = vec![7; 100_000];
+    for _ in 0..200 {
+        good.send(&[&body]).unwrap();
+        until(|| {
+            good.flush().unwrap();
+            for hog in &mut hogs {
+                hog.flush().unwrap();
+            }
+            let (from, message) = router.receive(WAIT).unwrap()?;
+            assert_eq!((from, message.len()), (&b"good"[..], 1));
+            Some(())
+        });
+        router.socket().check();
+    }
+    assert_eq!(good.counters().disconnected, 0);
+    let closed = router.counters().too_many;
+    assert!(closed >= 7, "{closed} of 8 closed");
+}

@@ -21,6 +21,8 @@ const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
 pub(crate) struct Seen {
     pub(crate) counters: Counters,
     pub(crate) peers: usize,
+    /// The most there were; each has a descriptor.
+    pub(crate) peers_max: usize,
     /// Messages from others than the good peer.
     pub(crate) strange: u64,
     pub(crate) cpu: Duration,
@@ -31,6 +33,8 @@ pub(crate) struct Arena {
     pub(crate) net: Net,
     pub(crate) bound: String,
     good: Dealer,
+    /// What the good peer says beside the number of the round.
+    pub(crate) filler: Vec<u8>,
     rounds: u32,
     worst: Duration,
     seen: Arc<Mutex<Seen>>,
@@ -47,6 +51,8 @@ pub(crate) struct Arena {
 pub(crate) struct Cost {
     /// Growth of the resident set at its largest, MiB.
     pub(crate) memory_mib: u64,
+    /// Peers at a time, the good one included: each costs a descriptor.
+    pub(crate) descriptors: usize,
     /// CPU time of the server's thread.
     pub(crate) cpu: Duration,
 }
@@ -75,6 +81,7 @@ impl Arena {
             net,
             bound,
             good,
+            filler: Vec::new(),
             rounds: 0,
             worst: Duration::ZERO,
             seen,
@@ -106,10 +113,10 @@ impl Arena {
         let began = Instant::now();
         self.rounds += 1;
         let body = self.rounds.to_be_bytes();
-        self.good.send(&[&body]).unwrap();
+        self.good.send(&[&body, &self.filler]).unwrap();
         until("the good peer is served", || {
             let message = self.good.receive(Some(Duration::from_millis(1))).unwrap()?;
-            assert_eq!(message.to_vecs(), [body]);
+            assert!(message.to_vecs() == [&body[..], &self.filler]);
             Some(())
         });
         self.worst = self.worst.max(began.elapsed());
@@ -134,9 +141,10 @@ impl Arena {
         let seen = self.seen();
         let cpu = seen.cpu.saturating_sub(self.before.2);
         println!(
-            "{:24} memory {:>6} KiB, server CPU {:>5} ms, {} round trips of the good peer, worst {:.1} ms",
+            "{:24} memory {:>6} KiB, {:>5} descriptors, server CPU {:>5} ms, {} round trips of the good peer, worst {:.1} ms",
             self.name,
             memory >> 10,
+            seen.peers_max,
             cpu.as_millis(),
             self.rounds,
             self.worst.as_secs_f64() * 1000.0
@@ -149,6 +157,8 @@ impl Arena {
         assert_eq!(self.good.counters().disconnected, 0);
         assert!(memory < cost.memory_mib << 20, "{memory} octets");
         assert!(cpu < cost.cpu, "{cpu:?}");
+        let descriptors = seen.peers_max;
+        assert!(descriptors <= cost.descriptors, "{descriptors} descriptors");
         // Every descriptor an attack has cost goes with its connection.
         let base = self.before.1;
         until("descriptors are given back", || {
@@ -170,6 +180,7 @@ impl Drop for Arena {
 fn serve(router: &mut Router, seen: &Mutex<Seen>, over: &AtomicBool) {
     let mut cpu = ThreadCpu::new();
     let mut strange = 0;
+    let mut peers_max = 0;
     let mut said = Instant::now();
     while !over.load(Ordering::SeqCst) {
         let message = router.receive(Some(Duration::from_millis(1))).unwrap();
@@ -190,9 +201,11 @@ fn serve(router: &mut Router, seen: &Mutex<Seen>, over: &AtomicBool) {
         if waited || said.elapsed() > Duration::from_millis(1) {
             said = Instant::now();
             while router.poll_event().is_some() {}
+            peers_max = peers_max.max(router.socket().peer_count());
             *seen.lock().unwrap() = Seen {
                 counters: router.counters(),
                 peers: router.socket().peer_count(),
+                peers_max,
                 strange,
                 cpu: cpu.used(),
             };

@@ -24,6 +24,7 @@ fn garbage_greetings() {
     });
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 1001,
         cpu: Duration::from_secs(5),
     });
     assert_eq!((seen.strange, seen.counters.established), (0, 1));
@@ -53,6 +54,7 @@ fn slow_greetings() {
     drop(raws);
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 101,
         cpu: Duration::from_secs(5),
     });
     assert_eq!((seen.peers, seen.strange), (1, 0));
@@ -108,6 +110,7 @@ fn ten_thousand_silent_connections_at_once() {
     arena.rounds_until("all are gone", |seen| seen.peers == 1);
     let seen = arena.end(&Cost {
         memory_mib: 32,
+        descriptors: 10003,
         cpu: Duration::from_secs(20),
     });
     assert_eq!(seen.strange, 0);
@@ -137,6 +140,7 @@ fn ten_thousand_silent_connections_one_after_another() {
     arena.rounds_until("the last are gone", |seen| seen.peers == 1);
     let seen = arena.end(&Cost {
         memory_mib: 8,
+        descriptors: 300,
         cpu: Duration::from_secs(10),
     });
     assert_eq!((seen.peers, seen.counters.established), (1, 1));
@@ -158,6 +162,7 @@ fn what_a_silent_connection_costs() {
     drop(raws);
     arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 401,
         cpu: Duration::from_secs(2),
     });
 }
@@ -187,6 +192,7 @@ fn half_open_peers() {
     drop(raws);
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 101,
         cpu: Duration::from_secs(5),
     });
     assert_eq!(seen.peers, 1);
@@ -215,6 +221,7 @@ fn an_identity_a_connection() {
     assert!(grown < 2 << 20, "15,000 identities left {grown} octets");
     let seen = arena.end(&Cost {
         memory_mib: 6,
+        descriptors: 120,
         cpu: Duration::from_secs(30),
     });
     assert_eq!(seen.strange, 20_000);

@@ -40,6 +40,7 @@ fn endless_more_frames() {
     arena.rounds_until("all are closed", |seen| seen.counters.disconnected == 4);
     let seen = arena.end(&Cost {
         memory_mib: 40,
+        descriptors: 5,
         cpu: Duration::from_secs(5),
     });
     assert_eq!((seen.strange, seen.counters.protocol_errors), (0, 4));
@@ -56,6 +57,7 @@ fn endless_commands_within_a_message() {
     arena.rounds_until("all are closed", |seen| seen.counters.disconnected == 3);
     let seen = arena.end(&Cost {
         memory_mib: 12,
+        descriptors: 4,
         cpu: Duration::from_secs(5),
     });
     assert_eq!((seen.strange, seen.counters.protocol_errors), (0, 3));
@@ -93,6 +95,7 @@ fn huge_declared_frames() {
     drop(raws);
     arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 102,
         cpu: Duration::from_secs(5),
     });
 }
@@ -137,6 +140,7 @@ fn floods_below_the_mark() {
     let elapsed = began.elapsed();
     arena.end(&Cost {
         memory_mib: 8,
+        descriptors: 5,
         // The flood may cost a core for as long as it lasts, and no more.
         cpu: elapsed,
     });
@@ -149,6 +153,9 @@ fn large_unfinished_messages_of_many() {
         "large, never finished",
         Options::new().rcvhwm_total_octets(total),
     );
+    // It needs memory as well, and gets it.
+    arena.filler = vec![7; 100_000];
+    arena.round();
     let mut raws: Vec<Raw> = (0..20u8).map(|n| attacker(&arena, &[b'l', n])).collect();
     let mut head = vec![2];
     head.extend((60u64 << 20).to_be_bytes());
@@ -170,6 +177,7 @@ fn large_unfinished_messages_of_many() {
     arena.rounds_until("all are gone", |seen| seen.peers == 1);
     let seen = arena.end(&Cost {
         memory_mib: 128,
+        descriptors: 21,
         cpu: Duration::from_secs(10),
     });
     assert_eq!(seen.strange, 0);
@@ -205,6 +213,30 @@ fn ping_floods() {
     arena.rounds_until("they are gone", |seen| seen.peers == 1);
     arena.end(&Cost {
         memory_mib: 8,
+        descriptors: 5,
+        cpu: Duration::from_secs(20),
+    });
+}
+
+#[test]
+fn ten_thousand_handovers() {
+    let mut arena = Arena::new("10,000 handovers", Options::new().router_handover(true));
+    let mut last = attacker(&arena, b"same");
+    for round in 1..=10_000u64 {
+        let next = attacker(&arena, b"same");
+        if round % 100 == 0 {
+            arena.rounds_until("it takes over", |seen| {
+                seen.counters.established == round + 2
+            });
+        }
+        last = next;
+    }
+    assert_eq!(arena.seen().peers, 2);
+    drop(last);
+    arena.rounds_until("it is gone", |seen| seen.peers == 1);
+    arena.end(&Cost {
+        memory_mib: 4,
+        descriptors: 110,
         cpu: Duration::from_secs(20),
     });
 }
@@ -222,6 +254,7 @@ fn short_pings() {
     }
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 3,
         cpu: Duration::from_secs(5),
     });
     assert_eq!((seen.strange, seen.counters.protocol_errors), (0, 600));

@@ -3,10 +3,11 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casparian::socket::curve::{Clients, SecretKey};
-use casparian::socket::{Dealer, Options};
+use casparian::socket::curve::{Clients, CurveClient, SecretKey};
+use casparian::socket::{Dealer, Options, Security, SocketType};
+use casparian::zmtp::{Config, Connection, Heartbeat, Limits, Progress, SendQueue};
 
 use crate::arena::{Arena, Cost, Random};
 use crate::support::*;
@@ -72,6 +73,7 @@ fn replayed_curve_handshakes() {
     }
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 20,
         // HELLO and WELCOME are what a stranger can make us calculate.
         cpu: Duration::from_secs(20),
     });
@@ -97,6 +99,7 @@ fn wrong_curve_keys() {
     }
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 4,
         cpu: Duration::from_secs(20),
     });
     assert_eq!((seen.strange, seen.counters.established), (0, 1));
@@ -123,7 +126,97 @@ fn forged_curve_messages() {
     }
     let seen = arena.end(&Cost {
         memory_mib: 4,
+        descriptors: 20,
         cpu: Duration::from_secs(20),
     });
     assert_eq!((seen.strange, seen.counters.established), (0, 1));
+}
+
+/// A peer that is let in and then pings without end, or breaks its boxes.
+#[test]
+fn authenticated_attackers() {
+    let mut arena = arena("CURVE, let in, then bad");
+    for kind in ["pings", "boxes"] {
+        let config = Config {
+            socket_type: SocketType::Dealer,
+            identity: kind.as_bytes().to_vec(),
+            limits: Limits::default(),
+            read_ahead: 4096,
+            handshake_timeout: Duration::from_secs(60),
+            // A PING whenever time passes.
+            heartbeat: Some(Heartbeat {
+                interval: Duration::from_nanos(1),
+                timeout: Duration::from_secs(3600),
+                ttl: Duration::ZERO,
+            }),
+            security: Security::CurveClient(CurveClient {
+                secret: key(2),
+                server: key(1).public(),
+            }),
+            metadata: Vec::new(),
+        };
+        let now = Instant::now();
+        let mut client = Connection::new(Arc::new(config), now);
+        let mut queue = SendQueue::new();
+        let mut raw = arena.raw();
+        let mut written = |client: &mut Connection| {
+            client.seal(&queue).unwrap();
+            let mut slices = Vec::new();
+            client.gather(&queue, 8, &mut slices);
+            let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            client.handle_written(&mut queue, octets.len(), now);
+            octets
+        };
+        let mut read = 0;
+        until("it is let in", || {
+            raw.write(&written(&mut client));
+            arena.round();
+            raw.poll();
+            while read < raw.got.len() {
+                let space = client.receive_space(true);
+                let count = space.len().min(raw.got.len() - read);
+                space[..count].copy_from_slice(&raw.got[read..][..count]);
+                read += count;
+                client.handle_received(count, now);
+                while client.poll(now).unwrap() != Progress::NeedInput {}
+            }
+            client.is_open().then_some(())
+        });
+        if kind == "boxes" {
+            let octets = frame(0, &[b"\x07MESSAGE".to_vec(), vec![9; 100]].concat());
+            raw.write(&octets);
+            until("it is closed", || {
+                arena.round();
+                raw.poll();
+                raw.ended.then_some(())
+            });
+            continue;
+        }
+        // No PONG is read.
+        let (mut sent, mut turns, mut pending, mut later) = (0, 0u32, Vec::new(), now);
+        until("megabytes of PINGs are taken", || {
+            if pending.is_empty() {
+                for _ in 0..1000 {
+                    later += Duration::from_secs(1);
+                    client.handle_timeout(later, true).unwrap();
+                    pending.extend(written(&mut client));
+                }
+            }
+            let count = raw.try_write(&pending);
+            pending.drain(..count);
+            sent += count;
+            turns += 1;
+            if turns.is_multiple_of(8) {
+                arena.round();
+            }
+            (sent > 4 << 20).then_some(())
+        });
+        assert_eq!(arena.seen().peers, 2);
+    }
+    let seen = arena.end(&Cost {
+        memory_mib: 6,
+        descriptors: 3,
+        cpu: Duration::from_secs(20),
+    });
+    assert_eq!(seen.strange, 0);
 }

@@ -42,11 +42,11 @@ fn options(identity: &str) -> Options {
         .heartbeat_ttl(Duration::from_secs(30))
 }
 
-/// Our options and a libzmq peer's arguments for a mechanism; whoever binds is its server.
-fn secured(mechanism: &str, ours: Options, they_bind: bool) -> (Options, Vec<String>) {
+/// Our options and a libzmq peer's arguments for a mechanism and its server.
+fn secured(mechanism: &str, ours: Options, they_serve: bool) -> (Options, Vec<String>) {
     let keys = [1, 2].map(|octet| SecretKey::from_bytes([octet; 32]));
     let [server, client] = &keys;
-    match (mechanism, they_bind) {
+    match (mechanism, they_serve) {
         ("PLAIN", true) => (
             ours.plain_client(PlainClient::new("user", "pass").unwrap()),
             vec![
@@ -85,14 +85,21 @@ fn secured(mechanism: &str, ours: Options, they_bind: bool) -> (Options, Vec<Str
     }
 }
 
-/// Every mechanism, transport and side that binds: what we are told, their arguments, the
-/// endpoint, and whether they bind.
+/// Every mechanism, its server, transport and side that binds: what we are told, their
+/// arguments, the endpoint, and whether they bind.
 fn matrix(identity: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool)) {
-    for mechanism in ["NULL", "PLAIN", "CURVE"] {
+    let mechanisms = [
+        ("NULL", false),
+        ("PLAIN", false),
+        ("PLAIN", true),
+        ("CURVE", false),
+        ("CURVE", true),
+    ];
+    for (mechanism, they_serve) in mechanisms {
         for they_bind in [false, true] {
             let dir = tempfile::tempdir().unwrap();
             for endpoint in endpoints(dir.path()) {
-                let (ours, mut theirs) = secured(mechanism, options(identity), they_bind);
+                let (ours, mut theirs) = secured(mechanism, options(identity), they_serve);
                 // libzmq's timeout is its interval unless it is told otherwise.
                 theirs.push("--option=heartbeat_ivl=50".to_owned());
                 theirs.push("--option=heartbeat_timeout=30000".to_owned());
@@ -223,6 +230,44 @@ fn two_dealers_and_two_routers_understand_each_other() {
     }
 }
 
+/// RFC 28: a ROUTER serves REQ, a DEALER asks REP; the empty frame between them is theirs.
+#[test]
+fn libzmqs_req_and_rep_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    for endpoint in endpoints(dir.path()) {
+        let mut router = Router::new(options("")).unwrap();
+        let bound = router.bind(&endpoint).unwrap().to_string();
+        let mut req = Background::start(peer("zmq_peer.py").args(["REQ", "--connect", &bound]));
+        req.event("ready");
+        req.write(&json!({"do": "send", "frames": [hex(b"question")]}).to_string());
+        let from = until("the question arrives", || {
+            let (from, message) = router.receive(WAIT).unwrap()?;
+            assert_eq!(message.to_vecs(), [b"".to_vec(), b"question".to_vec()]);
+            Some(from.to_vec())
+        });
+        req.event("send");
+        router.send(&from, &[b"", b"answer"]).unwrap();
+        router.drain(Duration::from_secs(10)).unwrap();
+        let answer = say(&mut req, json!({"do": "recv", "count": 1}));
+        assert_eq!(answer["messages"][0], json!([hex(b"answer")]));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for endpoint in endpoints(dir.path()) {
+        let mut dealer = Dealer::new(options("")).unwrap();
+        let bound = dealer.bind(&endpoint).unwrap().to_string();
+        let mut rep = Background::start(peer("zmq_peer.py").args(["REP", "--connect", &bound]));
+        rep.event("ready");
+        rep.write(&json!({"do": "echo", "count": 1}).to_string());
+        let sent = dealer.send_timeout(&[b"", b"question"], Some(Duration::from_secs(60)));
+        sent.unwrap().unwrap();
+        until("the answer arrives", || {
+            let message = dealer.receive(WAIT).unwrap()?;
+            assert_eq!(message.to_vecs(), [b"".to_vec(), b"question".to_vec()]);
+            Some(())
+        });
+    }
+}
+
 #[test]
 fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
     let key = |octet| SecretKey::from_bytes([octet; 32]);
@@ -335,7 +380,11 @@ fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
             Event::RetryIn { pause, .. } => Some(pause),
             _ => None,
         });
-        assert_eq!(pause, Some(Duration::from_secs(60)), "no immediate retry");
+        // Give or take a quarter.
+        assert!(
+            pause.unwrap() >= Duration::from_secs(45),
+            "no immediate retry"
+        );
     }
 }
 

@@ -114,19 +114,89 @@ fn captured_libzmq_conversations_parse_at_every_split() {
             whole.messages.len() >= messages || name.contains("heartbeat"),
             "{name}: {whole:?}"
         );
-        let steps = if octets.len() > 1000 {
-            vec![1, 509, 40_000]
-        } else {
-            vec![1, 2, 3, 7, 64]
-        };
-        for step in steps {
+        for steps in every_split(octets.len()) {
             let mut connection = Connection::new(config(ours, b""), now);
             assert_eq!(
-                feed(&mut connection, &octets, &[step], now),
+                feed(&mut connection, &octets, &steps, now),
                 whole,
-                "{name} by {step}"
+                "{name} by {steps:?}"
             );
         }
+    }
+}
+
+/// Octet by octet, and in two pieces cut at every place (some hundred places of long ones).
+pub(super) fn every_split(size: usize) -> impl Iterator<Item = Vec<usize>> {
+    let apart = size / 500 + 1;
+    let two = (1..size).step_by(apart).map(move |at| vec![at, size]);
+    [vec![1]].into_iter().chain(two)
+}
+
+/// Commands of every kind between messages and between frames, and what is wrong at the end.
+#[test]
+fn commands_between_frames_are_seen_alike_at_every_split() {
+    let now = Instant::now();
+    let mut good = Vec::new();
+    let ping = b"\x04\x0a\x04PING\0\0abc".as_slice();
+    let unknown = b"\x04\x09\x07UNKNOWNx".as_slice();
+    let pong = b"\x06\0\0\0\0\0\0\0\x05\x04PONG".as_slice();
+    for command in [ping, unknown, pong, b""] {
+        good.extend(command);
+        good.extend(b"\x01\x01a");
+        good.extend(command);
+        good.extend(b"\x03\0\0\0\0\0\0\0\x02bc");
+        good.extend([command, command].concat());
+        good.extend(b"\x00\x00");
+    }
+    let bad: [&[u8]; 5] = [
+        b"",
+        b"\x04\0",
+        b"\x05\x05\x04PONG",
+        b"\x09\0",
+        b"\x04\x05\x04PING",
+    ];
+    for end in bad {
+        let octets = [&good, end].concat();
+        let new = || established(SocketType::Router, Limits::default(), now);
+        let mut whole = new();
+        let want = feed(&mut whole, &octets, &[usize::MAX], now);
+        assert_eq!(want.messages.len(), 4);
+        assert_eq!(want.messages[0], [&b"a"[..], b"bc", b""]);
+        assert_eq!(want.error.is_some(), !end.is_empty());
+        let answers = output(&mut whole, &mut SendQueue::new());
+        for steps in every_split(octets.len()) {
+            let mut connection = new();
+            assert_eq!(
+                feed(&mut connection, &octets, &steps, now),
+                want,
+                "{steps:?}"
+            );
+            assert_eq!(output(&mut connection, &mut SendQueue::new()), answers);
+        }
+    }
+}
+
+/// Minor versions down to 3.0 and up, later major versions, and an as-server bit decide nothing.
+#[test]
+fn later_and_earlier_greetings_shake_hands_all_the_same() {
+    let now = Instant::now();
+    for (at, octet) in [
+        (11, 0),
+        (11, 9),
+        (10, 4),
+        (10, 255),
+        (32, 1),
+        (5, 0xAB),
+        (40, 1),
+    ] {
+        let mut octets = Greeting::encode("NULL").to_vec();
+        octets[at] = octet;
+        ready(&mut octets, "DEALER", b"x");
+        let mut connection = Connection::new(config(SocketType::Router, b""), now);
+        octets.extend(b"\0\x01m");
+        let seen = feed(&mut connection, &octets, &[7], now);
+        assert_eq!(seen.error, None, "octet {at} is {octet}");
+        assert_eq!(seen.messages, [[b"m"]]);
     }
 }
 

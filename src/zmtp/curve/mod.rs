@@ -20,6 +20,8 @@ mod client;
 mod keys;
 mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use keys::{AuthorizedKeys, KeyError, PublicKey, SecretKey};
 

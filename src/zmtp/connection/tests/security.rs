@@ -48,6 +48,53 @@ fn talk(client: &mut Connection, server: &mut Connection) -> [(Seen, Vec<u8>); 2
     [(a, c), (b, d)]
 }
 
+/// The handshake and a message each way, with the octets cut at every place: what a side is
+/// sent does not depend on how it comes.
+fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
+    let now = Instant::now();
+    let mut queues = [SendQueue::new(), SendQueue::new()];
+    let mut count = 0;
+    // The longest flight is about 350 octets; later cuts find nothing to cut.
+    for cut in 0..400usize {
+        let mut sides = [
+            Connection::new(client.clone(), now),
+            Connection::new(server.clone(), now),
+        ];
+        let mut seen = [Seen::default(), Seen::default()];
+        for queue in &mut queues {
+            queue.clear();
+            queue.push(&[b"a", b"", b"message"]);
+        }
+        loop {
+            let mut said = false;
+            for (from, to) in [(0, 1), (1, 0)] {
+                let octets = output(&mut sides[from], &mut queues[from]);
+                said |= !octets.is_empty();
+                let steps = [if cut == 0 { 1 } else { cut }, octets.len().max(1)];
+                let steps = if cut == 0 { &steps[..1] } else { &steps[..] };
+                let new = feed(&mut sides[to], &octets, steps, now);
+                seen[to].peer = seen[to].peer.take().or(new.peer);
+                seen[to].messages.extend(new.messages);
+                assert_eq!(new.error, None, "cut {cut}");
+            }
+            if !said {
+                break;
+            }
+        }
+        for seen in &seen {
+            assert!(seen.peer.is_some(), "cut {cut}");
+            assert_eq!(seen.messages, [[&b"a"[..], b"", b"message"]], "cut {cut}");
+            count += 1;
+        }
+    }
+    assert_eq!(count, 800);
+}
+
+#[test]
+fn plain_shakes_hands_at_every_split() {
+    handshake_at_every_split(&plain("worker", "secret"), &plain_server());
+}
+
 fn command(body: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     encode_head(&mut out, body.len(), false, true);
@@ -272,6 +319,11 @@ mod curve_tests {
         talk(&mut a, &mut b);
         assert!(a.is_open() && b.is_open());
         (a, b)
+    }
+
+    #[test]
+    fn curve_shakes_hands_at_every_split() {
+        handshake_at_every_split(&client(1, 2), &server(2, listed(&[(1, "node-1")])));
     }
 
     #[test]

@@ -1,0 +1,212 @@
+//! What a client with keys of its own could try, box by box.
+
+use std::time::Instant;
+
+use curve25519_dalek::constants::EIGHT_TORSION;
+use curve25519_dalek::montgomery::MontgomeryPoint;
+
+use super::*;
+use crate::zmtp::command::{Metadata, encode_property};
+use crate::zmtp::cursor::Cursor;
+
+fn key(octet: u8) -> SecretKey {
+    SecretKey::from_bytes([octet; 32])
+}
+
+fn open(cipher: &XSalsa20Poly1305, nonce: [u8; 24], sealed: &[u8]) -> Option<Vec<u8>> {
+    let mut sealed = sealed.to_vec();
+    open_in_place(cipher, nonce, &mut sealed).map(|plain| plain.to_vec())
+}
+
+fn sealed(cipher: &XSalsa20Poly1305, nonce: [u8; 24], plain: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    append_box(&mut out, cipher, nonce, plain).unwrap();
+    out
+}
+
+/// An INITIATE, made of parts that may be wrong.
+struct Attempt {
+    hello_nonce: u64,
+    nonce: u64,
+    /// The long-term key it shows, and the one it vouches by.
+    shown: PublicKey,
+    vouching: SecretKey,
+    /// What it vouches for: a transient key of its own and the server's key, unless they are
+    /// others'.
+    vouched_transient: Option<PublicKey>,
+    vouched_server: Option<PublicKey>,
+}
+
+impl Attempt {
+    fn honest() -> Self {
+        Attempt {
+            hello_nonce: 1,
+            nonce: 2,
+            shown: key(2).public(),
+            vouching: key(2),
+            vouched_transient: None,
+            vouched_server: None,
+        }
+    }
+
+    /// HELLO, WELCOME and this INITIATE at a server that lists key 2.
+    fn run(&self) -> Result<Step, Error> {
+        let listed = [(key(2).public(), "two".to_owned())];
+        let config = CurveServer {
+            secret: key(1),
+            clients: Clients::Listed(Arc::new(listed.into_iter().collect())),
+        };
+        let now = Instant::now();
+        let transient = key(7);
+        let mut hello = b"\x05HELLO\x01\0".to_vec();
+        hello.extend([0; 72]);
+        hello.extend(transient.public().as_bytes());
+        hello.extend(self.hello_nonce.to_be_bytes());
+        let to_server = shared(&key(1).public(), &transient).unwrap();
+        let nonce = short_nonce(NONCE_HELLO, self.hello_nonce);
+        hello.extend(sealed(&to_server, nonce, &[0; 64]));
+        let mut server = Server::New;
+        let mut out = Vec::new();
+        server.handle(&hello, &config, b"", now, &mut out)?;
+
+        // The head of its frame, the name, a nonce, the box.
+        let mut welcome = Cursor::new(&out[2 + 8..]);
+        let nonce = long_nonce(NONCE_WELCOME, &welcome.array().unwrap());
+        let welcome = open(&to_server, nonce, welcome.rest()).unwrap();
+        let (server_transient, cookie) = welcome.split_first_chunk().unwrap();
+        let server_transient = PublicKey::from_bytes(*server_transient);
+        let to_transient = shared(&server_transient, &transient).unwrap();
+
+        let mut vouched = Vec::new();
+        let own = transient.public();
+        vouched.extend(self.vouched_transient.unwrap_or(own).as_bytes());
+        let server_key = key(1).public();
+        vouched.extend(self.vouched_server.unwrap_or(server_key).as_bytes());
+        let by = shared(&server_transient, &self.vouching).unwrap();
+        let mut plain = self.shown.as_bytes().to_vec();
+        plain.extend([9; LONG_NONCE_SIZE]);
+        plain.extend(sealed(&by, long_nonce(NONCE_VOUCH, &[9; 16]), &vouched));
+        encode_property(&mut plain, "Socket-Type", b"DEALER");
+        let mut initiate = b"\x08INITIATE".to_vec();
+        initiate.extend(cookie);
+        initiate.extend(self.nonce.to_be_bytes());
+        let nonce = short_nonce(NONCE_INITIATE, self.nonce);
+        initiate.extend(sealed(&to_transient, nonce, &plain));
+        server.handle(&initiate, &config, b"", now, &mut out)
+    }
+}
+
+#[test]
+fn initiate_must_vouch_for_this_connection_and_this_server_by_the_key_it_shows() {
+    let honest = Attempt::honest();
+    match honest.run().unwrap() {
+        Step::Done {
+            properties, key, ..
+        } => {
+            assert_eq!(key.map(|(_, name)| name).as_deref(), Some("two"));
+            let metadata = Metadata::decode(&properties).unwrap();
+            assert_eq!(metadata.get("Socket-Type"), Some(&b"DEALER"[..]));
+        }
+        Step::Continue => panic!("no end"),
+    }
+    let other = || Some(key(8).public());
+    let low_order = PublicKey::from_bytes([0; 32]);
+    let cases = [
+        (
+            "vouch for another transient key",
+            "another connection",
+            Attempt {
+                vouched_transient: other(),
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "vouch for another server",
+            "another connection or server",
+            Attempt {
+                vouched_server: other(),
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "vouch by another key",
+            "does not hold its key",
+            Attempt {
+                vouching: key(3),
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "a listed key that it does not hold",
+            "does not hold its key",
+            Attempt {
+                shown: key(2).public(),
+                vouching: key(3),
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "a key that is not listed",
+            "not authorized",
+            Attempt {
+                shown: key(3).public(),
+                vouching: key(3),
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "the null key",
+            "low order",
+            Attempt {
+                shown: low_order,
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "the nonce of HELLO again",
+            "nonce that was used",
+            Attempt {
+                nonce: 1,
+                ..Attempt::honest()
+            },
+        ),
+        (
+            "a nonce before that of HELLO",
+            "nonce that was used",
+            Attempt {
+                hello_nonce: 9,
+                nonce: 8,
+                ..Attempt::honest()
+            },
+        ),
+    ];
+    for (what, want, attempt) in cases {
+        match attempt.run() {
+            Err(error) => assert!(error.to_string().contains(want), "{what}: {error}"),
+            Ok(_) => panic!("{what}: let in"),
+        }
+    }
+}
+
+/// A point of low order in a public key must tell nothing about the secret one: the clamped
+/// scalar is a multiple of eight.
+#[test]
+fn a_point_of_low_order_added_to_a_key_changes_nothing() {
+    let nonce = [3; 24];
+    let client = curve25519_dalek::EdwardsPoint::mul_base_clamped([5; 32]);
+    for octet in 1..20u8 {
+        let secret = key(octet);
+        let plain = PublicKey::from_bytes(client.to_montgomery().0);
+        let want = sealed(&shared(&plain, &secret).unwrap(), nonce, b"x");
+        for torsion in EIGHT_TORSION {
+            let point: MontgomeryPoint = (client + torsion).to_montgomery();
+            let cipher = shared(&PublicKey::from_bytes(point.0), &secret).unwrap();
+            assert_eq!(sealed(&cipher, nonce, b"x"), want, "key {octet}");
+        }
+    }
+    for torsion in EIGHT_TORSION {
+        let key_alone = PublicKey::from_bytes(torsion.to_montgomery().0);
+        assert!(key_alone.is_low_order());
+        assert!(shared(&key_alone, &key(1)).is_err());
+    }
+}
