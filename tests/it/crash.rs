@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use casparian::socket::{Dealer, Options};
+
 use crate::common::*;
 
 /// Writes a batch, waits at the gate, writes another.
@@ -224,4 +226,27 @@ fn a_killed_run_goes_on_where_it_was() {
             .iter()
             .all(|engine| engine["rows"] == 3003)
     );
+}
+
+/// Whoever takes a worker's name and says nothing has none of its jobs.
+#[test]
+fn a_name_that_is_taken_over_in_silence_gives_the_jobs_back() {
+    let scene = Scene::new(1);
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let mut first = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
+    scene.wait_started(0);
+    first.signal("-STOP");
+    let mut silent = Dealer::new(Options::new().routing_id("w-1")).unwrap();
+    silent.connect(&endpoint).unwrap();
+    until("the name is taken", || {
+        silent.flush().unwrap();
+        (silent.counters().established == 1).then_some(())
+    });
+    sentinel.line_with("taken over");
+    drop(silent);
+    first.kill();
+    scene.open_gate();
+    let _second = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+    let done = ended(&scene.database, scene.ids[0]);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
 }

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use casparian::socket::{Dealer, Options};
+
 use crate::common::*;
 
 const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        print('reading', path)\n        yield pa.table({'x': [1]})\n";
@@ -174,4 +176,52 @@ fn a_sentinel_may_open_as_many_files_as_the_system_allows() {
         .find(|line| line.starts_with("Max open files"));
     let words: Vec<&str> = line.unwrap().split_whitespace().collect();
     assert_eq!(words[3], words[4], "{line:?}");
+}
+
+/// Who sends what is no message of the protocol is closed, and does not fill the log.
+#[test]
+fn messages_that_are_none_close_their_connection_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let mut good = worker(&endpoint, &dir.path().join("out"), &[]);
+    good.line_with("connected");
+    let header = |version: u8, opcode: u8, size: u8| {
+        let mut header = [0; 16];
+        (header[0], header[1], header[15]) = (version, opcode, size);
+        header
+    };
+    let messages: [&[&[u8]]; 6] = [
+        &[b"garbage"],
+        &[b"", b""],
+        &[&header(3, 4, 0), b""],
+        &[&header(4, 99, 0), b""],
+        &[&header(4, 4, 3), b"{}"],
+        &[&header(4, 2, 2), b"{}"],
+    ];
+    for round in 0..200 {
+        let mut bad = Dealer::new(Options::new().routing_id("bad").no_reconnect()).unwrap();
+        bad.connect(&endpoint).unwrap();
+        for _ in 0..10 {
+            bad.send(messages[round % messages.len()]).unwrap();
+        }
+        until("it is closed", || {
+            bad.flush().unwrap();
+            (bad.counters().disconnected == 1).then_some(())
+        });
+    }
+    let id = submit(&database, "one", std::slice::from_ref(&input))[0];
+    assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    sentinel.signal("-TERM");
+    sentinel.wait();
+    let refused = |line: &&String| line.contains("message refused");
+    let lines = sentinel.seen.iter().filter(refused).count();
+    assert!((1..150).contains(&lines), "{lines} lines");
+    assert!(
+        !good.seen.iter().any(|line| line.contains("lost")),
+        "{:?}",
+        good.seen
+    );
 }
