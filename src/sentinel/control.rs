@@ -332,9 +332,7 @@ impl Control {
                     self.identify(peer, identity, &identify, now);
                     return None;
                 }
-                let Some(worker) = self.workers.get_mut(identity) else {
-                    return None;
-                };
+                let worker = self.workers.get_mut(identity)?;
                 worker.peer = Some(peer);
                 worker.away_since = None;
                 let known =

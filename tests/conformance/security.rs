@@ -121,7 +121,6 @@ pub(crate) fn security_curve_raw(net: &Net) {
         ("box", Box::new(change(200, 1))),
         ("tag", Box::new(change(113, 1))),
     ];
-    let mut refused = 0;
     let mut rounds: Vec<(String, &Edit, bool)> = Vec::new();
     rounds.extend(
         hello
@@ -133,7 +132,7 @@ pub(crate) fn security_curve_raw(net: &Net) {
             .iter()
             .map(|(what, edit)| (format!("INITIATE: {what}"), edit, true)),
     );
-    for (what, edit, is_initiate) in rounds {
+    for (refused, (what, edit, is_initiate)) in (1..).zip(rounds) {
         let mut client = Client::new(2, 1);
         let mut raw = net.raw(&bound);
         client.receive(&greeting("CURVE"));
@@ -161,7 +160,6 @@ pub(crate) fn security_curve_raw(net: &Net) {
             edited(2, hello);
         }
         raw.write(&frame(0, b"not authenticated"));
-        refused += 1;
         until(&what, || {
             assert_eq!(take(&mut server), None, "{what}");
             (server.counters().handshake_failed == refused).then_some(())
