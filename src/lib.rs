@@ -16,6 +16,8 @@
 //! With default features off only the first four remain: a ROUTER/DEALER stack (NULL and PLAIN)
 //! on mio, log, subtle and zeroize. Feature `curve` adds the CURVE mechanism.
 
+#![forbid(unsafe_code)]
+
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;
 #[cfg(fuzzing)]

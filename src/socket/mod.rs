@@ -2,8 +2,9 @@
 //! marks, reconnecting, heartbeats (RFC 28/REQREP for the patterns).
 //!
 //! Two ways to use it:
-//! - [`Router`] and [`Dealer`] own a reactor and block with a timeout; enough for a program
-//!   that does nothing else on that thread.
+//! - [`Router`] and [`Dealer`] own a reactor and block with a timeout (`receive`,
+//!   `send_timeout`, `drain`, `close`); enough for a program that does nothing else on that
+//!   thread. Nothing happens between calls: while the owner is busy no PING is answered.
 //! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
 //!   and the worker do.
 //!

@@ -129,11 +129,14 @@ impl Options {
     }
 
     /// Octets read ahead of what the owner has received, per peer (default 256 KiB, at least
-    /// 512). It stands for `ZMQ_RCVHWM`: there is no queue of received messages to bound in
+    /// 512); 0 = no bound but the one of all peers. It stands for `ZMQ_RCVHWM`: there is no queue of received messages to bound in
     /// messages, what is not read ahead stays with the peer.
     #[must_use]
     pub fn rcvhwm_octets(mut self, octets: usize) -> Self {
-        self.rcvhwm_octets = octets.max(limits::RECEIVE_BUFFER_SIZE_MIN);
+        self.rcvhwm_octets = match octets {
+            0 => usize::MAX,
+            octets => octets.max(limits::RECEIVE_BUFFER_SIZE_MIN),
+        };
         self
     }
 

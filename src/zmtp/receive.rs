@@ -50,7 +50,7 @@ impl ReceiveBuffer {
         if size == 0 {
             self.octets.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
         } else if may_grow && was_full && size < read_ahead {
-            self.grow((size * 4).min(read_ahead));
+            self.grow(size.saturating_mul(4).min(read_ahead));
         } else if may_grow && self.end == size {
             self.grow(size * 2);
         }
