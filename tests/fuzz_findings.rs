@@ -108,6 +108,52 @@ fn a_curve_connection_that_fails_with_a_pong_to_send_writes_no_more() {
     assert!(output(&mut router, &mut queue, now).is_empty());
 }
 
+/// The first frame of a captured conversation.
+fn captured_frame(name: &str) -> Vec<u8> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let capture = std::fs::read(root.join(format!("tests/data/bridge/{name}.bin"))).unwrap();
+    let size = u32::from_be_bytes(capture[..4].try_into().unwrap()) as usize;
+    capture[4..4 + size].to_vec()
+}
+
+/// Target `bridge`: arrow's reader panics on the offset of a buffer behind the end of its
+/// message (arrow-buffer 60.1, `Buffer::slice_with_length`); a guest gets an error.
+#[test]
+fn a_panic_of_arrows_reader_is_an_error() {
+    let mut frame = captured_frame("three_rows");
+    // Of the record batch's first buffer.
+    frame[274] = 0x7F;
+    let error = bridge::decode(Buffer::from(frame)).unwrap_err().to_string();
+    assert!(
+        error.contains("lengths or offsets make no sense"),
+        "{error}"
+    );
+}
+
+/// No single changed octet gets a guest further than an error, or columns that are valid.
+#[test]
+fn every_changed_octet_of_a_frame_is_an_error_or_valid() {
+    for name in [
+        "three_rows",
+        "dictionary_column",
+        "two_batches_strings_nulls",
+    ] {
+        let frame = captured_frame(name);
+        for at in 0..frame.len() {
+            for value in [0, 1, 0x7F, 0x80, 0xFF] {
+                let mut changed = frame.clone();
+                changed[at] = value;
+                let Ok(decoded) = bridge::decode(Buffer::from(changed)) else {
+                    continue;
+                };
+                for column in decoded.batches.iter().flat_map(|batch| batch.columns()) {
+                    column.to_data().validate_full().unwrap();
+                }
+            }
+        }
+    }
+}
+
 /// Target `connection_null`: ERROR was written into a message of which a part had left.
 #[test]
 fn error_does_not_follow_a_message_that_was_cut() {
@@ -127,14 +173,9 @@ fn error_does_not_follow_a_message_that_was_cut() {
 /// Target `bridge`: arrow's reader reserves up to 64 MiB for a body that a few octets declare.
 #[test]
 fn a_body_that_is_declared_and_not_there_is_refused_before_the_reader_sees_it() {
-    let capture = std::fs::read(
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/bridge/three_rows.bin"),
-    )
-    .unwrap();
-    let size = u32::from_be_bytes(capture[..4].try_into().unwrap()) as usize;
-    let frame = &capture[4..4 + size];
-    assert!(bridge::decode(Buffer::from(frame)).is_ok());
-    for cut in 0..size {
+    let frame = captured_frame("three_rows");
+    assert!(bridge::decode(Buffer::from(frame.clone())).is_ok());
+    for cut in 0..frame.len() {
         // A stream may end without its mark; a message may not end without its octets.
         if let Ok(decoded) = bridge::decode(Buffer::from(&frame[..cut])) {
             assert!(decoded.batches.len() <= 1, "cut at {cut}");
