@@ -182,7 +182,7 @@ fn a_body_that_is_declared_and_not_there_is_refused_before_the_reader_sees_it() 
         }
     }
     // Every octet of the lengths made large.
-    for at in 0..size {
+    for at in 0..frame.len() {
         let mut octets = frame.to_vec();
         octets[at] = 0x7F;
         let _ = bridge::decode(Buffer::from(octets));
