@@ -378,11 +378,9 @@ impl Control {
                     }),
                 });
             }
-            Payload::Unknown
-            | Payload::Dispatch(_)
-            | Payload::Abort
-            | Payload::Reload
-            | Payload::PrepareEnv(_) => {
+            // Accepted and ignored.
+            Payload::Unknown => {}
+            Payload::Dispatch(_) | Payload::Abort | Payload::Reload | Payload::PrepareEnv(_) => {
                 return Some("only a sentinel sends such a message");
             }
         }

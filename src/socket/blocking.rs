@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::{Counters, Event, Options, PeerId, SendError, Socket};
-use crate::limits::after;
+use crate::limits::{MESSAGES_PER_TURN, after};
 use crate::reactor::{Endpoint, Reactor};
 use crate::zmtp::{Message, SocketType};
 
@@ -164,14 +164,18 @@ impl Driven {
         let deadline = after(Instant::now(), linger);
         self.socket.shut_down(self.now);
         loop {
-            while self.socket.receive(self.now).is_some() {}
+            for _ in 0..MESSAGES_PER_TURN {
+                if self.socket.receive(self.now).is_none() {
+                    break;
+                }
+            }
             if self.socket.peer_count() == 0 {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
                 return Ok(false);
             }
-            self.wait(Some(deadline))?;
+            self.turn(Some(deadline))?;
         }
     }
 

@@ -591,7 +591,17 @@ impl Socket {
                 false
             }
             Link::Up(_, connection) => {
-                let is_unread = peer.readable || peer.held || peer.in_ready;
+                // The silence may be our own: we looked away, or there were more events than one
+                // wait gives. So one more read comes before the end.
+                if !peer.readable && !peer.probed && connection.is_overdue(now) {
+                    peer.probed = true;
+                    peer.readable = true;
+                    if !peer.in_ready {
+                        peer.in_ready = true;
+                        self.ready.push_back(id);
+                    }
+                }
+                let is_unread = peer.readable;
                 let before = connection.receive_capacity();
                 if let Err(error) = connection.handle_timeout(now, is_unread) {
                     self.lose(id, DisconnectReason::Protocol(error), now);
@@ -634,7 +644,7 @@ fn check_options(options: &Options) -> io::Result<()> {
     let size: usize = options
         .metadata
         .iter()
-        .map(|(name, value)| name.len() + value.len())
+        .map(|(name, value)| 5 + name.len() + value.len())
         .sum();
     if size > limits::METADATA_KEPT_MAX {
         return refused("the properties take more than 4096 octets");

@@ -52,6 +52,7 @@ impl Socket {
         peer.link = Link::Up(stream, connection);
         peer.writable = true;
         peer.readable = true;
+        peer.probed = false;
         if !peer.in_ready {
             peer.in_ready = true;
             self.ready.push_back(id);

@@ -55,6 +55,8 @@ pub(super) struct Peer {
     pub(super) writable: bool,
     /// The peer's end of the stream is closed: a short read is not the last.
     pub(super) read_closed: bool,
+    /// It was overdue, and has been given a read since octets came last.
+    pub(super) probed: bool,
     /// A write has failed: nothing more can be sent on this connection.
     pub(super) is_broken: bool,
     /// It stands in the ready ring.
@@ -85,6 +87,7 @@ impl Peer {
             readable: false,
             writable: false,
             read_closed: false,
+            probed: false,
             is_broken: false,
             in_ready: false,
             held: false,

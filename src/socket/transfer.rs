@@ -74,9 +74,18 @@ impl Socket {
                 return;
             };
             loop {
-                if self.peers.get(id).is_some_and(|peer| peer.held) {
-                    self.ready.push_back(id);
-                    break;
+                match self.peers.get(id) {
+                    // The connection has ended, and waiting for the owner to take the message
+                    // would keep it from being made again.
+                    Some(peer) if peer.held && peer.is_broken && !peer.accepted => {
+                        self.lose(id, DisconnectReason::Closed, now);
+                        break;
+                    }
+                    Some(peer) if peer.held => {
+                        self.ready.push_back(id);
+                        break;
+                    }
+                    _ => {}
                 }
                 match self.step(id, &mut reads, now) {
                     Step::Established => {}
@@ -171,6 +180,7 @@ impl Socket {
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
                     connection.handle_received(count, now);
+                    peer.probed = false;
                     // epoll(7): a short read means that the stream is drained, unless its end
                     // is still to be read.
                     peer.readable = count == room || peer.read_closed;
@@ -316,6 +326,12 @@ impl Socket {
 
     /// Writes what is queued, as far as the system takes it.
     pub fn flush(&mut self) {
+        if self.dirty.is_empty() {
+            return;
+        }
+        // A PING's deadline counts from when it leaves, and the owner may have been away since
+        // it told the time.
+        self.now = self.now.max(Instant::now());
         while let Some(id) = self.dirty.pop() {
             if let Some(peer) = self.peers.get_mut(id) {
                 peer.in_dirty = false;

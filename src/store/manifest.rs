@@ -79,6 +79,7 @@ pub fn read_manifest(source: &str) -> Result<Option<Manifest>, ManifestError> {
                 return Err(reader.error_at(start, "it is assigned twice"));
             }
             found = Some((start, reader.arguments()?));
+            reader.end_of_statement()?;
         }
         reader.skip_statement();
     }
@@ -252,9 +253,7 @@ impl<'a> Reader<'a> {
         let is_assigned = self.name() == "MANIFEST" && {
             self.blanks();
             if self.eat(":") {
-                self.blanks();
-                self.take_while(|c| is_name(c) || matches!(c, '.' | '"' | '\''));
-                self.blanks();
+                self.skip_annotation();
             }
             self.eat("=") && self.peek() != Some('=')
         };
@@ -281,6 +280,33 @@ impl<'a> Reader<'a> {
             if self.at == before {
                 return;
             }
+        }
+    }
+
+    /// Over the type in `MANIFEST: type = ...`.
+    fn skip_annotation(&mut self) {
+        let mut depth = 0usize;
+        while let Some(next) = self.peek() {
+            match next {
+                '\'' | '"' => {
+                    self.skip_string();
+                    continue;
+                }
+                '[' | '(' => depth += 1,
+                ']' | ')' => depth = depth.saturating_sub(1),
+                '=' | '\n' | '#' if depth == 0 => return,
+                _ => {}
+            }
+            self.next();
+        }
+    }
+
+    /// Nothing may follow that would be run.
+    fn end_of_statement(&mut self) -> Result<(), ManifestError> {
+        self.blanks();
+        match self.peek() {
+            None | Some('\n' | '#' | ';') => Ok(()),
+            Some(_) => Err(self.error("nothing may follow PluginMetadata(...), it is not run")),
         }
     }
 
@@ -623,7 +649,7 @@ mod tests {
 
     #[test]
     fn a_manifest_is_found_among_whatever_else_stands_there() {
-        let source = "\u{feff}'''MANIFEST = PluginMetadata(pattern=\"no\")\n'''\r\nimport x # MANIFEST = '\nclass A:\n    MANIFEST = PluginMetadata(pattern='no')\nf(\nMANIFEST = 1)\nMANIFEST == 3\nMANIFESTO = 4\nx = \"\\\"\" \\\nMANIFEST\nMANIFEST: sdk.PluginMetadata = sdk.PluginMetadata( # why\n  pattern = r'*.c\\v' \"s\"\n    \"v\", topic=('t'), priority=-0x1_0, sinks={'output': 'parquet://o/', \"b\": {'uri': 'sqlite://x/t', 'mode': 'replace'},},\n  subscriptions=('a', u'b'), version=None, more=[1.5, {2, 3}, (), {}],\n)\nclass Handler: pass";
+        let source = "\u{feff}'''MANIFEST = PluginMetadata(pattern=\"no\")\n'''\r\nimport x # MANIFEST = '\nclass A:\n    MANIFEST = PluginMetadata(pattern='no')\nf(\nMANIFEST = 1)\nMANIFEST == 3\nMANIFESTO = 4\nx = \"\\\"\" \\\nMANIFEST\nMANIFEST: Optional['=', sdk.PluginMetadata] = sdk.PluginMetadata( # why\n  pattern = r'*.c\\v' \"s\"\n    \"v\", topic=('t'), priority=-0x1_0, sinks={'output': 'parquet://o/', \"b\": {'uri': 'sqlite://x/t', 'mode': 'replace'},},\n  subscriptions=('a', u'b'), version=None, more=[1.5, {2, 3}, (), {}],\n) ; x = 3 # MANIFEST = 4\nclass Handler: pass";
         let manifest = read_manifest(source).unwrap().unwrap();
         assert_eq!(
             manifest,
@@ -691,6 +717,21 @@ mod tests {
                 "pattern='p', topic='t', subscriptions=[1]",
                 1,
                 "must be strings",
+            ),
+            (
+                "pattern='p', topic='t') if x else f(",
+                1,
+                "nothing may follow",
+            ),
+            (
+                "pattern='p', topic='t').replace(topic='u'",
+                1,
+                "nothing may follow",
+            ),
+            (
+                "pattern='p', topic='t') or PluginMetadata(",
+                1,
+                "nothing may follow",
             ),
             ("x=)", 1, "expected a literal"),
             ("x=[1 2]", 1, "comma or ]"),

@@ -322,8 +322,11 @@ impl Turn<'_> {
         overrides: Option<&str>,
     ) -> Result<Result<Vec<SinkConfig>, String>, Error> {
         let mut statement = self.transaction.prepare_cached(
-            "SELECT topic_name, uri, mode, schema_json FROM cf_topic_config \
-             WHERE plugin_name = ?1 ORDER BY id",
+            "SELECT topic_name, uri, mode, schema_json FROM cf_topic_config AS sink \
+             WHERE plugin_name = ?1 AND (manifest_id IS NULL OR NOT EXISTS ( \
+                 SELECT 1 FROM cf_topic_config AS theirs WHERE theirs.plugin_name = ?1 \
+                 AND theirs.topic_name = sink.topic_name AND theirs.manifest_id IS NULL)) \
+             ORDER BY id",
         )?;
         let mut sinks: Vec<SinkConfig> = statement
             .query_map([plugin], |row| {

@@ -478,7 +478,7 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
             vec![sink("b", "parquet://2/"), sink("a", "parquet://3/")],
             "mine,b,a",
         ),
-        (vec![], "mine"),
+        (vec![], "mine,a,b"),
     ];
     for (count, (sinks, want)) in versions.iter().enumerate() {
         let source = format!("source {count}");
@@ -496,6 +496,25 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
         assert_eq!(topics, *want);
         let uri = scene.text("SELECT uri FROM cf_topic_config WHERE topic_name = 'mine'");
         assert_eq!(uri, "parquet://mine.parquet");
+        if count == 1 {
+            // An operator's row beside, and an operator's change.
+            scene.sql(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES \
+                 ('p', 'b', 'parquet://theirs/', 'append'); \
+                 UPDATE cf_topic_config SET uri = 'parquet://changed/' WHERE topic_name = 'a'",
+            );
+            scene.enqueue("p", 0);
+            let claimed = scene.claim(&["p"], 1);
+            let sinks = &claimed.jobs[0].sinks;
+            let uris: Vec<&str> = sinks.iter().map(|sink| sink.uri.as_str()).collect();
+            let want = [
+                "parquet://mine.parquet",
+                "parquet://changed/",
+                "parquet://theirs/",
+            ];
+            assert_eq!(uris[..3], want);
+            assert_eq!(uris.len(), 4, "and that of output: {uris:?}");
+        }
     }
 }
 

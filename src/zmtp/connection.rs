@@ -482,6 +482,9 @@ impl Connection {
             .take()
             .is_some_and(|sealed| !sealed.is_untouched())
         {
+            // What is not sealed must not leave.
+            self.control.clear();
+            self.control_written = 0;
             self.state = State::Failed;
             return;
         }
@@ -505,29 +508,34 @@ impl Connection {
         }
     }
 
+    /// Whether [`Connection::handle_timeout`] would end it, but for octets that are unread.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+        match self.state {
+            State::Failed => false,
+            State::Greeting | State::Handshake => now >= self.handshake_deadline,
+            State::Open => {
+                due(self.pong_deadline)
+                    || due(self.peer_ttl.map(|ttl| after(self.received_at, ttl)))
+            }
+        }
+    }
+
     /// Lets time pass: heartbeats are queued, deadlines close the connection.
     ///
     /// `is_unread` says that octets of the peer's may be waiting which nobody has read: then
     /// the silence is our own and does not count.
     pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
-        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
-        match self.state {
-            State::Failed => return Ok(()),
-            State::Greeting | State::Handshake => {
-                if now >= self.handshake_deadline {
-                    self.state = State::Failed;
-                    return Err(Error::HandshakeTimeout);
-                }
-                return Ok(());
-            }
-            State::Open => {}
-        }
-        let ttl_deadline = self.peer_ttl.map(|ttl| after(self.received_at, ttl));
-        if !is_unread && (due(self.pong_deadline) || due(ttl_deadline)) {
+        let is_open = self.state == State::Open;
+        if !is_unread && self.is_overdue(now) {
             self.state = State::Failed;
-            return Err(Error::HeartbeatTimeout);
+            return Err(match is_open {
+                true => Error::HeartbeatTimeout,
+                false => Error::HandshakeTimeout,
+            });
         }
-        if due(self.ping_at)
+        if is_open
+            && self.ping_at.is_some_and(|at| at <= now)
             && let Some(heartbeat) = self.config.heartbeat
         {
             let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
@@ -691,6 +699,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.control.zeroize();
+        self.received.wipe_secret();
     }
 }
 

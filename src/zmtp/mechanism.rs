@@ -73,7 +73,7 @@ impl Security {
             Security::CurveServer(curve::CurveServer {
                 clients: curve::Clients::Listed(_),
                 ..
-            }) => one.user_id == other.user_id,
+            }) => one.user_id == other.user_id || one.public_key == other.public_key,
             _ => true,
         }
     }

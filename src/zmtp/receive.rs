@@ -81,6 +81,13 @@ impl ReceiveBuffer {
         }
     }
 
+    /// Wipes what a handshake that was not done has left.
+    pub(super) fn wipe_secret(&mut self) {
+        if self.is_secret {
+            self.octets.zeroize();
+        }
+    }
+
     /// Whether what arrives from now on is wiped where it was when it has to move.
     pub(super) fn set_secret(&mut self, is_secret: bool) {
         self.is_secret = is_secret;

@@ -58,6 +58,68 @@ pub(crate) fn close(net: &Net) {
     assert!(!dealer.close(Duration::from_millis(50)).unwrap());
 }
 
+pub(crate) fn close_is_bounded(net: &Net) {
+    let establish = |server: &mut Router, bound: &str, count: u64| -> Vec<Raw> {
+        let raws = (0..count)
+            .map(|number| {
+                let mut raw = net.raw(bound);
+                raw.shake_hands("DEALER", format!("peer {number}").as_bytes());
+                // The system holds only so many that are not accepted.
+                server.drive();
+                raw
+            })
+            .collect();
+        until("all are there", || {
+            server.drive();
+            (server.counters().established == count).then_some(())
+        });
+        raws
+    };
+    let (mut server, bound) = router(net, Options::new());
+    let mut raws = establish(&mut server, &bound, 1);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let octets = frame(0, b"x").repeat(10_000);
+            while !over.load(Ordering::SeqCst) {
+                raws[0].try_write(&octets);
+            }
+        });
+        assert!(!server.close(Duration::from_millis(50)).unwrap());
+        over.store(true, Ordering::SeqCst);
+    });
+    // More peers that have gone than one call reads from.
+    let (mut server, bound) = router(net, Options::new());
+    drop(establish(&mut server, &bound, 150));
+    let began = std::time::Instant::now();
+    assert!(server.close(DEADLINE).unwrap());
+    assert!(began.elapsed() < DEADLINE / 4);
+}
+
+pub(crate) fn held_and_lost(net: &Net) {
+    let (mut server, bound) = router(net, Options::new());
+    let mut dealer = connected(&bound, &mut server, quick().sndhwm(2));
+    server.send(b"d", &[b"nobody receives this"]).unwrap();
+    server.drain(DEADLINE).unwrap();
+    for_a_while(Duration::from_millis(5), || dealer.drive());
+    drop(server);
+    let mut server = Router::new(Options::new()).unwrap();
+    server.bind(&bound).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..20 {
+                let sent = dealer.send_timeout(&[b"x"], Some(DEADLINE));
+                assert_eq!(sent.unwrap(), Ok(()));
+            }
+            dealer.drain(DEADLINE).unwrap();
+        });
+        // What the old connection had taken may be lost with it.
+        for _ in 0..10 {
+            until("it is back", || take(&mut server));
+        }
+    });
+}
+
 pub(crate) fn send_timeout(net: &Net) {
     let short = Some(Duration::from_millis(20));
     let (mut server, bound) = router(net, Options::new());

@@ -64,6 +64,8 @@ behaviours! {
     connections::term_endpoint, "a send after disconnect has no peer; an unbound endpoint is closed";
     connections::bind_after_connect, "what was queued before the bind arrives";
     connections::close, "what was sent arrives though octets of the other side are unread";
+    connections::close_is_bounded, "neither a flood nor many peers keep a socket from closing in time";
+    connections::held_and_lost, "a message that nobody receives does not keep a lost connection from coming back";
     connections::send_timeout, "a send waits for a peer, or for room, and not for ever";
     connections::endless_durations, "no duration is too long";
     connections::rebind, "an endpoint can be bound again after unbind";
@@ -79,6 +81,7 @@ behaviours! {
     raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 octets at most";
     raw::heartbeats_of_3_0, "a 3.0 peer is not held to PINGs it does not know";
     raw::unread_is_not_silent, "what has come and is unread keeps a connection past its deadlines";
+    raw::slow_owner, "an owner that takes its time over each message loses nobody who is there";
     raw::heartbeats_before_handshake, "a PING before READY closes the connection";
     raw::unfinished_messages, "a peer that goes in mid-message leaves nothing behind";
     raw::commands_between_frames, "PING and unknown commands between MORE frames do not disturb";

@@ -1,5 +1,6 @@
 //! Sockets against peers that speak octets.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use casparian::socket::{Dealer, DisconnectReason, Event, Options, Router};
@@ -294,6 +295,48 @@ pub(crate) fn unread_is_not_silent(net: &Net) {
     for_a_while(Duration::from_millis(250), || server.drive());
     assert_eq!(take(&mut server).unwrap().1, [b"held"]);
     lost(&mut server, b"patient");
+}
+
+pub(crate) fn slow_owner(net: &Net) {
+    let (mut server, bound) = router(
+        net,
+        Options::new()
+            .heartbeat_ivl(Duration::from_millis(50))
+            .heartbeat_timeout(Duration::from_millis(100)),
+    );
+    let dealer = |identity: &str| {
+        let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
+        dealer.connect(&bound).unwrap();
+        dealer
+    };
+    let (mut busy, mut idle) = (dealer("busy"), dealer("idle"));
+    for _ in 0..12 {
+        busy.send(&[b"work"]).unwrap();
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                busy.receive(Some(Duration::from_millis(1))).unwrap();
+                idle.receive(Some(Duration::from_millis(1))).unwrap();
+            }
+        });
+        let mut worked = 0;
+        until("all is worked off", || {
+            if server
+                .receive(Some(Duration::from_millis(5)))
+                .unwrap()
+                .is_some()
+            {
+                std::thread::sleep(Duration::from_millis(120));
+                worked += 1;
+            }
+            (worked == 12).then_some(())
+        });
+        over.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(server.counters().heartbeat_timeouts, 0);
+    assert_eq!(server.counters().disconnected, 0);
 }
 
 pub(crate) fn heartbeats_before_handshake(net: &Net) {
