@@ -135,39 +135,49 @@ impl End {
         }
     }
 
-    fn wait(&mut self, now: Instant) {
+    fn wait(&mut self, now: Instant, is_unread: bool) {
         assert!(self.connection.received_at() <= now);
         assert!(!format!("{:?}", self.connection).is_empty());
         self.connection.release_idle();
         self.queue.release_idle();
         let due = self.connection.poll_timeout().is_some_and(|at| at <= now);
-        if let Err(error) = self.connection.handle_timeout(now, false) {
-            assert!(due, "timed out before its time");
+        let is_overdue = self.connection.is_overdue(now);
+        if let Err(error) = self.connection.handle_timeout(now, is_unread) {
+            assert!(due && is_overdue, "timed out before its time");
+            assert!(!is_unread, "timed out with octets unread");
             assert!(!error.to_string().is_empty());
             assert!(matches!(
                 error,
                 Error::HandshakeTimeout | Error::HeartbeatTimeout
             ));
             self.error = self.error.take().or(Some(error));
+        } else {
+            assert!(
+                is_unread || !is_overdue || self.error.is_some(),
+                "time stands still"
+            );
         }
     }
 }
 
-/// The errors of two honest peers: the time is up, or the credentials do not fit.
-fn is_nobodys_fault(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::HandshakeTimeout
+/// The errors of two honest peers: the time is up, or one may not come in, or was sent away.
+fn is_nobodys_fault(error: &Error, may_be_refused: bool) -> bool {
+    match error {
+        Error::Refused { .. } | Error::Unauthorized { .. } => may_be_refused,
+        error => matches!(
+            error,
+            Error::HandshakeTimeout
             | Error::HeartbeatTimeout
-            | Error::Refused { .. }
-            | Error::Unauthorized { .. }
             // CURVE's cookie, after a minute.
             | Error::Curve { what: "INITIATE with a cookie of more than 60 s" }
-    )
+        ),
+    }
 }
 
-/// Runs a plan over a client and a server with these securities.
-pub(crate) fn run(data: &[u8], client: Security, server: Security) {
+/// Runs a plan over a client and a server with these securities, by which the client may come in
+/// or may not.
+pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bool) {
+    let is_sealed = server.is_encrypted();
     casparian::fuzzing::reset(Vec::new());
     let mut plan = Unstructured::new(data);
     let mut now = Instant::now();
@@ -198,6 +208,7 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
     let mut ends = [End::new(dealer, now), End::new(router, now)];
     // Which ends were told octets that the other has not written.
     let mut lied = [false; 2];
+    let mut sent_away = false;
     for _ in 0..200 {
         let Ok(op) = plan.arbitrary::<u8>() else {
             break;
@@ -208,6 +219,15 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
             0 | 1 => {
                 let step = usize::from(plan.arbitrary::<u8>().unwrap_or(255)) + 1;
                 let from = &mut ends[1 - side];
+                if op >> 4 == 15 {
+                    // What has been given already, once more.
+                    let octets = from.written[..from.given].to_vec();
+                    let from = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
+                    let octets = octets.get(from..).unwrap_or(&[]);
+                    lied[side] |= !octets.is_empty();
+                    ends[side].receive(octets, step, now);
+                    continue;
+                }
                 let size = match op >> 4 {
                     0 => from.written.len() - from.given,
                     many => (usize::from(many) * 7).min(from.written.len() - from.given),
@@ -257,6 +277,7 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
                         // The owner has had enough of it; to a CURVE server that is done with the
                         // handshake ERROR comes out of turn.
                         lied[1 - side] = true;
+                        sent_away = true;
                         ends[side].connection.refuse("enough");
                         ends[side].error = ends[side].error.take().or(Some(Error::Refused {
                             reason: "enough".to_owned(),
@@ -266,7 +287,8 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
                     13 => now += Duration::from_secs(1),
                     few => now += Duration::from_millis(u64::from(few) * 20),
                 }
-                ends.iter_mut().for_each(|end| end.wait(now));
+                let is_unread = op >> 4 == 12;
+                ends.iter_mut().for_each(|end| end.wait(now, is_unread));
             }
         }
     }
@@ -284,15 +306,25 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security) {
         wire::assert_valid_output(&ends[side].written);
         let [this, other] = [&ends[side], &ends[1 - side]];
         if !lied[0] && !lied[1] {
-            let fault = this.error.as_ref().filter(|error| !is_nobodys_fault(error));
+            let may_be_refused = !may_enter || sent_away;
+            let nobodys = |error: &&Error| !is_nobodys_fault(error, may_be_refused);
+            let fault = this.error.as_ref().filter(nobodys);
             assert!(fault.is_none(), "an honest end fails: {fault:?}");
             if this.error.is_none() && other.error.is_none() {
                 assert_eq!(this.received, other.sent);
             }
         }
         // A sealed message that arrives is one that was sent, whoever lied.
-        if other.sent.len() >= this.received.len() && !lied[side] {
+        if is_sealed || !lied[side] {
+            assert!(this.received.len() <= other.sent.len());
             assert_eq!(this.received[..], other.sent[..this.received.len()]);
         }
+    }
+    // A liar can know PLAIN's password.
+    if !may_enter && (is_sealed || !lied[1]) {
+        assert!(
+            !ends[1].established && ends[1].received.is_empty(),
+            "let in"
+        );
     }
 }

@@ -37,5 +37,5 @@ pub fn run(data: &[u8]) {
     if wrong == 2 {
         return crate::curve_handshake::refused(data, client, server);
     }
-    crate::connection::run(data, client, server);
+    crate::connection::run(data, client, server, wrong == 0);
 }

@@ -3,5 +3,5 @@
 use casparian::zmtp::Security;
 
 pub fn run(data: &[u8]) {
-    crate::connection::run(data, Security::Null, Security::Null);
+    crate::connection::run(data, Security::Null, Security::Null, true);
 }

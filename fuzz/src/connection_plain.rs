@@ -13,5 +13,6 @@ pub fn run(data: &[u8]) {
         data,
         Security::PlainClient(client),
         Security::PlainServer(server),
+        password == "pass",
     );
 }

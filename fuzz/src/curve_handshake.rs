@@ -1,11 +1,13 @@
 //! Peers with the right keys that lie inside their boxes: plaintexts are changed before they are
 //! sealed, in the handshake and behind it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use arbitrary::Unstructured;
 use casparian::fuzzing::Edit;
+use casparian::zmtp::curve::SecretKey;
 use casparian::zmtp::{Connection, Error, Progress, Security, SendQueue, SocketType};
 
 use crate::connection::{config, feed};
@@ -79,6 +81,41 @@ pub(crate) fn refused(data: &[u8], client: Security, server: Security) {
     assert!(error.is_some());
 }
 
+/// Whether an edit changes what a box says: where it stands counts, and with bits that X25519
+/// does not look at nothing is changed.
+fn is_seen(sealed: usize, at: usize, by: u8) -> bool {
+    let ignored = match (sealed, at) {
+        // The server's transient secret key in its cookie.
+        (1, 32) => 0x07,
+        (1, 63) => 0xC0,
+        // Public keys: the server's transient one, the client's own.
+        (2, 31) | (4, 31) => 0x80,
+        _ => 0,
+    };
+    by & !ignored != 0
+}
+
+/// Octets of HELLO's box, of the cookie's, of WELCOME's, of the vouch's, and of INITIATE's
+/// before its metadata.
+const BOXES: [usize; 5] = [64, 64, 128, 64, 128];
+/// Octets of the DEALER's metadata in INITIATE.
+const METADATA: usize = 39;
+
+/// Whether edits change a box of the handshake before READY, but for metadata.
+fn spoils_the_handshake(edits: &[Edit]) -> bool {
+    let mut net = BTreeMap::new();
+    for edit in edits {
+        let Some(size) = BOXES.get(edit.sealed) else {
+            continue;
+        };
+        let whole = size + if edit.sealed == 4 { METADATA } else { 0 };
+        *net.entry((edit.sealed, edit.at % whole)).or_insert(0) ^= edit.by;
+    }
+    net.iter().any(|(&(sealed, at), &by)| {
+        BOXES.get(sealed).is_some_and(|size| at < *size) && is_seen(sealed, at, by)
+    })
+}
+
 pub fn run(data: &[u8]) {
     let mut plan = Unstructured::new(data);
     let mut edits = Vec::new();
@@ -91,8 +128,25 @@ pub fn run(data: &[u8]) {
         });
     }
     let is_honest = edits.iter().all(|edit| edit.by == 0);
+    let mut is_spoiled = spoils_the_handshake(&edits);
+    let keys = match count {
+        6 => 3,
+        // A client whose key is not listed shows one that is: the vouch gives it away.
+        5 => {
+            let [own, listed] = [3u8, 2].map(|octet| SecretKey::from_bytes([octet; 32]).public());
+            let pairs = own.as_bytes().iter().zip(listed.as_bytes());
+            edits.extend(pairs.enumerate().map(|(at, (own, listed))| Edit {
+                sealed: 4,
+                at,
+                by: own ^ listed,
+            }));
+            is_spoiled = true;
+            1
+        }
+        _ => 0,
+    };
     casparian::fuzzing::reset(edits);
-    let (client, server) = crate::connection_curve::pair(if count == 6 { 3 } else { 0 });
+    let (client, server) = crate::connection_curve::pair(keys);
     let mut ends = ends(client, server);
     let mut sent = [Vec::new(), Vec::new()];
     for side in [0, 1] {
@@ -108,6 +162,11 @@ pub fn run(data: &[u8]) {
         }
     }
     let [(to_client, client_error), (to_server, server_error)] = talk(&mut ends);
+    if is_spoiled {
+        assert!(!ends[1].0.is_open(), "let in by a handshake that lies");
+        assert!(to_server.is_empty() && server_error.is_some() | client_error.is_some());
+        return;
+    }
     if is_honest {
         assert_eq!((&client_error, &server_error), (&None, &None));
         assert_eq!((to_client, to_server), (sent[1].clone(), sent[0].clone()));

@@ -118,7 +118,24 @@ pub fn run(data: &[u8]) {
     };
     if choice & 1 == 0 {
         let (manifest, source) = written(&mut Unstructured::new(rest));
-        assert_eq!(read_manifest(&source), Ok(Some(manifest)), "{source}");
+        assert_eq!(
+            read_manifest(&source),
+            Ok(Some(manifest.clone())),
+            "{source}"
+        );
+        let (written, rest) = source.rsplit_once('\n').expect("a line behind it");
+        for more in [" # if x", "; x = 1", "\\\n", " "] {
+            let source = format!("{written}{more}\n{rest}");
+            assert_eq!(
+                read_manifest(&source),
+                Ok(Some(manifest.clone())),
+                "{source}"
+            );
+        }
+        for more in [" if x else y", ".f()", " or z", "[0]", ", 1", "()"] {
+            let source = format!("{written}{more}\n{rest}");
+            assert!(read_manifest(&source).is_err(), "{source}");
+        }
         return;
     }
     let Ok(source) = std::str::from_utf8(rest) else {

@@ -5,9 +5,11 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use casparian::socket::{Dealer, Options, Router};
+use casparian::socket::{Dealer, Options, Router, SendError};
+
+use crate::connection::hands_shaken;
 
 struct Scene {
     router: Router,
@@ -88,6 +90,35 @@ thread_local! {
     static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
 }
 
+/// What waits, must not wait for longer than it was told, whatever the bad peer has said.
+fn blocking(scene: &mut Scene, choice: u8) {
+    let short = Duration::from_millis(1);
+    let began = Instant::now();
+    match choice % 8 {
+        0 => {
+            let sent = scene.router.send_timeout(b"nobody", &[b"x"], Some(short));
+            assert_eq!(sent.unwrap(), Err(SendError::Unroutable));
+        }
+        1 => drop(scene.router.wait_writable(short).unwrap()),
+        2 => drop(scene.router.drain(short).unwrap()),
+        3 => {
+            // A socket of its own, with a peer that says the same and then stays.
+            let name = format!("casparian-fuzz-{}-close", std::process::id());
+            let mut router = Router::new(Options::new()).unwrap();
+            router.bind(&format!("ipc://@{name}")).unwrap();
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            let mut bad = UnixStream::connect_addr(&address).unwrap();
+            let _ = bad.write(&hands_shaken());
+            for _ in 0..4 {
+                let _ = router.receive(NOW).unwrap();
+            }
+            assert!(!router.close(short).unwrap(), "it has not gone");
+        }
+        _ => return,
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "{choice}");
+}
+
 pub fn run(data: &[u8]) {
     crate::ignore_sigpipe();
     // A peer that takes a good one's name over has a right to its answers.
@@ -105,6 +136,7 @@ pub fn run(data: &[u8]) {
             let _ = bad.write(octets);
             scene.round();
         }
+        blocking(scene, *cut);
         drop(bad);
         for _ in 0..TURNS_MAX {
             scene.turn();

@@ -195,9 +195,18 @@ pub fn run(data: &[u8]) {
             match plan.int_in_range(0..=9u8).unwrap_or(0) {
                 0..=5 => {
                     let (job_id, payload) = payload(&mut plan);
-                    sentinel
-                        .control
-                        .handle_message(peer, WORKERS[who], job_id, payload, now);
+                    let is_ours = matches!(payload, Payload::Abort);
+                    let is_receipt = match &payload {
+                        Payload::Conclude(_) => true,
+                        Payload::Err(_) => job_id != 0,
+                        _ => false,
+                    };
+                    let cannot_be = is_receipt && i64::try_from(job_id).is_err();
+                    let reason =
+                        sentinel
+                            .control
+                            .handle_message(peer, WORKERS[who], job_id, payload, now);
+                    assert_eq!(reason.is_some(), is_ours || cannot_be, "{reason:?}");
                 }
                 6 => sentinel
                     .control

@@ -7,6 +7,9 @@ pub const FRAMES_MAX: usize = 8;
 /// `limits::ZMTP_COMMAND_SIZE_MAX`.
 pub const COMMAND_SIZE_MAX: u64 = 64 << 10;
 
+/// `limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX` under fuzzing.
+pub const COMMANDS_SIZE_MAX: usize = 1 << 10;
+
 /// A frame as the octets say it: flags, body, and what follows.
 pub enum Frame<'a> {
     Whole(u8, &'a [u8], &'a [u8]),
@@ -43,6 +46,7 @@ pub fn frame(octets: &[u8]) -> Frame<'_> {
 pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
     let mut messages = Vec::new();
     let mut parts: Vec<Vec<u8>> = Vec::new();
+    let mut commands = 0;
     let refused = loop {
         // Flags are judged as soon as they are there.
         if let Some(flags) = octets.first()
@@ -65,6 +69,12 @@ pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
             if !command_is_welcome(body) {
                 break true;
             }
+            if !parts.is_empty() {
+                commands += octets.len() - rest.len();
+            }
+            if commands > COMMANDS_SIZE_MAX {
+                break true;
+            }
             octets = rest;
             continue;
         }
@@ -78,6 +88,7 @@ pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
         parts.push(body.to_vec());
         if flags & 1 == 0 {
             messages.push(std::mem::take(&mut parts));
+            commands = 0;
         }
         octets = rest;
     };

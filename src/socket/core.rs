@@ -400,6 +400,36 @@ impl Socket {
                 usize::from(peer.in_ready),
                 "places in the ready ring"
             );
+            let places = self.dirty.iter().filter(|other| *other == id).count();
+            assert_eq!(places, usize::from(peer.in_dirty), "places among the dirty");
+            if self.is_router() && peer.established {
+                assert_eq!(
+                    self.routes.get(&peer.identity),
+                    Some(id),
+                    "an unroutable peer"
+                );
+            }
+            let places = self.round_robin.iter().filter(|other| *other == id).count();
+            let is_dealt_to = !self.is_router() && peer.established;
+            assert!(places <= 1 && (places == 1 || !is_dealt_to), "its turns");
+            let due = match &peer.link {
+                Link::Waiting(at) | Link::Connecting(_, at) => Some(*at),
+                Link::Up(_, connection) => connection.poll_timeout(),
+            };
+            if let Some(due) = due {
+                let latest = due.max(self.now + TIMER_STEP);
+                assert!(
+                    self.next_timeout.is_some_and(|next| next <= latest),
+                    "forgotten"
+                );
+            }
+        }
+        for (identity, id) in &self.routes {
+            let peer = self.peers.get(*id).expect("a route to a living peer");
+            assert_eq!(*identity, peer.identity);
+        }
+        for id in &self.round_robin {
+            assert!(self.peers.get(*id).is_some(), "turns of the dead");
         }
     }
 
