@@ -154,6 +154,42 @@ fn every_changed_octet_of_a_frame_is_an_error_or_valid() {
     }
 }
 
+/// Target `connection_curve`: a second refusal wrote ERROR behind a sealed frame that was cut.
+#[test]
+fn a_curve_connection_that_was_refused_says_nothing_more() {
+    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let client = CurveClient {
+        secret: key(2),
+        server: key(1).public(),
+    };
+    let server = CurveServer {
+        secret: key(1),
+        clients: Clients::Any,
+    };
+    let now = Instant::now();
+    let security = [Security::CurveClient(client), Security::CurveServer(server)];
+    let types = [SocketType::Dealer, SocketType::Router];
+    let mut ends = security.map(|security| {
+        let socket_type = types[usize::from(matches!(security, Security::CurveServer(_)))];
+        Connection::new(Arc::new(config(socket_type, security)), now)
+    });
+    let mut queue = SendQueue::new();
+    for _ in 0..3 {
+        for side in [0, 1] {
+            let octets = output(&mut ends[side], &mut queue, now);
+            assert!(input(&mut ends[1 - side], &octets, now));
+        }
+    }
+    let [_, router] = &mut ends;
+    assert!(router.is_open());
+    queue.push(&[b"a message that is cut"]);
+    router.seal(&queue).unwrap();
+    router.handle_written(&mut queue, 5, now);
+    router.refuse("no more");
+    router.refuse("no more");
+    assert!(output(router, &mut queue, now).is_empty());
+}
+
 /// Target `connection_null`: ERROR was written into a message of which a part had left.
 #[test]
 fn error_does_not_follow_a_message_that_was_cut() {

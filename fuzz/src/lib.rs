@@ -2,6 +2,8 @@
 //!
 //! `fuzz_targets/` hands them to libFuzzer; `replay` runs them over files without it.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+
 pub mod bridge;
 pub mod command_line;
 pub mod commands;
@@ -23,6 +25,49 @@ pub mod sentinel;
 pub mod sink_uri;
 pub mod socket;
 mod wire;
+
+/// Octets of the largest allocation: inputs are a few KiB, and nothing may ask for this much at
+/// once on their word.
+const ALLOCATION_MAX: usize = 64 << 20;
+
+/// The system's allocator, for which a large allocation is a crash.
+struct Limited;
+
+#[global_allocator]
+static ALLOCATOR: Limited = Limited;
+
+fn check(size: usize) {
+    if size > ALLOCATION_MAX {
+        eprintln!("ERROR: an allocation of {size} octets, the limit is {ALLOCATION_MAX}");
+        std::process::abort();
+    }
+}
+
+// SAFETY: every call is handed on as it came to the system's allocator, which keeps the contract.
+unsafe impl GlobalAlloc for Limited {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check(layout.size());
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        // SAFETY: the same.
+        unsafe { System.dealloc(at, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        check(layout.size());
+        // SAFETY: the same.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        check(size);
+        // SAFETY: the same.
+        unsafe { System.realloc(at, layout, size) }
+    }
+}
 
 /// A target: its name and what it does with an input.
 pub type Target = (&'static str, fn(&[u8]));

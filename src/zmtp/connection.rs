@@ -474,8 +474,11 @@ impl Connection {
     /// parsed or sent but what is in the control octets.
     ///
     /// A CURVE server says it in place of READY as long as that has not left; later, and as a
-    /// client, a CURVE connection is ended without a word.
+    /// client, a CURVE connection is ended without a word. One that has failed stays as it is.
     pub fn refuse(&mut self, reason: &str) {
+        if self.state == State::Failed {
+            return;
+        }
         #[cfg(feature = "curve")]
         if self
             .sealed
