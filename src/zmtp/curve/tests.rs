@@ -210,3 +210,40 @@ fn a_point_of_low_order_added_to_a_key_changes_nothing() {
         assert!(shared(&key_alone, &key(1)).is_err());
     }
 }
+
+/// Both directions of a conversation that libzmq had with itself: its boxes open with the
+/// server's key, and MESSAGE is no command on the wire.
+#[test]
+fn libzmqs_recorded_welcome_opens_and_its_frames_have_the_sizes_of_rfc_26() {
+    let read = |name: &str| {
+        let root = env!("CARGO_MANIFEST_DIR");
+        std::fs::read(format!("{root}/tests/data/zmtp/{name}")).unwrap()
+    };
+    let index: serde_json::Value = serde_json::from_slice(&read("index.json")).unwrap();
+    let sessions = index["sessions"].as_array().unwrap();
+    let session = sessions.iter().find(|session| session["name"] == "curve");
+    let secret = session.unwrap()["server_secret_z85"].as_str().unwrap();
+    let secret: SecretKey = secret.parse().unwrap();
+    let (client, server) = (read("curve.client.bin"), read("curve.server.bin"));
+    let transient = PublicKey::from_bytes(*client[64 + 2 + 80..].first_chunk().unwrap());
+    let cipher = shared(&transient, &secret).unwrap();
+    let hello_nonce = u64::from_be_bytes(*client[64 + 2 + 112..].first_chunk().unwrap());
+    let hello = &client[64 + 2 + 120..][..80];
+    let hello = open(&cipher, short_nonce(NONCE_HELLO, hello_nonce), hello);
+    assert_eq!(hello, Some(vec![0; 64]));
+    let welcome = &server[64 + 2..][..168];
+    let nonce = long_nonce(NONCE_WELCOME, welcome[8..].first_chunk().unwrap());
+    let welcome = open(&cipher, nonce, &welcome[24..]).unwrap();
+    assert_eq!(welcome.len(), KEY_SIZE + COOKIE_SIZE);
+    let frames: Vec<(u8, u8, &[u8])> = vec![
+        (4, 168, b"\x07WELCOME"),
+        (4, 65, b"\x05READY"),
+        (0, 34, b"\x07MESSAGE"),
+    ];
+    let mut rest = &server[64..];
+    for (flags, size, name) in frames {
+        assert_eq!(rest[..2], [flags, size]);
+        assert!(rest[2..].starts_with(name));
+        rest = &rest[2 + usize::from(size)..];
+    }
+}
