@@ -48,11 +48,75 @@ thread_local! {
     static DIR: std::cell::RefCell<Option<tempfile::TempDir>> = const { std::cell::RefCell::new(None) };
 }
 
+fn set_mode(path: &std::path::Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Pairs are written and read back; files that others can read or change, of the wrong kind, or
+/// with fewer keys than before are told apart.
+fn pairs_and_lists(dir: &std::path::Path, text: &str) {
+    let name: String = text.chars().filter(|c| !c.is_control()).take(40).collect();
+    let secret = SecretKey::from_bytes([text.len() as u8 | 1; 32]);
+    let path = dir.join("pair");
+    let public = keyfile::public_path(&path);
+    let line = keyfile::write_key_pair(&path, &secret, name.trim(), true).unwrap();
+    assert_eq!(keyfile::public_line(&secret, name.trim()), line);
+    assert!(keyfile::write_key_pair(&path, &secret, "", false).is_err());
+    let read = keyfile::read_secret_key(&path).unwrap();
+    assert_eq!(read.public(), secret.public());
+    let shown = public.to_str().unwrap();
+    assert_eq!(keyfile::read_public_key(shown).unwrap(), secret.public());
+    for wrong in [&public, &dir.to_path_buf(), &dir.join("none")] {
+        assert!(keyfile::read_secret_key(wrong).is_err());
+    }
+    let as_text = secret.to_z85();
+    for wrong in [as_text.as_str(), text.get(..20).unwrap_or("x")] {
+        if let Err(error) = keyfile::read_secret_key(std::path::Path::new(wrong)) {
+            assert!(!error.to_string().contains(as_text.as_str()));
+        }
+    }
+    assert!(
+        keyfile::read_public_key(path.to_str().unwrap()).is_err(),
+        "a secret"
+    );
+    assert!(keyfile::read_public_key("neither").is_err());
+    for mode in [0o640, 0o602] {
+        set_mode(&path, mode);
+        assert!(keyfile::read_secret_key(&path).is_err());
+    }
+    // A list that shrinks is believed at the second look, one that grows at once.
+    let other = SecretKey::from_bytes([0xFE; 32]).public();
+    std::fs::write(&public, format!("{line}\n{other}\n")).unwrap();
+    let mut list = keyfile::AuthorizedKeysFile::open(&public).unwrap();
+    assert_eq!((list.path(), list.keys().len()), (public.as_path(), 2));
+    std::fs::write(&public, format!("{other}\n")).unwrap();
+    assert!(list.look(false).unwrap().is_none());
+    assert_eq!(list.look(false).unwrap().unwrap().len(), 1);
+    std::fs::write(&public, format!("{line}\n{other}\n")).unwrap();
+    assert_eq!(list.look(false).unwrap().unwrap().len(), 2);
+    set_mode(&public, 0o666);
+    assert!(list.look(false).is_err());
+    assert!(list.look(false).unwrap().is_none(), "said once");
+    set_mode(&public, 0o644);
+    std::fs::write(&public, [0xFF; 50]).unwrap();
+    assert!(list.look(true).is_err());
+    std::fs::write(&path, vec![b'#'; 5000]).unwrap();
+    set_mode(&path, 0o600);
+    assert!(keyfile::read_secret_key(&path).is_err());
+    let nowhere = dir.join("no folder/key");
+    assert!(keyfile::write_key_pair(&nowhere, &secret, "", false).is_err());
+}
+
 /// The same text in files.
 fn files(text: &str) {
     use std::os::unix::fs::PermissionsExt;
     DIR.with_borrow_mut(|slot| {
         let dir = slot.get_or_insert_with(crate::memory_dir);
+        // A few system calls dear, so not for every text.
+        if text.len() % 4 == 1 {
+            pairs_and_lists(dir.path(), text);
+        }
         let path = dir.path().join("key");
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();

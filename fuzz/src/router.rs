@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
@@ -113,6 +114,49 @@ fn blocking(scene: &mut Scene, choice: u8) {
                 let _ = router.receive(NOW).unwrap();
             }
             assert!(!router.close(short).unwrap(), "it has not gone");
+        }
+        4 => {
+            // A DEALER that has nobody, then somebody who does not read, then nobody again.
+            let name = format!("casparian-fuzz-{}-dealer", std::process::id());
+            let endpoint = format!("ipc://@{name}");
+            let mut dealer = Dealer::new(Options::new().sndhwm(2)).unwrap();
+            let nobody = dealer.send_timeout(&[b"x"], Some(short)).unwrap();
+            assert_eq!(nobody, Err(SendError::NoPeer));
+            dealer.bind(&endpoint).unwrap();
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            let mut raw = UnixStream::connect_addr(&address).unwrap();
+            let mut octets = hands_shaken();
+            let at = octets.len() - 6;
+            octets[at..].copy_from_slice(b"ROUTER");
+            let _ = raw.write(&octets);
+            let body = vec![0; 1 << 20];
+            let sent = dealer.send_timeout(&[&body], Some(Duration::from_secs(1)));
+            assert_eq!(sent.unwrap(), Ok(()));
+            while dealer.send(&[&body]).is_ok() {}
+            let full = dealer.send_timeout(&[&body], Some(short)).unwrap();
+            assert_eq!(full, Err(SendError::Full));
+            assert!(!dealer.drain(short).unwrap() && !dealer.wait_writable(short).unwrap());
+            assert_eq!(dealer.counters().established, 1);
+            assert!(dealer.as_raw_fd() >= 0);
+            assert!(dealer.unbind(&endpoint).unwrap() && !dealer.unbind(&endpoint).unwrap());
+            assert!(!dealer.disconnect(&endpoint).unwrap());
+            assert!(dealer.connect("nonsense").is_err());
+            drop(raw);
+            assert!(dealer.close(Duration::from_secs(1)).unwrap() || choice > 0);
+        }
+        5 => {
+            // A ROUTER that connects, by a name of its own choice.
+            let name = format!("casparian-fuzz-{}", std::process::id());
+            let mut router = Router::new(Options::new()).unwrap();
+            let endpoint = format!("ipc://@{name}");
+            router.connect_as(&endpoint, b"there").unwrap();
+            assert!(router.connect_as(&endpoint, b"there").is_err());
+            router.send(b"there", &[b"from a router"]).unwrap();
+            for _ in 0..20 {
+                scene.turn();
+                router.flush().unwrap();
+            }
+            assert!(router.close(Duration::from_millis(20)).is_ok());
         }
         _ => return,
     }

@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use arbitrary::Unstructured;
 use casparian::reactor::{Endpoint, Reactor, token};
 use casparian::socket::{
-    Counters, Options, PeerId, PlainClient, PlainServer, ReconnectStop, SendError, Socket,
+    Counters, Event, Options, PeerId, PlainClient, PlainServer, ReconnectStop, SendError, Socket,
     SocketType,
 };
+
+use casparian::socket::curve::{PublicKey, SecretKey};
 
 use crate::connection::hands_shaken;
 
@@ -67,6 +69,9 @@ fn options(plan: &mut Unstructured<'_>, identity: &str) -> Options {
         });
     if flag(7) {
         options = options.no_reconnect();
+    }
+    if flag(14) {
+        options = options.rcvhwm_octets(0).handshake_ivl(Duration::ZERO);
     }
     if flag(8) {
         options = options.sndhwm_octets(600).sndhwm_total_octets(1500);
@@ -127,6 +132,12 @@ impl Scene {
             let mut told = 0;
             while let Some(event) = socket.poll_event() {
                 assert!(!format!("{event:?}").is_empty());
+                if let Event::Disconnected { reason, .. }
+                | Event::HandshakeFailed { reason, .. }
+                | Event::ConnectFailed { reason, .. } = event
+                {
+                    assert!(!reason.to_string().is_empty());
+                }
                 told += 1;
             }
             assert!(told < 100_000);
@@ -232,7 +243,15 @@ impl Scene {
                         let open = socket.peer_info(peer).is_some();
                         assert_eq!(open, socket.heard_at(peer).is_some());
                         if choice & 1 != 0 {
-                            assert!(socket.disconnect(peer, now));
+                            assert_eq!(PeerId::from_u64(peer.to_u64()), peer);
+                            if choice & 2 != 0 {
+                                // One that we connected to comes back.
+                                assert!(socket.reject(peer, "no sense", now));
+                                socket.disconnect(peer, now);
+                                assert!(!socket.reject(peer, "no sense", now));
+                            } else {
+                                assert!(socket.disconnect(peer, now));
+                            }
                             assert!(!socket.disconnect(peer, now), "it is gone");
                             assert_eq!(socket.route(id), None);
                         }
@@ -280,6 +299,19 @@ pub fn run(data: &[u8]) {
         Socket::new(SocketType::Router, router, reactor.registry(), 0).unwrap(),
         Socket::new(SocketType::Dealer, dealer, reactor.registry(), 1).unwrap(),
     ];
+    for wrong in [
+        Options::new().routing_id("\0"),
+        Options::new().metadata("Y", "x"),
+        Options::new().metadata("X-", vec![0; 5000]),
+        Options::new().curve_client(
+            SecretKey::from_bytes([1; 32]),
+            PublicKey::from_bytes([0; 32]),
+        ),
+    ] {
+        let refused = Socket::new(SocketType::Dealer, wrong, reactor.registry(), 2);
+        assert!(!refused.unwrap_err().to_string().is_empty());
+    }
+    assert!(!format!("{sockets:?}").is_empty());
     let mut scene = Scene {
         reactor,
         sockets,
