@@ -9,6 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixStream};
 use std::time::{Duration, Instant};
 
 use casparian::socket::{Dealer, Options, Router, SendError};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::connection::hands_shaken;
 
@@ -158,9 +159,45 @@ fn blocking(scene: &mut Scene, choice: u8) {
             }
             assert!(router.close(Duration::from_millis(20)).is_ok());
         }
+        6 => out_of_descriptors(choice == 6),
         _ => return,
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{choice}");
+}
+
+/// A listener without descriptors rests, after a silent connection has made way; and wakes up
+/// again, which takes a while.
+fn out_of_descriptors(wakes_up: bool) {
+    let name = format!("casparian-fuzz-{}-few", std::process::id());
+    let mut router = Router::new(Options::new()).unwrap();
+    router.bind(&format!("ipc://@{name}")).unwrap();
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    let connect = || UnixStream::connect_addr(&address).unwrap();
+    let _silent = connect();
+    for _ in 0..10 {
+        let _ = router.receive(NOW).unwrap();
+    }
+    assert_eq!(router.counters().accepted, 1);
+    let _others = [connect(), connect()];
+    let limit = getrlimit(Resource::Nofile);
+    let mut none = limit;
+    none.current = Some(1);
+    setrlimit(Resource::Nofile, none).unwrap();
+    for _ in 0..10 {
+        let _ = router.receive(NOW).unwrap();
+    }
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let counters = router.counters();
+    assert!(
+        counters.accept_failed > 0 && counters.too_many == 1,
+        "{counters:?}"
+    );
+    if wakes_up {
+        for _ in 0..100 {
+            let _ = router.receive(Some(Duration::from_millis(10))).unwrap();
+        }
+        assert_eq!(router.counters().accepted, 3);
+    }
 }
 
 pub fn run(data: &[u8]) {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use arbitrary::Unstructured;
 use casparian::reactor::{Endpoint, Reactor, token};
 use casparian::socket::{
-    Counters, Event, Options, PeerId, PlainClient, PlainServer, ReconnectStop, SendError, Socket,
-    SocketType,
+    Counters, Event, Options, PeerId, PlainClient, PlainServer, ReconnectStop, Security, SendError,
+    Socket, SocketType,
 };
 
 use casparian::socket::curve::{PublicKey, SecretKey};
@@ -310,6 +310,16 @@ pub fn run(data: &[u8]) {
     ] {
         let refused = Socket::new(SocketType::Dealer, wrong, reactor.registry(), 2);
         assert!(!refused.unwrap_err().to_string().is_empty());
+    }
+    let (client, server) = crate::connection_curve::pair(0);
+    if let (_, Security::CurveServer(server)) = (client, server) {
+        for right in [
+            Options::new().plain_client(PlainClient::new("user", "pass").unwrap()),
+            Options::new().plain_server(PlainServer::new([("user", "pass")])),
+            Options::new().curve_server(server.secret, server.clients),
+        ] {
+            assert!(Socket::new(SocketType::Router, right, reactor.registry(), 2).is_ok());
+        }
     }
     assert!(!format!("{sockets:?}").is_empty());
     let mut scene = Scene {

@@ -44,7 +44,11 @@ fn zmtp() {
     for name in CAPTURES {
         let octets = data(&format!("zmtp/{name}.bin"));
         seed("greeting", name, &octets[..64]);
-        seed("router", name, &[&[128], &octets[..]].concat());
+        // The first octet also says which blocking call follows.
+        for choice in 128..136u8 {
+            let name = format!("{name}-{choice}");
+            seed("router", &name, &[&[choice], &octets[..]].concat());
+        }
         // Every frame's body as a command, and all frames behind the first as an open connection
         // meets them.
         let mut rest = &octets[64..];
