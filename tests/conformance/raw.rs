@@ -301,8 +301,8 @@ pub(crate) fn slow_owner(net: &Net) {
     let (mut server, bound) = router(
         net,
         Options::new()
-            .heartbeat_ivl(Duration::from_millis(50))
-            .heartbeat_timeout(Duration::from_millis(100)),
+            .heartbeat_ivl(Duration::from_millis(200))
+            .heartbeat_timeout(Duration::from_millis(400)),
     );
     let dealer = |identity: &str| {
         let mut dealer = Dealer::new(Options::new().routing_id(identity)).unwrap();
@@ -310,7 +310,7 @@ pub(crate) fn slow_owner(net: &Net) {
         dealer
     };
     let (mut busy, mut idle) = (dealer("busy"), dealer("idle"));
-    for _ in 0..12 {
+    for _ in 0..5 {
         busy.send(&[b"work"]).unwrap();
     }
     let over = AtomicBool::new(false);
@@ -328,10 +328,10 @@ pub(crate) fn slow_owner(net: &Net) {
                 .unwrap()
                 .is_some()
             {
-                std::thread::sleep(Duration::from_millis(120));
+                std::thread::sleep(Duration::from_millis(500));
                 worked += 1;
             }
-            (worked == 12).then_some(())
+            (worked == 5).then_some(())
         });
         over.store(true, Ordering::SeqCst);
     });
