@@ -17,6 +17,7 @@ fn connection(socket_type: SocketType, now: Instant) -> Connection {
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
         read_ahead: casparian::limits::RECEIVE_BUFFER_SIZE_MAX,
+        rcvhwm: 0,
         security: Security::Null,
         metadata: Vec::new(),
     };

@@ -14,7 +14,7 @@
 //! - `cli`: the command lines (feature `cli`).
 //!
 //! With default features off only the first four remain: a ROUTER/DEALER stack (NULL and PLAIN)
-//! on mio, log, subtle and zeroize. Feature `curve` adds the CURVE mechanism.
+//! on mio, socket2, log, subtle and zeroize. Feature `curve` adds the CURVE mechanism.
 
 #![forbid(unsafe_code)]
 

@@ -86,6 +86,10 @@ pub const SOCKET_LOG_LINES_PER_SECOND: u32 = 10;
 pub const FLUSH_OCTETS: u64 = 64 << 10;
 /// Slices handed to one writev.
 pub const SLICES_PER_WRITE: usize = 16;
+/// Octets that the kernel holds of a tcp connection without having sent them
+/// (`TCP_NOTSENT_LOWAT`); what it has sent and not had acknowledged comes on top. Half as many
+/// cost a third of the throughput of 4 KiB messages on loopback.
+pub const UNSENT_OCTETS: u32 = 512 << 10;
 /// Reads of one call to receive, so that a flood leaves time for everything else.
 pub const READS_PER_RECEIVE: usize = 64;
 /// Connections taken from a listener per turn.

@@ -18,6 +18,7 @@ fn config(socket_type: SocketType, security: Security) -> Config {
         identity: Vec::new(),
         limits: Limits::default(),
         read_ahead: 4096,
+        rcvhwm: 0,
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
         security,

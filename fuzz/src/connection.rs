@@ -19,6 +19,7 @@ pub(crate) fn config(socket_type: SocketType) -> Config {
         },
         limits: Limits::default(),
         read_ahead: 4096,
+        rcvhwm: 0,
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
         security: Security::Null,

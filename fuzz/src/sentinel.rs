@@ -9,7 +9,7 @@ use casparian::fuzzing::Sentinel;
 use casparian::protocol::{
     Conclude, EnvReady, Heartbeat, HeartbeatStatus, Hold, Identify, JobStatus, Payload,
 };
-use casparian::sentinel::control::{Control, Settings};
+use casparian::sentinel::control::{Control, Sender, Settings};
 use casparian::socket::PeerId;
 use casparian::store::{Deploy, Open, Store};
 use rusqlite::Connection;
@@ -202,10 +202,12 @@ pub fn run(data: &[u8]) {
                         _ => false,
                     };
                     let cannot_be = is_receipt && i64::try_from(job_id).is_err();
-                    let reason =
-                        sentinel
-                            .control
-                            .handle_message(peer, WORKERS[who], job_id, payload, now);
+                    let from = Sender {
+                        peer,
+                        identity: WORKERS[who],
+                        user: None,
+                    };
+                    let reason = sentinel.control.handle_message(&from, job_id, payload, now);
                     assert_eq!(reason.is_some(), is_ours || cannot_be, "{reason:?}");
                 }
                 6 => sentinel

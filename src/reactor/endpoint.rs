@@ -134,25 +134,31 @@ impl Endpoint {
         }
     }
 
-    /// The socket addresses of a tcp endpoint, in the resolver's order. Literal addresses cost
-    /// no lookup; a name blocks the caller for as long as the resolver takes.
+    /// The socket addresses of an endpoint that needs no lookup for them; ipc has none.
+    pub(crate) fn literal_addresses(&self) -> Option<Vec<SocketAddr>> {
+        let Endpoint::Tcp { host, port } = self else {
+            return Some(Vec::new());
+        };
+        let address = match host.as_str() {
+            "*" => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            host => host.parse().ok()?,
+        };
+        Some(vec![SocketAddr::new(address, *port)])
+    }
+
+    /// The socket addresses of an endpoint, in the resolver's order. A name blocks the caller
+    /// for as long as the resolver takes.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, EndpointError> {
         let fail = |reason: String| EndpointError {
             endpoint: self.to_string(),
             reason,
         };
+        if let Some(addresses) = self.literal_addresses() {
+            return Ok(addresses);
+        }
         let Endpoint::Tcp { host, port } = self else {
             return Ok(Vec::new());
         };
-        if host == "*" {
-            return Ok(vec![SocketAddr::new(
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                *port,
-            )]);
-        }
-        if let Ok(address) = host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(address, *port)]);
-        }
         let found: Vec<_> = (host.as_str(), *port)
             .to_socket_addrs()
             .map_err(|error| fail(format!("cannot resolve the host: {error}")))?

@@ -1,4 +1,5 @@
-//! The event loop's parts: readiness, wake-ups, signals; tcp and ipc listeners and streams.
+//! The event loop's parts: readiness, wake-ups, signals; tcp and ipc listeners and streams;
+//! lookups of host names.
 //!
 //! What it is: a thin layer over mio (epoll, kqueue) that one thread drives. A loop owns one
 //! [`Reactor`], registers its sources under tokens of its own ([`token`]), computes the
@@ -20,6 +21,7 @@
 )]
 
 mod endpoint;
+mod lookup;
 #[cfg(feature = "process")]
 mod signals;
 mod stopper;
@@ -30,10 +32,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 pub use endpoint::{Endpoint, EndpointError};
+pub use lookup::Lookup;
 #[cfg(feature = "process")]
 pub use signals::{Requests, Signals};
 pub use stopper::Stopper;
-pub use stream::{Listener, Stream};
+pub use stream::{Buffers, Listener, Stream};
 
 /// mio's poll and the events of its last wait.
 #[derive(Debug)]

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,13 +11,38 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use socket2::SockRef;
 
 use super::Endpoint;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use crate::limits;
+
+/// Sizes of the kernel's buffers in octets; none leaves them to the system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffers {
+    /// `SO_SNDBUF`.
+    pub send: Option<usize>,
+    /// `SO_RCVBUF`.
+    pub receive: Option<usize>,
+}
+
+impl Buffers {
+    fn set<T: AsFd>(self, socket: &T) -> io::Result<()> {
+        let socket = SockRef::from(socket);
+        if let Some(size) = self.send {
+            socket.set_send_buffer_size(size)?;
+        }
+        if let Some(size) = self.receive {
+            socket.set_recv_buffer_size(size)?;
+        }
+        Ok(())
+    }
+}
 
 /// A non-blocking connected (or connecting) stream.
 #[derive(Debug)]
 pub enum Stream {
-    /// tcp, with Nagle's algorithm off.
+    /// tcp, with Nagle's algorithm off and a bound on what the kernel holds unsent.
     Tcp(TcpStream),
     /// ipc.
     Unix(UnixStream),
@@ -25,28 +51,24 @@ pub enum Stream {
 impl Stream {
     /// Starts to connect; completion is told by writability and [`Stream::connect_result`].
     ///
-    /// A name may have several addresses, of which some lead nowhere; `attempt` counts failures
-    /// so far and says which of them comes first.
-    pub fn connect(endpoint: &Endpoint, attempt: u32) -> io::Result<Stream> {
-        match endpoint {
-            Endpoint::Tcp { .. } => {
-                let mut addresses = endpoint.addresses().map_err(io::Error::other)?;
-                let count = addresses.len().max(1);
-                addresses.rotate_left(attempt as usize % count);
-                let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-                for address in addresses {
-                    match TcpStream::connect(address) {
-                        Ok(stream) => return Ok(Stream::Tcp(stream)),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
-            }
-            Endpoint::Ipc(path) => UnixStream::connect(path).map(Stream::Unix),
+    /// `addresses` are those of a tcp endpoint; the first that leads somewhere is taken.
+    pub fn connect(
+        endpoint: &Endpoint,
+        addresses: &[SocketAddr],
+        buffers: Buffers,
+    ) -> io::Result<Stream> {
+        let stream = match endpoint {
+            Endpoint::Tcp { .. } => Stream::Tcp(first_of(addresses, TcpStream::connect)?),
+            Endpoint::Ipc(path) => Stream::Unix(UnixStream::connect(path)?),
             Endpoint::IpcAbstract(name) => {
-                UnixStream::connect_addr(&abstract_address(name)?).map(Stream::Unix)
+                Stream::Unix(UnixStream::connect_addr(&abstract_address(name)?)?)
             }
+        };
+        match &stream {
+            Stream::Tcp(stream) => buffers.set(stream)?,
+            Stream::Unix(stream) => buffers.set(stream)?,
         }
+        Ok(stream)
     }
 
     /// Whether a connect has come through: `Ok(false)` while it is under way.
@@ -61,7 +83,7 @@ impl Stream {
         match peer {
             Ok(()) => {
                 if let Stream::Tcp(stream) = self {
-                    stream.set_nodelay(true)?;
+                    set_tcp_options(stream)?;
                 }
                 Ok(true)
             }
@@ -174,19 +196,23 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds; a socket file that nobody listens on any more is replaced.
-    pub fn bind(endpoint: &Endpoint) -> io::Result<Listener> {
+    /// Binds; a socket file that nobody listens on any more is replaced. Connections that are
+    /// accepted have `buffers`. A host name blocks for as long as the resolver takes.
+    pub fn bind(endpoint: &Endpoint, buffers: Buffers) -> io::Result<Listener> {
+        let listener = Self::bind_any(endpoint)?;
+        match &listener {
+            Listener::Tcp(listener) => buffers.set(listener)?,
+            // The sizes of Unix sockets do not pass from the listener on.
+            Listener::Unix(..) => {}
+        }
+        Ok(listener)
+    }
+
+    fn bind_any(endpoint: &Endpoint) -> io::Result<Listener> {
         match endpoint {
             Endpoint::Tcp { .. } => {
                 let addresses = endpoint.addresses().map_err(io::Error::other)?;
-                let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-                for address in addresses {
-                    match TcpListener::bind(address) {
-                        Ok(listener) => return Ok(Listener::Tcp(listener)),
-                        Err(error) => last = error,
-                    }
-                }
-                Err(last)
+                first_of(&addresses, TcpListener::bind).map(Listener::Tcp)
             }
             Endpoint::Ipc(path) if path.as_os_str() == "*" => {
                 let folder = private_folder()?;
@@ -216,14 +242,18 @@ impl Listener {
     }
 
     /// The next waiting connection, or `WouldBlock`.
-    pub fn accept(&self) -> io::Result<Stream> {
+    pub fn accept(&self, buffers: Buffers) -> io::Result<Stream> {
         match self {
             Listener::Tcp(listener) => {
                 let (stream, _) = listener.accept()?;
-                stream.set_nodelay(true)?;
+                set_tcp_options(&stream)?;
                 Ok(Stream::Tcp(stream))
             }
-            Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept()?.0)),
+            Listener::Unix(listener, _) => {
+                let (stream, _) = listener.accept()?;
+                buffers.set(&stream)?;
+                Ok(Stream::Unix(stream))
+            }
         }
     }
 
@@ -234,6 +264,30 @@ impl Listener {
             Listener::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
         }
     }
+}
+
+/// What `attempt` gives for the first address for which it works, or the last error.
+fn first_of<T>(
+    addresses: &[SocketAddr],
+    attempt: impl Fn(SocketAddr) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match attempt(*address) {
+            Ok(made) => return Ok(made),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// What the kernel holds unsent stands before a PING and cannot be hurried along, so that is
+/// little; what it has sent and holds until it is acknowledged is not limited by this.
+fn set_tcp_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    SockRef::from(stream).set_tcp_notsent_lowat(limits::UNSENT_OCTETS)?;
+    Ok(())
 }
 
 fn bind_file(path: PathBuf, folder: Option<PathBuf>) -> io::Result<Listener> {
@@ -302,13 +356,13 @@ mod tests {
         let path = dir.path().join("s");
         let endpoint = Endpoint::Ipc(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let live = Listener::bind(&endpoint).expect("stale file replaced");
-        let error = Listener::bind(&endpoint).expect_err("live socket kept");
+        let live = Listener::bind(&endpoint, Buffers::default()).expect("stale file replaced");
+        let error = Listener::bind(&endpoint, Buffers::default()).expect_err("live socket kept");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists(), "our socket file goes with us");
         fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&endpoint).is_err());
+        assert!(Listener::bind(&endpoint, Buffers::default()).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"data");
     }
 }

@@ -11,58 +11,21 @@ use std::time::{Duration, Instant};
 use crate::limits;
 use crate::protocol::{
     Conclude, Dispatch, Err as ErrPayload, Hold, Identify, JobStatus, Payload, PrepareEnv,
-    SinkConfig,
 };
 use crate::socket::{LogLimit, PeerId};
 
-/// What a worker may run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Capabilities {
-    /// Any plugin (`*`).
-    Any,
-    /// These plugins.
-    Plugins(Vec<String>),
-}
+mod capabilities;
+mod exchange;
 
-impl Capabilities {
-    /// As listed in IDENTIFY.
-    pub fn new(names: &[String]) -> Self {
-        if names.iter().any(|name| name == "*") {
-            return Capabilities::Any;
-        }
-        let mut names: Vec<String> = names
-            .iter()
-            .take(limits::CAPABILITIES_MAX)
-            .cloned()
-            .collect();
-        names.sort_unstable();
-        names.dedup();
-        Capabilities::Plugins(names)
-    }
-
-    /// True when a worker with these may run the plugin.
-    pub fn allows(&self, plugin: &str) -> bool {
-        match self {
-            Capabilities::Any => true,
-            Capabilities::Plugins(names) => names
-                .binary_search_by(|name| name.as_str().cmp(plugin))
-                .is_ok(),
-        }
-    }
-
-    /// The names as IDENTIFY lists them.
-    pub fn names(&self) -> Vec<String> {
-        match self {
-            Capabilities::Any => vec!["*".to_owned()],
-            Capabilities::Plugins(names) => names.clone(),
-        }
-    }
-}
+pub use capabilities::Capabilities;
+pub use exchange::{Assignment, Change, Opening, Outgoing, Receipt, Sender};
 
 /// A worker, known by its routing id from IDENTIFY until it is gone for good.
 #[derive(Debug)]
 struct Worker {
     worker_id: String,
+    /// Who it proved to be; nobody else speaks for it before it is gone for good.
+    user: Option<String>,
     /// Its connection; none while it is away.
     peer: Option<PeerId>,
     capabilities: Capabilities,
@@ -73,141 +36,6 @@ struct Worker {
     /// Environments it has been told to make.
     environments: HashSet<String>,
     away_since: Option<Instant>,
-}
-
-/// How a job ended, as its worker says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Receipt {
-    /// Published or not.
-    pub status: JobStatus,
-    /// Counts.
-    pub metrics: BTreeMap<String, i64>,
-    /// Published files.
-    pub artifacts: Vec<BTreeMap<String, String>>,
-    /// Why it failed.
-    pub error_message: Option<String>,
-    /// The plugin's last lines.
-    pub log_tail: Option<String>,
-}
-
-/// One change of the turn's transaction.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change {
-    /// The worker is there, with what it said of itself.
-    WorkerOnline {
-        /// Its id.
-        worker_id: String,
-        /// Its host.
-        hostname: String,
-        /// Its process.
-        pid: Option<i64>,
-        /// What it may run.
-        capabilities: Vec<String>,
-        /// Jobs at a time.
-        slots: usize,
-    },
-    /// The worker is gone.
-    WorkerOffline {
-        /// Its id.
-        worker_id: String,
-    },
-    /// A job has ended; only the holder of the attempt ends it. Without an attempt the worker's
-    /// id decides.
-    Complete {
-        /// Its worker.
-        worker_id: String,
-        /// The job.
-        job_id: i64,
-        /// The attempt the worker ran.
-        attempt: Option<i64>,
-        /// How it ended.
-        receipt: Box<Receipt>,
-    },
-    /// The holder is gone or does not have the job: back to the queue.
-    Release {
-        /// The job and attempt.
-        hold: Hold,
-        /// For people.
-        reason: String,
-    },
-    /// A worker says it holds a job that this sentinel did not give it: true when the database
-    /// says so too; otherwise the worker is told to stop.
-    Adopt {
-        /// Routing id.
-        identity: Vec<u8>,
-        /// Its id.
-        worker_id: String,
-        /// The job.
-        job_id: i64,
-        /// The attempt, where the worker says.
-        attempt: Option<i64>,
-    },
-    /// A worker has said all that it holds: what the database has RUNNING with it besides goes
-    /// back to the queue.
-    Reconcile {
-        /// Its id.
-        worker_id: String,
-        /// What it holds; a negative attempt is one it cannot tell.
-        running: Vec<Hold>,
-    },
-    /// Leases to extend.
-    Renew {
-        /// Jobs and attempts.
-        holds: Vec<Hold>,
-        /// Connected workers, to be noted as seen.
-        workers: Vec<String>,
-    },
-}
-
-/// A message that may leave once the turn is committed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Outgoing {
-    /// To whom.
-    pub peer: PeerId,
-    /// The job of the header.
-    pub job_id: u64,
-    /// What.
-    pub payload: Payload<'static>,
-}
-
-/// A job that was claimed for a worker.
-#[derive(Clone, Debug)]
-pub struct Assignment {
-    /// Job and attempt.
-    pub hold: Hold,
-    /// The plugin's name.
-    pub plugin_name: String,
-    /// The input.
-    pub file_path: String,
-    /// Its version.
-    pub file_version_id: i64,
-    /// Where the output goes.
-    pub sinks: Vec<SinkConfig>,
-    /// SHA-256 of the lockfile; empty = default environment.
-    pub env_hash: String,
-    /// The lockfile.
-    pub lockfile_content: String,
-    /// The source.
-    pub source_code: String,
-    /// SHA-256 of source and lockfile.
-    pub artifact_hash: String,
-}
-
-/// A worker with free slots.
-#[derive(Clone, Debug)]
-pub struct Opening {
-    /// Routing id.
-    pub identity: Vec<u8>,
-    /// Its id.
-    pub worker_id: String,
-    /// Its host.
-    pub hostname: String,
-    /// Its process.
-    pub pid: Option<i64>,
-    /// What it may run.
-    pub capabilities: Capabilities,
-    /// Free slots.
-    pub free: usize,
 }
 
 /// What the control state is told when it is made.
@@ -228,8 +56,11 @@ pub struct Control {
     outgoing: Vec<Outgoing>,
     renew_at: Option<Instant>,
     draining: bool,
-    /// Workers of an earlier life of this sentinel, by id: what they said of themselves.
-    remembered: HashMap<String, Identify<'static>>,
+    /// Workers of an earlier life of this sentinel, by id: what they said of themselves, and
+    /// who they were.
+    remembered: HashMap<String, (Identify<'static>, Option<String>)>,
+    /// When the claims of that life have run out, and with them what only its users may say.
+    remembered_until: Option<Instant>,
     /// Of lines about what workers complain of.
     log_limit: LogLimit,
 }
@@ -245,14 +76,23 @@ impl Control {
             renew_at: None,
             draining: false,
             remembered: HashMap::new(),
+            remembered_until: None,
             log_limit: LogLimit::default(),
         }
     }
 
     /// A worker that an earlier sentinel on this database knew. One of the old system says
     /// IDENTIFY once a life, so when it is heard again this stands for it.
-    pub fn remember_worker(&mut self, worker_id: &str, identify: Identify<'static>) {
-        self.remembered.insert(worker_id.to_owned(), identify);
+    pub fn remember_worker(
+        &mut self,
+        worker_id: &str,
+        user: Option<String>,
+        identify: Identify<'static>,
+        now: Instant,
+    ) {
+        self.remembered_until = Some(now + self.settings.lease);
+        self.remembered
+            .insert(worker_id.to_owned(), (identify, user));
     }
 
     /// From now on no job is given out.
@@ -300,21 +140,28 @@ impl Control {
 
     // ---- messages ----
 
-    /// A message from the peer with a routing id. Gives the reason when it is none that a peer
-    /// may send.
+    /// A message. Gives the reason when it is none that its sender may send.
     pub fn handle_message(
         &mut self,
-        peer: PeerId,
-        identity: &[u8],
+        from: &Sender<'_>,
         job_id: u64,
         payload: Payload<'_>,
         now: Instant,
     ) -> Option<&'static str> {
+        let (peer, identity) = (from.peer, from.identity);
+        let is_anothers = match self.workers.get(identity) {
+            Some(worker) => are_different(worker.user.as_deref(), from.user),
+            None => self.belongs_to_another(&printable(identity), from.user, now),
+        };
+        if is_anothers {
+            return Some(ANOTHERS);
+        }
         match payload {
-            Payload::Identify(identify) => self.identify(peer, identity, &identify, now),
+            Payload::Identify(identify) => return self.identify(from, &identify, now),
             Payload::Heartbeat(heartbeat) => {
                 if !self.workers.contains_key(identity) {
-                    let Some(mut identify) = self.remembered.remove(&printable(identity)) else {
+                    let Some((mut identify, _)) = self.remembered.remove(&printable(identity))
+                    else {
                         self.ask_to_identify(peer);
                         return None;
                     };
@@ -329,8 +176,7 @@ impl Control {
                             .collect(),
                         )
                     });
-                    self.identify(peer, identity, &identify, now);
-                    return None;
+                    return self.identify(from, &identify, now);
                 }
                 let worker = self.workers.get_mut(identity)?;
                 worker.peer = Some(peer);
@@ -397,11 +243,37 @@ impl Control {
         });
     }
 
-    fn identify(&mut self, peer: PeerId, identity: &[u8], identify: &Identify<'_>, now: Instant) {
+    /// Whether a worker that is here, may come back, or may still run jobs is another user's.
+    fn belongs_to_another(&self, worker_id: &str, user: Option<&str>, now: Instant) -> bool {
+        let here = self
+            .workers
+            .values()
+            .filter(|worker| worker.worker_id == worker_id)
+            .map(|worker| &worker.user);
+        let remembered = match self.remembered_until.is_some_and(|until| now < until) {
+            true => self.remembered.get(worker_id).map(|(_, user)| user),
+            false => None,
+        };
+        here.chain(remembered)
+            .any(|owner| are_different(owner.as_deref(), user))
+    }
+
+    fn identify(
+        &mut self,
+        from: &Sender<'_>,
+        identify: &Identify<'_>,
+        now: Instant,
+    ) -> Option<&'static str> {
+        let (peer, identity) = (from.peer, from.identity);
         let worker_id = match &identify.worker_id {
             Some(name) if !name.is_empty() => cut(name, limits::NAME_SIZE_MAX),
             _ => printable(identity),
         };
+        if self.belongs_to_another(&worker_id, from.user, now) {
+            return Some(ANOTHERS);
+        }
+        self.remembered.remove(&worker_id);
+        let user = from.user.map(|user| cut(user, limits::NAME_SIZE_MAX));
         let capabilities = Capabilities::new(&identify.capabilities);
         let slots = identify.slots.unwrap_or(1) as usize;
         let slots = slots.clamp(1, limits::WORKER_SLOTS_MAX);
@@ -411,6 +283,7 @@ impl Control {
         };
         self.changes.push(Change::WorkerOnline {
             worker_id: worker_id.clone(),
+            user: user.clone(),
             hostname: hostname.clone(),
             pid: identify.pid.map(i64::from),
             capabilities: capabilities.names(),
@@ -444,6 +317,7 @@ impl Control {
             identity.to_vec(),
             Worker {
                 worker_id: worker_id.clone(),
+                user,
                 peer: Some(peer),
                 capabilities,
                 slots,
@@ -456,6 +330,7 @@ impl Control {
         );
         self.adopt(identity, &worker_id, strangers);
         self.renew_at.get_or_insert(now + self.settings.lease / 3);
+        None
     }
 
     fn adopt(&mut self, identity: &[u8], worker_id: &str, jobs: Vec<(i64, Option<i64>)>) {
@@ -745,6 +620,13 @@ impl Control {
             });
         }
     }
+}
+
+const ANOTHERS: &str = "the worker's id belongs to another user";
+
+/// Whether both are known and not the same.
+fn are_different(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_some_and(|(one, other)| one != other)
 }
 
 /// Remembers an environment; the set is bounded by starting over, which costs a message that

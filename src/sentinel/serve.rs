@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::control::{Control, Settings};
+use super::control::{Control, Sender, Settings};
 use super::turn;
 use crate::limits;
 use crate::protocol::{Identify, Payload, View};
@@ -170,9 +170,11 @@ impl Sentinel {
             lease: options.lease,
             grace: options.grace,
         });
+        let now = Instant::now();
         for worker in store.workers()? {
             control.remember_worker(
                 &worker.worker_id,
+                worker.user_id,
                 Identify {
                     capabilities: worker.capabilities,
                     worker_id: Some(worker.worker_id.clone().into()),
@@ -181,10 +183,10 @@ impl Sentinel {
                     pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
                     running: None,
                 },
+                now,
             );
         }
         turn::recover(&mut store, &options, unix_ms())?;
-        let now = Instant::now();
         Ok(Sentinel {
             endpoint,
             reactor,
@@ -258,12 +260,17 @@ impl Sentinel {
             else {
                 continue;
             };
+            let from = Sender {
+                peer: id,
+                identity,
+                user: self.socket.user(id),
+            };
             let decoded = View::decode(message.iter())
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
             let refused = match decoded {
                 Ok((header, payload)) => self
                     .control
-                    .handle_message(id, identity, header.job_id, payload, now)
+                    .handle_message(&from, header.job_id, payload, now)
                     .map(str::to_owned),
                 Err(error) => Some(error.to_string()),
             };

@@ -188,6 +188,7 @@ fn apply(
     match change {
         Change::WorkerOnline {
             worker_id,
+            user,
             hostname,
             pid,
             capabilities,
@@ -195,6 +196,7 @@ fn apply(
         } => {
             let session = WorkerSession {
                 worker_id: worker_id.clone(),
+                user_id: user.clone(),
                 hostname: hostname.clone(),
                 pid: *pid,
                 capabilities: capabilities.clone(),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mio::Registry;
 
 use super::log_limit::LogLimit;
+use super::options::{ROUTING_ID_RULE, check_options, check_security, is_routing_id};
 use super::peers::{Link, Peer, Peers};
 use super::{Counters, DisconnectReason, Event, Options, PeerId};
 use crate::limits;
@@ -119,7 +120,7 @@ pub(super) struct Bound {
 /// Sources of a listener stand behind those of peers.
 const LISTENER_INDEX_BASE: usize = 1 << 27;
 /// Deadlines are looked at in steps of this size at least.
-const TIMER_STEP: Duration = Duration::from_millis(10);
+pub(super) const TIMER_STEP: Duration = Duration::from_millis(10);
 
 impl Socket {
     /// A socket whose sources are registered with `registry` under tokens of `owner`.
@@ -135,6 +136,7 @@ impl Socket {
             identity: options.routing_id.clone(),
             limits: options.limits,
             read_ahead: options.rcvhwm_octets,
+            rcvhwm: options.rcvhwm,
             handshake_timeout: options.handshake_ivl,
             heartbeat: options.heartbeat(),
             security: options.security.clone(),
@@ -175,7 +177,7 @@ impl Socket {
 
     /// Listens; gives the endpoint with the port the system chose.
     pub fn bind(&mut self, endpoint: &Endpoint) -> io::Result<Endpoint> {
-        let mut listener = Listener::bind(endpoint)?;
+        let mut listener = Listener::bind(endpoint, self.options.buffers)?;
         let bound = listener.endpoint(endpoint);
         let free = self.listeners.iter().position(Option::is_none);
         let place = free.unwrap_or(self.listeners.len());
@@ -375,62 +377,12 @@ impl Socket {
         }
     }
 
-    /// Whether the accounts agree with the peers; panics where they do not.
-    #[cfg(any(test, fuzzing))]
-    pub(crate) fn check(&self) {
-        let ids = (0..self.peers.slot_count()).filter_map(|index| self.peers.at(index));
-        let peers: Vec<_> = ids
-            .filter_map(|id| self.peers.get(id).map(|peer| (id, peer)))
-            .collect();
-        let capacity = |peer: &Peer| match &peer.link {
-            Link::Up(_, connection) => connection.receive_capacity() as u64,
-            _ => 0,
-        };
-        let received: u64 = peers.iter().map(|(_, peer)| capacity(peer)).sum();
-        assert_eq!(self.received_octets, received, "memory of receive buffers");
-        let queued: u64 = peers.iter().map(|(_, peer)| peer.queue.octets()).sum();
-        assert_eq!(self.queued_octets, queued, "octets queued");
-        let pending = |peer: &Peer| peer.accepted && !peer.established;
-        let handshakes = peers.iter().filter(|(_, peer)| pending(peer)).count();
-        assert_eq!(self.handshakes, handshakes, "pending handshakes");
-        for (id, peer) in &peers {
-            let places = self.ready.iter().filter(|other| *other == id).count();
-            assert_eq!(
-                places,
-                usize::from(peer.in_ready),
-                "places in the ready ring"
-            );
-            let places = self.dirty.iter().filter(|other| *other == id).count();
-            assert_eq!(places, usize::from(peer.in_dirty), "places among the dirty");
-            if self.is_router() && peer.established {
-                assert_eq!(
-                    self.routes.get(&peer.identity),
-                    Some(id),
-                    "an unroutable peer"
-                );
-            }
-            let places = self.round_robin.iter().filter(|other| *other == id).count();
-            let is_dealt_to = !self.is_router() && peer.established;
-            assert!(places <= 1 && (places == 1 || !is_dealt_to), "its turns");
-            let due = match &peer.link {
-                Link::Waiting(at) | Link::Connecting(_, at) => Some(*at),
-                Link::Up(_, connection) => connection.poll_timeout(),
-            };
-            if let Some(due) = due {
-                let latest = due.max(self.now + TIMER_STEP);
-                assert!(
-                    self.next_timeout.is_some_and(|next| next <= latest),
-                    "forgotten"
-                );
-            }
-        }
-        for (identity, id) in &self.routes {
-            let peer = self.peers.get(*id).expect("a route to a living peer");
-            assert_eq!(*identity, peer.identity);
-        }
-        for id in &self.round_robin {
-            assert!(self.peers.get(*id).is_some(), "turns of the dead");
-        }
+    /// Who an established peer has proved to be: the user of PLAIN, the name of a listed CURVE
+    /// key. None where anybody may come.
+    pub fn user(&self, id: PeerId) -> Option<&str> {
+        let info = self.peer_info(id)?;
+        let user = info.user_id.as_deref()?;
+        self.options.security.proves_users().then_some(user)
     }
 
     /// The address of a peer, for people.
@@ -507,6 +459,17 @@ impl Socket {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
+        if let Link::Resolving(lookup, _) = &peer.link {
+            let Some(found) = lookup.poll() else {
+                return;
+            };
+            // The lookup closes here, and so leaves the reactor.
+            peer.link = Link::Waiting(now);
+            return match found {
+                Ok(addresses) => self.connect_to(id, addresses, now),
+                Err(error) => self.lose(id, connect_error(&error), now),
+            };
+        }
         if let Link::Connecting(stream, _) = &peer.link {
             match stream.connect_result() {
                 Ok(false) => return,
@@ -533,167 +496,6 @@ impl Socket {
             }
         }
     }
-
-    /// When [`Socket::handle_timeout`] is due; it may be called at any time.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        self.next_timeout
-    }
-
-    pub(super) fn note_timeout(&mut self, at: Option<Instant>) {
-        if let Some(at) = at
-            && self.next_timeout.is_none_or(|next| at < next)
-        {
-            self.next_timeout = Some(at);
-        }
-    }
-
-    /// Lets time pass: heartbeats, deadlines, reconnects, resting listeners.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
-        if self.next_timeout.is_none_or(|next| now < next) {
-            return;
-        }
-        self.next_timeout = None;
-        for bound in self.listeners.iter_mut().flatten() {
-            match bound.rest_until {
-                Some(until) if until <= now => bound.rest_until = None,
-                until => {
-                    if let Some(until) = until
-                        && self.next_timeout.is_none_or(|next| until < next)
-                    {
-                        self.next_timeout = Some(until);
-                    }
-                }
-            }
-        }
-        let mut active = false;
-        for index in 0..self.peers.slot_count() {
-            if let Some(id) = self.peers.at(index) {
-                active |= self.peer_timeout(id, now);
-            }
-        }
-        if active {
-            self.note_timeout(Some(now + limits::IDLE_MEMORY_AFTER));
-        }
-        if let Some(next) = &mut self.next_timeout {
-            *next = (*next).max(now + TIMER_STEP);
-        }
-    }
-
-    /// Tries to write to a blocked peer whose timer is due: the kernel tells of room only when
-    /// much of its buffer is free again, so a slow reader would look like a dead one.
-    fn try_blocked(&mut self, id: PeerId, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(id)
-            && let Link::Up(_, connection) = &peer.link
-            && connection.poll_timeout().is_some_and(|at| at <= now)
-            && !peer.writable
-            && connection.wants_write(&peer.queue)
-        {
-            peer.writable = true;
-            self.flush_peer(id);
-        }
-    }
-
-    /// True when the peer holds buffers that may be given back later.
-    pub(super) fn peer_timeout(&mut self, id: PeerId, now: Instant) -> bool {
-        self.try_blocked(id, now);
-        let Some(peer) = self.peers.get_mut(id) else {
-            return false;
-        };
-        match &mut peer.link {
-            Link::Waiting(at) => {
-                if *at <= now {
-                    self.start_connect(id, now);
-                } else {
-                    let at = *at;
-                    self.note_timeout(Some(at));
-                }
-                false
-            }
-            Link::Connecting(_, deadline) => {
-                if *deadline <= now {
-                    let reason = DisconnectReason::Io("connect timed out".to_owned());
-                    self.lose(id, reason, now);
-                } else {
-                    let at = *deadline;
-                    self.note_timeout(Some(at));
-                }
-                false
-            }
-            Link::Up(_, connection) => {
-                // The silence may be our own: we looked away, or there were more events than one
-                // wait gives. So one more read comes before the end.
-                if !peer.readable && !peer.probed && connection.is_overdue(now) {
-                    peer.probed = true;
-                    peer.readable = true;
-                    if !peer.in_ready {
-                        peer.in_ready = true;
-                        self.ready.push_back(id);
-                    }
-                }
-                let is_unread = peer.readable;
-                let before = connection.receive_capacity();
-                if let Err(error) = connection.handle_timeout(now, is_unread) {
-                    self.lose(id, DisconnectReason::Protocol(error), now);
-                    return false;
-                }
-                let idle = now.saturating_duration_since(connection.received_at())
-                    >= limits::IDLE_MEMORY_AFTER;
-                if idle {
-                    connection.release_idle();
-                    peer.queue.release_idle();
-                }
-                self.received_octets -= (before - connection.receive_capacity()) as u64;
-                let at = connection.poll_timeout();
-                if connection.wants_write(&peer.queue) && !peer.in_dirty {
-                    peer.in_dirty = true;
-                    self.dirty.push(id);
-                }
-                self.note_timeout(at);
-                !idle
-            }
-        }
-    }
-}
-
-const ROUTING_ID_RULE: &str = "a routing id is at most 255 octets, the first of them not zero";
-
-fn is_routing_id(id: &[u8]) -> bool {
-    id.len() <= 255 && id.first() != Some(&0)
-}
-
-fn check_options(options: &Options) -> io::Result<()> {
-    let refused = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    if !is_routing_id(&options.routing_id) {
-        return refused(ROUTING_ID_RULE);
-    }
-    let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;
-    if !options.metadata.iter().all(named) {
-        return refused("the name of a property begins with X- and has at most 255 octets");
-    }
-    let size: usize = options
-        .metadata
-        .iter()
-        .map(|(name, value)| 5 + name.len() + value.len())
-        .sum();
-    if size > limits::METADATA_KEPT_MAX {
-        return refused("the properties take more than 4096 octets");
-    }
-    check_security(&options.security)
-}
-
-fn check_security(security: &Security) -> io::Result<()> {
-    #[cfg(feature = "curve")]
-    if let Security::CurveClient(client) = security
-        && client.server.is_low_order()
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the server's key is no usable key: its order is low",
-        ));
-    }
-    let _ = security;
-    Ok(())
 }
 
 /// Why a transport did not come up.

@@ -2,17 +2,50 @@
 
 use std::hash::BuildHasher;
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::core::connect_error;
 use super::peers::{Link, Peer};
 use super::{DisconnectReason, Event, PeerId, Socket};
 use crate::limits;
-use crate::reactor::{Stream, token};
+use crate::reactor::{Lookup, Stream, token};
 use crate::zmtp::{Connection, PeerInfo, SocketType};
 
 impl Socket {
+    /// Looks the host up, unless it is an address, and connects.
     pub(super) fn start_connect(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let Some(endpoint) = &peer.connect_to else {
+            return;
+        };
+        if let Some(addresses) = endpoint.literal_addresses() {
+            return self.connect_to(id, addresses, now);
+        }
+        let lookup = match peer.lookup.take() {
+            Some(lookup) => Ok(lookup),
+            None => Lookup::start(endpoint),
+        };
+        let started = lookup.and_then(|mut lookup| {
+            let place = token::new(self.owner, id.index as usize);
+            lookup.register(&self.registry, place)?;
+            Ok(lookup)
+        });
+        match started {
+            Ok(lookup) => {
+                let deadline = limits::after(now, self.options.connect_timeout);
+                peer.link = Link::Resolving(lookup, deadline);
+                self.note_timeout(Some(deadline));
+            }
+            Err(error) => self.lose(id, connect_error(&error), now),
+        }
+    }
+
+    /// Connects to one of the addresses of a peer's endpoint. Some of them may lead nowhere, so
+    /// each failure lets another one be the first.
+    pub(super) fn connect_to(&mut self, id: PeerId, mut addresses: Vec<SocketAddr>, now: Instant) {
         let deadline = limits::after(now, self.options.connect_timeout);
         let Some(peer) = self.peers.get_mut(id) else {
             return;
@@ -20,11 +53,14 @@ impl Socket {
         let Some(endpoint) = &peer.connect_to else {
             return;
         };
-        let made = Stream::connect(endpoint, peer.failures).and_then(|mut stream| {
-            let place = token::new(self.owner, id.index as usize);
-            stream.register(&self.registry, place)?;
-            Ok(stream)
-        });
+        let count = addresses.len().max(1);
+        addresses.rotate_left(peer.failures as usize % count);
+        let place = token::new(self.owner, id.index as usize);
+        let made =
+            Stream::connect(endpoint, &addresses, self.options.buffers).and_then(|mut stream| {
+                stream.register(&self.registry, place)?;
+                Ok(stream)
+            });
         match made {
             Ok(stream) => {
                 peer.link = Link::Connecting(stream, deadline);
@@ -88,7 +124,7 @@ impl Socket {
                 let Some(Some(bound)) = self.listeners.get_mut(place) else {
                     break;
                 };
-                match bound.listener.accept() {
+                match bound.listener.accept(self.options.buffers) {
                     Ok(stream) if !matches!(room, Room::None) => {
                         if let Room::Instead(oldest) = room {
                             self.lose(oldest, DisconnectReason::TooMany, now);
@@ -342,6 +378,15 @@ impl Socket {
                 (Some(stream), true)
             }
             Link::Connecting(stream, _) => (Some(stream), false),
+            Link::Resolving(mut lookup, _) => {
+                // A resolver that takes longer than a connection may is not asked again before
+                // it has answered.
+                match lookup.deregister(&self.registry) {
+                    Ok(()) => peer.lookup = Some(lookup),
+                    Err(error) => log::debug!("{address}: {error}"),
+                }
+                (None, false)
+            }
             Link::Waiting(_) => (None, false),
         };
         if let Some(mut stream) = stream

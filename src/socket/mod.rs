@@ -8,7 +8,7 @@
 //! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
 //!   and the worker do.
 //!
-//! No thread is started and nothing is locked. Messages are borrowed from the receive buffer of
+//! No thread is started but to look a host name up, and nothing is locked. Messages are borrowed from the receive buffer of
 //! the peer they came from and are valid until the next receive; sends are encoded at once into
 //! the peer's queue and leave on [`Socket::flush`] (or when much has gathered).
 //!
@@ -52,6 +52,8 @@
 )]
 
 mod blocking;
+#[cfg(any(test, fuzzing))]
+mod check;
 mod core;
 #[cfg(feature = "curve")]
 pub mod keyfile;
@@ -60,6 +62,7 @@ mod log_limit;
 mod monitor;
 mod options;
 mod peers;
+mod time;
 mod transfer;
 
 pub use self::core::Socket;

@@ -1,8 +1,10 @@
 //! What a socket is told when it is made.
 
+use std::io;
 use std::time::Duration;
 
 use crate::limits;
+use crate::reactor::Buffers;
 use crate::zmtp::{Heartbeat, Limits, PlainClient, PlainServer, Security};
 
 #[cfg(feature = "curve")]
@@ -41,8 +43,10 @@ pub struct Options {
     pub(super) sndhwm: usize,
     pub(super) sndhwm_octets: u64,
     pub(super) sndhwm_total_octets: u64,
+    pub(super) rcvhwm: usize,
     pub(super) rcvhwm_octets: usize,
     pub(super) rcvhwm_total_octets: u64,
+    pub(super) buffers: Buffers,
     pub(super) limits: Limits,
     pub(super) handshake_ivl: Duration,
     pub(super) connect_timeout: Duration,
@@ -69,8 +73,10 @@ impl Default for Options {
             sndhwm: limits::SEND_HWM,
             sndhwm_octets: limits::SEND_HWM_OCTETS,
             sndhwm_total_octets: limits::SEND_TOTAL_OCTETS,
+            rcvhwm: 0,
             rcvhwm_octets: limits::RECEIVE_BUFFER_SIZE_MAX,
             rcvhwm_total_octets: limits::RECEIVE_TOTAL_OCTETS,
+            buffers: Buffers::default(),
             limits: Limits::default(),
             handshake_ivl: limits::HANDSHAKE_TIMEOUT,
             connect_timeout: limits::HANDSHAKE_TIMEOUT,
@@ -128,9 +134,18 @@ impl Options {
         self
     }
 
+    /// Whole messages read ahead of what the owner has received, per peer; 0 (the default,
+    /// where libzmq's is 1000) = as many as there are in the octets read ahead. A small mark
+    /// leaves messages with their sender, for other peers of its to take, and costs reads: with
+    /// 1 there are two or three a frame. `ZMQ_RCVHWM`.
+    #[must_use]
+    pub fn rcvhwm(mut self, messages: usize) -> Self {
+        self.rcvhwm = messages;
+        self
+    }
+
     /// Octets read ahead of what the owner has received, per peer (default 256 KiB, at least
-    /// 512); 0 = no bound but the one of all peers. It stands for `ZMQ_RCVHWM`: there is no queue of received messages to bound in
-    /// messages, what is not read ahead stays with the peer.
+    /// 512); 0 = no bound but the one of all peers. libzmq has no such bound.
     #[must_use]
     pub fn rcvhwm_octets(mut self, octets: usize) -> Self {
         self.rcvhwm_octets = match octets {
@@ -145,6 +160,22 @@ impl Options {
     #[must_use]
     pub fn rcvhwm_total_octets(mut self, octets: u64) -> Self {
         self.rcvhwm_total_octets = octets;
+        self
+    }
+
+    /// Octets of the kernel's send buffer of a connection (default: the system's choice, which
+    /// grows as it needs). `ZMQ_SNDBUF`.
+    #[must_use]
+    pub fn sndbuf(mut self, octets: usize) -> Self {
+        self.buffers.send = Some(octets);
+        self
+    }
+
+    /// Octets of the kernel's receive buffer of a connection (default: the system's choice,
+    /// which grows as it needs). `ZMQ_RCVBUF`.
+    #[must_use]
+    pub fn rcvbuf(mut self, octets: usize) -> Self {
+        self.buffers.receive = Some(octets);
         self
     }
 
@@ -338,4 +369,45 @@ fn unbounded_if_zero(time: Duration) -> Duration {
         true => Duration::MAX,
         false => time,
     }
+}
+
+pub(super) const ROUTING_ID_RULE: &str =
+    "a routing id is at most 255 octets, the first of them not zero";
+
+pub(super) fn is_routing_id(id: &[u8]) -> bool {
+    id.len() <= 255 && id.first() != Some(&0)
+}
+
+pub(super) fn check_options(options: &Options) -> io::Result<()> {
+    let refused = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    if !is_routing_id(&options.routing_id) {
+        return refused(ROUTING_ID_RULE);
+    }
+    let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;
+    if !options.metadata.iter().all(named) {
+        return refused("the name of a property begins with X- and has at most 255 octets");
+    }
+    let size: usize = options
+        .metadata
+        .iter()
+        .map(|(name, value)| 5 + name.len() + value.len())
+        .sum();
+    if size > limits::METADATA_KEPT_MAX {
+        return refused("the properties take more than 4096 octets");
+    }
+    check_security(&options.security)
+}
+
+pub(super) fn check_security(security: &Security) -> io::Result<()> {
+    #[cfg(feature = "curve")]
+    if let Security::CurveClient(client) = security
+        && client.server.is_low_order()
+    {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "the server's key is no usable key: its order is low",
+        ));
+    }
+    let _ = security;
+    Ok(())
 }

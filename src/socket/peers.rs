@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::reactor::{Endpoint, Stream};
+use crate::reactor::{Endpoint, Lookup, Stream};
 use crate::zmtp::{Connection, SendQueue};
 
 /// A peer of one socket. Ids of gone peers are never taken for new ones.
@@ -30,15 +30,17 @@ impl PeerId {
 /// Where a peer's transport stands.
 ///
 /// ```text
-///            ┌──────────── retry due ────────────┐
-///            ▼                                   │
-///  (connect) Connecting ──up──▶ Up ──lost──▶ Waiting    (connecting peers)
-///  (accept)                     Up ──lost──▶ gone       (accepted peers)
+///            ┌───────────────── retry due ─────────────────┐
+///            ▼                                             │
+///  (connect) Resolving ──▶ Connecting ──up──▶ Up ──lost──▶ Waiting    (connecting peers)
+///  (accept)                                   Up ──lost──▶ gone       (accepted peers)
 /// ```
 #[derive(Debug)]
 pub(super) enum Link {
     /// The next attempt is due at the instant.
     Waiting(Instant),
+    /// The host of the endpoint is looked up until the deadline; addresses skip this.
+    Resolving(Lookup, Instant),
     /// A connect is under way until the deadline.
     Connecting(Stream, Instant),
     /// Octets flow.
@@ -74,6 +76,8 @@ pub(super) struct Peer {
     pub(super) accepted: bool,
     /// Where to connect again; none for accepted peers.
     pub(super) connect_to: Option<Endpoint>,
+    /// A lookup that took longer than an attempt to connect may, and goes on.
+    pub(super) lookup: Option<Lookup>,
     /// Failed attempts since the last established connection.
     pub(super) failures: u32,
     pub(super) address: String,
@@ -97,6 +101,7 @@ impl Peer {
             identity_is_assigned: false,
             accepted: connect_to.is_none(),
             connect_to,
+            lookup: None,
             failures: 0,
             address,
         }

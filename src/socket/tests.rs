@@ -325,3 +325,62 @@ fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
     let closed = router.counters().too_many;
     assert!(closed >= 7, "{closed} of 8 closed");
 }
+
+#[test]
+fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
+    use super::peers::Link;
+    use crate::reactor::{Lookup, Reactor};
+    use std::sync::mpsc;
+
+    let mut server = Router::new(Options::new()).unwrap();
+    let bound = server.bind("tcp://127.0.0.1:*").unwrap();
+    let address = bound.addresses().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let options = options(b"d")
+        .connect_timeout(Duration::from_millis(20))
+        .reconnect_ivl(Duration::from_millis(1));
+    let mut dealer = Socket::new(SocketType::Dealer, options, reactor.registry(), 1).unwrap();
+    let id = dealer.connect(&"tcp://a-name:5".parse().unwrap(), Instant::now());
+    let (release, released) = mpsc::channel::<()>();
+    let mut hangs = Lookup::start_with(move || {
+        // Asked once: a second call would not be answered.
+        released.recv().unwrap();
+        Ok(address)
+    })
+    .unwrap();
+    let place = crate::reactor::token::new(1, 0);
+    hangs.register(reactor.registry(), place).unwrap();
+    let peer = dealer.peers.get_mut(id).unwrap();
+    peer.link = Link::Resolving(hangs, Instant::now() + Duration::from_millis(20));
+    let mut failures = 0;
+    let mut release = Some(release);
+    let mut reply = None;
+    until(|| {
+        let now = Instant::now();
+        let until = now + Duration::from_millis(1);
+        reactor.wait(Some(until), now).unwrap();
+        let now = Instant::now();
+        for event in reactor.events() {
+            dealer.handle_ready(event, now);
+        }
+        dealer.handle_timeout(now);
+        dealer.drive(now);
+        dealer.flush();
+        dealer.check();
+        while let Some(event) = dealer.poll_event() {
+            if let Event::ConnectFailed { reason, .. } = event {
+                assert!(reason.to_string().contains("timed out"), "{reason}");
+                failures += 1;
+            }
+        }
+        if failures == 3
+            && let Some(release) = release.take()
+        {
+            release.send(()).unwrap();
+            dealer.send(&[b"at last"]).unwrap();
+        }
+        reply = server.receive(Some(Duration::ZERO)).unwrap().map(drop);
+        reply
+    });
+    assert!(failures >= 3);
+}

@@ -12,6 +12,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("legacy.sql"),
     include_str!("queue.sql"),
     include_str!("sinks.sql"),
+    include_str!("users.sql"),
 ];
 
 /// The version after all migrations.

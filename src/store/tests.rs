@@ -618,6 +618,7 @@ fn the_reason_of_waiting_is_told() {
     assert!(reason(&scene, id).unwrap().contains("no worker"));
     let session = |capability: &str| WorkerSession {
         worker_id: format!("w-{capability}"),
+        user_id: None,
         hostname: "h".into(),
         pid: None,
         capabilities: vec![capability.to_owned()],

@@ -9,6 +9,8 @@ use super::{Error, Store, Turn, format_time};
 pub struct WorkerSession {
     /// Its id.
     pub worker_id: String,
+    /// Who it proved to be to the sentinel; none where nobody has to.
+    pub user_id: Option<String>,
     /// Its host.
     pub hostname: String,
     /// Its process.
@@ -23,7 +25,8 @@ impl Store {
     /// Workers that were online when a sentinel last wrote, newest first.
     pub fn workers(&self) -> Result<Vec<WorkerSession>, Error> {
         let mut statement = self.connection.prepare(
-            "SELECT worker_id, hostname, pid, capabilities, slots FROM cf_worker_session \
+            "SELECT worker_id, hostname, pid, capabilities, slots, user_id \
+             FROM cf_worker_session \
              ORDER BY last_seen_ms DESC LIMIT 10000",
         )?;
         let sessions = statement.query_map([], |row| {
@@ -34,6 +37,7 @@ impl Store {
                 pid: row.get(2)?,
                 capabilities: serde_json::from_str(&names).unwrap_or_default(),
                 slots: row.get(4)?,
+                user_id: row.get(5)?,
             })
         })?;
         Ok(sessions.collect::<Result<_, _>>()?)
@@ -47,9 +51,12 @@ impl Turn<'_> {
             .map_err(|error| Error::Row(error.to_string()))?;
         self.transaction
             .prepare_cached(
-                "INSERT INTO cf_worker_session VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6) \
+                "INSERT INTO cf_worker_session \
+                 (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7) \
                  ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
-                 capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6",
+                 capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
+                 user_id = ?7",
             )?
             .execute(params![
                 worker.worker_id,
@@ -57,7 +64,8 @@ impl Turn<'_> {
                 worker.pid,
                 names,
                 worker.slots,
-                now_ms
+                now_ms,
+                worker.user_id
             ])?;
         self.transaction
             .prepare_cached(

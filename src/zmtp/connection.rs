@@ -1,104 +1,23 @@
 //! The state machine of one connection.
 
 use std::fmt;
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use zeroize::Zeroize;
 
-use super::command::{Command, encode_error, encode_ping, encode_pong};
+use super::command::{Command, encode_error, encode_pong};
 #[cfg(feature = "curve")]
 use super::curve;
 use super::error::STATUS_UNAUTHORIZED;
-use super::frame::{Head, HeadResult};
+use super::frame::{FRAME_SIZE_MIN, Head, HeadResult, missing};
 use super::greeting::{GREETING_SIZE, Greeting};
 use super::mechanism::{Handshake, Outcome, encode_null_ready};
 use super::message::{Message, Span};
-use super::{Error, Limits, ReceiveBuffer, Security, SendQueue};
+use super::{Config, Error, Limits, PeerInfo, ReceiveBuffer, Security};
 use crate::limits::{
     HANDSHAKE_READ_AHEAD, ZMTP_COMMAND_SIZE_MAX, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX, after,
 };
-
-/// The socket types this stack speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketType {
-    /// Round-robin out, fair-queued in.
-    Dealer,
-    /// Addresses its peers by routing id.
-    Router,
-}
-
-impl SocketType {
-    /// The value of the `Socket-Type` property.
-    pub fn name(self) -> &'static str {
-        match self {
-            SocketType::Dealer => "DEALER",
-            SocketType::Router => "ROUTER",
-        }
-    }
-
-    /// RFC 37 §3.6.1: which types may talk to each other.
-    pub fn talks_to(self, peer: &[u8]) -> bool {
-        match self {
-            SocketType::Dealer => matches!(peer, b"REP" | b"DEALER" | b"ROUTER"),
-            SocketType::Router => matches!(peer, b"REQ" | b"DEALER" | b"ROUTER"),
-        }
-    }
-}
-
-/// PING and the patience that goes with it (RFC 37 §3.6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heartbeat {
-    /// Time between our PINGs.
-    pub interval: Duration,
-    /// Silence after a PING that closes the connection.
-    pub timeout: Duration,
-    /// What we ask the peer to wait for us at most; sent in tenths of a second, at most
-    /// 6553.5 s. Zero = none.
-    pub ttl: Duration,
-}
-
-/// What all connections of a socket share.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Our socket type.
-    pub socket_type: SocketType,
-    /// Our routing id, 0 to 255 octets; empty lets the peer make one up.
-    pub identity: Vec<u8>,
-    /// Bounds on what the peer may send.
-    pub limits: Limits,
-    /// Octets a busy connection reads ahead of what its owner has taken.
-    pub read_ahead: usize,
-    /// Time from the start of the connection to the end of the handshake.
-    pub handshake_timeout: Duration,
-    /// Heartbeats, or none.
-    pub heartbeat: Option<Heartbeat>,
-    /// The security mechanism, our role in it and our credentials.
-    pub security: Security,
-    /// Properties of the application's own; names begin with `X-` (RFC 37 §3.4).
-    pub metadata: Vec<(String, Vec<u8>)>,
-}
-
-/// What the handshake told about the peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PeerInfo {
-    /// Its `Socket-Type`.
-    pub socket_type: String,
-    /// Its `Identity`; empty when it has none.
-    pub identity: Vec<u8>,
-    /// Minor version of ZMTP 3 in its greeting.
-    pub minor: u8,
-    /// Who it proved to be: the user name of PLAIN, the name of a listed CURVE key. Servers
-    /// only.
-    pub user_id: Option<String>,
-    /// Its long-term key, proved by CURVE. Servers only.
-    #[cfg(feature = "curve")]
-    pub public_key: Option<curve::PublicKey>,
-    /// Its properties with names that begin with `X-`.
-    pub metadata: Vec<(String, Vec<u8>)>,
-}
 
 /// What one step of parsing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,7 +130,24 @@ impl Connection {
             State::Open => self.config.read_ahead,
             _ => self.config.read_ahead.min(HANDSHAKE_READ_AHEAD),
         };
-        self.received.space(read_ahead, may_grow)
+        let octets_max = match self.config.rcvhwm {
+            0 => usize::MAX,
+            messages => self.octets_of(messages),
+        };
+        let space = self.received.space(read_ahead, may_grow);
+        let size = space.len().min(octets_max);
+        space.get_mut(..size).unwrap_or(&mut [])
+    }
+
+    /// So few octets that no more than so many messages can be complete with them: what the
+    /// frame under way lacks, and frames of the smallest size.
+    fn octets_of(&self, messages: usize) -> usize {
+        let filled = self.received.filled();
+        let missing = match self.state {
+            State::Greeting => GREETING_SIZE.saturating_sub(filled.len()).max(1),
+            _ => missing(filled.get(self.parsed..).unwrap_or(&[])),
+        };
+        missing.saturating_add((messages - 1).saturating_mul(FRAME_SIZE_MIN))
     }
 
     /// `count` octets were read into [`Connection::receive_space`]. Any octet is life.
@@ -495,193 +431,6 @@ impl Connection {
         self.state = State::Failed;
     }
 
-    /// The earliest instant at which [`Connection::handle_timeout`] has something to do.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        match self.state {
-            State::Greeting | State::Handshake => Some(self.handshake_deadline),
-            State::Open => [
-                self.ping_at,
-                self.pong_deadline,
-                self.peer_ttl.map(|ttl| after(self.received_at, ttl)),
-            ]
-            .into_iter()
-            .flatten()
-            .min(),
-            State::Failed => None,
-        }
-    }
-
-    /// Whether [`Connection::handle_timeout`] would end it, but for octets that are unread.
-    pub fn is_overdue(&self, now: Instant) -> bool {
-        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
-        match self.state {
-            State::Failed => false,
-            State::Greeting | State::Handshake => now >= self.handshake_deadline,
-            State::Open => {
-                due(self.pong_deadline)
-                    || due(self.peer_ttl.map(|ttl| after(self.received_at, ttl)))
-            }
-        }
-    }
-
-    /// Lets time pass: heartbeats are queued, deadlines close the connection.
-    ///
-    /// `is_unread` says that octets of the peer's may be waiting which nobody has read: then
-    /// the silence is our own and does not count.
-    pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
-        let is_open = self.state == State::Open;
-        if !is_unread && self.is_overdue(now) {
-            self.state = State::Failed;
-            return Err(match is_open {
-                true => Error::HeartbeatTimeout,
-                false => Error::HandshakeTimeout,
-            });
-        }
-        if is_open
-            && self.ping_at.is_some_and(|at| at <= now)
-            && let Some(heartbeat) = self.config.heartbeat
-        {
-            let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
-            // One PING at a time is enough while it waits behind a large message.
-            if !self.ping_unwritten
-                && self.control.len() - self.control_written < CONTROL_PENDING_MAX
-            {
-                encode_ping(&mut self.control, ttl);
-            }
-            self.ping_at = Some(after(now, heartbeat.interval));
-            if self.pong_deadline.is_none() && self.answers_pings {
-                self.pong_deadline = Some(after(now, heartbeat.timeout));
-                self.ping_unwritten = true;
-            }
-            self.received.release_if_empty();
-        }
-        Ok(())
-    }
-
-    /// True when there is something to write now.
-    #[inline]
-    pub fn wants_write(&self, queue: &SendQueue) -> bool {
-        let open = self.state == State::Open;
-        let control = self.control_written < self.control.len();
-        #[cfg(feature = "curve")]
-        if let Some(sealed) = &self.sealed {
-            // What is not sealed when the connection fails never will be.
-            return !sealed.pending().is_empty() || (open && (control || !queue.is_empty()));
-        }
-        match open {
-            true => control || !queue.is_empty(),
-            // Nothing can follow a message that was cut.
-            false => control && queue.unfinished() == 0,
-        }
-    }
-
-    /// Makes what is to be written ready for [`Connection::gather`]; must come before it.
-    ///
-    /// With CURVE, control octets and queued messages are sealed here, a bounded amount ahead
-    /// of the kernel; otherwise nothing happens.
-    #[inline]
-    pub fn seal(&mut self, queue: &SendQueue) -> Result<(), Error> {
-        #[cfg(feature = "curve")]
-        if self.state == State::Open
-            && let Some(sealed) = &mut self.sealed
-        {
-            return sealed.seal(&mut self.control, queue);
-        }
-        let _ = queue;
-        Ok(())
-    }
-
-    /// Adds the next octets to write to `out`, at most `slices_max` slices in all.
-    ///
-    /// A message that is partly on the wire is finished first, then control octets go, then
-    /// further messages; before the handshake is done only control octets.
-    pub fn gather<'a>(
-        &'a self,
-        queue: &'a SendQueue,
-        slices_max: usize,
-        out: &mut Vec<IoSlice<'a>>,
-    ) {
-        #[cfg(feature = "curve")]
-        if let Some(sealed) = &self.sealed {
-            if out.len() < slices_max && !sealed.pending().is_empty() {
-                out.push(IoSlice::new(sealed.pending()));
-            }
-            return;
-        }
-        if !self.wants_write(queue) {
-            return;
-        }
-        let open = self.state == State::Open;
-        let unfinished = if open { queue.unfinished() } else { 0 };
-        if unfinished > 0 {
-            queue.gather(0, unfinished, slices_max, out);
-            let gathered: u64 = out.iter().map(|slice| slice.len() as u64).sum();
-            if gathered < unfinished {
-                return;
-            }
-        }
-        let control = self.control.get(self.control_written..).unwrap_or(&[]);
-        if !control.is_empty() && out.len() < slices_max {
-            out.push(IoSlice::new(control));
-        }
-        if open && out.len() < slices_max {
-            queue.gather(unfinished, u64::MAX, slices_max, out);
-        }
-    }
-
-    /// The kernel took the first `count` octets of what [`Connection::gather`] gave.
-    ///
-    /// A PONG can be missed only from when its PING has left: it may have waited behind a large
-    /// message, and a connection that takes octets is alive.
-    pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize, now: Instant) {
-        if self.ping_unwritten
-            && count > 0
-            && let Some(heartbeat) = self.config.heartbeat
-        {
-            let deadline = after(now, heartbeat.timeout);
-            self.pong_deadline = self.pong_deadline.map(|_| deadline);
-        }
-        self.advance(queue, count);
-        self.ping_unwritten &= !self.control_is_written();
-    }
-
-    fn control_is_written(&self) -> bool {
-        #[cfg(feature = "curve")]
-        if let Some(sealed) = &self.sealed
-            && !sealed.pending().is_empty()
-        {
-            return false;
-        }
-        self.control_written >= self.control.len()
-    }
-
-    fn advance(&mut self, queue: &mut SendQueue, count: usize) {
-        #[cfg(feature = "curve")]
-        if let Some(sealed) = &mut self.sealed {
-            queue.advance(sealed.handle_written(count));
-            return;
-        }
-        let mut count = count as u64;
-        let open = self.state == State::Open;
-        let unfinished = if open {
-            queue.unfinished().min(count)
-        } else {
-            0
-        };
-        queue.advance(unfinished);
-        count -= unfinished;
-        let pending = (self.control.len() - self.control_written) as u64;
-        let control = pending.min(count);
-        self.control_written += control as usize;
-        if self.control_written == self.control.len() {
-            // PLAIN's HELLO holds a password.
-            self.control.zeroize();
-            self.control = Vec::new();
-            self.control_written = 0;
-        }
-        queue.advance(count - control);
-    }
-
     /// Gives idle memory back.
     pub fn release_idle(&mut self) {
         if !self.complete && self.spans.is_empty() {
@@ -783,5 +532,8 @@ fn handle_command<'a>(
         }),
     }
 }
+
 #[cfg(test)]
 mod tests;
+mod time;
+mod write;

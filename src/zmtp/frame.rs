@@ -9,6 +9,9 @@ pub(crate) const LONG: u8 = 0b010;
 /// COMMAND: the body is a command.
 pub(crate) const COMMAND: u8 = 0b100;
 
+/// Octets of the smallest frame.
+pub(super) const FRAME_SIZE_MIN: usize = 2;
+
 /// A decoded frame head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
@@ -69,6 +72,22 @@ impl Head {
             body_size,
         }))
     }
+}
+
+/// Octets that the frame which `octets` begin certainly lacks, at least one.
+pub(super) fn missing(octets: &[u8]) -> usize {
+    let lacks = match (Head::decode(octets), octets.first()) {
+        (Ok(HeadResult::Head(head)), _) => {
+            let body_size = usize::try_from(head.body_size).unwrap_or(usize::MAX);
+            head.head_size
+                .saturating_add(body_size)
+                .saturating_sub(octets.len())
+        }
+        (_, None) => FRAME_SIZE_MIN,
+        (_, Some(flags)) if flags & LONG != 0 => 9usize.saturating_sub(octets.len()),
+        _ => 1,
+    };
+    lacks.max(1)
 }
 
 /// Appends a frame head in its shortest form.

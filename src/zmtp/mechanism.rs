@@ -64,18 +64,25 @@ impl Security {
         }
     }
 
+    /// Whether peers prove to be users that somebody has listed: PLAIN, or CURVE with a list.
+    pub(crate) fn proves_users(&self) -> bool {
+        match self {
+            Security::PlainServer(_) => true,
+            #[cfg(feature = "curve")]
+            Security::CurveServer(server) => matches!(server.clients, curve::Clients::Listed(_)),
+            _ => false,
+        }
+    }
+
     /// Whether two peers that were let in are the same user. Where anybody may come nobody is
     /// proved to be another.
     pub(crate) fn is_same_user(&self, one: &PeerInfo, other: &PeerInfo) -> bool {
-        match self {
-            Security::PlainServer(_) => one.user_id == other.user_id,
-            #[cfg(feature = "curve")]
-            Security::CurveServer(curve::CurveServer {
-                clients: curve::Clients::Listed(_),
-                ..
-            }) => one.user_id == other.user_id || one.public_key == other.public_key,
-            _ => true,
-        }
+        // The name of a listed key may have been changed.
+        #[cfg(feature = "curve")]
+        let has_same_key = one.public_key.is_some() && one.public_key == other.public_key;
+        #[cfg(not(feature = "curve"))]
+        let has_same_key = false;
+        !self.proves_users() || has_same_key || one.user_id == other.user_id
     }
 
     /// True when what travels can be neither read nor changed by others.

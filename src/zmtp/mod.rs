@@ -30,6 +30,7 @@
 )]
 
 mod command;
+mod config;
 mod connection;
 mod cursor;
 #[cfg(feature = "curve")]
@@ -44,7 +45,8 @@ mod receive;
 mod send;
 
 pub use command::{Command, Metadata};
-pub use connection::{Config, Connection, Heartbeat, PeerInfo, Progress, SocketType};
+pub use config::{Config, Heartbeat, PeerInfo, SocketType};
+pub use connection::{Connection, Progress};
 pub use error::Error;
 pub use frame::{Head, HeadResult, encode_head};
 pub use greeting::{GREETING_SIZE, Greeting};

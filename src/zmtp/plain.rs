@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -21,11 +22,12 @@ use super::command::encode_ready;
 use super::cursor::Cursor;
 use super::frame::encode_head;
 
-/// What a connecting side shows. The password is wiped when it is dropped, never shown.
+/// What a connecting side shows. The password stands in one place that clones share; it is
+/// wiped with the last of them, and never shown.
 #[derive(Clone)]
 pub struct PlainClient {
     username: String,
-    password: Zeroizing<String>,
+    password: Arc<Zeroizing<String>>,
 }
 
 impl PlainClient {
@@ -33,7 +35,7 @@ impl PlainClient {
     pub fn new(username: &str, password: &str) -> Option<Self> {
         (username.len() <= 255 && password.len() <= 255).then(|| PlainClient {
             username: username.to_owned(),
-            password: Zeroizing::new(password.to_owned()),
+            password: Arc::new(Zeroizing::new(password.to_owned())),
         })
     }
 }
@@ -44,10 +46,10 @@ impl fmt::Debug for PlainClient {
     }
 }
 
-/// The users an accepting side lets in, with their passwords.
+/// The users an accepting side lets in, with their passwords, which clones share.
 #[derive(Clone, Default)]
 pub struct PlainServer {
-    users: BTreeMap<Vec<u8>, Zeroizing<Vec<u8>>>,
+    users: Arc<BTreeMap<Vec<u8>, Zeroizing<Vec<u8>>>>,
 }
 
 impl PlainServer {
@@ -58,7 +60,7 @@ impl PlainServer {
             (user.as_bytes().to_vec(), password)
         };
         PlainServer {
-            users: users.into_iter().map(entry).collect(),
+            users: Arc::new(users.into_iter().map(entry).collect()),
         }
     }
 
@@ -88,7 +90,10 @@ fn malformed(what: &'static str) -> Error {
 /// Appends HELLO.
 pub(super) fn encode_hello(out: &mut Vec<u8>, client: &PlainClient) {
     let (user, password) = (client.username.as_bytes(), client.password.as_bytes());
-    encode_head(out, 8 + user.len() + password.len(), false, true);
+    let size = 8 + user.len() + password.len();
+    // A buffer that grows later would leave a copy of the password behind.
+    out.reserve(size + 9);
+    encode_head(out, size, false, true);
     out.extend_from_slice(b"\x05HELLO");
     for text in [user, password] {
         out.push(u8::try_from(text.len()).unwrap_or(u8::MAX));

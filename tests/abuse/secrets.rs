@@ -142,6 +142,7 @@ fn authenticated_attackers() {
             identity: kind.as_bytes().to_vec(),
             limits: Limits::default(),
             read_ahead: 4096,
+            rcvhwm: 0,
             handshake_timeout: Duration::from_secs(60),
             // A PING whenever time passes.
             heartbeat: Some(Heartbeat {

@@ -120,6 +120,43 @@ pub(crate) fn held_and_lost(net: &Net) {
     });
 }
 
+pub(crate) fn host_names(net: &Net) {
+    // Names are a matter of tcp; the peer beside them is of either transport.
+    let (mut server, bound) = router(net, Options::new());
+    let by_address = server.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let by_name = by_address.replace("127.0.0.1", "localhost");
+    let mut dealer = Dealer::new(quick()).unwrap();
+    dealer.connect("tcp://no-such-host.invalid:5").unwrap();
+    let mut reasons = Vec::new();
+    let mut good = Dealer::new(quick().routing_id("good")).unwrap();
+    good.connect(&bound).unwrap();
+    until("it is told, and told again", || {
+        good.send(&[b"x"]).unwrap();
+        until("another peer goes on", || {
+            good.drive();
+            dealer.drive();
+            take(&mut server)
+        });
+        reasons.extend(dealer.events().into_iter().filter_map(|event| match event {
+            Event::ConnectFailed { reason, .. } => Some(reason.to_string()),
+            _ => None,
+        }));
+        (reasons.len() >= 2).then_some(())
+    });
+    for reason in reasons {
+        assert!(reason.contains("no-such-host.invalid"), "{reason}");
+        assert!(reason.contains("cannot resolve the host"), "{reason}");
+    }
+    let mut named = Dealer::new(quick().routing_id("named")).unwrap();
+    named.connect(&by_name).unwrap();
+    named.send(&[b"hello"]).unwrap();
+    until("the name leads there", || {
+        named.drive();
+        assert_eq!(take(&mut server)?.0, b"named");
+        Some(())
+    });
+}
+
 pub(crate) fn send_timeout(net: &Net) {
     let short = Some(Duration::from_millis(20));
     let (mut server, bound) = router(net, Options::new());

@@ -52,10 +52,11 @@ behaviours! {
     router::handover_tells_the_identity, "events of a peer that was taken over name it, and what was queued for it goes to nobody";
     router::probe_router, "an empty message announces a newcomer";
     router::connect_rid, "a connected peer is addressed by the id we gave it";
-    router::issue_566, "a fresh DEALER is reachable by its id at once, again and again";
+    router::issue_566, "a fresh DEALER is reachable by its id within a second, again and again";
     router::peer_disconnect, "a peer that has gone is unroutable";
 
-    queues::hwm, "1, 1000 and unbounded messages are queued; a written message frees its place";
+    queues::hwm, "1, 1000 and unbounded messages wait for a peer; a written message frees its place";
+    queues::hwm_of_both_sides, "1 + 1 and 1000 + 1000 messages are under way; one that is received makes room for one";
     queues::sockopt_hwm, "lowering the mark under a full queue loses nothing";
     queues::backpressure, "a receiver that stalls stops the sender, and loses nothing";
 
@@ -66,6 +67,7 @@ behaviours! {
     connections::close, "what was sent arrives though octets of the other side are unread";
     connections::close_is_bounded, "neither a flood nor many peers keep a socket from closing in time";
     connections::held_and_lost, "a message that nobody receives does not keep a lost connection from coming back";
+    connections::host_names, "a name leads to its host; one that does not exist is told and disturbs nobody";
     connections::send_timeout, "a send waits for a peer, or for room, and not for ever";
     connections::endless_durations, "no duration is too long";
     connections::rebind, "an endpoint can be bound again after unbind";
@@ -104,7 +106,7 @@ behaviours! {
     others::libzmq_3238_handover_descriptors, "libzmq #3238, #4407: ten thousand handovers leak no descriptor";
     others::libzmq_4665_dead_at_hwm, "libzmq PR 4665: a peer that dies at its mark becomes unroutable";
     others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the identity anew";
-    others::libzmq_2709_big_transfer, "libzmq #2709: a large message does not look like silence";
+    others::libzmq_2709_big_transfer, "libzmq #2709: a large message over a slow link does not look like silence";
     others::cve_2020_15166, "silent connections keep nobody out";
     others::libzmq_2020_memory, "libzmq #2020, #3737: queues are bounded in octets";
 }

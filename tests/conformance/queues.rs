@@ -1,6 +1,6 @@
 //! High-water marks.
 
-use casparian::socket::{Dealer, Options, SendError};
+use casparian::socket::{Dealer, Options, Router, SendError};
 
 use crate::router::{fill, router};
 use crate::support::*;
@@ -31,6 +31,78 @@ pub(crate) fn hwm(net: &Net) {
         until("and once more", || {
             dealer.drive();
             take(&mut router)
+        });
+    }
+}
+
+/// Messages so large that the kernel holds a part of one at most.
+const LARGE: usize = 1 << 20;
+
+fn small_buffers() -> Options {
+    Options::new().sndbuf(16 << 10).rcvbuf(16 << 10)
+}
+
+/// Lets both sides do what they can, and sends until nobody takes more.
+fn fill_both(dealer: &mut Dealer, router: &mut Router, body: &[u8]) -> usize {
+    let mut taken = 0;
+    for_a_while(std::time::Duration::from_millis(50), || {
+        router.drive();
+        dealer.drive();
+        while dealer.send(&[body]).is_ok() {
+            taken += 1;
+        }
+    });
+    taken
+}
+
+pub(crate) fn hwm_of_both_sides(net: &Net) {
+    // 1 + 1: one message is with the receiver, one with the sender; each that is received lets
+    // one more be sent.
+    let (mut server, bound) = router(net, small_buffers().rcvhwm(1));
+    let mut dealer = Dealer::new(small_buffers().sndhwm(1)).unwrap();
+    dealer.connect(&bound).unwrap();
+    until("a peer", || {
+        server.drive();
+        dealer.drive();
+        (dealer.counters().established == 1).then_some(())
+    });
+    let body = vec![6; LARGE];
+    let taken = until("both marks are reached", || {
+        let taken = fill_both(&mut dealer, &mut server, &body);
+        (taken > 0).then_some(taken)
+    });
+    assert_eq!(taken + fill_both(&mut dealer, &mut server, &body), 2);
+    for _ in 0..5 {
+        let (_, frames) = until("one arrives", || {
+            dealer.drive();
+            take(&mut server)
+        });
+        assert_eq!(frames, std::slice::from_ref(&body));
+        let mut taken = 0;
+        until("one more is taken", || {
+            taken += fill_both(&mut dealer, &mut server, &body);
+            (taken > 0).then_some(())
+        });
+        assert_eq!(taken, 1);
+    }
+    // 1000 + 1000 small messages go though nothing is received; every one arrives.
+    let (mut server, bound) = router(net, Options::new().rcvhwm(1000));
+    let mut dealer = Dealer::new(Options::new().sndhwm(1000)).unwrap();
+    dealer.connect(&bound).unwrap();
+    let mut sent = 0u32;
+    until("two thousand are taken", || {
+        server.drive();
+        dealer.drive();
+        while sent < 2000 && dealer.send(&[&sent.to_be_bytes()]).is_ok() {
+            sent += 1;
+        }
+        (sent == 2000).then_some(())
+    });
+    for count in 0..sent {
+        until("all arrive in order", || {
+            dealer.drive();
+            assert_eq!(take(&mut server)?.1, [count.to_be_bytes()]);
+            Some(())
         });
     }
 }

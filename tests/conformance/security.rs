@@ -47,6 +47,7 @@ impl Client {
             identity: Vec::new(),
             limits: Limits::default(),
             read_ahead: 4096,
+            rcvhwm: 0,
             handshake_timeout: Duration::from_secs(30),
             heartbeat: None,
             security: Security::CurveClient(CurveClient {

@@ -8,7 +8,7 @@ use crate::common::*;
 const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
 
 /// A key pair in a folder: the path of its secret file, and its public key.
-fn keygen(dir: &Path, name: &str) -> (PathBuf, String) {
+pub(crate) fn keygen(dir: &Path, name: &str) -> (PathBuf, String) {
     let path = dir.join(name);
     let line = casparian_ok(&["keygen", path.to_str().unwrap(), "--name", name]);
     let (key, shown) = line.trim_end().split_once(' ').unwrap();

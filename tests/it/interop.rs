@@ -185,15 +185,22 @@ fn our_dealer_and_a_libzmq_router() {
 }
 
 #[test]
-fn two_dealers_and_two_routers_understand_each_other() {
-    let dir = tempfile::tempdir().unwrap();
-    for endpoint in endpoints(dir.path()) {
-        let mut dealer = Dealer::new(options("ours")).unwrap();
-        let bound = dealer.bind(&endpoint).unwrap().to_string();
-        let mut theirs =
-            Background::start(peer("zmq_peer.py").args(["DEALER", "--connect", &bound]));
-        theirs.event("ready");
-        theirs.write(&json!({"do": "echo", "count": 1}).to_string());
+fn two_dealers_understand_each_other() {
+    matrix("ours", |ours, theirs, endpoint, they_bind| {
+        let mut dealer = Dealer::new(ours).unwrap();
+        let mut command = peer("zmq_peer.py");
+        command.arg("DEALER").args(theirs);
+        let mut other;
+        if they_bind {
+            other = Background::start(command.args(["--bind", endpoint]));
+            let bound = other.event("ready")["endpoint"].clone();
+            dealer.connect(bound.as_str().unwrap()).unwrap();
+        } else {
+            let bound = dealer.bind(endpoint).unwrap().to_string();
+            other = Background::start(command.args(["--connect", &bound]));
+            other.event("ready");
+        }
+        other.write(&json!({"do": "echo", "count": 1, "timeout_ms": 60_000}).to_string());
         until("their DEALER is there", || {
             dealer.flush().unwrap();
             dealer.send(&[b"hello"]).ok()
@@ -203,20 +210,28 @@ fn two_dealers_and_two_routers_understand_each_other() {
             assert_eq!(message.to_vecs(), [b"hello".to_vec()]);
             Some(())
         });
-    }
-    let dir = tempfile::tempdir().unwrap();
-    for endpoint in endpoints(dir.path()) {
-        let mut router = Router::new(options("ours")).unwrap();
-        let bound = router.bind(&endpoint).unwrap().to_string();
-        let mut theirs = Background::start(peer("zmq_peer.py").args([
-            "ROUTER",
-            "--identity",
-            "theirs",
-            "--connect",
-            &bound,
-        ]));
-        theirs.event("ready");
-        theirs.write(&json!({"do": "echo", "count": 1}).to_string());
+    });
+}
+
+#[test]
+fn two_routers_understand_each_other() {
+    matrix("ours", |ours, theirs, endpoint, they_bind| {
+        let mut router = Router::new(ours).unwrap();
+        let mut command = peer("zmq_peer.py");
+        command
+            .args(["ROUTER", "--identity", "theirs"])
+            .args(theirs);
+        let mut other;
+        if they_bind {
+            other = Background::start(command.args(["--bind", endpoint]));
+            let bound = other.event("ready")["endpoint"].clone();
+            router.connect(bound.as_str().unwrap()).unwrap();
+        } else {
+            let bound = router.bind(endpoint).unwrap().to_string();
+            other = Background::start(command.args(["--connect", &bound]));
+            other.event("ready");
+        }
+        other.write(&json!({"do": "echo", "count": 1, "timeout_ms": 60_000}).to_string());
         until("their ROUTER is there", || {
             router.receive(WAIT).unwrap();
             router.send(b"theirs", &[b"hello"]).ok()
@@ -227,7 +242,7 @@ fn two_dealers_and_two_routers_understand_each_other() {
             assert_eq!(message.to_vecs(), [b"hello".to_vec()]);
             Some(())
         });
-    }
+    });
 }
 
 /// RFC 28: a ROUTER serves REQ, a DEALER asks REP; the empty frame between them is theirs.
@@ -328,18 +343,21 @@ fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
         ),
         ("socket type", options(""), vec![], "PUB"),
     ];
+    let dir = tempfile::tempdir().unwrap();
     for (name, ours, theirs, role) in table {
-        let mut router = Router::new(ours).unwrap();
-        let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
-        let mut command = peer("zmq_peer.py");
-        command.arg(role).args(theirs).args(["--connect", &bound]);
-        let mut peer = Background::start(&mut command);
-        peer.event("ready");
-        until(name, || {
-            assert!(router.receive(WAIT).unwrap().is_none(), "{name}");
-            (router.counters().handshake_failed > 0).then_some(())
-        });
-        assert_eq!(router.counters().established, 0, "{name}");
+        for endpoint in endpoints(dir.path()) {
+            let mut router = Router::new(ours.clone()).unwrap();
+            let bound = router.bind(&endpoint).unwrap().to_string();
+            let mut command = peer("zmq_peer.py");
+            command.arg(role).args(&theirs).args(["--connect", &bound]);
+            let mut peer = Background::start(&mut command);
+            peer.event("ready");
+            until(name, || {
+                assert!(router.receive(WAIT).unwrap().is_none(), "{name}");
+                (router.counters().handshake_failed > 0).then_some(())
+            });
+            assert_eq!(router.counters().established, 0, "{name}: {endpoint}");
+        }
     }
     // And the other way round: a libzmq server that refuses us.
     let theirs = [
@@ -360,31 +378,34 @@ fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
         ),
     ];
     for (ours, theirs) in theirs {
-        let mut command = peer("zmq_peer.py");
-        command
-            .arg("ROUTER")
-            .args(theirs)
-            .args(["--bind", "tcp://127.0.0.1:0"]);
-        let mut router = Background::start(&mut command);
-        let bound = router.event("ready")["endpoint"].clone();
-        let mut dealer = Dealer::new(ours.reconnect_ivl_max(Duration::from_secs(60))).unwrap();
-        dealer.connect(bound.as_str().unwrap()).unwrap();
-        until("it refuses us", || {
-            dealer.receive(WAIT).unwrap();
-            let event = std::iter::from_fn(|| dealer.poll_event())
-                .find(|event| matches!(event, Event::HandshakeFailed { .. }))?;
-            assert!(format!("{event:?}").contains("400"), "{event:?}");
-            Some(())
-        });
-        let pause = std::iter::from_fn(|| dealer.poll_event()).find_map(|event| match event {
-            Event::RetryIn { pause, .. } => Some(pause),
-            _ => None,
-        });
-        // Give or take a quarter.
-        assert!(
-            pause.unwrap() >= Duration::from_secs(45),
-            "no immediate retry"
-        );
+        for endpoint in endpoints(dir.path()) {
+            let mut command = peer("zmq_peer.py");
+            command
+                .arg("ROUTER")
+                .args(&theirs)
+                .args(["--bind", &endpoint]);
+            let mut router = Background::start(&mut command);
+            let bound = router.event("ready")["endpoint"].clone();
+            let mut dealer =
+                Dealer::new(ours.clone().reconnect_ivl_max(Duration::from_secs(60))).unwrap();
+            dealer.connect(bound.as_str().unwrap()).unwrap();
+            until("it refuses us", || {
+                dealer.receive(WAIT).unwrap();
+                let event = std::iter::from_fn(|| dealer.poll_event())
+                    .find(|event| matches!(event, Event::HandshakeFailed { .. }))?;
+                assert!(format!("{event:?}").contains("400"), "{event:?}");
+                Some(())
+            });
+            let pause = std::iter::from_fn(|| dealer.poll_event()).find_map(|event| match event {
+                Event::RetryIn { pause, .. } => Some(pause),
+                _ => None,
+            });
+            // Give or take a quarter.
+            assert!(
+                pause.unwrap() >= Duration::from_secs(45),
+                "no immediate retry"
+            );
+        }
     }
 }
 

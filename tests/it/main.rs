@@ -13,3 +13,4 @@ mod manifest;
 mod old_system;
 mod operate;
 mod run;
+mod secrets;

@@ -217,6 +217,14 @@ impl Raw {
         0
     }
 
+    /// Sets `SO_RCVBUF`, which Unix sockets do not have.
+    pub(crate) fn receive_buffer(&self, octets: usize) {
+        if let RawStream::Tcp(stream) = &self.stream {
+            let socket = socket2::SockRef::from(stream);
+            socket.set_recv_buffer_size(octets).unwrap();
+        }
+    }
+
     /// Reads what is there.
     pub(crate) fn poll(&mut self) {
         while self.read(64 << 10) > 0 {}

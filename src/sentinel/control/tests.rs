@@ -15,6 +15,15 @@ fn peer(number: u64) -> PeerId {
     PeerId::from_u64(number)
 }
 
+/// A sender whose user nobody has asked for.
+fn from(number: u64, identity: &[u8]) -> Sender<'_> {
+    Sender {
+        peer: peer(number),
+        identity,
+        user: None,
+    }
+}
+
 fn identify(slots: u32, running: Option<Vec<Hold>>) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],
@@ -71,7 +80,7 @@ fn kinds(control: &mut Control) -> Vec<String> {
 /// A control state with one worker `w` at peer 1.
 fn with_worker(slots: u32, now: Instant) -> Control {
     let mut control = control();
-    control.handle_message(peer(1), b"w", 0, identify(slots, Some(vec![])), now);
+    control.handle_message(&from(1, b"w"), 0, identify(slots, Some(vec![])), now);
     control.take_changes();
     control
 }
@@ -87,7 +96,7 @@ fn a_worker_gets_jobs_up_to_its_slots_and_each_environment_once() {
         ["PrepareEnv 0", "Dispatch 5", "Dispatch 6"]
     );
     assert!(!control.has_openings());
-    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
     let changes = control.take_changes();
     assert!(
         matches!(&changes[..], [Change::Complete { job_id: 5, attempt: Some(1), worker_id, .. }] if worker_id == "w"),
@@ -103,7 +112,7 @@ fn a_stale_receipt_frees_nothing_and_leaves_the_decision_to_the_database() {
     let now = Instant::now();
     let mut control = with_worker(1, now);
     control.handle_claimed(b"w", vec![assignment(5, 2, "")]);
-    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
     assert_eq!(control.held_count(), 1);
     assert!(matches!(
         control.take_changes()[..],
@@ -113,7 +122,7 @@ fn a_stale_receipt_frees_nothing_and_leaves_the_decision_to_the_database() {
         }]
     ));
     // A worker that does not know attempts ends the one it holds.
-    control.handle_message(peer(1), b"w", 5, conclude(None), now);
+    control.handle_message(&from(1, b"w"), 5, conclude(None), now);
     assert_eq!(control.held_count(), 0);
     assert!(matches!(
         control.take_changes()[..],
@@ -122,12 +131,12 @@ fn a_stale_receipt_frees_nothing_and_leaves_the_decision_to_the_database() {
             ..
         }]
     ));
-    control.handle_message(peer(9), b"stranger", 5, conclude(None), now);
+    control.handle_message(&from(9, b"stranger"), 5, conclude(None), now);
     assert!(matches!(
         control.take_changes()[..],
         [Change::Complete { attempt: None, .. }]
     ));
-    control.handle_message(peer(1), b"w", u64::MAX, conclude(None), now);
+    control.handle_message(&from(1, b"w"), u64::MAX, conclude(None), now);
     assert!(control.take_changes().is_empty(), "an impossible job id");
 }
 
@@ -145,7 +154,7 @@ fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
                 job_id: 5,
                 attempt: 1,
             }]);
-            control.handle_message(peer(2), b"w", 0, identify(1, running), now);
+            control.handle_message(&from(2, b"w"), 0, identify(1, running), now);
         }
         control.take_changes();
         control.handle_timeout(now + GRACE);
@@ -181,7 +190,7 @@ fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
 fn an_old_connections_end_does_not_touch_the_new_one() {
     let now = Instant::now();
     let mut control = with_worker(1, now);
-    control.handle_message(peer(2), b"w", 0, identify(1, Some(vec![])), now);
+    control.handle_message(&from(2, b"w"), 0, identify(1, Some(vec![])), now);
     control.handle_disconnected(peer(1), b"w", now);
     assert_eq!(control.online_count(), 1);
 }
@@ -202,7 +211,7 @@ fn identify_reconciles_what_the_worker_holds_with_what_we_think() {
             attempt: 3,
         },
     ];
-    control.handle_message(peer(1), b"w", 0, identify(2, Some(running.clone())), now);
+    control.handle_message(&from(1, b"w"), 0, identify(2, Some(running.clone())), now);
     assert_eq!(control.held_count(), 1);
     let changes = control.take_changes();
     assert!(changes.contains(&Change::Reconcile {
@@ -229,13 +238,15 @@ fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
     let mut control = control();
     control.remember_worker(
         "old",
+        None,
         Identify {
             capabilities: vec!["p".into()],
             slots: Some(1),
             ..Identify::default()
         },
+        now,
     );
-    control.handle_message(peer(1), b"old", 0, heartbeat(Some(9), None), now);
+    control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
     assert_eq!(
         control.openings()[0].capabilities,
         Capabilities::Plugins(vec!["p".into()])
@@ -252,8 +263,63 @@ fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
         ),
         "{changes:?}"
     );
-    control.handle_message(peer(2), b"new", 0, heartbeat(None, None), now);
+    control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
     assert_eq!(kinds(&mut control), ["Reload 0"]);
+}
+
+#[test]
+fn nobody_speaks_for_the_worker_of_another_user() {
+    let now = Instant::now();
+    let by = |user: &'static str, identity: &'static [u8]| Sender {
+        user: Some(user),
+        ..from(2, identity)
+    };
+    let named = |worker_id: &str| {
+        Payload::Identify(Identify {
+            worker_id: Some(worker_id.to_owned().into()),
+            ..Identify::default()
+        })
+    };
+    let mut control = control();
+    control.remember_worker("w-0", Some("ann".into()), Identify::default(), now);
+    let ann = Sender {
+        peer: peer(1),
+        ..by("ann", b"w-1")
+    };
+    assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
+    control.handle_claimed(b"w-1", vec![assignment(5, 1, "")]);
+    control.take_changes();
+    // Neither while it is here, nor away, by its routing id or by its name; nor for one that an
+    // earlier sentinel gave jobs to.
+    for away in [false, true] {
+        if away {
+            control.handle_disconnected(peer(1), b"w-1", now);
+        }
+        for (identity, payload) in [
+            (&b"w-1"[..], identify(1, Some(vec![]))),
+            (b"w-1", conclude(Some(1))),
+            (b"w-1", heartbeat(Some(5), None)),
+            (b"other", named("w-1")),
+            (b"other", named("w-0")),
+            (b"w-0", conclude(None)),
+            (b"w-0", heartbeat(Some(5), None)),
+        ] {
+            let said = control.handle_message(&by("bob", identity), 5, payload, now);
+            assert_eq!(said, Some(ANOTHERS), "{}", printable(identity));
+        }
+        assert!(control.take_changes().is_empty());
+    }
+    assert_eq!(control.held_count(), 1);
+    // Its own user comes back to it; another has it when it is gone for good.
+    let back = control.handle_message(&by("ann", b"w-1"), 5, conclude(Some(1)), now);
+    assert_eq!(back, None);
+    let later = now + GRACE;
+    control.handle_timeout(later);
+    let taken = control.handle_message(&by("bob", b"w-1"), 0, named("w-1"), later);
+    assert_eq!(taken, None);
+    let much_later = now + LEASE;
+    let taken = control.handle_message(&by("bob", b"w-0"), 0, named("w-0"), much_later);
+    assert_eq!(taken, None);
 }
 
 #[test]
@@ -283,9 +349,9 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
             traceback: Some("tb".into()),
         })
     };
-    control.handle_message(peer(1), b"w", 0, error(), now);
+    control.handle_message(&from(1, b"w"), 0, error(), now);
     assert!(control.take_changes().is_empty(), "no job is meant");
-    control.handle_message(peer(1), b"w", 5, error(), now);
+    control.handle_message(&from(1, b"w"), 5, error(), now);
     match &control.take_changes()[..] {
         [Change::Complete { receipt, .. }] => {
             assert_eq!(receipt.status, JobStatus::Failed);
@@ -304,7 +370,7 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
         Payload::Reload,
         Payload::EnvReady(ready),
     ] {
-        control.handle_message(peer(1), b"w", 1, payload, now);
+        control.handle_message(&from(1, b"w"), 1, payload, now);
     }
     assert!(control.take_changes().is_empty() && control.take_outgoing().is_empty());
     let deploy = Deploy {
@@ -321,8 +387,7 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
         system_requirements: None,
     };
     control.handle_message(
-        peer(7),
-        b"client",
+        &from(7, b"client"),
         3,
         Payload::Deploy(Box::new(deploy)),
         now,
@@ -335,7 +400,7 @@ fn draining_and_failed_commits_keep_what_is_owed() {
     let now = Instant::now();
     let mut control = with_worker(1, now);
     control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
-    control.handle_message(peer(1), b"w", 5, conclude(Some(1)), now);
+    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
     let changes = control.take_changes();
     control.handle_disconnected(peer(1), b"w", now);
     control.handle_timeout(now + GRACE);
@@ -343,7 +408,7 @@ fn draining_and_failed_commits_keep_what_is_owed() {
     let again = control.take_changes();
     assert_eq!(again[..changes.len()], changes, "the receipt comes first");
     control.drain();
-    control.handle_message(peer(1), b"w", 0, identify(4, Some(vec![])), now);
+    control.handle_message(&from(1, b"w"), 0, identify(4, Some(vec![])), now);
     assert!(!control.has_openings() && control.openings().is_empty());
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 use crate::zmtp::command::{encode_property, encode_ready};
 use crate::zmtp::encode_head;
+use crate::zmtp::{Heartbeat, Limits, SendQueue, SocketType};
 use proptest::prelude::*;
 
 pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
@@ -11,6 +12,7 @@ pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
         handshake_timeout: Duration::from_secs(30),
         heartbeat: None,
         read_ahead: crate::limits::RECEIVE_BUFFER_SIZE_MAX,
+        rcvhwm: 0,
         security: Security::Null,
         metadata: Vec::new(),
     })
@@ -461,6 +463,50 @@ proptest! {
         prop_assert_eq!(seen.error, None);
         prop_assert_eq!(seen.messages, messages);
         prop_assert_eq!(queue.message_count(), 0);
+    }
+
+    #[test]
+    fn no_more_messages_are_read_ahead_than_the_mark_says(
+        messages in prop::collection::vec(
+            prop::collection::vec(prop::collection::vec(any::<u8>(), 0..400), 1..4), 1..30),
+        rcvhwm in 1usize..5,
+        read_ahead in 1usize..2000,
+    ) {
+        let now = Instant::now();
+        let mut wire = Greeting::encode("NULL").to_vec();
+        ready(&mut wire, "DEALER", b"x");
+        for message in &messages {
+            for (index, part) in message.iter().enumerate() {
+                encode_head(&mut wire, part.len(), index + 1 < message.len(), false);
+                wire.extend_from_slice(part);
+            }
+        }
+        let mut config = (*config(SocketType::Router, b"")).clone();
+        (config.rcvhwm, config.read_ahead) = (rcvhwm, read_ahead);
+        let mut connection = Connection::new(Arc::new(config), now);
+        let mut got = Vec::new();
+        let mut rest = wire.as_slice();
+        while !rest.is_empty() {
+            // A peer that sends as fast as it can: every read is full.
+            let space = connection.receive_space(true);
+            let count = space.len().min(rest.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            connection.handle_received(count, now);
+            rest = &rest[count..];
+            let mut whole = 0;
+            loop {
+                match connection.poll(now).unwrap() {
+                    Progress::NeedInput => break,
+                    Progress::Established => {}
+                    Progress::Message => {
+                        whole += 1;
+                        got.push(connection.message().to_vecs());
+                    }
+                }
+            }
+            prop_assert!(whole <= rcvhwm, "{} of {}", whole, rcvhwm);
+        }
+        prop_assert_eq!(got, messages);
     }
 
     #[test]

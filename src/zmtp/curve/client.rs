@@ -9,7 +9,7 @@ use super::{
     COOKIE_SIZE, CurveClient, KEY_SIZE, LONG_NONCE_SIZE, NONCE_HELLO, NONCE_INITIATE,
     NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH, NONCE_WELCOME, PublicKey,
     Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce, open_in_place, random_array,
-    shared, short_nonce,
+    shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
 use crate::zmtp::cursor::Cursor;
@@ -46,6 +46,10 @@ impl Client {
         config: &CurveClient,
         out: &mut Vec<u8>,
     ) -> Result<(), Error> {
+        wiping_stack(|| self.start_secretly(config, out))
+    }
+
+    fn start_secretly(&mut self, config: &CurveClient, out: &mut Vec<u8>) -> Result<(), Error> {
         let transient = SecretKey::generate()?;
         encode_head(out, HELLO_SIZE, false, true);
         out.extend_from_slice(b"\x05HELLO\x01\x00");
@@ -66,14 +70,14 @@ impl Client {
         metadata: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<Step, Error> {
-        match std::mem::replace(self, Client::Done) {
+        wiping_stack(|| match std::mem::replace(self, Client::Done) {
             Client::Greeted(transient) => {
                 *self = Client::Initiated(welcome(body, config, &transient, metadata, out)?);
                 Ok(Step::Continue)
             }
             Client::Initiated(cipher) => ready(body, cipher),
             Client::New | Client::Done => Err(bad("command out of turn")),
-        }
+        })
     }
 }
 

@@ -1,13 +1,15 @@
 //! Long-term keys: their Z85 text (RFC 32) and the list of those who may connect.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use curve25519_dalek::{MontgomeryPoint, Scalar};
 use zeroize::Zeroizing;
 
-use super::{KEY_SIZE, random};
+use super::{KEY_SIZE, random, wiping_stack};
 use crate::zmtp::Error;
 
 /// Characters of a key as Z85 text.
@@ -79,21 +81,40 @@ impl FromStr for PublicKey {
     }
 }
 
-/// A Curve25519 secret key; wiped when it is dropped, never shown.
+/// A Curve25519 secret key; never shown, and wiped with its last clone.
+///
+/// Its octets stand in one place: clones share it, and moving one leaves no copy behind.
 #[derive(Clone)]
-pub struct SecretKey(Zeroizing<[u8; KEY_SIZE]>);
+pub struct SecretKey(Arc<Zeroizing<[u8; KEY_SIZE]>>);
 
 impl SecretKey {
     /// A new key from the system's randomness.
     pub fn generate() -> Result<Self, Error> {
-        let mut octets = Zeroizing::new([0; KEY_SIZE]);
-        random(octets.as_mut_slice())?;
-        Ok(SecretKey(octets))
+        Self::made_by(|octets| random(octets))
     }
 
-    /// The key of 32 octets.
+    /// The key of 32 octets. The caller's own copies are the caller's to wipe.
     pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
-        SecretKey(Zeroizing::new(octets))
+        let octets = Zeroizing::new(octets);
+        Self::of(&octets)
+    }
+
+    /// A key whose octets are copied to their place from elsewhere.
+    pub(super) fn of(octets: &[u8; KEY_SIZE]) -> Self {
+        let made: Result<_, Infallible> = Self::made_by(|place| {
+            place.copy_from_slice(octets);
+            Ok(())
+        });
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    fn made_by<E>(make: impl FnOnce(&mut [u8; KEY_SIZE]) -> Result<(), E>) -> Result<Self, E> {
+        let mut key = Arc::new(Zeroizing::new([0; KEY_SIZE]));
+        // Nobody else has it yet.
+        if let Some(octets) = Arc::get_mut(&mut key) {
+            make(octets)?;
+        }
+        Ok(SecretKey(key))
     }
 
     pub(super) fn as_bytes(&self) -> &[u8; KEY_SIZE] {
@@ -102,7 +123,7 @@ impl SecretKey {
 
     /// The public key that belongs to it.
     pub fn public(&self) -> PublicKey {
-        PublicKey(MontgomeryPoint::mul_base_clamped(*self.0).0)
+        wiping_stack(|| PublicKey(MontgomeryPoint::mul_base_clamped(**self.0).0))
     }
 
     /// Its Z85 text, for the file it is kept in.
@@ -121,7 +142,7 @@ impl FromStr for SecretKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        decode(text).map(SecretKey)
+        wiping_stack(|| decode(text).map(|octets| SecretKey::of(&octets)))
     }
 }
 

@@ -151,6 +151,27 @@ fn random_array<const N: usize>() -> Result<[u8; N], Error> {
     Ok(out)
 }
 
+/// Calculates with secrets, and wipes what that has left of them on the stack: values that are
+/// moved or passed leave copies behind which nobody drops.
+fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
+    /// More than the curve and the cipher use, which is some 8 KiB without optimisation.
+    const SIZE: usize = 32 << 10;
+
+    #[inline(never)]
+    fn below<T>(calculate: impl FnOnce() -> T) -> T {
+        calculate()
+    }
+    #[inline(never)]
+    fn wipe() {
+        let mut same_place = [0u8; SIZE];
+        same_place.zeroize();
+        std::hint::black_box(&same_place);
+    }
+    let result = below(calculate);
+    wipe();
+    result
+}
+
 /// Appends box[plain], its tag first as NaCl lays it out.
 fn append_box(
     out: &mut Vec<u8>,

@@ -10,7 +10,7 @@ use super::{
     COOKIE_LIFE, COOKIE_SIZE, CurveServer, KEY_SIZE, LONG_NONCE_SIZE, NONCE_COOKIE, NONCE_HELLO,
     NONCE_INITIATE, NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH,
     NONCE_WELCOME, PublicKey, Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce,
-    open_in_place, random_array, shared, short_nonce,
+    open_in_place, random_array, shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
 use crate::zmtp::cursor::Cursor;
@@ -55,7 +55,7 @@ impl Server {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> Result<Step, Error> {
-        match std::mem::replace(self, Server::Done) {
+        wiping_stack(|| match std::mem::replace(self, Server::Done) {
             Server::New => {
                 let (cookie_key, hello_nonce) = hello(body, config, out)?;
                 *self = Server::Welcomed {
@@ -76,7 +76,7 @@ impl Server {
                 initiate(body, config, &cookie_key, hello_nonce, metadata, out)
             }
             Server::Done => Err(bad("command out of turn")),
-        }
+        })
     }
 }
 

@@ -1,0 +1,127 @@
+//! Host names are looked up on a thread of their own: the system's resolver blocks for as long
+//! as it likes, and a loop must not.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+
+use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
+
+use super::{Endpoint, EndpointError};
+
+type Found = Result<Vec<SocketAddr>, EndpointError>;
+
+/// A lookup under way. Its end is told by readability and [`Lookup::poll`]; the thread ends
+/// with it, and is left alone when it is dropped before.
+#[derive(Debug)]
+pub struct Lookup {
+    found: mpsc::Receiver<Found>,
+    /// The thread holds the other end, which closes when it is done.
+    ended: UnixStream,
+}
+
+impl Lookup {
+    /// Starts to look for the addresses of a tcp endpoint.
+    pub fn start(endpoint: &Endpoint) -> io::Result<Self> {
+        let endpoint = endpoint.clone();
+        Self::start_with(move || endpoint.addresses())
+    }
+
+    /// The same by any function.
+    pub(crate) fn start_with(find: impl FnOnce() -> Found + Send + 'static) -> io::Result<Self> {
+        let (ended, other) = UnixStream::pair()?;
+        let (sender, found) = mpsc::sync_channel(1);
+        std::thread::Builder::new()
+            .name("casparian-lookup".to_owned())
+            .spawn(move || {
+                // The owner may be gone, and then nobody wants to know.
+                let _ = sender.send(find());
+                drop(other);
+            })?;
+        Ok(Lookup { found, ended })
+    }
+
+    /// What was found; none while the lookup is under way.
+    pub fn poll(&self) -> Option<io::Result<Vec<SocketAddr>>> {
+        match self.found.try_recv() {
+            Ok(found) => Some(found.map_err(io::Error::other)),
+            Err(mpsc::TryRecvError::Empty) => None,
+            Err(mpsc::TryRecvError::Disconnected) => {
+                Some(Err(io::Error::other("the lookup of the host has failed")))
+            }
+        }
+    }
+
+    /// Starts readiness events.
+    pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.ended, token, Interest::READABLE)
+    }
+
+    /// Ends readiness events.
+    pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut self.ended)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::reactor::Reactor;
+
+    /// Waits for the end of a lookup by readiness alone.
+    fn wait(reactor: &mut Reactor, lookup: &Lookup) -> io::Result<Vec<SocketAddr>> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            if let Some(found) = lookup.poll() {
+                return found;
+            }
+            let now = Instant::now();
+            assert!(now < deadline, "no readiness");
+            reactor.wait(Some(deadline), now).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_lookup_is_told_by_readiness() {
+        let mut reactor = Reactor::new().unwrap();
+        let address: SocketAddr = "192.0.2.1:5".parse().unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        let mut lookup = Lookup::start_with(move || {
+            released.recv().unwrap();
+            Ok(vec![address])
+        })
+        .unwrap();
+        lookup.register(reactor.registry(), Token(1)).unwrap();
+        assert!(lookup.poll().is_none());
+        reactor.wait(Some(Instant::now()), Instant::now()).unwrap();
+        assert!(lookup.poll().is_none());
+        release.send(()).unwrap();
+        assert_eq!(wait(&mut reactor, &lookup).unwrap(), [address]);
+    }
+
+    #[test]
+    fn names_addresses_and_failures() {
+        let mut reactor = Reactor::new().unwrap();
+        let mut look = |text: &str| {
+            let mut lookup = Lookup::start(&text.parse().unwrap()).unwrap();
+            lookup.register(reactor.registry(), Token(1)).unwrap();
+            let found = wait(&mut reactor, &lookup);
+            lookup.deregister(reactor.registry()).unwrap();
+            found
+        };
+        let found = look("tcp://localhost:5").unwrap();
+        assert!(
+            found
+                .iter()
+                .all(|at| at.ip().is_loopback() && at.port() == 5)
+        );
+        let error = look("tcp://no-such-host.invalid:5").unwrap_err();
+        assert!(error.to_string().contains("cannot resolve"), "{error}");
+        let mut panics = Lookup::start_with(|| panic!("a resolver's bug")).unwrap();
+        panics.register(reactor.registry(), Token(1)).unwrap();
+        assert!(wait(&mut reactor, &panics).is_err());
+    }
+}

@@ -1,0 +1,47 @@
+//! Which plugins a worker runs.
+
+use crate::limits;
+
+/// What a worker may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Capabilities {
+    /// Any plugin (`*`).
+    Any,
+    /// These plugins.
+    Plugins(Vec<String>),
+}
+
+impl Capabilities {
+    /// As listed in IDENTIFY.
+    pub fn new(names: &[String]) -> Self {
+        if names.iter().any(|name| name == "*") {
+            return Capabilities::Any;
+        }
+        let mut names: Vec<String> = names
+            .iter()
+            .take(limits::CAPABILITIES_MAX)
+            .cloned()
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        Capabilities::Plugins(names)
+    }
+
+    /// True when a worker with these may run the plugin.
+    pub fn allows(&self, plugin: &str) -> bool {
+        match self {
+            Capabilities::Any => true,
+            Capabilities::Plugins(names) => names
+                .binary_search_by(|name| name.as_str().cmp(plugin))
+                .is_ok(),
+        }
+    }
+
+    /// The names as IDENTIFY lists them.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Capabilities::Any => vec!["*".to_owned()],
+            Capabilities::Plugins(names) => names.clone(),
+        }
+    }
+}

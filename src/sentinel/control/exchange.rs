@@ -1,0 +1,155 @@
+//! What the control state and the loop around it give each other.
+
+use std::collections::BTreeMap;
+
+use super::Capabilities;
+use crate::protocol::{Hold, JobStatus, Payload, SinkConfig};
+use crate::socket::PeerId;
+
+/// Who a message is from.
+#[derive(Clone, Copy, Debug)]
+pub struct Sender<'a> {
+    /// Its connection.
+    pub peer: PeerId,
+    /// Its routing id.
+    pub identity: &'a [u8],
+    /// Who it has proved to be, where the mechanism and its list prove users.
+    pub user: Option<&'a str>,
+}
+
+/// How a job ended, as its worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// Published or not.
+    pub status: JobStatus,
+    /// Counts.
+    pub metrics: BTreeMap<String, i64>,
+    /// Published files.
+    pub artifacts: Vec<BTreeMap<String, String>>,
+    /// Why it failed.
+    pub error_message: Option<String>,
+    /// The plugin's last lines.
+    pub log_tail: Option<String>,
+}
+
+/// One change of the turn's transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The worker is there, with what it said of itself.
+    WorkerOnline {
+        /// Its id.
+        worker_id: String,
+        /// Who it proved to be.
+        user: Option<String>,
+        /// Its host.
+        hostname: String,
+        /// Its process.
+        pid: Option<i64>,
+        /// What it may run.
+        capabilities: Vec<String>,
+        /// Jobs at a time.
+        slots: usize,
+    },
+    /// The worker is gone.
+    WorkerOffline {
+        /// Its id.
+        worker_id: String,
+    },
+    /// A job has ended; only the holder of the attempt ends it. Without an attempt the worker's
+    /// id decides.
+    Complete {
+        /// Its worker.
+        worker_id: String,
+        /// The job.
+        job_id: i64,
+        /// The attempt the worker ran.
+        attempt: Option<i64>,
+        /// How it ended.
+        receipt: Box<Receipt>,
+    },
+    /// The holder is gone or does not have the job: back to the queue.
+    Release {
+        /// The job and attempt.
+        hold: Hold,
+        /// For people.
+        reason: String,
+    },
+    /// A worker says it holds a job that this sentinel did not give it: true when the database
+    /// says so too; otherwise the worker is told to stop.
+    Adopt {
+        /// Routing id.
+        identity: Vec<u8>,
+        /// Its id.
+        worker_id: String,
+        /// The job.
+        job_id: i64,
+        /// The attempt, where the worker says.
+        attempt: Option<i64>,
+    },
+    /// A worker has said all that it holds: what the database has RUNNING with it besides goes
+    /// back to the queue.
+    Reconcile {
+        /// Its id.
+        worker_id: String,
+        /// What it holds; a negative attempt is one it cannot tell.
+        running: Vec<Hold>,
+    },
+    /// Leases to extend.
+    Renew {
+        /// Jobs and attempts.
+        holds: Vec<Hold>,
+        /// Connected workers, to be noted as seen.
+        workers: Vec<String>,
+    },
+}
+
+/// A message that may leave once the turn is committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outgoing {
+    /// To whom.
+    pub peer: PeerId,
+    /// The job of the header.
+    pub job_id: u64,
+    /// What.
+    pub payload: Payload<'static>,
+}
+
+/// A job that was claimed for a worker.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// Job and attempt.
+    pub hold: Hold,
+    /// The plugin's name.
+    pub plugin_name: String,
+    /// The input.
+    pub file_path: String,
+    /// Its version.
+    pub file_version_id: i64,
+    /// Where the output goes.
+    pub sinks: Vec<SinkConfig>,
+    /// SHA-256 of the lockfile; empty = default environment.
+    pub env_hash: String,
+    /// The lockfile.
+    pub lockfile_content: String,
+    /// The source.
+    pub source_code: String,
+    /// SHA-256 of source and lockfile.
+    pub artifact_hash: String,
+}
+
+/// A worker with free slots.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// Routing id.
+    pub identity: Vec<u8>,
+    /// Its id.
+    pub worker_id: String,
+    /// Its host.
+    pub hostname: String,
+    /// Its process.
+    pub pid: Option<i64>,
+    /// What it may run.
+    pub capabilities: Capabilities,
+    /// Free slots.
+    pub free: usize,
+}

@@ -1,0 +1,73 @@
+//! Deadlines and heartbeats (RFC 37 §3.6).
+
+use std::time::Instant;
+
+use super::super::command::encode_ping;
+use super::{CONTROL_PENDING_MAX, Connection, State};
+use crate::limits::after;
+use crate::zmtp::Error;
+
+impl Connection {
+    /// The earliest instant at which [`Connection::handle_timeout`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Greeting | State::Handshake => Some(self.handshake_deadline),
+            State::Open => [
+                self.ping_at,
+                self.pong_deadline,
+                self.peer_ttl.map(|ttl| after(self.received_at, ttl)),
+            ]
+            .into_iter()
+            .flatten()
+            .min(),
+            State::Failed => None,
+        }
+    }
+
+    /// Whether [`Connection::handle_timeout`] would end it, but for octets that are unread.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+        match self.state {
+            State::Failed => false,
+            State::Greeting | State::Handshake => now >= self.handshake_deadline,
+            State::Open => {
+                due(self.pong_deadline)
+                    || due(self.peer_ttl.map(|ttl| after(self.received_at, ttl)))
+            }
+        }
+    }
+
+    /// Lets time pass: heartbeats are queued, deadlines close the connection.
+    ///
+    /// `is_unread` says that octets of the peer's may be waiting which nobody has read: then
+    /// the silence is our own and does not count.
+    pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
+        let is_open = self.state == State::Open;
+        if !is_unread && self.is_overdue(now) {
+            self.state = State::Failed;
+            return Err(match is_open {
+                true => Error::HeartbeatTimeout,
+                false => Error::HandshakeTimeout,
+            });
+        }
+        if is_open
+            && self.ping_at.is_some_and(|at| at <= now)
+            && let Some(heartbeat) = self.config.heartbeat
+        {
+            let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
+            // One PING at a time is enough while it waits behind a large message.
+            if !self.ping_unwritten
+                && self.control.len() - self.control_written < CONTROL_PENDING_MAX
+            {
+                encode_ping(&mut self.control, ttl);
+            }
+            self.ping_at = Some(after(now, heartbeat.interval));
+            if self.pong_deadline.is_none() && self.answers_pings {
+                self.pong_deadline = Some(after(now, heartbeat.timeout));
+                self.ping_unwritten = true;
+            }
+            self.received.release_if_empty();
+        }
+        Ok(())
+    }
+}
