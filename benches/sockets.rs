@@ -1,4 +1,4 @@
-//! DEALER → ROUTER over tcp on loopback, against libzmq and zmq.rs in the same run.
+//! DEALER → ROUTER over tcp on loopback, against libzmq, zmq.rs and bare tcp in the same run.
 //!
 //! The peers live in a package of their own (`benches/peers`), which this program builds and
 //! runs; each round measures every peer once, so that a drift of the machine meets all alike.
@@ -123,6 +123,34 @@ fn raw_latency(size: usize, rounds: usize) -> f64 {
     median(&mut times)
 }
 
+/// Messages of so many octets per second that a bare tcp stream would carry: writes of 64 KiB,
+/// reads of 256 KiB, nothing looked at.
+fn raw_throughput(size: usize, messages: u64) -> f64 {
+    let octets = size as u64 * messages;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let address = listener.local_addr().expect("address");
+    let sender = std::thread::spawn(move || {
+        let mut stream = std::net::TcpStream::connect(address).expect("connect");
+        let buffer = vec![2u8; 64 << 10];
+        let mut left = octets;
+        while left > 0 {
+            let count = buffer.len().min(left as usize);
+            stream.write_all(&buffer[..count]).expect("write");
+            left -= count as u64;
+        }
+    });
+    let (mut stream, _) = listener.accept().expect("accept");
+    let mut buffer = vec![0u8; 256 << 10];
+    let start = Instant::now();
+    let mut left = octets;
+    while left > 0 {
+        left -= stream.read(&mut buffer).expect("read") as u64;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    sender.join().expect("sender");
+    messages as f64 / seconds
+}
+
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -202,6 +230,9 @@ fn main() {
         ] {
             let mut note = |who, value| results.entry((name, who)).or_default().push(value);
             note("casparian", throughput(payload, messages));
+            // Two frames of two octets, or nine where the payload is long.
+            let heads = if payload > 255 { 11 } else { 4 };
+            note("raw tcp", raw_throughput(16 + payload + heads, messages));
             for &who in peers {
                 note(
                     who,

@@ -99,7 +99,7 @@ impl Stream {
                 Ok(address) => format!("tcp://{address}"),
                 Err(_) => "tcp://?".to_owned(),
             },
-            Stream::Unix(_) => "ipc peer".to_owned(),
+            Stream::Unix(stream) => ipc_peer(stream),
         }
     }
 
@@ -264,6 +264,24 @@ impl Listener {
             Listener::Unix(listener, _) => listener.register(registry, token, Interest::READABLE),
         }
     }
+}
+
+/// Who is at the other end of a Unix socket, as the kernel knows.
+#[cfg(all(target_os = "linux", any(feature = "curve", feature = "process")))]
+fn ipc_peer(stream: &UnixStream) -> String {
+    match rustix::net::sockopt::socket_peercred(stream) {
+        Ok(peer) => format!(
+            "ipc peer (process {}, user {})",
+            peer.pid.as_raw_pid(),
+            peer.uid.as_raw()
+        ),
+        Err(_) => "ipc peer".to_owned(),
+    }
+}
+
+#[cfg(not(all(target_os = "linux", any(feature = "curve", feature = "process"))))]
+fn ipc_peer(_stream: &UnixStream) -> String {
+    "ipc peer".to_owned()
 }
 
 /// What `attempt` gives for the first address for which it works, or the last error.

@@ -1,8 +1,10 @@
 //! The accounts of a socket against its peers, for tests.
 
+use std::time::Instant;
+
 use super::Socket;
-use super::core::TIMER_STEP;
 use super::peers::{Link, Peer};
+use super::time::OVERDUE_STEP;
 
 impl Socket {
     /// Whether the accounts agree with the peers; panics where they do not.
@@ -45,18 +47,18 @@ impl Socket {
                 Link::Waiting(at) | Link::Resolving(_, at) | Link::Connecting(_, at) => Some(*at),
                 Link::Up(_, connection) => connection.poll_timeout(),
             };
-            if let Some(due) = due {
-                let latest = due.max(self.now + TIMER_STEP);
-                assert!(
-                    self.next_timeout.is_some_and(|next| next <= latest),
-                    "forgotten"
-                );
-            }
+            let latest = |due: Instant| due.max(self.now + OVERDUE_STEP);
+            let in_time = |due| peer.timer.is_some_and(|at| at <= latest(due));
+            assert!(due.is_none_or(in_time), "forgotten");
+            let is_listed = |timer| self.timers.contains(&(timer, *id));
+            assert!(peer.timer.is_none_or(is_listed), "its timer");
         }
         for (identity, id) in &self.routes {
             let peer = self.peers.get(*id).expect("a route to a living peer");
             assert_eq!(*identity, peer.identity);
         }
+        let timers = peers.iter().filter(|(_, peer)| peer.timer.is_some());
+        assert_eq!(self.timers.len(), timers.count(), "timers of the dead");
         for id in &self.round_robin {
             assert!(self.peers.get(*id).is_some(), "turns of the dead");
         }

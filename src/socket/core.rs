@@ -1,10 +1,10 @@
 //! The socket that a loop drives.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mio::Registry;
 
@@ -100,8 +100,10 @@ pub struct Socket {
     pub(super) received_octets: u64,
     /// The latest instant the owner told.
     pub(super) now: Instant,
-    /// No deadline lies before this instant; it may be earlier than the earliest.
-    pub(super) next_timeout: Option<Instant>,
+    /// When each peer is to be looked at, as its `timer` says.
+    pub(super) timers: BTreeSet<(Instant, PeerId)>,
+    /// Timers that have come; empty between calls.
+    pub(super) due: Vec<(Instant, PeerId)>,
     pub(super) random: RandomState,
     pub(super) random_count: u64,
     pub(super) identity_next: u32,
@@ -119,8 +121,6 @@ pub(super) struct Bound {
 
 /// Sources of a listener stand behind those of peers.
 const LISTENER_INDEX_BASE: usize = 1 << 27;
-/// Deadlines are looked at in steps of this size at least.
-pub(super) const TIMER_STEP: Duration = Duration::from_millis(10);
 
 impl Socket {
     /// A socket whose sources are registered with `registry` under tokens of `owner`.
@@ -164,7 +164,8 @@ impl Socket {
             queued_octets: 0,
             received_octets: 0,
             now: Instant::now(),
-            next_timeout: None,
+            timers: BTreeSet::new(),
+            due: Vec::new(),
             random,
             random_count: 0,
             identity_next,

@@ -37,7 +37,7 @@ impl Socket {
             Ok(lookup) => {
                 let deadline = limits::after(now, self.options.connect_timeout);
                 peer.link = Link::Resolving(lookup, deadline);
-                self.note_timeout(Some(deadline));
+                self.note_timeout(id, Some(deadline));
             }
             Err(error) => self.lose(id, connect_error(&error), now),
         }
@@ -68,7 +68,7 @@ impl Socket {
                 peer.writable = false;
                 peer.read_closed = false;
                 peer.is_broken = false;
-                self.note_timeout(Some(deadline));
+                self.note_timeout(id, Some(deadline));
             }
             Err(error) => self.lose(id, connect_error(&error), now),
         }
@@ -100,7 +100,7 @@ impl Socket {
         if let Some(endpoint) = peer.connect_to.clone() {
             self.tell(Event::Connected { peer: id, endpoint });
         }
-        self.note_timeout(timeout);
+        self.note_timeout(id, timeout);
     }
 
     pub(super) fn accept(&mut self, now: Instant) {
@@ -162,9 +162,7 @@ impl Socket {
                             }
                         }
                         if let Some(Some(bound)) = self.listeners.get_mut(place) {
-                            let until = now + limits::ACCEPT_REST;
-                            bound.rest_until = Some(until);
-                            self.note_timeout(Some(until));
+                            bound.rest_until = Some(now + limits::ACCEPT_REST);
                         }
                         self.warn(format_args!("cannot accept on {endpoint}: {reason}"), now);
                         self.tell(Event::AcceptFailed { endpoint, reason });
@@ -207,7 +205,7 @@ impl Socket {
             self.pending
                 .retain(|id| peers.get(*id).is_some_and(|peer| !peer.established));
         }
-        self.note_timeout(timeout);
+        self.note_timeout(id, timeout);
         self.tell(Event::Accepted { peer: id, address });
     }
 
@@ -301,7 +299,7 @@ impl Socket {
                 self.dirty.push(id);
             }
         }
-        self.note_timeout(timeout);
+        self.note_timeout(id, timeout);
         self.tell(Event::Established { peer: id, identity });
         true
     }
@@ -447,6 +445,9 @@ impl Socket {
         let Some(peer) = self.peers.remove(id) else {
             return;
         };
+        if let Some(timer) = peer.timer {
+            self.timers.remove(&(timer, id));
+        }
         if self.routes.get(&peer.identity) == Some(&id) {
             self.routes.remove(&peer.identity);
         }
@@ -506,7 +507,7 @@ impl Socket {
             peer.link = Link::Waiting(at);
         }
         self.tell(Event::RetryIn { peer: id, pause });
-        self.note_timeout(Some(at));
+        self.note_timeout(id, Some(at));
     }
 
     /// Pause before attempt `failures + 1`: doubling, capped.

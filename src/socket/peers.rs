@@ -76,6 +76,8 @@ pub(super) struct Peer {
     pub(super) accepted: bool,
     /// Where to connect again; none for accepted peers.
     pub(super) connect_to: Option<Endpoint>,
+    /// Its place in the timers of the socket.
+    pub(super) timer: Option<Instant>,
     /// A lookup that took longer than an attempt to connect may, and goes on.
     pub(super) lookup: Option<Lookup>,
     /// Failed attempts since the last established connection.
@@ -101,6 +103,7 @@ impl Peer {
             identity_is_assigned: false,
             accepted: connect_to.is_none(),
             connect_to,
+            timer: None,
             lookup: None,
             failures: 0,
             address,

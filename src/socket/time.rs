@@ -1,56 +1,57 @@
 //! Time passes: heartbeats, deadlines, reconnects, resting listeners, idle memory.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::core::TIMER_STEP;
 use super::peers::Link;
 use super::{DisconnectReason, PeerId, Socket};
 use crate::limits;
 
+/// How often a peer is looked at whose silence may be our own.
+pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
+
 impl Socket {
     /// When [`Socket::handle_timeout`] is due; it may be called at any time.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.next_timeout
+        let peers = self.timers.first().map(|(at, _)| *at);
+        let listeners = self.listeners.iter().flatten();
+        let rests = listeners.filter_map(|bound| bound.rest_until);
+        rests.chain(peers).min()
     }
 
-    pub(super) fn note_timeout(&mut self, at: Option<Instant>) {
+    /// A peer is to be looked at by then; an earlier instant stays. Deadlines that move back are
+    /// found out about when the earlier one has come.
+    #[inline]
+    pub(super) fn note_timeout(&mut self, id: PeerId, at: Option<Instant>) {
         if let Some(at) = at
-            && self.next_timeout.is_none_or(|next| at < next)
+            && let Some(peer) = self.peers.get_mut(id)
+            && peer.timer.is_none_or(|timer| at < timer)
         {
-            self.next_timeout = Some(at);
+            if let Some(timer) = peer.timer.replace(at) {
+                self.timers.remove(&(timer, id));
+            }
+            self.timers.insert((at, id));
         }
     }
 
     /// Lets time pass: heartbeats, deadlines, reconnects, resting listeners.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.now = now;
-        if self.next_timeout.is_none_or(|next| now < next) {
-            return;
-        }
-        self.next_timeout = None;
         for bound in self.listeners.iter_mut().flatten() {
-            match bound.rest_until {
-                Some(until) if until <= now => bound.rest_until = None,
-                until => {
-                    if let Some(until) = until
-                        && self.next_timeout.is_none_or(|next| until < next)
-                    {
-                        self.next_timeout = Some(until);
-                    }
-                }
+            if bound.rest_until.is_some_and(|until| until <= now) {
+                bound.rest_until = None;
             }
         }
-        let mut active = false;
-        for index in 0..self.peers.slot_count() {
-            if let Some(id) = self.peers.at(index) {
-                active |= self.peer_timeout(id, now);
+        // What is noted meanwhile is for the next call, so that this one ends.
+        while self.timers.first().is_some_and(|(at, _)| *at <= now)
+            && let Some((at, id)) = self.timers.pop_first()
+        {
+            self.due.push((at, id));
+        }
+        while let Some((_, id)) = self.due.pop() {
+            if let Some(peer) = self.peers.get_mut(id) {
+                peer.timer = None;
+                self.peer_timeout(id, now);
             }
-        }
-        if active {
-            self.note_timeout(Some(now + limits::IDLE_MEMORY_AFTER));
-        }
-        if let Some(next) = &mut self.next_timeout {
-            *next = (*next).max(now + TIMER_STEP);
         }
     }
 
@@ -68,35 +69,28 @@ impl Socket {
         }
     }
 
-    /// True when the peer holds buffers that may be given back later.
-    pub(super) fn peer_timeout(&mut self, id: PeerId, now: Instant) -> bool {
+    fn peer_timeout(&mut self, id: PeerId, now: Instant) {
         self.try_blocked(id, now);
         let Some(peer) = self.peers.get_mut(id) else {
-            return false;
+            return;
         };
         match &mut peer.link {
+            Link::Waiting(at) if *at <= now => self.start_connect(id, now),
             Link::Waiting(at) => {
-                if *at <= now {
-                    self.start_connect(id, now);
-                } else {
-                    let at = *at;
-                    self.note_timeout(Some(at));
-                }
-                false
+                let at = *at;
+                self.note_timeout(id, Some(at));
             }
-            Link::Resolving(_, deadline) | Link::Connecting(_, deadline) => {
-                if *deadline <= now {
-                    let what = match &peer.link {
-                        Link::Resolving(..) => "the lookup of the host timed out",
-                        _ => "connect timed out",
-                    };
-                    let reason = DisconnectReason::Io(what.to_owned());
-                    self.lose(id, reason, now);
-                } else {
-                    let at = *deadline;
-                    self.note_timeout(Some(at));
-                }
-                false
+            Link::Resolving(_, deadline) | Link::Connecting(_, deadline) if *deadline > now => {
+                let at = *deadline;
+                self.note_timeout(id, Some(at));
+            }
+            Link::Resolving(..) => {
+                let reason = "the lookup of the host timed out".to_owned();
+                self.lose(id, DisconnectReason::Io(reason), now);
+            }
+            Link::Connecting(..) => {
+                let reason = "connect timed out".to_owned();
+                self.lose(id, DisconnectReason::Io(reason), now);
             }
             Link::Up(_, connection) => {
                 // The silence may be our own: we looked away, or there were more events than one
@@ -112,12 +106,11 @@ impl Socket {
                 let is_unread = peer.readable;
                 let before = connection.receive_capacity();
                 if let Err(error) = connection.handle_timeout(now, is_unread) {
-                    self.lose(id, DisconnectReason::Protocol(error), now);
-                    return false;
+                    return self.lose(id, DisconnectReason::Protocol(error), now);
                 }
-                let idle = now.saturating_duration_since(connection.received_at())
-                    >= limits::IDLE_MEMORY_AFTER;
-                if idle {
+                let idle_at = limits::after(connection.received_at(), limits::IDLE_MEMORY_AFTER);
+                let is_idle = idle_at <= now;
+                if is_idle {
                     connection.release_idle();
                     peer.queue.release_idle();
                 }
@@ -127,8 +120,9 @@ impl Socket {
                     peer.in_dirty = true;
                     self.dirty.push(id);
                 }
-                self.note_timeout(at);
-                !idle
+                // A deadline that has passed waits for a read of ours.
+                self.note_timeout(id, at.map(|at| at.max(now + OVERDUE_STEP)));
+                self.note_timeout(id, (!is_idle).then_some(idle_at));
             }
         }
     }

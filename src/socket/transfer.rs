@@ -143,7 +143,7 @@ impl Socket {
             if !peer.readable {
                 peer.in_ready = false;
                 let timeout = connection.poll_timeout();
-                self.note_timeout(timeout);
+                self.note_timeout(id, timeout);
                 return Step::Idle;
             }
             if was_read {
@@ -184,7 +184,7 @@ impl Socket {
                     // epoll(7): a short read means that the stream is drained, unless its end
                     // is still to be read.
                     peer.readable = count == room || peer.read_closed;
-                    self.note_timeout(Some(now + limits::IDLE_MEMORY_AFTER));
+                    self.note_timeout(id, Some(now + limits::IDLE_MEMORY_AFTER));
                     continue;
                 }
                 // A write has failed before, and what the peer sent until then is read.

@@ -587,6 +587,18 @@ pub(crate) fn monitor(net: &Net) {
         names(&server_saw),
         ["Listening", "Accepted", "Established", "Closed"]
     );
+    let told = server_saw.iter().find_map(|event| match event {
+        Event::Accepted { address, .. } => Some(address.as_str()),
+        _ => None,
+    });
+    let is_told = match net.transport {
+        Transport::Tcp => told.unwrap().starts_with("tcp://127.0.0.1:"),
+        Transport::Ipc => {
+            let process = format!("ipc peer (process {}, user ", std::process::id());
+            told.unwrap().starts_with(&process)
+        }
+    };
+    assert!(is_told, "{told:?}");
     assert_eq!(
         names(&dealer_saw),
         [
