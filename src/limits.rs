@@ -104,10 +104,14 @@ pub const CONNECTIONS_MAX: usize = 65_536;
 pub const HANDSHAKES_MAX: usize = 16_384;
 /// Connect and handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Shortest pause before a reconnect.
+pub const RECONNECT_INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// First pause before a reconnect.
 pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 /// Longest pause before a reconnect.
 pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
+/// Lookups of host names at a time, in the process.
+pub const LOOKUPS_MAX: usize = 32;
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 
@@ -141,6 +145,8 @@ pub const STORE_RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub const CAPABILITIES_MAX: usize = 10_000;
 /// Slots of one worker.
 pub const WORKER_SLOTS_MAX: usize = 1024;
+/// Workers that a database remembers; of more, those that have gone are forgotten.
+pub const WORKER_SESSIONS_MAX: i64 = 10_000;
 /// Environments a sentinel remembers per worker, and a worker knows at a time.
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
 /// Lists in lists of a plugin's MANIFEST.

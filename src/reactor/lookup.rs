@@ -3,14 +3,37 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 
 use super::{Endpoint, EndpointError};
+use crate::limits;
 
 type Found = Result<Vec<SocketAddr>, EndpointError>;
+
+/// One of the lookups that there may be at a time.
+struct Place;
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Place {
+    fn take() -> io::Result<Self> {
+        let one_more = |taken: usize| (taken < limits::LOOKUPS_MAX).then_some(taken + 1);
+        match TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(Place),
+            Err(_) => Err(io::Error::other("too many lookups of hosts are under way")),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        TAKEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A lookup under way. Its end is told by readability and [`Lookup::poll`]; the thread ends
 /// with it, and is left alone when it is dropped before.
@@ -22,7 +45,8 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// Starts to look for the addresses of a tcp endpoint.
+    /// Starts to look for the addresses of a tcp endpoint. Fails when there are too many
+    /// lookups already, or no thread.
     pub fn start(endpoint: &Endpoint) -> io::Result<Self> {
         let endpoint = endpoint.clone();
         Self::start_with(move || endpoint.addresses())
@@ -30,6 +54,7 @@ impl Lookup {
 
     /// The same by any function.
     pub(crate) fn start_with(find: impl FnOnce() -> Found + Send + 'static) -> io::Result<Self> {
+        let place = Place::take()?;
         let (ended, other) = UnixStream::pair()?;
         let (sender, found) = mpsc::sync_channel(1);
         std::thread::Builder::new()
@@ -37,7 +62,7 @@ impl Lookup {
             .spawn(move || {
                 // The owner may be gone, and then nobody wants to know.
                 let _ = sender.send(find());
-                drop(other);
+                drop((place, other));
             })?;
         Ok(Lookup { found, ended })
     }

@@ -266,22 +266,14 @@ impl Listener {
     }
 }
 
-/// Who is at the other end of a Unix socket, as the kernel knows.
-#[cfg(all(target_os = "linux", any(feature = "curve", feature = "process")))]
+/// A peer of a Unix socket has no address of its own, so it is named by the one they share.
 fn ipc_peer(stream: &UnixStream) -> String {
-    match rustix::net::sockopt::socket_peercred(stream) {
-        Ok(peer) => format!(
-            "ipc peer (process {}, user {})",
-            peer.pid.as_raw_pid(),
-            peer.uid.as_raw()
-        ),
-        Err(_) => "ipc peer".to_owned(),
+    let ends = [stream.local_addr(), stream.peer_addr()];
+    let path = ends.iter().flatten().find_map(|end| end.as_pathname());
+    match path {
+        Some(path) => format!("ipc peer at {}", path.display()),
+        None => "ipc peer".to_owned(),
     }
-}
-
-#[cfg(not(all(target_os = "linux", any(feature = "curve", feature = "process"))))]
-fn ipc_peer(_stream: &UnixStream) -> String {
-    "ipc peer".to_owned()
 }
 
 /// What `attempt` gives for the first address for which it works, or the last error.
@@ -338,7 +330,8 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
-            let refused = std::os::unix::net::UnixStream::connect(path)
+            // Not blocking: a listener that is stopped and full is a live one.
+            let refused = UnixStream::connect(path)
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
             if !(is_socket && refused) {
                 return Err(error);

@@ -56,11 +56,12 @@ pub struct Control {
     outgoing: Vec<Outgoing>,
     renew_at: Option<Instant>,
     draining: bool,
-    /// Workers of an earlier life of this sentinel, by id: what they said of themselves, and
-    /// who they were.
-    remembered: HashMap<String, (Identify<'static>, Option<String>)>,
-    /// When the claims of that life have run out, and with them what only its users may say.
-    remembered_until: Option<Instant>,
+    /// The routing ids of `workers` by their ids; of several with one id, the latest.
+    identities: HashMap<String, Vec<u8>>,
+    /// Workers of an earlier life of this sentinel, by id: what they said of themselves.
+    remembered: HashMap<String, Identify<'static>>,
+    /// The users whose workers hold claims of that life, by the workers' ids, and until when.
+    claimants: HashMap<String, (String, Instant)>,
     /// Of lines about what workers complain of.
     log_limit: LogLimit,
 }
@@ -75,24 +76,23 @@ impl Control {
             outgoing: Vec::new(),
             renew_at: None,
             draining: false,
+            identities: HashMap::new(),
             remembered: HashMap::new(),
-            remembered_until: None,
+            claimants: HashMap::new(),
             log_limit: LogLimit::default(),
         }
     }
 
     /// A worker that an earlier sentinel on this database knew. One of the old system says
     /// IDENTIFY once a life, so when it is heard again this stands for it.
-    pub fn remember_worker(
-        &mut self,
-        worker_id: &str,
-        user: Option<String>,
-        identify: Identify<'static>,
-        now: Instant,
-    ) {
-        self.remembered_until = Some(now + self.settings.lease);
-        self.remembered
-            .insert(worker_id.to_owned(), (identify, user));
+    pub fn remember_worker(&mut self, worker_id: &str, identify: Identify<'static>) {
+        self.remembered.insert(worker_id.to_owned(), identify);
+    }
+
+    /// A worker of an earlier sentinel has claims that end then: nobody but its user speaks for
+    /// it before.
+    pub fn remember_claimant(&mut self, worker_id: String, user: String, until: Instant) {
+        self.claimants.insert(worker_id, (user, until));
     }
 
     /// From now on no job is given out.
@@ -151,6 +151,8 @@ impl Control {
         let (peer, identity) = (from.peer, from.identity);
         let is_anothers = match self.workers.get(identity) {
             Some(worker) => are_different(worker.user.as_deref(), from.user),
+            // IDENTIFY may bring another id than the routing id.
+            None if matches!(payload, Payload::Identify(_)) => false,
             None => self.belongs_to_another(&printable(identity), from.user, now),
         };
         if is_anothers {
@@ -160,8 +162,7 @@ impl Control {
             Payload::Identify(identify) => return self.identify(from, &identify, now),
             Payload::Heartbeat(heartbeat) => {
                 if !self.workers.contains_key(identity) {
-                    let Some((mut identify, _)) = self.remembered.remove(&printable(identity))
-                    else {
+                    let Some(mut identify) = self.remembered.remove(&printable(identity)) else {
                         self.ask_to_identify(peer);
                         return None;
                     };
@@ -243,19 +244,23 @@ impl Control {
         });
     }
 
-    /// Whether a worker that is here, may come back, or may still run jobs is another user's.
+    /// Whether a worker that is here, may come back, or has claims is another user's.
     fn belongs_to_another(&self, worker_id: &str, user: Option<&str>, now: Instant) -> bool {
-        let here = self
-            .workers
-            .values()
-            .filter(|worker| worker.worker_id == worker_id)
-            .map(|worker| &worker.user);
-        let remembered = match self.remembered_until.is_some_and(|until| now < until) {
-            true => self.remembered.get(worker_id).map(|(_, user)| user),
-            false => None,
-        };
-        here.chain(remembered)
-            .any(|owner| are_different(owner.as_deref(), user))
+        let identity = self.identities.get(worker_id);
+        let here = identity.and_then(|identity| self.workers.get(identity));
+        let claimant = self.claimants.get(worker_id);
+        let claimant = claimant.filter(|(_, until)| now < *until);
+        are_different(here.and_then(|worker| worker.user.as_deref()), user)
+            || are_different(claimant.map(|(user, _)| user.as_str()), user)
+    }
+
+    /// Takes a worker out; gives what it was.
+    fn remove(&mut self, identity: &[u8]) -> Option<Worker> {
+        let worker = self.workers.remove(identity)?;
+        if self.identities.get(&worker.worker_id).map(Vec::as_slice) == Some(identity) {
+            self.identities.remove(&worker.worker_id);
+        }
+        Some(worker)
     }
 
     fn identify(
@@ -273,7 +278,7 @@ impl Control {
             return Some(ANOTHERS);
         }
         self.remembered.remove(&worker_id);
-        let user = from.user.map(|user| cut(user, limits::NAME_SIZE_MAX));
+        let user = from.user.map(str::to_owned);
         let capabilities = Capabilities::new(&identify.capabilities);
         let slots = identify.slots.unwrap_or(1) as usize;
         let slots = slots.clamp(1, limits::WORKER_SLOTS_MAX);
@@ -289,8 +294,15 @@ impl Control {
             capabilities: capabilities.names(),
             slots,
         });
-        let old_holds = match self.workers.remove(identity) {
-            Some(old) => old.holds,
+        let old_holds = match self.remove(identity) {
+            Some(old) => {
+                if old.worker_id != worker_id {
+                    self.changes.push(Change::WorkerOffline {
+                        worker_id: old.worker_id,
+                    });
+                }
+                old.holds
+            }
             None => Vec::new(),
         };
         // A worker that cannot say what it runs identifies itself once, when it starts.
@@ -313,6 +325,7 @@ impl Control {
             "worker {worker_id} is here: {slots} slot(s), plugins {}",
             capabilities.names().join(", ")
         );
+        self.identities.insert(worker_id.clone(), identity.to_vec());
         self.workers.insert(
             identity.to_vec(),
             Worker {
@@ -418,6 +431,16 @@ impl Control {
                 log_tail: None,
             },
         )
+    }
+
+    /// Ends of connections may have gone untold: who is not connected is away.
+    pub fn check_connections(&mut self, is_connected: impl Fn(PeerId) -> bool, now: Instant) {
+        for worker in self.workers.values_mut() {
+            if worker.peer.is_some_and(|peer| !is_connected(peer)) {
+                worker.peer = None;
+                worker.away_since = Some(now);
+            }
+        }
     }
 
     /// The connection of the peer with a routing id has ended.
@@ -594,7 +617,7 @@ impl Control {
             .map(|(identity, _)| identity.clone())
             .collect();
         for identity in gone {
-            let Some(worker) = self.workers.remove(&identity) else {
+            let Some(worker) = self.remove(&identity) else {
                 continue;
             };
             log::warn!(

@@ -126,6 +126,8 @@ pub struct Sentinel {
     keys_look_at: Instant,
     /// Plugins that wait for a deployment or a worker, so that it is said once.
     waiting_said: HashSet<String>,
+    /// Events of the socket that were too many, so far.
+    events_dropped: u64,
 }
 
 /// Milliseconds since the epoch.
@@ -170,11 +172,9 @@ impl Sentinel {
             lease: options.lease,
             grace: options.grace,
         });
-        let now = Instant::now();
         for worker in store.workers()? {
             control.remember_worker(
                 &worker.worker_id,
-                worker.user_id,
                 Identify {
                     capabilities: worker.capabilities,
                     worker_id: Some(worker.worker_id.clone().into()),
@@ -183,10 +183,20 @@ impl Sentinel {
                     pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
                     running: None,
                 },
-                now,
             );
         }
-        turn::recover(&mut store, &options, unix_ms())?;
+        let now_ms = unix_ms();
+        turn::recover(&mut store, &options, now_ms)?;
+        let now = Instant::now();
+        for claimant in store.claimants()? {
+            let left_ms = claimant.lease_until_ms.saturating_sub(now_ms);
+            let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
+            control.remember_claimant(
+                claimant.worker_id,
+                claimant.user_id,
+                limits::after(now, left),
+            );
+        }
         Ok(Sentinel {
             endpoint,
             reactor,
@@ -202,6 +212,7 @@ impl Sentinel {
             #[cfg(feature = "curve")]
             keys_look_at: now + limits::KEY_LOOK_INTERVAL,
             waiting_said: HashSet::new(),
+            events_dropped: 0,
             options,
         })
     }
@@ -260,10 +271,11 @@ impl Sentinel {
             else {
                 continue;
             };
+            let user = self.socket.user(id);
             let from = Sender {
                 peer: id,
                 identity,
-                user: self.socket.user(id),
+                user: user.as_deref(),
             };
             let decoded = View::decode(message.iter())
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
@@ -287,6 +299,13 @@ impl Sentinel {
             if let Event::Disconnected { peer, identity, .. } = event {
                 self.control.handle_disconnected(peer, &identity, now);
             }
+        }
+        let dropped = self.socket.counters().events_dropped;
+        if dropped > self.events_dropped {
+            self.events_dropped = dropped;
+            let socket = &self.socket;
+            let is_connected = |peer| socket.identity(peer).is_some();
+            self.control.check_connections(is_connected, now);
         }
     }
 

@@ -13,11 +13,16 @@ impl Socket {
         let peers: Vec<_> = ids
             .filter_map(|id| self.peers.get(id).map(|peer| (id, peer)))
             .collect();
-        let capacity = |peer: &Peer| match &peer.link {
-            Link::Up(_, connection) => connection.receive_capacity() as u64,
-            _ => 0,
-        };
-        let received: u64 = peers.iter().map(|(_, peer)| capacity(peer)).sum();
+        let received: u64 = peers.iter().map(|(_, peer)| peer.counted as u64).sum();
+        for (_, peer) in &peers {
+            let holds = match &peer.link {
+                Link::Up(_, connection) => connection.receive_capacity(),
+                _ => 0,
+            };
+            // The frames of the message that is with the owner are counted after it.
+            assert!(holds <= peer.counted + (128 << 10), "uncounted memory");
+            assert!(peer.counted <= holds + (128 << 10), "memory counted twice");
+        }
         assert_eq!(self.received_octets, received, "memory of receive buffers");
         let queued: u64 = peers.iter().map(|(_, peer)| peer.queue.octets()).sum();
         assert_eq!(self.queued_octets, queued, "octets queued");

@@ -378,12 +378,18 @@ impl Socket {
         }
     }
 
-    /// Who an established peer has proved to be: the user of PLAIN, the name of a listed CURVE
-    /// key. None where anybody may come.
-    pub fn user(&self, id: PeerId) -> Option<&str> {
+    /// Who an established peer has proved to be: a listed CURVE key as text (its name in the list
+    /// may change), or the user of PLAIN. None where anybody may come.
+    pub fn user(&self, id: PeerId) -> Option<String> {
+        if !self.options.security.proves_users() {
+            return None;
+        }
         let info = self.peer_info(id)?;
-        let user = info.user_id.as_deref()?;
-        self.options.security.proves_users().then_some(user)
+        #[cfg(feature = "curve")]
+        if let Some(key) = &info.public_key {
+            return Some(key.to_string());
+        }
+        info.user_id.clone()
     }
 
     /// The address of a peer, for people.

@@ -307,13 +307,19 @@ impl Socket {
     /// Whether a newcomer may have the routing id of a peer: by option, and only from somebody
     /// who is the same user, as far as the mechanism proves users.
     fn may_take_over(&self, old: PeerId, newcomer: &PeerInfo) -> bool {
+        let security = &self.options.security;
         self.options.router_handover
-            && match self.peers.get(old).map(|peer| &peer.link) {
-                Some(Link::Up(_, connection)) if connection.is_open() => self
-                    .options
-                    .security
-                    .is_same_user(connection.peer(), newcomer),
-                _ => true,
+            && match self.peers.get(old) {
+                // The owner gave it to a peer of its choice.
+                Some(peer) if peer.identity_is_assigned => false,
+                Some(peer) => match &peer.link {
+                    Link::Up(_, connection) if connection.is_open() => {
+                        security.is_same_user(connection.peer(), newcomer)
+                    }
+                    // A connecting peer that is away comes back by itself.
+                    _ => !security.proves_users(),
+                },
+                None => true,
             }
     }
 
@@ -372,7 +378,8 @@ impl Socket {
         let accepted = peer.accepted;
         let (stream, was_up) = match std::mem::replace(&mut peer.link, Link::Waiting(now)) {
             Link::Up(stream, connection) => {
-                self.received_octets -= connection.receive_capacity() as u64;
+                drop(connection);
+                self.received_octets -= std::mem::take(&mut peer.counted) as u64;
                 (Some(stream), true)
             }
             Link::Connecting(stream, _) => (Some(stream), false),
@@ -496,12 +503,12 @@ impl Socket {
             DisconnectReason::Rejected(_) => true,
             _ => false,
         };
-        let pause = if refused {
-            self.options.reconnect_ivl_max
-        } else {
-            self.backoff(failures)
+        let pause = match (refused, self.options.reconnect_ivl_max) {
+            (false, _) => self.backoff(failures),
+            (true, Duration::ZERO) => limits::RECONNECT_INTERVAL_MAX.max(self.backoff(failures)),
+            (true, longest) => longest.max(self.backoff(failures)),
         };
-        let pause = self.jitter(pause);
+        let pause = self.jitter(pause).max(limits::RECONNECT_INTERVAL_MIN);
         let at = limits::after(now, pause);
         if let Some(peer) = self.peers.get_mut(id) {
             peer.link = Link::Waiting(at);

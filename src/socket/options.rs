@@ -127,7 +127,9 @@ impl Options {
         self
     }
 
-    /// Octets queued for all peers together at most (default 1 GiB); 0 = no bound.
+    /// Octets queued for all peers together at most (default 1 GiB); 0 = no bound. Peers for
+    /// whom no more than 64 KiB are queued go on beyond it, so that those who take nothing do not
+    /// silence the others.
     #[must_use]
     pub fn sndhwm_total_octets(mut self, octets: u64) -> Self {
         self.sndhwm_total_octets = octets;
@@ -203,7 +205,8 @@ impl Options {
         self
     }
 
-    /// Time for the transport to open (default 30 s); zero = as long as the system tries.
+    /// Time for the transport to open, and before that for the lookup of a host name (default
+    /// 30 s each); zero = as long as the system tries.
     /// `ZMQ_CONNECT_TIMEOUT`.
     #[must_use]
     pub fn connect_timeout(mut self, time: Duration) -> Self {
@@ -234,7 +237,7 @@ impl Options {
         self
     }
 
-    /// First pause before a connection is made again (default 100 ms); it doubles with every
+    /// First pause before a connection is made again (default 100 ms, at least 1 ms); it doubles with every
     /// failure, ±25 % so that a fleet does not come back in one instant. `ZMQ_RECONNECT_IVL`.
     #[must_use]
     pub fn reconnect_ivl(mut self, time: Duration) -> Self {
@@ -249,7 +252,8 @@ impl Options {
         self
     }
 
-    /// Longest pause, and the one after a refusal (default 5 s). `ZMQ_RECONNECT_IVL_MAX`.
+    /// Longest pause, and the one after a refusal (default 5 s); zero = pauses do not grow, and
+    /// a refusal has the default. `ZMQ_RECONNECT_IVL_MAX`.
     #[must_use]
     pub fn reconnect_ivl_max(mut self, time: Duration) -> Self {
         self.reconnect_ivl_max = time;

@@ -57,8 +57,11 @@ pub(super) struct Peer {
     pub(super) writable: bool,
     /// The peer's end of the stream is closed: a short read is not the last.
     pub(super) read_closed: bool,
-    /// It was overdue, and has been given a read since octets came last.
+    /// It was overdue, and has been given a read since octets came last (during the handshake:
+    /// at all, so that trickling octets do not put its end off).
     pub(super) probed: bool,
+    /// Octets of its receive memory that the socket has counted.
+    pub(super) counted: usize,
     /// A write has failed: nothing more can be sent on this connection.
     pub(super) is_broken: bool,
     /// It stands in the ready ring.
@@ -94,6 +97,7 @@ impl Peer {
             writable: false,
             read_closed: false,
             probed: false,
+            counted: 0,
             is_broken: false,
             in_ready: false,
             held: false,
@@ -109,6 +113,15 @@ impl Peer {
             address,
         }
     }
+}
+
+/// Counts in `total` what the receive memory of a connection has become since `counted`.
+#[inline]
+pub(super) fn count_memory(connection: &Connection, counted: &mut usize, total: &mut u64) {
+    let octets = connection.receive_capacity();
+    *total += octets as u64;
+    *total -= *counted as u64;
+    *counted = octets;
 }
 
 #[derive(Debug, Default)]

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::peers::Link;
+use super::peers::{Link, count_memory};
 use super::{DisconnectReason, PeerId, Socket};
 use crate::limits;
+use crate::reactor::Endpoint;
+use crate::zmtp::Error;
 
 /// How often a peer is looked at whose silence may be our own.
 pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
@@ -85,7 +87,9 @@ impl Socket {
                 self.note_timeout(id, Some(at));
             }
             Link::Resolving(..) => {
-                let reason = "the lookup of the host timed out".to_owned();
+                let endpoint = peer.connect_to.as_ref().map(Endpoint::to_string);
+                let endpoint = endpoint.unwrap_or_default();
+                let reason = format!("{endpoint}: the lookup of the host timed out");
                 self.lose(id, DisconnectReason::Io(reason), now);
             }
             Link::Connecting(..) => {
@@ -95,7 +99,9 @@ impl Socket {
             Link::Up(_, connection) => {
                 // The silence may be our own: we looked away, or there were more events than one
                 // wait gives. So one more read comes before the end.
-                if !peer.readable && !peer.probed && connection.is_overdue(now) {
+                let is_overdue = connection.is_overdue(now);
+                let is_first_look = is_overdue && !peer.probed;
+                if is_first_look {
                     peer.probed = true;
                     peer.readable = true;
                     if !peer.in_ready {
@@ -103,8 +109,19 @@ impl Socket {
                         self.ready.push_back(id);
                     }
                 }
-                let is_unread = peer.readable;
-                let before = connection.receive_capacity();
+                let is_unread = match connection.is_open() {
+                    true => peer.readable,
+                    false => is_first_look,
+                };
+                if is_overdue && !is_unread && peer.held {
+                    // Its message is for the owner still; nothing more goes to it.
+                    return match peer.accepted {
+                        true => self.break_link(id),
+                        false => {
+                            self.lose(id, DisconnectReason::Protocol(Error::HeartbeatTimeout), now)
+                        }
+                    };
+                }
                 if let Err(error) = connection.handle_timeout(now, is_unread) {
                     return self.lose(id, DisconnectReason::Protocol(error), now);
                 }
@@ -112,17 +129,19 @@ impl Socket {
                 let is_idle = idle_at <= now;
                 if is_idle {
                     connection.release_idle();
-                    peer.queue.release_idle();
                 }
-                self.received_octets -= (before - connection.receive_capacity()) as u64;
+                peer.queue.release_idle();
+                count_memory(connection, &mut peer.counted, &mut self.received_octets);
                 let at = connection.poll_timeout();
                 if connection.wants_write(&peer.queue) && !peer.in_dirty {
                     peer.in_dirty = true;
                     self.dirty.push(id);
                 }
                 // A deadline that has passed waits for a read of ours.
+                let holds_memory = peer.counted > 0;
                 self.note_timeout(id, at.map(|at| at.max(now + OVERDUE_STEP)));
-                self.note_timeout(id, (!is_idle).then_some(idle_at));
+                let again = idle_at.max(now + limits::IDLE_MEMORY_AFTER / 2);
+                self.note_timeout(id, (!is_idle || holds_memory).then_some(again));
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use super::peers::{Link, Peer};
+use super::peers::{Link, Peer, count_memory};
 use super::{DisconnectReason, Options, PeerId, SendError, Socket};
 use crate::limits;
 use crate::zmtp::{Message, Progress, SocketType};
@@ -82,6 +82,7 @@ impl Socket {
                         break;
                     }
                     Some(peer) if peer.held => {
+                        self.probe_held(id, now);
                         self.ready.push_back(id);
                         break;
                     }
@@ -91,8 +92,13 @@ impl Socket {
                     Step::Established => {}
                     Step::Idle => break,
                     Step::Message => {
-                        if let Some(peer) = self.peers.get_mut(id) {
+                        if let Some(peer) = self.peers.get_mut(id)
+                            && let Link::Up(_, connection) = &peer.link
+                        {
                             peer.held = true;
+                            // A PING before the message may have brought an earlier end.
+                            let timeout = connection.poll_timeout();
+                            self.note_timeout(id, timeout);
                         }
                     }
                     Step::Rotate | Step::Budget => {
@@ -101,6 +107,50 @@ impl Socket {
                     }
                 }
             }
+        }
+    }
+
+    /// Reads from an overdue peer whose message waits for the owner: any octet is life, and it
+    /// goes behind the message. Without room, or at the end, what is unread stays so.
+    fn probe_held(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        let Link::Up(stream, connection) = &mut peer.link else {
+            return;
+        };
+        let space = connection.receive_space(false);
+        let room = space.len();
+        if !peer.probed || !peer.readable || room == 0 {
+            return;
+        }
+        match stream.read(space) {
+            Ok(0) => {}
+            Ok(count) => {
+                connection.handle_received(count, now);
+                peer.probed = false;
+                peer.readable = count == room || peer.read_closed;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !peer.read_closed => {
+                peer.readable = false;
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Nothing more can be sent on the connection of a peer. What it sent before is still to be
+    /// read; the end of the stream is found there.
+    pub(super) fn break_link(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.get_mut(id) else {
+            return;
+        };
+        peer.is_broken = true;
+        peer.writable = false;
+        peer.readable = true;
+        peer.read_closed = true;
+        if !peer.in_ready {
+            peer.in_ready = true;
+            self.ready.push_back(id);
         }
     }
 
@@ -136,6 +186,7 @@ impl Socket {
                     return Step::Idle;
                 }
             }
+            count_memory(connection, &mut peer.counted, &mut self.received_octets);
             if connection.wants_write(&peer.queue) && !peer.in_dirty {
                 peer.in_dirty = true;
                 self.dirty.push(id);
@@ -156,7 +207,6 @@ impl Socket {
             was_read = true;
             let total = self.options.rcvhwm_total_octets;
             let may_grow = total == 0 || self.received_octets < total;
-            let before = connection.receive_capacity();
             let space = connection.receive_space(may_grow);
             let room = space.len();
             if room == 0 {
@@ -174,13 +224,12 @@ impl Socket {
                 // Nothing came: a silent connection holds no buffer.
                 connection.release_idle();
             }
-            self.received_octets += connection.receive_capacity() as u64;
-            self.received_octets -= before as u64;
+            count_memory(connection, &mut peer.counted, &mut self.received_octets);
             match result {
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
                     connection.handle_received(count, now);
-                    peer.probed = false;
+                    peer.probed &= !connection.is_open();
                     // epoll(7): a short read means that the stream is drained, unless its end
                     // is still to be read.
                     peer.readable = count == room || peer.read_closed;
@@ -194,6 +243,8 @@ impl Socket {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     peer.readable = false;
                     peer.in_ready = false;
+                    let timeout = connection.poll_timeout();
+                    self.note_timeout(id, timeout);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => return Step::Rotate,
                 Err(error) => self.lose(id, DisconnectReason::Io(error.to_string()), now),
@@ -204,13 +255,9 @@ impl Socket {
 
     /// The peer whose octets take most memory.
     fn largest_receiver(&self) -> Option<PeerId> {
-        let capacity = |id: &PeerId| match &self.peers.get(*id)?.link {
-            Link::Up(_, connection) => Some(connection.receive_capacity()),
-            _ => None,
-        };
         (0..self.peers.slot_count())
             .filter_map(|index| self.peers.at(index))
-            .max_by_key(|id| capacity(id))
+            .max_by_key(|id| self.peers.get(*id).map(|peer| peer.counted))
     }
 
     /// The message that [`Socket::receive`] announced; a view of no frames otherwise.
@@ -260,7 +307,7 @@ impl Socket {
             return Err(SendError::Unroutable);
         }
         // What is queued for an accepted peer now would die with its connection.
-        if peer.is_broken && peer.accepted {
+        if peer.is_broken && (peer.accepted || self.options.immediate) {
             return Err(SendError::Unroutable);
         }
         let total = self.queued_octets;
@@ -295,10 +342,13 @@ impl Socket {
     /// ROUTER: queues a message for the peer with a routing id.
     #[inline]
     pub fn send_routed(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
-        match self.route(routing_id) {
+        let sent = match self.route(routing_id) {
             Some(id) => self.send_to(id, parts),
-            None if self.options.router_mandatory => Err(SendError::Unroutable),
-            None => Ok(()),
+            None => Err(SendError::Unroutable),
+        };
+        match sent {
+            Err(SendError::Unroutable) if !self.options.router_mandatory => Ok(()),
+            sent => sent,
         }
     }
 
@@ -375,24 +425,18 @@ impl Socket {
                     if count < size {
                         peer.writable = false;
                     }
+                    if peer.queue.is_empty() {
+                        let idle_at = self.now + limits::IDLE_MEMORY_AFTER;
+                        self.note_timeout(id, Some(idle_at));
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     peer.writable = false;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // What the peer sent before it went is still to be read; the end of the
-                    // stream is found there.
                     log::debug!("{}: {error}", peer.address);
-                    peer.is_broken = true;
-                    peer.writable = false;
-                    peer.readable = true;
-                    peer.read_closed = true;
-                    if !peer.in_ready {
-                        peer.in_ready = true;
-                        self.ready.push_back(id);
-                    }
-                    return;
+                    return self.break_link(id);
                 }
             }
         }
@@ -407,7 +451,11 @@ fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let octets = options.sndhwm_octets > 0
         && !queue.is_empty()
         && queue.octets() + size > options.sndhwm_octets;
-    let all =
-        options.sndhwm_total_octets > 0 && total > 0 && total + size > options.sndhwm_total_octets;
+    // Those who take nothing keep nobody else from a little.
+    let is_little = queue.octets() + size <= limits::FLUSH_OCTETS;
+    let all = options.sndhwm_total_octets > 0
+        && total > 0
+        && total + size > options.sndhwm_total_octets
+        && !is_little;
     messages || octets || all
 }

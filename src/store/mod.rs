@@ -47,7 +47,7 @@ pub use queue::{
 };
 pub use registry::{Deploy, Deployed, PluginCode, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
-pub use workers::WorkerSession;
+pub use workers::{Claimant, WorkerSession};
 
 /// Whether a missing file is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -646,3 +646,49 @@ fn the_reason_of_waiting_is_told() {
     assert_eq!(inspector.jobs(&filter).unwrap().len(), 1);
     assert_eq!(inspector.counts().unwrap(), [("QUEUED".to_owned(), 2)]);
 }
+
+#[test]
+fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    let session = |worker_id: &str, user_id: Option<&str>| WorkerSession {
+        worker_id: worker_id.to_owned(),
+        user_id: user_id.map(str::to_owned),
+        hostname: worker_id.to_owned(),
+        pid: None,
+        capabilities: Vec::new(),
+        slots: 1,
+    };
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("w", None), DAY_MS).unwrap();
+    turn.save_worker(&session("idle", Some("bob")), DAY_MS)
+        .unwrap();
+    turn.commit().unwrap();
+    assert_eq!(scene.claim(&["p"], 1).jobs.len(), 1);
+    assert_eq!(scene.store.claimants().unwrap(), []);
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("w", Some("ann")), DAY_MS)
+        .unwrap();
+    turn.commit().unwrap();
+    let claimant = Claimant {
+        worker_id: "w".into(),
+        user_id: "ann".into(),
+        lease_until_ms: DAY_MS + 1000,
+    };
+    assert_eq!(scene.store.claimants().unwrap(), [claimant]);
+
+    // Whoever is here stays, however many come and go.
+    let mut turn = scene.store.begin().unwrap();
+    for count in 0..crate::limits::WORKER_SESSIONS_MAX + 50 {
+        let worker_id = format!("x-{count}");
+        turn.save_worker(&session(&worker_id, None), DAY_MS + count)
+            .unwrap();
+        turn.worker_offline(&worker_id, DAY_MS + count).unwrap();
+    }
+    turn.commit().unwrap();
+    let known = scene.store.workers().unwrap();
+    assert_eq!(known.len() as i64, crate::limits::WORKER_SESSIONS_MAX);
+    let is_known = |id: &str| known.iter().any(|worker| worker.worker_id == id);
+    assert!(is_known("w") && is_known("idle") && is_known("x-10049"));
+    assert!(!is_known("x-0"));
+}

@@ -3,13 +3,14 @@
 use rusqlite::params;
 
 use super::{Error, Store, Turn, format_time};
+use crate::limits;
 
 /// What a worker said of itself when it was last heard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerSession {
     /// Its id.
     pub worker_id: String,
-    /// Who it proved to be to the sentinel; none where nobody has to.
+    /// Who it proved to be to the sentinel, as [`crate::socket::Socket::user`] says it.
     pub user_id: Option<String>,
     /// Its host.
     pub hostname: String,
@@ -22,12 +23,12 @@ pub struct WorkerSession {
 }
 
 impl Store {
-    /// Workers that were online when a sentinel last wrote, newest first.
+    /// Workers that a sentinel has heard, the latest first.
     pub fn workers(&self) -> Result<Vec<WorkerSession>, Error> {
         let mut statement = self.connection.prepare(
             "SELECT worker_id, hostname, pid, capabilities, slots, user_id \
              FROM cf_worker_session \
-             ORDER BY last_seen_ms DESC LIMIT 10000",
+             ORDER BY last_seen_ms DESC",
         )?;
         let sessions = statement.query_map([], |row| {
             let names: String = row.get(3)?;
@@ -41,6 +42,38 @@ impl Store {
             })
         })?;
         Ok(sessions.collect::<Result<_, _>>()?)
+    }
+}
+
+/// A worker that holds claims, and whose it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// Its id.
+    pub worker_id: String,
+    /// Its user.
+    pub user_id: String,
+    /// When the last of its leases ends, Unix time in milliseconds.
+    pub lease_until_ms: i64,
+}
+
+impl Store {
+    /// Workers with running jobs that have proved to be some user.
+    pub fn claimants(&self) -> Result<Vec<Claimant>, Error> {
+        let mut statement = self.connection.prepare(
+            "SELECT job.worker_id, session.user_id, max(job.lease_until_ms) \
+             FROM cf_processing_queue AS job \
+             JOIN cf_worker_session AS session USING (worker_id) \
+             WHERE job.status = 'RUNNING' AND session.user_id IS NOT NULL \
+             AND job.lease_until_ms IS NOT NULL GROUP BY job.worker_id",
+        )?;
+        let claimants = statement.query_map([], |row| {
+            Ok(Claimant {
+                worker_id: row.get(0)?,
+                user_id: row.get(1)?,
+                lease_until_ms: row.get(2)?,
+            })
+        })?;
+        Ok(claimants.collect::<Result<_, _>>()?)
     }
 }
 
@@ -78,6 +111,22 @@ impl Turn<'_> {
                 worker.pid.unwrap_or(0),
                 format_time(now_ms)
             ])?;
+        self.forget_old_workers()
+    }
+
+    /// Whoever may connect can make up ids, so only so many of those that have gone are kept.
+    fn forget_old_workers(&mut self) -> Result<(), Error> {
+        for script in [
+            "DELETE FROM cf_worker_session WHERE worker_id IN (SELECT worker_id \
+             FROM cf_worker_session WHERE status = 'OFFLINE' ORDER BY last_seen_ms \
+             LIMIT max(0, (SELECT count(*) FROM cf_worker_session) - ?1))",
+            "DELETE FROM cf_worker_node WHERE rowid IN (SELECT rowid \
+             FROM cf_worker_node WHERE status = 'OFFLINE' ORDER BY last_heartbeat \
+             LIMIT max(0, (SELECT count(*) FROM cf_worker_node) - ?1))",
+        ] {
+            let mut statement = self.transaction.prepare_cached(script)?;
+            statement.execute([limits::WORKER_SESSIONS_MAX])?;
+        }
         Ok(())
     }
 

@@ -83,6 +83,8 @@ pub struct Connection {
     peer_ttl: Option<Duration>,
 }
 
+/// Frames of a message whose places are kept in memory for the next one.
+const SPANS_KEPT_MAX: usize = 64;
 /// PONGs waiting to be written are bounded: a peer that pings without reading gets no more.
 const CONTROL_PENDING_MAX: usize = 4096;
 
@@ -163,7 +165,10 @@ impl Connection {
         if self.complete {
             self.received.consume(self.parsed);
             self.parsed = 0;
-            self.spans.clear();
+            match self.spans.capacity() > SPANS_KEPT_MAX {
+                true => self.spans = Vec::new(),
+                false => self.spans.clear(),
+            }
             self.message_size = 0;
             self.commands_size = 0;
             self.complete = false;
@@ -234,7 +239,16 @@ impl Connection {
             let size = head.head_size + body.len();
             self.received.consume_secret(size);
             let peer = match outcome {
-                Outcome::Continue => continue,
+                Outcome::Continue => {
+                    // A WELCOME is worth nothing after that, and its cookie's key goes with the
+                    // connection.
+                    #[cfg(feature = "curve")]
+                    if matches!(self.config.security, Security::CurveServer(_)) {
+                        let end = after(now, curve::COOKIE_LIFE);
+                        self.handshake_deadline = self.handshake_deadline.min(end);
+                    }
+                    continue;
+                }
                 Outcome::Done(peer) => peer,
                 #[cfg(feature = "curve")]
                 Outcome::Sealed(peer, mut sealed) => {
@@ -317,9 +331,13 @@ impl Connection {
                     what: "MESSAGE with the MORE bit outside its box",
                 });
             }
-            // Before the octets arrive nothing says whether the box holds a command.
+            // Before the octets arrive nothing says whether the box holds a command, which has
+            // a limit of its own.
             let inner_size = head.body_size.saturating_sub(OVERHEAD);
-            check_frame_size(inner_size, self.message_size, &self.config.limits)?;
+            let within = check_frame_size(inner_size, self.message_size, &self.config.limits);
+            if inner_size > ZMTP_COMMAND_SIZE_MAX {
+                within.clone()?;
+            }
             let body_size = head.body_size as usize;
             let Some(body) = rest
                 .get_mut(head.head_size..)
@@ -332,6 +350,7 @@ impl Connection {
             let body_start = self.parsed + head.head_size + curve::MESSAGE_OVERHEAD;
             self.parsed += head.head_size + body_size;
             if inner.command {
+                check_command_size(inner_size, ZMTP_COMMAND_SIZE_MAX)?;
                 let pong = handle_command(body, &mut self.peer_ttl, &mut self.answers_pings)?;
                 if let Some(context) = pong
                     && self.control.len() < CONTROL_PENDING_MAX
@@ -341,6 +360,7 @@ impl Connection {
                 self.drop_command(head.head_size + body_size)?;
                 continue;
             }
+            within?;
             if self.spans.len() >= self.config.limits.frames_max {
                 return Err(Error::TooManyFrames {
                     limit: self.config.limits.frames_max,
@@ -377,7 +397,7 @@ impl Connection {
     #[inline]
     fn check_limits(&self, head: &Head) -> Result<(), Error> {
         if head.command {
-            return check_command_size(head, ZMTP_COMMAND_SIZE_MAX);
+            return check_command_size(head.body_size, ZMTP_COMMAND_SIZE_MAX);
         }
         let limits = &self.config.limits;
         check_frame_size(head.body_size, self.message_size, limits)?;
@@ -392,7 +412,12 @@ impl Connection {
     /// RFC 37 §3.5: a side that refuses the other says so with ERROR before it closes. Only
     /// errors that the peer's operator can mend are told, and only during the handshake.
     fn fail(&mut self, error: &Error) {
-        if self.state == State::Handshake {
+        // A CURVE server has sealed what comes after its READY, and takes nothing else.
+        #[cfg(feature = "curve")]
+        let may_tell = !matches!(self.config.security, Security::CurveClient(_));
+        #[cfg(not(feature = "curve"))]
+        let may_tell = true;
+        if may_tell && self.state == State::Handshake {
             match error {
                 Error::SocketTypeMismatch { .. } | Error::BadIdentity { .. } => {
                     encode_error(&mut self.control, &error.to_string());
@@ -444,7 +469,7 @@ impl Connection {
 
     /// Octets of memory that hold what the peer sent.
     pub fn receive_capacity(&self) -> usize {
-        self.received.capacity()
+        self.received.capacity() + self.spans.capacity() * size_of::<Span>()
     }
 }
 
@@ -467,12 +492,9 @@ impl fmt::Debug for Connection {
 }
 
 /// Commands are small; anything larger than this is no command we or libzmq would send.
-fn check_command_size(head: &Head, limit: u64) -> Result<(), Error> {
-    if head.body_size > limit {
-        return Err(Error::FrameTooLarge {
-            size: head.body_size,
-            limit,
-        });
+fn check_command_size(size: u64, limit: u64) -> Result<(), Error> {
+    if size > limit {
+        return Err(Error::FrameTooLarge { size, limit });
     }
     Ok(())
 }
@@ -499,7 +521,7 @@ fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
     let HeadResult::Head(head) = Head::decode(filled)? else {
         return Ok(None);
     };
-    check_command_size(&head, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX)?;
+    check_command_size(head.body_size, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX)?;
     let body = filled
         .get(head.head_size..)
         .and_then(|octets| octets.get(..usize::try_from(head.body_size).ok()?));

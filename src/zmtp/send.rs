@@ -225,7 +225,11 @@ impl SendQueue {
         }
         if self.message_start == self.end {
             self.released = self.end;
-            self.tail.clear();
+            // A large message leaves no large memory behind.
+            match self.tail.capacity() > SEND_CHUNK_SIZE_MAX {
+                true => self.tail = Vec::new(),
+                false => self.tail.clear(),
+            }
         }
     }
 

@@ -593,10 +593,7 @@ pub(crate) fn monitor(net: &Net) {
     });
     let is_told = match net.transport {
         Transport::Tcp => told.unwrap().starts_with("tcp://127.0.0.1:"),
-        Transport::Ipc => {
-            let process = format!("ipc peer (process {}, user ", std::process::id());
-            told.unwrap().starts_with(&process)
-        }
+        Transport::Ipc => told.unwrap() == bound.replace("ipc://", "ipc peer at "),
     };
     assert!(is_told, "{told:?}");
     assert_eq!(

@@ -13,7 +13,7 @@ pub struct Sender<'a> {
     pub peer: PeerId,
     /// Its routing id.
     pub identity: &'a [u8],
-    /// Who it has proved to be, where the mechanism and its list prove users.
+    /// Who it has proved to be, where that is asked for.
     pub user: Option<&'a str>,
 }
 

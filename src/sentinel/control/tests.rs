@@ -238,13 +238,11 @@ fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
     let mut control = control();
     control.remember_worker(
         "old",
-        None,
         Identify {
             capabilities: vec!["p".into()],
             slots: Some(1),
             ..Identify::default()
         },
-        now,
     );
     control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
     assert_eq!(
@@ -281,7 +279,7 @@ fn nobody_speaks_for_the_worker_of_another_user() {
         })
     };
     let mut control = control();
-    control.remember_worker("w-0", Some("ann".into()), Identify::default(), now);
+    control.remember_claimant("w-0".into(), "ann".into(), now + LEASE);
     let ann = Sender {
         peer: peer(1),
         ..by("ann", b"w-1")

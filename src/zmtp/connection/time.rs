@@ -67,6 +67,10 @@ impl Connection {
                 self.ping_unwritten = true;
             }
             self.received.release_if_empty();
+            #[cfg(feature = "curve")]
+            if let Some(sealed) = &mut self.sealed {
+                sealed.release_idle();
+            }
         }
         Ok(())
     }

@@ -24,7 +24,8 @@ const WELCOME_SIZE: usize = 168;
 pub(in crate::zmtp) enum Client {
     New,
     Greeted(SecretKey),
-    Initiated(XSalsa20Poly1305),
+    /// Boxed, so that it is wiped where it stood when it moves on.
+    Initiated(Box<XSalsa20Poly1305>),
     Done,
 }
 
@@ -72,7 +73,8 @@ impl Client {
     ) -> Result<Step, Error> {
         wiping_stack(|| match std::mem::replace(self, Client::Done) {
             Client::Greeted(transient) => {
-                *self = Client::Initiated(welcome(body, config, &transient, metadata, out)?);
+                let cipher = welcome(body, config, &transient, metadata, out)?;
+                *self = Client::Initiated(cipher);
                 Ok(Step::Continue)
             }
             Client::Initiated(cipher) => ready(body, cipher),
@@ -88,7 +90,7 @@ fn welcome(
     transient: &SecretKey,
     metadata: &[u8],
     out: &mut Vec<u8>,
-) -> Result<XSalsa20Poly1305, Error> {
+) -> Result<Box<XSalsa20Poly1305>, Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != WELCOME_SIZE || cursor.take(8) != Some(b"\x07WELCOME") {
         return Err(bad("WELCOME expected, of 168 octets"));
@@ -114,7 +116,7 @@ fn welcome(
     initiate.extend_from_slice(&vouch_random);
     append_box(
         &mut initiate,
-        &shared(&server_transient, &config.secret)?,
+        &*shared(&server_transient, &config.secret)?,
         long_nonce(NONCE_VOUCH, &vouch_random),
         &vouched,
     )?;
@@ -134,7 +136,7 @@ fn welcome(
     Ok(cipher)
 }
 
-fn ready(body: &[u8], cipher: XSalsa20Poly1305) -> Result<Step, Error> {
+fn ready(body: &[u8], cipher: Box<XSalsa20Poly1305>) -> Result<Step, Error> {
     let mut cursor = Cursor::new(body);
     if cursor.take(6) != Some(b"\x05READY") {
         return Err(bad("READY expected"));

@@ -85,18 +85,21 @@ impl FromStr for PublicKey {
 ///
 /// Its octets stand in one place: clones share it, and moving one leaves no copy behind.
 #[derive(Clone)]
-pub struct SecretKey(Arc<Zeroizing<[u8; KEY_SIZE]>>);
+pub struct SecretKey {
+    secret: Arc<Zeroizing<[u8; KEY_SIZE]>>,
+    public: PublicKey,
+}
 
 impl SecretKey {
     /// A new key from the system's randomness.
     pub fn generate() -> Result<Self, Error> {
-        Self::made_by(|octets| random(octets))
+        wiping_stack(|| Self::made_by(|octets| random(octets)))
     }
 
     /// The key of 32 octets. The caller's own copies are the caller's to wipe.
     pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
         let octets = Zeroizing::new(octets);
-        Self::of(&octets)
+        wiping_stack(|| Self::of(&octets))
     }
 
     /// A key whose octets are copied to their place from elsewhere.
@@ -109,26 +112,27 @@ impl SecretKey {
     }
 
     fn made_by<E>(make: impl FnOnce(&mut [u8; KEY_SIZE]) -> Result<(), E>) -> Result<Self, E> {
-        let mut key = Arc::new(Zeroizing::new([0; KEY_SIZE]));
+        let mut secret = Arc::new(Zeroizing::new([0; KEY_SIZE]));
         // Nobody else has it yet.
-        if let Some(octets) = Arc::get_mut(&mut key) {
+        if let Some(octets) = Arc::get_mut(&mut secret) {
             make(octets)?;
         }
-        Ok(SecretKey(key))
+        let public = PublicKey(MontgomeryPoint::mul_base_clamped(**secret).0);
+        Ok(SecretKey { secret, public })
     }
 
     pub(super) fn as_bytes(&self) -> &[u8; KEY_SIZE] {
-        &self.0
+        &self.secret
     }
 
     /// The public key that belongs to it.
     pub fn public(&self) -> PublicKey {
-        wiping_stack(|| PublicKey(MontgomeryPoint::mul_base_clamped(**self.0).0))
+        self.public
     }
 
     /// Its Z85 text, for the file it is kept in.
     pub fn to_z85(&self) -> Zeroizing<String> {
-        Zeroizing::new(z85::encode(self.0.as_slice()))
+        Zeroizing::new(z85::encode(self.secret.as_slice()))
     }
 }
 

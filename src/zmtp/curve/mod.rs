@@ -103,7 +103,7 @@ const KEY_SIZE: usize = 32;
 const COOKIE_SIZE: usize = 96;
 
 /// A cookie is worth nothing after this (RFC 26 §5.3).
-const COOKIE_LIFE: Duration = Duration::from_secs(60);
+pub(super) const COOKIE_LIFE: Duration = Duration::from_secs(60);
 
 const NONCE_HELLO: &[u8; 16] = b"CurveZMQHELLO---";
 const NONCE_WELCOME: &[u8; 8] = b"WELCOME-";
@@ -154,8 +154,8 @@ fn random_array<const N: usize>() -> Result<[u8; N], Error> {
 /// Calculates with secrets, and wipes what that has left of them on the stack: values that are
 /// moved or passed leave copies behind which nobody drops.
 fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
-    /// More than the curve and the cipher use, which is some 8 KiB without optimisation.
-    const SIZE: usize = 32 << 10;
+    /// 32 KiB: more than the curve and the cipher use, which is some 8 KiB without optimisation.
+    const WORDS: usize = 4 << 10;
 
     #[inline(never)]
     fn below<T>(calculate: impl FnOnce() -> T) -> T {
@@ -163,7 +163,7 @@ fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
     }
     #[inline(never)]
     fn wipe() {
-        let mut same_place = [0u8; SIZE];
+        let mut same_place = [0u64; WORDS];
         same_place.zeroize();
         std::hint::black_box(&same_place);
     }
@@ -227,7 +227,7 @@ fn open_in_place<'a>(
 /// The secret is clamped, not reduced, so that a point of low order hidden in a public key
 /// tells nothing about it. A public key that is such a point alone would make the secret known
 /// to everybody and is refused (RFC 7748 §6.1).
-fn shared(public: &PublicKey, secret: &SecretKey) -> Result<XSalsa20Poly1305, Error> {
+fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<XSalsa20Poly1305>, Error> {
     let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
     let shared = Zeroizing::new(point.0);
     point.zeroize();
@@ -235,7 +235,7 @@ fn shared(public: &PublicKey, secret: &SecretKey) -> Result<XSalsa20Poly1305, Er
         return Err(bad("public key of low order"));
     }
     let mut key = salsa20::hsalsa::<U10>((&*shared).into(), (&[0; 16]).into());
-    let cipher = XSalsa20Poly1305::new(&key);
+    let cipher = Box::new(XSalsa20Poly1305::new(&key));
     key.as_mut_slice().zeroize();
     Ok(cipher)
 }

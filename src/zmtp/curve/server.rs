@@ -10,7 +10,7 @@ use super::{
     COOKIE_LIFE, COOKIE_SIZE, CurveServer, KEY_SIZE, LONG_NONCE_SIZE, NONCE_COOKIE, NONCE_HELLO,
     NONCE_INITIATE, NONCE_MESSAGE_CLIENT, NONCE_MESSAGE_SERVER, NONCE_READY, NONCE_VOUCH,
     NONCE_WELCOME, PublicKey, Sealed, SecretKey, Step, TAG_SIZE, append_box, bad, long_nonce,
-    open_in_place, random_array, shared, short_nonce, wiping_stack,
+    open_in_place, random, random_array, shared, short_nonce, wiping_stack,
 };
 use crate::zmtp::Error;
 use crate::zmtp::cursor::Cursor;
@@ -28,7 +28,8 @@ const INITIATE_SIZE_MIN: usize = 257;
 pub(in crate::zmtp) enum Server {
     New,
     Welcomed {
-        cookie_key: Zeroizing<[u8; KEY_SIZE]>,
+        /// Boxed, so that it is wiped where it stood when it is done with.
+        cookie_key: Box<Zeroizing<[u8; KEY_SIZE]>>,
         hello_nonce: u64,
         since: Instant,
     },
@@ -85,7 +86,7 @@ fn hello(
     body: &[u8],
     config: &CurveServer,
     out: &mut Vec<u8>,
-) -> Result<(Zeroizing<[u8; KEY_SIZE]>, u64), Error> {
+) -> Result<(Box<Zeroizing<[u8; KEY_SIZE]>>, u64), Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != HELLO_SIZE || cursor.take(6) != Some(b"\x05HELLO") {
         return Err(bad("HELLO expected, of 200 octets"));
@@ -108,7 +109,8 @@ fn hello(
     }
 
     let transient = SecretKey::generate()?;
-    let cookie_key = Zeroizing::new(random_array::<KEY_SIZE>()?);
+    let mut cookie_key = Box::new(Zeroizing::new([0; KEY_SIZE]));
+    random(cookie_key.as_mut_slice())?;
     let cookie_random = random_array::<LONG_NONCE_SIZE>()?;
     let mut secrets = Zeroizing::new(Vec::with_capacity(2 * KEY_SIZE));
     secrets.extend_from_slice(client_transient.as_bytes());
@@ -164,7 +166,10 @@ fn initiate(
     .ok_or(bad("INITIATE with a cookie that is not of this connection"))?;
     let mut secrets = Cursor::new(secrets);
     let client_transient = PublicKey::from_bytes(secrets.array().ok_or(cut_short.clone())?);
-    let transient = SecretKey::from_bytes(secrets.array().ok_or(cut_short.clone())?);
+    let transient = secrets
+        .take(KEY_SIZE)
+        .and_then(|octets| octets.first_chunk());
+    let transient = SecretKey::of(transient.ok_or(cut_short.clone())?);
 
     let nonce = cursor.u64().ok_or(cut_short.clone())?;
     if nonce <= hello_nonce {
@@ -182,7 +187,7 @@ fn initiate(
         .ok_or(cut_short)?
         .to_vec();
     let vouched = open_in_place(
-        &shared(&client, &transient)?,
+        &*shared(&client, &transient)?,
         long_nonce(NONCE_VOUCH, &vouch_random),
         &mut vouch,
     )

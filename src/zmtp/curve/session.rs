@@ -30,7 +30,7 @@ pub(in crate::zmtp) struct Inner {
 /// Nonces must stand on the wire in the order in which they were taken, so what has been
 /// sealed leaves in that order and everything else waits behind it.
 pub(in crate::zmtp) struct Sealed {
-    cipher: XSalsa20Poly1305,
+    cipher: Box<XSalsa20Poly1305>,
     send_prefix: &'static [u8; 16],
     send_nonce: u64,
     receive_prefix: &'static [u8; 16],
@@ -57,7 +57,7 @@ impl fmt::Debug for Sealed {
 impl Sealed {
     /// `send_nonce` and `receive_nonce` are the last ones that were used.
     pub(super) fn new(
-        cipher: XSalsa20Poly1305,
+        cipher: Box<XSalsa20Poly1305>,
         send_prefix: &'static [u8; 16],
         send_nonce: u64,
         receive_prefix: &'static [u8; 16],
