@@ -89,6 +89,10 @@ impl Lookup {
     }
 }
 
+/// Tests that look hosts up share this, and the one that takes all places has it alone.
+#[cfg(test)]
+pub(crate) static PLACES: std::sync::RwLock<()> = std::sync::RwLock::new(());
+
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
@@ -110,7 +114,34 @@ mod tests {
     }
 
     #[test]
+    fn there_are_so_many_lookups_at_a_time() {
+        let _alone = PLACES.write();
+        let (release, released) = mpsc::channel::<()>();
+        let released = std::sync::Arc::new(std::sync::Mutex::new(released));
+        let hang = || {
+            let released = released.clone();
+            Lookup::start_with(move || {
+                let _ = released.lock().unwrap().recv();
+                Ok(Vec::new())
+            })
+        };
+        let under_way: Vec<_> = (0..limits::LOOKUPS_MAX).map(|_| hang().unwrap()).collect();
+        let error = hang().unwrap_err().to_string();
+        assert!(error.contains("too many lookups"), "{error}");
+        // Those that nobody waits for any more count until they end.
+        drop(under_way);
+        assert!(hang().is_err());
+        drop(release);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while TAKEN.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "places are not given back");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn the_end_of_a_lookup_is_told_by_readiness() {
+        let _shared = PLACES.read();
         let mut reactor = Reactor::new().unwrap();
         let address: SocketAddr = "192.0.2.1:5".parse().unwrap();
         let (release, released) = mpsc::channel::<()>();
@@ -129,6 +160,7 @@ mod tests {
 
     #[test]
     fn names_addresses_and_failures() {
+        let _shared = PLACES.read();
         let mut reactor = Reactor::new().unwrap();
         let mut look = |text: &str| {
             let mut lookup = Lookup::start(&text.parse().unwrap()).unwrap();
@@ -143,7 +175,9 @@ mod tests {
                 .iter()
                 .all(|at| at.ip().is_loopback() && at.port() == 5)
         );
-        let error = look("tcp://no-such-host.invalid:5").unwrap_err();
+        // Longer than a label may be, so that no server is asked.
+        let endpoint = format!("tcp://{}.invalid:5", "x".repeat(64));
+        let error = look(&endpoint).unwrap_err();
         assert!(error.to_string().contains("cannot resolve"), "{error}");
         let mut panics = Lookup::start_with(|| panic!("a resolver's bug")).unwrap();
         panics.register(reactor.registry(), Token(1)).unwrap();

@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 
 pub use endpoint::{Endpoint, EndpointError};
 pub use lookup::Lookup;
+#[cfg(test)]
+pub(crate) use lookup::PLACES;
 #[cfg(feature = "process")]
 pub use signals::{Requests, Signals};
 pub use stopper::Stopper;

@@ -647,9 +647,16 @@ impl Control {
 
 const ANOTHERS: &str = "the worker's id belongs to another user";
 
-/// Whether both are known and not the same.
+/// Whether both users are known and not the same. They are lines of the list of keys, in which
+/// a key may get another name, and a name another key.
 fn are_different(one: Option<&str>, other: Option<&str>) -> bool {
-    one.zip(other).is_some_and(|(one, other)| one != other)
+    let Some((one, other)) = one.zip(other) else {
+        return false;
+    };
+    match one.split_once(' ').zip(other.split_once(' ')) {
+        Some(((key, name), (other_key, other_name))) => key != other_key && name != other_name,
+        None => one != other,
+    }
 }
 
 /// Remembers an environment; the set is bounded by starting over, which costs a message that

@@ -378,16 +378,16 @@ impl Socket {
         }
     }
 
-    /// Who an established peer has proved to be: a listed CURVE key as text (its name in the list
-    /// may change), or the user of PLAIN. None where anybody may come.
+    /// Who an established peer has proved to be: a CURVE key and its name as a line of the list
+    /// of keys, or the user of PLAIN. None where anybody may come.
     pub fn user(&self, id: PeerId) -> Option<String> {
         if !self.options.security.proves_users() {
             return None;
         }
         let info = self.peer_info(id)?;
         #[cfg(feature = "curve")]
-        if let Some(key) = &info.public_key {
-            return Some(key.to_string());
+        if let (Some(key), Some(name)) = (&info.public_key, &info.user_id) {
+            return Some(format!("{key} {name}"));
         }
         info.user_id.clone()
     }

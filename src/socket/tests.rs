@@ -329,9 +329,10 @@ fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
 #[test]
 fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
     use super::peers::Link;
-    use crate::reactor::{Lookup, Reactor};
+    use crate::reactor::{Lookup, PLACES, Reactor};
     use std::sync::mpsc;
 
+    let _shared = PLACES.read();
     let mut server = Router::new(Options::new()).unwrap();
     let bound = server.bind("tcp://127.0.0.1:*").unwrap();
     let address = bound.addresses().unwrap();
@@ -383,4 +384,188 @@ fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
         reply
     });
     assert!(failures >= 3);
+}
+
+/// A bound ROUTER of a test's reactor, turned by hand.
+struct Turned {
+    reactor: crate::reactor::Reactor,
+    socket: Socket,
+    bound: Endpoint,
+}
+
+impl Turned {
+    fn new(options: Options) -> Self {
+        let reactor = crate::reactor::Reactor::new().unwrap();
+        let mut socket = Socket::new(SocketType::Router, options, reactor.registry(), 1).unwrap();
+        let bound = socket.bind(&"tcp://127.0.0.1:*".parse().unwrap()).unwrap();
+        Turned {
+            reactor,
+            socket,
+            bound,
+        }
+    }
+
+    /// One turn; whose message there is.
+    fn turn(&mut self) -> Option<PeerId> {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        self.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in self.reactor.events() {
+            self.socket.handle_ready(event, now);
+        }
+        self.socket.handle_timeout(now);
+        let message = self.socket.receive(now);
+        self.socket.flush();
+        self.socket.check();
+        message
+    }
+
+    /// An established DEALER that speaks octets.
+    fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
+        use std::io::Write;
+        let address = self.bound.addresses().unwrap()[0];
+        let mut raw = std::net::TcpStream::connect(address).unwrap();
+        let mut octets = crate::zmtp::Greeting::encode("NULL").to_vec();
+        let mut body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity".to_vec();
+        body.extend((identity.len() as u32).to_be_bytes());
+        body.extend(identity);
+        octets.extend([4, body.len() as u8]);
+        octets.extend(body);
+        raw.write_all(&octets).unwrap();
+        until(|| {
+            self.turn();
+            self.socket.route(identity)
+        });
+        raw
+    }
+}
+
+#[test]
+fn a_ttl_is_noted_however_the_reads_fall() {
+    use std::io::Write;
+    // With a mark of 1 every read ends with a frame, and so is as long as there was room.
+    for rcvhwm in [0, 1, 2] {
+        let mut router = Turned::new(Options::new().rcvhwm(rcvhwm));
+        let mut raw = router.raw(b"x");
+        raw.write_all(b"\x04\x07\x04PING\0\x01").unwrap();
+        let peer = router.socket.route(b"x").unwrap();
+        until(|| {
+            // `check` sees a deadline that no timer stands for.
+            router.turn();
+            router.socket.identity(peer).is_none().then_some(())
+        });
+        let event = std::iter::from_fn(|| router.socket.poll_event()).last();
+        assert!(
+            format!("{event:?}").contains("HeartbeatTimeout"),
+            "{event:?}"
+        );
+    }
+}
+
+#[test]
+fn who_takes_nothing_keeps_nobody_else_from_a_little() {
+    let total = 1 << 20;
+    let mut router = Turned::new(Options::new().sndhwm_total_octets(total).sndbuf(4096));
+    let _stalled = router.raw(b"stalled");
+    let good = router.raw(b"good");
+    let filler = vec![7; 60_000];
+    let stalled = router.socket.route(b"stalled").unwrap();
+    until(|| {
+        router.turn();
+        (router.socket.send_to(stalled, &[&filler]) == Err(SendError::Full)).then_some(())
+    });
+    assert!(router.socket.pending_octets() > total / 2);
+    let to_good = router.socket.route(b"good").unwrap();
+    assert_eq!(router.socket.send_to(to_good, &[b"a little"]), Ok(()));
+    let much = vec![7; total as usize];
+    assert_eq!(
+        router.socket.send_to(to_good, &[&much]),
+        Err(SendError::Full)
+    );
+    router.socket.flush();
+    let mut got = vec![0; 4096];
+    until(|| {
+        use std::io::Read;
+        router.turn();
+        let count = (&good).read(&mut got).unwrap();
+        got[..count].ends_with(b"a little").then_some(())
+    });
+}
+
+#[test]
+fn pauses_grow_spread_and_never_vanish() {
+    let mut socket = Turned::new(
+        Options::new()
+            .reconnect_ivl(Duration::from_millis(100))
+            .reconnect_ivl_max(Duration::from_millis(1600)),
+    )
+    .socket;
+    for (failures, want) in [
+        (0, 100),
+        (1, 200),
+        (2, 400),
+        (4, 1600),
+        (5, 1600),
+        (u32::MAX, 1600),
+    ] {
+        let pause = socket.backoff(failures);
+        assert_eq!(pause, Duration::from_millis(want));
+        let spread: Vec<Duration> = (0..200).map(|_| socket.jitter(pause)).collect();
+        let (least, most) = (spread.iter().min().unwrap(), spread.iter().max().unwrap());
+        assert!(*least >= pause * 3 / 4 && *least < pause * 9 / 10);
+        assert!(*most <= pause * 5 / 4 && *most > pause * 11 / 10);
+    }
+    // A pause of zero is none that a loop could not live with.
+    let options = options(b"d").reconnect_ivl(Duration::ZERO);
+    let mut dealer = Dealer::new(options).unwrap();
+    dealer.connect("ipc:///nowhere/at/all").unwrap();
+    let began = Instant::now();
+    until(|| {
+        dealer.flush().unwrap();
+        (dealer.counters().retries >= 20).then_some(())
+    });
+    assert!(began.elapsed() >= Duration::from_millis(19));
+}
+
+#[test]
+fn an_identity_that_the_owner_gave_stays_with_its_peer() {
+    let now = Instant::now();
+    let mut router = Turned::new(Options::new().router_handover(true));
+    let nowhere = "ipc:///nowhere/at/all".parse().unwrap();
+    let chosen = router.socket.connect_as(&nowhere, b"same", now).unwrap();
+    router.socket.send_to(chosen, &[b"for the chosen"]).unwrap();
+    let mut dealer = Dealer::new(options(b"same").no_reconnect()).unwrap();
+    dealer.connect(&router.bound.to_string()).unwrap();
+    until(|| {
+        router.turn();
+        dealer.flush().unwrap();
+        (router.socket.counters().handshake_failed == 1).then_some(())
+    });
+    assert_eq!(router.socket.route(b"same"), Some(chosen));
+    assert!(router.socket.pending_octets() > 0);
+}
+
+#[test]
+fn a_refusal_is_not_followed_by_an_immediate_retry() {
+    // libzmq's default for the longest pause is zero.
+    let server = Options::new().plain_server(PlainServer::new([("user", "pass")]));
+    let mut router = Router::new(server).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let client = PlainClient::new("user", "wrong").unwrap();
+    let options = options(b"d")
+        .plain_client(client)
+        .reconnect_ivl(Duration::from_millis(1))
+        .reconnect_ivl_max(Duration::ZERO);
+    let mut dealer = Dealer::new(options).unwrap();
+    dealer.connect(&bound).unwrap();
+    let pause = until(|| {
+        dealer.flush().unwrap();
+        router.receive(Some(Duration::ZERO)).unwrap();
+        std::iter::from_fn(|| dealer.poll_event()).find_map(|event| match event {
+            Event::RetryIn { pause, .. } => Some(pause),
+            _ => None,
+        })
+    });
+    assert!(pause >= Duration::from_secs(3), "{pause:?}");
 }

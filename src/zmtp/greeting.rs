@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn wrong_octets_are_refused_as_soon_as_they_are_seen() {
-        let cases: [(&[u8], Option<Error>); 7] = [
+        let cases: [(&[u8], Option<Error>); 9] = [
             (&[], None),
             (&[0xFF], None),
             (b"G", Some(Error::NotZmtp { first: b'G' })),
@@ -132,6 +132,12 @@ mod tests {
                 Some(Error::OldVersion { major: 2 }),
             ),
             (&[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x7F, 4], None),
+            // Only the low bit of octet 9 counts.
+            (&[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x01, 3], None),
+            (
+                &[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0xFE],
+                Some(Error::OldVersion { major: 1 }),
+            ),
         ];
         for (octets, want) in cases {
             assert_eq!(Greeting::check_prefix(octets).err(), want, "{octets:?}");

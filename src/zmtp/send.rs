@@ -319,4 +319,17 @@ mod tests {
         assert_eq!(octets(&queue), want);
         assert_eq!(queue.message_count(), 2);
     }
+
+    #[test]
+    fn a_large_message_leaves_no_large_memory() {
+        let mut queue = SendQueue::new();
+        queue.push(&[&vec![1; 10 << 20]]);
+        queue.advance(queue.octets());
+        assert!(queue.is_empty() && queue.segments.is_empty());
+        assert!(queue.tail.capacity() <= SEND_CHUNK_SIZE_MAX);
+        queue.push(&[b"small"]);
+        queue.advance(queue.octets());
+        queue.release_idle();
+        assert_eq!(queue.tail.capacity(), 0);
+    }
 }

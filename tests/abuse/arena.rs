@@ -12,8 +12,8 @@ use crate::support::*;
 /// Memory and descriptors are counted by process, so the attacks come one at a time.
 pub(crate) static ALONE: Mutex<()> = Mutex::new(());
 
-/// Longest round trip of the good peer. Generous for busy machines; a peer that has to wait
-/// for an attacker's deadline, or for the end of a flood, is far beyond it.
+/// Longest round trip of the good peer. Generous for busy machines; attackers' deadlines are at
+/// least twice as long, so that a peer which has to wait for one is beyond it.
 const ROUND_TRIP_MAX: Duration = Duration::from_secs(2);
 
 /// What the server's thread has said last.

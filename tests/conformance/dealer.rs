@@ -70,6 +70,45 @@ pub(crate) fn spec_dealer(net: &Net) {
     }
 }
 
+pub(crate) fn full_peer(net: &Net) {
+    // One of two takes nothing; the other gets all.
+    let options = Options::new().sndhwm(2).sndbuf(16 << 10);
+    let mut dealer = Dealer::new(options).unwrap();
+    let bound = dealer.bind(&net.endpoint()).unwrap().to_string();
+    let connect = || {
+        let mut raw = net.raw(&bound);
+        raw.receive_buffer(16 << 10);
+        raw.shake_hands("ROUTER", b"");
+        raw
+    };
+    let (_stalled, mut good) = (connect(), connect());
+    until("both are there", || {
+        dealer.drive();
+        (dealer.counters().established == 2).then_some(())
+    });
+    let body = vec![8; 50_000];
+    let messages = 100;
+    for _ in 0..messages {
+        until("one of them takes it", || {
+            good.poll();
+            dealer.drive();
+            dealer.send(&[&body]).ok()
+        });
+    }
+    let mut got = 0;
+    until("the good one has all but a few", || {
+        good.poll();
+        dealer.drive();
+        got = good
+            .frames()
+            .iter()
+            .filter(|(_, frame)| *frame == body)
+            .count();
+        (got >= messages - 20).then_some(())
+    });
+    assert!(got < messages, "the other one has its share");
+}
+
 pub(crate) fn immediate(net: &Net) {
     for immediate in [true, false] {
         let mut dealer = Dealer::new(Options::new().immediate(immediate)).unwrap();

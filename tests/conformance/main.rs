@@ -40,6 +40,7 @@ macro_rules! behaviours {
 // Names without a project are those of libzmq's tests.
 behaviours! {
     dealer::spec_dealer, "five sends reach five peers once each; all five are heard in turn; nobody: NoPeer";
+    dealer::full_peer, "a peer that takes nothing is passed over, others flow";
     dealer::immediate, "only established connections are dealt to, or those under way as well";
     dealer::msg_flags, "frames keep their boundaries, empty ones too, and only the last ends a message";
     dealer::order_before_the_end, "what was sent before a connection ends is still received";
@@ -57,6 +58,7 @@ behaviours! {
 
     queues::hwm, "1, 1000 and unbounded messages wait for a peer; a written message frees its place";
     queues::hwm_of_both_sides, "1 + 1 and 1000 + 1000 messages are under way; one that is received makes room for one";
+    queues::gone_with_its_connection, "what was queued for an accepted peer is not for whoever comes under its name";
     queues::sockopt_hwm, "lowering the mark under a full queue loses nothing";
     queues::backpressure, "a receiver that stalls stops the sender, and loses nothing";
 
@@ -79,6 +81,9 @@ behaviours! {
 
     raw::stream, "the octets of a DEALER, one by one";
     raw::stream_timeout, "silent peers are dropped, accepted or connected to";
+    raw::trickled_handshake, "octets that trickle do not put the end of a handshake off";
+    raw::socket_types, "types that talk to each other do, others and bad identities get ERROR";
+    raw::old_versions, "ZMTP 1 and 2 are refused with a reason, versions to come are not";
     raw::stream_exceeds_buffer, "8193 octets in pieces of any size are one message";
     raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 octets at most";
     raw::heartbeats_of_3_0, "a 3.0 peer is not held to PINGs it does not know";
@@ -105,6 +110,7 @@ behaviours! {
     others::libzmq_4503_duplicate_identity, "libzmq #4503, #2010: a refused duplicate is told, the owner stays reachable";
     others::libzmq_3238_handover_descriptors, "libzmq #3238, #4407: ten thousand handovers leak no descriptor";
     others::libzmq_4665_dead_at_hwm, "libzmq PR 4665: a peer that dies at its mark becomes unroutable";
+    others::libzmq_4665_blocked_send, "libzmq PR 4665: a send that may wait for ever ends when its peer is silent";
     others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the identity anew";
     others::libzmq_2709_big_transfer, "libzmq #2709: a large message over a slow link does not look like silence";
     others::cve_2020_15166, "silent connections keep nobody out";

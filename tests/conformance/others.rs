@@ -245,6 +245,35 @@ pub(crate) fn libzmq_4665_dead_at_hwm(net: &Net) {
     );
 }
 
+pub(crate) fn libzmq_4665_blocked_send(net: &Net) {
+    // A send that may wait for ever, to a peer whose own message nobody has received and whose
+    // host is gone: no octet comes any more, and no end of the stream.
+    let options = Options::new()
+        .heartbeat_ivl(Duration::from_millis(20))
+        .heartbeat_timeout(Duration::from_millis(200))
+        .sndhwm(2)
+        .sndbuf(16 << 10);
+    let (mut server, bound) = router(net, options);
+    let mut raw = established(net, &mut server, &bound, b"gone");
+    raw.receive_buffer(16 << 10);
+    raw.write(&frame(0, b"its last words"));
+    for_a_while(Duration::from_millis(20), || server.drive());
+    let body = vec![5; 1 << 20];
+    until("the send ends", || {
+        match server.send_timeout(b"gone", &[&body], None).unwrap() {
+            Ok(()) => None,
+            Err(error) => {
+                assert_eq!(error, SendError::Unroutable);
+                Some(())
+            }
+        }
+    });
+    until("they are heard", || {
+        assert_eq!(take(&mut server)?.1, [b"its last words"]);
+        Some(())
+    });
+}
+
 pub(crate) fn libzmq_1575_new_identity(net: &Net) {
     let endpoint = net.unbound();
     let mut client = Router::new(quick("client")).unwrap();
@@ -295,14 +324,14 @@ pub(crate) fn libzmq_2709_big_transfer(net: &Net) {
         net,
         Options::new()
             .heartbeat_ivl(Duration::from_millis(10))
-            .heartbeat_timeout(Duration::from_secs(1)),
+            .heartbeat_timeout(Duration::from_secs(2)),
     );
     let mut raw = established(net, &mut server, &bound, b"slow");
     // The peer's own buffer is small, as it is at the end of a slow link.
     raw.receive_buffer(64 << 10);
     let body = vec![3; 6 << 20];
     server.send(b"slow", &[&body]).unwrap();
-    // The peer reads 2 MB/s to the end, for several times the timeout, and answers no PING
+    // The peer reads 1 MB/s to the end, for several times the timeout, and answers no PING
     // before it has got to it behind the message. What the kernel takes cannot be overtaken or
     // hurried along; left to itself it takes most of the message at once.
     let began = Instant::now();
@@ -310,14 +339,14 @@ pub(crate) fn libzmq_2709_big_transfer(net: &Net) {
         server.receive(NOW).unwrap();
         server.drive();
         assert_eq!(server.counters().disconnected, 0, "{:?}", server.events());
-        let due = began.elapsed().as_micros() as usize * 2;
+        let due = began.elapsed().as_micros() as usize;
         match due.saturating_sub(raw.got.len()) {
             0 => {}
             octets => _ = raw.read(octets.min(1 << 20)),
         }
         (raw.got.len() > body.len()).then_some(())
     });
-    assert!(began.elapsed() > Duration::from_secs(2));
+    assert!(began.elapsed() > Duration::from_secs(5));
     raw.write(&frame(4, b"\x04PONG"));
     // And a large message that comes slowly is life as well.
     let octets = frame(0, &vec![4; 100_000]);

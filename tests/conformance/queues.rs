@@ -2,6 +2,7 @@
 
 use casparian::socket::{Dealer, Options, Router, SendError};
 
+use crate::raw::established;
 use crate::router::{fill, router};
 use crate::support::*;
 
@@ -67,9 +68,10 @@ pub(crate) fn hwm_of_both_sides(net: &Net) {
         (dealer.counters().established == 1).then_some(())
     });
     let body = vec![6; LARGE];
-    let taken = until("both marks are reached", || {
-        let taken = fill_both(&mut dealer, &mut server, &body);
-        (taken > 0).then_some(taken)
+    let mut taken = 0;
+    until("both marks are reached", || {
+        taken += fill_both(&mut dealer, &mut server, &body);
+        (taken >= 2).then_some(())
     });
     assert_eq!(taken + fill_both(&mut dealer, &mut server, &body), 2);
     for _ in 0..5 {
@@ -105,6 +107,31 @@ pub(crate) fn hwm_of_both_sides(net: &Net) {
             Some(())
         });
     }
+}
+
+pub(crate) fn gone_with_its_connection(net: &Net) {
+    let (mut server, bound) = router(net, small_buffers());
+    let stalled = established(net, &mut server, &bound, b"same");
+    for count in 0..20u8 {
+        server.send(b"same", &[&[count; 100_000]]).unwrap();
+    }
+    server.drive();
+    drop(stalled);
+    until("it is gone", || {
+        assert_eq!(take(&mut server), None);
+        (server.socket().peer_count() == 0).then_some(())
+    });
+    assert_eq!(server.socket().pending_octets(), 0);
+    let mut back = established(net, &mut server, &bound, b"same");
+    server.send(b"same", &[b"fresh"]).unwrap();
+    until("a message comes", || {
+        server.drive();
+        back.poll();
+        let frames = back.frames();
+        let (_, first) = frames.iter().find(|(flags, _)| flags & 4 == 0)?;
+        assert_eq!(first, b"fresh");
+        Some(())
+    });
 }
 
 pub(crate) fn sockopt_hwm(net: &Net) {

@@ -117,6 +117,115 @@ pub(crate) fn stream_timeout(net: &Net) {
     });
 }
 
+pub(crate) fn trickled_handshake(net: &Net) {
+    // Octet after octet, a stranger could go on for as long as its command is long.
+    let options = Options::new().handshake_ivl(Duration::from_millis(40));
+    let (mut server, bound) = router(net, options);
+    let mut raw = net.raw(&bound);
+    raw.write(&greeting("NULL"));
+    raw.write(&[6, 0, 0, 0, 0, 0, 0, 0x27, 0]);
+    let mut given = 0;
+    until("it is out of time", || {
+        given += raw.try_write(b"x");
+        server.drive();
+        (server.counters().handshake_timeouts == 1).then_some(())
+    });
+    assert!(given < 0x2700, "{given} octets");
+}
+
+pub(crate) fn socket_types(net: &Net) {
+    // RFC 37 §3.6.1; a mismatch, like a bad identity, is told by ERROR.
+    let types = [
+        "REQ", "REP", "DEALER", "ROUTER", "PUB", "PAIR", "dealer", "",
+    ];
+    let (mut server, at_router) = router(net, Options::new());
+    let mut dealer = Dealer::new(Options::new()).unwrap();
+    let at_dealer = dealer.bind(&net.endpoint()).unwrap().to_string();
+    for (ours, bound) in [("ROUTER", &at_router), ("DEALER", &at_dealer)] {
+        for (count, theirs) in types.iter().enumerate() {
+            for identity in [&b"ok"[..], b"\0bad", &[b'x'; 256]] {
+                let fits = match ours {
+                    "ROUTER" => ["REQ", "DEALER", "ROUTER"].contains(theirs),
+                    _ => ["REP", "DEALER", "ROUTER"].contains(theirs),
+                };
+                let fits = fits && identity == b"ok";
+                let mut raw = net.raw(bound);
+                let name = [identity, &[count as u8]].concat();
+                raw.shake_hands(theirs, &name);
+                until("it is let in or told why not", || {
+                    server.drive();
+                    dealer.drive();
+                    raw.poll();
+                    match fits {
+                        true => {
+                            let established = match ours {
+                                "ROUTER" => server.socket().route(&name).is_some(),
+                                _ => dealer.send(&[b"hello"]).is_ok(),
+                            };
+                            (established && !raw.ended).then_some(())
+                        }
+                        false => raw.ended.then_some(()),
+                    }
+                });
+                let (flags, body) = raw.frames().pop().unwrap();
+                if !fits {
+                    assert_eq!((flags, &body[..6]), (4, &b"\x05ERROR"[..]), "{theirs}");
+                    assert_eq!(usize::from(body[6]), body.len() - 7);
+                }
+                raw.ended = true;
+                drop(raw);
+                until("it is gone", || {
+                    server.receive(NOW).unwrap();
+                    dealer.receive(NOW).unwrap();
+                    let peers = server.socket().peer_count() + dealer.socket().peer_count();
+                    (peers == 0).then_some(())
+                });
+            }
+        }
+    }
+}
+
+pub(crate) fn old_versions(net: &Net) {
+    for (octets, want) in [
+        (&b"\x01\0"[..], "not a ZMTP greeting"),
+        (b"\x05\0abcd", "not a ZMTP greeting"),
+        (b"\xff\0\0\0\0\0\0\0\x05\0", "peer speaks ZMTP 1.0"),
+        (b"\xff\0\0\0\0\0\0\0\x01\x7f\0", "peer speaks ZMTP 1.0"),
+        (
+            b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0",
+            "peer speaks ZMTP 2.0",
+        ),
+        (b"GET / HTTP/1.1\r\n", "not a ZMTP greeting"),
+    ] {
+        let (mut server, bound) = router(net, Options::new());
+        let mut raw = net.raw(&bound);
+        raw.write(octets);
+        let mut events = Vec::new();
+        until("it is closed", || {
+            server.drive();
+            events.extend(server.events());
+            raw.poll();
+            raw.ended.then_some(())
+        });
+        // This is what the log line says.
+        let reason = handshake_failure(&events).unwrap().to_string();
+        assert!(reason.contains(want), "{octets:?}: {reason}");
+    }
+    // Higher versions and whatever stands in the padding are those of a peer to come.
+    let (mut server, bound) = router(net, Options::new());
+    let mut octets = greeting("NULL");
+    octets[1..9].copy_from_slice(b"whatever");
+    (octets[9], octets[10], octets[11]) = (0x01, 4, 7);
+    (octets[32], octets[63]) = (1, 9);
+    let mut raw = net.raw(&bound);
+    raw.write(&octets);
+    raw.write(&ready(&[("Socket-Type", b"DEALER"), ("Identity", b"new")]));
+    until("it is let in", || {
+        server.drive();
+        server.socket().route(b"new").map(drop)
+    });
+}
+
 pub(crate) fn stream_exceeds_buffer(net: &Net) {
     for step in [1, 7, 512, 8192, usize::MAX] {
         let (mut server, bound) = router(net, Options::new());

@@ -355,6 +355,7 @@ pub(crate) fn connect_rid(net: &Net) {
 
 pub(crate) fn issue_566(net: &Net) {
     let (mut router, bound) = router(net, Options::new());
+    let mut late = 0;
     for _ in 0..30 {
         let began = Instant::now();
         let mut dealer = dealer("same", &bound);
@@ -366,13 +367,15 @@ pub(crate) fn issue_566(net: &Net) {
             hear(&mut dealer)
         });
         // libzmq's test sleeps for so long before it sends.
-        assert!(began.elapsed() < Duration::from_secs(1));
+        late += u32::from(began.elapsed() >= Duration::from_secs(1));
         drop(dealer);
         until("it is gone", || {
             router.receive(Some(Duration::from_millis(1))).unwrap();
             (router.socket().peer_count() == 0).then_some(())
         });
     }
+    // A busy machine may stand still for a moment.
+    assert!(late <= 2, "{late} of 30 late");
 }
 
 pub(crate) fn peer_disconnect(net: &Net) {

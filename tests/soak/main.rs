@@ -55,7 +55,7 @@ fn setting(name: &str, default: u64) -> u64 {
     }
 }
 
-fn soak(name: &str, net: &Net, server: &Options, peer: &Options) {
+fn soak(name: &str, net: &Net, server: &Options, peer: &Options, mechanism: &str) {
     let shared = Arc::new(Shared {
         received: AtomicU64::new(0),
         messages: setting("CASPARIAN_SOAK_MESSAGES", 60_000),
@@ -75,7 +75,7 @@ fn soak(name: &str, net: &Net, server: &Options, peer: &Options) {
                 scope.spawn(move || peer::run(numbers, bound, peer, shared))
             })
             .collect();
-        let strangers = scope.spawn(|| strangers::run(net, &bound, &shared));
+        let strangers = scope.spawn(|| strangers::run(net, &bound, mechanism, &shared));
         let peers: Vec<_> = peers
             .into_iter()
             .map(|thread| thread.join().unwrap())
@@ -88,7 +88,8 @@ fn soak(name: &str, net: &Net, server: &Options, peer: &Options) {
         "{name}: seed {}, {:.1} s, {} messages received, {} answers received; {} peers came, {} left with \
          everything acknowledged, {} went in the middle; connections: {} accepted, {} established, {} ended, \
          {} kicked, {} handed over, {} reconnects by peers; {} restarts of the server; {} strangers; \
-         memory {} KiB after a quarter, {} KiB at the end; server CPU {:.1} s, {} ms in an idle half second",
+         memory {} KiB after a quarter, {} KiB at the end; server CPU {:.1} s, {} ms for the first quarter of \
+         the messages, {} ms for the last, {} ms in an idle half second",
         shared.seed,
         began.elapsed().as_secs_f64(),
         seen.received,
@@ -107,6 +108,8 @@ fn soak(name: &str, net: &Net, server: &Options, peer: &Options) {
         seen.memory_early >> 10,
         seen.memory_late >> 10,
         seen.cpu.as_secs_f64(),
+        seen.cpu_early.as_millis(),
+        seen.cpu_late.as_millis(),
         seen.idle_cpu.as_millis(),
     );
     assert!(seen.received >= shared.messages);
@@ -116,10 +119,17 @@ fn soak(name: &str, net: &Net, server: &Options, peer: &Options) {
     );
     assert!(seen.restarts > 0 && seen.kicked > 0 && strangers > 0);
     assert!(
-        seen.memory_late < seen.memory_early + (24 << 20),
+        seen.memory_late < seen.memory_early + (16 << 20),
         "memory grows: {} → {}",
         seen.memory_early,
         seen.memory_late
+    );
+    let slack = std::time::Duration::from_millis(200);
+    assert!(
+        seen.cpu_late < 3 * seen.cpu_early + slack,
+        "CPU time grows: {:?} → {:?}",
+        seen.cpu_early,
+        seen.cpu_late
     );
     assert!(
         seen.idle_cpu.as_millis() < 100,
@@ -150,6 +160,7 @@ fn peers_come_go_stall_and_misbehave() {
         &Net::new(Transport::Tcp),
         &server(),
         &peer(),
+        "NULL",
     );
     let key = |octet| SecretKey::from_bytes([octet; 32]);
     soak(
@@ -157,5 +168,6 @@ fn peers_come_go_stall_and_misbehave() {
         &Net::new(Transport::Ipc),
         &server().curve_server(key(1), Clients::Any),
         &peer().curve_client(key(2), key(1).public()),
+        "CURVE",
     );
 }

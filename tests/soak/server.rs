@@ -21,6 +21,9 @@ pub(crate) struct Seen {
     pub(crate) restarts: u64,
     pub(crate) memory_early: u64,
     pub(crate) memory_late: u64,
+    /// CPU time of the first quarter of the messages, and of the last.
+    pub(crate) cpu_early: Duration,
+    pub(crate) cpu_late: Duration,
     pub(crate) cpu: Duration,
     pub(crate) idle_cpu: Duration,
 }
@@ -65,8 +68,21 @@ impl<'a> Server<'a> {
             let before = self.seen.received;
             self.check(&mut router, &from, &frames);
             let received = self.seen.received;
-            if received == self.shared.messages / 4 {
-                self.seen.memory_early = rss();
+            // Both under load: of the first quarter, and of the last.
+            let quarter = self.shared.messages / 4;
+            if received > before {
+                match received {
+                    _ if received == quarter => {
+                        self.seen.memory_early = rss();
+                        self.seen.cpu_early = cpu.used();
+                    }
+                    _ if received == 3 * quarter => self.seen.cpu_late = cpu.used(),
+                    _ if received == 4 * quarter => {
+                        self.seen.memory_late = rss();
+                        self.seen.cpu_late = cpu.used() - self.seen.cpu_late;
+                    }
+                    _ => {}
+                }
             }
             let counted = received > before;
             if counted && received.is_multiple_of(restart_every) && !self.shared.is_done() {
@@ -78,8 +94,6 @@ impl<'a> Server<'a> {
                 self.seen.restarts += 1;
             }
         }
-        let seen = &mut self.seen;
-        seen.memory_late = rss();
         until("everybody is gone", || {
             router.receive(Some(Duration::from_millis(1))).unwrap();
             (router.socket().peer_count() == 0).then_some(())

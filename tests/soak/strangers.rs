@@ -7,7 +7,7 @@ use crate::support::*;
 use crate::{PEERS, Random, Shared};
 
 /// Makes trouble until all is over; how often.
-pub(crate) fn run(net: &Net, bound: &str, shared: &Shared) -> u64 {
+pub(crate) fn run(net: &Net, bound: &str, mechanism: &str, shared: &Shared) -> u64 {
     let mut random = Random::new(shared.seed, u64::MAX / 2);
     let mut count = 0;
     let mut held: Vec<Raw> = Vec::new();
@@ -23,8 +23,22 @@ pub(crate) fn run(net: &Net, bound: &str, shared: &Shared) -> u64 {
             .collect();
         match random.below(8) {
             0 => drop(raw.try_write(&noise)),
-            1 => drop(raw.try_write(&greeting("NULL")[..random.below(64) as usize])),
+            1 => drop(raw.try_write(&greeting(mechanism)[..random.below(64) as usize])),
             2 => {}
+            kind if mechanism == "CURVE" && kind < 6 => {
+                // HELLOs that open nothing, of the right size and of others, and what may not
+                // come before them.
+                let mut octets = greeting(mechanism).to_vec();
+                let mut hello = b"\x05HELLO\x01\0".to_vec();
+                hello.resize(80, 0);
+                hello.extend((0..120).map(|_| random.next() as u8));
+                match kind {
+                    3 => octets.extend(frame(4, &hello)),
+                    4 => octets.extend(frame(4, &hello[..random.below(200) as usize])),
+                    _ => octets.extend(frame(0, b"\x07MESSAGE of nobody")),
+                }
+                raw.try_write(&octets);
+            }
             kind => {
                 // As somebody new, or as somebody who is there.
                 let name = match random.below(2) {

@@ -279,10 +279,10 @@ fn nobody_speaks_for_the_worker_of_another_user() {
         })
     };
     let mut control = control();
-    control.remember_claimant("w-0".into(), "ann".into(), now + LEASE);
+    control.remember_claimant("w-0".into(), "key-1 ann".into(), now + LEASE);
     let ann = Sender {
         peer: peer(1),
-        ..by("ann", b"w-1")
+        ..by("key-1 ann", b"w-1")
     };
     assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
     control.handle_claimed(b"w-1", vec![assignment(5, 1, "")]);
@@ -302,21 +302,28 @@ fn nobody_speaks_for_the_worker_of_another_user() {
             (b"w-0", conclude(None)),
             (b"w-0", heartbeat(Some(5), None)),
         ] {
-            let said = control.handle_message(&by("bob", identity), 5, payload, now);
+            let said = control.handle_message(&by("key-2 bob", identity), 5, payload, now);
             assert_eq!(said, Some(ANOTHERS), "{}", printable(identity));
         }
         assert!(control.take_changes().is_empty());
     }
     assert_eq!(control.held_count(), 1);
-    // Its own user comes back to it; another has it when it is gone for good.
-    let back = control.handle_message(&by("ann", b"w-1"), 5, conclude(Some(1)), now);
+    // Its own user comes back to it, by the key or by the name; another has it when it is gone
+    // for good.
+    for user in ["key-1 anne", "key-3 ann"] {
+        let back = control.handle_message(&by(user, b"w-1"), 0, heartbeat(Some(5), None), now);
+        assert_eq!(back, None);
+    }
+    control.take_changes();
+    control.handle_disconnected(peer(2), b"w-1", now);
+    let back = control.handle_message(&by("key-1 ann", b"w-1"), 5, conclude(Some(1)), now);
     assert_eq!(back, None);
     let later = now + GRACE;
     control.handle_timeout(later);
-    let taken = control.handle_message(&by("bob", b"w-1"), 0, named("w-1"), later);
+    let taken = control.handle_message(&by("key-2 bob", b"w-1"), 0, named("w-1"), later);
     assert_eq!(taken, None);
     let much_later = now + LEASE;
-    let taken = control.handle_message(&by("bob", b"w-0"), 0, named("w-0"), much_later);
+    let taken = control.handle_message(&by("key-2 bob", b"w-0"), 0, named("w-0"), much_later);
     assert_eq!(taken, None);
 }
 
@@ -419,4 +426,35 @@ fn capabilities_and_names_are_bounded() {
     assert_eq!(cut("aé", 2), "a");
     assert_eq!(printable(b"w-1"), "w-1");
     assert_eq!(printable(&[0, 255]), "00ff");
+}
+
+#[test]
+fn ends_of_connections_that_were_not_told_are_found() {
+    let now = Instant::now();
+    let mut control = with_worker(2, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+    control.check_connections(|_| true, now);
+    assert_eq!(control.online_count(), 1);
+    control.check_connections(|_| false, now);
+    assert_eq!((control.online_count(), control.held_count()), (0, 1));
+    control.take_changes();
+    control.handle_timeout(now + GRACE);
+    let released = control.take_changes();
+    let is_release = |change: &Change| matches!(change, Change::Release { .. });
+    assert!(released.iter().any(is_release), "{released:?}");
+}
+
+#[test]
+fn a_worker_that_takes_another_id_leaves_its_old_one() {
+    let now = Instant::now();
+    let mut control = with_worker(1, now);
+    let renamed = Payload::Identify(Identify {
+        worker_id: Some("new".into()),
+        ..Identify::default()
+    });
+    control.handle_message(&from(1, b"w"), 0, renamed, now);
+    let gone = Change::WorkerOffline {
+        worker_id: "w".into(),
+    };
+    assert!(control.take_changes().contains(&gone));
 }

@@ -127,6 +127,23 @@ fn captured_libzmq_conversations_parse_at_every_split() {
     }
 }
 
+#[test]
+fn the_table_of_frames_counts_as_memory_and_goes_with_its_message() {
+    let now = Instant::now();
+    let mut connection = Connection::new(config(SocketType::Router, b""), now);
+    let mut octets = Greeting::encode("NULL").to_vec();
+    ready(&mut octets, "DEALER", b"x");
+    feed(&mut connection, &octets, &[usize::MAX], now);
+    let before = connection.receive_capacity();
+    let frames = [1, 0].repeat(4000);
+    feed(&mut connection, &frames, &[usize::MAX], now);
+    assert!(connection.receive_capacity() >= before + 4000 * size_of::<Span>());
+    let seen = feed(&mut connection, b"\0\0", &[2], now);
+    assert_eq!(seen.messages[0].len(), 4001);
+    connection.release_idle();
+    assert!(connection.receive_capacity() <= SPANS_KEPT_MAX * size_of::<Span>());
+}
+
 /// Octet by octet, and in two pieces cut at every place (some hundred places of long ones).
 pub(super) fn every_split(size: usize) -> impl Iterator<Item = Vec<usize>> {
     let apart = size / 500 + 1;

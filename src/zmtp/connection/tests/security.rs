@@ -129,15 +129,15 @@ fn captured_plain_conversations_parse_at_every_split() {
         ("plain.server", plain("worker", "secret")),
     ] {
         let octets = capture(name);
-        for step in [1, 2, 3, 7, 64, usize::MAX] {
+        for steps in every_split(octets.len()) {
             let seen = feed(
                 &mut Connection::new(config.clone(), now),
                 &octets,
-                &[step],
+                &steps,
                 now,
             );
-            assert_eq!(seen.error, None, "{name} by {step}");
-            assert_eq!(seen.messages.len(), 1, "{name} by {step}");
+            assert_eq!(seen.error, None, "{name} by {steps:?}");
+            assert_eq!(seen.messages.len(), 1, "{name} by {steps:?}");
         }
     }
 }
@@ -554,6 +554,96 @@ mod curve_tests {
             assert!(seen.messages.is_empty());
             assert!(output(&mut b, &mut SendQueue::new()).is_empty(), "no ERROR");
         }
+    }
+
+    #[test]
+    fn commands_of_a_bad_server_are_refused() {
+        let now = Instant::now();
+        let short = |name: &[u8], size: usize| {
+            let mut body = name.to_vec();
+            body.resize(size, 7);
+            command(&body)
+        };
+        for (stage, octets, want) in [
+            (1, short(b"\x07WELCOME", 167), "WELCOME expected, of 168"),
+            (1, short(b"\x07WELCOME", 169), "WELCOME expected, of 168"),
+            (1, short(b"\x07welcome", 168), "WELCOME expected"),
+            (1, short(b"\x05READY", 60), "WELCOME expected"),
+            (2, short(b"\x05READY", 13), "READY cut short"),
+            (2, short(b"\x05READY", 14), "READY does not open"),
+            (2, short(b"\x05READY", 29), "READY does not open"),
+            (2, short(b"\x05ready", 60), "READY expected"),
+            (2, short(b"\x07WELCOME", 168), "READY expected"),
+        ] {
+            let (mut a, _, _) = honest(stage);
+            let seen = feed(&mut a, &octets, &[usize::MAX], now);
+            let error = seen.error.expect(want).to_string();
+            assert!(error.contains(want), "{error}");
+            assert!(seen.peer.is_none());
+            assert!(output(&mut a, &mut SendQueue::new()).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_client_says_nothing_in_the_clear_to_a_server_that_has_sealed() {
+        let now = Instant::now();
+        let mut config = (*server(2, Clients::Any)).clone();
+        // An identity that nobody may have.
+        config.identity = vec![0, 1];
+        let mut a = Connection::new(client(1, 2), now);
+        let mut b = Connection::new(Arc::new(config), now);
+        let [(client_seen, up), (server_seen, _)] = talk(&mut a, &mut b);
+        assert!(matches!(client_seen.error, Some(Error::BadIdentity { .. })));
+        assert_eq!(server_seen.error, None);
+        assert!(!up.windows(5).any(|octets| octets == b"ERROR"));
+    }
+
+    #[test]
+    fn commands_have_their_own_limit_inside_boxes_too() {
+        let now = Instant::now();
+        let mut limited = (*server(2, Clients::Any)).clone();
+        limited.limits.frame_size_max = 5;
+        limited.limits.message_size_max = 5;
+        let mut config = (*client(1, 2)).clone();
+        config.heartbeat = Some(Heartbeat {
+            interval: Duration::from_secs(1),
+            timeout: Duration::from_secs(9),
+            ttl: Duration::ZERO,
+        });
+        let mut a = Connection::new(Arc::new(config), now);
+        let mut b = Connection::new(Arc::new(limited), now);
+        talk(&mut a, &mut b);
+        a.handle_timeout(now + Duration::from_secs(1), false)
+            .unwrap();
+        let mut queue = SendQueue::new();
+        queue.push(&[b"five!"]);
+        let seen = feed(&mut b, &output(&mut a, &mut queue), &[1], now);
+        assert_eq!(seen.error, None);
+        assert_eq!(seen.messages, [vec![b"five!".to_vec()]]);
+        queue.push(&[b"sixsix"]);
+        let seen = feed(&mut b, &output(&mut a, &mut queue), &[1], now);
+        assert!(matches!(seen.error, Some(Error::FrameTooLarge { .. })));
+    }
+
+    #[test]
+    fn a_cookie_and_its_key_live_for_60_s() {
+        let now = Instant::now();
+        let mut patient = (*server(2, Clients::Any)).clone();
+        patient.handshake_timeout = Duration::from_secs(3600);
+        let mut a = Connection::new(client(1, 2), now);
+        let mut b = Connection::new(Arc::new(patient), now);
+        assert_eq!(b.poll_timeout(), Some(now + Duration::from_secs(3600)));
+        let welcomed = now + Duration::from_secs(9);
+        for _ in 0..2 {
+            let up = output(&mut a, &mut SendQueue::new());
+            feed(&mut b, &up, &[usize::MAX], welcomed);
+            let down = output(&mut b, &mut SendQueue::new());
+            feed(&mut a, &down, &[usize::MAX], welcomed);
+        }
+        // INITIATE does not come.
+        let end = welcomed + Duration::from_secs(60);
+        assert_eq!(b.poll_timeout(), Some(end));
+        assert_eq!(b.handle_timeout(end, false), Err(Error::HandshakeTimeout));
     }
 
     #[test]
