@@ -202,12 +202,26 @@ pub fn run(data: &[u8]) {
                         _ => false,
                     };
                     let cannot_be = is_receipt && i64::try_from(job_id).is_err();
+                    // Some connections are of one user, some of another, some of nobody known.
+                    let user = [
+                        Some("key-1 ann"),
+                        Some("key-1 ann"),
+                        Some("key-2 bob"),
+                        None,
+                    ][peer.to_u64() as usize % 4];
                     let from = Sender {
                         peer,
                         identity: WORKERS[who],
-                        user: None,
+                        user,
                     };
                     let reason = sentinel.control.handle_message(&from, job_id, payload, now);
+                    if reason.is_some_and(|reason| reason.contains("another user")) {
+                        assert!(
+                            user.is_some(),
+                            "nobody is refused who has not proved who they are"
+                        );
+                        continue;
+                    }
                     assert_eq!(reason.is_some(), is_ours || cannot_be, "{reason:?}");
                 }
                 6 => sentinel

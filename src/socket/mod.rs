@@ -8,9 +8,10 @@
 //! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
 //!   and the worker do.
 //!
-//! No thread is started but to look a host name up, and nothing is locked. Messages are borrowed from the receive buffer of
-//! the peer they came from and are valid until the next receive; sends are encoded at once into
-//! the peer's queue and leave on [`Socket::flush`] (or when much has gathered).
+//! No thread is started but to look a host name up, and nothing is locked. Messages are borrowed
+//! from the receive buffer of the peer they came from and are valid until the next receive; sends
+//! are encoded at once into the peer's queue and leave on [`Socket::flush`] (or when much has
+//! gathered).
 //!
 //! Invariants:
 //! - A peer is invisible to routing until its handshake is done.

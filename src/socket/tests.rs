@@ -519,8 +519,8 @@ fn pauses_grow_spread_and_never_vanish() {
     // A pause of zero is none that a loop could not live with.
     let options = options(b"d").reconnect_ivl(Duration::ZERO);
     let mut dealer = Dealer::new(options).unwrap();
-    dealer.connect("ipc:///nowhere/at/all").unwrap();
     let began = Instant::now();
+    dealer.connect("ipc:///nowhere/at/all").unwrap();
     until(|| {
         dealer.flush().unwrap();
         (dealer.counters().retries >= 20).then_some(())

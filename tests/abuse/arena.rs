@@ -58,15 +58,20 @@ pub(crate) struct Cost {
 }
 
 impl Arena {
-    /// Without security.
+    /// Over tcp, without security.
     pub(crate) fn new(name: &'static str, server: Options) -> Self {
-        Self::with(name, server, Options::new())
+        Self::with(name, Transport::Tcp, server, Options::new())
     }
 
-    /// The good peer's options come from the caller.
-    pub(crate) fn with(name: &'static str, server: Options, good: Options) -> Self {
+    /// Transport and the good peer's options come from the caller.
+    pub(crate) fn with(
+        name: &'static str,
+        transport: Transport,
+        server: Options,
+        good: Options,
+    ) -> Self {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let net = Net::new(Transport::Tcp);
+        let net = Net::new(transport);
         let mut router = Router::new(server).unwrap();
         let bound = router.bind(&net.endpoint()).unwrap().to_string();
         let seen = Arc::new(Mutex::new(Seen::default()));

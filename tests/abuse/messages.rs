@@ -220,25 +220,31 @@ fn ping_floods() {
 
 #[test]
 fn ten_thousand_handovers() {
-    let mut arena = Arena::new("10,000 handovers", Options::new().router_handover(true));
-    let mut last = attacker(&arena, b"same");
-    for round in 1..=10_000u64 {
-        let next = attacker(&arena, b"same");
-        if round % 100 == 0 {
-            arena.rounds_until("it takes over", |seen| {
-                seen.counters.established == round + 2
-            });
+    for (name, transport) in [
+        ("10,000 handovers, tcp", Transport::Tcp),
+        ("10,000 handovers, ipc", Transport::Ipc),
+    ] {
+        let server = Options::new().router_handover(true);
+        let mut arena = Arena::with(name, transport, server, Options::new());
+        let mut last = attacker(&arena, b"same");
+        for round in 1..=10_000u64 {
+            let next = attacker(&arena, b"same");
+            if round % 100 == 0 {
+                arena.rounds_until("it takes over", |seen| {
+                    seen.counters.established == round + 2
+                });
+            }
+            last = next;
         }
-        last = next;
+        assert_eq!(arena.seen().peers, 2);
+        drop(last);
+        arena.rounds_until("it is gone", |seen| seen.peers == 1);
+        arena.end(&Cost {
+            memory_mib: 4,
+            descriptors: 110,
+            cpu: Duration::from_secs(20),
+        });
     }
-    assert_eq!(arena.seen().peers, 2);
-    drop(last);
-    arena.rounds_until("it is gone", |seen| seen.peers == 1);
-    arena.end(&Cost {
-        memory_mib: 4,
-        descriptors: 110,
-        cpu: Duration::from_secs(20),
-    });
 }
 
 #[test]

@@ -21,6 +21,7 @@ fn arena(name: &'static str) -> Arena {
     let clients = Clients::Listed(Arc::new(listed.into_iter().collect()));
     Arena::with(
         name,
+        Transport::Tcp,
         Options::new().curve_server(key(1), clients),
         Options::new().curve_client(key(2), key(1).public()),
     )

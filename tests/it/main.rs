@@ -10,7 +10,10 @@ mod environments;
 mod guests;
 mod interop;
 mod manifest;
+#[path = "../support/memory.rs"]
+mod memory;
 mod old_system;
 mod operate;
 mod run;
 mod secrets;
+mod strangers;

@@ -20,6 +20,9 @@ const HELLO_SIZE: usize = 200;
 const WELCOME_SIZE: usize = 168;
 const INITIATE_SIZE_MIN: usize = 257;
 
+/// Boxed, so that it is wiped where it stood when it is done with.
+type CookieKey = Box<Zeroizing<[u8; KEY_SIZE]>>;
+
 /// ```text
 /// New ──HELLO: WELCOME──▶ Welcomed ──INITIATE: READY──▶ (Sealed)
 /// ```
@@ -28,8 +31,7 @@ const INITIATE_SIZE_MIN: usize = 257;
 pub(in crate::zmtp) enum Server {
     New,
     Welcomed {
-        /// Boxed, so that it is wiped where it stood when it is done with.
-        cookie_key: Box<Zeroizing<[u8; KEY_SIZE]>>,
+        cookie_key: CookieKey,
         hello_nonce: u64,
         since: Instant,
     },
@@ -82,11 +84,7 @@ impl Server {
 }
 
 /// Reads HELLO and answers it by WELCOME; gives the cookie's key and the client's nonce.
-fn hello(
-    body: &[u8],
-    config: &CurveServer,
-    out: &mut Vec<u8>,
-) -> Result<(Box<Zeroizing<[u8; KEY_SIZE]>>, u64), Error> {
+fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(CookieKey, u64), Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != HELLO_SIZE || cursor.take(6) != Some(b"\x05HELLO") {
         return Err(bad("HELLO expected, of 200 octets"));

@@ -279,7 +279,12 @@ fn another_mechanism_is_refused_and_gets_no_credentials() {
 }
 
 #[cfg(feature = "curve")]
+#[path = "../../../../tests/support/memory.rs"]
+mod memory;
+
+#[cfg(feature = "curve")]
 mod curve_tests {
+    use super::memory::Needle;
     use super::*;
     use crate::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
 
@@ -623,6 +628,31 @@ mod curve_tests {
         queue.push(&[b"sixsix"]);
         let seen = feed(&mut b, &output(&mut a, &mut queue), &[1], now);
         assert!(matches!(seen.error, Some(Error::FrameTooLarge { .. })));
+    }
+
+    #[test]
+    fn a_cookies_key_stands_in_memory_once_and_goes_with_its_use() {
+        let now = Instant::now();
+        let copies = |needle: &Needle| needle.copies(std::process::id());
+        for is_used in [true, false] {
+            let (_, mut b, initiate) = honest(2);
+            let needle = match &b.handshake {
+                Handshake::CurveServer(server) => match &**server {
+                    curve::Server::Welcomed { cookie_key, .. } => Needle::new(&cookie_key[..]),
+                    other => panic!("{other:?}"),
+                },
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(copies(&needle), 1);
+            match is_used {
+                true => {
+                    feed(&mut b, &initiate, &[usize::MAX], now);
+                    assert!(b.is_open());
+                }
+                false => drop(b),
+            }
+            assert_eq!(copies(&needle), 0);
+        }
     }
 
     #[test]
