@@ -95,13 +95,19 @@ impl Sentinel {
     }
 
     /// The transaction of a turn.
-    pub fn turn(&mut self, expire: bool, now_ms: i64) -> Result<(), store::Error> {
+    pub fn turn(
+        &mut self,
+        expire: bool,
+        now: std::time::Instant,
+        now_ms: i64,
+    ) -> Result<(), store::Error> {
         self.queue_changed |= self.store.changed()?;
         turn::Turn {
             store: &mut self.store,
             control: &mut self.control,
             options: &self.options,
             waiting_said: &mut self.waiting_said,
+            now,
             now_ms,
         }
         .run(&mut self.queue_changed, expire)

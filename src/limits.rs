@@ -112,6 +112,8 @@ pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Lookups of host names at a time, in the process.
 pub const LOOKUPS_MAX: usize = 32;
+/// Pause of a peer whose host cannot be looked up yet.
+pub const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 

@@ -203,12 +203,8 @@ pub fn run(data: &[u8]) {
                     };
                     let cannot_be = is_receipt && i64::try_from(job_id).is_err();
                     // Some connections are of one user, some of another, some of nobody known.
-                    let user = [
-                        Some("key-1 ann"),
-                        Some("key-1 ann"),
-                        Some("key-2 bob"),
-                        None,
-                    ][peer.to_u64() as usize % 4];
+                    let user =
+                        [Some("ann"), Some("ann"), Some("bob"), None][peer.to_u64() as usize % 4];
                     let from = Sender {
                         peer,
                         identity: WORKERS[who],
@@ -248,7 +244,7 @@ pub fn run(data: &[u8]) {
                 _ => sentinel.control.drain(),
             }
             let expire = plan.arbitrary().unwrap_or(true);
-            sentinel.turn(expire, now_ms).unwrap();
+            sentinel.turn(expire, now, now_ms).unwrap();
             for outgoing in sentinel.control.take_outgoing() {
                 if let Payload::Dispatch(dispatch) = &outgoing.payload {
                     let attempt = dispatch.attempt.expect("an attempt");
@@ -266,7 +262,7 @@ pub fn run(data: &[u8]) {
             check(scene, &mut ended);
         }
         sentinel.control.close();
-        sentinel.turn(false, now_ms).unwrap();
+        sentinel.turn(false, now, now_ms).unwrap();
         check(scene, &mut ended);
     });
 }

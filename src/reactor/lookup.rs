@@ -24,7 +24,10 @@ impl Place {
         let one_more = |taken: usize| (taken < limits::LOOKUPS_MAX).then_some(taken + 1);
         match TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
             Ok(_) => Ok(Place),
-            Err(_) => Err(io::Error::other("too many lookups of hosts are under way")),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "too many lookups of hosts are under way",
+            )),
         }
     }
 }
@@ -45,8 +48,8 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// Starts to look for the addresses of a tcp endpoint. Fails when there are too many
-    /// lookups already, or no thread.
+    /// Starts to look for the addresses of a tcp endpoint. Fails with `WouldBlock` when there
+    /// are too many lookups already, and when no thread can be had.
     pub fn start(endpoint: &Endpoint) -> io::Result<Self> {
         let endpoint = endpoint.clone();
         Self::start_with(move || endpoint.addresses())
@@ -60,9 +63,11 @@ impl Lookup {
         std::thread::Builder::new()
             .name("casparian-lookup".to_owned())
             .spawn(move || {
+                let found = find();
+                drop(place);
                 // The owner may be gone, and then nobody wants to know.
-                let _ = sender.send(find());
-                drop((place, other));
+                let _ = sender.send(found);
+                drop(other);
             })?;
         Ok(Lookup { found, ended })
     }
@@ -116,6 +121,14 @@ mod tests {
     #[test]
     fn there_are_so_many_lookups_at_a_time() {
         let _alone = PLACES.write();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let all_are_free = || {
+            while TAKEN.load(Ordering::Relaxed) > 0 {
+                assert!(Instant::now() < deadline, "places are not given back");
+                std::thread::yield_now();
+            }
+        };
+        all_are_free();
         let (release, released) = mpsc::channel::<()>();
         let released = std::sync::Arc::new(std::sync::Mutex::new(released));
         let hang = || {
@@ -132,11 +145,7 @@ mod tests {
         drop(under_way);
         assert!(hang().is_err());
         drop(release);
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TAKEN.load(Ordering::Relaxed) > 0 {
-            assert!(Instant::now() < deadline, "places are not given back");
-            std::thread::yield_now();
-        }
+        all_are_free();
     }
 
     #[test]

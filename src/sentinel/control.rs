@@ -60,7 +60,8 @@ pub struct Control {
     identities: HashMap<String, Vec<u8>>,
     /// Workers of an earlier life of this sentinel, by id: what they said of themselves.
     remembered: HashMap<String, Identify<'static>>,
-    /// The users whose workers hold claims of that life, by the workers' ids, and until when.
+    /// The users whose workers hold claims of that life, by the workers' ids, and when the last
+    /// of these runs out.
     claimants: HashMap<String, (String, Instant)>,
     /// Of lines about what workers complain of.
     log_limit: LogLimit,
@@ -89,10 +90,25 @@ impl Control {
         self.remembered.insert(worker_id.to_owned(), identify);
     }
 
-    /// A worker of an earlier sentinel has claims that end then: nobody but its user speaks for
-    /// it before.
+    /// A worker of an earlier sentinel has claims that run out then: nobody but its user speaks
+    /// for it before [`Control::forget_claimants`].
     pub fn remember_claimant(&mut self, worker_id: String, user: String, until: Instant) {
         self.claimants.insert(worker_id, (user, until));
+    }
+
+    /// No row is RUNNING by a claim that has run out.
+    pub fn forget_claimants(&mut self, now: Instant) {
+        self.claimants.retain(|_, (_, until)| now <= *until);
+    }
+
+    /// Whether a peer has come under the routing id of another user's worker. Nobody is to keep
+    /// that from its own.
+    pub fn is_anothers(&self, from: &Sender<'_>) -> bool {
+        self.belongs_to_another(&printable(from.identity), from.user)
+            || self
+                .workers
+                .get(from.identity)
+                .is_some_and(|worker| are_different(worker.user.as_deref(), from.user))
     }
 
     /// From now on no job is given out.
@@ -153,7 +169,7 @@ impl Control {
             Some(worker) => are_different(worker.user.as_deref(), from.user),
             // IDENTIFY may bring another id than the routing id.
             None if matches!(payload, Payload::Identify(_)) => false,
-            None => self.belongs_to_another(&printable(identity), from.user, now),
+            None => self.belongs_to_another(&printable(identity), from.user),
         };
         if is_anothers {
             return Some(ANOTHERS);
@@ -245,11 +261,10 @@ impl Control {
     }
 
     /// Whether a worker that is here, may come back, or has claims is another user's.
-    fn belongs_to_another(&self, worker_id: &str, user: Option<&str>, now: Instant) -> bool {
+    fn belongs_to_another(&self, worker_id: &str, user: Option<&str>) -> bool {
         let identity = self.identities.get(worker_id);
         let here = identity.and_then(|identity| self.workers.get(identity));
         let claimant = self.claimants.get(worker_id);
-        let claimant = claimant.filter(|(_, until)| now < *until);
         are_different(here.and_then(|worker| worker.user.as_deref()), user)
             || are_different(claimant.map(|(user, _)| user.as_str()), user)
     }
@@ -257,8 +272,17 @@ impl Control {
     /// Takes a worker out; gives what it was.
     fn remove(&mut self, identity: &[u8]) -> Option<Worker> {
         let worker = self.workers.remove(identity)?;
-        if self.identities.get(&worker.worker_id).map(Vec::as_slice) == Some(identity) {
-            self.identities.remove(&worker.worker_id);
+        let worker_id = &worker.worker_id;
+        if self.identities.get(worker_id).map(Vec::as_slice) == Some(identity) {
+            self.identities.remove(worker_id);
+            // Two connections of one user may have one id.
+            let other = self
+                .workers
+                .iter()
+                .find(|(_, other)| other.worker_id == *worker_id);
+            if let Some((other, _)) = other {
+                self.identities.insert(worker_id.clone(), other.clone());
+            }
         }
         Some(worker)
     }
@@ -274,7 +298,7 @@ impl Control {
             Some(name) if !name.is_empty() => cut(name, limits::NAME_SIZE_MAX),
             _ => printable(identity),
         };
-        if self.belongs_to_another(&worker_id, from.user, now) {
+        if self.belongs_to_another(&worker_id, from.user) {
             return Some(ANOTHERS);
         }
         self.remembered.remove(&worker_id);
@@ -629,9 +653,11 @@ impl Control {
                 let reason = format!("worker {} was lost", worker.worker_id);
                 self.changes.push(Change::Release { hold, reason });
             }
-            self.changes.push(Change::WorkerOffline {
-                worker_id: worker.worker_id,
-            });
+            if !self.identities.contains_key(&worker.worker_id) {
+                self.changes.push(Change::WorkerOffline {
+                    worker_id: worker.worker_id,
+                });
+            }
         }
     }
 
@@ -645,15 +671,23 @@ impl Control {
     }
 }
 
+fn key_and_name(user: &str) -> Option<(&str, &str)> {
+    let (key, name) = user.split_once(' ')?;
+    (key.len() == KEY_TEXT_SIZE).then_some((key, name))
+}
+
+/// Characters of a CURVE key as text.
+const KEY_TEXT_SIZE: usize = 40;
+
 const ANOTHERS: &str = "the worker's id belongs to another user";
 
-/// Whether both users are known and not the same. They are lines of the list of keys, in which
-/// a key may get another name, and a name another key.
+/// Whether both users are known and not the same, as [`crate::socket::Socket::user`] says them.
+/// In the list of keys a key may get another name, and a name another key.
 fn are_different(one: Option<&str>, other: Option<&str>) -> bool {
     let Some((one, other)) = one.zip(other) else {
         return false;
     };
-    match one.split_once(' ').zip(other.split_once(' ')) {
+    match key_and_name(one).zip(key_and_name(other)) {
         Some(((key, name), (other_key, other_name))) => key != other_key && name != other_name,
         None => one != other,
     }

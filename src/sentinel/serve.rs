@@ -296,8 +296,24 @@ impl Sentinel {
 
     fn connection_events(&mut self, now: Instant) {
         while let Some(event) = self.socket.poll_event() {
-            if let Event::Disconnected { peer, identity, .. } = event {
-                self.control.handle_disconnected(peer, &identity, now);
+            match event {
+                Event::Disconnected { peer, identity, .. } => {
+                    self.control.handle_disconnected(peer, &identity, now);
+                }
+                Event::Established { peer, identity } => {
+                    let user = self.socket.user(peer);
+                    let from = Sender {
+                        peer,
+                        identity: &identity,
+                        user: user.as_deref(),
+                    };
+                    if self.control.is_anothers(&from) {
+                        let who = super::control::printable(&identity);
+                        let why = format!("{who}: that is another user's worker");
+                        self.socket.reject(peer, &why, now);
+                    }
+                }
+                _ => {}
             }
         }
         let dropped = self.socket.counters().events_dropped;
@@ -324,6 +340,7 @@ impl Sentinel {
             control: &mut self.control,
             options: &self.options,
             waiting_said: &mut self.waiting_said,
+            now,
             now_ms: unix_ms(),
         };
         turn.run(&mut self.queue_changed, expire)
@@ -450,6 +467,7 @@ impl Sentinel {
             control: &mut self.control,
             options: &self.options,
             waiting_said: &mut self.waiting_said,
+            now: Instant::now(),
             now_ms: unix_ms(),
         };
         if let Err(error) = turn.run(&mut false, false) {

@@ -1,6 +1,7 @@
 //! One turn's transaction: changes are applied, free slots are filled, all of it is committed.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 use super::control::{Assignment, Capabilities, Change, Control, Opening, Receipt};
 use super::serve::Options;
@@ -13,6 +14,8 @@ pub(crate) struct Turn<'a> {
     pub(crate) control: &'a mut Control,
     pub(crate) options: &'a Options,
     pub(crate) waiting_said: &'a mut HashSet<String>,
+    pub(crate) now: Instant,
+    /// The same as Unix time.
     pub(crate) now_ms: i64,
 }
 
@@ -72,7 +75,11 @@ impl Turn<'_> {
         queue_changed: &mut bool,
         expire: bool,
     ) -> Result<(), store::Error> {
-        let expire = expire && self.store.has_expired(self.now_ms)?;
+        let has_expired = expire && self.store.has_expired(self.now_ms)?;
+        if expire && !has_expired {
+            self.control.forget_claimants(self.now);
+        }
+        let expire = has_expired;
         let changes = self.control.take_changes();
         // A worker that has just come may be able to run what nobody could, and a job's end
         // frees a slot of a worker that may be the only one that can run what waits.
@@ -113,6 +120,10 @@ impl Turn<'_> {
         let mut turn = self.store.begin()?;
         for change in changes {
             apply(&mut turn, change, self.options, self.now_ms, &mut outcome)?;
+        }
+        let came = |change: &Change| matches!(change, Change::WorkerOnline { .. });
+        if changes.iter().any(came) {
+            turn.forget_old_workers()?;
         }
         if expire {
             let expired = turn.requeue_expired(

@@ -487,7 +487,7 @@ impl Socket {
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
-        if event.is_writable() {
+        if event.is_writable() && !peer.is_broken {
             peer.writable = true;
             if !peer.in_dirty {
                 peer.in_dirty = true;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::core::connect_error;
-use super::peers::{Link, Peer};
+use super::peers::{Link, Peer, Probe};
 use super::{DisconnectReason, Event, PeerId, Socket};
 use crate::limits;
 use crate::reactor::{Lookup, Stream, token};
@@ -28,6 +28,12 @@ impl Socket {
             Some(lookup) => Ok(lookup),
             None => Lookup::start(endpoint),
         };
+        // It takes its turn when others have ended.
+        if matches!(&lookup, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+            let at = now + limits::LOOKUP_PAUSE;
+            peer.link = Link::Waiting(at);
+            return self.note_timeout(id, Some(at));
+        }
         let started = lookup.and_then(|mut lookup| {
             let place = token::new(self.owner, id.index as usize);
             lookup.register(&self.registry, place)?;
@@ -88,7 +94,8 @@ impl Socket {
         peer.link = Link::Up(stream, connection);
         peer.writable = true;
         peer.readable = true;
-        peer.probed = false;
+        peer.probe = Probe::None;
+        peer.is_silent = false;
         if !peer.in_ready {
             peer.in_ready = true;
             self.ready.push_back(id);
@@ -285,6 +292,7 @@ impl Socket {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.identity.clone_from(&identity);
             peer.established = true;
+            peer.probe = Probe::None;
             peer.failures = 0;
             if peer.accepted {
                 self.handshakes -= 1;
@@ -371,7 +379,9 @@ impl Socket {
             return;
         };
         let was_established = std::mem::take(&mut peer.established);
-        peer.held = false;
+        if std::mem::take(&mut peer.held) {
+            self.counters.unreceived += 1;
+        }
         let identity = peer.identity.clone();
         let address = peer.address.clone();
         let connects = peer.connect_to.is_some();

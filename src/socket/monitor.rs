@@ -180,6 +180,8 @@ pub struct Counters {
     pub disconnected: u64,
     /// Messages that were queued and will not be sent.
     pub unsent: u64,
+    /// Messages that had come and went with their connection before the owner received them.
+    pub unreceived: u64,
     /// Pauses after which a connection is tried again.
     pub retries: u64,
     /// Failures of the system to take a connection.

@@ -47,6 +47,27 @@ pub(super) enum Link {
     Up(Stream, Box<Connection>),
 }
 
+/// A read that an overdue peer gets before it is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Probe {
+    /// Not asked for.
+    None,
+    /// To be made.
+    Asked,
+    /// Made.
+    Made,
+}
+
+impl Probe {
+    /// A read has been made.
+    pub(super) fn made(self) -> Self {
+        match self {
+            Probe::None => Probe::None,
+            Probe::Asked | Probe::Made => Probe::Made,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) link: Link,
@@ -57,9 +78,11 @@ pub(super) struct Peer {
     pub(super) writable: bool,
     /// The peer's end of the stream is closed: a short read is not the last.
     pub(super) read_closed: bool,
-    /// It was overdue, and has been given a read since octets came last (during the handshake:
-    /// at all, so that trickling octets do not put its end off).
-    pub(super) probed: bool,
+    /// Whether it was overdue and has been read from once more since octets came last; during
+    /// the handshake: at all, so that trickling octets do not put its end off.
+    pub(super) probe: Probe,
+    /// It was silent for too long, though its connection stays for a message of its that waits.
+    pub(super) is_silent: bool,
     /// Octets of its receive memory that the socket has counted.
     pub(super) counted: usize,
     /// A write has failed: nothing more can be sent on this connection.
@@ -96,7 +119,8 @@ impl Peer {
             readable: false,
             writable: false,
             read_closed: false,
-            probed: false,
+            probe: Probe::None,
+            is_silent: false,
             counted: 0,
             is_broken: false,
             in_ready: false,

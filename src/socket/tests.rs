@@ -569,3 +569,118 @@ fn a_refusal_is_not_followed_by_an_immediate_retry() {
     });
     assert!(pause >= Duration::from_secs(3), "{pause:?}");
 }
+
+#[test]
+fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
+    use std::io::Write;
+    // Its first read fills the first buffer to the brim, or does not.
+    for size in [10, 600, 5000] {
+        let heartbeats = Options::new()
+            .heartbeat_ivl(Duration::from_millis(5))
+            .heartbeat_timeout(Duration::from_millis(50));
+        let mut router = Turned::new(heartbeats);
+        let mut raw = router.raw(b"same");
+        let old = router.socket.route(b"same").unwrap();
+        let mut octets = vec![2, 0, 0, 0, 0, 0, 0];
+        octets.extend((size as u16).to_be_bytes());
+        octets.extend(vec![7; size]);
+        // Octets of a second message stand behind the first.
+        octets.extend([0, 200, 1, 2, 3]);
+        raw.write_all(&octets).unwrap();
+        // An owner that only sends.
+        until(|| {
+            let now = Instant::now();
+            let wait = now + Duration::from_millis(1);
+            router.reactor.wait(Some(wait), now).unwrap();
+            let now = Instant::now();
+            for event in router.reactor.events() {
+                router.socket.handle_ready(event, now);
+            }
+            router.socket.handle_timeout(now);
+            router.socket.drive(now);
+            router.socket.flush();
+            router.socket.check();
+            router.socket.route(b"same").is_none().then_some(())
+        });
+        assert_eq!(
+            router.socket.send_to(old, &[b"x"]),
+            Err(SendError::Unroutable)
+        );
+        // Its client is back before its message has been received, and then that is.
+        let back = router.socket.receive(Instant::now());
+        assert_eq!(back, Some(old), "{size}");
+        assert_eq!(
+            router.socket.message(old).unwrap().get(0).unwrap().len(),
+            size
+        );
+        let _again = router.raw(b"same");
+        until(|| {
+            router.turn();
+            router.socket.identity(old).is_none().then_some(())
+        });
+        let counters = router.socket.counters();
+        assert_eq!((counters.heartbeat_timeouts, counters.unreceived), (1, 0));
+    }
+}
+
+#[test]
+fn a_message_that_goes_with_its_connection_is_counted() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    let options = options(b"d")
+        .heartbeat_ivl(Duration::from_millis(5))
+        .heartbeat_timeout(Duration::from_millis(50));
+    let mut dealer = Dealer::new(options).unwrap();
+    dealer.connect(&endpoint).unwrap();
+    dealer.flush().unwrap();
+    let (mut raw, _) = listener.accept().unwrap();
+    use std::io::Write;
+    raw.write_all(&crate::zmtp::Greeting::encode("NULL"))
+        .unwrap();
+    raw.write_all(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER\0\x01x")
+        .unwrap();
+    // Nobody receives, and the other side falls silent: a connection is worth more than that.
+    until(|| {
+        dealer.flush().unwrap();
+        (dealer.counters().retries > 0).then_some(())
+    });
+    let counters = dealer.counters();
+    assert_eq!((counters.heartbeat_timeouts, counters.unreceived), (1, 1));
+}
+
+#[test]
+fn a_handshake_that_has_come_is_read_however_late() {
+    use std::io::Write;
+    let options = Options::new().handshake_ivl(Duration::from_millis(20));
+    let mut router = Turned::new(options);
+    let address = router.bound.addresses().unwrap()[0];
+    let mut raw = std::net::TcpStream::connect(address).unwrap();
+    let (mut asked, mut reads) = (0, 0);
+    until(|| {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        router.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in router.reactor.events() {
+            router.socket.handle_ready(event, now);
+        }
+        router.socket.handle_timeout(now);
+        router.socket.check();
+        // The owner is slow: its timers run, and it reads nothing for long.
+        asked += 1;
+        if asked == 5 || asked > 100 {
+            router.socket.receive(now);
+            router.socket.flush();
+            reads += 1;
+        }
+        if asked == 20 {
+            raw.write_all(&crate::zmtp::Greeting::encode("NULL"))
+                .unwrap();
+            raw.write_all(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER")
+                .unwrap();
+        }
+        let counters = router.socket.counters();
+        (counters.established + counters.handshake_failed > 0).then_some(())
+    });
+    assert_eq!(router.socket.counters().established, 1, "{reads} reads");
+}

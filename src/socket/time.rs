@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::peers::{Link, count_memory};
+use super::peers::{Link, Probe, count_memory};
 use super::{DisconnectReason, PeerId, Socket};
 use crate::limits;
 use crate::reactor::Endpoint;
@@ -10,6 +10,8 @@ use crate::zmtp::Error;
 
 /// How often a peer is looked at whose silence may be our own.
 pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
+/// The same while a message of its waits for the owner.
+pub(super) const OVERDUE_STEP_HELD: Duration = Duration::from_millis(100);
 
 impl Socket {
     /// When [`Socket::handle_timeout`] is due; it may be called at any time.
@@ -100,9 +102,8 @@ impl Socket {
                 // The silence may be our own: we looked away, or there were more events than one
                 // wait gives. So one more read comes before the end.
                 let is_overdue = connection.is_overdue(now);
-                let is_first_look = is_overdue && !peer.probed;
-                if is_first_look {
-                    peer.probed = true;
+                if is_overdue && peer.probe == Probe::None {
+                    peer.probe = Probe::Asked;
                     peer.readable = true;
                     if !peer.in_ready {
                         peer.in_ready = true;
@@ -111,15 +112,16 @@ impl Socket {
                 }
                 let is_unread = match connection.is_open() {
                     true => peer.readable,
-                    false => is_first_look,
+                    false => peer.probe == Probe::Asked,
                 };
                 if is_overdue && !is_unread && peer.held {
-                    // Its message is for the owner still; nothing more goes to it.
+                    // An accepted peer's message is for the owner still, though nothing more
+                    // goes to the peer. A connecting one is connected again at once.
+                    peer.is_silent = true;
+                    let reason = DisconnectReason::Protocol(Error::HeartbeatTimeout);
                     return match peer.accepted {
                         true => self.break_link(id),
-                        false => {
-                            self.lose(id, DisconnectReason::Protocol(Error::HeartbeatTimeout), now)
-                        }
+                        false => self.lose(id, reason, now),
                     };
                 }
                 if let Err(error) = connection.handle_timeout(now, is_unread) {
@@ -139,7 +141,11 @@ impl Socket {
                 }
                 // A deadline that has passed waits for a read of ours.
                 let holds_memory = peer.counted > 0;
-                self.note_timeout(id, at.map(|at| at.max(now + OVERDUE_STEP)));
+                let step = match peer.held {
+                    true => OVERDUE_STEP_HELD,
+                    false => OVERDUE_STEP,
+                };
+                self.note_timeout(id, at.map(|at| at.max(now + step)));
                 let again = idle_at.max(now + limits::IDLE_MEMORY_AFTER / 2);
                 self.note_timeout(id, (!is_idle || holds_memory).then_some(again));
             }

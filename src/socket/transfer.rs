@@ -3,10 +3,10 @@
 use std::io::{self, Read, Write};
 use std::time::Instant;
 
-use super::peers::{Link, Peer, count_memory};
+use super::peers::{Link, Peer, Probe, count_memory};
 use super::{DisconnectReason, Options, PeerId, SendError, Socket};
 use crate::limits;
-use crate::zmtp::{Message, Progress, SocketType};
+use crate::zmtp::{Error, Message, Progress, SocketType};
 
 /// What one step of a peer came to.
 enum Step {
@@ -111,30 +111,42 @@ impl Socket {
     }
 
     /// Reads from an overdue peer whose message waits for the owner: any octet is life, and it
-    /// goes behind the message. Without room, or at the end, what is unread stays so.
+    /// goes behind the message, up to what is read ahead at most. At the end of the stream
+    /// nothing more goes to the peer.
     fn probe_held(&mut self, id: PeerId, now: Instant) {
+        let total = self.options.rcvhwm_total_octets;
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
         let Link::Up(stream, connection) = &mut peer.link else {
             return;
         };
-        let space = connection.receive_space(false);
-        let room = space.len();
-        if !peer.probed || !peer.readable || room == 0 {
+        if peer.probe != Probe::Asked || !peer.readable || peer.is_broken {
             return;
         }
-        match stream.read(space) {
-            Ok(0) => {}
-            Ok(count) => {
+        let may_grow = (total == 0 || self.received_octets < total)
+            && connection.receive_capacity() < self.options.rcvhwm_octets;
+        let space = connection.receive_space(may_grow);
+        let room = space.len();
+        if room == 0 {
+            return;
+        }
+        let result = stream.read(space);
+        count_memory(connection, &mut peer.counted, &mut self.received_octets);
+        match result {
+            Ok(count @ 1..) => {
                 connection.handle_received(count, now);
-                peer.probed = false;
+                peer.probe = Probe::None;
                 peer.readable = count == room || peer.read_closed;
+                let timeout = connection.poll_timeout();
+                self.note_timeout(id, timeout);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !peer.read_closed => {
-                peer.readable = false;
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                peer.probe = Probe::Made;
+                peer.readable = peer.read_closed;
             }
-            Err(_) => {}
+            Ok(_) | Err(_) => self.break_link(id),
         }
     }
 
@@ -151,6 +163,10 @@ impl Socket {
         if !peer.in_ready {
             peer.in_ready = true;
             self.ready.push_back(id);
+        }
+        // Whoever comes under its name is not kept out by it.
+        if peer.accepted && self.routes.get(&peer.identity) == Some(&id) {
+            self.routes.remove(&peer.identity);
         }
     }
 
@@ -170,7 +186,12 @@ impl Socket {
                 return Step::Message;
             }
             match connection.poll(now) {
-                Ok(Progress::Message) => return Step::Message,
+                Ok(Progress::Message) => {
+                    if connection.has_large_table() {
+                        count_memory(connection, &mut peer.counted, &mut self.received_octets);
+                    }
+                    return Step::Message;
+                }
                 Ok(Progress::Established) => {
                     return if self.establish(id, now) {
                         Step::Established
@@ -229,7 +250,10 @@ impl Socket {
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
                     connection.handle_received(count, now);
-                    peer.probed &= !connection.is_open();
+                    peer.probe = match connection.is_open() {
+                        true => Probe::None,
+                        false => peer.probe.made(),
+                    };
                     // epoll(7): a short read means that the stream is drained, unless its end
                     // is still to be read.
                     peer.readable = count == room || peer.read_closed;
@@ -238,9 +262,14 @@ impl Socket {
                 }
                 // A write has failed before, and what the peer sent until then is read.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock && peer.read_closed => {
-                    self.lose(id, DisconnectReason::Closed, now);
+                    let reason = match peer.is_silent {
+                        true => DisconnectReason::Protocol(Error::HeartbeatTimeout),
+                        false => DisconnectReason::Closed,
+                    };
+                    self.lose(id, reason, now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    peer.probe = peer.probe.made();
                     peer.readable = false;
                     peer.in_ready = false;
                     let timeout = connection.poll_timeout();

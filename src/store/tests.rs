@@ -685,10 +685,35 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
             .unwrap();
         turn.worker_offline(&worker_id, DAY_MS + count).unwrap();
     }
+    turn.worker_offline("w", DAY_MS - 1).unwrap();
+    turn.forget_old_workers().unwrap();
     turn.commit().unwrap();
     let known = scene.store.workers().unwrap();
-    assert_eq!(known.len() as i64, crate::limits::WORKER_SESSIONS_MAX);
+    let kept = crate::limits::WORKER_SESSIONS_MAX * 9 / 10;
+    assert_eq!(known.len() as i64, kept);
     let is_known = |id: &str| known.iter().any(|worker| worker.worker_id == id);
-    assert!(is_known("w") && is_known("idle") && is_known("x-10049"));
-    assert!(!is_known("x-0"));
+    assert!(is_known("idle") && is_known("x-10049") && !is_known("x-0"));
+    assert!(is_known("w"), "its job runs");
+    let count = "SELECT count(*) FROM cf_worker_node WHERE status = ?1";
+    let path = scene.path();
+    let nodes = |status: &str| -> i64 {
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .query_row(count, [status], |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(nodes("OFFLINE") + nodes("ONLINE"), kept);
+
+    // A worker that comes with another process leaves the one it was.
+    let online = nodes("ONLINE");
+    for pid in 1..5 {
+        let mut turn = scene.store.begin().unwrap();
+        let again = WorkerSession {
+            pid: Some(pid),
+            ..session("idle", None)
+        };
+        turn.save_worker(&again, DAY_MS).unwrap();
+        turn.commit().unwrap();
+        assert_eq!(nodes("ONLINE"), online);
+    }
 }

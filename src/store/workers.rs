@@ -82,6 +82,13 @@ impl Turn<'_> {
     pub fn save_worker(&mut self, worker: &WorkerSession, now_ms: i64) -> Result<(), Error> {
         let names = serde_json::to_string(&worker.capabilities)
             .map_err(|error| Error::Row(error.to_string()))?;
+        // The host and process that it was before are no more.
+        self.transaction
+            .prepare_cached(
+                "UPDATE cf_worker_node SET status = 'OFFLINE' WHERE (hostname, pid) IN \
+                 (SELECT hostname, coalesce(pid, 0) FROM cf_worker_session WHERE worker_id = ?1)",
+            )?
+            .execute([&worker.worker_id])?;
         self.transaction
             .prepare_cached(
                 "INSERT INTO cf_worker_session \
@@ -111,18 +118,23 @@ impl Turn<'_> {
                 worker.pid.unwrap_or(0),
                 format_time(now_ms)
             ])?;
-        self.forget_old_workers()
+        Ok(())
     }
 
-    /// Whoever may connect can make up ids, so only so many of those that have gone are kept.
-    fn forget_old_workers(&mut self) -> Result<(), Error> {
+    /// Whoever may connect can make up ids, so only so many of those that have gone are kept;
+    /// those that have running jobs are.
+    pub fn forget_old_workers(&mut self) -> Result<(), Error> {
         for script in [
             "DELETE FROM cf_worker_session WHERE worker_id IN (SELECT worker_id \
-             FROM cf_worker_session WHERE status = 'OFFLINE' ORDER BY last_seen_ms \
-             LIMIT max(0, (SELECT count(*) FROM cf_worker_session) - ?1))",
+             FROM cf_worker_session WHERE status = 'OFFLINE' AND worker_id NOT IN \
+             (SELECT worker_id FROM cf_processing_queue \
+             WHERE status = 'RUNNING' AND worker_id IS NOT NULL) ORDER BY last_seen_ms \
+             LIMIT (SELECT iif(count(*) > ?1, count(*) - ?1 * 9 / 10, 0) \
+             FROM cf_worker_session))",
             "DELETE FROM cf_worker_node WHERE rowid IN (SELECT rowid \
              FROM cf_worker_node WHERE status = 'OFFLINE' ORDER BY last_heartbeat \
-             LIMIT max(0, (SELECT count(*) FROM cf_worker_node) - ?1))",
+             LIMIT (SELECT iif(count(*) > ?1, count(*) - ?1 * 9 / 10, 0) \
+             FROM cf_worker_node))",
         ] {
             let mut statement = self.transaction.prepare_cached(script)?;
             statement.execute([limits::WORKER_SESSIONS_MAX])?;

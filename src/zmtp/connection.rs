@@ -460,11 +460,18 @@ impl Connection {
     pub fn release_idle(&mut self) {
         if !self.complete && self.spans.is_empty() {
             self.received.release_if_empty();
+            self.spans = Vec::new();
         }
         #[cfg(feature = "curve")]
         if let Some(sealed) = &mut self.sealed {
             sealed.release_idle();
         }
+    }
+
+    /// Whether the message takes more memory than its octets say, for its many frames.
+    #[inline]
+    pub(crate) fn has_large_table(&self) -> bool {
+        self.spans.capacity() > SPANS_KEPT_MAX
     }
 
     /// Octets of memory that hold what the peer sent.

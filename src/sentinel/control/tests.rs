@@ -265,6 +265,57 @@ fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
     assert_eq!(kinds(&mut control), ["Reload 0"]);
 }
 
+const ANN: &str = "0123456789012345678901234567890123456789 ann";
+const ANN_RENAMED: &str = "0123456789012345678901234567890123456789 anne";
+const ANN_REKEYED: &str = "3333333333333333333333333333333333333333 ann";
+const BOB: &str = "2222222222222222222222222222222222222222 bob";
+
+#[test]
+fn users_are_the_same_by_key_or_by_name() {
+    for (one, other, different) in [
+        (Some(ANN), Some(ANN_RENAMED), false),
+        (Some(ANN), Some(ANN_REKEYED), false),
+        (Some(ANN), Some(BOB), true),
+        (Some(ANN), None, false),
+        // Names of PLAIN, which have no key before them.
+        (Some("bob ops"), Some("eve ops"), true),
+        (Some("bob ops"), Some("bob dev"), true),
+        (Some("bob ops"), Some("bob ops"), false),
+    ] {
+        assert_eq!(are_different(one, other), different, "{one:?} {other:?}");
+    }
+}
+
+#[test]
+fn the_last_of_two_connections_with_one_id_keeps_it() {
+    let now = Instant::now();
+    let mut control = control();
+    let named = || {
+        Payload::Identify(Identify {
+            worker_id: Some("w".into()),
+            ..Identify::default()
+        })
+    };
+    for (number, identity) in [(1, &b"a"[..]), (2, b"b")] {
+        let ann = Sender {
+            user: Some(ANN),
+            ..from(number, identity)
+        };
+        assert_eq!(control.handle_message(&ann, 0, named(), now), None);
+    }
+    control.take_changes();
+    control.handle_disconnected(peer(2), b"b", now);
+    control.handle_timeout(now + GRACE);
+    let is_offline = |change: &Change| matches!(change, Change::WorkerOffline { .. });
+    assert!(!control.take_changes().iter().any(is_offline));
+    let bob = Sender {
+        user: Some(BOB),
+        ..from(3, b"c")
+    };
+    let said = control.handle_message(&bob, 0, named(), now + GRACE);
+    assert_eq!(said, Some(ANOTHERS));
+}
+
 #[test]
 fn nobody_speaks_for_the_worker_of_another_user() {
     let now = Instant::now();
@@ -279,10 +330,10 @@ fn nobody_speaks_for_the_worker_of_another_user() {
         })
     };
     let mut control = control();
-    control.remember_claimant("w-0".into(), "key-1 ann".into(), now + LEASE);
+    control.remember_claimant("w-0".into(), ANN.into(), now + LEASE);
     let ann = Sender {
         peer: peer(1),
-        ..by("key-1 ann", b"w-1")
+        ..by(ANN, b"w-1")
     };
     assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
     control.handle_claimed(b"w-1", vec![assignment(5, 1, "")]);
@@ -302,29 +353,39 @@ fn nobody_speaks_for_the_worker_of_another_user() {
             (b"w-0", conclude(None)),
             (b"w-0", heartbeat(Some(5), None)),
         ] {
-            let said = control.handle_message(&by("key-2 bob", identity), 5, payload, now);
+            let said = control.handle_message(&by(BOB, identity), 5, payload, now);
             assert_eq!(said, Some(ANOTHERS), "{}", printable(identity));
         }
         assert!(control.take_changes().is_empty());
     }
     assert_eq!(control.held_count(), 1);
+    // Nor does another keep its name by silence.
+    assert!(control.is_anothers(&by(BOB, b"w-1")) && control.is_anothers(&by(BOB, b"w-0")));
+    assert!(!control.is_anothers(&by(ANN, b"w-1")) && !control.is_anothers(&by(BOB, b"x")));
     // Its own user comes back to it, by the key or by the name; another has it when it is gone
     // for good.
-    for user in ["key-1 anne", "key-3 ann"] {
+    for user in [ANN_RENAMED, ANN_REKEYED] {
         let back = control.handle_message(&by(user, b"w-1"), 0, heartbeat(Some(5), None), now);
         assert_eq!(back, None);
     }
     control.take_changes();
     control.handle_disconnected(peer(2), b"w-1", now);
-    let back = control.handle_message(&by("key-1 ann", b"w-1"), 5, conclude(Some(1)), now);
+    let back = control.handle_message(&by(ANN, b"w-1"), 5, conclude(Some(1)), now);
     assert_eq!(back, None);
     let later = now + GRACE;
     control.handle_timeout(later);
-    let taken = control.handle_message(&by("key-2 bob", b"w-1"), 0, named("w-1"), later);
+    let taken = control.handle_message(&by(BOB, b"w-1"), 0, named("w-1"), later);
     assert_eq!(taken, None);
+    // A claim counts until what ran by it is nobody's.
     let much_later = now + LEASE;
-    let taken = control.handle_message(&by("key-2 bob", b"w-0"), 0, named("w-0"), much_later);
-    assert_eq!(taken, None);
+    for (forgets_at, want) in [
+        (now + LEASE / 2, Some(ANOTHERS)),
+        (much_later + GRACE, None),
+    ] {
+        control.forget_claimants(forgets_at);
+        let taken = control.handle_message(&by(BOB, b"w-0"), 0, named("w-0"), much_later);
+        assert_eq!(taken, want);
+    }
 }
 
 #[test]
