@@ -14,7 +14,10 @@ use crate::protocol::{Identify, Payload, View};
 use crate::reactor::{Endpoint, Reactor, Requests, Signals, Stopper, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
-use crate::socket::{curve::Clients, keyfile::AuthorizedKeysFile};
+use crate::socket::{
+    curve::{AuthorizedKeys, Clients},
+    keyfile::AuthorizedKeysFile,
+};
 use crate::store::{self, Open, Store};
 
 /// What a sentinel is told.
@@ -130,6 +133,14 @@ pub struct Sentinel {
     events_dropped: u64,
 }
 
+/// Names of keys are users, and often by a slip.
+#[cfg(feature = "curve")]
+fn warn_of_shared_names(keys: &AuthorizedKeys) {
+    for name in keys.shared_names() {
+        log::warn!("authorized keys: several have the name {name:?} and count as one user");
+    }
+}
+
 /// Milliseconds since the epoch.
 fn unix_ms() -> i64 {
     SystemTime::now()
@@ -142,6 +153,10 @@ fn unix_ms() -> i64 {
 impl Sentinel {
     /// Opens the database, binds, and puts jobs without a live lease back into the queue.
     pub fn open(options: Options) -> Result<Self, Error> {
+        #[cfg(feature = "curve")]
+        if let Some(file) = &options.authorized_keys {
+            warn_of_shared_names(&file.keys());
+        }
         let mut store = Store::open(&options.database, Open::Create)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
@@ -383,6 +398,7 @@ impl Sentinel {
             Ok(None) => {}
             Ok(Some(keys)) => {
                 log::info!("authorized keys: read again, {} listed", keys.len());
+                warn_of_shared_names(&keys);
                 if let Security::CurveServer(server) = &self.options.security {
                     let mut server = server.clone();
                     server.clients = Clients::Listed(keys);

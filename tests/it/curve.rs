@@ -280,6 +280,9 @@ fn a_job_runs_over_curve_and_keys_come_and_go() {
     assert_eq!(ended(&database, id)["status"], "COMPLETED");
     sentinel.signal("-HUP");
     sentinel.line_with("authorized keys: unchanged");
+    // Two keys of one name may be meant, or not.
+    std::fs::write(&list, format!("{first} same\n{second} same\n")).unwrap();
+    sentinel.line_with("several have the name \"same\"");
 
     for program in [
         &mut able,

@@ -218,6 +218,21 @@ impl AuthorizedKeys {
         self.keys.get(key).map(String::as_str)
     }
 
+    /// Names that several keys have, in order; their holders are one user.
+    pub fn shared_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> = self.keys.values().map(String::as_str).collect();
+        names.sort_unstable();
+        let mut shared: Vec<&str> = names
+            .windows(2)
+            .filter_map(|pair| match pair {
+                [one, other] if one == other => Some(*one),
+                _ => None,
+            })
+            .collect();
+        shared.dedup();
+        shared
+    }
+
     /// Whether every key of another list is here, too.
     pub(crate) fn has_all_of(&self, other: &AuthorizedKeys) -> bool {
         other.keys.keys().all(|key| self.keys.contains_key(key))

@@ -596,6 +596,16 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
     let keys = AuthorizedKeys::parse(&list).unwrap();
     assert_eq!(keys.len(), 2);
     assert_eq!(keys.name(&key), Some("node 1"));
+    assert!(keys.shared_names().is_empty());
+    let names = [(1, "b"), (2, "a"), (3, "b"), (4, "c"), (5, "b"), (6, "a")];
+    let keys: AuthorizedKeys = names
+        .iter()
+        .map(|(octet, name)| {
+            let secret = curve::SecretKey::from_bytes([*octet; 32]);
+            (secret.public(), (*name).to_owned())
+        })
+        .collect();
+    assert_eq!(keys.shared_names(), ["a", "b"]);
     for (list, want) in [
         (
             format!("{text} a\n{text} b"),
