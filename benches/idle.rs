@@ -39,13 +39,16 @@ fn measure(count: usize, time: Duration) {
         .heartbeat_ivl(INTERVAL)
         .heartbeat_timeout(Duration::from_secs(60));
     let mut router = Router::new(beating).expect("router");
-    let bound = router.bind("tcp://127.0.0.1:*").expect("bind").to_string();
+    let bound = router.bind("tcp://0.0.0.0:*").expect("bind").to_string();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut dealer = Dealer::new(options()).expect("dealer");
-            for _ in 0..count {
-                dealer.connect(&bound).expect("connect");
+            // A DEALER has one connection to an endpoint, and 127.0.0.0/8 has endpoints enough.
+            for number in 1..=count {
+                let host = format!("127.0.{}.{}", number / 250, number % 250 + 1);
+                let endpoint = bound.replace("0.0.0.0", &host);
+                dealer.connect(&endpoint).expect("connect");
             }
             while !over.load(Ordering::Relaxed) {
                 dealer

@@ -104,6 +104,9 @@ pub const CONNECTIONS_MAX: usize = 65_536;
 pub const HANDSHAKES_MAX: usize = 16_384;
 /// Connect and handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections that may be lost within one message before it is dropped: a peer that does not
+/// take it, for its size say, would never get what is queued behind it.
+pub const MESSAGE_CUTS_MAX: u32 = 10;
 /// Shortest pause before a reconnect.
 pub const RECONNECT_INTERVAL_MIN: Duration = Duration::from_millis(1);
 /// First pause before a reconnect.

@@ -134,6 +134,16 @@ impl Endpoint {
         }
     }
 
+    /// True when it names one place, which can be connected to: no port or file is left to the
+    /// system. Connecting to host `*` reaches this machine.
+    pub fn is_definite(&self) -> bool {
+        match self {
+            Endpoint::Tcp { port, .. } => *port != 0,
+            Endpoint::Ipc(path) => path.as_os_str() != "*",
+            Endpoint::IpcAbstract(_) => true,
+        }
+    }
+
     /// The socket addresses of an endpoint that needs no lookup for them; ipc has none.
     pub(crate) fn literal_addresses(&self) -> Option<Vec<SocketAddr>> {
         let Endpoint::Tcp { host, port } = self else {

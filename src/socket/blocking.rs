@@ -1,12 +1,16 @@
 //! ROUTER and DEALER with a reactor of their own.
 
+use std::cell::Cell;
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::{Counters, Event, Options, PeerId, SendError, Socket};
+use mio::Waker;
+
+use super::{Counters, DisconnectReason, Event, Options, PeerId, SendError, Socket};
 use crate::limits::{MESSAGES_PER_TURN, after};
-use crate::reactor::{Endpoint, Reactor};
+use crate::reactor::{Endpoint, Reactor, token};
 use crate::zmtp::{Message, SocketType};
 
 #[derive(Debug)]
@@ -19,7 +23,16 @@ struct Driven {
     given: u32,
     /// Messages after which the clock is read again: few for an owner that takes its time.
     clock_every: u32,
+    /// Messages that may be sent before the clock is read again.
+    unlooked: u32,
+    /// Another loop waits for the descriptor.
+    is_watched: Cell<bool>,
+    waker: Option<Waker>,
 }
+
+/// Whose sources are whose in the reactor.
+const SOCKET: u8 = 0;
+const WAKER: u8 = 1;
 
 /// While messages are at hand the clock is read once for so many of them at most.
 const MESSAGES_PER_CLOCK: u32 = 32;
@@ -35,14 +48,27 @@ fn parse(endpoint: &str) -> io::Result<Endpoint> {
 impl Driven {
     fn new(socket_type: SocketType, options: Options) -> io::Result<Self> {
         let reactor = Reactor::new()?;
-        let socket = Socket::new(socket_type, options, reactor.registry(), 0)?;
+        let socket = Socket::new(socket_type, options, reactor.registry(), SOCKET)?;
         Ok(Driven {
             reactor,
             socket,
             now: Instant::now(),
             given: 0,
             clock_every: 1,
+            unlooked: 0,
+            is_watched: Cell::new(false),
+            waker: None,
         })
+    }
+
+    fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
+        let endpoint = parse(endpoint)?;
+        if !endpoint.is_definite() {
+            let what = format!("{endpoint}: a connection needs an endpoint of one place");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
+        self.now = Instant::now();
+        Ok(self.socket.connect(&endpoint, self.now))
     }
 
     fn turn(&mut self, deadline: Option<Instant>) -> io::Result<()> {
@@ -58,12 +84,56 @@ impl Driven {
     }
 
     fn wait(&mut self, deadline: Option<Instant>) -> io::Result<()> {
-        self.reactor.wait(deadline, self.now)?;
+        // The owner may have been away since the clock was read.
+        self.reactor.wait(deadline, Instant::now())?;
         self.now = Instant::now();
+        self.unlooked = 0;
         for event in self.reactor.events() {
-            self.socket.handle_ready(event, self.now);
+            if token::owner(event.token()) == SOCKET {
+                self.socket.handle_ready(event, self.now);
+            }
         }
         self.socket.handle_timeout(self.now);
+        Ok(())
+    }
+
+    /// Before an owner that was away writes: takes notice of what has come meanwhile, ends of
+    /// connections above all. What is written to a connection that has ended is lost.
+    fn look(&mut self) -> io::Result<()> {
+        if self.now.elapsed() < TURN_INTERVAL {
+            return Ok(());
+        }
+        self.wait(Some(self.now))?;
+        self.socket.drive(self.now);
+        Ok(())
+    }
+
+    /// [`Driven::look`] before the first of some messages that may be written at once.
+    #[inline]
+    fn look_before_sending(&mut self) {
+        match self.unlooked.checked_sub(1) {
+            Some(left) => self.unlooked = left,
+            None => {
+                // An error of the reactor comes back where there is somebody to tell.
+                if let Err(error) = self.look() {
+                    log::debug!("before a send: {error}");
+                }
+                self.unlooked = MESSAGES_PER_CLOCK;
+            }
+        }
+    }
+
+    /// Makes the descriptor readable when there is something to do that no readiness tells of.
+    fn wake_watcher(&mut self) -> io::Result<()> {
+        if !self.is_watched.get() || !self.socket.has_ready() {
+            return Ok(());
+        }
+        let waker = match self.waker.take() {
+            Some(waker) => waker,
+            None => self.reactor.waker(token::new(WAKER, 0))?,
+        };
+        waker.wake()?;
+        self.waker = Some(waker);
         Ok(())
     }
 
@@ -71,11 +141,12 @@ impl Driven {
         self.now = Instant::now();
         self.turn(Some(self.now))?;
         self.drive();
-        Ok(())
+        self.wake_watcher()
     }
 
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
+        let mut has_looked = false;
         // A peer that floods leaves its turn to the others, to timers and to answers.
         if self.given >= self.clock_every {
             self.given = 0;
@@ -92,10 +163,18 @@ impl Driven {
                 self.given += 1;
                 return Ok(Some(id));
             }
+            if !has_looked {
+                has_looked = true;
+                if self.now.elapsed() >= TURN_INTERVAL {
+                    self.wait(Some(self.now))?;
+                    continue;
+                }
+            }
             self.socket.flush();
             if let Some(timeout) = timeout {
                 let at = *deadline.get_or_insert_with(|| after(Instant::now(), timeout));
                 if self.now >= at {
+                    self.wake_watcher()?;
                     return Ok(None);
                 }
             }
@@ -125,9 +204,10 @@ impl Driven {
     fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
         let before = self.socket.pending_octets();
         let deadline = after(Instant::now(), timeout);
+        self.look()?;
         loop {
             self.drive();
-            if self.socket.pending_octets() < before {
+            if before == 0 || self.socket.pending_octets() < before {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -143,6 +223,7 @@ impl Driven {
         timeout: Option<Duration>,
         mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
     ) -> io::Result<Result<(), SendError>> {
+        self.look()?;
         let result = send(&mut self.socket);
         if !matches!(result, Err(SendError::Full | SendError::NoPeer)) {
             return Ok(result);
@@ -159,9 +240,13 @@ impl Driven {
         }
     }
 
-    /// Says that nothing more comes, and reads until the peers have said so as well.
+    /// Says that nothing more comes, and reads until the peers have said so as well; false when
+    /// a connection on which something was sent ended otherwise.
     fn finish(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
+        let was_sent_to: HashSet<PeerId> = self.socket.peers_sent_to().collect();
+        while self.socket.poll_event().is_some() {}
+        let mut is_whole = true;
         self.socket.shut_down(self.now);
         loop {
             for _ in 0..MESSAGES_PER_TURN {
@@ -169,8 +254,13 @@ impl Driven {
                     break;
                 }
             }
+            while let Some(event) = self.socket.poll_event() {
+                if let Event::Disconnected { peer, reason, .. } = event {
+                    is_whole &= reason == DisconnectReason::Closed || !was_sent_to.contains(&peer);
+                }
+            }
             if self.socket.peer_count() == 0 {
-                return Ok(true);
+                return Ok(is_whole);
             }
             if Instant::now() >= deadline {
                 return Ok(false);
@@ -181,6 +271,7 @@ impl Driven {
 
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
+        self.look()?;
         loop {
             self.drive();
             if self.socket.pending_octets() == 0 {
@@ -217,11 +308,10 @@ macro_rules! common_methods {
                 Ok(self.inner.socket.unbind(&parse(endpoint)?))
             }
 
-            /// Connects in the background and goes on trying.
+            /// Connects in the background and goes on trying; see [`Socket::connect`]. Fails when
+            /// the endpoint is of no one place (port `*` or 0, `ipc://*`).
             pub fn connect(&mut self, endpoint: &str) -> io::Result<PeerId> {
-                let endpoint = parse(endpoint)?;
-                self.inner.now = Instant::now();
-                Ok(self.inner.socket.connect(&endpoint, self.inner.now))
+                self.inner.connect(endpoint)
             }
 
             /// Ends the connections to an endpoint that `connect` was given; what is queued for
@@ -239,8 +329,8 @@ macro_rules! common_methods {
                 self.inner.flush()
             }
 
-            /// After [`SendError::Full`]: writes, and waits until some octets have left (true)
-            /// or `timeout` is over (false).
+            /// After [`SendError::Full`]: writes, and waits until some octets have left (true; at
+            /// once when none are queued) or `timeout` is over (false).
             pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
                 self.inner.wait_writable(timeout)
             }
@@ -252,9 +342,11 @@ macro_rules! common_methods {
             }
 
             /// Drains the socket and ends it (`ZMQ_LINGER`). Then waits until the peers have
-            /// taken what was sent and closed their ends as well, for `linger` in all: a
+            /// read what was sent and closed their ends as well, for `linger` in all: a
             /// connection that is dropped with octets unread takes with it what the system has
-            /// not delivered yet. True when everything has arrived.
+            /// not delivered yet. True when everything has left and every connection ended so;
+            /// false when one was reset, or when a peer is not at home to close its end: one of
+            /// these blocking sockets is only within its calls.
             pub fn close(mut self, linger: Duration) -> io::Result<bool> {
                 let began = Instant::now();
                 let has_left = self.inner.drain(linger)?;
@@ -279,11 +371,12 @@ macro_rules! common_methods {
         }
 
         /// Readable when the socket may have something to do: then call `receive` with a
-        /// timeout of zero until it gives nothing, and `flush`. For other event loops. The
-        /// socket's own timers (heartbeats, reconnects) run only in its calls, so make one
-        /// from time to time.
+        /// timeout of zero until it gives nothing. For other event loops. The socket's own
+        /// timers (heartbeats, reconnects) run only in its calls: make one by
+        /// [`Socket::poll_timeout`] as well.
         impl AsRawFd for $name {
             fn as_raw_fd(&self) -> RawFd {
+                self.inner.is_watched.set(true);
                 self.inner.reactor.as_raw_fd()
             }
         }
@@ -336,7 +429,9 @@ impl Router {
 
     /// Queues a message for the peer with a routing id; never blocks. It leaves on the next
     /// `flush` or `receive` that has to wait, or when much has gathered.
+    #[inline]
     pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
+        self.inner.look_before_sending();
         self.inner.socket.send_routed(routing_id, parts)
     }
 
@@ -384,7 +479,9 @@ impl Dealer {
 
     /// Queues a message for the next peer in turn that is not full; never blocks. It leaves on
     /// the next `flush` or `receive` that has to wait, or when much has gathered.
+    #[inline]
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
+        self.inner.look_before_sending();
         self.inner.socket.send(parts)
     }
 

@@ -38,7 +38,7 @@ impl Socket {
             );
             let places = self.dirty.iter().filter(|other| *other == id).count();
             assert_eq!(places, usize::from(peer.in_dirty), "places among the dirty");
-            if self.is_router() && peer.established && !(peer.accepted && peer.is_broken) {
+            if self.is_router() && peer.established {
                 assert_eq!(
                     self.routes.get(&peer.identity),
                     Some(id),

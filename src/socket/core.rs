@@ -123,7 +123,9 @@ pub(super) struct Bound {
 const LISTENER_INDEX_BASE: usize = 1 << 27;
 
 impl Socket {
-    /// A socket whose sources are registered with `registry` under tokens of `owner`.
+    /// A socket whose sources are registered with `registry` (of a [`crate::reactor::Reactor`],
+    /// or of any `mio::Poll` of mio 1) under tokens of `owner`, 0 to 15: other sources of that
+    /// registry need tokens of other owners ([`token::new`]).
     pub fn new(
         socket_type: SocketType,
         options: Options,
@@ -131,6 +133,10 @@ impl Socket {
         owner: u8,
     ) -> io::Result<Self> {
         check_options(&options)?;
+        if owner > 15 {
+            let what = "the owner of a socket's tokens is a number from 0 to 15";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        }
         let config = Config {
             socket_type,
             identity: options.routing_id.clone(),
@@ -222,7 +228,21 @@ impl Socket {
 
     /// Connects in the background and goes on trying; a DEALER may queue messages at once
     /// (unless its options say otherwise), a ROUTER from when it knows the routing id.
+    ///
+    /// A DEALER has one connection to an endpoint: a second call gives the peer of the first, as
+    /// libzmq does.
     pub fn connect(&mut self, endpoint: &Endpoint, now: Instant) -> PeerId {
+        if !self.is_router() {
+            let at_endpoint = |id: &PeerId| {
+                let peer = self.peers.get(*id);
+                peer.is_some_and(|peer| peer.connect_to.as_ref() == Some(endpoint))
+            };
+            let slots = 0..self.peers.slot_count();
+            let known = slots.filter_map(|index| self.peers.at(index));
+            if let Some(id) = known.into_iter().find(at_endpoint) {
+                return id;
+            }
+        }
         let peer = Peer::new(
             Link::Waiting(now),
             Some(endpoint.clone()),
@@ -317,6 +337,16 @@ impl Socket {
                 self.lose(id, DisconnectReason::Owner, now);
             }
         }
+    }
+
+    /// Established peers to whom something was written.
+    pub(super) fn peers_sent_to(&self) -> impl Iterator<Item = PeerId> {
+        let slots = 0..self.peers.slot_count();
+        let ids = slots.filter_map(|index| self.peers.at(index));
+        ids.filter(|id| {
+            let peer = self.peers.get(*id);
+            peer.is_some_and(|peer| peer.established && peer.has_sent)
+        })
     }
 
     /// [`Socket::disconnect`] for all peers that were connected to an endpoint. False when

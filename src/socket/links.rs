@@ -96,6 +96,7 @@ impl Socket {
         peer.readable = true;
         peer.probe = Probe::None;
         peer.is_silent = false;
+        peer.has_sent = false;
         if !peer.in_ready {
             peer.in_ready = true;
             self.ready.push_back(id);
@@ -316,8 +317,11 @@ impl Socket {
     /// who is the same user, as far as the mechanism proves users.
     fn may_take_over(&self, old: PeerId, newcomer: &PeerInfo) -> bool {
         let security = &self.options.security;
-        self.options.router_handover
-            && match self.peers.get(old) {
+        let peer = self.peers.get(old);
+        // One that is silent stays only for what it has sent, and that waits for the owner.
+        let is_silent = peer.is_some_and(|peer| peer.is_silent);
+        (self.options.router_handover || is_silent)
+            && match peer {
                 // The owner gave it to a peer of its choice.
                 Some(peer) if peer.identity_is_assigned => false,
                 Some(peer) => match &peer.link {
@@ -388,6 +392,7 @@ impl Socket {
         let accepted = peer.accepted;
         let (stream, was_up) = match std::mem::replace(&mut peer.link, Link::Waiting(now)) {
             Link::Up(stream, connection) => {
+                peer.is_cut = connection.is_within_message(&peer.queue);
                 drop(connection);
                 self.received_octets -= std::mem::take(&mut peer.counted) as u64;
                 (Some(stream), true)
@@ -498,12 +503,30 @@ impl Socket {
         let failures = peer.failures;
         peer.failures = failures.saturating_add(1);
         self.queued_octets -= peer.queue.octets();
-        peer.queue.rewind();
+        let was_cut = std::mem::take(&mut peer.is_cut);
+        let is_cut = peer.queue.rewind(was_cut) >= limits::MESSAGE_CUTS_MAX;
+        if is_cut {
+            peer.queue.drop_first();
+        }
         self.queued_octets += peer.queue.octets();
+        let (identity, address) = (peer.identity.clone(), peer.address.clone());
         peer.readable = false;
         peer.writable = false;
         if std::mem::take(&mut peer.in_ready) {
             self.ready.retain(|other| *other != id);
+        }
+        if is_cut {
+            // The peer does not take it, and what is queued behind it would never leave.
+            let cuts = limits::MESSAGE_CUTS_MAX;
+            self.warn(
+                format_args!("{address}: {cuts} connections ended within a message; it is dropped"),
+                now,
+            );
+            self.tell(Event::Unsent {
+                peer: id,
+                identity,
+                messages: 1,
+            });
         }
         if self.options.immediate {
             self.round_robin.retain(|other| *other != id);

@@ -4,7 +4,9 @@
 //! Two ways to use it:
 //! - [`Router`] and [`Dealer`] own a reactor and block with a timeout (`receive`,
 //!   `send_timeout`, `drain`, `close`); enough for a program that does nothing else on that
-//!   thread. Nothing happens between calls: while the owner is busy no PING is answered.
+//!   thread. Nothing happens between calls: while the owner is busy no PING is answered, so
+//!   heartbeat timeouts of its peers must be longer than that, and events wait
+//!   ([`Router::poll_event`]). End them by `close`, or what they have sent may go with them.
 //! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
 //!   and the worker do.
 //!
@@ -15,10 +17,11 @@
 //!
 //! Invariants:
 //! - A peer is invisible to routing until its handshake is done.
-//! - A message is sent at most once and never in part; what a lost connection had not taken
-//!   whole stays queued for a connecting peer, and dies with an accepted one.
+//! - A message is delivered at most once and never in part; what the system had not taken whole
+//!   when a connection was lost stays queued for a connecting peer, and dies with an accepted
+//!   one. What it had taken may be lost with the connection: acknowledge what matters.
 //! - Queues are bounded in messages and octets; at the bound a send is refused, never dropped
-//!   silently.
+//!   silently. What will not be sent any more is told ([`Event::Unsent`]).
 //!
 //! ```
 //! use std::time::Duration;

@@ -106,6 +106,9 @@ pub enum Event {
 pub enum DisconnectReason {
     /// The peer closed it.
     Closed,
+    /// The peer closed it after HELLO of CURVE, without a word: most likely the server has
+    /// another key than the one configured here.
+    Unanswered,
     /// The transport failed.
     Io(String),
     /// Nobody listens there.
@@ -134,6 +137,10 @@ impl fmt::Display for DisconnectReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DisconnectReason::Closed => f.write_str("closed by the peer"),
+            DisconnectReason::Unanswered => f.write_str(
+                "closed by the peer after HELLO of CURVE: most likely it has another key than the \
+                 server key configured here",
+            ),
             DisconnectReason::Io(error) | DisconnectReason::ConnRefused(error) => {
                 f.write_str(error)
             }

@@ -87,6 +87,10 @@ pub(super) struct Peer {
     pub(super) counted: usize,
     /// A write has failed: nothing more can be sent on this connection.
     pub(super) is_broken: bool,
+    /// Something of its queue has been written on this connection.
+    pub(super) has_sent: bool,
+    /// Its last connection ended within a message to it.
+    pub(super) is_cut: bool,
     /// It stands in the ready ring.
     pub(super) in_ready: bool,
     /// A message of it has been found and not been given to the owner yet.
@@ -123,6 +127,8 @@ impl Peer {
             is_silent: false,
             counted: 0,
             is_broken: false,
+            has_sent: false,
+            is_cut: false,
             in_ready: false,
             held: false,
             in_dirty: false,

@@ -421,6 +421,21 @@ impl Turned {
         message
     }
 
+    /// One turn of an owner that only sends.
+    fn drive(&mut self) {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        self.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in self.reactor.events() {
+            self.socket.handle_ready(event, now);
+        }
+        self.socket.handle_timeout(now);
+        self.socket.drive(now);
+        self.socket.flush();
+        self.socket.check();
+    }
+
     /// An established DEALER that speaks octets.
     fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
         use std::io::Write;
@@ -434,7 +449,7 @@ impl Turned {
         octets.extend(body);
         raw.write_all(&octets).unwrap();
         until(|| {
-            self.turn();
+            self.drive();
             self.socket.route(identity)
         });
         raw
@@ -574,7 +589,7 @@ fn a_refusal_is_not_followed_by_an_immediate_retry() {
 fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
     use std::io::Write;
     // Its first read fills the first buffer to the brim, or does not.
-    for size in [10, 600, 5000] {
+    for (size, is_received) in [(10, true), (600, true), (5000, true), (600, false)] {
         let heartbeats = Options::new()
             .heartbeat_ivl(Duration::from_millis(5))
             .heartbeat_timeout(Duration::from_millis(50));
@@ -589,37 +604,27 @@ fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
         raw.write_all(&octets).unwrap();
         // An owner that only sends.
         until(|| {
-            let now = Instant::now();
-            let wait = now + Duration::from_millis(1);
-            router.reactor.wait(Some(wait), now).unwrap();
-            let now = Instant::now();
-            for event in router.reactor.events() {
-                router.socket.handle_ready(event, now);
-            }
-            router.socket.handle_timeout(now);
-            router.socket.drive(now);
-            router.socket.flush();
-            router.socket.check();
-            router.socket.route(b"same").is_none().then_some(())
+            router.drive();
+            (router.socket.send_to(old, &[b"x"]) == Err(SendError::Unroutable)).then_some(())
         });
-        assert_eq!(
-            router.socket.send_to(old, &[b"x"]),
-            Err(SendError::Unroutable)
-        );
-        // Its client is back before its message has been received, and then that is.
-        let back = router.socket.receive(Instant::now());
-        assert_eq!(back, Some(old), "{size}");
-        assert_eq!(
-            router.socket.message(old).unwrap().get(0).unwrap().len(),
-            size
-        );
+        if is_received {
+            let back = router.socket.receive(Instant::now());
+            assert_eq!(back, Some(old), "{size}");
+            assert_eq!(
+                router.socket.message(old).unwrap().get(0).unwrap().len(),
+                size
+            );
+            until(|| {
+                router.turn();
+                router.socket.identity(old).is_none().then_some(())
+            });
+        }
+        // Its client is back, whether or not that has been received.
         let _again = router.raw(b"same");
-        until(|| {
-            router.turn();
-            router.socket.identity(old).is_none().then_some(())
-        });
+        assert_ne!(router.socket.route(b"same"), Some(old));
         let counters = router.socket.counters();
-        assert_eq!((counters.heartbeat_timeouts, counters.unreceived), (1, 0));
+        let want = if is_received { (1, 0) } else { (0, 1) };
+        assert_eq!((counters.heartbeat_timeouts, counters.unreceived), want);
     }
 }
 
@@ -683,4 +688,180 @@ fn a_handshake_that_has_come_is_read_however_late() {
         (counters.established + counters.handshake_failed > 0).then_some(())
     });
     assert_eq!(router.socket.counters().established, 1, "{reads} reads");
+}
+
+#[test]
+fn an_owner_that_was_away_waits_no_longer_than_it_says() {
+    let mut router = Router::new(Options::new()).unwrap();
+    router.bind("tcp://127.0.0.1:*").unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
+    assert!(router.receive(Some(Duration::ZERO)).unwrap().is_none());
+    assert!(!router.wait_writable(Duration::from_secs(60)).is_err());
+    assert!(began.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn what_is_sent_after_a_connection_has_ended_goes_to_the_next() {
+    let mut router = Router::new(Options::new()).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let options = options(b"d").reconnect_ivl(Duration::from_millis(1));
+    let mut dealer = Dealer::new(options).unwrap();
+    dealer.connect(&bound).unwrap();
+    for round in 0..20u8 {
+        let with_timeout = round % 2 == 0;
+        dealer.send(&[b"ask"]).unwrap();
+        until(|| {
+            dealer.flush().unwrap();
+            router.receive(WAIT).unwrap().map(drop)
+        });
+        // The owner works, and the server is started anew meanwhile.
+        drop(router);
+        router = Router::new(Options::new()).unwrap();
+        router.bind(&bound).unwrap();
+        let away = Instant::now();
+        while away.elapsed() < Duration::from_millis(5) {}
+        match with_timeout {
+            true => dealer.send_timeout(&[b"result"], WAIT).unwrap().unwrap(),
+            false => dealer.send(&[b"result"]).unwrap(),
+        }
+        until(|| {
+            dealer.receive(WAIT).unwrap();
+            let (_, message) = router.receive(WAIT).unwrap()?;
+            assert_eq!(message.get(0), Some(&b"result"[..]));
+            Some(())
+        });
+    }
+}
+
+#[test]
+fn a_message_that_the_peer_never_takes_is_told_and_given_up() {
+    let mut router = Router::new(Options::new().maxmsgsize(10_000)).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let options = options(b"d").reconnect_ivl(Duration::from_millis(1));
+    let mut dealer = Dealer::new(options.sndbuf(16 << 10)).unwrap();
+    dealer.connect(&bound).unwrap();
+    // More than the systems between them take at once.
+    dealer.send(&[&vec![1; 20 << 20]]).unwrap();
+    dealer.send(&[b"after"]).unwrap();
+    until(|| {
+        dealer.flush().unwrap();
+        let (_, message) = router.receive(WAIT).unwrap()?;
+        assert_eq!(message.get(0), Some(&b"after"[..]));
+        Some(())
+    });
+    assert_eq!(dealer.counters().unsent, 1);
+    let frames = vec![&b""[..]; 5000];
+    assert_eq!(dealer.send(&frames), Err(SendError::Invalid));
+}
+
+#[test]
+fn a_dealer_has_one_connection_to_an_endpoint() {
+    let mut router = Router::new(Options::new()).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let mut dealer = Dealer::new(options(b"d")).unwrap();
+    let first = dealer.connect(&bound).unwrap();
+    assert_eq!(dealer.connect(&bound).unwrap(), first);
+    for count in 0..100u8 {
+        dealer.send(&[&[count]]).unwrap();
+    }
+    for count in 0..100u8 {
+        until(|| {
+            dealer.flush().unwrap();
+            let (_, message) = router.receive(WAIT).unwrap()?;
+            assert_eq!(message.get(0), Some(&[count][..]));
+            Some(())
+        });
+    }
+    assert_eq!(dealer.socket().peer_count(), 1);
+    for nowhere in ["tcp://127.0.0.1:*", "tcp://127.0.0.1:0", "ipc://*"] {
+        let error = dealer.connect(nowhere).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+    }
+    let reactor = crate::reactor::Reactor::new().unwrap();
+    assert!(Socket::new(SocketType::Dealer, Options::new(), reactor.registry(), 16).is_err());
+}
+
+#[test]
+fn the_descriptor_tells_of_what_is_held() {
+    use std::os::fd::AsRawFd;
+    let mut router = Router::new(Options::new()).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let mut dealer = Dealer::new(options(b"d")).unwrap();
+    dealer.connect(&bound).unwrap();
+    let mut poll = mio::Poll::new().unwrap();
+    let descriptor = dealer.as_raw_fd();
+    let mut source = mio::unix::SourceFd(&descriptor);
+    poll.registry()
+        .register(&mut source, mio::Token(0), mio::Interest::READABLE)
+        .unwrap();
+    until(|| {
+        dealer.flush().unwrap();
+        router.receive(WAIT).unwrap();
+        router.send(b"d", &[b"hello"]).ok()
+    });
+    // A flush takes notice of the message, and leaves it for a receive.
+    until(|| {
+        router.flush().unwrap();
+        dealer.flush().unwrap();
+        dealer.socket().has_ready().then_some(())
+    });
+    let mut events = mio::Events::with_capacity(4);
+    poll.poll(&mut events, Some(DEADLINE)).unwrap();
+    assert!(!events.is_empty());
+    assert!(dealer.receive(Some(Duration::ZERO)).unwrap().is_some());
+}
+
+#[test]
+fn a_reset_connection_is_no_good_end() {
+    use std::io::{Read, Write};
+    for reads in [true, false] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+        let mut dealer = Dealer::new(options(b"d")).unwrap();
+        dealer.connect(&endpoint).unwrap();
+        dealer.flush().unwrap();
+        let (mut raw, _) = listener.accept().unwrap();
+        raw.write_all(&crate::zmtp::Greeting::encode("NULL"))
+            .unwrap();
+        raw.write_all(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER")
+            .unwrap();
+        until(|| {
+            dealer.flush().unwrap();
+            (dealer.counters().established == 1).then_some(())
+        });
+        dealer.send(&[b"a message"]).unwrap();
+        let closing = std::thread::spawn(move || dealer.close(DEADLINE).unwrap());
+        let mut got = Vec::new();
+        match reads {
+            true => _ = raw.read_to_end(&mut got).unwrap(),
+            // What has come is unread when this side goes.
+            false => {
+                let mut peeked = [0; 200];
+                until(|| (raw.peek(&mut peeked).unwrap() > 100).then_some(()));
+            }
+        }
+        drop(raw);
+        assert_eq!(closing.join().unwrap(), reads);
+    }
+}
+
+#[cfg(feature = "curve")]
+#[test]
+fn a_wrong_server_key_is_guessed() {
+    use crate::zmtp::curve::{Clients, SecretKey};
+    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let mut router = Router::new(Options::new().curve_server(key(1), Clients::Any)).unwrap();
+    let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
+    let mut dealer = Dealer::new(options(b"d").curve_client(key(2), key(3).public())).unwrap();
+    dealer.connect(&bound).unwrap();
+    let reason = until(|| {
+        router.receive(WAIT).unwrap();
+        dealer.flush().unwrap();
+        std::iter::from_fn(|| dealer.poll_event()).find_map(|event| match event {
+            Event::HandshakeFailed { reason, .. } => Some(reason),
+            _ => None,
+        })
+    });
+    assert_eq!(reason, DisconnectReason::Unanswered);
 }

@@ -164,10 +164,6 @@ impl Socket {
             peer.in_ready = true;
             self.ready.push_back(id);
         }
-        // Whoever comes under its name is not kept out by it.
-        if peer.accepted && self.routes.get(&peer.identity) == Some(&id) {
-            self.routes.remove(&peer.identity);
-        }
     }
 
     /// One step of a peer that has been taken out of the ready ring.
@@ -247,9 +243,13 @@ impl Socket {
             }
             count_memory(connection, &mut peer.counted, &mut self.received_octets);
             match result {
+                Ok(0) if connection.is_unanswered() => {
+                    self.lose(id, DisconnectReason::Unanswered, now);
+                }
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
-                    connection.handle_received(count, now);
+                    // The owner may have been away since it told the time.
+                    connection.handle_received(count, now.max(Instant::now()));
                     peer.probe = match connection.is_open() {
                         true => Probe::None,
                         false => peer.probe.made(),
@@ -326,7 +326,8 @@ impl Socket {
             return Err(SendError::Invalid);
         }
         let size: usize = parts.iter().map(|part| part.len()).sum();
-        if size as u64 > self.options.limits.message_size_max {
+        let limits = &self.options.limits;
+        if size as u64 > limits.message_size_max || parts.len() > limits.frames_max {
             return Err(SendError::Invalid);
         }
         let Some(peer) = self.peers.get_mut(id) else {
@@ -450,6 +451,7 @@ impl Socket {
                     let before = peer.queue.octets();
                     connection.handle_written(&mut peer.queue, count, self.now);
                     self.queued_octets -= before - peer.queue.octets();
+                    peer.has_sent |= peer.queue.octets() < before;
                     // epoll(7): a short write means that the buffer is full.
                     if count < size {
                         peer.writable = false;

@@ -206,6 +206,15 @@ impl Connection {
         self.state == State::Open
     }
 
+    /// True for a CURVE client that has said HELLO and waits for WELCOME.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        #[cfg(feature = "curve")]
+        if let Handshake::CurveClient(client) = &self.handshake {
+            return self.state == State::Handshake && client.is_unanswered();
+        }
+        false
+    }
+
     /// When octets last arrived.
     pub fn received_at(&self) -> Instant {
         self.received_at

@@ -33,6 +33,8 @@ pub struct SendQueue {
     end: u64,
     /// Ends of the messages that are not written whole, in order.
     message_ends: VecDeque<u64>,
+    /// Connections that were lost while the first of them was written in part.
+    cuts: u32,
 }
 
 #[derive(Debug)]
@@ -214,6 +216,7 @@ impl SendQueue {
             }
             self.message_start = end;
             self.message_ends.pop_front();
+            self.cuts = 0;
         }
         while let Some(segment) = self.segments.front() {
             let size = segment.octets().len() as u64;
@@ -233,9 +236,21 @@ impl SendQueue {
         }
     }
 
-    /// The connection is lost: the message that was being written starts over.
-    pub fn rewind(&mut self) {
+    /// The connection is lost: the message that was being written starts over. `is_cut` says
+    /// that there was one; gives how many connections were lost so within this message.
+    pub fn rewind(&mut self, is_cut: bool) -> u32 {
+        self.cuts += u32::from(is_cut && !self.message_ends.is_empty());
         self.written = self.message_start;
+        self.cuts
+    }
+
+    /// Drops the first message, of which nothing must have been written on this connection.
+    pub fn drop_first(&mut self) {
+        if let Some(end) = self.message_ends.front()
+            && self.written == self.message_start
+        {
+            self.advance(end - self.message_start);
+        }
     }
 
     /// Gives idle memory back.
@@ -313,11 +328,18 @@ mod tests {
         queue.push(&[b"third"]);
         queue.advance(7 + 5);
         assert_eq!(queue.unfinished(), 14 - 5);
-        queue.rewind();
+        assert_eq!(queue.rewind(true), 1);
+        assert_eq!(queue.rewind(false), 1);
         let mut want = encoded(&[b"second", b"part"]);
         want.extend(encoded(&[b"third"]));
         assert_eq!(octets(&queue), want);
         assert_eq!(queue.message_count(), 2);
+        queue.drop_first();
+        assert_eq!(octets(&queue), encoded(&[b"third"]));
+        assert_eq!(queue.rewind(true), 1, "another message");
+        queue.drop_first();
+        assert!(queue.is_empty());
+        assert_eq!(queue.rewind(true), 0);
     }
 
     #[test]

@@ -97,6 +97,15 @@ impl Connection {
         self.ping_unwritten &= !self.control_is_written();
     }
 
+    /// Whether the connection, if it ended now, would cut a message of the queue.
+    pub(crate) fn is_within_message(&self, queue: &SendQueue) -> bool {
+        #[cfg(feature = "curve")]
+        if let Some(sealed) = &self.sealed {
+            return sealed.is_within_message();
+        }
+        self.state == State::Open && queue.unfinished() > 0
+    }
+
     fn control_is_written(&self) -> bool {
         #[cfg(feature = "curve")]
         if let Some(sealed) = &self.sealed

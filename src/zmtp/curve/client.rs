@@ -41,6 +41,11 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
+    /// HELLO has been queued, and WELCOME has not come.
+    pub(in crate::zmtp) fn is_unanswered(&self) -> bool {
+        matches!(self, Client::Greeted(_))
+    }
+
     /// Queues HELLO.
     pub(in crate::zmtp) fn start(
         &mut self,

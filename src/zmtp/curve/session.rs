@@ -82,6 +82,11 @@ impl Sealed {
         !self.wire.is_empty() && self.wire_written == 0 && self.wire_start == 0 && self.taken == 0
     }
 
+    /// A message has been sealed and not been written whole.
+    pub(in crate::zmtp) fn is_within_message(&self) -> bool {
+        self.taken > 0
+    }
+
     /// Octets to write now.
     pub(in crate::zmtp) fn pending(&self) -> &[u8] {
         self.wire.get(self.wire_written..).unwrap_or(&[])

@@ -559,7 +559,7 @@ fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
     // The first message and half of the second have left.
     a.handle_written(&mut queue, 2 + 33 + 5 + 20, now);
     assert_eq!(queue.message_count(), 2);
-    queue.rewind();
+    queue.rewind(true);
     let (mut a, mut b) = pair();
     let wire = output(&mut a, &mut queue);
     let seen = feed(&mut b, &wire, &[usize::MAX], now);
