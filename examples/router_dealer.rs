@@ -83,7 +83,7 @@ fn router(mut router: Router) -> Outcome {
     for name in names {
         router.send(&name, &[b"done"])?;
     }
-    router.drain(PATIENCE)?;
+    router.close(PATIENCE)?;
     Ok(())
 }
 

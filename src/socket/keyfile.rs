@@ -128,7 +128,7 @@ pub fn write_key_pair(
     for path in [path, public.as_path()] {
         if !replace && path.symlink_metadata().is_ok() {
             return Err(fail(path)(
-                "is there already; --force replaces it".to_owned(),
+                "is there already, and is replaced only when asked to (--force)".to_owned(),
             ));
         }
     }

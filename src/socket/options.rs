@@ -24,7 +24,8 @@ pub struct ReconnectStop {
 /// Options of a socket, each set by a method named like libzmq's option.
 ///
 /// The defaults fit a control plane on a local network. They are libzmq's where not noted
-/// otherwise.
+/// otherwise. Linger is an argument of [`close`](super::Router::close): a socket that is dropped
+/// drops what is queued.
 ///
 /// ```
 /// use std::time::Duration;
@@ -181,7 +182,8 @@ impl Options {
         self
     }
 
-    /// Octets of a message, either way (default 64 MiB). `ZMQ_MAXMSGSIZE`, which has no bound
+    /// Octets of a message, either way (default 64 MiB). Who gets a larger one closes the
+    /// connection; what was queued behind it may go with it. `ZMQ_MAXMSGSIZE`, which has no bound
     /// by default and counts frames.
     #[must_use]
     pub fn maxmsgsize(mut self, octets: u64) -> Self {
@@ -206,7 +208,7 @@ impl Options {
     }
 
     /// Time for the transport to open, and before that for the lookup of a host name (default
-    /// 30 s each); zero = as long as the system tries.
+    /// 30 s each, libzmq has no bound); zero = as long as the system tries.
     /// `ZMQ_CONNECT_TIMEOUT`.
     #[must_use]
     pub fn connect_timeout(mut self, time: Duration) -> Self {
@@ -252,7 +254,7 @@ impl Options {
         self
     }
 
-    /// Longest pause, and the one after a refusal (default 5 s); zero = pauses do not grow, and
+    /// Longest pause, and the one after a refusal (default 5 s, libzmq's is zero); zero = pauses do not grow, and
     /// a refusal has the default. `ZMQ_RECONNECT_IVL_MAX`.
     #[must_use]
     pub fn reconnect_ivl_max(mut self, time: Duration) -> Self {
