@@ -77,7 +77,7 @@ pub(crate) fn full_peer(net: &Net) {
     let bound = dealer.bind(&net.endpoint()).unwrap().to_string();
     let connect = || {
         let mut raw = net.raw(&bound);
-        raw.receive_buffer(16 << 10);
+        raw.receive_buffer(128 << 10);
         raw.shake_hands("ROUTER", b"");
         raw
     };

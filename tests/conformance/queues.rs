@@ -40,7 +40,7 @@ pub(crate) fn hwm(net: &Net) {
 const LARGE: usize = 1 << 20;
 
 fn small_buffers() -> Options {
-    Options::new().sndbuf(16 << 10).rcvbuf(16 << 10)
+    Options::new().sndbuf(16 << 10).rcvbuf(128 << 10)
 }
 
 /// Lets both sides do what they can, and sends until nobody takes more.
