@@ -9,13 +9,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use crate::limits;
-use crate::protocol::{
-    Conclude, Dispatch, Err as ErrPayload, Hold, Identify, JobStatus, Payload, PrepareEnv,
-};
+use crate::protocol::{Conclude, Err as ErrPayload, Hold, Identify, JobStatus, Payload};
 use crate::socket::{LogLimit, PeerId};
 
 mod capabilities;
+mod claims;
 mod exchange;
+mod users;
+
+use users::{ANOTHERS, are_different};
 
 pub use capabilities::Capabilities;
 pub use exchange::{Assignment, Change, Opening, Outgoing, Receipt, Sender};
@@ -90,27 +92,6 @@ impl Control {
         self.remembered.insert(worker_id.to_owned(), identify);
     }
 
-    /// A worker of an earlier sentinel has claims that run out then: nobody but its user speaks
-    /// for it before [`Control::forget_claimants`].
-    pub fn remember_claimant(&mut self, worker_id: String, user: String, until: Instant) {
-        self.claimants.insert(worker_id, (user, until));
-    }
-
-    /// No row is RUNNING by a claim that has run out.
-    pub fn forget_claimants(&mut self, now: Instant) {
-        self.claimants.retain(|_, (_, until)| now <= *until);
-    }
-
-    /// Whether a peer has come under the routing id of another user's worker. Nobody is to keep
-    /// that from its own.
-    pub fn is_anothers(&self, from: &Sender<'_>) -> bool {
-        self.belongs_to_another(&printable(from.identity), from.user)
-            || self
-                .workers
-                .get(from.identity)
-                .is_some_and(|worker| are_different(worker.user.as_deref(), from.user))
-    }
-
     /// From now on no job is given out.
     pub fn drain(&mut self) {
         self.draining = true;
@@ -153,8 +134,6 @@ impl Control {
     pub fn take_outgoing(&mut self) -> Vec<Outgoing> {
         std::mem::take(&mut self.outgoing)
     }
-
-    // ---- messages ----
 
     /// A message. Gives the reason when it is none that its sender may send.
     pub fn handle_message(
@@ -258,15 +237,6 @@ impl Control {
             job_id: 0,
             payload: Payload::Reload,
         });
-    }
-
-    /// Whether a worker that is here, may come back, or has claims is another user's.
-    fn belongs_to_another(&self, worker_id: &str, user: Option<&str>) -> bool {
-        let identity = self.identities.get(worker_id);
-        let here = identity.and_then(|identity| self.workers.get(identity));
-        let claimant = self.claimants.get(worker_id);
-        are_different(here.and_then(|worker| worker.user.as_deref()), user)
-            || are_different(claimant.map(|(user, _)| user.as_str()), user)
     }
 
     /// Takes a worker out; gives what it was.
@@ -478,135 +448,6 @@ impl Control {
         }
     }
 
-    // ---- what the database said ----
-
-    /// The claim of these jobs is committed: tell the worker.
-    pub fn handle_claimed(&mut self, identity: &[u8], jobs: Vec<Assignment>) {
-        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
-        let Some(worker) = self.workers.get_mut(identity) else {
-            for job in jobs {
-                let reason = "its worker went away".to_owned();
-                self.changes.push(Change::Release {
-                    hold: job.hold,
-                    reason,
-                });
-            }
-            return;
-        };
-        for job in jobs {
-            worker.holds.push(job.hold);
-            let Some(peer) = worker.peer else {
-                continue;
-            };
-            if !job.env_hash.is_empty() && !worker.environments.contains(&job.env_hash) {
-                remember(&mut worker.environments, &job.env_hash);
-                self.outgoing.push(Outgoing {
-                    peer,
-                    job_id: 0,
-                    payload: Payload::PrepareEnv(PrepareEnv {
-                        env_hash: job.env_hash.clone().into(),
-                        lockfile_content: job.lockfile_content.into(),
-                        python_version: None,
-                    }),
-                });
-            }
-            self.outgoing.push(Outgoing {
-                peer,
-                job_id: job.hold.job_id.unsigned_abs(),
-                payload: Payload::Dispatch(Box::new(Dispatch {
-                    plugin_name: job.plugin_name.into(),
-                    file_path: job.file_path.into(),
-                    sinks: job.sinks,
-                    file_version_id: job.file_version_id,
-                    env_hash: job.env_hash.into(),
-                    source_code: job.source_code.into(),
-                    artifact_hash: Some(job.artifact_hash.into()),
-                    attempt: Some(job.hold.attempt),
-                    lease_ms: Some(lease_ms),
-                })),
-            });
-        }
-    }
-
-    /// The answer to [`Change::Adopt`]: the attempt the worker holds, or none.
-    pub fn handle_adopted(&mut self, identity: &[u8], job_id: i64, attempt: Option<i64>) {
-        let Some(worker) = self.workers.get_mut(identity) else {
-            return;
-        };
-        match attempt {
-            Some(attempt) => {
-                let hold = Hold { job_id, attempt };
-                if !worker.holds.contains(&hold) {
-                    log::info!("worker {} goes on with job {job_id}", worker.worker_id);
-                    worker.holds.push(hold);
-                }
-            }
-            None => {
-                if let Some(peer) = worker.peer {
-                    self.outgoing.push(Outgoing {
-                        peer,
-                        job_id: job_id.unsigned_abs(),
-                        payload: Payload::Abort,
-                    });
-                }
-            }
-        }
-    }
-
-    /// Jobs were taken from their holders in the database (a lease ran out): their workers are
-    /// told to stop.
-    pub fn handle_revoked(&mut self, job_id: i64) {
-        for worker in self.workers.values_mut() {
-            let before = worker.holds.len();
-            worker.holds.retain(|hold| hold.job_id != job_id);
-            if worker.holds.len() != before
-                && let Some(peer) = worker.peer
-            {
-                self.outgoing.push(Outgoing {
-                    peer,
-                    job_id: job_id.unsigned_abs(),
-                    payload: Payload::Abort,
-                });
-            }
-        }
-    }
-
-    // ---- slots and time ----
-
-    /// Workers with free slots, the least loaded first; none while draining.
-    pub fn openings(&self) -> Vec<Opening> {
-        if self.draining {
-            return Vec::new();
-        }
-        let mut openings: Vec<(usize, Opening)> = self
-            .workers
-            .iter()
-            .filter(|(_, worker)| worker.peer.is_some() && worker.holds.len() < worker.slots)
-            .map(|(identity, worker)| {
-                let opening = Opening {
-                    identity: identity.clone(),
-                    worker_id: worker.worker_id.clone(),
-                    hostname: worker.hostname.clone(),
-                    pid: worker.pid,
-                    capabilities: worker.capabilities.clone(),
-                    free: worker.slots - worker.holds.len(),
-                };
-                (worker.holds.len(), opening)
-            })
-            .collect();
-        openings.sort_by(|a, b| (a.0, &a.1.worker_id).cmp(&(b.0, &b.1.worker_id)));
-        openings.into_iter().map(|(_, opening)| opening).collect()
-    }
-
-    /// True when some connected worker has a free slot.
-    pub fn has_openings(&self) -> bool {
-        !self.draining
-            && self
-                .workers
-                .values()
-                .any(|worker| worker.peer.is_some() && worker.holds.len() < worker.slots)
-    }
-
     /// When [`Control::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let away = self
@@ -668,28 +509,6 @@ impl Control {
                 worker_id: worker.worker_id.clone(),
             });
         }
-    }
-}
-
-fn key_and_name(user: &str) -> Option<(&str, &str)> {
-    let (key, name) = user.split_once(' ')?;
-    (key.len() == KEY_TEXT_SIZE).then_some((key, name))
-}
-
-/// Characters of a CURVE key as text.
-const KEY_TEXT_SIZE: usize = 40;
-
-const ANOTHERS: &str = "the worker's id belongs to another user";
-
-/// Whether both users are known and not the same, as [`crate::socket::Socket::user`] says them.
-/// In the list of keys a key may get another name, and a name another key.
-fn are_different(one: Option<&str>, other: Option<&str>) -> bool {
-    let Some((one, other)) = one.zip(other) else {
-        return false;
-    };
-    match key_and_name(one).zip(key_and_name(other)) {
-        Some(((key, name), (other_key, other_name))) => key != other_key && name != other_name,
-        None => one != other,
     }
 }
 

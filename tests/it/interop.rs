@@ -109,22 +109,31 @@ fn matrix(identity: &str, mut run: impl FnMut(Options, Vec<String>, &str, bool))
     }
 }
 
+/// Starts their socket of a role and connects ours with it, whichever side binds.
+macro_rules! meet {
+    ($ours:ident, $theirs:expr, $endpoint:expr, $they_bind:expr) => {{
+        let mut command = peer("zmq_peer.py");
+        command.args($theirs);
+        if $they_bind {
+            let mut other = Background::start(command.args(["--bind", $endpoint]));
+            let bound = other.event("ready")["endpoint"].clone();
+            $ours.connect(bound.as_str().unwrap()).unwrap();
+            other
+        } else {
+            let bound = $ours.bind($endpoint).unwrap().to_string();
+            let mut other = Background::start(command.args(["--connect", &bound]));
+            other.event("ready");
+            other
+        }
+    }};
+}
+
 #[test]
 fn our_router_and_a_libzmq_dealer() {
     matrix("", |ours, theirs, endpoint, they_bind| {
         let mut router = Router::new(ours).unwrap();
-        let mut command = peer("zmq_peer.py");
-        command.args(["DEALER", "--identity", "d-1"]).args(theirs);
-        let mut dealer;
-        if they_bind {
-            dealer = Background::start(command.args(["--bind", endpoint]));
-            let bound = dealer.event("ready")["endpoint"].clone();
-            router.connect(bound.as_str().unwrap()).unwrap();
-        } else {
-            let bound = router.bind(endpoint).unwrap().to_string();
-            dealer = Background::start(command.args(["--connect", &bound]));
-            dealer.event("ready");
-        }
+        let role = ["DEALER", "--identity", "d-1"].map(str::to_owned);
+        let mut dealer = meet!(router, role.into_iter().chain(theirs), endpoint, they_bind);
         for body in bodies() {
             dealer.write(&json!({"do": "send", "frames": [hex(b"head"), hex(&body)]}).to_string());
             until("the message arrives", || {
@@ -153,18 +162,8 @@ fn our_router_and_a_libzmq_dealer() {
 fn our_dealer_and_a_libzmq_router() {
     matrix("d-2", |ours, theirs, endpoint, they_bind| {
         let mut dealer = Dealer::new(ours).unwrap();
-        let mut command = peer("zmq_peer.py");
-        command.arg("ROUTER").args(theirs);
-        let mut router;
-        if they_bind {
-            router = Background::start(command.args(["--bind", endpoint]));
-            let bound = router.event("ready")["endpoint"].clone();
-            dealer.connect(bound.as_str().unwrap()).unwrap();
-        } else {
-            let bound = dealer.bind(endpoint).unwrap().to_string();
-            router = Background::start(command.args(["--connect", &bound]));
-            router.event("ready");
-        }
+        let role = ["ROUTER".to_owned()];
+        let mut router = meet!(dealer, role.into_iter().chain(theirs), endpoint, they_bind);
         let bodies = bodies();
         router
             .write(&json!({"do": "echo", "count": bodies.len(), "timeout_ms": 60_000}).to_string());
@@ -188,18 +187,8 @@ fn our_dealer_and_a_libzmq_router() {
 fn two_dealers_understand_each_other() {
     matrix("ours", |ours, theirs, endpoint, they_bind| {
         let mut dealer = Dealer::new(ours).unwrap();
-        let mut command = peer("zmq_peer.py");
-        command.arg("DEALER").args(theirs);
-        let mut other;
-        if they_bind {
-            other = Background::start(command.args(["--bind", endpoint]));
-            let bound = other.event("ready")["endpoint"].clone();
-            dealer.connect(bound.as_str().unwrap()).unwrap();
-        } else {
-            let bound = dealer.bind(endpoint).unwrap().to_string();
-            other = Background::start(command.args(["--connect", &bound]));
-            other.event("ready");
-        }
+        let role = ["DEALER".to_owned()];
+        let mut other = meet!(dealer, role.into_iter().chain(theirs), endpoint, they_bind);
         other.write(&json!({"do": "echo", "count": 1, "timeout_ms": 60_000}).to_string());
         until("their DEALER is there", || {
             dealer.flush().unwrap();
@@ -217,20 +206,8 @@ fn two_dealers_understand_each_other() {
 fn two_routers_understand_each_other() {
     matrix("ours", |ours, theirs, endpoint, they_bind| {
         let mut router = Router::new(ours).unwrap();
-        let mut command = peer("zmq_peer.py");
-        command
-            .args(["ROUTER", "--identity", "theirs"])
-            .args(theirs);
-        let mut other;
-        if they_bind {
-            other = Background::start(command.args(["--bind", endpoint]));
-            let bound = other.event("ready")["endpoint"].clone();
-            router.connect(bound.as_str().unwrap()).unwrap();
-        } else {
-            let bound = router.bind(endpoint).unwrap().to_string();
-            other = Background::start(command.args(["--connect", &bound]));
-            other.event("ready");
-        }
+        let role = ["ROUTER", "--identity", "theirs"].map(str::to_owned);
+        let mut other = meet!(router, role.into_iter().chain(theirs), endpoint, they_bind);
         other.write(&json!({"do": "echo", "count": 1, "timeout_ms": 60_000}).to_string());
         until("their ROUTER is there", || {
             router.receive(WAIT).unwrap();

@@ -1,0 +1,318 @@
+//! A socket turned by hand: its accounts are checked after every turn.
+
+use super::*;
+
+#[test]
+fn a_resolver_that_hangs_holds_up_nothing_and_is_not_asked_twice() {
+    use crate::reactor::{Lookup, PLACES, Reactor};
+    use crate::socket::peers::Link;
+    use std::sync::mpsc;
+
+    let _shared = PLACES.read();
+    let mut server = Router::new(Options::new()).unwrap();
+    let bound = server.bind("tcp://127.0.0.1:*").unwrap();
+    let address = bound.addresses().unwrap();
+    let mut reactor = Reactor::new().unwrap();
+    let options = options(b"d")
+        .connect_timeout(Duration::from_millis(20))
+        .reconnect_ivl(Duration::from_millis(1));
+    let mut dealer = Socket::new(SocketType::Dealer, options, reactor.registry(), 1).unwrap();
+    let id = dealer.connect(&"tcp://a-name:5".parse().unwrap(), Instant::now());
+    let (release, released) = mpsc::channel::<()>();
+    let mut hangs = Lookup::start_with(move || {
+        // Asked once: a second call would not be answered.
+        released.recv().unwrap();
+        Ok(address)
+    })
+    .unwrap();
+    let place = crate::reactor::token::new(1, 0);
+    hangs.register(reactor.registry(), place).unwrap();
+    let peer = dealer.peers.get_mut(id).unwrap();
+    peer.link = Link::Resolving(hangs, Instant::now() + Duration::from_millis(20));
+    let mut failures = 0;
+    let mut release = Some(release);
+    let mut reply = None;
+    until(|| {
+        let now = Instant::now();
+        let until = now + Duration::from_millis(1);
+        reactor.wait(Some(until), now).unwrap();
+        let now = Instant::now();
+        for event in reactor.events() {
+            dealer.handle_ready(event, now);
+        }
+        dealer.handle_timeout(now);
+        dealer.drive(now);
+        dealer.flush();
+        dealer.check();
+        while let Some(event) = dealer.poll_event() {
+            if let Event::ConnectFailed { reason, .. } = event {
+                assert!(reason.to_string().contains("timed out"), "{reason}");
+                failures += 1;
+            }
+        }
+        if failures == 3
+            && let Some(release) = release.take()
+        {
+            release.send(()).unwrap();
+            dealer.send(&[b"at last"]).unwrap();
+        }
+        reply = server.receive(Some(Duration::ZERO)).unwrap().map(drop);
+        reply
+    });
+    assert!(failures >= 3);
+}
+
+/// A bound ROUTER of a test's reactor, turned by hand.
+struct Turned {
+    reactor: crate::reactor::Reactor,
+    socket: Socket,
+    bound: Endpoint,
+}
+
+impl Turned {
+    fn new(options: Options) -> Self {
+        let reactor = crate::reactor::Reactor::new().unwrap();
+        let mut socket = Socket::new(SocketType::Router, options, reactor.registry(), 1).unwrap();
+        let bound = socket.bind(&"tcp://127.0.0.1:*".parse().unwrap()).unwrap();
+        Turned {
+            reactor,
+            socket,
+            bound,
+        }
+    }
+
+    /// One turn; whose message there is.
+    fn turn(&mut self) -> Option<PeerId> {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        self.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in self.reactor.events() {
+            self.socket.handle_ready(event, now);
+        }
+        self.socket.handle_timeout(now);
+        let message = self.socket.receive(now);
+        self.socket.flush();
+        self.socket.check();
+        message
+    }
+
+    /// One turn of an owner that only sends.
+    fn drive(&mut self) {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        self.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in self.reactor.events() {
+            self.socket.handle_ready(event, now);
+        }
+        self.socket.handle_timeout(now);
+        self.socket.drive(now);
+        self.socket.flush();
+        self.socket.check();
+    }
+
+    /// An established DEALER that speaks octets.
+    fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
+        use std::io::Write;
+        let address = self.bound.addresses().unwrap()[0];
+        let mut raw = std::net::TcpStream::connect(address).unwrap();
+        let mut octets = crate::zmtp::Greeting::encode("NULL").to_vec();
+        let mut body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity".to_vec();
+        body.extend((identity.len() as u32).to_be_bytes());
+        body.extend(identity);
+        octets.extend([4, body.len() as u8]);
+        octets.extend(body);
+        raw.write_all(&octets).unwrap();
+        until(|| {
+            self.drive();
+            self.socket.route(identity)
+        });
+        raw
+    }
+}
+
+#[test]
+fn a_ttl_is_noted_however_the_reads_fall() {
+    use std::io::Write;
+    // With a mark of 1 every read ends with a frame, and so is as long as there was room.
+    for rcvhwm in [0, 1, 2] {
+        let mut router = Turned::new(Options::new().rcvhwm(rcvhwm));
+        let mut raw = router.raw(b"x");
+        raw.write_all(b"\x04\x07\x04PING\0\x01").unwrap();
+        let peer = router.socket.route(b"x").unwrap();
+        until(|| {
+            // `check` sees a deadline that no timer stands for.
+            router.turn();
+            router.socket.identity(peer).is_none().then_some(())
+        });
+        let event = std::iter::from_fn(|| router.socket.poll_event()).last();
+        assert!(
+            format!("{event:?}").contains("HeartbeatTimeout"),
+            "{event:?}"
+        );
+    }
+}
+
+#[test]
+fn who_takes_nothing_keeps_nobody_else_from_a_little() {
+    let total = 1 << 20;
+    let mut router = Turned::new(Options::new().sndhwm_total_octets(total).sndbuf(4096));
+    let _stalled = router.raw(b"stalled");
+    let good = router.raw(b"good");
+    let filler = vec![7; 60_000];
+    let stalled = router.socket.route(b"stalled").unwrap();
+    until(|| {
+        router.turn();
+        (router.socket.send_to(stalled, &[&filler]) == Err(SendError::Full)).then_some(())
+    });
+    assert!(router.socket.pending_octets() > total / 2);
+    let to_good = router.socket.route(b"good").unwrap();
+    assert_eq!(router.socket.send_to(to_good, &[b"a little"]), Ok(()));
+    let much = vec![7; total as usize];
+    assert_eq!(
+        router.socket.send_to(to_good, &[&much]),
+        Err(SendError::Full)
+    );
+    router.socket.flush();
+    let mut got = vec![0; 4096];
+    until(|| {
+        use std::io::Read;
+        router.turn();
+        let count = (&good).read(&mut got).unwrap();
+        got[..count].ends_with(b"a little").then_some(())
+    });
+}
+
+#[test]
+fn an_identity_that_the_owner_gave_stays_with_its_peer() {
+    let now = Instant::now();
+    let mut router = Turned::new(Options::new().router_handover(true));
+    let nowhere = "ipc:///nowhere/at/all".parse().unwrap();
+    let chosen = router.socket.connect_as(&nowhere, b"same", now).unwrap();
+    router.socket.send_to(chosen, &[b"for the chosen"]).unwrap();
+    let mut dealer = Dealer::new(options(b"same").no_reconnect()).unwrap();
+    dealer.connect(&router.bound.to_string()).unwrap();
+    until(|| {
+        router.turn();
+        dealer.flush().unwrap();
+        (router.socket.counters().handshake_failed == 1).then_some(())
+    });
+    assert_eq!(router.socket.route(b"same"), Some(chosen));
+    assert!(router.socket.pending_octets() > 0);
+}
+
+#[test]
+fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
+    use std::io::Write;
+    // Its first read fills the first buffer to the brim, or does not.
+    for (size, is_received) in [(10, true), (600, true), (5000, true), (600, false)] {
+        let heartbeats = Options::new()
+            .heartbeat_ivl(Duration::from_millis(5))
+            .heartbeat_timeout(Duration::from_millis(50));
+        let mut router = Turned::new(heartbeats);
+        let mut raw = router.raw(b"same");
+        let old = router.socket.route(b"same").unwrap();
+        let mut octets = vec![2, 0, 0, 0, 0, 0, 0];
+        octets.extend((size as u16).to_be_bytes());
+        octets.extend(vec![7; size]);
+        // Octets of a second message stand behind the first.
+        octets.extend([0, 200, 1, 2, 3]);
+        raw.write_all(&octets).unwrap();
+        // An owner that only sends.
+        until(|| {
+            router.drive();
+            (router.socket.send_to(old, &[b"x"]) == Err(SendError::Unroutable)).then_some(())
+        });
+        if is_received {
+            let back = router.socket.receive(Instant::now());
+            assert_eq!(back, Some(old), "{size}");
+            assert_eq!(
+                router.socket.message(old).unwrap().get(0).unwrap().len(),
+                size
+            );
+            until(|| {
+                router.turn();
+                router.socket.identity(old).is_none().then_some(())
+            });
+        }
+        // Its client is back, whether or not that has been received.
+        let _again = router.raw(b"same");
+        assert_ne!(router.socket.route(b"same"), Some(old));
+        let counters = router.socket.counters();
+        let want = if is_received { (1, 0) } else { (0, 1) };
+        assert_eq!((counters.heartbeat_timeouts, counters.unreceived), want);
+    }
+}
+
+#[test]
+fn a_handshake_that_has_come_is_read_however_late() {
+    use std::io::Write;
+    let options = Options::new().handshake_ivl(Duration::from_millis(20));
+    let mut router = Turned::new(options);
+    let address = router.bound.addresses().unwrap()[0];
+    let mut raw = std::net::TcpStream::connect(address).unwrap();
+    let (mut asked, mut reads) = (0, 0);
+    until(|| {
+        let now = Instant::now();
+        let wait = now + Duration::from_millis(1);
+        router.reactor.wait(Some(wait), now).unwrap();
+        let now = Instant::now();
+        for event in router.reactor.events() {
+            router.socket.handle_ready(event, now);
+        }
+        router.socket.handle_timeout(now);
+        router.socket.check();
+        // The owner is slow: its timers run, and it reads nothing for long.
+        asked += 1;
+        if asked == 5 || asked > 100 {
+            router.socket.receive(now);
+            router.socket.flush();
+            reads += 1;
+        }
+        if asked == 20 {
+            raw.write_all(&crate::zmtp::Greeting::encode("NULL"))
+                .unwrap();
+            raw.write_all(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER")
+                .unwrap();
+        }
+        let counters = router.socket.counters();
+        (counters.established + counters.handshake_failed > 0).then_some(())
+    });
+    assert_eq!(router.socket.counters().established, 1, "{reads} reads");
+}
+
+#[test]
+fn pauses_grow_spread_and_never_vanish() {
+    let mut socket = Turned::new(
+        Options::new()
+            .reconnect_ivl(Duration::from_millis(100))
+            .reconnect_ivl_max(Duration::from_millis(1600)),
+    )
+    .socket;
+    for (failures, want) in [
+        (0, 100),
+        (1, 200),
+        (2, 400),
+        (4, 1600),
+        (5, 1600),
+        (u32::MAX, 1600),
+    ] {
+        let pause = socket.backoff(failures);
+        assert_eq!(pause, Duration::from_millis(want));
+        let spread: Vec<Duration> = (0..200).map(|_| socket.jitter(pause)).collect();
+        let (least, most) = (spread.iter().min().unwrap(), spread.iter().max().unwrap());
+        assert!(*least >= pause * 3 / 4 && *least < pause * 9 / 10);
+        assert!(*most <= pause * 5 / 4 && *most > pause * 11 / 10);
+    }
+    // A pause of zero is none that a loop could not live with.
+    let options = options(b"d").reconnect_ivl(Duration::ZERO);
+    let mut dealer = Dealer::new(options).unwrap();
+    let began = Instant::now();
+    dealer.connect("ipc:///nowhere/at/all").unwrap();
+    until(|| {
+        dealer.flush().unwrap();
+        (dealer.counters().retries >= 20).then_some(())
+    });
+    assert!(began.elapsed() >= Duration::from_millis(19));
+}
