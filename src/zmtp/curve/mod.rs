@@ -18,6 +18,9 @@
 
 mod client;
 mod keys;
+#[cfg(test)]
+#[path = "../../../tests/support/memory.rs"]
+pub(super) mod memory;
 mod server;
 mod session;
 #[cfg(test)]

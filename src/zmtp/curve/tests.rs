@@ -5,6 +5,7 @@ use std::time::Instant;
 use curve25519_dalek::constants::EIGHT_TORSION;
 use curve25519_dalek::montgomery::MontgomeryPoint;
 
+use super::memory::Needle;
 use super::*;
 use crate::zmtp::command::{Metadata, encode_property};
 use crate::zmtp::cursor::Cursor;
@@ -22,6 +23,15 @@ fn sealed(cipher: &XSalsa20Poly1305, nonce: [u8; 24], plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     append_box(&mut out, cipher, nonce, plain).unwrap();
     out
+}
+
+/// What [`shared`] makes a cipher of.
+fn session_key(public: &PublicKey, secret: &SecretKey) -> Needle {
+    let point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
+    let mut key = salsa20::hsalsa::<U10>((&point.0).into(), (&[0; 16]).into());
+    let needle = Needle::new(&key);
+    key.as_mut_slice().zeroize();
+    needle
 }
 
 /// An INITIATE, made of parts that may be wrong.
@@ -51,6 +61,17 @@ impl Attempt {
 
     /// HELLO, WELCOME and this INITIATE at a server that lists key 2.
     fn run(&self) -> Result<Step, Error> {
+        self.watched().1
+    }
+
+    /// The same, with the session's key to look for.
+    fn watched(&self) -> (Option<Needle>, Result<Step, Error>) {
+        let mut needle = None;
+        let result = wiping_stack(|| self.steps(&mut needle));
+        (needle, result)
+    }
+
+    fn steps(&self, needle: &mut Option<Needle>) -> Result<Step, Error> {
         let listed = [(key(2).public(), "two".to_owned())];
         let config = CurveServer {
             secret: key(1),
@@ -76,6 +97,7 @@ impl Attempt {
         let (server_transient, cookie) = welcome.split_first_chunk().unwrap();
         let server_transient = PublicKey::from_bytes(*server_transient);
         let to_transient = shared(&server_transient, &transient).unwrap();
+        *needle = Some(session_key(&server_transient, &transient));
 
         let mut vouched = Vec::new();
         let own = transient.public();
@@ -94,6 +116,16 @@ impl Attempt {
         initiate.extend(sealed(&to_transient, nonce, &plain));
         server.handle(&initiate, &config, b"", now, &mut out)
     }
+}
+
+#[test]
+fn a_sessions_key_stands_in_memory_once_and_goes_with_it() {
+    let copies = |needle: &Needle| needle.copies(std::process::id());
+    let (needle, step) = Attempt::honest().watched();
+    let needle = needle.unwrap();
+    assert_eq!(copies(&needle), 1);
+    drop(step);
+    assert_eq!(copies(&needle), 0);
 }
 
 #[test]

@@ -280,6 +280,3 @@ fn another_mechanism_is_refused_and_gets_no_credentials() {
 
 #[cfg(feature = "curve")]
 mod curve_tests;
-#[cfg(feature = "curve")]
-#[path = "../../../../tests/support/memory.rs"]
-mod memory;

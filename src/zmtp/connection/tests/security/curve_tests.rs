@@ -1,7 +1,7 @@
 //! CURVE between two connections, well-behaved and not.
 
-use super::memory::Needle;
 use super::*;
+use crate::zmtp::curve::memory::Needle;
 use crate::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
 
 fn key(octet: u8) -> SecretKey {
