@@ -18,7 +18,8 @@ const DESCRIPTORS: usize = 48;
 #[ignore = "started by a_server_out_of_descriptors"]
 fn server_with_few_descriptors() {
     let mut router = Router::new(Options::new()).unwrap();
-    let bound = router.bind("tcp://127.0.0.1:*").unwrap();
+    let endpoint = std::env::var("CASPARIAN_BIND").unwrap();
+    let bound = router.bind(&endpoint).unwrap();
     println!("bound {bound}");
     let began = Instant::now();
     let mut thread = ThreadCpu::new();
@@ -53,14 +54,21 @@ fn server_with_few_descriptors() {
 
 #[test]
 fn a_server_out_of_descriptors() {
+    for transport in [Transport::Tcp, Transport::Ipc] {
+        out_of_descriptors(transport);
+    }
+}
+
+fn out_of_descriptors(transport: Transport) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let net = Net::new(Transport::Tcp);
+    let net = Net::new(transport);
     let command = format!(
         "ulimit -n {DESCRIPTORS} && exec \"$0\" --exact descriptors::server_with_few_descriptors --ignored --nocapture"
     );
     let mut server = Command::new("sh")
         .args(["-c", &command])
         .arg(std::env::current_exe().unwrap())
+        .env("CASPARIAN_BIND", net.endpoint())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
