@@ -224,6 +224,10 @@ pub(super) fn worker(
     let typed = command.parse(arguments)?;
     no_positionals(command, &typed)?;
     let connect = endpoint(command, &typed, "connect")?;
+    if !connect.is_definite() {
+        let what = format!("--connect: {connect} names no one place; give the sentinel's own port");
+        return Err(command.usage_error(what).into());
+    }
     let output = typed.path("output").unwrap_or_else(|| "output".into());
     let is_local = connect.is_local();
     let mut options = worker::Options::new(connect, output);

@@ -27,15 +27,17 @@ pub enum Endpoint {
 pub struct EndpointError {
     endpoint: String,
     reason: String,
+    /// The text itself is wrong.
+    is_text: bool,
 }
 
 impl fmt::Display for EndpointError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "endpoint {:?}: {}; expected tcp://host:port, ipc:///path or ipc://@name",
-            self.endpoint, self.reason
-        )
+        write!(f, "endpoint {:?}: {}", self.endpoint, self.reason)?;
+        match self.is_text {
+            true => f.write_str("; expected tcp://host:port, ipc:///path or ipc://@name"),
+            false => Ok(()),
+        }
     }
 }
 
@@ -51,6 +53,7 @@ impl FromStr for Endpoint {
         let fail = |reason: &str| EndpointError {
             endpoint: text.chars().take(200).collect(),
             reason: reason.to_owned(),
+            is_text: true,
         };
         if let Some(address) = text.strip_prefix("tcp://") {
             let (host, port) = address.rsplit_once(':').ok_or_else(|| fail("no port"))?;
@@ -162,6 +165,7 @@ impl Endpoint {
         let fail = |reason: String| EndpointError {
             endpoint: self.to_string(),
             reason,
+            is_text: false,
         };
         if let Some(addresses) = self.literal_addresses() {
             return Ok(addresses);
