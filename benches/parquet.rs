@@ -11,7 +11,8 @@ use arrow::array::{
     ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, StringArray,
     TimestampMicrosecondArray,
 };
-use casparian::sink::{JobId, JobOutput, SinkConfig, Staging};
+use casparian::job::{Attempt, Job, Plugin, Sink};
+use casparian::sink::{JobOutput, Staging};
 
 const BATCH_ROWS: usize = 64 << 10;
 
@@ -77,22 +78,25 @@ fn main() {
         .collect();
     let folder = tempfile::tempdir().expect("folder");
     let staging = Arc::new(Staging::open(folder.path()).expect("staging"));
-    let sink = SinkConfig {
-        topic: "output".to_owned(),
-        uri: "parquet://o.parquet".to_owned(),
-        mode: "append".to_owned(),
-    };
+    let sinks: Arc<[Sink]> =
+        [Sink::parse("output", "parquet://o.parquet", "append").expect("sink")].into();
     let mut seconds = Vec::new();
     let mut size = 0;
     for round in 0..rounds {
         let start = Instant::now();
-        let job = JobId {
-            job_id: round,
+        let job = Job {
+            attempt: Attempt::new(round, 1),
+            file_path: String::new(),
             file_version_id: 1,
-            plugin_name: "bench",
+            sinks: sinks.clone(),
+            plugin: Arc::new(Plugin {
+                name: "bench".to_owned(),
+                ..Plugin::default()
+            }),
+            database: None,
+            previous: Vec::new(),
         };
-        let mut output =
-            JobOutput::new(staging.clone(), job, std::slice::from_ref(&sink)).expect("output");
+        let mut output = JobOutput::new(staging.clone(), Arc::new(job)).expect("output");
         for batch in &batches {
             output.write(None, batch).expect("write");
         }

@@ -5,6 +5,7 @@
 //! - [`zmtp`]: ZMTP 3.1 without I/O.
 //! - [`reactor`]: the event loop's parts.
 //! - [`socket`]: ROUTER and DEALER.
+//! - `job`: the vocabulary of a job (feature `sentinel` or `worker`).
 //! - [`protocol`]: control protocol v4.
 //! - `store`: the SQLite queue, registry and catalogue (feature `sentinel`).
 //! - `sentinel`: the control plane (feature `sentinel`).
@@ -24,6 +25,8 @@ pub mod cli;
 pub mod fuzzing;
 #[cfg(feature = "worker")]
 pub mod guest;
+#[cfg(feature = "json")]
+pub mod job;
 pub mod limits;
 pub mod protocol;
 pub mod reactor;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The rooms in the order of the data's way: a room uses only rooms before it.
 const ROOMS: &[&str] = &[
-    "zmtp", "reactor", "socket", "protocol", "store", "sentinel", "sink", "guest", "worker", "cli",
+    "zmtp", "reactor", "socket", "job", "protocol", "store", "sentinel", "sink", "guest", "worker",
+    "cli",
 ];
 
 /// Rooms that do not know each other although one stands before the other.
@@ -23,11 +24,15 @@ const STRANGERS: &[(&str, &str)] = &[
     ("store", "socket"),
     ("reactor", "zmtp"),
     ("protocol", "socket"),
+    ("job", "zmtp"),
+    ("job", "reactor"),
+    ("job", "socket"),
 ];
 
 /// Files that decide without I/O, and what they never name outside their tests.
 const PURE: &[&str] = &[
     "src/zmtp",
+    "src/job",
     "src/protocol",
     "src/sentinel/control.rs",
     "src/worker/slot.rs",
@@ -40,6 +45,7 @@ const IMPURE: &[&str] = &[
     "std::process",
     "std::thread",
     "Instant::now",
+    "BootTime::now",
     "SystemTime::now",
 ];
 

@@ -2,7 +2,7 @@
 
 use std::path::Component;
 
-use casparian::sink::{Target, parse_uri};
+use casparian::job::{Target, parse_uri};
 
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {

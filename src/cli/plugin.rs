@@ -244,7 +244,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .map(|manifest| (manifest.version, manifest.sinks))
         .unwrap_or_default();
     for sink in &sinks {
-        crate::sink::parse_uri(&sink.uri)
+        crate::job::parse_uri(&sink.uri)
             .map_err(|error| fail(format!("MANIFEST: sink of {:?}: {error}", sink.topic)))?;
     }
     let version = version.or(said_version);

@@ -4,20 +4,11 @@
 //! unknown fields are ignored.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
-
-/// A job that a worker holds: the job and which of its attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
-    /// The job.
-    pub job_id: i64,
-    /// The attempt it was dispatched as.
-    pub attempt: i64,
-}
+use crate::job::{Attempt, Receipt, Sink, SinkError};
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +27,24 @@ pub struct Identify<'a> {
     /// Its process id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
-    /// Jobs it holds now, all of them; absent from workers that cannot say.
+    /// Attempts it holds now, all of them, those with an unacknowledged receipt too; absent from
+    /// old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub running: Option<Vec<Hold>>,
+    pub running: Option<Vec<Attempt>>,
+    /// The process's own random text: two processes with one worker ID are told apart by it.
+    /// A worker that sends it asks for leases and acknowledges of receipts.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Cow<'a, str>>,
+    /// Number of this request; see [`Heartbeat::sequence`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// It stops: it takes no further job.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub draining: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// One sink of a DISPATCH.
@@ -54,6 +60,26 @@ pub struct SinkConfig {
     /// JSON schema text, handed through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_def: Option<String>,
+}
+
+impl SinkConfig {
+    /// The sink that the text means.
+    pub fn parse(&self) -> Result<Sink, SinkError> {
+        let mut sink = Sink::parse(&self.topic, &self.uri, &self.mode)?;
+        sink.schema_def.clone_from(&self.schema_def);
+        Ok(sink)
+    }
+}
+
+impl From<&Sink> for SinkConfig {
+    fn from(sink: &Sink) -> Self {
+        SinkConfig {
+            topic: sink.topic.clone(),
+            uri: sink.uri.clone(),
+            mode: sink.mode.as_str().to_owned(),
+            schema_def: sink.schema_def.clone(),
+        }
+    }
 }
 
 fn mode_default() -> String {
@@ -89,15 +115,25 @@ pub struct Dispatch<'a> {
     /// Which attempt of the job this is, to be given back with the receipt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,
-    /// How long the sentinel waits for a sign of life before it gives the job to another.
+    /// Bound of the lease: how long the worker may publish without asking again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
+    /// The request from whose sending the lease counts; see [`Heartbeat::sequence`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_of: Option<u64>,
+    /// UUID of the database, 32 hex digits.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub database: Option<Cow<'a, str>>,
+    /// URIs of the files and tables that earlier receipts of the job named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<String>,
 }
 
 /// What a worker is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HeartbeatStatus {
     /// No job.
+    #[default]
     #[serde(rename = "IDLE")]
     Idle,
     /// At least one job.
@@ -105,50 +141,69 @@ pub enum HeartbeatStatus {
     Busy,
 }
 
-/// HEARTBEAT.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// HEARTBEAT. A worker sends it as a request; the sentinel answers those that have a
+/// [`Heartbeat::sequence`] with a HEARTBEAT that has an [`Answer`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Idle or busy.
     pub status: HeartbeatStatus,
     /// The job it runs, or one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_job_id: Option<i64>,
-    /// All jobs it holds; absent from workers that cannot say.
+    /// All attempts it holds, as in IDENTIFY; absent from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub running: Option<Vec<Hold>>,
+    pub running: Option<Vec<Attempt>>,
+    /// Number of this request, rising within a worker's process; leases count from its sending.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<u64>,
+    /// The last request whose answer has arrived on this connection. What the sentinel sent
+    /// before that answer has arrived too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<u64>,
+    /// Attempts that are ready to publish into sinks of mode `replace` or `error`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<PublishRequest>,
+    /// The worker stops: it takes no further job.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub draining: bool,
+    /// Why the worker takes no job for now, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// The sentinel's answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
 }
 
-/// How a job ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum JobStatus {
-    /// All output is published.
-    #[serde(rename = "SUCCESS")]
-    Success,
-    /// No output is visible.
-    #[serde(rename = "FAILED")]
-    Failed,
-}
-
-/// CONCLUDE.
+/// An attempt that waits to publish into sinks that only one job at a time may publish into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Conclude<'a> {
-    /// How the job ended.
-    pub status: JobStatus,
-    /// Counts: `rows`, `size_bytes`, `batches`, durations in milliseconds.
+pub struct PublishRequest {
+    /// The attempt.
+    #[serde(flatten)]
+    pub attempt: Attempt,
+    /// The sinks' URIs.
+    pub exclusive: Vec<String>,
+}
+
+/// The sentinel's answer to a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request's number.
+    pub sequence: u64,
+    /// Bound of the leases of all attempts in `leases`, counted from the request's sending.
+    pub lease_ms: u64,
+    /// Attempts that the worker holds.
     #[serde(default)]
-    pub metrics: BTreeMap<String, i64>,
-    /// One map a published file: `topic`, `uri`, and counts as text.
-    #[serde(default)]
-    pub artifacts: Vec<BTreeMap<String, String>>,
-    /// Why it failed.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub error_message: Option<Cow<'a, str>>,
-    /// The attempt of the DISPATCH this answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<i64>,
-    /// The last lines the plugin printed.
-    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub log_tail: Option<Cow<'a, str>>,
+    pub leases: Vec<Attempt>,
+    /// Attempts whose receipts are in the database, or are not wanted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<Attempt>,
+    /// Attempts that may publish into the exclusive sinks that they asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub publish: Vec<Attempt>,
+    /// Attempts of other jobs that held those sinks and whose workers did not report an end: they
+    /// must be barred on the storage first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bar: Vec<Attempt>,
 }
 
 /// ERR.
@@ -242,7 +297,7 @@ pub enum Payload<'a> {
     /// HEARTBEAT.
     Heartbeat(Heartbeat),
     /// CONCLUDE.
-    Conclude(Conclude<'a>),
+    Conclude(Receipt),
     /// ERR.
     Err(Err<'a>),
     /// RELOAD.

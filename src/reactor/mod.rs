@@ -20,6 +20,8 @@
     )
 )]
 
+#[cfg(feature = "process")]
+mod boot_time;
 mod endpoint;
 mod lookup;
 #[cfg(feature = "process")]
@@ -31,6 +33,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "process")]
+pub use boot_time::BootTime;
 pub use endpoint::{Endpoint, EndpointError};
 pub use lookup::Lookup;
 #[cfg(test)]

@@ -5,11 +5,12 @@
 //! that transaction is durable. Claims are made by the loop from [`Control::openings`] and come
 //! back through [`Control::handle_claimed`] once they are committed.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use crate::job::{Attempt, JobStatus, Receipt};
 use crate::limits;
-use crate::protocol::{Conclude, Err as ErrPayload, Hold, Identify, JobStatus, Payload};
+use crate::protocol::{Err as ErrPayload, Identify, Payload};
 use crate::socket::{LogLimit, PeerId};
 
 mod capabilities;
@@ -20,7 +21,7 @@ mod users;
 use users::{ANOTHERS, are_different};
 
 pub use capabilities::Capabilities;
-pub use exchange::{Assignment, Change, Opening, Outgoing, Receipt, Sender};
+pub use exchange::{Change, Opening, Outgoing, Sender};
 
 /// A worker, known by its routing id from IDENTIFY until it is gone for good.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ struct Worker {
     slots: usize,
     hostname: String,
     pid: Option<i64>,
-    holds: Vec<Hold>,
+    holds: Vec<Attempt>,
     /// Environments it has been told to make.
     environments: HashSet<String>,
     away_since: Option<Instant>,
@@ -164,12 +165,9 @@ impl Control {
                     let job = heartbeat.current_job_id;
                     identify.running = heartbeat.running.clone().or_else(|| {
                         Some(
-                            job.map(|job_id| Hold {
-                                job_id,
-                                attempt: -1,
-                            })
-                            .into_iter()
-                            .collect(),
+                            job.map(|job_id| Attempt::new(job_id, -1))
+                                .into_iter()
+                                .collect(),
                         )
                     });
                     return self.identify(from, &identify, now);
@@ -182,7 +180,7 @@ impl Control {
                 let said: Vec<(i64, Option<i64>)> = match &heartbeat.running {
                     Some(running) => running
                         .iter()
-                        .map(|hold| (hold.job_id, Some(hold.attempt)))
+                        .map(|hold| (hold.job_id, Some(hold.number)))
                         .collect(),
                     None => heartbeat
                         .current_job_id
@@ -302,14 +300,14 @@ impl Control {
         // A worker that cannot say what it runs identifies itself once, when it starts.
         let mut running = identify.running.clone().unwrap_or_default();
         running.truncate(limits::WORKER_SLOTS_MAX);
-        let kept: Vec<Hold> = old_holds
+        let kept: Vec<Attempt> = old_holds
             .into_iter()
             .filter(|hold| running.contains(hold))
             .collect();
         let strangers: Vec<_> = running
             .iter()
             .filter(|hold| !kept.contains(hold))
-            .map(|hold| (hold.job_id, (hold.attempt >= 0).then_some(hold.attempt)))
+            .map(|hold| (hold.job_id, (hold.number >= 0).then_some(hold.number)))
             .collect();
         self.changes.push(Change::Reconcile {
             worker_id: worker_id.clone(),
@@ -355,7 +353,7 @@ impl Control {
         &mut self,
         identity: &[u8],
         job_id: u64,
-        conclude: Conclude<'_>,
+        mut receipt: Receipt,
     ) -> Option<&'static str> {
         let Ok(job_id) = i64::try_from(job_id) else {
             return Some("a receipt for a job that cannot be");
@@ -364,9 +362,7 @@ impl Control {
             Some(worker) => {
                 let place = worker.holds.iter().position(|hold| {
                     hold.job_id == job_id
-                        && conclude
-                            .attempt
-                            .is_none_or(|attempt| attempt == hold.attempt)
+                        && receipt.attempt.is_none_or(|attempt| attempt == hold.number)
                 });
                 (
                     worker.worker_id.clone(),
@@ -375,18 +371,14 @@ impl Control {
             }
             None => (printable(identity), None),
         };
-        let attempt = held.map(|hold| hold.attempt).or(conclude.attempt);
-        let receipt = Receipt {
-            status: conclude.status,
-            metrics: conclude.metrics,
-            artifacts: conclude.artifacts,
-            error_message: conclude
-                .error_message
-                .map(|text| cut(&text, limits::ERROR_TEXT_SIZE_MAX)),
-            log_tail: conclude
-                .log_tail
-                .map(|text| cut(&text, limits::LOG_TAIL_SIZE_MAX)),
+        let attempt = held.map(|hold| hold.number).or(receipt.attempt);
+        let shorten = |text: &mut Option<String>, size_max| {
+            if let Some(text) = text {
+                *text = cut(text, size_max);
+            }
         };
+        shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
+        shorten(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
         self.changes.push(Change::Complete {
             worker_id,
             job_id,
@@ -416,13 +408,10 @@ impl Control {
         self.conclude(
             identity,
             job_id,
-            Conclude {
+            Receipt {
                 status: JobStatus::Failed,
-                metrics: BTreeMap::new(),
-                artifacts: Vec::new(),
-                error_message: Some(message.into()),
-                attempt: None,
-                log_tail: None,
+                error_message: Some(message),
+                ..Receipt::default()
             },
         )
     }
@@ -463,7 +452,7 @@ impl Control {
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew_at = (!self.workers.is_empty()).then(|| now + self.settings.lease / 3);
-            let holds: Vec<Hold> = self
+            let holds: Vec<Attempt> = self
                 .workers
                 .values()
                 .filter(|worker| worker.peer.is_some())

@@ -197,6 +197,7 @@ impl Sentinel {
                     hostname: Some(worker.hostname.into()),
                     pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
                     running: None,
+                    ..Identify::default()
                 },
             );
         }

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::time::Instant;
 
-use super::control::{Assignment, Capabilities, Change, Control, Opening, Receipt};
+use super::control::{Capabilities, Change, Control, Opening};
 use super::serve::Options;
+use crate::job::{Attempt, Job, JobStatus, Receipt};
 use crate::limits;
-use crate::protocol::{Hold, JobStatus, SinkConfig};
-use crate::store::{self, Claim, ClaimedJob, Completion, End, Released, Store, WorkerSession};
+use crate::store::{self, Claim, Completion, End, Released, Store, WorkerSession};
 
 pub(crate) struct Turn<'a> {
     pub(crate) store: &'a mut Store,
@@ -24,7 +24,7 @@ pub(crate) struct Turn<'a> {
 struct Outcome {
     adopted: Vec<(Vec<u8>, i64, Option<i64>)>,
     revoked: Vec<i64>,
-    claimed: Vec<(Vec<u8>, Vec<ClaimedJob>)>,
+    claimed: Vec<(Vec<u8>, Vec<Job>)>,
     /// Rows were put (back) into the queue.
     queued: bool,
     /// A claim looked at what was waiting.
@@ -57,13 +57,6 @@ pub(crate) fn recover(
         if expired.len() < limits::EXPIRED_PER_TURN {
             return Ok(());
         }
-    }
-}
-
-fn stored(hold: &Hold) -> store::Hold {
-    store::Hold {
-        job_id: hold.job_id,
-        attempt: hold.attempt,
     }
 }
 
@@ -181,8 +174,7 @@ impl Turn<'_> {
             self.control.handle_revoked(job_id);
         }
         for (identity, jobs) in outcome.claimed {
-            self.control
-                .handle_claimed(&identity, jobs.into_iter().map(assignment).collect());
+            self.control.handle_claimed(&identity, jobs);
         }
         outcome.queued || outcome.more || (queue_changed && !outcome.looked)
     }
@@ -227,20 +219,16 @@ fn apply(
             }
         }
         Change::Release { hold, reason } => {
-            release(turn, hold, reason, options, now_ms, outcome)?;
+            release(turn, *hold, reason, options, now_ms, outcome)?;
         }
         Change::Reconcile { worker_id, running } => {
             for held in turn.running_of(worker_id)? {
                 let kept = running.iter().any(|hold| {
-                    hold.job_id == held.job_id && (hold.attempt < 0 || hold.attempt == held.attempt)
+                    hold.job_id == held.job_id && (hold.number < 0 || hold.number == held.number)
                 });
                 if !kept {
-                    let hold = Hold {
-                        job_id: held.job_id,
-                        attempt: held.attempt,
-                    };
                     let reason = format!("worker {worker_id} came back without the job");
-                    release(turn, &hold, &reason, options, now_ms, outcome)?;
+                    release(turn, held, &reason, options, now_ms, outcome)?;
                 }
             }
         }
@@ -252,17 +240,15 @@ fn apply(
         } => {
             let held = turn.held_by(worker_id, *job_id, *attempt)?;
             if let Some(attempt) = held {
-                let hold = store::Hold {
-                    job_id: *job_id,
-                    attempt,
-                };
-                turn.renew(&[hold], now_ms.saturating_add(lease_ms))?;
+                turn.renew(
+                    &[Attempt::new(*job_id, attempt)],
+                    now_ms.saturating_add(lease_ms),
+                )?;
             }
             outcome.adopted.push((identity.clone(), *job_id, held));
         }
         Change::Renew { holds, workers } => {
-            let holds: Vec<store::Hold> = holds.iter().map(stored).collect();
-            turn.renew(&holds, now_ms.saturating_add(lease_ms))?;
+            turn.renew(holds, now_ms.saturating_add(lease_ms))?;
             turn.touch_workers(workers, now_ms)?;
         }
     }
@@ -271,13 +257,13 @@ fn apply(
 
 fn release(
     turn: &mut store::Turn<'_>,
-    hold: &Hold,
+    hold: Attempt,
     reason: &str,
     options: &Options,
     now_ms: i64,
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
-    match turn.release(stored(hold), reason, options.retries_max, now_ms)? {
+    match turn.release(hold, reason, options.retries_max, now_ms)? {
         Released::Requeued => {
             log::info!("job {} goes back to the queue: {reason}", hold.job_id);
             outcome.queued = true;
@@ -337,7 +323,7 @@ fn claim(
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
     let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
-    let mut open: Vec<(&Opening, Vec<String>, Vec<ClaimedJob>)> = openings
+    let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
         .iter()
         .map(|opening| {
             let plugins = match &opening.capabilities {
@@ -353,7 +339,7 @@ fn claim(
         .filter(|(_, plugins, _)| !plugins.is_empty())
         .collect();
     let mut step = 1usize;
-    let mut filled: Vec<(Vec<u8>, Vec<ClaimedJob>)> = Vec::new();
+    let mut filled: Vec<(Vec<u8>, Vec<Job>)> = Vec::new();
     while !open.is_empty() {
         let mut next = Vec::with_capacity(open.len());
         for (opening, plugins, mut jobs) in open {
@@ -386,30 +372,4 @@ fn claim(
     }
     outcome.claimed = filled;
     Ok(())
-}
-
-fn assignment(job: ClaimedJob) -> Assignment {
-    Assignment {
-        hold: Hold {
-            job_id: job.hold.job_id,
-            attempt: job.hold.attempt,
-        },
-        plugin_name: job.code.plugin_name.clone(),
-        file_path: job.file_path,
-        file_version_id: job.file_version_id,
-        sinks: job
-            .sinks
-            .into_iter()
-            .map(|sink| SinkConfig {
-                topic: sink.topic,
-                uri: sink.uri,
-                mode: sink.mode,
-                schema_def: sink.schema_def,
-            })
-            .collect(),
-        env_hash: job.code.env_hash.clone(),
-        lockfile_content: job.code.lockfile_content.clone(),
-        source_code: job.code.source_code.clone(),
-        artifact_hash: job.code.artifact_hash.clone(),
-    }
 }

@@ -26,62 +26,24 @@ mod output;
 mod parquet;
 mod sqlite;
 mod staging;
-mod uri;
 
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::job::SinkError;
+
 pub use output::{Artifact, JobOutput, Staged};
 pub use staging::Staging;
-pub use uri::{Compression, Target, parse as parse_uri};
-
-/// A sink as it came over the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SinkConfig {
-    /// The topic whose batches it takes.
-    pub topic: String,
-    /// `parquet://…` or `sqlite://…`.
-    pub uri: String,
-    /// `append`, `replace` or `error`.
-    pub mode: String,
-}
-
-/// What happens to what is there already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// It stays.
-    Append,
-    /// It goes when this job's output is published.
-    Replace,
-    /// The job fails.
-    Error,
-}
-
-/// Whose output it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct JobId<'a> {
-    /// The job.
-    pub job_id: i64,
-    /// The version of its input.
-    pub file_version_id: i64,
-    /// Its plugin.
-    pub plugin_name: &'a str,
-}
 
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
-    /// The URI is none of a sink.
-    Uri {
-        /// The URI.
-        uri: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A mode other than append, replace and error.
-    Mode {
-        /// The mode.
-        mode: String,
+    /// A sink's text is refused.
+    Sink(SinkError),
+    /// A symbolic link leads out of the root.
+    Outside {
+        /// The file.
+        path: PathBuf,
     },
     /// Two sinks of the job mean the same file.
     SameFile {
@@ -130,10 +92,12 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::Uri { uri, reason } => write!(f, "sink {uri:?}: {reason}"),
-            Error::Mode { mode } => {
-                write!(f, "sink mode {mode:?}: expected append, replace or error")
-            }
+            Error::Sink(error) => error.fmt(f),
+            Error::Outside { path } => write!(
+                f,
+                "{}: a symbolic link leads out of the output folder",
+                path.display()
+            ),
             Error::SameFile { path } => {
                 write!(
                     f,
@@ -163,6 +127,12 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<SinkError> for Error {
+    fn from(error: SinkError) -> Self {
+        Error::Sink(error)
+    }
+}
 
 impl Error {
     fn io(path: &std::path::Path, source: std::io::Error) -> Self {

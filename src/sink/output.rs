@@ -11,8 +11,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::parquet::ParquetFile;
 use super::sqlite::{SqliteRows, SqliteTarget};
-use super::uri::{default_uri, job_file, name_parts};
-use super::{Error, JobId, Mode, SinkConfig, Staging, Target, parse_uri};
+use super::{Error, Staging};
+use crate::job::{self, Job, Mode, Target, default_uri, name_parts};
 use crate::limits;
 
 /// Schema metadata that is the bridge's, not the data's.
@@ -70,58 +70,45 @@ impl Drop for Cleanup {
 /// The output of a job while its batches come. Dropping it removes what is staged.
 pub struct JobOutput {
     staging: Arc<Staging>,
-    job_id: i64,
-    file_version_id: i64,
-    plugin_name: String,
+    job: Arc<Job>,
     sinks: Vec<Sink>,
     cleanup: Cleanup,
 }
 
 impl JobOutput {
     /// Checks the sinks of a job; no file is made before the first batch.
-    pub fn new(staging: Arc<Staging>, job: JobId<'_>, sinks: &[SinkConfig]) -> Result<Self, Error> {
+    pub fn new(staging: Arc<Staging>, job: Arc<Job>) -> Result<Self, Error> {
         let mut output = JobOutput {
             staging,
-            job_id: job.job_id,
-            file_version_id: job.file_version_id,
-            plugin_name: job.plugin_name.to_owned(),
+            job: job.clone(),
             sinks: Vec::new(),
             cleanup: Cleanup { paths: Vec::new() },
         };
-        for sink in sinks {
+        for sink in job.sinks.iter() {
             output.add(sink, true)?;
         }
         Ok(output)
     }
 
-    fn add(&mut self, sink: &SinkConfig, configured: bool) -> Result<(), Error> {
-        let target = parse_uri(&sink.uri)?;
-        let mode = match sink.mode.as_str() {
-            "append" | "" => Mode::Append,
-            "replace" => Mode::Replace,
-            "error" => Mode::Error,
-            other => {
-                return Err(Error::Mode {
-                    mode: other.to_owned(),
-                });
-            }
-        };
+    fn add(&mut self, sink: &job::Sink, configured: bool) -> Result<(), Error> {
+        let (target, mode) = (sink.target.clone(), sink.mode);
+        let job_id = self.job.attempt.job_id;
         if let Target::Parquet { path, .. } = &target {
-            let file = job_file(path, self.job_id);
+            let file = job_file(path, job_id);
             let same = self.sinks.iter().any(|other| match &other.target {
-                Target::Parquet { path, .. } => job_file(path, self.job_id) == file,
+                Target::Parquet { path, .. } => job_file(path, job_id) == file,
                 Target::Sqlite { .. } => false,
             });
             if same {
                 return Err(Error::SameFile { path: file });
             }
             if mode == Mode::Error
-                && let Some(other) = siblings(&self.staging.root().join(path), self.job_id).pop()
+                && let Some(other) = siblings(&self.staging.root().join(path), job_id).pop()
             {
                 return Err(Error::Exists { path: other });
             }
         }
-        let staged = self.staging.fresh(self.job_id);
+        let staged = self.staging.fresh(job_id);
         self.cleanup.paths.push(staged.clone());
         self.sinks.push(Sink {
             topic: sink.topic.clone(),
@@ -142,18 +129,11 @@ impl JobOutput {
         if let Some(topic) = topic
             && !self.sinks.iter().any(|sink| sink.topic == topic)
         {
-            let uri = default_uri(&self.plugin_name, topic);
-            let mode = "append".to_owned();
-            self.add(
-                &SinkConfig {
-                    topic: topic.to_owned(),
-                    uri,
-                    mode,
-                },
-                false,
-            )?;
+            let uri = default_uri(&self.job.plugin.name, topic);
+            let sink = job::Sink::parse(topic, &uri, "")?;
+            self.add(&sink, false)?;
         }
-        let (job_id, version) = (self.job_id, self.file_version_id);
+        let (job_id, version) = (self.job.attempt.job_id, self.job.file_version_id);
         for sink in &mut self.sinks {
             let takes = match topic {
                 Some(topic) => sink.topic == topic,
@@ -179,11 +159,11 @@ impl JobOutput {
     pub fn stage(self) -> Result<Staged, Error> {
         let JobOutput {
             staging,
-            job_id,
+            job,
             sinks,
             cleanup,
-            ..
         } = self;
+        let job_id = job.attempt.job_id;
         let mut staged = Vec::new();
         for mut sink in sinks {
             let Some((_, writer)) = sink.open.take() else {
@@ -450,9 +430,8 @@ impl Staged {
             return Ok(());
         };
         let root = self.staging.root();
-        let outside = || Error::Uri {
-            uri: file.display().to_string(),
-            reason: "a symbolic link leads out of the output folder".to_owned(),
+        let outside = || Error::Outside {
+            path: file.to_owned(),
         };
         // The deepest folder that exists decides where new ones would be made.
         let mut existing = folder;
@@ -465,6 +444,13 @@ impl Staged {
         }
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))
     }
+}
+
+/// The file of a job: `o.parquet` → `o_<job>.parquet`; without an extension the path is a
+/// dataset's folder and gets `data_<job>.parquet`.
+fn job_file(path: &Path, job_id: i64) -> PathBuf {
+    let (folder, stem, extension) = name_parts(path);
+    folder.join(format!("{stem}_{job_id}.{extension}"))
 }
 
 /// Files that other jobs made for the sink at `path`.

@@ -10,7 +10,8 @@ use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
-use super::{Compression, Error};
+use super::Error;
+use crate::job::Compression;
 use crate::limits;
 
 /// A file in staging that grows a row group at a time.

@@ -11,7 +11,8 @@ use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
-use super::{Error, Mode};
+use super::Error;
+use crate::job::Mode;
 
 /// What a column is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

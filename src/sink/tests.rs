@@ -13,6 +13,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Schema};
 use proptest::prelude::*;
 
 use super::*;
+use crate::job::{Attempt, Compression, Job, Plugin, Sink, Target, parse_uri};
 
 struct Root {
     dir: tempfile::TempDir,
@@ -31,20 +32,23 @@ impl Root {
     }
 
     fn output(&self, job_id: i64, sinks: &[(&str, &str, &str)]) -> Result<JobOutput, Error> {
-        let sinks: Vec<SinkConfig> = sinks
+        let sinks: Result<Vec<Sink>, _> = sinks
             .iter()
-            .map(|(topic, uri, mode)| SinkConfig {
-                topic: (*topic).into(),
-                uri: (*uri).into(),
-                mode: (*mode).into(),
-            })
+            .map(|(topic, uri, mode)| Sink::parse(topic, uri, mode))
             .collect();
-        let job = JobId {
-            job_id,
+        let job = Job {
+            attempt: Attempt::new(job_id, 1),
+            file_path: String::new(),
             file_version_id: 42,
-            plugin_name: "plug in",
+            sinks: sinks?.into(),
+            plugin: Arc::new(Plugin {
+                name: "plug in".into(),
+                ..Plugin::default()
+            }),
+            database: None,
+            previous: Vec::new(),
         };
-        JobOutput::new(self.staging.clone(), job, &sinks)
+        JobOutput::new(self.staging.clone(), Arc::new(job))
     }
 
     /// Writes one batch of a job to one sink and publishes it.
@@ -387,7 +391,7 @@ fn modes_keep_replace_or_refuse_what_other_jobs_made() {
     root.publish(4, "parquet://o.parquet", "error").unwrap();
     assert!(matches!(
         root.publish(5, "parquet://o.parquet", "sideways"),
-        Err(Error::Mode { .. })
+        Err(Error::Sink(SinkError::Mode { .. }))
     ));
     let same = [
         ("a", "parquet://o.parquet", "append"),

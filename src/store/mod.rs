@@ -42,9 +42,7 @@ pub use catalogue::{FileVersion, LastJob};
 pub use inspect::{Inspector, JobDetail, JobFilter, JobRow};
 pub use location::parse as parse_location;
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
-pub use queue::{
-    Claim, Claimed, ClaimedJob, Completion, End, Expired, Hold, Released, SinkConfig, Unresolved,
-};
+pub use queue::{Claim, Claimed, Completion, End, Expired, Released, Unresolved};
 pub use registry::{Deploy, Deployed, PluginCode, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
 pub use workers::{Claimant, WorkerSession};

@@ -2,21 +2,12 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, Row, params};
 use serde::Deserialize;
 
 use super::{Error, PluginCode, Store, Turn, format_time};
-
-/// A job and which of its attempts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    /// The job.
-    pub job_id: i64,
-    /// The attempt.
-    pub attempt: i64,
-}
+use crate::job::{Attempt, Job, Sink};
 
 /// What is claimed, for whom.
 #[derive(Clone, Copy, Debug)]
@@ -35,34 +26,6 @@ pub struct Claim<'a> {
     pub lease_until_ms: i64,
 }
 
-/// One sink of a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SinkConfig {
-    /// Its topic.
-    pub topic: String,
-    /// `parquet://…` or `sqlite://…`.
-    pub uri: String,
-    /// `append`, `replace` or `error`.
-    pub mode: String,
-    /// JSON schema text.
-    pub schema_def: Option<String>,
-}
-
-/// A job that now belongs to a worker.
-#[derive(Clone, Debug)]
-pub struct ClaimedJob {
-    /// The job and its new attempt.
-    pub hold: Hold,
-    /// Its input, `cf_source_root.path` joined with `rel_path`.
-    pub file_path: String,
-    /// The input's version.
-    pub file_version_id: i64,
-    /// Where its topics go.
-    pub sinks: Vec<SinkConfig>,
-    /// What runs.
-    pub code: Arc<PluginCode>,
-}
-
 /// A job that could not be handed out and was ended as FAILED.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unresolved {
@@ -76,7 +39,7 @@ pub struct Unresolved {
 #[derive(Clone, Debug, Default)]
 pub struct Claimed {
     /// Jobs to dispatch, in order.
-    pub jobs: Vec<ClaimedJob>,
+    pub jobs: Vec<Job>,
     /// Jobs that failed instead.
     pub unresolved: Vec<Unresolved>,
 }
@@ -150,7 +113,13 @@ enum OverrideSink {
     },
 }
 
-const MODE_DEFAULT: &str = "append";
+/// A sink before it is read.
+struct SinkText {
+    topic: String,
+    uri: String,
+    mode: String,
+    schema_def: Option<String>,
+}
 
 /// The order of the queue: highest priority first (none last), then lowest id.
 type Rank = (Reverse<Option<i64>>, i64);
@@ -229,13 +198,14 @@ impl Turn<'_> {
             match self.resolve(job_id, plugin)? {
                 Ok((file_path, file_version_id, sinks)) => {
                     let attempt = self.take(job_id, claim, &code, now_ms)?;
-                    let hold = Hold { job_id, attempt };
-                    claimed.jobs.push(ClaimedJob {
-                        hold,
+                    claimed.jobs.push(Job {
+                        attempt: Attempt::new(job_id, attempt),
                         file_path,
                         file_version_id,
-                        sinks,
-                        code,
+                        sinks: sinks.into(),
+                        plugin: code.plugin.clone(),
+                        database: None,
+                        previous: Vec::new(),
                     });
                 }
                 Err(reason) => {
@@ -272,7 +242,7 @@ impl Turn<'_> {
                 claim.worker_id,
                 claim.hostname,
                 claim.pid,
-                code.artifact_hash
+                code.plugin.artifact_hash
             ],
             |row| row.get(0),
         )?)
@@ -284,7 +254,7 @@ impl Turn<'_> {
         &self,
         job_id: i64,
         plugin: &str,
-    ) -> Result<Result<(String, i64, Vec<SinkConfig>), String>, Error> {
+    ) -> Result<Result<(String, i64, Vec<Sink>), String>, Error> {
         let mut statement = self.transaction.prepare_cached(
             "SELECT q.file_version_id, q.config_overrides, r.path, l.rel_path \
              FROM cf_processing_queue q \
@@ -320,7 +290,7 @@ impl Turn<'_> {
         &self,
         plugin: &str,
         overrides: Option<&str>,
-    ) -> Result<Result<Vec<SinkConfig>, String>, Error> {
+    ) -> Result<Result<Vec<Sink>, String>, Error> {
         let mut statement = self.transaction.prepare_cached(
             "SELECT topic_name, uri, mode, schema_json FROM cf_topic_config AS sink \
              WHERE plugin_name = ?1 AND (manifest_id IS NULL OR NOT EXISTS ( \
@@ -328,18 +298,15 @@ impl Turn<'_> {
                  AND theirs.topic_name = sink.topic_name AND theirs.manifest_id IS NULL)) \
              ORDER BY id",
         )?;
-        let mut sinks: Vec<SinkConfig> = statement
-            .query_map([plugin], |row| {
-                Ok(SinkConfig {
-                    topic: row.get(0)?,
-                    uri: row.get(1)?,
-                    mode: row
-                        .get::<_, Option<String>>(2)?
-                        .unwrap_or_else(|| MODE_DEFAULT.to_owned()),
-                    schema_def: row.get(3)?,
-                })
-            })?
-            .collect::<Result<_, _>>()?;
+        let rows = statement.query_map([plugin], |row| {
+            Ok(SinkText {
+                topic: row.get(0)?,
+                uri: row.get(1)?,
+                mode: row.get::<_, Option<String>>(2)?.unwrap_or_default(),
+                schema_def: row.get(3)?,
+            })
+        })?;
+        let mut sinks: Vec<SinkText> = rows.collect::<Result<_, _>>()?;
         if let Some(text) = overrides.filter(|text| !text.trim().is_empty()) {
             let parsed: Result<Option<std::collections::BTreeMap<String, Override>>, _> =
                 serde_json::from_str(text);
@@ -366,24 +333,30 @@ impl Turn<'_> {
                             schema_def,
                         } => (uri, mode, schema_def),
                     };
-                    sinks.push(SinkConfig {
+                    sinks.push(SinkText {
                         topic: topic.clone(),
                         uri,
-                        mode: mode.unwrap_or_else(|| MODE_DEFAULT.to_owned()),
+                        mode: mode.unwrap_or_default(),
                         schema_def,
                     });
                 }
             }
         }
         if !sinks.iter().any(|sink| sink.topic == "output") {
-            sinks.push(SinkConfig {
+            sinks.push(SinkText {
                 topic: "output".to_owned(),
                 uri: format!("parquet://{plugin}_output.parquet"),
-                mode: MODE_DEFAULT.to_owned(),
+                mode: String::new(),
                 schema_def: None,
             });
         }
-        Ok(Ok(sinks))
+        let read = |text: SinkText| {
+            let mut sink = Sink::parse(&text.topic, &text.uri, &text.mode)?;
+            sink.schema_def = text.schema_def;
+            Ok(sink)
+        };
+        let read: Result<Vec<Sink>, crate::job::SinkError> = sinks.into_iter().map(read).collect();
+        Ok(read.map_err(|error| error.to_string()))
     }
 
     /// Ends a job if it is RUNNING with this holder and attempt; otherwise changes nothing and
@@ -417,7 +390,7 @@ impl Turn<'_> {
     /// than `retries_max` times.
     pub fn release(
         &mut self,
-        hold: Hold,
+        hold: Attempt,
         reason: &str,
         retries_max: u32,
         now_ms: i64,
@@ -428,7 +401,7 @@ impl Turn<'_> {
                  WHERE id = ?1 AND attempt = ?2 AND status = 'RUNNING'",
             )?;
             statement
-                .query_row(params![hold.job_id, hold.attempt], |row| row.get(0))
+                .query_row(params![hold.job_id, hold.number], |row| row.get(0))
                 .optional()?
         };
         let Some(retries) = retries else {
@@ -458,13 +431,13 @@ impl Turn<'_> {
     }
 
     /// Extends leases of holds that are still current.
-    pub fn renew(&mut self, holds: &[Hold], lease_until_ms: i64) -> Result<(), Error> {
+    pub fn renew(&mut self, holds: &[Attempt], lease_until_ms: i64) -> Result<(), Error> {
         let mut statement = self.transaction.prepare_cached(
             "UPDATE cf_processing_queue SET lease_until_ms = ?3 \
              WHERE id = ?1 AND attempt = ?2 AND status = 'RUNNING'",
         )?;
         for hold in holds {
-            statement.execute(params![hold.job_id, hold.attempt, lease_until_ms])?;
+            statement.execute(params![hold.job_id, hold.number, lease_until_ms])?;
         }
         Ok(())
     }
@@ -477,7 +450,7 @@ impl Turn<'_> {
         retries_max: u32,
         limit: usize,
     ) -> Result<Vec<Expired>, Error> {
-        let holds: Vec<Hold> = {
+        let holds: Vec<Attempt> = {
             let mut statement = self.transaction.prepare_cached(
                 "SELECT id, attempt FROM cf_processing_queue \
                  WHERE status = 'RUNNING' AND lease_until_ms IS NULL \
@@ -502,7 +475,7 @@ impl Turn<'_> {
     }
 
     /// The RUNNING jobs of a worker.
-    pub fn running_of(&self, worker_id: &str) -> Result<Vec<Hold>, Error> {
+    pub fn running_of(&self, worker_id: &str) -> Result<Vec<Attempt>, Error> {
         let mut statement = self.transaction.prepare_cached(
             "SELECT id, attempt FROM cf_processing_queue \
              WHERE status = 'RUNNING' AND worker_id = ?1",
@@ -571,9 +544,9 @@ impl Turn<'_> {
     }
 }
 
-fn hold(row: &Row<'_>) -> rusqlite::Result<Hold> {
-    Ok(Hold {
+fn hold(row: &Row<'_>) -> rusqlite::Result<Attempt> {
+    Ok(Attempt {
         job_id: row.get(0)?,
-        attempt: row.get(1)?,
+        number: row.get(1)?,
     })
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
+use crate::job::Plugin;
+
 use super::{Error, ManifestSink, Turn, format_time};
 
 /// SHA-256 as lower-case hex.
@@ -34,18 +36,10 @@ pub fn artifact_hash(source_code: &str, lockfile_content: &str) -> String {
 pub struct PluginCode {
     /// Its row.
     pub manifest_id: i64,
-    /// The plugin.
-    pub plugin_name: String,
     /// Its version.
     pub version: String,
-    /// The source.
-    pub source_code: String,
-    /// SHA-256 hex of the lockfile; empty = the default environment.
-    pub env_hash: String,
-    /// The lockfile; empty with an empty hash.
-    pub lockfile_content: String,
-    /// SHA-256 hex of source and lockfile.
-    pub artifact_hash: String,
+    /// What runs.
+    pub plugin: Arc<Plugin>,
 }
 
 /// What is deployed.
@@ -101,12 +95,14 @@ impl Turn<'_> {
                     .unwrap_or_else(|| artifact_hash(&source_code, &lockfile_content));
                 Ok(PluginCode {
                     manifest_id: row.get(0)?,
-                    plugin_name: plugin.to_owned(),
                     version: row.get(1)?,
-                    source_code,
-                    env_hash,
-                    lockfile_content,
-                    artifact_hash,
+                    plugin: Arc::new(Plugin {
+                        name: plugin.to_owned(),
+                        source_code,
+                        env_hash,
+                        lockfile_content,
+                        artifact_hash,
+                    }),
                 })
             })
             .optional()?

@@ -1,4 +1,5 @@
 use super::*;
+use crate::job::{Attempt, Mode};
 use rusqlite::params;
 
 const DAY_MS: i64 = 1_766_232_000_000;
@@ -130,7 +131,7 @@ fn legacy_path() -> PathBuf {
 }
 
 fn ids(claimed: &Claimed) -> Vec<i64> {
-    claimed.jobs.iter().map(|job| job.hold.job_id).collect()
+    claimed.jobs.iter().map(|job| job.attempt.job_id).collect()
 }
 
 #[test]
@@ -142,15 +143,15 @@ fn a_legacy_database_opens_in_place_and_works() {
     assert_eq!(first.file_path, "/data/in/2025/f2.csv");
     assert_eq!(first.sinks.len(), 1);
     assert_eq!(first.sinks[0].uri, "parquet://other.parquet");
-    assert_eq!(first.sinks[0].mode, "replace");
+    assert_eq!(first.sinks[0].mode, Mode::Replace);
     assert_eq!(
         claimed.jobs[1].sinks[0].uri,
         "parquet://sales.parquet?compression=zstd"
     );
-    assert!(first.code.source_code.contains("class Handler"));
+    assert!(first.plugin.source_code.contains("class Handler"));
     assert_eq!(
-        first.code.env_hash,
-        sha256_hex(&[first.code.lockfile_content.as_bytes()])
+        first.plugin.env_hash,
+        sha256_hex(&[first.plugin.lockfile_content.as_bytes()])
     );
     // The reference wrote no leases: its RUNNING job is nobody's.
     assert!(scene.store.has_expired(DAY_MS).unwrap());
@@ -256,12 +257,12 @@ fn jobs_come_by_priority_then_id_over_all_plugins_and_only_capable_ones() {
 fn only_the_holder_of_the_attempt_ends_a_job() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
-    let hold = scene.claim(&["p"], 1).jobs[0].hold;
+    let hold = scene.claim(&["p"], 1).jobs[0].attempt;
     assert_eq!(
         hold,
-        Hold {
+        Attempt {
             job_id: id,
-            attempt: 1
+            number: 1
         }
     );
     assert!(!scene.complete("other", id, Some(1)));
@@ -280,7 +281,7 @@ fn only_the_holder_of_the_attempt_ends_a_job() {
         Released::Stale
     );
     turn.commit().unwrap();
-    assert_eq!(scene.claim(&["p"], 1).jobs[0].hold.attempt, 2);
+    assert_eq!(scene.claim(&["p"], 1).jobs[0].attempt.number, 2);
     assert!(
         !scene.complete("w", id, Some(1)),
         "the first attempt comes too late"
@@ -295,7 +296,7 @@ fn a_job_that_loses_its_worker_too_often_fails() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
     for round in 0..3 {
-        let hold = scene.claim(&["p"], 1).jobs[0].hold;
+        let hold = scene.claim(&["p"], 1).jobs[0].attempt;
         let mut turn = scene.store.begin().unwrap();
         let released = turn.release(hold, "worker w was lost", 2, DAY_MS).unwrap();
         turn.commit().unwrap();
@@ -317,10 +318,10 @@ fn a_job_that_loses_its_worker_too_often_fails() {
 fn leases_are_renewed_and_end() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
-    let hold = scene.claim(&["p"], 1).jobs[0].hold;
+    let hold = scene.claim(&["p"], 1).jobs[0].attempt;
     assert!(!scene.store.has_expired(DAY_MS + 999).unwrap());
     let mut turn = scene.store.begin().unwrap();
-    turn.renew(&[hold, Hold { attempt: 9, ..hold }], DAY_MS + 5000)
+    turn.renew(&[hold, Attempt { number: 9, ..hold }], DAY_MS + 5000)
         .unwrap();
     turn.commit().unwrap();
     assert!(!scene.store.has_expired(DAY_MS + 4999).unwrap());
@@ -393,7 +394,7 @@ fn sinks_have_a_default_and_overrides_take_lists_and_bare_uris() {
     let sinks = |index: usize| -> Vec<(String, String, String)> {
         let sinks = claimed.jobs[index].sinks.iter();
         sinks
-            .map(|s| (s.topic.clone(), s.uri.clone(), s.mode.clone()))
+            .map(|s| (s.topic.clone(), s.uri.clone(), s.mode.as_str().to_owned()))
             .collect()
     };
     let sink = |topic: &str, uri: &str, mode: &str| (topic.into(), uri.into(), mode.into());
@@ -405,7 +406,7 @@ fn sinks_have_a_default_and_overrides_take_lists_and_bare_uris() {
             sink("output", "parquet://b.parquet", "error"),
         ]
     );
-    assert_eq!(claimed.jobs[1].hold.job_id, default);
+    assert_eq!(claimed.jobs[1].attempt.job_id, default);
     assert_eq!(
         sinks(1)[1],
         sink("output", "parquet://p_output.parquet", "append")
@@ -432,10 +433,10 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     turn.deploy(&deploy, DAY_MS + 1000).unwrap();
     let code = turn.plugin_code("p").unwrap().unwrap();
     assert_eq!(
-        (code.source_code.as_str(), code.version.as_str()),
+        (code.plugin.source_code.as_str(), code.version.as_str()),
         ("v1", "9")
     );
-    assert_eq!(code.env_hash, sha256_hex(&[b"lock"]));
+    assert_eq!(code.plugin.env_hash, sha256_hex(&[b"lock"]));
     turn.commit().unwrap();
     // The same source under another name is another manifest.
     assert!(scene.deploy("q", "v1").new);
@@ -454,7 +455,10 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     assert!(scene.store.changed().unwrap());
     assert!(!scene.store.changed().unwrap());
     let mut turn = scene.store.begin().unwrap();
-    assert_eq!(turn.plugin_code("p").unwrap().unwrap().source_code, "v3");
+    assert_eq!(
+        turn.plugin_code("p").unwrap().unwrap().plugin.source_code,
+        "v3"
+    );
 }
 
 #[test]

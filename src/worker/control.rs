@@ -1,6 +1,7 @@
 //! The worker's side of the control protocol.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::environments::State;
@@ -8,12 +9,11 @@ use super::job::{Order, Run};
 use super::serve::Worker;
 use super::slot::Failure;
 use crate::guest::environment::Environment;
+use crate::job::{Attempt, Job, Lease, Plugin, Sink, SinkError};
 use crate::limits;
 use crate::protocol::{
-    Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Hold, Identify, Payload,
-    View,
+    Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload, View,
 };
-use crate::sink::SinkConfig;
 use crate::socket::Event;
 
 impl Worker {
@@ -38,8 +38,8 @@ impl Worker {
             };
             let mut answer = None;
             match payload {
-                Payload::Dispatch(dispatch) => match order(header.job_id, &dispatch) {
-                    Some(mut order) => {
+                Payload::Dispatch(dispatch) => match read_dispatch(header.job_id, &dispatch) {
+                    Ok(mut order) => {
                         order.environment = self.environments.key(&order.environment);
                         if self.backlog.len() < limits::BACKLOG_MAX {
                             self.backlog.push_back(order);
@@ -48,7 +48,7 @@ impl Worker {
                                 Some((header.job_id, error_payload("too many jobs dispatched")));
                         }
                     }
-                    None => answer = Some((header.job_id, error_payload("impossible job id"))),
+                    Err(reason) => answer = Some((header.job_id, error_payload(&reason))),
                 },
                 Payload::Abort => self.abort(header.job_id),
                 Payload::PrepareEnv(prepare) => {
@@ -83,11 +83,11 @@ impl Worker {
         }
     }
 
-    pub(super) fn holds(&self) -> Vec<Hold> {
+    pub(super) fn holds(&self) -> Vec<Attempt> {
         let running = self.slots.iter().flatten().map(|run| &run.order);
         running
             .chain(&self.backlog)
-            .filter_map(Order::hold)
+            .filter_map(Order::attempt)
             .collect()
     }
 
@@ -99,6 +99,7 @@ impl Worker {
             hostname: Some(self.hostname.clone().into()),
             pid: Some(std::process::id()),
             running: Some(self.holds()),
+            ..Identify::default()
         })
     }
 
@@ -141,7 +142,7 @@ impl Worker {
             .iter()
             .flatten()
             .next()
-            .map(|run| run.order.job_id);
+            .map(|run| run.order.job.attempt.job_id);
         let status = match current {
             Some(_) => HeartbeatStatus::Busy,
             None => HeartbeatStatus::Idle,
@@ -150,6 +151,7 @@ impl Worker {
             status,
             current_job_id: current,
             running: Some(self.holds()),
+            ..Heartbeat::default()
         });
         self.send(current.map_or(0, i64::unsigned_abs), &payload);
     }
@@ -158,7 +160,7 @@ impl Worker {
         let reason = "aborted by the sentinel";
         let (aborted, rest): (VecDeque<Order>, VecDeque<Order>) = std::mem::take(&mut self.backlog)
             .into_iter()
-            .partition(|order| order.job_id.unsigned_abs() == job_id);
+            .partition(|order| order.job.attempt.job_id.unsigned_abs() == job_id);
         self.backlog = rest;
         for order in aborted {
             let now = Instant::now();
@@ -171,7 +173,7 @@ impl Worker {
             self.send(job_id, &Payload::Conclude(receipt));
         }
         for run in self.slots.iter_mut().flatten() {
-            if run.order.job_id.unsigned_abs() == job_id {
+            if run.order.job.attempt.job_id.unsigned_abs() == job_id {
                 log::info!("job {job_id}: {reason}");
                 run.slot.handle_abort(reason);
             }
@@ -179,25 +181,33 @@ impl Worker {
     }
 }
 
-fn order(job_id: u64, dispatch: &Dispatch<'_>) -> Option<Order> {
-    Some(Order {
-        job_id: i64::try_from(job_id).ok()?,
-        attempt: dispatch.attempt,
-        lease: dispatch.lease_ms.map(Duration::from_millis),
-        plugin_name: dispatch.plugin_name.to_string(),
-        file_path: dispatch.file_path.to_string(),
-        file_version_id: dispatch.file_version_id,
-        sinks: dispatch
-            .sinks
-            .iter()
-            .map(|sink| SinkConfig {
-                topic: sink.topic.clone(),
-                uri: sink.uri.clone(),
-                mode: sink.mode.clone(),
-            })
-            .collect(),
-        environment: dispatch.env_hash.to_string(),
+/// The job of a DISPATCH, or why it cannot be run.
+fn read_dispatch(job_id: u64, dispatch: &Dispatch<'_>) -> Result<Order, String> {
+    let job_id = i64::try_from(job_id).map_err(|_| "impossible job id".to_owned())?;
+    let sinks: Result<Vec<Sink>, SinkError> =
+        dispatch.sinks.iter().map(|sink| sink.parse()).collect();
+    let plugin = Plugin {
+        name: dispatch.plugin_name.to_string(),
         source_code: dispatch.source_code.to_string(),
+        env_hash: dispatch.env_hash.to_string(),
+        lockfile_content: String::new(),
+        artifact_hash: dispatch.artifact_hash.as_deref().unwrap_or("").to_owned(),
+    };
+    Ok(Order {
+        job: Arc::new(Job {
+            attempt: Attempt::new(job_id, dispatch.attempt.unwrap_or(0)),
+            file_path: dispatch.file_path.to_string(),
+            file_version_id: dispatch.file_version_id,
+            sinks: sinks.map_err(|error| error.to_string())?.into(),
+            plugin: Arc::new(plugin),
+            database: dispatch.database.as_deref().map(Arc::from),
+            previous: dispatch.previous.clone(),
+        }),
+        lease: dispatch.lease_ms.map(|bound_ms| Lease {
+            bound: Duration::from_millis(bound_ms),
+            request: dispatch.lease_of.unwrap_or(0),
+        }),
+        environment: dispatch.env_hash.to_string(),
     })
 }
 

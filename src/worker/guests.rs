@@ -12,7 +12,7 @@ use super::event::ThreadEvent;
 use super::job::{Guest, Run, owner};
 use super::serve::{GuestStart, WARM, Worker};
 use super::slot::{Action, Slot};
-use super::writer::{Address, Report, Writer, WriterJob};
+use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
 use crate::guest::warm::WarmEvent;
 use crate::guest::{Exit, Job, process};
@@ -113,13 +113,8 @@ impl Worker {
         };
         let order = &run.order;
         let writer = Writer::start(
-            WriterJob {
-                job_id: order.job_id,
-                file_version_id: order.file_version_id,
-                plugin_name: order.plugin_name.clone(),
-                sinks: order.sinks.clone(),
-                staging: self.staging.clone(),
-            },
+            order.job.clone(),
+            self.staging.clone(),
             Address {
                 slot: place,
                 serial: run.serial,
@@ -131,11 +126,11 @@ impl Worker {
         run.writer = Some(writer);
         run.listener = Some(listener);
         let job = Job {
-            job_id: order.job_id.unsigned_abs(),
-            file_version_id: order.file_version_id,
-            plugin_name: &order.plugin_name,
-            file_path: &order.file_path,
-            source_code: &order.source_code,
+            job_id: order.job.attempt.job_id.unsigned_abs(),
+            file_version_id: order.job.file_version_id,
+            plugin_name: &order.job.plugin.name,
+            file_path: &order.job.file_path,
+            source_code: &order.job.plugin.source_code,
             socket_path: &socket_path,
             work_dir: &work_dir,
         };
@@ -171,8 +166,8 @@ impl Worker {
         run.slot.handle_started(limits::GUEST_CONNECT_TIMEOUT, now);
         log::debug!(
             "job {}: guest started for {}",
-            order.job_id,
-            order.file_path
+            order.job.attempt.job_id,
+            order.job.file_path
         );
         run.watch_exit(place, registry).map_err(text)?;
         run.watch_pipes(pipes, place, registry).map_err(text)
@@ -243,7 +238,7 @@ impl Worker {
                 // Half a lease leaves the sentinel no time to give the job to another while
                 // its output becomes visible.
                 let allowed = run.order.lease.is_none_or(|lease| {
-                    heard.is_some_and(|at| now.saturating_duration_since(at) < lease / 2)
+                    heard.is_some_and(|at| now.saturating_duration_since(at) < lease.bound / 2)
                 });
                 match run.slot.poll(allowed) {
                     None => break,
@@ -256,7 +251,7 @@ impl Worker {
                     },
                     Some(Action::Conclude(failure)) => {
                         let receipt = run.conclude(failure.as_ref(), now);
-                        let job_id = run.order.job_id;
+                        let job_id = run.order.job.attempt.job_id;
                         match &receipt.error_message {
                             None => log::info!("job {job_id}: done"),
                             Some(message) => log::warn!(
@@ -287,7 +282,7 @@ impl Worker {
             Ok(None) => {}
             Ok(Some(exit)) => run.handle_exit(&exit, place, self.reactor.registry(), now),
             Err(error) => {
-                log::error!("job {}: {error}", run.order.job_id);
+                log::error!("job {}: {error}", run.order.job.attempt.job_id);
                 let exit = Exit {
                     code: None,
                     signal: None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::{UnixListener, UnixStream};
@@ -15,10 +16,10 @@ use super::writer::Writer;
 use crate::guest::bridge::{BridgeReader, Step};
 use crate::guest::process::{Pipes, Process};
 use crate::guest::{Exit, warm};
+use crate::job::{Attempt, Job, JobStatus, Lease, Receipt};
 use crate::limits;
-use crate::protocol::{Conclude, Hold, JobStatus};
 use crate::reactor::token;
-use crate::sink::{Artifact, SinkConfig};
+use crate::sink::Artifact;
 
 /// Token owners of a slot's sources; the index is the slot.
 pub(super) mod owner {
@@ -29,27 +30,18 @@ pub(super) mod owner {
     pub(in crate::worker) const EXIT: u8 = 7;
 }
 
-/// What a DISPATCH said.
+/// A dispatched job.
 #[derive(Clone, Debug)]
 pub(super) struct Order {
-    pub(super) job_id: i64,
-    pub(super) attempt: Option<i64>,
-    pub(super) lease: Option<Duration>,
-    pub(super) plugin_name: String,
-    pub(super) file_path: String,
-    pub(super) file_version_id: i64,
-    pub(super) sinks: Vec<SinkConfig>,
+    pub(super) job: Arc<Job>,
+    pub(super) lease: Option<Lease>,
     /// Hash of its environment, never empty.
     pub(super) environment: String,
-    pub(super) source_code: String,
 }
 
 impl Order {
-    pub(super) fn hold(&self) -> Option<Hold> {
-        self.attempt.map(|attempt| Hold {
-            job_id: self.job_id,
-            attempt,
-        })
+    pub(super) fn attempt(&self) -> Option<Attempt> {
+        Some(self.job.attempt).filter(|attempt| attempt.is_numbered())
     }
 }
 
@@ -178,7 +170,7 @@ impl Run {
             if !is_of_group(&stream, group) {
                 log::warn!(
                     "job {}: a stranger connected to its bridge",
-                    self.order.job_id
+                    self.order.job.attempt.job_id
                 );
                 continue;
             }
@@ -271,7 +263,7 @@ impl Run {
     }
 
     /// The receipt.
-    pub(super) fn conclude(&self, failure: Option<&Failure>, now: Instant) -> Conclude<'static> {
+    pub(super) fn conclude(&self, failure: Option<&Failure>, now: Instant) -> Receipt {
         let ms = |from: Option<Instant>, to: Instant| {
             let span = from.map_or(Duration::ZERO, |from| to.saturating_duration_since(from));
             i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
@@ -311,7 +303,7 @@ impl Run {
             ])
         });
         let log = self.log();
-        Conclude {
+        Receipt {
             status: if failure.is_some() {
                 JobStatus::Failed
             } else {
@@ -319,9 +311,11 @@ impl Run {
             },
             metrics,
             artifacts: artifacts.collect(),
-            error_message: failure.map(|failure| self.describe(failure).into()),
-            attempt: self.order.attempt,
-            log_tail: (!log.is_empty()).then(|| log.into()),
+            error_message: failure.map(|failure| self.describe(failure)),
+            cause: None,
+            returned: false,
+            attempt: self.order.attempt().map(|attempt| attempt.number),
+            log_tail: (!log.is_empty()).then_some(log),
         }
     }
 

@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use arrow::buffer::Buffer;
 
 use crate::guest::bridge;
-use crate::sink::{Artifact, JobId, JobOutput, SinkConfig, Staging};
+use crate::job::Job;
+use crate::sink::{Artifact, JobOutput, Staging};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -67,24 +68,19 @@ pub(super) struct Writer {
     pending: VecDeque<Order>,
 }
 
-/// Whose output a writer writes.
-pub(super) struct WriterJob {
-    pub(super) job_id: i64,
-    pub(super) file_version_id: i64,
-    pub(super) plugin_name: String,
-    pub(super) sinks: Vec<SinkConfig>,
-    pub(super) staging: Arc<Staging>,
-}
-
 impl Writer {
-    pub(super) fn start(job: WriterJob, address: Address) -> std::io::Result<Self> {
+    pub(super) fn start(
+        job: Arc<Job>,
+        staging: Arc<Staging>,
+        address: Address,
+    ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
         let wanted = Arc::new(AtomicBool::new(false));
         let for_thread = wanted.clone();
         std::thread::Builder::new()
             .name(format!("writer-{}", address.slot))
             .spawn(move || {
-                let run = || write_job(job, &from_loop, &for_thread, &address);
+                let run = || write_job(job, staging, &from_loop, &for_thread, &address);
                 let report = match catch_unwind(AssertUnwindSafe(run)) {
                     Ok(report) => report,
                     Err(_) => Report::Failed("the writer failed on the plugin's data".to_owned()),
@@ -151,18 +147,14 @@ impl Writer {
 }
 
 fn write_job(
-    job: WriterJob,
+    job: Arc<Job>,
+    staging: Arc<Staging>,
     orders: &Receiver<Order>,
     wanted: &AtomicBool,
     address: &Address,
 ) -> Report {
-    let id = JobId {
-        job_id: job.job_id,
-        file_version_id: job.file_version_id,
-        plugin_name: &job.plugin_name,
-    };
     let failed = |error: &dyn std::fmt::Display| Report::Failed(error.to_string());
-    let mut output = match JobOutput::new(job.staging, id, &job.sinks) {
+    let mut output = match JobOutput::new(staging, job) {
         Ok(output) => output,
         Err(error) => return failed(&error),
     };

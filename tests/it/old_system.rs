@@ -232,9 +232,10 @@ fn our_shim_works_under_the_old_worker() {
 
 #[test]
 fn our_encodings_decode_with_a_python_reader() {
+    use casparian::job::{Attempt, JobStatus, Receipt};
     use casparian::protocol::{
-        Conclude, Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Hold, Identify, JobStatus,
-        Payload, PrepareEnv, SinkConfig,
+        Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Identify, Payload, PrepareEnv,
+        SinkConfig,
     };
     let sink = SinkConfig {
         topic: "output".into(),
@@ -242,10 +243,7 @@ fn our_encodings_decode_with_a_python_reader() {
         mode: "append".into(),
         schema_def: None,
     };
-    let hold = Hold {
-        job_id: 9,
-        attempt: 2,
-    };
+    let hold = Attempt::new(9, 2);
     let payloads: Vec<(u64, Payload<'_>)> = vec![
         (
             0,
@@ -274,17 +272,17 @@ fn our_encodings_decode_with_a_python_reader() {
                 status: HeartbeatStatus::Busy,
                 current_job_id: Some(9),
                 running: Some(vec![hold]),
+                ..Heartbeat::default()
             }),
         ),
         (
             9,
-            Payload::Conclude(Conclude {
+            Payload::Conclude(Receipt {
                 status: JobStatus::Failed,
                 metrics: [("min".to_owned(), i64::MIN)].into(),
-                artifacts: vec![],
                 error_message: Some("a\nb".into()),
                 attempt: Some(1),
-                log_tail: None,
+                ..Receipt::default()
             }),
         ),
         (

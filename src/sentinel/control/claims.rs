@@ -1,52 +1,58 @@
 //! Jobs that are given out: what the database said of them, and who may have more.
 
-use super::{Assignment, Change, Control, Opening, Outgoing, remember};
-use crate::protocol::{Dispatch, Hold, Payload, PrepareEnv};
+use super::{Change, Control, Opening, Outgoing, remember};
+use crate::job::{Attempt, Job};
+use crate::protocol::{Dispatch, Payload, PrepareEnv};
 
 impl Control {
     /// The claim of these jobs is committed: tell the worker.
-    pub fn handle_claimed(&mut self, identity: &[u8], jobs: Vec<Assignment>) {
+    pub fn handle_claimed(&mut self, identity: &[u8], jobs: Vec<Job>) {
         let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
         let Some(worker) = self.workers.get_mut(identity) else {
             for job in jobs {
                 let reason = "its worker went away".to_owned();
                 self.changes.push(Change::Release {
-                    hold: job.hold,
+                    hold: job.attempt,
                     reason,
                 });
             }
             return;
         };
         for job in jobs {
-            worker.holds.push(job.hold);
+            worker.holds.push(job.attempt);
             let Some(peer) = worker.peer else {
                 continue;
             };
-            if !job.env_hash.is_empty() && !worker.environments.contains(&job.env_hash) {
-                remember(&mut worker.environments, &job.env_hash);
+            if !job.plugin.env_hash.is_empty()
+                && !worker.environments.contains(&job.plugin.env_hash)
+            {
+                remember(&mut worker.environments, &job.plugin.env_hash);
                 self.outgoing.push(Outgoing {
                     peer,
                     job_id: 0,
                     payload: Payload::PrepareEnv(PrepareEnv {
-                        env_hash: job.env_hash.clone().into(),
-                        lockfile_content: job.lockfile_content.into(),
+                        env_hash: job.plugin.env_hash.clone().into(),
+                        lockfile_content: job.plugin.lockfile_content.clone().into(),
                         python_version: None,
                     }),
                 });
             }
             self.outgoing.push(Outgoing {
                 peer,
-                job_id: job.hold.job_id.unsigned_abs(),
+                job_id: job.attempt.job_id.unsigned_abs(),
                 payload: Payload::Dispatch(Box::new(Dispatch {
-                    plugin_name: job.plugin_name.into(),
+                    plugin_name: job.plugin.name.clone().into(),
                     file_path: job.file_path.into(),
-                    sinks: job.sinks,
+                    sinks: job.sinks.iter().map(Into::into).collect(),
                     file_version_id: job.file_version_id,
-                    env_hash: job.env_hash.into(),
-                    source_code: job.source_code.into(),
-                    artifact_hash: Some(job.artifact_hash.into()),
-                    attempt: Some(job.hold.attempt),
+                    env_hash: job.plugin.env_hash.clone().into(),
+                    source_code: job.plugin.source_code.clone().into(),
+                    artifact_hash: Some(job.plugin.artifact_hash.clone().into()),
+                    attempt: Some(job.attempt.number),
                     lease_ms: Some(lease_ms),
+                    lease_of: None,
+                    database: job.database.as_deref().map(|uuid| uuid.to_owned().into()),
+                    previous: job.previous,
                 })),
             });
         }
@@ -59,7 +65,7 @@ impl Control {
         };
         match attempt {
             Some(attempt) => {
-                let hold = Hold { job_id, attempt };
+                let hold = Attempt::new(job_id, attempt);
                 if !worker.holds.contains(&hold) {
                     log::info!("worker {} goes on with job {job_id}", worker.worker_id);
                     worker.holds.push(hold);

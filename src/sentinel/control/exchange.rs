@@ -1,9 +1,8 @@
 //! What the control state and the loop around it give each other.
 
-use std::collections::BTreeMap;
-
 use super::Capabilities;
-use crate::protocol::{Hold, JobStatus, Payload, SinkConfig};
+use crate::job::{Attempt, Receipt};
+use crate::protocol::Payload;
 use crate::socket::PeerId;
 
 /// Who a message is from.
@@ -15,21 +14,6 @@ pub struct Sender<'a> {
     pub identity: &'a [u8],
     /// Who it has proved to be, where that is asked for.
     pub user: Option<&'a str>,
-}
-
-/// How a job ended, as its worker says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Receipt {
-    /// Published or not.
-    pub status: JobStatus,
-    /// Counts.
-    pub metrics: BTreeMap<String, i64>,
-    /// Published files.
-    pub artifacts: Vec<BTreeMap<String, String>>,
-    /// Why it failed.
-    pub error_message: Option<String>,
-    /// The plugin's last lines.
-    pub log_tail: Option<String>,
 }
 
 /// One change of the turn's transaction.
@@ -70,7 +54,7 @@ pub enum Change {
     /// The holder is gone or does not have the job: back to the queue.
     Release {
         /// The job and attempt.
-        hold: Hold,
+        hold: Attempt,
         /// For people.
         reason: String,
     },
@@ -92,12 +76,12 @@ pub enum Change {
         /// Its id.
         worker_id: String,
         /// What it holds; a negative attempt is one it cannot tell.
-        running: Vec<Hold>,
+        running: Vec<Attempt>,
     },
     /// Leases to extend.
     Renew {
         /// Jobs and attempts.
-        holds: Vec<Hold>,
+        holds: Vec<Attempt>,
         /// Connected workers, to be noted as seen.
         workers: Vec<String>,
     },
@@ -112,29 +96,6 @@ pub struct Outgoing {
     pub job_id: u64,
     /// What.
     pub payload: Payload<'static>,
-}
-
-/// A job that was claimed for a worker.
-#[derive(Clone, Debug)]
-pub struct Assignment {
-    /// Job and attempt.
-    pub hold: Hold,
-    /// The plugin's name.
-    pub plugin_name: String,
-    /// The input.
-    pub file_path: String,
-    /// Its version.
-    pub file_version_id: i64,
-    /// Where the output goes.
-    pub sinks: Vec<SinkConfig>,
-    /// SHA-256 of the lockfile; empty = default environment.
-    pub env_hash: String,
-    /// The lockfile.
-    pub lockfile_content: String,
-    /// The source.
-    pub source_code: String,
-    /// SHA-256 of source and lockfile.
-    pub artifact_hash: String,
 }
 
 /// A worker with free slots.

@@ -1,4 +1,7 @@
+use std::sync::Arc;
+
 use super::*;
+use crate::job::{Job, Plugin};
 use crate::protocol::{Deploy, EnvReady, Heartbeat, HeartbeatStatus};
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -24,7 +27,7 @@ fn from(number: u64, identity: &[u8]) -> Sender<'_> {
     }
 }
 
-fn identify(slots: u32, running: Option<Vec<Hold>>) -> Payload<'static> {
+fn identify(slots: u32, running: Option<Vec<Attempt>>) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],
         slots: Some(slots),
@@ -33,36 +36,38 @@ fn identify(slots: u32, running: Option<Vec<Hold>>) -> Payload<'static> {
     })
 }
 
-fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Assignment {
-    Assignment {
-        hold: Hold { job_id, attempt },
-        plugin_name: "p".into(),
+fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Job {
+    Job {
+        attempt: Attempt::new(job_id, attempt),
         file_path: "/in".into(),
         file_version_id: 1,
-        sinks: Vec::new(),
-        env_hash: env_hash.into(),
-        lockfile_content: "lock".into(),
-        source_code: "code".into(),
-        artifact_hash: "hash".into(),
+        sinks: [].into(),
+        plugin: Arc::new(Plugin {
+            name: "p".into(),
+            source_code: "code".into(),
+            env_hash: env_hash.into(),
+            lockfile_content: "lock".into(),
+            artifact_hash: "hash".into(),
+        }),
+        database: None,
+        previous: Vec::new(),
     }
 }
 
 fn conclude(attempt: Option<i64>) -> Payload<'static> {
-    Payload::Conclude(Conclude {
+    Payload::Conclude(Receipt {
         status: JobStatus::Success,
-        metrics: BTreeMap::new(),
-        artifacts: Vec::new(),
-        error_message: None,
         attempt,
-        log_tail: None,
+        ..Receipt::default()
     })
 }
 
-fn heartbeat(current_job_id: Option<i64>, running: Option<Vec<Hold>>) -> Payload<'static> {
+fn heartbeat(current_job_id: Option<i64>, running: Option<Vec<Attempt>>) -> Payload<'static> {
     Payload::Heartbeat(Heartbeat {
         status: HeartbeatStatus::Idle,
         current_job_id,
         running,
+        ..Heartbeat::default()
     })
 }
 
@@ -150,10 +155,7 @@ fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
         assert!(!control.has_openings() && control.online_count() == 0);
         assert!(control.poll_timeout().unwrap() <= now + GRACE);
         if returns {
-            let running = Some(vec![Hold {
-                job_id: 5,
-                attempt: 1,
-            }]);
+            let running = Some(vec![Attempt::new(5, 1)]);
             control.handle_message(&from(2, b"w"), 0, identify(1, running), now);
         }
         control.take_changes();
@@ -168,7 +170,7 @@ fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
                     &changes[..],
                     [
                         Change::Release {
-                            hold: Hold { job_id: 5, .. },
+                            hold: Attempt { job_id: 5, .. },
                             ..
                         },
                         Change::WorkerOffline { .. }
@@ -201,16 +203,7 @@ fn identify_reconciles_what_the_worker_holds_with_what_we_think() {
     let mut control = with_worker(2, now);
     control.handle_claimed(b"w", vec![assignment(5, 1, ""), assignment(6, 1, "")]);
     control.take_outgoing();
-    let running = vec![
-        Hold {
-            job_id: 6,
-            attempt: 1,
-        },
-        Hold {
-            job_id: 7,
-            attempt: 3,
-        },
-    ];
+    let running = vec![Attempt::new(6, 1), Attempt::new(7, 3)];
     control.handle_message(&from(1, b"w"), 0, identify(2, Some(running.clone())), now);
     assert_eq!(control.held_count(), 1);
     let changes = control.take_changes();

@@ -1,8 +1,100 @@
-//! Sink URIs (pure; they come from databases and the wire).
+//! Where a job's output goes. Sinks come as text from databases and the wire, and are read here.
 
+use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
-use super::Error;
+/// A sink of a job: the topic whose batches it takes, where they go, and what becomes of the
+/// output of other jobs that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sink {
+    /// The topic.
+    pub topic: String,
+    /// The URI, as it was configured.
+    pub uri: String,
+    /// What the URI means.
+    pub target: Target,
+    /// What happens to other jobs' output.
+    pub mode: Mode,
+    /// JSON schema text, passed through.
+    pub schema_def: Option<String>,
+}
+
+impl Sink {
+    /// Reads a sink's text; an empty mode is `append`.
+    pub fn parse(topic: &str, uri: &str, mode: &str) -> Result<Self, SinkError> {
+        Ok(Sink {
+            topic: topic.to_owned(),
+            uri: uri.to_owned(),
+            target: parse_uri(uri)?,
+            mode: Mode::parse(mode)?,
+            schema_def: None,
+        })
+    }
+}
+
+/// What happens to output of other jobs that is in a sink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It stays.
+    Append,
+    /// It goes when this job's output is published.
+    Replace,
+    /// The job fails.
+    Error,
+}
+
+impl Mode {
+    /// The mode of a word.
+    pub fn parse(word: &str) -> Result<Self, SinkError> {
+        match word {
+            "append" | "" => Ok(Mode::Append),
+            "replace" => Ok(Mode::Replace),
+            "error" => Ok(Mode::Error),
+            other => Err(SinkError::Mode {
+                mode: other.chars().take(200).collect(),
+            }),
+        }
+    }
+
+    /// The word on the wire and in the database.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Append => "append",
+            Mode::Replace => "replace",
+            Mode::Error => "error",
+        }
+    }
+}
+
+/// Why a sink's text is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SinkError {
+    /// The URI is not one of a sink.
+    Uri {
+        /// The URI, at most 200 characters of it.
+        uri: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A mode other than append, replace and error.
+    Mode {
+        /// The mode.
+        mode: String,
+    },
+}
+
+impl fmt::Display for SinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SinkError::Uri { uri, reason } => write!(f, "sink {uri:?}: {reason}"),
+            SinkError::Mode { mode } => {
+                write!(f, "sink mode {mode:?}: expected append, replace or error")
+            }
+        }
+    }
+}
+
+impl std::error::Error for SinkError {}
 
 /// How Parquet pages are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +132,8 @@ pub enum Target {
 const COMPONENT_SIZE_MAX: usize = 200;
 
 /// Parses a sink's URI.
-pub fn parse(uri: &str) -> Result<Target, Error> {
-    let fail = |reason: &str| Error::Uri {
+pub fn parse_uri(uri: &str) -> Result<Target, SinkError> {
+    let fail = |reason: &str| SinkError::Uri {
         uri: uri.chars().take(200).collect(),
         reason: reason.to_owned(),
     };
@@ -129,15 +221,8 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
     }
 }
 
-/// The file of a job: `o.parquet` → `o_<job>.parquet`; without an extension the path is a
-/// dataset's folder and gets `data_<job>.parquet`.
-pub(super) fn job_file(path: &Path, job_id: i64) -> PathBuf {
-    let (folder, stem, extension) = name_parts(path);
-    folder.join(format!("{stem}_{job_id}.{extension}"))
-}
-
 /// Folder, stem and extension of a sink's files.
-pub(super) fn name_parts(path: &Path) -> (PathBuf, String, String) {
+pub(crate) fn name_parts(path: &Path) -> (PathBuf, String, String) {
     let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
     match (path.file_stem(), path.extension()) {
         (Some(stem), Some(extension)) => {
@@ -149,7 +234,7 @@ pub(super) fn name_parts(path: &Path) -> (PathBuf, String, String) {
 }
 
 /// The URI of a topic that no sink is configured for.
-pub(super) fn default_uri(plugin: &str, topic: &str) -> String {
+pub fn default_uri(plugin: &str, topic: &str) -> String {
     let clean = |text: &str| -> String {
         let mut out: String = text
             .chars()

@@ -1,0 +1,61 @@
+//! A job and which of its attempts.
+
+use serde::{Deserialize, Serialize};
+
+/// A job and which of its attempts. Attempts of a job are numbered from 1 upwards, and later ones
+/// have higher numbers.
+///
+/// A row that is inserted under the ID of a deleted job is another job. Its attempts count from
+/// `incarnation << 32`, so numbers go on rising and the two jobs never share an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Attempt {
+    /// The job: the ID of its row.
+    pub job_id: i64,
+    /// The attempt's number; 0 or less when an old peer did not send it.
+    #[serde(rename = "attempt")]
+    pub number: i64,
+}
+
+impl Attempt {
+    /// An attempt.
+    pub fn new(job_id: i64, number: i64) -> Self {
+        Attempt { job_id, number }
+    }
+
+    /// How often the ID was used by deleted jobs before this one.
+    pub fn incarnation(self) -> i64 {
+        self.number.max(0) >> 32
+    }
+
+    /// The attempt as people count it, from 1.
+    pub fn ordinal(self) -> i64 {
+        self.number.max(0) & 0xffff_ffff
+    }
+
+    /// False when an old peer did not send the number.
+    pub fn is_numbered(self) -> bool {
+        self.number > 0
+    }
+}
+
+impl std::fmt::Display for Attempt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "job {} attempt {}", self.job_id, self.ordinal())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reused_id_is_another_incarnation_with_higher_numbers() {
+        let first = Attempt::new(7, 3);
+        let reused = Attempt::new(7, (1 << 32) + 1);
+        assert_eq!((first.incarnation(), first.ordinal()), (0, 3));
+        assert_eq!((reused.incarnation(), reused.ordinal()), (1, 1));
+        assert!(reused > first);
+        assert!(!Attempt::new(7, 0).is_numbered());
+        assert_eq!(Attempt::new(7, -1).ordinal(), 0);
+    }
+}

@@ -1,0 +1,62 @@
+//! A clock that goes on in suspend.
+
+use std::ops::Add;
+use std::time::Duration;
+
+/// A moment of CLOCK_BOOTTIME: time since the machine's start, suspend included. Not affected by
+/// changes of the wall clock. Outside Linux it is the monotonic clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BootTime(Duration);
+
+impl BootTime {
+    /// This moment.
+    pub fn now() -> Self {
+        #[cfg(target_os = "linux")]
+        let clock = rustix::time::ClockId::Boottime;
+        #[cfg(not(target_os = "linux"))]
+        let clock = rustix::time::ClockId::Monotonic;
+        let now = rustix::time::clock_gettime(clock);
+        BootTime(Duration::new(
+            u64::try_from(now.tv_sec).unwrap_or(0),
+            u32::try_from(now.tv_nsec).unwrap_or(0),
+        ))
+    }
+
+    /// A moment so long after the machine's start.
+    pub const fn after_boot(since: Duration) -> Self {
+        BootTime(since)
+    }
+
+    /// Time since the machine's start.
+    pub fn since_boot(self) -> Duration {
+        self.0
+    }
+
+    /// The time from an earlier moment to this one; zero when it is later.
+    pub fn saturating_duration_since(self, earlier: BootTime) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for BootTime {
+    type Output = BootTime;
+
+    /// Ends at the last moment that can be said.
+    fn add(self, wait: Duration) -> BootTime {
+        BootTime(self.0.saturating_add(wait))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_rises_and_does_not_overflow() {
+        let now = BootTime::now();
+        assert!(BootTime::now() >= now && now > BootTime::default());
+        let later = now + Duration::MAX;
+        assert_eq!(now.saturating_duration_since(later), Duration::ZERO);
+        assert!(later > now + Duration::from_secs(1));
+    }
+}
