@@ -122,10 +122,28 @@ pub const SOCKET_EVENTS_MAX: usize = 4096;
 
 /// Messages a sentinel or worker takes per turn of its loop.
 pub const MESSAGES_PER_TURN: usize = 4096;
-/// Lease of a claim; renewed three times in its life while the worker's connection lives.
-pub const LEASE: Duration = Duration::from_secs(30);
-/// How long a worker may be away before its jobs are requeued: longer than a reconnect takes.
+/// Bound of a lease. A worker asks again every quarter of it.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// Added to a lease before its attempt is given away: how far two clocks may drift apart in a
+/// lease.
+pub const LEASE_MARGIN: Duration = Duration::from_secs(2);
+/// How long a worker may be disconnected before it is reported offline: longer than a reconnect
+/// takes.
 pub const WORKER_GRACE: Duration = Duration::from_secs(3);
+/// How often connected workers are noted in the database as seen.
+pub const SEEN_INTERVAL: Duration = Duration::from_secs(10);
+/// Changes that wait for a database that fails; at the limit nothing more is read.
+pub const CHANGES_MAX: usize = 100_000;
+/// A second worker that asks for a connected worker's ID waits this long for its sign of life.
+pub const CONTENDER_WAIT: Duration = Duration::from_secs(2);
+/// Second workers that wait at a time.
+pub const CONTENDERS_MAX: usize = 1000;
+/// Exclusive sinks of one attempt.
+pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
+/// Attempts per exclusive sink whose workers did not report an end, and sinks with such.
+pub const UNREPORTED_MAX: usize = 1000;
+/// Bytes of a worker's reason for taking no jobs.
+pub const TROUBLE_SIZE_MAX: usize = 1000;
 /// How often a job may lose its worker; more is most likely the job's own doing.
 pub const RETRIES_MAX: u32 = 3;
 /// Wait for running jobs at a stop.
@@ -142,10 +160,15 @@ pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 pub const EXPIRED_PER_TURN: usize = 1000;
 /// Different plugins with queued jobs that one turn considers.
 pub const QUEUED_PLUGINS_MAX: usize = 10_000;
-/// Failed transactions in a row before a sentinel gives up.
-pub const STORE_RETRIES_MAX: u32 = 10;
-/// Pause after a failed transaction.
+/// How long a sentinel's statement waits for another program's transaction: answers to workers
+/// wait as long.
+pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// First pause after a failed transaction; it doubles.
 pub const STORE_RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause after a failed transaction.
+pub const STORE_RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often a database that goes on failing is logged.
+pub const STORE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Names in one IDENTIFY.
 pub const CAPABILITIES_MAX: usize = 10_000;
 /// Slots of one worker.
@@ -202,8 +225,16 @@ pub const WARM_INTERPRETERS_MAX: usize = 8;
 pub const BACKLOG_MAX: usize = 1024;
 /// A job.
 pub const JOB_TIMEOUT: Duration = Duration::from_secs(3600);
-/// HEARTBEAT of a worker.
+/// Longest pause between a worker's HEARTBEATs; it is a quarter of a lease.
 pub const WORKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Shortest pause between a worker's HEARTBEATs.
+pub const WORKER_HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// Requests of a worker that are remembered without an answer.
+pub const UNANSWERED_REQUESTS_MAX: usize = 1000;
+/// A receipt without an acknowledgement is sent again after this, though its connection lives.
+pub const RECEIPT_RESEND_AFTER: Duration = Duration::from_secs(10);
+/// Bytes of a receipt on the wire; a larger one is sent without its list of files.
+pub const RECEIPT_SIZE_MAX: usize = 8 << 20;
 /// Queued messages get this long to leave when a worker stops.
 pub const LINGER: Duration = Duration::from_secs(1);
 /// Port of a sentinel.

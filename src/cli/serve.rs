@@ -30,7 +30,7 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "lease",
         short: None,
         value: Some("SECONDS"),
-        help: "A RUNNING job whose worker is not heard for this long is\nrequeued (default 30)",
+        help: "How long a worker may go on without an answer of the sentinel;\nits jobs go to others 2 s later (default 10)",
     },
     Flag {
         long: "retries",

@@ -204,6 +204,10 @@ pub struct Answer {
     /// must be barred on the storage first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bar: Vec<Attempt>,
+    /// Attempts that the worker does not hold (any more): it must stop them, and drop their
+    /// receipts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abort: Vec<Attempt>,
 }
 
 /// ERR.
@@ -215,6 +219,9 @@ pub struct Err<'a> {
     /// Where, if it was Python.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub traceback: Option<Cow<'a, str>>,
+    /// The sentinel does not take this worker; it must not try again as it is.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub refused: bool,
 }
 
 /// PREPARE_ENV.

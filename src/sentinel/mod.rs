@@ -3,9 +3,10 @@
 //! [`control`] decides (a state machine without I/O); [`Sentinel`] is the loop that runs it:
 //! one thread, one ROUTER socket, one writing database connection.
 //!
-//! Invariant: one turn of the loop is one transaction. Every ready message is applied, free
-//! slots are assigned, the transaction is committed (fsync), and only then do the answers
-//! leave. Nothing is sent that a crash could un-happen, and load makes the batches bigger.
+//! Invariant: one iteration of the loop is one transaction. Every ready message is applied, free
+//! slots are assigned, the transaction is committed (fsync), and only then do DISPATCH and
+//! acknowledgements leave. Nothing is sent that a crash could undo, and load makes the batches
+//! bigger. Leases are renewed in memory, also while the database fails.
 //!
 //! What it does not do: it never runs a plugin, reads an input file or writes output.
 
@@ -21,6 +22,6 @@
 
 pub mod control;
 mod serve;
-pub(crate) mod turn;
+pub(crate) mod transaction;
 
 pub use serve::{Error, Options, Sentinel};

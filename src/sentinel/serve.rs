@@ -7,18 +7,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::control::{Control, Sender, Settings};
-use super::turn;
+use super::control::{Control, Outgoing, Sender, Settings};
+use super::transaction::{self, Due, Iteration};
+use crate::job::{Attempt, User};
 use crate::limits;
 use crate::protocol::{Identify, Payload, View};
-use crate::reactor::{Endpoint, Reactor, Requests, Signals, Stopper, token};
+use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
 use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
-use crate::store::{self, Open, Store};
+use crate::store::{self, Now, Open, Store};
 
 /// What a sentinel is told.
 #[derive(Clone, Debug)]
@@ -33,11 +34,11 @@ pub struct Options {
     pub authorized_keys: Option<AuthorizedKeysFile>,
     /// The database file; made when it is missing.
     pub database: PathBuf,
-    /// Lease of a claim.
+    /// Bound of a lease: how long a worker may publish without asking again.
     pub lease: Duration,
-    /// How long a worker may be away before its jobs are requeued.
-    pub grace: Duration,
-    /// How often a job may lose its worker before it fails.
+    /// Added to a lease before its job is given to another worker.
+    pub lease_margin: Duration,
+    /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
     /// How long to wait for running jobs at a stop.
     pub drain_timeout: Duration,
@@ -57,7 +58,7 @@ impl Options {
             authorized_keys: None,
             database,
             lease: limits::LEASE,
-            grace: limits::WORKER_GRACE,
+            lease_margin: limits::LEASE_MARGIN,
             retries_max: limits::RETRIES_MAX,
             drain_timeout: limits::DRAIN_TIMEOUT,
             signals: true,
@@ -120,15 +121,20 @@ pub struct Sentinel {
     control: Control,
     signals: Option<Signals>,
     stopper: Stopper,
-    draining_until: Option<Instant>,
-    /// Rows may be waiting that no claim has looked at.
+    /// Held while it works on the database.
+    _lock: store::Lock,
+    draining_until: Option<BootTime>,
+    /// Rows may be queued that no claim has looked at.
     queue_changed: bool,
-    look_at: Instant,
-    expire_at: Instant,
+    /// Another program has committed since holds were compared with the rows.
+    holds_changed: bool,
+    queue_poll_at: BootTime,
+    retries_poll_at: BootTime,
+    outage: Outage,
     #[cfg(feature = "curve")]
-    keys_look_at: Instant,
-    /// Plugins that wait for a deployment or a worker, so that it is said once.
-    waiting_said: HashSet<String>,
+    keys_poll_at: Instant,
+    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
+    waiting: HashSet<String>,
     /// Events of the socket that were too many, so far.
     events_dropped: u64,
 }
@@ -141,13 +147,54 @@ fn warn_of_shared_names(keys: &AuthorizedKeys) {
     }
 }
 
-/// Milliseconds since the epoch.
-fn unix_ms() -> i64 {
-    SystemTime::now()
+/// The moment as the database notes it.
+fn moment(now: BootTime) -> Now {
+    let unix_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .ok()
         .and_then(|since| i64::try_from(since.as_millis()).ok())
-        .unwrap_or(0)
+        .unwrap_or(0);
+    Now {
+        unix_ms,
+        boot_ms: u64::try_from(now.since_boot().as_millis()).unwrap_or(u64::MAX),
+        boot_id: store::boot_id(),
+    }
+}
+
+/// A database that fails: how long, and when it is tried again.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<BootTime>,
+    retry_at: Option<BootTime>,
+    pause: Duration,
+    logged_at: Option<BootTime>,
+}
+
+impl Outage {
+    fn handle_error(&mut self, error: &store::Error, now: BootTime) {
+        let since = *self.since.get_or_insert(now);
+        self.pause = (self.pause * 2).clamp(limits::STORE_RETRY_PAUSE, limits::STORE_RETRY_PAUSE_MAX);
+        self.retry_at = Some(now + self.pause);
+        if self
+            .logged_at
+            .is_none_or(|at| at + limits::STORE_LOG_INTERVAL <= now)
+        {
+            self.logged_at = Some(now);
+            let seconds = now.saturating_duration_since(since).as_secs();
+            log::error!(
+                "{error}; failing for {seconds} s, workers keep their jobs, nothing is dispatched \
+                 until it works again"
+            );
+        }
+    }
+
+    fn handle_success(&mut self, now: BootTime) {
+        if let Some(since) = self.since {
+            let seconds = now.saturating_duration_since(since).as_secs();
+            log::info!("database: works again after {seconds} s");
+            *self = Outage::default();
+        }
+    }
 }
 
 impl Sentinel {
@@ -157,7 +204,9 @@ impl Sentinel {
         if let Some(file) = &options.authorized_keys {
             warn_of_shared_names(&file.keys());
         }
+        let lock = store::lock_database(&options.database)?;
         let mut store = Store::open(&options.database, Open::Create)?;
+        store.set_busy_timeout(limits::STORE_BUSY_TIMEOUT)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
             .router_handover(true)
@@ -185,7 +234,7 @@ impl Sentinel {
         let stopper = Stopper::new(Arc::new(reactor.waker(token::new(WAKER, 0))?));
         let mut control = Control::new(Settings {
             lease: options.lease,
-            grace: options.grace,
+            margin: options.lease_margin,
         });
         for worker in store.workers()? {
             control.remember_worker(
@@ -196,23 +245,12 @@ impl Sentinel {
                     slots: u32::try_from(worker.slots).ok(),
                     hostname: Some(worker.hostname.into()),
                     pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
-                    running: None,
                     ..Identify::default()
                 },
             );
         }
-        let now_ms = unix_ms();
-        turn::recover(&mut store, &options, now_ms)?;
-        let now = Instant::now();
-        for claimant in store.claimants()? {
-            let left_ms = claimant.lease_until_ms.saturating_sub(now_ms);
-            let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
-            control.remember_claimant(
-                claimant.worker_id,
-                claimant.user_id,
-                limits::after(now, left),
-            );
-        }
+        let now = BootTime::now();
+        transaction::recover(&mut store, &mut control, &options, now, &moment(now))?;
         Ok(Sentinel {
             endpoint,
             reactor,
@@ -221,13 +259,16 @@ impl Sentinel {
             control,
             signals,
             stopper,
+            _lock: lock,
             draining_until: None,
             queue_changed: true,
-            look_at: now,
-            expire_at: now + limits::EXPIRE_INTERVAL,
+            holds_changed: false,
+            queue_poll_at: now,
+            retries_poll_at: now,
+            outage: Outage::default(),
             #[cfg(feature = "curve")]
-            keys_look_at: now + limits::KEY_LOOK_INTERVAL,
-            waiting_said: HashSet::new(),
+            keys_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
+            waiting: HashSet::new(),
             events_dropped: 0,
             options,
         })
@@ -246,52 +287,50 @@ impl Sentinel {
     /// Runs until a signal or a [`Stopper`] ends it.
     pub fn run(mut self) -> Result<(), Error> {
         log::info!("sentinel listens on {}", self.endpoint);
-        let mut failures = 0u32;
         loop {
-            let now = Instant::now();
-            self.receive(now);
-            self.socket.handle_timeout(now);
-            self.connection_events(now);
-            self.control.handle_timeout(now);
-            match self.commit(now) {
-                Ok(()) => failures = 0,
-                Err(error) => {
-                    failures += 1;
-                    log::error!("database: {error} (attempt {failures})");
-                    if failures >= limits::STORE_RETRIES_MAX {
-                        return Err(Error::Store(error));
-                    }
-                    std::thread::sleep(limits::STORE_RETRY_PAUSE);
-                }
+            let (clock, now) = (Instant::now(), BootTime::now());
+            if !self.control.is_full() {
+                self.receive(clock, now);
             }
-            self.send();
+            self.socket.handle_timeout(clock);
+            self.connection_events(clock, now);
+            self.control.handle_timeout(now);
+            self.commit(now);
+            // What was dispatched goes before the answers to the same worker: an answer shows
+            // that everything before it has arrived.
+            let outgoing = self.control.take_outgoing();
+            let answers = self.control.poll_answers(now);
+            for message in outgoing.into_iter().chain(answers) {
+                self.send(message);
+            }
+            self.socket.flush();
             let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
-            self.look_at_keys(requests.reload, now);
+            self.poll_keys(requests.reload, clock, now);
             if self.is_over(requests, now) {
                 break;
             }
-            self.wait(now)?;
+            self.wait(clock, now)?;
         }
         self.close();
         Ok(())
     }
 
-    /// Takes messages, at most a turn's worth, so that a flood cannot put the commit off.
-    fn receive(&mut self, now: Instant) {
+    /// Takes messages, a bounded number, so that a flood cannot delay the commit.
+    fn receive(&mut self, clock: Instant, now: BootTime) {
         for _ in 0..limits::MESSAGES_PER_TURN {
-            let Some(id) = self.socket.receive(now) else {
+            let Some(id) = self.socket.receive(clock) else {
                 return;
             };
-            // A connection can end in the same call; its message is gone with it.
-            let Some((identity, message)) = self.socket.identity(id).zip(self.socket.message(id))
+            // A connection can end in the same call, with its message.
+            let Some((routing_id, message)) = self.socket.identity(id).zip(self.socket.message(id))
             else {
                 continue;
             };
-            let user = self.socket.user(id);
+            let user = self.socket.user(id).map(|text| User::parse(&text));
             let from = Sender {
                 peer: id,
-                identity,
-                user: user.as_deref(),
+                routing_id,
+                user: user.as_ref(),
             };
             let decoded = View::decode(message.iter())
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
@@ -303,30 +342,30 @@ impl Sentinel {
                 Err(error) => Some(error.to_string()),
             };
             if let Some(reason) = refused {
-                let who = super::control::printable(identity);
+                let who = super::control::printable(routing_id);
                 self.socket
-                    .reject(id, &format!("{who}: message refused: {reason}"), now);
+                    .reject(id, &format!("{who}: message refused: {reason}"), clock);
             }
         }
     }
 
-    fn connection_events(&mut self, now: Instant) {
+    fn connection_events(&mut self, clock: Instant, now: BootTime) {
         while let Some(event) = self.socket.poll_event() {
             match event {
                 Event::Disconnected { peer, identity, .. } => {
                     self.control.handle_disconnected(peer, &identity, now);
                 }
                 Event::Established { peer, identity } => {
-                    let user = self.socket.user(peer);
+                    let user = self.socket.user(peer).map(|text| User::parse(&text));
                     let from = Sender {
                         peer,
-                        identity: &identity,
-                        user: user.as_deref(),
+                        routing_id: &identity,
+                        user: user.as_ref(),
                     };
                     if self.control.is_anothers(&from) {
                         let who = super::control::printable(&identity);
                         let why = format!("{who}: that is another user's worker");
-                        self.socket.reject(peer, &why, now);
+                        self.socket.reject(peer, &why, clock);
                     }
                 }
                 _ => {}
@@ -341,42 +380,73 @@ impl Sentinel {
         }
     }
 
-    /// The turn's transaction.
-    fn commit(&mut self, now: Instant) -> Result<(), store::Error> {
-        if now >= self.look_at {
-            self.look_at = now + limits::QUEUE_LOOK_INTERVAL;
-            self.queue_changed |= self.store.changed()?;
+    /// The iteration's transaction. While the database fails it is tried again with a growing
+    /// pause, and the loop goes on.
+    fn commit(&mut self, now: BootTime) {
+        if self.outage.retry_at.is_some_and(|at| now < at) {
+            return;
         }
-        let expire = now >= self.expire_at;
-        if expire {
-            self.expire_at = now + limits::EXPIRE_INTERVAL;
+        match self.transact(now) {
+            Ok(()) => self.outage.handle_success(now),
+            Err(error) => self.outage.handle_error(&error, now),
         }
-        let mut turn = turn::Turn {
+    }
+
+    fn transact(&mut self, now: BootTime) -> Result<(), store::Error> {
+        let at = moment(now);
+        if now >= self.queue_poll_at {
+            self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
+            let changed = self.store.changed()?;
+            self.queue_changed |= changed;
+            self.holds_changed |= changed;
+        }
+        let slow = now >= self.retries_poll_at;
+        if slow {
+            self.retries_poll_at = now + limits::EXPIRE_INTERVAL;
+            self.store.check_identity()?;
+        }
+        let due = Due {
+            queue: self.queue_changed,
+            retries: slow,
+            holds: slow && self.holds_changed,
+        };
+        let mut iteration = Iteration {
             store: &mut self.store,
             control: &mut self.control,
             options: &self.options,
-            waiting_said: &mut self.waiting_said,
+            waiting: &mut self.waiting,
             now,
-            now_ms: unix_ms(),
+            at: &at,
         };
-        turn.run(&mut self.queue_changed, expire)
+        self.queue_changed = iteration.run(due)?;
+        self.holds_changed &= !due.holds;
+        Ok(())
     }
 
-    /// Hands committed answers to the socket. A worker whose queue is full is not reading; its
-    /// connection is closed, and its jobs come back when it stays away.
-    fn send(&mut self) {
-        for outgoing in self.control.take_outgoing() {
-            let sent = outgoing
-                .payload
-                .encode(outgoing.job_id)
-                .map(|(header, payload)| self.socket.send_to(outgoing.peer, &[&header, &payload]));
-            match sent {
-                Ok(Ok(())) | Ok(Err(socket::SendError::Unroutable)) => {}
-                Ok(Err(error)) => self.drop_peer(outgoing.peer, &error.to_string()),
-                Err(error) => self.drop_peer(outgoing.peer, &error.to_string()),
-            }
+    /// Passes a message to the socket. A worker whose queue is full does not read: it is
+    /// disconnected. A job that cannot be sent was not dispatched.
+    fn send(&mut self, message: Outgoing) {
+        let sent = message
+            .payload
+            .encode(message.job_id)
+            .map_err(|error| (error.to_string(), true))
+            .and_then(|(header, payload)| {
+                self.socket
+                    .send_to(message.peer, &[&header, &payload])
+                    .map_err(|error| (error.to_string(), error == socket::SendError::Invalid))
+            });
+        let Err((reason, is_its_own)) = sent else {
+            return;
+        };
+        if let Payload::Dispatch(dispatch) = &message.payload {
+            let job_id = i64::try_from(message.job_id).unwrap_or(0);
+            let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
+            let reason = format!("it cannot be sent to a worker: {reason}");
+            self.control.handle_unsent(attempt, &reason, is_its_own);
         }
-        self.socket.flush();
+        if !is_its_own && self.socket.identity(message.peer).is_some() {
+            self.drop_peer(message.peer, &reason);
+        }
     }
 
     fn drop_peer(&mut self, peer: PeerId, reason: &str) {
@@ -386,14 +456,14 @@ impl Sentinel {
 
     /// Follows the list of authorized keys.
     #[cfg(feature = "curve")]
-    fn look_at_keys(&mut self, reload: bool, now: Instant) {
+    fn poll_keys(&mut self, reload: bool, clock: Instant, now: BootTime) {
         let Some(file) = &mut self.options.authorized_keys else {
             return;
         };
-        if !reload && now < self.keys_look_at {
+        if !reload && clock < self.keys_poll_at {
             return;
         }
-        self.keys_look_at = now + limits::KEY_LOOK_INTERVAL;
+        self.keys_poll_at = clock + limits::KEY_LOOK_INTERVAL;
         match file.look(reload) {
             Ok(None) if reload => log::info!("authorized keys: unchanged"),
             Ok(None) => {}
@@ -405,10 +475,10 @@ impl Sentinel {
                     server.clients = Clients::Listed(keys);
                     self.options.security = Security::CurveServer(server);
                     let security = self.options.security.clone();
-                    if let Err(error) = self.socket.set_security(security, now) {
+                    if let Err(error) = self.socket.set_security(security, clock) {
                         log::error!("authorized keys: {error}");
                     }
-                    self.connection_events(now);
+                    self.connection_events(clock, now);
                 }
             }
             Err(error) => log::warn!("authorized keys stay as they were: {error}"),
@@ -416,22 +486,22 @@ impl Sentinel {
     }
 
     #[cfg(not(feature = "curve"))]
-    fn look_at_keys(&mut self, _reload: bool, _now: Instant) {}
+    fn poll_keys(&mut self, _reload: bool, _clock: Instant, _now: BootTime) {}
 
     #[cfg(feature = "curve")]
-    fn next_look_at_keys(&self) -> Option<Instant> {
+    fn next_keys_poll(&self) -> Option<Instant> {
         self.options
             .authorized_keys
             .as_ref()
-            .map(|_| self.keys_look_at)
+            .map(|_| self.keys_poll_at)
     }
 
     #[cfg(not(feature = "curve"))]
-    fn next_look_at_keys(&self) -> Option<Instant> {
+    fn next_keys_poll(&self) -> Option<Instant> {
         None
     }
 
-    fn is_over(&mut self, requests: Requests, now: Instant) -> bool {
+    fn is_over(&mut self, requests: Requests, now: BootTime) -> bool {
         if self.stopper.wants_stop() {
             return true;
         }
@@ -449,29 +519,33 @@ impl Sentinel {
         }
     }
 
-    fn wait(&mut self, now: Instant) -> Result<(), Error> {
-        let look = (self.control.has_openings()).then_some(self.look_at);
-        let claimable = self.queue_changed && self.control.has_openings();
-        let deadline = if self.socket.has_ready() || claimable {
-            Some(now)
+    fn wait(&mut self, clock: Instant, now: BootTime) -> Result<(), Error> {
+        let has_openings = self.control.has_openings(now);
+        let works = self.outage.since.is_none();
+        let can_claim = works && self.queue_changed && has_openings;
+        let deadline = if (self.socket.has_ready() && !self.control.is_full()) || can_claim {
+            Some(clock)
         } else {
-            [
-                self.socket.poll_timeout(),
+            let polls = works.then_some(self.retries_poll_at);
+            let ours = [
                 self.control.poll_timeout(),
                 self.draining_until,
-                look,
-                Some(self.expire_at),
-                self.next_look_at_keys(),
-            ]
-            .into_iter()
-            .flatten()
-            .min()
+                (works && has_openings).then_some(self.queue_poll_at),
+                polls,
+                self.outage.retry_at,
+            ];
+            let ours = ours.into_iter().flatten().min();
+            let ours = ours.map(|at| limits::after(clock, at.saturating_duration_since(now)));
+            [ours, self.socket.poll_timeout(), self.next_keys_poll()]
+                .into_iter()
+                .flatten()
+                .min()
         };
-        self.reactor.wait(deadline, now)?;
-        let now = Instant::now();
+        self.reactor.wait(deadline, clock)?;
+        let clock = Instant::now();
         for event in self.reactor.events() {
             if token::owner(event.token()) == SOCKET {
-                self.socket.handle_ready(event, now);
+                self.socket.handle_ready(event, clock);
             }
         }
         Ok(())
@@ -479,16 +553,11 @@ impl Sentinel {
 
     fn close(&mut self) {
         self.control.close();
-        let mut turn = turn::Turn {
-            store: &mut self.store,
-            control: &mut self.control,
-            options: &self.options,
-            waiting_said: &mut self.waiting_said,
-            now: Instant::now(),
-            now_ms: unix_ms(),
-        };
-        if let Err(error) = turn.run(&mut false, false) {
-            log::error!("database: {error}");
+        self.outage.retry_at = None;
+        self.queue_changed = false;
+        self.control.drain();
+        if let Err(error) = self.transact(BootTime::now()) {
+            log::error!("{error}");
         }
         log::info!("sentinel stopped");
     }

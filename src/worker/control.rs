@@ -5,21 +5,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::environments::State;
-use super::job::{Order, Run};
+use super::job::Order;
 use super::serve::Worker;
-use super::slot::Failure;
 use crate::guest::environment::Environment;
-use crate::job::{Attempt, Job, Lease, Plugin, Sink, SinkError};
+use crate::job::{Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError};
 use crate::limits;
 use crate::protocol::{
-    Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload, View,
+    Answer, Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload,
+    View,
 };
+use crate::reactor::BootTime;
 use crate::socket::Event;
 
 impl Worker {
-    pub(super) fn receive(&mut self, now: Instant) {
+    pub(super) fn receive(&mut self, clock: Instant, now: BootTime) {
         for _ in 0..limits::MESSAGES_PER_TURN {
-            let Some(id) = self.socket.receive(now) else {
+            let Some(id) = self.socket.receive(clock) else {
                 return;
             };
             let Some(message) = self.socket.message(id) else {
@@ -38,19 +39,13 @@ impl Worker {
             };
             let mut answer = None;
             match payload {
-                Payload::Dispatch(dispatch) => match read_dispatch(header.job_id, &dispatch) {
-                    Ok(mut order) => {
-                        order.environment = self.environments.key(&order.environment);
-                        if self.backlog.len() < limits::BACKLOG_MAX {
-                            self.backlog.push_back(order);
-                        } else {
-                            answer =
-                                Some((header.job_id, error_payload("too many jobs dispatched")));
-                        }
-                    }
-                    Err(reason) => answer = Some((header.job_id, error_payload(&reason))),
-                },
+                Payload::Dispatch(dispatch) => self.dispatched(header.job_id, &dispatch),
                 Payload::Abort => self.abort(header.job_id),
+                Payload::Heartbeat(heartbeat) => {
+                    if let Some(sent) = &heartbeat.answer {
+                        self.answered(sent);
+                    }
+                }
                 Payload::PrepareEnv(prepare) => {
                     let state = self
                         .environments
@@ -59,7 +54,10 @@ impl Worker {
                         answer = Some((0, env_ready(&prepare.env_hash, &environment, true)));
                     }
                 }
-                Payload::Reload => answer = Some((0, self.identify())),
+                Payload::Reload => answer = Some((0, self.identify(now))),
+                Payload::Err(error) if error.refused => {
+                    self.refused = Some(error.message.into_owned());
+                }
                 Payload::Err(error) => log::warn!("sentinel: {}", error.message),
                 other => log::debug!("message ignored: {other:?}"),
             }
@@ -69,29 +67,125 @@ impl Worker {
         }
     }
 
-    pub(super) fn send(&mut self, job_id: u64, payload: &Payload<'_>) {
-        let sent = payload
-            .encode(job_id)
-            .map_err(|error| error.to_string())
-            .and_then(|(header, octets)| {
-                self.socket
-                    .send_to(self.sentinel, &[&header, &octets])
-                    .map_err(|error| error.to_string())
-            });
-        if let Err(error) = sent {
-            log::error!("cannot queue a message for the sentinel: {error}");
+    fn dispatched(&mut self, header_id: u64, dispatch: &Dispatch<'_>) {
+        let Ok(job_id) = i64::try_from(header_id) else {
+            self.send(header_id, &error_payload("impossible job ID"));
+            return;
+        };
+        let mut order = match read_dispatch(job_id, dispatch) {
+            Ok(order) => order,
+            Err((attempt, reason)) => {
+                let receipt = Receipt::failed(attempt, Cause::Operator, reason);
+                self.report(attempt, dispatch.lease_of.is_some(), receipt);
+                return;
+            }
+        };
+        order.environment = self.environments.key(&order.environment);
+        let attempt = order.job.attempt;
+        if let Some(lease) = order.lease {
+            if self.holds().contains(&attempt) {
+                return;
+            }
+            self.leases.handle_dispatch(attempt, lease);
+            // A new attempt means that the earlier one is not this worker's any more.
+            let earlier = self.holds().into_iter();
+            let earlier = earlier.filter(|other| other.job_id == attempt.job_id);
+            for other in earlier.collect::<Vec<_>>() {
+                self.stop(|order| order.job.attempt == other, None);
+            }
+        }
+        if self.draining_until.is_some() {
+            self.give_back(&order);
+        } else if self.backlog.len() >= limits::BACKLOG_MAX {
+            let receipt = Receipt::failed(attempt, Cause::Worker, "too many jobs dispatched");
+            self.report(attempt, order.lease.is_some(), receipt);
+        } else {
+            self.backlog.push_back(order);
         }
     }
 
+    /// The job goes back to the sentinel, because this worker stops.
+    pub(super) fn give_back(&mut self, order: &Order) {
+        let attempt = order.job.attempt;
+        let mut receipt = Receipt::failed(attempt, Cause::Operator, "its worker was stopped");
+        receipt.returned = true;
+        match order.lease {
+            Some(_) => self.leases.owe(attempt, receipt),
+            // An old sentinel would end the job as failed.
+            None => log::warn!("{attempt} is left to the sentinel: this worker stops"),
+        }
+    }
+
+    fn answered(&mut self, answer: &Answer) {
+        for attempt in self.leases.handle_answer(answer) {
+            log::info!("{attempt}: not held any more, stopped");
+            self.stop(|order| order.job.attempt == attempt, None);
+        }
+        self.update_permits();
+    }
+
+    /// What the writers may do follows the leases.
+    pub(super) fn update_permits(&mut self) {
+        for run in self.publishing.iter().chain(self.slots.iter().flatten()) {
+            if run.order.lease.is_some() {
+                let until = self.leases.may_publish_until(run.order.job.attempt);
+                run.permit.set(until);
+            }
+        }
+    }
+
+    /// Sends a receipt, and keeps it until it is acknowledged where the sentinel does that.
+    pub(super) fn report(&mut self, attempt: Attempt, is_leased: bool, receipt: Receipt) {
+        let receipt = bounded(attempt, receipt);
+        if is_leased {
+            self.leases.owe(attempt, receipt);
+        } else {
+            let job_id = attempt.job_id.unsigned_abs();
+            self.send(job_id, &Payload::Conclude(receipt));
+        }
+    }
+
+    pub(super) fn send_receipts(&mut self, now: BootTime) {
+        if self.socket.heard_at(self.sentinel).is_none() {
+            return;
+        }
+        for (attempt, receipt) in self.leases.due_receipts(now) {
+            let job_id = attempt.job_id.unsigned_abs();
+            if !self.send(job_id, &Payload::Conclude(receipt)) {
+                self.leases.handle_unsent(attempt);
+                return;
+            }
+        }
+    }
+
+    /// Queues a message for the sentinel; false when that cannot be done now.
+    pub(super) fn send(&mut self, job_id: u64, payload: &Payload<'_>) -> bool {
+        let sent = payload
+            .encode(job_id)
+            .map_err(|error| error.to_string())
+            .and_then(|(header, json)| {
+                self.socket
+                    .send_to(self.sentinel, &[&header, &json])
+                    .map_err(|error| error.to_string())
+            });
+        if let Err(error) = &sent {
+            log::error!("cannot queue a message for the sentinel: {error}");
+        }
+        sent.is_ok()
+    }
+
+    /// Attempts that this worker has, those with an unacknowledged receipt too.
     pub(super) fn holds(&self) -> Vec<Attempt> {
-        let running = self.slots.iter().flatten().map(|run| &run.order);
+        let running = self.slots.iter().flatten().chain(&self.publishing);
         running
+            .map(|run| &run.order)
             .chain(&self.backlog)
             .filter_map(Order::attempt)
+            .chain(self.leases.owed())
             .collect()
     }
 
-    pub(super) fn identify(&self) -> Payload<'static> {
+    pub(super) fn identify(&mut self, now: BootTime) -> Payload<'static> {
         Payload::Identify(Identify {
             capabilities: self.options.capabilities.clone(),
             worker_id: Some(self.worker_id.clone().into()),
@@ -99,28 +193,35 @@ impl Worker {
             hostname: Some(self.hostname.clone().into()),
             pid: Some(std::process::id()),
             running: Some(self.holds()),
-            ..Identify::default()
+            instance: Some(self.instance.clone().into()),
+            sequence: Some(self.leases.request(now)),
+            draining: self.draining_until.is_some(),
         })
     }
 
-    pub(super) fn connection_events(&mut self, now: Instant) {
+    pub(super) fn connection_events(&mut self, now: BootTime) {
         while let Some(event) = self.socket.poll_event() {
             match event {
                 Event::Established { .. } => {
                     log::info!("connected to the sentinel");
-                    self.unreachable_said = false;
-                    let identify = self.identify();
+                    self.is_unreachable_logged = false;
+                    self.leases.handle_connected();
+                    self.update_permits();
+                    let identify = self.identify(now);
                     self.send(0, &identify);
-                    self.heartbeat_at = now + limits::WORKER_HEARTBEAT_INTERVAL;
+                    // What IDENTIFY does not carry follows at once.
+                    self.heartbeat_at = now;
                 }
                 Event::Disconnected { reason, .. } => {
                     log::warn!("connection to the sentinel lost: {reason}");
+                    self.leases.handle_connected();
+                    self.update_permits();
                 }
-                // Said once; the attempts go on. Failed handshakes the socket tells itself.
-                Event::ConnectFailed { reason, .. } if !self.unreachable_said => {
-                    self.unreachable_said = true;
+                // Logged once; the attempts go on. Failed handshakes are logged by the socket.
+                Event::ConnectFailed { reason, .. } if !self.is_unreachable_logged => {
+                    self.is_unreachable_logged = true;
                     log::warn!(
-                        "no connection to the sentinel at {}: {reason}; trying on",
+                        "no connection to the sentinel at {}: {reason}; trying again",
                         self.options.connect
                     );
                 }
@@ -129,20 +230,17 @@ impl Worker {
         }
     }
 
-    pub(super) fn heartbeat(&mut self, now: Instant) {
+    /// Sends a HEARTBEAT when one is due.
+    pub(super) fn heartbeat(&mut self, now: BootTime) {
         if now < self.heartbeat_at {
             return;
         }
-        self.heartbeat_at = now + limits::WORKER_HEARTBEAT_INTERVAL;
+        self.heartbeat_at = now + self.leases.interval();
         if self.socket.heard_at(self.sentinel).is_none() {
             return;
         }
-        let current = self
-            .slots
-            .iter()
-            .flatten()
-            .next()
-            .map(|run| run.order.job.attempt.job_id);
+        let current = self.slots.iter().flatten().next();
+        let current = current.map(|run| run.order.job.attempt.job_id);
         let status = match current {
             Some(_) => HeartbeatStatus::Busy,
             None => HeartbeatStatus::Idle,
@@ -151,39 +249,77 @@ impl Worker {
             status,
             current_job_id: current,
             running: Some(self.holds()),
-            ..Heartbeat::default()
+            sequence: Some(self.leases.request(now)),
+            answered: self.leases.answered(),
+            publish: self.leases.publish_requests(),
+            draining: self.draining_until.is_some(),
+            trouble: self.trouble(),
+            answer: None,
         });
         self.send(current.map_or(0, i64::unsigned_abs), &payload);
     }
 
-    pub(super) fn abort(&mut self, job_id: u64) {
+    /// ABORT names a job: all its attempts here stop.
+    fn abort(&mut self, job_id: u64) {
         let reason = "aborted by the sentinel";
-        let (aborted, rest): (VecDeque<Order>, VecDeque<Order>) = std::mem::take(&mut self.backlog)
-            .into_iter()
-            .partition(|order| order.job.attempt.job_id.unsigned_abs() == job_id);
+        log::info!("job {job_id}: {reason}");
+        self.stop(
+            |order| order.job.attempt.job_id.unsigned_abs() == job_id,
+            Some(reason),
+        );
+    }
+
+    /// Stops jobs, waiting and running. With a reason a receipt follows; without one the sentinel
+    /// does not want any.
+    fn stop(&mut self, mut is_meant: impl FnMut(&Order) -> bool, reason: Option<&str>) {
+        let backlog = std::mem::take(&mut self.backlog);
+        let (stopped, rest): (VecDeque<Order>, VecDeque<Order>) =
+            backlog.into_iter().partition(|order| is_meant(order));
         self.backlog = rest;
-        for order in aborted {
-            let now = Instant::now();
-            let run = Run::new(0, order, self.options.job_timeout, now);
-            let failure = Failure {
-                message: reason.to_owned(),
-                exit: None,
-            };
-            let receipt = run.conclude(Some(&failure), now);
-            self.send(job_id, &Payload::Conclude(receipt));
+        for order in stopped {
+            let attempt = order.job.attempt;
+            self.leases.forget(attempt);
+            if let Some(reason) = reason {
+                let receipt = Receipt::failed(attempt, Cause::Operator, reason);
+                self.report(attempt, order.lease.is_some(), receipt);
+            }
         }
-        for run in self.slots.iter_mut().flatten() {
-            if run.order.job.attempt.job_id.unsigned_abs() == job_id {
-                log::info!("job {job_id}: {reason}");
-                run.slot.handle_abort(reason);
+        for run in self.slots.iter_mut().flatten().chain(&mut self.publishing) {
+            if is_meant(&run.order) {
+                run.is_unwanted |= reason.is_none();
+                run.slot.handle_abort(reason.unwrap_or("not held any more"));
             }
         }
     }
 }
 
+/// A receipt that always fits a message: of an oversized one the list of files is left out.
+fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
+    let size = |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
+    let cut = |text: &mut Option<String>, size_max: usize| {
+        if let Some(text) = text
+            && text.len() > size_max
+        {
+            let end = (0..=size_max).rev().find(|end| text.is_char_boundary(*end));
+            text.truncate(end.unwrap_or(0));
+            text.push_str(" … (truncated)");
+        }
+    };
+    cut(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
+    cut(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
+    if size(&receipt) > limits::RECEIPT_SIZE_MAX {
+        let count = receipt.artifacts.len();
+        log::warn!("{attempt}: its receipt is too large; the list of {count} files is left out");
+        receipt.artifacts.clear();
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        receipt.metrics.insert("artifacts_truncated".to_owned(), count);
+    }
+    receipt
+}
+
 /// The job of a DISPATCH, or why it cannot be run.
-fn read_dispatch(job_id: u64, dispatch: &Dispatch<'_>) -> Result<Order, String> {
-    let job_id = i64::try_from(job_id).map_err(|_| "impossible job id".to_owned())?;
+fn read_dispatch(job_id: i64, dispatch: &Dispatch<'_>) -> Result<Order, (Attempt, String)> {
+    let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
     let sinks: Result<Vec<Sink>, SinkError> =
         dispatch.sinks.iter().map(|sink| sink.parse()).collect();
     let plugin = Plugin {
@@ -195,18 +331,23 @@ fn read_dispatch(job_id: u64, dispatch: &Dispatch<'_>) -> Result<Order, String> 
     };
     Ok(Order {
         job: Arc::new(Job {
-            attempt: Attempt::new(job_id, dispatch.attempt.unwrap_or(0)),
+            attempt,
             file_path: dispatch.file_path.to_string(),
             file_version_id: dispatch.file_version_id,
-            sinks: sinks.map_err(|error| error.to_string())?.into(),
+            sinks: sinks
+                .map_err(|error| (attempt, error.to_string()))?
+                .into(),
             plugin: Arc::new(plugin),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),
         }),
-        lease: dispatch.lease_ms.map(|bound_ms| Lease {
-            bound: Duration::from_millis(bound_ms),
-            request: dispatch.lease_of.unwrap_or(0),
-        }),
+        lease: dispatch
+            .lease_ms
+            .zip(dispatch.lease_of)
+            .map(|(bound_ms, request)| Lease {
+                bound: Duration::from_millis(bound_ms),
+                request,
+            }),
         environment: dispatch.env_hash.to_string(),
     })
 }
@@ -227,5 +368,6 @@ pub(super) fn error_payload(message: &str) -> Payload<'static> {
     Payload::Err(ErrPayload {
         message: message.to_owned().into(),
         traceback: None,
+        refused: false,
     })
 }

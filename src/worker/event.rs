@@ -5,9 +5,8 @@ use crate::guest::environment::Environment;
 
 /// Sent over one channel, followed by a wake-up.
 pub(super) enum ThreadEvent {
-    /// A writer of a slot; the serial tells a slot's jobs apart.
+    /// The writer of the job with that number in this worker's life.
     Writer {
-        slot: usize,
         serial: u64,
         report: Report,
     },

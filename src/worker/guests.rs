@@ -1,7 +1,6 @@
 //! Guests of the slots: started, watched, ended.
 
 use std::io;
-use std::time::Instant;
 
 use mio::Interest;
 use mio::net::UnixListener;
@@ -18,10 +17,10 @@ use crate::guest::warm::WarmEvent;
 use crate::guest::{Exit, Job, process};
 use crate::limits;
 use crate::protocol::Payload;
-use crate::reactor::token;
+use crate::reactor::{BootTime, token};
 
 impl Worker {
-    pub(super) fn start_jobs(&mut self, now: Instant) {
+    pub(super) fn start_jobs(&mut self, now: BootTime) {
         while self.draining_until.is_none()
             && let Some(place) = self.slots.iter().position(Option::is_none)
             && let Some(order) = self.backlog.pop_front()
@@ -37,7 +36,7 @@ impl Worker {
     }
 
     /// Starts the guest of a slot whose environment is ready.
-    pub(super) fn start_guest(&mut self, place: usize, now: Instant) {
+    pub(super) fn start_guest(&mut self, place: usize, now: BootTime) {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return;
         };
@@ -63,7 +62,7 @@ impl Worker {
         &mut self,
         place: usize,
         environment: &Environment,
-        now: Instant,
+        now: BootTime,
     ) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let work_dir = self.runtime.work_dir(place).map_err(text)?;
@@ -115,8 +114,8 @@ impl Worker {
         let writer = Writer::start(
             order.job.clone(),
             self.staging.clone(),
+            run.permit.clone(),
             Address {
-                slot: place,
                 serial: run.serial,
                 reports: self.report_sender.clone(),
                 waker: self.waker.clone(),
@@ -173,19 +172,12 @@ impl Worker {
         run.watch_pipes(pipes, place, registry).map_err(text)
     }
 
-    pub(super) fn thread_event(&mut self, event: ThreadEvent, now: Instant) {
+    pub(super) fn thread_event(&mut self, event: ThreadEvent, now: BootTime) {
         match event {
-            ThreadEvent::Writer {
-                slot,
-                serial,
-                report,
-            } => {
-                let Some(Some(run)) = self.slots.get_mut(slot) else {
+            ThreadEvent::Writer { serial, report } => {
+                let Some(run) = self.run_of(serial) else {
                     return;
                 };
-                if run.serial != serial {
-                    return;
-                }
                 match report {
                     Report::Room => {
                         if let Some(writer) = &mut run.writer {
@@ -194,6 +186,7 @@ impl Worker {
                     }
                     Report::Failed(message) => run.slot.handle_output_failed(message),
                     Report::Staged => run.slot.handle_staged(),
+                    Report::NotGranted => run.slot.handle_not_granted(),
                     Report::Published(artifacts) => {
                         run.artifacts = artifacts;
                         run.slot.handle_published();
@@ -230,48 +223,40 @@ impl Worker {
         }
     }
 
-    /// Carries out what the slots want done.
-    pub(super) fn act(&mut self, now: Instant) {
+    /// Carries out what the slots want done. Staged output is [`Worker::publish`]'s.
+    pub(super) fn act(&mut self, now: BootTime) {
         for place in 0..self.slots.len() {
             while let Some(Some(run)) = self.slots.get_mut(place) {
-                let heard = self.socket.heard_at(self.sentinel);
-                // Half a lease leaves the sentinel no time to give the job to another while
-                // its output becomes visible.
-                let allowed = run.order.lease.is_none_or(|lease| {
-                    heard.is_some_and(|at| now.saturating_duration_since(at) < lease.bound / 2)
-                });
-                match run.slot.poll(allowed) {
-                    None => break,
+                match run.slot.poll(false) {
+                    None | Some(Action::Publish) => break,
                     Some(Action::KillGuest) => run.kill(),
                     Some(Action::Stage) => with_writer(run, Writer::stage),
-                    Some(Action::Publish) => with_writer(run, Writer::publish),
                     Some(Action::Discard) => match &mut run.writer {
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },
                     Some(Action::Conclude(failure)) => {
-                        let receipt = run.conclude(failure.as_ref(), now);
-                        let job_id = run.order.job.attempt.job_id;
-                        match &receipt.error_message {
-                            None => log::info!("job {job_id}: done"),
-                            Some(message) => log::warn!(
-                                "job {job_id}: failed: {}",
-                                message.lines().next().unwrap_or("")
-                            ),
+                        if let Some(mut run) = self.slots.get_mut(place).and_then(Option::take) {
+                            run.failure = failure;
+                            self.runtime.clear(place);
+                            self.conclude(run, now);
+                            self.start_jobs(now);
                         }
-                        if let Some(slot) = self.slots.get_mut(place) {
-                            *slot = None;
-                        }
-                        self.runtime.clear(place);
-                        self.send(job_id.unsigned_abs(), &Payload::Conclude(receipt));
-                        self.start_jobs(now);
                     }
                 }
             }
         }
     }
 
-    pub(super) fn process_exit(&mut self, place: usize, now: Instant) {
+    /// A job by its number in this worker's life, in a slot or past it.
+    fn run_of(&mut self, serial: u64) -> Option<&mut Run> {
+        let slots = self.slots.iter_mut().flatten();
+        slots
+            .chain(&mut self.publishing)
+            .find(|run| run.serial == serial)
+    }
+
+    pub(super) fn process_exit(&mut self, place: usize, now: BootTime) {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return;
         };
@@ -293,7 +278,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn warm_events(&mut self, warm_place: usize, now: Instant) {
+    pub(super) fn warm_events(&mut self, warm_place: usize, now: BootTime) {
         loop {
             let Some(warm) = self.environments.warm_at(warm_place) else {
                 return;
@@ -356,7 +341,7 @@ impl Worker {
     }
 
     /// A warm interpreter is gone, and its children with it.
-    pub(super) fn warm_lost(&mut self, warm_place: usize, reason: &str, now: Instant) {
+    pub(super) fn warm_lost(&mut self, warm_place: usize, reason: &str, now: BootTime) {
         self.environments
             .drop_warm(warm_place, self.reactor.registry());
         for place in 0..self.slots.len() {

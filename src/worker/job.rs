@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
 use super::log_tail::LogTail;
+use super::permit::Permit;
 use super::slot::{Failure, Slot};
 use super::writer::Writer;
 use crate::guest::bridge::{BridgeReader, Step};
@@ -18,7 +19,7 @@ use crate::guest::process::{Pipes, Process};
 use crate::guest::{Exit, warm};
 use crate::job::{Attempt, Job, JobStatus, Lease, Receipt};
 use crate::limits;
-use crate::reactor::token;
+use crate::reactor::{BootTime, token};
 use crate::sink::Artifact;
 
 /// Token owners of a slot's sources; the index is the slot.
@@ -74,17 +75,27 @@ pub(super) struct Run {
     pub(super) stderr: LogTail,
     /// More has been printed than one turn reads; no new readiness will tell.
     pub(super) logs_pending: bool,
-    dispatched_at: Instant,
-    pub(super) started_at: Option<Instant>,
-    connected_at: Option<Instant>,
+    dispatched_at: BootTime,
+    pub(super) started_at: Option<BootTime>,
+    connected_at: Option<BootTime>,
     frames: u64,
     octets: u64,
     rss_max_bytes: u64,
     pub(super) artifacts: Vec<Artifact>,
+    /// Until when its writer may publish.
+    pub(super) permit: Permit,
+    /// The sentinel wants no receipt.
+    pub(super) is_unwanted: bool,
+    /// Why it failed, once it is over.
+    pub(super) failure: Option<Failure>,
 }
 
 impl Run {
-    pub(super) fn new(serial: u64, order: Order, job_timeout: Duration, now: Instant) -> Self {
+    pub(super) fn new(serial: u64, order: Order, job_timeout: Duration, now: BootTime) -> Self {
+        let permit = match order.lease {
+            Some(_) => Permit::default(),
+            None => Permit::unlimited(),
+        };
         Run {
             serial,
             order,
@@ -106,6 +117,9 @@ impl Run {
             octets: 0,
             rss_max_bytes: 0,
             artifacts: Vec::new(),
+            permit,
+            is_unwanted: false,
+            failure: None,
         }
     }
 
@@ -153,7 +167,7 @@ impl Run {
 
     /// Takes the guest's connection. One from outside the guest's process group is another
     /// guest's and is closed.
-    pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: Instant) {
+    pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
         let Some(group) = self.group() else {
             return;
         };
@@ -201,7 +215,7 @@ impl Run {
     }
 
     /// Reads the bridge until it blocks, the writer is full, or the turn's budget is used up.
-    pub(super) fn read(&mut self, now: Instant) {
+    pub(super) fn read(&mut self, now: BootTime) {
         let mut budget = limits::BRIDGE_OCTETS_PER_TURN;
         while self.wants_read() && budget > 0 {
             let (Some(stream), Some(writer)) = (&mut self.stream, &mut self.writer) else {
@@ -246,7 +260,7 @@ impl Run {
         exit: &Exit,
         place: usize,
         registry: &Registry,
-        now: Instant,
+        now: BootTime,
     ) {
         self.accept(place, registry, now);
         // Bounded: a process that left the group may hold the pipe and go on printing.
@@ -263,8 +277,8 @@ impl Run {
     }
 
     /// The receipt.
-    pub(super) fn conclude(&self, failure: Option<&Failure>, now: Instant) -> Receipt {
-        let ms = |from: Option<Instant>, to: Instant| {
+    pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
+        let ms = |from: Option<BootTime>, to: BootTime| {
             let span = from.map_or(Duration::ZERO, |from| to.saturating_duration_since(from));
             i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
         };

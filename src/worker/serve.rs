@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use super::environments::Environments;
 use super::event::ThreadEvent;
 use super::job::{Order, Run, owner};
+use super::leases::Leases;
 use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
-use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
+use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Staging};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
@@ -81,6 +82,11 @@ impl Options {
 pub enum Error {
     /// The output root cannot be used.
     Output(sink::Error),
+    /// The sentinel does not take this worker.
+    Refused {
+        /// Its reason.
+        reason: String,
+    },
     /// Something of the operating system is not to be had.
     Io {
         /// What for.
@@ -94,6 +100,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::Output(error) => write!(f, "output folder: {error}"),
+            Error::Refused { reason } => write!(f, "refused by the sentinel: {reason}"),
             Error::Io { what, source } => write!(f, "{what}: {source}"),
         }
     }
@@ -114,6 +121,8 @@ pub(super) const WARM: u8 = 8;
 pub struct Worker {
     pub(super) options: Options,
     pub(super) worker_id: String,
+    /// This process's own random text.
+    pub(super) instance: String,
     pub(super) hostname: String,
     pub(super) reactor: Reactor,
     pub(super) socket: Socket,
@@ -122,7 +131,11 @@ pub struct Worker {
     pub(super) runtime: Runtime,
     pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
+    /// Jobs whose output is staged and whose plugin process is gone: they wait for a lease or are
+    /// being published, and occupy no slot.
+    pub(super) publishing: Vec<Run>,
     pub(super) backlog: VecDeque<Order>,
+    pub(super) leases: Leases,
     pub(super) environments: Environments,
     pub(super) reports: Receiver<ThreadEvent>,
     pub(super) report_sender: Sender<ThreadEvent>,
@@ -130,9 +143,11 @@ pub struct Worker {
     pub(super) signals: Option<Signals>,
     pub(super) stopper: Stopper,
     pub(super) next_serial: u64,
-    pub(super) heartbeat_at: Instant,
-    pub(super) draining_until: Option<Instant>,
-    pub(super) unreachable_said: bool,
+    pub(super) heartbeat_at: BootTime,
+    pub(super) draining_until: Option<BootTime>,
+    /// The sentinel's reason not to take this worker.
+    pub(super) refused: Option<String>,
+    pub(super) is_unreachable_logged: bool,
 }
 
 impl Worker {
@@ -149,8 +164,9 @@ impl Worker {
             Some(id) => id.clone(),
             None => format!("w-{hostname}-{}-{:08x}", std::process::id(), unique()),
         };
+        let instance = format!("{:08x}{:08x}", unique(), unique());
         let socket_options = socket::Options::new()
-            .routing_id(worker_id.clone())
+            .routing_id(routing_id(&worker_id, &instance))
             .heartbeat_ivl(limits::HEARTBEAT_INTERVAL)
             .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
@@ -162,8 +178,7 @@ impl Worker {
             SOCKET,
         )
         .map_err(io_error("control socket"))?;
-        let now = Instant::now();
-        let sentinel = socket.connect(&options.connect, now);
+        let sentinel = socket.connect(&options.connect, Instant::now());
         let waker = Arc::new(
             reactor
                 .waker(token::new(WAKER, 0))
@@ -187,8 +202,11 @@ impl Worker {
             ),
             shim: options.shim.clone().unwrap_or_else(|| runtime.shim()),
             slots: (0..slots).map(|_| None).collect(),
+            publishing: Vec::new(),
+            leases: Leases::default(),
             options,
             worker_id,
+            instance,
             hostname,
             reactor,
             socket,
@@ -202,9 +220,10 @@ impl Worker {
             signals,
             stopper,
             next_serial: 0,
-            heartbeat_at: now,
+            heartbeat_at: BootTime::now(),
             draining_until: None,
-            unreachable_said: false,
+            refused: None,
+            is_unreachable_logged: false,
         })
     }
 
@@ -227,9 +246,9 @@ impl Worker {
             self.options.connect
         );
         loop {
-            let now = Instant::now();
-            self.receive(now);
-            self.socket.handle_timeout(now);
+            let (clock, now) = (Instant::now(), BootTime::now());
+            self.receive(clock, now);
+            self.socket.handle_timeout(clock);
             self.connection_events(now);
             while let Ok(event) = self.reports.try_recv() {
                 self.thread_event(event, now);
@@ -243,54 +262,62 @@ impl Worker {
             }
             self.start_jobs(now);
             self.act(now);
+            self.publish(now);
+            self.send_receipts(now);
             self.heartbeat(now);
             self.socket.flush();
+            if let Some(reason) = self.refused.take() {
+                self.close();
+                return Err(Error::Refused { reason });
+            }
             if self.is_over(now) {
                 break;
             }
-            self.wait(now)?;
+            self.wait(clock, now)?;
         }
         self.close();
         Ok(())
     }
 
-    fn wait(&mut self, now: Instant) -> Result<(), Error> {
-        let busy = self.socket.has_ready()
+    fn wait(&mut self, clock: Instant, now: BootTime) -> Result<(), Error> {
+        let is_busy = self.socket.has_ready()
             || self
                 .slots
                 .iter()
                 .flatten()
                 .any(|run| run.wants_read() || run.logs_pending);
-        let deadline = if busy {
-            Some(now)
+        let deadline = if is_busy {
+            Some(clock)
         } else {
-            self.slots
+            let ours = self
+                .slots
                 .iter()
                 .flatten()
                 .filter_map(|run| run.slot.poll_timeout())
-                .chain(self.socket.poll_timeout())
                 .chain(self.draining_until)
                 .chain([self.heartbeat_at])
-                .min()
+                .min();
+            let ours = ours.map(|at| limits::after(clock, at.saturating_duration_since(now)));
+            ours.into_iter().chain(self.socket.poll_timeout()).min()
         };
         self.reactor
-            .wait(deadline, now)
+            .wait(deadline, clock)
             .map_err(io_error("event loop"))?;
-        let now = Instant::now();
+        let (clock, now) = (Instant::now(), BootTime::now());
         let mut warm_ready = Vec::new();
         let mut exited = Vec::new();
         for event in self.reactor.events() {
-            let place = token::index(event.token());
+            let index = token::index(event.token());
             match token::owner(event.token()) {
-                SOCKET => self.socket.handle_ready(event, now),
-                WARM => warm_ready.push(place),
-                owner::EXIT => exited.push(place),
+                SOCKET => self.socket.handle_ready(event, clock),
+                WARM => warm_ready.push(index),
+                owner::EXIT => exited.push(index),
                 owner => {
-                    let Some(Some(run)) = self.slots.get_mut(place) else {
+                    let Some(Some(run)) = self.slots.get_mut(index) else {
                         continue;
                     };
                     match owner {
-                        owner::LISTENER => run.accept(place, self.reactor.registry(), now),
+                        owner::LISTENER => run.accept(index, self.reactor.registry(), now),
                         owner::STREAM => run.set_readable(),
                         owner::STDOUT | owner::STDERR => run.read_logs(),
                         _ => {}
@@ -298,58 +325,84 @@ impl Worker {
                 }
             }
         }
-        for place in warm_ready {
-            self.warm_events(place, now);
+        for index in warm_ready {
+            self.warm_events(index, now);
         }
-        for place in exited {
-            self.process_exit(place, now);
+        for index in exited {
+            self.process_exit(index, now);
         }
         Ok(())
     }
 
-    fn is_over(&mut self, now: Instant) -> bool {
+    /// Jobs that are not over.
+    fn unfinished(&self) -> usize {
+        self.slots.iter().flatten().count() + self.publishing.len()
+    }
+
+    /// A stopping worker reports at once that it takes no more jobs, gives back those that have
+    /// not started, and ends when the others are over and their receipts acknowledged.
+    fn is_over(&mut self, now: BootTime) -> bool {
         let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
         if self.stopper.wants_stop() {
             return true;
         }
-        let busy = self.slots.iter().flatten().count();
+        let count = self.unfinished();
         let drain = requests.stops > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
-                log::info!("stopping: waiting for {busy} running job(s), again to stop at once");
+                log::info!("stopping: waiting for {count} running job(s), again to stop at once");
                 self.draining_until = Some(now + self.options.drain_timeout);
-                self.backlog.clear();
-                busy == 0 || requests.stops > 1
+                for order in std::mem::take(&mut self.backlog) {
+                    self.give_back(&order);
+                }
+                self.send_receipts(now);
+                self.heartbeat_at = now;
+                self.heartbeat(now);
+                self.socket.flush();
+                count == 0 || requests.stops > 1
             }
             None => false,
-            Some(until) => requests.stops > 0 || now >= until || busy == 0,
+            Some(until) => requests.stops > 0 || now >= until || count == 0,
         }
     }
 
-    /// Guests are killed with their groups, staged output is removed, and receipts that are
-    /// still queued get a moment to leave.
+    /// Plugin processes are killed, staged output is removed, their jobs are given back, and
+    /// receipts get a moment to be acknowledged.
     fn close(&mut self) {
         self.environments.cancel();
-        for run in self.slots.iter_mut().flatten() {
+        let mut unfinished: Vec<Order> = std::mem::take(&mut self.backlog).into();
+        let slots = self.slots.iter_mut().filter_map(Option::take);
+        for mut run in slots.chain(std::mem::take(&mut self.publishing)) {
             run.kill();
+            // What is being published may become visible: its lease has to run out.
+            if !run.slot.is_publishing() {
+                unfinished.push(run.order.clone());
+            }
             if let Some(writer) = &mut run.writer {
                 writer.discard();
             }
         }
+        for order in unfinished {
+            self.give_back(&order);
+        }
         let deadline = Instant::now() + limits::LINGER;
-        let mut now = Instant::now();
-        while self.socket.heard_at(self.sentinel).is_some()
-            && self.socket.pending_octets() > 0
-            && now < deadline
-        {
+        loop {
+            let (clock, now) = (Instant::now(), BootTime::now());
+            self.receive(clock, now);
+            self.send_receipts(now);
             self.socket.flush();
-            if self.reactor.wait(Some(deadline), now).is_err() {
+            let is_connected = self.socket.heard_at(self.sentinel).is_some();
+            let owes = self.leases.owed().next().is_some();
+            if !is_connected || !(owes || self.socket.pending_octets() > 0) || clock >= deadline {
                 break;
             }
-            now = Instant::now();
+            if self.reactor.wait(Some(deadline), clock).is_err() {
+                break;
+            }
+            let clock = Instant::now();
             for event in self.reactor.events() {
                 if token::owner(event.token()) == SOCKET {
-                    self.socket.handle_ready(event, now);
+                    self.socket.handle_ready(event, clock);
                 }
             }
         }
@@ -357,9 +410,26 @@ impl Worker {
     }
 }
 
+/// Two processes with one worker ID have routing IDs of their own: the sentinel decides which of
+/// them it takes.
+fn routing_id(worker_id: &str, instance: &str) -> String {
+    let both = format!("{worker_id}.{instance}");
+    match both.len() <= limits::NAME_SIZE_MAX {
+        true => both,
+        false => instance.to_owned(),
+    }
+}
+
 fn unique() -> u32 {
     use std::hash::BuildHasher;
     (std::hash::RandomState::new().hash_one(0) & u64::from(u32::MAX)) as u32
+}
+
+impl Worker {
+    /// Why no job is taken for now.
+    pub(super) fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 impl fmt::Debug for Worker {

@@ -9,9 +9,10 @@
 //! that goes wrong is the job's failure; then the guest is killed, the output discarded, and
 //! only after both the slot is free.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::limits;
+use crate::reactor::BootTime;
 
 /// The guest's octets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,18 +80,18 @@ pub struct Slot {
     output: Output,
     failure: Option<Failure>,
     /// The guest must have connected.
-    connect_deadline: Option<Instant>,
+    connect_deadline: Option<BootTime>,
     /// The job must be over.
-    job_deadline: Instant,
+    job_deadline: BootTime,
     /// The bridge is over, so the guest must be gone.
-    exit_deadline: Option<Instant>,
+    exit_deadline: Option<BootTime>,
     job_timeout: Duration,
     concluded: bool,
 }
 
 impl Slot {
     /// A job whose guest is about to be started.
-    pub fn new(job_timeout: Duration, now: Instant) -> Self {
+    pub fn new(job_timeout: Duration, now: BootTime) -> Self {
         Slot {
             bridge: Bridge::Waiting,
             guest: Guest::NotStarted,
@@ -105,7 +106,7 @@ impl Slot {
     }
 
     /// The guest's process runs (or is being forked).
-    pub fn handle_started(&mut self, connect_timeout: Duration, now: Instant) {
+    pub fn handle_started(&mut self, connect_timeout: Duration, now: BootTime) {
         self.guest = Guest::Running { kill_sent: false };
         self.connect_deadline = Some(now + connect_timeout);
     }
@@ -126,21 +127,21 @@ impl Slot {
     }
 
     /// The guest has said that its output is over.
-    pub fn handle_end(&mut self, now: Instant) {
+    pub fn handle_end(&mut self, now: BootTime) {
         self.bridge = Bridge::Ended;
         self.exit_deadline = Some(now + limits::GUEST_EXIT_TIMEOUT);
     }
 
     /// The guest has reported a failure of the plugin. It gets a moment to exit by itself, so
     /// that its last words reach the log.
-    pub fn handle_failure(&mut self, message: String, now: Instant) {
+    pub fn handle_failure(&mut self, message: String, now: BootTime) {
         self.bridge = Bridge::Broken;
         self.exit_deadline = Some(now + limits::GUEST_LAST_WORDS_TIMEOUT);
         self.fail(message);
     }
 
     /// The guest's octets ended without an end of output, or make no sense.
-    pub fn handle_bridge_broken(&mut self, message: String, now: Instant) {
+    pub fn handle_bridge_broken(&mut self, message: String, now: BootTime) {
         self.bridge = Bridge::Broken;
         self.exit_deadline = Some(now + limits::GUEST_LAST_WORDS_TIMEOUT);
         self.fail(message);
@@ -215,7 +216,7 @@ impl Slot {
     }
 
     /// When [`Slot::handle_timeout`] is due.
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<BootTime> {
         let job = (self.failure.is_none()).then_some(self.job_deadline);
         [job, self.connect_deadline, self.exit_deadline]
             .into_iter()
@@ -224,8 +225,8 @@ impl Slot {
     }
 
     /// Lets time pass.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
+    pub fn handle_timeout(&mut self, now: BootTime) {
+        let due = |deadline: Option<BootTime>| deadline.is_some_and(|at| at <= now);
         if due(self.connect_deadline) {
             self.connect_deadline = None;
             self.bridge = Bridge::Broken;
@@ -276,8 +277,20 @@ impl Slot {
         }
     }
 
-    /// Staged output that waits only for the sentinel to be heard again.
-    pub fn waits_for_sentinel(&self) -> bool {
+    /// True while a publish that was ordered has not ended.
+    pub fn is_publishing(&self) -> bool {
+        self.output == Output::Publishing
+    }
+
+    /// Nothing became visible, because the lease had run out: the output is staged as before.
+    pub fn handle_not_granted(&mut self) {
+        if self.output == Output::Publishing {
+            self.output = Output::Staged;
+        }
+    }
+
+    /// True when the plugin process is gone and complete output waits to be published.
+    pub fn is_staged(&self) -> bool {
         self.failure.is_none() && self.output == Output::Staged && self.guest == Guest::Gone
     }
 
@@ -315,7 +328,7 @@ mod tests {
         std::iter::from_fn(|| slot.poll(true)).collect()
     }
 
-    fn running(now: Instant) -> Slot {
+    fn running(now: BootTime) -> Slot {
         let mut slot = Slot::new(TIMEOUT, now);
         slot.handle_started(Duration::from_secs(30), now);
         slot.handle_connected();
@@ -331,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_good_job_is_staged_then_published_then_concluded() {
-        let now = Instant::now();
+        let now = BootTime::now();
         let mut slot = running(now);
         assert!(drain(&mut slot).is_empty());
         slot.handle_end(now);
@@ -343,7 +356,7 @@ mod tests {
         );
         slot.handle_exited(true, "exit code 0".into());
         assert_eq!(slot.poll(false), None, "the sentinel has not been heard");
-        assert!(slot.waits_for_sentinel());
+        assert!(slot.is_staged());
         assert_eq!(drain(&mut slot), [Action::Publish]);
         slot.handle_published();
         assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
@@ -352,8 +365,8 @@ mod tests {
 
     #[test]
     fn every_way_to_fail_kills_discards_and_names_its_first_cause() {
-        let now = Instant::now();
-        type Step = fn(&mut Slot, Instant);
+        let now = BootTime::now();
+        type Step = fn(&mut Slot, BootTime);
         let cases: [(&str, Step, &str); 8] = [
             (
                 "abort",
@@ -430,7 +443,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_never_connects_has_a_deadline() {
-        let now = Instant::now();
+        let now = BootTime::now();
         let mut slot = Slot::new(TIMEOUT, now);
         slot.handle_started(Duration::from_secs(30), now);
         let deadline = now + Duration::from_secs(30);
@@ -448,7 +461,7 @@ mod tests {
 
     #[test]
     fn an_abort_that_comes_too_late_changes_nothing() {
-        let now = Instant::now();
+        let now = BootTime::now();
         let mut slot = running(now);
         slot.handle_end(now);
         drain(&mut slot);
@@ -463,7 +476,7 @@ mod tests {
 
     #[test]
     fn a_guest_that_cannot_be_started_is_a_failure() {
-        let mut slot = Slot::new(TIMEOUT, Instant::now());
+        let mut slot = Slot::new(TIMEOUT, BootTime::now());
         slot.handle_start_failed("no such interpreter".into());
         assert_eq!(drain(&mut slot), [Action::Discard]);
         slot.handle_discarded();

@@ -9,14 +9,17 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use arrow::buffer::Buffer;
 
 use crate::guest::bridge;
-use crate::job::Job;
+use super::permit::Permit;
+use crate::job::{Attempt, Job};
+use crate::reactor::BootTime;
 use crate::sink::{Artifact, JobOutput, Staging};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
     Frame(Buffer),
     Stage,
-    Publish,
+    /// Publish after these attempts of other jobs are barred.
+    Publish(Vec<Attempt>),
 }
 
 /// What a writer tells.
@@ -28,16 +31,17 @@ pub(super) enum Report {
     Failed(String),
     /// All output is complete on disk.
     Staged,
+    /// Nothing was published, because the lease had run out; the output is staged as before.
+    NotGranted,
     /// It is over: the output is visible.
     Published(Vec<Artifact>),
     /// It is over: the output is removed.
     Discarded,
 }
 
-/// Where reports go: a slot's place and the number of its job in this worker's life.
+/// Where reports go: the number of the job in this worker's life.
 #[derive(Clone)]
 pub(super) struct Address {
-    pub(super) slot: usize,
     pub(super) serial: u64,
     pub(super) reports: Sender<super::event::ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
@@ -46,7 +50,6 @@ pub(super) struct Address {
 impl Address {
     fn report(&self, report: Report) {
         let event = super::event::ThreadEvent::Writer {
-            slot: self.slot,
             serial: self.serial,
             report,
         };
@@ -72,15 +75,16 @@ impl Writer {
     pub(super) fn start(
         job: Arc<Job>,
         staging: Arc<Staging>,
+        permit: Permit,
         address: Address,
     ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
         let wanted = Arc::new(AtomicBool::new(false));
         let for_thread = wanted.clone();
         std::thread::Builder::new()
-            .name(format!("writer-{}", address.slot))
+            .name(format!("writer-{}", address.serial))
             .spawn(move || {
-                let run = || write_job(job, staging, &from_loop, &for_thread, &address);
+                let run = || write_job(job, staging, &permit, &from_loop, &for_thread, &address);
                 let report = match catch_unwind(AssertUnwindSafe(run)) {
                     Ok(report) => report,
                     Err(_) => Report::Failed("the writer failed on the plugin's data".to_owned()),
@@ -111,8 +115,8 @@ impl Writer {
     }
 
     /// What is staged becomes visible.
-    pub(super) fn publish(&mut self) {
-        self.order(Order::Publish);
+    pub(super) fn publish(&mut self, bar: Vec<Attempt>) {
+        self.order(Order::Publish(bar));
     }
 
     fn order(&mut self, order: Order) {
@@ -149,6 +153,7 @@ impl Writer {
 fn write_job(
     job: Arc<Job>,
     staging: Arc<Staging>,
+    permit: &Permit,
     orders: &Receiver<Order>,
     wanted: &AtomicBool,
     address: &Address,
@@ -181,15 +186,21 @@ fn write_job(
                 Ok(staged) => break staged,
                 Err(error) => return failed(&error),
             },
-            Order::Publish => return Report::Failed("published before it was staged".to_owned()),
+            Order::Publish(_) => return Report::Failed("published before it was staged".to_owned()),
         }
     };
     address.report(Report::Staged);
-    match orders.recv() {
-        Ok(Order::Publish) => match staged.publish() {
+    loop {
+        let Ok(Order::Publish(_bar)) = orders.recv() else {
+            return Report::Discarded;
+        };
+        if !permit.is_valid(BootTime::now()) {
+            address.report(Report::NotGranted);
+            continue;
+        }
+        return match staged.publish() {
             Ok(artifacts) => Report::Published(artifacts),
             Err(error) => failed(&error),
-        },
-        _ => Report::Discarded,
+        };
     }
 }

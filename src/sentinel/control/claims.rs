@@ -1,38 +1,47 @@
-//! Jobs that are given out: what the database said of them, and who may have more.
+//! Free slots, and jobs that are dispatched into them.
 
-use super::{Change, Control, Opening, Outgoing, remember};
+use super::leases::Hold;
+use super::{Change, Control, Opening, Outgoing};
+use super::members::{Worker, remember};
 use crate::job::{Attempt, Job};
 use crate::protocol::{Dispatch, Payload, PrepareEnv};
+use crate::reactor::BootTime;
 
 impl Control {
-    /// The claim of these jobs is committed: tell the worker.
-    pub fn handle_claimed(&mut self, identity: &[u8], jobs: Vec<Job>) {
+    /// The claim of these jobs is committed: they are dispatched.
+    pub fn handle_claimed(&mut self, routing_id: &[u8], jobs: Vec<Job>, now: BootTime) {
+        let bound = self.settings.lease + self.settings.margin;
         let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
-        let Some(worker) = self.workers.get_mut(identity) else {
+        let worker = self.workers.get_mut(routing_id);
+        let Some((worker, peer)) = worker.and_then(|worker| {
+            let peer = worker.peer?;
+            Some((worker, peer))
+        }) else {
             for job in jobs {
-                let reason = "its worker went away".to_owned();
-                self.changes.push(Change::Release {
-                    hold: job.attempt,
-                    reason,
-                });
+                let reason = "its worker disconnected before it was dispatched".to_owned();
+                self.give_back(job.attempt, reason);
             }
             return;
         };
+        let mut first: Option<BootTime> = None;
         for job in jobs {
-            worker.holds.push(job.attempt);
-            let Some(peer) = worker.peer else {
-                continue;
-            };
-            if !job.plugin.env_hash.is_empty()
-                && !worker.environments.contains(&job.plugin.env_hash)
-            {
-                remember(&mut worker.environments, &job.plugin.env_hash);
+            let until = worker.request.map_or(now, |request| request.received_at) + bound;
+            first = Some(first.map_or(until, |at| at.min(until)));
+            worker.holds.push(Hold {
+                attempt: job.attempt,
+                until,
+                sent_after: worker.answered,
+                wants: Vec::new(),
+            });
+            let plugin = &job.plugin;
+            if !plugin.env_hash.is_empty() && !worker.environments.contains(&plugin.env_hash) {
+                remember(&mut worker.environments, &plugin.env_hash);
                 self.outgoing.push(Outgoing {
                     peer,
                     job_id: 0,
                     payload: Payload::PrepareEnv(PrepareEnv {
-                        env_hash: job.plugin.env_hash.clone().into(),
-                        lockfile_content: job.plugin.lockfile_content.clone().into(),
+                        env_hash: plugin.env_hash.clone().into(),
+                        lockfile_content: plugin.lockfile_content.clone().into(),
                         python_version: None,
                     }),
                 });
@@ -41,80 +50,49 @@ impl Control {
                 peer,
                 job_id: job.attempt.job_id.unsigned_abs(),
                 payload: Payload::Dispatch(Box::new(Dispatch {
-                    plugin_name: job.plugin.name.clone().into(),
+                    plugin_name: plugin.name.clone().into(),
                     file_path: job.file_path.into(),
                     sinks: job.sinks.iter().map(Into::into).collect(),
                     file_version_id: job.file_version_id,
-                    env_hash: job.plugin.env_hash.clone().into(),
-                    source_code: job.plugin.source_code.clone().into(),
-                    artifact_hash: Some(job.plugin.artifact_hash.clone().into()),
+                    env_hash: plugin.env_hash.clone().into(),
+                    source_code: plugin.source_code.clone().into(),
+                    artifact_hash: Some(plugin.artifact_hash.clone().into()),
                     attempt: Some(job.attempt.number),
                     lease_ms: Some(lease_ms),
-                    lease_of: None,
+                    lease_of: worker.request.map(|request| request.sequence),
                     database: job.database.as_deref().map(|uuid| uuid.to_owned().into()),
                     previous: job.previous,
                 })),
             });
         }
-    }
-
-    /// The answer to [`Change::Adopt`]: the attempt the worker holds, or none.
-    pub fn handle_adopted(&mut self, identity: &[u8], job_id: i64, attempt: Option<i64>) {
-        let Some(worker) = self.workers.get_mut(identity) else {
-            return;
-        };
-        match attempt {
-            Some(attempt) => {
-                let hold = Attempt::new(job_id, attempt);
-                if !worker.holds.contains(&hold) {
-                    log::info!("worker {} goes on with job {job_id}", worker.worker_id);
-                    worker.holds.push(hold);
-                }
-            }
-            None => {
-                if let Some(peer) = worker.peer {
-                    self.outgoing.push(Outgoing {
-                        peer,
-                        job_id: job_id.unsigned_abs(),
-                        payload: Payload::Abort,
-                    });
-                }
-            }
+        if let Some(until) = first {
+            self.expect_expiry(until);
         }
     }
 
-    /// Jobs were taken from their holders in the database (a lease ran out): their workers are
-    /// told to stop.
-    pub fn handle_revoked(&mut self, job_id: i64) {
+    /// A DISPATCH could not be sent: the job did not reach its worker.
+    pub fn handle_unsent(&mut self, attempt: Attempt, reason: &str, is_final: bool) {
         for worker in self.workers.values_mut() {
-            let before = worker.holds.len();
-            worker.holds.retain(|hold| hold.job_id != job_id);
-            if worker.holds.len() != before
-                && let Some(peer) = worker.peer
-            {
-                self.outgoing.push(Outgoing {
-                    peer,
-                    job_id: job_id.unsigned_abs(),
-                    payload: Payload::Abort,
-                });
-            }
+            worker.holds.retain(|hold| hold.attempt != attempt);
+        }
+        match is_final {
+            true => self.release(attempt, crate::job::Cause::Operator, reason.to_owned()),
+            false => self.give_back(attempt, reason.to_owned()),
         }
     }
-
-    // ---- slots and time ----
 
     /// Workers with free slots, the least loaded first; none while draining.
-    pub fn openings(&self) -> Vec<Opening> {
+    pub fn openings(&self, now: BootTime) -> Vec<Opening> {
         if self.draining {
             return Vec::new();
         }
         let mut openings: Vec<(usize, Opening)> = self
             .workers
             .iter()
-            .filter(|(_, worker)| worker.peer.is_some() && worker.holds.len() < worker.slots)
-            .map(|(identity, worker)| {
+            .filter(|(_, worker)| self.takes_jobs(worker, now))
+            .map(|(routing_id, worker)| {
                 let opening = Opening {
-                    identity: identity.clone(),
+                    routing_id: routing_id.clone(),
                     worker_id: worker.worker_id.clone(),
                     hostname: worker.hostname.clone(),
                     pid: worker.pid,
@@ -129,11 +107,49 @@ impl Control {
     }
 
     /// True when some connected worker has a free slot.
-    pub fn has_openings(&self) -> bool {
+    pub fn has_openings(&self, now: BootTime) -> bool {
         !self.draining
             && self
                 .workers
                 .values()
-                .any(|worker| worker.peer.is_some() && worker.holds.len() < worker.slots)
+                .any(|worker| self.takes_jobs(worker, now))
+    }
+
+    /// A worker whose last request is old would get a lease that is nearly over.
+    fn takes_jobs(&self, worker: &Worker, now: BootTime) -> bool {
+        let is_fresh = match worker.request {
+            Some(request) => request.received_at + self.settings.lease / 2 > now,
+            None => worker.instance.is_none(),
+        };
+        worker.peer.is_some()
+            && worker.holds.len() < worker.slots
+            && !worker.draining
+            && worker.trouble.is_none()
+            && is_fresh
+    }
+
+    /// What a worker reports of its state.
+    pub(super) fn set_state(&mut self, routing_id: &[u8], draining: bool, trouble: Option<String>) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        worker.draining = draining;
+        let trouble = trouble.map(|text| super::cut(&text, crate::limits::TROUBLE_SIZE_MAX));
+        if worker.trouble != trouble {
+            worker.trouble = trouble;
+            let online = worker.online();
+            self.push_online(online);
+        }
+    }
+
+    /// Of several reports of one worker only the last is kept.
+    pub(super) fn push_online(&mut self, online: Change) {
+        let Change::WorkerOnline { worker_id, .. } = &online else {
+            return;
+        };
+        self.changes.retain(|change| {
+            !matches!(change, Change::WorkerOnline { worker_id: other, .. } if other == worker_id)
+        });
+        self.changes.push(online);
     }
 }

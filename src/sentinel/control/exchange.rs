@@ -1,30 +1,30 @@
-//! What the control state and the loop around it give each other.
+//! What the control state and the loop around it pass to each other.
 
 use super::Capabilities;
-use crate::job::{Attempt, Receipt};
+use crate::job::{Attempt, Cause, Receipt, User};
 use crate::protocol::Payload;
 use crate::socket::PeerId;
 
-/// Who a message is from.
+/// The sender of a message.
 #[derive(Clone, Copy, Debug)]
 pub struct Sender<'a> {
     /// Its connection.
     pub peer: PeerId,
-    /// Its routing id.
-    pub identity: &'a [u8],
+    /// Its routing ID.
+    pub routing_id: &'a [u8],
     /// Who it has proved to be, where that is asked for.
-    pub user: Option<&'a str>,
+    pub user: Option<&'a User>,
 }
 
-/// One change of the turn's transaction.
+/// One change of the iteration's transaction.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// The worker is there, with what it said of itself.
+    /// A worker is connected, or what it reports of itself has changed.
     WorkerOnline {
-        /// Its id.
+        /// Its ID.
         worker_id: String,
         /// Who it proved to be.
-        user: Option<String>,
+        user: Option<User>,
         /// Its host.
         hostname: String,
         /// Its process.
@@ -33,77 +33,66 @@ pub enum Change {
         capabilities: Vec<String>,
         /// Jobs at a time.
         slots: usize,
+        /// Why it takes no jobs for now.
+        trouble: Option<String>,
     },
-    /// The worker is gone.
+    /// A worker is disconnected.
     WorkerOffline {
-        /// Its id.
+        /// Its ID.
         worker_id: String,
     },
-    /// A job has ended; only the holder of the attempt ends it. Without an attempt the worker's
-    /// id decides.
-    Complete {
-        /// Its worker.
+    /// Workers are still connected.
+    Seen {
+        /// Their IDs.
+        workers: Vec<String>,
+    },
+    /// A worker reports the end of an attempt. The database compares attempt and worker; with an
+    /// attempt that is not numbered the worker alone.
+    End {
+        /// The worker's routing ID.
+        routing_id: Vec<u8>,
+        /// Its ID.
         worker_id: String,
-        /// The job.
-        job_id: i64,
-        /// The attempt the worker ran.
-        attempt: Option<i64>,
+        /// The attempt.
+        attempt: Attempt,
         /// How it ended.
         receipt: Box<Receipt>,
     },
-    /// The holder is gone or does not have the job: back to the queue.
+    /// An attempt has no holder any more.
     Release {
-        /// The job and attempt.
-        hold: Attempt,
-        /// For people.
+        /// The attempt.
+        attempt: Attempt,
+        /// [`Cause::Lost`], or [`Cause::Worker`] when it never ran.
+        cause: Cause,
+        /// In words.
         reason: String,
     },
-    /// A worker says it holds a job that this sentinel did not give it: true when the database
-    /// says so too; otherwise the worker is told to stop.
-    Adopt {
-        /// Routing id.
-        identity: Vec<u8>,
-        /// Its id.
-        worker_id: String,
-        /// The job.
-        job_id: i64,
-        /// The attempt, where the worker says.
-        attempt: Option<i64>,
-    },
-    /// A worker has said all that it holds: what the database has RUNNING with it besides goes
-    /// back to the queue.
-    Reconcile {
-        /// Its id.
-        worker_id: String,
-        /// What it holds; a negative attempt is one it cannot tell.
-        running: Vec<Attempt>,
-    },
-    /// Leases to extend.
-    Renew {
-        /// Jobs and attempts.
-        holds: Vec<Attempt>,
-        /// Connected workers, to be noted as seen.
-        workers: Vec<String>,
+    /// An attempt was never started by its worker: it is queued again, and nothing is counted.
+    GiveBack {
+        /// The attempt.
+        attempt: Attempt,
+        /// In words.
+        reason: String,
     },
 }
 
-/// A message that may leave once the turn is committed.
+/// A message that may leave once the transaction is committed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outgoing {
-    /// To whom.
+    /// To which connection.
     pub peer: PeerId,
-    /// The job of the header.
+    /// The header's job ID.
     pub job_id: u64,
-    /// What.
+    /// The payload.
     pub payload: Payload<'static>,
 }
 
 /// A worker with free slots.
 #[derive(Clone, Debug)]
 pub struct Opening {
-    /// Routing id.
-    pub identity: Vec<u8>,
-    /// Its id.
+    /// Routing ID.
+    pub routing_id: Vec<u8>,
+    /// Its ID.
     pub worker_id: String,
     /// Its host.
     pub hostname: String,

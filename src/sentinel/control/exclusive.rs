@@ -1,0 +1,124 @@
+//! Sinks that one attempt at a time may publish into (modes `replace` and `error`).
+//!
+//! An attempt keeps its sinks until it ends. When it ends without a report of its worker, the
+//! worker may be paused within its publishing, so the next attempts that get one of the sinks
+//! must bar it on the storage first.
+
+use std::collections::HashMap;
+
+use super::Control;
+use crate::job::Attempt;
+use crate::limits;
+use crate::protocol::PublishRequest;
+use crate::reactor::BootTime;
+
+/// See the module's head.
+#[derive(Debug, Default)]
+pub(super) struct Exclusive {
+    holders: HashMap<String, Attempt>,
+    /// Attempts that ended without a report, by sink.
+    unreported: HashMap<String, Vec<Attempt>>,
+    /// The holders of an earlier sentinel are not known: nothing is given before.
+    not_before: Option<BootTime>,
+    /// Attempts that may still publish by the word of an earlier sentinel, into any sink.
+    inherited: Vec<Attempt>,
+}
+
+impl Exclusive {
+    /// An attempt that an earlier sentinel dispatched may hold any sink until then.
+    pub(super) fn inherit(&mut self, attempt: Attempt, until: BootTime) {
+        self.not_before = self.not_before.max(Some(until));
+        self.inherited.push(attempt);
+    }
+
+    /// Gives an attempt all the sinks, or none while another has one of them.
+    fn take(&mut self, attempt: Attempt, sinks: &[String], now: BootTime) -> bool {
+        if self.not_before.is_some_and(|at| now < at) {
+            return false;
+        }
+        let is_free = |sink: &String| {
+            let holder = self.holders.get(sink);
+            holder.is_none_or(|holder| *holder == attempt)
+        };
+        if !sinks.iter().all(is_free) {
+            return false;
+        }
+        for sink in sinks {
+            self.holders.insert(sink.clone(), attempt);
+        }
+        true
+    }
+
+    /// The attempts to bar before publishing into these sinks.
+    fn to_bar(&self, attempt: Attempt, sinks: &[String]) -> Vec<Attempt> {
+        let mut bar = self.inherited.clone();
+        for sink in sinks {
+            bar.extend(self.unreported.get(sink).into_iter().flatten());
+        }
+        bar.retain(|other| other.job_id != attempt.job_id);
+        bar.sort_unstable();
+        bar.dedup();
+        bar
+    }
+
+    /// The attempt's worker has reported its end.
+    pub(super) fn release(&mut self, attempt: Attempt) {
+        self.holders.retain(|_, holder| *holder != attempt);
+        self.inherited.retain(|other| *other != attempt);
+    }
+
+    /// The attempt has ended without a report.
+    pub(super) fn abandon(&mut self, attempt: Attempt) {
+        for (sink, holder) in &self.holders {
+            if *holder == attempt {
+                let unreported = self.unreported.entry(sink.clone()).or_default();
+                unreported.push(attempt);
+                if unreported.len() > limits::UNREPORTED_MAX {
+                    unreported.remove(0);
+                }
+            }
+        }
+        self.holders.retain(|_, holder| *holder != attempt);
+        if self.unreported.len() > limits::UNREPORTED_MAX {
+            // The oldest cannot be told; a barred attempt that is still paused loses its folder
+            // to its own job's next attempt as well.
+            self.unreported.clear();
+        }
+    }
+}
+
+impl Control {
+    /// A worker's attempts that are ready to publish into exclusive sinks.
+    pub(super) fn ask_exclusive(&mut self, routing_id: &[u8], requests: &[PublishRequest]) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        for request in requests.iter().take(limits::WORKER_SLOTS_MAX) {
+            let hold = worker.holds.iter_mut();
+            if let Some(hold) = hold.into_iter().find(|hold| hold.attempt == request.attempt) {
+                let sinks = request.exclusive.iter().take(limits::EXCLUSIVE_SINKS_MAX);
+                hold.wants = sinks.cloned().collect();
+            }
+        }
+    }
+
+    /// Gives free sinks to the attempts that wait for them, and marks their workers for an
+    /// answer.
+    pub(super) fn assign_exclusive(&mut self, now: BootTime) {
+        for worker in self.workers.values_mut() {
+            if worker.request.is_none() || worker.peer.is_none() {
+                continue;
+            }
+            for hold in &mut worker.holds {
+                if hold.wants.is_empty() || !self.exclusive.take(hold.attempt, &hold.wants, now) {
+                    continue;
+                }
+                let bar = self.exclusive.to_bar(hold.attempt, &hold.wants);
+                worker.publish.push(hold.attempt);
+                worker.bar.extend(bar);
+                worker.answer_due = true;
+                hold.wants.clear();
+            }
+        }
+    }
+}

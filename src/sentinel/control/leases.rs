@@ -1,0 +1,294 @@
+//! Leases: which attempts a worker holds, until when, and the answers that renew them.
+
+use super::{Control, Orphan, Outgoing};
+use crate::job::{Attempt, Cause, User};
+use crate::limits;
+use crate::protocol::{Answer, Heartbeat, Payload};
+use crate::reactor::BootTime;
+use crate::socket::PeerId;
+
+/// An attempt that a worker holds.
+#[derive(Clone, Debug)]
+pub(super) struct Hold {
+    pub(super) attempt: Attempt,
+    /// Its worker may publish until this moment at the latest, by any clock; the margin included.
+    pub(super) until: BootTime,
+    /// The worker's last answered request when DISPATCH was sent: once a later one is answered,
+    /// DISPATCH has arrived.
+    pub(super) sent_after: Option<u64>,
+    /// Exclusive sinks that it waits for.
+    pub(super) wants: Vec<String>,
+}
+
+/// The last numbered request of a worker on its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Request {
+    pub(super) sequence: u64,
+    pub(super) received_at: BootTime,
+}
+
+impl Control {
+    /// A RUNNING row that was found at the start. The worker that holds it may publish for a
+    /// whole lease yet.
+    pub fn inherit(
+        &mut self,
+        attempt: Attempt,
+        worker_id: &str,
+        user: Option<User>,
+        now: BootTime,
+    ) {
+        let until = now + self.settings.lease + self.settings.margin;
+        self.exclusive.inherit(attempt, until);
+        let hold = Hold {
+            attempt,
+            until,
+            sent_after: None,
+            wants: Vec::new(),
+        };
+        let worker_id = worker_id.to_owned();
+        self.orphans.insert(
+            attempt,
+            Orphan {
+                hold,
+                worker_id,
+                user,
+                instance: None,
+            },
+        );
+        self.expect_expiry(until);
+    }
+
+    pub(super) fn expect_expiry(&mut self, until: BootTime) {
+        self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
+    }
+
+    /// A numbered request: its answer renews the worker's leases.
+    pub(super) fn handle_request(&mut self, routing_id: &[u8], sequence: u64, now: BootTime) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        if worker
+            .request
+            .is_some_and(|request| request.sequence >= sequence)
+        {
+            return;
+        }
+        worker.request = Some(Request {
+            sequence,
+            received_at: now,
+        });
+        worker.answer_due = true;
+    }
+
+    /// Attempts that the worker would list if it had them: DISPATCH has arrived, or was lost with
+    /// an earlier connection.
+    pub(super) fn give_up_missing(
+        &mut self,
+        routing_id: &[u8],
+        running: &[Attempt],
+        answered: Option<u64>,
+    ) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        let mut missing = Vec::new();
+        worker.holds.retain(|hold| {
+            let has_arrived = answered.is_some_and(|answered| {
+                hold.sent_after.is_none_or(|sent_after| answered > sent_after)
+            });
+            let keep = !has_arrived || running.contains(&hold.attempt);
+            if !keep {
+                missing.push(hold.attempt);
+            }
+            keep
+        });
+        let worker_id = worker.worker_id.clone();
+        for attempt in missing {
+            self.give_back(attempt, format!("worker {worker_id} does not have it"));
+        }
+    }
+
+    /// A worker lists what it holds. What an earlier connection or an earlier sentinel gave it is
+    /// its own again; what is not held here at all it must stop.
+    pub(super) fn adopt(&mut self, routing_id: &[u8], running: &[Attempt], now: BootTime) {
+        let bound = self.settings.lease + self.settings.margin;
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        for listed in running.iter().take(limits::WORKER_SLOTS_MAX * 2) {
+            let is_same = |attempt: &Attempt| {
+                attempt.job_id == listed.job_id
+                    && (!listed.is_numbered() || attempt.number == listed.number)
+            };
+            if worker.holds.iter().any(|hold| is_same(&hold.attempt)) {
+                continue;
+            }
+            let orphan = self.orphans.iter().find(|(attempt, orphan)| {
+                is_same(attempt) && orphan.worker_id == worker.worker_id
+            });
+            let orphan = orphan.map(|(attempt, _)| *attempt);
+            if let Some(orphan) = orphan.and_then(|attempt| self.orphans.remove(&attempt)) {
+                log::info!("worker {} goes on with {}", worker.worker_id, orphan.hold.attempt);
+                let mut hold = orphan.hold;
+                if worker.instance.is_none() {
+                    hold.until = now + bound;
+                }
+                hold.sent_after = None;
+                worker.holds.push(hold);
+            } else if self.ending.iter().any(is_same) {
+                // Its receipt waits for the transaction.
+            } else if worker.instance.is_some() {
+                worker.abort.push(*listed);
+                worker.answer_due = true;
+            } else if let Some(peer) = worker.peer {
+                self.outgoing.push(Outgoing {
+                    peer,
+                    job_id: listed.job_id.unsigned_abs(),
+                    payload: Payload::Abort,
+                });
+            }
+        }
+    }
+
+    /// Answers to the requests since the last call. Leases do not depend on the transaction:
+    /// while the database fails, no other worker can be given the attempts.
+    pub fn poll_answers(&mut self, now: BootTime) -> Vec<Outgoing> {
+        self.assign_exclusive(now);
+        let bound = self.settings.lease + self.settings.margin;
+        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let mut answers = Vec::new();
+        for worker in self.workers.values_mut() {
+            if !std::mem::take(&mut worker.answer_due) {
+                continue;
+            }
+            let Some((request, peer)) = worker.request.zip(worker.peer) else {
+                continue;
+            };
+            for hold in &mut worker.holds {
+                hold.until = hold.until.max(request.received_at + bound);
+            }
+            worker.answered = Some(request.sequence);
+            let answer = Answer {
+                sequence: request.sequence,
+                lease_ms,
+                leases: worker.holds.iter().map(|hold| hold.attempt).collect(),
+                acknowledged: std::mem::take(&mut worker.acknowledged),
+                publish: std::mem::take(&mut worker.publish),
+                bar: std::mem::take(&mut worker.bar),
+                abort: std::mem::take(&mut worker.abort),
+            };
+            answers.push(Outgoing {
+                peer,
+                job_id: 0,
+                payload: Payload::Heartbeat(Heartbeat {
+                    answer: Some(answer),
+                    ..Heartbeat::default()
+                }),
+            });
+        }
+        answers
+    }
+
+    /// Releases what nobody may publish any more. Old workers do not ask for leases: theirs are
+    /// renewed while they are connected.
+    pub(super) fn expire(&mut self, now: BootTime) {
+        let bound = self.settings.lease + self.settings.margin;
+        let mut expired: Vec<(Attempt, String)> = Vec::new();
+        let mut next: Option<BootTime> = None;
+        let mut note = |until: BootTime| next = Some(next.map_or(until, |at| at.min(until)));
+        for worker in self.workers.values_mut() {
+            let renew = worker.instance.is_none() && worker.peer.is_some();
+            let (worker_id, peer) = (&worker.worker_id, worker.peer);
+            let (abort, outgoing) = (&mut worker.abort, &mut self.outgoing);
+            let has_instance = worker.instance.is_some();
+            worker.holds.retain_mut(|hold| {
+                if renew {
+                    hold.until = now + bound;
+                    note(now + self.settings.lease / 3);
+                    return true;
+                }
+                if hold.until > now {
+                    note(hold.until);
+                    return true;
+                }
+                expired.push((hold.attempt, worker_id.clone()));
+                match peer {
+                    Some(_) if has_instance => abort.push(hold.attempt),
+                    Some(peer) => outgoing.push(abort_message(peer, hold.attempt)),
+                    None => {}
+                }
+                false
+            });
+        }
+        self.orphans.retain(|attempt, orphan| {
+            if orphan.hold.until > now {
+                note(orphan.hold.until);
+                return true;
+            }
+            expired.push((*attempt, orphan.worker_id.clone()));
+            false
+        });
+        self.next_expiry = next;
+        for (attempt, worker_id) in expired {
+            log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
+            self.exclusive.abandon(attempt);
+            let reason = format!("worker {worker_id} was lost: its lease ran out");
+            self.release(attempt, Cause::Lost, reason);
+        }
+    }
+
+    /// The database says that an attempt is not RUNNING any more (another program changed the
+    /// row): its worker must stop.
+    pub fn handle_revoked(&mut self, attempt: Attempt) {
+        self.orphans.remove(&attempt);
+        for worker in self.workers.values_mut() {
+            let before = worker.holds.len();
+            worker.holds.retain(|hold| hold.attempt != attempt);
+            if worker.holds.len() == before {
+                continue;
+            }
+            self.exclusive.abandon(attempt);
+            match worker.peer {
+                Some(_) if worker.instance.is_some() => {
+                    worker.abort.push(attempt);
+                    worker.answer_due = true;
+                }
+                Some(peer) => self.outgoing.push(abort_message(peer, attempt)),
+                None => {}
+            }
+            return;
+        }
+    }
+
+    /// Ends are committed: new workers are told that their receipts have arrived.
+    pub fn handle_ended(&mut self, routing_id: &[u8], attempt: Attempt) {
+        self.ending.remove(&attempt);
+        if let Some(worker) = self.workers.get_mut(routing_id)
+            && worker.instance.is_some()
+        {
+            worker.acknowledged.push(attempt);
+            worker.answer_due = true;
+        }
+    }
+
+    /// Releases are committed.
+    pub fn handle_released(&mut self, attempt: Attempt) {
+        self.ending.remove(&attempt);
+    }
+
+    pub(super) fn give_back(&mut self, attempt: Attempt, reason: String) {
+        self.exclusive.release(attempt);
+        if self.ending.insert(attempt) {
+            self.changes
+                .push(super::Change::GiveBack { attempt, reason });
+        }
+    }
+}
+
+fn abort_message(peer: PeerId, attempt: Attempt) -> Outgoing {
+    Outgoing {
+        peer,
+        job_id: attempt.job_id.unsigned_abs(),
+        payload: Payload::Abort,
+    }
+}

@@ -1,0 +1,395 @@
+//! Workers: how they become known, come back, and leave.
+
+use std::collections::HashSet;
+
+use super::leases::{Hold, Request};
+use super::users::ANOTHERS;
+use super::{Capabilities, Change, Control, Orphan, Outgoing, Sender, cut, printable};
+use crate::job::{Attempt, User};
+use crate::limits;
+use crate::protocol::{Identify, Payload};
+use crate::reactor::BootTime;
+use crate::socket::PeerId;
+
+/// A worker, known by its routing ID from IDENTIFY until it is offline and holds nothing.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) worker_id: String,
+    /// Who it proved to be; no other user speaks for it.
+    pub(super) user: Option<User>,
+    /// Its process; none of an old worker, which asks for no leases.
+    pub(super) instance: Option<String>,
+    /// Its connection; none while it is disconnected.
+    pub(super) peer: Option<PeerId>,
+    pub(super) capabilities: Capabilities,
+    pub(super) slots: usize,
+    pub(super) hostname: String,
+    pub(super) pid: Option<i64>,
+    pub(super) holds: Vec<Hold>,
+    /// Environments it has been asked to prepare.
+    pub(super) environments: HashSet<String>,
+    /// It takes no further jobs.
+    pub(super) draining: bool,
+    /// Why it takes no jobs for now.
+    pub(super) trouble: Option<String>,
+    /// Its last request on this connection.
+    pub(super) request: Option<Request>,
+    /// The last request on this connection that was answered.
+    pub(super) answered: Option<u64>,
+    pub(super) answer_due: bool,
+    /// For the next answer.
+    pub(super) acknowledged: Vec<Attempt>,
+    pub(super) publish: Vec<Attempt>,
+    pub(super) bar: Vec<Attempt>,
+    pub(super) abort: Vec<Attempt>,
+    pub(super) heard_at: BootTime,
+    absent_since: Option<BootTime>,
+}
+
+/// A connection that asks for the ID of a worker that is connected.
+#[derive(Debug)]
+pub(super) struct Contender {
+    peer: PeerId,
+    user: Option<User>,
+    identify: Identify<'static>,
+    since: BootTime,
+    /// The present worker must have answered by then.
+    pub(super) until: BootTime,
+}
+
+impl Worker {
+    /// When it is reported offline, if it is disconnected.
+    pub(super) fn offline_at(&self) -> Option<BootTime> {
+        Some(self.absent_since? + limits::WORKER_GRACE)
+    }
+
+    pub(super) fn online(&self) -> Change {
+        Change::WorkerOnline {
+            worker_id: self.worker_id.clone(),
+            user: self.user.clone(),
+            hostname: self.hostname.clone(),
+            pid: self.pid,
+            capabilities: self.capabilities.names(),
+            slots: self.slots,
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+impl Control {
+    pub(super) fn handle_identify(
+        &mut self,
+        from: &Sender<'_>,
+        identify: &Identify<'_>,
+        now: BootTime,
+    ) -> Option<&'static str> {
+        let worker_id = match &identify.worker_id {
+            Some(name) if !name.is_empty() => cut(name, limits::NAME_SIZE_MAX),
+            _ => printable(from.routing_id),
+        };
+        if self.belongs_to_another(&worker_id, from.user) {
+            return Some(ANOTHERS);
+        }
+        let present = self.routes.get(&worker_id);
+        let present = present.filter(|route| route.as_slice() != from.routing_id).cloned();
+        if let Some(route) = present
+            && identify.instance.is_some()
+            && let Some(worker) = self.workers.get(&route)
+            && worker.instance.as_deref() != identify.instance.as_deref()
+            && let Some(peer) = worker.peer
+        {
+            self.contend(from, identify, &worker_id, peer, now);
+            return None;
+        }
+        self.admit(from, identify, worker_id, now);
+        None
+    }
+
+    /// The ID's present worker is asked for a sign of life, which decides.
+    fn contend(
+        &mut self,
+        from: &Sender<'_>,
+        identify: &Identify<'_>,
+        worker_id: &str,
+        present: PeerId,
+        now: BootTime,
+    ) {
+        if self.contenders.len() >= limits::CONTENDERS_MAX {
+            return;
+        }
+        let identify = Identify {
+            worker_id: Some(worker_id.to_owned().into()),
+            hostname: identify.hostname.as_ref().map(|name| name.to_string().into()),
+            instance: identify.instance.as_ref().map(|text| text.to_string().into()),
+            capabilities: identify.capabilities.clone(),
+            running: identify.running.clone(),
+            slots: identify.slots,
+            pid: identify.pid,
+            sequence: identify.sequence,
+            draining: identify.draining,
+        };
+        let contender = Contender {
+            peer: from.peer,
+            user: from.user.cloned(),
+            identify,
+            since: now,
+            until: now + limits::CONTENDER_WAIT,
+        };
+        self.contenders.insert(from.routing_id.to_vec(), contender);
+        self.outgoing.push(Outgoing {
+            peer: present,
+            job_id: 0,
+            payload: Payload::Reload,
+        });
+    }
+
+    /// Decides on connections that ask for the ID of another: it is refused when the present
+    /// worker has been heard since, and admitted when that is silent or disconnected.
+    pub(super) fn admit_contenders(&mut self, now: BootTime) {
+        let routing_ids: Vec<Vec<u8>> = self.contenders.keys().cloned().collect();
+        for routing_id in routing_ids {
+            let Some(contender) = self.contenders.get(&routing_id) else {
+                continue;
+            };
+            let worker_id = contender.identify.worker_id.as_deref().unwrap_or("");
+            let route = self.routes.get(worker_id).cloned();
+            let present = route.as_ref().and_then(|route| self.workers.get(route));
+            let connected = present.filter(|worker| worker.peer.is_some());
+            if let Some(worker) = connected
+                && worker.heard_at > contender.since
+            {
+                let message = format!(
+                    "worker ID {worker_id} is in use by process {} on {}; give this worker an ID \
+                     of its own with --worker-id",
+                    worker.pid.unwrap_or(0),
+                    worker.hostname,
+                );
+                log::warn!("a second worker was refused: {message}");
+                let peer = contender.peer;
+                self.contenders.remove(&routing_id);
+                self.send_error(peer, 0, message, true);
+                continue;
+            }
+            if connected.is_some() && now < contender.until {
+                continue;
+            }
+            let Some(contender) = self.contenders.remove(&routing_id) else {
+                continue;
+            };
+            if let Some(route) = route {
+                self.evict(&route);
+            }
+            let worker_id = contender.identify.worker_id.as_deref().unwrap_or("").to_owned();
+            let from = Sender {
+                peer: contender.peer,
+                routing_id: &routing_id,
+                user: contender.user.as_ref(),
+            };
+            self.admit(&from, &contender.identify, worker_id, now);
+        }
+    }
+
+    /// Takes a worker out. Its leases run on without it.
+    fn evict(&mut self, routing_id: &[u8]) {
+        let Some(worker) = self.workers.remove(routing_id) else {
+            return;
+        };
+        if self.routes.get(&worker.worker_id).map(Vec::as_slice) == Some(routing_id) {
+            self.routes.remove(&worker.worker_id);
+        }
+        for hold in worker.holds {
+            let orphan = Orphan {
+                worker_id: worker.worker_id.clone(),
+                user: worker.user.clone(),
+                instance: worker.instance.clone(),
+                hold,
+            };
+            self.orphans.insert(orphan.hold.attempt, orphan);
+        }
+        // Two connections of one user may share an ID.
+        let other = self.workers.iter().find(|(_, other)| other.worker_id == worker.worker_id);
+        if let Some((route, other)) = other
+            && !self.routes.contains_key(&other.worker_id)
+        {
+            self.routes.insert(other.worker_id.clone(), route.clone());
+        }
+    }
+
+    fn admit(
+        &mut self,
+        from: &Sender<'_>,
+        identify: &Identify<'_>,
+        worker_id: String,
+        now: BootTime,
+    ) {
+        self.remembered.remove(&worker_id);
+        let running = identify.running.clone().unwrap_or_default();
+        let instance = identify.instance.as_deref().map(|text| cut(text, limits::NAME_SIZE_MAX));
+        // The entry under this routing ID, when it is the same process, keeps its leases.
+        let mut holds: Vec<Hold> = Vec::new();
+        if instance.is_some() {
+            let theirs = self.orphans.iter().filter(|(_, orphan)| orphan.instance == instance);
+            let theirs: Vec<Attempt> = theirs.map(|(attempt, _)| *attempt).collect();
+            let orphans = theirs.iter().filter_map(|attempt| self.orphans.remove(attempt));
+            holds.extend(orphans.map(|orphan| orphan.hold));
+        }
+        if let Some(old) = self.workers.get_mut(from.routing_id) {
+            let is_same = old.instance == instance && old.worker_id == worker_id;
+            if is_same {
+                holds.append(&mut old.holds);
+            }
+            let old_id = old.worker_id.clone();
+            self.evict(from.routing_id);
+            if old_id != worker_id {
+                self.changes.push(Change::WorkerOffline { worker_id: old_id });
+            }
+        }
+        // Another entry of the same ID is of an earlier process or connection.
+        let other = self.routes.get(&worker_id).cloned();
+        if let Some(route) = other {
+            let is_same = self
+                .workers
+                .get(&route)
+                .is_some_and(|worker| instance.is_some() && worker.instance == instance);
+            if is_same && let Some(worker) = self.workers.get_mut(&route) {
+                holds.append(&mut worker.holds);
+            }
+            // Old workers of one ID share it: both stay.
+            if instance.is_some() {
+                self.evict(&route);
+            }
+        }
+        let hostname = match &identify.hostname {
+            Some(name) => cut(name, limits::NAME_SIZE_MAX),
+            None => worker_id.clone(),
+        };
+        let slots = identify.slots.unwrap_or(1) as usize;
+        let worker = Worker {
+            worker_id: worker_id.clone(),
+            user: from.user.cloned(),
+            instance,
+            peer: Some(from.peer),
+            capabilities: Capabilities::new(&identify.capabilities),
+            slots: slots.clamp(1, limits::WORKER_SLOTS_MAX),
+            hostname,
+            pid: identify.pid.map(i64::from),
+            holds: Vec::new(),
+            environments: HashSet::new(),
+            draining: identify.draining,
+            trouble: None,
+            request: None,
+            answered: None,
+            answer_due: false,
+            acknowledged: Vec::new(),
+            publish: Vec::new(),
+            bar: Vec::new(),
+            abort: Vec::new(),
+            heard_at: now,
+            absent_since: None,
+        };
+        log::info!(
+            "worker {worker_id} connected: {} slot(s), plugins {}",
+            worker.slots,
+            worker.capabilities.names().join(", ")
+        );
+        let online = worker.online();
+        self.push_online(online);
+        self.routes.insert(worker_id.clone(), from.routing_id.to_vec());
+        self.workers.insert(from.routing_id.to_vec(), worker);
+        // The process that had them lists what it still has; what it does not list never ran or
+        // was dropped by it.
+        for mut hold in holds {
+            if running.contains(&hold.attempt) {
+                hold.sent_after = None;
+                hold.wants.clear();
+                if let Some(worker) = self.workers.get_mut(from.routing_id) {
+                    worker.holds.push(hold);
+                }
+            } else {
+                self.give_back(hold.attempt, format!("worker {worker_id} does not have it"));
+            }
+        }
+        self.adopt(from.routing_id, &running, now);
+        if let Some(sequence) = identify.sequence {
+            self.handle_request(from.routing_id, sequence, now);
+        }
+        self.seen_at.get_or_insert(now + limits::SEEN_INTERVAL);
+        // Leases of old workers are renewed in good time.
+        self.expect_expiry(now + self.settings.lease / 3);
+    }
+
+    /// A known worker talks on this connection.
+    pub(super) fn connected(&mut self, from: &Sender<'_>) {
+        if let Some(worker) = self.workers.get_mut(from.routing_id) {
+            worker.peer = Some(from.peer);
+            worker.absent_since = None;
+        }
+    }
+
+    /// Ends of connections may not have been reported: a worker whose connection is gone is
+    /// disconnected.
+    pub fn check_connections(&mut self, is_connected: impl Fn(PeerId) -> bool, now: BootTime) {
+        for worker in self.workers.values_mut() {
+            if worker.peer.is_some_and(|peer| !is_connected(peer)) {
+                worker.disconnect(now);
+            }
+        }
+        self.contenders
+            .retain(|_, contender| is_connected(contender.peer));
+    }
+
+    /// The connection of the peer with a routing ID has ended.
+    pub fn handle_disconnected(&mut self, peer: PeerId, routing_id: &[u8], now: BootTime) {
+        let contends = self.contenders.get(routing_id);
+        if contends.is_some_and(|contender| contender.peer == peer) {
+            self.contenders.remove(routing_id);
+        }
+        if let Some(worker) = self.workers.get_mut(routing_id)
+            && worker.peer == Some(peer)
+        {
+            log::info!("worker {} is disconnected", worker.worker_id);
+            worker.disconnect(now);
+        }
+    }
+
+    /// Workers that stayed disconnected are reported offline and forgotten. Their leases run
+    /// on.
+    pub(super) fn report_absent(&mut self, now: BootTime) {
+        let mut forgotten = Vec::new();
+        for (routing_id, worker) in &self.workers {
+            if worker.offline_at().is_some_and(|at| at <= now) {
+                forgotten.push((routing_id.clone(), worker.worker_id.clone()));
+            }
+        }
+        for (routing_id, worker_id) in forgotten {
+            self.evict(&routing_id);
+            if !self.routes.contains_key(&worker_id) {
+                self.changes.push(Change::WorkerOffline { worker_id });
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// The connection has ended: what was to be sent on it is void, leases run on.
+    fn disconnect(&mut self, now: BootTime) {
+        self.peer = None;
+        self.absent_since = Some(now);
+        self.request = None;
+        self.answered = None;
+        self.answer_due = false;
+        self.publish.clear();
+        self.bar.clear();
+        self.abort.clear();
+        self.acknowledged.clear();
+    }
+}
+
+/// Remembers an environment. The set is bounded by starting over, which costs a message that the
+/// worker answers from its cache.
+pub(super) fn remember(environments: &mut HashSet<String>, hash: &str) {
+    if environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+        environments.clear();
+    }
+    environments.insert(cut(hash, limits::NAME_SIZE_MAX));
+}

@@ -1,0 +1,332 @@
+//! One iteration's transaction: changes are applied, free slots are filled, all of it is
+//! committed.
+
+use std::collections::HashSet;
+
+use super::control::{Capabilities, Change, Control, Opening};
+use super::serve::Options;
+use crate::job::{Attempt, Job};
+use crate::limits;
+use crate::reactor::BootTime;
+use crate::store::{self, Claim, Completion, Ended, Now, Store, WorkerSession};
+
+/// What one transaction works on.
+pub(crate) struct Iteration<'a> {
+    pub(crate) store: &'a mut Store,
+    pub(crate) control: &'a mut Control,
+    pub(crate) options: &'a Options,
+    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
+    pub(crate) waiting: &'a mut HashSet<String>,
+    pub(crate) now: BootTime,
+    /// The same for the database.
+    pub(crate) at: &'a Now,
+}
+
+/// What is due in an iteration.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Due {
+    /// Rows may be queued that no claim has looked at.
+    pub(crate) queue: bool,
+    /// Look for retries whose pause is over.
+    pub(crate) retries: bool,
+    /// Another program has committed: compare what is held with the rows.
+    pub(crate) holds: bool,
+}
+
+/// What the control state is given once the transaction is durable.
+#[derive(Default)]
+struct Outcome {
+    ended: Vec<(Vec<u8>, Attempt)>,
+    released: Vec<Attempt>,
+    revoked: Vec<Attempt>,
+    claimed: Vec<(Vec<u8>, Vec<Job>)>,
+    /// Rows were queued.
+    queued: bool,
+    /// Claims took all that was asked for, or stopped at a bound of work: there may be more.
+    more: bool,
+}
+
+/// At the start no worker is connected. RUNNING rows stay with their holders, whose leases may
+/// run for a whole bound yet; of a database that no other program works on they have no holder.
+pub(crate) fn recover(
+    store: &mut Store,
+    control: &mut Control,
+    options: &Options,
+    now: BootTime,
+    at: &Now,
+) -> Result<(), store::Error> {
+    let mut turn = store.begin()?;
+    turn.all_workers_offline(at.unix_ms)?;
+    turn.commit()?;
+    if options.exclusive {
+        let count = store.release_all("its run was interrupted", at)?;
+        if count > 0 {
+            log::info!("{count} job(s) of an earlier run are queued again");
+        }
+        return Ok(());
+    }
+    for row in store.running()? {
+        control.inherit(row.attempt, &row.worker_id, row.user, now);
+    }
+    Ok(())
+}
+
+impl Iteration<'_> {
+    /// Runs the transaction if there is anything to do. Gives whether rows may still be queued
+    /// that no claim has looked at.
+    pub(crate) fn run(&mut self, due: Due) -> Result<bool, store::Error> {
+        let changes = self.control.take_changes();
+        // A new worker may be able to run what no other could, and the end of a job frees a slot
+        // of a worker that may be the only one that can run what waits.
+        let frees = |change: &Change| {
+            matches!(change, Change::WorkerOnline { .. } | Change::End { .. })
+        };
+        let queue = due.queue || changes.iter().any(frees);
+        match self.transact(&changes, Due { queue, ..due }) {
+            Ok(more) => Ok(more),
+            Err(error) => {
+                self.control.restore_changes(changes);
+                Err(error)
+            }
+        }
+    }
+
+    fn transact(&mut self, changes: &[Change], due: Due) -> Result<bool, store::Error> {
+        let mut outcome = Outcome::default();
+        let mut plugins = Vec::new();
+        let mut looked = false;
+        if due.queue && self.control.has_openings(self.now) {
+            plugins = self.store.queued_plugins(limits::QUEUED_PLUGINS_MAX)?;
+            looked = true;
+        }
+        let revoked = match due.holds {
+            true => self.revoked()?,
+            false => Vec::new(),
+        };
+        let retries = due.retries && self.store.has_due(self.at)?;
+        if changes.is_empty() && plugins.is_empty() && !retries {
+            for attempt in revoked {
+                self.control.handle_revoked(attempt);
+            }
+            return Ok(due.queue && !looked);
+        }
+        let openings = self.control.openings(self.now);
+        let mut turn = self.store.begin()?;
+        for change in changes {
+            apply(&mut turn, change, self.options, self.at, &mut outcome)?;
+        }
+        if changes
+            .iter()
+            .any(|change| matches!(change, Change::WorkerOnline { .. }))
+        {
+            turn.forget_old_workers()?;
+        }
+        if retries {
+            outcome.queued |= turn.wake_due(self.at)? > 0;
+        }
+        if !plugins.is_empty() {
+            let deployed = deployed(&mut turn, plugins, &openings, self.waiting)?;
+            claim(&mut turn, &openings, &deployed, self.at, &mut outcome)?;
+        }
+        turn.commit()?;
+        outcome.revoked = revoked;
+        let more = outcome.queued || outcome.more || (due.queue && !looked);
+        self.absorb(outcome);
+        Ok(more)
+    }
+
+    /// Held attempts whose rows another program has changed.
+    fn revoked(&mut self) -> Result<Vec<Attempt>, store::Error> {
+        let held = self.control.held();
+        self.store.not_running(&held)
+    }
+
+    fn absorb(&mut self, outcome: Outcome) {
+        for (routing_id, attempt) in outcome.ended {
+            self.control.handle_ended(&routing_id, attempt);
+        }
+        for attempt in outcome.released {
+            self.control.handle_released(attempt);
+        }
+        for attempt in outcome.revoked {
+            log::warn!("{attempt}: another program changed its row; its worker is stopped");
+            self.control.handle_revoked(attempt);
+        }
+        for (routing_id, jobs) in outcome.claimed {
+            self.control.handle_claimed(&routing_id, jobs, self.now);
+        }
+    }
+}
+
+/// The plugins that have code. What the others wait for is logged once.
+fn deployed(
+    turn: &mut store::Turn<'_>,
+    plugins: Vec<String>,
+    openings: &[Opening],
+    waiting: &mut HashSet<String>,
+) -> Result<Vec<String>, store::Error> {
+    let mut deployed = Vec::with_capacity(plugins.len());
+    for plugin in plugins {
+        match turn.plugin_code(&plugin)? {
+            store::Code::Ready(_) => {
+                let able = |opening: &Opening| opening.capabilities.allows(&plugin);
+                if !openings.iter().any(able) && waiting.insert(plugin.clone()) {
+                    log::info!("jobs of plugin {plugin} wait for a worker that may run it");
+                }
+                deployed.push(plugin);
+            }
+            store::Code::Waits(reason) => {
+                if waiting.insert(plugin.clone()) {
+                    log::warn!("jobs of plugin {plugin} wait: {reason}");
+                }
+            }
+        }
+    }
+    if waiting.len() > limits::QUEUED_PLUGINS_MAX {
+        waiting.clear();
+    }
+    Ok(deployed)
+}
+
+fn apply(
+    turn: &mut store::Turn<'_>,
+    change: &Change,
+    options: &Options,
+    at: &Now,
+    outcome: &mut Outcome,
+) -> Result<(), store::Error> {
+    match change {
+        Change::WorkerOnline {
+            worker_id,
+            user,
+            hostname,
+            pid,
+            capabilities,
+            slots,
+            trouble,
+        } => {
+            let session = WorkerSession {
+                worker_id: worker_id.clone(),
+                user: user.clone(),
+                hostname: hostname.clone(),
+                pid: *pid,
+                capabilities: capabilities.clone(),
+                slots: i64::try_from(*slots).unwrap_or(i64::MAX),
+                trouble: trouble.clone(),
+            };
+            turn.save_worker(&session, at.unix_ms)?;
+        }
+        Change::WorkerOffline { worker_id } => turn.worker_offline(worker_id, at.unix_ms)?,
+        Change::Seen { workers } => turn.touch_workers(workers, at.unix_ms)?,
+        Change::End {
+            routing_id,
+            worker_id,
+            attempt,
+            receipt,
+        } => {
+            let completion = Completion {
+                attempt: *attempt,
+                worker_id,
+                receipt,
+                retries_max: options.retries_max,
+            };
+            let ended = turn.complete(&completion, at)?;
+            match ended {
+                Ended::Stale => log::warn!("{attempt}: receipt of {worker_id} ignored: not the holder"),
+                _ => log_end(*attempt, &ended, receipt.error_message.as_deref().unwrap_or("")),
+            }
+            outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.ended.push((routing_id.clone(), *attempt));
+        }
+        Change::Release {
+            attempt,
+            cause,
+            reason,
+        } => {
+            let ended = turn.release(*attempt, *cause, reason, options.retries_max, at)?;
+            log_end(*attempt, &ended, reason);
+            outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.released.push(*attempt);
+        }
+        Change::GiveBack { attempt, reason } => {
+            let ended = turn.give_back(*attempt, reason, at)?;
+            log_end(*attempt, &ended, reason);
+            outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.released.push(*attempt);
+        }
+    }
+    Ok(())
+}
+
+fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {
+    let reason = reason.lines().next().unwrap_or("");
+    match ended {
+        Ended::Completed => log::debug!("{attempt}: completed"),
+        Ended::Failed => log::warn!("{attempt}: failed: {reason}"),
+        Ended::Queued => log::info!("{attempt}: queued again: {reason}"),
+        Ended::Retried { pause_ms } => {
+            log::warn!("{attempt}: tried again in {pause_ms} ms: {reason}");
+        }
+        Ended::Stale => {}
+    }
+}
+
+/// Fills free slots in rounds, one job a worker in the first and twice as many in each further
+/// one, so that a short queue is spread and a long one is taken in large steps.
+fn claim(
+    turn: &mut store::Turn<'_>,
+    openings: &[Opening],
+    deployed: &[String],
+    at: &Now,
+    outcome: &mut Outcome,
+) -> Result<(), store::Error> {
+    let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
+        .iter()
+        .map(|opening| {
+            let plugins = match &opening.capabilities {
+                Capabilities::Any => deployed.to_vec(),
+                some => deployed
+                    .iter()
+                    .filter(|name| some.allows(name))
+                    .cloned()
+                    .collect(),
+            };
+            (opening, plugins, Vec::new())
+        })
+        .filter(|(_, plugins, _)| !plugins.is_empty())
+        .collect();
+    let mut step = 1usize;
+    let mut filled: Vec<(Vec<u8>, Vec<Job>)> = Vec::new();
+    while !open.is_empty() {
+        let mut next = Vec::with_capacity(open.len());
+        for (opening, plugins, mut jobs) in open {
+            let limit = step.min(opening.free - jobs.len());
+            let claimed = turn.claim(
+                &Claim {
+                    worker_id: &opening.worker_id,
+                    hostname: &opening.hostname,
+                    pid: opening.pid,
+                    plugins: &plugins,
+                    limit,
+                },
+                at,
+            )?;
+            for failed in claimed.unresolved {
+                log::warn!("job {} failed: {}", failed.job_id, failed.reason);
+            }
+            outcome.more |= claimed.more;
+            let got = claimed.jobs.len();
+            jobs.extend(claimed.jobs);
+            if got == limit && jobs.len() < opening.free {
+                next.push((opening, plugins, jobs));
+            } else {
+                outcome.more |= got == limit;
+                filled.push((opening.routing_id.clone(), jobs));
+            }
+        }
+        open = next;
+        step = step.saturating_mul(2);
+    }
+    outcome.claimed = filled;
+    Ok(())
+}

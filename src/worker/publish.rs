@@ -1,0 +1,116 @@
+//! Staged output on its way to be visible. It waits here, outside the slots, for a lease.
+
+use super::job::Run;
+use super::serve::Worker;
+use super::slot::Action;
+use crate::job::{Mode, Target};
+use crate::reactor::BootTime;
+
+impl Worker {
+    /// Moves jobs with staged output out of their slots and carries out what they want done.
+    pub(super) fn publish(&mut self, now: BootTime) {
+        self.leave_slots(now);
+        let mut index = 0;
+        while index < self.publishing.len() {
+            match self.advance(index, now) {
+                true => index += 1,
+                false => {
+                    let run = self.publishing.swap_remove(index);
+                    self.conclude(run, now);
+                }
+            }
+        }
+    }
+
+    /// A slot is free for the next job as soon as its output is staged and its process gone.
+    fn leave_slots(&mut self, now: BootTime) {
+        let mut left = false;
+        for index in 0..self.slots.len() {
+            let Some(slot) = self.slots.get_mut(index) else {
+                continue;
+            };
+            if slot.as_ref().is_some_and(|run| run.slot.is_staged()) {
+                self.publishing.extend(slot.take());
+                self.runtime.clear(index);
+                left = true;
+            }
+        }
+        if left {
+            self.start_jobs(now);
+        }
+    }
+
+    /// Carries out what a job wants done; false when it is over.
+    fn advance(&mut self, index: usize, now: BootTime) -> bool {
+        let Some(run) = self.publishing.get_mut(index) else {
+            return true;
+        };
+        let attempt = run.order.job.attempt;
+        let allowed = match run.order.lease {
+            None => true,
+            Some(_) => {
+                if self.leases.ask_exclusive(attempt, exclusive_sinks(run)) {
+                    self.heartbeat_at = now;
+                }
+                let until = self.leases.may_publish_until(attempt);
+                run.permit.set(until);
+                run.permit.is_valid(now)
+            }
+        };
+        while let Some(action) = run.slot.poll(allowed) {
+            match action {
+                Action::Publish => {
+                    let bar = self.leases.to_bar(attempt);
+                    if let Some(writer) = &mut run.writer {
+                        writer.publish(bar);
+                    }
+                }
+                Action::Discard => match &mut run.writer {
+                    Some(writer) => writer.discard(),
+                    None => run.slot.handle_discarded(),
+                },
+                Action::Conclude(failure) => {
+                    run.failure = failure;
+                    return false;
+                }
+                Action::KillGuest | Action::Stage => {}
+            }
+        }
+        // Without a lease and without a request on its way, ask.
+        if !allowed && run.slot.is_staged() && self.leases.must_ask(attempt, now) {
+            self.heartbeat_at = now;
+        }
+        true
+    }
+
+    /// The job is over: its receipt goes out.
+    pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
+        let attempt = run.order.job.attempt;
+        if run.is_unwanted && run.failure.is_some() {
+            self.leases.forget(attempt);
+            return;
+        }
+        let receipt = run.conclude(run.failure.as_ref(), now);
+        match &receipt.error_message {
+            None => log::info!("{attempt}: done"),
+            Some(message) => {
+                let line = message.lines().next().unwrap_or("");
+                log::warn!("{attempt}: failed: {line}");
+            }
+        }
+        self.report(attempt, run.order.lease.is_some(), receipt);
+    }
+}
+
+/// URIs of the sinks that only one job at a time may publish into.
+fn exclusive_sinks(run: &Run) -> Vec<String> {
+    let sinks = run.order.job.sinks.iter();
+    let exclusive = sinks.filter(|sink| sink.mode != Mode::Append);
+    exclusive
+        .map(|sink| match &sink.target {
+            // The compression does not change where the files are.
+            Target::Parquet { path, .. } => format!("parquet://{}", path.display()),
+            Target::Sqlite { .. } => sink.uri.clone(),
+        })
+        .collect()
+}
