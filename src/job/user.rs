@@ -48,3 +48,27 @@ impl std::fmt::Display for User {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_the_same_by_key_or_by_name() {
+        let key = |digit: &str, name: &str| format!("{} {name}", digit.repeat(40));
+        for (one, other, same) in [
+            (key("1", "ann"), key("1", "anne"), true),
+            (key("1", "ann"), key("3", "ann"), true),
+            (key("1", "ann"), key("2", "bob"), false),
+            // Names of PLAIN, which have no key before them.
+            ("bob ops".to_owned(), "eve ops".to_owned(), false),
+            ("bob ops".to_owned(), "bob dev".to_owned(), false),
+            ("bob ops".to_owned(), "bob ops".to_owned(), true),
+            ("ann".to_owned(), key("1", "ann"), false),
+        ] {
+            let users = (User::parse(&one), User::parse(&other));
+            assert_eq!(users.0.is(&users.1), same, "{one} {other}");
+            assert_eq!(users.0.to_string(), one);
+        }
+    }
+}

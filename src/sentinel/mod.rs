@@ -21,7 +21,8 @@
 )]
 
 pub mod control;
+pub mod scheduler;
 mod serve;
-pub(crate) mod transaction;
+mod transaction;
 
 pub use serve::{Error, Options, Sentinel};

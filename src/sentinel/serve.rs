@@ -1,17 +1,16 @@
 //! The loop around the control state.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::control::{Control, Outgoing, Sender, Settings};
-use super::transaction::{self, Due, Iteration};
+use super::control::{Outgoing, Sender};
+use super::scheduler::{self, Scheduler};
 use crate::job::{Attempt, User};
 use crate::limits;
-use crate::protocol::{Identify, Payload, View};
+use crate::protocol::{Payload, View};
 use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
@@ -19,7 +18,7 @@ use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
-use crate::store::{self, Now, Open, Store};
+use crate::store::{self, Now};
 
 /// What a sentinel is told.
 #[derive(Clone, Debug)]
@@ -117,24 +116,14 @@ pub struct Sentinel {
     endpoint: Endpoint,
     reactor: Reactor,
     socket: Socket,
-    store: Store,
-    control: Control,
+    scheduler: Scheduler,
     signals: Option<Signals>,
     stopper: Stopper,
     /// Held while it works on the database.
     _lock: store::Lock,
     draining_until: Option<BootTime>,
-    /// Rows may be queued that no claim has looked at.
-    queue_changed: bool,
-    /// Another program has committed since holds were compared with the rows.
-    holds_changed: bool,
-    queue_poll_at: BootTime,
-    retries_poll_at: BootTime,
-    outage: Outage,
     #[cfg(feature = "curve")]
     keys_poll_at: Instant,
-    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
-    waiting: HashSet<String>,
     /// Events of the socket that were too many, so far.
     events_dropped: u64,
 }
@@ -161,42 +150,6 @@ fn moment(now: BootTime) -> Now {
     }
 }
 
-/// A database that fails: how long, and when it is tried again.
-#[derive(Debug, Default)]
-struct Outage {
-    since: Option<BootTime>,
-    retry_at: Option<BootTime>,
-    pause: Duration,
-    logged_at: Option<BootTime>,
-}
-
-impl Outage {
-    fn handle_error(&mut self, error: &store::Error, now: BootTime) {
-        let since = *self.since.get_or_insert(now);
-        self.pause = (self.pause * 2).clamp(limits::STORE_RETRY_PAUSE, limits::STORE_RETRY_PAUSE_MAX);
-        self.retry_at = Some(now + self.pause);
-        if self
-            .logged_at
-            .is_none_or(|at| at + limits::STORE_LOG_INTERVAL <= now)
-        {
-            self.logged_at = Some(now);
-            let seconds = now.saturating_duration_since(since).as_secs();
-            log::error!(
-                "{error}; failing for {seconds} s, workers keep their jobs, nothing is dispatched \
-                 until it works again"
-            );
-        }
-    }
-
-    fn handle_success(&mut self, now: BootTime) {
-        if let Some(since) = self.since {
-            let seconds = now.saturating_duration_since(since).as_secs();
-            log::info!("database: works again after {seconds} s");
-            *self = Outage::default();
-        }
-    }
-}
-
 impl Sentinel {
     /// Opens the database, binds, and puts jobs without a live lease back into the queue.
     pub fn open(options: Options) -> Result<Self, Error> {
@@ -205,8 +158,6 @@ impl Sentinel {
             warn_of_shared_names(&file.keys());
         }
         let lock = store::lock_database(&options.database)?;
-        let mut store = Store::open(&options.database, Open::Create)?;
-        store.set_busy_timeout(limits::STORE_BUSY_TIMEOUT)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
             .router_handover(true)
@@ -232,43 +183,25 @@ impl Sentinel {
             false => None,
         };
         let stopper = Stopper::new(Arc::new(reactor.waker(token::new(WAKER, 0))?));
-        let mut control = Control::new(Settings {
-            lease: options.lease,
-            margin: options.lease_margin,
-        });
-        for worker in store.workers()? {
-            control.remember_worker(
-                &worker.worker_id,
-                Identify {
-                    capabilities: worker.capabilities,
-                    worker_id: Some(worker.worker_id.clone().into()),
-                    slots: u32::try_from(worker.slots).ok(),
-                    hostname: Some(worker.hostname.into()),
-                    pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
-                    ..Identify::default()
-                },
-            );
-        }
         let now = BootTime::now();
-        transaction::recover(&mut store, &mut control, &options, now, &moment(now))?;
+        let settings = scheduler::Settings {
+            lease: options.lease,
+            lease_margin: options.lease_margin,
+            retries_max: options.retries_max,
+            exclusive: options.exclusive,
+        };
+        let scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
         Ok(Sentinel {
             endpoint,
             reactor,
             socket,
-            store,
-            control,
+            scheduler,
             signals,
             stopper,
             _lock: lock,
             draining_until: None,
-            queue_changed: true,
-            holds_changed: false,
-            queue_poll_at: now,
-            retries_poll_at: now,
-            outage: Outage::default(),
             #[cfg(feature = "curve")]
             keys_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
-            waiting: HashSet::new(),
             events_dropped: 0,
             options,
         })
@@ -289,18 +222,12 @@ impl Sentinel {
         log::info!("sentinel listens on {}", self.endpoint);
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
-            if !self.control.is_full() {
+            if !self.scheduler.control.is_full() {
                 self.receive(clock, now);
             }
             self.socket.handle_timeout(clock);
             self.connection_events(clock, now);
-            self.control.handle_timeout(now);
-            self.commit(now);
-            // What was dispatched goes before the answers to the same worker: an answer shows
-            // that everything before it has arrived.
-            let outgoing = self.control.take_outgoing();
-            let answers = self.control.poll_answers(now);
-            for message in outgoing.into_iter().chain(answers) {
+            for message in self.scheduler.iterate(now, &moment(now)) {
                 self.send(message);
             }
             self.socket.flush();
@@ -353,7 +280,9 @@ impl Sentinel {
         while let Some(event) = self.socket.poll_event() {
             match event {
                 Event::Disconnected { peer, identity, .. } => {
-                    self.control.handle_disconnected(peer, &identity, now);
+                    self.scheduler
+                        .control
+                        .handle_disconnected(peer, &identity, now);
                 }
                 Event::Established { peer, identity } => {
                     let user = self.socket.user(peer).map(|text| User::parse(&text));
@@ -362,7 +291,7 @@ impl Sentinel {
                         routing_id: &identity,
                         user: user.as_ref(),
                     };
-                    if self.control.is_anothers(&from) {
+                    if self.scheduler.control.is_anothers(&from) {
                         let who = super::control::printable(&identity);
                         let why = format!("{who}: that is another user's worker");
                         self.socket.reject(peer, &why, clock);
@@ -376,51 +305,8 @@ impl Sentinel {
             self.events_dropped = dropped;
             let socket = &self.socket;
             let is_connected = |peer| socket.identity(peer).is_some();
-            self.control.check_connections(is_connected, now);
+            self.scheduler.control.check_connections(is_connected, now);
         }
-    }
-
-    /// The iteration's transaction. While the database fails it is tried again with a growing
-    /// pause, and the loop goes on.
-    fn commit(&mut self, now: BootTime) {
-        if self.outage.retry_at.is_some_and(|at| now < at) {
-            return;
-        }
-        match self.transact(now) {
-            Ok(()) => self.outage.handle_success(now),
-            Err(error) => self.outage.handle_error(&error, now),
-        }
-    }
-
-    fn transact(&mut self, now: BootTime) -> Result<(), store::Error> {
-        let at = moment(now);
-        if now >= self.queue_poll_at {
-            self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
-            let changed = self.store.changed()?;
-            self.queue_changed |= changed;
-            self.holds_changed |= changed;
-        }
-        let slow = now >= self.retries_poll_at;
-        if slow {
-            self.retries_poll_at = now + limits::EXPIRE_INTERVAL;
-            self.store.check_identity()?;
-        }
-        let due = Due {
-            queue: self.queue_changed,
-            retries: slow,
-            holds: slow && self.holds_changed,
-        };
-        let mut iteration = Iteration {
-            store: &mut self.store,
-            control: &mut self.control,
-            options: &self.options,
-            waiting: &mut self.waiting,
-            now,
-            at: &at,
-        };
-        self.queue_changed = iteration.run(due)?;
-        self.holds_changed &= !due.holds;
-        Ok(())
     }
 
     /// Passes a message to the socket. A worker whose queue is full does not read: it is
@@ -442,7 +328,9 @@ impl Sentinel {
             let job_id = i64::try_from(message.job_id).unwrap_or(0);
             let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
             let reason = format!("it cannot be sent to a worker: {reason}");
-            self.control.handle_unsent(attempt, &reason, is_its_own);
+            self.scheduler
+                .control
+                .handle_unsent(attempt, &reason, is_its_own);
         }
         if !is_its_own && self.socket.identity(message.peer).is_some() {
             self.drop_peer(message.peer, &reason);
@@ -508,33 +396,25 @@ impl Sentinel {
         let drain = requests.stops > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
-                self.control.drain();
+                self.scheduler.control.drain();
                 self.draining_until = Some(now + self.options.drain_timeout);
-                let held = self.control.held_count();
+                let held = self.scheduler.control.held_count();
                 log::info!("stopping: waiting for {held} running job(s), again to stop at once");
                 held == 0 || requests.stops > 1
             }
             None => false,
-            Some(until) => requests.stops > 0 || now >= until || self.control.held_count() == 0,
+            Some(until) => {
+                requests.stops > 0 || now >= until || self.scheduler.control.held_count() == 0
+            }
         }
     }
 
     fn wait(&mut self, clock: Instant, now: BootTime) -> Result<(), Error> {
-        let has_openings = self.control.has_openings(now);
-        let works = self.outage.since.is_none();
-        let can_claim = works && self.queue_changed && has_openings;
-        let deadline = if (self.socket.has_ready() && !self.control.is_full()) || can_claim {
+        let deadline = if self.socket.has_ready() && !self.scheduler.control.is_full() {
             Some(clock)
         } else {
-            let polls = works.then_some(self.retries_poll_at);
-            let ours = [
-                self.control.poll_timeout(),
-                self.draining_until,
-                (works && has_openings).then_some(self.queue_poll_at),
-                polls,
-                self.outage.retry_at,
-            ];
-            let ours = ours.into_iter().flatten().min();
+            let ours = self.scheduler.poll_timeout(now);
+            let ours = ours.into_iter().chain(self.draining_until).min();
             let ours = ours.map(|at| limits::after(clock, at.saturating_duration_since(now)));
             [ours, self.socket.poll_timeout(), self.next_keys_poll()]
                 .into_iter()
@@ -552,13 +432,8 @@ impl Sentinel {
     }
 
     fn close(&mut self) {
-        self.control.close();
-        self.outage.retry_at = None;
-        self.queue_changed = false;
-        self.control.drain();
-        if let Err(error) = self.transact(BootTime::now()) {
-            log::error!("{error}");
-        }
+        let now = BootTime::now();
+        self.scheduler.close(now, &moment(now));
         log::info!("sentinel stopped");
     }
 }

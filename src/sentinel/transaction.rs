@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 
 use super::control::{Capabilities, Change, Control, Opening};
-use super::serve::Options;
 use crate::job::{Attempt, Job};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -14,7 +13,8 @@ use crate::store::{self, Claim, Completion, Ended, Now, Store, WorkerSession};
 pub(crate) struct Iteration<'a> {
     pub(crate) store: &'a mut Store,
     pub(crate) control: &'a mut Control,
-    pub(crate) options: &'a Options,
+    /// How often a job is retried after it lost its worker.
+    pub(crate) retries_max: u32,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
     pub(crate) now: BootTime,
@@ -51,14 +51,14 @@ struct Outcome {
 pub(crate) fn recover(
     store: &mut Store,
     control: &mut Control,
-    options: &Options,
+    is_exclusive: bool,
     now: BootTime,
     at: &Now,
 ) -> Result<(), store::Error> {
     let mut turn = store.begin()?;
     turn.all_workers_offline(at.unix_ms)?;
     turn.commit()?;
-    if options.exclusive {
+    if is_exclusive {
         let count = store.release_all("its run was interrupted", at)?;
         if count > 0 {
             log::info!("{count} job(s) of an earlier run are queued again");
@@ -78,9 +78,8 @@ impl Iteration<'_> {
         let changes = self.control.take_changes();
         // A new worker may be able to run what no other could, and the end of a job frees a slot
         // of a worker that may be the only one that can run what waits.
-        let frees = |change: &Change| {
-            matches!(change, Change::WorkerOnline { .. } | Change::End { .. })
-        };
+        let frees =
+            |change: &Change| matches!(change, Change::WorkerOnline { .. } | Change::End { .. });
         let queue = due.queue || changes.iter().any(frees);
         match self.transact(&changes, Due { queue, ..due }) {
             Ok(more) => Ok(more),
@@ -113,7 +112,7 @@ impl Iteration<'_> {
         let openings = self.control.openings(self.now);
         let mut turn = self.store.begin()?;
         for change in changes {
-            apply(&mut turn, change, self.options, self.at, &mut outcome)?;
+            apply(&mut turn, change, self.retries_max, self.at, &mut outcome)?;
         }
         if changes
             .iter()
@@ -191,7 +190,7 @@ fn deployed(
 fn apply(
     turn: &mut store::Turn<'_>,
     change: &Change,
-    options: &Options,
+    retries_max: u32,
     at: &Now,
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
@@ -228,12 +227,18 @@ fn apply(
                 attempt: *attempt,
                 worker_id,
                 receipt,
-                retries_max: options.retries_max,
+                retries_max,
             };
             let ended = turn.complete(&completion, at)?;
             match ended {
-                Ended::Stale => log::warn!("{attempt}: receipt of {worker_id} ignored: not the holder"),
-                _ => log_end(*attempt, &ended, receipt.error_message.as_deref().unwrap_or("")),
+                Ended::Stale => {
+                    log::warn!("{attempt}: receipt of {worker_id} ignored: not the holder")
+                }
+                _ => log_end(
+                    *attempt,
+                    &ended,
+                    receipt.error_message.as_deref().unwrap_or(""),
+                ),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.ended.push((routing_id.clone(), *attempt));
@@ -243,7 +248,7 @@ fn apply(
             cause,
             reason,
         } => {
-            let ended = turn.release(*attempt, *cause, reason, options.retries_max, at)?;
+            let ended = turn.release(*attempt, *cause, reason, retries_max, at)?;
             log_end(*attempt, &ended, reason);
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);

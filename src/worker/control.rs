@@ -39,7 +39,18 @@ impl Worker {
             };
             let mut answer = None;
             match payload {
-                Payload::Dispatch(dispatch) => self.dispatched(header.job_id, &dispatch),
+                Payload::Dispatch(dispatch) => {
+                    let is_leased = dispatch.lease_of.is_some();
+                    match i64::try_from(header.job_id) {
+                        Ok(job_id) => {
+                            let read = read_dispatch(job_id, &dispatch);
+                            self.dispatched(read, is_leased);
+                        }
+                        Err(_) => {
+                            answer = Some((header.job_id, error_payload("impossible job ID")))
+                        }
+                    }
+                }
                 Payload::Abort => self.abort(header.job_id),
                 Payload::Heartbeat(heartbeat) => {
                     if let Some(sent) = &heartbeat.answer {
@@ -67,16 +78,12 @@ impl Worker {
         }
     }
 
-    fn dispatched(&mut self, header_id: u64, dispatch: &Dispatch<'_>) {
-        let Ok(job_id) = i64::try_from(header_id) else {
-            self.send(header_id, &error_payload("impossible job ID"));
-            return;
-        };
-        let mut order = match read_dispatch(job_id, dispatch) {
+    fn dispatched(&mut self, read: Result<Order, (Attempt, String)>, is_leased: bool) {
+        let mut order = match read {
             Ok(order) => order,
             Err((attempt, reason)) => {
                 let receipt = Receipt::failed(attempt, Cause::Operator, reason);
-                self.report(attempt, dispatch.lease_of.is_some(), receipt);
+                self.report(attempt, is_leased, receipt);
                 return;
             }
         };
@@ -295,7 +302,8 @@ impl Worker {
 
 /// A receipt that always fits a message: of an oversized one the list of files is left out.
 fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
-    let size = |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
+    let size =
+        |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
     let cut = |text: &mut Option<String>, size_max: usize| {
         if let Some(text) = text
             && text.len() > size_max
@@ -312,7 +320,9 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
         log::warn!("{attempt}: its receipt is too large; the list of {count} files is left out");
         receipt.artifacts.clear();
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        receipt.metrics.insert("artifacts_truncated".to_owned(), count);
+        receipt
+            .metrics
+            .insert("artifacts_truncated".to_owned(), count);
     }
     receipt
 }
@@ -334,9 +344,7 @@ fn read_dispatch(job_id: i64, dispatch: &Dispatch<'_>) -> Result<Order, (Attempt
             attempt,
             file_path: dispatch.file_path.to_string(),
             file_version_id: dispatch.file_version_id,
-            sinks: sinks
-                .map_err(|error| (attempt, error.to_string()))?
-                .into(),
+            sinks: sinks.map_err(|error| (attempt, error.to_string()))?.into(),
             plugin: Arc::new(plugin),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),

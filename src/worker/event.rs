@@ -6,10 +6,7 @@ use crate::guest::environment::Environment;
 /// Sent over one channel, followed by a wake-up.
 pub(super) enum ThreadEvent {
     /// The writer of the job with that number in this worker's life.
-    Writer {
-        serial: u64,
-        report: Report,
-    },
+    Writer { serial: u64, report: Report },
     /// An environment is made, or could not be.
     Environment {
         hash: String,

@@ -227,7 +227,13 @@ mod tests {
         let job = Attempt::new(5, 1);
         let mut leases = Leases::default();
         let first = leases.request(at(0));
-        leases.handle_dispatch(job, Lease { bound: BOUND, request: first });
+        leases.handle_dispatch(
+            job,
+            Lease {
+                bound: BOUND,
+                request: first,
+            },
+        );
         assert_eq!(leases.may_publish_until(job), Some(at(10)));
         let second = leases.request(at(3));
         let third = leases.request(at(6));
@@ -235,10 +241,20 @@ mod tests {
         leases.handle_answer(&answer(second, &[job]));
         assert_eq!(leases.may_publish_until(job), Some(at(13)));
         leases.handle_answer(&answer(third, &[]));
-        assert_eq!(leases.may_publish_until(job), Some(at(13)), "not listed: not renewed");
+        assert_eq!(
+            leases.may_publish_until(job),
+            Some(at(13)),
+            "not listed: not renewed"
+        );
         // A lease that counts from an unknown request is none.
         let other = Attempt::new(6, 1);
-        leases.handle_dispatch(other, Lease { bound: BOUND, request: 99 });
+        leases.handle_dispatch(
+            other,
+            Lease {
+                bound: BOUND,
+                request: 99,
+            },
+        );
         assert_eq!(leases.may_publish_until(other), None);
         assert_eq!(leases.interval(), Duration::from_millis(2500));
     }
@@ -284,7 +300,11 @@ mod tests {
         assert_eq!(leases.to_bar(job), [Attempt::new(4, 7)]);
         assert!(leases.publish_requests().is_empty());
         leases.handle_connected();
-        assert_eq!(leases.publish_requests().len(), 1, "asked again on the next connection");
+        assert_eq!(
+            leases.publish_requests().len(),
+            1,
+            "asked again on the next connection"
+        );
     }
 
     #[test]

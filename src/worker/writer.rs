@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 
 use arrow::buffer::Buffer;
 
-use crate::guest::bridge;
 use super::permit::Permit;
+use crate::guest::bridge;
 use crate::job::{Attempt, Job};
 use crate::reactor::BootTime;
 use crate::sink::{Artifact, JobOutput, Staging};
@@ -186,7 +186,9 @@ fn write_job(
                 Ok(staged) => break staged,
                 Err(error) => return failed(&error),
             },
-            Order::Publish(_) => return Report::Failed("published before it was staged".to_owned()),
+            Order::Publish(_) => {
+                return Report::Failed("published before it was staged".to_owned());
+            }
         }
     };
     address.report(Report::Staged);

@@ -1,8 +1,8 @@
 //! Free slots, and jobs that are dispatched into them.
 
 use super::leases::Hold;
-use super::{Change, Control, Opening, Outgoing};
 use super::members::{Worker, remember};
+use super::{Change, Control, Opening, Outgoing};
 use crate::job::{Attempt, Job};
 use crate::protocol::{Dispatch, Payload, PrepareEnv};
 use crate::reactor::BootTime;

@@ -61,10 +61,15 @@ impl Exclusive {
         bar
     }
 
+    /// The worker of an inherited attempt is connected: it asks again for what it needs.
+    pub(super) fn disinherit(&mut self, attempt: Attempt) {
+        self.inherited.retain(|other| *other != attempt);
+    }
+
     /// The attempt's worker has reported its end.
     pub(super) fn release(&mut self, attempt: Attempt) {
         self.holders.retain(|_, holder| *holder != attempt);
-        self.inherited.retain(|other| *other != attempt);
+        self.disinherit(attempt);
     }
 
     /// The attempt has ended without a report.
@@ -95,7 +100,10 @@ impl Control {
         };
         for request in requests.iter().take(limits::WORKER_SLOTS_MAX) {
             let hold = worker.holds.iter_mut();
-            if let Some(hold) = hold.into_iter().find(|hold| hold.attempt == request.attempt) {
+            if let Some(hold) = hold
+                .into_iter()
+                .find(|hold| hold.attempt == request.attempt)
+            {
                 let sinks = request.exclusive.iter().take(limits::EXCLUSIVE_SINKS_MAX);
                 hold.wants = sinks.cloned().collect();
             }

@@ -94,7 +94,8 @@ impl Control {
         let mut missing = Vec::new();
         worker.holds.retain(|hold| {
             let has_arrived = answered.is_some_and(|answered| {
-                hold.sent_after.is_none_or(|sent_after| answered > sent_after)
+                hold.sent_after
+                    .is_none_or(|sent_after| answered > sent_after)
             });
             let keep = !has_arrived || running.contains(&hold.attempt);
             if !keep {
@@ -123,13 +124,19 @@ impl Control {
             if worker.holds.iter().any(|hold| is_same(&hold.attempt)) {
                 continue;
             }
-            let orphan = self.orphans.iter().find(|(attempt, orphan)| {
-                is_same(attempt) && orphan.worker_id == worker.worker_id
-            });
+            let orphan = self
+                .orphans
+                .iter()
+                .find(|(attempt, orphan)| is_same(attempt) && orphan.worker_id == worker.worker_id);
             let orphan = orphan.map(|(attempt, _)| *attempt);
             if let Some(orphan) = orphan.and_then(|attempt| self.orphans.remove(&attempt)) {
-                log::info!("worker {} goes on with {}", worker.worker_id, orphan.hold.attempt);
+                log::info!(
+                    "worker {} goes on with {}",
+                    worker.worker_id,
+                    orphan.hold.attempt
+                );
                 let mut hold = orphan.hold;
+                self.exclusive.disinherit(hold.attempt);
                 if worker.instance.is_none() {
                     hold.until = now + bound;
                 }

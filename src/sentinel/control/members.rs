@@ -91,7 +91,9 @@ impl Control {
             return Some(ANOTHERS);
         }
         let present = self.routes.get(&worker_id);
-        let present = present.filter(|route| route.as_slice() != from.routing_id).cloned();
+        let present = present
+            .filter(|route| route.as_slice() != from.routing_id)
+            .cloned();
         if let Some(route) = present
             && identify.instance.is_some()
             && let Some(worker) = self.workers.get(&route)
@@ -119,8 +121,14 @@ impl Control {
         }
         let identify = Identify {
             worker_id: Some(worker_id.to_owned().into()),
-            hostname: identify.hostname.as_ref().map(|name| name.to_string().into()),
-            instance: identify.instance.as_ref().map(|text| text.to_string().into()),
+            hostname: identify
+                .hostname
+                .as_ref()
+                .map(|name| name.to_string().into()),
+            instance: identify
+                .instance
+                .as_ref()
+                .map(|text| text.to_string().into()),
             capabilities: identify.capabilities.clone(),
             running: identify.running.clone(),
             slots: identify.slots,
@@ -179,7 +187,12 @@ impl Control {
             if let Some(route) = route {
                 self.evict(&route);
             }
-            let worker_id = contender.identify.worker_id.as_deref().unwrap_or("").to_owned();
+            let worker_id = contender
+                .identify
+                .worker_id
+                .as_deref()
+                .unwrap_or("")
+                .to_owned();
             let from = Sender {
                 peer: contender.peer,
                 routing_id: &routing_id,
@@ -207,7 +220,10 @@ impl Control {
             self.orphans.insert(orphan.hold.attempt, orphan);
         }
         // Two connections of one user may share an ID.
-        let other = self.workers.iter().find(|(_, other)| other.worker_id == worker.worker_id);
+        let other = self
+            .workers
+            .iter()
+            .find(|(_, other)| other.worker_id == worker.worker_id);
         if let Some((route, other)) = other
             && !self.routes.contains_key(&other.worker_id)
         {
@@ -224,13 +240,21 @@ impl Control {
     ) {
         self.remembered.remove(&worker_id);
         let running = identify.running.clone().unwrap_or_default();
-        let instance = identify.instance.as_deref().map(|text| cut(text, limits::NAME_SIZE_MAX));
+        let instance = identify
+            .instance
+            .as_deref()
+            .map(|text| cut(text, limits::NAME_SIZE_MAX));
         // The entry under this routing ID, when it is the same process, keeps its leases.
         let mut holds: Vec<Hold> = Vec::new();
         if instance.is_some() {
-            let theirs = self.orphans.iter().filter(|(_, orphan)| orphan.instance == instance);
+            let theirs = self
+                .orphans
+                .iter()
+                .filter(|(_, orphan)| orphan.instance == instance);
             let theirs: Vec<Attempt> = theirs.map(|(attempt, _)| *attempt).collect();
-            let orphans = theirs.iter().filter_map(|attempt| self.orphans.remove(attempt));
+            let orphans = theirs
+                .iter()
+                .filter_map(|attempt| self.orphans.remove(attempt));
             holds.extend(orphans.map(|orphan| orphan.hold));
         }
         if let Some(old) = self.workers.get_mut(from.routing_id) {
@@ -241,7 +265,8 @@ impl Control {
             let old_id = old.worker_id.clone();
             self.evict(from.routing_id);
             if old_id != worker_id {
-                self.changes.push(Change::WorkerOffline { worker_id: old_id });
+                self.changes
+                    .push(Change::WorkerOffline { worker_id: old_id });
             }
         }
         // Another entry of the same ID is of an earlier process or connection.
@@ -294,7 +319,8 @@ impl Control {
         );
         let online = worker.online();
         self.push_online(online);
-        self.routes.insert(worker_id.clone(), from.routing_id.to_vec());
+        self.routes
+            .insert(worker_id.clone(), from.routing_id.to_vec());
         self.workers.insert(from.routing_id.to_vec(), worker);
         // The process that had them lists what it still has; what it does not list never ran or
         // was dropped by it.

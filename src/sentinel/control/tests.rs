@@ -2,37 +2,71 @@ use std::sync::Arc;
 
 use super::*;
 use crate::job::{Job, Plugin};
-use crate::protocol::{Deploy, EnvReady, Heartbeat, HeartbeatStatus};
+use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest};
 
-const LEASE: Duration = Duration::from_secs(30);
-const GRACE: Duration = Duration::from_secs(3);
+const LEASE: Duration = Duration::from_secs(10);
+const MARGIN: Duration = Duration::from_secs(2);
 
 fn control() -> Control {
     Control::new(Settings {
         lease: LEASE,
-        grace: GRACE,
+        margin: MARGIN,
     })
+}
+
+/// A moment some seconds after the tests' start.
+fn at(seconds: u64) -> BootTime {
+    BootTime::after_boot(Duration::from_secs(1000 + seconds))
 }
 
 fn peer(number: u64) -> PeerId {
     PeerId::from_u64(number)
 }
 
-/// A sender whose user nobody has asked for.
-fn from(number: u64, identity: &[u8]) -> Sender<'_> {
+/// A sender that has not proved to be any user.
+fn from(number: u64, routing_id: &[u8]) -> Sender<'_> {
     Sender {
         peer: peer(number),
-        identity,
+        routing_id,
         user: None,
     }
 }
 
+fn user(text: &str) -> &'static User {
+    Box::leak(Box::new(User::parse(text)))
+}
+
+/// IDENTIFY of an old worker.
 fn identify(slots: u32, running: Option<Vec<Attempt>>) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],
         slots: Some(slots),
         running,
         ..Identify::default()
+    })
+}
+
+/// IDENTIFY of worker `w`, as a process of that name sends it.
+fn introduce(instance: &'static str, sequence: u64, running: &[Attempt]) -> Payload<'static> {
+    Payload::Identify(Identify {
+        capabilities: vec!["*".into()],
+        worker_id: Some("w".into()),
+        slots: Some(2),
+        running: Some(running.to_vec()),
+        instance: Some(instance.into()),
+        sequence: Some(sequence),
+        pid: Some(77),
+        ..Identify::default()
+    })
+}
+
+/// A numbered HEARTBEAT.
+fn request(sequence: u64, answered: Option<u64>, running: &[Attempt]) -> Payload<'static> {
+    Payload::Heartbeat(Heartbeat {
+        running: Some(running.to_vec()),
+        sequence: Some(sequence),
+        answered,
+        ..Heartbeat::default()
     })
 }
 
@@ -71,6 +105,56 @@ fn heartbeat(current_job_id: Option<i64>, running: Option<Vec<Attempt>>) -> Payl
     })
 }
 
+/// The answers that are due, with their peers.
+fn answers(control: &mut Control, now: BootTime) -> Vec<(PeerId, Answer)> {
+    let messages = control.poll_answers(now).into_iter();
+    messages
+        .filter_map(|message| match message.payload {
+            Payload::Heartbeat(heartbeat) => Some((message.peer, heartbeat.answer?)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Attempts released, with whether they count as lost.
+fn released(control: &mut Control) -> Vec<(Attempt, bool)> {
+    let changes = control.take_changes().into_iter();
+    changes
+        .filter_map(|change| match change {
+            Change::Release { attempt, cause, .. } => Some((attempt, cause == Cause::Lost)),
+            Change::GiveBack { attempt, .. } => Some((attempt, false)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Everything that waits for a transaction is committed.
+fn commit(control: &mut Control) -> Vec<Change> {
+    let changes = control.take_changes();
+    for change in &changes {
+        match change {
+            Change::End {
+                routing_id,
+                attempt,
+                ..
+            } => control.handle_ended(routing_id, *attempt),
+            Change::Release { attempt, .. } | Change::GiveBack { attempt, .. } => {
+                control.handle_released(*attempt);
+            }
+            _ => {}
+        }
+    }
+    changes
+}
+
+/// A control state with the process `a` as worker `w` at peer 1, routing ID `w.a`.
+fn with_process(now: BootTime) -> Control {
+    let mut control = control();
+    control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[]), now);
+    control.take_changes();
+    control
+}
+
 fn kinds(control: &mut Control) -> Vec<String> {
     let outgoing = control.take_outgoing();
     outgoing
@@ -83,7 +167,7 @@ fn kinds(control: &mut Control) -> Vec<String> {
 }
 
 /// A control state with one worker `w` at peer 1.
-fn with_worker(slots: u32, now: Instant) -> Control {
+fn with_worker(slots: u32, now: BootTime) -> Control {
     let mut control = control();
     control.handle_message(&from(1, b"w"), 0, identify(slots, Some(vec![])), now);
     control.take_changes();
@@ -92,170 +176,37 @@ fn with_worker(slots: u32, now: Instant) -> Control {
 
 #[test]
 fn a_worker_gets_jobs_up_to_its_slots_and_each_environment_once() {
-    let now = Instant::now();
+    let now = at(0);
     let mut control = with_worker(2, now);
-    assert_eq!(control.openings()[0].free, 2);
-    control.handle_claimed(b"w", vec![assignment(5, 1, "e"), assignment(6, 1, "e")]);
+    assert_eq!(control.openings(now)[0].free, 2);
+    control.handle_claimed(
+        b"w",
+        vec![assignment(5, 1, "e"), assignment(6, 1, "e")],
+        now,
+    );
     assert_eq!(
         kinds(&mut control),
         ["PrepareEnv 0", "Dispatch 5", "Dispatch 6"]
     );
-    assert!(!control.has_openings());
+    assert!(!control.has_openings(now));
     control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
     let changes = control.take_changes();
     assert!(
-        matches!(&changes[..], [Change::Complete { job_id: 5, attempt: Some(1), worker_id, .. }] if worker_id == "w"),
+        matches!(&changes[..], [Change::End { attempt, worker_id, .. }] if worker_id == "w" && *attempt == Attempt::new(5, 1)),
         "{changes:?}"
     );
-    assert_eq!(control.openings()[0].free, 1);
-    control.handle_claimed(b"w", vec![assignment(7, 1, "e"), assignment(8, 1, "")]);
+    assert_eq!(control.openings(now)[0].free, 1);
+    control.handle_claimed(b"w", vec![assignment(7, 1, "e"), assignment(8, 1, "")], now);
     assert_eq!(kinds(&mut control), ["Dispatch 7", "Dispatch 8"]);
 }
 
 #[test]
-fn a_stale_receipt_frees_nothing_and_leaves_the_decision_to_the_database() {
-    let now = Instant::now();
-    let mut control = with_worker(1, now);
-    control.handle_claimed(b"w", vec![assignment(5, 2, "")]);
-    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
-    assert_eq!(control.held_count(), 1);
-    assert!(matches!(
-        control.take_changes()[..],
-        [Change::Complete {
-            attempt: Some(1),
-            ..
-        }]
-    ));
-    // A worker that does not know attempts ends the one it holds.
-    control.handle_message(&from(1, b"w"), 5, conclude(None), now);
-    assert_eq!(control.held_count(), 0);
-    assert!(matches!(
-        control.take_changes()[..],
-        [Change::Complete {
-            attempt: Some(2),
-            ..
-        }]
-    ));
-    control.handle_message(&from(9, b"stranger"), 5, conclude(None), now);
-    assert!(matches!(
-        control.take_changes()[..],
-        [Change::Complete { attempt: None, .. }]
-    ));
-    control.handle_message(&from(1, b"w"), u64::MAX, conclude(None), now);
-    assert!(control.take_changes().is_empty(), "an impossible job id");
-}
-
-#[test]
-fn a_worker_that_stays_away_loses_its_jobs_and_one_that_returns_does_not() {
-    let now = Instant::now();
-    for returns in [false, true] {
-        let mut control = with_worker(1, now);
-        control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
-        control.handle_disconnected(peer(1), b"w", now);
-        assert!(!control.has_openings() && control.online_count() == 0);
-        assert!(control.poll_timeout().unwrap() <= now + GRACE);
-        if returns {
-            let running = Some(vec![Attempt::new(5, 1)]);
-            control.handle_message(&from(2, b"w"), 0, identify(1, running), now);
-        }
-        control.take_changes();
-        control.handle_timeout(now + GRACE);
-        let changes = control.take_changes();
-        if returns {
-            assert!(changes.is_empty(), "{changes:?}");
-            assert_eq!(control.held_count(), 1);
-        } else {
-            assert!(
-                matches!(
-                    &changes[..],
-                    [
-                        Change::Release {
-                            hold: Attempt { job_id: 5, .. },
-                            ..
-                        },
-                        Change::WorkerOffline { .. }
-                    ]
-                ),
-                "{changes:?}"
-            );
-            // A claim that was on its way goes back too.
-            control.handle_claimed(b"w", vec![assignment(6, 1, "")]);
-            assert!(matches!(
-                control.take_changes()[..],
-                [Change::Release { .. }]
-            ));
-        }
-    }
-}
-
-#[test]
 fn an_old_connections_end_does_not_touch_the_new_one() {
-    let now = Instant::now();
+    let now = at(0);
     let mut control = with_worker(1, now);
     control.handle_message(&from(2, b"w"), 0, identify(1, Some(vec![])), now);
     control.handle_disconnected(peer(1), b"w", now);
     assert_eq!(control.online_count(), 1);
-}
-
-#[test]
-fn identify_reconciles_what_the_worker_holds_with_what_we_think() {
-    let now = Instant::now();
-    let mut control = with_worker(2, now);
-    control.handle_claimed(b"w", vec![assignment(5, 1, ""), assignment(6, 1, "")]);
-    control.take_outgoing();
-    let running = vec![Attempt::new(6, 1), Attempt::new(7, 3)];
-    control.handle_message(&from(1, b"w"), 0, identify(2, Some(running.clone())), now);
-    assert_eq!(control.held_count(), 1);
-    let changes = control.take_changes();
-    assert!(changes.contains(&Change::Reconcile {
-        worker_id: "w".into(),
-        running
-    }));
-    assert!(matches!(
-        changes.last(),
-        Some(Change::Adopt {
-            job_id: 7,
-            attempt: Some(3),
-            ..
-        })
-    ));
-    control.handle_adopted(b"w", 7, Some(3));
-    assert_eq!(control.held_count(), 2);
-    control.handle_adopted(b"w", 8, None);
-    assert_eq!(kinds(&mut control), ["Abort 8"]);
-}
-
-#[test]
-fn a_worker_of_an_earlier_life_is_remembered_or_asked() {
-    let now = Instant::now();
-    let mut control = control();
-    control.remember_worker(
-        "old",
-        Identify {
-            capabilities: vec!["p".into()],
-            slots: Some(1),
-            ..Identify::default()
-        },
-    );
-    control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
-    assert_eq!(
-        control.openings()[0].capabilities,
-        Capabilities::Plugins(vec!["p".into()])
-    );
-    let changes = control.take_changes();
-    assert!(
-        matches!(
-            changes.last(),
-            Some(Change::Adopt {
-                job_id: 9,
-                attempt: None,
-                ..
-            })
-        ),
-        "{changes:?}"
-    );
-    control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
-    assert_eq!(kinds(&mut control), ["Reload 0"]);
 }
 
 const ANN: &str = "0123456789012345678901234567890123456789 ann";
@@ -264,155 +215,23 @@ const ANN_REKEYED: &str = "3333333333333333333333333333333333333333 ann";
 const BOB: &str = "2222222222222222222222222222222222222222 bob";
 
 #[test]
-fn users_are_the_same_by_key_or_by_name() {
-    for (one, other, different) in [
-        (Some(ANN), Some(ANN_RENAMED), false),
-        (Some(ANN), Some(ANN_REKEYED), false),
-        (Some(ANN), Some(BOB), true),
-        (Some(ANN), None, false),
-        // Names of PLAIN, which have no key before them.
-        (Some("bob ops"), Some("eve ops"), true),
-        (Some("bob ops"), Some("bob dev"), true),
-        (Some("bob ops"), Some("bob ops"), false),
-    ] {
-        assert_eq!(are_different(one, other), different, "{one:?} {other:?}");
-    }
-}
-
-#[test]
-fn the_last_of_two_connections_with_one_id_keeps_it() {
-    let now = Instant::now();
-    let mut control = control();
-    let named = || {
-        Payload::Identify(Identify {
-            worker_id: Some("w".into()),
-            ..Identify::default()
-        })
-    };
-    for (number, identity) in [(1, &b"a"[..]), (2, b"b")] {
-        let ann = Sender {
-            user: Some(ANN),
-            ..from(number, identity)
-        };
-        assert_eq!(control.handle_message(&ann, 0, named(), now), None);
-    }
-    control.take_changes();
-    control.handle_disconnected(peer(2), b"b", now);
-    control.handle_timeout(now + GRACE);
-    let is_offline = |change: &Change| matches!(change, Change::WorkerOffline { .. });
-    assert!(!control.take_changes().iter().any(is_offline));
-    let bob = Sender {
-        user: Some(BOB),
-        ..from(3, b"c")
-    };
-    let said = control.handle_message(&bob, 0, named(), now + GRACE);
-    assert_eq!(said, Some(ANOTHERS));
-}
-
-#[test]
-fn nobody_speaks_for_the_worker_of_another_user() {
-    let now = Instant::now();
-    let by = |user: &'static str, identity: &'static [u8]| Sender {
-        user: Some(user),
-        ..from(2, identity)
-    };
-    let named = |worker_id: &str| {
-        Payload::Identify(Identify {
-            worker_id: Some(worker_id.to_owned().into()),
-            ..Identify::default()
-        })
-    };
-    let mut control = control();
-    control.remember_claimant("w-0".into(), ANN.into(), now + LEASE);
-    let ann = Sender {
-        peer: peer(1),
-        ..by(ANN, b"w-1")
-    };
-    assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
-    control.handle_claimed(b"w-1", vec![assignment(5, 1, "")]);
-    control.take_changes();
-    // Neither while it is here, nor away, by its routing id or by its name; nor for one that an
-    // earlier sentinel gave jobs to.
-    for away in [false, true] {
-        if away {
-            control.handle_disconnected(peer(1), b"w-1", now);
-        }
-        for (identity, payload) in [
-            (&b"w-1"[..], identify(1, Some(vec![]))),
-            (b"w-1", conclude(Some(1))),
-            (b"w-1", heartbeat(Some(5), None)),
-            (b"other", named("w-1")),
-            (b"other", named("w-0")),
-            (b"w-0", conclude(None)),
-            (b"w-0", heartbeat(Some(5), None)),
-        ] {
-            let said = control.handle_message(&by(BOB, identity), 5, payload, now);
-            assert_eq!(said, Some(ANOTHERS), "{}", printable(identity));
-        }
-        assert!(control.take_changes().is_empty());
-    }
-    assert_eq!(control.held_count(), 1);
-    // Nor does another keep its name by silence.
-    assert!(control.is_anothers(&by(BOB, b"w-1")) && control.is_anothers(&by(BOB, b"w-0")));
-    assert!(!control.is_anothers(&by(ANN, b"w-1")) && !control.is_anothers(&by(BOB, b"x")));
-    // Its own user comes back to it, by the key or by the name; another has it when it is gone
-    // for good.
-    for user in [ANN_RENAMED, ANN_REKEYED] {
-        let back = control.handle_message(&by(user, b"w-1"), 0, heartbeat(Some(5), None), now);
-        assert_eq!(back, None);
-    }
-    control.take_changes();
-    control.handle_disconnected(peer(2), b"w-1", now);
-    let back = control.handle_message(&by(ANN, b"w-1"), 5, conclude(Some(1)), now);
-    assert_eq!(back, None);
-    let later = now + GRACE;
-    control.handle_timeout(later);
-    let taken = control.handle_message(&by(BOB, b"w-1"), 0, named("w-1"), later);
-    assert_eq!(taken, None);
-    // A claim counts until what ran by it is nobody's.
-    let much_later = now + LEASE;
-    for (forgets_at, want) in [
-        (now + LEASE / 2, Some(ANOTHERS)),
-        (much_later + GRACE, None),
-    ] {
-        control.forget_claimants(forgets_at);
-        let taken = control.handle_message(&by(BOB, b"w-0"), 0, named("w-0"), much_later);
-        assert_eq!(taken, want);
-    }
-}
-
-#[test]
-fn leases_of_connected_workers_are_renewed_and_revoked_jobs_are_aborted() {
-    let now = Instant::now();
-    let mut control = with_worker(1, now);
-    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
-    control.take_outgoing();
-    control.handle_timeout(now + LEASE / 3);
-    assert!(
-        matches!(&control.take_changes()[..], [Change::Renew { holds, .. }] if holds.len() == 1)
-    );
-    control.handle_revoked(5);
-    assert_eq!(kinds(&mut control), ["Abort 5"]);
-    assert!(control.has_openings());
-}
-
-#[test]
 fn errors_end_jobs_and_odd_messages_change_nothing() {
-    let now = Instant::now();
+    let now = at(0);
     let mut control = with_worker(1, now);
-    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")], now);
     control.take_outgoing();
     let error = || {
         Payload::Err(ErrPayload {
             message: "boom".into(),
             traceback: Some("tb".into()),
+            refused: false,
         })
     };
     control.handle_message(&from(1, b"w"), 0, error(), now);
     assert!(control.take_changes().is_empty(), "no job is meant");
     control.handle_message(&from(1, b"w"), 5, error(), now);
     match &control.take_changes()[..] {
-        [Change::Complete { receipt, .. }] => {
+        [Change::End { receipt, .. }] => {
             assert_eq!(receipt.status, JobStatus::Failed);
             assert_eq!(receipt.error_message.as_deref(), Some("boom\ntb"));
         }
@@ -455,23 +274,6 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
 }
 
 #[test]
-fn draining_and_failed_commits_keep_what_is_owed() {
-    let now = Instant::now();
-    let mut control = with_worker(1, now);
-    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
-    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
-    let changes = control.take_changes();
-    control.handle_disconnected(peer(1), b"w", now);
-    control.handle_timeout(now + GRACE);
-    control.restore_changes(changes.clone());
-    let again = control.take_changes();
-    assert_eq!(again[..changes.len()], changes, "the receipt comes first");
-    control.drain();
-    control.handle_message(&from(1, b"w"), 0, identify(4, Some(vec![])), now);
-    assert!(!control.has_openings() && control.openings().is_empty());
-}
-
-#[test]
 fn capabilities_and_names_are_bounded() {
     let some = Capabilities::new(&["b".into(), "a".into(), "b".into()]);
     assert!(some.allows("a") && !some.allows("c"));
@@ -483,24 +285,8 @@ fn capabilities_and_names_are_bounded() {
 }
 
 #[test]
-fn ends_of_connections_that_were_not_told_are_found() {
-    let now = Instant::now();
-    let mut control = with_worker(2, now);
-    control.handle_claimed(b"w", vec![assignment(5, 1, "")]);
-    control.check_connections(|_| true, now);
-    assert_eq!(control.online_count(), 1);
-    control.check_connections(|_| false, now);
-    assert_eq!((control.online_count(), control.held_count()), (0, 1));
-    control.take_changes();
-    control.handle_timeout(now + GRACE);
-    let released = control.take_changes();
-    let is_release = |change: &Change| matches!(change, Change::Release { .. });
-    assert!(released.iter().any(is_release), "{released:?}");
-}
-
-#[test]
 fn a_worker_that_takes_another_id_leaves_its_old_one() {
-    let now = Instant::now();
+    let now = at(0);
     let mut control = with_worker(1, now);
     let renamed = Payload::Identify(Identify {
         worker_id: Some("new".into()),
@@ -511,4 +297,578 @@ fn a_worker_that_takes_another_id_leaves_its_old_one() {
         worker_id: "w".into(),
     };
     assert!(control.take_changes().contains(&gone));
+}
+
+#[test]
+fn an_answer_renews_the_leases_of_all_that_a_worker_holds() {
+    let mut control = with_process(at(0));
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 3));
+    let seen = answers(&mut control, at(0));
+    assert_eq!((seen.len(), seen[0].1.sequence), (1, 1));
+    control.handle_claimed(
+        b"w.a",
+        vec![assignment(5, 1, ""), assignment(6, 3, "")],
+        at(1),
+    );
+    let dispatched = control.take_outgoing();
+    for message in &dispatched {
+        let Payload::Dispatch(dispatch) = &message.payload else {
+            panic!("{message:?}")
+        };
+        assert_eq!(
+            (dispatch.lease_of, dispatch.lease_ms),
+            (Some(1), Some(10_000))
+        );
+    }
+    // The first lease counts from the request before it, received at 0 s.
+    control.handle_timeout(at(11));
+    assert!(released(&mut control).is_empty());
+    control.handle_message(
+        &from(1, b"w.a"),
+        0,
+        request(2, Some(1), &[first, second]),
+        at(11),
+    );
+    let seen = answers(&mut control, at(11));
+    assert_eq!(seen[0].1.leases, [first, second]);
+    assert!(
+        answers(&mut control, at(11)).is_empty(),
+        "one answer a request"
+    );
+    for (seconds, want) in [(12, 0), (22, 0), (23, 2)] {
+        control.handle_timeout(at(seconds));
+        let released = released(&mut control);
+        assert_eq!(released.len(), want, "{seconds}");
+        assert!(released.iter().all(|(_, lost)| *lost));
+    }
+}
+
+#[test]
+fn no_connection_and_no_ping_is_evidence_of_a_holder() {
+    let job = Attempt::new(5, 1);
+    // What happens after the dispatch at 0 s, when the job is released.
+    type Step = fn(&mut Control, Attempt);
+    let cases: [(&str, Step, u64); 5] = [
+        ("silent, connected", |_, _| {}, 12),
+        (
+            "disconnected",
+            |control, _| control.handle_disconnected(peer(1), b"w.a", at(1)),
+            12,
+        ),
+        (
+            "cut, back after 4 s with the job",
+            |control, job| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_timeout(at(4));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 5, &[job]), at(5));
+                assert_eq!(answers(control, at(5))[0].1.leases, [job]);
+            },
+            17,
+        ),
+        (
+            "other messages without a request",
+            |control, _| {
+                let ready = EnvReady {
+                    env_hash: "e".into(),
+                    interpreter_path: "/p".into(),
+                    cached: true,
+                };
+                control.handle_message(&from(1, b"w.a"), 0, Payload::EnvReady(ready), at(9));
+            },
+            12,
+        ),
+        (
+            "an old request again",
+            |control, job| {
+                control.handle_message(&from(1, b"w.a"), 0, request(1, None, &[job]), at(9));
+                assert!(answers(control, at(9)).is_empty());
+            },
+            12,
+        ),
+    ];
+    for (name, step, want) in cases {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+        control.take_outgoing();
+        step(&mut control, job);
+        control.take_changes();
+        control.handle_timeout(at(want - 1));
+        assert!(released(&mut control).is_empty(), "{name}: too early");
+        control.handle_timeout(at(want));
+        assert_eq!(released(&mut control), [(job, true)], "{name}");
+    }
+}
+
+#[test]
+fn a_holder_that_reports_that_it_does_not_have_a_job_gives_it_back_at_once() {
+    let job = Attempt::new(5, 1);
+    type Step = fn(&mut Control);
+    let cases: [(&str, Step, bool); 5] = [
+        (
+            "a request sent before DISPATCH arrived",
+            |control| {
+                control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[]), at(1));
+            },
+            false,
+        ),
+        (
+            "a request after a later answer arrived",
+            |control| {
+                control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[]), at(1));
+                answers(control, at(1));
+                control.handle_message(&from(1, b"w.a"), 0, request(3, Some(2), &[]), at(2));
+            },
+            true,
+        ),
+        (
+            "the same process on a new connection",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 2, &[]), at(2));
+            },
+            true,
+        ),
+        (
+            "the same process after it was reported offline",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_timeout(at(5));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 2, &[]), at(6));
+            },
+            true,
+        ),
+        (
+            "another process of the ID",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_message(&from(2, b"w.b"), 0, introduce("b", 2, &[]), at(2));
+            },
+            false,
+        ),
+    ];
+    for (name, step, given_back) in cases {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+        control.take_outgoing();
+        step(&mut control);
+        let want: &[(Attempt, bool)] = if given_back { &[(job, false)] } else { &[] };
+        assert_eq!(released(&mut control), want, "{name}");
+    }
+}
+
+#[test]
+fn a_receipt_is_acknowledged_after_its_commit_and_once() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    control.take_outgoing();
+    for _ in 0..3 {
+        control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(1));
+        // The receipt is on its way to the database: the worker still lists it.
+        control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(1));
+    }
+    let seen = answers(&mut control, at(1));
+    assert!(
+        seen[0].1.acknowledged.is_empty() && seen[0].1.abort.is_empty(),
+        "{seen:?}"
+    );
+    let changes = control.take_changes();
+    control.restore_changes(changes);
+    let ends = commit(&mut control);
+    let ends = ends
+        .iter()
+        .filter(|change| matches!(change, Change::End { .. }));
+    assert_eq!(ends.count(), 1);
+    assert_eq!(answers(&mut control, at(1))[0].1.acknowledged, [job]);
+    // Sent again after the commit (the acknowledgement was lost): the database decides, and it is
+    // acknowledged again.
+    control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(2));
+    commit(&mut control);
+    assert_eq!(answers(&mut control, at(2))[0].1.acknowledged, [job]);
+}
+
+#[test]
+fn a_worker_that_lists_what_is_not_its_own_is_told_to_stop_it() {
+    let (mine, other) = (Attempt::new(5, 1), Attempt::new(9, 4));
+    let mut control = with_process(at(0));
+    control.inherit(mine, "w", None, at(0));
+    control.inherit(other, "v", None, at(0));
+    control.handle_message(&from(1, b"w.a"), 0, request(2, None, &[mine, other]), at(1));
+    let seen = answers(&mut control, at(1));
+    assert_eq!(
+        (&seen[0].1.leases[..], &seen[0].1.abort[..]),
+        (&[mine][..], &[other][..])
+    );
+    // A row that another program has changed is revoked.
+    control.handle_revoked(mine);
+    let seen = answers(&mut control, at(2));
+    assert_eq!(
+        (seen[0].1.leases.len(), &seen[0].1.abort[..]),
+        (0, &[mine][..])
+    );
+    control.handle_timeout(at(12));
+    assert_eq!(
+        released(&mut control),
+        [(other, true)],
+        "a whole lease from the start"
+    );
+}
+
+#[test]
+fn of_two_processes_with_one_id_the_live_one_stays() {
+    let job = Attempt::new(5, 1);
+    for answers_reload in [true, false] {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+        control.take_outgoing();
+        control.handle_message(&from(2, b"w.b"), 0, introduce("b", 1, &[]), at(1));
+        let asked = control.take_outgoing();
+        assert!(
+            matches!(asked[..], [Outgoing { peer: to, payload: Payload::Reload, .. }] if to == peer(1))
+        );
+        // The second one may send what it likes meanwhile.
+        control.handle_message(&from(2, b"w.b"), 0, request(2, None, &[]), at(1));
+        control.handle_message(&from(2, b"w.b"), 5, conclude(Some(1)), at(1));
+        assert!(control.take_outgoing().is_empty());
+        if answers_reload {
+            control.handle_message(&from(1, b"w.a"), 0, introduce("a", 2, &[job]), at(2));
+            control.handle_timeout(at(2));
+            let refused = control.take_outgoing();
+            let Payload::Err(error) = &refused[0].payload else {
+                panic!("{refused:?}")
+            };
+            assert!(
+                error.refused && error.message.contains("--worker-id"),
+                "{error:?}"
+            );
+            assert_eq!(refused[0].peer, peer(2));
+            control.handle_timeout(at(4));
+            answers(&mut control, at(4));
+            assert_eq!(control.openings(at(4)).len(), 1);
+        } else {
+            assert_eq!(control.poll_timeout(), Some(at(3)));
+            control.handle_timeout(at(3));
+            assert_eq!(answers(&mut control, at(3))[0].0, peer(2));
+        }
+        assert!(released(&mut control).is_empty(), "it costs no attempt");
+        control.handle_timeout(at(12));
+        let want: &[(Attempt, bool)] = match answers_reload {
+            true => &[],
+            false => &[(job, true)],
+        };
+        assert_eq!(
+            released(&mut control),
+            want,
+            "the first one's lease runs out first"
+        );
+    }
+}
+
+#[test]
+fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let ask = |sequence, attempt| {
+        Payload::Heartbeat(Heartbeat {
+            running: Some(vec![first, second]),
+            sequence: Some(sequence),
+            publish: vec![PublishRequest {
+                attempt,
+                exclusive: vec!["parquet://o".into()],
+            }],
+            ..Heartbeat::default()
+        })
+    };
+    for ends in ["receipt", "lease"] {
+        let mut control = with_process(at(0));
+        let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
+        control.handle_claimed(b"w.a", jobs, at(0));
+        control.handle_message(&from(1, b"w.a"), 0, ask(2, first), at(1));
+        assert_eq!(answers(&mut control, at(1))[0].1.publish, [first]);
+        control.handle_message(&from(1, b"w.a"), 0, ask(3, second), at(2));
+        assert!(answers(&mut control, at(2))[0].1.publish.is_empty());
+        control.take_changes();
+        if ends == "receipt" {
+            control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(3));
+            let given = answers(&mut control, at(3));
+            assert_eq!(
+                (&given[0].1.publish[..], given[0].1.bar.len()),
+                (&[second][..], 0)
+            );
+            continue;
+        }
+        // The holder's worker is paused; the other one's asks again elsewhere.
+        control.handle_timeout(at(14));
+        assert_eq!(released(&mut control).len(), 2);
+        control.handle_message(&from(2, b"v.x"), 0, introduce_as("v", "x"), at(14));
+        control.handle_claimed(b"v.x", vec![assignment(6, 2, "")], at(14));
+        let third = Attempt::new(6, 2);
+        control.handle_message(&from(2, b"v.x"), 0, ask(2, third), at(14));
+        let given = answers(&mut control, at(14));
+        let given = given.iter().find(|(to, _)| *to == peer(2)).unwrap();
+        assert_eq!(
+            (&given.1.publish[..], &given.1.bar[..]),
+            (&[third][..], &[first][..])
+        );
+    }
+}
+
+fn introduce_as(worker_id: &'static str, instance: &'static str) -> Payload<'static> {
+    Payload::Identify(Identify {
+        capabilities: vec!["*".into()],
+        worker_id: Some(worker_id.into()),
+        slots: Some(2),
+        running: Some(Vec::new()),
+        instance: Some(instance.into()),
+        sequence: Some(1),
+        ..Identify::default()
+    })
+}
+
+#[test]
+fn workers_that_drain_or_are_in_trouble_get_no_jobs() {
+    for (draining, trouble) in [(true, None), (false, Some("disk full".to_owned()))] {
+        let mut control = with_process(at(0));
+        assert!(control.has_openings(at(0)));
+        let payload = Payload::Heartbeat(Heartbeat {
+            running: Some(Vec::new()),
+            sequence: Some(2),
+            draining,
+            trouble: trouble.clone(),
+            ..Heartbeat::default()
+        });
+        control.handle_message(&from(1, b"w.a"), 0, payload, at(1));
+        assert!(!control.has_openings(at(1)) && control.openings(at(1)).is_empty());
+        let reports = control.take_changes();
+        let reported = reports.iter().find_map(|change| match change {
+            Change::WorkerOnline { trouble, .. } => Some(trouble.clone()),
+            _ => None,
+        });
+        assert_eq!(reported, trouble.map(Some), "{reports:?}");
+        control.handle_message(&from(1, b"w.a"), 0, request(3, None, &[]), at(2));
+        assert!(control.has_openings(at(2)));
+        // Nor does one that has not been heard for half a lease.
+        assert!(!control.has_openings(at(8)));
+    }
+}
+
+#[test]
+fn a_dispatch_that_cannot_be_sent_fails_alone() {
+    let mut control = with_process(at(0));
+    let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
+    control.handle_claimed(b"w.a", jobs, at(0));
+    control.handle_unsent(Attempt::new(5, 1), "too large", true);
+    control.handle_unsent(Attempt::new(6, 1), "full", false);
+    let changes = control.take_changes();
+    assert!(
+        matches!(
+            &changes[..],
+            [
+                Change::Release {
+                    cause: Cause::Operator,
+                    ..
+                },
+                Change::GiveBack { .. }
+            ]
+        ),
+        "{changes:?}"
+    );
+    assert_eq!(control.held_count(), 0);
+}
+
+#[test]
+fn a_failing_database_bounds_what_is_kept_and_keeps_leases_alive() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    for second in 0..1000 {
+        let now = at(second);
+        control.handle_message(&from(1, b"w.a"), 0, introduce("a", second + 2, &[job]), now);
+        let payload = request(second + 3, None, &[job, Attempt::new(8, 1)]);
+        control.handle_message(&from(1, b"w.a"), 0, payload, now);
+        control.handle_timeout(now);
+        assert!(answers(&mut control, now)[0].1.leases.contains(&job));
+    }
+    let changes = control.take_changes();
+    assert!(changes.len() < 200, "{}", changes.len());
+}
+
+#[test]
+fn old_workers_keep_their_jobs_while_they_are_connected() {
+    let now = at(0);
+    let job = Attempt::new(5, 1);
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")], now);
+    for seconds in 1..100 {
+        control.handle_timeout(at(seconds));
+    }
+    assert!(released(&mut control).is_empty());
+    control.handle_disconnected(peer(1), b"w", at(100));
+    control.handle_timeout(at(105));
+    assert!(
+        released(&mut control).is_empty(),
+        "a connection is no evidence"
+    );
+    control.handle_timeout(at(113));
+    assert_eq!(released(&mut control), [(job, true)]);
+}
+
+#[test]
+fn receipts_of_old_workers_end_what_they_hold_by_the_job_alone() {
+    let now = at(0);
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 2, "")], now);
+    // A stale one frees nothing; the database decides.
+    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
+    assert_eq!(control.held_count(), 1);
+    control.handle_message(&from(1, b"w"), 5, conclude(None), now);
+    assert_eq!(control.held_count(), 0);
+    // One that this process does not know ends what an earlier one dispatched.
+    control.inherit(Attempt::new(7, 4), "stranger", None, now);
+    control.handle_message(&from(9, b"stranger"), 7, conclude(None), now);
+    let ends: Vec<Attempt> = commit(&mut control)
+        .iter()
+        .filter_map(|change| match change {
+            Change::End { attempt, .. } => Some(*attempt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        ends,
+        [Attempt::new(5, 1), Attempt::new(5, 2), Attempt::new(7, 4)]
+    );
+    control.handle_message(&from(1, b"w"), u64::MAX, conclude(None), now);
+    assert!(control.take_changes().is_empty(), "an impossible job ID");
+}
+
+#[test]
+fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
+    let now = at(0);
+    let mut control = control();
+    control.remember_worker(
+        "old",
+        Identify {
+            capabilities: vec!["p".into()],
+            slots: Some(2),
+            ..Identify::default()
+        },
+    );
+    control.inherit(Attempt::new(9, 2), "old", None, now);
+    control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
+    assert_eq!(
+        control.openings(now)[0].capabilities,
+        Capabilities::Plugins(vec!["p".into()])
+    );
+    assert_eq!(control.held_count(), 1);
+    control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
+    assert_eq!(kinds(&mut control), ["Reload 0"]);
+}
+
+#[test]
+fn no_user_speaks_for_the_worker_of_another() {
+    let now = at(0);
+    let by = |text: &str, routing_id: &'static [u8]| Sender {
+        user: Some(user(text)),
+        ..from(2, routing_id)
+    };
+    let named = |worker_id: &str| {
+        Payload::Identify(Identify {
+            worker_id: Some(worker_id.to_owned().into()),
+            ..Identify::default()
+        })
+    };
+    let mut control = control();
+    let inherited = Attempt::new(3, 1);
+    control.inherit(inherited, "w-0", Some(User::parse(ANN)), now);
+    let ann = Sender {
+        peer: peer(1),
+        ..by(ANN, b"w-1")
+    };
+    assert_eq!(control.handle_message(&ann, 0, named("w-1"), now), None);
+    control.handle_claimed(b"w-1", vec![assignment(5, 1, "")], now);
+    control.take_changes();
+    // Neither connected nor disconnected, by its routing ID or by its name; nor for one that an
+    // earlier sentinel gave jobs to.
+    for away in [false, true] {
+        if away {
+            control.handle_disconnected(peer(1), b"w-1", now);
+        }
+        for (routing_id, payload) in [
+            (&b"w-1"[..], identify(1, Some(vec![]))),
+            (b"w-1", conclude(Some(1))),
+            (b"w-1", heartbeat(Some(5), None)),
+            (b"other", named("w-1")),
+            (b"other", named("w-0")),
+            (b"w-0", conclude(None)),
+            (b"w-0", heartbeat(Some(5), None)),
+        ] {
+            let sent = control.handle_message(&by(BOB, routing_id), 5, payload, now);
+            assert_eq!(sent, Some(ANOTHERS), "{}", printable(routing_id));
+        }
+        assert!(control.take_changes().is_empty());
+    }
+    // Nor does another keep its name by silence.
+    assert!(control.is_anothers(&by(BOB, b"w-1")) && control.is_anothers(&by(BOB, b"w-0")));
+    assert!(!control.is_anothers(&by(ANN, b"w-1")) && !control.is_anothers(&by(BOB, b"x")));
+    // Its own user comes back to it, by the key or by the name.
+    for text in [ANN_RENAMED, ANN_REKEYED] {
+        let back = control.handle_message(&by(text, b"w-1"), 0, heartbeat(Some(5), None), now);
+        assert_eq!(back, None);
+    }
+    control.handle_disconnected(peer(2), b"w-1", now);
+    // When its leases are over the ID is free.
+    let later = at(13);
+    control.handle_timeout(at(4));
+    control.handle_timeout(later);
+    for worker_id in ["w-1", "w-0"] {
+        let taken = control.handle_message(&by(BOB, b"x"), 0, named(worker_id), later);
+        assert_eq!(taken, None, "{worker_id}");
+    }
+}
+
+#[test]
+fn the_last_of_two_old_connections_with_one_id_keeps_it() {
+    let now = at(0);
+    let mut control = control();
+    let named = || {
+        Payload::Identify(Identify {
+            worker_id: Some("w".into()),
+            ..Identify::default()
+        })
+    };
+    for (number, routing_id) in [(1, &b"a"[..]), (2, b"b")] {
+        let ann = Sender {
+            user: Some(user(ANN)),
+            ..from(number, routing_id)
+        };
+        assert_eq!(control.handle_message(&ann, 0, named(), now), None);
+    }
+    control.take_changes();
+    control.handle_disconnected(peer(2), b"b", now);
+    control.handle_timeout(at(4));
+    let is_offline = |change: &Change| matches!(change, Change::WorkerOffline { .. });
+    assert!(!control.take_changes().iter().any(is_offline));
+    let bob = Sender {
+        user: Some(user(BOB)),
+        ..from(3, b"c")
+    };
+    let sent = control.handle_message(&bob, 0, named(), at(4));
+    assert_eq!(sent, Some(ANOTHERS));
+}
+
+#[test]
+fn draining_gives_out_nothing_and_unreported_disconnects_are_found() {
+    let now = at(0);
+    let mut control = with_worker(2, now);
+    control.check_connections(|_| true, now);
+    assert_eq!(control.online_count(), 1);
+    control.check_connections(|_| false, now);
+    assert_eq!(control.online_count(), 0);
+    control.handle_message(&from(1, b"w"), 0, identify(4, Some(vec![])), now);
+    assert!(control.has_openings(now));
+    control.drain();
+    assert!(!control.has_openings(now) && control.openings(now).is_empty());
 }

@@ -1,0 +1,206 @@
+//! The sentinel without its socket: control state, database, and what is due when.
+//!
+//! The loop (and the simulation) pass messages and ends of connections to [`Scheduler::control`],
+//! call [`Scheduler::iterate`] and send what it gives, until [`Scheduler::poll_timeout`].
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+use super::control::{self, Control, Outgoing};
+use super::transaction::{self, Due, Iteration};
+use crate::limits;
+use crate::protocol::Identify;
+use crate::reactor::BootTime;
+use crate::store::{self, Now, Open, Store};
+
+/// What an operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Bound of a lease.
+    pub lease: Duration,
+    /// Added to a lease before its job is given to another worker.
+    pub lease_margin: Duration,
+    /// How often a job is retried after it lost its worker.
+    pub retries_max: u32,
+    /// No other program works on this database: RUNNING rows found at the start have no holder.
+    pub exclusive: bool,
+}
+
+/// See the module's head.
+pub struct Scheduler {
+    /// The control state.
+    pub control: Control,
+    store: Store,
+    settings: Settings,
+    /// Rows may be queued that no claim has looked at.
+    queue_changed: bool,
+    /// Another program has committed since holds were compared with the rows.
+    holds_changed: bool,
+    queue_poll_at: BootTime,
+    slow_poll_at: BootTime,
+    outage: Outage,
+    /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
+    waiting: HashSet<String>,
+}
+
+impl Scheduler {
+    /// Opens a database, which is created when it is missing. RUNNING rows stay with their
+    /// holders.
+    pub fn open(
+        database: &Path,
+        settings: Settings,
+        now: BootTime,
+        at: &Now,
+    ) -> Result<Self, store::Error> {
+        let mut store = Store::open(database, Open::Create)?;
+        store.set_busy_timeout(limits::STORE_BUSY_TIMEOUT)?;
+        let mut control = Control::new(control::Settings {
+            lease: settings.lease,
+            margin: settings.lease_margin,
+        });
+        for worker in store.workers()? {
+            control.remember_worker(
+                &worker.worker_id,
+                Identify {
+                    capabilities: worker.capabilities,
+                    worker_id: Some(worker.worker_id.clone().into()),
+                    slots: u32::try_from(worker.slots).ok(),
+                    hostname: Some(worker.hostname.into()),
+                    pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
+                    ..Identify::default()
+                },
+            );
+        }
+        transaction::recover(&mut store, &mut control, settings.exclusive, now, at)?;
+        Ok(Scheduler {
+            control,
+            store,
+            settings,
+            queue_changed: true,
+            holds_changed: false,
+            queue_poll_at: now,
+            slow_poll_at: now,
+            outage: Outage::default(),
+            waiting: HashSet::new(),
+        })
+    }
+
+    /// One iteration: time passes, the transaction runs, and what may leave is given. While the
+    /// database fails the transaction is tried again with a growing pause.
+    ///
+    /// What is dispatched comes before the answers to the same worker, and must be sent in this
+    /// order: an answer shows that everything before it has arrived.
+    pub fn iterate(&mut self, now: BootTime, at: &Now) -> Vec<Outgoing> {
+        self.control.handle_timeout(now);
+        if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
+            match self.transact(now, at) {
+                Ok(()) => self.outage.handle_success(now),
+                Err(error) => self.outage.handle_error(&error, now),
+            }
+        }
+        let mut outgoing = self.control.take_outgoing();
+        outgoing.extend(self.control.poll_answers(now));
+        outgoing
+    }
+
+    fn transact(&mut self, now: BootTime, at: &Now) -> Result<(), store::Error> {
+        if now >= self.queue_poll_at {
+            self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
+            let changed = self.store.changed()?;
+            self.queue_changed |= changed;
+            self.holds_changed |= changed;
+        }
+        let is_slow = now >= self.slow_poll_at;
+        if is_slow {
+            self.slow_poll_at = now + limits::EXPIRE_INTERVAL;
+            self.store.check_identity()?;
+        }
+        let due = Due {
+            queue: self.queue_changed,
+            retries: is_slow,
+            holds: is_slow && self.holds_changed,
+        };
+        let mut iteration = Iteration {
+            store: &mut self.store,
+            control: &mut self.control,
+            retries_max: self.settings.retries_max,
+            waiting: &mut self.waiting,
+            now,
+            at,
+        };
+        self.queue_changed = iteration.run(due)?;
+        self.holds_changed &= !due.holds;
+        Ok(())
+    }
+
+    /// When [`Scheduler::iterate`] is due without a message.
+    pub fn poll_timeout(&self, now: BootTime) -> Option<BootTime> {
+        let has_openings = self.control.has_openings(now);
+        let works = self.outage.since.is_none();
+        if works && self.queue_changed && has_openings {
+            return Some(now);
+        }
+        [
+            self.control.poll_timeout(),
+            (works && has_openings).then_some(self.queue_poll_at),
+            works.then_some(self.slow_poll_at),
+            self.outage.retry_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The sentinel stops: connected workers are noted as offline.
+    pub fn close(&mut self, now: BootTime, at: &Now) {
+        self.control.close();
+        self.control.drain();
+        if let Err(error) = self.transact(now, at) {
+            log::error!("{error}");
+        }
+    }
+}
+
+/// A database that fails: since when, and when it is tried again.
+#[derive(Debug, Default)]
+struct Outage {
+    since: Option<BootTime>,
+    retry_at: Option<BootTime>,
+    pause: Duration,
+    logged_at: Option<BootTime>,
+}
+
+impl Outage {
+    fn handle_error(&mut self, error: &store::Error, now: BootTime) {
+        let since = *self.since.get_or_insert(now);
+        let pause = self.pause * 2;
+        self.pause = pause.clamp(limits::STORE_RETRY_PAUSE, limits::STORE_RETRY_PAUSE_MAX);
+        self.retry_at = Some(now + self.pause);
+        let interval = limits::STORE_LOG_INTERVAL;
+        if self.logged_at.is_none_or(|at| at + interval <= now) {
+            self.logged_at = Some(now);
+            let seconds = now.saturating_duration_since(since).as_secs();
+            log::error!(
+                "{error}; failing for {seconds} s: workers keep their jobs, and nothing is \
+                 dispatched until it works again"
+            );
+        }
+    }
+
+    fn handle_success(&mut self, now: BootTime) {
+        if let Some(since) = self.since {
+            let seconds = now.saturating_duration_since(since).as_secs();
+            log::info!("database: works again after {seconds} s");
+            *self = Outage::default();
+        }
+    }
+}
+
+impl std::fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scheduler")
+            .field("control", &self.control)
+            .finish_non_exhaustive()
+    }
+}

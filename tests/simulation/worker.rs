@@ -1,0 +1,318 @@
+//! A worker with the real state machines for leases and slots, and a plugin that takes some time.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt};
+use casparian::protocol::{
+    Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View,
+};
+use casparian::reactor::BootTime;
+use casparian::worker::leases::Leases;
+
+use crate::random::Random;
+use crate::storage::{Step, Storage};
+
+pub(crate) type Bytes = Vec<Vec<u8>>;
+
+/// A job in a worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) attempt: Attempt,
+    /// Its sinks let one job at a time publish.
+    exclusive: Vec<String>,
+    /// The plugin process ends then, by the worker's clock.
+    ends_at: BootTime,
+    /// How it fails, if it does.
+    failure: Option<Cause>,
+    /// Being published, at this step.
+    step: Option<Step>,
+    is_staged: bool,
+    is_unwanted: bool,
+}
+
+pub(crate) struct Worker {
+    pub(crate) name: String,
+    pub(crate) instance: String,
+    pub(crate) leases: Leases,
+    pub(crate) slots: usize,
+    pub(crate) running: Vec<Run>,
+    pub(crate) publishing: Vec<Run>,
+    backlog: VecDeque<Run>,
+    heartbeat_at: BootTime,
+    pub(crate) is_connected: bool,
+    pub(crate) is_draining: bool,
+    pub(crate) is_refused: bool,
+    pub(crate) out: Vec<Bytes>,
+}
+
+impl Worker {
+    pub(crate) fn new(name: String, instance: String, slots: usize, now: BootTime) -> Self {
+        Worker {
+            name,
+            instance,
+            leases: Leases::default(),
+            slots,
+            running: Vec::new(),
+            publishing: Vec::new(),
+            backlog: VecDeque::new(),
+            heartbeat_at: now,
+            is_connected: false,
+            is_draining: false,
+            is_refused: false,
+            out: Vec::new(),
+        }
+    }
+
+    pub(crate) fn routing_id(&self) -> Vec<u8> {
+        format!("{}.{}", self.name, self.instance).into_bytes()
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        let jobs = self.running.len() + self.publishing.len() + self.backlog.len();
+        jobs > 0 || self.leases.owed().next().is_some()
+    }
+
+    fn send(&mut self, job_id: u64, payload: &Payload<'_>) {
+        if self.is_connected {
+            let (header, json) = payload.encode(job_id).unwrap();
+            self.out.push(vec![header.to_vec(), json]);
+        }
+    }
+
+    fn holds(&self) -> Vec<Attempt> {
+        let runs = self.running.iter().chain(&self.publishing).chain(&self.backlog);
+        runs.map(|run| run.attempt)
+            .chain(self.leases.owed())
+            .collect()
+    }
+
+    pub(crate) fn connected(&mut self, now: BootTime) {
+        self.is_connected = true;
+        self.leases.handle_connected();
+        let identify = Payload::Identify(Identify {
+            capabilities: vec!["*".into()],
+            worker_id: Some(self.name.clone().into()),
+            slots: Some(self.slots as u32),
+            running: Some(self.holds()),
+            instance: Some(self.instance.clone().into()),
+            sequence: Some(self.leases.request(now)),
+            draining: self.is_draining,
+            ..Identify::default()
+        });
+        self.send(0, &identify);
+        self.heartbeat_at = now;
+    }
+
+    pub(crate) fn disconnected(&mut self) {
+        self.is_connected = false;
+        self.leases.handle_connected();
+    }
+
+    pub(crate) fn drain(&mut self, now: BootTime) {
+        self.is_draining = true;
+        for run in std::mem::take(&mut self.backlog) {
+            let mut receipt = Receipt::failed(run.attempt, Cause::Operator, "stopped");
+            receipt.returned = true;
+            self.leases.owe(run.attempt, receipt);
+        }
+        self.heartbeat_at = now;
+    }
+
+    pub(crate) fn receive(&mut self, message: &Bytes, now: BootTime, random: &mut Random) {
+        let view = View::decode(message.iter().map(Vec::as_slice)).unwrap();
+        match Payload::decode(&view).unwrap() {
+            Payload::Dispatch(dispatch) => {
+                self.dispatched(view.header.job_id as i64, &dispatch, now, random);
+            }
+            Payload::Heartbeat(heartbeat) => {
+                let answer = heartbeat.answer.expect("an answer");
+                for attempt in self.leases.handle_answer(&answer) {
+                    self.stop(attempt);
+                }
+            }
+            Payload::Reload => self.connected(now),
+            Payload::Err(error) if error.refused => self.is_refused = true,
+            Payload::PrepareEnv(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn dispatched(
+        &mut self,
+        job_id: i64,
+        dispatch: &Dispatch<'_>,
+        now: BootTime,
+        random: &mut Random,
+    ) {
+        let attempt = Attempt::new(job_id, dispatch.attempt.unwrap());
+        if self.holds().contains(&attempt) {
+            return;
+        }
+        let lease = Lease {
+            bound: Duration::from_millis(dispatch.lease_ms.unwrap()),
+            request: dispatch.lease_of.unwrap(),
+        };
+        self.leases.handle_dispatch(attempt, lease);
+        let earlier: Vec<Attempt> = self.holds();
+        for other in earlier {
+            if other.job_id == job_id && other != attempt {
+                self.stop(other);
+            }
+        }
+        let failure = match random.below(20) {
+            0 => Some(Cause::Plugin),
+            1 => Some(Cause::Worker),
+            _ => None,
+        };
+        let sinks = dispatch.sinks.iter().filter(|sink| sink.mode != "append");
+        let length = Duration::from_millis(random.between(1, 8000));
+        self.backlog.push_back(Run {
+            attempt,
+            exclusive: sinks.map(|sink| sink.uri.clone()).collect(),
+            ends_at: now + length,
+            failure,
+            step: None,
+            is_staged: false,
+            is_unwanted: false,
+        });
+        if self.is_draining {
+            self.drain(now);
+        }
+    }
+
+    fn stop(&mut self, attempt: Attempt) {
+        self.backlog.retain(|run| run.attempt != attempt);
+        self.running.retain(|run| run.attempt != attempt);
+        for run in &mut self.publishing {
+            run.is_unwanted |= run.attempt == attempt;
+        }
+        self.publishing
+            .retain(|run| run.attempt != attempt || run.step.is_some());
+        self.leases.forget(attempt);
+    }
+
+    /// Lets the worker do what is due. One storage step a call: it may be paused after any.
+    pub(crate) fn step(&mut self, now: BootTime, storage: &mut Storage, random: &mut Random) {
+        while self.running.len() < self.slots
+            && let Some(run) = self.backlog.pop_front()
+        {
+            storage.create_folder(run.attempt);
+            self.running.push(run);
+        }
+        for run in std::mem::take(&mut self.running) {
+            if run.ends_at > now {
+                self.running.push(run);
+            } else if let Some(cause) = run.failure {
+                storage.remove_folder(run.attempt);
+                self.conclude(run.attempt, Receipt::failed(run.attempt, cause, "failed"));
+            } else {
+                self.publishing.push(Run {
+                    is_staged: true,
+                    ..run
+                });
+            }
+        }
+        for mut run in std::mem::take(&mut self.publishing) {
+            if self.advance(&mut run, now, storage) {
+                self.publishing.push(run);
+            }
+        }
+        for (attempt, receipt) in self.leases.due_receipts(now) {
+            self.send(attempt.job_id as u64, &Payload::Conclude(receipt));
+        }
+        if now >= self.heartbeat_at && self.is_connected {
+            self.heartbeat_at = now + self.leases.interval();
+            let payload = Payload::Heartbeat(Heartbeat {
+                status: HeartbeatStatus::Idle,
+                running: Some(self.holds()),
+                sequence: Some(self.leases.request(now)),
+                answered: self.leases.answered(),
+                publish: self.leases.publish_requests(),
+                draining: self.is_draining,
+                ..Heartbeat::default()
+            });
+            self.send(0, &payload);
+        }
+    }
+
+    /// One step of a publish; false when the job is over.
+    fn advance(&mut self, run: &mut Run, now: BootTime, storage: &mut Storage) -> bool {
+        let attempt = run.attempt;
+        let is_allowed = |leases: &Leases| {
+            leases.may_publish_until(attempt).is_some_and(|until| now < until)
+        };
+        let Some(step) = run.step else {
+            if self.leases.ask_exclusive(attempt, run.exclusive.clone()) {
+                self.heartbeat_at = now;
+            }
+            if is_allowed(&self.leases) {
+                for other in self.leases.to_bar(attempt) {
+                    storage.bar(other);
+                    storage.move_folders(other);
+                }
+                run.step = Some(Step::BarEarlier);
+            } else if self.leases.must_ask(attempt, now) {
+                self.heartbeat_at = now;
+            }
+            return true;
+        };
+        let earlier = Attempt::new(attempt.job_id, attempt.number - 1);
+        match step {
+            Step::BarEarlier => storage.bar(earlier),
+            Step::MoveEarlier => storage.move_folders(earlier),
+            Step::CheckLease => {
+                if run.is_unwanted {
+                    storage.remove_folder(attempt);
+                    return false;
+                }
+                if !is_allowed(&self.leases) {
+                    run.step = None;
+                    return true;
+                }
+            }
+            Step::CheckBar => {
+                let is_taken = storage.is_taken(attempt);
+                let barred = if is_taken { Cause::Operator } else { Cause::Worker };
+                if storage.is_barred(attempt) || is_taken {
+                    storage.remove_folder(attempt);
+                    let receipt = Receipt::failed(attempt, barred, "barred or taken");
+                    self.conclude(attempt, receipt);
+                    return false;
+                }
+            }
+            Step::Rename => {
+                let receipt = match storage.rename(attempt) {
+                    true => Receipt {
+                        status: JobStatus::Success,
+                        attempt: Some(attempt.number),
+                        ..Receipt::default()
+                    },
+                    false => Receipt::failed(attempt, Cause::Worker, "its folder was moved"),
+                };
+                self.conclude(attempt, receipt);
+                return false;
+            }
+            Step::Done => {}
+        }
+        run.step = Some(step.next());
+        true
+    }
+
+    fn conclude(&mut self, attempt: Attempt, receipt: Receipt) {
+        self.leases.owe(attempt, receipt);
+    }
+
+    /// When the worker is due without a message, by its own clock.
+    pub(crate) fn due_at(&self, now: BootTime) -> BootTime {
+        let runs = self.running.iter().map(|run| run.ends_at);
+        let publishing = self.publishing.iter().filter(|run| run.step.is_some());
+        let busy = publishing.map(|_| now + Duration::from_millis(1)).next();
+        let start = (!self.backlog.is_empty() && self.running.len() < self.slots).then_some(now);
+        runs.chain(busy)
+            .chain(start)
+            .chain([self.heartbeat_at.max(now + Duration::from_millis(1))])
+            .min()
+            .unwrap_or(now)
+    }
+}

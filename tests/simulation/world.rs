@@ -1,0 +1,602 @@
+//! What happens when: sentinel, workers, connections, faults, and what must hold.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use casparian::job::User;
+use casparian::protocol::{Payload, View};
+use casparian::reactor::BootTime;
+use casparian::sentinel::control::Sender;
+use casparian::sentinel::scheduler::{Scheduler, Settings};
+use casparian::socket::PeerId;
+use casparian::store::{Deploy, Now, Open, Store};
+use rusqlite::Connection;
+
+use crate::random::Random;
+use crate::storage::Storage;
+use crate::worker::{Bytes, Worker};
+
+const JOBS: u64 = 6;
+const RETRIES_MAX: u32 = 3;
+const FAULTS_UNTIL_MS: u64 = 120_000;
+const END_MS: u64 = 1_200_000;
+const START_UNIX_MS: i64 = 1_766_232_000_000;
+
+/// A database that is copied for every seed.
+pub(crate) struct Folder {
+    dir: tempfile::TempDir,
+}
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        let memory = std::path::Path::new("/dev/shm");
+        let dir = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory),
+            false => tempfile::tempdir(),
+        };
+        let folder = Folder { dir: dir.unwrap() };
+        let mut store = Store::open(&folder.path("template"), Open::Create).unwrap();
+        let mut turn = store.begin().unwrap();
+        let deploy = Deploy {
+            plugin_name: "p",
+            version: None,
+            source_code: "class Handler: pass\n",
+            lockfile_content: "",
+            sinks: &[],
+        };
+        turn.deploy(&deploy, START_UNIX_MS).unwrap();
+        turn.commit().unwrap();
+        drop(store);
+        folder
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn fresh(&self) -> PathBuf {
+        let path = self.path("queue.sqlite");
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(self.path(&format!("queue.sqlite{end}")));
+        }
+        std::fs::copy(self.path("template"), &path).unwrap();
+        path
+    }
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+struct Pipe {
+    messages: VecDeque<(u64, Bytes)>,
+}
+
+struct Link {
+    worker: usize,
+    is_cut: bool,
+    /// When each side notices the cut.
+    worker_notices_at: u64,
+    sentinel_notices_at: u64,
+    worker_noticed: bool,
+    sentinel_noticed: bool,
+    is_established: bool,
+    to_sentinel: Pipe,
+    to_worker: Pipe,
+}
+
+/// A process: when it goes on after a pause, and how far its machine's clock is behind.
+#[derive(Clone, Copy, Default)]
+struct Process {
+    paused_until: u64,
+    behind_ms: u64,
+}
+
+impl Process {
+    fn clock(&self, now_ms: u64) -> BootTime {
+        BootTime::after_boot(Duration::from_millis(1_000_000 + now_ms - self.behind_ms))
+    }
+}
+
+pub(crate) struct World<'a> {
+    random: Random,
+    now_ms: u64,
+    path: PathBuf,
+    other: Connection,
+    scheduler: Option<Scheduler>,
+    sentinel: Process,
+    sentinel_starts_at: u64,
+    wall_offset_ms: i64,
+    locked_until: u64,
+    workers: Vec<(Worker, Process)>,
+    links: BTreeMap<u64, Link>,
+    reconnect_at: Vec<u64>,
+    next_link: u64,
+    next_instance: u64,
+    storage: Storage,
+    jobs: u64,
+    trace: bool,
+    _folder: &'a Folder,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(seed: u64, folder: &'a Folder) -> Self {
+        let mut random = Random::new(seed);
+        let path = folder.fresh();
+        let other = Connection::open(&path).unwrap();
+        other.pragma_update(None, "foreign_keys", false).unwrap();
+        let mut storage = Storage::default();
+        // Jobs of one in three seeds write into one sink of mode `error`.
+        let is_exclusive = random.chance(33);
+        if is_exclusive {
+            other
+                .execute(
+                    "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+                     VALUES ('p', 'output', 'parquet://o.parquet', 'error')",
+                    [],
+                )
+                .unwrap();
+            storage.exclusive_jobs = (1..=JOBS as i64).collect();
+        }
+        let mut world = World {
+            now_ms: 0,
+            path,
+            other,
+            scheduler: None,
+            sentinel: Process::default(),
+            sentinel_starts_at: 0,
+            wall_offset_ms: 0,
+            locked_until: 0,
+            workers: Vec::new(),
+            links: BTreeMap::new(),
+            reconnect_at: Vec::new(),
+            next_link: 1,
+            next_instance: 0,
+            storage,
+            jobs: JOBS,
+            trace: std::env::var_os("CASPARIAN_SIMULATION_TRACE").is_some(),
+            random,
+            _folder: folder,
+        };
+        world.other.execute_batch("BEGIN").unwrap();
+        {
+            let mut store_file = world
+                .other
+                .prepare(
+                    "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, \
+                     priority) VALUES (1, 'p', 'QUEUED', 0)",
+                )
+                .unwrap();
+            for _ in 0..JOBS {
+                store_file.execute([]).unwrap();
+            }
+        }
+        world
+            .other
+            .execute_batch(
+                "INSERT INTO cf_source_root (id, path, active) VALUES (1, '/data', 1);\
+                 INSERT INTO cf_file_location (id, source_root_id, rel_path, filename) \
+                 VALUES (1, 1, 'a.csv', 'a.csv');\
+                 INSERT INTO cf_file_version (id, location_id, content_hash, size_bytes, \
+                 modified_time) VALUES (1, 1, 'h', 1, '2025-01-01'); COMMIT",
+            )
+            .unwrap();
+        let count = world.random.between(1, 4);
+        for index in 0..count {
+            world.add_worker(format!("w{index}"));
+        }
+        world
+    }
+
+    fn note(&self, text: &str) {
+        if self.trace {
+            eprintln!("{:>9} ms  {text}", self.now_ms);
+        }
+    }
+
+    fn add_worker(&mut self, name: String) {
+        self.next_instance += 1;
+        let instance = format!("i{}", self.next_instance);
+        let slots = self.random.between(1, 3) as usize;
+        let process = Process::default();
+        let worker = Worker::new(name, instance, slots, process.clock(self.now_ms));
+        self.workers.push((worker, process));
+        self.reconnect_at.push(self.now_ms + self.random.below(500));
+    }
+
+    fn at(&self) -> Now {
+        let clock = self.sentinel.clock(self.now_ms);
+        Now {
+            unix_ms: START_UNIX_MS + self.now_ms as i64 + self.wall_offset_ms,
+            boot_ms: clock.since_boot().as_millis() as u64,
+            boot_id: "boot".into(),
+        }
+    }
+
+    pub(crate) fn run(mut self) {
+        while self.now_ms < END_MS {
+            if self.now_ms < FAULTS_UNTIL_MS && self.random.chance(6) {
+                self.fault();
+            }
+            self.network();
+            self.run_sentinel();
+            self.run_workers();
+            if self.now_ms >= FAULTS_UNTIL_MS && self.is_over() {
+                break;
+            }
+            self.now_ms += if self.now_ms < FAULTS_UNTIL_MS { self.random.between(1, 150) } else { 250 };
+        }
+        self.check_end();
+    }
+
+    // ---- faults ----
+
+    fn fault(&mut self) {
+        let index = self.random.below(self.workers.len() as u64) as usize;
+        let short = self.random.between(10, 6000);
+        let long = self.random.between(1000, 40_000);
+        match self.random.below(12) {
+            0 | 1 => self.cut(index),
+            2 => {
+                self.note(&format!("worker {index} is stopped for {long} ms"));
+                self.pause_worker(index, long, false);
+            }
+            3 => {
+                self.note(&format!("the machine of worker {index} is paused for {long} ms"));
+                self.pause_worker(index, long, true);
+            }
+            4 => {
+                self.note(&format!("worker {index} is killed"));
+                let name = self.workers[index].0.name.clone();
+                self.cut(index);
+                self.remove_worker(index);
+                self.add_worker(name);
+            }
+            5 => {
+                self.note("the sentinel is killed");
+                self.scheduler = None;
+                self.sentinel_starts_at = self.now_ms + short;
+                self.drop_links();
+            }
+            6 => {
+                self.note(&format!("the sentinel is stopped for {short} ms"));
+                self.sentinel.paused_until = self.now_ms + short;
+            }
+            7 => {
+                self.note(&format!("the database is locked for {short} ms"));
+                if self.locked_until <= self.now_ms && self.other.execute_batch("BEGIN IMMEDIATE").is_ok() {
+                    self.locked_until = self.now_ms + short;
+                }
+            }
+            8 => {
+                self.wall_offset_ms = match self.random.below(3) {
+                    0 => -400 * 86_400_000,
+                    1 => 400 * 86_400_000,
+                    _ => self.random.below(7_200_000) as i64 - 3_600_000,
+                };
+                self.note(&format!("the wall clock jumps by {} ms", self.wall_offset_ms));
+            }
+            9 => {
+                // An operator queues a running job again.
+                if self.locked_until <= self.now_ms {
+                    let job = self.random.between(1, JOBS);
+                    self.note(&format!("job {job} is queued again by SQL"));
+                    let _ = self.other.execute(
+                        "UPDATE cf_processing_queue SET status = 'QUEUED' \
+                         WHERE id = ?1 AND status = 'RUNNING'",
+                        [job as i64],
+                    );
+                }
+            }
+            10 => {
+                self.note(&format!("worker {index} drains"));
+                let now = self.workers[index].1.clock(self.now_ms);
+                self.workers[index].0.drain(now);
+            }
+            _ => {
+                // A copied unit file.
+                if self.workers.len() < 6 {
+                    let name = self.workers[index].0.name.clone();
+                    self.note(&format!("a second worker {name} starts"));
+                    self.add_worker(name);
+                }
+            }
+        }
+    }
+
+    fn pause_worker(&mut self, index: usize, length_ms: u64, stops_clock: bool) {
+        let process = &mut self.workers[index].1;
+        if process.paused_until > self.now_ms {
+            return;
+        }
+        process.paused_until = self.now_ms + length_ms;
+        if stops_clock {
+            process.behind_ms += length_ms;
+        }
+    }
+
+    fn cut(&mut self, index: usize) {
+        for link in self.links.values_mut() {
+            if link.worker == index && !link.is_cut {
+                link.is_cut = true;
+                link.worker_notices_at = self.now_ms + self.random.below(15_000);
+                link.sentinel_notices_at = self.now_ms + self.random.below(15_000);
+            }
+        }
+    }
+
+    fn remove_worker(&mut self, index: usize) {
+        self.workers.remove(index);
+        self.reconnect_at.remove(index);
+        for link in self.links.values_mut() {
+            if link.worker == index {
+                link.worker = usize::MAX;
+                link.worker_noticed = true;
+            } else if link.worker != usize::MAX && link.worker > index {
+                link.worker -= 1;
+            }
+        }
+    }
+
+    fn drop_links(&mut self) {
+        for link in self.links.values_mut() {
+            link.is_cut = true;
+            link.sentinel_noticed = true;
+            link.worker_notices_at = self.now_ms + self.random.below(3000);
+        }
+    }
+
+    // ---- network ----
+
+    fn network(&mut self) {
+        if self.locked_until > 0 && self.locked_until <= self.now_ms {
+            self.locked_until = 0;
+            self.other.execute_batch("ROLLBACK").unwrap();
+        }
+        let now_ms = self.now_ms;
+        // Both sides notice a cut on their own.
+        let ids: Vec<u64> = self.links.keys().copied().collect();
+        for id in ids {
+            let link = self.links.get_mut(&id).unwrap();
+            if link.is_cut && !link.worker_noticed && link.worker_notices_at <= now_ms {
+                link.worker_noticed = true;
+                let index = link.worker;
+                self.workers[index].0.disconnected();
+                self.reconnect_at[index] = now_ms + self.random.below(2000);
+            }
+            let link = self.links.get_mut(&id).unwrap();
+            if link.is_cut && !link.sentinel_noticed && link.sentinel_notices_at <= now_ms {
+                self.sentinel_notices(id);
+            }
+            let link = &self.links[&id];
+            if link.worker_noticed && link.sentinel_noticed {
+                self.links.remove(&id);
+            }
+        }
+        // Workers without a connection connect.
+        for index in 0..self.workers.len() {
+            let has_link = self
+                .links
+                .values()
+                .any(|link| link.worker == index && !link.worker_noticed);
+            if !has_link && self.scheduler.is_some() && self.reconnect_at[index] <= now_ms {
+                self.connect(index);
+            }
+        }
+    }
+
+    fn routing_id(&self, link: &Link) -> Vec<u8> {
+        match self.workers.get(link.worker) {
+            Some((worker, _)) => worker.routing_id(),
+            None => Vec::new(),
+        }
+    }
+
+    fn sentinel_notices(&mut self, id: u64) {
+        let link = self.links.get_mut(&id).unwrap();
+        link.sentinel_noticed = true;
+        let clock = self.sentinel.clock(self.now_ms);
+        if let Some(scheduler) = &mut self.scheduler {
+            // The loop learns of lost connections by comparing, whatever the routing ID.
+            let links = &self.links;
+            let is_connected = |peer: PeerId| {
+                links
+                    .iter()
+                    .any(|(id, link)| PeerId::from_u64(*id) == peer && !link.sentinel_noticed)
+            };
+            scheduler.control.check_connections(is_connected, clock);
+        }
+    }
+
+    fn connect(&mut self, index: usize) {
+        // The socket hands a routing ID over to its new connection.
+        let routing_id = self.workers[index].0.routing_id();
+        let old: Vec<u64> = self
+            .links
+            .iter()
+            .filter(|(_, link)| self.routing_id(link) == routing_id && !link.sentinel_noticed)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in old {
+            self.sentinel_notices(id);
+        }
+        let id = self.next_link;
+        self.next_link += 1;
+        self.links.insert(
+            id,
+            Link {
+                worker: index,
+                is_cut: false,
+                worker_notices_at: 0,
+                sentinel_notices_at: 0,
+                worker_noticed: false,
+                sentinel_noticed: false,
+                is_established: false,
+                to_sentinel: Pipe::default(),
+                to_worker: Pipe::default(),
+            },
+        );
+    }
+
+    // ---- sentinel ----
+
+    fn run_sentinel(&mut self) {
+        if self.sentinel.paused_until > self.now_ms {
+            return;
+        }
+        let (now, at) = (self.sentinel.clock(self.now_ms), self.at());
+        if self.scheduler.is_none() && self.sentinel_starts_at <= self.now_ms && self.locked_until <= self.now_ms {
+            let settings = Settings {
+                lease: Duration::from_secs(10),
+                lease_margin: Duration::from_secs(2),
+                retries_max: RETRIES_MAX,
+                exclusive: false,
+            };
+            self.scheduler = Some(Scheduler::open(&self.path, settings, now, &at).unwrap());
+        }
+        let Some(scheduler) = &mut self.scheduler else {
+            return;
+        };
+        scheduler.set_busy_timeout(Duration::ZERO).unwrap();
+        for (id, link) in &mut self.links {
+            // What had arrived before a cut was noticed is still read.
+            while !link.sentinel_noticed
+                && link.to_sentinel.messages.front().is_some_and(|(at, _)| *at <= self.now_ms)
+            {
+                let (_, message) = link.to_sentinel.messages.pop_front().unwrap();
+                let Some((worker, _)) = self.workers.get(link.worker) else {
+                    continue;
+                };
+                let routing_id = worker.routing_id();
+                let view = View::decode(message.iter().map(Vec::as_slice)).unwrap();
+                let payload = Payload::decode(&view).unwrap();
+                let user: Option<&User> = None;
+                let sender = Sender {
+                    peer: PeerId::from_u64(*id),
+                    routing_id: &routing_id,
+                    user,
+                };
+                let refused =
+                    scheduler.control.handle_message(&sender, view.header.job_id, payload, now);
+                assert_eq!(refused, None);
+            }
+        }
+        let out = scheduler.iterate(now, &at);
+        for message in out {
+            let (header, json) = message.payload.encode(message.job_id).unwrap();
+            let delay = self.random.between(1, 200);
+            let link = self
+                .links
+                .iter_mut()
+                .find(|(id, _)| PeerId::from_u64(**id) == message.peer);
+            if let Some((_, link)) = link
+                && !link.is_cut
+            {
+                push(&mut link.to_worker, self.now_ms + delay, vec![header.to_vec(), json]);
+            }
+        }
+    }
+
+    // ---- workers ----
+
+    fn run_workers(&mut self) {
+        for index in 0..self.workers.len() {
+            let (_, process) = self.workers[index];
+            if process.paused_until > self.now_ms {
+                continue;
+            }
+            let now = process.clock(self.now_ms);
+            let link = self
+                .links
+                .values_mut()
+                .find(|link| link.worker == index && !link.worker_noticed);
+            let worker = &mut self.workers[index].0;
+            if let Some(link) = link {
+                if !std::mem::replace(&mut link.is_established, true) {
+                    worker.connected(now);
+                }
+                while link.to_worker.messages.front().is_some_and(|(at, _)| *at <= self.now_ms) {
+                    let (_, message) = link.to_worker.messages.pop_front().unwrap();
+                    worker.receive(&message, now, &mut self.random);
+                }
+            }
+            worker.step(now, &mut self.storage, &mut self.random);
+            let out = std::mem::take(&mut worker.out);
+            let delay = self.random.between(1, 200);
+            let link = self
+                .links
+                .values_mut()
+                .find(|link| link.worker == index && !link.worker_noticed);
+            if let Some(link) = link
+                && !link.is_cut
+            {
+                for message in out {
+                    push(&mut link.to_sentinel, self.now_ms + delay, message);
+                }
+            }
+        }
+        // A refused or drained worker ends; a supervisor starts another.
+        for index in (0..self.workers.len()).rev() {
+            let worker = &self.workers[index].0;
+            let is_done = worker.is_draining && !worker.is_busy();
+            if worker.is_refused || is_done {
+                let name = worker.name.clone();
+                let is_refused = worker.is_refused;
+                self.note(&format!("worker {name} ends"));
+                self.cut(index);
+                self.remove_worker(index);
+                let is_last = !self.workers.iter().any(|(other, _)| other.name == name);
+                if !is_refused || is_last {
+                    self.add_worker(name);
+                }
+            }
+        }
+    }
+
+    // ---- what must hold at the end ----
+
+    fn rows(&self) -> Vec<(i64, String, i64, i64)> {
+        let mut statement = self
+            .other
+            .prepare(
+                "SELECT id, status, attempt, coalesce(retry_count, 0) \
+                 FROM cf_processing_queue ORDER BY id",
+            )
+            .unwrap();
+        let rows = statement.query_map([], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        });
+        rows.unwrap().map(Result::unwrap).collect()
+    }
+
+    fn is_over(&self) -> bool {
+        let ended = |status: &str| matches!(status, "COMPLETED" | "FAILED");
+        self.locked_until <= self.now_ms
+            && self.rows().iter().all(|(_, status, _, _)| ended(status))
+            && !self.workers.iter().any(|(worker, _)| worker.is_busy())
+    }
+
+    fn check_end(&self) {
+        let rows = self.rows();
+        assert_eq!(rows.len() as u64, self.jobs);
+        for (job, status, attempt, _) in rows {
+            match status.as_str() {
+                "COMPLETED" => {
+                    let visible = self.storage.visible.get(&job);
+                    assert_eq!(visible, Some(&attempt), "job {job}: file of another attempt");
+                }
+                "FAILED" => {}
+                other => panic!("job {job} is {other} after {} ms", self.now_ms),
+            }
+            assert!(attempt <= 40, "job {job}: {attempt} attempts");
+        }
+        for (worker, _) in &self.workers {
+            assert!(!worker.is_busy(), "worker {} still has jobs", worker.name);
+        }
+    }
+}
+
+/// Messages of a connection arrive in order.
+fn push(pipe: &mut Pipe, at: u64, message: Bytes) {
+    let last = pipe.messages.back().map_or(0, |(at, _)| *at);
+    pipe.messages.push_back((at.max(last), message));
+}
