@@ -125,6 +125,7 @@ impl Scheduler {
             store: &mut self.store,
             control: &mut self.control,
             retries_max: self.settings.retries_max,
+            lease: self.settings.lease,
             waiting: &mut self.waiting,
             now,
             at,
@@ -150,6 +151,11 @@ impl Scheduler {
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// How long a transaction waits for another program's.
+    pub fn set_busy_timeout(&self, wait: Duration) -> Result<(), store::Error> {
+        self.store.set_busy_timeout(wait)
     }
 
     /// The sentinel stops: connected workers are noted as offline.

@@ -263,6 +263,7 @@ impl Sentinel {
                 .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
             let refused = match decoded {
                 Ok((header, payload)) => self
+                    .scheduler
                     .control
                     .handle_message(&from, header.job_id, payload, now)
                     .map(str::to_owned),

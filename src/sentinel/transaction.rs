@@ -2,6 +2,7 @@
 //! committed.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::control::{Capabilities, Change, Control, Opening};
 use crate::job::{Attempt, Job};
@@ -15,6 +16,8 @@ pub(crate) struct Iteration<'a> {
     pub(crate) control: &'a mut Control,
     /// How often a job is retried after it lost its worker.
     pub(crate) retries_max: u32,
+    /// Bound of a lease.
+    pub(crate) lease: Duration,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
     pub(crate) now: BootTime,
@@ -59,11 +62,18 @@ pub(crate) fn recover(
     turn.all_workers_offline(at.unix_ms)?;
     turn.commit()?;
     if is_exclusive {
-        let count = store.release_all("its run was interrupted", at)?;
-        if count > 0 {
-            log::info!("{count} job(s) of an earlier run are queued again");
+        loop {
+            let mut turn = store.begin()?;
+            let limit = limits::EXPIRED_PER_TURN;
+            let count = turn.release_all("its run was interrupted", limit, at)?;
+            turn.commit()?;
+            if count > 0 {
+                log::info!("{count} job(s) of an earlier run are queued again");
+            }
+            if count < limit {
+                return Ok(());
+            }
         }
-        return Ok(());
     }
     for row in store.running()? {
         control.inherit(row.attempt, &row.worker_id, row.user, now);
@@ -95,14 +105,20 @@ impl Iteration<'_> {
         let mut plugins = Vec::new();
         let mut looked = false;
         if due.queue && self.control.has_openings(self.now) {
-            plugins = self.store.queued_plugins(limits::QUEUED_PLUGINS_MAX)?;
+            plugins = self
+                .store
+                .queued_plugins(limits::QUEUED_PLUGINS_MAX, self.at.unix_ms)?;
             looked = true;
         }
         let revoked = match due.holds {
             true => self.revoked()?,
             false => Vec::new(),
         };
-        let retries = due.retries && self.store.has_due(self.at)?;
+        let retries = due.retries
+            && self
+                .store
+                .next_due_boot_ms(self.at)?
+                .is_some_and(|next| next <= self.at.boot_ms);
         if changes.is_empty() && plugins.is_empty() && !retries {
             for attempt in revoked {
                 self.control.handle_revoked(attempt);
@@ -125,7 +141,15 @@ impl Iteration<'_> {
         }
         if !plugins.is_empty() {
             let deployed = deployed(&mut turn, plugins, &openings, self.waiting)?;
-            claim(&mut turn, &openings, &deployed, self.at, &mut outcome)?;
+            let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
+            claim(
+                &mut turn,
+                &openings,
+                &deployed,
+                lease_ms,
+                self.at,
+                &mut outcome,
+            )?;
         }
         turn.commit()?;
         outcome.revoked = revoked;
@@ -167,7 +191,7 @@ fn deployed(
     let mut deployed = Vec::with_capacity(plugins.len());
     for plugin in plugins {
         match turn.plugin_code(&plugin)? {
-            store::Code::Ready(_) => {
+            store::Code::Runs(_) => {
                 let able = |opening: &Opening| opening.capabilities.allows(&plugin);
                 if !openings.iter().any(able) && waiting.insert(plugin.clone()) {
                     log::info!("jobs of plugin {plugin} wait for a worker that may run it");
@@ -206,7 +230,7 @@ fn apply(
         } => {
             let session = WorkerSession {
                 worker_id: worker_id.clone(),
-                user: user.clone(),
+                user_id: user.as_ref().map(ToString::to_string),
                 hostname: hostname.clone(),
                 pid: *pid,
                 capabilities: capabilities.clone(),
@@ -269,9 +293,7 @@ fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {
         Ended::Completed => log::debug!("{attempt}: completed"),
         Ended::Failed => log::warn!("{attempt}: failed: {reason}"),
         Ended::Queued => log::info!("{attempt}: queued again: {reason}"),
-        Ended::Retried { pause_ms } => {
-            log::warn!("{attempt}: tried again in {pause_ms} ms: {reason}");
-        }
+        Ended::Waits { .. } => log::warn!("{attempt}: tried again later: {reason}"),
         Ended::Stale => {}
     }
 }
@@ -282,6 +304,7 @@ fn claim(
     turn: &mut store::Turn<'_>,
     openings: &[Opening],
     deployed: &[String],
+    lease_ms: i64,
     at: &Now,
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
@@ -313,8 +336,9 @@ fn claim(
                     pid: opening.pid,
                     plugins: &plugins,
                     limit,
+                    lease_until_ms: at.unix_ms.saturating_add(lease_ms),
                 },
-                at,
+                at.unix_ms,
             )?;
             for failed in claimed.unresolved {
                 log::warn!("job {} failed: {}", failed.job_id, failed.reason);

@@ -16,7 +16,6 @@ use crate::guest::environment::Environment;
 use crate::guest::warm::WarmEvent;
 use crate::guest::{Exit, Job, process};
 use crate::limits;
-use crate::protocol::Payload;
 use crate::reactor::{BootTime, token};
 
 impl Worker {

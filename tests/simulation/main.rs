@@ -57,7 +57,9 @@ fn every_job_ends_once_with_the_output_of_its_receipt() {
                 })
             })
             .collect();
-        runs.into_iter().flat_map(|run| run.join().unwrap()).collect()
+        runs.into_iter()
+            .flat_map(|run| run.join().unwrap())
+            .collect()
     });
     assert!(failed.is_empty(), "seeds that failed: {failed:#?}");
 }

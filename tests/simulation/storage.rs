@@ -54,9 +54,8 @@ impl Storage {
     }
 
     pub(crate) fn move_folders(&mut self, attempt: Attempt) {
-        self.folders.retain(|other| {
-            other.job_id != attempt.job_id || other.number > attempt.number
-        });
+        self.folders
+            .retain(|other| other.job_id != attempt.job_id || other.number > attempt.number);
     }
 
     pub(crate) fn is_barred(&self, attempt: Attempt) -> bool {
@@ -67,9 +66,10 @@ impl Storage {
     /// True when another job has output in the sink of mode `error`.
     pub(crate) fn is_taken(&self, attempt: Attempt) -> bool {
         self.exclusive_jobs.contains(&attempt.job_id)
-            && self.exclusive_jobs.iter().any(|job| {
-                *job != attempt.job_id && self.visible.contains_key(job)
-            })
+            && self
+                .exclusive_jobs
+                .iter()
+                .any(|job| *job != attempt.job_id && self.visible.contains_key(job))
     }
 
     /// Renames by path: fails when the folder was moved.
@@ -82,7 +82,10 @@ impl Storage {
             before.is_none_or(|before| before < attempt.number),
             "{attempt} replaced the output of attempt {before:?}"
         );
-        assert!(!self.is_taken(attempt), "{attempt}: a second job published into an exclusive sink");
+        assert!(
+            !self.is_taken(attempt),
+            "{attempt}: a second job published into an exclusive sink"
+        );
         true
     }
 }

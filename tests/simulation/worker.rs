@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt};
-use casparian::protocol::{
-    Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View,
-};
+use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
 use casparian::reactor::BootTime;
 use casparian::worker::leases::Leases;
 
@@ -81,7 +79,11 @@ impl Worker {
     }
 
     fn holds(&self) -> Vec<Attempt> {
-        let runs = self.running.iter().chain(&self.publishing).chain(&self.backlog);
+        let runs = self
+            .running
+            .iter()
+            .chain(&self.publishing)
+            .chain(&self.backlog);
         runs.map(|run| run.attempt)
             .chain(self.leases.owed())
             .collect()
@@ -240,7 +242,9 @@ impl Worker {
     fn advance(&mut self, run: &mut Run, now: BootTime, storage: &mut Storage) -> bool {
         let attempt = run.attempt;
         let is_allowed = |leases: &Leases| {
-            leases.may_publish_until(attempt).is_some_and(|until| now < until)
+            leases
+                .may_publish_until(attempt)
+                .is_some_and(|until| now < until)
         };
         let Some(step) = run.step else {
             if self.leases.ask_exclusive(attempt, run.exclusive.clone()) {
@@ -273,7 +277,11 @@ impl Worker {
             }
             Step::CheckBar => {
                 let is_taken = storage.is_taken(attempt);
-                let barred = if is_taken { Cause::Operator } else { Cause::Worker };
+                let barred = if is_taken {
+                    Cause::Operator
+                } else {
+                    Cause::Worker
+                };
                 if storage.is_barred(attempt) || is_taken {
                     storage.remove_folder(attempt);
                     let receipt = Receipt::failed(attempt, barred, "barred or taken");

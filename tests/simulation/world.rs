@@ -223,7 +223,11 @@ impl<'a> World<'a> {
             if self.now_ms >= FAULTS_UNTIL_MS && self.is_over() {
                 break;
             }
-            self.now_ms += if self.now_ms < FAULTS_UNTIL_MS { self.random.between(1, 150) } else { 250 };
+            self.now_ms += if self.now_ms < FAULTS_UNTIL_MS {
+                self.random.between(1, 150)
+            } else {
+                250
+            };
         }
         self.check_end();
     }
@@ -241,7 +245,9 @@ impl<'a> World<'a> {
                 self.pause_worker(index, long, false);
             }
             3 => {
-                self.note(&format!("the machine of worker {index} is paused for {long} ms"));
+                self.note(&format!(
+                    "the machine of worker {index} is paused for {long} ms"
+                ));
                 self.pause_worker(index, long, true);
             }
             4 => {
@@ -263,7 +269,9 @@ impl<'a> World<'a> {
             }
             7 => {
                 self.note(&format!("the database is locked for {short} ms"));
-                if self.locked_until <= self.now_ms && self.other.execute_batch("BEGIN IMMEDIATE").is_ok() {
+                if self.locked_until <= self.now_ms
+                    && self.other.execute_batch("BEGIN IMMEDIATE").is_ok()
+                {
                     self.locked_until = self.now_ms + short;
                 }
             }
@@ -273,7 +281,10 @@ impl<'a> World<'a> {
                     1 => 400 * 86_400_000,
                     _ => self.random.below(7_200_000) as i64 - 3_600_000,
                 };
-                self.note(&format!("the wall clock jumps by {} ms", self.wall_offset_ms));
+                self.note(&format!(
+                    "the wall clock jumps by {} ms",
+                    self.wall_offset_ms
+                ));
             }
             9 => {
                 // An operator queues a running job again.
@@ -444,7 +455,10 @@ impl<'a> World<'a> {
             return;
         }
         let (now, at) = (self.sentinel.clock(self.now_ms), self.at());
-        if self.scheduler.is_none() && self.sentinel_starts_at <= self.now_ms && self.locked_until <= self.now_ms {
+        if self.scheduler.is_none()
+            && self.sentinel_starts_at <= self.now_ms
+            && self.locked_until <= self.now_ms
+        {
             let settings = Settings {
                 lease: Duration::from_secs(10),
                 lease_margin: Duration::from_secs(2),
@@ -460,7 +474,11 @@ impl<'a> World<'a> {
         for (id, link) in &mut self.links {
             // What had arrived before a cut was noticed is still read.
             while !link.sentinel_noticed
-                && link.to_sentinel.messages.front().is_some_and(|(at, _)| *at <= self.now_ms)
+                && link
+                    .to_sentinel
+                    .messages
+                    .front()
+                    .is_some_and(|(at, _)| *at <= self.now_ms)
             {
                 let (_, message) = link.to_sentinel.messages.pop_front().unwrap();
                 let Some((worker, _)) = self.workers.get(link.worker) else {
@@ -476,7 +494,9 @@ impl<'a> World<'a> {
                     user,
                 };
                 let refused =
-                    scheduler.control.handle_message(&sender, view.header.job_id, payload, now);
+                    scheduler
+                        .control
+                        .handle_message(&sender, view.header.job_id, payload, now);
                 assert_eq!(refused, None);
             }
         }
@@ -491,7 +511,11 @@ impl<'a> World<'a> {
             if let Some((_, link)) = link
                 && !link.is_cut
             {
-                push(&mut link.to_worker, self.now_ms + delay, vec![header.to_vec(), json]);
+                push(
+                    &mut link.to_worker,
+                    self.now_ms + delay,
+                    vec![header.to_vec(), json],
+                );
             }
         }
     }
@@ -514,7 +538,12 @@ impl<'a> World<'a> {
                 if !std::mem::replace(&mut link.is_established, true) {
                     worker.connected(now);
                 }
-                while link.to_worker.messages.front().is_some_and(|(at, _)| *at <= self.now_ms) {
+                while link
+                    .to_worker
+                    .messages
+                    .front()
+                    .is_some_and(|(at, _)| *at <= self.now_ms)
+                {
                     let (_, message) = link.to_worker.messages.pop_front().unwrap();
                     worker.receive(&message, now, &mut self.random);
                 }
@@ -582,7 +611,11 @@ impl<'a> World<'a> {
             match status.as_str() {
                 "COMPLETED" => {
                     let visible = self.storage.visible.get(&job);
-                    assert_eq!(visible, Some(&attempt), "job {job}: file of another attempt");
+                    assert_eq!(
+                        visible,
+                        Some(&attempt),
+                        "job {job}: file of another attempt"
+                    );
                 }
                 "FAILED" => {}
                 other => panic!("job {job} is {other} after {} ms", self.now_ms),
