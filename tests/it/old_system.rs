@@ -290,6 +290,7 @@ fn our_encodings_decode_with_a_python_reader() {
             Payload::Err(Err {
                 message: "bad".into(),
                 traceback: None,
+                refused: false,
             }),
         ),
         (0, Payload::Reload),

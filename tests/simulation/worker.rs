@@ -25,7 +25,6 @@ pub(crate) struct Run {
     failure: Option<Cause>,
     /// Being published, at this step.
     step: Option<Step>,
-    is_staged: bool,
     is_unwanted: bool,
 }
 
@@ -175,7 +174,6 @@ impl Worker {
             ends_at: now + length,
             failure,
             step: None,
-            is_staged: false,
             is_unwanted: false,
         });
         if self.is_draining {
@@ -195,7 +193,7 @@ impl Worker {
     }
 
     /// Lets the worker do what is due. One storage step a call: it may be paused after any.
-    pub(crate) fn step(&mut self, now: BootTime, storage: &mut Storage, random: &mut Random) {
+    pub(crate) fn step(&mut self, now: BootTime, storage: &mut Storage) {
         while self.running.len() < self.slots
             && let Some(run) = self.backlog.pop_front()
         {
@@ -209,10 +207,7 @@ impl Worker {
                 storage.remove_folder(run.attempt);
                 self.conclude(run.attempt, Receipt::failed(run.attempt, cause, "failed"));
             } else {
-                self.publishing.push(Run {
-                    is_staged: true,
-                    ..run
-                });
+                self.publishing.push(run);
             }
         }
         for mut run in std::mem::take(&mut self.publishing) {
@@ -307,20 +302,18 @@ impl Worker {
         true
     }
 
-    fn conclude(&mut self, attempt: Attempt, receipt: Receipt) {
-        self.leases.owe(attempt, receipt);
+    /// Attempts that this worker may publish at this moment of its clock.
+    pub(crate) fn may_publish(&self, now: BootTime) -> Vec<Attempt> {
+        let runs = self.running.iter().chain(&self.publishing);
+        runs.map(|run| run.attempt)
+            .filter(|attempt| {
+                let until = self.leases.may_publish_until(*attempt);
+                until.is_some_and(|until| now < until)
+            })
+            .collect()
     }
 
-    /// When the worker is due without a message, by its own clock.
-    pub(crate) fn due_at(&self, now: BootTime) -> BootTime {
-        let runs = self.running.iter().map(|run| run.ends_at);
-        let publishing = self.publishing.iter().filter(|run| run.step.is_some());
-        let busy = publishing.map(|_| now + Duration::from_millis(1)).next();
-        let start = (!self.backlog.is_empty() && self.running.len() < self.slots).then_some(now);
-        runs.chain(busy)
-            .chain(start)
-            .chain([self.heartbeat_at.max(now + Duration::from_millis(1))])
-            .min()
-            .unwrap_or(now)
+    fn conclude(&mut self, attempt: Attempt, receipt: Receipt) {
+        self.leases.owe(attempt, receipt);
     }
 }

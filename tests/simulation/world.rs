@@ -1,6 +1,6 @@
 //! What happens when: sentinel, workers, connections, faults, and what must hold.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -114,6 +114,8 @@ pub(crate) struct World<'a> {
     next_instance: u64,
     storage: Storage,
     jobs: u64,
+    /// Jobs that an operator took from their holders: only the storage keeps those apart.
+    queued_by_sql: BTreeSet<i64>,
     trace: bool,
     _folder: &'a Folder,
 }
@@ -153,6 +155,7 @@ impl<'a> World<'a> {
             next_instance: 0,
             storage,
             jobs: JOBS,
+            queued_by_sql: BTreeSet::new(),
             trace: std::env::var_os("CASPARIAN_SIMULATION_TRACE").is_some(),
             random,
             _folder: folder,
@@ -220,6 +223,7 @@ impl<'a> World<'a> {
             self.network();
             self.run_sentinel();
             self.run_workers();
+            self.check_holders();
             if self.now_ms >= FAULTS_UNTIL_MS && self.is_over() {
                 break;
             }
@@ -291,6 +295,7 @@ impl<'a> World<'a> {
                 if self.locked_until <= self.now_ms {
                     let job = self.random.between(1, JOBS);
                     self.note(&format!("job {job} is queued again by SQL"));
+                    self.queued_by_sql.insert(job as i64);
                     let _ = self.other.execute(
                         "UPDATE cf_processing_queue SET status = 'QUEUED' \
                          WHERE id = ?1 AND status = 'RUNNING'",
@@ -548,7 +553,7 @@ impl<'a> World<'a> {
                     worker.receive(&message, now, &mut self.random);
                 }
             }
-            worker.step(now, &mut self.storage, &mut self.random);
+            worker.step(now, &mut self.storage);
             let out = std::mem::take(&mut worker.out);
             let delay = self.random.between(1, 200);
             let link = self
@@ -581,7 +586,25 @@ impl<'a> World<'a> {
         }
     }
 
-    // ---- what must hold at the end ----
+    // ---- what must hold ----
+
+    /// One worker at a time may publish a job, as far as clocks can tell: a machine that was
+    /// paused is left to the storage.
+    fn check_holders(&self) {
+        let mut holders: BTreeMap<i64, (usize, i64)> = BTreeMap::new();
+        for (index, (worker, process)) in self.workers.iter().enumerate() {
+            if process.behind_ms > 0 || self.sentinel.behind_ms > 0 {
+                continue;
+            }
+            for attempt in worker.may_publish(process.clock(self.now_ms)) {
+                let other = holders.insert(attempt.job_id, (index, attempt.number));
+                assert!(
+                    other.is_none() || self.queued_by_sql.contains(&attempt.job_id),
+                    "{attempt}: a second holder beside attempt {other:?}"
+                );
+            }
+        }
+    }
 
     fn rows(&self) -> Vec<(i64, String, i64, i64)> {
         let mut statement = self
@@ -618,7 +641,10 @@ impl<'a> World<'a> {
                     );
                 }
                 "FAILED" => {}
-                other => panic!("job {job} is {other} after {} ms", self.now_ms),
+                other => panic!(
+                    "job {job} is {other} after {} ms: {:#?}",
+                    self.now_ms, self.scheduler
+                ),
             }
             assert!(attempt <= 40, "job {job}: {attempt} attempts");
         }

@@ -248,13 +248,13 @@ impl Control {
     /// row): its worker must stop.
     pub fn handle_revoked(&mut self, attempt: Attempt) {
         self.orphans.remove(&attempt);
+        self.exclusive.abandon(attempt);
         for worker in self.workers.values_mut() {
             let before = worker.holds.len();
             worker.holds.retain(|hold| hold.attempt != attempt);
             if worker.holds.len() == before {
                 continue;
             }
-            self.exclusive.abandon(attempt);
             match worker.peer {
                 Some(_) if worker.instance.is_some() => {
                     worker.abort.push(attempt);

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Puts known faults back, one at a time, and checks that the simulation finds each.
+
+    python3 tests/simulation/mutants.py [SEEDS] [NAME...]
+
+Works on a copy of the checkout in a temporary folder; SEEDS (default 3000) is the most it tries.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LEASES = "src/sentinel/control/leases.rs"
+MEMBERS = "src/sentinel/control/members.rs"
+EXCLUSIVE = "src/sentinel/control/exclusive.rs"
+WORKER = "src/worker/leases.rs"
+STORAGE = "tests/simulation/storage.rs"
+# Name, file, text, what it becomes.
+MUTANTS = [
+    ("a lost connection releases jobs", MEMBERS,
+     "            self.orphans.insert(orphan.hold.attempt, orphan);",
+     "            self.release(orphan.hold.attempt, crate::job::Cause::Lost, String::new());"),
+    ("a worker's lease is longer than the sentinel's", WORKER,
+     "*until = (*until).max(at + bound);", "*until = (*until).max(at + bound * 2);"),
+    ("the sentinel counts half a lease", LEASES,
+     "hold.until = hold.until.max(request.received_at + bound);",
+     "hold.until = hold.until.max(request.received_at + bound / 2);"),
+    ("the first lease counts from the claim's past", "src/sentinel/control/claims.rs",
+     "map_or(now, |request| request.received_at) + bound;",
+     "map_or(now, |request| request.received_at) + bound / 4;"),
+    ("renewals do not reach jobs", LEASES,
+     "leases: worker.holds.iter().map(|hold| hold.attempt).collect(),", "leases: Vec::new(),"),
+    ("folders of earlier attempts stay", STORAGE,
+     "other.job_id != attempt.job_id || other.number > attempt.number", "true"),
+    ("a bar is not read", STORAGE,
+     "barred.is_some_and(|barred| *barred >= attempt.number)", "barred.is_none() && false"),
+    ("exclusive sinks are given to all", EXCLUSIVE,
+     "        if !sinks.iter().all(is_free) {", "        if false && !sinks.iter().all(is_free) {"),
+    ("unreported holders of sinks are not barred", EXCLUSIVE,
+     "            bar.extend(self.unreported.get(sink).into_iter().flatten());", ""),
+    ("an operator's change leaves a sink taken", LEASES,
+     "        self.exclusive.abandon(attempt);\n        for worker", "        for worker"),
+    ("receipts are sent once", WORKER,
+     "            *sent_at = None;\n        }\n    }\n\n    /// Numbers",
+     "            let _ = sent_at;\n        }\n    }\n\n    /// Numbers"),
+    ("receipts are acknowledged before the commit", "src/sentinel/control.rs",
+     "        self.changes.push(Change::End {",
+     "        if let Some(worker) = self.workers.get_mut(routing_id) {\n"
+     "            worker.acknowledged.push(attempt);\n"
+     "            worker.answer_due = true;\n        }\n"
+     "        self.changes.push(Change::End {"),
+    ("changes of a failed commit are lost", "src/sentinel/transaction.rs",
+     "self.control.restore_changes(changes);", "drop(changes);"),
+    ("a restart queues running jobs at once", "src/sentinel/transaction.rs",
+     "    if is_exclusive {", "    if !is_exclusive {"),
+    ("any attempt's receipt ends the job", "src/store/attempts.rs",
+     "OR ?3 = iif(typeof(attempt) = 'integer', attempt, 0))", "OR ?3 > 0)"),
+    ("a job whose DISPATCH is on its way is given back", LEASES,
+     "let keep = !has_arrived || running.contains(&hold.attempt);",
+     "let keep = running.contains(&hold.attempt);"),
+    ("a job that the worker lost stays with it", LEASES,
+     "let keep = !has_arrived || running.contains(&hold.attempt);", "let keep = true;"),
+    ("a second process takes the ID at once", MEMBERS,
+     "            && let Some(peer) = worker.peer\n        {\n            self.contend",
+     "            && let Some(peer) = worker.peer.filter(|_| false)\n        {\n            self.contend"),
+    ("a draining worker gets jobs", "src/sentinel/control/claims.rs",
+     "            && !worker.draining\n", ""),
+]
+
+
+def main():
+    seeds = sys.argv[1] if len(sys.argv) > 1 else "3000"
+    wanted = sys.argv[2:]
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="mutants-"))
+    copy = folder / "checkout"
+    ignore = shutil.ignore_patterns("target", ".git", "out")
+    shutil.copytree(ROOT, copy, ignore=ignore)
+    environment = dict(
+        os.environ, CASPARIAN_SIMULATION_SEEDS=seeds, RUST_BACKTRACE="0",
+        CARGO_TARGET_DIR=os.environ.get("MUTANTS_TARGET", str(folder / "target")))
+    survived = []
+    for name, path, text, mutant in MUTANTS:
+        if wanted and not any(word in name for word in wanted):
+            continue
+        file = copy / path
+        source = file.read_text()
+        assert source.count(text) == 1, f"{name}: the text is in {path} {source.count(text)} times"
+        file.write_text(source.replace(text, mutant))
+        run = subprocess.run(
+            ["cargo", "test", "--test", "simulation"], cwd=copy, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        file.write_text(source)
+        if "error: could not compile" in run.stdout:
+            print(run.stdout)
+            raise SystemExit(f"{name}: does not compile")
+        why = next((line for line in run.stdout.splitlines() if line.startswith('        "')), "")
+        print(f"{'killed ' if run.returncode else 'SURVIVED'} {name}: {why.strip()[:110]}", flush=True)
+        if run.returncode == 0:
+            survived.append(name)
+    shutil.rmtree(folder)
+    raise SystemExit(1 if survived else 0)
+
+
+main()
