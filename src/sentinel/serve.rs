@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::control::{Outgoing, Sender};
 use super::scheduler::{self, Scheduler};
+use super::transaction::JobEnd;
 use crate::job::{Attempt, User};
 use crate::limits;
 use crate::protocol::{Payload, View};
@@ -210,6 +211,11 @@ impl Sentinel {
     /// Where it is bound, with the port the system chose.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Reports jobs there when their ends are committed.
+    pub fn observe(&mut self, observer: std::sync::mpsc::Sender<JobEnd>) {
+        self.scheduler.observe(observer);
     }
 
     /// A handle that ends it.
