@@ -15,7 +15,7 @@ use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
-use crate::sink::{self, Staging};
+use crate::sink::{self, Root, RootOptions};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
@@ -118,7 +118,7 @@ pub struct Worker {
     pub(super) reactor: Reactor,
     pub(super) socket: Socket,
     pub(super) sentinel: PeerId,
-    pub(super) staging: Arc<Staging>,
+    pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
     pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
@@ -138,7 +138,8 @@ pub struct Worker {
 impl Worker {
     /// Makes the output root, sweeps what killed workers left, and starts to connect.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let staging = Arc::new(Staging::open(&options.output).map_err(Error::Output)?);
+        let staging =
+            Arc::new(Root::open(&options.output, RootOptions::default()).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;
         let reactor = Reactor::new().map_err(io_error("event loop"))?;
         let hostname = rustix::system::uname()

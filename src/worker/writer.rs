@@ -10,7 +10,7 @@ use arrow::buffer::Buffer;
 
 use crate::guest::bridge;
 use crate::job::Job;
-use crate::sink::{Artifact, JobOutput, Staging};
+use crate::sink::{Artifact, JobOutput, Refused, Root};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -71,7 +71,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(
         job: Arc<Job>,
-        staging: Arc<Staging>,
+        staging: Arc<Root>,
         address: Address,
     ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
@@ -148,7 +148,7 @@ impl Writer {
 
 fn write_job(
     job: Arc<Job>,
-    staging: Arc<Staging>,
+    staging: Arc<Root>,
     orders: &Receiver<Order>,
     wanted: &AtomicBool,
     address: &Address,
@@ -186,9 +186,12 @@ fn write_job(
     };
     address.report(Report::Staged);
     match orders.recv() {
-        Ok(Order::Publish) => match staged.publish() {
-            Ok(artifacts) => Report::Published(artifacts),
-            Err(error) => failed(&error),
+        Ok(Order::Publish) => match staged.publish(&[], &|| true) {
+            Ok(published) => Report::Published(published.artifacts),
+            Err(Refused::Failed(error)) => failed(&error),
+            Err(Refused::NotGranted(_)) => {
+                Report::Failed("another job publishes into the same sink".to_owned())
+            }
         },
         _ => Report::Discarded,
     }
