@@ -127,6 +127,8 @@ impl Staged {
         }
         hook(Step::Bar)?;
         self.bar(barred_others)?;
+        // Early, so that it is not taken for an attempt of a copied database.
+        self.check_bar()?;
         hook(Step::Plan)?;
         let sinks = plan::exclusive(self);
         if !sinks.is_empty() && !claims::acquire(&self.root, &self.folder, &sinks, is_granted)? {
@@ -169,6 +171,12 @@ impl Staged {
             .and_then(|()| recover::finish(&self.root, &self.folder, &mut record));
         let removed = finished.inspect_err(|_| self.folder.leave())?;
         hook(Step::Done)?;
+        // A successor may have replaced it since: then there is nothing to report.
+        if !self.folder.exists() {
+            return Err(Error::Barred {
+                attempt: self.folder.name.attempt,
+            });
+        }
         Ok(Some(Published {
             artifacts: self.artifacts(&record),
             removed,

@@ -1,6 +1,7 @@
 //! Staged rows go into their tables.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,12 +63,8 @@ pub(in crate::sink) fn prepare(
     let fail = |error: rusqlite::Error| failure(path, &error);
     let connection = Connection::open(path).map_err(fail)?;
     connection.busy_timeout(WAIT).map_err(fail)?;
-    let stage = stage.to_str().ok_or_else(|| Error::Io {
-        path: stage.to_owned(),
-        source: std::io::Error::other("SQLite needs a path in UTF-8"),
-    })?;
     connection
-        .execute("ATTACH DATABASE ?1 AS staging", [stage])
+        .execute("ATTACH DATABASE ?1 AS staging", [read_only(stage)])
         .map_err(fail)?;
     let until = Instant::now() + limits::SQLITE_WAIT;
     loop {
@@ -96,6 +93,21 @@ pub(in crate::sink) fn prepare(
         path: path.clone(),
         connection,
     }))
+}
+
+/// URI of a database that is only read. Otherwise each transaction would lock the stage for the
+/// next.
+fn read_only(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(byte));
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri + "?mode=ro"
 }
 
 /// Fills one table with the rows of the job's sinks for it.
