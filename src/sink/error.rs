@@ -248,7 +248,7 @@ impl Error {
 pub enum Refused {
     /// The attempt has no lease, or another job publishes into the same sink of mode `replace`
     /// or `error`. Nothing is visible; publish again when the lease is granted.
-    NotGranted(Staged),
+    NotGranted(Box<Staged>),
     /// It failed. Nothing of the attempt is visible, or the next attempt removes it.
     Failed(Error),
 }

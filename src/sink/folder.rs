@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::{self, is_absent};
 use super::{Error, Root};
-use crate::job::{Attempt, Job};
+use crate::job::{self, Attempt, Job};
 
 const WORKER: &str = "worker";
 const BAYS: &str = "bays";
@@ -86,6 +86,15 @@ impl Name {
         match &self.claimed_by {
             Some(worker) => format!("{}~{worker}", self.run()),
             None => self.run(),
+        }
+    }
+
+    /// What the side table of a SQLite sink calls the run: the attempt's number; of a run without
+    /// one a negative number of its own.
+    pub(super) fn stamp(&self) -> i64 {
+        match self.is_numbered() {
+            true => self.attempt.number,
+            false => -1 - i64::try_from(job::hash(&self.run()) >> 1).unwrap_or_default(),
         }
     }
 
@@ -215,7 +224,10 @@ impl Folder {
     fn listed_bays(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join(BAYS);
         match fs::read_to_string(&path) {
-            Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+            Ok(text) => serde_json::from_str(&text).map_err(|error| Error::Io {
+                path,
+                source: error.into(),
+            }),
             Err(error) if is_absent(&error) => Ok(Vec::new()),
             Err(error) => Err(Error::io(&path, error)),
         }
@@ -253,11 +265,8 @@ impl Folder {
         let below = parent.strip_prefix(&self.root).map_err(|_| outside())?;
         let below = below.to_str().ok_or_else(outside)?.to_owned();
         self.bays.push((below.clone(), mount));
-        let list: String = self
-            .bays
-            .iter()
-            .map(|(bay, _)| format!("{bay}\n"))
-            .collect();
+        let parents: Vec<&str> = self.bays.iter().map(|(bay, _)| bay.as_str()).collect();
+        let list = serde_json::json!(parents).to_string();
         let (new, path) = (self.path.join("bays.new"), self.path.join(BAYS));
         fs::write(&new, list).map_err(|error| self.refusal(Error::io(&new, error)))?;
         files::rename(&new, &path).map_err(|error| self.refusal(error))?;

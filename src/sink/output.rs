@@ -18,7 +18,7 @@ use crate::job::{self, Job, Mode, Target, default_uri};
 use crate::limits;
 
 enum Writer {
-    Parquet(ParquetFile),
+    Parquet(Box<ParquetFile>),
     Table(Rows),
 }
 
@@ -193,7 +193,7 @@ impl JobOutput {
                 sink.bay = self.folder.bay(&names::file(path, &holder))?;
                 let staged = self.staged(index);
                 let file = ParquetFile::create(&staged, &schema, compression);
-                Writer::Parquet(file.map_err(|error| self.folder.refusal(error))?)
+                Writer::Parquet(Box::new(file.map_err(|error| self.folder.refusal(error))?))
             }
             Target::Sqlite { .. } => {
                 let stage = match self.stage.take() {

@@ -1,7 +1,7 @@
 //! What a publish will do, and whether it may. Nothing visible changes here but that folders are
 //! created.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::files::{self, Identity};
@@ -32,9 +32,8 @@ pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
         Target::Parquet { path, .. } => Some(names::file(path, &anyone)),
         Target::Sqlite { .. } => None,
     });
-    files
-        .map(|file| file.to_string_lossy().into_owned())
-        .collect()
+    // One a line, whatever is in a name.
+    files.map(|file| format!("{file:?}")).collect()
 }
 
 pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
@@ -74,6 +73,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     earlier.files = standing;
     add_named(root, &job.previous, name.attempt, &mut earlier)?;
 
+    let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     let mut outputs = Outputs::default();
     let mut removes = Vec::new();
     for sink in sinks.iter() {
@@ -81,7 +81,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             let file = plan_file(root, folder, sink, path, &holder)?;
             let target = root.path().join(&file.path);
             let found = files::identity(&target)?;
-            let is_known = earlier.files.iter().any(|other| other.path == file.path);
+            let is_known = known.contains(&file.path);
             match found {
                 Some(identity) if !is_known && !name.is_numbered() => {
                     // An old sentinel's job owns the file that its name says.
@@ -107,7 +107,12 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
                 mode: table.mode.as_str().to_owned(),
             }));
     }
-    let is_new = |path: &str| !outputs.files.iter().any(|file| file.path == path);
+    let new: HashSet<&str> = outputs
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .collect();
+    let is_new = |path: &str| !new.contains(path);
     removes.extend(
         earlier
             .files
@@ -172,6 +177,7 @@ fn add_named(
     attempt: crate::job::Attempt,
     earlier: &mut Outputs,
 ) -> Result<(), Error> {
+    let mut known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     for uri in previous {
         if let Some(path) = uri.strip_prefix("file://") {
             let path = Path::new(path);
@@ -184,7 +190,7 @@ fn add_named(
             let Some(below) = below.to_str() else {
                 continue;
             };
-            let is_known = earlier.files.iter().any(|file| file.path == below);
+            let is_known = known.contains(below);
             if !is_plain || is_known || !names::is_of_job(path, attempt) {
                 continue;
             }
@@ -192,6 +198,7 @@ fn add_named(
                 && identity != Identity::default()
                 && files::inside(root.path(), path).is_ok()
             {
+                known.insert(below.to_owned());
                 earlier.files.push(named_file(below.to_owned(), identity));
             }
         } else if let Some((database, table)) = uri

@@ -1,12 +1,13 @@
 //! Publishing: from staged files to visible ones.
 //!
-//! 1. Earlier attempts are barred. 2. The plan is made and checked, SQLite transactions are
-//! prepared. 3. Lease and bar are checked. 4. Earlier files are kept, the record is written with
-//! the intent. 5. Files are renamed and their folders synced, SQLite transactions committed.
-//! 6. The record is written as committed, unless one rename was all. 7. What this attempt
-//! replaces is removed. Until 6 everything can be undone, by this process after a failure and by
-//! any other after its end.
+//! The order: earlier attempts are barred; the plan is made and checked, SQLite transactions are
+//! prepared; lease and bar are checked; earlier files are kept and the record is written with the
+//! intent; files are renamed and their folders synced, SQLite transactions committed; the record
+//! is written as committed, unless one rename was all; what this attempt replaces is removed.
+//! Until the commit everything can be undone, by this process after a failure and by any other
+//! after its end.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -108,7 +109,7 @@ impl Staged {
         match self.try_publish(barred_others, is_granted, hook) {
             Ok(Some(published)) => Ok(published),
             Ok(None) => match claims::withdraw(&self.folder) {
-                Ok(()) => Err(Refused::NotGranted(self)),
+                Ok(()) => Err(Refused::NotGranted(Box::new(self))),
                 Err(error) => Err(Refused::Failed(error)),
             },
             Err(error) => Err(Refused::Failed(error)),
@@ -213,8 +214,9 @@ impl Staged {
 
     /// Keeps the files that will be replaced, until the new ones stand.
     fn keep(&self, record: &Record) -> Result<(), Error> {
+        let earlier = earlier(record);
         for file in &record.outputs.files {
-            let Some(earlier) = earlier(record, file) else {
+            let Some(earlier) = earlier.get(file.path.as_str()) else {
                 continue;
             };
             let path = self.root.path().join(&file.path);
@@ -245,6 +247,7 @@ impl Staged {
     ) -> Result<bool, Error> {
         hook(Step::Intent)?;
         record.write(&self.root, &self.folder)?;
+        let earlier = earlier(record);
         for (at, file) in record.outputs.files.iter().enumerate() {
             if !is_granted() {
                 return Ok(false);
@@ -254,7 +257,7 @@ impl Staged {
             let staged = self.folder.path_in(file.bay.as_deref(), &name);
             let path = self.root.path().join(&file.path);
             let refusal = |error| self.folder.refusal(error);
-            if earlier(record, file).is_some() {
+            if earlier.contains_key(file.path.as_str()) {
                 files::rename(&staged, &path).map_err(refusal)?;
             } else if !files::rename_new(&staged, &path).map_err(refusal)? {
                 return Err(Error::NotOurs { path });
@@ -299,8 +302,8 @@ impl Staged {
     }
 }
 
-/// The job's file that an output replaces.
-fn earlier<'a>(record: &'a Record, file: &FileOutput) -> Option<&'a FileOutput> {
+/// The job's files from before, by path.
+fn earlier(record: &Record) -> HashMap<&str, &FileOutput> {
     let previous = record.previous.files.iter();
-    previous.into_iter().find(|other| other.path == file.path)
+    previous.map(|file| (file.path.as_str(), file)).collect()
 }

@@ -116,8 +116,7 @@ impl Record {
         }
         if !self.outputs.tables.is_empty() {
             for table in &self.outputs.tables {
-                let attempt = Some(self.attempt);
-                if sqlite::published_attempt(table, name)? != attempt {
+                if sqlite::published_attempt(table, name)? != Some(name.stamp()) {
                     return Ok(false);
                 }
             }

@@ -5,6 +5,7 @@
 //! and the attempt's folder. Names in the folder: `s<i>` the staged file of sink *i*, `k<i>` the
 //! file that was at its path, `r<i>` the *i*th file that goes after the commit.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::files::{self, Identity};
@@ -110,18 +111,23 @@ fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> R
 /// in the folder again afterwards.
 pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
     let mut restored = record.previous.clone();
+    let previous = record.previous.files.iter().enumerate();
+    let places: HashMap<&str, usize> = previous
+        .map(|(at, file)| (file.path.as_str(), at))
+        .collect();
     for file in record.outputs.files.iter().rev() {
         let kept = undo_file(root, folder, file)?;
         let Some(kept) = kept else { continue };
-        let same = |other: &&mut FileOutput| other.path == file.path;
-        if let Some(earlier) = restored.files.iter_mut().find(same) {
-            // A copy has another inode.
+        // A copy has another inode.
+        if let Some(&at) = places.get(file.path.as_str())
+            && let Some(earlier) = restored.files.get_mut(at)
+        {
             earlier.identity = kept;
         }
     }
     sync_parents(root, record.outputs.files.iter())?;
     for table in &record.outputs.tables {
-        sqlite::clear_exact(table, &folder.name, record.attempt)?;
+        sqlite::clear_exact(table, &folder.name)?;
     }
     put_back_record(root, folder, record.previous_attempt, restored)
 }

@@ -164,8 +164,11 @@ impl Root {
         let workers = self.base.join("workers");
         let entries = fs::read_dir(&workers).map_err(|error| Error::io(&workers, error))?;
         for entry in entries.flatten() {
-            let name = entry.file_name();
-            if name.to_str().is_some_and(|name| !self.is_alive(name))
+            // Locked until its name is gone, so that a worker that starts does not take it.
+            let Ok(file) = open(&entry.path()) else {
+                continue;
+            };
+            if file.try_lock_shared().is_ok()
                 && let Err(error) = files::remove(&entry.path())
             {
                 log::warn!("{error}");

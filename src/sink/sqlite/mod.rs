@@ -167,8 +167,8 @@ pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<b
 }
 
 /// Deletes the job's rows that exactly this attempt wrote.
-pub(super) fn clear_exact(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
-    clear_where(output, name, |found| found == attempt)
+pub(super) fn clear_exact(output: &TableOutput, name: &Name) -> Result<bool, Error> {
+    clear_where(output, name, |found| found == name.stamp())
 }
 
 fn clear_where(

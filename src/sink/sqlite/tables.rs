@@ -132,7 +132,7 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
                     target.run.attempt.job_id,
                     target.run.attempt.incarnation(),
                     &sink.topic,
-                    target.run.attempt.number,
+                    target.run.stamp(),
                     i64::try_from(sink.rows).unwrap_or(i64::MAX),
                 ),
             )

@@ -41,7 +41,7 @@ fn publish_at_last(root: &Arc<Root>, job: &Job) -> Result<Published, Error> {
     loop {
         match staged.publish(&[], &|| true) {
             Ok(published) => return Ok(published),
-            Err(Refused::NotGranted(back)) => staged = back,
+            Err(Refused::NotGranted(back)) => staged = *back,
             Err(Refused::Failed(error)) => return Err(error),
         }
     }

@@ -357,7 +357,7 @@ fn a_lease_that_ends_at_any_question_gives_the_output_back() {
                     assert!(questions > 1, "{case:?}: the lease is asked for");
                     break;
                 }
-                Err(Refused::NotGranted(staged)) => staged,
+                Err(Refused::NotGranted(staged)) => *staged,
                 Err(Refused::Failed(error)) => panic!("{case:?} {questions}: {error}"),
             };
             scene.check("no lease");

@@ -271,7 +271,7 @@ fn a_locked_database_is_waited_for_no_longer_than_the_lease() {
         panic!("{refused:?}");
     };
     lock.execute_batch("COMMIT").unwrap();
-    granted(back).unwrap();
+    granted(*back).unwrap();
     assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
 }
 
