@@ -94,7 +94,7 @@ fn main() {
                 name: "bench".to_owned(),
                 ..Plugin::default()
             }),
-            database: None,
+            database: Some("0123456789abcdef0123456789abcdef".into()),
             previous: Vec::new(),
         };
         let mut output = JobOutput::new(root.clone(), Arc::new(job)).expect("output");
