@@ -229,6 +229,16 @@ pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 /// Rows of a row group.
 pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
+/// Memory of all row groups of a job that are being written; of more, the largest is flushed.
+pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
+/// Topics of a job, configured or published.
+pub const TOPICS_MAX: usize = 10_000;
+/// Open files that a worker asks the kernel for: one a topic.
+pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Wait of a SQLite sink for its database while others have it locked.
+pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
+/// Wait of a publish for one of another job into the same sink of mode `replace` or `error`.
+pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
 /// Arrow data handed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 /// Reads of one guest's log pipe per turn.

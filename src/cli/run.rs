@@ -322,6 +322,7 @@ fn work(
         progress.finish();
         return Ok(());
     }
+    super::serve::raise_worker_descriptor_limit();
     let (observer, ends) = channel();
     sentinel.observe(observer);
     let worker = Worker::open(worker_options).map_err(failed)?;

@@ -27,6 +27,10 @@ impl Worker {
             self.next_serial += 1;
             let mut run = Run::new(self.next_serial, order, self.options.job_timeout, now);
             run.waits_for_environment = true;
+            if run.order.lease.is_some() {
+                let until = self.leases.may_publish_until(run.order.job.attempt);
+                run.permit.set(until);
+            }
             if let Some(slot) = self.slots.get_mut(place) {
                 *slot = Some(run);
             }
@@ -183,7 +187,7 @@ impl Worker {
                             writer.retry();
                         }
                     }
-                    Report::Failed(message) => run.slot.handle_output_failed(message),
+                    Report::Failed { cause: _, message } => run.slot.handle_output_failed(message),
                     Report::Staged => run.slot.handle_staged(),
                     Report::NotGranted => run.slot.handle_not_granted(),
                     Report::Published(artifacts) => {

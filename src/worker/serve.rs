@@ -16,7 +16,7 @@ use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
-use crate::sink::{self, Staging};
+use crate::sink::{self, Root, RootOptions};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
@@ -37,7 +37,9 @@ pub struct Options {
     pub security: Security,
     /// Output root; made when it is missing.
     pub output: PathBuf,
-    /// Its name, also its routing id; made up when absent.
+    /// Publish into a root whose files belong to another database, under names of its own.
+    pub share_output: bool,
+    /// Its ID; generated when absent.
     pub worker_id: Option<String>,
     /// Jobs at a time.
     pub slots: usize,
@@ -64,6 +66,7 @@ impl Options {
             connect,
             security: Security::Null,
             output,
+            share_output: false,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
@@ -127,7 +130,7 @@ pub struct Worker {
     pub(super) reactor: Reactor,
     pub(super) socket: Socket,
     pub(super) sentinel: PeerId,
-    pub(super) staging: Arc<Staging>,
+    pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
     pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
@@ -153,7 +156,10 @@ pub struct Worker {
 impl Worker {
     /// Makes the output root, sweeps what killed workers left, and starts to connect.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let staging = Arc::new(Staging::open(&options.output).map_err(Error::Output)?);
+        let root_options = RootOptions {
+            share: options.share_output,
+        };
+        let staging = Arc::new(Root::open(&options.output, root_options).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;
         let reactor = Reactor::new().map_err(io_error("event loop"))?;
         let hostname = rustix::system::uname()
