@@ -9,11 +9,12 @@ use super::job::{Order, Run};
 use super::serve::Worker;
 use super::slot::Failure;
 use crate::guest::environment::Environment;
-use crate::job::{Attempt, Job, Lease, Plugin, Sink, SinkError};
+use crate::job::{Attempt, Cause, Job, Lease, Plugin, Sink, SinkError};
 use crate::limits;
 use crate::protocol::{
     Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload, View,
 };
+use crate::reactor::BootTime;
 use crate::socket::Event;
 
 impl Worker {
@@ -163,12 +164,9 @@ impl Worker {
             .partition(|order| order.job.attempt.job_id.unsigned_abs() == job_id);
         self.backlog = rest;
         for order in aborted {
-            let now = Instant::now();
+            let now = BootTime::now();
             let run = Run::new(0, order, self.options.job_timeout, now);
-            let failure = Failure {
-                message: reason.to_owned(),
-                exit: None,
-            };
+            let failure = Failure::new(Cause::Operator, reason);
             let receipt = run.conclude(Some(&failure), now);
             self.send(job_id, &Payload::Conclude(receipt));
         }

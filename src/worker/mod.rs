@@ -21,15 +21,22 @@
     )
 )]
 
+mod cleaner;
 mod control;
 mod environments;
 mod event;
+mod exits;
 mod guests;
+mod health;
+mod interpreters;
 mod job;
+mod leftovers;
 mod log_tail;
+mod receipt;
 mod runtime;
 mod serve;
 pub mod slot;
+mod watchdog;
 mod writer;
 
 pub use serve::{Error, GuestStart, Options, Worker};

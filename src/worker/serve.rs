@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 
 use super::environments::Environments;
 use super::event::ThreadEvent;
+use super::health::Health;
+use super::interpreters::Interpreters;
 use super::job::{Order, Run, owner};
+use super::leftovers::Leftovers;
 use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
-use crate::reactor::{Endpoint, Reactor, Signals, Stopper, token};
+use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Staging};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
@@ -46,6 +49,8 @@ pub struct Options {
     pub job_timeout: Duration,
     /// How guests are started.
     pub guest_start: GuestStart,
+    /// Longest a warm interpreter's imports may take.
+    pub interpreter_start_timeout: Duration,
     /// The shim that guests run; our own when absent.
     pub shim: Option<PathBuf>,
     /// Where environments and the private uv live.
@@ -68,6 +73,7 @@ impl Options {
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
             guest_start: GuestStart::Warm,
+            interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
             home: environment::home(),
             drain_timeout: limits::DRAIN_TIMEOUT,
@@ -120,10 +126,12 @@ pub struct Worker {
     pub(super) sentinel: PeerId,
     pub(super) staging: Arc<Staging>,
     pub(super) runtime: Runtime,
-    pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
     pub(super) backlog: VecDeque<Order>,
     pub(super) environments: Environments,
+    pub(super) interpreters: Interpreters,
+    pub(super) leftovers: Leftovers,
+    pub(super) health: Health,
     pub(super) reports: Receiver<ThreadEvent>,
     pub(super) report_sender: Sender<ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
@@ -185,7 +193,9 @@ impl Worker {
                 report_sender.clone(),
                 waker.clone(),
             ),
-            shim: options.shim.clone().unwrap_or_else(|| runtime.shim()),
+            interpreters: Interpreters::new(options.interpreter_start_timeout),
+            leftovers: Leftovers::default(),
+            health: Health::new(),
             slots: (0..slots).map(|_| None).collect(),
             options,
             worker_id,
@@ -227,22 +237,21 @@ impl Worker {
             self.options.connect
         );
         loop {
-            let now = Instant::now();
+            let (now, boot) = (Instant::now(), BootTime::now());
             self.receive(now);
             self.socket.handle_timeout(now);
             self.connection_events(now);
             while let Ok(event) = self.reports.try_recv() {
-                self.thread_event(event, now);
+                self.thread_event(event, boot);
             }
-            for run in self.slots.iter_mut().flatten() {
-                run.read(now);
-                if run.logs_pending {
-                    run.read_logs();
+            for (place, slot) in self.slots.iter_mut().enumerate() {
+                if let Some(run) = slot {
+                    run.advance(place, self.reactor.registry(), boot);
                 }
-                run.slot.handle_timeout(now);
             }
-            self.start_jobs(now);
-            self.act(now);
+            self.tend(boot);
+            self.start_jobs(boot);
+            self.act(now, boot);
             self.heartbeat(now);
             self.socket.flush();
             if self.is_over(now) {
@@ -255,19 +264,17 @@ impl Worker {
     }
 
     fn wait(&mut self, now: Instant) -> Result<(), Error> {
-        let busy = self.socket.has_ready()
-            || self
-                .slots
-                .iter()
-                .flatten()
-                .any(|run| run.wants_read() || run.logs_pending);
+        let busy = self.socket.has_ready() || self.slots.iter().flatten().any(Run::is_busy);
         let deadline = if busy {
             Some(now)
         } else {
+            let boot = BootTime::now();
             self.slots
                 .iter()
                 .flatten()
                 .filter_map(|run| run.slot.poll_timeout())
+                .chain(self.tend_timeout())
+                .map(|at| limits::after(now, at.saturating_duration_since(boot)))
                 .chain(self.socket.poll_timeout())
                 .chain(self.draining_until)
                 .chain([self.heartbeat_at])
@@ -276,7 +283,7 @@ impl Worker {
         self.reactor
             .wait(deadline, now)
             .map_err(io_error("event loop"))?;
-        let now = Instant::now();
+        let (now, boot) = (Instant::now(), BootTime::now());
         let mut warm_ready = Vec::new();
         let mut exited = Vec::new();
         for event in self.reactor.events() {
@@ -290,7 +297,7 @@ impl Worker {
                         continue;
                     };
                     match owner {
-                        owner::LISTENER => run.accept(place, self.reactor.registry(), now),
+                        owner::LISTENER => run.accept(place, self.reactor.registry(), boot),
                         owner::STREAM => run.set_readable(),
                         owner::STDOUT | owner::STDERR => run.read_logs(),
                         _ => {}
@@ -299,10 +306,10 @@ impl Worker {
             }
         }
         for place in warm_ready {
-            self.warm_events(place, now);
+            self.warm_events(place, boot);
         }
         for place in exited {
-            self.process_exit(place, now);
+            self.process_exit(place, boot);
         }
         Ok(())
     }
