@@ -127,8 +127,12 @@ impl Worker {
     fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) {
         log::error!("{reason}");
         let concerned = |run: &Run| run.interpreter == Some(index);
+        // The kernel kills the children with their interpreter, which may be seen first.
+        let killed = |exit: Option<Exit>| {
+            exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
+        };
         let alive = |run: &Run| match &run.guest {
-            Guest::Running(_) => !run.slot.is_gone() && run.slot.exit_seen().is_none(),
+            Guest::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
             Guest::None | Guest::Requested { .. } => false,
         };
         let runs = self.slots.iter().flatten();
