@@ -243,10 +243,11 @@ fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
             "lib/*/site-packages/pyarrow/*.so",
         ];
         until("the environment is being made", || {
-            let pattern = format!("{}/venvs/.*.new*/it/{}", flow.display(), depth[round]);
+            let venvs = flow.join("venvs");
+            let venvs = venvs.display();
+            let wanted = depth[round];
             let script = format!(
-                "ls -d {pattern} >/dev/null 2>&1 || ls -d {}/venvs/[0-9a-f]* >/dev/null 2>&1",
-                flow.display()
+                "for path in {venvs}/.*.new*/it/{wanted} {venvs}/.*.new*/{wanted} {venvs}/[0-9a-f]*; do [ -e \"$path\" ] && exit 0; done; exit 1"
             );
             let found = Command::new("sh").args(["-c", &script]).status().unwrap();
             found.success().then_some(())
