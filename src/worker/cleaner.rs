@@ -168,7 +168,7 @@ mod tests {
         std::os::unix::fs::symlink(&outside, trash.join("job/link")).unwrap();
         std::fs::write(trash.join("file"), "x").unwrap();
         let locked = trash.join("job/wide");
-        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
         // Deeper than a path can name and than a stack of calls should go.
         let script = "import os\nfor _ in range(3000):\n    os.mkdir('d' * 50)\n    os.chdir('d' * 50)\n    open('f', 'w').close()\n";
         let deep = std::process::Command::new("python3")

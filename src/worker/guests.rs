@@ -12,7 +12,7 @@ use super::event::ThreadEvent;
 use super::interpreters::spawn_cause;
 use super::job::{Guest, Run, owner};
 use super::runtime;
-use super::serve::{GuestStart, WARM, Worker};
+use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
@@ -128,18 +128,21 @@ impl Worker {
                 pipes
             }
             GuestStart::Warm => {
-                let used = self.interpreters_in_use();
-                let leftovers = &mut self.leftovers;
-                let index = self.interpreters.of_job(
-                    order.job.attempt.job_id,
-                    &order.environment,
-                    environment,
-                    &shim,
-                    self.reactor.registry(),
-                    WARM,
-                    &|index| used.contains(&index),
-                    &mut |process| leftovers.add(process),
-                )?;
+                let job_id = order.job.attempt.job_id;
+                let index = match self.interpreters.find(job_id, &order.environment) {
+                    Some(index) => index,
+                    None => {
+                        let used = self.interpreters_in_use();
+                        let registry = self.reactor.registry();
+                        let is_used = |index| used.contains(&index);
+                        if let Some(process) = self.interpreters.make_room(&is_used, registry) {
+                            self.leftovers.add(process);
+                        }
+                        let hash = &order.environment;
+                        self.interpreters
+                            .start(job_id, hash, environment, &shim, registry)?
+                    }
+                };
                 let pipes = self.interpreters.request(index, serial, &job, now)?;
                 let Some(Some(run)) = self.slots.get_mut(place) else {
                     return Ok(());

@@ -12,6 +12,7 @@ use std::time::Duration;
 use mio::Interest;
 use mio::unix::SourceFd;
 
+use super::serve::WARM;
 use super::slot::Failure;
 use super::watchdog::{Order, Watchdog};
 use crate::guest::Job;
@@ -56,40 +57,48 @@ impl Interpreters {
         }
     }
 
-    /// The interpreter for a job, started when there is none; one that is idle makes room for it.
-    /// `leftover` takes what has to be killed.
-    pub(super) fn of_job(
+    /// The interpreter that runs a job, if it is there: a suspect has its own.
+    pub(super) fn find(&self, job_id: i64, hash: &str) -> Option<usize> {
+        let only = self.only(job_id);
+        self.table.iter().position(|entry| {
+            entry
+                .as_ref()
+                .is_some_and(|found| found.hash == hash && found.only == only)
+        })
+    }
+
+    fn only(&self, job_id: i64) -> Option<i64> {
+        self.suspects.contains_key(&job_id).then_some(job_id)
+    }
+
+    /// Takes out an idle interpreter when there are too many: it has to be killed and reaped.
+    pub(super) fn make_room(
+        &mut self,
+        in_use: &dyn Fn(usize) -> bool,
+        registry: &mio::Registry,
+    ) -> Option<Process> {
+        if self.table.iter().flatten().count() < limits::WARM_INTERPRETERS_MAX {
+            return None;
+        }
+        let has = |index: usize| self.table.get(index).is_some_and(Option::is_some);
+        let idle = (0..self.table.len()).find(|index| has(*index) && !in_use(*index))?;
+        self.remove(idle, registry)
+    }
+
+    /// Starts the interpreter for a job, unless those of its environment were lost just now.
+    pub(super) fn start(
         &mut self,
         job_id: i64,
         hash: &str,
         environment: &Environment,
         shim: &std::path::Path,
         registry: &mio::Registry,
-        owner: u8,
-        in_use: &dyn Fn(usize) -> bool,
-        leftover: &mut dyn FnMut(Process),
     ) -> Result<usize, Failure> {
-        let only = self.suspects.contains_key(&job_id).then_some(job_id);
-        let found = self.table.iter().position(|entry| {
-            entry
-                .as_ref()
-                .is_some_and(|found| found.hash == hash && found.only == only)
-        });
-        if let Some(index) = found {
-            return Ok(index);
-        }
         let now = BootTime::now();
         if let Some(losses) = self.losses.get(hash)
             && now < losses.start_at
         {
             return Err(losses.reason.clone());
-        }
-        let idle = |index: &usize| self.has(*index) && !in_use(*index);
-        if self.table.iter().flatten().count() >= limits::WARM_INTERPRETERS_MAX
-            && let Some(index) = (0..self.table.len()).find(idle)
-            && let Some(process) = self.remove(index, registry)
-        {
-            leftover(process);
         }
         let started = Warm::start(&environment.interpreter, shim, &environment.preload);
         let warm = started.map_err(|error| {
@@ -110,23 +119,19 @@ impl Interpreters {
                 self.table.len() - 1
             }
         };
-        let token = token::new(owner, index);
+        let token = token::new(WARM, index);
         registry
             .register(&mut SourceFd(&warm.raw_fd()), token, Interest::READABLE)
             .map_err(|error| Failure::new(Cause::Worker, format!("event loop: {error}")))?;
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
-                only,
+                only: self.suspects.contains_key(&job_id).then_some(job_id),
                 warm,
                 watchdog: Watchdog::new(self.start_timeout, now),
             });
         }
         Ok(index)
-    }
-
-    fn has(&self, index: usize) -> bool {
-        self.table.get(index).is_some_and(Option::is_some)
     }
 
     fn at(&mut self, index: usize) -> Option<&mut Interpreter> {
@@ -232,7 +237,8 @@ impl Interpreters {
             return Failure::new(Cause::Worker, reason);
         };
         let hash = interpreter.hash.clone();
-        let failure = if interpreter.watchdog.is_ready() {
+        let (alone, ready) = (interpreter.only.is_some(), interpreter.watchdog.is_ready());
+        let failure = if ready {
             match self.blame(jobs) {
                 Some(deaths) => Failure::new(
                     Cause::Plugin,
@@ -246,7 +252,10 @@ impl Interpreters {
                 format!("the environment's interpreter does not start: {reason}"),
             )
         };
-        self.count_loss(&hash, failure.clone(), now);
+        // What a suspect does to its own interpreter says nothing of its environment.
+        if !(alone && ready) {
+            self.count_loss(&hash, failure.clone(), now);
+        }
         failure
     }
 

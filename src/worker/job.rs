@@ -249,11 +249,11 @@ impl Run {
                 Ok(Step::More) => budget = budget.saturating_sub(4096),
                 Ok(Step::Blocked) => self.readable = false,
                 Ok(Step::End) => {
-                    self.sample_rss(now, true);
+                    self.sample_rss();
                     self.slot.handle_end(now);
                 }
                 Ok(Step::Failure(text)) => {
-                    self.sample_rss(now, true);
+                    self.sample_rss();
                     self.slot.handle_failure(text, now);
                 }
                 Err(bridge::Error::Closed) => self.slot.handle_closed(now),
@@ -263,17 +263,16 @@ impl Run {
                 Err(error) => self.bridge_broken(Cause::Plugin, error.to_string()),
             }
         }
-        self.sample_rss(now, false);
+        if self.rss_sampled_at + limits::RSS_SAMPLE_INTERVAL <= now {
+            self.rss_sampled_at = now;
+            self.sample_rss();
+        }
     }
 
     /// Keeps the most memory that the process has had: once it has exited, the kernel tells it
     /// only to who reaps it.
-    fn sample_rss(&mut self, now: BootTime, at_once: bool) {
-        let due = self.rss_sampled_at + limits::RSS_SAMPLE_INTERVAL <= now;
-        if let Guest::Running(process) = &self.guest
-            && (due || at_once)
-        {
-            self.rss_sampled_at = now;
+    fn sample_rss(&mut self) {
+        if let Guest::Running(process) = &self.guest {
             self.rss_max_bytes = self.rss_max_bytes.max(process.rss_max_bytes());
         }
     }
@@ -299,7 +298,7 @@ impl Run {
 
     /// Kills the process, now or as soon as it starts.
     pub(super) fn kill(&mut self) {
-        self.sample_rss(BootTime::default(), true);
+        self.sample_rss();
         match &mut self.guest {
             Guest::None => {}
             Guest::Running(process) => process.kill(),

@@ -21,7 +21,12 @@
 //!                     decided when the process is gone and the bridge is not open
 //! ```
 
+mod verdict;
+
 use std::time::Duration;
+
+pub use verdict::Failure;
+use verdict::verdict;
 
 use crate::guest::{Exit, INPUT_MARK};
 use crate::job::Cause;
@@ -84,28 +89,6 @@ pub enum Action {
     Discard,
     /// Send the receipt and free the slot. None = success.
     Conclude(Option<Failure>),
-}
-
-/// Why a job failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Whose fault it is.
-    pub cause: Cause,
-    /// What happened.
-    pub message: String,
-    /// How the process ended, when it ended by itself and the message does not say it.
-    pub exit: Option<String>,
-}
-
-impl Failure {
-    /// A failure.
-    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
-        Failure {
-            cause,
-            message: message.into(),
-            exit: None,
-        }
-    }
 }
 
 /// See the module's head.
@@ -296,30 +279,7 @@ impl Slot {
             }
             return;
         }
-        let plugin = |message: String| Some(Failure::new(Cause::Plugin, message));
-        let found = match end {
-            Err(failure) => Some(failure),
-            Ok(exit) if !self.connected => Some(Failure::new(
-                Cause::Environment,
-                format!("the plugin's process ended with {exit} before it connected"),
-            )),
-            Ok(Exit {
-                code: None,
-                signal: None,
-                ..
-            }) => Some(Failure::new(
-                Cause::Worker,
-                "it is not known how the plugin's process ended",
-            )),
-            Ok(exit) if !exit.is_clean() => {
-                plugin(format!("the plugin's process ended with {exit}"))
-            }
-            Ok(_) if self.bridge != Bridge::Ended => {
-                plugin("the plugin closed the bridge without an end of output".to_owned())
-            }
-            Ok(_) => None,
-        };
-        self.failure = found;
+        self.failure = verdict(end, self.connected, self.bridge == Bridge::Ended);
     }
 
     /// The output could not be written (a full disk, a schema that changed).

@@ -202,6 +202,26 @@ fn output_that_waits_when_the_process_exits_is_written() {
 }
 
 #[test]
+fn what_is_printed_before_an_exit_is_in_the_log() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let body = "print('x' * 50_000)\nprint('last out')\nos.write(2, b'last err')\nos._exit(3)";
+        let jobs: Vec<u64> = (0..20).map(|_| rig.start(body)).collect();
+        for job in jobs {
+            let receipt = rig.dispatcher.receipt(job);
+            let line = first_line(&receipt);
+            assert_eq!(
+                line, "the plugin's process ended with exit code 3",
+                "{start}"
+            );
+            let log = receipt.log_tail.unwrap();
+            assert!(log.contains("last out"), "{start}: {log}");
+            assert!(log.ends_with("last err"), "{start}: {log}");
+        }
+    }
+}
+
+#[test]
 fn peak_memory_and_ends_are_in_the_metrics() {
     for start in ["warm", "spawn"] {
         let mut rig = Rig::new(&["--slots", "1", "--guest-start", start, "--job-timeout", "2"]);

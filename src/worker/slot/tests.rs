@@ -84,7 +84,9 @@ fn the_reason_does_not_depend_on_what_is_seen_first() {
     let failure: Step = |slot| slot.handle_failure("ValueError: my message".into(), NOW);
     let input: Step = |slot| slot.handle_failure("input: /x: it is a FIFO".into(), NOW);
     let eof: Step = |slot| slot.handle_closed(NOW);
-    let cases: [(&str, Step, Exit, Option<(Cause, &str, Option<&str>)>); 9] = [
+    /// Cause, words of the message, exit that is named with it.
+    type Want = Option<(Cause, &'static str, Option<&'static str>)>;
+    let cases: [(&str, Step, Exit, Want); 9] = [
         ("good", end, code(0), None),
         (
             "raises",
