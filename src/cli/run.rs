@@ -169,15 +169,22 @@ fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let private = output.join(".casparian");
     fs::create_dir_all(&private).map_err(fail)?;
     let lock = fs::File::create(private.join("run.lock")).map_err(fail)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            return Err(failed(format!(
-                "output {}: another casparian run works on it",
-                output.display()
-            )));
+    // A run that was killed while it started a tool holds its lock until the tool runs.
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(WATCH_INTERVAL);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(failed(format!(
+                    "output {}: another casparian run works on it",
+                    output.display()
+                )));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
     }
     Ok((fs::canonicalize(output).map_err(fail)?, lock))
 }
@@ -375,6 +382,8 @@ fn work(
 
 /// Exit code of an interrupted run, as shells count SIGINT.
 const INTERRUPTED: i32 = 130;
+/// How long an output folder may seem to be in use.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 

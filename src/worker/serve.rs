@@ -10,8 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::environments::Environments;
 use super::event::ThreadEvent;
+use super::health::Health;
+use super::interpreters::Interpreters;
 use super::job::{Order, Run, owner};
 use super::leases::Leases;
+use super::leftovers::Leftovers;
 use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
@@ -49,6 +52,8 @@ pub struct Options {
     pub job_timeout: Duration,
     /// How guests are started.
     pub guest_start: GuestStart,
+    /// Longest a warm interpreter's imports may take.
+    pub interpreter_start_timeout: Duration,
     /// The shim that guests run; our own when absent.
     pub shim: Option<PathBuf>,
     /// Where environments and the private uv live.
@@ -72,6 +77,7 @@ impl Options {
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
             guest_start: GuestStart::Warm,
+            interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
             home: environment::home(),
             drain_timeout: limits::DRAIN_TIMEOUT,
@@ -132,7 +138,6 @@ pub struct Worker {
     pub(super) sentinel: PeerId,
     pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
-    pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
     /// Jobs whose output is staged and whose plugin process is gone: they wait for a lease or are
     /// being published, and occupy no slot.
@@ -140,6 +145,9 @@ pub struct Worker {
     pub(super) backlog: VecDeque<Order>,
     pub(super) leases: Leases,
     pub(super) environments: Environments,
+    pub(super) interpreters: Interpreters,
+    pub(super) leftovers: Leftovers,
+    pub(super) health: Health,
     pub(super) reports: Receiver<ThreadEvent>,
     pub(super) report_sender: Sender<ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
@@ -206,7 +214,9 @@ impl Worker {
                 report_sender.clone(),
                 waker.clone(),
             ),
-            shim: options.shim.clone().unwrap_or_else(|| runtime.shim()),
+            interpreters: Interpreters::new(options.interpreter_start_timeout),
+            leftovers: Leftovers::default(),
+            health: Health::new(),
             slots: (0..slots).map(|_| None).collect(),
             publishing: Vec::new(),
             leases: Leases::default(),
@@ -259,13 +269,12 @@ impl Worker {
             while let Ok(event) = self.reports.try_recv() {
                 self.thread_event(event, now);
             }
-            for run in self.slots.iter_mut().flatten() {
-                run.read(now);
-                if run.logs_pending {
-                    run.read_logs();
+            for (index, slot) in self.slots.iter_mut().enumerate() {
+                if let Some(run) = slot {
+                    run.advance(index, self.reactor.registry(), now);
                 }
-                run.slot.handle_timeout(now);
             }
+            self.tend(now);
             self.start_jobs(now);
             self.act(now);
             self.publish(now);
@@ -286,12 +295,7 @@ impl Worker {
     }
 
     fn wait(&mut self, clock: Instant, now: BootTime) -> Result<(), Error> {
-        let is_busy = self.socket.has_ready()
-            || self
-                .slots
-                .iter()
-                .flatten()
-                .any(|run| run.wants_read() || run.logs_pending);
+        let is_busy = self.socket.has_ready() || self.slots.iter().flatten().any(Run::is_busy);
         let deadline = if is_busy {
             Some(clock)
         } else {
@@ -300,6 +304,7 @@ impl Worker {
                 .iter()
                 .flatten()
                 .filter_map(|run| run.slot.poll_timeout())
+                .chain(self.tend_timeout())
                 .chain(self.draining_until)
                 .chain([self.heartbeat_at])
                 .min();
@@ -429,13 +434,6 @@ fn routing_id(worker_id: &str, instance: &str) -> String {
 fn unique() -> u32 {
     use std::hash::BuildHasher;
     (std::hash::RandomState::new().hash_one(0) & u64::from(u32::MAX)) as u32
-}
-
-impl Worker {
-    /// Why no job is taken for now.
-    pub(super) fn trouble(&self) -> Option<String> {
-        None
-    }
 }
 
 impl fmt::Debug for Worker {
