@@ -6,7 +6,8 @@
 
 use std::time::Instant;
 
-use casparian::store::{Claim, Completion, Deploy, End, Open, Store};
+use casparian::job::{Attempt, JobStatus, Receipt};
+use casparian::store::{Claim, Completion, Deploy, Ended, Now, Open, Store};
 
 fn fill(store: &mut Store, rows: usize) {
     let mut turn = store.begin().expect("transaction");
@@ -30,25 +31,29 @@ fn fill(store: &mut Store, rows: usize) {
 
 /// Seconds for one turn that completes the batch before and claims the next, as the sentinel's
 /// does under load.
-fn turn(store: &mut Store, batch: usize, held: &mut Vec<(i64, i64)>) -> f64 {
+fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
     let plugins = ["p".to_owned()];
     let start = Instant::now();
     let mut turn = store.begin().expect("transaction");
-    for (job_id, attempt) in held.drain(..) {
-        let done = turn.complete(
-            &Completion {
-                job_id,
-                attempt: Some(attempt),
-                worker_id: "w",
-                end: End::Completed,
-                summary: "Success",
-                error_message: None,
-                receipt: Some("{\"status\":\"SUCCESS\",\"metrics\":{\"rows\":3},\"artifacts\":[]}"),
-                log_tail: None,
-            },
-            1,
-        );
-        assert!(done.expect("complete"), "only the holder's attempt counts");
+    let receipt = Receipt {
+        status: JobStatus::Success,
+        metrics: [("rows".to_owned(), 3)].into(),
+        ..Receipt::default()
+    };
+    let now = Now {
+        unix_ms: 1,
+        boot_ms: 1,
+        boot_id: "".into(),
+    };
+    for attempt in held.drain(..) {
+        let completion = Completion {
+            attempt,
+            worker_id: "w",
+            receipt: &receipt,
+            retries_max: 3,
+        };
+        let ended = turn.complete(&completion, &now).expect("complete");
+        assert_eq!(ended, Ended::Completed, "only the holder's attempt counts");
     }
     let claimed = turn
         .claim(
@@ -63,12 +68,7 @@ fn turn(store: &mut Store, batch: usize, held: &mut Vec<(i64, i64)>) -> f64 {
             1,
         )
         .expect("claim");
-    held.extend(
-        claimed
-            .jobs
-            .iter()
-            .map(|job| (job.hold.job_id, job.hold.attempt)),
-    );
+    held.extend(claimed.jobs.iter().map(|job| job.attempt));
     turn.commit().expect("commit");
     start.elapsed().as_secs_f64()
 }

@@ -152,6 +152,26 @@ pub const CAPABILITIES_MAX: usize = 10_000;
 pub const WORKER_SLOTS_MAX: usize = 1024;
 /// Workers that a database remembers; of more, those that have gone are forgotten.
 pub const WORKER_SESSIONS_MAX: i64 = 10_000;
+/// First pause before a job is retried; it doubles with each retry.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause before a job is retried, without the jitter of a fifth.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// Rows that cannot be used, which one transaction ends or skips: the others go on meanwhile.
+pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 1000;
+/// Rows whose retry is due, which one transaction queues.
+pub const WOKEN_PER_TRANSACTION: usize = 1000;
+/// Ended attempts that the database keeps of a job.
+pub const ATTEMPTS_KEPT: i64 = 100;
+/// Last lines of a plugin that are kept of each attempt.
+pub const ATTEMPT_LOG_LINES: usize = 50;
+/// Bytes of a job's `config_overrides`.
+pub const OVERRIDES_SIZE_MAX: usize = 1 << 20;
+/// Bytes of a source or a lockfile: in JSON either fits into one frame.
+pub const SOURCE_SIZE_MAX: usize = 8 << 20;
+/// Sinks that `cf_topic_config` may have for one plugin, and `config_overrides` for one job.
+pub const SINKS_MAX: usize = 10_000;
+/// Files that `submit` queues in one transaction.
+pub const SUBMIT_BATCH: usize = 500;
 /// Environments a sentinel remembers per worker, and a worker knows at a time.
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
 /// Lists in lists of a plugin's MANIFEST.

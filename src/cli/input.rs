@@ -6,6 +6,16 @@ use std::path::{Path, PathBuf};
 use globset::{Glob, GlobMatcher};
 use walkdir::WalkDir;
 
+/// A file that a command line means.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Input {
+    /// Its path: absolute, without symbolic links.
+    pub(crate) path: PathBuf,
+    /// The folder that was given, or that of the file: the file's source root, unless the database
+    /// has one above it already.
+    pub(crate) root: PathBuf,
+}
+
 /// The files that `inputs` mean, absolute, sorted, each once.
 ///
 /// A folder means every file below it whose name matches `pattern` (hidden ones and those in
@@ -15,22 +25,26 @@ pub(crate) fn collect(
     inputs: &[OsString],
     pattern: Option<&str>,
     skip: Option<&Path>,
-) -> Result<Vec<PathBuf>, String> {
+) -> Result<Vec<Input>, String> {
     let pattern = pattern.map(glob).transpose()?;
     let wanted = |path: &Path| match (&pattern, path.file_name()) {
         (Some(matcher), Some(name)) => matcher.is_match(Path::new(name)),
         _ => true,
     };
-    let mut files = Vec::new();
+    let mut absolute = Vec::new();
     for input in inputs {
-        let before = files.len();
+        let mut files = Vec::new();
+        let mut folder = None;
         let path = PathBuf::from(input);
         match std::fs::metadata(&path) {
-            Ok(found) if found.is_dir() => walk(&path, skip, &mut |file| {
-                if wanted(&file) {
-                    files.push(file);
-                }
-            })?,
+            Ok(found) if found.is_dir() => {
+                walk(&path, skip, &mut |file| {
+                    if wanted(&file) {
+                        files.push(file);
+                    }
+                })?;
+                folder = Some(path);
+            }
             // A file that is named is meant, whatever the pattern.
             Ok(_) => files.push(path),
             Err(error) => match input
@@ -46,12 +60,13 @@ pub(crate) fn collect(
                                 files.push(file);
                             }
                         })?;
+                        folder = Some(base);
                     }
                 }
                 None => return Err(format!("input {}: {error}", path.display())),
             },
         }
-        if files.len() == before {
+        if files.is_empty() {
             return Err(match &pattern {
                 Some(pattern) => format!(
                     "input {}: no file in it matches {}",
@@ -61,18 +76,27 @@ pub(crate) fn collect(
                 None => format!("input {}: no file found", Path::new(input).display()),
             });
         }
-    }
-    let mut absolute = Vec::with_capacity(files.len());
-    for file in files {
-        let full = std::fs::canonicalize(&file)
-            .map_err(|error| format!("input {}: {error}", file.display()))?;
-        if full.to_str().is_none() {
-            return Err(format!("input {}: the path is not UTF-8", full.display()));
+        let real = |path: &Path| {
+            std::fs::canonicalize(path)
+                .map_err(|error| format!("input {}: {error}", path.display()))
+        };
+        let folder = folder.as_deref().map(real).transpose()?;
+        for file in files {
+            let path = real(&file)?;
+            if path.to_str().is_none() {
+                return Err(format!("input {}: the path is not UTF-8", path.display()));
+            }
+            let root = match &folder {
+                // A symbolic link may lead out of the folder.
+                Some(folder) if path.starts_with(folder) => folder.clone(),
+                _ => path.parent().unwrap_or(Path::new("/")).to_path_buf(),
+            };
+            absolute.push(Input { path, root });
         }
-        absolute.push(full);
     }
+    // Of several roots the highest sorts first and stays.
     absolute.sort();
-    absolute.dedup();
+    absolute.dedup_by(|later, earlier| later.path == earlier.path);
     Ok(absolute)
 }
 
@@ -141,10 +165,10 @@ fn walk(base: &Path, skip: Option<&Path>, found: &mut dyn FnMut(PathBuf)) -> Res
 mod tests {
     use super::*;
 
-    fn names(files: &[PathBuf]) -> Vec<&str> {
+    fn names(files: &[Input]) -> Vec<&str> {
         files
             .iter()
-            .map(|file| file.file_name().unwrap().to_str().unwrap())
+            .map(|file| file.path.file_name().unwrap().to_str().unwrap())
             .collect()
     }
 
@@ -187,7 +211,19 @@ mod tests {
             None,
             Some(&out),
         );
-        assert_eq!(names(&twice.unwrap()), ["a.csv", "b.csv", "c.txt", "d.csv"]);
+        let twice = twice.unwrap();
+        assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
+        // The folder that was given is the root of what is below it.
+        let roots = |input: &str| -> Vec<PathBuf> {
+            let files = find(input, None).unwrap();
+            files.into_iter().map(|file| file.root).collect()
+        };
+        assert_eq!(roots(""), vec![root.clone(); 4]);
+        assert_eq!(roots("**/d.csv"), [root.clone()]);
+        assert_eq!(roots("sub/d.csv"), [root.join("sub")]);
+        std::os::unix::fs::symlink(root.join("a.csv"), root.join("sub/link")).unwrap();
+        assert_eq!(roots("sub"), [root.clone(), root.join("sub")]);
+        std::fs::remove_file(root.join("sub/link")).unwrap();
         for (input, pattern, want) in [
             ("nothing.csv", None, "No such file"),
             ("*.parquet", None, "no file found"),

@@ -140,6 +140,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "submit" => plugin::submit(arguments),
         "jobs" => operate::jobs(arguments),
         "job" => operate::job(arguments),
+        "workers" => operate::workers(arguments),
         "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
         "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
         #[cfg(feature = "curve")]
@@ -186,6 +187,7 @@ fn commands() -> Vec<&'static args::Command> {
         &plugin::SUBMIT,
         &operate::JOBS,
         &operate::JOB,
+        &operate::WORKERS,
         &serve::CASPARIAN_SENTINEL,
         &serve::CASPARIAN_WORKER,
         #[cfg(feature = "curve")]

@@ -1,14 +1,18 @@
-//! `init`, `jobs`, `job`: what operators look at.
+//! `init`, `jobs`, `job`, `workers`: the database as operators see it.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use serde_json::Value;
 
 use super::args::{Command, Flag, Typed};
-use super::table::{first_line, render, thousands};
+use super::table::{first_line, octets, render, thousands};
 use super::{Failure, failed, say};
-use crate::store::{Inspector, JobDetail, JobFilter, JobRow, Open, Store, parse_location};
+use crate::store::{
+    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, Store, WorkerRow, format_time,
+    lock_database, parse_location,
+};
 
 pub(super) const DATABASE_FLAG: Flag = Flag {
     long: "database",
@@ -26,10 +30,15 @@ const JSON_FLAG: Flag = Flag {
 
 pub(super) const INIT: Command = Command {
     name: "casparian init",
-    about: "Makes a database, or brings an existing one up to date",
-    usage: "DB",
-    flags: &[],
-    notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.",
+    about: "Creates a database, or brings an existing one up to date",
+    usage: "DB [OPTIONS]",
+    flags: &[Flag {
+        long: "new-identity",
+        short: None,
+        value: None,
+        help: "Give a copied or restored database an identity of its own",
+    }],
+    notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.\n\nOutput belongs to a database by its identity. After a database was copied, or restored from a\nbackup, stop its sentinel and run `casparian init --new-identity DB` on the copy. Its jobs then\nleave alone what was published before; they publish into an output folder of their own, or\nshare one with `--share-output`.",
 };
 
 pub(super) const JOBS: Command = Command {
@@ -69,6 +78,14 @@ pub(super) const JOB: Command = Command {
     notes: "",
 };
 
+pub(super) const WORKERS: Command = Command {
+    name: "casparian workers",
+    about: "Lists the workers that a sentinel has heard",
+    usage: "--database DB [OPTIONS]",
+    flags: &[DATABASE_FLAG, JSON_FLAG],
+    notes: "NOTE says why a worker takes no jobs.",
+};
+
 const STATUSES: &[&str] = &[
     "PENDING",
     "QUEUED",
@@ -92,9 +109,19 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         .to_str()
         .ok_or_else(|| INIT.usage_error("DB is not UTF-8"))?;
     let path = parse_location(text).map_err(|error| INIT.usage_error(error))?;
+    if typed.has("new-identity") {
+        let _lock = lock_database(&path).map_err(failed)?;
+        let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
+        let id = store.new_identity().map_err(failed)?;
+        return say(&format!("{} has the identity {id}\n", path.display()));
+    }
     let was_there = path.exists();
     Store::open(&path, Open::Create).map_err(failed)?;
-    let what = if was_there { "is up to date" } else { "made" };
+    let what = if was_there {
+        "is up to date"
+    } else {
+        "created"
+    };
     say(&format!("{} {what}\n", path.display()))
 }
 
@@ -131,13 +158,23 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return say(&format!("{}\n", serde_json::Value::from(rows)));
     }
     let mut lines = Vec::with_capacity(rows.len());
+    let mut reasons: HashMap<&str, Option<String>> = HashMap::new();
     for row in &rows {
-        let note = match row.status.as_str() {
-            "QUEUED" => match inspector.waiting_for(&row.plugin_name).map_err(failed)? {
-                Some(reason) => reason,
-                None => row.error_message.clone().unwrap_or_default(),
+        let reason = match row.status.as_str() {
+            "QUEUED" => match reasons.get(row.plugin_name.as_str()) {
+                Some(reason) => reason.clone(),
+                None => {
+                    let reason = inspector.waiting_for(&row.plugin_name).map_err(failed)?;
+                    reasons.insert(&row.plugin_name, reason.clone());
+                    reason
+                }
             },
-            _ => row.error_message.clone().unwrap_or_default(),
+            _ => retry_at(row),
+        };
+        let note = match (reason, &row.error_message) {
+            (Some(reason), Some(error)) if row.status == "PENDING" => format!("{reason}: {error}"),
+            (Some(reason), _) => reason,
+            (None, error) => error.clone().unwrap_or_default(),
         };
         lines.push(vec![
             row.job_id.to_string(),
@@ -145,13 +182,20 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             row.plugin_name.clone(),
             row.file_path.clone().unwrap_or_else(|| "?".to_owned()),
             metric(row, "rows").map_or(String::new(), thousands),
-            row.attempt.to_string(),
+            row.attempt.ordinal().to_string(),
             first_line(&note, 80),
         ]);
     }
     let header = ["ID", "STATUS", "PLUGIN", "FILE", "ROWS", "ATTEMPT", "NOTE"];
     let right = [true, false, false, false, true, true, false];
     say(&render(&header, &right, &lines))
+}
+
+/// When a PENDING job is queued again.
+fn retry_at(row: &JobRow) -> Option<String> {
+    let at = row.next_run.as_deref().filter(|_| row.status == "PENDING")?;
+    let to_the_second = at.get(..19).unwrap_or(at);
+    Some(format!("retry at {to_the_second}"))
 }
 
 fn metric(row: &JobRow, name: &str) -> Option<u64> {
@@ -166,11 +210,13 @@ fn row_json(row: &JobRow) -> serde_json::Value {
         "status": row.status,
         "priority": row.priority,
         "file": row.file_path,
-        "attempt": row.attempt,
+        "attempt": row.attempt.ordinal(),
         "worker": row.worker_id,
         "claimed_at": row.claim_time,
         "ended_at": row.end_time,
         "error": row.error_message,
+        "cause": row.cause,
+        "next_run": row.next_run,
         "receipt": row.receipt.as_deref().and_then(|text| {
             serde_json::from_str::<serde_json::Value>(text).ok()
         }),
@@ -183,11 +229,32 @@ fn detail_json(detail: &JobDetail) -> serde_json::Value {
         map.insert("file_version_id".into(), detail.file_version_id.into());
         map.insert("overrides".into(), detail.config_overrides.clone().into());
         map.insert("retries".into(), detail.retry_count.into());
+        map.insert("infrastructure_retries".into(), detail.infra_count.into());
+        map.insert("incarnation".into(), detail.row.attempt.incarnation().into());
+        let attempts: Vec<Value> = detail.attempts.iter().map(attempt_json).collect();
+        map.insert("attempts".into(), attempts.into());
         map.insert("artifact_hash".into(), detail.artifact_hash.clone().into());
         map.insert("log".into(), detail.log_tail.clone().into());
         map.insert("waiting_for".into(), detail.waiting_for.clone().into());
     }
     value
+}
+
+fn attempt_json(row: &AttemptRow) -> Value {
+    serde_json::json!({
+        "attempt": row.attempt.ordinal(),
+        "status": row.status,
+        "cause": row.cause,
+        "worker": row.worker_id,
+        "host": row.hostname,
+        "started_at": row.started,
+        "ended_at": row.ended,
+        "exit_code": row.exit_code,
+        "signal": row.signal,
+        "rss_max_bytes": row.rss_max_bytes,
+        "error": row.error_message,
+        "log": row.log_tail,
+    })
 }
 
 pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -231,11 +298,13 @@ fn describe(detail: &JobDetail) -> String {
     line("plugin", &row.plugin_name);
     line("file", &text(&row.file_path));
     line("priority", &row.priority.to_string());
-    line("attempt", &row.attempt.to_string());
+    line("attempt", &row.attempt.ordinal().to_string());
     line("worker", &text(&row.worker_id));
     line("claimed", &text(&row.claim_time));
     line("ended", &text(&row.end_time));
     line("overrides", &text(&detail.config_overrides));
+    line("next run", &text(&row.next_run));
+    line("cause", &text(&row.cause));
     line("error", &text(&row.error_message));
     let receipt: serde_json::Value = row
         .receipt
@@ -262,5 +331,103 @@ fn describe(detail: &JobDetail) -> String {
         );
     }
     line("log", &text(&detail.log_tail));
+    if !detail.attempts.is_empty() {
+        out.push('\n');
+        out.push_str(&attempts_table(&detail.attempts));
+    }
     out
+}
+
+fn attempts_table(attempts: &[AttemptRow]) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let time = |value: &Option<String>| {
+        let value = value.as_deref().unwrap_or_default();
+        value.get(..19).unwrap_or(value).to_owned()
+    };
+    let rows: Vec<Vec<String>> = attempts
+        .iter()
+        .map(|row| {
+            let exit = match (row.signal, row.exit_code) {
+                (Some(signal), _) => format!("signal {signal}"),
+                (None, Some(code)) => format!("exit {code}"),
+                (None, None) => String::new(),
+            };
+            let memory = row
+                .rss_max_bytes
+                .and_then(|bytes| u64::try_from(bytes).ok())
+                .map_or(String::new(), octets);
+            vec![
+                row.attempt.ordinal().to_string(),
+                row.status.clone(),
+                text(&row.cause),
+                text(&row.worker_id),
+                time(&row.started),
+                time(&row.ended),
+                exit,
+                memory,
+                first_line(&text(&row.error_message), 80),
+            ]
+        })
+        .collect();
+    let header = [
+        "ATTEMPT", "STATUS", "CAUSE", "WORKER", "STARTED", "ENDED", "EXIT", "MEMORY", "NOTE",
+    ];
+    render(&header, &[true], &rows)
+}
+
+pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let typed = WORKERS.parse(arguments)?;
+    if let Some(word) = typed.positionals.first() {
+        let message = format!("unexpected argument {:?}", word.to_string_lossy());
+        return Err(WORKERS.usage_error(message).into());
+    }
+    let path = database(&WORKERS, &typed)?;
+    let inspector = Inspector::open(&path).map_err(failed)?;
+    let workers = inspector.workers().map_err(failed)?;
+    if typed.has("json") {
+        let rows: Vec<Value> = workers.iter().map(worker_json).collect();
+        return say(&format!("{}\n", Value::from(rows)));
+    }
+    let lines: Vec<Vec<String>> = workers
+        .iter()
+        .map(|row| {
+            let session = &row.session;
+            let seen = format_time(row.last_seen_ms);
+            vec![
+                session.worker_id.clone(),
+                row.status.clone(),
+                session.hostname.clone(),
+                session.slots.to_string(),
+                first_line(&session.capabilities.join(","), 40),
+                seen.get(..19).unwrap_or(&seen).to_owned(),
+                first_line(session.trouble.as_deref().unwrap_or_default(), 100),
+            ]
+        })
+        .collect();
+    let header = [
+        "WORKER",
+        "STATUS",
+        "HOST",
+        "SLOTS",
+        "PLUGINS",
+        "LAST SEEN",
+        "NOTE",
+    ];
+    let right = [false, false, false, true];
+    say(&render(&header, &right, &lines))
+}
+
+fn worker_json(row: &WorkerRow) -> Value {
+    let session = &row.session;
+    serde_json::json!({
+        "id": session.worker_id,
+        "status": row.status,
+        "host": session.hostname,
+        "pid": session.pid,
+        "user": session.user_id,
+        "slots": session.slots,
+        "plugins": session.capabilities,
+        "last_seen_at": format_time(row.last_seen_ms),
+        "trouble": session.trouble,
+    })
 }

@@ -7,10 +7,15 @@ use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Command, Flag};
+use super::input::Input;
 use super::operate::{DATABASE_FLAG, database};
 use super::{Failure, failed, say};
 use crate::guest::{environment, script};
-use crate::store::{Deploy, FileVersion, Open, Store, Turn, read_manifest};
+use crate::limits;
+use crate::reactor::BootTime;
+use crate::store::{
+    Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest,
+};
 
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",
@@ -59,7 +64,7 @@ pub(super) const SUBMIT: Command = Command {
             help: "In folders only files with such names",
         },
     ],
-    notes: "FILE is a file, a folder or a glob. Prints the jobs' ids, a line each.",
+    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
 /// Milliseconds since the epoch.
@@ -69,6 +74,16 @@ pub(super) fn unix_ms() -> i64 {
         .ok()
         .and_then(|since| i64::try_from(since.as_millis()).ok())
         .unwrap_or(0)
+}
+
+/// This moment on both clocks.
+pub(super) fn now() -> Now {
+    let since_boot = BootTime::now().since_boot().as_millis();
+    Now {
+        unix_ms: unix_ms(),
+        boot_ms: u64::try_from(since_boot).unwrap_or(u64::MAX),
+        boot_id: boot_id(),
+    }
 }
 
 /// A plugin's file as it was read.
@@ -184,20 +199,18 @@ pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
     Ok((size, mtime, hash))
 }
 
-/// Registers a file under the longest root that contains it, else under its folder.
+/// Registers a file under the longest root that contains it, else under its own.
 pub(super) fn register(
     turn: &mut Turn<'_>,
-    path: &Path,
+    input: &Input,
     (size, mtime, hash): &(u64, f64, String),
     now_ms: i64,
 ) -> Result<FileVersion, Failure> {
-    let root = match turn.root_of(path).map_err(failed)? {
+    let root = match turn.root_of(&input.path).map_err(failed)? {
         Some(root) => root,
-        None => path
-            .parent()
-            .map_or_else(|| PathBuf::from("/"), Path::to_path_buf),
+        None => input.root.clone(),
     };
-    let rel_path = path.strip_prefix(&root).unwrap_or(path);
+    let rel_path = input.path.strip_prefix(&root).unwrap_or(&input.path);
     turn.register_file(
         &root.to_string_lossy(),
         &rel_path.to_string_lossy(),
@@ -284,28 +297,42 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
     let files =
         super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
-    let now_ms = unix_ms();
-    // The files are read before the transaction, so that no other program waits for it.
-    let mut prints = Vec::with_capacity(files.len());
-    for file in &files {
-        prints.push(fingerprint(file)?);
+    let priority = i64::try_from(priority).unwrap_or(i64::MAX);
+    let mut unreadable = 0usize;
+    for batch in files.chunks(limits::SUBMIT_BATCH) {
+        // The files are read before the transaction, so that no other program waits for it.
+        let mut prints = Vec::with_capacity(batch.len());
+        for input in batch {
+            match fingerprint(&input.path) {
+                Ok(print) => prints.push((input, print)),
+                Err(Failure::Failed(reason)) => {
+                    eprintln!("casparian: {reason}");
+                    unreadable += 1;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        let now_ms = unix_ms();
+        let mut turn = store.begin().map_err(failed)?;
+        if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
+            return Err(failed(format!("database {}: {reason}", location.display())));
+        }
+        let mut out = String::new();
+        for (input, print) in &prints {
+            let version = register(&mut turn, input, print, now_ms)?;
+            let job = turn
+                .enqueue(&plugin, version.version_id, priority, now_ms)
+                .map_err(failed)?;
+            out.push_str(&format!("{job}\n"));
+        }
+        turn.commit().map_err(failed)?;
+        say(&out)?;
     }
-    let mut turn = store.begin().map_err(failed)?;
-    if turn.plugin_code(&plugin).map_err(failed)?.is_none() {
-        return Err(failed(format!(
-            "plugin {plugin} is not deployed in {}; `casparian deploy {plugin}.py` does it",
-            location.display()
-        )));
+    match unreadable {
+        0 => Ok(()),
+        count => Err(failed(format!(
+            "{count} of {} files could not be read and are not queued; the others are",
+            files.len()
+        ))),
     }
-    let mut out = String::new();
-    for (file, print) in files.iter().zip(&prints) {
-        let version = register(&mut turn, file, print, now_ms)?;
-        let priority = i64::try_from(priority).unwrap_or(i64::MAX);
-        let job = turn
-            .enqueue(&plugin, version.version_id, priority, now_ms)
-            .map_err(failed)?;
-        out.push_str(&format!("{job}\n"));
-    }
-    turn.commit().map_err(failed)?;
-    say(&out)
 }

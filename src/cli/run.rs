@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag};
 use super::plugin::{
-    PluginFile, fingerprint, own_lockfile, read, register, requirements_lockfile, syntax_error,
+    PluginFile, fingerprint, now, own_lockfile, read, register, requirements_lockfile, syntax_error,
     unix_ms,
 };
+use super::input::Input;
 use super::progress::{Ended, Progress};
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, say, start_log};
@@ -232,12 +233,12 @@ fn enqueue(
     database: &Path,
     plugin: &PluginFile,
     lockfile: &str,
-    files: &[PathBuf],
+    files: &[Input],
     force: bool,
 ) -> Result<Vec<Item>, Failure> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
     let mut prints = Vec::with_capacity(files.len());
-    for path in files {
+    for Input { path, .. } in files {
         let (print, outcome) = match fingerprint(path) {
             Ok(print) => (Some(print), Outcome::Waiting),
             Err(Failure::Failed(reason)) => (None, Outcome::Failed { reason, log: None }),
@@ -269,11 +270,11 @@ fn enqueue(
     )
     .map_err(failed)?;
     let artifact = artifact_hash(&plugin.source, lockfile);
-    for (item, print) in items.iter_mut().zip(&prints) {
+    for ((item, input), print) in items.iter_mut().zip(files).zip(&prints) {
         let Some(print) = print else {
             continue;
         };
-        let version = register(&mut turn, &item.path, print, now_ms)?;
+        let version = register(&mut turn, input, print, now_ms)?;
         let last = turn
             .last_job(&plugin.name, version.location_id)
             .map_err(failed)?;
@@ -459,10 +460,10 @@ fn settle(database: &Path) -> Result<(), Failure> {
     loop {
         let mut turn = store.begin().map_err(failed)?;
         let put_back = turn
-            .requeue_expired(i64::MAX, u32::MAX, limits::EXPIRED_PER_TURN)
+            .release_all("the run ended", limits::EXPIRED_PER_TURN, &now())
             .map_err(failed)?;
         turn.commit().map_err(failed)?;
-        if put_back.len() < limits::EXPIRED_PER_TURN {
+        if put_back < limits::EXPIRED_PER_TURN {
             return Ok(());
         }
     }

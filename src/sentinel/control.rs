@@ -98,6 +98,12 @@ impl Control {
         self.draining = true;
     }
 
+    /// True while a worker has the job.
+    pub fn holds(&self, job_id: i64) -> bool {
+        let mut workers = self.workers.values();
+        workers.any(|worker| worker.holds.iter().any(|hold| hold.job_id == job_id))
+    }
+
     /// Jobs that are out with workers.
     pub fn held_count(&self) -> usize {
         self.workers.values().map(|worker| worker.holds.len()).sum()

@@ -125,6 +125,8 @@ pub struct Sentinel {
     queue_changed: bool,
     look_at: Instant,
     expire_at: Instant,
+    /// Until then RUNNING jobs of an earlier sentinel may have a lease.
+    leases_until: Instant,
     #[cfg(feature = "curve")]
     keys_look_at: Instant,
     /// Plugins that wait for a deployment or a worker, so that it is said once.
@@ -204,14 +206,11 @@ impl Sentinel {
         let now_ms = unix_ms();
         turn::recover(&mut store, &options, now_ms)?;
         let now = Instant::now();
-        for claimant in store.claimants()? {
-            let left_ms = claimant.lease_until_ms.saturating_sub(now_ms);
-            let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
-            control.remember_claimant(
-                claimant.worker_id,
-                claimant.user_id,
-                limits::after(now, left),
-            );
+        let leases_until = limits::after(now, options.lease);
+        for running in store.running()? {
+            if let Some(user) = running.user {
+                control.remember_claimant(running.worker_id, user.to_string(), leases_until);
+            }
         }
         Ok(Sentinel {
             endpoint,
@@ -225,6 +224,7 @@ impl Sentinel {
             queue_changed: true,
             look_at: now,
             expire_at: now + limits::EXPIRE_INTERVAL,
+            leases_until,
             #[cfg(feature = "curve")]
             keys_look_at: now + limits::KEY_LOOK_INTERVAL,
             waiting_said: HashSet::new(),
@@ -359,7 +359,7 @@ impl Sentinel {
             now,
             now_ms: unix_ms(),
         };
-        turn.run(&mut self.queue_changed, expire)
+        turn.run(&mut self.queue_changed, expire && now >= self.leases_until)
     }
 
     /// Hands committed answers to the socket. A worker whose queue is full is not reading; its

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use super::control::{Capabilities, Change, Control, Opening};
 use super::serve::Options;
-use crate::job::{Attempt, Job, JobStatus, Receipt};
+use crate::job::{Attempt, Cause, Job, Receipt};
 use crate::limits;
-use crate::store::{self, Claim, Completion, End, Released, Store, WorkerSession};
+use crate::reactor::BootTime;
+use crate::store::{self, Claim, Code, Completion, Ended, Now, Store, WorkerSession};
 
 pub(crate) struct Turn<'a> {
     pub(crate) store: &'a mut Store,
@@ -33,30 +34,34 @@ struct Outcome {
     more: bool,
 }
 
-/// At the start nobody is connected, and RUNNING rows without a live lease are nobody's.
+/// At the start nobody is connected. RUNNING rows of an earlier sentinel keep a lease.
 pub(crate) fn recover(
     store: &mut Store,
     options: &Options,
     now_ms: i64,
 ) -> Result<(), store::Error> {
-    loop {
+    let now = moment(now_ms);
+    let mut turn = store.begin()?;
+    turn.all_workers_offline(now_ms)?;
+    turn.commit()?;
+    while options.exclusive {
         let mut turn = store.begin()?;
-        turn.all_workers_offline(now_ms)?;
-        let (until_ms, retries_max) = match options.exclusive {
-            true => (i64::MAX, u32::MAX),
-            false => (now_ms, options.retries_max),
-        };
-        let expired = turn.requeue_expired(until_ms, retries_max, limits::EXPIRED_PER_TURN)?;
+        let reason = "the run was interrupted";
+        let count = turn.release_all(reason, limits::EXPIRED_PER_TURN, &now)?;
         turn.commit()?;
-        if !expired.is_empty() {
-            log::info!(
-                "{} job(s) of an earlier run go back to the queue",
-                expired.len()
-            );
+        if count < limits::EXPIRED_PER_TURN {
+            break;
         }
-        if expired.len() < limits::EXPIRED_PER_TURN {
-            return Ok(());
-        }
+    }
+    Ok(())
+}
+
+fn moment(now_ms: i64) -> Now {
+    let since_boot = BootTime::now().since_boot().as_millis();
+    Now {
+        unix_ms: now_ms,
+        boot_ms: u64::try_from(since_boot).unwrap_or(u64::MAX),
+        boot_id: store::boot_id(),
     }
 }
 
@@ -68,11 +73,12 @@ impl Turn<'_> {
         queue_changed: &mut bool,
         expire: bool,
     ) -> Result<(), store::Error> {
-        let has_expired = expire && self.store.has_expired(self.now_ms)?;
-        if expire && !has_expired {
+        let now = moment(self.now_ms);
+        if expire {
             self.control.forget_claimants(self.now);
         }
-        let expire = has_expired;
+        let due = self.store.next_due_boot_ms(&now)?;
+        let due = due.is_some_and(|due_ms| due_ms <= now.boot_ms);
         let changes = self.control.take_changes();
         // A worker that has just come may be able to run what nobody could, and a job's end
         // frees a slot of a worker that may be the only one that can run what waits.
@@ -84,13 +90,14 @@ impl Turn<'_> {
         });
         let mut waiting = Vec::new();
         if *queue_changed && self.control.has_openings() {
-            waiting = self.store.queued_plugins(limits::QUEUED_PLUGINS_MAX)?;
+            waiting = self.store
+                .queued_plugins(limits::QUEUED_PLUGINS_MAX, self.now_ms)?;
             *queue_changed = !waiting.is_empty();
         }
-        if changes.is_empty() && !expire && waiting.is_empty() {
+        if changes.is_empty() && !expire && !due && waiting.is_empty() {
             return Ok(());
         }
-        match self.transact(&changes, expire, waiting) {
+        match self.transact(&changes, expire, waiting, &now) {
             Ok(outcome) => {
                 *queue_changed = self.absorb(outcome, *queue_changed);
                 Ok(())
@@ -107,27 +114,29 @@ impl Turn<'_> {
         changes: &[Change],
         expire: bool,
         waiting: Vec<String>,
+        now: &Now,
     ) -> Result<Outcome, store::Error> {
         let mut outcome = Outcome::default();
+        let running = if expire {
+            self.store.running()?
+        } else {
+            Vec::new()
+        };
         let openings = self.control.openings();
         let mut turn = self.store.begin()?;
         for change in changes {
-            apply(&mut turn, change, self.options, self.now_ms, &mut outcome)?;
+            apply(&mut turn, change, self.options, now, &mut outcome)?;
         }
         let came = |change: &Change| matches!(change, Change::WorkerOnline { .. });
         if changes.iter().any(came) {
             turn.forget_old_workers()?;
         }
-        if expire {
-            let expired = turn.requeue_expired(
-                self.now_ms,
-                self.options.retries_max,
-                limits::EXPIRED_PER_TURN,
-            )?;
-            for job in expired {
-                log::warn!("job {}: its lease ran out ({:?})", job.job_id, job.released);
-                outcome.revoked.push(job.job_id);
-                outcome.queued = true;
+        outcome.queued |= turn.wake_due(now)? > 0;
+        for running in running {
+            if !self.control.holds(running.attempt.job_id) {
+                let (hold, reason) = (running.attempt, "its lease ran out");
+                outcome.revoked.push(hold.job_id);
+                release(&mut turn, hold, reason, self.options, now, &mut outcome)?;
             }
         }
         // Rows that were released in this very transaction are seen by the next turn.
@@ -135,10 +144,13 @@ impl Turn<'_> {
             outcome.looked = true;
             let mut deployed = Vec::with_capacity(waiting.len());
             for plugin in waiting {
-                if turn.plugin_code(&plugin)?.is_some() {
-                    deployed.push(plugin);
-                } else if self.waiting_said.insert(plugin.clone()) {
-                    log::warn!("jobs of plugin {plugin} wait: it is not deployed");
+                match turn.plugin_code(&plugin)? {
+                    Code::Runs(_) => deployed.push(plugin),
+                    Code::Waits(reason) => {
+                        if self.waiting_said.insert(plugin) {
+                            log::warn!("jobs wait: {reason}");
+                        }
+                    }
                 }
             }
             for plugin in &deployed {
@@ -184,10 +196,10 @@ fn apply(
     turn: &mut store::Turn<'_>,
     change: &Change,
     options: &Options,
-    now_ms: i64,
+    now: &Now,
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
-    let lease_ms = i64::try_from(options.lease.as_millis()).unwrap_or(i64::MAX);
+    let now_ms = now.unix_ms;
     match change {
         Change::WorkerOnline {
             worker_id,
@@ -204,6 +216,7 @@ fn apply(
                 pid: *pid,
                 capabilities: capabilities.clone(),
                 slots: i64::try_from(*slots).unwrap_or(i64::MAX),
+                trouble: None,
             };
             turn.save_worker(&session, now_ms)?;
         }
@@ -214,12 +227,15 @@ fn apply(
             attempt,
             receipt,
         } => {
-            if !complete(turn, worker_id, *job_id, *attempt, receipt, now_ms)? {
+            let attempt = Attempt::new(*job_id, attempt.unwrap_or(0));
+            let ended = complete(turn, worker_id, attempt, receipt, options, now)?;
+            outcome.queued |= ended == Ended::Queued;
+            if ended == Ended::Stale {
                 log::warn!("job {job_id}: receipt of {worker_id} ignored, it is not the holder");
             }
         }
         Change::Release { hold, reason } => {
-            release(turn, *hold, reason, options, now_ms, outcome)?;
+            release(turn, *hold, reason, options, now, outcome)?;
         }
         Change::Reconcile { worker_id, running } => {
             for held in turn.running_of(worker_id)? {
@@ -228,7 +244,7 @@ fn apply(
                 });
                 if !kept {
                     let reason = format!("worker {worker_id} came back without the job");
-                    release(turn, held, &reason, options, now_ms, outcome)?;
+                    release(turn, held, &reason, options, now, outcome)?;
                 }
             }
         }
@@ -238,17 +254,13 @@ fn apply(
             job_id,
             attempt,
         } => {
-            let held = turn.held_by(worker_id, *job_id, *attempt)?;
-            if let Some(attempt) = held {
-                turn.renew(
-                    &[Attempt::new(*job_id, attempt)],
-                    now_ms.saturating_add(lease_ms),
-                )?;
-            }
+            let held = turn.running_attempt(*job_id, worker_id)?;
+            let held = held
+                .map(|held| held.number)
+                .filter(|number| attempt.is_none_or(|attempt| attempt == *number));
             outcome.adopted.push((identity.clone(), *job_id, held));
         }
-        Change::Renew { holds, workers } => {
-            turn.renew(holds, now_ms.saturating_add(lease_ms))?;
+        Change::Renew { workers, .. } => {
             turn.touch_workers(workers, now_ms)?;
         }
     }
@@ -260,16 +272,17 @@ fn release(
     hold: Attempt,
     reason: &str,
     options: &Options,
-    now_ms: i64,
+    now: &Now,
     outcome: &mut Outcome,
 ) -> Result<(), store::Error> {
-    match turn.release(hold, reason, options.retries_max, now_ms)? {
-        Released::Requeued => {
+    match turn.release(hold, Cause::Lost, reason, options.retries_max, now)? {
+        Ended::Queued => {
             log::info!("job {} goes back to the queue: {reason}", hold.job_id);
             outcome.queued = true;
         }
-        Released::Failed => log::warn!("job {} failed: {reason}", hold.job_id),
-        Released::Stale => {}
+        Ended::Waits { .. } => log::info!("job {} is retried later: {reason}", hold.job_id),
+        Ended::Failed => log::warn!("job {} failed: {reason}", hold.job_id),
+        Ended::Completed | Ended::Stale => {}
     }
     Ok(())
 }
@@ -277,39 +290,18 @@ fn release(
 fn complete(
     turn: &mut store::Turn<'_>,
     worker_id: &str,
-    job_id: i64,
-    attempt: Option<i64>,
+    attempt: Attempt,
     receipt: &Receipt,
-    now_ms: i64,
-) -> Result<bool, store::Error> {
-    let json = serde_json::json!({
-        "status": receipt.status,
-        "metrics": receipt.metrics,
-        "artifacts": receipt.artifacts,
-    })
-    .to_string();
-    let (end, summary) = match receipt.status {
-        JobStatus::Success => (End::Completed, "Success"),
-        JobStatus::Failed => (End::Failed, "Failed"),
+    options: &Options,
+    now: &Now,
+) -> Result<Ended, store::Error> {
+    let completion = Completion {
+        attempt,
+        worker_id,
+        receipt,
+        retries_max: options.retries_max,
     };
-    let error_message = match (receipt.status, &receipt.error_message) {
-        (JobStatus::Success, _) => None,
-        (JobStatus::Failed, Some(message)) => Some(message.as_str()),
-        (JobStatus::Failed, None) => Some("the worker gave no reason"),
-    };
-    turn.complete(
-        &Completion {
-            job_id,
-            attempt,
-            worker_id,
-            end,
-            summary,
-            error_message,
-            receipt: Some(&json),
-            log_tail: receipt.log_tail.as_deref(),
-        },
-        now_ms,
-    )
+    turn.complete(&completion, now)
 }
 
 /// Fills free slots in rounds, one job a worker in the first and twice as many in each further
@@ -358,6 +350,7 @@ fn claim(
             for failed in claimed.unresolved {
                 log::warn!("job {} failed: {}", failed.job_id, failed.reason);
             }
+            outcome.more |= claimed.more;
             let got = claimed.jobs.len();
             jobs.extend(claimed.jobs);
             if got == limit && jobs.len() < opening.free {

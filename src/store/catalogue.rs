@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, params};
 
+use super::value::{cell, shown};
 use super::{Error, Turn, format_time};
 
 /// A version of a file.
@@ -32,24 +33,22 @@ pub struct LastJob {
     pub receipt: Option<String>,
 }
 
+/// Whether a folder is an active root.
+pub(super) const ROOT_QUERY: &str =
+    "SELECT 1 FROM cf_source_root WHERE path IN (?1, ?2) AND active IS NOT 0";
+
 impl Turn<'_> {
-    /// The longest active root that contains an absolute path.
+    /// The longest active root that contains an absolute path: each folder above it is looked up.
     pub fn root_of(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
-        let mut statement = self
-            .transaction
-            .prepare_cached("SELECT path FROM cf_source_root WHERE active IS NOT 0")?;
-        let mut rows = statement.query([])?;
-        let mut best: Option<PathBuf> = None;
-        while let Some(row) = rows.next()? {
-            let root = PathBuf::from(row.get::<_, String>(0)?);
-            let longer = best
-                .as_ref()
-                .is_none_or(|best| root.as_os_str().len() > best.as_os_str().len());
-            if path.starts_with(&root) && path != root && longer {
-                best = Some(root);
+        let mut statement = self.transaction.prepare_cached(ROOT_QUERY)?;
+        for folder in path.ancestors().skip(1) {
+            // A root that was written with a slash at its end is the same folder.
+            let text = folder.to_string_lossy();
+            if statement.exists([&*text, &format!("{text}/")])? {
+                return Ok(Some(folder.to_path_buf()));
             }
         }
-        Ok(best)
+        Ok(None)
     }
 
     /// Finds or adds root, location, content and version of a file.
@@ -65,15 +64,21 @@ impl Turn<'_> {
         let now = format_time(now_ms);
         let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
         let transaction = &self.transaction;
-        transaction
-            .prepare_cached(
-                "INSERT INTO cf_source_root (path, type, active) VALUES (?1, 'local', 1) \
-                 ON CONFLICT (path) DO NOTHING",
-            )?
-            .execute([root])?;
-        let root_id: i64 = transaction
-            .prepare_cached("SELECT id FROM cf_source_root WHERE path = ?1")?
-            .query_row([root], |row| row.get(0))?;
+        let root_id: Option<i64> = transaction
+            .prepare_cached("SELECT id FROM cf_source_root WHERE path IN (?1, ?1 || '/')")?
+            .query_row([root], |row| row.get(0))
+            .optional()?;
+        let root_id = match root_id {
+            Some(id) => id,
+            None => {
+                transaction
+                    .prepare_cached(
+                        "INSERT INTO cf_source_root (path, type, active) VALUES (?1, 'local', 1)",
+                    )?
+                    .execute([root])?;
+                transaction.last_insert_rowid()
+            }
+        };
         let location: Option<i64> = transaction
             .prepare_cached(
                 "SELECT id FROM cf_file_location WHERE source_root_id = ?1 AND rel_path = ?2",
@@ -135,7 +140,7 @@ impl Turn<'_> {
     /// The newest job of a plugin for any version of the file at a location.
     pub fn last_job(&self, plugin: &str, location_id: i64) -> Result<Option<LastJob>, Error> {
         let mut statement = self.transaction.prepare_cached(
-            "SELECT q.id, coalesce(q.status, ''), v.content_hash, q.artifact_hash, q.receipt \
+            "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
              FROM cf_file_version v JOIN cf_processing_queue q \
              ON q.file_version_id = v.id AND q.plugin_name = ?1 \
              WHERE v.location_id = ?2 ORDER BY q.id DESC LIMIT 1",
@@ -144,10 +149,10 @@ impl Turn<'_> {
             .query_row(params![plugin, location_id], |row| {
                 Ok(LastJob {
                     job_id: row.get(0)?,
-                    status: row.get(1)?,
-                    content_hash: row.get(2)?,
-                    artifact_hash: row.get(3)?,
-                    receipt: row.get(4)?,
+                    status: shown(cell(row, 1)).unwrap_or_default(),
+                    content_hash: shown(cell(row, 2)).unwrap_or_default(),
+                    artifact_hash: shown(cell(row, 3)),
+                    receipt: shown(cell(row, 4)),
                 })
             })
             .optional()?)

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
-use super::{Error, connect, schema};
+use super::value::{cell, count, number, shown};
+use super::workers::{SESSION_COLUMNS, session};
+use super::{Code, Error, WorkerSession, code, connect, schema};
+use crate::job::Attempt;
 
 /// A reading connection.
 pub struct Inspector {
@@ -35,8 +38,8 @@ pub struct JobRow {
     pub priority: i64,
     /// Its input; none when the catalogue does not know it.
     pub file_path: Option<String>,
-    /// Attempts so far.
-    pub attempt: i64,
+    /// The number of its last attempt; [`Attempt::ordinal`] is for people.
+    pub attempt: Attempt,
     /// The worker that has or had it.
     pub worker_id: Option<String>,
     /// Claimed at, as text.
@@ -47,6 +50,50 @@ pub struct JobRow {
     pub error_message: Option<String>,
     /// JSON of the receipt.
     pub receipt: Option<String>,
+    /// When a PENDING job is queued again, UTC, as text.
+    pub next_run: Option<String>,
+    /// The cause of its failure.
+    pub cause: Option<String>,
+}
+
+/// One attempt of a job that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptRow {
+    /// Its number.
+    pub attempt: Attempt,
+    /// COMPLETED, FAILED or RETURNED.
+    pub status: String,
+    /// The cause of its failure.
+    pub cause: Option<String>,
+    /// The worker that had it.
+    pub worker_id: Option<String>,
+    /// That worker's host.
+    pub hostname: Option<String>,
+    /// Claimed at, as text.
+    pub started: Option<String>,
+    /// Ended at, as text.
+    pub ended: Option<String>,
+    /// Exit code of the plugin process.
+    pub exit_code: Option<i64>,
+    /// Signal that ended it.
+    pub signal: Option<i64>,
+    /// Its peak memory.
+    pub rss_max_bytes: Option<i64>,
+    /// Why it failed.
+    pub error_message: Option<String>,
+    /// The plugin's last lines.
+    pub log_tail: Option<String>,
+}
+
+/// A worker as it was last seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerRow {
+    /// What it reported.
+    pub session: WorkerSession,
+    /// ONLINE or OFFLINE.
+    pub status: String,
+    /// When it was last heard from, milliseconds since the epoch.
+    pub last_seen_ms: i64,
 }
 
 /// Everything about one job.
@@ -60,6 +107,8 @@ pub struct JobDetail {
     pub config_overrides: Option<String>,
     /// How often it lost its worker.
     pub retry_count: i64,
+    /// How often an environment or a worker failed.
+    pub infra_count: i64,
     /// One line of the result.
     pub result_summary: Option<String>,
     /// Hash of the code that ran.
@@ -68,31 +117,53 @@ pub struct JobDetail {
     pub log_tail: Option<String>,
     /// Why a QUEUED job is not running; none = it waits for a free slot.
     pub waiting_for: Option<String>,
+    /// Its attempts that have ended, the first first.
+    pub attempts: Vec<AttemptRow>,
 }
 
-const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, coalesce(q.status, ''), \
-     coalesce(q.priority, 0), CASE WHEN r.path IS NOT NULL \
-     THEN rtrim(r.path, '/') || '/' || l.rel_path END, \
+const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, q.status, q.priority, \
+     CASE WHEN r.path IS NOT NULL THEN rtrim(r.path, '/') || '/' || l.rel_path END, \
      q.attempt, q.worker_id, q.claim_time, q.end_time, q.error_message, q.receipt, \
-     q.file_version_id, q.config_overrides, coalesce(q.retry_count, 0), q.result_summary, \
+     q.next_run, q.failure_cause, \
+     q.file_version_id, q.config_overrides, q.retry_count, q.infra_count, q.result_summary, \
      q.artifact_hash, q.log_tail FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id";
 
 fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    let job_id = row.get(0)?;
+    let text = |index| shown(cell(row, index));
     Ok(JobRow {
-        job_id: row.get(0)?,
-        plugin_name: row.get(1)?,
-        status: row.get(2)?,
-        priority: row.get(3)?,
-        file_path: row.get(4)?,
-        attempt: row.get(5)?,
-        worker_id: row.get(6)?,
-        claim_time: row.get(7)?,
-        end_time: row.get(8)?,
-        error_message: row.get(9)?,
-        receipt: row.get(10)?,
+        job_id,
+        plugin_name: text(1).unwrap_or_default(),
+        status: text(2).unwrap_or_default(),
+        priority: number(cell(row, 3)).unwrap_or(0),
+        file_path: text(4),
+        attempt: Attempt::new(job_id, count(cell(row, 5))),
+        worker_id: text(6),
+        claim_time: text(7),
+        end_time: text(8),
+        error_message: text(9),
+        receipt: text(10),
+        next_run: text(11),
+        cause: text(12),
+    })
+}
+
+fn job_detail(row: &Row<'_>) -> rusqlite::Result<JobDetail> {
+    let text = |index| shown(cell(row, index));
+    Ok(JobDetail {
+        row: job_row(row)?,
+        file_version_id: number(cell(row, 13)).unwrap_or(0),
+        config_overrides: text(14),
+        retry_count: count(cell(row, 15)),
+        infra_count: count(cell(row, 16)),
+        result_summary: text(17),
+        artifact_hash: text(18),
+        log_tail: text(19),
+        waiting_for: None,
+        attempts: Vec::new(),
     })
 }
 
@@ -148,18 +219,7 @@ impl Inspector {
         let query = format!("{JOB_COLUMNS} WHERE q.id = ?1");
         let detail = self
             .connection
-            .query_row(&query, [job_id], |row| {
-                Ok(JobDetail {
-                    row: job_row(row)?,
-                    file_version_id: row.get(11)?,
-                    config_overrides: row.get(12)?,
-                    retry_count: row.get(13)?,
-                    result_summary: row.get(14)?,
-                    artifact_hash: row.get(15)?,
-                    log_tail: row.get(16)?,
-                    waiting_for: None,
-                })
-            })
+            .query_row(&query, [job_id], job_detail)
             .optional()?;
         let Some(mut detail) = detail else {
             return Ok(None);
@@ -167,47 +227,97 @@ impl Inspector {
         if detail.row.status == "QUEUED" {
             detail.waiting_for = self.waiting_for(&detail.row.plugin_name)?;
         }
+        detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
     }
 
-    /// Why jobs of a plugin cannot run now; none = a worker that may run them is there.
+    /// The attempts of a job that have ended, the first first.
+    pub fn attempts(&self, job_id: i64) -> Result<Vec<AttemptRow>, Error> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT attempt, status, cause, worker_id, hostname, started, ended, exit_code, \
+             signal, rss_max_bytes, error_message, log_tail FROM cf_job_attempt \
+             WHERE job_id = ?1 ORDER BY attempt",
+        )?;
+        let rows = statement.query_map([job_id], |row| {
+            let text = |index| shown(cell(row, index));
+            Ok(AttemptRow {
+                attempt: Attempt::new(job_id, count(cell(row, 0))),
+                status: text(1).unwrap_or_default(),
+                cause: text(2),
+                worker_id: text(3),
+                hostname: text(4),
+                started: text(5),
+                ended: text(6),
+                exit_code: number(cell(row, 7)),
+                signal: number(cell(row, 8)),
+                rss_max_bytes: number(cell(row, 9)),
+                error_message: text(10),
+                log_tail: text(11),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Workers that sentinels of this database have heard, the latest first.
+    pub fn workers(&self) -> Result<Vec<WorkerRow>, Error> {
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {SESSION_COLUMNS}, status, last_seen_ms FROM cf_worker_session \
+             ORDER BY status = 'ONLINE' DESC, last_seen_ms DESC, worker_id"
+        ))?;
+        let rows = statement.query_map([], |row| {
+            Ok(WorkerRow {
+                session: session(row),
+                status: shown(cell(row, 7)).unwrap_or_default(),
+                last_seen_ms: number(cell(row, 8)).unwrap_or(0),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Why jobs of a plugin cannot run now; none = a worker that may run them is connected.
     pub fn waiting_for(&self, plugin: &str) -> Result<Option<String>, Error> {
-        let deployed = self
-            .connection
-            .prepare_cached(
-                "SELECT 1 FROM cf_plugin_manifest WHERE plugin_name = ?1 AND status = 'ACTIVE'",
-            )?
-            .exists([plugin])?;
-        if !deployed {
-            return Ok(Some(format!(
-                "plugin {plugin} is not deployed; `casparian deploy {plugin}.py` does it"
-            )));
+        if let Code::Waits(reason) = code::read(&self.connection, plugin)? {
+            return Ok(Some(reason));
         }
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT capabilities FROM cf_worker_session WHERE status = 'ONLINE'")?;
+        let mut statement = self.connection.prepare_cached(&format!(
+            "SELECT {SESSION_COLUMNS} FROM cf_worker_session WHERE status = 'ONLINE'"
+        ))?;
         let mut rows = statement.query([])?;
         let mut online = 0;
+        let mut trouble = None;
         while let Some(row) = rows.next()? {
             online += 1;
-            let names: Vec<String> =
-                serde_json::from_str(&row.get::<_, String>(0)?).unwrap_or_default();
-            if names.iter().any(|name| name == "*" || name == plugin) {
-                return Ok(None);
+            let worker = session(row);
+            let mut names = worker.capabilities.iter();
+            if names.any(|name| name == "*" || name == plugin) {
+                match worker.trouble {
+                    None => return Ok(None),
+                    Some(reason) => {
+                        trouble = Some(format!(
+                            "worker {} takes no jobs: {reason}",
+                            worker.worker_id
+                        ));
+                    }
+                }
             }
         }
-        Ok(Some(match online {
-            0 => "no worker is connected to a sentinel".to_owned(),
-            count => format!("none of the {count} connected workers may run plugin {plugin}"),
+        Ok(Some(match (trouble, online) {
+            (Some(trouble), _) => trouble,
+            (None, 0) => "no worker is connected to a sentinel".to_owned(),
+            (None, count) => {
+                format!("none of the {count} connected workers may run plugin {plugin}")
+            }
         }))
     }
 
     /// Number of jobs of each status.
     pub fn counts(&self) -> Result<Vec<(String, i64)>, Error> {
-        let mut statement = self.connection.prepare_cached(
-            "SELECT coalesce(status, ''), count(*) FROM cf_processing_queue GROUP BY status",
-        )?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT status, count(*) FROM cf_processing_queue GROUP BY status")?;
+        let rows = statement.query_map([], |row| {
+            Ok((shown(cell(row, 0)).unwrap_or_default(), row.get(1)?))
+        })?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 }

@@ -5,10 +5,17 @@
 //! line does the same. Our own columns are nullable or have defaults.
 //!
 //! Invariants:
-//! - Every change is made in an explicit transaction ([`Turn`]); dropping it undoes it.
-//! - `synchronous=FULL`, WAL: a committed turn survives kill -9 and a power cut.
+//! - Every change is made in an explicit transaction ([`Turn`]); dropping it undoes it. Nothing
+//!   slow happens inside one: files are read, and plugins looked at, before it begins.
+//! - `synchronous=FULL`, WAL: a committed transaction survives kill -9 and a power cut.
 //! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
-//! - The clock is not read here; `now_ms` is an argument (milliseconds since the epoch, UTC).
+//! - The clock is not read here; the present is an argument ([`Now`], or `now_ms`: milliseconds
+//!   since the epoch, UTC).
+//! - A value of any type in any column costs its own row only: no function fails because of it.
+//!   A job that cannot be used ends as FAILED with a message that names table, column and value;
+//!   a plugin whose manifest or sinks cannot be used keeps its jobs waiting ([`Code::Waits`]).
+//! - Statements of the hot path name their index (`INDEXED BY`), so that statistics of an
+//!   ANALYZE cannot make them read the whole queue.
 
 #![cfg_attr(
     not(test),
@@ -20,14 +27,23 @@
     )
 )]
 
+mod attempts;
 mod catalogue;
+mod claim;
+mod clock;
+mod code;
+mod identity;
 mod inspect;
 mod location;
+mod lock;
 mod manifest;
 mod queue;
 mod registry;
+mod retry;
 mod schema;
+mod sinks;
 mod time;
+mod value;
 mod workers;
 
 use std::collections::HashMap;
@@ -38,14 +54,21 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use crate::limits;
+
+pub use attempts::{Completion, Ended};
 pub use catalogue::{FileVersion, LastJob};
-pub use inspect::{Inspector, JobDetail, JobFilter, JobRow};
+pub use claim::{Claim, Claimed, Unresolved};
+pub use clock::{Now, boot_id};
+pub use code::{Code, PluginCode};
+pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, WorkerRow};
 pub use location::parse as parse_location;
+pub use lock::{Lock, lock_database};
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
-pub use queue::{Claim, Claimed, Completion, End, Expired, Released, Unresolved};
-pub use registry::{Deploy, Deployed, PluginCode, artifact_hash, sha256_hex};
+pub use queue::Running;
+pub use registry::{Deploy, Deployed, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
-pub use workers::{Claimant, WorkerSession};
+pub use workers::WorkerSession;
 
 /// Whether a missing file is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +115,27 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// Another sentinel works on the database.
+    Locked {
+        /// The database.
+        path: PathBuf,
+        /// The lock file.
+        lock: PathBuf,
+    },
+    /// The lock file of a database cannot be used.
+    Lock {
+        /// The lock file.
+        lock: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The database is no longer the one that was opened.
+    Replaced {
+        /// The path.
+        path: PathBuf,
+        /// What happened to it.
+        reason: &'static str,
+    },
     /// SQLite failed.
     Sqlite(rusqlite::Error),
     /// A row holds what it must not.
@@ -127,6 +171,22 @@ impl fmt::Display for Error {
                 path.display(),
                 path.display()
             ),
+            Error::Locked { path, lock } => write!(
+                f,
+                "database {}: another sentinel works on it (it holds {}); stop that one first, or use another database",
+                path.display(),
+                lock.display()
+            ),
+            Error::Lock { lock, reason } => write!(
+                f,
+                "lock file {}: {reason}; the folder of the database must be writable, and the file a regular one of this user",
+                lock.display()
+            ),
+            Error::Replaced { path, reason } => write!(
+                f,
+                "database {}: {reason} while this program had it open; restart the program",
+                path.display()
+            ),
             Error::Sqlite(error) => write!(f, "database: {error}"),
             Error::Row(reason) => write!(f, "database: {reason}"),
         }
@@ -145,15 +205,29 @@ impl From<rusqlite::Error> for Error {
 pub struct Store {
     connection: Connection,
     data_version: i64,
-    /// Code of the newest active manifests, by plugin; none = looked for and not deployed.
-    /// Emptied when another program commits.
-    codes: HashMap<String, Option<Arc<PluginCode>>>,
+    /// Which database it is.
+    identity: identity::Identity,
+    cache: Cache,
+}
+
+/// What was read of the database and is read again when another program has committed.
+#[derive(Default)]
+struct Cache {
+    /// `PRAGMA data_version` that `codes` are of.
+    data_version: i64,
+    /// What runs for a plugin, by its name.
+    codes: HashMap<String, Code>,
+    /// A deployment of this connection is in the cache and not committed yet.
+    uncommitted: bool,
 }
 
 /// One transaction. [`Turn::commit`] makes it durable; dropping it undoes it.
 pub struct Turn<'a> {
     transaction: Transaction<'a>,
-    codes: &'a mut HashMap<String, Option<Arc<PluginCode>>>,
+    cache: &'a mut Cache,
+    database: &'a Arc<str>,
+    /// Rows that may still be ended because they cannot be used.
+    unusable_left: usize,
 }
 
 impl Store {
@@ -180,22 +254,32 @@ impl Store {
         connection
             .pragma_update(None, "foreign_keys", false)
             .map_err(describe)?;
-        connection.set_prepared_statement_cache_capacity(64);
+        connection.set_prepared_statement_cache_capacity(128);
         schema::migrate(&mut connection, path)?;
+        let identity = identity::Identity::read(&mut connection, path)?;
         let data_version = data_version(&connection)?;
         Ok(Store {
             connection,
             data_version,
-            codes: HashMap::new(),
+            identity,
+            cache: Cache::default(),
         })
     }
 
     /// Begins a transaction that may write; waits for another writer's at most 5 s.
     pub fn begin(&mut self) -> Result<Turn<'_>, Error> {
         let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+        let version = data_version(&transaction)?;
+        if version != self.cache.data_version || self.cache.uncommitted {
+            self.cache.data_version = version;
+            self.cache.uncommitted = false;
+            self.cache.codes.clear();
+        }
         Ok(Turn {
             transaction,
-            codes: &mut self.codes,
+            cache: &mut self.cache,
+            database: self.identity.database(),
+            unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
         })
     }
 
@@ -205,16 +289,17 @@ impl Store {
         let changed = version != self.data_version;
         if changed {
             self.data_version = version;
-            self.codes.clear();
         }
         Ok(changed)
     }
 }
 
 impl Turn<'_> {
-    /// Makes everything of this turn durable.
+    /// Makes everything of this transaction durable.
     pub fn commit(self) -> Result<(), Error> {
-        Ok(self.transaction.commit()?)
+        self.transaction.commit()?;
+        self.cache.uncommitted = false;
+        Ok(())
     }
 }
 

@@ -1,13 +1,11 @@
-//! The plugin registry: manifests and environments.
+//! Deploying: manifests, environments and the sinks that manifests declare.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
-use crate::job::Plugin;
-
+use super::value::{cell, shown};
 use super::{Error, ManifestSink, Turn, format_time};
 
 /// SHA-256 as lower-case hex.
@@ -29,17 +27,6 @@ pub fn sha256_hex(parts: &[&[u8]]) -> String {
 /// SHA-256 hex of source and lockfile: what a job ran.
 pub fn artifact_hash(source_code: &str, lockfile_content: &str) -> String {
     sha256_hex(&[source_code.as_bytes(), lockfile_content.as_bytes()])
-}
-
-/// The code of a plugin's newest active manifest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PluginCode {
-    /// Its row.
-    pub manifest_id: i64,
-    /// Its version.
-    pub version: String,
-    /// What runs.
-    pub plugin: Arc<Plugin>,
 }
 
 /// What is deployed.
@@ -70,51 +57,11 @@ pub struct Deployed {
 }
 
 impl Turn<'_> {
-    /// The code that runs for a plugin: its newest ACTIVE manifest; none when it has none.
-    pub fn plugin_code(&mut self, plugin: &str) -> Result<Option<Arc<PluginCode>>, Error> {
-        if let Some(code) = self.codes.get(plugin) {
-            return Ok(code.clone());
-        }
-        let mut statement = self.transaction.prepare_cached(
-            "SELECT m.id, m.version, m.source_code, coalesce(m.env_hash, ''), \
-             coalesce(e.lockfile_content, ''), m.artifact_hash FROM cf_plugin_manifest m \
-             LEFT JOIN cf_plugin_environment e ON e.hash = m.env_hash \
-             WHERE m.plugin_name = ?1 AND m.status = 'ACTIVE' \
-             ORDER BY julianday(coalesce(m.deployed_at, m.created_at)) DESC, m.id DESC LIMIT 1",
-        )?;
-        let code = statement
-            .query_row([plugin], |row| {
-                let source_code: String = row.get(2)?;
-                let mut env_hash: String = row.get(3)?;
-                let lockfile_content: String = row.get(4)?;
-                if lockfile_content.is_empty() {
-                    env_hash.clear();
-                }
-                let artifact_hash = row
-                    .get::<_, Option<String>>(5)?
-                    .unwrap_or_else(|| artifact_hash(&source_code, &lockfile_content));
-                Ok(PluginCode {
-                    manifest_id: row.get(0)?,
-                    version: row.get(1)?,
-                    plugin: Arc::new(Plugin {
-                        name: plugin.to_owned(),
-                        source_code,
-                        env_hash,
-                        lockfile_content,
-                        artifact_hash,
-                    }),
-                })
-            })
-            .optional()?
-            .map(Arc::new);
-        self.codes.insert(plugin.to_owned(), code.clone());
-        Ok(code)
-    }
-
     /// Registers a plugin's source and makes it the one that runs.
     pub fn deploy(&mut self, deploy: &Deploy<'_>, now_ms: i64) -> Result<Deployed, Error> {
         let now = format_time(now_ms);
-        self.codes.remove(deploy.plugin_name);
+        self.cache.codes.remove(deploy.plugin_name);
+        self.cache.uncommitted = true;
         self.transaction.execute(
             "INSERT INTO cf_plugin_config (plugin_name, last_updated) VALUES (?1, ?2) \
              ON CONFLICT (plugin_name) DO UPDATE SET last_updated = ?2",
@@ -126,7 +73,7 @@ impl Turn<'_> {
             self.transaction.execute(
                 "INSERT INTO cf_plugin_environment (hash, lockfile_content, size_mb, last_used, \
                  created_at) VALUES (?1, ?2, 0.0, ?3, ?3) \
-                 ON CONFLICT (hash) DO UPDATE SET last_used = ?3",
+                 ON CONFLICT (hash) DO UPDATE SET lockfile_content = ?2, last_used = ?3",
                 params![hash, deploy.lockfile_content, now],
             )?;
         }
@@ -150,9 +97,17 @@ impl Turn<'_> {
             let version = deploy.version.map_or(old_version, str::to_owned);
             self.transaction.execute(
                 "UPDATE cf_plugin_manifest SET status = 'ACTIVE', deployed_at = ?2, \
-                 env_hash = ?3, artifact_hash = ?4, version = ?5 WHERE id = ?1",
-                params![manifest_id, now, env_hash, artifact, version],
+                 env_hash = ?3, artifact_hash = ?4, version = ?5, source_code = ?6 WHERE id = ?1",
+                params![
+                    manifest_id,
+                    now,
+                    env_hash,
+                    artifact,
+                    version,
+                    deploy.source_code
+                ],
             )?;
+            self.make_newest(manifest_id)?;
             self.declare_sinks(deploy, manifest_id)?;
             return Ok(Deployed {
                 manifest_id,
@@ -179,12 +134,25 @@ impl Turn<'_> {
             ],
         )?;
         let manifest_id = self.transaction.last_insert_rowid();
+        self.make_newest(manifest_id)?;
         self.declare_sinks(deploy, manifest_id)?;
         Ok(Deployed {
             manifest_id,
             version,
             new: true,
         })
+    }
+
+    /// Gives a manifest the highest `deploy_order`: the triggers do it only when `deployed_at`
+    /// changes, and that is a time.
+    fn make_newest(&self, manifest_id: i64) -> Result<(), Error> {
+        self.transaction.execute(
+            "UPDATE cf_plugin_manifest SET deploy_order = \
+             (SELECT coalesce(max(deploy_order), 0) + 1 FROM cf_plugin_manifest \
+             WHERE typeof(deploy_order) = 'integer' AND deploy_order < 1 << 62) WHERE id = ?1",
+            [manifest_id],
+        )?;
+        Ok(())
     }
 
     fn declare_sinks(&self, deploy: &Deploy<'_>, manifest_id: i64) -> Result<(), Error> {
@@ -215,7 +183,10 @@ impl Turn<'_> {
             .query_row(
                 "SELECT id, plugin_name, version FROM cf_plugin_manifest WHERE source_hash = ?1",
                 [source_hash],
-                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                |row| {
+                    let text = |index| shown(cell(row, index)).unwrap_or_default();
+                    Ok((row.get(0)?, text(1), text(2)))
+                },
             )
             .optional()?)
     }
@@ -227,9 +198,10 @@ impl Turn<'_> {
                 "SELECT version FROM cf_plugin_manifest WHERE plugin_name = ?1 \
                  ORDER BY id DESC LIMIT 1",
                 [plugin],
-                |row| row.get(0),
+                |row| Ok(shown(cell(row, 0))),
             )
-            .optional()?;
+            .optional()?
+            .flatten();
         let Some(last) = last else {
             return Ok("1.0.0".to_owned());
         };

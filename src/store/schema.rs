@@ -13,7 +13,20 @@ const MIGRATIONS: &[&str] = &[
     include_str!("queue.sql"),
     include_str!("sinks.sql"),
     include_str!("users.sql"),
+    include_str!("attempts.sql"),
 ];
+
+/// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may
+/// have dropped one.
+const INDEXES: &str = "
+CREATE INDEX IF NOT EXISTS ix_casparian_claim
+    ON cf_processing_queue (plugin_name, priority DESC, id) WHERE status = 'QUEUED';
+CREATE INDEX IF NOT EXISTS ix_casparian_running
+    ON cf_processing_queue (worker_id) WHERE status = 'RUNNING';
+CREATE INDEX IF NOT EXISTS ix_casparian_retry
+    ON cf_processing_queue (next_run_boot_id, next_run_boot_ms)
+    WHERE status = 'PENDING' AND next_run IS NOT NULL;
+";
 
 /// The version after all migrations.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -35,6 +48,7 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Er
             });
         }
         if found == VERSION {
+            connection.execute_batch(INDEXES)?;
             return Ok(());
         }
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;

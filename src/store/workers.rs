@@ -1,7 +1,8 @@
 //! Workers as operators see them.
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 
+use super::value::{cell, count, number, shown};
 use super::{Error, Store, Turn, format_time};
 use crate::limits;
 
@@ -20,60 +21,36 @@ pub struct WorkerSession {
     pub capabilities: Vec<String>,
     /// Jobs at a time.
     pub slots: i64,
+    /// Why it takes no jobs, one line; none while it takes them.
+    pub trouble: Option<String>,
 }
+
+/// A worker's row, of any types. Capabilities that cannot be read are none.
+pub(super) fn session(row: &Row<'_>) -> WorkerSession {
+    let names = shown(cell(row, 3)).unwrap_or_default();
+    WorkerSession {
+        worker_id: shown(cell(row, 0)).unwrap_or_default(),
+        user_id: shown(cell(row, 5)),
+        hostname: shown(cell(row, 1)).unwrap_or_default(),
+        pid: number(cell(row, 2)),
+        capabilities: serde_json::from_str(&names).unwrap_or_default(),
+        slots: count(cell(row, 4)),
+        trouble: shown(cell(row, 6)),
+    }
+}
+
+/// Columns as [`session`] reads them.
+pub(super) const SESSION_COLUMNS: &str =
+    "worker_id, hostname, pid, capabilities, slots, user_id, trouble";
 
 impl Store {
     /// Workers that a sentinel has heard, the latest first.
     pub fn workers(&self) -> Result<Vec<WorkerSession>, Error> {
-        let mut statement = self.connection.prepare(
-            "SELECT worker_id, hostname, pid, capabilities, slots, user_id \
-             FROM cf_worker_session \
-             ORDER BY last_seen_ms DESC",
-        )?;
-        let sessions = statement.query_map([], |row| {
-            let names: String = row.get(3)?;
-            Ok(WorkerSession {
-                worker_id: row.get(0)?,
-                hostname: row.get(1)?,
-                pid: row.get(2)?,
-                capabilities: serde_json::from_str(&names).unwrap_or_default(),
-                slots: row.get(4)?,
-                user_id: row.get(5)?,
-            })
-        })?;
+        let mut statement = self.connection.prepare(&format!(
+            "SELECT {SESSION_COLUMNS} FROM cf_worker_session ORDER BY last_seen_ms DESC"
+        ))?;
+        let sessions = statement.query_map([], |row| Ok(session(row)))?;
         Ok(sessions.collect::<Result<_, _>>()?)
-    }
-}
-
-/// A worker that holds claims, and whose it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimant {
-    /// Its id.
-    pub worker_id: String,
-    /// Its user.
-    pub user_id: String,
-    /// When the last of its leases ends, Unix time in milliseconds.
-    pub lease_until_ms: i64,
-}
-
-impl Store {
-    /// Workers with running jobs that have proved to be some user.
-    pub fn claimants(&self) -> Result<Vec<Claimant>, Error> {
-        let mut statement = self.connection.prepare(
-            "SELECT job.worker_id, session.user_id, max(job.lease_until_ms) \
-             FROM cf_processing_queue AS job \
-             JOIN cf_worker_session AS session USING (worker_id) \
-             WHERE job.status = 'RUNNING' AND session.user_id IS NOT NULL \
-             AND job.lease_until_ms IS NOT NULL GROUP BY job.worker_id",
-        )?;
-        let claimants = statement.query_map([], |row| {
-            Ok(Claimant {
-                worker_id: row.get(0)?,
-                user_id: row.get(1)?,
-                lease_until_ms: row.get(2)?,
-            })
-        })?;
-        Ok(claimants.collect::<Result<_, _>>()?)
     }
 }
 
@@ -92,11 +69,11 @@ impl Turn<'_> {
         self.transaction
             .prepare_cached(
                 "INSERT INTO cf_worker_session \
-                 (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7) \
+                 (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id, \
+                 trouble) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8) \
                  ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
                  capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
-                 user_id = ?7",
+                 user_id = ?7, trouble = ?8",
             )?
             .execute(params![
                 worker.worker_id,
@@ -105,7 +82,8 @@ impl Turn<'_> {
                 names,
                 worker.slots,
                 now_ms,
-                worker.user_id
+                worker.user_id,
+                worker.trouble
             ])?;
         self.transaction
             .prepare_cached(
@@ -121,23 +99,45 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Whoever may connect can make up ids, so only so many of those that have gone are kept;
-    /// those that have running jobs are.
+    /// Why a worker takes no jobs, or that it takes them again.
+    pub fn set_trouble(&mut self, worker_id: &str, trouble: Option<&str>) -> Result<(), Error> {
+        self.transaction
+            .prepare_cached(
+                "UPDATE cf_worker_session SET trouble = ?2 \
+                 WHERE worker_id = ?1 AND trouble IS NOT ?2",
+            )?
+            .execute(params![worker_id, trouble])?;
+        Ok(())
+    }
+
+    /// Any peer that may connect can invent IDs, so only so many of the workers that are offline
+    /// are kept; those with RUNNING jobs are.
     pub fn forget_old_workers(&mut self) -> Result<(), Error> {
-        for script in [
-            "DELETE FROM cf_worker_session WHERE worker_id IN (SELECT worker_id \
-             FROM cf_worker_session WHERE status = 'OFFLINE' AND worker_id NOT IN \
-             (SELECT worker_id FROM cf_processing_queue \
-             WHERE status = 'RUNNING' AND worker_id IS NOT NULL) ORDER BY last_seen_ms \
-             LIMIT (SELECT iif(count(*) > ?1, count(*) - ?1 * 9 / 10, 0) \
-             FROM cf_worker_session))",
-            "DELETE FROM cf_worker_node WHERE rowid IN (SELECT rowid \
-             FROM cf_worker_node WHERE status = 'OFFLINE' ORDER BY last_heartbeat \
-             LIMIT (SELECT iif(count(*) > ?1, count(*) - ?1 * 9 / 10, 0) \
-             FROM cf_worker_node))",
+        for (table, script) in [
+            (
+                "cf_worker_session",
+                "DELETE FROM cf_worker_session WHERE worker_id IN (SELECT worker_id \
+                 FROM cf_worker_session WHERE status = 'OFFLINE' AND worker_id NOT IN \
+                 (SELECT worker_id FROM cf_processing_queue INDEXED BY ix_casparian_running \
+                 WHERE status = 'RUNNING' AND worker_id IS NOT NULL) ORDER BY last_seen_ms \
+                 LIMIT ?1)",
+            ),
+            (
+                "cf_worker_node",
+                "DELETE FROM cf_worker_node WHERE rowid IN (SELECT rowid \
+                 FROM cf_worker_node WHERE status = 'OFFLINE' ORDER BY last_heartbeat \
+                 LIMIT ?1)",
+            ),
         ] {
-            let mut statement = self.transaction.prepare_cached(script)?;
-            statement.execute([limits::WORKER_SESSIONS_MAX])?;
+            let mut statement = self
+                .transaction
+                .prepare_cached(&format!("SELECT count(*) FROM {table}"))?;
+            let known: i64 = statement.query_row([], |row| row.get(0))?;
+            if known > limits::WORKER_SESSIONS_MAX {
+                let excess = known - limits::WORKER_SESSIONS_MAX * 9 / 10;
+                let mut statement = self.transaction.prepare_cached(script)?;
+                statement.execute([excess])?;
+            }
         }
         Ok(())
     }

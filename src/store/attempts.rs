@@ -1,0 +1,371 @@
+//! The ends of attempts: reported by the holder ([`Turn::complete`]), or of a holder that is lost
+//! ([`Turn::release`]). Each is a compare-and-set on job, attempt and RUNNING, and leaves a row in
+//! `cf_job_attempt`. What follows a failure is decided by the policy in `retry.rs`.
+
+use rusqlite::types::ValueRef;
+use rusqlite::{OptionalExtension, Row, params};
+
+use super::claim::{allowed, published};
+use super::retry::{Failures, Next, decide};
+use super::value::{cell, count, number, shown};
+use super::{Error, Now, Turn, format_time};
+use crate::job::{Attempt, Cause, JobStatus, Receipt};
+use crate::limits;
+
+/// The end of an attempt, as its holder reports it.
+#[derive(Clone, Copy, Debug)]
+pub struct Completion<'a> {
+    /// The attempt. Where an old worker did not send the number, the worker's ID decides.
+    pub attempt: Attempt,
+    /// The holder.
+    pub worker_id: &'a str,
+    /// What it reports.
+    pub receipt: &'a Receipt,
+    /// Retries of a job, unless its plugin has a number of its own.
+    pub retries_max: u32,
+}
+
+/// What became of a job when its attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It is COMPLETED.
+    Completed,
+    /// It is FAILED.
+    Failed,
+    /// It is QUEUED again.
+    Queued,
+    /// It is PENDING until then ([`Now::boot_ms`]).
+    Waits {
+        /// When [`Turn::wake_due`] queues it.
+        until_boot_ms: u64,
+    },
+    /// The attempt was not current; nothing was changed.
+    Stale,
+}
+
+/// A RUNNING job of a worker; ?3 = its attempt, 0 where an old worker did not send it. An attempt
+/// that is no number counts as 0.
+pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
+     worker_id, worker_host, worker_pid, claim_time, \
+     CASE WHEN published IS NULL THEN receipt END FROM cf_processing_queue \
+     WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
+     AND (?3 <= 0 AND ?2 IS NOT NULL OR ?3 = iif(typeof(attempt) = 'integer', attempt, 0))";
+
+/// The end itself. A NULL in ?7 keeps `published`.
+pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
+     end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
+     result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
+     log_tail = coalesce(?8, log_tail), failure_cause = ?9, retry_count = ?10, infra_count = ?11, \
+     next_run = ?12, next_run_boot_ms = ?13, next_run_boot_id = ?14, lease_until_ms = NULL, \
+     worker_id = iif(?2 IN ('COMPLETED', 'FAILED'), worker_id, NULL), \
+     worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
+     worker_pid = iif(?2 IN ('COMPLETED', 'FAILED'), worker_pid, NULL), \
+     claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL) \
+     WHERE id = ?1 AND status = 'RUNNING'";
+
+/// The row of an ended attempt.
+pub(super) const RECORD: &str = "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, \
+     worker_id, hostname, pid, started, ended, status, cause, exit_code, signal, rss_max_bytes, \
+     error_message, log_tail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+
+/// A RUNNING row before its attempt ends.
+struct Held {
+    attempt: i64,
+    failures: Failures,
+    plugin: String,
+    worker_id: Option<String>,
+    hostname: Option<String>,
+    pid: Option<i64>,
+    started: Option<String>,
+    /// `published` where the row does not have it yet: the URIs of its receipt.
+    published: Option<String>,
+}
+
+/// How an attempt ended.
+struct End<'a> {
+    success: bool,
+    returned: bool,
+    cause: Option<Cause>,
+    reason: Option<&'a str>,
+    receipt: Option<&'a Receipt>,
+    retries_max: u32,
+}
+
+impl Turn<'_> {
+    /// Ends the attempt that a worker holds, as it reports it. A job that failed for a cause that
+    /// is not final is tried again; one that was returned goes back to the queue uncounted.
+    pub fn complete(&mut self, completion: &Completion<'_>, now: &Now) -> Result<Ended, Error> {
+        let Completion {
+            attempt,
+            worker_id,
+            receipt,
+            retries_max,
+        } = *completion;
+        let success = receipt.status == JobStatus::Success;
+        let end = End {
+            success,
+            returned: !success && receipt.returned,
+            cause: receipt.cause.filter(|_| !success),
+            reason: match (success, &receipt.error_message) {
+                (true, _) => None,
+                (false, Some(message)) => Some(message.as_str()),
+                (false, None) if receipt.returned => Some("the worker stopped"),
+                (false, None) => Some("the worker gave no reason"),
+            },
+            receipt: Some(receipt),
+            retries_max,
+        };
+        self.end(attempt, Some(worker_id), &end, now)
+    }
+
+    /// Ends an attempt whose holder does not report it any more, by the policy for the cause
+    /// ([`Cause::Lost`], most often).
+    pub fn release(
+        &mut self,
+        attempt: Attempt,
+        cause: Cause,
+        reason: &str,
+        retries_max: u32,
+        now: &Now,
+    ) -> Result<Ended, Error> {
+        let end = End {
+            success: false,
+            returned: false,
+            cause: Some(cause),
+            reason: Some(reason),
+            receipt: None,
+            retries_max,
+        };
+        self.end(attempt, None, &end, now)
+    }
+
+    /// Puts RUNNING jobs back into the queue, uncounted, whoever holds them: for a program that
+    /// has the database to itself. At most `limit`; gives how many. Call it again while that many
+    /// were.
+    pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
+        let mut released = 0;
+        for running in super::queue::running(&self.transaction, limit)? {
+            let end = End {
+                success: false,
+                returned: true,
+                cause: None,
+                reason: Some(reason),
+                receipt: None,
+                retries_max: 0,
+            };
+            let ended = self.end(running.attempt, None, &end, now)?;
+            released += usize::from(ended != Ended::Stale);
+        }
+        Ok(released)
+    }
+
+    fn end(
+        &self,
+        attempt: Attempt,
+        worker_id: Option<&str>,
+        end: &End<'_>,
+        now: &Now,
+    ) -> Result<Ended, Error> {
+        let mut statement = self.transaction.prepare_cached(HELD_QUERY)?;
+        let number = attempt.number.max(0);
+        let held = statement
+            .query_row(params![attempt.job_id, worker_id, number], |row| {
+                Ok(held(row))
+            })
+            .optional()?;
+        let Some(held) = held else {
+            return Ok(Ended::Stale);
+        };
+        let mut failures = held.failures;
+        let next = if end.success || end.returned {
+            Next::Queued
+        } else {
+            let retries_max = match self.own_retries(&held.plugin)? {
+                Some(own) => own,
+                None => end.retries_max,
+            };
+            let attempt = Attempt::new(attempt.job_id, held.attempt);
+            decide(end.cause, &mut failures, retries_max, attempt)
+        };
+        let (status, ended, pause_ms) = match next {
+            _ if end.success => ("COMPLETED", Ended::Completed, None),
+            Next::Failed => ("FAILED", Ended::Failed, None),
+            Next::Queued => ("QUEUED", Ended::Queued, None),
+            Next::After(pause_ms) => {
+                let until_boot_ms = now.boot_ms.saturating_add(pause_ms);
+                ("PENDING", Ended::Waits { until_boot_ms }, Some(pause_ms))
+            }
+        };
+        let retried = failures.lost.saturating_add(failures.infra);
+        let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
+        let reason = match end.reason {
+            Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
+            reason => reason.map(str::to_owned),
+        };
+        let receipt = end.receipt.filter(|_| !end.returned);
+        let json = receipt.map(|receipt| {
+            serde_json::json!({
+                "status": receipt.status,
+                "metrics": receipt.metrics,
+                "artifacts": receipt.artifacts,
+            })
+            .to_string()
+        });
+        let now_published = match receipt {
+            Some(receipt) if end.success => Some(uris(receipt)),
+            _ => held.published.clone(),
+        };
+        let summary = match ended {
+            Ended::Completed => Some("Success"),
+            Ended::Failed => Some("Failed"),
+            _ => None,
+        };
+        let next_run = pause_ms.map(|pause| {
+            let pause = i64::try_from(pause).unwrap_or(i64::MAX);
+            format_time(now.unix_ms.saturating_add(pause))
+        });
+        let boot_ms = match ended {
+            Ended::Waits { until_boot_ms } => i64::try_from(until_boot_ms).ok(),
+            _ => None,
+        };
+        let boot_id = boot_ms.map(|_| &*now.boot_id);
+        let mut statement = self.transaction.prepare_cached(END)?;
+        let changed = allowed(statement.execute(params![
+            attempt.job_id,
+            status,
+            format_time(now.unix_ms),
+            reason,
+            summary,
+            json,
+            now_published,
+            receipt.and_then(|receipt| receipt.log_tail.as_deref()),
+            end.cause.map(Cause::as_str),
+            failures.lost,
+            failures.infra,
+            next_run,
+            boot_ms,
+            boot_id,
+        ]))?;
+        if changed != Some(1) {
+            log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
+            return Ok(Ended::Stale);
+        }
+        self.record(attempt.job_id, &held, end, reason.as_deref(), now)?;
+        Ok(ended)
+    }
+
+    fn record(
+        &self,
+        job_id: i64,
+        held: &Held,
+        end: &End<'_>,
+        reason: Option<&str>,
+        now: &Now,
+    ) -> Result<(), Error> {
+        let status = match end {
+            End { success: true, .. } => "COMPLETED",
+            End { returned: true, .. } => "RETURNED",
+            _ => "FAILED",
+        };
+        let metric = |name: &str| {
+            let metrics = end.receipt.map(|receipt| &receipt.metrics);
+            metrics.and_then(|metrics| metrics.get(name).copied())
+        };
+        let log_tail = end
+            .receipt
+            .and_then(|receipt| receipt.log_tail.as_deref())
+            .map(|text| last_lines(text, limits::ATTEMPT_LOG_LINES));
+        let mut statement = self.transaction.prepare_cached(RECORD)?;
+        allowed(statement.execute(params![
+            job_id,
+            held.attempt,
+            held.worker_id,
+            held.hostname,
+            held.pid,
+            held.started,
+            format_time(now.unix_ms),
+            status,
+            end.cause.map(Cause::as_str),
+            metric("exit_code"),
+            metric("signal"),
+            metric("rss_max_bytes").or_else(|| metric("guest_rss_max_bytes")),
+            reason,
+            log_tail,
+        ]))?;
+        let oldest = held.attempt.saturating_sub(limits::ATTEMPTS_KEPT);
+        if Attempt::new(job_id, held.attempt).ordinal() > limits::ATTEMPTS_KEPT {
+            let mut statement = self
+                .transaction
+                .prepare_cached("DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2")?;
+            allowed(statement.execute(params![job_id, oldest]))?;
+        }
+        Ok(())
+    }
+
+    /// `cf_plugin_config.retries`, where it is a number.
+    fn own_retries(&self, plugin: &str) -> Result<Option<u32>, Error> {
+        let mut statement = self
+            .transaction
+            .prepare_cached("SELECT retries FROM cf_plugin_config WHERE plugin_name = ?1")?;
+        let retries = statement
+            .query_row([plugin], |row| Ok(number(cell(row, 0))))
+            .optional()?
+            .flatten();
+        Ok(retries.and_then(|retries| u32::try_from(retries).ok()))
+    }
+}
+
+fn held(row: &Row<'_>) -> Held {
+    let receipt = cell(row, 8);
+    Held {
+        attempt: count(cell(row, 0)),
+        failures: Failures {
+            lost: count(cell(row, 1)),
+            infra: count(cell(row, 2)),
+        },
+        plugin: shown(cell(row, 3)).unwrap_or_default(),
+        worker_id: shown(cell(row, 4)),
+        hostname: shown(cell(row, 5)),
+        pid: number(cell(row, 6)),
+        started: shown(cell(row, 7)),
+        published: (receipt != ValueRef::Null)
+            .then(|| serde_json::Value::from(published(receipt)).to_string()),
+    }
+}
+
+/// The URIs of a receipt's artifacts, as a JSON array.
+fn uris(receipt: &Receipt) -> String {
+    let uris: Vec<&str> = receipt
+        .artifacts
+        .iter()
+        .filter_map(|artifact| artifact.get("uri").map(String::as_str))
+        .collect();
+    serde_json::Value::from(uris).to_string()
+}
+
+/// The last `count` lines of a text.
+fn last_lines(text: &str, count: usize) -> &str {
+    let end = text.strip_suffix('\n').unwrap_or(text);
+    match end.rmatch_indices('\n').nth(count.saturating_sub(1)) {
+        Some((index, _)) => text.get(index + 1..).unwrap_or(text),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_lines;
+
+    #[test]
+    fn the_last_lines_are_kept() {
+        for (text, count, want) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb", 5, "a\nb"),
+            ("", 5, ""),
+            ("é\nü", 1, "ü"),
+        ] {
+            assert_eq!(last_lines(text, count), want, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! Claiming: QUEUED rows become RUNNING jobs of a worker.
+//!
+//! The claim reads `ix_casparian_claim (plugin_name, priority DESC, id)` a plugin at a time and
+//! merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
+//! behind it, up to a bound for one transaction; [`Claimed::more`] says that it was reached. A
+//! priority that is no number (SQLite sorts it first) cannot be used.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Row, params};
+
+use super::code::PluginCode;
+use super::value::{Malformed, cell, integer, malformed, needed, text};
+use super::{Code, Error, Turn, format_time, sinks};
+use crate::job::{Attempt, Cause, Job, Sink};
+use crate::limits;
+
+/// What is claimed, for whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// The worker that will hold the jobs.
+    pub worker_id: &'a str,
+    /// Its host (`worker_host`).
+    pub hostname: &'a str,
+    /// Its process (`worker_pid`).
+    pub pid: Option<i64>,
+    /// Plugins that may be claimed; those whose code waits are passed over.
+    pub plugins: &'a [String],
+    /// Jobs at most.
+    pub limit: usize,
+    /// End of the first lease, milliseconds since the epoch; for display only.
+    pub lease_until_ms: i64,
+}
+
+/// A job that could not be handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// The job.
+    pub job_id: i64,
+    /// Why.
+    pub reason: String,
+}
+
+/// What a claim came to.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// Jobs to dispatch, in order.
+    pub jobs: Vec<Job>,
+    /// Jobs that failed instead.
+    pub unresolved: Vec<Unresolved>,
+    /// So many rows could not be used that the rest is left for the next transaction.
+    pub more: bool,
+}
+
+/// The order of the queue: highest priority first (none last), then lowest id.
+type Rank = (Reverse<Option<i64>>, i64);
+
+/// A row of the queue that is next for its plugin.
+struct Candidate {
+    rank: Rank,
+    /// Index of the plugin.
+    plugin: usize,
+    /// Why it cannot be used, where that is known.
+    malformed: Option<Malformed>,
+}
+
+/// The claim's range of one plugin.
+pub(super) const CLAIM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
+     INDEXED BY ix_casparian_claim \
+     WHERE status = 'QUEUED' AND plugin_name = ?1 ORDER BY priority DESC, id LIMIT ?2";
+
+/// Everything that a job needs of its rows.
+pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
+     coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
+     l.rel_path FROM cf_processing_queue q \
+     LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
+     LEFT JOIN cf_file_location l ON l.id = v.location_id \
+     LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
+
+/// The claim itself.
+pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING', \
+     attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
+     worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
+     result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
+     next_run_boot_id = NULL WHERE id = ?1 AND status = 'QUEUED'";
+
+/// The end of a row that cannot be used.
+pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
+     error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
+
+struct Resolved {
+    attempt: i64,
+    file_path: String,
+    file_version_id: i64,
+    sinks: Arc<[Sink]>,
+    previous: Vec<String>,
+}
+
+impl Turn<'_> {
+    /// Claims up to `limit` QUEUED jobs of the given plugins together: highest priority first,
+    /// then lowest id.
+    pub fn claim(&mut self, claim: &Claim<'_>, now_ms: i64) -> Result<Claimed, Error> {
+        let mut codes: Vec<Arc<PluginCode>> = Vec::with_capacity(claim.plugins.len());
+        for plugin in claim.plugins {
+            if let Code::Runs(code) = self.plugin_code(plugin)? {
+                codes.push(code);
+            }
+        }
+        let mut claimed = Claimed::default();
+        // Rows that could not even be ended.
+        let mut skipped: HashSet<i64> = HashSet::new();
+        while claimed.jobs.len() < claim.limit {
+            let want = claim.limit - claimed.jobs.len();
+            let mut unusable = false;
+            let mut heap = self.candidates(&codes, want.saturating_add(skipped.len()))?;
+            while claimed.jobs.len() < claim.limit
+                && let Some(Reverse(candidate)) = heap.pop()
+            {
+                let job_id = candidate.rank.1;
+                let Some(code) = codes.get(candidate.plugin) else {
+                    continue;
+                };
+                if skipped.contains(&job_id) {
+                    continue;
+                }
+                if self.unusable_left == 0 {
+                    claimed.more = true;
+                    return Ok(claimed);
+                }
+                let resolved = match candidate.malformed {
+                    Some(malformed) => Err(malformed.to_string()),
+                    None => self.resolve(job_id, code)?,
+                };
+                let reason = match resolved {
+                    Ok(resolved) => match self.take(job_id, claim, code, resolved, now_ms)? {
+                        Some(job) => {
+                            claimed.jobs.push(job);
+                            continue;
+                        }
+                        None => {
+                            skipped.insert(job_id);
+                            "a constraint or trigger of the database refuses the claim".to_owned()
+                        }
+                    },
+                    Err(reason) => reason,
+                };
+                unusable = true;
+                self.unusable_left -= 1;
+                if !self.fail(job_id, &reason, now_ms)? {
+                    skipped.insert(job_id);
+                }
+                claimed.unresolved.push(Unresolved { job_id, reason });
+            }
+            if !unusable {
+                break;
+            }
+        }
+        Ok(claimed)
+    }
+
+    fn candidates(
+        &self,
+        codes: &[Arc<PluginCode>],
+        limit: usize,
+    ) -> Result<BinaryHeap<Reverse<Candidate>>, Error> {
+        let mut heap = BinaryHeap::new();
+        let mut statement = self.transaction.prepare_cached(CLAIM_QUERY)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        for (plugin, code) in codes.iter().enumerate() {
+            let mut rows = statement.query(params![code.plugin.name, limit])?;
+            while let Some(row) = rows.next()? {
+                let job_id = row.get(0)?;
+                let value = cell(row, 1);
+                let (priority, malformed) = match value {
+                    ValueRef::Null => (None, None),
+                    ValueRef::Integer(priority) => (Some(priority), None),
+                    ValueRef::Real(priority) => (Some(priority as i64), None),
+                    _ => {
+                        let column = "cf_processing_queue.priority";
+                        let reason = malformed(column, job_id, value, "a whole number");
+                        (Some(i64::MAX), Some(reason))
+                    }
+                };
+                heap.push(Reverse(Candidate {
+                    rank: (Reverse(priority), job_id),
+                    plugin,
+                    malformed,
+                }));
+            }
+        }
+        Ok(heap)
+    }
+
+    /// None when the database refuses the change.
+    fn take(
+        &self,
+        job_id: i64,
+        claim: &Claim<'_>,
+        code: &PluginCode,
+        resolved: Resolved,
+        now_ms: i64,
+    ) -> Result<Option<Job>, Error> {
+        let mut statement = self.transaction.prepare_cached(TAKE)?;
+        let taken = allowed(statement.execute(params![
+            job_id,
+            format_time(now_ms),
+            claim.lease_until_ms,
+            claim.worker_id,
+            claim.hostname,
+            claim.pid,
+            code.plugin.artifact_hash,
+            resolved.attempt,
+        ]))?;
+        Ok((taken == Some(1)).then(|| Job {
+            attempt: Attempt::new(job_id, resolved.attempt),
+            file_path: resolved.file_path,
+            file_version_id: resolved.file_version_id,
+            sinks: resolved.sinks,
+            plugin: code.plugin.clone(),
+            database: Some(self.database.clone()),
+            previous: resolved.previous,
+        }))
+    }
+
+    /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
+    pub(super) fn fail(&self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
+        let mut statement = self.transaction.prepare_cached(FAIL)?;
+        let cause = Cause::Operator.as_str();
+        let changed =
+            allowed(statement.execute(params![job_id, format_time(now_ms), reason, cause]))?;
+        if changed.is_none() {
+            log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
+        }
+        Ok(changed == Some(1))
+    }
+
+    /// What a job needs of its rows, or why it cannot be had.
+    fn resolve(&self, job_id: i64, code: &PluginCode) -> Result<Result<Resolved, String>, Error> {
+        let mut statement = self.transaction.prepare_cached(RESOLVE_QUERY)?;
+        Ok(statement.query_row([job_id], |row| {
+            Ok(resolved(row, job_id, code).map_err(|error| error.to_string()))
+        })?)
+    }
+}
+
+fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, Malformed> {
+    let column = "cf_processing_queue.file_version_id";
+    let version = integer(cell(row, 0), column, job_id)?
+        .ok_or_else(|| malformed(column, job_id, ValueRef::Null, "a file version"))?;
+    // Each of the three catalogue tables: its row, and what names it.
+    for (found, named, table) in [
+        (4, 0, "cf_file_version"),
+        (6, 5, "cf_file_location"),
+        (8, 7, "cf_source_root"),
+    ] {
+        if cell(row, found) == ValueRef::Null {
+            let key = super::value::abridged(cell(row, named));
+            return Err(Malformed(format!(
+                "file version {version} has no file: {table} has no row {key}"
+            )));
+        }
+    }
+    let path_size_max = 64 << 10;
+    let root_id = row.get(8).unwrap_or(0);
+    let root = needed(
+        cell(row, 9),
+        path_size_max,
+        "cf_source_root.path",
+        root_id,
+    )?;
+    let location_id: i64 = row.get(6).unwrap_or(0);
+    let rel_path = needed(
+        cell(row, 10),
+        path_size_max,
+        "cf_file_location.rel_path",
+        location_id,
+    )?;
+    let number = integer(cell(row, 2), "cf_processing_queue.attempt", job_id)?.unwrap_or(0);
+    let attempt = Attempt::new(job_id, number);
+    if number < 0 || attempt.ordinal() >= i64::from(u32::MAX) {
+        let expected = "the number of an attempt";
+        let value = cell(row, 2);
+        return Err(malformed(
+            "cf_processing_queue.attempt",
+            job_id,
+            value,
+            expected,
+        ));
+    }
+    let overrides = text(
+        cell(row, 1),
+        limits::OVERRIDES_SIZE_MAX,
+        "cf_processing_queue.config_overrides",
+        job_id,
+    )?;
+    let sinks = match overrides.filter(|text| !text.trim().is_empty()) {
+        Some(text) => sinks::overridden(&code.sinks, &text, &code.plugin.name)
+            .map_err(Malformed)?
+            .into(),
+        None => code.sinks.clone(),
+    };
+    let path = Path::new(&root).join(rel_path);
+    Ok(Resolved {
+        attempt: number + 1,
+        file_path: path.to_string_lossy().into_owned(),
+        file_version_id: version,
+        sinks,
+        previous: published(cell(row, 3)),
+    })
+}
+
+/// URIs of artifacts: of `published` (a list of them) or of a receipt. What is neither gives none.
+pub(super) fn published(value: ValueRef<'_>) -> Vec<String> {
+    use serde_json::Value;
+    let ValueRef::Text(bytes) = value else {
+        return Vec::new();
+    };
+    let mut uris = match serde_json::from_slice(bytes) {
+        Ok(Value::Array(uris)) => uris,
+        Ok(Value::Object(mut receipt)) => match receipt.remove("artifacts") {
+            Some(Value::Array(artifacts)) => artifacts
+                .into_iter()
+                .filter_map(|mut artifact| artifact.get_mut("uri").map(Value::take))
+                .collect(),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    uris.drain(..)
+        .filter_map(|uri| match uri {
+            Value::String(uri) => Some(uri),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The rows that a statement changed; none when a constraint or trigger of the database (of
+/// another program, or of a malformed row) refused it.
+pub(super) fn allowed(result: rusqlite::Result<usize>) -> Result<Option<usize>, Error> {
+    match result {
+        Ok(changed) => Ok(Some(changed)),
+        Err(error)
+            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl PartialEq for Candidate {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.rank.cmp(&other.rank)
+    }
+}

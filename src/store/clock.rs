@@ -1,0 +1,38 @@
+//! The present as an argument: the store itself reads no clock.
+
+use std::sync::{Arc, OnceLock};
+
+/// One moment on both clocks. The wall clock is for people; what is to happen after a while is
+/// computed with the clock that counts from the machine's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since the epoch, UTC.
+    pub unix_ms: i64,
+    /// Milliseconds of CLOCK_BOOTTIME (see [`crate::reactor::BootTime`]).
+    pub boot_ms: u64,
+    /// Which start of the machine `boot_ms` counts from (see [`boot_id`]).
+    pub boot_id: Arc<str>,
+}
+
+/// The kernel's random ID of this start of the machine, read once; empty where there is none.
+pub fn boot_id() -> Arc<str> {
+    static ID: OnceLock<Arc<str>> = OnceLock::new();
+    ID.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .unwrap_or_default()
+            .trim()
+            .into()
+    })
+    .clone()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_boot_id_is_one_and_has_no_spaces() {
+        assert_eq!(boot_id(), boot_id());
+        assert!(!boot_id().contains(char::is_whitespace));
+    }
+}

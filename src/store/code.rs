@@ -1,0 +1,138 @@
+//! What runs for a plugin: its newest ACTIVE manifest with its environment and sinks.
+//!
+//! "Newest" is an order, not a time (`deploy_order`, which triggers keep for old programs as
+//! well), so that a clock that jumps does not change which code runs. A row that cannot be used
+//! makes the plugin's jobs wait, with a reason; an older manifest does not take its place.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::value::{Malformed, cell, malformed, needed, shown, text};
+use super::{Error, Turn, artifact_hash, sinks};
+use crate::job::{Plugin, Sink};
+use crate::limits;
+
+/// The code of a plugin's newest active manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginCode {
+    /// Its row.
+    pub manifest_id: i64,
+    /// Its version.
+    pub version: String,
+    /// What runs.
+    pub plugin: Arc<Plugin>,
+    /// Where its topics go, unless a job overrides them; `output` always has a sink.
+    pub sinks: Arc<[Sink]>,
+}
+
+/// Whether jobs of a plugin can run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// This runs.
+    Runs(Arc<PluginCode>),
+    /// They wait: the plugin is not deployed, or a row of it cannot be used. One line.
+    Waits(String),
+}
+
+impl Code {
+    /// What runs, if anything does.
+    pub fn runs(self) -> Option<Arc<PluginCode>> {
+        match self {
+            Code::Runs(code) => Some(code),
+            Code::Waits(_) => None,
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// The code that runs for a plugin, or why its jobs wait. Kept until somebody commits.
+    pub fn plugin_code(&mut self, plugin: &str) -> Result<Code, Error> {
+        if let Some(code) = self.cache.codes.get(plugin) {
+            return Ok(code.clone());
+        }
+        let code = read(&self.transaction, plugin)?;
+        if self.cache.codes.len() >= limits::QUEUED_PLUGINS_MAX {
+            self.cache.codes.clear();
+        }
+        self.cache.codes.insert(plugin.to_owned(), code.clone());
+        Ok(code)
+    }
+}
+
+/// The newest manifest of a plugin.
+pub(super) const CODE_QUERY: &str = "SELECT m.id, m.version, m.source_code, m.env_hash, \
+     e.hash IS NOT NULL, e.lockfile_content, m.artifact_hash FROM cf_plugin_manifest m \
+     LEFT JOIN cf_plugin_environment e ON e.hash = m.env_hash \
+     WHERE m.plugin_name = ?1 AND m.status = 'ACTIVE' \
+     ORDER BY CAST(m.deploy_order AS INTEGER) DESC, m.id DESC LIMIT 1";
+
+/// Reads what runs for a plugin.
+pub(super) fn read(connection: &Connection, plugin: &str) -> Result<Code, Error> {
+    let found = connection
+        .prepare_cached(CODE_QUERY)?
+        .query_row([plugin], |row| Ok(manifest(row, plugin)))
+        .optional()?;
+    let (manifest_id, version, plugin) = match found {
+        Some(Ok(manifest)) => manifest,
+        Some(Err(reason)) => {
+            return Ok(Code::Waits(format!(
+                "plugin {plugin} cannot run: {reason}; `casparian deploy {plugin}.py` replaces it"
+            )));
+        }
+        None => {
+            return Ok(Code::Waits(format!(
+                "plugin {plugin} is not deployed; `casparian deploy {plugin}.py` does it"
+            )));
+        }
+    };
+    Ok(match sinks::configured(connection, &plugin.name)? {
+        Ok(sinks) => Code::Runs(Arc::new(PluginCode {
+            manifest_id,
+            version,
+            plugin: Arc::new(plugin),
+            sinks: sinks.into(),
+        })),
+        Err(reason) => Code::Waits(format!("plugin {} cannot run: {reason}", plugin.name)),
+    })
+}
+
+fn manifest(row: &Row<'_>, name: &str) -> Result<(i64, String, Plugin), Malformed> {
+    let id = row.get(0).unwrap_or(0);
+    let size_max = limits::SOURCE_SIZE_MAX;
+    let source_code = needed(
+        cell(row, 2),
+        size_max,
+        "cf_plugin_manifest.source_code",
+        id,
+    )?;
+    let column = "cf_plugin_manifest.env_hash";
+    let mut env_hash = text(cell(row, 3), 1024, column, id)?.unwrap_or_default();
+    let has_environment = row.get(4).unwrap_or(false);
+    if !env_hash.is_empty() && !has_environment {
+        let expected = "the hash of a row in cf_plugin_environment";
+        return Err(malformed(column, id, cell(row, 3), expected));
+    }
+    let lockfile_content = text(
+        cell(row, 5),
+        size_max,
+        "cf_plugin_environment.lockfile_content",
+        &env_hash,
+    )?
+    .unwrap_or_default();
+    if lockfile_content.is_empty() {
+        env_hash.clear();
+    }
+    let column = "cf_plugin_manifest.artifact_hash";
+    let artifact_hash = text(cell(row, 6), 1024, column, id)?
+        .unwrap_or_else(|| artifact_hash(&source_code, &lockfile_content));
+    let version = shown(cell(row, 1)).unwrap_or_default();
+    let plugin = Plugin {
+        name: name.to_owned(),
+        source_code,
+        env_hash,
+        lockfile_content,
+        artifact_hash,
+    };
+    Ok((id, version, plugin))
+}

@@ -1,0 +1,253 @@
+//! When a job that did not end well is tried again.
+//!
+//! Policy:
+//! - A final cause (`plugin`, `input`, `operator`), or none (old workers report none): FAILED.
+//! - `lost`: counted in `retry_count`. Losing its worker may be the job's own doing (it may have
+//!   used up the memory), so a job that does it more than `retries_max` times is FAILED, alone.
+//!   The first retry is at once: most often the worker was only restarted.
+//! - `environment`, `worker`: counted in `infra_count`, apart, so that such a fault never uses up
+//!   the retries of a job that then loses its worker, and the other way round. It is bounded by
+//!   `retries_max`, too: no job is retried for ever.
+//! - A job that a worker gives back (`returned`) is not counted at all.
+//! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
+//! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
+//!
+//! The pause is 1 s and doubles with each failure of the kind, up to 5 min, give or take a fifth
+//! that depends on job and attempt: jobs that failed together do not come back together. While it
+//! lasts the row is PENDING with `next_run`; a PENDING row without `next_run` is never touched.
+//! The end of the pause is on the clock that counts from the machine's start
+//! (`next_run_boot_ms`); after another start, or on another machine, the time of day decides, and
+//! one that is further away than any pause can be is over.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::claim::allowed;
+use super::value::{cell, number, shown};
+use super::{Error, Now, Store, Turn, parse_time};
+use crate::job::{Attempt, Cause};
+use crate::limits;
+
+/// Failures of a job since it was queued, by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Failures {
+    /// Lost workers: `retry_count`.
+    pub(super) lost: i64,
+    /// Environments and workers: `infra_count`.
+    pub(super) infra: i64,
+}
+
+/// What becomes of a job after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// QUEUED at once.
+    Queued,
+    /// PENDING for so many milliseconds.
+    After(u64),
+    /// FAILED.
+    Failed,
+}
+
+/// Counts a failure and decides.
+pub(super) fn decide(
+    cause: Option<Cause>,
+    failures: &mut Failures,
+    retries_max: u32,
+    attempt: Attempt,
+) -> Next {
+    let (count, free) = match cause {
+        Some(Cause::Lost) => (&mut failures.lost, 1),
+        Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0),
+        Some(Cause::Plugin | Cause::Input | Cause::Operator) | None => return Next::Failed,
+    };
+    let before = *count;
+    *count = before.saturating_add(1);
+    if before >= i64::from(retries_max) {
+        Next::Failed
+    } else if before < free {
+        Next::Queued
+    } else {
+        Next::After(pause_ms(before - free, attempt))
+    }
+}
+
+/// The pause after `before` earlier ones.
+fn pause_ms(before: i64, attempt: Attempt) -> u64 {
+    let ms = |wait: std::time::Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    let doublings = u32::try_from(before.clamp(0, 32)).unwrap_or(32);
+    let pause = ms(limits::RETRY_PAUSE_MIN)
+        .saturating_mul(1 << doublings)
+        .min(ms(limits::RETRY_PAUSE_MAX));
+    // 800 to 1200 thousandths.
+    let share = 800 + scramble(attempt) % 401;
+    pause.saturating_mul(share) / 1000
+}
+
+/// The longest pause with its jitter.
+fn pause_max_ms() -> u64 {
+    let max = u64::try_from(limits::RETRY_PAUSE_MAX.as_millis()).unwrap_or(u64::MAX);
+    max.saturating_mul(12) / 10
+}
+
+/// A number that looks random and is always the same for an attempt (SplitMix64).
+fn scramble(attempt: Attempt) -> u64 {
+    let mut x = attempt.job_id.unsigned_abs() ^ attempt.number.unsigned_abs().rotate_left(32);
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+/// PENDING rows whose pause is over on this machine's clock.
+pub(super) const DUE_QUERY: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', \
+     next_run = NULL, next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id IN ( \
+     SELECT id FROM cf_processing_queue INDEXED BY ix_casparian_retry \
+     WHERE status = 'PENDING' AND next_run IS NOT NULL \
+     AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3)";
+
+/// A range of PENDING rows with `next_run`; parameters as of `foreign_parameters`.
+macro_rules! foreign {
+    ($range:literal) => {
+        concat!(
+            "SELECT id, next_run FROM cf_processing_queue INDEXED BY ix_casparian_retry \
+             WHERE status = 'PENDING' AND next_run IS NOT NULL AND ",
+            $range,
+            " LIMIT ?3"
+        )
+    };
+}
+
+/// PENDING rows whose pause this machine's clock does not bound: of another start of the machine,
+/// or with a moment that no pause reaches, or that is no number. Each is found by a range of the
+/// index, so that none costs nothing.
+pub(super) const FOREIGN_QUERIES: [&str; 5] = [
+    foreign!("next_run_boot_id IS NULL AND ?1 IS ?1 AND ?2 IS ?2"),
+    foreign!("next_run_boot_id < ?1 AND ?2 IS ?2"),
+    foreign!("next_run_boot_id > ?1 AND ?2 IS ?2"),
+    foreign!("next_run_boot_id = ?1 AND next_run_boot_ms IS NULL AND ?2 IS ?2"),
+    foreign!("next_run_boot_id = ?1 AND next_run_boot_ms > ?2"),
+];
+
+/// The next moment at which a pause ends on this machine's clock.
+pub(super) const NEXT_DUE_QUERY: &str = "SELECT next_run_boot_ms FROM cf_processing_queue \
+     INDEXED BY ix_casparian_retry WHERE status = 'PENDING' AND next_run IS NOT NULL \
+     AND next_run_boot_id = ?1 AND next_run_boot_ms IS NOT NULL ORDER BY next_run_boot_ms LIMIT 1";
+
+impl Store {
+    /// When [`Turn::wake_due`] has something to do next, in milliseconds of the machine's clock
+    /// ([`Now::boot_ms`]); none when no job waits for a retry.
+    pub fn next_due_boot_ms(&self, now: &Now) -> Result<Option<u64>, Error> {
+        for query in FOREIGN_QUERIES {
+            let mut statement = self.connection.prepare_cached(query)?;
+            if statement.exists(foreign_parameters(now, 1))? {
+                return Ok(Some(now.boot_ms));
+            }
+        }
+        let mut statement = self.connection.prepare_cached(NEXT_DUE_QUERY)?;
+        let next = statement
+            .query_row([&*now.boot_id], |row| Ok(number(cell(row, 0))))
+            .optional()?
+            .flatten();
+        Ok(next.map(|ms| u64::try_from(ms).unwrap_or(0)))
+    }
+}
+
+impl Turn<'_> {
+    /// Queues PENDING jobs whose pause is over, at most [`limits::WOKEN_PER_TRANSACTION`]; gives
+    /// how many rows it changed. Call it again while that many were.
+    pub fn wake_due(&mut self, now: &Now) -> Result<usize, Error> {
+        let limit = limits::WOKEN_PER_TRANSACTION;
+        let mut changed = self.adopt_foreign(now, limit)?;
+        let left = i64::try_from(limit.saturating_sub(changed)).unwrap_or(0);
+        let mut statement = self.transaction.prepare_cached(DUE_QUERY)?;
+        let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
+        let woken = statement.execute(params![&*now.boot_id, boot_ms, left]);
+        changed += allowed(woken)?.unwrap_or(0);
+        Ok(changed)
+    }
+
+    /// Puts rows of another start of the machine on this one's clock, due at once where their
+    /// time of day has passed, cannot be read, or is out of reach.
+    fn adopt_foreign(&self, now: &Now, limit: usize) -> Result<usize, Error> {
+        let mut found: Vec<(i64, u64)> = Vec::new();
+        for query in FOREIGN_QUERIES {
+            let mut statement = self.transaction.prepare_cached(query)?;
+            let mut rows = statement.query(foreign_parameters(now, limit))?;
+            while let Some(row) = rows.next()? {
+                let left_ms = shown(cell(row, 1))
+                    .and_then(|text| parse_time(&text))
+                    .and_then(|at_ms| u64::try_from(at_ms.saturating_sub(now.unix_ms)).ok())
+                    .filter(|left| *left <= pause_max_ms())
+                    .unwrap_or(0);
+                found.push((row.get(0)?, left_ms));
+            }
+        }
+        found.truncate(limit);
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
+             WHERE id = ?1",
+        )?;
+        let mut changed = 0;
+        for (job_id, left_ms) in found {
+            let at_ms = i64::try_from(now.boot_ms.saturating_add(left_ms)).unwrap_or(i64::MAX);
+            let updated = statement.execute(params![job_id, at_ms, &*now.boot_id]);
+            changed += allowed(updated)?.unwrap_or(0);
+        }
+        Ok(changed)
+    }
+}
+
+/// This start of the machine, the last moment a pause can reach, and how many rows.
+fn foreign_parameters(now: &Now, limit: usize) -> (String, i64, i64) {
+    let reach = now.boot_ms.saturating_add(pause_max_ms());
+    (
+        now.boot_id.to_string(),
+        i64::try_from(reach).unwrap_or(i64::MAX),
+        i64::try_from(limit).unwrap_or(i64::MAX),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_failure_has_its_count_and_its_pauses() {
+        let attempt = Attempt::new(7, 1);
+        let mut failures = Failures::default();
+        assert_eq!(
+            decide(Some(Cause::Lost), &mut failures, 3, attempt),
+            Next::Queued
+        );
+        for want in [1000, 2000] {
+            let Next::After(pause) = decide(Some(Cause::Lost), &mut failures, 3, attempt) else {
+                panic!()
+            };
+            assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
+        }
+        for want in [1000, 2000, 4000] {
+            let Next::After(pause) = decide(Some(Cause::Worker), &mut failures, 3, attempt) else {
+                panic!()
+            };
+            assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
+        }
+        for cause in [
+            Some(Cause::Lost),
+            Some(Cause::Environment),
+            Some(Cause::Plugin),
+            None,
+        ] {
+            assert_eq!(decide(cause, &mut failures, 3, attempt), Next::Failed);
+        }
+        assert_eq!(failures, Failures { lost: 4, infra: 4 });
+    }
+
+    #[test]
+    fn pauses_are_bounded_and_spread() {
+        let pauses: Vec<u64> = (0..100)
+            .map(|job| pause_ms(i64::MAX, Attempt::new(job, 1)))
+            .collect();
+        let (min, max) = (pauses.iter().min().unwrap(), pauses.iter().max().unwrap());
+        assert!(*min >= 240_000 && *max <= pause_max_ms());
+        assert!(max - min > 60_000, "{min} {max}");
+    }
+}

@@ -1,0 +1,136 @@
+//! Where the topics of a plugin go: `cf_topic_config`, and the `config_overrides` of one job.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, Row};
+use serde::Deserialize;
+
+use super::Error;
+use super::value::{cell, needed, text};
+use crate::job::Sink;
+use crate::limits;
+
+/// Bytes of a topic's name, a URI, a mode; those of a schema are as those of overrides.
+const NAME_SIZE_MAX: usize = 4096;
+/// The topic of what a plugin returns; it always has a sink.
+const OUTPUT: &str = "output";
+
+/// `config_overrides`: a topic's sink or sinks.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Override {
+    One(OverrideSink),
+    Many(Vec<OverrideSink>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OverrideSink {
+    Uri(String),
+    Sink {
+        uri: String,
+        mode: Option<String>,
+        schema_def: Option<String>,
+    },
+}
+
+/// A plugin's sinks. What an operator has configured for a topic hides what a manifest declared.
+pub(super) const SINKS_QUERY: &str = "SELECT id, topic_name, uri, mode, schema_json \
+     FROM cf_topic_config AS sink \
+     WHERE plugin_name = ?1 AND (manifest_id IS NULL OR NOT EXISTS ( \
+         SELECT 1 FROM cf_topic_config AS theirs WHERE theirs.plugin_name = ?1 \
+         AND theirs.topic_name = sink.topic_name AND theirs.manifest_id IS NULL)) \
+     ORDER BY id LIMIT ?2";
+
+/// The sinks that are configured for a plugin, or why one of them cannot be used.
+pub(super) fn configured(
+    connection: &Connection,
+    plugin: &str,
+) -> Result<Result<Vec<Sink>, String>, Error> {
+    let mut statement = connection.prepare_cached(SINKS_QUERY)?;
+    let most = i64::try_from(limits::SINKS_MAX).unwrap_or(i64::MAX);
+    let mut rows = statement.query((plugin, most.saturating_add(1)))?;
+    let mut sinks = Vec::new();
+    while let Some(row) = rows.next()? {
+        match sink(row) {
+            Ok(sink) => sinks.push(sink),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    if sinks.len() > limits::SINKS_MAX {
+        return Ok(Err(format!(
+            "cf_topic_config has more than {} rows for it",
+            limits::SINKS_MAX
+        )));
+    }
+    Ok(with_output(sinks, plugin))
+}
+
+fn sink(row: &Row<'_>) -> Result<Sink, String> {
+    let id: i64 = row.get(0).unwrap_or(0);
+    let name = |index: usize, column: &str| {
+        needed(cell(row, index), NAME_SIZE_MAX, column, id).map_err(|error| error.to_string())
+    };
+    let topic = name(1, "cf_topic_config.topic_name")?;
+    let uri = name(2, "cf_topic_config.uri")?;
+    let mode = text(cell(row, 3), NAME_SIZE_MAX, "cf_topic_config.mode", id)
+        .map_err(|error| error.to_string())?
+        .unwrap_or_default();
+    let mut sink = Sink::parse(&topic, &uri, &mode)
+        .map_err(|error| format!("row {id} of cf_topic_config, topic {topic:?}: {error}"))?;
+    let size_max = limits::OVERRIDES_SIZE_MAX;
+    sink.schema_def = text(cell(row, 4), size_max, "cf_topic_config.schema_json", id)
+        .map_err(|error| error.to_string())?;
+    Ok(sink)
+}
+
+/// The sinks of a job with overrides: each topic that they name has theirs instead.
+pub(super) fn overridden(
+    configured: &[Sink],
+    overrides: &str,
+    plugin: &str,
+) -> Result<Vec<Sink>, String> {
+    let parsed: Option<BTreeMap<String, Override>> =
+        serde_json::from_str(overrides).map_err(|error| {
+            format!("config_overrides is not {{topic: sink or [sinks]}}: {error}")
+        })?;
+    let parsed = parsed.unwrap_or_default();
+    let kept = |sink: &&Sink| !parsed.contains_key(&sink.topic);
+    let mut sinks: Vec<Sink> = configured.iter().filter(kept).cloned().collect();
+    for (topic, replacement) in parsed {
+        let replacement = match replacement {
+            Override::One(sink) => vec![sink],
+            Override::Many(sinks) => sinks,
+        };
+        for sink in replacement {
+            let (uri, mode, schema_def) = match sink {
+                OverrideSink::Uri(uri) => (uri, None, None),
+                OverrideSink::Sink {
+                    uri,
+                    mode,
+                    schema_def,
+                } => (uri, mode, schema_def),
+            };
+            let mut sink = Sink::parse(&topic, &uri, mode.as_deref().unwrap_or_default())
+                .map_err(|error| format!("config_overrides, topic {topic:?}: {error}"))?;
+            sink.schema_def = schema_def;
+            sinks.push(sink);
+        }
+    }
+    if sinks.len() > limits::SINKS_MAX {
+        return Err(format!(
+            "config_overrides gives more than {} sinks",
+            limits::SINKS_MAX
+        ));
+    }
+    with_output(sinks, plugin)
+}
+
+fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {
+    if !sinks.iter().any(|sink| sink.topic == OUTPUT) {
+        let uri = format!("parquet://{plugin}_output.parquet");
+        let sink = Sink::parse(OUTPUT, &uri, "").map_err(|error| error.to_string())?;
+        sinks.push(sink);
+    }
+    Ok(sinks)
+}
