@@ -51,7 +51,7 @@ pub fn parse(text: &str) -> Option<i64> {
             let (hours, minutes) = offset.get(1..)?.split_once(':')?;
             let (hours, minutes) = (hours.parse::<i64>().ok()?, minutes.parse::<i64>().ok()?);
             let valid = (0..=23).contains(&hours) && (0..=59).contains(&minutes);
-            valid.then_some(ms - sign * (hours * 60 + minutes) * 60_000)
+            valid.then(|| ms - sign * (hours * 60 + minutes) * 60_000)
         }
     }
 }
@@ -107,6 +107,7 @@ mod tests {
             "2025-12-20T25:00",
             "2025-12-20x12:00",
             "é025-12-20",
+            "2025-12-20T12:00+00:9223372036854775807",
         ] {
             assert_eq!(parse(text), None, "{text}");
         }

@@ -1,0 +1,302 @@
+use super::*;
+
+#[test]
+fn only_the_holder_of_the_attempt_ends_a_job() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    assert_eq!(first, Attempt::new(id, 1));
+    let done = success(&[]);
+    for (worker_id, attempt) in [
+        ("other", first),
+        ("w", Attempt::new(id, 2)),
+        ("w", Attempt::new(id + 1, 1)),
+        ("other", Attempt::new(id, 0)),
+    ] {
+        assert_eq!(scene.report(worker_id, attempt, &done, 0), Ended::Stale);
+    }
+    assert_eq!(scene.status(id), "RUNNING");
+    let turn = scene.store.begin().unwrap();
+    assert!(turn.is_running(first, "w").unwrap());
+    assert!(!turn.is_running(first, "other").unwrap());
+    assert!(!turn.is_running(Attempt::new(id, 2), "w").unwrap());
+    assert_eq!(turn.running_attempt(id, "w").unwrap(), Some(first));
+    assert_eq!(turn.running_attempt(id, "other").unwrap(), None);
+    assert_eq!(turn.running_of("w").unwrap(), [first]);
+    drop(turn);
+    assert_eq!(scene.release(first, 0), Ended::Queued);
+    assert_eq!(scene.release(first, 0), Ended::Stale);
+    let second = scene.claim(&["p"], 1).jobs[0].attempt;
+    assert_eq!(second.number, 2);
+    assert_eq!(scene.report("w", first, &done, 0), Ended::Stale, "too late");
+    assert_eq!(scene.report("w", second, &done, 0), Ended::Completed);
+    assert_eq!(scene.report("w", second, &done, 0), Ended::Stale, "once");
+    assert_eq!(scene.status(id), "COMPLETED");
+    // An old worker does not send the number.
+    let id = scene.enqueue("p", 0);
+    scene.claim(&["p"], 1);
+    let unnumbered = Attempt::new(id, 0);
+    assert_eq!(scene.report("w", unnumbered, &done, 0), Ended::Completed);
+}
+
+#[test]
+fn the_cause_decides_what_becomes_of_a_job() {
+    let cases = [
+        (None, "FAILED", (0, 0)),
+        (Some(Cause::Plugin), "FAILED", (0, 0)),
+        (Some(Cause::Input), "FAILED", (0, 0)),
+        (Some(Cause::Operator), "FAILED", (0, 0)),
+        (Some(Cause::Environment), "PENDING", (0, 1)),
+        (Some(Cause::Worker), "PENDING", (0, 1)),
+        (Some(Cause::Lost), "QUEUED", (1, 0)),
+    ];
+    for (cause, status, counts) in cases {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        let ended = scene.report("w", attempt, &failure(cause, "because"), 0);
+        let detail = scene.inspect(id);
+        assert_eq!(detail.row.status, status, "{cause:?}");
+        assert_eq!((detail.retry_count, detail.infra_count), counts, "{cause:?}");
+        assert_eq!(detail.row.error_message.as_deref(), Some("because"));
+        assert_eq!(detail.row.cause.as_deref(), cause.map(Cause::as_str));
+        assert_eq!(detail.row.next_run.is_some(), status == "PENDING");
+        assert_eq!(detail.attempts.len(), 1);
+        assert_eq!(detail.attempts[0].status, "FAILED");
+        assert_eq!(detail.attempts[0].worker_id.as_deref(), Some("w"));
+        let due = scene.store.next_due_boot_ms(&now(0)).unwrap();
+        match ended {
+            Ended::Waits { until_boot_ms } => assert_eq!(due, Some(until_boot_ms)),
+            _ => assert_eq!(due, None),
+        }
+    }
+}
+
+#[test]
+fn a_job_that_loses_its_worker_too_often_fails_and_infrastructure_counts_apart() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let mut at = 0;
+    let mut seen = Vec::new();
+    // Faults of the infrastructure between the losses do not use the losses up.
+    for lost in [true, false, true, false, true, false, true] {
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        let ended = match lost {
+            true => scene.release(attempt, at),
+            false => scene.report("w", attempt, &failure(Some(Cause::Worker), "disk"), at),
+        };
+        seen.push(ended);
+        if let Ended::Waits { until_boot_ms } = ended {
+            at = until_boot_ms - now(0).boot_ms;
+            assert_eq!(scene.wake(&now(at - 1)), 0);
+            assert_eq!(scene.status(id), "PENDING");
+            assert_eq!(scene.wake(&now(at)), 1);
+            assert_eq!(scene.status(id), "QUEUED");
+        }
+    }
+    assert_eq!(seen[0], Ended::Queued, "the first loss is retried at once");
+    assert_eq!(seen.last(), Some(&Ended::Failed));
+    let detail = scene.inspect(id);
+    assert_eq!(detail.row.status, "FAILED");
+    assert_eq!(detail.row.cause.as_deref(), Some("lost"));
+    let error = detail.row.error_message.unwrap();
+    assert_eq!(error, "worker w was lost; it was tried 7 times");
+    assert_eq!((detail.retry_count, detail.infra_count), (4, 3));
+    let ordinals: Vec<i64> = detail.attempts.iter().map(|row| row.attempt.ordinal()).collect();
+    assert_eq!(ordinals, [1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_plugin_may_have_its_own_number_of_retries() {
+    for (retries, want) in [("0", Ended::Failed), ("'many'", Ended::Queued), ("-1", Ended::Queued)] {
+        let mut scene = Scene::new();
+        scene.enqueue("p", 0);
+        scene.sql(&format!("UPDATE cf_plugin_config SET retries = {retries}"));
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        assert_eq!(scene.release(attempt, 0), want, "{retries}");
+    }
+}
+
+#[test]
+fn a_returned_job_is_queued_at_once_and_not_counted() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    for round in 1..=9 {
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        assert_eq!(attempt.number, round);
+        let returned = Receipt {
+            returned: true,
+            ..Receipt::default()
+        };
+        assert_eq!(scene.report("w", attempt, &returned, 0), Ended::Queued);
+    }
+    let detail = scene.inspect(id);
+    assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
+    assert_eq!(detail.attempts[8].status, "RETURNED");
+}
+
+#[test]
+fn earlier_outputs_are_known_until_an_attempt_replaces_them() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let job = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_eq!(job.previous, Vec::<String>::new());
+    assert_eq!(job.database, Some(scene.store.database_id()));
+    scene.report("w", job.attempt, &success(&["file:///a", "file:///b"]), 0);
+    let requeue = |scene: &mut Scene| {
+        let mut turn = scene.store.begin().unwrap();
+        assert!(turn.requeue(id, 1).unwrap());
+        turn.commit().unwrap();
+        scene.claim(&["p"], 1).jobs.remove(0)
+    };
+    for receipt in [
+        Some(failure(Some(Cause::Plugin), "no")),
+        Some(failure(None, "no")),
+        None,
+    ] {
+        let job = requeue(&mut scene);
+        assert_eq!(job.previous, ["file:///a", "file:///b"]);
+        match receipt {
+            Some(receipt) => scene.report("w", job.attempt, &receipt, 0),
+            None => scene.release(job.attempt, 0),
+        };
+    }
+    let job = requeue(&mut scene);
+    assert_eq!(job.previous, ["file:///a", "file:///b"]);
+    scene.report("w", job.attempt, &success(&["file:///c"]), 0);
+    let job = requeue(&mut scene);
+    assert_eq!(job.previous, ["file:///c"]);
+    // A row of before has a receipt only, and a failure overwrites that.
+    scene.report("w", job.attempt, &success(&[]), 0);
+    scene.sql(
+        "UPDATE cf_processing_queue SET published = NULL, \
+         receipt = '{\"artifacts\":[{\"uri\":\"file:///old\"},{\"topic\":\"x\"},7]}'",
+    );
+    for _ in 0..2 {
+        let job = requeue(&mut scene);
+        assert_eq!(job.previous, ["file:///old"]);
+        scene.report("w", job.attempt, &failure(None, "no"), 0);
+    }
+}
+
+#[test]
+fn attempts_record_how_they_ended_and_only_the_last_are_kept() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    let lines: Vec<String> = (0..80).map(|line| format!("line {line}")).collect();
+    let receipt = Receipt {
+        metrics: [
+            ("signal".to_owned(), 9),
+            ("exit_code".to_owned(), 1),
+            ("rss_max_bytes".to_owned(), 12_345),
+        ]
+        .into(),
+        log_tail: Some(lines.join("\n")),
+        ..failure(Some(Cause::Plugin), "killed")
+    };
+    scene.report("w", attempt, &receipt, 5000);
+    let row = scene.inspect(id).attempts.remove(0);
+    assert_eq!((row.signal, row.exit_code), (Some(9), Some(1)));
+    assert_eq!(row.rss_max_bytes, Some(12_345));
+    assert_eq!(row.started, Some(format_time(DAY_MS)));
+    assert_eq!(row.ended, Some(format_time(DAY_MS + 5000)));
+    assert_eq!(row.hostname.as_deref(), Some("host"));
+    let log = row.log_tail.unwrap();
+    assert_eq!(log.lines().count(), 50);
+    assert!(log.starts_with("line 30\n") && log.ends_with("line 79"));
+    for _ in 0..120 {
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        scene.report("w", attempt, &success(&[]), 0);
+    }
+    let attempts = scene.inspect(id).attempts;
+    assert_eq!(attempts.len() as i64, crate::limits::ATTEMPTS_KEPT);
+    assert_eq!(attempts.last().unwrap().attempt.number, 121);
+    // They go with their job.
+    scene.sql("DELETE FROM cf_processing_queue");
+    assert_eq!(scene.text("SELECT count(*) FROM cf_job_attempt"), "Integer(0)");
+}
+
+#[test]
+fn all_running_jobs_can_be_put_back_in_batches() {
+    let mut scene = Scene::new();
+    for _ in 0..5 {
+        scene.enqueue("p", 0);
+    }
+    assert_eq!(scene.claim(&["p"], 5).jobs.len(), 5);
+    let mut counts = Vec::new();
+    for _ in 0..4 {
+        let mut turn = scene.store.begin().unwrap();
+        counts.push(turn.release_all("the run ended", 2, &now(0)).unwrap());
+        turn.commit().unwrap();
+    }
+    assert_eq!(counts, [2, 2, 1, 0]);
+    assert_eq!(scene.claim(&["p"], 9).jobs.len(), 5);
+    assert_eq!(scene.inspect(1).retry_count, 0);
+}
+
+#[test]
+fn retries_survive_a_restart_of_the_machine_and_jumps_of_the_clock() {
+    let other_start = |unix_ms: i64| Now {
+        unix_ms,
+        boot_ms: 5,
+        boot_id: "other-start".into(),
+    };
+    // (time of day at the other start, calls until it is queued)
+    for (unix_ms, due) in [
+        (DAY_MS + 3_600_000, true),
+        (DAY_MS - 3_600_000, true),
+        (DAY_MS, false),
+    ] {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        scene.report("w", attempt, &failure(Some(Cause::Worker), "x"), 0);
+        let start = other_start(unix_ms);
+        assert_eq!(scene.store.next_due_boot_ms(&start).unwrap(), Some(5));
+        scene.wake(&start);
+        assert_eq!(scene.status(id) == "QUEUED", due, "{unix_ms}");
+        if !due {
+            let next = scene.store.next_due_boot_ms(&start).unwrap().unwrap();
+            assert!((805..=1205).contains(&next), "{next}");
+            let later = Now {
+                boot_ms: next,
+                // The clock is set back meanwhile.
+                unix_ms: 0,
+                ..start
+            };
+            assert_eq!(scene.wake(&later), 1);
+        }
+        assert_eq!(scene.status(id), "QUEUED");
+    }
+}
+
+#[test]
+fn pending_rows_without_next_run_wait_and_those_with_a_bad_one_do_not() {
+    let mut scene = Scene::new();
+    let ids: Vec<i64> = (0..6).map(|_| scene.enqueue("p", 0)).collect();
+    scene.sql("UPDATE cf_processing_queue SET status = 'PENDING'");
+    for (id, values) in [
+        (ids[1], "next_run = 'soon'"),
+        (ids[2], "next_run = x'ff', next_run_boot_ms = 'x', next_run_boot_id = 'this-start'"),
+        (ids[3], "next_run = 7, next_run_boot_ms = NULL, next_run_boot_id = x'00'"),
+        (ids[4], "next_run = '', next_run_boot_ms = 1e300, next_run_boot_id = 'this-start'"),
+        (ids[5], "next_run = '2025-12-20', next_run_boot_ms = -5, next_run_boot_id = 'zzz'"),
+    ] {
+        scene.sql(&format!("UPDATE cf_processing_queue SET {values} WHERE id = {id}"));
+    }
+    while scene.wake(&now(0)) > 0 {}
+    assert_eq!(scene.status(ids[0]), "PENDING");
+    for id in &ids[1..] {
+        assert_eq!(scene.status(*id), "QUEUED", "{id}");
+    }
+    assert_eq!(scene.store.next_due_boot_ms(&now(0)).unwrap(), None);
+    // Parked rows are not retried either.
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.report("w", attempt, &failure(Some(Cause::Worker), "x"), 0);
+    let mut turn = scene.store.begin().unwrap();
+    turn.park_queued().unwrap();
+    turn.commit().unwrap();
+    assert_eq!(scene.wake(&now(1_000_000)), 0);
+}

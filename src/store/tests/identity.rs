@@ -1,0 +1,134 @@
+use super::*;
+
+#[test]
+fn each_database_has_an_identity_of_its_own_and_a_copy_can_get_one() {
+    let mut scene = Scene::new();
+    let id = scene.store.database_id();
+    assert!(id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
+    assert_ne!(Scene::new().store.database_id(), id);
+    assert_ne!(Scene::legacy().store.database_id(), id);
+    let again = Store::open(&scene.path(), Open::Existing).unwrap();
+    assert_eq!(again.database_id(), id);
+    scene.enqueue("p", 0);
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.report("w", attempt, &success(&["file:///a"]), 0);
+    let new = scene.store.new_identity().unwrap();
+    assert_ne!(new, id);
+    assert_eq!(scene.store.database_id(), new);
+    scene.store.check_identity().unwrap();
+    let error = again.check_identity().unwrap_err().to_string();
+    assert!(error.contains("another UUID"), "{error}");
+    // What was published belongs to the old one.
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    let job = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_eq!(job.previous, Vec::<String>::new());
+    assert_eq!(job.database, Some(new));
+    // One that cannot be used is replaced.
+    for value in ["NULL", "'x'", "x'00'", "7"] {
+        scene.sql(&format!("UPDATE cf_casparian SET value = {value} WHERE key = 'database'"));
+        let store = Store::open(&scene.path(), Open::Existing).unwrap();
+        assert_eq!(store.database_id().len(), 32, "{value}");
+    }
+}
+
+#[test]
+fn a_database_that_is_removed_or_replaced_is_noticed() {
+    let scene = Scene::new();
+    let path = scene.path();
+    let copy = path.with_extension("copy");
+    scene.store.check_identity().unwrap();
+    std::fs::copy(&path, &copy).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let error = scene.store.check_identity().unwrap_err();
+    assert!(matches!(error, Error::Replaced { .. }));
+    assert!(error.to_string().contains("removed"), "{error}");
+    std::fs::rename(&copy, &path).unwrap();
+    let error = scene.store.check_identity().unwrap_err().to_string();
+    assert!(error.contains("replaced by another file"), "{error}");
+}
+
+/// The attempt of the newest row that a program inserts under an ID.
+fn inserted(scene: &Scene, verb: &str, id: &str) -> Attempt {
+    scene.sql(&format!(
+        "{verb} INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
+         VALUES ({id}, 1, 'p', 'QUEUED')"
+    ));
+    let number = |column: &str| -> i64 {
+        let text = scene.text(&format!(
+            "SELECT CAST({column} AS TEXT) FROM cf_processing_queue ORDER BY rowid DESC LIMIT 1"
+        ));
+        text.parse().unwrap()
+    };
+    Attempt::new(number("id"), number("attempt"))
+}
+
+#[test]
+fn an_id_that_is_used_again_is_another_job() {
+    let delete = "DELETE FROM cf_processing_queue";
+    let cases: [(&str, &str, &str); 5] = [
+        ("DELETE FROM cf_processing_queue WHERE id = 2", "INSERT", "NULL"),
+        ("DELETE FROM cf_processing_queue WHERE id = 2", "INSERT", "2"),
+        (delete, "INSERT", "2"),
+        ("SELECT 1", "INSERT OR REPLACE", "2"),
+        ("UPDATE cf_processing_queue SET id = 9 WHERE id = 2; DELETE FROM cf_processing_queue WHERE id = 9", "INSERT", "2"),
+    ];
+    for (script, verb, id) in cases {
+        let mut scene = Scene::new();
+        let ids = [scene.enqueue("p", 0), scene.enqueue("p", 0)];
+        let last = scene.inspect(ids[1]).row.attempt;
+        assert_eq!((ids, last.incarnation()), ([1, 2], 0));
+        scene.claim(&["p"], 2);
+        scene.release(Attempt::new(2, 1), 0);
+        scene.sql(script);
+        let mut before = 0;
+        for _ in 0..3 {
+            let attempt = inserted(&scene, verb, id);
+            assert_eq!(attempt.job_id, 2, "{script} {verb}");
+            assert!(attempt.incarnation() > before, "{script} {verb} {attempt:?}");
+            assert_eq!(attempt.ordinal(), 0);
+            before = attempt.incarnation();
+            assert!(scene.inspect(2).attempts.is_empty(), "of the job before");
+            let claimed = scene.claim(&["p"], 9);
+            let job = claimed.jobs.iter().find(|job| job.attempt.job_id == 2);
+            assert_eq!(job.unwrap().attempt, Attempt::new(2, attempt.number + 1));
+            if verb == "INSERT" {
+                scene.sql("DELETE FROM cf_processing_queue WHERE id = 2");
+            }
+        }
+    }
+}
+
+#[test]
+fn incarnations_rise_once_for_many_deletions_and_new_ids_have_none() {
+    let mut scene = Scene::new();
+    for round in 0..3 {
+        for _ in 0..50 {
+            scene.enqueue("p", 0);
+        }
+        let incarnation = "SELECT min(attempt >> 32) || ' ' || max(attempt >> 32) FROM cf_processing_queue";
+        assert_eq!(scene.text(incarnation), format!("{round} {round}"));
+        scene.sql("DELETE FROM cf_processing_queue");
+    }
+    assert_eq!(scene.text("SELECT value FROM cf_casparian WHERE key = 'incarnation'"), "Integer(3)");
+    // Past the highest ID that was ever deleted they are new.
+    assert_eq!(inserted(&scene, "INSERT", "51").incarnation(), 0);
+    assert_eq!(inserted(&scene, "INSERT", "NULL").job_id, 52);
+    // Ignored insertions of old programs change nothing of the job that is there.
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.report("w", attempt, &success(&[]), 0);
+    inserted(&scene, "INSERT OR IGNORE", "51");
+    assert_eq!(scene.inspect(51).attempts.len(), 1);
+    assert_eq!(scene.inspect(51).row.attempt, attempt);
+}
+
+#[test]
+fn insertions_of_other_programs_write_nothing_more() {
+    let scene = Scene::new();
+    let mut statement = scene.store.connection.prepare("EXPLAIN INSERT INTO cf_processing_queue (file_version_id, plugin_name) VALUES (1, 'p')").unwrap();
+    drop(statement.query([]).unwrap());
+    let before = scene.text("SELECT group_concat(value) FROM cf_casparian");
+    for _ in 0..3 {
+        inserted(&scene, "INSERT", "NULL");
+    }
+    assert_eq!(scene.text("SELECT group_concat(value) FROM cf_casparian"), before);
+}

@@ -1,0 +1,151 @@
+use super::*;
+
+#[test]
+fn a_legacy_database_opens_in_place_and_works() {
+    let mut scene = Scene::legacy();
+    let claimed = scene.claim(&["sales"], 10);
+    assert_eq!(ids(&claimed), [2, 1], "priority 10 before 0");
+    let first = &claimed.jobs[0];
+    assert_eq!(first.file_path, "/data/in/2025/f2.csv");
+    assert_eq!(first.sinks.len(), 1);
+    assert_eq!(first.sinks[0].uri, "parquet://other.parquet");
+    assert_eq!(first.sinks[0].mode, Mode::Replace);
+    assert_eq!(
+        claimed.jobs[1].sinks[0].uri,
+        "parquet://sales.parquet?compression=zstd"
+    );
+    assert!(first.plugin.source_code.contains("class Handler"));
+    assert_eq!(
+        first.plugin.env_hash,
+        sha256_hex(&[first.plugin.lockfile_content.as_bytes()])
+    );
+    // The reference wrote no worker: its RUNNING job can be taken back.
+    let running = scene.store.running().unwrap();
+    let legacy = Running {
+        attempt: Attempt::new(3, 0),
+        worker_id: String::new(),
+        user: None,
+    };
+    assert!(running.contains(&legacy), "{running:?}");
+    assert_eq!(running.len(), 3);
+    assert_eq!(scene.release(legacy.attempt, 0), Ended::Queued);
+    assert_eq!(scene.status(3), "QUEUED");
+    // Others go on inserting what they always did.
+    scene.sql(
+        "INSERT INTO cf_processing_queue (file_version_id, plugin_name, config_overrides, status, \
+         priority, retry_count) VALUES (4, 'sales', NULL, 'QUEUED', 99, 0)",
+    );
+    assert!(scene.store.changed().unwrap());
+    assert_eq!(ids(&scene.claim(&["sales"], 1)), [8]);
+}
+
+#[test]
+fn every_table_and_column_of_the_reference_is_in_a_new_database_too() {
+    let legacy = Connection::open(legacy_path()).unwrap();
+    let ours = Scene::new();
+    let columns = |connection: &Connection, table: &str| -> Vec<String> {
+        let mut statement = connection
+            .prepare(&format!("PRAGMA table_info({table})"))
+            .unwrap();
+        let rows = statement
+            .query_map([], |row| {
+                Ok(format!(
+                    "{} {} {} {:?} {}",
+                    row.get::<_, String>(1)?,
+                    row.get::<_, String>(2)?,
+                    row.get::<_, i64>(3)?,
+                    row.get::<_, Option<String>>(4)?,
+                    row.get::<_, i64>(5)?
+                ))
+            })
+            .unwrap();
+        rows.map(Result::unwrap).collect()
+    };
+    let mut statement = legacy
+        .prepare("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE 'cf_%'")
+        .unwrap();
+    let tables: Vec<String> = statement
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert!(tables.len() >= 16);
+    for table in tables {
+        let theirs = columns(&legacy, &table);
+        let mine = columns(&ours.store.connection, &table);
+        assert_eq!(mine[..theirs.len()], theirs, "{table}");
+    }
+    assert_eq!(ours.text("PRAGMA journal_mode"), "wal");
+    assert_eq!(ours.text("PRAGMA synchronous"), "Integer(2)");
+}
+
+#[test]
+fn a_dropped_turn_changes_nothing() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let mut turn = scene.store.begin().unwrap();
+    turn.enqueue("p", 1, 0, DAY_MS).unwrap();
+    turn.park_queued().unwrap();
+    // Nor does what it deployed stay in the cache.
+    let deploy = Deploy {
+        plugin_name: "p",
+        version: None,
+        source_code: "undone",
+        lockfile_content: "",
+        sinks: &[],
+    };
+    turn.deploy(&deploy, DAY_MS).unwrap();
+    turn.plugin_code("p").unwrap();
+    drop(turn);
+    let mut turn = scene.store.begin().unwrap();
+    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    assert_eq!(code.plugin.source_code, "class Handler: pass\n");
+    drop(turn);
+    assert_eq!(scene.status(id), "QUEUED");
+    assert_eq!(
+        scene.text("SELECT count(*) FROM cf_processing_queue"),
+        "Integer(1)"
+    );
+}
+
+#[test]
+fn what_is_no_database_of_ours_is_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text");
+    std::fs::write(&file, "text ".repeat(1000)).unwrap();
+    let newer = dir.path().join("newer.db");
+    Connection::open(&newer)
+        .unwrap()
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
+    let missing = dir.path().join("missing.db");
+    for (path, open, want) in [
+        (&file, Open::Create, "no SQLite database"),
+        (&dir.path().to_path_buf(), Open::Create, "directory"),
+        (&missing, Open::Existing, "no such file"),
+        (&missing.join("x"), Open::Create, "cannot open or make"),
+        (&newer, Open::Create, "newer"),
+    ] {
+        let error = Store::open(path, open).unwrap_err().to_string();
+        assert!(error.contains(want) && !error.contains('\n'), "{error}");
+    }
+    let legacy = dir.path().join("legacy.sqlite");
+    std::fs::copy(legacy_path(), &legacy).unwrap();
+    let error = Inspector::open(&legacy).unwrap_err().to_string();
+    assert!(error.contains("casparian init"), "{error}");
+}
+
+#[test]
+fn programs_that_migrate_at_once_do_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("legacy.sqlite");
+    std::fs::copy(legacy_path(), &path).unwrap();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| Store::open(&path, Open::Existing).map(drop)))
+            .collect();
+        for thread in threads {
+            thread.join().unwrap().unwrap();
+        }
+    });
+}

@@ -1,0 +1,129 @@
+use super::*;
+
+#[test]
+fn the_reason_of_waiting_is_told() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let other = scene.enqueue("nope", 0);
+    let reason = |scene: &Scene, id: i64| {
+        Inspector::open(&scene.path())
+            .unwrap()
+            .job(id)
+            .unwrap()
+            .unwrap()
+            .waiting_for
+    };
+    assert!(reason(&scene, other).unwrap().contains("not deployed"));
+    assert!(reason(&scene, id).unwrap().contains("no worker"));
+    let session = |capability: &str| WorkerSession {
+        worker_id: format!("w-{capability}"),
+        user_id: None,
+        hostname: "h".into(),
+        pid: None,
+        capabilities: vec![capability.to_owned()],
+        slots: 1,
+        trouble: None,
+    };
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("x"), DAY_MS).unwrap();
+    turn.commit().unwrap();
+    assert!(reason(&scene, id).unwrap().contains("none of the 1"));
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("*"), DAY_MS).unwrap();
+    turn.commit().unwrap();
+    assert_eq!(reason(&scene, id), None);
+    for trouble in [Some("its disk is full"), None] {
+        let mut turn = scene.store.begin().unwrap();
+        turn.set_trouble("w-*", trouble).unwrap();
+        turn.commit().unwrap();
+        let told = reason(&scene, id);
+        assert_eq!(told.is_some_and(|told| told.contains("disk")), trouble.is_some());
+        let inspector = Inspector::open(&scene.path()).unwrap();
+        let workers = inspector.workers().unwrap();
+        let worker = workers.iter().find(|row| row.session.worker_id == "w-*");
+        let worker = worker.unwrap();
+        assert_eq!(worker.session.trouble.as_deref(), trouble);
+        assert_eq!((worker.status.as_str(), worker.last_seen_ms), ("ONLINE", DAY_MS));
+    }
+    assert_eq!(scene.store.workers().unwrap().len(), 2);
+    let mut turn = scene.store.begin().unwrap();
+    turn.all_workers_offline(DAY_MS).unwrap();
+    turn.commit().unwrap();
+    assert!(reason(&scene, id).unwrap().contains("no worker"));
+    let inspector = Inspector::open(&scene.path()).unwrap();
+    let filter = JobFilter {
+        status: Some("QUEUED".into()),
+        plugin: Some("p".into()),
+        limit: 9,
+    };
+    assert_eq!(inspector.jobs(&filter).unwrap().len(), 1);
+    assert_eq!(inspector.counts().unwrap(), [("QUEUED".to_owned(), 2)]);
+}
+
+#[test]
+fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    let session = |worker_id: &str, user_id: Option<&str>| WorkerSession {
+        worker_id: worker_id.to_owned(),
+        user_id: user_id.map(str::to_owned),
+        hostname: worker_id.to_owned(),
+        pid: None,
+        capabilities: Vec::new(),
+        slots: 1,
+        trouble: None,
+    };
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("w", None), DAY_MS).unwrap();
+    turn.save_worker(&session("idle", Some("bob")), DAY_MS)
+        .unwrap();
+    turn.commit().unwrap();
+    assert_eq!(scene.claim(&["p"], 1).jobs.len(), 1);
+    let user = |scene: &Scene| scene.store.running().unwrap()[0].user.clone();
+    assert_eq!(user(&scene), None);
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session("w", Some("ann")), DAY_MS)
+        .unwrap();
+    turn.commit().unwrap();
+    assert_eq!(user(&scene), Some(crate::job::User::parse("ann")));
+
+    // Whoever is here stays, however many come and go.
+    let mut turn = scene.store.begin().unwrap();
+    for count in 0..crate::limits::WORKER_SESSIONS_MAX + 50 {
+        let worker_id = format!("x-{count}");
+        turn.save_worker(&session(&worker_id, None), DAY_MS + count)
+            .unwrap();
+        turn.worker_offline(&worker_id, DAY_MS + count).unwrap();
+    }
+    turn.worker_offline("w", DAY_MS - 1).unwrap();
+    turn.forget_old_workers().unwrap();
+    turn.commit().unwrap();
+    let known = scene.store.workers().unwrap();
+    let kept = crate::limits::WORKER_SESSIONS_MAX * 9 / 10;
+    assert_eq!(known.len() as i64, kept);
+    let is_known = |id: &str| known.iter().any(|worker| worker.worker_id == id);
+    assert!(is_known("idle") && is_known("x-10049") && !is_known("x-0"));
+    assert!(is_known("w"), "its job runs");
+    let count = "SELECT count(*) FROM cf_worker_node WHERE status = ?1";
+    let path = scene.path();
+    let nodes = |status: &str| -> i64 {
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .query_row(count, [status], |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(nodes("OFFLINE") + nodes("ONLINE"), kept);
+
+    // A worker that comes with another process leaves the one it was.
+    let online = nodes("ONLINE");
+    for pid in 1..5 {
+        let mut turn = scene.store.begin().unwrap();
+        let again = WorkerSession {
+            pid: Some(pid),
+            ..session("idle", None)
+        };
+        turn.save_worker(&again, DAY_MS).unwrap();
+        turn.commit().unwrap();
+        assert_eq!(nodes("ONLINE"), online);
+    }
+}
