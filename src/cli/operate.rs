@@ -193,7 +193,10 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 
 /// When a PENDING job is queued again.
 fn retry_at(row: &JobRow) -> Option<String> {
-    let at = row.next_run.as_deref().filter(|_| row.status == "PENDING")?;
+    let at = row
+        .next_run
+        .as_deref()
+        .filter(|_| row.status == "PENDING")?;
     let to_the_second = at.get(..19).unwrap_or(at);
     Some(format!("retry at {to_the_second}"))
 }
@@ -230,7 +233,10 @@ fn detail_json(detail: &JobDetail) -> serde_json::Value {
         map.insert("overrides".into(), detail.config_overrides.clone().into());
         map.insert("retries".into(), detail.retry_count.into());
         map.insert("infrastructure_retries".into(), detail.infra_count.into());
-        map.insert("incarnation".into(), detail.row.attempt.incarnation().into());
+        map.insert(
+            "incarnation".into(),
+            detail.row.attempt.incarnation().into(),
+        );
         let attempts: Vec<Value> = detail.attempts.iter().map(attempt_json).collect();
         map.insert("attempts".into(), attempts.into());
         map.insert("artifact_hash".into(), detail.artifact_hash.clone().into());

@@ -13,9 +13,7 @@ use super::{Failure, failed, say};
 use crate::guest::{environment, script};
 use crate::limits;
 use crate::reactor::BootTime;
-use crate::store::{
-    Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest,
-};
+use crate::store::{Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest};
 
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag};
-use super::plugin::{
-    PluginFile, fingerprint, now, own_lockfile, read, register, requirements_lockfile, syntax_error,
-    unix_ms,
-};
 use super::input::Input;
+use super::plugin::{
+    PluginFile, fingerprint, now, own_lockfile, read, register, requirements_lockfile,
+    syntax_error, unix_ms,
+};
 use super::progress::{Ended, Progress};
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, say, start_log};

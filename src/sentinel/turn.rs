@@ -90,7 +90,8 @@ impl Turn<'_> {
         });
         let mut waiting = Vec::new();
         if *queue_changed && self.control.has_openings() {
-            waiting = self.store
+            waiting = self
+                .store
                 .queued_plugins(limits::QUEUED_PLUGINS_MAX, self.now_ms)?;
             *queue_changed = !waiting.is_empty();
         }

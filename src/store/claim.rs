@@ -266,12 +266,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
     }
     let path_size_max = 64 << 10;
     let root_id = row.get(8).unwrap_or(0);
-    let root = needed(
-        cell(row, 9),
-        path_size_max,
-        "cf_source_root.path",
-        root_id,
-    )?;
+    let root = needed(cell(row, 9), path_size_max, "cf_source_root.path", root_id)?;
     let location_id: i64 = row.get(6).unwrap_or(0);
     let rel_path = needed(
         cell(row, 10),

@@ -100,12 +100,7 @@ pub(super) fn read(connection: &Connection, plugin: &str) -> Result<Code, Error>
 fn manifest(row: &Row<'_>, name: &str) -> Result<(i64, String, Plugin), Malformed> {
     let id = row.get(0).unwrap_or(0);
     let size_max = limits::SOURCE_SIZE_MAX;
-    let source_code = needed(
-        cell(row, 2),
-        size_max,
-        "cf_plugin_manifest.source_code",
-        id,
-    )?;
+    let source_code = needed(cell(row, 2), size_max, "cf_plugin_manifest.source_code", id)?;
     let column = "cf_plugin_manifest.env_hash";
     let mut env_hash = text(cell(row, 3), 1024, column, id)?.unwrap_or_default();
     let has_environment = row.get(4).unwrap_or(false);

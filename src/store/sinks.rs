@@ -90,10 +90,8 @@ pub(super) fn overridden(
     overrides: &str,
     plugin: &str,
 ) -> Result<Vec<Sink>, String> {
-    let parsed: Option<BTreeMap<String, Override>> =
-        serde_json::from_str(overrides).map_err(|error| {
-            format!("config_overrides is not {{topic: sink or [sinks]}}: {error}")
-        })?;
+    let parsed: Option<BTreeMap<String, Override>> = serde_json::from_str(overrides)
+        .map_err(|error| format!("config_overrides is not {{topic: sink or [sinks]}}: {error}"))?;
     let parsed = parsed.unwrap_or_default();
     let kept = |sink: &&Sink| !parsed.contains_key(&sink.topic);
     let mut sinks: Vec<Sink> = configured.iter().filter(kept).cloned().collect();

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::job::{Attempt, Cause, JobStatus, Mode, Receipt};
-use rusqlite::params;
 
 mod claims;
 mod ends;

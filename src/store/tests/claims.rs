@@ -8,7 +8,10 @@ fn jobs_come_by_priority_then_id_over_all_plugins_and_only_capable_ones() {
     let b = scene.enqueue("q", 5);
     let c = scene.enqueue("p", 5);
     let d = scene.enqueue("other", 100);
-    assert_eq!(scene.store.queued_plugins(10, DAY_MS).unwrap(), ["other", "p", "q"]);
+    assert_eq!(
+        scene.store.queued_plugins(10, DAY_MS).unwrap(),
+        ["other", "p", "q"]
+    );
     assert_eq!(scene.store.queued_plugins(2, DAY_MS).unwrap().len(), 2);
     assert_eq!(ids(&scene.claim(&["p", "q", "other"], 2)), [b, c]);
     assert_eq!(ids(&scene.claim(&["p", "q"], 10)), [a]);

@@ -57,7 +57,11 @@ fn the_cause_decides_what_becomes_of_a_job() {
         let ended = scene.report("w", attempt, &failure(cause, "because"), 0);
         let detail = scene.inspect(id);
         assert_eq!(detail.row.status, status, "{cause:?}");
-        assert_eq!((detail.retry_count, detail.infra_count), counts, "{cause:?}");
+        assert_eq!(
+            (detail.retry_count, detail.infra_count),
+            counts,
+            "{cause:?}"
+        );
         assert_eq!(detail.row.error_message.as_deref(), Some("because"));
         assert_eq!(detail.row.cause.as_deref(), cause.map(Cause::as_str));
         assert_eq!(detail.row.next_run.is_some(), status == "PENDING");
@@ -102,13 +106,21 @@ fn a_job_that_loses_its_worker_too_often_fails_and_infrastructure_counts_apart()
     let error = detail.row.error_message.unwrap();
     assert_eq!(error, "worker w was lost; it was tried 7 times");
     assert_eq!((detail.retry_count, detail.infra_count), (4, 3));
-    let ordinals: Vec<i64> = detail.attempts.iter().map(|row| row.attempt.ordinal()).collect();
+    let ordinals: Vec<i64> = detail
+        .attempts
+        .iter()
+        .map(|row| row.attempt.ordinal())
+        .collect();
     assert_eq!(ordinals, [1, 2, 3, 4, 5, 6, 7]);
 }
 
 #[test]
 fn a_plugin_may_have_its_own_number_of_retries() {
-    for (retries, want) in [("0", Ended::Failed), ("'many'", Ended::Queued), ("-1", Ended::Queued)] {
+    for (retries, want) in [
+        ("0", Ended::Failed),
+        ("'many'", Ended::Queued),
+        ("-1", Ended::Queued),
+    ] {
         let mut scene = Scene::new();
         scene.enqueue("p", 0);
         scene.sql(&format!("UPDATE cf_plugin_config SET retries = {retries}"));
@@ -215,7 +227,10 @@ fn attempts_record_how_they_ended_and_only_the_last_are_kept() {
     assert_eq!(attempts.last().unwrap().attempt.number, 121);
     // They go with their job.
     scene.sql("DELETE FROM cf_processing_queue");
-    assert_eq!(scene.text("SELECT count(*) FROM cf_job_attempt"), "Integer(0)");
+    assert_eq!(
+        scene.text("SELECT count(*) FROM cf_job_attempt"),
+        "Integer(0)"
+    );
 }
 
 #[test]
@@ -279,12 +294,26 @@ fn pending_rows_without_next_run_wait_and_those_with_a_bad_one_do_not() {
     scene.sql("UPDATE cf_processing_queue SET status = 'PENDING'");
     for (id, values) in [
         (ids[1], "next_run = 'soon'"),
-        (ids[2], "next_run = x'ff', next_run_boot_ms = 'x', next_run_boot_id = 'this-start'"),
-        (ids[3], "next_run = 7, next_run_boot_ms = NULL, next_run_boot_id = x'00'"),
-        (ids[4], "next_run = '', next_run_boot_ms = 1e300, next_run_boot_id = 'this-start'"),
-        (ids[5], "next_run = '2025-12-20', next_run_boot_ms = -5, next_run_boot_id = 'zzz'"),
+        (
+            ids[2],
+            "next_run = x'ff', next_run_boot_ms = 'x', next_run_boot_id = 'this-start'",
+        ),
+        (
+            ids[3],
+            "next_run = 7, next_run_boot_ms = NULL, next_run_boot_id = x'00'",
+        ),
+        (
+            ids[4],
+            "next_run = '', next_run_boot_ms = 1e300, next_run_boot_id = 'this-start'",
+        ),
+        (
+            ids[5],
+            "next_run = '2025-12-20', next_run_boot_ms = -5, next_run_boot_id = 'zzz'",
+        ),
     ] {
-        scene.sql(&format!("UPDATE cf_processing_queue SET {values} WHERE id = {id}"));
+        scene.sql(&format!(
+            "UPDATE cf_processing_queue SET {values} WHERE id = {id}"
+        ));
     }
     while scene.wake(&now(0)) > 0 {}
     assert_eq!(scene.status(ids[0]), "PENDING");

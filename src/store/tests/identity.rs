@@ -4,7 +4,12 @@ use super::*;
 fn each_database_has_an_identity_of_its_own_and_a_copy_can_get_one() {
     let mut scene = Scene::new();
     let id = scene.store.database_id();
-    assert!(id.len() == 32 && id.chars().all(|c| c.is_ascii_hexdigit() && !c.is_uppercase()));
+    assert!(
+        id.len() == 32
+            && id
+                .chars()
+                .all(|c| c.is_ascii_hexdigit() && !c.is_uppercase())
+    );
     assert_ne!(Scene::new().store.database_id(), id);
     assert_ne!(Scene::legacy().store.database_id(), id);
     let again = Store::open(&scene.path(), Open::Existing).unwrap();
@@ -25,7 +30,9 @@ fn each_database_has_an_identity_of_its_own_and_a_copy_can_get_one() {
     assert_eq!(job.database, Some(new));
     // One that cannot be used is replaced.
     for value in ["NULL", "'x'", "x'00'", "7"] {
-        scene.sql(&format!("UPDATE cf_casparian SET value = {value} WHERE key = 'database'"));
+        scene.sql(&format!(
+            "UPDATE cf_casparian SET value = {value} WHERE key = 'database'"
+        ));
         let store = Store::open(&scene.path(), Open::Existing).unwrap();
         assert_eq!(store.database_id().len(), 32, "{value}");
     }
@@ -66,11 +73,23 @@ fn inserted(scene: &Scene, verb: &str, id: &str) -> Attempt {
 fn an_id_that_is_used_again_is_another_job() {
     let delete = "DELETE FROM cf_processing_queue";
     let cases: [(&str, &str, &str); 5] = [
-        ("DELETE FROM cf_processing_queue WHERE id = 2", "INSERT", "NULL"),
-        ("DELETE FROM cf_processing_queue WHERE id = 2", "INSERT", "2"),
+        (
+            "DELETE FROM cf_processing_queue WHERE id = 2",
+            "INSERT",
+            "NULL",
+        ),
+        (
+            "DELETE FROM cf_processing_queue WHERE id = 2",
+            "INSERT",
+            "2",
+        ),
         (delete, "INSERT", "2"),
         ("SELECT 1", "INSERT OR REPLACE", "2"),
-        ("UPDATE cf_processing_queue SET id = 9 WHERE id = 2; DELETE FROM cf_processing_queue WHERE id = 9", "INSERT", "2"),
+        (
+            "UPDATE cf_processing_queue SET id = 9 WHERE id = 2; DELETE FROM cf_processing_queue WHERE id = 9",
+            "INSERT",
+            "2",
+        ),
     ];
     for (script, verb, id) in cases {
         let mut scene = Scene::new();
@@ -84,7 +103,10 @@ fn an_id_that_is_used_again_is_another_job() {
         for _ in 0..3 {
             let attempt = inserted(&scene, verb, id);
             assert_eq!(attempt.job_id, 2, "{script} {verb}");
-            assert!(attempt.incarnation() > before, "{script} {verb} {attempt:?}");
+            assert!(
+                attempt.incarnation() > before,
+                "{script} {verb} {attempt:?}"
+            );
             assert_eq!(attempt.ordinal(), 0);
             before = attempt.incarnation();
             assert!(scene.inspect(2).attempts.is_empty(), "of the job before");
@@ -105,11 +127,15 @@ fn incarnations_rise_once_for_many_deletions_and_new_ids_have_none() {
         for _ in 0..50 {
             scene.enqueue("p", 0);
         }
-        let incarnation = "SELECT min(attempt >> 32) || ' ' || max(attempt >> 32) FROM cf_processing_queue";
+        let incarnation =
+            "SELECT min(attempt >> 32) || ' ' || max(attempt >> 32) FROM cf_processing_queue";
         assert_eq!(scene.text(incarnation), format!("{round} {round}"));
         scene.sql("DELETE FROM cf_processing_queue");
     }
-    assert_eq!(scene.text("SELECT value FROM cf_casparian WHERE key = 'incarnation'"), "Integer(3)");
+    assert_eq!(
+        scene.text("SELECT value FROM cf_casparian WHERE key = 'incarnation'"),
+        "Integer(3)"
+    );
     // Past the highest ID that was ever deleted they are new.
     assert_eq!(inserted(&scene, "INSERT", "51").incarnation(), 0);
     assert_eq!(inserted(&scene, "INSERT", "NULL").job_id, 52);
@@ -124,11 +150,12 @@ fn incarnations_rise_once_for_many_deletions_and_new_ids_have_none() {
 #[test]
 fn insertions_of_other_programs_write_nothing_more() {
     let scene = Scene::new();
-    let mut statement = scene.store.connection.prepare("EXPLAIN INSERT INTO cf_processing_queue (file_version_id, plugin_name) VALUES (1, 'p')").unwrap();
-    drop(statement.query([]).unwrap());
     let before = scene.text("SELECT group_concat(value) FROM cf_casparian");
     for _ in 0..3 {
         inserted(&scene, "INSERT", "NULL");
     }
-    assert_eq!(scene.text("SELECT group_concat(value) FROM cf_casparian"), before);
+    assert_eq!(
+        scene.text("SELECT group_concat(value) FROM cf_casparian"),
+        before
+    );
 }

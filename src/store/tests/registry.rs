@@ -44,7 +44,12 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     assert!(!scene.store.changed().unwrap());
     let mut turn = scene.store.begin().unwrap();
     assert_eq!(
-        turn.plugin_code("p").unwrap().runs().unwrap().plugin.source_code,
+        turn.plugin_code("p")
+            .unwrap()
+            .runs()
+            .unwrap()
+            .plugin
+            .source_code,
         "v3"
     );
 }

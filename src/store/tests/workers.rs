@@ -37,13 +37,19 @@ fn the_reason_of_waiting_is_told() {
         turn.set_trouble("w-*", trouble).unwrap();
         turn.commit().unwrap();
         let told = reason(&scene, id);
-        assert_eq!(told.is_some_and(|told| told.contains("disk")), trouble.is_some());
+        assert_eq!(
+            told.is_some_and(|told| told.contains("disk")),
+            trouble.is_some()
+        );
         let inspector = Inspector::open(&scene.path()).unwrap();
         let workers = inspector.workers().unwrap();
         let worker = workers.iter().find(|row| row.session.worker_id == "w-*");
         let worker = worker.unwrap();
         assert_eq!(worker.session.trouble.as_deref(), trouble);
-        assert_eq!((worker.status.as_str(), worker.last_seen_ms), ("ONLINE", DAY_MS));
+        assert_eq!(
+            (worker.status.as_str(), worker.last_seen_ms),
+            ("ONLINE", DAY_MS)
+        );
     }
     assert_eq!(scene.store.workers().unwrap().len(), 2);
     let mut turn = scene.store.begin().unwrap();
