@@ -44,16 +44,18 @@ pub(crate) fn recover(
     let mut turn = store.begin()?;
     turn.all_workers_offline(now_ms)?;
     turn.commit()?;
-    while options.exclusive {
+    if !options.exclusive {
+        return Ok(());
+    }
+    loop {
         let mut turn = store.begin()?;
         let reason = "the run was interrupted";
         let count = turn.release_all(reason, limits::EXPIRED_PER_TURN, &now)?;
         turn.commit()?;
         if count < limits::EXPIRED_PER_TURN {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
 }
 
 fn moment(now_ms: i64) -> Now {

@@ -490,10 +490,11 @@ fn nothing_fails_for_reasons_of_data() {
             for _ in 0..1 + random.below(8) {
                 let table = random.below(TABLES.len());
                 let (column, value) = (random.of(&columns[table]).clone(), random.of(VALUES));
-                let keep = 1 + random.below(3);
+                let (key, name) = (&columns[table][0], TABLES[table]);
+                let (count, first) = (1 + random.below(4), random.below(6));
                 let change = format!(
-                    "UPDATE {} SET {column} = {value} WHERE abs(random()) % {keep} = 0",
-                    TABLES[table]
+                    "UPDATE {name} SET {column} = {value} WHERE {key} IN \
+                     (SELECT {key} FROM {name} ORDER BY {key} LIMIT {count} OFFSET {first})"
                 );
                 // Constraints refuse some.
                 if connection.execute(&change, []).is_ok() {
