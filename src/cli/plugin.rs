@@ -300,6 +300,12 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .unwrap_or(0);
     let pattern = SUBMIT.text(&typed, "pattern")?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let not_now = |reason| failed(format!("database {}: {reason}", location.display()));
+    let mut turn = store.begin().map_err(failed)?;
+    if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
+        return Err(not_now(reason));
+    }
+    drop(turn);
     let files =
         super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
@@ -320,7 +326,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         let now_ms = unix_ms();
         let mut turn = store.begin().map_err(failed)?;
         if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
-            return Err(failed(format!("database {}: {reason}", location.display())));
+            return Err(not_now(reason));
         }
         let mut out = String::new();
         for (input, print) in &prints {

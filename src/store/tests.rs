@@ -8,6 +8,7 @@ mod ends;
 mod identity;
 mod malformed;
 mod plans;
+mod property;
 mod registry;
 mod schema;
 mod workers;
