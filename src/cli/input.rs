@@ -46,7 +46,13 @@ pub(crate) fn collect(
                 folder = Some(path);
             }
             // A file that is named is meant, whatever the pattern.
-            Ok(_) => files.push(path),
+            Ok(found) if found.is_file() => files.push(path),
+            Ok(_) => {
+                return Err(format!(
+                    "input {}: it is neither a file nor a folder",
+                    path.display()
+                ));
+            }
             Err(error) => match input
                 .to_str()
                 .filter(|text| text.contains(['*', '?', '[', '{']))
@@ -219,12 +225,15 @@ mod tests {
             files.into_iter().map(|file| file.root).collect()
         };
         assert_eq!(roots(""), vec![root.clone(); 4]);
-        assert_eq!(roots("**/d.csv"), [root.clone()]);
+        assert_eq!(roots("**/d.csv"), std::slice::from_ref(&root));
         assert_eq!(roots("sub/d.csv"), [root.join("sub")]);
         std::os::unix::fs::symlink(root.join("a.csv"), root.join("sub/link")).unwrap();
         assert_eq!(roots("sub"), [root.clone(), root.join("sub")]);
         std::fs::remove_file(root.join("sub/link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RWXU).unwrap();
+        assert_eq!(names(&find("", Some("fifo*")).unwrap_or_default()), [""; 0]);
         for (input, pattern, want) in [
+            ("fifo", None, "neither a file nor a folder"),
             ("nothing.csv", None, "No such file"),
             ("*.parquet", None, "no file found"),
             ("", Some("*.xml"), "no file in it matches"),

@@ -167,10 +167,17 @@ pub(super) fn requirements_lockfile(
 pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
     use sha2::{Digest, Sha256};
     let fail = |error: std::io::Error| failed(format!("input {}: {error}", path.display()));
-    let mut file = std::fs::File::open(path).map_err(fail)?;
+    // Not blocking, so that a FIFO that took the file's place does not hang.
+    let flags =
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
+    let mut file = std::fs::File::from(opened.map_err(|error| fail(error.into()))?);
     let metadata = file.metadata().map_err(fail)?;
     if !metadata.is_file() {
-        return Err(failed(format!("input {}: it is no file", path.display())));
+        return Err(failed(format!(
+            "input {}: it is not a regular file",
+            path.display()
+        )));
     }
     let mtime = metadata
         .modified()
@@ -192,7 +199,7 @@ pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
     let hash = hasher
         .finalize()
         .iter()
-        .map(|octet| format!("{octet:02x}"))
+        .map(|byte| format!("{byte:02x}"))
         .collect();
     Ok((size, mtime, hash))
 }
@@ -293,6 +300,12 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .unwrap_or(0);
     let pattern = SUBMIT.text(&typed, "pattern")?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let not_now = |reason| failed(format!("database {}: {reason}", location.display()));
+    let mut turn = store.begin().map_err(failed)?;
+    if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
+        return Err(not_now(reason));
+    }
+    drop(turn);
     let files =
         super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
@@ -313,7 +326,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         let now_ms = unix_ms();
         let mut turn = store.begin().map_err(failed)?;
         if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
-            return Err(failed(format!("database {}: {reason}", location.display())));
+            return Err(not_now(reason));
         }
         let mut out = String::new();
         for (input, print) in &prints {

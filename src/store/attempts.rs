@@ -44,12 +44,13 @@ pub enum Ended {
 }
 
 /// A RUNNING job of a worker; ?3 = its attempt, 0 where an old worker did not send it. An attempt
-/// that is no number counts as 0.
+/// that is no number, or a negative one, counts as 0.
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
      CASE WHEN published IS NULL THEN receipt END FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
-     AND (?3 <= 0 AND ?2 IS NOT NULL OR ?3 = iif(typeof(attempt) = 'integer', attempt, 0))";
+     AND (?3 <= 0 AND ?2 IS NOT NULL \
+     OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
 
 /// The end itself. A NULL in ?7 keeps `published`.
 pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
@@ -119,7 +120,8 @@ impl Turn<'_> {
     }
 
     /// Ends an attempt whose holder does not report it any more, by the policy for the cause
-    /// ([`Cause::Lost`], most often).
+    /// ([`Cause::Lost`], most often). Not for attempts of an unknown number: 0 is that of a row
+    /// of the old system.
     pub fn release(
         &mut self,
         attempt: Attempt,
@@ -140,7 +142,12 @@ impl Turn<'_> {
     }
 
     /// Queues an attempt again that its worker never started. Nothing is counted.
-    pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
+    pub fn give_back(
+        &mut self,
+        attempt: Attempt,
+        reason: &str,
+        now: &Now,
+    ) -> Result<Ended, Error> {
         let end = End {
             success: false,
             returned: true,

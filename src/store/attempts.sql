@@ -83,7 +83,8 @@ CREATE TRIGGER casparian_job_reused AFTER INSERT ON cf_processing_queue
     WHEN NEW.id <= (SELECT value FROM cf_casparian WHERE key = 'job_high_water')
 BEGIN
     UPDATE cf_processing_queue
-        SET attempt = (SELECT value << 32 FROM cf_casparian WHERE key = 'incarnation')
+        SET attempt = coalesce((SELECT max(min(value, 2147483647), 1) << 32
+            FROM cf_casparian WHERE key = 'incarnation'), 1 << 32)
         WHERE id = NEW.id;
     DELETE FROM cf_job_attempt WHERE job_id = NEW.id;
 END;
@@ -96,7 +97,8 @@ BEGIN
     UPDATE cf_casparian SET value = min((OLD.attempt >> 32) + 1, 2147483647)
         WHERE key = 'incarnation' AND value <= (OLD.attempt >> 32);
     UPDATE cf_processing_queue
-        SET attempt = (SELECT value << 32 FROM cf_casparian WHERE key = 'incarnation')
+        SET attempt = coalesce((SELECT max(min(value, 2147483647), 1) << 32
+            FROM cf_casparian WHERE key = 'incarnation'), 1 << 32)
         WHERE id = NEW.id;
     DELETE FROM cf_job_attempt WHERE job_id = OLD.id;
 END;

@@ -105,8 +105,11 @@ impl Turn<'_> {
     /// then lowest id.
     pub fn claim(&mut self, claim: &Claim<'_>, now_ms: i64) -> Result<Claimed, Error> {
         let mut codes: Vec<Arc<PluginCode>> = Vec::with_capacity(claim.plugins.len());
+        let mut seen: HashSet<&str> = HashSet::new();
         for plugin in claim.plugins {
-            if let Code::Runs(code) = self.plugin_code(plugin)? {
+            if seen.insert(plugin)
+                && let Code::Runs(code) = self.plugin_code(plugin)?
+            {
                 codes.push(code);
             }
         }
@@ -248,6 +251,12 @@ impl Turn<'_> {
 }
 
 fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, Malformed> {
+    if job_id <= 0 {
+        // On the wire IDs are unsigned, and 0 is no job.
+        let value = ValueRef::Integer(job_id);
+        let expected = "a positive ID";
+        return Err(malformed("cf_processing_queue.id", job_id, value, expected));
+    }
     let column = "cf_processing_queue.file_version_id";
     let version = integer(cell(row, 0), column, job_id)?
         .ok_or_else(|| malformed(column, job_id, ValueRef::Null, "a file version"))?;

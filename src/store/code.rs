@@ -46,7 +46,8 @@ impl Code {
 }
 
 impl Turn<'_> {
-    /// The code that runs for a plugin, or why its jobs wait. Kept until somebody commits.
+    /// The code that runs for a plugin, or why its jobs wait. Cached until another program
+    /// commits.
     pub fn plugin_code(&mut self, plugin: &str) -> Result<Code, Error> {
         if let Some(code) = self.cache.codes.get(plugin) {
             return Ok(code.clone());

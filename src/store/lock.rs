@@ -16,13 +16,23 @@ use super::Error;
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl Drop for Lock {
+    /// Unlocks explicitly: a child that was forked meanwhile and has not called exec yet has the
+    /// descriptor, too, and would keep the lock for that long.
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.file, FlockOperation::Unlock) {
+            log::debug!("lock file {}: {error}", self.path.display());
+        }
     }
 }
 
@@ -66,7 +76,7 @@ pub fn lock_database(database: &Path) -> Result<Lock, Error> {
         let same = std::fs::symlink_metadata(&path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
         if same {
-            return Ok(Lock { path, _file: file });
+            return Ok(Lock { path, file });
         }
     }
     Err(fail("another program keeps removing it".to_owned()))

@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - Every change is made in an explicit transaction ([`Turn`]); dropping it undoes it. Nothing
-//!   slow happens inside one: files are read, and plugins looked at, before it begins.
+//!   slow happens inside one: files are read, and checked, before it begins.
 //! - `synchronous=FULL`, WAL: a committed transaction survives kill -9 and a power cut.
 //! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
 //! - The clock is not read here; the present is an argument ([`Now`], or `now_ms`: milliseconds

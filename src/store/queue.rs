@@ -15,7 +15,7 @@ pub struct Running {
     pub attempt: Attempt,
     /// The worker that holds it; empty for one of the old system.
     pub worker_id: String,
-    /// Who that worker had proved to be when it claimed.
+    /// Who that worker proved to be when it last identified itself.
     pub user: Option<User>,
 }
 

@@ -97,14 +97,16 @@ impl Turn<'_> {
             let version = deploy.version.map_or(old_version, str::to_owned);
             self.transaction.execute(
                 "UPDATE cf_plugin_manifest SET status = 'ACTIVE', deployed_at = ?2, \
-                 env_hash = ?3, artifact_hash = ?4, version = ?5, source_code = ?6 WHERE id = ?1",
+                 env_hash = ?3, artifact_hash = ?4, version = ?5, source_code = ?6, \
+                 plugin_name = ?7 WHERE id = ?1",
                 params![
                     manifest_id,
                     now,
                     env_hash,
                     artifact,
                     version,
-                    deploy.source_code
+                    deploy.source_code,
+                    deploy.plugin_name
                 ],
             )?;
             self.make_newest(manifest_id)?;

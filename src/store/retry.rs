@@ -19,7 +19,7 @@
 //! (`next_run_boot_ms`); after another start, or on another machine, the time of day decides, and
 //! one that is further away than any pause can be is over.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, ToSql, params};
 
 use super::claim::allowed;
 use super::value::{cell, number, shown};
@@ -104,6 +104,11 @@ pub(super) const DUE_QUERY: &str = "UPDATE cf_processing_queue SET status = 'QUE
      WHERE status = 'PENDING' AND next_run IS NOT NULL \
      AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3)";
 
+/// The rows of [`DUE_QUERY`].
+const DUE_IDS_QUERY: &str = "SELECT id FROM cf_processing_queue INDEXED BY ix_casparian_retry \
+     WHERE status = 'PENDING' AND next_run IS NOT NULL \
+     AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3";
+
 /// A range of PENDING rows with `next_run`; parameters as of `foreign_parameters`.
 macro_rules! foreign {
     ($range:literal) => {
@@ -160,9 +165,28 @@ impl Turn<'_> {
         let left = i64::try_from(limit.saturating_sub(changed)).unwrap_or(0);
         let mut statement = self.transaction.prepare_cached(DUE_QUERY)?;
         let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
-        let woken = statement.execute(params![&*now.boot_id, boot_ms, left]);
-        changed += allowed(woken)?.unwrap_or(0);
+        let parameters = params![&*now.boot_id, boot_ms, left];
+        changed += match allowed(statement.execute(parameters))? {
+            Some(woken) => woken,
+            None => self.wake_one_by_one(parameters)?,
+        };
         Ok(changed)
+    }
+
+    /// As the statement for all, past the rows that a constraint or trigger protects.
+    fn wake_one_by_one(&self, parameters: &[&dyn ToSql]) -> Result<usize, Error> {
+        let mut statement = self.transaction.prepare_cached(DUE_IDS_QUERY)?;
+        let ids = statement.query_map(parameters, |row| row.get(0))?;
+        let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL, \
+             next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id = ?1",
+        )?;
+        let mut woken = 0;
+        for id in ids {
+            woken += allowed(statement.execute([id]))?.unwrap_or(0);
+        }
+        Ok(woken)
     }
 
     /// Puts rows of another start of the machine on this one's clock, due at once where their

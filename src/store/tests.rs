@@ -2,13 +2,13 @@
 
 use super::*;
 use crate::job::{Attempt, Cause, JobStatus, Mode, Receipt};
-use rusqlite::params;
 
 mod claims;
 mod ends;
 mod identity;
 mod malformed;
 mod plans;
+mod property;
 mod registry;
 mod schema;
 mod workers;

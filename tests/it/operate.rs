@@ -1,4 +1,4 @@
-//! `init`, `deploy`, `submit`, `jobs`, `job`, with a sentinel and workers.
+//! `init`, `deploy`, `submit`, `jobs`, `job`, `workers`, with a sentinel and workers.
 
 use std::process::Command;
 
@@ -224,4 +224,161 @@ fn messages_that_are_none_close_their_connection_alone() {
         "{:?}",
         good.seen
     );
+}
+
+/// Runs SQL as another program does.
+fn sql(database: &std::path::Path, script: &str) -> String {
+    let program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); [print(*row) for s in sys.argv[2].split(';') for row in c.execute(s)]; c.commit()";
+    let output = output(
+        Command::new(python())
+            .args(["-c", program])
+            .arg(database)
+            .arg(script),
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output).trim().to_owned()
+}
+
+#[test]
+fn many_files_in_many_folders_are_submitted_in_batches_under_one_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let input = dir.path().join("in");
+    for folder in 0..300 {
+        let folder = input.join(format!("{folder:03}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        for file in ["a.csv", "b.csv", "c.csv", "d.csv"] {
+            std::fs::write(folder.join(file), file).unwrap();
+        }
+    }
+    // A file that cannot be read costs itself only.
+    let submitted = casparian(&[
+        "submit",
+        "--plugin",
+        "one",
+        "--database",
+        database.to_str().unwrap(),
+        "/proc/self/mem",
+        input.to_str().unwrap(),
+    ]);
+    assert_eq!(submitted.status.code(), Some(1));
+    let error = stderr(&submitted);
+    assert!(error.contains("1 of 1201 files"), "{error}");
+    let ids: Vec<i64> = stdout(&submitted)
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .collect();
+    assert_eq!(ids, (1..=1200).collect::<Vec<i64>>());
+    let roots = sql(&database, "SELECT path FROM cf_source_root");
+    assert_eq!(roots, input.canonicalize().unwrap().to_str().unwrap());
+    // A single file of it later is the same location, and a folder above keeps it.
+    submit(&database, "one", &[input.join("007/a.csv")]);
+    submit(&database, "one", &[input.join("007")]);
+    let count = "SELECT count(*), count(DISTINCT rel_path) FROM cf_file_location; SELECT count(*) FROM cf_source_root";
+    assert_eq!(sql(&database, count), "1200 1200\n1");
+    for name in ["fifo", "socket"] {
+        let path = dir.path().join(name);
+        match name {
+            "fifo" => {
+                let made = Command::new("mkfifo").arg(&path).status().unwrap();
+                assert!(made.success());
+            }
+            _ => drop(std::os::unix::net::UnixListener::bind(&path).unwrap()),
+        }
+        let refused = casparian(&[
+            "submit",
+            "--plugin",
+            "one",
+            "--database",
+            database.to_str().unwrap(),
+            path.to_str().unwrap(),
+        ]);
+        let error = stderr(&refused);
+        assert!(error.contains("neither a file nor a folder"), "{error}");
+    }
+}
+
+#[test]
+fn attempts_workers_and_retries_are_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let failing =
+        "class Handler:\n    def execute(self, path):\n        raise ValueError('no good')\n";
+    let database = database_with(dir.path(), "bad", failing);
+    let text = database.to_str().unwrap();
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    let id = submit(&database, "bad", std::slice::from_ref(&input))[0];
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let _worker = worker(&endpoint, &out, &["--worker-id", "w-1", "--slots", "3"]);
+    let done = ended(&database, id);
+    let attempts = done["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 1, "{done}");
+    assert_eq!(attempts[0]["attempt"], 1);
+    assert_eq!(attempts[0]["status"], "FAILED");
+    assert_eq!(attempts[0]["worker"], "w-1");
+    assert_eq!(attempts[0]["started_at"], done["claimed_at"]);
+    let error = attempts[0]["error"].as_str().unwrap();
+    assert!(error.contains("no good"), "{error}");
+    let shown = casparian_ok(&["job", &id.to_string(), "-d", text]);
+    let table = shown.split("\n\n").nth(1).unwrap();
+    assert!(table.starts_with("ATTEMPT  STATUS  CAUSE"), "{shown}");
+    assert!(table.contains("w-1"), "{shown}");
+
+    let workers = casparian_ok(&["workers", "-d", text]);
+    assert!(workers.starts_with("WORKER  STATUS"), "{workers}");
+    let line = workers.lines().nth(1).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!((words[0], words[1], words[3]), ("w-1", "ONLINE", "3"));
+    sql(
+        &database,
+        "UPDATE cf_worker_session SET trouble = 'its disk is full'",
+    );
+    let workers = casparian_ok(&["workers", "-d", text, "--json"]);
+    let workers: serde_json::Value = serde_json::from_str(&workers).unwrap();
+    assert_eq!(workers[0]["trouble"], "its disk is full");
+    assert_eq!(workers[0]["slots"], 3);
+
+    sentinel.signal("-TERM");
+    assert_eq!(sentinel.wait(), Some(0));
+    sql(
+        &database,
+        "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, attempt, next_run, next_run_boot_ms, error_message) VALUES (1, 'bad', 'PENDING', 8589934595, '2099-01-02 03:04:05.678000', 9e15, 'worker w was lost')",
+    );
+    let jobs = casparian_ok(&["jobs", "-d", text]);
+    let line = jobs.lines().nth(1).unwrap();
+    assert!(
+        line.ends_with("3  retry at 2099-01-02 03:04:05: worker w was lost"),
+        "{jobs}"
+    );
+}
+
+#[test]
+fn a_copy_gets_an_identity_of_its_own_while_no_sentinel_works_on_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("queue.sqlite");
+    let text = database.to_str().unwrap();
+    casparian_ok(&["init", text]);
+    let identity = || {
+        sql(
+            &database,
+            "SELECT value FROM cf_casparian WHERE key = 'database'",
+        )
+    };
+    let first = identity();
+    casparian_ok(&["init", text]);
+    assert_eq!(identity(), first);
+    let lock = casparian::store::lock_database(&database).unwrap();
+    let refused = casparian(&["init", "--new-identity", text]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(stderr(&refused).contains("another sentinel"));
+    assert_eq!(identity(), first);
+    drop(lock);
+    let said = casparian_ok(&["init", "--new-identity", text]);
+    let second = identity();
+    assert!(said.contains(&second) && second != first, "{said}");
+    let missing = dir.path().join("missing.sqlite");
+    let refused = casparian(&["init", "--new-identity", missing.to_str().unwrap()]);
+    assert!(stderr(&refused).contains("no such file"));
+    assert!(casparian_ok(&["init", "--help"]).contains("copied"));
 }

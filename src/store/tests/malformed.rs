@@ -1,1 +1,413 @@
+//! Values of any type in any column: they cost their own row only.
 
+use super::*;
+
+/// Fails jobs in a transaction until nothing is claimed; the claims and how many calls it took.
+fn claim_all(scene: &mut Scene) -> (Claimed, usize) {
+    let mut all = Claimed::default();
+    for calls in 1.. {
+        let plugins = scene.store.queued_plugins(100, DAY_MS).unwrap();
+        let names: Vec<&str> = plugins.iter().map(String::as_str).collect();
+        let claimed = scene.claim(&names, 100);
+        let is_done = claimed.jobs.is_empty() && !claimed.more;
+        all.jobs.extend(claimed.jobs);
+        all.unresolved.extend(claimed.unresolved);
+        if is_done {
+            return (all, calls);
+        }
+    }
+    unreachable!()
+}
+
+/// A change of one row of job 1, its file or its plugin's rows; what becomes of job 1 (FAILED,
+/// QUEUED = waits, RUNNING = claimed) and what its reason names.
+const CASES: &[(&str, &str, &str)] = &[
+    (
+        "cf_processing_queue SET priority = 'high' WHERE id = 1",
+        "FAILED",
+        "cf_processing_queue.priority of row 1 is \"high\"",
+    ),
+    (
+        "cf_processing_queue SET priority = x'00' WHERE id = 1",
+        "FAILED",
+        "priority",
+    ),
+    (
+        "cf_processing_queue SET priority = 1.5 WHERE id = 1",
+        "RUNNING",
+        "",
+    ),
+    (
+        "cf_processing_queue SET priority = NULL WHERE id = 1",
+        "RUNNING",
+        "",
+    ),
+    (
+        "cf_processing_queue SET attempt = 'first' WHERE id = 1",
+        "FAILED",
+        "cf_processing_queue.attempt",
+    ),
+    (
+        "cf_processing_queue SET attempt = 9223372036854775807 WHERE id = 1",
+        "FAILED",
+        "attempt",
+    ),
+    (
+        "cf_processing_queue SET attempt = -7 WHERE id = 1",
+        "FAILED",
+        "attempt",
+    ),
+    (
+        "cf_processing_queue SET file_version_id = 'one' WHERE id = 1",
+        "FAILED",
+        "file_version_id of row 1 is \"one\"",
+    ),
+    (
+        "cf_processing_queue SET file_version_id = 99 WHERE id = 1",
+        "FAILED",
+        "file version 99 has no file: cf_file_version has no row 99",
+    ),
+    (
+        "cf_processing_queue SET config_overrides = x'7b7d' WHERE id = 1",
+        "FAILED",
+        "config_overrides",
+    ),
+    (
+        "cf_processing_queue SET config_overrides = CAST(x'7bff' AS TEXT) WHERE id = 1",
+        "FAILED",
+        "not UTF-8",
+    ),
+    (
+        "cf_processing_queue SET config_overrides = '[1' WHERE id = 1",
+        "FAILED",
+        "config_overrides",
+    ),
+    (
+        "cf_processing_queue SET config_overrides = printf('%.*c', 2000000, '[') WHERE id = 1",
+        "FAILED",
+        "2000000",
+    ),
+    (
+        "cf_processing_queue SET config_overrides = '{\"a\": \"ftp://x\"}' WHERE id = 1",
+        "FAILED",
+        "ftp://x",
+    ),
+    (
+        "cf_processing_queue SET plugin_name = x'70' WHERE id = 1",
+        "FAILED",
+        "plugin_name of row 1 is a BLOB",
+    ),
+    (
+        "cf_processing_queue SET plugin_name = CAST(x'70ff' AS TEXT) WHERE id = 1",
+        "FAILED",
+        "plugin_name",
+    ),
+    (
+        "cf_processing_queue SET retry_count = 'x', infra_count = x'', receipt = x'00', published = '{' WHERE id = 1",
+        "RUNNING",
+        "",
+    ),
+    (
+        "cf_file_version SET location_id = 'here'",
+        "FAILED",
+        "cf_file_location has no row \"here\"",
+    ),
+    (
+        "cf_file_location SET source_root_id = 77",
+        "FAILED",
+        "cf_source_root has no row 77",
+    ),
+    (
+        "cf_file_location SET rel_path = x'ff'",
+        "FAILED",
+        "cf_file_location.rel_path of row 1",
+    ),
+    (
+        "cf_source_root SET path = CAST(x'2fff' AS TEXT)",
+        "FAILED",
+        "cf_source_root.path of row 1",
+    ),
+    (
+        "cf_plugin_manifest SET source_code = x'00' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.source_code",
+    ),
+    (
+        "cf_plugin_manifest SET source_code = CAST(x'ff' AS TEXT) WHERE plugin_name = 'p'",
+        "QUEUED",
+        "not UTF-8",
+    ),
+    (
+        "cf_plugin_manifest SET source_code = printf('%.*c', 9000000, 'x') WHERE plugin_name = 'p'",
+        "QUEUED",
+        "at most",
+    ),
+    (
+        "cf_plugin_manifest SET env_hash = 'nowhere' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_environment",
+    ),
+    (
+        "cf_plugin_manifest SET artifact_hash = x'00' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "artifact_hash",
+    ),
+    (
+        "cf_plugin_manifest SET version = x'00', deploy_order = 'last' WHERE plugin_name = 'p'",
+        "RUNNING",
+        "",
+    ),
+    (
+        "cf_plugin_manifest SET status = 7 WHERE plugin_name = 'p'",
+        "QUEUED",
+        "not deployed",
+    ),
+    (
+        "cf_plugin_environment SET lockfile_content = x'00'",
+        "QUEUED",
+        "lockfile_content",
+    ),
+    (
+        "cf_topic_config SET uri = 'nonsense' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "row 1 of cf_topic_config",
+    ),
+    (
+        "cf_topic_config SET uri = x'00' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_topic_config.uri",
+    ),
+    (
+        "cf_topic_config SET mode = 3.5 WHERE plugin_name = 'p'",
+        "QUEUED",
+        "3.5",
+    ),
+    (
+        "cf_topic_config SET schema_json = x'00' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "schema_json",
+    ),
+    (
+        "cf_plugin_config SET retries = 'x', plugin_name = x'00' WHERE plugin_name = 'p'",
+        "RUNNING",
+        "",
+    ),
+    (
+        "cf_worker_session SET capabilities = x'ff', slots = 'x', pid = 'y', last_seen_ms = 'z', hostname = x'00', user_id = x'00'",
+        "RUNNING",
+        "",
+    ),
+];
+
+/// Plugin p with an environment and a sink, plugin q, and a job of each over a file of its own.
+pub(super) fn two_plugins() -> Scene {
+    let mut scene = Scene::new();
+    let mut turn = scene.store.begin().unwrap();
+    let sinks = [ManifestSink {
+        topic: "t".into(),
+        uri: "parquet://t/".into(),
+        mode: None,
+    }];
+    for (plugin, lockfile, sinks) in [("p", "six==1", &sinks[..]), ("q", "", &[])] {
+        let source = format!("class Handler: name = {plugin:?}");
+        let deploy = Deploy {
+            plugin_name: plugin,
+            version: None,
+            source_code: &source,
+            lockfile_content: lockfile,
+            sinks,
+        };
+        turn.deploy(&deploy, DAY_MS).unwrap();
+    }
+    let worker = WorkerSession {
+        worker_id: "w".into(),
+        user_id: None,
+        hostname: "h".into(),
+        pid: Some(1),
+        capabilities: vec!["*".into()],
+        slots: 1,
+        trouble: None,
+    };
+    turn.save_worker(&worker, DAY_MS).unwrap();
+    let first = turn
+        .register_file("/data", "a.csv", 1, 0.0, "a", DAY_MS)
+        .unwrap();
+    turn.enqueue("p", first.version_id, 0, DAY_MS).unwrap();
+    turn.commit().unwrap();
+    scene
+}
+
+#[test]
+fn a_malformed_row_fails_or_waits_alone_with_a_reason_that_names_it() {
+    for (change, status, names) in CASES {
+        let mut scene = two_plugins();
+        scene.sql(&format!("UPDATE {change}"));
+        // The other plugin's job over another file, behind it in the queue.
+        let mut turn = scene.store.begin().unwrap();
+        let other = turn
+            .register_file("/other", "b.csv", 1, 0.0, "b", DAY_MS)
+            .unwrap();
+        let healthy = turn.enqueue("q", other.version_id, -1, DAY_MS).unwrap();
+        turn.commit().unwrap();
+        let (claimed, calls) = claim_all(&mut scene);
+        assert!(ids(&claimed).contains(&healthy), "{change}");
+        assert!(calls <= 3, "{change}: {calls}");
+        assert_eq!(
+            scene.status(1),
+            *status,
+            "{change}: {:?}",
+            claimed.unresolved
+        );
+        let inspector = Inspector::open(&scene.path()).unwrap();
+        assert_eq!(
+            inspector
+                .jobs(&JobFilter {
+                    limit: 9,
+                    ..JobFilter::default()
+                })
+                .unwrap()
+                .len(),
+            2
+        );
+        assert_eq!(inspector.workers().unwrap().len(), 1);
+        assert_eq!(scene.store.workers().unwrap().len(), 1);
+        assert_eq!(
+            inspector
+                .counts()
+                .unwrap()
+                .iter()
+                .map(|(_, count)| count)
+                .sum::<i64>(),
+            2
+        );
+        let detail = inspector.job(1).unwrap().unwrap();
+        let reason = match *status {
+            "FAILED" => detail.row.error_message,
+            "QUEUED" => detail.waiting_for,
+            _ => None,
+        };
+        let reason = reason.unwrap_or_default();
+        assert!(reason.contains(names), "{change}: {reason}");
+        assert!(
+            !reason.contains('\n') && reason.len() < 400,
+            "{change}: {reason}"
+        );
+        let running = scene.store.running().unwrap();
+        assert_eq!(running.len(), if *status == "RUNNING" { 2 } else { 1 });
+        for running in running {
+            assert_eq!(scene.release(running.attempt, 0), Ended::Queued, "{change}");
+        }
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bounded() {
+    let mut scene = Scene::new();
+    let good = scene.enqueue("p", 0);
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
+         SELECT 999, 'p', 'QUEUED', 5 FROM n",
+    );
+    let max = limits::UNUSABLE_ROWS_PER_TRANSACTION;
+    for (unresolved, more, jobs) in [
+        (max, true, vec![]),
+        (max, true, vec![]),
+        (500, false, vec![good]),
+    ] {
+        let claimed = scene.claim(&["p"], 2);
+        assert_eq!(claimed.unresolved.len(), unresolved);
+        assert_eq!((claimed.more, ids(&claimed)), (more, jobs));
+    }
+    // So is that of rows that belong to no plugin.
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+         SELECT 1, CASE i % 2 WHEN 0 THEN x'00' ELSE CAST(x'ff' AS TEXT) END, 'QUEUED' FROM n",
+    );
+    let queued = "SELECT count(*) FROM cf_processing_queue WHERE status = 'QUEUED'";
+    for want in [500, 0] {
+        assert_eq!(
+            scene.store.queued_plugins(9, DAY_MS).unwrap(),
+            Vec::<String>::new()
+        );
+        assert_eq!(scene.text(queued), format!("Integer({want})"));
+    }
+}
+
+#[test]
+fn rows_that_a_trigger_of_another_program_protects_are_passed_over() {
+    let mut scene = Scene::new();
+    let first = scene.enqueue("p", 5);
+    let bad = scene.enqueue("p", 4);
+    let good = scene.enqueue("p", 0);
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET file_version_id = 99 WHERE id = {bad}; \
+         CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.id IN ({first}, {bad}) \
+         BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ));
+    let claimed = scene.claim(&["p"], 9);
+    assert_eq!(ids(&claimed), [good]);
+    assert_eq!(claimed.unresolved.len(), 2);
+    assert_eq!(scene.status(first), "QUEUED");
+    // The end of a job that is protected changes nothing.
+    scene.sql(&format!(
+        "DROP TRIGGER theirs; CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue \
+         WHEN OLD.id = {good} BEGIN SELECT RAISE(ABORT, 'no'); END"
+    ));
+    let attempt = claimed.jobs[0].attempt;
+    assert_eq!(scene.report("w", attempt, &success(&[]), 0), Ended::Stale);
+    assert_eq!(scene.release(attempt, 0), Ended::Stale);
+    let mut turn = scene.store.begin().unwrap();
+    assert_eq!(turn.release_all("x", 9, &now(0)).unwrap(), 0);
+}
+
+#[test]
+fn running_rows_with_an_attempt_of_any_type_can_be_released_and_ids_must_be_positive() {
+    for attempt in ["'x'", "-7", "1e300", "x'00'"] {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        scene.claim(&["p"], 1);
+        scene.sql(&format!(
+            "UPDATE cf_processing_queue SET attempt = {attempt}"
+        ));
+        let running = scene.store.running().unwrap();
+        assert_eq!(running[0].attempt, Attempt::new(id, 0));
+        assert_eq!(
+            scene.release(running[0].attempt, 0),
+            Ended::Queued,
+            "{attempt}"
+        );
+        assert_eq!(ids(&scene.claim(&["p"], 1)), [0i64; 0]);
+        assert_eq!(scene.status(id), "FAILED");
+    }
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    scene.sql(
+        "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
+         VALUES (-1, 1, 'p', 'QUEUED'), (0, 1, 'p', 'QUEUED')",
+    );
+    // A plugin that is named twice is one.
+    let claimed = scene.claim(&["p", "p"], 9);
+    assert_eq!(ids(&claimed), [1]);
+    assert_eq!(claimed.unresolved.len(), 2);
+    assert_eq!(scene.status(0), "FAILED");
+}
+
+#[test]
+fn a_protected_row_does_not_keep_others_from_their_retry() {
+    let mut scene = Scene::new();
+    for _ in 0..3 {
+        scene.enqueue("p", 0);
+    }
+    for job in scene.claim(&["p"], 3).jobs {
+        scene.report("w", job.attempt, &failure(Some(Cause::Worker), "disk"), 0);
+    }
+    scene.sql(
+        "CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.id = 2 \
+         BEGIN SELECT RAISE(ABORT, 'no'); END",
+    );
+    assert_eq!(scene.wake(&now(60_000)), 2);
+    let statuses = [1, 2, 3].map(|id| scene.status(id));
+    assert_eq!(statuses, ["QUEUED", "PENDING", "QUEUED"]);
+}

@@ -155,3 +155,143 @@ fn a_file_keeps_its_location_and_gets_versions_and_its_last_job_is_found() {
     let mut turn = scene.store.begin().unwrap();
     assert!(!turn.requeue(job, one.version_id).unwrap(), "it is RUNNING");
 }
+
+/// Which source runs.
+fn source(scene: &mut Scene) -> String {
+    let mut turn = scene.store.begin().unwrap();
+    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    code.plugin.source_code.clone()
+}
+
+#[test]
+fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
+    let mut scene = Scene::new();
+    let deploy = |scene: &mut Scene, source: &str, now_ms: i64| {
+        let mut turn = scene.store.begin().unwrap();
+        let deploy = Deploy {
+            plugin_name: "p",
+            version: None,
+            source_code: source,
+            lockfile_content: "",
+            sinks: &[],
+        };
+        turn.deploy(&deploy, now_ms).unwrap();
+        turn.commit().unwrap();
+    };
+    // The clock runs backwards, stands still, and is far ahead for a while.
+    for (count, now_ms) in [
+        DAY_MS,
+        DAY_MS - 1,
+        DAY_MS - 1,
+        i64::from(u32::MAX) * 1000,
+        0,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let wanted = format!("v{count}");
+        deploy(&mut scene, &wanted, now_ms);
+        assert_eq!(source(&mut scene), wanted);
+    }
+    deploy(&mut scene, "v1", DAY_MS - 1);
+    assert_eq!(source(&mut scene), "v1", "again, at the very same time");
+    // An old program inserts a row, whatever time it writes.
+    scene.sql(
+        "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, status, \
+         deployed_at) VALUES ('p', '9', 'theirs', 'h', 'ACTIVE', '1999-01-01 00:00:00')",
+    );
+    assert_eq!(source(&mut scene), "theirs");
+    // It deploys an earlier one again.
+    scene.sql(
+        "UPDATE cf_plugin_manifest SET deployed_at = '1998-01-01 00:00:00' \
+         WHERE source_code = 'v3'",
+    );
+    assert_eq!(source(&mut scene), "v3");
+    deploy(&mut scene, "ours", 0);
+    assert_eq!(source(&mut scene), "ours");
+    // A change of status is no deployment: what was newest before is newest afterwards.
+    scene.sql(
+        "UPDATE cf_plugin_manifest SET status = 'REJECTED'; \
+         UPDATE cf_plugin_manifest SET status = 'ACTIVE' WHERE source_code <> 'ours'",
+    );
+    assert_eq!(source(&mut scene), "v3");
+    scene.sql("UPDATE cf_plugin_manifest SET status = 'ACTIVE'");
+    assert_eq!(source(&mut scene), "ours");
+}
+
+#[test]
+fn deployments_of_before_the_migration_keep_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("legacy.sqlite");
+    std::fs::copy(legacy_path(), &path).unwrap();
+    let legacy = Connection::open(&path).unwrap();
+    for (source, time) in [
+        ("newest", "'2026-01-01T12:00:00+00:00'"),
+        ("older", "'2026-01-01 11:59:59.000000'"),
+        ("without a time", "NULL"),
+    ] {
+        legacy
+            .execute_batch(&format!(
+                "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, \
+                 status, created_at, deployed_at) \
+                 VALUES ('p', '1', '{source}', '{source}', 'ACTIVE', NULL, {time})"
+            ))
+            .unwrap();
+    }
+    let store = Store::open(&path, Open::Existing).unwrap();
+    let mut scene = Scene { dir, store };
+    for wanted in ["newest", "older", "without a time"] {
+        assert_eq!(source(&mut scene), wanted);
+        scene.sql(&format!(
+            "DELETE FROM cf_plugin_manifest WHERE source_code = '{wanted}'"
+        ));
+    }
+}
+
+#[test]
+fn another_programs_changes_count_from_their_commit() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    assert_eq!(scene.claim(&["p"], 1).jobs[0].sinks.len(), 1);
+    // Not even a poll for changes lies between.
+    scene.sql(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri) \
+         VALUES ('p', 'more', 'parquet://more/'); \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+         VALUES (1, 'p', 'QUEUED')",
+    );
+    assert_eq!(scene.claim(&["p"], 1).jobs[0].sinks.len(), 2);
+    assert!(scene.store.changed().unwrap());
+}
+
+#[test]
+fn the_root_of_a_file_is_the_nearest_folder_that_is_known() {
+    let scene = Scene::new();
+    scene.sql(
+        "INSERT INTO cf_source_root (path, active) VALUES ('/data', 1), ('/data/in/', NULL), \
+         ('/data/in/off', 0), ('relative', 1), (x'2f', 1), ('/file', 1)",
+    );
+    let mut scene = scene;
+    let mut turn = scene.store.begin().unwrap();
+    for (path, want) in [
+        ("/data/x", Some("/data")),
+        ("/data/in/x", Some("/data/in")),
+        ("/data/in/off/deep/x", Some("/data/in")),
+        ("/database/x", None),
+        ("/x", None),
+        ("/file", None),
+    ] {
+        let root = turn.root_of(Path::new(path)).unwrap();
+        assert_eq!(root.as_deref(), want.map(Path::new), "{path}");
+    }
+    // Registered under it, it is the same root, with or without the slash.
+    turn.register_file("/data/in", "x", 1, 0.0, "h", DAY_MS)
+        .unwrap();
+    turn.register_file("/data/in", "y", 1, 0.0, "h", DAY_MS)
+        .unwrap();
+    turn.commit().unwrap();
+    assert_eq!(
+        scene.text("SELECT count(*) FROM cf_source_root"),
+        "Integer(6)"
+    );
+}
