@@ -94,19 +94,11 @@ pub(super) fn siblings(path: &Path, own: &Holder) -> Vec<(PathBuf, Holder)> {
         .collect()
 }
 
-/// True when a file's name is one that a job's output has.
-pub(super) fn is_of_job(path: &Path, attempt: Attempt) -> bool {
+/// True when a file's name is one that a holder's output has.
+pub(super) fn is_of(path: &Path, holder: &Holder) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
-    let Some(stem) = stem else {
-        return false;
-    };
-    // The job's part begins at the last or (before a suffix) at the second-last underscore.
-    let starts = stem.match_indices('_').map(|(at, _)| at + 1);
-    starts.filter_map(|at| stem.get(at..)).any(|text| {
-        Holder::parse(text).is_some_and(|holder| {
-            (holder.job_id, holder.incarnation) == (attempt.job_id, attempt.incarnation())
-        })
-    })
+    let text = format!("_{}", holder.text());
+    stem.is_some_and(|stem| stem.ends_with(&text))
 }
 
 /// Bytes of a topic's name.
@@ -154,10 +146,11 @@ mod tests {
             };
             let path = file(Path::new("d/o.parquet"), &holder);
             assert_eq!(path, Path::new(name));
+            assert!(is_of(&path, &holder), "{name}");
+            for other in [Attempt::new(70, 1), Attempt::new(8, 1)] {
+                assert!(!is_of(&path, &Holder::new(other, None)), "{name}");
+            }
             assert_eq!(Holder::parse(&holder.text()), Some(holder));
-            let attempt = Attempt::new(job, (incarnation << 32) + 1);
-            assert!(is_of_job(&path, attempt), "{name}");
-            assert!(!is_of_job(&path, Attempt::new(8, 1)), "{name}");
         }
         for text in [
             "",

@@ -47,7 +47,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     let is_file = |sink: &StagedSink| matches!(sink.target, Target::Parquet { .. });
     let suffix = match sinks.iter().any(is_file) {
         true => root.suffix(folder)?,
-        false => None,
+        false => root.mark(&name)?,
     };
     let holder = Holder::new(name.attempt, suffix);
     let before = record::read(root, &name)?;
@@ -71,7 +71,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         }
     }
     earlier.files = standing;
-    add_named(root, &job.previous, name.attempt, &mut earlier)?;
+    add_named(root, &job.previous, &holder, &mut earlier)?;
 
     let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     let mut outputs = Outputs::default();
@@ -170,11 +170,12 @@ fn named_file(path: String, identity: Identity) -> FileOutput {
 }
 
 /// Adds what the job's receipts name. They are text from a database: only a file below the root
-/// with a name of this job counts.
+/// with a name of this job counts, and of this database: a copied one has
+/// the receipts of the original.
 fn add_named(
     root: &Root,
     previous: &[String],
-    attempt: crate::job::Attempt,
+    holder: &Holder,
     earlier: &mut Outputs,
 ) -> Result<(), Error> {
     let mut known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
@@ -191,7 +192,7 @@ fn add_named(
                 continue;
             };
             let is_known = known.contains(below);
-            if !is_plain || is_known || !names::is_of_job(path, attempt) {
+            if !is_plain || is_known || !names::is_of(path, holder) {
                 continue;
             }
             if let Some(identity) = files::identity(path)?

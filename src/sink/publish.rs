@@ -161,7 +161,10 @@ impl Staged {
         if !matches!(carried_out, Ok(true))
             && let Err(error) = recover::undo(&self.root, &self.folder, &record)
         {
-            log::error!("cannot undo {}: {error}", self.folder.name.run());
+            // A barred attempt is undone by whoever barred it.
+            if self.folder.exists() {
+                log::error!("cannot undo {}: {error}", self.folder.name.run());
+            }
             self.folder.leave();
             return carried_out.and(Err(error));
         }

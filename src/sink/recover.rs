@@ -196,10 +196,11 @@ pub(super) fn sync_parents<'a>(
 }
 
 impl Root {
-    /// The end of a job whose last attempt failed or was aborted, after its [`JobOutput`] or
-    /// [`Staged`] was dropped. Earlier attempts are barred, what they left unfinished is undone,
-    /// and what they published without a receipt (`job.previous` does not name it) is removed.
-    /// Gives the URIs of what was removed.
+    /// The end of an attempt that failed or was aborted, after its [`JobOutput`] or [`Staged`] was
+    /// dropped; `job` is that attempt. Earlier attempts are barred, what they left unfinished is
+    /// undone, and what was published without a receipt (`job.previous` does not name it) is
+    /// removed. Gives the URIs of what was removed. It is right after every failure: only the
+    /// sentinel decides whether another attempt follows.
     ///
     /// [`JobOutput`]: super::JobOutput
     /// [`Staged`]: super::Staged
@@ -208,6 +209,8 @@ impl Root {
         if !name.is_numbered() {
             return Ok(Vec::new());
         }
+        // What the attempt itself could not undo.
+        recover(self, &name)?;
         if name.attempt.ordinal() > 1 {
             let mut before = name.attempt;
             before.number -= 1;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::files;
-use super::folder::{self, Folder};
+use super::folder::{self, Folder, Name};
 use super::{Error, names, recover};
 
 /// How a root is used.
@@ -99,6 +99,13 @@ impl Root {
             Ok(file) => file.try_lock_shared().is_err(),
             Err(error) => !files::is_absent(&error),
         }
+    }
+
+    /// What marks a database's files here, for one that publishes none; none for the root's owner.
+    pub(super) fn mark(&self, name: &Name) -> Result<Option<String>, Error> {
+        let owner = read_short(&self.base.join("owner"))?;
+        let is_other = owner.is_some_and(|owner| owner.trim() != name.database);
+        Ok((name.is_numbered() && is_other).then(|| names::suffix(&name.database)))
     }
 
     /// What marks a database's files here; none for the first that publishes, which becomes the

@@ -192,3 +192,22 @@ fn a_record_that_cannot_be_read_is_named() {
         assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
     }
 }
+
+#[test]
+fn a_copy_with_an_identity_of_its_own_leaves_the_originals_output() {
+    let fixture = Fixture::new();
+    let original = publish(&fixture.root, &of(A, 7, 1), &[1]).unwrap();
+    let shared = Root::open(fixture.dir.path(), RootOptions { share: true });
+    let shared = Arc::new(shared.unwrap());
+    let sets: [&[(&str, &str, &str)]; 2] = [SINKS, &[("t", "sqlite://x.db/t", "")]];
+    for (at, sinks) in [2, 20].into_iter().zip(sets) {
+        let mut copy = job(Some(B), Attempt::new(7, at), sinks);
+        // The receipt was copied with the row.
+        copy.previous = vec![original.artifacts[0].uri.clone()];
+        publish(&shared, &copy, &[2]).unwrap();
+        shared
+            .settle_failed(&job(Some(B), Attempt::new(7, at + 10), sinks))
+            .unwrap();
+        assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
+    }
+}

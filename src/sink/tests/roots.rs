@@ -193,3 +193,19 @@ fn panics_are_errors_and_quiet() {
     let nested = quiet_panics(|| quiet_panics(|| panic!("inner")).unwrap_err());
     assert!(nested.unwrap().starts_with("inner"));
 }
+
+#[test]
+fn two_thousand_topics_are_published_together() {
+    raise_descriptor_limit().unwrap();
+    let fixture = Fixture::new();
+    let job = Arc::new(job(Some(A), Attempt::new(1, 1), &[]));
+    let mut output = JobOutput::new(fixture.root.clone(), job).unwrap();
+    for topic in 0..2000 {
+        output
+            .write(Some(&format!("t{topic}")), &numbers(&[topic]))
+            .unwrap();
+    }
+    assert_eq!(finish(output).unwrap().len(), 2000);
+    assert_eq!(values(&fixture.path("plug_in_t1999_1.parquet")), [1999]);
+    assert_eq!(fixture.staged(), [""; 0]);
+}

@@ -241,12 +241,16 @@ fn a_failure_at_any_step_shows_what_was_before() {
 
 #[test]
 fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
-    each_step(&[FILES, TABLES], |scene| {
+    let run = |scene: Scene, last| {
         let Some(step) = stop(&scene, || ()) else {
             return false;
         };
-        let root = open(scene.fixture.dir.path());
-        root.settle_failed(&scene.job(7, 3)).unwrap();
+        // The attempt that failed ends the job, or another one behind it in another worker.
+        let root = match last {
+            2 => scene.fixture.root.clone(),
+            _ => open(scene.fixture.dir.path()),
+        };
+        root.settle_failed(&scene.job(7, last)).unwrap();
         let want = match (scene.case.has_previous, is_committed(step)) {
             (false, _) => scene.all(None),
             (true, true) => scene.all(Some(2)),
@@ -256,7 +260,10 @@ fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
         publish(&root, &scene.job(7, 4), &[3]).unwrap();
         scene.check_success();
         true
-    });
+    };
+    for last in [2, 3] {
+        each_step(&[FILES, TABLES], |scene| run(scene, last));
+    }
 }
 
 /// Stops without a chance to clean up: the folder is out of reach until the process is gone.
@@ -365,5 +372,29 @@ fn a_lease_that_ends_at_any_question_gives_the_output_back() {
             granted(back).unwrap();
             assert_eq!(scene.shown(7), scene.all(Some(2)), "{case:?} {questions}");
         }
+    }
+}
+
+#[test]
+fn an_attempt_that_was_paused_before_a_removal_does_not_remove_its_successors_output() {
+    let fixture = Fixture::new();
+    let both = [("a", FILE.1, "append"), ("b", OTHER_FILE.1, "append")];
+    let of = |number, sinks| job(Some(A), Attempt::new(7, number), sinks);
+    publish(&fixture.root, &of(1, &both), &[1]).unwrap();
+    let staged = stage(&fixture.root, &of(2, &both[..1]), &[2]).unwrap();
+    let other = open(fixture.dir.path());
+    let hook = |step| {
+        if step == Step::Remove {
+            publish(&other, &of(3, &both), &[3]).unwrap();
+        }
+        Ok(())
+    };
+    let refused = staged.publish_by_steps(&[], &|| true, &hook).unwrap_err();
+    assert!(
+        matches!(refused, Refused::Failed(Error::Barred { .. })),
+        "{refused:?}"
+    );
+    for name in ["a_7.parquet", "set/b_7.parquet"] {
+        assert_eq!(values(&fixture.path(name)), [3], "{name}");
     }
 }
