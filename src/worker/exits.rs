@@ -123,8 +123,8 @@ impl Worker {
     }
 
     /// A warm interpreter is gone or does not answer. Its children go with it; those whose own
-    /// end is known are decided by it.
-    fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) {
+    /// end is known are decided by it. Gives what the others failed of.
+    pub(super) fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) -> Failure {
         log::error!("{reason}");
         let concerned = |run: &Run| run.interpreter == Some(index);
         // The kernel kills the children with their interpreter, which may be seen first.
@@ -155,6 +155,7 @@ impl Worker {
         if let Some(process) = self.interpreters.remove(index, registry) {
             self.leftovers.add(process);
         }
+        failure
     }
 
     /// Looks after what no readiness comes for: interpreters that do not answer, processes that

@@ -1,6 +1,7 @@
 //! Plugin processes of the slots: started, and what their slots want done.
 
 use std::io;
+use std::path::Path;
 use std::time::Instant;
 
 use mio::Interest;
@@ -10,13 +11,14 @@ use super::control::{env_ready, error_payload};
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::interpreters::spawn_cause;
-use super::job::{Guest, Run, owner};
+use super::job::{Guest, Order, Run, owner};
 use super::runtime;
 use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
-use crate::guest::{Job, process};
+use crate::guest::process::Pipes;
+use crate::guest::{Job, process, warm};
 use crate::job::Cause;
 use crate::protocol::Payload;
 use crate::reactor::{BootTime, token};
@@ -128,22 +130,7 @@ impl Worker {
                 pipes
             }
             GuestStart::Warm => {
-                let job_id = order.job.attempt.job_id;
-                let index = match self.interpreters.find(job_id, &order.environment) {
-                    Some(index) => index,
-                    None => {
-                        let used = self.interpreters_in_use();
-                        let registry = self.reactor.registry();
-                        let is_used = |index| used.contains(&index);
-                        if let Some(process) = self.interpreters.make_room(&is_used, registry) {
-                            self.leftovers.add(process);
-                        }
-                        let hash = &order.environment;
-                        self.interpreters
-                            .start(job_id, hash, environment, &shim, registry)?
-                    }
-                };
-                let pipes = self.interpreters.request(index, serial, &job, now)?;
+                let (index, pipes) = self.request(&order, environment, serial, &job, &shim, now)?;
                 let Some(Some(run)) = self.slots.get_mut(place) else {
                     return Ok(());
                 };
@@ -158,6 +145,47 @@ impl Worker {
         };
         run.watch_pipes(pipes, place, self.reactor.registry())
             .map_err(worker("event loop"))
+    }
+
+    /// Asks the warm interpreter of a job for a process. One that has died meanwhile is replaced.
+    fn request(
+        &mut self,
+        order: &Order,
+        environment: &Environment,
+        serial: u64,
+        job: &Job<'_>,
+        shim: &Path,
+        now: BootTime,
+    ) -> Result<(usize, Pipes), Failure> {
+        let job_id = order.job.attempt.job_id;
+        let hash = &order.environment;
+        let mut replaced = false;
+        loop {
+            let registry = self.reactor.registry();
+            let index = match self.interpreters.find(job_id, hash) {
+                Some(index) => index,
+                None => {
+                    let used = self.interpreters_in_use();
+                    let is_used = |index| used.contains(&index);
+                    if let Some(process) = self.interpreters.make_room(&is_used, registry) {
+                        self.leftovers.add(process);
+                    }
+                    self.interpreters
+                        .start(job_id, hash, environment, shim, registry)?
+                }
+            };
+            match self.interpreters.request(index, serial, job, now) {
+                Ok(pipes) => return Ok((index, pipes)),
+                Err(warm::Error::Gone) => {
+                    let reason = warm::Error::Gone.to_string();
+                    let failure = self.warm_lost(index, &reason, now);
+                    if std::mem::replace(&mut replaced, true) {
+                        return Err(failure);
+                    }
+                }
+                Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
+            }
+        }
     }
 
     pub(super) fn thread_event(&mut self, event: ThreadEvent, now: BootTime) {
