@@ -75,9 +75,8 @@ impl Worker {
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
-        let work_dir = self
-            .runtime
-            .work_dir(serial)
+        self.runtime
+            .create_work_dir(serial)
             .map_err(worker("working directory"))?;
         let socket_path = self.runtime.socket(serial);
         let mut listener = UnixListener::bind(&socket_path).map_err(worker("bridge"))?;
@@ -95,6 +94,24 @@ impl Worker {
         };
         let writer = Writer::start(order.job.clone(), self.staging.clone(), address);
         run.writer = Some(writer.map_err(worker("writer thread"))?);
+        self.start_process(place, environment, now)
+    }
+
+    /// Starts the process of a slot that has everything else.
+    pub(super) fn start_process(
+        &mut self,
+        place: usize,
+        environment: &Environment,
+        now: BootTime,
+    ) -> Result<(), Failure> {
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return Ok(());
+        };
+        let serial = run.serial;
+        let order = run.order.clone();
+        let socket_path = self.runtime.socket(serial);
+        let work_dir = self.runtime.work_path(serial);
+        let registry = self.reactor.registry();
         run.started_at = Some(now);
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
