@@ -21,8 +21,8 @@ Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends
 stands in the schema's metadata under casparian.topic. A failure's text begins with
 "Type: message"; a failure of the input, found before the plugin runs, with "input: ".
 
-The last line of stdout is a JSON summary: status, and rss_max_kib, the most memory that the
-process had.
+The last line of stdout is a JSON summary: status, and for our own workers rss_max_kib, the most
+memory that the process had.
 """
 
 import base64
@@ -426,9 +426,11 @@ def run_job():
             # Its frames hold what filled the memory.
             error.__traceback__ = None
         report(bridge, error)
-        summary, code = {"status": "FAILED"}, 1
+        summary, code = {"status": "FAILED", "error": text_of(error)}, 1
     try:
-        summary["rss_max_kib"] = rss_max_kib()
+        # Workers of the old system know the other fields only.
+        if "CASPARIAN_PLUGIN_FILE" in os.environ:
+            summary["rss_max_kib"] = rss_max_kib()
         sys.stderr.flush()
         print(json.dumps(summary), flush=True)
     except BaseException:  # closed or replaced by the plugin: the bridge has said how it ended

@@ -208,7 +208,11 @@ impl Warm {
             &[IoSlice::new(request.as_bytes())],
             &mut ancillary,
             SendFlags::NOSIGNAL,
-        )?;
+        )
+        .map_err(|error| match error {
+            rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Error::Gone,
+            error => error.into(),
+        })?;
         Ok(Pipes { stdout, stderr })
     }
 

@@ -142,12 +142,7 @@ impl Turn<'_> {
     }
 
     /// Queues an attempt again that its worker never started. Nothing is counted.
-    pub fn give_back(
-        &mut self,
-        attempt: Attempt,
-        reason: &str,
-        now: &Now,
-    ) -> Result<Ended, Error> {
+    pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
         let end = End {
             success: false,
             returned: true,

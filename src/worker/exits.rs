@@ -1,5 +1,6 @@
 //! Ends of plugin processes, and the messages of the warm interpreters that they are children of.
 
+use super::environments::State;
 use super::job::{Guest, Run};
 use super::serve::Worker;
 use super::slot::Failure;
@@ -123,8 +124,8 @@ impl Worker {
     }
 
     /// A warm interpreter is gone or does not answer. Its children go with it; those whose own
-    /// end is known are decided by it.
-    fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) {
+    /// end is known are decided by it. Gives what the others failed of.
+    pub(super) fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) -> Failure {
         log::error!("{reason}");
         let concerned = |run: &Run| run.interpreter == Some(index);
         // The kernel kills the children with their interpreter, which may be seen first.
@@ -142,18 +143,49 @@ impl Worker {
             .collect();
         let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
         let registry = self.reactor.registry();
+        let mut again = Vec::new();
         for (place, slot) in self.slots.iter_mut().enumerate() {
-            if let Some(run) = slot.as_mut().filter(|run| concerned(run)) {
-                let process = run.handle_lost(failure.clone(), place, registry, now);
-                run.interpreter = None;
-                if let Some(process) = process {
-                    self.leftovers.add(process);
-                }
+            let Some(run) = slot.as_mut().filter(|run| concerned(run)) else {
+                continue;
+            };
+            run.interpreter = None;
+            let requested = matches!(run.guest, Guest::Requested { kill: false });
+            if requested && failure.cause == Cause::Worker && !run.asked_again {
+                run.guest = Guest::None;
+                run.asked_again = true;
+                again.push(place);
+            } else if let Some(process) = run.handle_lost(failure.clone(), place, registry, now) {
+                self.leftovers.add(process);
             }
         }
         // Last: as long as it lives, the kernel keeps how its children ended.
         if let Some(process) = self.interpreters.remove(index, registry) {
             self.leftovers.add(process);
+        }
+        for place in again {
+            self.ask_again(place, now);
+        }
+        failure
+    }
+
+    /// Starts the process of a job whose interpreter was lost before it started.
+    fn ask_again(&mut self, place: usize, now: BootTime) {
+        let Some(Some(run)) = self.slots.get(place) else {
+            return;
+        };
+        let hash = run.order.environment.clone();
+        let started = match self.environments.state(&hash) {
+            State::Ready(environment) => self.start_process(place, &environment, now),
+            State::Failed(failure) => Err(failure),
+            State::Making => Err(Failure::new(
+                Cause::Environment,
+                "the environment was removed while the job started",
+            )),
+        };
+        if let Err(failure) = started
+            && let Some(Some(run)) = self.slots.get_mut(place)
+        {
+            run.slot.handle_start_failed(failure);
         }
     }
 

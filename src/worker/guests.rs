@@ -1,6 +1,7 @@
 //! Plugin processes of the slots: started, and what their slots want done.
 
 use std::io;
+use std::path::Path;
 
 use mio::Interest;
 use mio::net::UnixListener;
@@ -9,13 +10,14 @@ use super::control::{env_ready, error_payload};
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::interpreters::spawn_cause;
-use super::job::{Guest, Run, owner};
+use super::job::{Guest, Order, Run, owner};
 use super::runtime;
 use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
-use crate::guest::{Job, process};
+use crate::guest::process::Pipes;
+use crate::guest::{Job, process, warm};
 use crate::job::Cause;
 use crate::reactor::{BootTime, token};
 
@@ -75,9 +77,8 @@ impl Worker {
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
-        let work_dir = self
-            .runtime
-            .work_dir(serial)
+        self.runtime
+            .create_work_dir(serial)
             .map_err(worker("working directory"))?;
         let socket_path = self.runtime.socket(serial);
         let mut listener = UnixListener::bind(&socket_path).map_err(worker("bridge"))?;
@@ -99,6 +100,24 @@ impl Worker {
             address,
         );
         run.writer = Some(writer.map_err(worker("writer thread"))?);
+        self.start_process(place, environment, now)
+    }
+
+    /// Starts the process of a slot that has everything else.
+    pub(super) fn start_process(
+        &mut self,
+        place: usize,
+        environment: &Environment,
+        now: BootTime,
+    ) -> Result<(), Failure> {
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return Ok(());
+        };
+        let serial = run.serial;
+        let order = run.order.clone();
+        let socket_path = self.runtime.socket(serial);
+        let work_dir = self.runtime.work_path(serial);
+        let registry = self.reactor.registry();
         run.started_at = Some(now);
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
@@ -134,22 +153,7 @@ impl Worker {
                 pipes
             }
             GuestStart::Warm => {
-                let job_id = order.job.attempt.job_id;
-                let index = match self.interpreters.find(job_id, &order.environment) {
-                    Some(index) => index,
-                    None => {
-                        let used = self.interpreters_in_use();
-                        let registry = self.reactor.registry();
-                        let is_used = |index| used.contains(&index);
-                        if let Some(process) = self.interpreters.make_room(&is_used, registry) {
-                            self.leftovers.add(process);
-                        }
-                        let hash = &order.environment;
-                        self.interpreters
-                            .start(job_id, hash, environment, &shim, registry)?
-                    }
-                };
-                let pipes = self.interpreters.request(index, serial, &job, now)?;
+                let (index, pipes) = self.request(&order, environment, serial, &job, &shim, now)?;
                 let Some(Some(run)) = self.slots.get_mut(place) else {
                     return Ok(());
                 };
@@ -164,6 +168,47 @@ impl Worker {
         };
         run.watch_pipes(pipes, place, self.reactor.registry())
             .map_err(worker("event loop"))
+    }
+
+    /// Asks the warm interpreter of a job for a process. One that has died meanwhile is replaced.
+    fn request(
+        &mut self,
+        order: &Order,
+        environment: &Environment,
+        serial: u64,
+        job: &Job<'_>,
+        shim: &Path,
+        now: BootTime,
+    ) -> Result<(usize, Pipes), Failure> {
+        let job_id = order.job.attempt.job_id;
+        let hash = &order.environment;
+        let mut replaced = false;
+        loop {
+            let registry = self.reactor.registry();
+            let index = match self.interpreters.find(job_id, hash) {
+                Some(index) => index,
+                None => {
+                    let used = self.interpreters_in_use();
+                    let is_used = |index| used.contains(&index);
+                    if let Some(process) = self.interpreters.make_room(&is_used, registry) {
+                        self.leftovers.add(process);
+                    }
+                    self.interpreters
+                        .start(job_id, hash, environment, shim, registry)?
+                }
+            };
+            match self.interpreters.request(index, serial, job, now) {
+                Ok(pipes) => return Ok((index, pipes)),
+                Err(warm::Error::Gone) => {
+                    let reason = warm::Error::Gone.to_string();
+                    let failure = self.warm_lost(index, &reason, now);
+                    if std::mem::replace(&mut replaced, true) {
+                        return Err(failure);
+                    }
+                }
+                Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
+            }
+        }
     }
 
     pub(super) fn thread_event(&mut self, event: ThreadEvent, now: BootTime) {

@@ -145,15 +145,12 @@ impl Interpreters {
         key: u64,
         job: &Job<'_>,
         now: BootTime,
-    ) -> Result<Pipes, Failure> {
-        let failure = |reason: String| Failure::new(Cause::Worker, reason);
-        let interpreter = self
-            .at(index)
-            .ok_or_else(|| failure("no warm interpreter".to_owned()))?;
+    ) -> Result<Pipes, warm::Error> {
+        let interpreter = self.at(index).ok_or(warm::Error::Gone)?;
         let pipes = interpreter.warm.request(key, job);
         // One that takes no messages is held to its deadline, too.
         interpreter.watchdog.handle_sent(now);
-        pipes.map_err(|error| failure(error.to_string()))
+        pipes
     }
 
     /// Takes one message of an interpreter; none when there is none now.

@@ -71,6 +71,8 @@ pub(super) struct Run {
     pub(super) guest: Guest,
     /// Index of the warm interpreter that the process is a child of.
     pub(super) interpreter: Option<usize>,
+    /// Its process was asked for again, after an interpreter was lost before it started.
+    pub(super) asked_again: bool,
     pub(super) stdout: LogTail,
     pub(super) stderr: LogTail,
     /// More has been printed than one call reads; no new readiness will come for it.
@@ -111,6 +113,7 @@ impl Run {
             writer: None,
             guest: Guest::None,
             interpreter: None,
+            asked_again: false,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
             logs_pending: false,

@@ -77,18 +77,22 @@ impl Runtime {
         self.folder.join(format!("s{serial}"))
     }
 
-    /// An empty working directory for a job.
-    pub(super) fn work_dir(&self, serial: u64) -> io::Result<PathBuf> {
-        let path = self.folder.join(format!("w{serial}"));
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(path)
+    /// The working directory of a job.
+    pub(super) fn work_path(&self, serial: u64) -> PathBuf {
+        self.folder.join(format!("w{serial}"))
+    }
+
+    /// Creates the working directory of a job.
+    pub(super) fn create_work_dir(&self, serial: u64) -> io::Result<()> {
+        let path = self.work_path(serial);
+        fs::DirBuilder::new().mode(0o700).create(path)
     }
 
     /// Removes a job's socket and working directory with all that the job left there. The
     /// removing itself goes on in the background.
     pub(super) fn clear(&self, serial: u64) {
         let socket = fs::remove_file(self.socket(serial));
-        let from = self.folder.join(format!("w{serial}"));
+        let from = self.work_path(serial);
         let trash = self.folder.join(TRASH);
         let moved = fs::rename(&from, trash.join(serial.to_string()));
         for result in [socket, moved] {
@@ -234,9 +238,9 @@ mod tests {
         runtime.ensure().unwrap();
         assert_eq!(runtime.folder(), first);
         fs::remove_dir_all(&first).unwrap();
-        assert!(runtime.work_dir(1).is_err());
+        assert!(runtime.create_work_dir(1).is_err());
         runtime.ensure().unwrap();
-        runtime.work_dir(1).unwrap();
+        runtime.create_work_dir(1).unwrap();
         assert!(runtime.shim().exists());
         let last = runtime.folder().to_owned();
         fs::remove_file(runtime.shim()).unwrap();

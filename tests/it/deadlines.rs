@@ -96,6 +96,21 @@ fn a_stopped_interpreter_is_replaced_and_its_jobs_are_innocent() {
 }
 
 #[test]
+fn an_idle_interpreter_that_is_killed_costs_no_job() {
+    let mut rig = Rig::new(&["--slots", "1"]);
+    let mark = rig.path("mark");
+    for _ in 0..3 {
+        let tells = format!("open({mark:?}, 'w').write(str(os.getppid()))\n{GOOD}");
+        let receipt = rig.run(&tells);
+        assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+        let interpreter = read_mark(&mark).to_string();
+        let mut kill = std::process::Command::new("kill");
+        assert!(output(kill.args(["-KILL", &interpreter])).status.success());
+        succeeds(&mut rig);
+    }
+}
+
+#[test]
 fn a_job_that_kills_its_interpreter_is_blamed_alone() {
     let mut rig = Rig::new(&["--slots", "2"]);
     let (gate, mark) = (rig.path("gate"), rig.path("mark"));
@@ -128,6 +143,9 @@ fn a_job_that_kills_its_interpreter_is_blamed_alone() {
     std::fs::write(&gate, "").unwrap();
     let receipt = rig.dispatcher.receipt(innocent);
     assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+    // Three failures in a row that seemed to be the worker's own; a self-test showed otherwise.
+    rig.worker.line_with("in trouble");
+    rig.worker.line_with("works again");
 }
 
 /// The site-packages folder of an environment.

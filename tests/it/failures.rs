@@ -4,7 +4,9 @@
 use std::path::Path;
 
 use casparian::job::{Cause, JobStatus};
+use casparian::protocol::Payload;
 
+use crate::common::until;
 use crate::dispatcher::*;
 
 #[test]
@@ -317,5 +319,63 @@ fn inputs_that_cannot_be_read_are_the_inputs_fault_at_once() {
         let job = rig.dispatcher.dispatch(&source, "/dev/tty", "");
         let receipt = rig.dispatcher.receipt(job);
         assert_eq!(receipt.cause, Some(Cause::Input), "{receipt:?}");
+    }
+}
+
+#[test]
+fn an_abort_is_the_operators_doing() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let mark = rig.path("mark");
+        let running = rig.start(&format!("open({mark:?}, 'w').close()\ntime.sleep(1000)"));
+        let waiting = rig.start("time.sleep(1000)");
+        until("it runs", || Path::new(&mark).exists().then_some(()));
+        for job in [waiting, running] {
+            rig.dispatcher.send(job, &Payload::Abort);
+            let receipt = rig.dispatcher.receipt(job);
+            assert_eq!(receipt.cause, Some(Cause::Operator), "{start}: {receipt:?}");
+            assert_eq!(first_line(&receipt), "aborted by the sentinel", "{start}");
+        }
+    }
+}
+
+#[test]
+fn environments_that_do_not_work_are_not_the_plugins_fault() {
+    use std::os::unix::fs::PermissionsExt;
+    let script = |text: &'static str| {
+        move |python: &Path| {
+            std::fs::write(python, text).unwrap();
+            std::fs::set_permissions(python, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    };
+    let exits = script("#!/bin/sh\nexit 1\n");
+    let no_program = script("not a program");
+    let no_execute = |python: &Path| std::fs::write(python, "").unwrap();
+    let nothing = |_: &Path| {};
+    type Make<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Make<'_>); 4] = [
+        ("exits", &exits),
+        ("no program", &no_program),
+        ("may not be executed", &no_execute),
+        ("missing", &nothing),
+    ];
+    for start in ["warm", "spawn"] {
+        let arguments = ["--slots", "2", "--guest-start", start];
+        let mut rig = Rig::with(&arguments, |command, dir| {
+            command.env("HOME", dir);
+        });
+        let input = rig.path("in");
+        for (number, (name, make)) in cases.iter().enumerate() {
+            let hash = number.to_string().repeat(64);
+            let bin = rig.path(&format!(".casparian_flow/venvs/{hash}/bin"));
+            std::fs::create_dir_all(&bin).unwrap();
+            make(&Path::new(&bin).join("python"));
+            for _ in 0..4 {
+                let job = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
+                let receipt = rig.dispatcher.receipt(job);
+                let cause = Some(Cause::Environment);
+                assert_eq!(receipt.cause, cause, "{start} {name}: {receipt:?}");
+            }
+        }
     }
 }

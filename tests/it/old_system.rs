@@ -217,7 +217,10 @@ fn our_shim_works_under_the_old_worker() {
         assert_eq!(seen["exit_code"], capture["exit_code"], "{name}: {seen}");
         assert_eq!(seen["ended"], true, "{name}: {seen}");
         let want: Value = serde_json::from_str(capture["stdout"].as_str().unwrap()).unwrap();
-        assert_eq!(seen["summary"], want, "{name}");
+        // Ours has more fields; the old ones are as they were.
+        for (key, value) in want.as_object().unwrap() {
+            assert_eq!(&seen["summary"][key], value, "{name}: {key}");
+        }
         if want["status"] == "SUCCESS" {
             assert_eq!(seen["rows"], want["rows_published"], "{name}: {seen}");
             assert_eq!(seen["error"], Value::Null, "{name}");
