@@ -417,11 +417,12 @@ impl Control {
         }
     }
 
-    fn release(&mut self, attempt: Attempt, cause: Cause, reason: String) {
+    fn release(&mut self, attempt: Attempt, cause: Cause, shared: bool, reason: String) {
         if self.ending.insert(attempt) {
             self.changes.push(Change::Release {
                 attempt,
                 cause,
+                shared,
                 reason,
             });
         }

@@ -317,9 +317,10 @@ fn apply(
         Change::Release {
             attempt,
             cause,
+            shared,
             reason,
         } => {
-            let ended = turn.release(*attempt, *cause, reason, retries_max, at)?;
+            let ended = turn.release(*attempt, *cause, *shared, reason, retries_max, at)?;
             log_end(*attempt, &ended, reason);
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);

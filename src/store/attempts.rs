@@ -47,7 +47,7 @@ pub enum Ended {
 /// that is no number, or a negative one, counts as 0.
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
-     CASE WHEN published IS NULL THEN receipt END FROM cf_processing_queue \
+     CASE WHEN published IS NULL THEN receipt END, shared_count FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
@@ -57,6 +57,7 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
      log_tail = coalesce(?8, log_tail), failure_cause = ?9, retry_count = ?10, infra_count = ?11, \
+     shared_count = ?15, \
      next_run = ?12, next_run_boot_ms = ?13, next_run_boot_id = ?14, lease_until_ms = NULL, \
      worker_id = iif(?2 IN ('COMPLETED', 'FAILED'), worker_id, NULL), \
      worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
@@ -85,6 +86,8 @@ struct Held {
 /// How an attempt ended.
 struct End<'a> {
     success: bool,
+    /// Its worker was lost with other jobs.
+    shared: bool,
     returned: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
@@ -105,6 +108,7 @@ impl Turn<'_> {
         let success = receipt.status == JobStatus::Success;
         let end = End {
             success,
+            shared: false,
             returned: !success && receipt.returned,
             cause: receipt.cause.filter(|_| !success),
             reason: match (success, &receipt.error_message) {
@@ -120,18 +124,20 @@ impl Turn<'_> {
     }
 
     /// Ends an attempt whose holder does not report it any more, by the policy for the cause
-    /// ([`Cause::Lost`], most often). Not for attempts of an unknown number: 0 is that of a row
+    /// ([`Cause::Lost`], most often). `shared` = its worker was lost with other jobs. Not for attempts of an unknown number: 0 is that of a row
     /// of the old system.
     pub fn release(
         &mut self,
         attempt: Attempt,
         cause: Cause,
+        shared: bool,
         reason: &str,
         retries_max: u32,
         now: &Now,
     ) -> Result<Ended, Error> {
         let end = End {
             success: false,
+            shared,
             returned: false,
             cause: Some(cause),
             reason: Some(reason),
@@ -145,6 +151,7 @@ impl Turn<'_> {
     pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
         let end = End {
             success: false,
+            shared: false,
             returned: true,
             cause: None,
             reason: Some(reason),
@@ -162,6 +169,7 @@ impl Turn<'_> {
         for running in super::queue::running(&self.transaction, limit)? {
             let end = End {
                 success: false,
+                shared: false,
                 returned: true,
                 cause: None,
                 reason: Some(reason),
@@ -200,7 +208,7 @@ impl Turn<'_> {
                 None => end.retries_max,
             };
             let attempt = Attempt::new(attempt.job_id, held.attempt);
-            decide(end.cause, &mut failures, retries_max, attempt)
+            decide(end.cause, &mut failures, retries_max, attempt, end.shared)
         };
         let (status, ended, pause_ms) = match next {
             _ if end.success => ("COMPLETED", Ended::Completed, None),
@@ -211,7 +219,7 @@ impl Turn<'_> {
                 ("PENDING", Ended::Waits { until_boot_ms }, Some(pause_ms))
             }
         };
-        let retried = failures.lost.saturating_add(failures.infra);
+        let retried = failures.lost + failures.infra + failures.shared;
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
         let reason = match end.reason {
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
@@ -260,6 +268,7 @@ impl Turn<'_> {
             next_run,
             boot_ms,
             boot_id,
+            failures.shared,
         ]))?;
         if changed != Some(1) {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
@@ -337,6 +346,7 @@ fn held(row: &Row<'_>) -> Held {
         failures: Failures {
             lost: count(cell(row, 1)),
             infra: count(cell(row, 2)),
+            shared: count(cell(row, 9)),
         },
         plugin: shown(cell(row, 3)).unwrap_or_default(),
         worker_id: shown(cell(row, 4)),

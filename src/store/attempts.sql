@@ -26,6 +26,8 @@ ALTER TABLE cf_processing_queue ADD COLUMN next_run_boot_id TEXT;
 ALTER TABLE cf_processing_queue ADD COLUMN failure_cause TEXT;
 -- Failures of environments and workers since the job was queued; retry_count counts lost workers.
 ALTER TABLE cf_processing_queue ADD COLUMN infra_count INTEGER;
+-- Losses of workers that held other jobs too since the job was queued.
+ALTER TABLE cf_processing_queue ADD COLUMN shared_count INTEGER;
 -- Overrides --retries for the plugin's jobs.
 ALTER TABLE cf_plugin_config ADD COLUMN retries INTEGER;
 -- The ACTIVE manifest with the highest number runs.

@@ -215,7 +215,7 @@ impl Turn<'_> {
         let mut statement = self.transaction.prepare_cached(
             "UPDATE cf_processing_queue SET status = 'QUEUED', file_version_id = ?2, \
              end_time = NULL, error_message = NULL, result_summary = NULL, retry_count = 0, \
-             infra_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
+             infra_count = 0, shared_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
              next_run_boot_id = NULL, claim_time = NULL, worker_id = NULL, \
              lease_until_ms = NULL, log_tail = NULL \
              WHERE id = ?1 AND status IS NOT 'RUNNING'",

@@ -5,6 +5,10 @@
 //! - `lost`: counted in `retry_count`. Losing its worker may be the job's own doing (it may have
 //!   used up the memory), so a job that does it more than `retries_max` times is FAILED, alone.
 //!   The first retry is at once: most often the worker was only restarted.
+//! - `lost` together with other jobs of the same worker: counted in `shared_count`, because most of
+//!   them are innocent. The pause is drawn from a range that doubles from 1 s to 5 min, so that the
+//!   jobs come back at different times: the one that kills its worker is soon alone, and its
+//!   losses count then. More than 20 such losses are FAILED as well.
 //! - `environment`, `worker`: counted in `infra_count`, apart, so that such a fault never uses up
 //!   the retries of a job that then loses its worker, and the other way round. It is bounded by
 //!   `retries_max`, too: no job is retried for ever.
@@ -34,6 +38,8 @@ pub(super) struct Failures {
     pub(super) lost: i64,
     /// Environments and workers: `infra_count`.
     pub(super) infra: i64,
+    /// Lost workers that held other jobs too: `shared_count`.
+    pub(super) shared: i64,
 }
 
 /// What becomes of a job after a failure.
@@ -53,7 +59,16 @@ pub(super) fn decide(
     failures: &mut Failures,
     retries_max: u32,
     attempt: Attempt,
+    is_shared: bool,
 ) -> Next {
+    if is_shared && cause == Some(Cause::Lost) {
+        let before = failures.shared;
+        failures.shared = before.saturating_add(1);
+        return match before < limits::SHARED_LOSSES_MAX {
+            true => Next::After(scramble(attempt) % pause_range_ms(before)),
+            false => Next::Failed,
+        };
+    }
     let (count, free) = match cause {
         Some(Cause::Lost) => (&mut failures.lost, 1),
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0),
@@ -70,13 +85,19 @@ pub(super) fn decide(
     }
 }
 
-/// The pause after `before` earlier ones.
-fn pause_ms(before: i64, attempt: Attempt) -> u64 {
+/// The pause after `before` earlier ones, without its jitter.
+fn pause_range_ms(before: i64) -> u64 {
     let ms = |wait: std::time::Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
     let doublings = u32::try_from(before.clamp(0, 32)).unwrap_or(32);
-    let pause = ms(limits::RETRY_PAUSE_MIN)
+    ms(limits::RETRY_PAUSE_MIN)
         .saturating_mul(1 << doublings)
-        .min(ms(limits::RETRY_PAUSE_MAX));
+        .min(ms(limits::RETRY_PAUSE_MAX))
+        .max(1)
+}
+
+/// The pause after `before` earlier ones.
+fn pause_ms(before: i64, attempt: Attempt) -> u64 {
+    let pause = pause_range_ms(before);
     // 800 to 1200 thousandths.
     let share = 800 + scramble(attempt) % 401;
     pause.saturating_mul(share) / 1000
@@ -239,17 +260,19 @@ mod tests {
         let attempt = Attempt::new(7, 1);
         let mut failures = Failures::default();
         assert_eq!(
-            decide(Some(Cause::Lost), &mut failures, 3, attempt),
+            decide(Some(Cause::Lost), &mut failures, 3, attempt, false),
             Next::Queued
         );
         for want in [1000, 2000] {
-            let Next::After(pause) = decide(Some(Cause::Lost), &mut failures, 3, attempt) else {
+            let Next::After(pause) = decide(Some(Cause::Lost), &mut failures, 3, attempt, false)
+            else {
                 panic!()
             };
             assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
         }
         for want in [1000, 2000, 4000] {
-            let Next::After(pause) = decide(Some(Cause::Worker), &mut failures, 3, attempt) else {
+            let Next::After(pause) = decide(Some(Cause::Worker), &mut failures, 3, attempt, false)
+            else {
                 panic!()
             };
             assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
@@ -260,9 +283,36 @@ mod tests {
             Some(Cause::Plugin),
             None,
         ] {
-            assert_eq!(decide(cause, &mut failures, 3, attempt), Next::Failed);
+            assert_eq!(
+                decide(cause, &mut failures, 3, attempt, false),
+                Next::Failed
+            );
         }
-        assert_eq!(failures, Failures { lost: 4, infra: 4 });
+        assert_eq!(
+            failures,
+            Failures {
+                lost: 4,
+                infra: 4,
+                shared: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_loss_with_neighbours_is_counted_apart_and_drawn_from_a_growing_range() {
+        let mut failures = Failures::default();
+        for number in 1..=limits::SHARED_LOSSES_MAX {
+            let attempt = Attempt::new(7, number);
+            let next = decide(Some(Cause::Lost), &mut failures, 0, attempt, true);
+            let Next::After(pause) = next else {
+                panic!("{next:?}")
+            };
+            assert!(pause < pause_range_ms(number - 1), "{pause}");
+        }
+        let attempt = Attempt::new(7, 30);
+        let last = decide(Some(Cause::Lost), &mut failures, 3, attempt, true);
+        assert_eq!(last, Next::Failed);
+        assert_eq!(failures.lost, 0, "it may still lose its worker alone");
     }
 
     #[test]

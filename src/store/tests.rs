@@ -101,7 +101,14 @@ impl Scene {
     fn release(&mut self, attempt: Attempt, at: u64) -> Ended {
         let mut turn = self.store.begin().unwrap();
         let ended = turn
-            .release(attempt, Cause::Lost, "worker w was lost", 3, &now(at))
+            .release(
+                attempt,
+                Cause::Lost,
+                false,
+                "worker w was lost",
+                3,
+                &now(at),
+            )
             .unwrap();
         turn.commit().unwrap();
         ended

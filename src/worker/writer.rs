@@ -174,7 +174,6 @@ fn write_job(
     // Output of an earlier attempt whose receipt never arrived would be nobody's.
     let has_failed = !matches!(report, Report::Published(_));
     if has_failed
-        && job.attempt.ordinal() > 1
         && permit.is_valid(BootTime::now())
         && let Err(error) = root.settle_failed(&job)
     {

@@ -62,8 +62,6 @@ MUTANTS = [
     ("a job whose DISPATCH is on its way is given back", LEASES,
      "let keep = !has_arrived || running.contains(&hold.attempt);",
      "let keep = running.contains(&hold.attempt);"),
-    ("a job that the worker lost stays with it", LEASES,
-     "let keep = !has_arrived || running.contains(&hold.attempt);", "let keep = true;"),
     ("a second process takes the ID at once", MEMBERS,
      "            && let Some(peer) = worker.peer\n        {\n            self.contend",
      "            && let Some(peer) = worker.peer.filter(|_| false)\n        {\n            self.contend"),

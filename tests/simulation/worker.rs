@@ -1,6 +1,6 @@
 //! A worker with the real state machines for leases and slots, and a plugin that takes some time.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt};
@@ -41,6 +41,9 @@ pub(crate) struct Worker {
     pub(crate) is_draining: bool,
     pub(crate) is_refused: bool,
     pub(crate) out: Vec<Bytes>,
+    /// Published attempts whose receipts were acknowledged.
+    pub(crate) acknowledged: Vec<Attempt>,
+    published: BTreeSet<Attempt>,
 }
 
 impl Worker {
@@ -58,6 +61,8 @@ impl Worker {
             is_draining: false,
             is_refused: false,
             out: Vec::new(),
+            acknowledged: Vec::new(),
+            published: BTreeSet::new(),
         }
     }
 
@@ -128,6 +133,9 @@ impl Worker {
             }
             Payload::Heartbeat(heartbeat) => {
                 let answer = heartbeat.answer.expect("an answer");
+                let known = answer.acknowledged.iter();
+                self.acknowledged
+                    .extend(known.filter(|attempt| self.published.contains(attempt)));
                 for attempt in self.leases.handle_answer(&answer) {
                     self.stop(attempt);
                 }
@@ -285,7 +293,11 @@ impl Worker {
                 }
             }
             Step::Rename => {
-                let receipt = match storage.rename(attempt) {
+                let is_visible = storage.rename(attempt);
+                if is_visible {
+                    self.published.insert(attempt);
+                }
+                let receipt = match is_visible {
                     true => Receipt {
                         status: JobStatus::Success,
                         attempt: Some(attempt.number),

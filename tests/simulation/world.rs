@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use casparian::job::User;
+use casparian::job::{Attempt, User};
 use casparian::protocol::{Payload, View};
 use casparian::reactor::BootTime;
 use casparian::sentinel::control::Sender;
@@ -570,6 +570,11 @@ impl<'a> World<'a> {
                 }
             }
             worker.step(now, &mut self.storage);
+            let acknowledged = std::mem::take(&mut worker.acknowledged);
+            if !acknowledged.is_empty() {
+                self.check_acknowledged(&acknowledged);
+            }
+            let worker = &mut self.workers[index].0;
             let out = std::mem::take(&mut worker.out);
             let delay = self.random.between(1, 200);
             let link = self
@@ -619,6 +624,21 @@ impl<'a> World<'a> {
                     "{attempt}: a second holder beside attempt {other:?}"
                 );
             }
+        }
+    }
+
+    /// A receipt is acknowledged after its commit: its job does not run by that attempt any more.
+    fn check_acknowledged(&self, acknowledged: &[Attempt]) {
+        let rows = self.rows();
+        for attempt in acknowledged {
+            let (_, status, current, _) = rows
+                .iter()
+                .find(|(job, ..)| *job == attempt.job_id)
+                .unwrap();
+            assert!(
+                *current > attempt.number || status != "RUNNING",
+                "{attempt} was acknowledged and is {status}"
+            );
         }
     }
 

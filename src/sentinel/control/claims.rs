@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::leases::Hold;
 use super::members::{Worker, remember};
 use super::{Body, Change, Control, Opening, Outgoing};
-use crate::job::{Attempt, Job, Lease, Plugin};
+use crate::job::{Attempt, Cause, Job, Lease, Plugin};
 use crate::limits;
 use crate::protocol::{DispatchPart, Payload, PrepareEnv};
 use crate::reactor::BootTime;
@@ -73,7 +73,7 @@ impl Control {
             worker.holds.retain(|hold| hold.attempt != attempt);
         }
         match is_final {
-            true => self.release(attempt, crate::job::Cause::Operator, reason.to_owned()),
+            true => self.release(attempt, Cause::Operator, false, reason.to_owned()),
             false => self.give_back(attempt, reason.to_owned()),
         }
     }

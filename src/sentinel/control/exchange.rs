@@ -62,8 +62,10 @@ pub enum Change {
     Release {
         /// The attempt.
         attempt: Attempt,
-        /// [`Cause::Lost`], or [`Cause::Worker`] when it never ran.
+        /// [`Cause::Lost`], or [`Cause::Operator`] when it cannot be dispatched.
         cause: Cause,
+        /// Its worker held other attempts too.
+        shared: bool,
         /// In words.
         reason: String,
     },

@@ -1,5 +1,7 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
+use std::collections::HashMap;
+
 use super::{Body, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
 use crate::limits;
@@ -236,11 +238,23 @@ impl Control {
             false
         });
         self.next_expiry = next;
-        for (attempt, worker_id) in expired {
+        let mut counts: HashMap<&str, usize> = HashMap::new();
+        for (_, worker_id) in &expired {
+            *counts.entry(worker_id).or_default() += 1;
+        }
+        let shared: Vec<bool> = expired
+            .iter()
+            .map(|(_, worker_id)| {
+                counts
+                    .get(worker_id.as_str())
+                    .is_some_and(|count| *count > 1)
+            })
+            .collect();
+        for ((attempt, worker_id), shared) in expired.into_iter().zip(shared) {
             log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
             self.exclusive.abandon(attempt);
             let reason = format!("worker {worker_id} was lost: its lease ran out");
-            self.release(attempt, Cause::Lost, reason);
+            self.release(attempt, Cause::Lost, shared, reason);
         }
     }
 

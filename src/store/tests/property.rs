@@ -212,7 +212,8 @@ fn exercise(path: &Path, held: &[Attempt]) {
         if index % 2 == 0 {
             turn.complete(&completion, &now(0)).unwrap();
         }
-        turn.release(*attempt, cause, "lost", 3, &now(0)).unwrap();
+        turn.release(*attempt, cause, false, "lost", 3, &now(0))
+            .unwrap();
         turn.requeue(attempt.job_id, file.version_id).unwrap();
     }
     turn.running_of("w").unwrap();
