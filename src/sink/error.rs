@@ -222,9 +222,10 @@ impl Error {
             | Error::NotOurs { .. }
             | Error::OtherDatabase { .. }
             | Error::DatabaseName { .. }
-            | Error::Copied { .. } => Cause::Operator,
+            | Error::Copied { .. }
+            | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
-            Error::Record { .. } | Error::Descriptors { .. } | Error::Io { .. } => Cause::Worker,
+            Error::Descriptors { .. } | Error::Io { .. } => Cause::Worker,
             Error::Sqlite { cause, .. } => *cause,
         }
     }

@@ -189,6 +189,7 @@ fn a_record_that_cannot_be_read_is_named() {
         fs::write(&record, text).unwrap();
         let error = publish(&fixture.root, &of(A, 7, 2), &[2]).unwrap_err();
         assert!(error.to_string().contains("outputs"), "{error}");
+        assert_eq!(error.cause(), crate::job::Cause::Operator);
         assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
     }
 }

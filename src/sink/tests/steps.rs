@@ -398,3 +398,31 @@ fn an_attempt_that_was_paused_before_a_removal_does_not_remove_its_successors_ou
         assert_eq!(values(&fixture.path(name)), [3], "{name}");
     }
 }
+
+#[test]
+fn the_lease_is_asked_for_before_each_change_that_shows() {
+    for case in cases(&[FILES, TABLES]) {
+        let scene = Scene::new(case);
+        let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
+        // None is a question.
+        let events = std::cell::RefCell::new(Vec::new());
+        let is_granted = || {
+            events.borrow_mut().push(None);
+            true
+        };
+        let hook = |step| {
+            events.borrow_mut().push(Some(step));
+            Ok(())
+        };
+        staged.publish_by_steps(&[], &is_granted, &hook).unwrap();
+        let events = events.into_inner();
+        let mut changes = 0;
+        for (at, event) in events.iter().enumerate() {
+            if let Some(Step::Keep | Step::Rename(_) | Step::Table(_)) = event {
+                changes += 1;
+                assert_eq!(events[at - 1], None, "{case:?} {events:?}");
+            }
+        }
+        assert!(changes > 1, "{case:?} {events:?}");
+    }
+}
