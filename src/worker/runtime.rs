@@ -189,9 +189,12 @@ fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
     Ok((folder.keep(), lock))
 }
 
+/// Creates the lock file. It gets its name once it is locked, so that no sweep finds it free.
 fn locked(folder: &Path) -> io::Result<fs::File> {
-    let lock = fs::File::create_new(folder.join(LOCK))?;
+    let fresh = folder.join("lock.new");
+    let lock = fs::File::create(&fresh)?;
     lock.try_lock().map_err(io::Error::other)?;
+    fs::rename(&fresh, folder.join(LOCK))?;
     Ok(lock)
 }
 
