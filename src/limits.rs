@@ -304,6 +304,8 @@ pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Warm interpreters of one worker; each holds its imports in memory.
 pub const WARM_INTERPRETERS_MAX: usize = 8;
+/// Plugin versions whose sources a worker keeps in memory.
+pub const PLUGIN_VERSIONS_MAX: usize = 256;
 /// Jobs a worker holds beyond its slots; an old sentinel may send more than it can run.
 pub const BACKLOG_MAX: usize = 1024;
 /// A job.

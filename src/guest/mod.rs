@@ -27,6 +27,7 @@ pub mod bridge;
 pub mod environment;
 pub mod process;
 pub mod script;
+pub mod source;
 mod tool;
 mod uv;
 pub mod warm;
@@ -55,7 +56,7 @@ pub struct Job<'a> {
     /// The input.
     pub file_path: &'a str,
     /// The plugin's source.
-    pub source_code: &'a str,
+    pub source: &'a source::Source,
     /// Where the worker listens.
     pub socket_path: &'a Path,
     /// The guest's private directory; also its HOME and TMPDIR.
@@ -106,29 +107,29 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The variables of a plugin process that come from its job.
-fn variables(job: &Job<'_>, plugin_file: &Path) -> Vec<(&'static str, String)> {
-    use base64::Engine as _;
+/// The variables of a plugin process that come from its job. The source reaches it by the file
+/// that CASPARIAN_PLUGIN_FILE names, which the caller adds.
+fn variables(job: &Job<'_>) -> Vec<(&'static str, String)> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut variables = vec![
+    vec![
         ("BRIDGE_SOCKET", text(job.socket_path)),
         ("BRIDGE_FILE_PATH", job.file_path.to_owned()),
         ("BRIDGE_JOB_ID", job.job_id.to_string()),
         ("BRIDGE_FILE_VERSION_ID", job.file_version_id.to_string()),
-        ("CASPARIAN_PLUGIN_FILE", text(plugin_file)),
         ("CASPARIAN_PLUGIN_NAME", job.plugin_name.to_owned()),
         ("HOME", text(job.work_dir)),
         ("TMPDIR", text(job.work_dir)),
         ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
         ("PYTHONIOENCODING", "utf-8:backslashreplace".to_owned()),
-    ];
-    // An argument or variable of more than 128 KiB is refused by execve; shims of the old
-    // system, which know only this variable, share that bound.
-    let code = base64::engine::general_purpose::STANDARD.encode(job.source_code);
-    if code.len() <= CODE_VARIABLE_SIZE_MAX {
-        variables.push(("BRIDGE_PLUGIN_CODE", code));
-    }
-    variables
+    ]
+}
+
+/// The source as a variable, for shims of the old system. An argument or variable of more than
+/// 128 KiB is refused by execve, so a longer one has none.
+fn code_variable(source_code: &str) -> Option<String> {
+    use base64::Engine as _;
+    let code = base64::engine::general_purpose::STANDARD.encode(source_code);
+    (code.len() <= CODE_VARIABLE_SIZE_MAX).then_some(code)
 }
 
 const CODE_VARIABLE_SIZE_MAX: usize = 120 << 10;
@@ -145,6 +146,6 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
 /// Writes the plugin's source where its guest reads it.
 fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {
     let path = job.work_dir.join("plugin.py");
-    std::fs::write(&path, job.source_code)?;
+    std::fs::write(&path, &job.source.plugin().source_code)?;
     Ok(path)
 }

@@ -14,7 +14,7 @@ use mio::unix::pipe::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use super::{Exit, Job, kept_variables, variables, write_plugin};
+use super::{Exit, Job, code_variable, kept_variables, variables, write_plugin};
 
 /// The process's stdout and stderr.
 #[derive(Debug)]
@@ -43,7 +43,12 @@ pub fn spawn(interpreter: &Path, shim: &Path, job: &Job<'_>) -> io::Result<(Proc
     let mut child = Command::new(interpreter)
         .arg(shim)
         .env_clear()
-        .envs(variables(job, &plugin_file))
+        .envs(variables(job))
+        .env("CASPARIAN_PLUGIN_FILE", &plugin_file)
+        .envs(
+            code_variable(&job.source.plugin().source_code)
+                .map(|code| ("BRIDGE_PLUGIN_CODE", code)),
+        )
         .env("CASPARIAN_PARENT", std::process::id().to_string())
         .envs(kept_variables())
         .current_dir(job.work_dir)

@@ -11,7 +11,8 @@ Fresh mode (no arguments): the job comes in the environment.
 
 Warm mode (--warm FD MODULE...): a fork server. It imports pyarrow and the modules once, then
 forks a child for every request on the seqpacket socket FD. A request is JSON {"job", "env",
-"cwd"} with two file descriptors, stdout and stderr of the child; or {"ping": number}. Answers
+"cwd"} with three file descriptors, the child's stdout and stderr and a file with the plugin's
+source; or {"ping": number}. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
 {"failed": job, "message"}, and
 {"exited": job, "code" | "signal", "rss_max_kib"}.
@@ -535,7 +536,7 @@ class ForkServer:
     def request(self):
         """Takes one request; False when the worker is gone."""
         try:
-            message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 2)
+            message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 3)
         except OSError:
             return False
         if not message:
@@ -547,8 +548,8 @@ class ForkServer:
                 self.say(pong=request["ping"])
                 return True
             job = request["job"]
-            if len(fds) != 2:
-                raise ValueError(f"{len(fds)} descriptors instead of 2")
+            if len(fds) != 3:
+                raise ValueError(f"{len(fds)} descriptors instead of 3")
             parent = os.getpid()
             pid = os.fork()
             if pid == 0:
@@ -580,12 +581,13 @@ class ForkServer:
             os.close(self.wake_out)
             os.dup2(fds[0], 1)
             os.dup2(fds[1], 2)
-            for fd in fds:
+            for fd in fds[:2]:
                 os.close(fd)
             for name in list(os.environ):
                 if name not in KEPT_VARIABLES and not name.startswith("LC_"):
                     del os.environ[name]
             os.environ.update(request["env"])
+            os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             os.chdir(request["cwd"])
             numpy = sys.modules.get("numpy")
             if numpy is not None:

@@ -22,7 +22,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
 
 use super::process::{Pipes, Process};
-use super::{Exit, Job, kept_variables, variables, write_plugin};
+use super::{Exit, Job, kept_variables, variables};
 
 /// What a warm interpreter tells.
 #[derive(Debug)]
@@ -186,11 +186,7 @@ impl Warm {
     /// Asks for a child that runs the job. `key` names it in the events: a job may have two
     /// children for a moment, when a further attempt comes before the first has gone.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
-        let plugin_file = write_plugin(job)?;
-        let mut variables: std::collections::BTreeMap<_, _> =
-            variables(job, &plugin_file).into_iter().collect();
-        // The source is in the file.
-        variables.remove("BRIDGE_PLUGIN_CODE");
+        let variables: std::collections::BTreeMap<_, _> = variables(job).into_iter().collect();
         let request = serde_json::json!({
             "job": key,
             "env": variables,
@@ -199,8 +195,12 @@ impl Warm {
         .to_string();
         let (stdout_write, stdout) = pipe_pair()?;
         let (stderr_write, stderr) = pipe_pair()?;
-        let fds = [stdout_write.as_fd(), stderr_write.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let fds = [
+            stdout_write.as_fd(),
+            stderr_write.as_fd(),
+            job.source.as_fd(),
+        ];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         rustix::net::sendmsg(

@@ -8,7 +8,7 @@
 //! and does not depend on the transaction.
 //!
 //! Invariants:
-//! - Every RUNNING row of the database is a [`Hold`] here: of a worker, or of a worker that is not
+//! - Every RUNNING row of the database is a hold here: of a worker, or of a worker that is not
 //!   known (any more), until its lease has run out.
 //! - An attempt is released only after its lease and the margin have passed, or after its holder
 //!   reported that it does not have it. Connections are no evidence.

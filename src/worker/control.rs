@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::environments::State;
 use super::job::Order;
+use super::plugins::Plugins;
 use super::serve::Worker;
 use crate::guest::environment::Environment;
 use crate::job::{Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError};
@@ -43,7 +44,7 @@ impl Worker {
                     let is_leased = dispatch.lease_of.is_some();
                     match i64::try_from(header.job_id) {
                         Ok(job_id) => {
-                            let read = read_dispatch(job_id, &dispatch);
+                            let read = read_dispatch(job_id, &dispatch, &mut self.plugins);
                             self.dispatched(read, is_leased);
                         }
                         Err(_) => {
@@ -78,11 +79,11 @@ impl Worker {
         }
     }
 
-    fn dispatched(&mut self, read: Result<Order, (Attempt, String)>, is_leased: bool) {
+    fn dispatched(&mut self, read: Result<Order, (Attempt, Cause, String)>, is_leased: bool) {
         let mut order = match read {
             Ok(order) => order,
-            Err((attempt, reason)) => {
-                let receipt = Receipt::failed(attempt, Cause::Operator, reason);
+            Err((attempt, cause, reason)) => {
+                let receipt = Receipt::failed(attempt, cause, reason);
                 self.report(attempt, is_leased, receipt);
                 return;
             }
@@ -328,7 +329,11 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
 }
 
 /// The job of a DISPATCH, or why it cannot be run.
-fn read_dispatch(job_id: i64, dispatch: &Dispatch<'_>) -> Result<Order, (Attempt, String)> {
+fn read_dispatch(
+    job_id: i64,
+    dispatch: &Dispatch<'_>,
+    plugins: &mut Plugins,
+) -> Result<Order, (Attempt, Cause, String)> {
     let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
     let sinks: Result<Vec<Sink>, SinkError> =
         dispatch.sinks.iter().map(|sink| sink.parse()).collect();
@@ -339,16 +344,22 @@ fn read_dispatch(job_id: i64, dispatch: &Dispatch<'_>) -> Result<Order, (Attempt
         lockfile_content: String::new(),
         artifact_hash: dispatch.artifact_hash.as_deref().unwrap_or("").to_owned(),
     };
+    let sinks = sinks.map_err(|error| (attempt, Cause::Operator, error.to_string()))?;
+    let source = plugins.intern(plugin).map_err(|error| {
+        let reason = format!("cannot keep the plugin's source in memory: {error}");
+        (attempt, Cause::Worker, reason)
+    })?;
     Ok(Order {
         job: Arc::new(Job {
             attempt,
             file_path: dispatch.file_path.to_string(),
             file_version_id: dispatch.file_version_id,
-            sinks: sinks.map_err(|error| (attempt, error.to_string()))?.into(),
-            plugin: Arc::new(plugin),
+            sinks: sinks.into(),
+            plugin: source.plugin().clone(),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),
         }),
+        source,
         lease: dispatch
             .lease_ms
             .zip(dispatch.lease_of)

@@ -124,7 +124,7 @@ impl Worker {
             file_version_id: order.job.file_version_id,
             plugin_name: &order.job.plugin.name,
             file_path: &order.job.file_path,
-            source_code: &order.job.plugin.source_code,
+            source: &order.source,
             socket_path: &socket_path,
             work_dir: &work_dir,
         };

@@ -16,6 +16,7 @@ use super::writer::Writer;
 use crate::guest::Exit;
 use crate::guest::bridge::{self, BridgeReader, Step};
 use crate::guest::process::{Pipes, Process};
+use crate::guest::source::Source;
 use crate::job::{Attempt, Cause, Job, Lease};
 use crate::limits;
 use crate::reactor::{BootTime, token};
@@ -34,6 +35,8 @@ pub(super) mod owner {
 #[derive(Clone, Debug)]
 pub(super) struct Order {
     pub(super) job: Arc<Job>,
+    /// What it runs; `job.plugin` is the same.
+    pub(super) source: Source,
     pub(super) lease: Option<Lease>,
     /// Hash of its environment, never empty.
     pub(super) environment: String,

@@ -34,6 +34,7 @@ pub mod leases;
 mod leftovers;
 mod log_tail;
 mod permit;
+mod plugins;
 mod publish;
 mod receipt;
 mod runtime;

@@ -15,6 +15,7 @@ use super::interpreters::Interpreters;
 use super::job::{Order, Run, owner};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
+use super::plugins::Plugins;
 use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
@@ -144,6 +145,7 @@ pub struct Worker {
     pub(super) publishing: Vec<Run>,
     pub(super) backlog: VecDeque<Order>,
     pub(super) leases: Leases,
+    pub(super) plugins: Plugins,
     pub(super) environments: Environments,
     pub(super) interpreters: Interpreters,
     pub(super) leftovers: Leftovers,
@@ -220,6 +222,7 @@ impl Worker {
             slots: (0..slots).map(|_| None).collect(),
             publishing: Vec::new(),
             leases: Leases::default(),
+            plugins: Plugins::default(),
             options,
             worker_id,
             instance,

@@ -90,6 +90,8 @@ pub struct Outgoing {
 }
 
 /// The payload of a message.
+// A message lives for one iteration; a box would cost an allocation each.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
     /// DISPATCH, serialised.

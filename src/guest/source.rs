@@ -1,0 +1,70 @@
+//! A plugin's source, held in memory once a version for all its warm processes.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::job::Plugin;
+
+/// A version of a plugin with its source as a sealed memory file: processes read it, and none can
+/// change it for the next.
+#[derive(Clone, Debug)]
+pub struct Source {
+    plugin: Arc<Plugin>,
+    file: Arc<OwnedFd>,
+}
+
+impl Source {
+    /// Copies the source into a memory file.
+    pub fn new(plugin: Arc<Plugin>) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = std::fs::File::from(rustix::fs::memfd_create("plugin", flags)?);
+        file.write_all(plugin.source_code.as_bytes())?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        Ok(Source {
+            plugin,
+            file: Arc::new(OwnedFd::from(file)),
+        })
+    }
+
+    /// What it is the source of.
+    pub fn plugin(&self) -> &Arc<Plugin> {
+        &self.plugin
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_can_be_read_and_not_changed() {
+        let plugin = Plugin {
+            source_code: "class Handler: pass\n".to_owned(),
+            ..Plugin::default()
+        };
+        let source = Source::new(Arc::new(plugin)).unwrap();
+        let path = format!(
+            "/proc/self/fd/{}",
+            std::os::fd::AsRawFd::as_raw_fd(&*source.file)
+        );
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            source.plugin().source_code
+        );
+        let written = std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .and_then(|mut file| file.write_all(b"x"));
+        assert!(written.is_err());
+    }
+}
