@@ -1,0 +1,348 @@
+//! Chaos on the real programs: a sentinel, workers and Python plugins while processes are killed
+//! and stopped, connections cut and stalled, the database locked, disks failing and clocks
+//! jumping, all by a seed; and a kill or stop at every storage step of a publish.
+//!
+//! `cargo test --release --test chaos -- --nocapture`; `CASPARIAN_CHAOS_SECONDS` (default 20, in
+//! debug 6) is the time of the storm, `CASPARIAN_CHAOS_SEED` its seed (default 1),
+//! `CASPARIAN_CHAOS_POINTS` how many storage steps are tried (default all, in debug 8),
+//! `CASPARIAN_CHAOS_KEEP=1` keeps the folder of a failed run. A seed fixes what is done to whom and
+//! when, not how the programs' threads run.
+//!
+//! Disk faults and wall clocks are changed by `faults.c`, which stands between the program and
+//! libc; system calls that rustix makes directly (`renameat2` with NOREPLACE, `statx`, `flock`,
+//! the clock since boot) are not reached.
+
+#![cfg(all(
+    target_os = "linux",
+    feature = "cli",
+    feature = "sentinel",
+    feature = "worker"
+))]
+#![allow(clippy::unwrap_used)]
+
+mod checks;
+#[allow(dead_code)]
+#[path = "../it/common.rs"]
+mod common;
+mod faults;
+mod monitor;
+mod points;
+mod programs;
+mod proxy;
+#[path = "../soak/random.rs"]
+mod random;
+mod reader;
+mod scene;
+mod storm;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use checks::{check, staged};
+use faults::At;
+use monitor::{Monitor, percentiles};
+use programs::{Program, Reaper, orphans, sentinel, wait, worker};
+use proxy::Proxy;
+use reader::read_on;
+use scene::{KINDS, Scene};
+use storm::{Cluster, SENTINEL, Storm};
+
+/// One test at a time: each uses the whole machine.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+fn setting(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text}: not a number")),
+        Err(_) => default,
+    }
+}
+
+/// Ends the threads that watch, whatever happens.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn every_job_ends_once_with_the_files_of_its_receipt() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let seconds = setting(
+        "CASPARIAN_CHAOS_SECONDS",
+        if cfg!(debug_assertions) { 6 } else { 20 },
+    );
+    let seed = setting("CASPARIAN_CHAOS_SEED", 1);
+    let mut dir = tempfile::tempdir().unwrap();
+    let _reaper = Reaper(dir.path().to_owned());
+    let out = dir.path().join("out");
+    let scene = Scene::new(dir.path(), KINDS, 16 * seconds as usize);
+    let (monitor, over) = (Monitor::default(), AtomicBool::new(false));
+    let began = Instant::now();
+
+    let path = dir.path().to_owned();
+    let program = |name: &str, command: &[&str]| Program::new(name, &path, &out, command);
+    let mut programs = vec![program("sentinel", &sentinel(&scene.database, "2"))];
+    let port = programs[SENTINEL].start_sentinel();
+    let direct = format!("tcp://127.0.0.1:{port}");
+    let proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(port)).collect();
+    let more = |id, start| ["--slots", "2", "--worker-id", id, "--guest-start", start];
+    for (name, id, endpoint, start) in [
+        ("w1", "w1", &proxies[0].endpoint(), "warm"),
+        ("w2", "w2", &proxies[1].endpoint(), "warm"),
+        ("w3", "w3", &direct, "spawn"),
+        ("w1-again", "w1", &direct, "warm"),
+    ] {
+        programs.push(program(name, &worker(endpoint, &out, &more(id, start))));
+    }
+    let last = programs.len() - 1;
+    programs[..last].iter_mut().for_each(Program::start);
+    let other = scene.connection();
+    let cluster = Cluster {
+        dir: &path,
+        programs,
+        proxies,
+        other,
+        monitor: &monitor,
+    };
+    let mut storm = Storm::new(cluster, seed, seconds);
+
+    let (seen, problems) = std::thread::scope(|scope| {
+        let ending = Over(&over);
+        let reading = scope.spawn(|| read_on(&out, &over));
+        scope.spawn(|| monitor.follow(&scene.database, &over));
+        let storm_end = Instant::now() + Duration::from_secs(seconds);
+        let mut feeder = Feeder::new(&scene, storm_end);
+        storm.rage(storm_end, || feeder.tick());
+        storm.heal();
+        let deadline = Duration::from_secs(60 + 2 * seconds);
+        let mut problems = Vec::new();
+        let done = wait("all jobs end", deadline, || {
+            feeder.tick();
+            storm.keep_up();
+            (feeder.is_done() && monitor.active() == 0).then_some(())
+        });
+        problems.extend(done.err());
+        drop(ending);
+        (reading.join().unwrap(), problems)
+    });
+    let healed = began.elapsed();
+    let (counts, failed_calls, ends) = (storm.counts(), storm.failed_calls(), storm.ends());
+    let plugins_killed = storm.plugins_killed;
+    let mut problems = [problems, storm.shut_down()].concat();
+    let left = orphans(&path, Duration::from_secs(10));
+    // What a worker that starts leaves of the dead.
+    let mut last = program("last", &worker(&direct, &out, &[]));
+    last.start();
+    last.log_line(" connects to ");
+    problems.extend(last.shut_down(Duration::from_secs(45)).err());
+    let staged = staged(&out);
+
+    let verdict = check(&scene, &out);
+    let recovery = monitor.recovery();
+    let twice = verdict.twice + monitor.taken_back().len();
+    println!(
+        "chaos: seed {seed}, {seconds} s of faults, {:.1} s until all jobs had ended",
+        healed.as_secs_f64()
+    );
+    println!("faults: {counts}; {failed_calls} system calls failed");
+    for (what, value) in [
+        ("jobs", verdict.jobs.to_string()),
+        ("completed", verdict.completed.to_string()),
+        ("failed", verdict.failed.to_string()),
+        (
+            "failed with their plugin process killed",
+            format!("{} of {plugins_killed} kills", verdict.killed),
+        ),
+        ("cancelled", verdict.cancelled.to_string()),
+        ("lost", verdict.lost.to_string()),
+        ("twice", twice.to_string()),
+        ("attempts", verdict.attempts.to_string()),
+        (
+            "files that differ from their receipt",
+            verdict.differs.to_string(),
+        ),
+        ("files without a receipt", verdict.unnamed.to_string()),
+        (
+            "visible files of failed jobs",
+            verdict.of_failed.to_string(),
+        ),
+        (
+            "partial files seen",
+            format!(
+                "{} in {} reads of {} passes",
+                seen.partial.len(),
+                seen.files,
+                seen.passes
+            ),
+        ),
+        ("processes that live on", left.to_string()),
+        ("attempts left in staging", staged.len().to_string()),
+        ("programs that ended by themselves", ends.len().to_string()),
+        (
+            "after a worker was disturbed: next job completed",
+            percentiles(&recovery.next),
+        ),
+        (
+            "after a worker was disturbed: its jobs ended",
+            percentiles(&recovery.held),
+        ),
+    ] {
+        println!("| {what} | {value} |");
+    }
+    for end in &ends {
+        println!("ended by itself: {end}");
+    }
+    problems.extend(verdict.problems);
+    problems.extend(monitor.taken_back());
+    problems.extend(
+        seen.partial
+            .into_iter()
+            .map(|problem| format!("partial: {problem}")),
+    );
+    problems.extend(
+        staged
+            .into_iter()
+            .map(|path| format!("left in staging: {path}")),
+    );
+    if left > 0 {
+        problems.push(format!("{left} processes live on"));
+    }
+    if verdict.killed > plugins_killed {
+        problems.push(format!(
+            "{} jobs failed by their plugin's process",
+            verdict.killed
+        ));
+    }
+    let is_healthy = problems.is_empty();
+    if !is_healthy && std::env::var_os("CASPARIAN_CHAOS_KEEP").is_some() {
+        dir.disable_cleanup(true);
+        println!("kept in {}", dir.path().display());
+    }
+    assert!(
+        is_healthy,
+        "seed {seed}: {} problems: {problems:#?}",
+        problems.len()
+    );
+}
+
+/// Queues jobs evenly until a time, in an order that mixes the kinds.
+struct Feeder {
+    store: rusqlite::Connection,
+    jobs: Vec<i64>,
+    next: usize,
+    began: Instant,
+    end: Instant,
+}
+
+impl Feeder {
+    fn new(scene: &Scene, end: Instant) -> Self {
+        let mut jobs: Vec<i64> = scene.jobs.keys().copied().collect();
+        jobs.sort_by_key(|id| (id.wrapping_mul(7919) % 1009, *id));
+        Feeder {
+            store: scene.connection(),
+            jobs,
+            next: 0,
+            began: Instant::now(),
+            end,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.next == self.jobs.len()
+    }
+
+    /// Queues what is due; while the database is locked it is tried again.
+    fn tick(&mut self) {
+        let share = self.began.elapsed().as_secs_f64() / (self.end - self.began).as_secs_f64();
+        let due = ((share * 1.25 * self.jobs.len() as f64) as usize + 1).min(self.jobs.len());
+        while let Some(id) = self.jobs[..due].get(self.next) {
+            let queue = "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = ?1";
+            if self.store.execute(queue, [id]).is_err() {
+                return;
+            }
+            self.next += 1;
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_dies_or_stops_at_any_storage_step_leaves_one_output() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = points::count();
+    assert!(
+        count > 5,
+        "{count} changes below the root: the library is not loaded"
+    );
+    let wanted = setting(
+        "CASPARIAN_CHAOS_POINTS",
+        if cfg!(debug_assertions) { 8 } else { u64::MAX },
+    );
+    let wanted = i64::try_from(wanted)
+        .unwrap_or(i64::MAX)
+        .clamp(1, 2 * count);
+    let seed = setting("CASPARIAN_CHAOS_SEED", 1) as i64;
+    // Both actions at each call, spread evenly where not all are wanted.
+    let all: Vec<(i64, At)> = (1..=count)
+        .flat_map(|n| [(n, At::Stop), (n, At::Kill)])
+        .collect();
+    let chosen: Vec<(i64, At)> = (0..wanted)
+        .map(|index| all[((index * 2 * count / wanted + seed) % (2 * count)) as usize])
+        .collect();
+    let next = AtomicI64::new(0);
+    let mut points: Vec<points::Point> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut points = Vec::new();
+                    while let Some(&(number, action)) =
+                        chosen.get(next.fetch_add(1, Ordering::Relaxed) as usize)
+                    {
+                        points.push(points::point(number, action));
+                    }
+                    points
+                })
+            })
+            .collect();
+        lanes
+            .into_iter()
+            .flat_map(|lane| lane.join().unwrap())
+            .collect()
+    });
+    points.sort_by_key(|point| (point.number, point.action == At::Kill));
+    println!(
+        "storage steps: {count} with a worker's start and end, {} tried",
+        points.len()
+    );
+    for point in &points {
+        let result = if point.problems.is_empty() {
+            "ok".to_owned()
+        } else {
+            point.problems.join("; ")
+        };
+        println!(
+            "| {} | {:?} | {} | {result} |",
+            point.number, point.action, point.call
+        );
+    }
+    let failed: BTreeSet<String> = points
+        .iter()
+        .filter(|point| !point.problems.is_empty())
+        .map(|point| {
+            format!(
+                "{} {:?} at {}: {:#?}",
+                point.number, point.action, point.call, point.problems
+            )
+        })
+        .collect();
+    assert!(
+        failed.is_empty(),
+        "{} points failed: {failed:#?}",
+        failed.len()
+    );
+}
