@@ -108,6 +108,13 @@ static int chance(int64_t permille) {
     return (int64_t)((state * 0x2545F4914F6CDD1Du >> 33) % 1000) < permille;
 }
 
+/* The path without the root. */
+static const char *short_path(const char *path) {
+    if (!below_root(path))
+        return path;
+    return path[root_length] ? path + root_length : "/";
+}
+
 /* Before a call: stops or kills at the chosen one, waits, and returns the error it fails with. */
 static int before(int call, const char *name, const char *path, const char *to) {
     if (!below_root(path) && !(to && below_root(to)))
@@ -115,9 +122,8 @@ static int before(int call, const char *name, const char *path, const char *to) 
     if (call != WRITE) {
         int64_t number = __atomic_add_fetch(&control->calls, 1, __ATOMIC_SEQ_CST);
         if (number == get(&control->stop_at)) {
-            const char *from = below_root(path) ? path + root_length : path;
-            snprintf(control->text, TEXT_SIZE, to ? "%s %.450s %.450s" : "%s %.450s", name, from,
-                     to && below_root(to) ? to + root_length : to);
+            snprintf(control->text, TEXT_SIZE, to ? "%s %.450s %.450s" : "%s %.450s", name,
+                     short_path(path), to ? short_path(to) : "");
             kill(getpid(), get(&control->stop_action) == KILL ? SIGKILL : SIGSTOP);
         }
     }

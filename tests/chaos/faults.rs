@@ -101,11 +101,14 @@ impl Faults {
             .env("CHAOS_ROOT", &self.root);
     }
 
+    // The library runs on this machine, so fields have its order of bytes.
+    #[allow(clippy::host_endian_bytes)]
     fn set(&self, field: Field, value: i64) {
         let at = field as u64 * 8;
         self.file.write_all_at(&value.to_ne_bytes(), at).unwrap();
     }
 
+    #[allow(clippy::host_endian_bytes)]
     fn get(&self, field: Field) -> i64 {
         let mut bytes = [0; 8];
         self.file

@@ -35,7 +35,6 @@ mod reader;
 mod scene;
 mod storm;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -224,11 +223,10 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
         dir.disable_cleanup(true);
         println!("kept in {}", dir.path().display());
     }
-    assert!(
-        is_healthy,
-        "seed {seed}: {} problems: {problems:#?}",
-        problems.len()
-    );
+    for problem in problems.iter().take(50) {
+        println!("problem: {problem}");
+    }
+    assert!(is_healthy, "seed {seed}: {} problems", problems.len());
 }
 
 /// Queues jobs evenly until a time, in an order that mixes the kinds.
@@ -330,19 +328,6 @@ fn a_worker_that_dies_or_stops_at_any_storage_step_leaves_one_output() {
             point.number, point.action, point.call
         );
     }
-    let failed: BTreeSet<String> = points
-        .iter()
-        .filter(|point| !point.problems.is_empty())
-        .map(|point| {
-            format!(
-                "{} {:?} at {}: {:#?}",
-                point.number, point.action, point.call, point.problems
-            )
-        })
-        .collect();
-    assert!(
-        failed.is_empty(),
-        "{} points failed: {failed:#?}",
-        failed.len()
-    );
+    let failed = points.iter().filter(|point| !point.problems.is_empty());
+    assert_eq!(failed.count(), 0, "seed {seed}: points with problems");
 }

@@ -166,7 +166,8 @@ impl Scene {
             let inputs: Vec<PathBuf> = (0..(count * kind.share / shares).max(1))
                 .map(|index| {
                     let number = jobs.len() + index;
-                    let path = dir.join(format!("in{number}"));
+                    // Padded: jobs are numbered in the order of the names.
+                    let path = dir.join(format!("in{number:06}"));
                     std::fs::write(&path, number.to_string()).unwrap();
                     path
                 })

@@ -46,7 +46,8 @@ enum Heal {
     Clock(usize),
     Unlock,
     EndDouble,
-    KillLate(usize),
+    /// SIGKILL to a process that SIGTERM has not ended.
+    KillLate(usize, u32),
 }
 
 /// The storm: faults, and when they end.
@@ -82,7 +83,7 @@ impl<'a> Storm<'a> {
             self.keep_up();
             if Instant::now() >= next {
                 self.strike();
-                next = Instant::now() + self.ms(100, 700);
+                next = Instant::now() + self.ms(50, 450);
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -156,7 +157,12 @@ impl<'a> Storm<'a> {
                 self.is_locked = false;
             }
             Heal::EndDouble => cluster.programs[DOUBLE].kill(),
-            Heal::KillLate(index) => cluster.programs[index].kill(),
+            Heal::KillLate(index, pid) => {
+                let program = &mut cluster.programs[index];
+                if program.pid() == Some(pid) {
+                    program.kill();
+                }
+            }
         }
     }
 
@@ -234,14 +240,15 @@ impl<'a> Storm<'a> {
 
     /// SIGTERM, and a start once it has ended; after some seconds SIGKILL, as a supervisor does.
     fn restart(&mut self, index: usize) {
-        if !self.cluster.programs[index].is_up() || self.cluster.programs[index].is_stopped() {
+        let program = &mut self.cluster.programs[index];
+        let Some(pid) = program.pid().filter(|_| !program.is_stopped()) else {
             return;
-        }
-        self.cluster.programs[index].terminate();
+        };
+        program.terminate();
         self.count("SIGTERM and restart");
         let patience = self.long() + Duration::from_secs(2);
         if self.random.below(4) == 0 {
-            self.later(patience, Heal::KillLate(index));
+            self.later(patience, Heal::KillLate(index, pid));
         }
     }
 
@@ -353,12 +360,12 @@ impl<'a> Storm<'a> {
             .sum()
     }
 
-    /// Programs that ended without being told to.
+    /// Programs that ended without being told to; a worker whose ID the second one has taken must.
     pub(crate) fn ends(&self) -> Vec<String> {
-        self.cluster
-            .programs
-            .iter()
-            .flat_map(|program| program.ends.clone())
+        let programs = self.cluster.programs.iter();
+        let ends = programs.flat_map(|program| program.ends.iter());
+        ends.filter(|end| !end.contains("worker ID w1 is in use"))
+            .cloned()
             .collect()
     }
 
