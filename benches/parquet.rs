@@ -12,7 +12,7 @@ use arrow::array::{
     TimestampMicrosecondArray,
 };
 use casparian::job::{Attempt, Job, Plugin, Sink};
-use casparian::sink::{JobOutput, Staging};
+use casparian::sink::{JobOutput, Root, RootOptions};
 
 const BATCH_ROWS: usize = 64 << 10;
 
@@ -77,7 +77,8 @@ fn main() {
         .map(|start| batch(start, BATCH_ROWS.min(rows - start)))
         .collect();
     let folder = tempfile::tempdir().expect("folder");
-    let staging = Arc::new(Staging::open(folder.path()).expect("staging"));
+    let root = Root::open(folder.path(), RootOptions::default()).expect("root");
+    let root = Arc::new(root);
     let sinks: Arc<[Sink]> =
         [Sink::parse("output", "parquet://o.parquet", "append").expect("sink")].into();
     let mut seconds = Vec::new();
@@ -93,14 +94,15 @@ fn main() {
                 name: "bench".to_owned(),
                 ..Plugin::default()
             }),
-            database: None,
+            database: Some("0123456789abcdef0123456789abcdef".into()),
             previous: Vec::new(),
         };
-        let mut output = JobOutput::new(staging.clone(), Arc::new(job)).expect("output");
+        let mut output = JobOutput::new(root.clone(), Arc::new(job)).expect("output");
         for batch in &batches {
             output.write(None, batch).expect("write");
         }
-        let artifacts = output.stage().expect("stage").publish().expect("publish");
+        let staged = output.stage().expect("stage");
+        let artifacts = staged.publish(&[], &|| true).expect("publish").artifacts;
         seconds.push(start.elapsed().as_secs_f64());
         size = artifacts.first().map_or(0, |artifact| artifact.size_bytes);
     }

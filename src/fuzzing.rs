@@ -2,13 +2,7 @@
 //! alone. Randomness is a counter here, so that an input always does the same.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
 use std::ffi::OsString;
-use std::path::Path;
-
-use crate::sentinel::control::Control;
-use crate::sentinel::{Options, turn};
-use crate::store::{self, Store};
 
 thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
@@ -65,51 +59,4 @@ pub fn check(socket: &crate::socket::Socket) {
 /// Parses words as each command's arguments; the error lines and help texts.
 pub fn command_lines(words: &[OsString]) -> Vec<String> {
     crate::cli::parse_all(words)
-}
-
-/// A sentinel without its socket: control state and store, a turn at a time.
-pub struct Sentinel {
-    /// The store.
-    pub store: Store,
-    /// The control state.
-    pub control: Control,
-    options: Options,
-    waiting_said: HashSet<String>,
-    queue_changed: bool,
-}
-
-impl Sentinel {
-    /// A sentinel at its start, over a database.
-    pub fn open(path: &Path, control: Control, now_ms: i64) -> Result<Self, store::Error> {
-        let mut store = Store::open(path, store::Open::Create)?;
-        let endpoint = crate::reactor::Endpoint::IpcAbstract("fuzz".to_owned());
-        let options = Options::new(endpoint, path.to_path_buf());
-        turn::recover(&mut store, &options, now_ms)?;
-        Ok(Sentinel {
-            store,
-            control,
-            options,
-            waiting_said: HashSet::new(),
-            queue_changed: true,
-        })
-    }
-
-    /// The transaction of a turn.
-    pub fn turn(
-        &mut self,
-        expire: bool,
-        now: std::time::Instant,
-        now_ms: i64,
-    ) -> Result<(), store::Error> {
-        self.queue_changed |= self.store.changed()?;
-        turn::Turn {
-            store: &mut self.store,
-            control: &mut self.control,
-            options: &self.options,
-            waiting_said: &mut self.waiting_said,
-            now,
-            now_ms,
-        }
-        .run(&mut self.queue_changed, expire)
-    }
 }

@@ -213,6 +213,55 @@ pub const GUEST_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A guest that failed gets this long to exit by itself, so that its last words are kept.
 pub const GUEST_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The bridge must be over after its process has exited, or have brought bytes: what the process
+/// sent is in the kernel already, and only another process that holds the bridge keeps it open.
+pub const BRIDGE_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+/// A plugin process that is killed must be gone; one that is not is given up, so that its slot is
+/// free.
+pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A warm interpreter must report the exit of a child that the kernel shows as exited.
+pub const WARM_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A warm interpreter must have done its imports; large packages on cold disks take a minute.
+pub const WARM_START_TIMEOUT: Duration = Duration::from_secs(120);
+/// A warm interpreter must answer a request or a ping.
+pub const WARM_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a warm interpreter gets beyond a deadline, for answers that a pause of the worker kept.
+pub const WARM_REPRIEVE: Duration = Duration::from_secs(2);
+/// How often a warm interpreter with jobs is pinged.
+pub const WARM_PING_INTERVAL: Duration = Duration::from_secs(5);
+/// First pause before a warm interpreter that failed twice in a row is started again; it doubles.
+pub const WARM_RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause before a warm interpreter is started again.
+pub const WARM_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How often a warm interpreter may die with one job alone in it, before the job is to blame.
+pub const WARM_DEATHS_MAX: u32 = 2;
+/// Jobs that a worker remembers because an interpreter died while they ran.
+pub const SUSPECTS_MAX: usize = 1024;
+/// Killed processes that have not ended, that a worker watches.
+pub const LEFTOVERS_MAX: usize = 256;
+/// Connections taken from a bridge's listener per call.
+pub const BRIDGE_ACCEPTS_PER_CALL: usize = 16;
+/// How often a running plugin's memory is sampled at most.
+pub const RSS_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// Levels of folders that are removed of one job.
+pub const CLEANER_ROUNDS_MAX: usize = 1 << 20;
+/// Removing the folders of the last jobs when a worker stops; the next worker removes the rest.
+pub const CLEAN_AT_STOP: Duration = Duration::from_secs(2);
+/// Failures of the worker's own in a row, after which it takes no jobs.
+pub const TROUBLE_FAILURES: u32 = 3;
+/// First pause before a worker in trouble tests itself; it doubles.
+pub const SELF_TEST_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause before a worker in trouble tests itself.
+pub const SELF_TEST_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Tries to make an environment before jobs that need it fail.
+pub const PROVISION_ATTEMPTS: u32 = 3;
+/// Pause between these tries; it doubles.
+pub const PROVISION_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of the lockfiles that a worker keeps, to make environments again.
+pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
+/// What a tool's stderr gets to close after its exit; a grandchild may hold it.
+pub const TOOL_STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 /// One step of making an environment: resolving, downloading, installing.
 pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Last lines of a failed tool that its error carries.
@@ -229,6 +278,16 @@ pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 /// Rows of a row group.
 pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
+/// Memory of all row groups of a job that are being written; of more, the largest is flushed.
+pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
+/// Topics of a job, configured or published.
+pub const TOPICS_MAX: usize = 10_000;
+/// Open files that a worker asks the kernel for: one a topic.
+pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Wait of a SQLite sink for its database while others have it locked.
+pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
+/// Wait of a publish for one of another job into the same sink of mode `replace` or `error`.
+pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
 /// Arrow data handed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 /// Reads of one guest's log pipe per turn.
@@ -237,8 +296,10 @@ pub const LOG_READS_PER_TURN: usize = 16;
 pub const LOG_TURNS_AT_EXIT: usize = 16;
 /// Octets read from one guest's bridge per turn.
 pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
-/// An environment that could not be made is tried again after this.
+/// An environment that could not be made is tried again after this; it doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Longest pause before an environment is tried again.
+pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// Warm interpreters of one worker; each holds its imports in memory.
 pub const WARM_INTERPRETERS_MAX: usize = 8;
 /// Jobs a worker holds beyond its slots; an old sentinel may send more than it can run.

@@ -35,7 +35,10 @@ const PURE: &[&str] = &[
     "src/job",
     "src/protocol",
     "src/sentinel/control.rs",
+    "src/worker/health.rs",
+    "src/worker/slot",
     "src/worker/slot.rs",
+    "src/worker/watchdog.rs",
 ];
 const IMPURE: &[&str] = &[
     "mio::",

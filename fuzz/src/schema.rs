@@ -54,7 +54,8 @@ pub fn run(data: &[u8]) {
             Ok(mut store) => {
                 let _ = store.changed();
                 let _ = store.workers();
-                if let Ok(plugins) = store.queued_plugins(100)
+                let _ = store.running();
+                if let Ok(plugins) = store.queued_plugins(100, 1)
                     && let Ok(mut turn) = store.begin()
                 {
                     let claim = Claim {

@@ -2,16 +2,18 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arbitrary::Unstructured;
-use casparian::fuzzing::Sentinel;
+use casparian::job::{Attempt, Cause, JobStatus, Receipt, User};
 use casparian::protocol::{
-    Conclude, EnvReady, Heartbeat, HeartbeatStatus, Hold, Identify, JobStatus, Payload,
+    EnvReady, Heartbeat, HeartbeatStatus, Identify, Payload, PublishRequest,
 };
-use casparian::sentinel::control::{Control, Sender, Settings};
+use casparian::reactor::BootTime;
+use casparian::sentinel::control::{Body, Sender};
+use casparian::sentinel::scheduler::{Scheduler, Settings};
 use casparian::socket::PeerId;
-use casparian::store::{Deploy, Open, Store};
+use casparian::store::{Deploy, Now, Open, Store};
 use rusqlite::Connection;
 
 const START_MS: i64 = 1_766_232_000_000;
@@ -57,16 +59,25 @@ thread_local! {
     static SCENE: RefCell<Option<Scene>> = const { RefCell::new(None) };
 }
 
-fn holds(plan: &mut Unstructured<'_>) -> Option<Vec<Hold>> {
+fn holds(plan: &mut Unstructured<'_>) -> Option<Vec<Attempt>> {
     let count = plan.int_in_range(0..=4u8).unwrap_or(0);
     (count < 4).then(|| {
         (0..count)
-            .map(|_| Hold {
-                job_id: plan.int_in_range(0..=ROWS + 1).unwrap_or(1),
-                attempt: plan.int_in_range(-1..=4i64).unwrap_or(1),
-            })
+            .map(|_| attempt(plan))
             .collect()
     })
+}
+
+fn attempt(plan: &mut Unstructured<'_>) -> Attempt {
+    Attempt::new(
+        plan.int_in_range(0..=ROWS + 1).unwrap_or(1),
+        plan.int_in_range(-1..=4i64).unwrap_or(1),
+    )
+}
+
+fn maybe(plan: &mut Unstructured<'_>, highest: u64) -> Option<u64> {
+    let number = plan.int_in_range(0..=highest).unwrap_or(0);
+    (number > 0).then_some(number)
 }
 
 fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
@@ -88,6 +99,13 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
             hostname: Some("host".into()),
             pid: plan.arbitrary().ok(),
             running: holds(plan),
+            instance: match plan.int_in_range(0..=2u8).unwrap_or(0) {
+                0 => None,
+                1 => Some("a".into()),
+                _ => Some("b".into()),
+            },
+            sequence: maybe(plan, 60),
+            draining: plan.ratio(1, 8).unwrap_or(false),
         }),
         2 => Payload::Heartbeat(Heartbeat {
             status: HeartbeatStatus::Busy,
@@ -96,24 +114,42 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
                 .unwrap_or(false)
                 .then_some(job_id as i64),
             running: holds(plan),
+            sequence: maybe(plan, 60),
+            answered: maybe(plan, 60),
+            publish: match plan.ratio(1, 3).unwrap_or(false) {
+                true => vec![PublishRequest {
+                    attempt: attempt(plan),
+                    exclusive: vec!["parquet://o".to_owned()],
+                }],
+                false => Vec::new(),
+            },
+            draining: plan.ratio(1, 8).unwrap_or(false),
+            trouble: plan.ratio(1, 8).unwrap_or(false).then(|| "disk".to_owned()),
+            answer: None,
         }),
-        3..=5 => Payload::Conclude(Conclude {
+        3..=5 => Payload::Conclude(Receipt {
             status: match plan.int_in_range(0..=3u8).unwrap_or(0) {
                 0 => JobStatus::Failed,
                 _ => JobStatus::Success,
             },
             metrics: BTreeMap::from([("rows".to_owned(), plan.arbitrary().unwrap_or(0))]),
-            artifacts: Vec::new(),
-            error_message: None,
+            cause: match plan.int_in_range(0..=3u8).unwrap_or(0) {
+                0 => Some(Cause::Plugin),
+                1 => Some(Cause::Worker),
+                2 => Some(Cause::Lost),
+                _ => None,
+            },
+            returned: plan.ratio(1, 6).unwrap_or(false),
             attempt: plan
                 .int_in_range(-1..=5i64)
                 .ok()
                 .filter(|attempt| *attempt >= 0),
-            log_tail: None,
+            ..Receipt::default()
         }),
         6 => Payload::Err(casparian::protocol::Err {
             message: "failed".into(),
             traceback: None,
+            refused: false,
         }),
         7 => Payload::EnvReady(EnvReady {
             env_hash: "hash".into(),
@@ -131,10 +167,10 @@ fn check(scene: &Scene, ended: &mut BTreeSet<i64>) {
     let mut statement = scene
         .other
         .prepare_cached(
-            "SELECT id, status, attempt, lease_until_ms, worker_id FROM cf_processing_queue ORDER BY id",
+            "SELECT id, status, attempt, worker_id, next_run FROM cf_processing_queue ORDER BY id",
         )
         .unwrap();
-    let rows: Vec<(i64, String, i64, Option<i64>, Option<String>)> = statement
+    let rows: Vec<(i64, String, i64, Option<String>, Option<String>)> = statement
         .query_map([], |row| {
             Ok((
                 row.get(0)?,
@@ -148,15 +184,16 @@ fn check(scene: &Scene, ended: &mut BTreeSet<i64>) {
         .map(Result::unwrap)
         .collect();
     assert_eq!(rows.len() as i64, ROWS, "rows come and go");
-    for (id, status, attempt, lease, worker) in rows {
+    for (id, status, attempt, worker, next_run) in rows {
         match status.as_str() {
             "QUEUED" => assert!(!ended.contains(&id), "job {id} is queued after its end"),
             "RUNNING" => {
                 assert!(!ended.contains(&id), "job {id} runs after its end");
-                assert!(
-                    attempt > 0 && lease.is_some() && worker.is_some(),
-                    "job {id} is nobody's"
-                );
+                assert!(attempt > 0 && worker.is_some(), "job {id} has no holder");
+            }
+            "PENDING" => {
+                assert!(!ended.contains(&id), "job {id} waits after its end");
+                assert!(next_run.is_some(), "job {id} waits for ever");
             }
             "COMPLETED" | "FAILED" => {
                 ended.insert(id);
@@ -173,25 +210,31 @@ pub fn run(data: &[u8]) {
             .other
             .execute_batch(
                 "UPDATE cf_processing_queue SET status = 'QUEUED', attempt = 0, retry_count = 0, \
-                 lease_until_ms = NULL, worker_id = NULL, receipt = NULL, log_tail = NULL; \
-                 DELETE FROM cf_worker_session;",
+                 infra_count = 0, next_run = NULL, next_run_boot_ms = NULL, \
+                 next_run_boot_id = NULL, lease_until_ms = NULL, worker_id = NULL, receipt = NULL, \
+                 log_tail = NULL; DELETE FROM cf_worker_session; DELETE FROM cf_job_attempt;",
             )
             .unwrap();
         let mut plan = Unstructured::new(data);
-        let (mut now, mut now_ms) = (Instant::now(), START_MS);
-        let control = Control::new(Settings {
-            lease: Duration::from_secs(30),
-            grace: Duration::from_secs(3),
-        });
+        let mut elapsed = Duration::from_secs(1000);
         let path = scene.dir.path().join("queue.sqlite");
-        let mut sentinel = Sentinel::open(&path, control, now_ms).unwrap();
+        let settings = Settings {
+            lease: Duration::from_secs(10),
+            lease_margin: Duration::from_secs(2),
+            retries_max: 3,
+            exclusive: false,
+        };
+        let (now, at) = moment(elapsed);
+        let mut sentinel = Scheduler::open(&path, settings, now, &at).unwrap();
+        let users = [Some("ann"), Some("ann"), Some("bob"), None].map(|name| name.map(User::parse));
         let mut ended = BTreeSet::new();
-        let mut given_out: HashSet<(u64, i64)> = HashSet::new();
+        let mut dispatched: HashSet<(u64, i64)> = HashSet::new();
         let mut steps = 0;
         while !plan.is_empty() && steps < 60 {
             steps += 1;
             let who = plan.int_in_range(0..=2usize).unwrap_or(0);
             let peer = PeerId::from_u64(plan.int_in_range(0..=3u64).unwrap_or(0));
+            let (now, _) = moment(elapsed);
             match plan.int_in_range(0..=9u8).unwrap_or(0) {
                 0..=5 => {
                     let (job_id, payload) = payload(&mut plan);
@@ -201,36 +244,30 @@ pub fn run(data: &[u8]) {
                         Payload::Err(_) => job_id != 0,
                         _ => false,
                     };
-                    let cannot_be = is_receipt && i64::try_from(job_id).is_err();
-                    // Some connections are of one user, some of another, some of nobody known.
-                    let user =
-                        [Some("ann"), Some("ann"), Some("bob"), None][peer.to_u64() as usize % 4];
+                    let is_impossible = is_receipt && i64::try_from(job_id).is_err();
+                    // Some connections are of one user, some of another, some of none.
+                    let user = users[peer.to_u64() as usize % 4].as_ref();
                     let from = Sender {
                         peer,
-                        identity: WORKERS[who],
+                        routing_id: WORKERS[who],
                         user,
                     };
                     let reason = sentinel.control.handle_message(&from, job_id, payload, now);
                     if reason.is_some_and(|reason| reason.contains("another user")) {
-                        assert!(
-                            user.is_some(),
-                            "nobody is refused who has not proved who they are"
-                        );
+                        assert!(user.is_some(), "a peer without a user was refused");
                         continue;
                     }
-                    assert_eq!(reason.is_some(), is_ours || cannot_be, "{reason:?}");
+                    assert_eq!(reason.is_some(), is_ours || is_impossible, "{reason:?}");
                 }
                 6 => sentinel
                     .control
                     .handle_disconnected(peer, WORKERS[who], now),
                 7 => {
                     let wait = plan.int_in_range(0..=40_000u32).unwrap_or(1000);
-                    now += Duration::from_millis(u64::from(wait));
-                    now_ms += i64::from(wait);
-                    sentinel.control.handle_timeout(now);
+                    elapsed += Duration::from_millis(u64::from(wait));
                 }
                 8 => {
-                    // Another program takes a job back, as the old tools do.
+                    // Another program queues a job again, as the old tools do.
                     let id = plan.int_in_range(1..=ROWS).unwrap_or(1);
                     scene
                         .other
@@ -243,26 +280,30 @@ pub fn run(data: &[u8]) {
                 }
                 _ => sentinel.control.drain(),
             }
-            let expire = plan.arbitrary().unwrap_or(true);
-            sentinel.turn(expire, now, now_ms).unwrap();
-            for outgoing in sentinel.control.take_outgoing() {
-                if let Payload::Dispatch(dispatch) = &outgoing.payload {
-                    let attempt = dispatch.attempt.expect("an attempt");
+            let (now, at) = moment(elapsed);
+            for outgoing in sentinel.iterate(now, &at) {
+                if let Body::Dispatch { attempt, .. } = &outgoing.body {
                     assert!(
-                        given_out.insert((outgoing.job_id, attempt)),
-                        "job {} is given out twice as attempt {attempt}",
-                        outgoing.job_id
+                        dispatched.insert((outgoing.job_id, attempt.number)),
+                        "{attempt} is dispatched twice"
                     );
                 }
-                outgoing
-                    .payload
-                    .encode(outgoing.job_id)
-                    .expect("a message that can be sent");
+                outgoing.encode().expect("a message that can be sent");
             }
             check(scene, &mut ended);
         }
-        sentinel.control.close();
-        sentinel.turn(false, now, now_ms).unwrap();
+        let (now, at) = moment(elapsed);
+        sentinel.close(now, &at);
         check(scene, &mut ended);
     });
+}
+
+fn moment(elapsed: Duration) -> (BootTime, Now) {
+    let ms = elapsed.as_millis() as u64;
+    let at = Now {
+        unix_ms: START_MS + ms as i64,
+        boot_ms: ms,
+        boot_id: "boot".into(),
+    };
+    (BootTime::after_boot(elapsed), at)
 }

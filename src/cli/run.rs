@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag};
@@ -20,8 +21,8 @@ use super::{Failure, failed, say, start_log};
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::Endpoint;
-use crate::sentinel::{self, Sentinel};
-use crate::store::{Deploy, Inspector, LastJob, Open, Store, artifact_hash};
+use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::store::{Deploy, LastJob, Open, Store, artifact_hash};
 use crate::worker::{self, Worker};
 
 pub(super) const COMMAND: Command = Command {
@@ -138,14 +139,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
     worker_options.signals = false;
-    let result = work(
-        sentinel,
-        worker_options,
-        &database,
-        &mut items,
-        progress,
-        &interrupted,
-    );
+    let result = work(sentinel, worker_options, &mut items, progress, &interrupted);
     settle(&database)?;
     result?;
     remove_stale(&items, &output);
@@ -175,15 +169,22 @@ fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let private = output.join(".casparian");
     fs::create_dir_all(&private).map_err(fail)?;
     let lock = fs::File::create(private.join("run.lock")).map_err(fail)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => {
-            return Err(failed(format!(
-                "output {}: another casparian run works on it",
-                output.display()
-            )));
+    // A run that was killed while it started a tool holds its lock until the tool runs.
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(WATCH_INTERVAL);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(failed(format!(
+                    "output {}: another casparian run works on it",
+                    output.display()
+                )));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
         }
-        Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
     }
     Ok((fs::canonicalize(output).map_err(fail)?, lock))
 }
@@ -310,9 +311,8 @@ fn enqueue(
 
 /// Runs sentinel and worker until every queued item has ended or somebody interrupts.
 fn work(
-    sentinel: Sentinel,
+    mut sentinel: Sentinel,
     worker_options: worker::Options,
-    database: &Path,
     items: &mut [Item],
     mut progress: Progress,
     interrupted: &AtomicBool,
@@ -329,7 +329,9 @@ fn work(
         progress.finish();
         return Ok(());
     }
-    let slots = worker_options.slots;
+    super::serve::raise_worker_descriptor_limit();
+    let (observer, ends) = channel();
+    sentinel.observe(observer);
     let worker = Worker::open(worker_options).map_err(failed)?;
     let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
     let sentinel_thread = std::thread::Builder::new()
@@ -340,15 +342,15 @@ fn work(
         .name("worker".to_owned())
         .spawn(move || worker.run().map_err(|error| error.to_string()))
         .map_err(failed)?;
-    let inspector = Inspector::open(database).map_err(failed)?;
     let watched = loop {
-        let ended = ended(&inspector, &waiting, slots)?;
-        for (job_id, outcome) in ended {
+        // The first one is waited for, the others that have come are taken with it.
+        let first = ends.recv_timeout(WATCH_INTERVAL).ok();
+        for end in first.into_iter().chain(ends.try_iter()) {
             if let Some(item) = waiting
-                .remove(&job_id)
+                .remove(&end.job_id)
                 .and_then(|index| items.get_mut(index))
             {
-                item.outcome = outcome;
+                item.outcome = outcome(end);
                 report(&mut progress, item);
             }
         }
@@ -358,7 +360,6 @@ fn work(
         if sentinel_thread.is_finished() || worker_thread.is_finished() {
             break Err(());
         }
-        std::thread::sleep(WATCH_INTERVAL);
     };
     stop_worker.stop();
     let worker_end = worker_thread.join();
@@ -381,58 +382,30 @@ fn work(
 
 /// Exit code of an interrupted run, as shells count SIGINT.
 const INTERRUPTED: i32 = 130;
-/// How often ended jobs are looked for.
+/// How long an output folder may seem to be in use.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Jobs that have ended. They end roughly in the order of their ids, so only the first ones
-/// that still wait are looked at.
-fn ended(
-    inspector: &Inspector,
-    waiting: &BTreeMap<i64, usize>,
-    slots: usize,
-) -> Result<Vec<(i64, Outcome)>, Failure> {
-    let mut found = Vec::new();
-    let mut running = 0;
-    for job_id in waiting.keys() {
-        if running > slots.saturating_add(1) {
-            break;
-        }
-        let Some(detail) = inspector.job(*job_id).map_err(failed)? else {
-            let reason = "its job is gone from the queue".to_owned();
-            found.push((*job_id, Outcome::Failed { reason, log: None }));
-            continue;
+/// What became of a file whose job has ended.
+fn outcome(end: JobEnd) -> Outcome {
+    let receipt = end.receipt.unwrap_or_default();
+    if !end.is_completed {
+        return Outcome::Failed {
+            reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
+            log: receipt.log_tail,
         };
-        match detail.row.status.as_str() {
-            "COMPLETED" => {
-                let receipt = detail.row.receipt.as_deref();
-                let (rows, size_bytes) = counts(receipt);
-                let outputs = outputs(receipt).into_iter().collect();
-                found.push((
-                    *job_id,
-                    Outcome::Done {
-                        rows,
-                        size_bytes,
-                        outputs,
-                    },
-                ));
-            }
-            "FAILED" | "SKIPPED" => {
-                let reason = detail
-                    .row
-                    .error_message
-                    .unwrap_or_else(|| "no reason".to_owned());
-                found.push((
-                    *job_id,
-                    Outcome::Failed {
-                        reason,
-                        log: detail.log_tail,
-                    },
-                ));
-            }
-            _ => running += 1,
-        }
     }
-    Ok(found)
+    let metric = |name: &str| {
+        let value = receipt.metrics.get(name);
+        value.and_then(|value| u64::try_from(*value).ok())
+    };
+    let uris = receipt.artifacts.iter().filter_map(|file| file.get("uri"));
+    Outcome::Done {
+        rows: metric("rows").unwrap_or(0),
+        size_bytes: metric("size_bytes").unwrap_or(0),
+        outputs: uris.cloned().collect(),
+    }
 }
 
 fn report(progress: &mut Progress, item: &Item) {

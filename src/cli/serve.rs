@@ -156,10 +156,16 @@ const WORKER_FLAGS: &[Flag] = &[
         help: "Where output goes (default ./output)",
     },
     Flag {
+        long: "share-output",
+        short: None,
+        value: None,
+        help: "Publish into an output folder of another database too; the\nnames of the files then end with 8 digits of the database's ID",
+    },
+    Flag {
         long: "worker-id",
         short: None,
         value: Some("ID"),
-        help: "Its name, kept over restarts (default: made up)",
+        help: "Worker ID, reused across restarts (default: generated)",
     },
     Flag {
         long: "slots",
@@ -248,6 +254,7 @@ pub(super) fn worker(
             return Err(command.usage_error("--plugins names no plugin").into());
         }
     }
+    options.share_output = typed.has("share-output");
     options.shim = typed.path("shim");
     if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {
         return Err(command
@@ -261,8 +268,17 @@ pub(super) fn worker(
             options.connect
         );
     }
+    raise_worker_descriptor_limit();
     let worker = worker::Worker::open(options).map_err(failed)?;
     worker.run().map_err(failed)
+}
+
+/// A descriptor a topic of a running job: the soft limit, often 1024, is raised to the hard one.
+#[cfg(feature = "worker")]
+pub(super) fn raise_worker_descriptor_limit() {
+    if let Err(error) = crate::sink::raise_descriptor_limit() {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 /// Flags that `worker` and `run` share.

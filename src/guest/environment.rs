@@ -4,23 +4,26 @@
 //! a requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built beside
 //! its place and renamed into it, so `bin/python` exists only when all of it does. A file lock
 //! per environment lets programs and threads that want the same one at the same time make it
-//! once.
+//! once. Each attempt builds in a folder of its own: the tools of a program that was killed may
+//! go on writing in theirs.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::process::CommandExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
 
 use sha2::{Digest, Sha256};
 
+use super::tool::{Building, Lock, Scratch, displace, run};
 use super::uv;
+use crate::job::Cause;
 use crate::limits;
+
+pub use super::tool::sleep;
 
 /// First line of a lockfile that is a requirements list.
 pub const REQUIREMENTS_MARK: &str = "# casparian requirements 1";
@@ -79,6 +82,21 @@ impl Error {
             path: path.to_owned(),
             source,
         }
+    }
+
+    /// Whose fault it is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Error::Io { .. } | Error::Cancelled => Cause::Worker,
+            Error::Hash { .. } | Error::Tool(_) | Error::Failed { .. } | Error::Timeout { .. } => {
+                Cause::Environment
+            }
+        }
+    }
+
+    /// True when the same call may succeed a moment later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Error::Failed { .. } | Error::Io { .. })
     }
 }
 
@@ -190,8 +208,8 @@ pub fn pin(
 ) -> Result<String, Error> {
     let uv = uv::find_or_install(home, cancel, message)?;
     let folder = Scratch::new(home)?;
-    let input = folder.path.join("requirements.in");
-    let output = folder.path.join("requirements.txt");
+    let input = folder.path().join("requirements.in");
+    let output = folder.path().join("requirements.txt");
     fs::write(&input, lockfile).map_err(|error| Error::io(&input, error))?;
     let mut command = Command::new(&uv);
     command
@@ -289,17 +307,12 @@ pub fn provision(
         "making Python environment {}",
         hash.get(..12).unwrap_or(&hash)
     ));
-    // Leftovers of killed attempts: nobody else works here while we hold the lock.
-    let fresh = venvs.join(format!(".{hash}.new"));
     let place = venvs.join(&hash);
-    remove(&fresh)?;
-    remove(&place)?;
-    let built = build(&uv, lockfile, &fresh, home, cancel, message);
-    if let Err(error) = built {
-        remove(&fresh)?;
-        return Err(error);
-    }
-    fs::rename(&fresh, &place).map_err(|error| Error::io(&place, error))?;
+    let fresh = Building::new(&venvs, &format!(".{hash}.new"))?;
+    build(&uv, lockfile, &fresh.path(), home, cancel, message)?;
+    // What stands there has no interpreter.
+    displace(&place)?;
+    fresh.finish(&place)?;
     Ok(Environment {
         interpreter: place.join("bin/python"),
         cached: false,
@@ -329,7 +342,7 @@ fn build(
     let python = place.join("bin/python");
     let folder = Scratch::new(home)?;
     if is_requirements {
-        let list = folder.path.join("requirements.txt");
+        let list = folder.path().join("requirements.txt");
         fs::write(&list, lockfile).map_err(|error| Error::io(&list, error))?;
         let mut install = Command::new(uv);
         install
@@ -339,7 +352,7 @@ fn build(
             .arg(&list);
         run(&mut install, "uv pip install", cancel)?;
     } else {
-        sync(uv, lockfile, place, &folder.path, cancel)?;
+        sync(uv, lockfile, place, folder.path(), cancel)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
@@ -424,159 +437,6 @@ fn sync(
     run(&mut command, "uv sync", cancel)
 }
 
-/// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines.
-pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
-    let fail = |error: io::Error| Error::Failed {
-        what: what.to_owned(),
-        tail: error.to_string(),
-    };
-    let mut child = command
-        .env_remove("VIRTUAL_ENV")
-        .env("UV_NO_PROGRESS", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(fail)?;
-    let pid = rustix::process::Pid::from_child(&child);
-    let stderr = child.stderr.take();
-    let reader = std::thread::spawn(move || stderr.map(last_lines).unwrap_or_default());
-    let deadline = Instant::now() + limits::PROVISION_TIMEOUT;
-    let ended = loop {
-        if let Some(status) = child.try_wait().map_err(fail)? {
-            break Ok(status);
-        }
-        let cancelled = cancel.load(Ordering::Relaxed);
-        if cancelled || Instant::now() >= deadline {
-            // ESRCH: it has just ended by itself.
-            let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
-            child.wait().map_err(fail)?;
-            break Err(if cancelled {
-                Error::Cancelled
-            } else {
-                Error::Timeout {
-                    what: what.to_owned(),
-                }
-            });
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let tail = reader.join().unwrap_or_default();
-    match ended {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) if tail.is_empty() => Err(Error::Failed {
-            what: what.to_owned(),
-            tail: status.to_string(),
-        }),
-        Ok(_) => Err(Error::Failed {
-            what: what.to_owned(),
-            tail,
-        }),
-        Err(error) => Err(error),
-    }
-}
-
-fn last_lines(from: impl io::Read) -> String {
-    let mut lines = std::collections::VecDeque::new();
-    for line in BufReader::new(from).split(b'\n') {
-        let Ok(line) = line else {
-            break;
-        };
-        let line = String::from_utf8_lossy(&line)
-            .trim_end()
-            .chars()
-            .take(500)
-            .collect::<String>();
-        if line.is_empty() {
-            continue;
-        }
-        if lines.len() == limits::TOOL_LINES_KEPT {
-            lines.pop_front();
-        }
-        lines.push_back(line);
-    }
-    Vec::from(lines).join("\n")
-}
-
-/// A file lock that is held until it is dropped.
-pub(super) struct Lock {
-    _file: fs::File,
-}
-
-impl Lock {
-    pub(super) fn take(
-        path: &Path,
-        cancel: &AtomicBool,
-        message: &mut dyn FnMut(&str),
-    ) -> Result<Self, Error> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        }
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path)
-            .map_err(|error| Error::io(path, error))?;
-        let mut said = false;
-        let deadline = Instant::now() + 2 * limits::PROVISION_TIMEOUT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(fs::TryLockError::WouldBlock) => {}
-                Err(fs::TryLockError::Error(error)) => return Err(Error::io(path, error)),
-            }
-            if !std::mem::replace(&mut said, true) {
-                message("another program makes the same environment: waiting for it");
-            }
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Timeout {
-                    what: format!("waiting for {}", path.display()),
-                });
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-/// A folder that goes when it is dropped.
-struct Scratch {
-    path: PathBuf,
-}
-
-impl Scratch {
-    fn new(home: &Path) -> Result<Self, Error> {
-        use std::sync::atomic::AtomicU64;
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = home
-            .join("tmp")
-            .join(format!("{}-{count}", std::process::id()));
-        fs::create_dir_all(&path).map_err(|error| Error::io(&path, error))?;
-        Ok(Scratch { path })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(error) = remove(&self.path) {
-            log::warn!("{error}");
-        }
-    }
-}
-
-fn remove(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
-        _ => Ok(()),
-    }
-}
-
 /// The system's `python3`.
 pub fn python() -> Result<PathBuf, Error> {
     uv::on_path("python3").ok_or_else(|| {
@@ -622,20 +482,6 @@ mod tests {
             assert!(matches!(result, Err(Error::Hash { .. })), "{bad}");
         }
         assert_eq!(find(home.path(), "../.."), None);
-    }
-
-    #[test]
-    fn a_tool_that_fails_says_its_last_lines() {
-        let mut command = Command::new("sh");
-        command.args(["-c", "for i in 1 2 3; do echo line $i >&2; done; exit 3"]);
-        let error = run(&mut command, "sh", &AtomicBool::new(false))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(error, "sh failed: line 1\nline 2\nline 3");
-        let mut command = Command::new("sleep");
-        command.arg("1000");
-        let cancelled = run(&mut command, "sleep", &AtomicBool::new(true));
-        assert!(matches!(cancelled, Err(Error::Cancelled)));
     }
 
     #[test]

@@ -27,13 +27,18 @@ pub mod bridge;
 pub mod environment;
 pub mod process;
 pub mod script;
+mod tool;
 mod uv;
 pub mod warm;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
 pub use uv::find_or_install as uv;
+
+/// How the text of a failure begins that the shim found in the input, before the plugin ran.
+pub const INPUT_MARK: &str = "input: ";
 
 /// The guest's program; written to a private file, run by the environment's interpreter.
 pub const SHIM: &str = include_str!("shim.py");
@@ -73,6 +78,13 @@ impl Exit {
     pub fn is_clean(&self) -> bool {
         self.code == Some(0)
     }
+
+    /// An end of which nothing is known.
+    pub const UNKNOWN: Exit = Exit {
+        code: None,
+        signal: None,
+        rss_max_bytes: 0,
+    };
 }
 
 impl fmt::Display for Exit {
@@ -94,51 +106,41 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The variables of a guest: the bridge's, and of the worker's own only what a program needs to
-/// find its way; no secrets.
-fn variables(job: &Job<'_>, plugin_file: &Path) -> Vec<(String, String)> {
+/// The variables of a plugin process that come from its job.
+fn variables(job: &Job<'_>, plugin_file: &Path) -> Vec<(&'static str, String)> {
     use base64::Engine as _;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let mut variables = vec![
-        ("BRIDGE_SOCKET".to_owned(), text(job.socket_path)),
-        ("BRIDGE_FILE_PATH".to_owned(), job.file_path.to_owned()),
-        ("BRIDGE_JOB_ID".to_owned(), job.job_id.to_string()),
-        (
-            "BRIDGE_FILE_VERSION_ID".to_owned(),
-            job.file_version_id.to_string(),
-        ),
-        ("CASPARIAN_PLUGIN_FILE".to_owned(), text(plugin_file)),
-        (
-            "CASPARIAN_PLUGIN_NAME".to_owned(),
-            job.plugin_name.to_owned(),
-        ),
-        (
-            "CASPARIAN_PARENT".to_owned(),
-            std::process::id().to_string(),
-        ),
-        ("HOME".to_owned(), text(job.work_dir)),
-        ("TMPDIR".to_owned(), text(job.work_dir)),
-        ("PYTHONDONTWRITEBYTECODE".to_owned(), "1".to_owned()),
-        (
-            "PYTHONIOENCODING".to_owned(),
-            "utf-8:backslashreplace".to_owned(),
-        ),
+        ("BRIDGE_SOCKET", text(job.socket_path)),
+        ("BRIDGE_FILE_PATH", job.file_path.to_owned()),
+        ("BRIDGE_JOB_ID", job.job_id.to_string()),
+        ("BRIDGE_FILE_VERSION_ID", job.file_version_id.to_string()),
+        ("CASPARIAN_PLUGIN_FILE", text(plugin_file)),
+        ("CASPARIAN_PLUGIN_NAME", job.plugin_name.to_owned()),
+        ("HOME", text(job.work_dir)),
+        ("TMPDIR", text(job.work_dir)),
+        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
+        ("PYTHONIOENCODING", "utf-8:backslashreplace".to_owned()),
     ];
     // An argument or variable of more than 128 KiB is refused by execve; shims of the old
     // system, which know only this variable, share that bound.
     let code = base64::engine::general_purpose::STANDARD.encode(job.source_code);
     if code.len() <= CODE_VARIABLE_SIZE_MAX {
-        variables.push(("BRIDGE_PLUGIN_CODE".to_owned(), code));
-    }
-    for (name, value) in std::env::vars() {
-        if ["PATH", "LANG", "TZ"].contains(&name.as_str()) || name.starts_with("LC_") {
-            variables.push((name, value));
-        }
+        variables.push(("BRIDGE_PLUGIN_CODE", code));
     }
     variables
 }
 
 const CODE_VARIABLE_SIZE_MAX: usize = 120 << 10;
+
+/// The variables that interpreters get of the worker's own: what a program needs to find its
+/// way, and no secrets. Values need not be UTF-8.
+fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| {
+        name.to_str()
+            .is_some_and(|name| ["PATH", "LANG", "TZ"].contains(&name) || name.starts_with("LC_"))
+    })
+}
 
 /// Writes the plugin's source where its guest reads it.
 fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {

@@ -1,17 +1,22 @@
-//! A guest in a fresh interpreter.
+//! A plugin process: started fresh by the worker, or a warm interpreter's child.
+//!
+//! Either is watched and killed through a pidfd, which names the exact process: neither a
+//! process group that it has left nor a stopped parent matters. A process that the worker
+//! started is its child, and is reaped here; a warm interpreter reaps its own children.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use mio::unix::pipe::Receiver;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use super::{Exit, Job, variables, write_plugin};
+use super::{Exit, Job, kept_variables, variables, write_plugin};
 
-/// The guest's stdout and stderr.
+/// The process's stdout and stderr.
 #[derive(Debug)]
 pub struct Pipes {
     /// Its stdout.
@@ -20,13 +25,15 @@ pub struct Pipes {
     pub stderr: Receiver,
 }
 
-/// A guest's process that is our child.
+/// A plugin process. Dropping it kills it, and does not wait for its end.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
     pid: Pid,
     /// Readable once the process has exited.
     pidfd: OwnedFd,
+    /// None of a warm interpreter's child.
+    child: Option<Child>,
+    reaped: bool,
 }
 
 /// Starts an interpreter for one job: own process group, scrubbed environment, working
@@ -37,75 +44,205 @@ pub fn spawn(interpreter: &Path, shim: &Path, job: &Job<'_>) -> io::Result<(Proc
         .arg(shim)
         .env_clear()
         .envs(variables(job, &plugin_file))
+        .env("CASPARIAN_PARENT", std::process::id().to_string())
+        .envs(kept_variables())
         .current_dir(job.work_dir)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()?;
-    let set_up = |child: &mut Child| -> io::Result<(Pid, OwnedFd, Pipes)> {
-        let pid = Pid::from_child(child);
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    let pipes = |child: &mut Child| -> io::Result<Pipes> {
         let missing = || io::Error::other("a pipe of the child is missing");
         let stdout = Receiver::from(child.stdout.take().ok_or_else(missing)?);
         let stderr = Receiver::from(child.stderr.take().ok_or_else(missing)?);
         stdout.set_nonblocking(true)?;
         stderr.set_nonblocking(true)?;
-        Ok((pid, pidfd, Pipes { stdout, stderr }))
+        Ok(Pipes { stdout, stderr })
     };
-    match set_up(&mut child) {
-        Ok((pid, pidfd, pipes)) => Ok((Process { child, pid, pidfd }, pipes)),
-        Err(error) => {
-            // Both fail only when it has just exited by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
-    }
+    let pipes = pipes(&mut child);
+    let process = Process::of_child(child)?;
+    Ok((process, pipes?))
 }
 
 impl Process {
+    /// A child of this process, watched through a pidfd. Kills it when that cannot be had.
+    pub fn of_child(mut child: Child) -> io::Result<Self> {
+        let pid = Pid::from_child(&child);
+        match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Process {
+                pid,
+                pidfd,
+                child: Some(child),
+                reaped: false,
+            }),
+            Err(error) => {
+                // Both fail only when it has just exited by itself.
+                let _ = child.kill();
+                let _ = child.try_wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A process that another one reaps.
+    pub fn adopt(pid: Pid, pidfd: OwnedFd) -> Self {
+        Process {
+            pid,
+            pidfd,
+            child: None,
+            reaped: false,
+        }
+    }
+
     /// A descriptor that is readable once the process has exited.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 
-    /// Its id, which is also its process group's.
+    /// Its ID; at its start it leads the process group of the same number.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Kills the whole process group.
-    pub fn kill_group(&self) {
-        // ESRCH: it is gone already.
-        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+    /// True when the worker reaps it.
+    pub fn is_child(&self) -> bool {
+        self.child.is_some()
     }
 
-    /// How it ended, once it has: its group is killed before it is reaped, so its id cannot
-    /// belong to anybody else.
+    /// Kills the process, wherever it has gone, and the process group that it led.
+    pub fn kill(&self) {
+        // Fails with ESRCH once it has been reaped; then its number may be another's.
+        if !self.reaped && rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
+            // ESRCH: the group is empty.
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        }
+    }
+
+    /// True once it has exited, reaped or not.
+    pub fn has_exited(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Reaps a child of the worker once it has exited, and tells how it ended. Its group is
+    /// killed before, so the group's number cannot have become another's. None while it runs,
+    /// and for a process that another one reaps.
     pub fn try_exit(&mut self) -> io::Result<Option<Exit>> {
+        let Some(child) = &mut self.child else {
+            return Ok(None);
+        };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        if rustix::process::waitid(WaitId::Pid(self.pid), options)?.is_none() {
+        if !self.reaped && rustix::process::waitid(WaitId::Pid(self.pid), options)?.is_none() {
             return Ok(None);
         }
-        self.kill_group();
-        let status = self.child.wait()?;
-        use std::os::unix::process::ExitStatusExt;
-        Ok(Some(Exit {
-            code: status.code(),
-            signal: status.signal(),
-            rss_max_bytes: 0,
-        }))
+        if !self.reaped {
+            let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        }
+        let Some(status) = child.try_wait()? else {
+            return Ok(None);
+        };
+        self.reaped = true;
+        Ok(Some(exit_of(status)))
+    }
+
+    /// How a process ended that has exited and has not been reaped, as the kernel shows it in
+    /// /proc.
+    pub fn unreaped_exit(&self) -> Option<Exit> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+        // After the name, which may contain anything: state is the first field, the wait
+        // status the last.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace();
+        if fields.next() != Some("Z") {
+            return None;
+        }
+        let status: i32 = fields.last()?.parse().ok()?;
+        Some(exit_of(ExitStatus::from_raw(status)))
+    }
+
+    /// Most memory that it has had so far, in bytes; 0 when that is not known or it has exited.
+    pub fn rss_max_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        status
+            .ok()
+            .and_then(|status| {
+                let line = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("VmHWM:"))?;
+                line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+            })
+            .map_or(0, |kib| kib.saturating_mul(1024))
+    }
+}
+
+fn exit_of(status: ExitStatus) -> Exit {
+    Exit {
+        code: status.code(),
+        signal: status.signal(),
+        rss_max_bytes: 0,
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
-            self.kill_group();
-            if let Err(error) = self.child.wait() {
-                log::warn!("cannot reap process {}: {error}", self.child.id());
+        if !self.reaped {
+            self.kill();
+            // Not reaped here unless it is gone at once: a wait could last for ever.
+            if let Err(error) = self.try_exit() {
+                log::debug!("process {}: {error}", self.id());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(script: &str) -> Process {
+        let child = Command::new("sh")
+            .args(["-c", script])
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        Process::of_child(child).unwrap()
+    }
+
+    fn exit(process: &mut Process) -> Exit {
+        let mut fds = [PollFd::new(&process.pidfd, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        assert!(process.has_exited());
+        let unreaped = process.unreaped_exit();
+        let exit = process.try_exit().unwrap().unwrap();
+        assert_eq!(unreaped, Some(exit), "/proc shows what wait gives");
+        exit
+    }
+
+    #[test]
+    fn ends_are_told_by_proc_and_by_wait() {
+        let cases = [
+            ("exit 0", Some(0), None),
+            ("exit 3", Some(3), None),
+            ("kill -9 $$", None, Some(9)),
+        ];
+        for (script, code, signal) in cases {
+            let exit = exit(&mut start(script));
+            assert_eq!((exit.code, exit.signal), (code, signal), "{script}");
+        }
+    }
+
+    #[test]
+    fn a_stopped_process_is_killed() {
+        let mut process = start("kill -STOP $$; exit 0");
+        assert!(process.rss_max_bytes() > 0);
+        process.kill();
+        assert_eq!(exit(&mut process).signal, Some(9));
+        // Its number may be another's by now.
+        process.kill();
     }
 }

@@ -11,13 +11,18 @@ Fresh mode (no arguments): the job comes in the environment.
 
 Warm mode (--warm FD MODULE...): a fork server. It imports pyarrow and the modules once, then
 forks a child for every request on the seqpacket socket FD. A request is JSON {"job", "env",
-"cwd"} with two file descriptors, stdout and stderr of the child. Answers are JSON:
-{"ready": true}, {"started": job, "pid"}, {"failed": job, "message"}, and
+"cwd"} with two file descriptors, stdout and stderr of the child; or {"ping": number}. Answers
+are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
+{"failed": job, "message"}, and
 {"exited": job, "code" | "signal", "rss_max_kib"}.
 
 Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends the output;
 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data
-stands in the schema's metadata under casparian.topic.
+stands in the schema's metadata under casparian.topic. A failure's text begins with
+"Type: message"; a failure of the input, found before the plugin runs, with "input: ".
+
+The last line of stdout is a JSON summary: status, and rss_max_kib, the most memory that the
+process had.
 """
 
 import base64
@@ -25,7 +30,9 @@ import json
 import os
 import socket
 import struct
+import stat
 import sys
+import threading
 import traceback
 import types
 
@@ -33,6 +40,16 @@ FAILURE = 0xFFFFFFFF
 # Octets of Arrow data a frame: bounds what the worker holds of a job.
 FRAME_OCTETS = 2 << 20
 TOPIC_KEY = b"casparian.topic"
+# Characters of an exception's message, and of each note and cause.
+MESSAGE_MAX = 8 << 10
+LINE_MAX = 1 << 10
+# Frames of a traceback, notes, causes, and exceptions of a group that a failure's text has.
+FRAMES_MAX = 40
+PARTS_MAX = 10
+# Seconds that a failure waits for a thread that is in the middle of a frame.
+FRAME_WAIT = 30
+# Variables that a forked child keeps of its interpreter.
+KEPT_VARIABLES = ("PATH", "LANG", "TZ")
 
 
 class Bridge:
@@ -42,6 +59,19 @@ class Bridge:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
         self.rows = 0
+        # One frame at a time, whatever thread sends it; none after the end.
+        self.lock = threading.Lock()
+        self.over = False
+        # The worker has closed the bridge: it knows why.
+        self.broken = False
+
+    def write(self, *parts):
+        try:
+            for part in parts:
+                self.socket.sendall(part)
+        except OSError:
+            self.broken = True
+            raise
 
     def send(self, data, topic=None):
         """Sends a table, a record batch or anything that Arrow can take over."""
@@ -79,18 +109,30 @@ class Bridge:
             with pa.ipc.new_stream(sink, schema) as writer:
                 writer.write_batch(batch)
             frame = sink.getvalue()
-            self.socket.sendall(struct.pack("!I", frame.size))
-            self.socket.sendall(memoryview(frame))
-        self.rows += table.num_rows
+            with self.lock:
+                if self.over:
+                    raise RuntimeError("data was published after the end of the job")
+                self.write(struct.pack("!I", frame.size), memoryview(frame))
+        with self.lock:
+            self.rows += table.num_rows
 
     def end(self):
-        self.socket.sendall(struct.pack("!I", 0))
-        self.socket.close()
+        with self.lock:
+            self.over = True
+            self.write(struct.pack("!I", 0))
+            self.socket.close()
 
     def fail(self, text):
-        octets = text.encode("utf-8", "replace")[: 1 << 20]
-        self.socket.sendall(struct.pack("!II", FAILURE, len(octets)) + octets + struct.pack("!I", 0))
-        self.socket.close()
+        data = text.encode("utf-8", "backslashreplace")[: 1 << 20]
+        if not self.lock.acquire(timeout=FRAME_WAIT):
+            return
+        try:
+            if not self.over:
+                self.over = True
+                self.write(struct.pack("!II", FAILURE, len(data)) + data + struct.pack("!I", 0))
+                self.socket.close()
+        finally:
+            self.lock.release()
 
 
 def _is_pandas(data):
@@ -210,10 +252,33 @@ def outputs(result):
     return result
 
 
+class InputError(Exception):
+    """The input is missing or cannot be read."""
+
+
+def check_input(path):
+    """Refuses an input that no plugin could read, before the plugin runs. Opening a FIFO or a
+    device could wait for ever, so these are told by their kind."""
+    try:
+        kind = os.stat(path).st_mode
+        if stat.S_ISDIR(kind):
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        elif stat.S_ISREG(kind):
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        else:
+            names = ((stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
+            name = next((name for is_kind, name in names if is_kind(kind)), "a device")
+            raise InputError(f"{path}: it is {name}, not a file")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: {reason}") from None
+
+
 def run_plugin(bridge):
     version = os.environ.get("BRIDGE_FILE_VERSION_ID", "0")
     context = Context(bridge, os.environ.get("BRIDGE_JOB_ID", "0"), version)
     path = os.environ["BRIDGE_FILE_PATH"]
+    check_input(path)
     handler = load_handler()()
     if hasattr(handler, "configure"):
         handler.configure(context, {})
@@ -233,15 +298,112 @@ def run_plugin(bridge):
         bridge.send(part)
 
 
-def describe(error):
-    """An exception as text: what, then where, without this file's own frames."""
-    head = "".join(traceback.format_exception_only(type(error), error)).strip()
-    frames = traceback.extract_tb(error.__traceback__)
+def text_of(value, convert=str, limit=LINE_MAX):
+    """A value as text, whatever its own methods do, cut to a limit."""
+    try:
+        text = convert(value)
+        if len(text) > limit:
+            text = f"{text[:limit]}… ({len(text)} characters)"
+        return text
+    except BaseException as error:
+        return f"(its text cannot be had: {type(error).__name__})"
+
+
+def headline(error, limit=LINE_MAX):
+    """`Type: message`; what is behind the message's first line follows in further lines."""
+    kind = type(error)
+    module = text_of(getattr(kind, "__module__", "builtins"))
+    name = text_of(kind.__qualname__)
+    if module not in ("builtins", "__main__", "casparian_plugin"):
+        name = f"{module}.{name}"
+    if isinstance(error, SystemExit):
+        message = f"the plugin called sys.exit({text_of(error.code, repr)})"
+    else:
+        message = text_of(error, str, limit).strip() or "no message"
+    return " ".join(name.split()) + ": " + message
+
+
+def details(error, depth=0):
+    """Notes and, of a group, its exceptions."""
+    lines = []
+    notes = getattr(error, "__notes__", None)
+    if isinstance(notes, (list, tuple)):
+        lines += [text_of(note) for note in notes[:PARTS_MAX]]
+    inner = getattr(error, "exceptions", None)
+    if depth < PARTS_MAX and isinstance(inner, (list, tuple)):
+        for part in inner[:PARTS_MAX]:
+            if isinstance(part, BaseException):
+                lines.append("  " * depth + "- " + headline(part))
+                lines += details(part, depth + 1)
+                if len(lines) > PARTS_MAX * PARTS_MAX:
+                    break
+    return lines
+
+
+def causes(error):
+    """The exceptions that an exception came from, nearest first."""
+    found = [error]
+    while len(found) <= PARTS_MAX:
+        last = found[-1]
+        cause = last.__cause__
+        if cause is None and not last.__suppress_context__:
+            cause = last.__context__
+        if cause is None or any(cause is known for known in found):
+            break
+        found.append(cause)
+    return found[1:]
+
+
+def source_of(error):
+    """The lines that Python shows of a syntax error."""
+    if not isinstance(error, SyntaxError) or not isinstance(error.text, str):
+        return []
+    return [f"    {text_of(error.text.strip())}"]
+
+
+def frames_of(error):
+    """Where it happened, without this file's own frames."""
+    frames = traceback.extract_tb(error.__traceback__, limit=-FRAMES_MAX)
     ours = os.path.abspath(__file__)
     theirs = [frame for frame in frames if os.path.abspath(frame.filename) != ours]
-    if not theirs:
-        return head
-    return head + "\n" + "".join(traceback.format_list(theirs)).rstrip()
+    return "".join(traceback.format_list(theirs)).rstrip().splitlines()
+
+
+def describe(error):
+    """An exception as text: what, whence, then where. Never fails."""
+    if isinstance(error, InputError):
+        return f"input: {error}"
+    lines = []
+    try:
+        lines.append(headline(error, MESSAGE_MAX))
+        lines += details(error)
+        lines += ["caused by " + headline(cause) for cause in causes(error)]
+        lines += source_of(error)
+        lines += frames_of(error)
+    except BaseException:
+        # Out of memory, most likely: what is known already must do.
+        if not lines:
+            return type(error).__name__ + ": no message"
+    return "\n".join(lines)
+
+
+def report(bridge, error):
+    """Sends a failure, then prints it. A plugin may have closed or replaced stderr."""
+    text = describe(error)
+    try:
+        bridge.fail(text)
+    except OSError:
+        pass
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BaseException:
+        pass
+
+
+def rss_max_kib():
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run_job():
@@ -257,21 +419,20 @@ def run_job():
         run_plugin(bridge)
         bridge.end()
         summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0
-    except BrokenPipeError:
-        # The worker has closed the bridge: it knows why.
-        return 1
     except BaseException as error:  # the plugin may raise anything, SystemExit too
-        text = describe(error)
-        if isinstance(error, SystemExit):
-            text = f"the plugin called sys.exit({error.code!r})"
-        print(text, file=sys.stderr)
-        try:
-            bridge.fail(text)
-        except OSError:
-            pass
-        summary, code = {"status": "FAILED", "error": str(error)}, 1
-    sys.stderr.flush()
-    print(json.dumps(summary), flush=True)
+        if bridge.broken:
+            return 1
+        if isinstance(error, MemoryError):
+            # Its frames hold what filled the memory.
+            error.__traceback__ = None
+        report(bridge, error)
+        summary, code = {"status": "FAILED"}, 1
+    try:
+        summary["rss_max_kib"] = rss_max_kib()
+        sys.stderr.flush()
+        print(json.dumps(summary), flush=True)
+    except BaseException:  # closed or replaced by the plugin: the bridge has said how it ended
+        pass
     return code
 
 
@@ -296,6 +457,18 @@ def die_with_parent(parent):
         os._exit(1)
 
 
+def pidfd_open(pid):
+    """Some builds of Python lack os.pidfd_open."""
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    import ctypes
+
+    fd = ctypes.CDLL(None, use_errno=True).syscall(434, pid, 0)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "pidfd_open")
+    return fd
+
+
 class ForkServer:
     """Warm mode."""
 
@@ -315,14 +488,32 @@ class ForkServer:
         self.wake_in, self.wake_out = os.pipe()
         os.set_blocking(self.wake_in, False)
         os.set_blocking(self.wake_out, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.set_wakeup_fd(self.wake_out, warn_on_full_buffer=False)
+        self.watch_children()
 
     def say(self, **answer):
         self.control.send(json.dumps(answer).encode())
 
+    def say_started(self, job, pid):
+        """The pidfd names the child even when its number has another owner."""
+        answer = json.dumps({"started": job, "pid": pid}).encode()
+        try:
+            pidfd = pidfd_open(pid)
+        except OSError:
+            self.control.send(answer)
+            return
+        try:
+            socket.send_fds(self.control, [answer], [pidfd])
+        finally:
+            os.close(pidfd)
+
+    def watch_children(self):
+        self.signal.signal(self.signal.SIGCHLD, lambda *_: None)
+        self.signal.set_wakeup_fd(self.wake_out, warn_on_full_buffer=False)
+
     def serve(self):
+        # Again: a module may have changed it.
+        self.watch_children()
         self.say(ready=True, python=sys.version.split()[0])
         poll = self.select.poll()
         poll.register(self.control, self.select.POLLIN)
@@ -350,6 +541,9 @@ class ForkServer:
         job = None
         try:
             request = json.loads(message)
+            if "ping" in request:
+                self.say(pong=request["ping"])
+                return True
             job = request["job"]
             if len(fds) != 2:
                 raise ValueError(f"{len(fds)} descriptors instead of 2")
@@ -363,7 +557,7 @@ class ForkServer:
             except OSError:
                 pass
             self.children[pid] = job
-            self.say(started=job, pid=pid)
+            self.say_started(job, pid)
         except (ValueError, KeyError, TypeError, OSError) as error:
             self.say(failed=job, message=f"{type(error).__name__}: {error}")
         finally:
@@ -386,7 +580,9 @@ class ForkServer:
             os.dup2(fds[1], 2)
             for fd in fds:
                 os.close(fd)
-            os.environ.clear()
+            for name in list(os.environ):
+                if name not in KEPT_VARIABLES and not name.startswith("LC_"):
+                    del os.environ[name]
             os.environ.update(request["env"])
             os.chdir(request["cwd"])
             numpy = sys.modules.get("numpy")
@@ -405,7 +601,10 @@ class ForkServer:
     def reap(self):
         """Reports children that have exited, after their whole group is dead."""
         while self.children:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
             if found is None:
                 return
             pid = found.si_pid
@@ -443,8 +642,8 @@ def warm(arguments):
     for name in ["pyarrow.ipc", "pyarrow.csv", *arguments[1:]]:
         try:
             importlib.import_module(name)
-        except Exception as error:  # the plugin's own import will say it again
-            print(f"preload of {name}: {error}", file=sys.stderr)
+        except BaseException as error:  # the plugin's own import will say it again
+            print(f"preload of {name}: {headline(error)}", file=sys.stderr)
     gc.collect()
     gc.freeze()
     server.serve()

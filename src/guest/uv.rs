@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use super::environment::{self, Error, Lock, run};
+use super::environment::{self, Error};
+use super::tool::{Building, Lock, displace, run};
 
 /// uv on PATH; else the private one below `home`, installed there when it is missing.
 pub fn find_or_install(
@@ -30,16 +31,10 @@ pub fn find_or_install(
         place.display()
     ));
     // The program appears under its name only when the installation is whole.
-    let fresh = home.join(format!("uv.new-{}", std::process::id()));
-    remove(&fresh);
-    let installed = install(&python, &fresh, cancel).and_then(|()| {
-        remove(&place);
-        std::fs::rename(&fresh, &place).map_err(|error| Error::io(&place, error))
-    });
-    if installed.is_err() {
-        remove(&fresh);
-    }
-    installed?;
+    let fresh = Building::new(home, "uv.new")?;
+    install(&python, &fresh.path(), cancel)?;
+    displace(&place)?;
+    fresh.finish(&place)?;
     Ok(program)
 }
 
@@ -63,15 +58,6 @@ fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error
         "uv",
     ]);
     run(&mut pip, "pip install uv", cancel)
-}
-
-fn remove(path: &Path) {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            log::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
 }
 
 /// The first program of that name on PATH.

@@ -1,5 +1,9 @@
 //! A warm interpreter: it has imported pyarrow (and what the plugin preloads) and forks a child
 //! for every job.
+//!
+//! Nothing here blocks: requests to an interpreter that takes none are an error, and dropping a
+//! [`Warm`] kills it without waiting for its end. Its children ask the kernel to be killed with
+//! it.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -7,30 +11,32 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use mio::unix::pipe::{self, Receiver};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
 
-use super::process::Pipes;
-use super::{Exit, Job, variables, write_plugin};
+use super::process::{Pipes, Process};
+use super::{Exit, Job, kept_variables, variables, write_plugin};
 
 /// What a warm interpreter tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum WarmEvent {
     /// Its imports are done.
     Ready,
+    /// It answers a ping.
+    Pong,
     /// The job's child runs.
     Started {
         /// Of the request.
         key: u64,
-        /// Its process, which leads its own group.
-        pid: i32,
+        /// Its process, which leads its own group; none when it cannot be watched.
+        process: Option<Process>,
     },
     /// The job's child has exited and its group is dead.
     Exited {
@@ -54,6 +60,10 @@ enum Answer {
     Ready {
         #[allow(dead_code)]
         ready: bool,
+    },
+    Pong {
+        #[allow(dead_code)]
+        pong: u64,
     },
     Started {
         started: u64,
@@ -107,11 +117,12 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
-/// One warm interpreter. Dropping it kills it and all its children.
+/// One warm interpreter. Dropping it kills it and with it its children.
 #[derive(Debug)]
 pub struct Warm {
-    child: Child,
+    process: Process,
     control: OwnedFd,
+    pings: u64,
 }
 
 /// Octets of one message either way; requests carry no source, which lies in a file.
@@ -128,27 +139,25 @@ impl Warm {
         )?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         // Handed on as stdin: the one descriptor that reaches a child without being marked.
-        let child =
-            Command::new(interpreter)
-                .arg(shim)
-                .arg("--warm")
-                .arg("0")
-                .args(preload)
-                .env_clear()
-                .envs(std::env::vars().filter(|(name, _)| {
-                    name == "PATH" || name == "LANG" || name.starts_with("LC_")
-                }))
-                .env("PYTHONIOENCODING", "utf-8:backslashreplace")
-                .env("PYTHONDONTWRITEBYTECODE", "1")
-                .env("CASPARIAN_PARENT", std::process::id().to_string())
-                .stdin(Stdio::from(theirs))
-                .stdout(Stdio::null())
-                .stderr(Stdio::inherit())
-                .process_group(0)
-                .spawn()?;
+        let child = Command::new(interpreter)
+            .arg(shim)
+            .arg("--warm")
+            .arg("0")
+            .args(preload)
+            .env_clear()
+            .envs(kept_variables())
+            .env("PYTHONIOENCODING", "utf-8:backslashreplace")
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("CASPARIAN_PARENT", std::process::id().to_string())
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .process_group(0)
+            .spawn()?;
         Ok(Warm {
-            child,
+            process: Process::of_child(child)?,
             control: ours,
+            pings: 0,
         })
     }
 
@@ -157,15 +166,31 @@ impl Warm {
         self.control.as_raw_fd()
     }
 
+    /// Gives up the interpreter: what must be killed and reaped.
+    pub fn into_process(self) -> Process {
+        self.process
+    }
+
+    /// Asks whether it still answers. False when it takes no message, which is an answer too.
+    pub fn ping(&mut self) -> bool {
+        self.pings = self.pings.wrapping_add(1);
+        let request = serde_json::json!({ "ping": self.pings }).to_string();
+        let sent = rustix::net::send(
+            &self.control,
+            request.as_bytes(),
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        );
+        sent.is_ok()
+    }
+
     /// Asks for a child that runs the job. `key` names it in the events: a job may have two
     /// children for a moment, when a further attempt comes before the first has gone.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
         let plugin_file = write_plugin(job)?;
         let mut variables: std::collections::BTreeMap<_, _> =
             variables(job, &plugin_file).into_iter().collect();
-        // The source is in the file; the child's parent is the interpreter.
+        // The source is in the file.
         variables.remove("BRIDGE_PLUGIN_CODE");
-        variables.remove("CASPARIAN_PARENT");
         let request = serde_json::json!({
             "job": key,
             "env": variables,
@@ -187,16 +212,31 @@ impl Warm {
         Ok(Pipes { stdout, stderr })
     }
 
+    /// A child by its number, and by its pidfd where the interpreter could send one (Python 3.9
+    /// and later). Without one it must still be the interpreter's child after it was opened.
+    fn child_process(&self, pid: i32, pidfd: Option<OwnedFd>) -> Option<Process> {
+        let pid = Pid::from_raw(pid)?;
+        if let Some(pidfd) = pidfd {
+            return Some(Process::adopt(pid, pidfd));
+        }
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        let parent: i32 = fields.split_ascii_whitespace().nth(1)?.parse().ok()?;
+        (parent == self.process.id()).then(|| Process::adopt(pid, pidfd))
+    }
+
     /// Takes one answer; none when there is none now.
     pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
         let mut octets = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
         let mut slices = [IoSliceMut::new(&mut octets)];
-        let mut ancillary = RecvAncillaryBuffer::default();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let size = match rustix::net::recvmsg(
             &self.control,
             &mut slices,
             &mut ancillary,
-            RecvFlags::DONTWAIT,
+            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
         ) {
             Ok(received) => received.bytes,
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
@@ -206,13 +246,21 @@ impl Warm {
         if size == 0 {
             return Err(Error::Gone);
         }
+        let pidfd = ancillary.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
         let octets = octets.get(..size).unwrap_or(&[]);
         let answer: Answer = serde_json::from_slice(octets).map_err(|_| {
             Error::Answer(String::from_utf8_lossy(octets).chars().take(200).collect())
         })?;
         Ok(Some(match answer {
             Answer::Ready { .. } => WarmEvent::Ready,
-            Answer::Started { started, pid } => WarmEvent::Started { key: started, pid },
+            Answer::Pong { .. } => WarmEvent::Pong,
+            Answer::Started { started, pid } => WarmEvent::Started {
+                key: started,
+                process: self.child_process(pid, pidfd),
+            },
             Answer::Failed { failed, message } => WarmEvent::Failed {
                 key: failed,
                 message,
@@ -231,26 +279,6 @@ impl Warm {
                 },
             },
         }))
-    }
-}
-
-impl Drop for Warm {
-    fn drop(&mut self) {
-        // Its children ask the kernel to be killed with it.
-        if let Err(error) = self.child.kill() {
-            log::debug!("warm interpreter: {error}");
-        }
-        if let Err(error) = self.child.wait() {
-            log::warn!("cannot reap the warm interpreter: {error}");
-        }
-    }
-}
-
-/// Kills the process group a warm interpreter's child leads.
-pub fn kill_group(pid: i32) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        // ESRCH: it is gone already.
-        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
     }
 }
 

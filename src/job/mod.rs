@@ -26,8 +26,8 @@ use std::time::Duration;
 
 pub use attempt::Attempt;
 pub use receipt::{Cause, JobStatus, Receipt};
-pub(crate) use sink::name_parts;
 pub use sink::{Compression, Mode, Sink, SinkError, Target, default_uri, parse_uri};
+pub(crate) use sink::{hash, name_parts};
 pub use user::User;
 
 /// A version of a plugin: what a job executes, and in which environment. Shared by reference.

@@ -233,12 +233,13 @@ pub(crate) fn name_parts(path: &Path) -> (PathBuf, String, String) {
     }
 }
 
-/// The URI of a topic that no sink is configured for.
+/// The URI of a topic that no sink is configured for. Names of other characters than ASCII letters,
+/// digits, `_` and `-`, and long ones, get a hash, so that different topics get different files.
 pub fn default_uri(plugin: &str, topic: &str) -> String {
     let clean = |text: &str| -> String {
         let mut out: String = text
             .chars()
-            .take(80)
+            .take(64)
             .map(|c| {
                 if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') {
                     c
@@ -247,10 +248,40 @@ pub fn default_uri(plugin: &str, topic: &str) -> String {
                 }
             })
             .collect();
-        if out.is_empty() {
-            out.push('_');
+        if out != text || out.is_empty() {
+            out.push_str(&format!("-{:016x}", hash(text)));
         }
         out
     };
     format!("parquet://{}_{}.parquet", clean(plugin), clean(topic))
+}
+
+/// 64-bit FNV-1a: the same in every release, as file names need it.
+pub(crate) fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_with_like_names_get_different_files() {
+        let long = "x".repeat(300);
+        let longer = "x".repeat(301);
+        let topics = ["東京", "大阪", "a/b", "a_b", "a b", "", "_", &long, &longer];
+        let mut uris: Vec<String> = topics.iter().map(|topic| default_uri("p", topic)).collect();
+        for uri in &uris {
+            assert!(parse_uri(uri).is_ok(), "{uri}");
+        }
+        assert_eq!(
+            uris.get(3).map(String::as_str),
+            Some("parquet://p_a_b.parquet")
+        );
+        uris.sort();
+        uris.dedup();
+        assert_eq!(uris.len(), topics.len());
+    }
 }

@@ -34,6 +34,6 @@ mod payload;
 pub use header::{Error, HEADER_SIZE, Header, OpCode, PROTOCOL_VERSION, View};
 #[cfg(feature = "json")]
 pub use payload::{
-    Answer, Deploy, Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Identify, Payload,
-    PrepareEnv, PublishRequest, SinkConfig,
+    Answer, Deploy, Dispatch, DispatchPart, EnvReady, Err, Heartbeat, HeartbeatStatus, Identify,
+    Payload, PrepareEnv, PublishRequest, SinkConfig,
 };

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
-use crate::job::{Attempt, Receipt, Sink, SinkError};
+use crate::job::{Attempt, Job, Lease, Plugin, Receipt, Sink, SinkError};
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +127,67 @@ pub struct Dispatch<'a> {
     /// URIs of the files and tables that earlier receipts of the job named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
+}
+
+/// The part of DISPATCH that is the same for all jobs of a plugin version, as JSON fields.
+#[derive(Clone, Debug)]
+pub struct DispatchPart(String);
+
+impl DispatchPart {
+    /// Serialises it.
+    pub fn new(plugin: &Plugin) -> Self {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            plugin_name: &'a str,
+            env_hash: &'a str,
+            source_code: &'a str,
+            artifact_hash: &'a str,
+        }
+        let fields = Fields {
+            plugin_name: &plugin.name,
+            env_hash: &plugin.env_hash,
+            source_code: &plugin.source_code,
+            artifact_hash: &plugin.artifact_hash,
+        };
+        // Text always serialises.
+        let json = serde_json::to_string(&fields).unwrap_or_default();
+        DispatchPart(json.trim_end_matches('}').to_owned())
+    }
+
+    /// The payload of a job's DISPATCH.
+    pub fn with_job(&self, job: &Job, lease: Option<&Lease>) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            file_path: &'a str,
+            sinks: Vec<SinkConfig>,
+            file_version_id: i64,
+            attempt: i64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            lease_ms: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            lease_of: Option<u64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            database: Option<&'a str>,
+            #[serde(skip_serializing_if = "<[String]>::is_empty")]
+            previous: &'a [String],
+        }
+        let fields = Fields {
+            file_path: &job.file_path,
+            sinks: job.sinks.iter().map(Into::into).collect(),
+            file_version_id: job.file_version_id,
+            attempt: job.attempt.number,
+            lease_ms: lease.map(|lease| u64::try_from(lease.bound.as_millis()).unwrap_or(u64::MAX)),
+            lease_of: lease.map(|lease| lease.request),
+            database: job.database.as_deref(),
+            previous: &job.previous,
+        };
+        let own = serde_json::to_vec(&fields).unwrap_or_default();
+        let mut json = Vec::with_capacity(self.0.len() + own.len());
+        json.extend_from_slice(self.0.as_bytes());
+        json.push(b',');
+        json.extend_from_slice(own.get(1..).unwrap_or(b"}"));
+        json
+    }
 }
 
 /// What a worker is doing.

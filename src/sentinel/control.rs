@@ -15,11 +15,12 @@
 //! - Changes are bounded while the database fails: [`Control::is_full`] stops reading.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Attempt, Cause, JobStatus, Receipt, User};
+use crate::job::{Attempt, Cause, JobStatus, Plugin, Receipt, User};
 use crate::limits;
-use crate::protocol::{Err as ErrPayload, Heartbeat, Identify, Payload};
+use crate::protocol::{DispatchPart, Err as ErrPayload, Heartbeat, Identify, Payload};
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
 
@@ -37,7 +38,7 @@ use members::{Contender, Worker};
 use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
-pub use exchange::{Change, Opening, Outgoing, Sender};
+pub use exchange::{Body, Change, Opening, Outgoing, Sender};
 
 /// Durations that an operator may set.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +71,8 @@ pub struct Control {
     next_expiry: Option<BootTime>,
     seen_at: Option<BootTime>,
     draining: bool,
+    /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
+    dispatch_parts: HashMap<String, (Arc<Plugin>, DispatchPart)>,
     /// Workers that earlier sentinels on this database knew, by worker ID.
     remembered: HashMap<String, Identify<'static>>,
     /// When an error that a worker reported was last logged: one a second at most.
@@ -102,6 +105,7 @@ impl Control {
             next_expiry: None,
             seen_at: None,
             draining: false,
+            dispatch_parts: HashMap::new(),
             remembered: HashMap::new(),
             error_logged_at: None,
         }
@@ -225,11 +229,11 @@ impl Control {
         self.outgoing.push(Outgoing {
             peer,
             job_id,
-            payload: Payload::Err(ErrPayload {
+            body: Body::Payload(Payload::Err(ErrPayload {
                 message: message.into(),
                 traceback: None,
                 refused,
-            }),
+            })),
         });
     }
 
@@ -285,7 +289,7 @@ impl Control {
         self.outgoing.push(Outgoing {
             peer,
             job_id: 0,
-            payload: Payload::Reload,
+            body: Body::Payload(Payload::Reload),
         });
     }
 

@@ -26,3 +26,4 @@ mod serve;
 mod transaction;
 
 pub use serve::{Error, Options, Sentinel};
+pub use transaction::JobEnd;

@@ -5,10 +5,11 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
-use super::transaction::{self, Due, Iteration};
+use super::transaction::{self, Due, Iteration, JobEnd};
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -42,6 +43,7 @@ pub struct Scheduler {
     outage: Outage,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     waiting: HashSet<String>,
+    observer: Option<Sender<JobEnd>>,
 }
 
 impl Scheduler {
@@ -83,7 +85,13 @@ impl Scheduler {
             slow_poll_at: now,
             outage: Outage::default(),
             waiting: HashSet::new(),
+            observer: None,
         })
+    }
+
+    /// Reports jobs there when their ends are committed.
+    pub fn observe(&mut self, observer: Sender<JobEnd>) {
+        self.observer = Some(observer);
     }
 
     /// One iteration: time passes, the transaction runs, and what may leave is given. While the
@@ -127,6 +135,7 @@ impl Scheduler {
             retries_max: self.settings.retries_max,
             lease: self.settings.lease,
             waiting: &mut self.waiting,
+            observer: self.observer.as_ref(),
             now,
             at,
         };

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::control::{Outgoing, Sender};
+use super::control::{Body, Outgoing, Sender};
 use super::scheduler::{self, Scheduler};
-use crate::job::{Attempt, User};
+use super::transaction::JobEnd;
+use crate::job::User;
 use crate::limits;
 use crate::protocol::{Payload, View};
 use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, token};
@@ -212,6 +213,11 @@ impl Sentinel {
         &self.endpoint
     }
 
+    /// Reports jobs there when their ends are committed.
+    pub fn observe(&mut self, observer: std::sync::mpsc::Sender<JobEnd>) {
+        self.scheduler.observe(observer);
+    }
+
     /// A handle that ends it.
     pub fn stopper(&self) -> Stopper {
         self.stopper.clone()
@@ -314,8 +320,7 @@ impl Sentinel {
     /// disconnected. A job that cannot be sent was not dispatched.
     fn send(&mut self, message: Outgoing) {
         let sent = message
-            .payload
-            .encode(message.job_id)
+            .encode()
             .map_err(|error| (error.to_string(), true))
             .and_then(|(header, payload)| {
                 self.socket
@@ -325,9 +330,7 @@ impl Sentinel {
         let Err((reason, is_its_own)) = sent else {
             return;
         };
-        if let Payload::Dispatch(dispatch) = &message.payload {
-            let job_id = i64::try_from(message.job_id).unwrap_or(0);
-            let attempt = Attempt::new(job_id, dispatch.attempt.unwrap_or(0));
+        if let Body::Dispatch { attempt, .. } = message.body {
             let reason = format!("it cannot be sent to a worker: {reason}");
             self.scheduler
                 .control

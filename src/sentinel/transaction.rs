@@ -2,10 +2,11 @@
 //! committed.
 
 use std::collections::HashSet;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{Capabilities, Change, Control, Opening};
-use crate::job::{Attempt, Job};
+use crate::job::{Attempt, Job, Receipt};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{self, Claim, Completion, Ended, Now, Store, WorkerSession};
@@ -20,6 +21,8 @@ pub(crate) struct Iteration<'a> {
     pub(crate) lease: Duration,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
+    /// Where ended jobs are reported.
+    pub(crate) observer: Option<&'a Sender<JobEnd>>,
     pub(crate) now: BootTime,
     /// The same for the database.
     pub(crate) at: &'a Now,
@@ -36,6 +39,19 @@ pub(crate) struct Due {
     pub(crate) holds: bool,
 }
 
+/// A job that has ended, for good, with the commit of its end.
+#[derive(Clone, Debug)]
+pub struct JobEnd {
+    /// The job.
+    pub job_id: i64,
+    /// Completed or failed.
+    pub is_completed: bool,
+    /// What its worker reported; none when no worker did.
+    pub receipt: Option<Receipt>,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
 /// What the control state is given once the transaction is durable.
 #[derive(Default)]
 struct Outcome {
@@ -43,10 +59,32 @@ struct Outcome {
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
     claimed: Vec<(Vec<u8>, Vec<Job>)>,
+    ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
     /// Claims took all that was asked for, or stopped at a bound of work: there may be more.
     more: bool,
+}
+
+impl Outcome {
+    fn note_end(
+        &mut self,
+        job_id: i64,
+        ended: Ended,
+        receipt: Option<&Receipt>,
+        reason: Option<&str>,
+    ) {
+        if !matches!(ended, Ended::Completed | Ended::Failed) {
+            return;
+        }
+        let reported = receipt.and_then(|receipt| receipt.error_message.clone());
+        self.ends.push(JobEnd {
+            job_id,
+            is_completed: ended == Ended::Completed,
+            receipt: receipt.cloned(),
+            reason: reported.or_else(|| reason.map(str::to_owned)),
+        });
+    }
 }
 
 /// At the start no worker is connected. RUNNING rows stay with their holders, whose leases may
@@ -165,6 +203,14 @@ impl Iteration<'_> {
     }
 
     fn absorb(&mut self, outcome: Outcome) {
+        if let Some(observer) = self.observer {
+            for end in outcome.ends {
+                // An observer that has stopped wants no more.
+                if observer.send(end).is_err() {
+                    break;
+                }
+            }
+        }
         for (routing_id, attempt) in outcome.ended {
             self.control.handle_ended(&routing_id, attempt);
         }
@@ -265,6 +311,7 @@ fn apply(
                 ),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.note_end(attempt.job_id, ended, Some(receipt), None);
             outcome.ended.push((routing_id.clone(), *attempt));
         }
         Change::Release {
@@ -274,6 +321,7 @@ fn apply(
         } => {
             let ended = turn.release(*attempt, *cause, reason, retries_max, at)?;
             log_end(*attempt, &ended, reason);
+            outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
         }
@@ -342,6 +390,8 @@ fn claim(
             )?;
             for failed in claimed.unresolved {
                 log::warn!("job {} failed: {}", failed.job_id, failed.reason);
+                let reason = Some(failed.reason.as_str());
+                outcome.note_end(failed.job_id, Ended::Failed, None, reason);
             }
             outcome.more |= claimed.more;
             let got = claimed.jobs.len();

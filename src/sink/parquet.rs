@@ -61,26 +61,32 @@ impl ParquetFile {
                 .map_err(|error| failure(&self.path, error))?;
             start += step;
             if self.writer.memory_size() >= limits::ROW_GROUP_SIZE_MAX {
-                self.writer
-                    .flush()
-                    .map_err(|error| failure(&self.path, error))?;
+                self.flush()?;
             }
         }
         Ok(())
     }
 
-    /// Writes the footer and syncs; gives the file's size in octets.
-    pub(super) fn finish(mut self) -> Result<u64, Error> {
+    /// Bytes of the row group that is not written out yet.
+    pub(super) fn memory(&self) -> usize {
+        self.writer.memory_size()
+    }
+
+    /// Writes out the row group.
+    pub(super) fn flush(&mut self) -> Result<(), Error> {
+        self.writer
+            .flush()
+            .map_err(|error| failure(&self.path, error))
+    }
+
+    /// Writes the footer and syncs.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
         self.writer
             .finish()
             .map_err(|error| failure(&self.path, error))?;
         let file = self.writer.inner();
         file.sync_all()
-            .map_err(|error| Error::io(&self.path, error))?;
-        Ok(file
-            .metadata()
-            .map_err(|error| Error::io(&self.path, error))?
-            .len())
+            .map_err(|error| Error::io(&self.path, error))
     }
 }
 

@@ -1,99 +1,156 @@
+//! Tests of the storage side: what is written (`writing`, `tables`), whose it is (`identity`), what
+//! modes do (`modes`), the fence and recovery (`fence`, `steps`), and roots (`roots`).
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ::parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use ::parquet::basic::Compression as Codec;
-use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, Date32Array, Decimal128Array, DictionaryArray,
-    Float64Array, Int64Array, LargeStringArray, ListArray, NullArray, RecordBatch, StringArray,
-    StringViewArray, StructArray, TimestampMicrosecondArray, UInt64Array,
-};
-use arrow::datatypes::{DataType, Field, Int32Type, Schema};
-use proptest::prelude::*;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 
 use super::*;
-use crate::job::{Attempt, Compression, Job, Plugin, Sink, Target, parse_uri};
+use crate::job::{Attempt, Job, Plugin, Sink};
 
-struct Root {
+mod fence;
+mod identity;
+mod modes;
+mod roots;
+mod steps;
+mod tables;
+mod writing;
+
+/// UUID of the databases in tests.
+const A: &str = "aaaaaaaa000000000000000000000001";
+const B: &str = "bbbbbbbb000000000000000000000002";
+
+/// A root in a temporary folder.
+struct Fixture {
     dir: tempfile::TempDir,
-    staging: Arc<Staging>,
+    root: Arc<Root>,
 }
 
-impl Root {
+impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let staging = Arc::new(Staging::open(dir.path()).unwrap());
-        Root { dir, staging }
+        let root = open(dir.path());
+        Fixture { dir, root }
     }
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().canonicalize().unwrap().join(name)
     }
 
+    /// The output of a job of an old sentinel.
     fn output(&self, job_id: i64, sinks: &[(&str, &str, &str)]) -> Result<JobOutput, Error> {
-        let sinks: Result<Vec<Sink>, _> = sinks
-            .iter()
-            .map(|(topic, uri, mode)| Sink::parse(topic, uri, mode))
-            .collect();
-        let job = Job {
-            attempt: Attempt::new(job_id, 1),
-            file_path: String::new(),
-            file_version_id: 42,
-            sinks: sinks?.into(),
-            plugin: Arc::new(Plugin {
-                name: "plug in".into(),
-                ..Plugin::default()
-            }),
-            database: None,
-            previous: Vec::new(),
-        };
-        JobOutput::new(self.staging.clone(), Arc::new(job))
+        let job = job(None, Attempt::new(job_id, 0), sinks);
+        JobOutput::new(self.root.clone(), Arc::new(job))
     }
 
-    /// Writes one batch of a job to one sink and publishes it.
+    /// Writes one batch of a job of an old sentinel to one sink and publishes it.
     fn publish(&self, job_id: i64, uri: &str, mode: &str) -> Result<Vec<Artifact>, Error> {
-        let mut output = self.output(job_id, &[("output", uri, mode)])?;
+        let sink = Sink::parse("output", uri, mode)?;
+        let mut output = self.output(job_id, &[(&sink.topic, uri, mode)])?;
         output.write(None, &numbers(&[1, 2, 3]))?;
-        output.stage()?.publish()
+        finish(output)
     }
 
     /// Visible files, relative.
     fn files(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.path("")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                if path.file_name().unwrap() == ".casparian" {
-                    continue;
-                }
-                if path.is_dir() {
-                    folders.push(path);
-                } else {
-                    let name = path.strip_prefix(self.path("")).unwrap();
-                    found.push(name.to_string_lossy().into_owned());
-                }
-            }
-        }
-        found.sort();
-        found
+        visible(&self.path(""))
     }
 
-    fn staged_files(&self) -> usize {
-        let base = self.path(".casparian/staging");
-        fs::read_dir(base)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| path.is_dir())
-            .map(|folder| {
-                let names = fs::read_dir(folder).unwrap();
-                names
-                    .filter(|e| e.as_ref().unwrap().file_name() != "lock")
-                    .count()
-            })
-            .sum()
+    /// Names in the staging folder.
+    fn staged(&self) -> Vec<String> {
+        names_in(&self.path(".casparian/staging"))
     }
+}
+
+fn open(path: &Path) -> Arc<Root> {
+    Arc::new(Root::open(path, RootOptions::default()).unwrap())
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    let mut names: Vec<String> = entries
+        .map(|entry| name(entry).into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn visible(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut folders = vec![root.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for name in names_in(&folder) {
+            let path = folder.join(&name);
+            if name == ".casparian" {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(root).unwrap();
+                found.push(name.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -> Job {
+    let sinks = sinks
+        .iter()
+        .map(|(topic, uri, mode)| Sink::parse(topic, uri, mode).unwrap());
+    Job {
+        attempt,
+        file_path: String::new(),
+        file_version_id: 42,
+        sinks: sinks.collect(),
+        plugin: Arc::new(Plugin {
+            name: "plug_in".into(),
+            ..Plugin::default()
+        }),
+        database: database.map(Arc::from),
+        previous: Vec::new(),
+    }
+}
+
+/// Output with the values in all sinks of a job, staged.
+fn stage(root: &Arc<Root>, job: &Job, values: &[i64]) -> Result<Staged, Error> {
+    let mut output = JobOutput::new(root.clone(), Arc::new(job.clone()))?;
+    output.write(None, &numbers(values))?;
+    output.stage()
+}
+
+/// Publishes with a lease.
+fn publish(root: &Arc<Root>, job: &Job, values: &[i64]) -> Result<Published, Error> {
+    granted(stage(root, job, values)?)
+}
+
+fn granted(staged: Staged) -> Result<Published, Error> {
+    staged
+        .publish(&[], &|| true)
+        .map_err(|refused| match refused {
+            Refused::Failed(error) => error,
+            Refused::NotGranted(_) => panic!("the lease was granted"),
+        })
+}
+
+fn finish(output: JobOutput) -> Result<Vec<Artifact>, Error> {
+    Ok(granted(output.stage()?)?.artifacts)
+}
+
+/// Values of the column `x` of a Parquet file, which must be complete.
+fn values(path: &Path) -> Vec<i64> {
+    let batches = read(path);
+    let column = |batch: &RecordBatch| -> Vec<i64> {
+        let column = batch.column(0).as_any().downcast_ref::<Int64Array>();
+        column.unwrap().values().to_vec()
+    };
+    batches.iter().flat_map(column).collect()
 }
 
 fn batch(columns: Vec<(&str, ArrayRef)>) -> RecordBatch {
@@ -116,561 +173,4 @@ fn read(path: &Path) -> Vec<RecordBatch> {
 
 fn rows(path: &Path) -> usize {
     read(path).iter().map(RecordBatch::num_rows).sum()
-}
-
-#[test]
-fn uris_mean_targets_or_say_what_is_wrong() {
-    let parquet = |path: &str, compression| Target::Parquet {
-        path: path.into(),
-        compression,
-    };
-    let sqlite = |database: &str, table: &str| Target::Sqlite {
-        database: database.into(),
-        table: table.into(),
-    };
-    for (uri, want) in [
-        (
-            "parquet://o.parquet",
-            parquet("o.parquet", Compression::Snappy),
-        ),
-        (
-            "parquet://a/./b/?compression=zstd",
-            parquet("a/b", Compression::Zstd),
-        ),
-        (
-            "parquet://o?compression=lz4",
-            parquet("o", Compression::Lz4),
-        ),
-        (
-            "parquet://o?compression=none",
-            parquet("o", Compression::None),
-        ),
-        ("sqlite:///abs/x.db/t", sqlite("/abs/x.db", "t")),
-        ("sqlite://rel.db/t x", sqlite("rel.db", "t x")),
-    ] {
-        assert_eq!(parse_uri(uri).expect(uri), want);
-    }
-    let long = format!("parquet://{}.parquet", "x".repeat(300));
-    for (uri, want) in [
-        ("", "no scheme"),
-        ("o.parquet", "no scheme"),
-        ("s3://b/k", "unknown scheme"),
-        ("parquet://", "no path"),
-        ("parquet://.", "no path"),
-        ("parquet:///abs", "relative"),
-        ("parquet://a/../../b", "leaves"),
-        ("parquet://a\0b", "NUL"),
-        ("parquet://o?compression=gzip", "snappy, zstd"),
-        ("parquet://o?x=1", "unknown parameter"),
-        ("parquet://.casparian/x", ".casparian"),
-        (&long, "200 octets"),
-        ("sqlite://x.db", "no table"),
-        ("sqlite://x.db/", "empty"),
-        ("sqlite:///a/../b.db/t", "leaves"),
-        ("sqlite://x.db/sqlite_master", "SQLite's own"),
-        ("sqlite://x.db/t?mode=ro", "no parameters"),
-    ] {
-        let error = parse_uri(uri).expect_err(uri).to_string();
-        assert!(error.contains(want), "{uri}: {error}");
-    }
-}
-
-proptest! {
-    #[test]
-    fn no_uri_panics_or_leaves_the_root(text in ".{0,60}", path in "[a-z./?=]{0,40}") {
-        for uri in [text.clone(), format!("parquet://{path}"), format!("sqlite://{path}")] {
-            if let Ok(Target::Parquet { path, .. }) = parse_uri(&uri) {
-                let mut parts = path.components();
-                let inside = parts.all(|part| matches!(part, std::path::Component::Normal(_)));
-                prop_assert!(inside, "it leaves the root");
-            }
-        }
-    }
-}
-
-#[test]
-fn output_is_visible_only_after_publishing_and_carries_its_ids() {
-    let root = Root::new();
-    let mut output = root
-        .output(7, &[("output", "parquet://set/o.parquet", "append")])
-        .unwrap();
-    let schema = Schema::new_with_metadata(
-        vec![Field::new("x", DataType::Int64, true)],
-        std::collections::HashMap::from(
-            [("casparian.topic", "output"), ("pandas", "{}")]
-                .map(|(key, value)| (key.to_owned(), value.to_owned())),
-        ),
-    );
-    let batch = numbers(&[1, 2, 3]).with_schema(Arc::new(schema)).unwrap();
-    output.write(Some("output"), &batch).unwrap();
-    output.write(None, &batch).unwrap();
-    assert!(root.files().is_empty());
-    let staged = output.stage().unwrap();
-    assert_eq!(staged.rows(), 6);
-    assert!(root.files().is_empty());
-    let artifacts = staged.publish().unwrap();
-    let path = root.path("set/o_7.parquet");
-    assert_eq!(artifacts[0].uri, format!("file://{}", path.display()));
-    assert_eq!(
-        (artifacts[0].rows, artifacts[0].size_bytes),
-        (6, path.metadata().unwrap().len())
-    );
-    assert_eq!(root.files(), ["set/o_7.parquet"]);
-    assert_eq!(root.staged_files(), 0);
-    let batch = &read(&path)[0];
-    let schema = batch.schema();
-    let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-    assert_eq!(names, ["x", "_job_id", "_file_version_id"]);
-    let file = File::open(&path).unwrap();
-    let stored = ParquetRecordBatchReaderBuilder::try_new(file)
-        .unwrap()
-        .schema()
-        .clone();
-    assert!(!stored.metadata().contains_key("casparian.topic"));
-    assert!(stored.metadata().contains_key("pandas"));
-    let ids = batch
-        .column(1)
-        .as_any()
-        .downcast_ref::<Int64Array>()
-        .unwrap();
-    assert_eq!((ids.value(0), ids.null_count()), (7, 0));
-}
-
-#[test]
-fn dropped_output_leaves_nothing() {
-    let root = Root::new();
-    let sinks = [("output", "parquet://o.parquet", "append")];
-    let mut output = root.output(1, &sinks).unwrap();
-    output.write(None, &numbers(&[1])).unwrap();
-    drop(output);
-    let mut output = root.output(1, &sinks).unwrap();
-    output.write(None, &numbers(&[1])).unwrap();
-    drop(output.stage().unwrap());
-    assert_eq!((root.files(), root.staged_files()), (vec![], 0));
-    // No batch, no file; a batch without rows is a file with a schema.
-    assert!(
-        root.output(1, &sinks)
-            .unwrap()
-            .stage()
-            .unwrap()
-            .publish()
-            .unwrap()
-            .is_empty()
-    );
-    let mut output = root.output(1, &sinks).unwrap();
-    output.write(None, &numbers(&[])).unwrap();
-    assert_eq!(output.stage().unwrap().publish().unwrap()[0].rows, 0);
-    assert_eq!(rows(&root.path("o_1.parquet")), 0);
-}
-
-#[test]
-fn topics_find_their_sinks_and_unknown_ones_get_a_file_of_their_own() {
-    let root = Root::new();
-    let sinks = [
-        ("output", "parquet://a.parquet", "append"),
-        ("rejects", "parquet://rejects/", "append"),
-    ];
-    let mut output = root.output(3, &sinks).unwrap();
-    output.write(None, &numbers(&[1])).unwrap();
-    output.write(Some("rejects"), &numbers(&[2, 3])).unwrap();
-    output.write(Some("new/topic"), &numbers(&[4])).unwrap();
-    output.write(None, &numbers(&[5])).unwrap();
-    output.stage().unwrap().publish().unwrap();
-    assert_eq!(
-        root.files(),
-        [
-            "a_3.parquet",
-            "plug_in_new_topic_3.parquet",
-            "rejects/data_3.parquet"
-        ]
-    );
-    assert_eq!(rows(&root.path("a_3.parquet")), 2);
-    assert_eq!(rows(&root.path("rejects/data_3.parquet")), 4);
-    assert_eq!(rows(&root.path("plug_in_new_topic_3.parquet")), 1);
-}
-
-#[test]
-fn compression_is_what_the_uri_says() {
-    let root = Root::new();
-    for (name, codec) in [
-        ("snappy", Codec::SNAPPY),
-        ("zstd", Codec::ZSTD(::parquet::basic::ZstdLevel::default())),
-        ("lz4", Codec::LZ4_RAW),
-        ("none", Codec::UNCOMPRESSED),
-    ] {
-        root.publish(
-            1,
-            &format!("parquet://{name}.parquet?compression={name}"),
-            "append",
-        )
-        .unwrap();
-        let file = File::open(root.path(&format!("{name}_1.parquet"))).unwrap();
-        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
-        let found = reader.metadata().row_group(0).column(0).compression();
-        assert_eq!(
-            std::mem::discriminant(&found),
-            std::mem::discriminant(&codec),
-            "{name}"
-        );
-    }
-}
-
-#[test]
-fn a_schema_that_changes_is_refused_and_null_columns_adapt() {
-    let root = Root::new();
-    let text: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
-    let null: ArrayRef = Arc::new(NullArray::new(1));
-    type Case<'a> = (Vec<(&'a str, ArrayRef)>, Option<&'a str>);
-    let cases: Vec<Case<'_>> = vec![
-        (
-            vec![("x", text.clone())],
-            Some("column \"x\" of type Int64"),
-        ),
-        (
-            vec![("y", Arc::new(Int64Array::from(vec![1])))],
-            Some("\"y\""),
-        ),
-        (
-            vec![("x", null.clone()), ("z", null.clone())],
-            Some("1 columns (x)"),
-        ),
-        (vec![("x", null)], None),
-    ];
-    for (columns, want) in cases {
-        let mut output = root
-            .output(1, &[("output", "parquet://o.parquet", "append")])
-            .unwrap();
-        output.write(None, &numbers(&[1])).unwrap();
-        let result = output
-            .write(None, &batch(columns))
-            .map_err(|error| error.to_string());
-        match want {
-            None => {
-                result.unwrap();
-                output.stage().unwrap().publish().unwrap();
-                assert_eq!(rows(&root.path("o_1.parquet")), 2);
-            }
-            Some(want) => {
-                let error = result.unwrap_err();
-                assert!(
-                    error.contains("changed half-way") && error.contains(want),
-                    "{error}"
-                );
-            }
-        }
-    }
-    for columns in [
-        vec![("_job_id", text.clone())],
-        vec![("_file_version_id", text.clone())],
-    ] {
-        let mut output = root
-            .output(1, &[("output", "parquet://o.parquet", "append")])
-            .unwrap();
-        let error = output.write(None, &batch(columns)).unwrap_err().to_string();
-        assert!(error.contains("rename yours"), "{error}");
-    }
-}
-
-#[test]
-fn modes_keep_replace_or_refuse_what_other_jobs_made() {
-    let root = Root::new();
-    fs::write(root.path("o_notes.parquet"), "unrelated").unwrap();
-    root.publish(1, "parquet://o.parquet", "append").unwrap();
-    root.publish(2, "parquet://o.parquet", "append").unwrap();
-    root.publish(2, "parquet://o.parquet", "append").unwrap();
-    assert_eq!(
-        root.files(),
-        ["o_1.parquet", "o_2.parquet", "o_notes.parquet"]
-    );
-    assert!(matches!(
-        root.publish(3, "parquet://o.parquet", "error"),
-        Err(Error::Exists { .. })
-    ));
-    root.publish(4, "parquet://o.parquet", "replace").unwrap();
-    assert_eq!(root.files(), ["o_4.parquet", "o_notes.parquet"]);
-    root.publish(4, "parquet://o.parquet", "error").unwrap();
-    assert!(matches!(
-        root.publish(5, "parquet://o.parquet", "sideways"),
-        Err(Error::Sink(SinkError::Mode { .. }))
-    ));
-    let same = [
-        ("a", "parquet://o.parquet", "append"),
-        ("b", "parquet://./o.parquet", "append"),
-    ];
-    assert!(matches!(root.output(6, &same), Err(Error::SameFile { .. })));
-}
-
-#[test]
-fn symbolic_links_and_files_in_the_way_do_not_lead_out() {
-    let root = Root::new();
-    let outside = tempfile::tempdir().unwrap();
-    std::os::unix::fs::symlink(outside.path(), root.path("link")).unwrap();
-    let error = root
-        .publish(1, "parquet://link/o.parquet", "append")
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("leads out"), "{error}");
-    let error = root
-        .publish(1, "parquet://link/new/o.parquet", "append")
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("leads out"), "{error}");
-    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
-    fs::write(root.path("file"), "x").unwrap();
-    assert!(matches!(
-        root.publish(1, "parquet://file/o.parquet", "append"),
-        Err(Error::Io { .. })
-    ));
-    assert_eq!(root.staged_files(), 0);
-}
-
-#[test]
-fn what_a_dead_worker_left_is_swept_and_a_live_ones_stays() {
-    let root = Root::new();
-    let mut output = root
-        .output(1, &[("output", "parquet://o.parquet", "append")])
-        .unwrap();
-    output.write(None, &numbers(&[1])).unwrap();
-    let dead = root.path(".casparian/staging/123-dead");
-    fs::create_dir_all(&dead).unwrap();
-    fs::write(dead.join("lock"), "").unwrap();
-    fs::write(dead.join("9-0"), "half a file").unwrap();
-    let second = Staging::open(root.dir.path()).unwrap();
-    assert!(!dead.exists());
-    assert_eq!(root.staged_files(), 1, "the live one's file");
-    output.stage().unwrap().publish().unwrap();
-    drop(second);
-    assert_eq!(root.files(), ["o_1.parquet"]);
-}
-
-fn every_type() -> RecordBatch {
-    let dictionary: DictionaryArray<Int32Type> = vec!["a", "b"].into_iter().collect();
-    let list =
-        ListArray::from_iter_primitive::<Int32Type, _, _>(vec![Some(vec![Some(1), None]), None]);
-    let inner: ArrayRef = Arc::new(Int64Array::from(vec![1, 2]));
-    let structure = StructArray::from(vec![(
-        Arc::new(Field::new("a", DataType::Int64, true)),
-        inner,
-    )]);
-    let decimal = Decimal128Array::from(vec![12345, -1])
-        .with_precision_and_scale(10, 2)
-        .unwrap();
-    batch(vec![
-        ("dictionary", Arc::new(dictionary)),
-        ("null", Arc::new(NullArray::new(2))),
-        ("list", Arc::new(list)),
-        ("struct", Arc::new(structure)),
-        ("decimal", Arc::new(decimal)),
-        (
-            "stamp",
-            Arc::new(TimestampMicrosecondArray::from(vec![0, 1]).with_timezone("UTC")),
-        ),
-        ("large", Arc::new(LargeStringArray::from(vec!["x", "y"]))),
-        ("view", Arc::new(StringViewArray::from(vec!["x", "y"]))),
-        (
-            "binary",
-            Arc::new(BinaryArray::from(vec![&b"\0"[..], b"1"])),
-        ),
-        ("date", Arc::new(Date32Array::from(vec![0, 1]))),
-        ("bool", Arc::new(BooleanArray::from(vec![true, false]))),
-        ("u64", Arc::new(UInt64Array::from(vec![u64::MAX, 0]))),
-        ("float", Arc::new(Float64Array::from(vec![1.5, f64::NAN]))),
-    ])
-}
-
-#[test]
-fn every_type_goes_to_parquet() {
-    let root = Root::new();
-    let mut output = root
-        .output(1, &[("output", "parquet://o.parquet", "append")])
-        .unwrap();
-    let batch = every_type();
-    output.write(None, &batch).unwrap();
-    output.stage().unwrap().publish().unwrap();
-    let back = &read(&root.path("o_1.parquet"))[0];
-    for (index, field) in batch.schema().fields().iter().enumerate() {
-        assert_eq!(
-            back.schema().field(index).data_type(),
-            field.data_type(),
-            "{}",
-            field.name()
-        );
-        if field.name() != "float" {
-            assert_eq!(back.column(index), batch.column(index), "{}", field.name());
-        }
-    }
-}
-
-#[test]
-fn timestamps_in_seconds_stay_timestamps() {
-    let root = Root::new();
-    let seconds = |value| -> RecordBatch {
-        batch(vec![(
-            "at",
-            Arc::new(arrow::array::TimestampSecondArray::from(vec![value])),
-        )])
-    };
-    let mut output = root
-        .output(1, &[("output", "parquet://o.parquet", "append")])
-        .unwrap();
-    output.write(None, &seconds(1_700_000_000)).unwrap();
-    output.write(None, &seconds(1)).unwrap();
-    assert!(matches!(
-        output.write(None, &seconds(i64::MAX)),
-        Err(Error::Column { .. })
-    ));
-    output.stage().unwrap().publish().unwrap();
-    let back = &read(&root.path("o_1.parquet"))[0];
-    let want = arrow::array::TimestampMillisecondArray::from(vec![1_700_000_000_000, 1_000]);
-    assert_eq!(back.column(0).as_ref(), &want as &dyn Array);
-}
-
-#[test]
-fn row_groups_are_written_out_by_size() {
-    let root = Root::new();
-    let mut output = root
-        .output(
-            1,
-            &[("output", "parquet://o.parquet?compression=none", "append")],
-        )
-        .unwrap();
-    let mut seed = 1i64;
-    let mut values = || -> Vec<i64> {
-        (0..1 << 20)
-            .map(|_| {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                seed
-            })
-            .collect()
-    };
-    let large = batch(vec![
-        ("a", Arc::new(Int64Array::from(values()))),
-        ("b", Arc::new(Int64Array::from(values()))),
-        ("c", Arc::new(Int64Array::from(values()))),
-    ]);
-    output.write(None, &large).unwrap();
-    output.write(None, &large).unwrap();
-    output.stage().unwrap().publish().unwrap();
-    let file = File::open(root.path("o_1.parquet")).unwrap();
-    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
-    assert!(
-        reader.metadata().num_row_groups() >= 3,
-        "{}",
-        reader.metadata().num_row_groups()
-    );
-    assert_eq!(rows(&root.path("o_1.parquet")), 2 << 20);
-}
-
-fn table(root: &Root, sql: &str) -> i64 {
-    let connection = rusqlite::Connection::open(root.path("x.db")).unwrap();
-    connection.query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
-#[test]
-fn rows_go_into_a_sqlite_table_once_per_job() {
-    let root = Root::new();
-    let uri = "sqlite://x.db/my rows";
-    root.publish(1, uri, "append").unwrap();
-    root.publish(2, uri, "append").unwrap();
-    root.publish(2, uri, "append").unwrap();
-    let count = "SELECT count(*) FROM \"my rows\"";
-    assert_eq!(
-        table(&root, count),
-        6,
-        "a second attempt replaces its own rows"
-    );
-    assert!(matches!(
-        root.publish(3, uri, "error"),
-        Err(Error::Exists { .. })
-    ));
-    root.publish(4, uri, "replace").unwrap();
-    assert_eq!(table(&root, count), 3);
-    assert_eq!(
-        table(
-            &root,
-            "SELECT sum(x) + max(_job_id) + max(_file_version_id) FROM \"my rows\""
-        ),
-        52
-    );
-    let mut output = root.output(5, &[("output", uri, "append")]).unwrap();
-    output
-        .write(
-            None,
-            &batch(vec![("other", Arc::new(Int64Array::from(vec![1])))]),
-        )
-        .unwrap();
-    let error = output.stage().unwrap().publish().unwrap_err().to_string();
-    assert!(error.contains("x, _job_id"), "{error}");
-    assert_eq!(table(&root, count), 3);
-}
-
-#[test]
-fn sqlite_stores_what_it_can_and_names_what_it_cannot() {
-    let root = Root::new();
-    let whole = every_type();
-    let uri = format!("sqlite://{}/t", root.path("x.db").display());
-    for nested in ["list", "struct"] {
-        let column = whole.column_by_name(nested).unwrap().clone();
-        let mut output = root.output(1, &[("output", &uri, "append")]).unwrap();
-        let error = output
-            .write(None, &batch(vec![(nested, column)]))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(nested) && error.contains("cannot store"),
-            "{error}"
-        );
-    }
-    let schema = whole.schema();
-    let flat: Vec<(&str, ArrayRef)> = schema
-        .fields()
-        .iter()
-        .zip(whole.columns())
-        .filter(|(field, _)| !["list", "struct"].contains(&field.name().as_str()))
-        .map(|(field, column)| (field.name().as_str(), column.clone()))
-        .collect();
-    let mut output = root.output(1, &[("output", &uri, "append")]).unwrap();
-    output.write(None, &batch(flat)).unwrap();
-    output.stage().unwrap().publish().unwrap();
-    let connection = rusqlite::Connection::open(root.path("x.db")).unwrap();
-    let row: (
-        String,
-        Option<i64>,
-        String,
-        String,
-        Vec<u8>,
-        String,
-        i64,
-        String,
-    ) = connection
-        .query_row(
-            "SELECT dictionary, \"null\", decimal, large, binary, date, bool, u64 FROM t LIMIT 1",
-            [],
-            |row| {
-                Ok((
-                    row.get(0)?,
-                    row.get(1)?,
-                    row.get(2)?,
-                    row.get(3)?,
-                    row.get(4)?,
-                    row.get(5)?,
-                    row.get(6)?,
-                    row.get(7)?,
-                ))
-            },
-        )
-        .unwrap();
-    assert_eq!(
-        row,
-        (
-            "a".into(),
-            None,
-            "123.45".into(),
-            "x".into(),
-            vec![0],
-            "1970-01-01".into(),
-            1,
-            u64::MAX.to_string()
-        )
-    );
 }

@@ -1,40 +1,51 @@
-//! The environments a worker knows, and their warm interpreters.
+//! The environments a worker knows.
+//!
+//! An environment is made on a thread of its own, with a few tries. One that could not be made
+//! fails its jobs until it is tried again, which a job that needs it starts once a pause that
+//! grows is over. Lockfiles are kept for that, within a bound.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::time::Instant;
-
-use mio::Interest;
-use mio::unix::SourceFd;
+use std::time::Duration;
 
 use super::event::ThreadEvent;
+use super::slot::Failure;
 use crate::guest::environment::{self, Environment, provision};
-use crate::guest::warm::Warm;
+use crate::job::Cause;
 use crate::limits;
-use crate::reactor::token;
+use crate::reactor::BootTime;
 
 /// Where an environment stands.
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Making,
     Ready(Environment),
-    Failed { message: String, at: Instant },
+    Failed(Failure),
+}
+
+/// An environment that was asked for.
+#[derive(Debug)]
+struct Known {
+    state: State,
+    /// None when there was no room for it.
+    lockfile: Option<Arc<str>>,
+    /// Times in a row that it could not be made, and when the next is allowed.
+    failures: u32,
+    retry_at: BootTime,
 }
 
 pub(super) struct Environments {
     home: PathBuf,
-    states: HashMap<String, State>,
+    known: HashMap<String, Known>,
     /// The environment of jobs that name none.
-    default_lockfile: String,
+    default_lockfile: Arc<str>,
     default_hash: String,
     cancel: Arc<AtomicBool>,
     events: Sender<ThreadEvent>,
     waker: Arc<mio::Waker>,
-    /// Warm interpreters by place; a place's number is its token's.
-    warm: Vec<Option<(String, Warm)>>,
 }
 
 impl Environments {
@@ -42,13 +53,12 @@ impl Environments {
         let default_lockfile = environment::requirements_lockfile(&[], None, &[]);
         Environments {
             home,
-            states: HashMap::new(),
+            known: HashMap::new(),
             default_hash: environment::hash(&default_lockfile),
-            default_lockfile,
+            default_lockfile: default_lockfile.into(),
             cancel: Arc::default(),
             events,
             waker,
-            warm: Vec::new(),
         }
     }
 
@@ -60,150 +70,183 @@ impl Environments {
         }
     }
 
-    /// The state of an environment. One that nobody asked for is looked for on disk, and the
-    /// default one is made.
+    /// The state of an environment that a job needs. One that nobody asked for is looked for on
+    /// disk, the default one is made, and one that failed or has gone from the disk is made again.
     pub(super) fn state(&mut self, hash: &str) -> State {
-        if let Some(state) = self.states.get(hash) {
-            return state.clone();
+        if let Some(known) = self.known.get(hash) {
+            return match (&known.state, known.lockfile.clone()) {
+                (State::Making, _) => State::Making,
+                (State::Ready(environment), _) if environment.interpreter.exists() => {
+                    known.state.clone()
+                }
+                (State::Ready(_), None) => self.on_disk(hash),
+                (State::Failed(_), None) => match self.on_disk(hash) {
+                    State::Failed(_) => known.state.clone(),
+                    found => found,
+                },
+                (_, Some(lockfile)) => self.make(hash, lockfile),
+            };
         }
         if hash == self.default_hash {
-            let lockfile = self.default_lockfile.clone();
-            return self.prepare(hash, &lockfile);
+            return self.make(hash, self.default_lockfile.clone());
         }
+        self.on_disk(hash)
+    }
+
+    fn on_disk(&self, hash: &str) -> State {
         match environment::find(&self.home, hash) {
             Some(interpreter) => State::Ready(Environment {
                 interpreter,
                 cached: true,
                 preload: Vec::new(),
             }),
-            None => State::Failed {
-                message: format!(
-                    "environment {hash} is not on this worker and no PREPARE_ENV came for it"
-                ),
-                at: Instant::now(),
-            },
+            None => State::Failed(Failure::new(
+                Cause::Environment,
+                format!("environment {hash} is not on this worker and no PREPARE_ENV came for it"),
+            )),
         }
     }
 
     /// Makes the environment of a lockfile unless it is there or being made.
     pub(super) fn prepare(&mut self, hash: &str, lockfile: &str) -> State {
-        match self.states.get(hash) {
-            Some(State::Failed { at, .. }) if at.elapsed() >= limits::ENVIRONMENT_RETRY_AFTER => {}
-            Some(state) => return state.clone(),
-            None => {}
+        self.make(hash, lockfile.into())
+    }
+
+    fn make(&mut self, hash: &str, lockfile: Arc<str>) -> State {
+        let now = BootTime::now();
+        let failures = match self.known.get_mut(hash) {
+            Some(known) => {
+                known.lockfile.get_or_insert_with(|| lockfile.clone());
+                match &known.state {
+                    State::Ready(environment) if !environment.interpreter.exists() => 0,
+                    State::Failed(_) if known.retry_at <= now => known.failures,
+                    state => return state.clone(),
+                }
+            }
+            None => 0,
+        };
+        self.make_room(hash, lockfile.len());
+        let state = match self.start(hash, lockfile.clone()) {
+            Ok(()) => State::Making,
+            Err(error) => State::Failed(Failure::new(
+                Cause::Worker,
+                format!("cannot start a thread: {error}"),
+            )),
+        };
+        let known = Known {
+            state: state.clone(),
+            lockfile: Some(lockfile),
+            failures,
+            retry_at: now,
+        };
+        self.known.insert(hash.to_owned(), known);
+        state
+    }
+
+    /// Forgets what is not being made when too many environments are known, and lockfiles of
+    /// others when they are too large together.
+    fn make_room(&mut self, hash: &str, size: usize) {
+        if self.known.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+            self.known
+                .retain(|_, known| matches!(known.state, State::Making));
         }
-        if self.states.len() >= limits::WORKER_ENVIRONMENTS_MAX {
-            self.states
-                .retain(|_, state| matches!(state, State::Making));
+        let kept = |known: &Known| known.lockfile.as_ref().map_or(0, |lockfile| lockfile.len());
+        let sum: usize = self.known.values().map(kept).sum();
+        if sum.saturating_add(size) > limits::LOCKFILES_KEPT_SIZE_MAX {
+            for (other, known) in &mut self.known {
+                if other != hash {
+                    known.lockfile = None;
+                }
+            }
         }
+    }
+
+    fn start(&self, hash: &str, lockfile: Arc<str>) -> std::io::Result<()> {
         let (home, cancel) = (self.home.clone(), self.cancel.clone());
         let (events, waker) = (self.events.clone(), self.waker.clone());
-        let (key, lockfile) = (hash.to_owned(), lockfile.to_owned());
-        let thread = std::thread::Builder::new()
+        let hash = hash.to_owned();
+        std::thread::Builder::new()
             .name("provision".to_owned())
             .spawn(move || {
-                let result = provision(&home, &lockfile, Some(&key), &cancel, &mut |line| {
-                    log::info!("{line}");
-                });
-                let result = result.map_err(|error| error.to_string());
+                let result = try_to_make(&home, &lockfile, &hash, &cancel);
                 // The loop is gone only when the whole worker stops.
                 if events
-                    .send(ThreadEvent::Environment { hash: key, result })
+                    .send(ThreadEvent::Environment { hash, result })
                     .is_ok()
                     && let Err(error) = waker.wake()
                 {
                     log::error!("cannot wake the worker: {error}");
                 }
-            });
-        let state = match thread {
-            Ok(_) => State::Making,
-            Err(error) => State::Failed {
-                message: format!("cannot start a thread: {error}"),
-                at: Instant::now(),
-            },
-        };
-        self.states.insert(hash.to_owned(), state.clone());
-        state
+            })?;
+        Ok(())
     }
 
     /// A thread has ended.
-    pub(super) fn handle_made(&mut self, hash: &str, result: Result<Environment, String>) {
-        let state = match result {
-            Ok(environment) => State::Ready(environment),
-            Err(message) => State::Failed {
-                message,
-                at: Instant::now(),
-            },
+    pub(super) fn handle_made(&mut self, hash: &str, result: Result<Environment, Failure>) {
+        let Some(known) = self.known.get_mut(hash) else {
+            return;
         };
-        self.states.insert(hash.to_owned(), state);
-    }
-
-    /// The warm interpreter of an environment, started when there is none; the least recently
-    /// made one goes when there are too many and it is idle.
-    pub(super) fn warm(
-        &mut self,
-        hash: &str,
-        environment: &Environment,
-        shim: &std::path::Path,
-        registry: &mio::Registry,
-        owner: u8,
-        in_use: &dyn Fn(usize) -> bool,
-    ) -> Result<usize, String> {
-        let found = self
-            .warm
-            .iter()
-            .position(|warm| warm.as_ref().is_some_and(|(key, _)| key == hash));
-        if let Some(place) = found {
-            return Ok(place);
-        }
-        let live = self.warm.iter().flatten().count();
-        if live >= limits::WARM_INTERPRETERS_MAX
-            && let Some(place) =
-                (0..self.warm.len()).find(|place| self.has(*place) && !in_use(*place))
-        {
-            self.drop_warm(place, registry);
-        }
-        let place = match self.warm.iter().position(Option::is_none) {
-            Some(place) => place,
-            None => {
-                self.warm.push(None);
-                self.warm.len() - 1
+        match result {
+            Ok(environment) => {
+                known.failures = 0;
+                known.state = State::Ready(environment);
             }
-        };
-        let warm = Warm::start(&environment.interpreter, shim, &environment.preload)
-            .map_err(|error| error.to_string())?;
-        registry
-            .register(
-                &mut SourceFd(&warm.raw_fd()),
-                token::new(owner, place),
-                Interest::READABLE,
-            )
-            .map_err(|error| error.to_string())?;
-        if let Some(slot) = self.warm.get_mut(place) {
-            *slot = Some((hash.to_owned(), warm));
-        }
-        Ok(place)
-    }
-
-    fn has(&self, place: usize) -> bool {
-        self.warm.get(place).is_some_and(Option::is_some)
-    }
-
-    pub(super) fn warm_at(&mut self, place: usize) -> Option<&mut Warm> {
-        self.warm.get_mut(place)?.as_mut().map(|(_, warm)| warm)
-    }
-
-    /// Kills a warm interpreter; its children die with it.
-    pub(super) fn drop_warm(&mut self, place: usize, registry: &mio::Registry) {
-        if let Some((_, warm)) = self.warm.get_mut(place).and_then(Option::take)
-            && let Err(error) = registry.deregister(&mut SourceFd(&warm.raw_fd()))
-        {
-            log::debug!("warm interpreter: {error}");
+            Err(failure) => {
+                known.retry_at = BootTime::now() + pause_after(known.failures);
+                known.failures = known.failures.saturating_add(1);
+                known.state = State::Failed(failure);
+            }
         }
     }
 
     /// Environments that are being made are given up.
     pub(super) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
+    }
+}
+
+fn pause_after(failures: u32) -> Duration {
+    limits::ENVIRONMENT_RETRY_AFTER
+        .saturating_mul(1 << failures.min(16))
+        .min(limits::ENVIRONMENT_RETRY_AFTER_MAX)
+}
+
+/// A tool may fail for a moment (a registry that does not answer, a full disk), which should not
+/// fail every job that waits.
+fn try_to_make(
+    home: &std::path::Path,
+    lockfile: &str,
+    hash: &str,
+    cancel: &AtomicBool,
+) -> Result<Environment, Failure> {
+    let mut pause = limits::PROVISION_PAUSE;
+    let mut attempt = 1;
+    loop {
+        let result = provision(home, lockfile, Some(hash), cancel, &mut |line| {
+            log::info!("{line}");
+        });
+        let error = match result {
+            Ok(environment) => return Ok(environment),
+            Err(error) => error,
+        };
+        if !error.may_pass() || attempt >= limits::PROVISION_ATTEMPTS {
+            return Err(Failure::new(error.cause(), error.to_string()));
+        }
+        log::warn!("environment {hash}, try {attempt}: {error}");
+        environment::sleep(pause, cancel);
+        attempt += 1;
+        pause *= 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound() {
+        let seconds = |failures| pause_after(failures).as_secs();
+        assert_eq!([seconds(0), seconds(1), seconds(2)], [10, 20, 40]);
+        assert_eq!(seconds(100), 300);
     }
 }

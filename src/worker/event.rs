@@ -1,5 +1,6 @@
 //! What threads of a worker tell its loop.
 
+use super::slot::Failure;
 use super::writer::Report;
 use crate::guest::environment::Environment;
 
@@ -10,6 +11,8 @@ pub(super) enum ThreadEvent {
     /// An environment is made, or could not be.
     Environment {
         hash: String,
-        result: Result<Environment, String>,
+        result: Result<Environment, Failure>,
     },
+    /// The worker has tested itself.
+    SelfTest(Result<(), String>),
 }

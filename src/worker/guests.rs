@@ -1,4 +1,4 @@
-//! Guests of the slots: started, watched, ended.
+//! Plugin processes of the slots: started, and what their slots want done.
 
 use std::io;
 
@@ -8,14 +8,15 @@ use mio::net::UnixListener;
 use super::control::{env_ready, error_payload};
 use super::environments::State;
 use super::event::ThreadEvent;
+use super::interpreters::spawn_cause;
 use super::job::{Guest, Run, owner};
-use super::serve::{GuestStart, WARM, Worker};
-use super::slot::{Action, Slot};
+use super::runtime;
+use super::serve::{GuestStart, Worker};
+use super::slot::{Action, Failure};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
-use crate::guest::warm::WarmEvent;
-use crate::guest::{Exit, Job, process};
-use crate::limits;
+use crate::guest::{Job, process};
+use crate::job::Cause;
 use crate::reactor::{BootTime, token};
 
 impl Worker {
@@ -27,6 +28,10 @@ impl Worker {
             self.next_serial += 1;
             let mut run = Run::new(self.next_serial, order, self.options.job_timeout, now);
             run.waits_for_environment = true;
+            if run.order.lease.is_some() {
+                let until = self.leases.may_publish_until(run.order.job.attempt);
+                run.permit.set(until);
+            }
             if let Some(slot) = self.slots.get_mut(place) {
                 *slot = Some(run);
             }
@@ -34,95 +39,67 @@ impl Worker {
         }
     }
 
-    /// Starts the guest of a slot whose environment is ready.
+    /// Starts the process of a slot whose environment is ready.
     pub(super) fn start_guest(&mut self, place: usize, now: BootTime) {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return;
         };
-        let environment = match self.environments.state(&run.order.environment) {
+        let started = match self.environments.state(&run.order.environment) {
             State::Making => return,
-            State::Ready(environment) => environment,
-            State::Failed { message, .. } => {
+            State::Ready(environment) => {
                 run.waits_for_environment = false;
-                run.slot.handle_start_failed(message);
-                return;
+                self.launch(place, &environment, now)
             }
+            State::Failed(failure) => Err(failure),
         };
-        run.waits_for_environment = false;
-        run.slot = Slot::new(self.options.job_timeout, now);
-        if let Err(message) = self.launch(place, &environment, now)
+        if let Err(failure) = started
             && let Some(Some(run)) = self.slots.get_mut(place)
         {
-            run.slot.handle_start_failed(message);
+            run.waits_for_environment = false;
+            run.slot.handle_start_failed(failure);
         }
     }
 
-    pub(super) fn launch(
+    fn launch(
         &mut self,
         place: usize,
         environment: &Environment,
         now: BootTime,
-    ) -> Result<(), String> {
-        let text = |error: io::Error| error.to_string();
-        let work_dir = self.runtime.work_dir(place).map_err(text)?;
-        let socket_path = self.runtime.socket(place);
-        if let Err(error) = std::fs::remove_file(&socket_path)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            return Err(text(error));
-        }
-        let mut listener = UnixListener::bind(&socket_path).map_err(text)?;
-        let registry = self.reactor.registry();
-        registry
-            .register(
-                &mut listener,
-                token::new(owner::LISTENER, place),
-                Interest::READABLE,
-            )
-            .map_err(text)?;
-        let warm_place = match self.options.guest_start {
-            GuestStart::Spawn => None,
-            GuestStart::Warm => {
-                let used: Vec<usize> = self
-                    .slots
-                    .iter()
-                    .flatten()
-                    .filter_map(|run| match run.guest {
-                        Guest::Warm { place, .. } => Some(place),
-                        _ => None,
-                    })
-                    .collect();
-                let Some(Some(run)) = self.slots.get(place) else {
-                    return Ok(());
-                };
-                let hash = run.order.environment.clone();
-                Some(self.environments.warm(
-                    &hash,
-                    environment,
-                    &self.shim,
-                    registry,
-                    WARM,
-                    &|place| used.contains(&place),
-                )?)
-            }
-        };
+    ) -> Result<(), Failure> {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return Ok(());
         };
-        let order = &run.order;
+        let serial = run.serial;
+        let order = run.order.clone();
+        check_path(&order.job.file_path)?;
+        self.runtime
+            .ensure()
+            .map_err(worker("folder for sockets"))?;
+        let work_dir = self
+            .runtime
+            .work_dir(serial)
+            .map_err(worker("working directory"))?;
+        let socket_path = self.runtime.socket(serial);
+        let mut listener = UnixListener::bind(&socket_path).map_err(worker("bridge"))?;
+        let token = token::new(owner::LISTENER, place);
+        let registry = self.reactor.registry();
+        registry
+            .register(&mut listener, token, Interest::READABLE)
+            .map_err(worker("event loop"))?;
+        run.listener = Some(listener);
+        let address = Address {
+            serial,
+            reports: self.report_sender.clone(),
+            waker: self.waker.clone(),
+        };
         let writer = Writer::start(
             order.job.clone(),
             self.staging.clone(),
             run.permit.clone(),
-            Address {
-                serial: run.serial,
-                reports: self.report_sender.clone(),
-                waker: self.waker.clone(),
-            },
-        )
-        .map_err(text)?;
-        run.writer = Some(writer);
-        run.listener = Some(listener);
+            address,
+        );
+        run.writer = Some(writer.map_err(worker("writer thread"))?);
+        run.started_at = Some(now);
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
             file_version_id: order.job.file_version_id,
@@ -132,43 +109,61 @@ impl Worker {
             socket_path: &socket_path,
             work_dir: &work_dir,
         };
-        let pipes = match warm_place {
-            Some(warm_place) => {
-                let warm = self
-                    .environments
-                    .warm_at(warm_place)
-                    .ok_or("no warm interpreter")?;
-                let pipes = warm
-                    .request(run.serial, &job)
-                    .map_err(|error| error.to_string())?;
-                run.guest = Guest::Warm {
-                    place: warm_place,
-                    pid: None,
-                    kill: false,
-                };
-                pipes
-            }
-            None => {
-                let (process, pipes) = process::spawn(&environment.interpreter, &self.shim, &job)
-                    .map_err(|error| {
-                    format!(
-                        "cannot start {}: {error}",
-                        environment.interpreter.display()
-                    )
-                })?;
-                run.guest = Guest::Spawned(process);
-                pipes
-            }
+        let shim = match &self.options.shim {
+            Some(shim) => shim.clone(),
+            None => self.runtime.shim(),
         };
-        run.started_at = Some(now);
-        run.slot.handle_started(limits::GUEST_CONNECT_TIMEOUT, now);
         log::debug!(
-            "job {}: guest started for {}",
+            "job {}: starting for {}",
             order.job.attempt.job_id,
             order.job.file_path
         );
-        run.watch_exit(place, registry).map_err(text)?;
-        run.watch_pipes(pipes, place, registry).map_err(text)
+        let pipes = match self.options.guest_start {
+            GuestStart::Spawn => {
+                let interpreter = &environment.interpreter;
+                let (process, pipes) =
+                    process::spawn(interpreter, &shim, &job).map_err(|error| {
+                        Failure::new(
+                            spawn_cause(environment, &error),
+                            format!("cannot start {}: {error}", interpreter.display()),
+                        )
+                    })?;
+                run.watch_process(process, place, registry)
+                    .map_err(worker("event loop"))?;
+                run.slot.handle_started(now);
+                pipes
+            }
+            GuestStart::Warm => {
+                let job_id = order.job.attempt.job_id;
+                let index = match self.interpreters.find(job_id, &order.environment) {
+                    Some(index) => index,
+                    None => {
+                        let used = self.interpreters_in_use();
+                        let registry = self.reactor.registry();
+                        let is_used = |index| used.contains(&index);
+                        if let Some(process) = self.interpreters.make_room(&is_used, registry) {
+                            self.leftovers.add(process);
+                        }
+                        let hash = &order.environment;
+                        self.interpreters
+                            .start(job_id, hash, environment, &shim, registry)?
+                    }
+                };
+                let pipes = self.interpreters.request(index, serial, &job, now)?;
+                let Some(Some(run)) = self.slots.get_mut(place) else {
+                    return Ok(());
+                };
+                run.interpreter = Some(index);
+                run.guest = Guest::Requested { kill: false };
+                run.slot.handle_requested();
+                pipes
+            }
+        };
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return Ok(());
+        };
+        run.watch_pipes(pipes, place, self.reactor.registry())
+            .map_err(worker("event loop"))
     }
 
     pub(super) fn thread_event(&mut self, event: ThreadEvent, now: BootTime) {
@@ -183,7 +178,9 @@ impl Worker {
                             writer.retry();
                         }
                     }
-                    Report::Failed(message) => run.slot.handle_output_failed(message),
+                    Report::Failed { cause, message } => {
+                        run.slot.handle_output_failed(Failure::new(cause, message));
+                    }
                     Report::Staged => run.slot.handle_staged(),
                     Report::NotGranted => run.slot.handle_not_granted(),
                     Report::Published(artifacts) => {
@@ -193,16 +190,21 @@ impl Worker {
                     Report::Discarded => run.slot.handle_discarded(),
                 }
             }
+            ThreadEvent::SelfTest(result) => {
+                if self.health.handle_test(result, now) {
+                    log::info!("this worker works again");
+                }
+            }
             ThreadEvent::Environment { hash, result } => {
                 match &result {
                     Ok(environment) => {
                         let payload = env_ready(&hash, environment, environment.cached);
                         self.send(0, &payload);
                     }
-                    Err(message) => {
-                        log::error!("environment {hash}: {message}");
-                        let payload = error_payload(&format!("environment {hash}: {message}"));
-                        self.send(0, &payload);
+                    Err(failure) => {
+                        let message = format!("environment {hash}: {}", failure.message);
+                        log::error!("{message}");
+                        self.send(0, &error_payload(&message));
                     }
                 }
                 self.environments.handle_made(&hash, result);
@@ -222,22 +224,29 @@ impl Worker {
         }
     }
 
+    /// A job by its number in this worker's life, in a slot or past it.
+    fn run_of(&mut self, serial: u64) -> Option<&mut Run> {
+        let slots = self.slots.iter_mut().flatten();
+        slots
+            .chain(&mut self.publishing)
+            .find(|run| run.serial == serial)
+    }
+
     /// Carries out what the slots want done. Staged output is [`Worker::publish`]'s.
     pub(super) fn act(&mut self, now: BootTime) {
-        for place in 0..self.slots.len() {
-            while let Some(Some(run)) = self.slots.get_mut(place) {
-                match run.slot.poll(false) {
+        for index in 0..self.slots.len() {
+            while let Some(Some(run)) = self.slots.get_mut(index) {
+                match run.slot.poll(false, now) {
                     None | Some(Action::Publish) => break,
-                    Some(Action::KillGuest) => run.kill(),
+                    Some(Action::Kill) => run.kill(),
                     Some(Action::Stage) => with_writer(run, Writer::stage),
                     Some(Action::Discard) => match &mut run.writer {
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },
                     Some(Action::Conclude(failure)) => {
-                        if let Some(mut run) = self.slots.get_mut(place).and_then(Option::take) {
+                        if let Some(mut run) = self.leave_slot(index, failure.is_none()) {
                             run.failure = failure;
-                            self.runtime.clear(place);
                             self.conclude(run, now);
                             self.start_jobs(now);
                         }
@@ -247,130 +256,127 @@ impl Worker {
         }
     }
 
-    /// A job by its number in this worker's life, in a slot or past it.
-    fn run_of(&mut self, serial: u64) -> Option<&mut Run> {
-        let slots = self.slots.iter_mut().flatten();
-        slots
-            .chain(&mut self.publishing)
-            .find(|run| run.serial == serial)
+    /// Takes a job whose process is over out of its slot, and gives back what the process had.
+    pub(super) fn leave_slot(&mut self, index: usize, is_good: bool) -> Option<Run> {
+        let mut run = self.slots.get_mut(index)?.take()?;
+        let attempt = run.order.job.attempt;
+        if let Guest::Running(process) = std::mem::replace(&mut run.guest, Guest::None) {
+            if !process.has_exited() {
+                log::error!(
+                    "{attempt}: process {} has not ended after SIGKILL; it is watched apart",
+                    process.id()
+                );
+            }
+            self.leftovers.add(process);
+        }
+        let registry = self.reactor.registry();
+        let unused = self
+            .interpreters
+            .handle_job_end(attempt.job_id, is_good, registry);
+        if let Some(process) = unused {
+            self.leftovers.add(process);
+        }
+        self.runtime.clear(run.serial);
+        Some(run)
     }
 
-    pub(super) fn process_exit(&mut self, place: usize, now: BootTime) {
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+    /// The job is over: its receipt goes out.
+    pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
+        let attempt = run.order.job.attempt;
+        let failed = run.failure.as_ref();
+        let failed = failed.map(|failure| (failure.cause, failure.message.as_str()));
+        let was_in_trouble = self.health.trouble().is_some();
+        self.health.handle_end(&run.order.environment, failed, now);
+        if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
+            log::error!("this worker is in trouble: {reason}");
+            self.heartbeat_at = now;
+        }
+        if run.is_unwanted && run.failure.is_some() {
+            self.leases.forget(attempt);
             return;
-        };
-        let Guest::Spawned(process) = &mut run.guest else {
-            return;
-        };
-        match process.try_exit() {
-            Ok(None) => {}
-            Ok(Some(exit)) => run.handle_exit(&exit, place, self.reactor.registry(), now),
-            Err(error) => {
-                log::error!("job {}: {error}", run.order.job.attempt.job_id);
-                let exit = Exit {
-                    code: None,
-                    signal: None,
-                    rss_max_bytes: 0,
-                };
-                run.handle_exit(&exit, place, self.reactor.registry(), now);
+        }
+        let receipt = run.conclude(run.failure.as_ref(), now);
+        match &receipt.error_message {
+            None => log::info!("{attempt}: done"),
+            Some(message) => {
+                let line = message.lines().next().unwrap_or("");
+                log::warn!("{attempt}: failed: {line}");
             }
         }
+        self.report(attempt, run.order.lease.is_some(), receipt);
     }
 
-    pub(super) fn warm_events(&mut self, warm_place: usize, now: BootTime) {
-        loop {
-            let Some(warm) = self.environments.warm_at(warm_place) else {
-                return;
-            };
-            let event = match warm.next_event() {
-                Ok(Some(event)) => event,
-                Ok(None) => return,
-                Err(error) => {
-                    log::error!("{error}");
-                    self.warm_lost(warm_place, &error.to_string(), now);
-                    return;
-                }
-            };
-            let (key, exit) = match event {
-                WarmEvent::Ready => continue,
-                WarmEvent::Started { key, pid } => {
-                    if let Some((place, run)) = self.warm_run(warm_place, key) {
-                        let mut kill_now = false;
-                        if let Guest::Warm {
-                            pid: known, kill, ..
-                        } = &mut run.guest
-                        {
-                            *known = Some(pid);
-                            kill_now = *kill;
-                        }
-                        if kill_now {
-                            run.kill();
-                        }
-                        // It may have connected before its start was told.
-                        if let Some(Some(run)) = self.slots.get_mut(place) {
-                            run.accept(place, self.reactor.registry(), now);
-                        }
-                    }
-                    continue;
-                }
-                WarmEvent::Failed { key, message } => {
-                    if let Some((_, run)) = self.warm_run(warm_place, key) {
-                        run.guest = Guest::None;
-                        run.slot.handle_start_failed(message);
-                    }
-                    continue;
-                }
-                WarmEvent::Exited { key, exit } => (key, exit),
-            };
-            if let Some((place, _)) = self.warm_run(warm_place, key)
-                && let Some(Some(run)) = self.slots.get_mut(place)
-            {
-                run.handle_exit(&exit, place, self.reactor.registry(), now);
-            }
+    /// Why this worker should take no jobs now. It tests itself, and none again means that it can.
+    pub fn trouble(&self) -> Option<String> {
+        self.health.trouble().map(str::to_owned)
+    }
+
+    /// Environments whose jobs fail on this worker, and why.
+    pub fn troubled_environments(&self) -> Vec<(String, String)> {
+        let owned = |(hash, reason): (&str, &str)| (hash.to_owned(), reason.to_owned());
+        self.health.troubled_environments().map(owned).collect()
+    }
+
+    /// Tests the worker itself when that is due, on a thread: the disk may not answer.
+    pub(super) fn test_health(&mut self, now: BootTime) {
+        if !self.health.poll_test(now) {
+            return;
         }
-    }
-
-    /// The slot whose guest is a child of the warm interpreter and was asked for by that key.
-    pub(super) fn warm_run(&mut self, warm_place: usize, key: u64) -> Option<(usize, &mut Run)> {
-        self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
-            let run = slot.as_mut()?;
-            let ours = matches!(run.guest, Guest::Warm { place, .. } if place == warm_place);
-            (ours && run.serial == key).then_some((place, run))
-        })
-    }
-
-    /// A warm interpreter is gone, and its children with it.
-    pub(super) fn warm_lost(&mut self, warm_place: usize, reason: &str, now: BootTime) {
-        self.environments
-            .drop_warm(warm_place, self.reactor.registry());
-        for place in 0..self.slots.len() {
-            let Some(Some(run)) = self.slots.get_mut(place) else {
-                continue;
-            };
-            if !matches!(run.guest, Guest::Warm { place, .. } if place == warm_place) {
-                continue;
-            }
-            run.kill();
-            if run.started_at.is_some() && run.slot.reads() {
-                let exit = Exit {
-                    code: None,
-                    signal: Some(9),
-                    rss_max_bytes: 0,
-                };
-                run.handle_exit(&exit, place, self.reactor.registry(), now);
-            } else {
-                run.guest = Guest::None;
-                run.slot.handle_start_failed(reason.to_owned());
-            }
+        if let Err(error) = self.runtime.ensure() {
+            self.health.handle_test(Err(error.to_string()), now);
+            return;
+        }
+        let folder = self.runtime.folder().to_owned();
+        let output = self.options.output.clone();
+        let (events, waker) = (self.report_sender.clone(), self.waker.clone());
+        let thread = std::thread::Builder::new()
+            .name("self-test".to_owned())
+            .spawn(move || {
+                let result = runtime::self_test(&folder, &output);
+                let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
+                // The loop is gone only when the whole worker stops.
+                if events.send(event).is_ok()
+                    && let Err(error) = waker.wake()
+                {
+                    log::error!("cannot wake the worker: {error}");
+                }
+            });
+        if let Err(error) = thread {
+            let reason = format!("cannot start a thread: {error}");
+            self.health.handle_test(Err(reason), now);
         }
     }
 }
+
+/// An error of the operating system that is the worker's own.
+fn worker(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |error| Failure::new(Cause::Worker, format!("{what}: {error}"))
+}
+
+/// What no process can be given as a path.
+fn check_path(path: &str) -> Result<(), Failure> {
+    let refused = |reason: &str| {
+        let start: String = path.chars().take(200).collect();
+        Err(Failure::new(
+            Cause::Input,
+            format!("input: {start:?}: {reason}"),
+        ))
+    };
+    match path {
+        path if path.contains('\0') => refused("the path contains a NUL"),
+        path if path.len() >= PATH_SIZE_MAX => refused("the path is too long"),
+        _ => Ok(()),
+    }
+}
+
+/// Linux's PATH_MAX, which counts the NUL at the end.
+const PATH_SIZE_MAX: usize = 4096;
 
 fn with_writer(run: &mut Run, order: impl FnOnce(&mut Writer)) {
     match &mut run.writer {
         Some(writer) => order(writer),
         None => run
             .slot
-            .handle_output_failed("the job has no writer".to_owned()),
+            .handle_output_failed(Failure::new(Cause::Worker, "the job has no writer")),
     }
 }

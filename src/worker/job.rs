@@ -1,6 +1,5 @@
-//! One running job's resources: its guest, its socket, its writer.
+//! One running job's resources: its plugin process, its socket, its writer.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -14,10 +13,10 @@ use super::log_tail::LogTail;
 use super::permit::Permit;
 use super::slot::{Failure, Slot};
 use super::writer::Writer;
-use crate::guest::bridge::{BridgeReader, Step};
+use crate::guest::Exit;
+use crate::guest::bridge::{self, BridgeReader, Step};
 use crate::guest::process::{Pipes, Process};
-use crate::guest::{Exit, warm};
-use crate::job::{Attempt, Job, JobStatus, Lease, Receipt};
+use crate::job::{Attempt, Cause, Job, Lease};
 use crate::limits;
 use crate::reactor::{BootTime, token};
 use crate::sink::Artifact;
@@ -46,16 +45,15 @@ impl Order {
     }
 }
 
-/// The guest's process.
+/// The plugin process.
 pub(super) enum Guest {
     None,
-    Spawned(Process),
-    /// A child of the warm interpreter at a place; its process id comes with its start.
-    Warm {
-        place: usize,
-        pid: Option<i32>,
+    /// Asked of a warm interpreter.
+    Requested {
+        /// Kill it when it starts.
         kill: bool,
     },
+    Running(Process),
 }
 
 /// A job in a slot.
@@ -71,16 +69,21 @@ pub(super) struct Run {
     reader: BridgeReader,
     pub(super) writer: Option<Writer>,
     pub(super) guest: Guest,
+    /// Index of the warm interpreter that the process is a child of.
+    pub(super) interpreter: Option<usize>,
     pub(super) stdout: LogTail,
     pub(super) stderr: LogTail,
-    /// More has been printed than one turn reads; no new readiness will tell.
-    pub(super) logs_pending: bool,
-    dispatched_at: BootTime,
+    /// More has been printed than one call reads; no new readiness will come for it.
+    logs_pending: bool,
+    /// More connections wait than one call takes.
+    accepts_pending: bool,
+    pub(super) dispatched_at: BootTime,
     pub(super) started_at: Option<BootTime>,
-    connected_at: Option<BootTime>,
-    frames: u64,
-    octets: u64,
-    rss_max_bytes: u64,
+    pub(super) connected_at: Option<BootTime>,
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
+    pub(super) rss_max_bytes: u64,
+    rss_sampled_at: BootTime,
     pub(super) artifacts: Vec<Artifact>,
     /// Until when its writer may publish.
     pub(super) permit: Permit,
@@ -99,7 +102,7 @@ impl Run {
         Run {
             serial,
             order,
-            slot: Slot::new(job_timeout, now),
+            slot: Slot::new(job_timeout),
             waits_for_environment: false,
             listener: None,
             stream: None,
@@ -107,15 +110,18 @@ impl Run {
             reader: BridgeReader::default(),
             writer: None,
             guest: Guest::None,
+            interpreter: None,
             stdout: LogTail::new(None),
             stderr: LogTail::new(None),
             logs_pending: false,
+            accepts_pending: false,
             dispatched_at: now,
             started_at: None,
             connected_at: None,
             frames: 0,
-            octets: 0,
+            bytes: 0,
             rss_max_bytes: 0,
+            rss_sampled_at: now,
             artifacts: Vec::new(),
             permit,
             is_unwanted: false,
@@ -123,7 +129,7 @@ impl Run {
         }
     }
 
-    /// Takes over a guest's pipes and watches them.
+    /// Takes over a process's pipes and watches them.
     pub(super) fn watch_pipes(
         &mut self,
         pipes: Pipes,
@@ -144,40 +150,53 @@ impl Run {
         Ok(())
     }
 
-    /// Watches a spawned guest's exit.
-    pub(super) fn watch_exit(&self, place: usize, registry: &Registry) -> io::Result<()> {
-        if let Guest::Spawned(process) = &self.guest {
-            registry.register(
-                &mut SourceFd(&process.pidfd().as_raw_fd()),
-                token::new(owner::EXIT, place),
-                Interest::READABLE,
-            )?;
-        }
-        Ok(())
+    /// Takes over a process that has started, and watches its exit.
+    pub(super) fn watch_process(
+        &mut self,
+        process: Process,
+        place: usize,
+        registry: &Registry,
+    ) -> io::Result<()> {
+        let fd = process.pidfd().as_raw_fd();
+        self.guest = Guest::Running(process);
+        let token = token::new(owner::EXIT, place);
+        registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
     }
 
-    /// The leader of the guest's process group, once it is known.
-    fn group(&self) -> Option<i32> {
-        match &self.guest {
-            Guest::None => None,
-            Guest::Spawned(process) => Some(process.id()),
-            Guest::Warm { pid, .. } => *pid,
+    /// Goes on with what no readiness will come for, and lets time pass.
+    pub(super) fn advance(&mut self, place: usize, registry: &Registry, now: BootTime) {
+        if self.accepts_pending {
+            self.accept(place, registry, now);
         }
+        self.read(now);
+        if self.logs_pending {
+            self.read_logs();
+        }
+        self.slot.handle_timeout(now);
     }
 
-    /// Takes the guest's connection. One from outside the guest's process group is another
-    /// guest's and is closed.
+    /// True when [`Run::advance`] has something to do at once.
+    pub(super) fn is_busy(&self) -> bool {
+        self.wants_read() || self.logs_pending || self.accepts_pending
+    }
+
+    /// Takes the process's connection. One from outside its process group is another's and is
+    /// closed.
     pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
-        let Some(group) = self.group() else {
+        let Guest::Running(process) = &self.guest else {
             return;
         };
-        while let Some(listener) = &self.listener {
+        let group = process.id();
+        self.accepts_pending = false;
+        for _ in 0..limits::BRIDGE_ACCEPTS_PER_CALL {
+            let Some(listener) = &self.listener else {
+                return;
+            };
             let mut stream = match listener.accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    self.slot
-                        .handle_bridge_broken(format!("cannot accept: {error}"), now);
+                    self.bridge_broken(Cause::Worker, format!("cannot accept: {error}"));
                     return;
                 }
             };
@@ -188,10 +207,9 @@ impl Run {
                 );
                 continue;
             }
-            let place = token::new(owner::STREAM, place);
-            if let Err(error) = registry.register(&mut stream, place, Interest::READABLE) {
-                self.slot
-                    .handle_bridge_broken(format!("cannot watch the bridge: {error}"), now);
+            let token = token::new(owner::STREAM, place);
+            if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
+                self.bridge_broken(Cause::Worker, format!("cannot watch the bridge: {error}"));
                 return;
             }
             self.stream = Some(stream);
@@ -200,70 +218,89 @@ impl Run {
             self.connected_at = Some(now);
             self.slot.handle_connected();
         }
+        self.accepts_pending = self.listener.is_some();
+    }
+
+    fn bridge_broken(&mut self, cause: Cause, reason: String) {
+        self.slot.handle_bridge_broken(Failure::new(cause, reason));
     }
 
     pub(super) fn set_readable(&mut self) {
         self.readable = true;
     }
 
-    /// True when octets wait that can be taken now.
-    pub(super) fn wants_read(&self) -> bool {
-        self.readable
-            && self.stream.is_some()
-            && self.slot.reads()
-            && self.writer.as_ref().is_some_and(|writer| !writer.is_full())
+    /// True when bytes wait that can be taken now.
+    fn wants_read(&self) -> bool {
+        self.readable && self.stream.is_some() && self.slot.reads() && !self.is_writer_full()
     }
 
-    /// Reads the bridge until it blocks, the writer is full, or the turn's budget is used up.
-    pub(super) fn read(&mut self, now: BootTime) {
+    fn is_writer_full(&self) -> bool {
+        self.writer.as_ref().is_none_or(Writer::is_full)
+    }
+
+    /// Reads the bridge until it blocks, the writer is full, or the call's budget is used up.
+    fn read(&mut self, now: BootTime) {
+        if self.slot.reads() && self.is_writer_full() {
+            // What the process sent waits for the disk, not for the process.
+            self.slot.handle_progress(now);
+        }
         let mut budget = limits::BRIDGE_OCTETS_PER_TURN;
         while self.wants_read() && budget > 0 {
             let (Some(stream), Some(writer)) = (&mut self.stream, &mut self.writer) else {
                 return;
             };
-            match self.reader.read(stream) {
+            let step = self.reader.read(stream);
+            if matches!(step, Ok(Step::Frame(_) | Step::More)) {
+                self.slot.handle_progress(now);
+            }
+            match step {
                 Ok(Step::Frame(frame)) => {
                     self.frames += 1;
-                    self.octets += frame.len() as u64;
+                    self.bytes += frame.len() as u64;
                     budget = budget.saturating_sub(frame.len());
                     writer.give(frame);
                 }
                 Ok(Step::More) => budget = budget.saturating_sub(4096),
                 Ok(Step::Blocked) => self.readable = false,
-                Ok(Step::End) => self.slot.handle_end(now),
-                Ok(Step::Failure(text)) => self.slot.handle_failure(text, now),
-                Err(error) => self.slot.handle_bridge_broken(error.to_string(), now),
+                Ok(Step::End) => {
+                    self.sample_rss();
+                    self.slot.handle_end(now);
+                }
+                Ok(Step::Failure(text)) => {
+                    self.sample_rss();
+                    self.slot.handle_failure(text, now);
+                }
+                Err(bridge::Error::Closed) => self.slot.handle_closed(now),
+                Err(error @ bridge::Error::Io(_)) => {
+                    self.bridge_broken(Cause::Worker, error.to_string());
+                }
+                Err(error) => self.bridge_broken(Cause::Plugin, error.to_string()),
             }
+        }
+        if self.rss_sampled_at + limits::RSS_SAMPLE_INTERVAL <= now {
+            self.rss_sampled_at = now;
+            self.sample_rss();
         }
     }
 
-    /// Takes what the guest has printed, a turn's worth.
+    /// Keeps the most memory that the process has had: once it has exited, the kernel tells it
+    /// only to who reaps it.
+    fn sample_rss(&mut self) {
+        if let Guest::Running(process) = &self.guest {
+            self.rss_max_bytes = self.rss_max_bytes.max(process.rss_max_bytes());
+        }
+    }
+
+    /// Takes what the process has printed, a call's worth.
     pub(super) fn read_logs(&mut self) {
         let stdout = self.stdout.read();
         let stderr = self.stderr.read();
         self.logs_pending = stdout || stderr;
     }
 
-    /// Kills the guest's process group, now or as soon as its id is known.
-    pub(super) fn kill(&mut self) {
-        match &mut self.guest {
-            Guest::None => {}
-            Guest::Spawned(process) => process.kill_group(),
-            Guest::Warm { pid: Some(pid), .. } => warm::kill_group(*pid),
-            Guest::Warm { kill, .. } => *kill = true,
-        }
-    }
-
-    /// The guest has exited: what it sent and printed before is taken first.
-    pub(super) fn handle_exit(
-        &mut self,
-        exit: &Exit,
-        place: usize,
-        registry: &Registry,
-        now: BootTime,
-    ) {
-        self.accept(place, registry, now);
-        // Bounded: a process that left the group may hold the pipe and go on printing.
+    /// Takes all that an exited process has printed. Bounded: a process that left the group may
+    /// hold the pipe and go on printing.
+    fn read_last_logs(&mut self) {
         for _ in 0..limits::LOG_TURNS_AT_EXIT {
             self.read_logs();
             if !self.logs_pending {
@@ -271,103 +308,86 @@ impl Run {
             }
         }
         self.logs_pending = false;
-        self.rss_max_bytes = exit.rss_max_bytes;
+    }
+
+    /// Kills the process, now or as soon as it starts.
+    pub(super) fn kill(&mut self) {
+        self.sample_rss();
+        match &mut self.guest {
+            Guest::None => {}
+            Guest::Running(process) => process.kill(),
+            Guest::Requested { kill } => *kill = true,
+        }
+    }
+
+    /// The process has exited: what it sent and printed before is taken first.
+    pub(super) fn handle_exit(
+        &mut self,
+        exit: Exit,
+        place: usize,
+        registry: &Registry,
+        now: BootTime,
+    ) {
+        self.take_last_words(place, registry, now);
+        self.rss_max_bytes = self.rss_max_bytes.max(exit.rss_max_bytes);
         self.guest = Guest::None;
-        self.slot.handle_exited(exit.is_clean(), exit.to_string());
+        self.slot.handle_exited(exit, now);
     }
 
-    /// The receipt.
-    pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
-        let ms = |from: Option<BootTime>, to: BootTime| {
-            let span = from.map_or(Duration::ZERO, |from| to.saturating_duration_since(from));
-            i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+    /// The exit was seen; who reaps the process has not told it yet.
+    pub(super) fn handle_exit_seen(&mut self, place: usize, registry: &Registry, now: BootTime) {
+        let Guest::Running(process) = &self.guest else {
+            return;
         };
-        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let mut metrics = BTreeMap::new();
-        let mut put = |name: &str, value: i64| metrics.insert(name.to_owned(), value);
-        put(
-            "rows",
-            count(self.artifacts.iter().map(|artifact| artifact.rows).sum()),
-        );
-        put(
-            "size_bytes",
-            count(
-                self.artifacts
-                    .iter()
-                    .map(|artifact| artifact.size_bytes)
-                    .sum(),
-            ),
-        );
-        put("batches", count(self.frames));
-        put("bridge_bytes", count(self.octets));
-        put("duration_ms", ms(Some(self.dispatched_at), now));
-        if let Some(connected) = self.connected_at {
-            put("start_ms", ms(self.started_at, connected));
-            put("run_ms", ms(self.connected_at, now));
-        }
-        if self.rss_max_bytes > 0 {
-            put("guest_rss_max_bytes", count(self.rss_max_bytes));
-        }
-        let artifacts = self.artifacts.iter().map(|artifact| {
-            BTreeMap::from([
-                ("topic".to_owned(), artifact.topic.clone()),
-                ("uri".to_owned(), artifact.uri.clone()),
-                ("rows".to_owned(), artifact.rows.to_string()),
-                ("size_bytes".to_owned(), artifact.size_bytes.to_string()),
-            ])
-        });
-        let log = self.log();
-        Receipt {
-            status: if failure.is_some() {
-                JobStatus::Failed
-            } else {
-                JobStatus::Success
-            },
-            metrics,
-            artifacts: artifacts.collect(),
-            error_message: failure.map(|failure| self.describe(failure)),
-            cause: None,
-            returned: false,
-            attempt: self.order.attempt().map(|attempt| attempt.number),
-            log_tail: (!log.is_empty()).then_some(log),
-        }
+        let exit = process.unreaped_exit().unwrap_or(Exit::UNKNOWN);
+        self.take_last_words(place, registry, now);
+        self.slot.handle_exit_seen(exit, now);
     }
 
-    /// The failure with what the guest last said, when the failure does not say it itself.
-    fn describe(&self, failure: &Failure) -> String {
-        let mut text = failure.message.clone();
-        if let Some(exit) = &failure.exit
-            && exit != "exit code 1"
-        {
-            text.push_str(&format!("; its process ended with {exit}"));
-        }
-        let stderr = self.stderr.text();
-        let last: Vec<&str> = stderr.lines().rev().take(limits::TOOL_LINES_KEPT).collect();
-        let said = last.first().is_some_and(|line| text.contains(line.trim()));
-        if !last.is_empty() && !said {
-            text.push_str("\nlast lines of stderr:");
-            for line in last.iter().rev() {
-                text.push('\n');
-                text.push_str(line);
+    /// The process is lost with its interpreter. If it ended by itself before, that counts.
+    pub(super) fn handle_lost(
+        &mut self,
+        failure: Failure,
+        place: usize,
+        registry: &Registry,
+        now: BootTime,
+    ) -> Option<Process> {
+        match std::mem::replace(&mut self.guest, Guest::None) {
+            Guest::None => None,
+            Guest::Requested { .. } => {
+                self.slot.handle_start_failed(failure);
+                None
+            }
+            Guest::Running(process) => {
+                let unreaped = || process.has_exited().then(|| process.unreaped_exit())?;
+                let exit = self.slot.exit_seen().or_else(unreaped);
+                self.guest = Guest::Running(process);
+                self.take_last_words(place, registry, now);
+                match exit {
+                    // Killed by the kernel with its interpreter, or not known.
+                    None
+                    | Some(
+                        Exit::UNKNOWN
+                        | Exit {
+                            signal: Some(9), ..
+                        },
+                    ) => {
+                        self.slot.handle_lost(failure, now);
+                    }
+                    Some(exit) => self.slot.handle_exited(exit, now),
+                }
+                match std::mem::replace(&mut self.guest, Guest::None) {
+                    Guest::Running(process) => Some(process),
+                    _ => None,
+                }
             }
         }
-        text
     }
 
-    /// stdout (without the shim's summary) and stderr.
-    fn log(&self) -> String {
-        let stdout = self.stdout.text();
-        let trimmed = stdout.trim_end();
-        let (rest, last) = trimmed.rsplit_once('\n').unwrap_or(("", trimmed));
-        let summary = last.starts_with('{') && last.contains("\"status\"");
-        let stdout = if summary { rest } else { trimmed };
-        let stderr = self.stderr.text();
-        let stderr = stderr.trim_end();
-        match (stdout.is_empty(), stderr.is_empty()) {
-            (_, true) => stdout.to_owned(),
-            (true, false) => stderr.to_owned(),
-            (false, false) => format!("{stdout}\n--- stderr ---\n{stderr}"),
-        }
+    fn take_last_words(&mut self, place: usize, registry: &Registry, now: BootTime) {
+        self.accept(place, registry, now);
+        self.readable = true;
+        self.read_last_logs();
     }
 }
 

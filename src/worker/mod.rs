@@ -21,18 +21,25 @@
     )
 )]
 
+mod cleaner;
 mod control;
 mod environments;
 mod event;
+mod exits;
 mod guests;
+mod health;
+mod interpreters;
 mod job;
 pub mod leases;
+mod leftovers;
 mod log_tail;
 mod permit;
 mod publish;
+mod receipt;
 mod runtime;
 mod serve;
 pub mod slot;
+mod watchdog;
 mod writer;
 
 pub use serve::{Error, GuestStart, Options, Worker};

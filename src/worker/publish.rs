@@ -26,12 +26,10 @@ impl Worker {
     fn leave_slots(&mut self, now: BootTime) {
         let mut left = false;
         for index in 0..self.slots.len() {
-            let Some(slot) = self.slots.get_mut(index) else {
-                continue;
-            };
-            if slot.as_ref().is_some_and(|run| run.slot.is_staged()) {
-                self.publishing.extend(slot.take());
-                self.runtime.clear(index);
+            let slot = self.slots.get(index).and_then(Option::as_ref);
+            if slot.is_some_and(|run| run.slot.is_staged()) {
+                let run = self.leave_slot(index, true);
+                self.publishing.extend(run);
                 left = true;
             }
         }
@@ -57,7 +55,7 @@ impl Worker {
                 run.permit.is_valid(now)
             }
         };
-        while let Some(action) = run.slot.poll(allowed) {
+        while let Some(action) = run.slot.poll(allowed, now) {
             match action {
                 Action::Publish => {
                     let bar = self.leases.to_bar(attempt);
@@ -73,7 +71,7 @@ impl Worker {
                     run.failure = failure;
                     return false;
                 }
-                Action::KillGuest | Action::Stage => {}
+                Action::Kill | Action::Stage => {}
             }
         }
         // Without a lease and without a request on its way, ask.
@@ -81,24 +79,6 @@ impl Worker {
             self.heartbeat_at = now;
         }
         true
-    }
-
-    /// The job is over: its receipt goes out.
-    pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
-        let attempt = run.order.job.attempt;
-        if run.is_unwanted && run.failure.is_some() {
-            self.leases.forget(attempt);
-            return;
-        }
-        let receipt = run.conclude(run.failure.as_ref(), now);
-        match &receipt.error_message {
-            None => log::info!("{attempt}: done"),
-            Some(message) => {
-                let line = message.lines().next().unwrap_or("");
-                log::warn!("{attempt}: failed: {line}");
-            }
-        }
-        self.report(attempt, run.order.lease.is_some(), receipt);
     }
 }
 

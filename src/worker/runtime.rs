@@ -1,86 +1,265 @@
 //! A private folder for sockets and working directories, short enough for a socket's path.
+//!
+//! Names are never used twice: what a process that got away does in its folder touches no later
+//! job. A folder that somebody removes (a cleaner of old temporary files, say) is created again.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use super::cleaner::{self, Cleaner};
 use crate::guest::SHIM;
+use crate::limits;
+use crate::reactor::BootTime;
 
 /// Removed when it is dropped; what a killed worker left is removed by the next one.
 #[derive(Debug)]
 pub(super) struct Runtime {
-    folder: tempfile::TempDir,
-    _lock: fs::File,
+    folder: PathBuf,
+    /// Held for as long as the folder is used.
+    lock: fs::File,
+    cleaner: Cleaner,
 }
 
 const PREFIX: &str = "casparian-";
 const LOCK: &str = "lock";
+const TRASH: &str = "trash";
+const SHIM_NAME: &str = "shim.py";
+/// A socket's path is at most 107 bytes; of these the folder's own name, a slash, and `s` with
+/// a number need some.
+const BASE_SIZE_MAX: usize = 107 - 18 - 1 - 21;
 
 impl Runtime {
     pub(super) fn new() -> io::Result<Self> {
-        let base = std::env::temp_dir();
-        sweep(&base);
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&base)?;
-        let lock = fs::File::create(folder.path().join(LOCK))?;
-        lock.try_lock().map_err(io::Error::other)?;
-        fs::write(folder.path().join("shim.py"), SHIM)?;
-        Ok(Runtime {
+        let cleaner = Cleaner::start()?;
+        let (folder, lock) = create()?;
+        let runtime = Runtime {
             folder,
-            _lock: lock,
-        })
+            lock,
+            cleaner,
+        };
+        runtime.sweep();
+        Ok(runtime)
+    }
+
+    /// Creates the folder again if it is gone, or what must be in it.
+    pub(super) fn ensure(&mut self) -> io::Result<()> {
+        let missing = |path: &Path| !path.exists();
+        if missing(&self.folder) {
+            log::warn!("{} was removed; using a new one", self.folder.display());
+            (self.folder, self.lock) = create()?;
+            return Ok(());
+        }
+        if missing(&self.folder.join(TRASH)) {
+            fs::create_dir(self.folder.join(TRASH))?;
+        }
+        if missing(&self.shim()) {
+            fs::write(self.shim(), SHIM)?;
+        }
+        if missing(&self.folder.join(LOCK)) {
+            self.lock = locked(&self.folder)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub(super) fn shim(&self) -> PathBuf {
-        self.folder.path().join("shim.py")
+        self.folder.join(SHIM_NAME)
     }
 
-    pub(super) fn socket(&self, slot: usize) -> PathBuf {
-        self.folder.path().join(format!("s{slot}"))
+    /// The socket of a job, by its number in the worker's life.
+    pub(super) fn socket(&self, serial: u64) -> PathBuf {
+        self.folder.join(format!("s{serial}"))
     }
 
-    /// An empty working directory for a slot's next job.
-    pub(super) fn work_dir(&self, slot: usize) -> io::Result<PathBuf> {
-        let path = self.folder.path().join(format!("w{slot}"));
-        remove(&path)?;
-        fs::create_dir(&path)?;
+    /// An empty working directory for a job.
+    pub(super) fn work_dir(&self, serial: u64) -> io::Result<PathBuf> {
+        let path = self.folder.join(format!("w{serial}"));
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(path)
     }
 
-    /// Removes a slot's working directory with all that its job left there.
-    pub(super) fn clear(&self, slot: usize) {
-        if let Err(error) = remove(&self.folder.path().join(format!("w{slot}"))) {
-            log::warn!("cannot clear the working directory of slot {slot}: {error}");
+    /// Removes a job's socket and working directory with all that the job left there. The
+    /// removing itself goes on in the background.
+    pub(super) fn clear(&self, serial: u64) {
+        let socket = fs::remove_file(self.socket(serial));
+        let from = self.folder.join(format!("w{serial}"));
+        let trash = self.folder.join(TRASH);
+        let moved = fs::rename(&from, trash.join(serial.to_string()));
+        for result in [socket, moved] {
+            if let Err(error) = result
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                log::warn!("cannot clear {}: {error}", from.display());
+            }
+        }
+        self.cleaner.empty(&trash);
+    }
+
+    /// Folders whose owner's lock is free belong to nobody. One without a lock file is too young
+    /// to judge.
+    fn sweep(&self) {
+        let Some(Ok(entries)) = self.folder.parent().map(fs::read_dir) else {
+            return;
+        };
+        for (number, entry) in entries.flatten().enumerate() {
+            let ours = entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(PREFIX));
+            if !ours || entry.path() == self.folder {
+                continue;
+            }
+            let lock = open_lock(&entry.path().join(LOCK));
+            let free = lock.as_ref().is_ok_and(|file| file.try_lock().is_ok());
+            let away = self.folder.join(TRASH).join(format!("old-{number}"));
+            if free && let Err(error) = fs::rename(entry.path(), away) {
+                log::debug!("cannot remove {}: {error}", entry.path().display());
+            }
+        }
+        self.cleaner.empty(&self.folder.join(TRASH));
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        let deadline = BootTime::now() + limits::CLEAN_AT_STOP;
+        let removed = cleaner::empty(&self.folder, Some(deadline))
+            .and_then(|()| fs::remove_dir(&self.folder));
+        // The lock is free now, so the next worker removes the rest.
+        if let Err(error) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::info!("{} is left behind: {error}", self.folder.display());
         }
     }
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// An existing lock file. It may be a FIFO that somebody put there.
+fn open_lock(path: &Path) -> io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(path)
 }
 
-/// Folders whose owner's lock is free belong to nobody. One without a lock file is too young to
-/// judge.
-fn sweep(base: &Path) {
-    let Ok(entries) = fs::read_dir(base) else {
-        return;
+/// A folder below the first of the usual ones that has a short name and can be used.
+fn create() -> io::Result<(PathBuf, fs::File)> {
+    let bases = [
+        Some(std::env::temp_dir()),
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+        Some(PathBuf::from("/tmp")),
+        Some(PathBuf::from("/dev/shm")),
+    ];
+    let usable = |base: &PathBuf| {
+        base.is_absolute()
+            && base
+                .to_str()
+                .is_some_and(|text| text.len() <= BASE_SIZE_MAX)
     };
-    for entry in entries.flatten() {
-        let ours = entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| name.starts_with(PREFIX));
-        if !ours {
-            continue;
+    let mut failed = io::Error::other("no folder for sockets has a short enough name; set TMPDIR");
+    for base in bases.into_iter().flatten().filter(usable) {
+        match create_in(&base) {
+            Ok(created) => return Ok(created),
+            Err(error) => {
+                failed = io::Error::new(error.kind(), format!("{}: {error}", base.display()));
+            }
         }
-        let free = fs::OpenOptions::new()
-            .write(true)
-            .open(entry.path().join(LOCK))
-            .is_ok_and(|file| file.try_lock().is_ok());
-        if free && let Err(error) = fs::remove_dir_all(entry.path()) {
-            log::debug!("cannot remove {}: {error}", entry.path().display());
-        }
+    }
+    Err(failed)
+}
+
+fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)?;
+    let lock = locked(folder.path())?;
+    fs::create_dir(folder.path().join(TRASH))?;
+    fs::write(folder.path().join(SHIM_NAME), SHIM)?;
+    // From here on it is removed by `Runtime`, which does not recurse.
+    Ok((folder.keep(), lock))
+}
+
+fn locked(folder: &Path) -> io::Result<fs::File> {
+    let lock = fs::File::create_new(folder.join(LOCK))?;
+    lock.try_lock().map_err(io::Error::other)?;
+    Ok(lock)
+}
+
+/// Tries what jobs need of the runtime folder and the output root: folders, sockets, durable
+/// files. Blocks for as long as the disk does.
+pub(super) fn self_test(runtime: &Path, output: &Path) -> io::Result<()> {
+    let named = |path: &Path, error: io::Error| {
+        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    };
+    let test = tempfile::Builder::new()
+        .prefix("t")
+        .tempdir_in(runtime)
+        .map_err(|error| named(runtime, error))?;
+    drop(UnixListener::bind(test.path().join("s")).map_err(|error| named(runtime, error))?);
+    durable_file(test.path()).map_err(|error| named(runtime, error))?;
+    let private = output.join(".casparian");
+    let result = fs::create_dir_all(&private)
+        .and_then(|()| {
+            tempfile::Builder::new()
+                .prefix("test-")
+                .tempdir_in(&private)
+        })
+        .and_then(|test| durable_file(test.path()));
+    result.map_err(|error| named(output, error))
+}
+
+fn durable_file(folder: &Path) -> io::Result<()> {
+    let path = folder.join("a");
+    let mut file = fs::File::create_new(&path)?;
+    // More than a file system keeps in an inode.
+    file.write_all(&[1; 16 << 10])?;
+    file.sync_all()?;
+    fs::rename(&path, folder.join("b"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removed_folder_is_created_again() {
+        let mut runtime = Runtime::new().unwrap();
+        let first = runtime.folder().to_owned();
+        runtime.ensure().unwrap();
+        assert_eq!(runtime.folder(), first);
+        fs::remove_dir_all(&first).unwrap();
+        assert!(runtime.work_dir(1).is_err());
+        runtime.ensure().unwrap();
+        runtime.work_dir(1).unwrap();
+        assert!(runtime.shim().exists());
+        let last = runtime.folder().to_owned();
+        fs::remove_file(runtime.shim()).unwrap();
+        fs::remove_file(last.join(LOCK)).unwrap();
+        fs::remove_dir_all(last.join(TRASH)).unwrap();
+        runtime.ensure().unwrap();
+        assert_eq!(runtime.folder(), last, "jobs may run in it");
+        assert!(runtime.shim().exists());
+        runtime.clear(1);
+        drop(runtime);
+        assert!(!last.exists());
+    }
+
+    #[test]
+    fn the_self_test_names_what_cannot_be_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let output = dir.path().join("out");
+        self_test(dir.path(), &output).unwrap();
+        fs::remove_dir_all(&output).unwrap();
+        fs::write(&output, "a file").unwrap();
+        let error = self_test(dir.path(), &output).unwrap_err().to_string();
+        assert!(error.contains("out:"), "{error}");
+        let missing = dir.path().join("missing");
+        assert!(self_test(&missing, &output).is_err());
     }
 }

@@ -10,13 +10,16 @@ use std::time::{Duration, Instant};
 
 use super::environments::Environments;
 use super::event::ThreadEvent;
+use super::health::Health;
+use super::interpreters::Interpreters;
 use super::job::{Order, Run, owner};
 use super::leases::Leases;
+use super::leftovers::Leftovers;
 use super::runtime::Runtime;
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
-use crate::sink::{self, Staging};
+use crate::sink::{self, Root, RootOptions};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
@@ -37,7 +40,9 @@ pub struct Options {
     pub security: Security,
     /// Output root; made when it is missing.
     pub output: PathBuf,
-    /// Its name, also its routing id; made up when absent.
+    /// Publish into a root whose files belong to another database, under names of its own.
+    pub share_output: bool,
+    /// Its ID; generated when absent.
     pub worker_id: Option<String>,
     /// Jobs at a time.
     pub slots: usize,
@@ -47,6 +52,8 @@ pub struct Options {
     pub job_timeout: Duration,
     /// How guests are started.
     pub guest_start: GuestStart,
+    /// Longest a warm interpreter's imports may take.
+    pub interpreter_start_timeout: Duration,
     /// The shim that guests run; our own when absent.
     pub shim: Option<PathBuf>,
     /// Where environments and the private uv live.
@@ -64,11 +71,13 @@ impl Options {
             connect,
             security: Security::Null,
             output,
+            share_output: false,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
             guest_start: GuestStart::Warm,
+            interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
             home: environment::home(),
             drain_timeout: limits::DRAIN_TIMEOUT,
@@ -127,9 +136,8 @@ pub struct Worker {
     pub(super) reactor: Reactor,
     pub(super) socket: Socket,
     pub(super) sentinel: PeerId,
-    pub(super) staging: Arc<Staging>,
+    pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
-    pub(super) shim: PathBuf,
     pub(super) slots: Vec<Option<Run>>,
     /// Jobs whose output is staged and whose plugin process is gone: they wait for a lease or are
     /// being published, and occupy no slot.
@@ -137,6 +145,9 @@ pub struct Worker {
     pub(super) backlog: VecDeque<Order>,
     pub(super) leases: Leases,
     pub(super) environments: Environments,
+    pub(super) interpreters: Interpreters,
+    pub(super) leftovers: Leftovers,
+    pub(super) health: Health,
     pub(super) reports: Receiver<ThreadEvent>,
     pub(super) report_sender: Sender<ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
@@ -153,7 +164,10 @@ pub struct Worker {
 impl Worker {
     /// Makes the output root, sweeps what killed workers left, and starts to connect.
     pub fn open(options: Options) -> Result<Self, Error> {
-        let staging = Arc::new(Staging::open(&options.output).map_err(Error::Output)?);
+        let root_options = RootOptions {
+            share: options.share_output,
+        };
+        let staging = Arc::new(Root::open(&options.output, root_options).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;
         let reactor = Reactor::new().map_err(io_error("event loop"))?;
         let hostname = rustix::system::uname()
@@ -200,7 +214,9 @@ impl Worker {
                 report_sender.clone(),
                 waker.clone(),
             ),
-            shim: options.shim.clone().unwrap_or_else(|| runtime.shim()),
+            interpreters: Interpreters::new(options.interpreter_start_timeout),
+            leftovers: Leftovers::default(),
+            health: Health::new(),
             slots: (0..slots).map(|_| None).collect(),
             publishing: Vec::new(),
             leases: Leases::default(),
@@ -253,13 +269,12 @@ impl Worker {
             while let Ok(event) = self.reports.try_recv() {
                 self.thread_event(event, now);
             }
-            for run in self.slots.iter_mut().flatten() {
-                run.read(now);
-                if run.logs_pending {
-                    run.read_logs();
+            for (index, slot) in self.slots.iter_mut().enumerate() {
+                if let Some(run) = slot {
+                    run.advance(index, self.reactor.registry(), now);
                 }
-                run.slot.handle_timeout(now);
             }
+            self.tend(now);
             self.start_jobs(now);
             self.act(now);
             self.publish(now);
@@ -280,12 +295,7 @@ impl Worker {
     }
 
     fn wait(&mut self, clock: Instant, now: BootTime) -> Result<(), Error> {
-        let is_busy = self.socket.has_ready()
-            || self
-                .slots
-                .iter()
-                .flatten()
-                .any(|run| run.wants_read() || run.logs_pending);
+        let is_busy = self.socket.has_ready() || self.slots.iter().flatten().any(Run::is_busy);
         let deadline = if is_busy {
             Some(clock)
         } else {
@@ -294,6 +304,7 @@ impl Worker {
                 .iter()
                 .flatten()
                 .filter_map(|run| run.slot.poll_timeout())
+                .chain(self.tend_timeout())
                 .chain(self.draining_until)
                 .chain([self.heartbeat_at])
                 .min();
@@ -423,13 +434,6 @@ fn routing_id(worker_id: &str, instance: &str) -> String {
 fn unique() -> u32 {
     use std::hash::BuildHasher;
     (std::hash::RandomState::new().hash_one(0) & u64::from(u32::MAX)) as u32
-}
-
-impl Worker {
-    /// Why no job is taken for now.
-    pub(super) fn trouble(&self) -> Option<String> {
-        None
-    }
 }
 
 impl fmt::Debug for Worker {

@@ -1,33 +1,61 @@
 //! One job in one slot, as a state machine: what has happened and what is to be done next.
 //!
 //! It owns no process, socket, file, thread or clock. The loop reports events with the
-//! `handle_*` methods and carries out what [`Slot::poll`] says, until [`Action::Conclude`].
+//! `handle_*` methods and carries out what [`Slot::poll`] returns, until [`Action::Conclude`].
 //!
-//! Three things go on at the same time and end in any order: the bridge (octets from the
-//! guest), the guest's process, and the output. A job succeeds when the bridge ended with its
-//! end of output, the guest exited with code 0, and the output was published. The first thing
-//! that goes wrong is the job's failure; then the guest is killed, the output discarded, and
-//! only after both the slot is free.
+//! Three things go on at the same time and end in any order: the bridge (bytes from the plugin
+//! process), the process, and the output. A job succeeds when the bridge ended with its end of
+//! output, the process exited with code 0, and the output was published.
+//!
+//! A failure that the worker finds (a limit, an abort, output that cannot be written, bytes that
+//! are no frame) is decided at once: the process is killed, the output discarded. How the plugin
+//! itself failed is decided from both ends, whichever is seen first: after the process's exit
+//! the bridge is read to its end, and after the bridge's end the exit is waited for. Each of the
+//! two waits has a deadline, because the other end may be held by a process that got away.
+//!
+//! ```text
+//!           connected          end of output, failure or EOF
+//! Waiting ────────────▶ Open ──────────────────────────────▶ Ended │ Failed │ Closed
+//!                        │ exit seen: drain deadline            │ exit deadline
+//!                        ▼                                      ▼
+//!                     decided when the process is gone and the bridge is not open
+//! ```
+
+mod verdict;
 
 use std::time::Duration;
 
+pub use verdict::Failure;
+use verdict::verdict;
+
+use crate::guest::{Exit, INPUT_MARK};
+use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
 
-/// The guest's octets.
+/// The bytes of the plugin process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bridge {
+    /// Not connected yet.
     Waiting,
-    Connected,
+    Open,
+    /// The end of output was received.
     Ended,
-    Broken,
+    /// A failure was received.
+    Failed,
+    /// It closed, or is read no more, without either.
+    Closed,
 }
 
-/// The guest's process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Guest {
+/// The plugin process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Process {
     NotStarted,
-    Running { kill_sent: bool },
+    Running,
+    /// Killed by the worker; given up at the moment.
+    Killed {
+        until: BootTime,
+    },
     Gone,
 }
 
@@ -51,8 +79,8 @@ enum Output {
 /// What the loop has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Kill the guest's process group.
-    KillGuest,
+    /// Kill the plugin process.
+    Kill,
     /// No more batches come: finish the output.
     Stage,
     /// Make the output visible.
@@ -63,119 +91,201 @@ pub enum Action {
     Conclude(Option<Failure>),
 }
 
-/// Why a job failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What happened.
-    pub message: String,
-    /// How the guest ended, when that adds something.
-    pub exit: Option<String>,
-}
-
 /// See the module's head.
 #[derive(Debug)]
 pub struct Slot {
     bridge: Bridge,
-    guest: Guest,
+    connected: bool,
+    process: Process,
+    killed: bool,
+    /// How the process ended; the reason when its end was not seen.
+    end: Option<Result<Exit, Failure>>,
     output: Output,
     failure: Option<Failure>,
-    /// The guest must have connected.
+    /// The process must have connected.
     connect_deadline: Option<BootTime>,
-    /// The job must be over.
-    job_deadline: BootTime,
-    /// The bridge is over, so the guest must be gone.
+    /// The process must be over, and its output complete on disk.
+    job_deadline: Option<BootTime>,
+    /// The bridge is over, so the process must be gone.
     exit_deadline: Option<BootTime>,
+    /// The process is gone, so the bridge must be over.
+    drain_deadline: Option<BootTime>,
+    /// The process has exited; whoever reaps it must say how, or this counts.
+    unreaped: Option<(BootTime, Exit)>,
     job_timeout: Duration,
     concluded: bool,
 }
 
 impl Slot {
-    /// A job whose guest is about to be started.
-    pub fn new(job_timeout: Duration, now: BootTime) -> Self {
+    /// A job that waits for its environment. Its time-out counts from
+    /// [`Slot::handle_started`] to the moment when the process is gone and the output staged.
+    pub fn new(job_timeout: Duration) -> Self {
         Slot {
             bridge: Bridge::Waiting,
-            guest: Guest::NotStarted,
+            connected: false,
+            process: Process::NotStarted,
+            killed: false,
+            end: None,
             output: Output::Open,
             failure: None,
             connect_deadline: None,
-            job_deadline: now + job_timeout,
+            job_deadline: None,
             exit_deadline: None,
+            drain_deadline: None,
+            unreaped: None,
             job_timeout,
             concluded: false,
         }
     }
 
-    /// The guest's process runs (or is being forked).
-    pub fn handle_started(&mut self, connect_timeout: Duration, now: BootTime) {
-        self.guest = Guest::Running { kill_sent: false };
-        self.connect_deadline = Some(now + connect_timeout);
+    /// A process was asked of a warm interpreter, which has deadlines of its own.
+    pub fn handle_requested(&mut self) {
+        self.process = Process::Running;
     }
 
-    /// The guest could not be started.
-    pub fn handle_start_failed(&mut self, message: String) {
-        self.guest = Guest::Gone;
-        self.bridge = Bridge::Broken;
-        self.fail(message);
+    /// The process runs.
+    pub fn handle_started(&mut self, now: BootTime) {
+        if self.process == Process::NotStarted {
+            self.process = Process::Running;
+        }
+        if self.bridge == Bridge::Waiting {
+            self.connect_deadline = Some(now + limits::GUEST_CONNECT_TIMEOUT);
+        }
+        self.job_deadline = Some(now + self.job_timeout);
     }
 
-    /// The guest has connected.
+    /// The process could not be started.
+    pub fn handle_start_failed(&mut self, failure: Failure) {
+        self.process = Process::Gone;
+        self.bridge = Bridge::Closed;
+        self.connect_deadline = None;
+        self.fail(failure);
+    }
+
+    /// The process has connected.
     pub fn handle_connected(&mut self) {
         if self.bridge == Bridge::Waiting {
-            self.bridge = Bridge::Connected;
+            self.bridge = Bridge::Open;
+            self.connected = true;
             self.connect_deadline = None;
         }
     }
 
-    /// The guest has said that its output is over.
+    /// Bytes have come, or could not be taken: after the exit the bridge gets more time.
+    pub fn handle_progress(&mut self, now: BootTime) {
+        if self.drain_deadline.is_some() {
+            self.drain_deadline = Some(now + limits::BRIDGE_DRAIN_TIMEOUT);
+        }
+    }
+
+    /// The end of output was received.
     pub fn handle_end(&mut self, now: BootTime) {
-        self.bridge = Bridge::Ended;
-        self.exit_deadline = Some(now + limits::GUEST_EXIT_TIMEOUT);
+        self.bridge_over(Bridge::Ended, limits::GUEST_EXIT_TIMEOUT, now);
     }
 
-    /// The guest has reported a failure of the plugin. It gets a moment to exit by itself, so
-    /// that its last words reach the log.
-    pub fn handle_failure(&mut self, message: String, now: BootTime) {
-        self.bridge = Bridge::Broken;
-        self.exit_deadline = Some(now + limits::GUEST_LAST_WORDS_TIMEOUT);
-        self.fail(message);
+    /// A failure of the plugin was received, or of the input, which the text says. The process
+    /// gets a moment to exit by itself, so that what it prints last reaches the log.
+    pub fn handle_failure(&mut self, text: String, now: BootTime) {
+        let cause = match text.starts_with(INPUT_MARK) {
+            true => Cause::Input,
+            false => Cause::Plugin,
+        };
+        self.fail(Failure::new(cause, text));
+        self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }
 
-    /// The guest's octets ended without an end of output, or make no sense.
-    pub fn handle_bridge_broken(&mut self, message: String, now: BootTime) {
-        self.bridge = Bridge::Broken;
-        self.exit_deadline = Some(now + limits::GUEST_LAST_WORDS_TIMEOUT);
-        self.fail(message);
+    /// The bridge was closed without an end of output. The exit may say why.
+    pub fn handle_closed(&mut self, now: BootTime) {
+        self.bridge_over(Bridge::Closed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }
 
-    /// The guest's process is gone. `clean` = exit code 0; `exit` says how for people.
-    /// `connected` = octets may still be in the stream, which has its own end.
-    pub fn handle_exited(&mut self, clean: bool, exit: String) {
-        self.guest = Guest::Gone;
-        self.exit_deadline = None;
+    /// The bridge cannot be read on: its bytes make no sense, or the worker cannot take them.
+    pub fn handle_bridge_broken(&mut self, failure: Failure) {
+        self.fail(failure);
+        self.bridge = Bridge::Closed;
+        self.drain_deadline = None;
+        self.decide();
+    }
+
+    fn bridge_over(&mut self, bridge: Bridge, exit_timeout: Duration, now: BootTime) {
+        self.bridge = bridge;
+        self.drain_deadline = None;
+        if matches!(self.process, Process::Running) {
+            self.exit_deadline = Some(now + exit_timeout);
+        }
+        self.decide();
+    }
+
+    /// The process has exited, as its pidfd shows, but the interpreter that reaps it has not
+    /// said how. `exit` is what the kernel shows of it.
+    pub fn handle_exit_seen(&mut self, exit: Exit, now: BootTime) {
+        if self.process != Process::Gone && self.unreaped.is_none() {
+            self.unreaped = Some((now + limits::WARM_REPORT_TIMEOUT, exit));
+            self.connect_deadline = None;
+            self.exit_deadline = None;
+        }
+    }
+
+    /// What is known of an exit that was seen and not reported.
+    pub fn exit_seen(&self) -> Option<Exit> {
+        self.unreaped.map(|(_, exit)| exit)
+    }
+
+    /// The process is gone. Its bytes that came before may still be unread.
+    pub fn handle_exited(&mut self, exit: Exit, now: BootTime) {
+        self.gone(Ok(exit), now);
+    }
+
+    /// The process is gone and how it ended will not be known.
+    pub fn handle_lost(&mut self, failure: Failure, now: BootTime) {
+        self.gone(Err(failure), now);
+    }
+
+    fn gone(&mut self, end: Result<Exit, Failure>, now: BootTime) {
+        if self.process == Process::Gone {
+            return;
+        }
+        self.process = Process::Gone;
+        self.end = Some(end);
         self.connect_deadline = None;
-        match (&mut self.failure, clean) {
-            (Some(failure), false) => failure.exit = Some(exit),
-            (Some(_), true) => {}
-            (None, false) => {
-                self.failure = Some(Failure {
-                    message: format!("the plugin's process ended with {exit}"),
-                    exit: None,
-                });
+        self.exit_deadline = None;
+        self.unreaped = None;
+        match self.bridge {
+            Bridge::Waiting => self.bridge = Bridge::Closed,
+            Bridge::Open if self.failure.is_none() => {
+                self.drain_deadline = Some(now + limits::BRIDGE_DRAIN_TIMEOUT);
             }
-            (None, true) if self.bridge == Bridge::Waiting => {
-                self.fail("the plugin's process ended before it connected".to_owned());
+            _ => {}
+        }
+        self.decide();
+    }
+
+    /// Decides how the plugin ended, once both its ends are known.
+    fn decide(&mut self) {
+        let Some(end) = self.end.clone() else {
+            return;
+        };
+        if self.bridge == Bridge::Open && self.failure.is_none() {
+            return;
+        }
+        if let Some(failure) = &mut self.failure {
+            let by_worker = |exit: &Exit| self.killed && exit.signal == Some(9);
+            if let Ok(exit) = end
+                && !exit.is_clean()
+                && !by_worker(&exit)
+                && failure.exit.is_none()
+            {
+                failure.exit = Some(exit.to_string());
             }
-            (None, true) => {}
+            return;
         }
-        if self.bridge == Bridge::Waiting {
-            self.bridge = Bridge::Broken;
-        }
+        self.failure = verdict(end, self.connected, self.bridge == Bridge::Ended);
     }
 
     /// The output could not be written (a full disk, a schema that changed).
-    pub fn handle_output_failed(&mut self, message: String) {
+    pub fn handle_output_failed(&mut self, failure: Failure) {
         self.output = Output::Discarded;
-        self.fail(message);
+        self.fail(failure);
     }
 
     /// All output is complete on disk.
@@ -199,73 +309,135 @@ impl Slot {
     /// it cannot be half visible.
     pub fn handle_abort(&mut self, reason: &str) {
         if !matches!(self.output, Output::Publishing | Output::Published) {
-            self.fail(reason.to_owned());
+            self.fail(Failure::new(Cause::Operator, reason));
         }
     }
 
-    fn fail(&mut self, message: String) {
-        self.failure.get_or_insert(Failure {
-            message,
-            exit: None,
-        });
+    /// The first failure is the job's. Waits for what the plugin might still say end with it.
+    fn fail(&mut self, failure: Failure) {
+        if self.failure.is_none() {
+            self.failure = Some(failure);
+            self.drain_deadline = None;
+            self.exit_deadline = None;
+            self.connect_deadline = None;
+        }
     }
 
-    /// True while batches may be read from the guest and given to the output.
+    /// True while batches may be read from the bridge and given to the output.
     pub fn reads(&self) -> bool {
-        self.bridge == Bridge::Connected && self.failure.is_none()
+        self.bridge == Bridge::Open && self.failure.is_none()
+    }
+
+    /// True once the process is gone or given up.
+    pub fn is_gone(&self) -> bool {
+        self.process == Process::Gone
+    }
+
+    /// How the process ended by itself; none when it runs, was killed, or its end is not known.
+    pub fn own_exit(&self) -> Option<Exit> {
+        let exit = self.end.clone()?.ok()?;
+        (!(self.killed && exit.signal == Some(9))).then_some(exit)
+    }
+
+    fn job_deadline(&self) -> Option<BootTime> {
+        let complete = matches!(
+            self.output,
+            Output::Staged | Output::Publishing | Output::Published
+        );
+        let over = self.failure.is_some() || (complete && self.process == Process::Gone);
+        self.job_deadline.filter(|_| !over)
     }
 
     /// When [`Slot::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<BootTime> {
-        let job = (self.failure.is_none()).then_some(self.job_deadline);
-        [job, self.connect_deadline, self.exit_deadline]
-            .into_iter()
-            .flatten()
-            .min()
+        let kill = match self.process {
+            Process::Killed { until } => Some(until),
+            _ => None,
+        };
+        [
+            self.job_deadline(),
+            self.connect_deadline,
+            self.exit_deadline,
+            self.drain_deadline,
+            self.unreaped.map(|(until, _)| until),
+            kill,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Lets time pass.
     pub fn handle_timeout(&mut self, now: BootTime) {
         let due = |deadline: Option<BootTime>| deadline.is_some_and(|at| at <= now);
+        if let Some((until, exit)) = self.unreaped
+            && until <= now
+        {
+            self.handle_exited(exit, now);
+        }
         if due(self.connect_deadline) {
-            self.connect_deadline = None;
-            self.bridge = Bridge::Broken;
-            self.fail(format!(
-                "the plugin's process did not connect within {} s",
-                limits::GUEST_CONNECT_TIMEOUT.as_secs()
+            self.bridge = Bridge::Closed;
+            self.fail(Failure::new(
+                Cause::Worker,
+                format!(
+                    "the plugin's process did not connect within {} s",
+                    limits::GUEST_CONNECT_TIMEOUT.as_secs()
+                ),
             ));
         }
         if due(self.exit_deadline) {
             self.exit_deadline = None;
-            self.fail(format!(
-                "the plugin's process did not exit within {} s after its end of output",
-                limits::GUEST_EXIT_TIMEOUT.as_secs()
+            self.fail(Failure::new(
+                Cause::Plugin,
+                match self.bridge {
+                    Bridge::Ended => format!(
+                        "the plugin's process did not exit within {} s after its end of output",
+                        limits::GUEST_EXIT_TIMEOUT.as_secs()
+                    ),
+                    _ => "the plugin closed the bridge without an end of output".to_owned(),
+                },
             ));
         }
-        let over = matches!(self.output, Output::Publishing | Output::Published);
-        if now >= self.job_deadline && !over {
-            self.fail(format!(
-                "the job took longer than its limit of {} s",
-                self.job_timeout.as_secs()
+        if due(self.drain_deadline) {
+            // Another process holds the connection open.
+            self.handle_closed(now);
+        }
+        if due(self.job_deadline()) {
+            self.fail(Failure::new(
+                Cause::Plugin,
+                format!(
+                    "the job took longer than its limit of {} s",
+                    self.job_timeout.as_secs()
+                ),
             ));
+        }
+        if let Process::Killed { until } = self.process
+            && until <= now
+        {
+            self.gone(
+                Err(Failure::new(
+                    Cause::Worker,
+                    "the plugin's process did not end after SIGKILL",
+                )),
+                now,
+            );
         }
     }
 
-    /// The next thing to do; each is given once. `publish_allowed` = the sentinel has been heard
-    /// lately, so nobody else can have been given the job meanwhile.
-    pub fn poll(&mut self, publish_allowed: bool) -> Option<Action> {
+    /// The next thing to do; each is given once. `publish_allowed` = the attempt has a lease.
+    pub fn poll(&mut self, publish_allowed: bool, now: BootTime) -> Option<Action> {
         if self.concluded {
             return None;
         }
         if self.failure.is_some() {
-            return self.poll_failed();
+            return self.poll_failed(now);
         }
         match self.output {
             Output::Open if self.bridge == Bridge::Ended => {
                 self.output = Output::Staging;
                 Some(Action::Stage)
             }
-            Output::Staged if self.guest == Guest::Gone && publish_allowed => {
+            Output::Staged if self.process == Process::Gone && publish_allowed => {
                 self.output = Output::Publishing;
                 Some(Action::Publish)
             }
@@ -291,16 +463,19 @@ impl Slot {
 
     /// True when the plugin process is gone and complete output waits to be published.
     pub fn is_staged(&self) -> bool {
-        self.failure.is_none() && self.output == Output::Staged && self.guest == Guest::Gone
+        self.failure.is_none() && self.output == Output::Staged && self.process == Process::Gone
     }
 
-    fn poll_failed(&mut self) -> Option<Action> {
-        if let Guest::Running { kill_sent } = &mut self.guest
-            && !*kill_sent
+    fn poll_failed(&mut self, now: BootTime) -> Option<Action> {
+        if self.process == Process::Running
             && self.exit_deadline.is_none()
+            && self.unreaped.is_none()
         {
-            *kill_sent = true;
-            return Some(Action::KillGuest);
+            self.process = Process::Killed {
+                until: now + limits::KILL_TIMEOUT,
+            };
+            self.killed = true;
+            return Some(Action::Kill);
         }
         match self.output {
             Output::Open | Output::Staged | Output::Staging => {
@@ -310,7 +485,7 @@ impl Slot {
             Output::Publishing | Output::Discarding => return None,
             Output::Published | Output::Discarded => {}
         }
-        if self.guest == Guest::NotStarted || self.guest == Guest::Gone {
+        if matches!(self.process, Process::NotStarted | Process::Gone) {
             self.concluded = true;
             return Some(Action::Conclude(self.failure.take()));
         }
@@ -319,167 +494,4 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TIMEOUT: Duration = Duration::from_secs(100);
-
-    fn drain(slot: &mut Slot) -> Vec<Action> {
-        std::iter::from_fn(|| slot.poll(true)).collect()
-    }
-
-    fn running(now: BootTime) -> Slot {
-        let mut slot = Slot::new(TIMEOUT, now);
-        slot.handle_started(Duration::from_secs(30), now);
-        slot.handle_connected();
-        slot
-    }
-
-    fn failure(actions: &[Action]) -> &Failure {
-        match actions.last() {
-            Some(Action::Conclude(Some(failure))) => failure,
-            other => panic!("no failure: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_good_job_is_staged_then_published_then_concluded() {
-        let now = BootTime::now();
-        let mut slot = running(now);
-        assert!(drain(&mut slot).is_empty());
-        slot.handle_end(now);
-        assert_eq!(drain(&mut slot), [Action::Stage]);
-        slot.handle_staged();
-        assert!(
-            drain(&mut slot).is_empty(),
-            "the exit code is not known yet"
-        );
-        slot.handle_exited(true, "exit code 0".into());
-        assert_eq!(slot.poll(false), None, "the sentinel has not been heard");
-        assert!(slot.is_staged());
-        assert_eq!(drain(&mut slot), [Action::Publish]);
-        slot.handle_published();
-        assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
-        assert_eq!(drain(&mut slot), []);
-    }
-
-    #[test]
-    fn every_way_to_fail_kills_discards_and_names_its_first_cause() {
-        let now = BootTime::now();
-        type Step = fn(&mut Slot, BootTime);
-        let cases: [(&str, Step, &str); 8] = [
-            (
-                "abort",
-                |slot, _| slot.handle_abort("aborted by the sentinel"),
-                "aborted",
-            ),
-            (
-                "garbage",
-                |slot, now| slot.handle_bridge_broken("garbage".into(), now),
-                "garbage",
-            ),
-            (
-                "disk full",
-                |slot, _| slot.handle_output_failed("disk full".into()),
-                "disk full",
-            ),
-            (
-                "job timeout",
-                |slot, now| slot.handle_timeout(now + TIMEOUT),
-                "limit of 100 s",
-            ),
-            (
-                "plugin",
-                |slot, now| slot.handle_failure("ValueError".into(), now),
-                "ValueError",
-            ),
-            (
-                "exit code",
-                |slot, _| slot.handle_exited(false, "exit code 3".into()),
-                "code 3",
-            ),
-            (
-                "end, then a bad exit code",
-                |slot, now| {
-                    slot.handle_end(now);
-                    slot.handle_exited(false, "signal 9 (SIGKILL)".into());
-                },
-                "SIGKILL",
-            ),
-            (
-                "end, then never exits",
-                |slot, now| {
-                    slot.handle_end(now);
-                    slot.handle_timeout(now + limits::GUEST_EXIT_TIMEOUT);
-                },
-                "did not exit",
-            ),
-        ];
-        for (name, step, want) in cases {
-            let mut slot = running(now);
-            step(&mut slot, now);
-            slot.handle_timeout(now + limits::GUEST_EXIT_TIMEOUT);
-            let mut actions = drain(&mut slot);
-            if actions.contains(&Action::Discard) {
-                slot.handle_discarded();
-            }
-            let was_gone = !actions.contains(&Action::KillGuest);
-            if !was_gone {
-                actions.extend(drain(&mut slot));
-                assert!(
-                    !matches!(actions.last(), Some(Action::Conclude(_))),
-                    "{name}: alive"
-                );
-                slot.handle_exited(false, "signal 9 (SIGKILL)".into());
-            }
-            actions.extend(drain(&mut slot));
-            assert!(
-                failure(&actions).message.contains(want),
-                "{name}: {actions:?}"
-            );
-            assert!(!actions.contains(&Action::Publish), "{name}");
-        }
-    }
-
-    #[test]
-    fn a_guest_that_never_connects_has_a_deadline() {
-        let now = BootTime::now();
-        let mut slot = Slot::new(TIMEOUT, now);
-        slot.handle_started(Duration::from_secs(30), now);
-        let deadline = now + Duration::from_secs(30);
-        assert_eq!(slot.poll_timeout(), Some(deadline));
-        slot.handle_timeout(deadline);
-        assert_eq!(drain(&mut slot), [Action::KillGuest, Action::Discard]);
-        slot.handle_exited(false, "signal 9".into());
-        slot.handle_discarded();
-        assert!(
-            failure(&drain(&mut slot))
-                .message
-                .contains("did not connect")
-        );
-    }
-
-    #[test]
-    fn an_abort_that_comes_too_late_changes_nothing() {
-        let now = BootTime::now();
-        let mut slot = running(now);
-        slot.handle_end(now);
-        drain(&mut slot);
-        slot.handle_staged();
-        slot.handle_exited(true, String::new());
-        assert_eq!(drain(&mut slot), [Action::Publish]);
-        slot.handle_abort("too late");
-        slot.handle_timeout(now + TIMEOUT);
-        slot.handle_published();
-        assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
-    }
-
-    #[test]
-    fn a_guest_that_cannot_be_started_is_a_failure() {
-        let mut slot = Slot::new(TIMEOUT, BootTime::now());
-        slot.handle_start_failed("no such interpreter".into());
-        assert_eq!(drain(&mut slot), [Action::Discard]);
-        slot.handle_discarded();
-        assert!(failure(&drain(&mut slot)).message.contains("interpreter"));
-    }
-}
+mod tests;

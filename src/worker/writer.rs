@@ -1,7 +1,6 @@
 //! A job's writer thread: frames → record batches → output.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
@@ -10,9 +9,9 @@ use arrow::buffer::Buffer;
 
 use super::permit::Permit;
 use crate::guest::bridge;
-use crate::job::{Attempt, Job};
+use crate::job::{Attempt, Cause, Job};
 use crate::reactor::BootTime;
-use crate::sink::{Artifact, JobOutput, Staging};
+use crate::sink::{self, Artifact, JobOutput, Refused, Root};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -28,7 +27,12 @@ pub(super) enum Report {
     /// It can take a frame again, after it could not.
     Room,
     /// It is over: the output could not be written and is removed.
-    Failed(String),
+    Failed {
+        /// Whose fault it is.
+        cause: Cause,
+        /// Why.
+        message: String,
+    },
     /// All output is complete on disk.
     Staged,
     /// Nothing was published, because the lease had run out; the output is staged as before.
@@ -74,7 +78,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn start(
         job: Arc<Job>,
-        staging: Arc<Staging>,
+        root: Arc<Root>,
         permit: Permit,
         address: Address,
     ) -> std::io::Result<Self> {
@@ -84,11 +88,11 @@ impl Writer {
         std::thread::Builder::new()
             .name(format!("writer-{}", address.serial))
             .spawn(move || {
-                let run = || write_job(job, staging, &permit, &from_loop, &for_thread, &address);
-                let report = match catch_unwind(AssertUnwindSafe(run)) {
-                    Ok(report) => report,
-                    Err(_) => Report::Failed("the writer failed on the plugin's data".to_owned()),
-                };
+                let run = || write_job(job, root, &permit, &from_loop, &for_thread, &address);
+                let report = sink::quiet_panics(run).unwrap_or_else(|panic| Report::Failed {
+                    cause: Cause::Plugin,
+                    message: format!("the plugin's data cannot be written: {panic}"),
+                });
                 drop(from_loop);
                 address.report(report);
             })?;
@@ -150,22 +154,47 @@ impl Writer {
     }
 }
 
+/// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
+/// receipts describe it.
 fn write_job(
     job: Arc<Job>,
-    staging: Arc<Staging>,
+    root: Arc<Root>,
     permit: &Permit,
     orders: &Receiver<Order>,
     wanted: &AtomicBool,
     address: &Address,
 ) -> Report {
-    let failed = |error: &dyn std::fmt::Display| Report::Failed(error.to_string());
-    let mut output = match JobOutput::new(staging, job) {
-        Ok(output) => output,
-        Err(error) => return failed(&error),
+    let report = match write_output(job.clone(), root.clone(), permit, orders, wanted, address) {
+        Ok(report) => report,
+        Err(error) => Report::Failed {
+            cause: error.cause(),
+            message: error.to_string(),
+        },
     };
-    let staged = loop {
+    // Output of an earlier attempt whose receipt never arrived would be nobody's.
+    let has_failed = !matches!(report, Report::Published(_));
+    if has_failed
+        && job.attempt.ordinal() > 1
+        && permit.is_valid(BootTime::now())
+        && let Err(error) = root.settle_failed(&job)
+    {
+        log::error!("{}: {error}", job.attempt);
+    }
+    report
+}
+
+fn write_output(
+    job: Arc<Job>,
+    root: Arc<Root>,
+    permit: &Permit,
+    orders: &Receiver<Order>,
+    wanted: &AtomicBool,
+    address: &Address,
+) -> Result<Report, sink::Error> {
+    let mut output = JobOutput::new(root, job)?;
+    let mut staged = loop {
         let Ok(order) = orders.recv() else {
-            return Report::Discarded;
+            return Ok(Report::Discarded);
         };
         if wanted.swap(false, Ordering::SeqCst) {
             address.report(Report::Room);
@@ -174,35 +203,35 @@ fn write_job(
             Order::Frame(frame) => {
                 let decoded = match bridge::decode(frame) {
                     Ok(decoded) => decoded,
-                    Err(error) => return failed(&error),
+                    Err(error) => {
+                        return Ok(Report::Failed {
+                            cause: Cause::Plugin,
+                            message: error.to_string(),
+                        });
+                    }
                 };
                 for batch in &decoded.batches {
-                    if let Err(error) = output.write(decoded.topic.as_deref(), batch) {
-                        return failed(&error);
-                    }
+                    output.write(decoded.topic.as_deref(), batch)?;
                 }
             }
-            Order::Stage => match output.stage() {
-                Ok(staged) => break staged,
-                Err(error) => return failed(&error),
-            },
-            Order::Publish(_) => {
-                return Report::Failed("published before it was staged".to_owned());
-            }
+            Order::Stage => break output.stage()?,
+            // The slot orders it after Staged only.
+            Order::Publish(_) => return Ok(Report::Discarded),
         }
     };
     address.report(Report::Staged);
     loop {
-        let Ok(Order::Publish(_bar)) = orders.recv() else {
-            return Report::Discarded;
+        let Ok(Order::Publish(bar)) = orders.recv() else {
+            return Ok(Report::Discarded);
         };
-        if !permit.is_valid(BootTime::now()) {
-            address.report(Report::NotGranted);
-            continue;
+        let is_granted = || permit.is_valid(BootTime::now());
+        match staged.publish(&bar, &is_granted) {
+            Ok(published) => return Ok(Report::Published(published.artifacts)),
+            Err(Refused::Failed(error)) => return Err(error),
+            Err(Refused::NotGranted(back)) => {
+                staged = *back;
+                address.report(Report::NotGranted);
+            }
         }
-        return match staged.publish() {
-            Ok(artifacts) => Report::Published(artifacts),
-            Err(error) => failed(&error),
-        };
     }
 }

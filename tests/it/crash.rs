@@ -228,25 +228,169 @@ fn a_killed_run_goes_on_where_it_was() {
     );
 }
 
-/// Whoever takes a worker's name and says nothing has none of its jobs.
+/// A worker that is stopped loses its jobs to another when its lease has run out, and cannot
+/// replace that one's output when it goes on.
 #[test]
-fn a_name_that_is_taken_over_in_silence_gives_the_jobs_back() {
+fn a_stopped_worker_cannot_replace_its_successors_output() {
     let scene = Scene::new(1);
-    let (mut sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
     let mut first = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
     scene.wait_started(0);
     first.signal("-STOP");
-    let mut silent = Dealer::new(Options::new().routing_id("w-1")).unwrap();
-    silent.connect(&endpoint).unwrap();
-    until("the name is taken", || {
-        silent.flush().unwrap();
-        (silent.counters().established == 1).then_some(())
-    });
-    sentinel.line_with("taken over");
-    drop(silent);
-    first.kill();
+    sentinel.line_with("its lease ran out");
     scene.open_gate();
     let _second = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
     let done = ended(&scene.database, scene.ids[0]);
     assert_eq!(done["status"], "COMPLETED", "{done}");
+    let files = visible_files(&scene.out());
+    let before: Vec<_> = files.iter().map(|file| inode(file)).collect();
+    first.signal("-CONT");
+    // The first one learns that it does not hold the job, and goes on with the next one.
+    first.line_with("not held any more");
+    let input = scene.dir.path().join("next");
+    std::fs::write(&input, "next").unwrap();
+    let next = submit(&scene.database, "gated", &[input]);
+    assert_eq!(ended(&scene.database, next[0])["status"], "COMPLETED");
+    let after: Vec<_> = files.iter().map(|file| inode(file)).collect();
+    assert_eq!(before, after);
+    let job = job(&scene.database, scene.ids[0]);
+    assert_eq!(
+        (&job["attempt"], &job["worker"]),
+        (&2.into(), &"w-2".into())
+    );
+}
+
+fn inode(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).unwrap().ino()
+}
+
+/// A peer that takes a worker's ID as its routing ID and is silent keeps nothing from it.
+#[test]
+fn a_silent_peer_with_a_workers_id_takes_nothing() {
+    let scene = Scene::new(1);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let mut silent = Dealer::new(Options::new().routing_id("w-1")).unwrap();
+    silent.connect(&endpoint).unwrap();
+    until("it is connected", || {
+        silent.flush().unwrap();
+        (silent.counters().established == 1).then_some(())
+    });
+    let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
+    scene.open_gate();
+    let done = ended(&scene.database, scene.ids[0]);
+    assert_eq!(
+        (&done["status"], &done["attempt"]),
+        (&"COMPLETED".into(), &1.into())
+    );
+}
+
+/// Of two live workers with one ID (a copied unit file) the second is refused, and no job pays
+/// for it; when the first is gone, the second gets the ID.
+#[test]
+fn a_second_worker_with_a_live_ones_id_is_refused() {
+    let scene = Scene::new(2);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let more = ["--worker-id", "w-1", "--slots", "2"];
+    let mut first = worker(&endpoint, &scene.out(), &more);
+    scene.wait_started(0);
+    let mut second = worker(&endpoint, &scene.out(), &more);
+    assert_eq!(second.wait(), Some(1));
+    let refused = second.seen.join("\n");
+    assert!(
+        refused.contains("--worker-id") && refused.contains("in use"),
+        "{refused}"
+    );
+    scene.wait_started(1);
+    first.kill();
+    let mut third = worker(&endpoint, &scene.out(), &more);
+    third.line_with("connected to the sentinel");
+    scene.open_gate();
+    scene.all_done();
+}
+
+/// A worker that is told to stop takes no more jobs, and gives back what it has not started.
+#[test]
+fn a_draining_worker_gives_back_what_it_has_not_started() {
+    let scene = Scene::new(3);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let mut first = worker(&endpoint, &scene.out(), &["--slots", "1"]);
+    scene.wait_started(0);
+    first.signal("-TERM");
+    first.line_with("stopping");
+    let _second = worker(&endpoint, &scene.out(), &["--slots", "2"]);
+    // Both others run beside the one that the stopping worker still has.
+    scene.wait_started(1);
+    scene.wait_started(2);
+    scene.open_gate();
+    assert_eq!(first.wait(), Some(0));
+    scene.all_done();
+    for id in &scene.ids {
+        assert_eq!(
+            job(&scene.database, *id)["attempt"],
+            1,
+            "nothing was tried twice"
+        );
+    }
+}
+
+/// A second SIGTERM ends a worker at once; its running jobs are given back and cost nothing.
+#[test]
+fn jobs_of_a_worker_that_is_stopped_at_once_are_given_back() {
+    let scene = Scene::new(1);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &["--retries", "0"]);
+    let mut first = worker(&endpoint, &scene.out(), &[]);
+    scene.wait_started(0);
+    first.signal("-TERM");
+    first.line_with("stopping");
+    first.signal("-TERM");
+    assert_eq!(first.wait(), Some(0));
+    let queued = job(&scene.database, scene.ids[0]);
+    assert_eq!(queued["status"], "QUEUED", "{queued}");
+    scene.open_gate();
+    let _second = worker(&endpoint, &scene.out(), &[]);
+    scene.all_done();
+}
+
+/// A database that another program keeps locked for long costs nothing: workers keep their jobs.
+#[test]
+fn a_locked_database_delays_jobs_and_nothing_else() {
+    let scene = Scene::new(2);
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let _worker = worker(&endpoint, &scene.out(), &["--slots", "2"]);
+    scene.wait_started(0);
+    scene.wait_started(1);
+    let other = rusqlite::Connection::open(&scene.database).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    scene.open_gate();
+    sentinel.line_with("failing for");
+    sentinel.line_with("failing for 1");
+    other.execute_batch("ROLLBACK").unwrap();
+    sentinel.line_with("works again");
+    scene.all_done();
+    for id in &scene.ids {
+        assert_eq!(job(&scene.database, *id)["attempt"], 1, "leases went on");
+    }
+}
+
+/// A second sentinel on one database is refused, whatever the path.
+#[test]
+fn a_second_sentinel_on_a_database_is_refused() {
+    let scene = Scene::new(1);
+    let (_sentinel, _) = sentinel(&scene.database, &[]);
+    let link = scene.dir.path().join("link.sqlite");
+    std::os::unix::fs::symlink(&scene.database, &link).unwrap();
+    for path in [&scene.database, &link] {
+        let second = output(
+            program("casparian-sentinel")
+                .args(["--bind", "tcp://127.0.0.1:0", "--database"])
+                .arg(path),
+        );
+        assert_eq!(second.status.code(), Some(1));
+        assert!(
+            stderr(&second).contains("another sentinel"),
+            "{}",
+            stderr(&second)
+        );
+    }
 }

@@ -9,7 +9,10 @@ use casparian::guest::environment::{
     Environment, Error, find, hash, pin, provision, requirements_lockfile,
 };
 
+use casparian::job::{Cause, JobStatus};
+
 use crate::common::*;
+use crate::dispatcher::*;
 
 /// A home of its own that borrows the shared private uv, so that it is installed once.
 fn fresh_home() -> tempfile::TempDir {
@@ -154,4 +157,103 @@ fn a_pinned_list_names_exact_versions_and_keeps_its_header() {
         "{pinned}"
     );
     assert!(pinned.contains("\nsix=="), "{pinned}");
+}
+
+/// A folder with a `uv` that fails as often as there are marks in it, and then is the real one.
+fn failing_uv(dir: &Path, failures: usize) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let bin = dir.join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    for number in 0..failures {
+        std::fs::write(bin.join(format!("fails-{number}")), "").unwrap();
+    }
+    let shared = home().join(".casparian_flow");
+    let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let script = format!(
+        "#!/bin/sh\nfor mark in {bin:?}/fails-*; do\n  if [ -e \"$mark\" ]; then rm \"$mark\"; echo 'the registry does not answer' >&2; exit 3; fi\ndone\nexec {real:?} \"$@\"\n"
+    );
+    std::fs::write(bin.join("uv"), script).unwrap();
+    std::fs::set_permissions(bin.join("uv"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    bin
+}
+
+#[test]
+fn a_uv_that_fails_once_fails_no_job() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    for (failures, cause) in [(1, None), (3, Some(Cause::Environment))] {
+        let mut rig = Rig::with(&["--slots", "2"], |command, dir| {
+            let bin = failing_uv(dir, failures);
+            let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+            let cache = home().join(".cache/uv");
+            command
+                .env("PATH", path)
+                .env("HOME", dir)
+                .env("UV_CACHE_DIR", cache);
+        });
+        rig.dispatcher.prepare(&hash(&lockfile), &lockfile);
+        let input = rig.path("in");
+        let source = handler("import six\nyield pa.table({'x': [1]})");
+        let mut run = || {
+            let job = rig.dispatcher.dispatch(&source, &input, &hash(&lockfile));
+            rig.dispatcher.receipt(job)
+        };
+        let receipt = run();
+        assert_eq!(receipt.cause, cause, "{receipt:?}");
+        if cause.is_some() {
+            assert!(first_line(&receipt).contains("registry"), "{receipt:?}");
+            // No further PREPARE_ENV comes, and it is made all the same.
+            until("the environment is tried again", || {
+                let receipt = run();
+                let done = receipt.status == JobStatus::Success;
+                assert!(done || receipt.cause == cause, "{receipt:?}");
+                done.then_some(())
+            });
+        }
+    }
+}
+
+/// The tools of a killed program go on writing.
+#[test]
+fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, "# /// script\n# dependencies = [\"six==1.16.0\"]\n# ///\nimport six\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n").unwrap();
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    for round in 0..4 {
+        let home = fresh_home();
+        let flow = home.path().join(".casparian_flow");
+        std::fs::create_dir(&flow).unwrap();
+        std::fs::rename(home.path().join("uv"), flow.join("uv")).unwrap();
+        let mut command = program("casparian");
+        command
+            .env("HOME", home.path())
+            .env("UV_CACHE_DIR", crate::common::home().join(".cache/uv"))
+            .env("UV_LINK_MODE", "copy")
+            .arg("run")
+            .args([&plugin, &input])
+            .arg("--output")
+            .arg(dir.path().join(format!("out{round}")));
+        let mut first = Background::start(&mut command);
+        // Ever deeper into it: the folder, the interpreter, the first package, the last one.
+        let depth = [
+            "",
+            "bin/python",
+            "lib/*/site-packages/six.py",
+            "lib/*/site-packages/pyarrow/*.so",
+        ];
+        until("the environment is being made", || {
+            let venvs = flow.join("venvs");
+            let venvs = venvs.display();
+            let wanted = depth[round];
+            let script = format!(
+                "for path in {venvs}/.*.new*/it/{wanted} {venvs}/.*.new*/{wanted} {venvs}/[0-9a-f]*; do [ -e \"$path\" ] && exit 0; done; exit 1"
+            );
+            let found = Command::new("sh").args(["-c", &script]).status().unwrap();
+            found.success().then_some(())
+        });
+        first.kill();
+        let second = output(&mut command);
+        assert_eq!(second.status.code(), Some(0), "{}", stderr(&second));
+    }
 }

@@ -6,7 +6,10 @@
 mod common;
 mod crash;
 mod curve;
+mod deadlines;
+mod dispatcher;
 mod environments;
+mod failures;
 mod guests;
 mod interop;
 mod manifest;

@@ -45,8 +45,8 @@ MUTANTS = [
     ("an operator's change leaves a sink taken", LEASES,
      "        self.exclusive.abandon(attempt);\n        for worker", "        for worker"),
     ("receipts are sent once", WORKER,
-     "            *sent_at = None;\n        }\n    }\n\n    /// Numbers",
-     "            let _ = sent_at;\n        }\n    }\n\n    /// Numbers"),
+     "if sent_at.is_none_or(|at| at + limits::RECEIPT_RESEND_AFTER <= now) {",
+     "if receipt.metrics.insert(String::new(), 1).is_none() {"),
     ("receipts are acknowledged before the commit", "src/sentinel/control.rs",
      "        self.changes.push(Change::End {",
      "        if let Some(worker) = self.workers.get_mut(routing_id) {\n"

@@ -302,6 +302,12 @@ impl Worker {
         true
     }
 
+    /// True between a publish's last check and its rename.
+    pub(crate) fn is_renaming(&self) -> bool {
+        let mut steps = self.publishing.iter().map(|run| run.step);
+        steps.any(|step| matches!(step, Some(Step::CheckBar | Step::Rename)))
+    }
+
     /// Attempts that this worker may publish at this moment of its clock.
     pub(crate) fn may_publish(&self, now: BootTime) -> Vec<Attempt> {
         let runs = self.running.iter().chain(&self.publishing);

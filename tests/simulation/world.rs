@@ -220,6 +220,7 @@ impl<'a> World<'a> {
             if self.now_ms < FAULTS_UNTIL_MS && self.random.chance(6) {
                 self.fault();
             }
+            self.pause_publishers();
             self.network();
             self.run_sentinel();
             self.run_workers();
@@ -315,6 +316,21 @@ impl<'a> World<'a> {
                     self.note(&format!("a second worker {name} starts"));
                     self.add_worker(name);
                 }
+            }
+        }
+    }
+
+    /// Machines are paused in the middle of a publish more often than chance would have it.
+    fn pause_publishers(&mut self) {
+        if self.now_ms >= FAULTS_UNTIL_MS {
+            return;
+        }
+        for index in 0..self.workers.len() {
+            if self.workers[index].0.is_renaming() && self.random.chance(5) {
+                let length = self.random.between(5000, 40_000);
+                self.note(&format!("worker {index} is paused while it publishes"));
+                let stops_clock = self.random.chance(50);
+                self.pause_worker(index, length, stops_clock);
             }
         }
     }
@@ -507,7 +523,7 @@ impl<'a> World<'a> {
         }
         let out = scheduler.iterate(now, &at);
         for message in out {
-            let (header, json) = message.payload.encode(message.job_id).unwrap();
+            let (header, json) = message.encode().unwrap();
             let delay = self.random.between(1, 200);
             let link = self
                 .links

@@ -1,17 +1,20 @@
 //! Free slots, and jobs that are dispatched into them.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use super::leases::Hold;
 use super::members::{Worker, remember};
-use super::{Change, Control, Opening, Outgoing};
-use crate::job::{Attempt, Job};
-use crate::protocol::{Dispatch, Payload, PrepareEnv};
+use super::{Body, Change, Control, Opening, Outgoing};
+use crate::job::{Attempt, Job, Lease, Plugin};
+use crate::limits;
+use crate::protocol::{DispatchPart, Payload, PrepareEnv};
 use crate::reactor::BootTime;
 
 impl Control {
     /// The claim of these jobs is committed: they are dispatched.
     pub fn handle_claimed(&mut self, routing_id: &[u8], jobs: Vec<Job>, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
-        let lease_ms = u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX);
         let worker = self.workers.get_mut(routing_id);
         let Some((worker, peer)) = worker.and_then(|worker| {
             let peer = worker.peer?;
@@ -23,6 +26,10 @@ impl Control {
             }
             return;
         };
+        let lease = worker.request.map(|request| Lease {
+            bound: self.settings.lease,
+            request: request.sequence,
+        });
         let mut first: Option<BootTime> = None;
         for job in jobs {
             let until = worker.request.map_or(now, |request| request.received_at) + bound;
@@ -39,30 +46,20 @@ impl Control {
                 self.outgoing.push(Outgoing {
                     peer,
                     job_id: 0,
-                    payload: Payload::PrepareEnv(PrepareEnv {
+                    body: Body::Payload(Payload::PrepareEnv(PrepareEnv {
                         env_hash: plugin.env_hash.clone().into(),
                         lockfile_content: plugin.lockfile_content.clone().into(),
                         python_version: None,
-                    }),
+                    })),
                 });
             }
             self.outgoing.push(Outgoing {
                 peer,
                 job_id: job.attempt.job_id.unsigned_abs(),
-                payload: Payload::Dispatch(Box::new(Dispatch {
-                    plugin_name: plugin.name.clone().into(),
-                    file_path: job.file_path.into(),
-                    sinks: job.sinks.iter().map(Into::into).collect(),
-                    file_version_id: job.file_version_id,
-                    env_hash: plugin.env_hash.clone().into(),
-                    source_code: plugin.source_code.clone().into(),
-                    artifact_hash: Some(plugin.artifact_hash.clone().into()),
-                    attempt: Some(job.attempt.number),
-                    lease_ms: Some(lease_ms),
-                    lease_of: worker.request.map(|request| request.sequence),
-                    database: job.database.as_deref().map(|uuid| uuid.to_owned().into()),
-                    previous: job.previous,
-                })),
+                body: Body::Dispatch {
+                    attempt: job.attempt,
+                    json: part(&mut self.dispatch_parts, plugin).with_job(&job, lease.as_ref()),
+                },
             });
         }
         if let Some(until) = first {
@@ -134,7 +131,7 @@ impl Control {
             return;
         };
         worker.draining = draining;
-        let trouble = trouble.map(|text| super::cut(&text, crate::limits::TROUBLE_SIZE_MAX));
+        let trouble = trouble.map(|text| super::cut(&text, limits::TROUBLE_SIZE_MAX));
         if worker.trouble != trouble {
             worker.trouble = trouble;
             let online = worker.online();
@@ -152,4 +149,21 @@ impl Control {
         });
         self.changes.push(online);
     }
+}
+
+/// The serialised part of a plugin version, made when the version is new.
+fn part<'a>(
+    parts: &'a mut HashMap<String, (Arc<Plugin>, DispatchPart)>,
+    plugin: &Arc<Plugin>,
+) -> &'a DispatchPart {
+    if parts.len() >= limits::QUEUED_PLUGINS_MAX && !parts.contains_key(&plugin.name) {
+        parts.clear();
+    }
+    let entry = parts
+        .entry(plugin.name.clone())
+        .or_insert_with(|| (plugin.clone(), DispatchPart::new(plugin)));
+    if !Arc::ptr_eq(&entry.0, plugin) && entry.0 != *plugin {
+        *entry = (plugin.clone(), DispatchPart::new(plugin));
+    }
+    &entry.1
 }

@@ -2,7 +2,7 @@
 
 use super::Capabilities;
 use crate::job::{Attempt, Cause, Receipt, User};
-use crate::protocol::Payload;
+use crate::protocol::{self, HEADER_SIZE, Header, OpCode, Payload};
 use crate::socket::PeerId;
 
 /// The sender of a message.
@@ -83,8 +83,41 @@ pub struct Outgoing {
     pub peer: PeerId,
     /// The header's job ID.
     pub job_id: u64,
-    /// The payload.
-    pub payload: Payload<'static>,
+    /// What is sent.
+    pub body: Body,
+}
+
+/// The payload of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// DISPATCH, serialised.
+    Dispatch {
+        /// The attempt that is dispatched.
+        attempt: Attempt,
+        /// The JSON.
+        json: Vec<u8>,
+    },
+    /// Any other.
+    Payload(Payload<'static>),
+}
+
+impl Outgoing {
+    /// Header and payload.
+    pub fn encode(&self) -> Result<([u8; HEADER_SIZE], Vec<u8>), protocol::Error> {
+        match &self.body {
+            Body::Payload(payload) => payload.encode(self.job_id),
+            Body::Dispatch { json, .. } => {
+                let payload_size = u32::try_from(json.len())
+                    .map_err(|_| protocol::Error::PayloadTooLarge { got: json.len() })?;
+                let header = Header {
+                    opcode: OpCode::Dispatch,
+                    job_id: self.job_id,
+                    payload_size,
+                };
+                Ok((header.encode(), json.clone()))
+            }
+        }
+    }
 }
 
 /// A worker with free slots.

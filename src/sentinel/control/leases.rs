@@ -1,6 +1,6 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
-use super::{Control, Orphan, Outgoing};
+use super::{Body, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
 use crate::limits;
 use crate::protocol::{Answer, Heartbeat, Payload};
@@ -151,7 +151,7 @@ impl Control {
                 self.outgoing.push(Outgoing {
                     peer,
                     job_id: listed.job_id.unsigned_abs(),
-                    payload: Payload::Abort,
+                    body: Body::Payload(Payload::Abort),
                 });
             }
         }
@@ -187,10 +187,10 @@ impl Control {
             answers.push(Outgoing {
                 peer,
                 job_id: 0,
-                payload: Payload::Heartbeat(Heartbeat {
+                body: Body::Payload(Payload::Heartbeat(Heartbeat {
                     answer: Some(answer),
                     ..Heartbeat::default()
-                }),
+                })),
             });
         }
         answers
@@ -296,6 +296,6 @@ fn abort_message(peer: PeerId, attempt: Attempt) -> Outgoing {
     Outgoing {
         peer,
         job_id: attempt.job_id.unsigned_abs(),
-        payload: Payload::Abort,
+        body: Body::Payload(Payload::Abort),
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::leases::{Hold, Request};
 use super::users::ANOTHERS;
-use super::{Capabilities, Change, Control, Orphan, Outgoing, Sender, cut, printable};
+use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, cut, printable};
 use crate::job::{Attempt, User};
 use crate::limits;
 use crate::protocol::{Identify, Payload};
@@ -147,7 +147,7 @@ impl Control {
         self.outgoing.push(Outgoing {
             peer: present,
             job_id: 0,
-            payload: Payload::Reload,
+            body: Body::Payload(Payload::Reload),
         });
     }
 

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::job::{Job, Plugin};
-use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest};
+use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest, View};
 
 const LEASE: Duration = Duration::from_secs(10);
 const MARGIN: Duration = Duration::from_secs(2);
@@ -109,8 +109,8 @@ fn heartbeat(current_job_id: Option<i64>, running: Option<Vec<Attempt>>) -> Payl
 fn answers(control: &mut Control, now: BootTime) -> Vec<(PeerId, Answer)> {
     let messages = control.poll_answers(now).into_iter();
     messages
-        .filter_map(|message| match message.payload {
-            Payload::Heartbeat(heartbeat) => Some((message.peer, heartbeat.answer?)),
+        .filter_map(|message| match message.body {
+            Body::Payload(Payload::Heartbeat(heartbeat)) => Some((message.peer, heartbeat.answer?)),
             _ => None,
         })
         .collect()
@@ -160,7 +160,10 @@ fn kinds(control: &mut Control) -> Vec<String> {
     outgoing
         .iter()
         .map(|message| {
-            let name = format!("{:?}", message.payload);
+            let name = match &message.body {
+                Body::Dispatch { .. } => "Dispatch".to_owned(),
+                Body::Payload(payload) => format!("{payload:?}"),
+            };
             format!("{} {}", name.split('(').next().unwrap(), message.job_id)
         })
         .collect()
@@ -312,9 +315,15 @@ fn an_answer_renews_the_leases_of_all_that_a_worker_holds() {
     );
     let dispatched = control.take_outgoing();
     for message in &dispatched {
-        let Payload::Dispatch(dispatch) = &message.payload else {
+        let (header, json) = message.encode().unwrap();
+        let view = View::decode([&header[..], &json].into_iter()).unwrap();
+        let Payload::Dispatch(dispatch) = Payload::decode(&view).unwrap() else {
             panic!("{message:?}")
         };
+        assert_eq!(
+            (&*dispatch.source_code, &*dispatch.file_path),
+            ("code", "/in")
+        );
         assert_eq!(
             (dispatch.lease_of, dispatch.lease_ms),
             (Some(1), Some(10_000))
@@ -528,7 +537,7 @@ fn of_two_processes_with_one_id_the_live_one_stays() {
         control.handle_message(&from(2, b"w.b"), 0, introduce("b", 1, &[]), at(1));
         let asked = control.take_outgoing();
         assert!(
-            matches!(asked[..], [Outgoing { peer: to, payload: Payload::Reload, .. }] if to == peer(1))
+            matches!(asked[..], [Outgoing { peer: to, body: Body::Payload(Payload::Reload), .. }] if to == peer(1))
         );
         // The second one may send what it likes meanwhile.
         control.handle_message(&from(2, b"w.b"), 0, request(2, None, &[]), at(1));
@@ -538,7 +547,7 @@ fn of_two_processes_with_one_id_the_live_one_stays() {
             control.handle_message(&from(1, b"w.a"), 0, introduce("a", 2, &[job]), at(2));
             control.handle_timeout(at(2));
             let refused = control.take_outgoing();
-            let Payload::Err(error) = &refused[0].payload else {
+            let Body::Payload(Payload::Err(error)) = &refused[0].body else {
                 panic!("{refused:?}")
             };
             assert!(

@@ -1,8 +1,6 @@
-//! The SQLite sink: rows gather in a database file in staging and go into their table in one
-//! transaction.
+//! Rows gather in a database file in staging.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
@@ -11,8 +9,8 @@ use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
-use super::Error;
-use crate::job::Mode;
+use super::{failure, quoted};
+use crate::sink::Error;
 
 /// What a column is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,17 +41,6 @@ fn kind(data_type: &DataType) -> Option<Kind> {
     })
 }
 
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-fn failure(path: &Path, error: &rusqlite::Error) -> Error {
-    Error::Sqlite {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
-}
-
 /// Columns of a `CREATE TABLE`.
 fn columns(schema: &SchemaRef) -> Result<String, Error> {
     let mut out = Vec::new();
@@ -78,18 +65,19 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
     Ok(out.join(", "))
 }
 
-/// The rows of a job, in a database file of their own.
-pub(super) struct SqliteRows {
+/// The rows of a job's tables, in one database file in staging: the table `s<i>` is for sink *i*.
+pub(in crate::sink) struct Stage {
     path: PathBuf,
     connection: Connection,
+}
+
+/// A sink's table in the stage.
+pub(in crate::sink) struct Rows {
     insert: String,
 }
 
-const STAGED_TABLE: &str = "staged";
-
-impl SqliteRows {
-    pub(super) fn create(path: &Path, schema: &SchemaRef) -> Result<Self, Error> {
-        let definition = columns(schema)?;
+impl Stage {
+    pub(in crate::sink) fn create(path: &Path) -> Result<Self, Error> {
         let fail = |error: rusqlite::Error| failure(path, &error);
         let connection = Connection::open(path).map_err(fail)?;
         // The file is only read after it is complete, so it needs no journal of its own.
@@ -99,21 +87,25 @@ impl SqliteRows {
         connection
             .pragma_update(None, "synchronous", "OFF")
             .map_err(fail)?;
-        connection
-            .execute_batch(&format!(
-                "CREATE TABLE {STAGED_TABLE} ({definition}); BEGIN"
-            ))
-            .map_err(fail)?;
-        let marks = vec!["?"; schema.fields().len()].join(", ");
-        let insert = format!("INSERT INTO {STAGED_TABLE} VALUES ({marks})");
-        Ok(SqliteRows {
+        connection.execute_batch("BEGIN").map_err(fail)?;
+        Ok(Stage {
             path: path.to_owned(),
             connection,
-            insert,
         })
     }
 
-    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
+    pub(in crate::sink) fn table(&self, index: usize, schema: &SchemaRef) -> Result<Rows, Error> {
+        let definition = columns(schema)?;
+        self.connection
+            .execute_batch(&format!("CREATE TABLE s{index} ({definition})"))
+            .map_err(|error| failure(&self.path, &error))?;
+        let marks = vec!["?"; schema.fields().len()].join(", ");
+        Ok(Rows {
+            insert: format!("INSERT INTO s{index} VALUES ({marks})"),
+        })
+    }
+
+    pub(in crate::sink) fn write(&self, rows: &Rows, batch: &RecordBatch) -> Result<(), Error> {
         let mut columns = Vec::with_capacity(batch.num_columns());
         for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
             let kind = kind(field.data_type()).unwrap_or(Kind::Null);
@@ -133,7 +125,7 @@ impl SqliteRows {
             columns.push((kind, column));
         }
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
-        let mut statement = self.connection.prepare_cached(&self.insert).map_err(fail)?;
+        let mut statement = self.connection.prepare_cached(&rows.insert).map_err(fail)?;
         for row in 0..batch.num_rows() {
             let values = columns.iter().map(|(kind, column)| Cell {
                 kind: *kind,
@@ -145,7 +137,7 @@ impl SqliteRows {
         Ok(())
     }
 
-    pub(super) fn finish(self) -> Result<(), Error> {
+    pub(in crate::sink) fn finish(self) -> Result<(), Error> {
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
         self.connection.execute_batch("COMMIT").map_err(fail)?;
         self.connection
@@ -201,92 +193,5 @@ impl ToSql for Cell<'_> {
             }
             Kind::Null => ToSqlOutput::Owned(Value::Null),
         })
-    }
-}
-
-/// The table the rows go to.
-pub(super) struct SqliteTarget<'a> {
-    pub(super) database: &'a Path,
-    pub(super) table: &'a str,
-    pub(super) mode: Mode,
-}
-
-impl SqliteTarget<'_> {
-    /// Moves staged rows into the table, in one transaction. Rows of an earlier attempt of the
-    /// job are replaced.
-    pub(super) fn publish(&self, staged: &Path, job_id: i64) -> Result<(), Error> {
-        let fail = |error: rusqlite::Error| failure(self.database, &error);
-        let mut connection = Connection::open(self.database).map_err(fail)?;
-        connection
-            .busy_timeout(Duration::from_secs(30))
-            .map_err(fail)?;
-        connection
-            .execute("ATTACH DATABASE ?1 AS staging", [staged.to_string_lossy()])
-            .map_err(fail)?;
-        let transaction = connection
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-            .map_err(fail)?;
-        let names = |schema: &str, table: &str| -> Result<Vec<String>, Error> {
-            let query = format!("PRAGMA {schema}.table_info({})", quoted(table));
-            let mut statement = transaction.prepare(&query).map_err(fail)?;
-            let rows = statement
-                .query_map([], |row| row.get::<_, String>(1))
-                .map_err(fail)?;
-            rows.collect::<Result<_, _>>().map_err(fail)
-        };
-        let table = quoted(self.table);
-        let there = names("main", self.table)?;
-        let ours = names("staging", STAGED_TABLE)?;
-        if there.is_empty() {
-            let definition: String = transaction
-                .query_row(
-                    "SELECT sql FROM staging.sqlite_master WHERE name = ?1",
-                    [STAGED_TABLE],
-                    |row| row.get(0),
-                )
-                .map_err(fail)?;
-            let columns = definition
-                .split_once('(')
-                .map_or("", |(_, columns)| columns);
-            transaction
-                .execute_batch(&format!("CREATE TABLE main.{table} ({columns}"))
-                .map_err(fail)?;
-        } else if there != ours {
-            return Err(Error::SchemaChanged {
-                topic: self.table.to_owned(),
-                expected: format!("the table's columns {}", there.join(", ")),
-                got: ours.join(", "),
-            });
-        }
-        let condition = match self.mode {
-            Mode::Replace => "",
-            Mode::Append | Mode::Error => " WHERE _job_id = ?1",
-        };
-        if self.mode == Mode::Error {
-            let others: bool = transaction
-                .query_row(
-                    &format!("SELECT EXISTS (SELECT 1 FROM main.{table} WHERE _job_id IS NOT ?1)"),
-                    [job_id],
-                    |row| row.get(0),
-                )
-                .map_err(fail)?;
-            if others {
-                return Err(Error::Exists {
-                    path: self.database.join(self.table),
-                });
-            }
-        }
-        let delete = format!("DELETE FROM main.{table}{condition}");
-        match condition.is_empty() {
-            true => transaction.execute(&delete, []),
-            false => transaction.execute(&delete, [job_id]),
-        }
-        .map_err(fail)?;
-        transaction
-            .execute_batch(&format!(
-                "INSERT INTO main.{table} SELECT * FROM staging.{STAGED_TABLE}"
-            ))
-            .map_err(fail)?;
-        transaction.commit().map_err(fail)
     }
 }

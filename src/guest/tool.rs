@@ -1,0 +1,340 @@
+//! Running the tools that make environments, and the files around them. Everything here blocks,
+//! with a deadline.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use rustix::fs::OFlags;
+
+use super::environment::Error;
+use crate::limits;
+use crate::reactor::BootTime;
+
+/// How often a tool or a lock is asked.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Waits, but not when it is cancelled.
+pub fn sleep(wait: Duration, cancel: &AtomicBool) {
+    let until = BootTime::now() + wait;
+    while BootTime::now() < until && !cancel.load(Ordering::Relaxed) {
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
+/// lines.
+pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
+    let fail = |error: io::Error| Error::Failed {
+        what: what.to_owned(),
+        tail: error.to_string(),
+    };
+    let mut child = command
+        .env_remove("VIRTUAL_ENV")
+        .env("UV_NO_PROGRESS", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(fail)?;
+    let stderr = child.stderr.take();
+    let (sender, tail) = channel();
+    // Not joined: a process that the tool left behind may hold the pipe for ever.
+    let reader = std::thread::Builder::new().spawn(move || {
+        // Whoever waited may have gone.
+        let _ = sender.send(stderr.map(last_lines).unwrap_or_default());
+    });
+    if let Err(error) = reader {
+        kill(&mut child);
+        return Err(fail(error));
+    }
+    let ended = wait(&mut child, what, cancel).inspect_err(|_| kill(&mut child))?;
+    if ended.success() {
+        return Ok(());
+    }
+    let tail = match tail.recv_timeout(limits::TOOL_STDERR_TIMEOUT) {
+        Ok(tail) if !tail.is_empty() => tail,
+        Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+            ended.to_string()
+        }
+    };
+    Err(Error::Failed {
+        what: what.to_owned(),
+        tail,
+    })
+}
+
+fn wait(child: &mut Child, what: &str, cancel: &AtomicBool) -> Result<ExitStatus, Error> {
+    let deadline = BootTime::now() + limits::PROVISION_TIMEOUT;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) => {}
+            Err(error) => {
+                return Err(Error::Failed {
+                    what: what.to_owned(),
+                    tail: error.to_string(),
+                });
+            }
+        }
+        if cancel.load(Ordering::Relaxed) {
+            return Err(Error::Cancelled);
+        }
+        if BootTime::now() >= deadline {
+            return Err(Error::Timeout {
+                what: what.to_owned(),
+            });
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Kills a tool with its group, and gives it a moment to be reaped.
+fn kill(child: &mut Child) {
+    let group = rustix::process::Pid::from_child(child);
+    // ESRCH: it has just ended by itself.
+    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    let until = BootTime::now() + limits::TOOL_STDERR_TIMEOUT;
+    while matches!(child.try_wait(), Ok(None)) && BootTime::now() < until {
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+fn last_lines(from: impl io::Read) -> String {
+    let mut lines = std::collections::VecDeque::new();
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    // A line is cut, so that one without an end does not grow.
+    while io::Read::take(&mut from, 64 << 10)
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|count| count > 0)
+    {
+        let text = String::from_utf8_lossy(&line);
+        let text: String = text.trim_end().chars().take(500).collect();
+        line.clear();
+        if text.is_empty() {
+            continue;
+        }
+        if lines.len() == limits::TOOL_LINES_KEPT {
+            lines.pop_front();
+        }
+        lines.push_back(text);
+    }
+    Vec::from(lines).join("\n")
+}
+
+/// A file lock that is held until it is dropped.
+pub(super) struct Lock {
+    _file: fs::File,
+}
+
+impl Lock {
+    pub(super) fn take(
+        path: &Path,
+        cancel: &AtomicBool,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Self, Error> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        }
+        // A FIFO in its place must not make it wait.
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
+            .open(path)
+            .map_err(|error| Error::io(path, error))?;
+        let mut said = false;
+        let deadline = BootTime::now() + 2 * limits::PROVISION_TIMEOUT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Lock { _file: file }),
+                Err(fs::TryLockError::WouldBlock) => {}
+                Err(fs::TryLockError::Error(error)) => return Err(Error::io(path, error)),
+            }
+            if !std::mem::replace(&mut said, true) {
+                message("another program makes the same environment: waiting for it");
+            }
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            if BootTime::now() >= deadline {
+                return Err(Error::Timeout {
+                    what: format!("waiting for {}", path.display()),
+                });
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
+    }
+}
+
+/// A folder that goes when it is dropped.
+pub(super) struct Scratch {
+    folder: tempfile::TempDir,
+}
+
+/// How names of scratch folders begin.
+const SCRATCH: &str = "scratch-";
+
+impl Scratch {
+    /// A fresh folder below `home`. Those that killed programs left a day ago are removed.
+    pub(super) fn new(home: &Path) -> Result<Self, Error> {
+        let base = home.join("tmp");
+        fs::create_dir_all(&base).map_err(|error| Error::io(&base, error))?;
+        for entry in fs::read_dir(&base).into_iter().flatten().flatten() {
+            let age = entry.metadata().and_then(|found| found.modified());
+            let age = age.ok().and_then(|changed| changed.elapsed().ok());
+            if age.is_some_and(|age| age > 2 * limits::PROVISION_TIMEOUT) {
+                sweep(&entry.path());
+            }
+        }
+        let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&base);
+        Ok(Scratch {
+            folder: folder.map_err(|error| Error::io(&base, error))?,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A folder below `parent` in which something is built. No other attempt has its name, not even
+/// one whose program was killed and whose tools go on writing. Removed when it is dropped.
+pub(super) struct Building {
+    folder: PathBuf,
+}
+
+impl Building {
+    /// Removes what other attempts left under the same prefix, as far as that can be done: a tool
+    /// that outlives its program may be writing there still. The caller holds the lock.
+    pub(super) fn new(parent: &Path, prefix: &str) -> Result<Self, Error> {
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                sweep(&entry.path());
+            }
+        }
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("{prefix}-"))
+            .tempdir_in(parent)
+            .map_err(|error| Error::io(parent, error))?;
+        Ok(Building {
+            folder: folder.keep(),
+        })
+    }
+
+    /// What is to be built; not there yet.
+    pub(super) fn path(&self) -> PathBuf {
+        self.folder.join("it")
+    }
+
+    /// Gives what was built its name.
+    pub(super) fn finish(self, target: &Path) -> Result<(), Error> {
+        fs::rename(self.path(), target).map_err(|error| Error::io(target, error))
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        sweep(&self.folder);
+    }
+}
+
+/// Removes a file or a folder of ours; what cannot be removed stays for the next attempt.
+fn sweep(path: &Path) {
+    let result = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        log::debug!("cannot remove {}: {error}", path.display());
+    }
+}
+
+/// Moves a folder out of the way of its name, then removes it.
+pub(super) fn displace(path: &Path) -> Result<(), Error> {
+    let (Some(parent), true) = (path.parent(), path.symlink_metadata().is_ok()) else {
+        return Ok(());
+    };
+    let away = tempfile::Builder::new()
+        .prefix(".old-")
+        .tempdir_in(parent)
+        .map_err(|error| Error::io(parent, error))?
+        .keep();
+    let moved = fs::rename(path, away.join("it")).map_err(|error| Error::io(path, error));
+    sweep(&away);
+    moved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn a_tool_that_fails_says_its_last_lines() {
+        let cancel = AtomicBool::new(false);
+        let mut command = shell("for i in 1 2 3; do echo line $i >&2; done; exit 3");
+        let error = run(&mut command, "sh", &cancel).unwrap_err().to_string();
+        assert_eq!(error, "sh failed: line 1\nline 2\nline 3");
+        let error = run(&mut shell("exit 3"), "sh", &cancel).unwrap_err();
+        assert_eq!(error.to_string(), "sh failed: exit status: 3");
+        let cancelled = run(&mut shell("sleep 1000"), "sleep", &AtomicBool::new(true));
+        assert!(matches!(cancelled, Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn a_grandchild_that_holds_stderr_delays_nothing() {
+        let cancel = AtomicBool::new(false);
+        let before = BootTime::now();
+        run(&mut shell("setsid sleep 30 & exit 0"), "sh", &cancel).unwrap();
+        let failed = run(&mut shell("setsid sleep 30 & exit 3"), "sh", &cancel).unwrap_err();
+        assert!(failed.to_string().contains("exit status: 3"), "{failed}");
+        let took = BootTime::now().saturating_duration_since(before);
+        assert!(took < Duration::from_secs(25), "{took:?}");
+    }
+
+    #[test]
+    fn a_building_folder_is_fresh_whatever_other_attempts_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let leftover = dir.path().join(".x.new-dead");
+        fs::create_dir_all(leftover.join("bin")).unwrap();
+        fs::create_dir_all(dir.path().join(".x.new")).unwrap();
+        let building = Building::new(dir.path(), ".x.new").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let target = dir.path().join("x");
+        fs::create_dir_all(target.join("old")).unwrap();
+        displace(&target).unwrap();
+        fs::create_dir(building.path()).unwrap();
+        building.finish(&target).unwrap();
+        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+        drop(Building::new(dir.path(), ".x.new").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_lock_whose_place_a_fifo_takes_does_not_hang() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let made = Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        assert!(Lock::take(&path, &AtomicBool::new(false), &mut |_| {}).is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! Barring attempts. A bar is an empty file `.casparian/barred/<database>/<job / 1000>/<job>/<n>`:
+//! attempts up to *n* may not publish. Bars are only added, so that no two who bar at a time can
+//! lower what the other has set.
+//!
+//! The bar is created first and the folders are claimed then. An attempt creates its folder
+//! before it reads the bars, and reads them last before its renames. So either it sees the bar,
+//! or its folder existed when the folders were claimed, and its renames fail.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::files::is_absent;
+use super::folder::{self, Entry};
+use super::{Error, Root, recover};
+use crate::job::Attempt;
+
+/// Passes over the staging folder in which other workers may claim what is claimed here.
+const PASSES_MAX: u32 = 100;
+
+impl Root {
+    /// Bars the attempts of a job up to the given one, and finishes or undoes what they left
+    /// unfinished. Afterwards none of them can change what is published. `database` is the UUID
+    /// of the job's database.
+    pub fn bar(&self, database: &str, attempt: Attempt) -> Result<(), Error> {
+        let database = folder::checked(database)?;
+        if !attempt.is_numbered() {
+            return Ok(());
+        }
+        let folder = self.bars(&database, attempt.job_id);
+        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        let bar = folder.join(attempt.number.to_string());
+        fs::File::create(&bar).map_err(|error| Error::io(&bar, error))?;
+        // A folder that another worker claims meanwhile may escape one pass, so two must find none.
+        let (mut clean, mut passes) = (0, 0);
+        while clean < 2 {
+            passes += 1;
+            clean += 1;
+            for entry in folder::entries(self)? {
+                if let Entry::Attempt(name, _) = entry
+                    && name.database == database
+                    && name.attempt.job_id == attempt.job_id
+                    && name.attempt.number <= attempt.number
+                {
+                    clean = 0;
+                    recover::recover(self, &name)?;
+                }
+            }
+            if passes > PASSES_MAX {
+                return Err(Error::Io {
+                    path: self.staging().to_owned(),
+                    source: std::io::Error::other("folders of barred attempts do not go away"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn is_barred(&self, database: &str, attempt: Attempt) -> Result<bool, Error> {
+        let folder = self.bars(database, attempt.job_id);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if is_absent(&error) => return Ok(false),
+            Err(error) => return Err(Error::io(&folder, error)),
+        };
+        for entry in entries {
+            let name = entry
+                .map_err(|error| Error::io(&folder, error))?
+                .file_name();
+            let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
+            if number.is_some_and(|number| number >= attempt.number) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn bars(&self, database: &str, job_id: i64) -> PathBuf {
+        let barred = self.base().join("barred").join(database);
+        barred
+            .join(job_id.div_euclid(1000).to_string())
+            .join(job_id.to_string())
+    }
+}

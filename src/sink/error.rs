@@ -1,0 +1,284 @@
+//! Why output could not be written or published.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::Staged;
+use crate::job::{Attempt, Cause, SinkError};
+use crate::limits;
+
+/// Why output could not be written.
+#[derive(Debug)]
+pub enum Error {
+    /// A sink's text is refused.
+    Sink(SinkError),
+    /// A symbolic link leads out of the root.
+    Outside {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Two sinks of the job mean the same file.
+    SameFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The sink has output already, and its mode is `error`.
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A file or rows that no record and no receipt of the job names are where its output goes.
+    NotOurs {
+        /// The file, or database and table.
+        path: PathBuf,
+    },
+    /// The root or the table belongs to another database.
+    OtherDatabase {
+        /// The root, or database and table.
+        path: PathBuf,
+        /// UUID of the database that owns it.
+        owner: String,
+        /// UUID of the job's database.
+        database: String,
+    },
+    /// The database's UUID is not one.
+    DatabaseName {
+        /// What came instead, at most 100 characters.
+        name: String,
+    },
+    /// The same or a later attempt has published, or runs: the database was copied or restored.
+    Copied {
+        /// The attempt that is refused.
+        attempt: Attempt,
+        /// The number in the record.
+        recorded: i64,
+    },
+    /// A later attempt, or the sentinel, has barred this one.
+    Barred {
+        /// The attempt that is refused.
+        attempt: Attempt,
+    },
+    /// A record of published output cannot be read.
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The job has more topics than a job may have.
+    Topics {
+        /// The limit.
+        limit: usize,
+    },
+    /// The process has no descriptor left for a file.
+    Descriptors {
+        /// The file.
+        path: PathBuf,
+        /// The soft limit (RLIMIT_NOFILE).
+        limit: Option<u64>,
+    },
+    /// The plugin's batches do not all have the same schema.
+    SchemaChanged {
+        /// The sink's topic.
+        topic: String,
+        /// What the first batch had.
+        expected: String,
+        /// What a later one has.
+        got: String,
+    },
+    /// A column that the sink cannot store.
+    Column {
+        /// Its name.
+        column: String,
+        /// Why.
+        reason: String,
+    },
+    /// The Parquet writer failed.
+    Parquet(String),
+    /// SQLite failed.
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+        /// Whose fault it is.
+        cause: Cause,
+    },
+    /// A file could not be written.
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Sink(error) => error.fmt(f),
+            Error::Outside { path } => write!(
+                f,
+                "{}: a symbolic link leads out of the output folder",
+                path.display()
+            ),
+            Error::SameFile { path } => {
+                let path = path.display();
+                write!(f, "two sinks of the job write the same file {path}")
+            }
+            Error::Exists { path } => write!(
+                f,
+                "{} exists already and the sink's mode is error",
+                path.display()
+            ),
+            Error::NotOurs { path } => write!(
+                f,
+                "{} is not output of this job according to any record or receipt; move it away",
+                path.display()
+            ),
+            Error::OtherDatabase {
+                path,
+                owner,
+                database,
+            } => write!(
+                f,
+                "{} holds output of database {owner}, this job is of database {database}; use \
+                 another output folder, or --share-output",
+                path.display()
+            ),
+            Error::DatabaseName { name } => {
+                write!(
+                    f,
+                    "database identity {name:?}: expected 1 to 64 of a-z, 0-9 and -"
+                )
+            }
+            Error::Copied { attempt, recorded } => write!(
+                f,
+                "{attempt} (number {}): the output folder has attempt number {recorded} of this \
+                 job already, so the database was copied or restored; give the copy an identity \
+                 of its own with casparian init --new-identity",
+                attempt.number
+            ),
+            Error::Barred { attempt } => {
+                write!(
+                    f,
+                    "{attempt} may not publish any more: a later attempt replaces it"
+                )
+            }
+            Error::Record { path, reason } => write!(
+                f,
+                "record {}: {reason}; remove it to give up what it says about earlier output",
+                path.display()
+            ),
+            Error::Topics { limit } => {
+                write!(f, "the job has more than {limit} topics; publish to fewer")
+            }
+            Error::Descriptors { path, limit } => {
+                write!(f, "{}: too many open files", path.display())?;
+                match limit {
+                    Some(limit) => write!(f, " (limit {limit}); raise it with ulimit -n"),
+                    None => write!(f, "; raise the limit with ulimit -n"),
+                }
+            }
+            Error::SchemaChanged {
+                topic,
+                expected,
+                got,
+            } => write!(
+                f,
+                "the schema of topic {topic} changed half-way: expected {expected}, got {got}"
+            ),
+            Error::Column { column, reason } => write!(f, "column {column:?}: {reason}"),
+            Error::Parquet(reason) => write!(f, "writing Parquet: {reason}"),
+            Error::Sqlite { path, reason, .. } => {
+                write!(f, "database {}: {reason}", path.display())
+            }
+            Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<SinkError> for Error {
+    fn from(error: SinkError) -> Self {
+        Error::Sink(error)
+    }
+}
+
+impl Error {
+    /// Whose fault the failure is.
+    pub fn cause(&self) -> Cause {
+        match self {
+            Error::SchemaChanged { .. }
+            | Error::Column { .. }
+            | Error::Parquet(_)
+            | Error::Topics { .. } => Cause::Plugin,
+            Error::Sink(_)
+            | Error::Outside { .. }
+            | Error::SameFile { .. }
+            | Error::Exists { .. }
+            | Error::NotOurs { .. }
+            | Error::OtherDatabase { .. }
+            | Error::DatabaseName { .. }
+            | Error::Copied { .. } => Cause::Operator,
+            Error::Barred { .. } => Cause::Lost,
+            Error::Record { .. } | Error::Descriptors { .. } | Error::Io { .. } => Cause::Worker,
+            Error::Sqlite { cause, .. } => *cause,
+        }
+    }
+
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        let errno = rustix::io::Errno::from_io_error(&source);
+        if errno == Some(rustix::io::Errno::MFILE) {
+            return Error::Descriptors {
+                path: path.to_owned(),
+                limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+            };
+        }
+        Error::Io {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// Why a publish did not happen.
+pub enum Refused {
+    /// The attempt has no lease, or another job publishes into the same sink of mode `replace`
+    /// or `error`. Nothing is visible; publish again when the lease is granted.
+    NotGranted(Box<Staged>),
+    /// It failed. Nothing of the attempt is visible, or the next attempt removes it.
+    Failed(Error),
+}
+
+impl fmt::Debug for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refused::NotGranted(_) => f.write_str("NotGranted"),
+            Refused::Failed(error) => write!(f, "Failed({error:?})"),
+        }
+    }
+}
+
+/// Raises the soft limit of open files to the hard limit, and gives it; a job may have many
+/// topics, and each has an open file. None: no limit.
+pub fn raise_descriptor_limit() -> io::Result<Option<u64>> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // An unlimited one is still bounded by the kernel (fs.nr_open).
+    let wanted = limit.maximum.unwrap_or(limits::DESCRIPTORS_MAX);
+    let wanted = wanted.min(limits::DESCRIPTORS_MAX);
+    match limit.current {
+        Some(current) if current < wanted => {
+            let raised = Rlimit {
+                current: Some(wanted),
+                maximum: limit.maximum,
+            };
+            setrlimit(Resource::Nofile, raised)?;
+            Ok(Some(wanted))
+        }
+        current => Ok(current),
+    }
+}

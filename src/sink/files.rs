@@ -1,0 +1,166 @@
+//! Files: what identifies one, and the operations that publishing is made of.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags};
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+
+/// What identifies a file beside its path: a file system gives an inode number again soon after
+/// a file is deleted, so size and time of modification belong to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    pub(super) inode: u64,
+    pub(super) size: u64,
+    pub(super) modified_s: i64,
+    pub(super) modified_ns: i64,
+}
+
+/// Identity of the regular file at a path. What is no regular file has one that equals no
+/// other's; where there is nothing it is none.
+pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => Ok(Some(Identity {
+            inode: found.ino(),
+            size: found.size(),
+            modified_s: found.mtime(),
+            modified_ns: found.mtime_nsec(),
+        })),
+        Ok(_) => Ok(Some(Identity::default())),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(Error::io(path, error)),
+    }
+}
+
+/// True when a path does not exist.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(|error| Error::io(to, error))
+}
+
+/// Renames to a path where nothing is; false when something is.
+pub(super) fn rename_new(from: &Path, to: &Path) -> Result<bool, Error> {
+    use rustix::io::Errno;
+    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // The file system cannot; then there is a moment between the check and the rename.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+            if identity(to)?.is_some() {
+                return Ok(false);
+            }
+            rename(from, to).map(|()| true)
+        }
+        Err(error) => Err(Error::io(to, error.into())),
+    }
+}
+
+/// Gives a file a second name, by a copy where the file system has no hard links.
+pub(super) fn keep(from: &Path, to: &Path) -> Result<(), Error> {
+    match fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        Err(error) if is_absent(&error) || error.kind() == ErrorKind::AlreadyExists => {
+            Err(Error::io(to, error))
+        }
+        Err(_) => copy(from, to),
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let copied = fs::copy(from, to).and_then(|_| File::open(to)?.sync_all());
+    copied.map_err(|error| Error::io(to, error))
+}
+
+/// Removes a file of ours; one that is gone already is no error.
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if !is_absent(&error) => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| Error::io(folder, error))
+}
+
+/// Writes and syncs a new file.
+pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let written = File::create(path).and_then(|mut file| {
+        io::Write::write_all(&mut file, content)?;
+        file.sync_all()
+    });
+    written.map_err(|error| Error::io(path, error))
+}
+
+/// Creates a folder with those above it, and makes their names durable.
+pub(super) fn create_folders(folder: &Path) -> Result<(), Error> {
+    let mut missing: Vec<PathBuf> = Vec::new();
+    let mut at = folder;
+    while !at.is_dir() {
+        missing.push(at.to_owned());
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    for folder in missing.iter().rev() {
+        match fs::create_dir(folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+            Err(error) => return Err(Error::io(folder, error)),
+        }
+        if let Some(parent) = folder.parent() {
+            sync_folder(parent)?;
+        }
+    }
+    Ok(())
+}
+
+/// The deepest folder above a path that exists.
+pub(super) fn existing_folder(path: &Path) -> &Path {
+    let mut at = path.parent().unwrap_or(path);
+    while !at.exists() {
+        match at.parent() {
+            Some(parent) => at = parent,
+            None => break,
+        }
+    }
+    at
+}
+
+/// Refuses a file whose folder symbolic links lead out of the root.
+pub(super) fn inside(root: &Path, file: &Path) -> Result<(), Error> {
+    let folder = existing_folder(file);
+    let real = fs::canonicalize(folder).map_err(|error| Error::io(folder, error))?;
+    match real.starts_with(root) {
+        true => Ok(()),
+        false => Err(Error::Outside {
+            path: file.to_owned(),
+        }),
+    }
+}
+
+/// Tells mounts apart: a rename works only within one, even when two show one file system.
+pub(super) fn mount(folder: &Path) -> Result<u64, Error> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{AtFlags, StatxFlags, statx};
+        if let Ok(found) = statx(CWD, folder, AtFlags::empty(), StatxFlags::MNT_ID)
+            && StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID)
+        {
+            return Ok(found.stx_mnt_id);
+        }
+    }
+    let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
+    Ok(found.dev())
+}

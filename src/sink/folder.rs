@@ -1,0 +1,373 @@
+//! The folder of an attempt in staging. It is the fence: an attempt changes what is published
+//! only by renames from and to paths in its folder, so that moving the folder away ends what the
+//! attempt can do, whatever state its process is in.
+//!
+//! `<database>.<job>.<attempt>` is the folder of a running attempt, and its file `worker` names
+//! the worker. `<database>.<job>.<attempt>~<worker>` was claimed by a worker that finishes or
+//! undoes what the attempt left; claiming again moves it from that worker. An old sentinel sends
+//! no numbers: `old.<job>.0.<worker>-<count>` is a run of its own.
+//!
+//! Where a sink's folder is on another mount, which renames cannot cross, a *bay* of the same
+//! name lies there, in a folder `.casparian`. The file `bays` lists them before they are created,
+//! so that whoever claims the folder finds and moves them too.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, is_absent};
+use super::{Error, Root};
+use crate::job::{self, Attempt, Job};
+
+const WORKER: &str = "worker";
+const BAYS: &str = "bays";
+/// Database of attempts that an old sentinel sent.
+pub(super) const OLD: &str = "old";
+
+/// The name of an attempt's folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Name {
+    pub(super) database: String,
+    pub(super) attempt: Attempt,
+    /// Tells runs apart that have no number.
+    run: Option<String>,
+    claimed_by: Option<String>,
+}
+
+impl Name {
+    /// The name for a job's attempt. The database's UUID comes from outside.
+    pub(super) fn new(job: &Job, root: &Root) -> Result<Self, Error> {
+        match &job.database {
+            Some(database) if job.attempt.is_numbered() => Ok(Name {
+                database: checked(database)?,
+                attempt: job.attempt,
+                run: None,
+                claimed_by: None,
+            }),
+            _ => Ok(Name {
+                database: OLD.to_owned(),
+                attempt: Attempt::new(job.attempt.job_id, 0),
+                run: Some(root.unique()),
+                claimed_by: None,
+            }),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (base, claimed_by) = match text.split_once('~') {
+            Some((base, worker)) => (base, Some(worker.to_owned())),
+            None => (text, None),
+        };
+        let mut parts = base.splitn(4, '.');
+        let database = checked(parts.next()?).ok()?;
+        let job_id = parts.next()?.parse().ok()?;
+        let number = parts.next()?.parse().ok()?;
+        Some(Name {
+            database,
+            attempt: Attempt::new(job_id, number),
+            run: parts.next().map(str::to_owned),
+            claimed_by,
+        })
+    }
+
+    /// The name without the claim: what a record calls the run.
+    pub(super) fn run(&self) -> String {
+        let Name {
+            database, attempt, ..
+        } = self;
+        let base = format!("{database}.{}.{}", attempt.job_id, attempt.number);
+        match &self.run {
+            Some(run) => format!("{base}.{run}"),
+            None => base,
+        }
+    }
+
+    fn text(&self) -> String {
+        match &self.claimed_by {
+            Some(worker) => format!("{}~{worker}", self.run()),
+            None => self.run(),
+        }
+    }
+
+    /// What the side table of a SQLite sink calls the run: the attempt's number; of a run without
+    /// one a negative number of its own.
+    pub(super) fn stamp(&self) -> i64 {
+        match self.is_numbered() {
+            true => self.attempt.number,
+            false => -1 - i64::try_from(job::hash(&self.run()) >> 1).unwrap_or_default(),
+        }
+    }
+
+    /// The folder's path.
+    pub(super) fn path_in(&self, root: &Root) -> PathBuf {
+        root.staging().join(self.text())
+    }
+
+    pub(super) fn is_numbered(&self) -> bool {
+        self.attempt.is_numbered()
+    }
+}
+
+/// A database's name that may become part of a path.
+pub(super) fn checked(database: &str) -> Result<String, Error> {
+    let good = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-');
+    if database.is_empty() || database.len() > 64 || !database.bytes().all(good) {
+        return Err(Error::DatabaseName {
+            name: database.chars().take(100).collect(),
+        });
+    }
+    Ok(database.to_owned())
+}
+
+/// The folder of an attempt, and its bays. Dropping it removes them, unless it is left.
+#[derive(Debug)]
+pub(super) struct Folder {
+    pub(super) name: Name,
+    path: PathBuf,
+    root: PathBuf,
+    mount: u64,
+    /// Folders that hold a bay, below the root, each with its mount.
+    bays: Vec<(String, u64)>,
+    is_left: bool,
+}
+
+impl Folder {
+    /// Creates the folder of an attempt that starts.
+    pub(super) fn create(root: &Root, name: Name) -> Result<Self, Error> {
+        let path = root.staging().join(name.text());
+        // Complete before it has its name, so that it never lacks its worker.
+        let new = root.staging().join(format!("{NEW}{}", root.unique()));
+        fs::create_dir(&new).map_err(|error| Error::io(&new, error))?;
+        let worker = new.join(WORKER);
+        fs::write(&worker, root.worker()).map_err(|error| Error::io(&worker, error))?;
+        let mut moved = fs::rename(&new, &path);
+        if let Err(error) = &moved
+            && is_occupied(error)
+        {
+            super::recover::recover_dead(root, &path, &name)?;
+            moved = fs::rename(&new, &path);
+        }
+        if let Err(error) = moved {
+            if let Err(error) = fs::remove_dir_all(&new) {
+                log::warn!("cannot remove {}: {error}", new.display());
+            }
+            return Err(match is_occupied(&error) {
+                true => Error::Copied {
+                    attempt: name.attempt,
+                    recorded: name.attempt.number,
+                },
+                false => Error::io(&path, error),
+            });
+        }
+        Ok(Folder {
+            mount: files::mount(&path)?,
+            name,
+            path,
+            root: root.path().to_owned(),
+            bays: Vec::new(),
+            is_left: false,
+        })
+    }
+
+    /// Takes over the folder of an attempt that may not go on, with its bays; none when another
+    /// worker was faster.
+    pub(super) fn claim(root: &Root, name: &Name) -> Result<Option<Self>, Error> {
+        let from = root.staging().join(name.text());
+        let claimed = Name {
+            claimed_by: Some(root.unique()),
+            ..name.clone()
+        };
+        let path = root.staging().join(claimed.text());
+        match fs::rename(&from, &path) {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => return Ok(None),
+            Err(error) => return Err(Error::io(&from, error)),
+        }
+        let mut folder = Folder {
+            mount: files::mount(&path)?,
+            name: claimed,
+            path,
+            root: root.path().to_owned(),
+            bays: Vec::new(),
+            is_left: true,
+        };
+        for parent in folder.listed_bays()? {
+            folder.claim_bay(&parent)?;
+        }
+        Ok(Some(folder))
+    }
+
+    /// Moves a bay to the name of this folder, from whatever claim it is under.
+    fn claim_bay(&mut self, parent: &str) -> Result<(), Error> {
+        let base = self.root.join(parent);
+        let entries = match fs::read_dir(&base) {
+            Ok(entries) => entries,
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(Error::io(&base, error)),
+        };
+        let run = self.name.run();
+        for entry in entries {
+            let entry = entry.map_err(|error| Error::io(&base, error))?;
+            let name = entry.file_name().to_str().and_then(Name::parse);
+            if name.is_some_and(|name| name.run() == run) {
+                let to = base.join(self.name.text());
+                match fs::rename(entry.path(), &to) {
+                    Err(error) if !is_absent(&error) => return Err(Error::io(&to, error)),
+                    _ => {}
+                }
+            }
+        }
+        self.bays.push((parent.to_owned(), files::mount(&base)?));
+        Ok(())
+    }
+
+    fn listed_bays(&self) -> Result<Vec<String>, Error> {
+        let path = self.path.join(BAYS);
+        match fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| Error::Io {
+                path,
+                source: error.into(),
+            }),
+            Err(error) if is_absent(&error) => Ok(Vec::new()),
+            Err(error) => Err(Error::io(&path, error)),
+        }
+    }
+
+    /// A path in the folder itself.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// A path in the folder or in a bay.
+    pub(super) fn path_in(&self, bay: Option<&str>, name: &str) -> PathBuf {
+        match bay {
+            Some(parent) => self.root.join(parent).join(self.name.text()).join(name),
+            None => self.path(name),
+        }
+    }
+
+    /// The bay whose files can be renamed into the folder of `target`, a path below the root;
+    /// none for the folder itself. It is created when it is new.
+    pub(super) fn bay(&mut self, target: &Path) -> Result<Option<String>, Error> {
+        let target = self.root.join(target);
+        let folder = files::existing_folder(&target);
+        let mount = files::mount(folder)?;
+        if mount == self.mount {
+            return Ok(None);
+        }
+        if let Some((parent, _)) = self.bays.iter().find(|(_, other)| *other == mount) {
+            return Ok(Some(parent.clone()));
+        }
+        let parent = folder.join(".casparian");
+        let outside = || Error::Outside {
+            path: target.clone(),
+        };
+        let below = parent.strip_prefix(&self.root).map_err(|_| outside())?;
+        let below = below.to_str().ok_or_else(outside)?.to_owned();
+        self.bays.push((below.clone(), mount));
+        let parents: Vec<&str> = self.bays.iter().map(|(bay, _)| bay.as_str()).collect();
+        let list = serde_json::json!(parents).to_string();
+        let (new, path) = (self.path.join("bays.new"), self.path.join(BAYS));
+        fs::write(&new, list).map_err(|error| self.refusal(Error::io(&new, error)))?;
+        files::rename(&new, &path).map_err(|error| self.refusal(error))?;
+        let bay = parent.join(self.name.text());
+        fs::create_dir_all(&bay).map_err(|error| Error::io(&bay, error))?;
+        Ok(Some(below))
+    }
+
+    /// False once somebody has claimed the folder: the attempt is barred.
+    pub(super) fn exists(&self) -> bool {
+        self.path.exists()
+    }
+
+    /// An error of an operation in the folder: `Barred` when the folder was claimed.
+    pub(super) fn refusal(&self, error: Error) -> Error {
+        match error {
+            Error::Io { .. } if !self.exists() => Error::Barred {
+                attempt: self.name.attempt,
+            },
+            error => error,
+        }
+    }
+
+    /// Keeps the folder when it is dropped: it holds what recovery needs.
+    pub(super) fn leave(&mut self) {
+        self.is_left = true;
+    }
+
+    /// Removes a claimed folder that is settled.
+    pub(super) fn settled(mut self) {
+        self.is_left = false;
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.is_left {
+            return;
+        }
+        // The folder goes last: its list is what finds the bays.
+        let bays = self.bays.iter();
+        let bays = bays.map(|(bay, _)| self.root.join(bay).join(self.name.text()));
+        for path in bays.chain([self.path.clone()]) {
+            match fs::remove_dir_all(&path) {
+                Err(error) if !is_absent(&error) => {
+                    log::warn!("cannot remove {}: {error}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn is_occupied(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists
+    )
+}
+
+/// Prefix of a folder that has no name yet.
+const NEW: &str = "new~";
+
+/// What an entry of the staging folder is.
+pub(super) enum Entry {
+    /// A folder of an attempt, and the worker that holds it.
+    Attempt(Name, String),
+    /// A folder that a worker has not named yet.
+    Unnamed(PathBuf, String),
+    /// A folder of an earlier release, with the lock of its worker.
+    Legacy(PathBuf),
+}
+
+/// What is in the staging folder. What is none of ours is passed over.
+pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
+    let staging = root.staging();
+    let found = fs::read_dir(staging).map_err(|error| Error::io(staging, error))?;
+    let mut entries = Vec::new();
+    for entry in found {
+        let path = entry.map_err(|error| Error::io(staging, error))?.path();
+        let Some(text) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if let Some(unique) = text.strip_prefix(NEW) {
+            let worker = worker_of(unique);
+            entries.push(Entry::Unnamed(path, worker));
+        } else if let Some(name) = Name::parse(text) {
+            let worker = match &name.claimed_by {
+                Some(unique) => worker_of(unique),
+                None => fs::read_to_string(path.join(WORKER)).unwrap_or_default(),
+            };
+            entries.push(Entry::Attempt(name, worker));
+        } else if path.join("lock").is_file() {
+            entries.push(Entry::Legacy(path));
+        }
+    }
+    Ok(entries)
+}
+
+/// `<worker>-<count>` → the worker.
+fn worker_of(unique: &str) -> String {
+    let (worker, _) = unique.rsplit_once('-').unwrap_or((unique, ""));
+    worker.to_owned()
+}

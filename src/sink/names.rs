@@ -1,0 +1,176 @@
+//! Names of published files, and their URIs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::job::{Attempt, name_parts};
+
+/// Whose a file is, as its name says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Holder {
+    pub(super) job_id: i64,
+    pub(super) incarnation: i64,
+    /// First 8 digits of the database's UUID, in a root of another database.
+    pub(super) suffix: Option<String>,
+}
+
+impl Holder {
+    pub(super) fn new(attempt: Attempt, suffix: Option<String>) -> Self {
+        Holder {
+            job_id: attempt.job_id,
+            incarnation: attempt.incarnation(),
+            suffix,
+        }
+    }
+
+    /// `7`, `7r2`, `7_0123abcd`, `7r2_0123abcd`.
+    fn text(&self) -> String {
+        let mut text = self.job_id.to_string();
+        if self.incarnation > 0 {
+            text.push_str(&format!("r{}", self.incarnation));
+        }
+        if let Some(suffix) = &self.suffix {
+            text.push_str(&format!("_{suffix}"));
+        }
+        text
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        let (number, suffix) = match text.split_once('_') {
+            Some((number, suffix)) => {
+                let hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+                if suffix.len() != SUFFIX_SIZE || !suffix.bytes().all(hex) {
+                    return None;
+                }
+                (number, Some(suffix.to_owned()))
+            }
+            None => (text, None),
+        };
+        let (job, incarnation) = number.split_once('r').unwrap_or((number, "0"));
+        if !digits(job.strip_prefix('-').unwrap_or(job)) || !digits(incarnation) {
+            return None;
+        }
+        Some(Holder {
+            job_id: job.parse().ok()?,
+            incarnation: incarnation.parse().ok()?,
+            suffix,
+        })
+    }
+}
+
+const SUFFIX_SIZE: usize = 8;
+
+/// What a database's files are marked with in a root of another database.
+pub(super) fn suffix(database: &str) -> String {
+    let hex = |c: &char| matches!(c, '0'..='9' | 'a'..='f');
+    let digits: String = database.chars().filter(hex).take(SUFFIX_SIZE).collect();
+    format!("{digits:0<8}")
+}
+
+/// The file of a job: `o.parquet` → `o_<job>.parquet`; without an extension the path is a
+/// dataset's folder and gets `data_<job>.parquet`.
+pub(super) fn file(path: &Path, holder: &Holder) -> PathBuf {
+    let (folder, stem, extension) = name_parts(path);
+    folder.join(format!("{stem}_{}.{extension}", holder.text()))
+}
+
+/// Files that other jobs published for the sink at `path`, of whatever database.
+pub(super) fn siblings(path: &Path, own: &Holder) -> Vec<(PathBuf, Holder)> {
+    let (folder, stem, extension) = name_parts(path);
+    let Ok(entries) = fs::read_dir(&folder) else {
+        return Vec::new();
+    };
+    let (prefix, suffix) = (format!("{stem}_"), format!(".{extension}"));
+    let holder = |path: &Path| {
+        let name = path.file_name()?.to_str()?;
+        Holder::parse(name.strip_prefix(&prefix)?.strip_suffix(&suffix)?)
+    };
+    entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter_map(|path| holder(&path).map(|holder| (path, holder)))
+        .filter(|(_, holder)| holder != own)
+        .collect()
+}
+
+/// True when a file's name is one that a job's output has.
+pub(super) fn is_of_job(path: &Path, attempt: Attempt) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    let Some(stem) = stem else {
+        return false;
+    };
+    // The job's part begins at the last or (before a suffix) at the second-last underscore.
+    let starts = stem.match_indices('_').map(|(at, _)| at + 1);
+    starts.filter_map(|at| stem.get(at..)).any(|text| {
+        Holder::parse(text).is_some_and(|holder| {
+            (holder.job_id, holder.incarnation) == (attempt.job_id, attempt.incarnation())
+        })
+    })
+}
+
+/// Bytes of a topic's name.
+const TOPIC_SIZE_MAX: usize = 255;
+
+/// A topic's name, cut to 255 bytes. A hash keeps long names apart that begin alike.
+pub(super) fn topic(name: &str) -> String {
+    if name.len() <= TOPIC_SIZE_MAX {
+        return name.to_owned();
+    }
+    let hash = format!("~{:016x}", crate::job::hash(name));
+    let mut end = TOPIC_SIZE_MAX - hash.len();
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{hash}", name.get(..end).unwrap_or_default())
+}
+
+/// URI of a published file.
+pub(super) fn file_uri(path: &Path) -> String {
+    format!("file://{}", path.display())
+}
+
+/// URI of a table.
+pub(super) fn table_uri(database: &Path, table: &str) -> String {
+    format!("sqlite://{}/{table}", database.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_say_whose_a_file_is() {
+        for (job, incarnation, suffix, name) in [
+            (7, 0, None, "d/o_7.parquet"),
+            (7, 2, None, "d/o_7r2.parquet"),
+            (7, 0, Some("0123abcd"), "d/o_7_0123abcd.parquet"),
+            (-7, 1, Some("0123abcd"), "d/o_-7r1_0123abcd.parquet"),
+        ] {
+            let holder = Holder {
+                job_id: job,
+                incarnation,
+                suffix: suffix.map(str::to_owned),
+            };
+            let path = file(Path::new("d/o.parquet"), &holder);
+            assert_eq!(path, Path::new(name));
+            assert_eq!(Holder::parse(&holder.text()), Some(holder));
+            let attempt = Attempt::new(job, (incarnation << 32) + 1);
+            assert!(is_of_job(&path, attempt), "{name}");
+            assert!(!is_of_job(&path, Attempt::new(8, 1)), "{name}");
+        }
+        for text in [
+            "",
+            "x",
+            "7_",
+            "7r",
+            "r7",
+            "7_0123ABCD",
+            "7_0123abc",
+            "7-1",
+            "notes",
+        ] {
+            assert_eq!(Holder::parse(text), None, "{text}");
+        }
+    }
+}

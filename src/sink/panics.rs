@@ -1,0 +1,47 @@
+//! Panics of libraries on the plugin's data, as errors.
+
+use std::cell::{Cell, RefCell};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Once;
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+    static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs a function and gives its panic's message and source position as an error. Such a panic
+/// writes nothing to the terminal; those of other threads are reported as before.
+pub fn quiet_panics<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !QUIET.try_with(Cell::get).unwrap_or(false) {
+                return before(info);
+            }
+            let text = message(info.payload());
+            let text = match info.location() {
+                Some(at) => format!("{text} ({}:{})", at.file(), at.line()),
+                None => text,
+            };
+            MESSAGE.with(|message| *message.borrow_mut() = Some(text));
+        }));
+    });
+    let outer = QUIET.replace(true);
+    let result = panic::catch_unwind(AssertUnwindSafe(run));
+    QUIET.set(outer);
+    result.map_err(|payload| {
+        let kept = MESSAGE.with(|message| message.borrow_mut().take());
+        kept.unwrap_or_else(|| message(payload.as_ref()))
+    })
+}
+
+fn message(payload: &(dyn std::any::Any + Send)) -> String {
+    if let Some(text) = payload.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = payload.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a message".to_owned()
+    }
+}

@@ -1,0 +1,322 @@
+//! What a publish will do, and whether it may. Nothing visible changes here but that folders are
+//! created.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Component, Path, PathBuf};
+
+use super::files::{self, Identity};
+use super::folder::Folder;
+use super::names::{self, Holder};
+use super::publish::{Staged, StagedSink};
+use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
+use super::sqlite::{Table, Target as Database};
+use super::{Error, Root};
+use crate::job::{Mode, Target};
+
+/// A publish that may be carried out.
+pub(super) struct Plan {
+    /// The intent.
+    pub(super) record: Record,
+    /// Databases to prepare, in the order of their paths, so that two jobs never wait for each
+    /// other.
+    pub(super) tables: Vec<Database>,
+    /// The job has a record or earlier output.
+    pub(super) has_earlier: bool,
+}
+
+/// Files whose sinks exclude other jobs' publishes.
+pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
+    let anyone = Holder::new(crate::job::Attempt::new(0, 0), None);
+    let sinks = staged.sinks.iter().filter(|sink| sink.mode != Mode::Append);
+    let files = sinks.filter_map(|sink| match &sink.target {
+        Target::Parquet { path, .. } => Some(names::file(path, &anyone)),
+        Target::Sqlite { .. } => None,
+    });
+    // One a line, whatever is in a name.
+    files.map(|file| format!("{file:?}")).collect()
+}
+
+pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
+    let Staged {
+        root,
+        job,
+        folder,
+        sinks,
+    } = staged;
+    let name = folder.name.clone();
+    let is_file = |sink: &StagedSink| matches!(sink.target, Target::Parquet { .. });
+    let suffix = match sinks.iter().any(is_file) {
+        true => root.suffix(folder)?,
+        false => None,
+    };
+    let holder = Holder::new(name.attempt, suffix);
+    let before = record::read(root, &name)?;
+    if let Some(before) = &before
+        && name.is_numbered()
+        && before.attempt >= name.attempt.number
+    {
+        return Err(Error::Copied {
+            attempt: name.attempt,
+            recorded: before.attempt,
+        });
+    }
+    let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
+    let stands = |file: &FileOutput| -> Result<bool, Error> {
+        Ok(files::identity(&root.path().join(&file.path))? == Some(file.identity))
+    };
+    let mut standing = Vec::new();
+    for file in earlier.files {
+        if stands(&file)? {
+            standing.push(file);
+        }
+    }
+    earlier.files = standing;
+    add_named(root, &job.previous, name.attempt, &mut earlier)?;
+
+    let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
+    let mut outputs = Outputs::default();
+    let mut removes = Vec::new();
+    for sink in sinks.iter() {
+        if let Target::Parquet { path, .. } = &sink.target {
+            let file = plan_file(root, folder, sink, path, &holder)?;
+            let target = root.path().join(&file.path);
+            let found = files::identity(&target)?;
+            let is_known = known.contains(&file.path);
+            match found {
+                Some(identity) if !is_known && !name.is_numbered() => {
+                    // An old sentinel's job owns the file that its name says.
+                    let (path, identity) = (file.path.clone(), identity);
+                    earlier.files.push(named_file(path, identity));
+                }
+                Some(_) if !is_known => return Err(Error::NotOurs { path: target }),
+                _ => {}
+            }
+            removes.extend(others(root, sink, path, &holder, folder)?);
+            outputs.files.push(file);
+        }
+    }
+    let databases = plan_tables(root, sinks)?;
+    for (database, tables) in &databases {
+        outputs
+            .tables
+            .extend(tables.iter().map(|table| TableOutput {
+                topic: table.topic.clone(),
+                database: database.to_string_lossy().into_owned(),
+                table: table.name.clone(),
+                rows: table.rows,
+                mode: table.mode.as_str().to_owned(),
+            }));
+    }
+    let new: HashSet<&str> = outputs
+        .files
+        .iter()
+        .map(|file| file.path.as_str())
+        .collect();
+    let is_new = |path: &str| !new.contains(path);
+    removes.extend(
+        earlier
+            .files
+            .iter()
+            .filter(|file| is_new(&file.path))
+            .cloned(),
+    );
+    removes.sort_by(|a, b| a.path.cmp(&b.path));
+    removes.dedup_by(|a, b| a.path == b.path);
+    for file in &mut removes {
+        file.bay = folder.bay(Path::new(&file.path))?;
+    }
+    let is_same = |one: &TableOutput, other: &TableOutput| {
+        one.database == other.database && one.table.eq_ignore_ascii_case(&other.table)
+    };
+    let clears = earlier
+        .tables
+        .iter()
+        .filter(|table| !outputs.tables.iter().any(|other| is_same(table, other)));
+    let clears = clears.cloned().collect();
+
+    let has_earlier = before.is_some() || !earlier.is_empty();
+    let mut record = Record::intent(&name, outputs);
+    if record.outputs.is_empty() {
+        record.state = State::Committed;
+    }
+    record.previous_attempt = before.as_ref().map_or(0, |before| before.attempt);
+    record.previous = earlier;
+    record.removes = removes;
+    record.clears = clears;
+    let tables = databases.into_iter().map(|(database, tables)| Database {
+        database,
+        tables,
+        run: name.clone(),
+        previous: job.previous.clone(),
+        share: root.shares(),
+    });
+    Ok(Plan {
+        record,
+        tables: tables.collect(),
+        has_earlier,
+    })
+}
+
+fn named_file(path: String, identity: Identity) -> FileOutput {
+    FileOutput {
+        topic: String::new(),
+        path,
+        identity,
+        rows: 0,
+        mode: String::new(),
+        index: 0,
+        bay: None,
+    }
+}
+
+/// Adds what the job's receipts name. They are text from a database: only a file below the root
+/// with a name of this job counts.
+fn add_named(
+    root: &Root,
+    previous: &[String],
+    attempt: crate::job::Attempt,
+    earlier: &mut Outputs,
+) -> Result<(), Error> {
+    let mut known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
+    for uri in previous {
+        if let Some(path) = uri.strip_prefix("file://") {
+            let path = Path::new(path);
+            let Ok(below) = path.strip_prefix(root.path()) else {
+                continue;
+            };
+            let is_plain = below
+                .components()
+                .all(|part| matches!(part, Component::Normal(part) if part != ".casparian"));
+            let Some(below) = below.to_str() else {
+                continue;
+            };
+            let is_known = known.contains(below);
+            if !is_plain || is_known || !names::is_of_job(path, attempt) {
+                continue;
+            }
+            if let Some(identity) = files::identity(path)?
+                && identity != Identity::default()
+                && files::inside(root.path(), path).is_ok()
+            {
+                known.insert(below.to_owned());
+                earlier.files.push(named_file(below.to_owned(), identity));
+            }
+        } else if let Some((database, table)) = uri
+            .strip_prefix("sqlite://")
+            .and_then(|rest| rest.rsplit_once('/'))
+        {
+            let is_known = earlier
+                .tables
+                .iter()
+                .any(|other| other.database == database && other.table.eq_ignore_ascii_case(table));
+            if !is_known && database.starts_with('/') {
+                earlier.tables.push(TableOutput {
+                    topic: String::new(),
+                    database: database.to_owned(),
+                    table: table.to_owned(),
+                    rows: 0,
+                    mode: String::new(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file that a sink will have.
+fn plan_file(
+    root: &Root,
+    folder: &mut Folder,
+    sink: &StagedSink,
+    path: &Path,
+    holder: &Holder,
+) -> Result<FileOutput, Error> {
+    let below = names::file(path, holder);
+    let target = root.path().join(&below);
+    files::inside(root.path(), &target)?;
+    if let Some(parent) = target.parent() {
+        files::create_folders(parent)?;
+    }
+    let staged = folder.path_in(sink.bay.as_deref(), &format!("s{}", sink.index));
+    let identity = files::identity(&staged)?;
+    let Some(identity) = identity else {
+        return Err(folder.refusal(Error::io(&staged, std::io::ErrorKind::NotFound.into())));
+    };
+    let below = below.into_os_string().into_string();
+    Ok(FileOutput {
+        topic: sink.topic.clone(),
+        path: below.map_err(|path| Error::Outside { path: path.into() })?,
+        identity,
+        rows: sink.rows,
+        mode: sink.mode.as_str().to_owned(),
+        index: sink.index,
+        bay: sink.bay.clone(),
+    })
+}
+
+/// Other jobs' files that go; an error when there may be none. Only those go that a record of the
+/// same database names.
+fn others(
+    root: &Root,
+    sink: &StagedSink,
+    path: &Path,
+    holder: &Holder,
+    folder: &Folder,
+) -> Result<Vec<FileOutput>, Error> {
+    if sink.mode == Mode::Append {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for (path, other) in names::siblings(&root.path().join(path), holder) {
+        if sink.mode == Mode::Error {
+            return Err(Error::Exists { path });
+        }
+        if other.suffix != holder.suffix {
+            continue;
+        }
+        let record = record::of_other(root, &folder.name, other.job_id, other.incarnation);
+        let Some(record) = record else { continue };
+        if record.state == State::Intent && !record.is_one_rename() {
+            continue;
+        }
+        let identity = files::identity(&path)?;
+        let below = path.strip_prefix(root.path()).ok().and_then(Path::to_str);
+        let files = record.outputs.files.into_iter();
+        found.extend(
+            files.filter(|file| {
+                Some(file.path.as_str()) == below && Some(file.identity) == identity
+            }),
+        );
+    }
+    Ok(found)
+}
+
+fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Vec<Table>>, Error> {
+    let mut databases: BTreeMap<PathBuf, Vec<Table>> = BTreeMap::new();
+    for sink in sinks {
+        let Target::Sqlite { database, table } = &sink.target else {
+            continue;
+        };
+        let path = root.path().join(database);
+        if database.is_relative() {
+            files::inside(root.path(), &path)?;
+            if let Some(parent) = path.parent() {
+                files::create_folders(parent)?;
+            }
+            // The database itself may be a link.
+            if path.exists() {
+                let real = std::fs::canonicalize(&path);
+                let real = real.map_err(|error| Error::io(&path, error))?;
+                files::inside(root.path(), &real)?;
+            }
+        }
+        databases.entry(path).or_default().push(Table {
+            name: table.clone(),
+            topic: sink.topic.clone(),
+            mode: sink.mode,
+            index: sink.index,
+            rows: sink.rows,
+        });
+    }
+    Ok(databases)
+}

@@ -1,0 +1,309 @@
+//! Publishing: from staged files to visible ones.
+//!
+//! The order: earlier attempts are barred; the plan is made and checked, SQLite transactions are
+//! prepared; lease and bar are checked; earlier files are kept and the record is written with the
+//! intent; files are renamed and their folders synced, SQLite transactions committed; the record
+//! is written as committed, unless one rename was all; what this attempt replaces is removed.
+//! Until the commit everything can be undone, by this process after a failure and by any other
+//! after its end.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::files;
+use super::folder::Folder;
+use super::output::STAGE;
+use super::plan::{self, Plan};
+use super::record::{FileOutput, Record, State};
+use super::sqlite::{self, Prepared};
+use super::{Error, Refused, Root, claims, names, recover};
+use crate::job::{Attempt, Job, Mode, Target};
+
+/// What a job published to one sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Artifact {
+    /// The sink's topic, at most 255 bytes.
+    pub topic: String,
+    /// `file:///…` or `sqlite:///…/table`.
+    pub uri: String,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of the file; 0 for a table.
+    pub size_bytes: u64,
+}
+
+/// What publishing changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// What is visible now.
+    pub artifacts: Vec<Artifact>,
+    /// URIs of removed output: of earlier attempts, and what `replace` replaced.
+    pub removed: Vec<String>,
+}
+
+/// The steps of publishing, for tests that stop at each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    Bar,
+    Plan,
+    Keep,
+    Intent,
+    Rename(usize),
+    Sync,
+    Table(usize),
+    Commit,
+    Remove,
+    Done,
+}
+
+/// Called before each step. An error stops there.
+pub(super) type Hook<'a> = &'a dyn Fn(Step) -> Result<(), Error>;
+
+/// A sink's output, complete in staging.
+pub(super) struct StagedSink {
+    pub(super) topic: String,
+    pub(super) target: Target,
+    pub(super) mode: Mode,
+    pub(super) bay: Option<String>,
+    /// Its file is `s<index>`, its table in the stage too.
+    pub(super) index: usize,
+    pub(super) rows: u64,
+}
+
+/// Output that is complete on disk and not visible. Dropping it removes it.
+pub struct Staged {
+    pub(super) root: Arc<Root>,
+    pub(super) job: Arc<Job>,
+    pub(super) folder: Folder,
+    pub(super) sinks: Vec<StagedSink>,
+}
+
+impl Staged {
+    /// Rows over all sinks.
+    pub fn rows(&self) -> u64 {
+        self.sinks.iter().map(|sink| sink.rows).sum()
+    }
+
+    /// Makes the output visible, all of it or (after a refusal) none of it. `barred_others` are
+    /// attempts of other jobs of the database that may not publish any more; they are barred
+    /// first. `is_granted` is asked after everything that may take time: only while it is true
+    /// something becomes visible.
+    ///
+    /// It waits for nothing but SQLite databases (30 s) and other jobs that publish into the same
+    /// sink of mode `replace` or `error` (1 s, then it is refused as not granted).
+    pub fn publish(
+        self,
+        barred_others: &[Attempt],
+        is_granted: &dyn Fn() -> bool,
+    ) -> Result<Published, Refused> {
+        self.publish_by_steps(barred_others, is_granted, &|_| Ok(()))
+    }
+
+    pub(super) fn publish_by_steps(
+        mut self,
+        barred_others: &[Attempt],
+        is_granted: &dyn Fn() -> bool,
+        hook: Hook<'_>,
+    ) -> Result<Published, Refused> {
+        match self.try_publish(barred_others, is_granted, hook) {
+            Ok(Some(published)) => Ok(published),
+            Ok(None) => match claims::withdraw(&self.folder) {
+                Ok(()) => Err(Refused::NotGranted(Box::new(self))),
+                Err(error) => Err(Refused::Failed(error)),
+            },
+            Err(error) => Err(Refused::Failed(error)),
+        }
+    }
+
+    /// None when it is not granted.
+    fn try_publish(
+        &mut self,
+        barred_others: &[Attempt],
+        is_granted: &dyn Fn() -> bool,
+        hook: Hook<'_>,
+    ) -> Result<Option<Published>, Error> {
+        if !is_granted() {
+            return Ok(None);
+        }
+        hook(Step::Bar)?;
+        self.bar(barred_others)?;
+        // Early, so that it is not taken for an attempt of a copied database.
+        self.check_bar()?;
+        hook(Step::Plan)?;
+        let sinks = plan::exclusive(self);
+        if !sinks.is_empty() && !claims::acquire(&self.root, &self.folder, &sinks, is_granted)? {
+            return Ok(None);
+        }
+        let Plan {
+            mut record,
+            tables,
+            has_earlier,
+        } = plan::make(self)?;
+        if record.outputs.is_empty() && !has_earlier {
+            return Ok(Some(Published::default()));
+        }
+        let mut prepared = Vec::new();
+        for target in &tables {
+            let stage = self.folder.path(STAGE);
+            match sqlite::prepare(target, &stage, is_granted)? {
+                Some(transaction) => prepared.push(transaction),
+                None => return Ok(None),
+            }
+        }
+        if !is_granted() {
+            return Ok(None);
+        }
+        hook(Step::Keep)?;
+        self.check_bar()?;
+        self.keep(&record)?;
+        let carried_out = self.carry_out(&mut record, prepared, is_granted, hook);
+        if !matches!(carried_out, Ok(true))
+            && let Err(error) = recover::undo(&self.root, &self.folder, &record)
+        {
+            log::error!("cannot undo {}: {error}", self.folder.name.run());
+            self.folder.leave();
+            return carried_out.and(Err(error));
+        }
+        if !carried_out? {
+            return Ok(None);
+        }
+        let finished = hook(Step::Remove)
+            .and_then(|()| recover::finish(&self.root, &self.folder, &mut record));
+        let removed = finished.inspect_err(|_| self.folder.leave())?;
+        hook(Step::Done)?;
+        // A successor may have replaced it since: then there is nothing to report.
+        if !self.folder.exists() {
+            return Err(Error::Barred {
+                attempt: self.folder.name.attempt,
+            });
+        }
+        Ok(Some(Published {
+            artifacts: self.artifacts(&record),
+            removed,
+        }))
+    }
+
+    fn bar(&self, others: &[Attempt]) -> Result<(), Error> {
+        let name = &self.folder.name;
+        if !name.is_numbered() {
+            return Ok(());
+        }
+        for other in others {
+            if other.job_id != name.attempt.job_id {
+                self.root.bar(&name.database, *other)?;
+            }
+        }
+        if name.attempt.ordinal() > 1 {
+            let before = Attempt::new(name.attempt.job_id, name.attempt.number - 1);
+            self.root.bar(&name.database, before)?;
+        }
+        Ok(())
+    }
+
+    fn check_bar(&self) -> Result<(), Error> {
+        let name = &self.folder.name;
+        let is_barred = name.is_numbered() && self.root.is_barred(&name.database, name.attempt)?;
+        match is_barred || !self.folder.exists() {
+            true => Err(Error::Barred {
+                attempt: name.attempt,
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Keeps the files that will be replaced, until the new ones stand.
+    fn keep(&self, record: &Record) -> Result<(), Error> {
+        let earlier = earlier(record);
+        for file in &record.outputs.files {
+            let Some(earlier) = earlier.get(file.path.as_str()) else {
+                continue;
+            };
+            let path = self.root.path().join(&file.path);
+            let kept = self.kept(file);
+            files::remove(&kept)?;
+            files::keep(&path, &kept).map_err(|error| self.folder.refusal(error))?;
+            let found = files::identity(&kept)?;
+            // A copy has another inode, but its size.
+            if found.map(|found| found.size) != Some(earlier.identity.size) {
+                return Err(Error::NotOurs { path });
+            }
+        }
+        Ok(())
+    }
+
+    fn kept(&self, file: &FileOutput) -> PathBuf {
+        let name = format!("k{}", file.index);
+        self.folder.path_in(file.bay.as_deref(), &name)
+    }
+
+    /// From the intent to the commit. False when the lease ended before it.
+    fn carry_out(
+        &mut self,
+        record: &mut Record,
+        prepared: Vec<Prepared>,
+        is_granted: &dyn Fn() -> bool,
+        hook: Hook<'_>,
+    ) -> Result<bool, Error> {
+        hook(Step::Intent)?;
+        record.write(&self.root, &self.folder)?;
+        let earlier = earlier(record);
+        for (at, file) in record.outputs.files.iter().enumerate() {
+            if !is_granted() {
+                return Ok(false);
+            }
+            hook(Step::Rename(at))?;
+            let name = format!("s{}", file.index);
+            let staged = self.folder.path_in(file.bay.as_deref(), &name);
+            let path = self.root.path().join(&file.path);
+            let refusal = |error| self.folder.refusal(error);
+            if earlier.contains_key(file.path.as_str()) {
+                files::rename(&staged, &path).map_err(refusal)?;
+            } else if !files::rename_new(&staged, &path).map_err(refusal)? {
+                return Err(Error::NotOurs { path });
+            }
+        }
+        hook(Step::Sync)?;
+        recover::sync_parents(&self.root, record.outputs.files.iter())?;
+        for (at, transaction) in prepared.into_iter().enumerate() {
+            if !is_granted() {
+                return Ok(false);
+            }
+            hook(Step::Table(at))?;
+            // Its own check is older than the transaction's wait.
+            self.check_bar()?;
+            transaction.commit()?;
+        }
+        if record.outputs.tables.is_empty() && record.outputs.files.len() > 1 {
+            hook(Step::Commit)?;
+            record.state = State::Committed;
+            if let Err(error) = record.write(&self.root, &self.folder) {
+                record.state = State::Intent;
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+
+    fn artifacts(&self, record: &Record) -> Vec<Artifact> {
+        let files = record.outputs.files.iter().map(|file| Artifact {
+            topic: file.topic.clone(),
+            uri: names::file_uri(&self.root.path().join(&file.path)),
+            rows: file.rows,
+            size_bytes: file.identity.size,
+        });
+        let tables = record.outputs.tables.iter().map(|table| Artifact {
+            topic: table.topic.clone(),
+            uri: names::table_uri(table.database.as_ref(), &table.table),
+            rows: table.rows,
+            size_bytes: 0,
+        });
+        files.chain(tables).collect()
+    }
+}
+
+/// The job's files from before, by path.
+fn earlier(record: &Record) -> HashMap<&str, &FileOutput> {
+    let previous = record.previous.files.iter();
+    previous.map(|file| (file.path.as_str(), file)).collect()
+}

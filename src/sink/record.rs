@@ -1,0 +1,222 @@
+//! Records of what jobs have published: `.casparian/outputs/<database>/<job / 1000>/<job>`, JSON.
+//!
+//! A record is written with the state `intent` before the first change, and names what is
+//! published, what was before, and what goes afterwards. The state `committed` means that the
+//! output stands. Where one operation makes everything visible it is the commit itself: one
+//! rename, or the last SQLite transaction.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, Identity};
+use super::folder::{Folder, Name};
+use super::{Error, Root, sqlite};
+
+const VERSION: u32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    Intent,
+    Committed,
+}
+
+/// A file, published or to be removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FileOutput {
+    pub(super) topic: String,
+    /// Path below the root.
+    pub(super) path: String,
+    pub(super) identity: Identity,
+    pub(super) rows: u64,
+    pub(super) mode: String,
+    /// Number in the names of its files in the attempt's folder.
+    #[serde(default)]
+    pub(super) index: usize,
+    /// Where the attempt holds its files for this path: a bay, or its folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) bay: Option<String>,
+}
+
+/// Rows in a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TableOutput {
+    pub(super) topic: String,
+    /// Path of the SQLite database.
+    pub(super) database: String,
+    pub(super) table: String,
+    pub(super) rows: u64,
+    pub(super) mode: String,
+}
+
+/// What an attempt published.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Outputs {
+    pub(super) files: Vec<FileOutput>,
+    pub(super) tables: Vec<TableOutput>,
+}
+
+impl Outputs {
+    pub(super) fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.tables.is_empty()
+    }
+}
+
+/// A job's record.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    version: u32,
+    /// The attempt's number.
+    pub(super) attempt: i64,
+    /// Name of its folder in staging.
+    pub(super) run: String,
+    pub(super) state: State,
+    pub(super) outputs: Outputs,
+    /// The attempt that had published before.
+    #[serde(default)]
+    pub(super) previous_attempt: i64,
+    /// What it had published.
+    #[serde(default)]
+    pub(super) previous: Outputs,
+    /// Files that go after the commit: earlier ones that this attempt lacks, and replaced ones.
+    #[serde(default)]
+    pub(super) removes: Vec<FileOutput>,
+    /// Tables that lose the job's rows after the commit.
+    #[serde(default)]
+    pub(super) clears: Vec<TableOutput>,
+}
+
+impl Record {
+    /// The intent of an attempt.
+    pub(super) fn intent(name: &Name, outputs: Outputs) -> Self {
+        Record {
+            version: VERSION,
+            attempt: name.attempt.number,
+            run: name.run(),
+            state: State::Intent,
+            outputs,
+            previous_attempt: 0,
+            previous: Outputs::default(),
+            removes: Vec::new(),
+            clears: Vec::new(),
+        }
+    }
+
+    /// True when the intent is carried out by one rename, which is the commit then.
+    pub(super) fn is_one_rename(&self) -> bool {
+        self.outputs.tables.is_empty() && self.outputs.files.len() == 1
+    }
+
+    /// True when the attempt's output stands.
+    pub(super) fn is_committed(&self, root: &Root, name: &Name) -> Result<bool, Error> {
+        if self.state == State::Committed {
+            return Ok(true);
+        }
+        if !self.outputs.tables.is_empty() {
+            for table in &self.outputs.tables {
+                if sqlite::published_attempt(table, name)? != Some(name.stamp()) {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        }
+        match self.outputs.files.as_slice() {
+            [only] => {
+                let found = files::identity(&root.path().join(&only.path))?;
+                Ok(found == Some(only.identity))
+            }
+            // Without output the record itself is the commit.
+            [] => Ok(true),
+            _ => Ok(false),
+        }
+    }
+
+    /// What stands of the job, or may: in a record without a folder both attempts' files.
+    pub(super) fn standing(&self) -> Outputs {
+        let mut outputs = self.outputs.clone();
+        if self.state == State::Intent {
+            for file in &self.previous.files {
+                outputs.files.push(file.clone());
+            }
+            for table in &self.previous.tables {
+                let same = |other: &TableOutput| {
+                    (&other.database, &other.table) == (&table.database, &table.table)
+                };
+                if !outputs.tables.iter().any(same) {
+                    outputs.tables.push(table.clone());
+                }
+            }
+        }
+        outputs
+    }
+
+    /// Writes and syncs the record of the folder's job. It is renamed from the folder, so a barred
+    /// attempt cannot.
+    pub(super) fn write(&self, root: &Root, folder: &Folder) -> Result<(), Error> {
+        let path = path(root, &folder.name);
+        let new = folder.path("record");
+        let text = serde_json::to_vec(self).map_err(|error| Error::Record {
+            path: path.clone(),
+            reason: error.to_string(),
+        })?;
+        let parent = path.parent().unwrap_or(root.base());
+        files::create_folders(parent)?;
+        files::write_synced(&new, &text).map_err(|error| folder.refusal(error))?;
+        files::rename(&new, &path).map_err(|error| folder.refusal(error))?;
+        files::sync_folder(parent)
+    }
+}
+
+/// The record of a job; none when it has published nothing.
+pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
+    read_at(&path(root, name))
+}
+
+fn read_at(path: &Path) -> Result<Option<Record>, Error> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if files::is_absent(&error) => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let fail = |reason: String| Error::Record {
+        path: path.to_owned(),
+        reason,
+    };
+    let record: Record = serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;
+    match record.version {
+        VERSION => Ok(Some(record)),
+        other => Err(fail(format!(
+            "version {other}, this release reads version {VERSION}"
+        ))),
+    }
+}
+
+/// Removes the record of the folder's job.
+pub(super) fn remove(root: &Root, folder: &Folder) -> Result<(), Error> {
+    let path = path(root, &folder.name);
+    match files::rename(&path, &folder.path("record")) {
+        Err(_) if files::identity(&path)?.is_none() => Ok(()),
+        Err(error) => Err(folder.refusal(error)),
+        Ok(()) => files::sync_folder(path.parent().unwrap_or(root.base())),
+    }
+}
+
+/// Path of a job's record. Jobs of an old sentinel have records of their own.
+pub(super) fn path(root: &Root, name: &Name) -> PathBuf {
+    let job = name.attempt.job_id;
+    let file = match name.attempt.incarnation() {
+        0 => job.to_string(),
+        incarnation => format!("{job}r{incarnation}"),
+    };
+    let outputs = root.base().join("outputs").join(&name.database);
+    outputs.join(job.div_euclid(1000).to_string()).join(file)
+}
+
+/// The record of another job of the same database.
+pub(super) fn of_other(root: &Root, name: &Name, job: i64, incarnation: i64) -> Option<Record> {
+    let mut other = name.clone();
+    other.attempt = crate::job::Attempt::new(job, incarnation << 32);
+    read(root, &other).ok().flatten()
+}

@@ -1,0 +1,276 @@
+//! What becomes of an attempt that cannot go on: finished when its output stands, undone
+//! otherwise. Also after a failure, and at the end of a job that failed for good.
+//!
+//! Everything here may stop at any point and be done again by another worker, from the record
+//! and the attempt's folder. Names in the folder: `s<i>` the staged file of sink *i*, `k<i>` the
+//! file that was at its path, `r<i>` the *i*th file that goes after the commit.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::files::{self, Identity};
+use super::folder::{Folder, Name};
+use super::record::{self, FileOutput, Outputs, Record, State};
+use super::{Error, Root, names, sqlite};
+use crate::job::Job;
+
+/// Claims the folder of an attempt and finishes or undoes what is in it.
+pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
+    let Some(folder) = Folder::claim(root, name)? else {
+        return Ok(());
+    };
+    let settled = settle(root, &folder);
+    match settled {
+        Ok(()) => {
+            folder.settled();
+            Ok(())
+        }
+        // Another worker has claimed it and goes on.
+        Err(_) if !folder.exists() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Recovers the folder at a path when its worker has ended.
+pub(super) fn recover_dead(root: &Root, path: &Path, name: &Name) -> Result<(), Error> {
+    let worker = std::fs::read_to_string(path.join("worker")).unwrap_or_default();
+    match root.is_alive(&worker) {
+        true => Ok(()),
+        false => recover(root, name),
+    }
+}
+
+fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
+    let Some(mut record) = record::read(root, &folder.name)? else {
+        return Ok(());
+    };
+    if record.run != folder.name.run() {
+        return Ok(());
+    }
+    if record.is_committed(root, &folder.name)? {
+        finish(root, folder, &mut record).map(|_| ())
+    } else {
+        undo(root, folder, &record)
+    }
+}
+
+/// After the commit: removes what the record says. Gives the URIs of what was removed.
+pub(super) fn finish(
+    root: &Root,
+    folder: &Folder,
+    record: &mut Record,
+) -> Result<Vec<String>, Error> {
+    let mut removed = Vec::new();
+    for (index, file) in record.removes.iter().enumerate() {
+        if take_away(root, folder, index, file)? {
+            removed.push(names::file_uri(&root.path().join(&file.path)));
+        }
+    }
+    for table in &record.clears {
+        if sqlite::clear(table, &folder.name, record.attempt)? {
+            let database = Path::new(&table.database);
+            removed.push(names::table_uri(database, &table.table));
+        }
+    }
+    sync_parents(root, record.removes.iter())?;
+    if record.state == State::Intent && !record.is_one_rename() {
+        record.state = State::Committed;
+        record.write(root, folder)?;
+    }
+    Ok(removed)
+}
+
+/// Moves a file that goes into the folder, when it is the one that the record means.
+fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> Result<bool, Error> {
+    let path = root.path().join(&file.path);
+    let away = folder.path_in(file.bay.as_deref(), &format!("r{index}"));
+    let stopped_here = files::identity(&away)?;
+    if stopped_here.is_none() {
+        if files::identity(&path)? != Some(file.identity) {
+            return Ok(false);
+        }
+        match files::rename(&path, &away) {
+            Ok(()) => {}
+            Err(_) if files::identity(&path)?.is_none() => return Ok(false),
+            Err(error) => return Err(folder.refusal(error)),
+        }
+    }
+    if files::identity(&away)? == Some(file.identity) {
+        files::remove(&away)?;
+        return Ok(true);
+    }
+    // Another file took its path between the check and the rename: it goes back.
+    log::warn!("{} is another file now and stays", path.display());
+    if !files::rename_new(&away, &path)? {
+        log::warn!("{} was replaced once more", path.display());
+    }
+    Ok(false)
+}
+
+/// Before the commit: puts back what was there before, and the record of it. Staged files are
+/// in the folder again afterwards.
+pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
+    let mut restored = record.previous.clone();
+    let previous = record.previous.files.iter().enumerate();
+    let places: HashMap<&str, usize> = previous
+        .map(|(at, file)| (file.path.as_str(), at))
+        .collect();
+    for file in record.outputs.files.iter().rev() {
+        let kept = undo_file(root, folder, file)?;
+        let Some(kept) = kept else { continue };
+        // A copy has another inode.
+        if let Some(&at) = places.get(file.path.as_str())
+            && let Some(earlier) = restored.files.get_mut(at)
+        {
+            earlier.identity = kept;
+        }
+    }
+    sync_parents(root, record.outputs.files.iter())?;
+    for table in &record.outputs.tables {
+        sqlite::clear_exact(table, &folder.name)?;
+    }
+    put_back_record(root, folder, record.previous_attempt, restored)
+}
+
+fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<Identity>, Error> {
+    let path = root.path().join(&file.path);
+    let bay = file.bay.as_deref();
+    let staged = folder.path_in(bay, &format!("s{}", file.index));
+    let kept = folder.path_in(bay, &format!("k{}", file.index));
+    let refusal = |error| folder.refusal(error);
+    let before = files::identity(&kept)?;
+    let found = files::identity(&path)?;
+    if found == Some(file.identity) {
+        if before.is_some() {
+            if files::identity(&staged)?.is_none() {
+                files::keep(&path, &staged).map_err(refusal)?;
+            }
+            files::rename(&kept, &path).map_err(refusal)?;
+        } else {
+            files::rename(&path, &staged).map_err(refusal)?;
+        }
+    } else if before.is_some() && found.is_none() {
+        files::rename_new(&kept, &path).map_err(refusal)?;
+    } else if before.is_some() {
+        // Not replaced yet; the kept one is a second name of it.
+        files::remove(&kept)?;
+        return Ok(found);
+    }
+    Ok(before)
+}
+
+/// Writes the record of the attempt before, or removes it when there was none.
+pub(super) fn put_back_record(
+    root: &Root,
+    folder: &Folder,
+    attempt: i64,
+    outputs: Outputs,
+) -> Result<(), Error> {
+    if outputs.is_empty() && attempt == 0 {
+        return record::remove(root, folder);
+    }
+    let mut before = Record::intent(&folder.name, outputs);
+    before.attempt = attempt;
+    before.run = String::new();
+    before.state = State::Committed;
+    before.write(root, folder)
+}
+
+/// Makes the names in the files' folders durable.
+pub(super) fn sync_parents<'a>(
+    root: &Root,
+    outputs: impl Iterator<Item = &'a FileOutput>,
+) -> Result<(), Error> {
+    let paths = outputs.map(|file| root.path().join(&file.path));
+    let mut folders: Vec<_> = paths
+        .filter_map(|path| path.parent().map(Path::to_owned))
+        .collect();
+    folders.sort();
+    folders.dedup();
+    for folder in folders {
+        if folder.is_dir() {
+            files::sync_folder(&folder)?;
+        }
+    }
+    Ok(())
+}
+
+impl Root {
+    /// The end of a job whose last attempt failed or was aborted, after its [`JobOutput`] or
+    /// [`Staged`] was dropped. Earlier attempts are barred, what they left unfinished is undone,
+    /// and what they published without a receipt (`job.previous` does not name it) is removed.
+    /// Gives the URIs of what was removed.
+    ///
+    /// [`JobOutput`]: super::JobOutput
+    /// [`Staged`]: super::Staged
+    pub fn settle_failed(&self, job: &Job) -> Result<Vec<String>, Error> {
+        let name = Name::new(job, self)?;
+        if !name.is_numbered() {
+            return Ok(Vec::new());
+        }
+        if name.attempt.ordinal() > 1 {
+            let mut before = name.attempt;
+            before.number -= 1;
+            self.bar(&name.database, before)?;
+        }
+        if record::read(self, &name)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut folder = Folder::create(self, name)?;
+        let settled = self.settle_in(job, &mut folder);
+        if settled.is_err() {
+            // Its intent is finished by whoever opens the root next.
+            folder.leave();
+        }
+        settled
+    }
+
+    fn settle_in(&self, job: &Job, folder: &mut Folder) -> Result<Vec<String>, Error> {
+        let name = folder.name.clone();
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(Vec::new());
+        };
+        // An attempt later than this one is in charge.
+        if self.is_barred(&name.database, name.attempt)? || record.attempt > name.attempt.number {
+            return Ok(Vec::new());
+        }
+        let is_named = |uri: String| job.previous.contains(&uri);
+        let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
+        let standing = record.standing();
+        for file in standing.files {
+            let list = match is_named(names::file_uri(&self.path().join(&file.path))) {
+                true => &mut stays.files,
+                false => &mut goes.files,
+            };
+            list.push(file);
+        }
+        for table in standing.tables {
+            let database = Path::new(&table.database);
+            let list = match is_named(names::table_uri(database, &table.table)) {
+                true => &mut stays.tables,
+                false => &mut goes.tables,
+            };
+            list.push(table);
+        }
+        if goes.is_empty() {
+            return Ok(Vec::new());
+        }
+        for file in &mut goes.files {
+            file.bay = folder.bay(Path::new(&file.path))?;
+        }
+        let previous_attempt = record.attempt;
+        let mut end = Record::intent(&name, stays.clone());
+        end.state = State::Committed;
+        end.removes = goes.files;
+        end.clears = goes.tables;
+        end.write(self, folder)?;
+        let removed = finish(self, folder, &mut end)?;
+        let attempt = if stays.is_empty() {
+            0
+        } else {
+            previous_attempt
+        };
+        put_back_record(self, folder, attempt, stays)?;
+        Ok(removed)
+    }
+}

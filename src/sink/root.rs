@@ -1,0 +1,247 @@
+//! The output root: its `.casparian` folder, and the workers that share it.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::files;
+use super::folder::{self, Folder};
+use super::{Error, names, recover};
+
+/// How a root is used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RootOptions {
+    /// Databases other than the root's first one may publish here (`--share-output`). Names of
+    /// their files end with 8 digits of the database's UUID.
+    pub share: bool,
+}
+
+/// An output root, opened by one worker. Several workers, of several databases, may share one.
+#[derive(Debug)]
+pub struct Root {
+    path: PathBuf,
+    base: PathBuf,
+    staging: PathBuf,
+    options: RootOptions,
+    worker: String,
+    lock: File,
+    count: AtomicU64,
+}
+
+impl Root {
+    /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
+    /// What cannot be recovered is logged and stays.
+    pub fn open(path: &Path, options: RootOptions) -> Result<Self, Error> {
+        let create =
+            |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io(folder, error));
+        create(path)?;
+        let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
+        let base = path.join(".casparian");
+        for name in ["staging", "workers", "barred", "outputs"] {
+            create(&base.join(name))?;
+        }
+        let (worker, lock) = register(&base.join("workers"))?;
+        let root = Root {
+            path,
+            staging: base.join("staging"),
+            base,
+            options,
+            worker,
+            lock,
+            count: AtomicU64::new(0),
+        };
+        root.sweep()?;
+        Ok(root)
+    }
+
+    /// The output root, canonical.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tables and the root may be those of another database.
+    pub(super) fn shares(&self) -> bool {
+        self.options.share
+    }
+
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    pub(super) fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// The name of this worker in the root.
+    pub(super) fn worker(&self) -> &str {
+        &self.worker
+    }
+
+    /// `<worker>-<count>`, given once.
+    pub(super) fn unique(&self) -> String {
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
+        format!("{}-{count}", self.worker)
+    }
+
+    /// True unless the worker's process has ended. Its lock says so, and only a free one: what
+    /// cannot be asked is taken for alive.
+    pub(super) fn is_alive(&self, worker: &str) -> bool {
+        if worker == self.worker {
+            return true;
+        }
+        if worker.is_empty() || worker.contains('/') {
+            return false;
+        }
+        match open(&self.base.join("workers").join(worker)) {
+            // Shared, so that two who ask at a time do not take each other for the worker.
+            Ok(file) => file.try_lock_shared().is_err(),
+            Err(error) => !files::is_absent(&error),
+        }
+    }
+
+    /// What marks a database's files here; none for the first that publishes, which becomes the
+    /// root's owner.
+    pub(super) fn suffix(&self, folder: &Folder) -> Result<Option<String>, Error> {
+        let database = &folder.name.database;
+        if !folder.name.is_numbered() {
+            return Ok(None);
+        }
+        let path = self.base.join("owner");
+        let mut owner = read_short(&path)?;
+        if owner.is_none() {
+            let new = folder.path("owner");
+            files::write_synced(&new, database.as_bytes())
+                .map_err(|error| folder.refusal(error))?;
+            // One of several wins.
+            match fs::hard_link(&new, &path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(_) => {
+                    files::rename_new(&new, &path)?;
+                }
+            }
+            files::sync_folder(&self.base)?;
+            owner = read_short(&path)?;
+        }
+        let owner = owner.unwrap_or_default();
+        let owner = owner.trim();
+        if owner == database {
+            Ok(None)
+        } else if self.options.share {
+            Ok(Some(names::suffix(database)))
+        } else {
+            Err(Error::OtherDatabase {
+                path: self.path.clone(),
+                owner: owner.chars().take(64).collect(),
+                database: database.clone(),
+            })
+        }
+    }
+
+    fn sweep(&self) -> Result<(), Error> {
+        for entry in folder::entries(self)? {
+            match entry {
+                folder::Entry::Attempt(name, worker) if !self.is_alive(&worker) => {
+                    log::info!("recovering {}, whose worker has ended", name.run());
+                    if let Err(error) = recover::recover(self, &name) {
+                        log::warn!("cannot recover {}: {error}", name.run());
+                    }
+                }
+                folder::Entry::Unnamed(path, worker) if !self.is_alive(&worker) => {
+                    remove_folder(&path);
+                }
+                folder::Entry::Legacy(path) => {
+                    let free = open(&path.join("lock"));
+                    if free.is_ok_and(|file| file.try_lock().is_ok()) {
+                        remove_folder(&path);
+                    }
+                }
+                _ => {}
+            }
+        }
+        let workers = self.base.join("workers");
+        let entries = fs::read_dir(&workers).map_err(|error| Error::io(&workers, error))?;
+        for entry in entries.flatten() {
+            // Locked until its name is gone, so that a worker that starts does not take it.
+            let Ok(file) = open(&entry.path()) else {
+                continue;
+            };
+            if file.try_lock_shared().is_ok()
+                && let Err(error) = files::remove(&entry.path())
+            {
+                log::warn!("{error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up the worker's lock, as the end of its process does.
+    #[cfg(test)]
+    pub(super) fn die(&self) {
+        self.lock.unlock().unwrap();
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let path = self.base.join("workers").join(&self.worker);
+        if let Err(error) = files::remove(&path) {
+            log::warn!("{error}");
+        }
+        // After its name: nobody finds a free lock of a worker that ends.
+        if let Err(error) = self.lock.unlock() {
+            log::warn!("cannot unlock {}: {error}", path.display());
+        }
+    }
+}
+
+fn remove_folder(path: &Path) {
+    log::info!("removing {}, whose worker has ended", path.display());
+    match fs::remove_dir_all(path) {
+        Err(error) if !files::is_absent(&error) => {
+            log::warn!("cannot remove {}: {error}", path.display());
+        }
+        _ => {}
+    }
+}
+
+/// Opens a file of the `.casparian` folder without waiting for anything, a FIFO's peer say.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+}
+
+/// A small file's text; none when it does not exist.
+fn read_short(path: &Path) -> Result<Option<String>, Error> {
+    let mut bytes = Vec::new();
+    match open(path).and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
+        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if files::is_absent(&error) => Ok(None),
+        Err(error) => Err(Error::io(path, error)),
+    }
+}
+
+/// Creates the file of a worker and locks it for the worker's life.
+fn register(workers: &Path) -> Result<(String, File), Error> {
+    loop {
+        let unique = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
+        let name = format!("{}-{unique:016x}", std::process::id());
+        let path = workers.join(&name);
+        let fail = |error| Error::io(&path, error);
+        let file = File::create_new(&path).map_err(fail)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            // Another worker asks whether this one is alive, and may remove its file.
+            Err(fs::TryLockError::WouldBlock) => continue,
+            Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
+        }
+        if file.metadata().map_err(fail)?.nlink() > 0 {
+            return Ok((name, file));
+        }
+    }
+}

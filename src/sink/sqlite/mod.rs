@@ -1,0 +1,234 @@
+//! The SQLite sink: rows gather in a database file in staging ([`Stage`]), and go into their
+//! tables in one transaction a database ([`prepare`]).
+//!
+//! Two tables in the target database are the fence and the record. `_casparian_table` names the
+//! database (UUID) that a sink's table belongs to. `_casparian_output` has the attempt that wrote
+//! each job's rows; such a row stays when the job's rows go (`present = 0`), so that an attempt
+//! before it is still refused. Rows of other databases (`share`) and of jobs under the ID of a
+//! deleted one are told apart by the columns `_database` and `_incarnation`, which are added when
+//! the first such rows come.
+//!
+//! A process that is stopped inside its transaction locks the target database. Others wait for
+//! it for a bounded time and fail with the cause `worker`.
+
+mod rows;
+mod tables;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+
+use super::Error;
+use super::folder::Name;
+use super::names;
+use super::record::TableOutput;
+use crate::job::Cause;
+
+pub(super) use rows::{Rows, Stage};
+pub(super) use tables::{Prepared, Table, Target, prepare};
+
+/// Wait of recovery for a locked database.
+const RECOVERY_WAIT: Duration = Duration::from_secs(2);
+
+const SIDE_TABLES: &str = "
+CREATE TABLE IF NOT EXISTS main._casparian_table (
+    sink_table TEXT PRIMARY KEY, database TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS main._casparian_output (
+    sink_table TEXT, database TEXT, job INTEGER, incarnation INTEGER, topic TEXT,
+    attempt INTEGER NOT NULL, rows INTEGER NOT NULL, present INTEGER NOT NULL,
+    PRIMARY KEY (sink_table, database, job, incarnation, topic)
+) WITHOUT ROWID;";
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn failure(path: &Path, error: &rusqlite::Error) -> Error {
+    let cause = match error.sqlite_error_code() {
+        Some(
+            ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::CannotOpen
+            | ErrorCode::OperationInterrupted,
+        ) => Cause::Worker,
+        // Rows against a constraint, too many columns, a value beyond SQLite's limit.
+        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::Unknown) => {
+            Cause::Plugin
+        }
+        _ => Cause::Operator,
+    };
+    Error::Sqlite {
+        path: path.to_owned(),
+        reason: error.to_string(),
+        cause,
+    }
+}
+
+/// SQLite compares names of tables without regard to case.
+fn key(table: &str) -> String {
+    table.to_ascii_lowercase()
+}
+
+/// Names of a table's columns; none when there is no such table.
+fn column_names(
+    connection: &Connection,
+    schema: &str,
+    table: &str,
+) -> rusqlite::Result<Vec<String>> {
+    let query = format!("PRAGMA {schema}.table_info({})", quoted(table));
+    let mut statement = connection.prepare(&query)?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(1))?;
+    rows.collect()
+}
+
+/// What marks rows beside the job's ID.
+struct Marks {
+    /// In tables that another database owns.
+    database: Option<String>,
+    /// In tables of jobs under the ID of a deleted one.
+    incarnation: Option<i64>,
+}
+
+impl Marks {
+    const DATABASE: &str = "_database";
+    const INCARNATION: &str = "_incarnation";
+
+    /// Condition on the job's rows in a table with such columns: `?1` its ID, `?2` and `?3` the
+    /// marks.
+    fn condition(columns: &[String]) -> String {
+        let mut condition = "_job_id IS ?1".to_owned();
+        for (name, parameter) in [(Self::DATABASE, "?2"), (Self::INCARNATION, "?3")] {
+            match columns.iter().any(|column| column == name) {
+                true => condition.push_str(&format!(" AND {name} IS {parameter}")),
+                // Parameters must be used.
+                false => condition.push_str(&format!(" AND ({parameter} IS NULL)")),
+            }
+        }
+        condition
+    }
+
+    fn new(owner: &str, name: &Name) -> Self {
+        let incarnation = name.attempt.incarnation();
+        let is_own = owner == name.database || !name.is_numbered();
+        Marks {
+            database: (!is_own).then(|| names::suffix(&name.database)),
+            incarnation: (incarnation > 0).then_some(incarnation),
+        }
+    }
+}
+
+/// Opens a database for recovery; none when it does not exist or is not one of our targets.
+fn open_existing(path: &Path) -> Result<Option<Connection>, Error> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(fail)?;
+    connection.busy_timeout(RECOVERY_WAIT).map_err(fail)?;
+    let has_side_table = column_names(&connection, "main", "_casparian_output").map_err(fail)?;
+    Ok((!has_side_table.is_empty()).then_some(connection))
+}
+
+/// The attempt whose rows are in a table.
+fn attempt_in(connection: &Connection, table: &str, name: &Name) -> rusqlite::Result<Option<i64>> {
+    connection.query_row(
+        "SELECT max(attempt) FROM main._casparian_output WHERE sink_table = ?1 AND database = ?2
+         AND job = ?3 AND incarnation = ?4 AND present",
+        (
+            key(table),
+            &name.database,
+            name.attempt.job_id,
+            name.attempt.incarnation(),
+        ),
+        |row| row.get(0),
+    )
+}
+
+/// The attempt whose rows of the job are in a table; none without rows.
+pub(super) fn published_attempt(output: &TableOutput, name: &Name) -> Result<Option<i64>, Error> {
+    let path = Path::new(&output.database);
+    match open_existing(path)? {
+        None => Ok(None),
+        Some(connection) => {
+            attempt_in(&connection, &output.table, name).map_err(|error| failure(path, &error))
+        }
+    }
+}
+
+/// Deletes the job's rows that an attempt up to the given one wrote; false when there are none.
+pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
+    clear_where(output, name, |found| found <= attempt)
+}
+
+/// Deletes the job's rows that exactly this attempt wrote.
+pub(super) fn clear_exact(output: &TableOutput, name: &Name) -> Result<bool, Error> {
+    clear_where(output, name, |found| found == name.stamp())
+}
+
+fn clear_where(
+    output: &TableOutput,
+    name: &Name,
+    goes: impl Fn(i64) -> bool,
+) -> Result<bool, Error> {
+    let path = Path::new(&output.database);
+    let Some(mut connection) = open_existing(path)? else {
+        return Ok(false);
+    };
+    let mut run = || -> rusqlite::Result<bool> {
+        let found = attempt_in(&connection, &output.table, name)?;
+        if !found.is_some_and(&goes) {
+            return Ok(false);
+        }
+        let immediate = rusqlite::TransactionBehavior::Immediate;
+        let transaction = connection.transaction_with_behavior(immediate)?;
+        let found = attempt_in(&transaction, &output.table, name)?;
+        let columns = column_names(&transaction, "main", &output.table)?;
+        if !found.is_some_and(&goes) || columns.is_empty() {
+            return Ok(false);
+        }
+        let owner: Option<String> = transaction
+            .query_row(
+                "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
+                [key(&output.table)],
+                |row| row.get(0),
+            )
+            .optional()?;
+        let marks = Marks::new(&owner.unwrap_or_default(), name);
+        delete_job(&transaction, &output.table, &columns, name, &marks)?;
+        transaction.commit()?;
+        Ok(true)
+    };
+    run().map_err(|error| failure(path, &error))
+}
+
+/// Deletes the rows of the job, and notes that.
+fn delete_job(
+    connection: &Connection,
+    table: &str,
+    columns: &[String],
+    name: &Name,
+    marks: &Marks,
+) -> rusqlite::Result<()> {
+    let condition = Marks::condition(columns);
+    connection.execute(
+        &format!("DELETE FROM main.{} WHERE {condition}", quoted(table)),
+        (name.attempt.job_id, &marks.database, &marks.incarnation),
+    )?;
+    connection.execute(
+        "UPDATE main._casparian_output SET present = 0, rows = 0 WHERE sink_table = ?1
+         AND database = ?2 AND job = ?3 AND incarnation = ?4",
+        (
+            key(table),
+            &name.database,
+            name.attempt.job_id,
+            name.attempt.incarnation(),
+        ),
+    )?;
+    Ok(())
+}

@@ -1,0 +1,379 @@
+//! Staged rows go into their tables.
+
+use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
+
+use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, failure, key, quoted};
+use crate::job::Mode;
+use crate::limits;
+use crate::sink::folder::Name;
+use crate::sink::{Error, names};
+
+/// Wait for a locked database before the lease is asked for again.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// A sink's rows.
+pub(in crate::sink) struct Table {
+    pub(in crate::sink) name: String,
+    pub(in crate::sink) topic: String,
+    pub(in crate::sink) mode: Mode,
+    /// Its table in the stage is `s<index>`.
+    pub(in crate::sink) index: usize,
+    pub(in crate::sink) rows: u64,
+}
+
+/// The tables of one database.
+pub(in crate::sink) struct Target {
+    pub(in crate::sink) database: PathBuf,
+    pub(in crate::sink) tables: Vec<Table>,
+    /// The attempt.
+    pub(in crate::sink) run: Name,
+    /// URIs that receipts of the job name.
+    pub(in crate::sink) previous: Vec<String>,
+    /// Tables of other databases may be used.
+    pub(in crate::sink) share: bool,
+}
+
+/// A transaction with all rows in it. Dropping it rolls it back.
+pub(in crate::sink) struct Prepared {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Prepared {
+    pub(in crate::sink) fn commit(self) -> Result<(), Error> {
+        self.connection
+            .execute_batch("COMMIT")
+            .map_err(|error| failure(&self.path, &error))
+    }
+}
+
+/// Moves staged rows into their tables, in a transaction that is left open. None when the lease
+/// ended while the database was locked.
+pub(in crate::sink) fn prepare(
+    target: &Target,
+    stage: &Path,
+    is_granted: &dyn Fn() -> bool,
+) -> Result<Option<Prepared>, Error> {
+    let path = &target.database;
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    let connection = Connection::open(path).map_err(fail)?;
+    connection.busy_timeout(WAIT).map_err(fail)?;
+    connection
+        .execute("ATTACH DATABASE ?1 AS staging", [read_only(stage)])
+        .map_err(fail)?;
+    let until = Instant::now() + limits::SQLITE_WAIT;
+    loop {
+        match connection.execute_batch("BEGIN IMMEDIATE") {
+            Ok(()) => break,
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < until =>
+            {
+                if !is_granted() {
+                    return Ok(None);
+                }
+            }
+            Err(error) => return Err(fail(error)),
+        }
+    }
+    connection.execute_batch(SIDE_TABLES).map_err(fail)?;
+    let mut tables: BTreeMap<String, Vec<&Table>> = BTreeMap::new();
+    for table in &target.tables {
+        tables.entry(key(&table.name)).or_default().push(table);
+    }
+    for sinks in tables.values() {
+        fill(target, &connection, sinks)?;
+    }
+    Ok(Some(Prepared {
+        path: path.clone(),
+        connection,
+    }))
+}
+
+/// URI of a database that is only read. Otherwise each transaction would lock the stage for the
+/// next.
+fn read_only(path: &Path) -> String {
+    let mut uri = "file:".to_owned();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(byte));
+            }
+            _ => uri.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    uri + "?mode=ro"
+}
+
+/// Fills one table with the rows of the job's sinks for it.
+fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let Some(first) = sinks.first() else {
+        return Ok(());
+    };
+    let owner = owner(target, connection, &first.name)?;
+    let marks = Marks::new(&owner, &target.run);
+    let staged = column_names(connection, "staging", &format!("s{}", first.index)).map_err(fail)?;
+    let columns = make_table(target, connection, first, &staged, &marks)?;
+    make_room(target, connection, sinks, &columns, &marks)?;
+    for sink in sinks {
+        insert(target, connection, sink, &columns, &staged, &marks)?;
+        connection
+            .execute(
+                "INSERT OR REPLACE INTO main._casparian_output VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1)",
+                (
+                    key(&sink.name),
+                    &target.run.database,
+                    target.run.attempt.job_id,
+                    target.run.attempt.incarnation(),
+                    &sink.topic,
+                    target.run.stamp(),
+                    i64::try_from(sink.rows).unwrap_or(i64::MAX),
+                ),
+            )
+            .map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// The database that a table belongs to: the first that publishes into it.
+fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String, Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let ours = &target.run.database;
+    let owner: Option<String> = connection
+        .query_row(
+            "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
+            [key(table)],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(fail)?;
+    match owner {
+        Some(owner) if &owner == ours || !target.run.is_numbered() || target.share => Ok(owner),
+        Some(owner) => Err(Error::OtherDatabase {
+            path: target.database.join(table),
+            owner,
+            database: ours.clone(),
+        }),
+        // Runs of an old sentinel own nothing.
+        None if !target.run.is_numbered() => Ok(ours.clone()),
+        None => {
+            connection
+                .execute(
+                    "INSERT INTO main._casparian_table VALUES (?1, ?2)",
+                    (key(table), ours),
+                )
+                .map_err(fail)?;
+            Ok(ours.clone())
+        }
+    }
+}
+
+/// Creates the table, or checks its columns and adds those of the marks. Gives its columns.
+fn make_table(
+    target: &Target,
+    connection: &Connection,
+    sink: &Table,
+    staged: &[String],
+    marks: &Marks,
+) -> Result<Vec<String>, Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let table = quoted(&sink.name);
+    let mut columns = column_names(connection, "main", &sink.name).map_err(fail)?;
+    if columns.is_empty() {
+        let definition: String = connection
+            .query_row(
+                "SELECT sql FROM staging.sqlite_master WHERE name = ?1",
+                [format!("s{}", sink.index)],
+                |row| row.get(0),
+            )
+            .map_err(fail)?;
+        let definition = definition
+            .split_once('(')
+            .map_or("", |(_, columns)| columns);
+        connection
+            .execute_batch(&format!("CREATE TABLE main.{table} ({definition}"))
+            .map_err(fail)?;
+        columns = staged.to_vec();
+    }
+    for (name, sql, is_needed) in [
+        (Marks::DATABASE, "TEXT", marks.database.is_some()),
+        (Marks::INCARNATION, "INTEGER", marks.incarnation.is_some()),
+    ] {
+        if !is_needed {
+            continue;
+        }
+        if staged.iter().any(|column| column == name) {
+            return Err(Error::Column {
+                column: name.to_owned(),
+                reason: "the engine adds a column of this name; rename yours".to_owned(),
+            });
+        }
+        if !columns.iter().any(|column| column == name) {
+            connection
+                .execute_batch(&format!("ALTER TABLE main.{table} ADD COLUMN {name} {sql}"))
+                .map_err(fail)?;
+            columns.push(name.to_owned());
+        }
+    }
+    Ok(columns)
+}
+
+/// Refuses what may not be published, and deletes the rows that these replace.
+fn make_room(
+    target: &Target,
+    connection: &Connection,
+    sinks: &[&Table],
+    columns: &[String],
+    marks: &Marks,
+) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let Some(first) = sinks.first() else {
+        return Ok(());
+    };
+    let run = &target.run;
+    let attempt = run.attempt;
+    let last: Option<i64> = connection
+        .query_row(
+            "SELECT max(attempt) FROM main._casparian_output WHERE sink_table = ?1
+             AND database = ?2 AND job = ?3 AND incarnation = ?4",
+            (
+                key(&first.name),
+                &run.database,
+                attempt.job_id,
+                attempt.incarnation(),
+            ),
+            |row| row.get(0),
+        )
+        .map_err(fail)?;
+    match last {
+        Some(last) if run.is_numbered() && last > attempt.number => {
+            return Err(Error::Barred { attempt });
+        }
+        Some(recorded) if run.is_numbered() && recorded == attempt.number => {
+            return Err(Error::Copied { attempt, recorded });
+        }
+        _ => {}
+    }
+    let path = target.database.join(&first.name);
+    let table = quoted(&first.name);
+    let condition = Marks::condition(columns);
+    let own = (attempt.job_id, &marks.database, &marks.incarnation);
+    let exists = |condition: &str| -> Result<bool, Error> {
+        connection
+            .query_row(
+                &format!("SELECT EXISTS (SELECT 1 FROM main.{table} WHERE {condition})"),
+                own,
+                |row| row.get(0),
+            )
+            .map_err(fail)
+    };
+    let is_recorded = attempt_in(connection, &first.name, run)
+        .map_err(fail)?
+        .is_some();
+    let uri = names::table_uri(&target.database, &first.name);
+    let is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
+    if !is_ours && exists(&condition)? {
+        return Err(Error::NotOurs { path });
+    }
+    if sinks.iter().any(|sink| sink.mode == Mode::Error) && exists(&format!("NOT ({condition})"))? {
+        return Err(Error::Exists { path });
+    }
+    if is_ours {
+        delete_job(connection, &first.name, columns, run, marks).map_err(fail)?;
+    }
+    if sinks.iter().any(|sink| sink.mode == Mode::Replace) {
+        replace(connection, &first.name, columns, run, marks).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Deletes rows of other jobs of the same database, as far as they are recorded.
+fn replace(
+    connection: &Connection,
+    name: &str,
+    columns: &[String],
+    run: &Name,
+    marks: &Marks,
+) -> rusqlite::Result<()> {
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let mut condition = String::new();
+    if has(Marks::INCARNATION) {
+        condition.push_str(" AND NULLIF(o.incarnation, 0) IS t._incarnation");
+    }
+    condition.push_str(match has(Marks::DATABASE) {
+        true => " AND t._database IS ?3",
+        false => " AND ?3 IS NULL",
+    });
+    let table = quoted(name);
+    connection.execute(
+        &format!(
+            "DELETE FROM main.{table} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
+             WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
+             {condition})"
+        ),
+        (key(name), &run.database, &marks.database),
+    )?;
+    connection.execute(
+        "UPDATE main._casparian_output SET present = 0, rows = 0
+         WHERE sink_table = ?1 AND database = ?2",
+        (key(name), &run.database),
+    )?;
+    Ok(())
+}
+
+fn insert(
+    target: &Target,
+    connection: &Connection,
+    sink: &Table,
+    columns: &[String],
+    first: &[String],
+    marks: &Marks,
+) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let source = format!("s{}", sink.index);
+    let staged = column_names(connection, "staging", &source).map_err(fail)?;
+    let is_mark = |name: &&String| {
+        [Marks::DATABASE, Marks::INCARNATION].contains(&name.as_str()) && !first.contains(name)
+    };
+    let data: Vec<&String> = columns.iter().filter(|name| !is_mark(name)).collect();
+    if data.iter().copied().ne(&staged) {
+        let names: Vec<&str> = data.iter().map(|name| name.as_str()).collect();
+        return Err(Error::SchemaChanged {
+            topic: sink.topic.clone(),
+            expected: format!("the table's columns {}", names.join(", ")),
+            got: staged.join(", "),
+        });
+    }
+    let list = |names: &[String]| -> String {
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        names.join(", ")
+    };
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let (mut names, mut values) = (list(&staged), list(&staged));
+    for (name, parameter, is_needed) in [
+        (Marks::DATABASE, "?1", marks.database.is_some()),
+        (Marks::INCARNATION, "?2", marks.incarnation.is_some()),
+    ] {
+        if is_needed && has(name) {
+            names.push_str(&format!(", {name}"));
+            values.push_str(&format!(", {parameter}"));
+        }
+    }
+    connection
+        .execute(
+            &format!(
+                "INSERT INTO main.{} ({names}) SELECT {values} FROM staging.{source}
+                 WHERE ?1 IS ?1 AND ?2 IS ?2",
+                quoted(&sink.name)
+            ),
+            (&marks.database, &marks.incarnation),
+        )
+        .map_err(fail)?;
+    Ok(())
+}

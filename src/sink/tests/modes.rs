@@ -1,0 +1,176 @@
+use super::*;
+use crate::job::SinkError;
+
+#[test]
+fn modes_keep_replace_or_refuse_what_other_jobs_made() {
+    let root = Fixture::new();
+    fs::write(root.path("o_notes.parquet"), "unrelated").unwrap();
+    root.publish(1, "parquet://o.parquet", "append").unwrap();
+    root.publish(2, "parquet://o.parquet", "append").unwrap();
+    root.publish(2, "parquet://o.parquet", "append").unwrap();
+    assert_eq!(
+        root.files(),
+        ["o_1.parquet", "o_2.parquet", "o_notes.parquet"]
+    );
+    assert!(matches!(
+        root.publish(3, "parquet://o.parquet", "error"),
+        Err(Error::Exists { .. })
+    ));
+    root.publish(4, "parquet://o.parquet", "replace").unwrap();
+    assert_eq!(root.files(), ["o_4.parquet", "o_notes.parquet"]);
+    root.publish(4, "parquet://o.parquet", "error").unwrap();
+    assert!(matches!(
+        root.publish(5, "parquet://o.parquet", "sideways"),
+        Err(Error::Sink(SinkError::Mode { .. }))
+    ));
+    let same = [
+        ("a", "parquet://o.parquet", "append"),
+        ("b", "parquet://./o.parquet", "append"),
+    ];
+    assert!(matches!(root.output(6, &same), Err(Error::SameFile { .. })));
+}
+
+fn of(job_id: i64, mode: &str) -> Job {
+    let sinks = [("a", "parquet://a.parquet", mode)];
+    job(Some(A), Attempt::new(job_id, 1), &sinks)
+}
+
+/// Publishes, and asks again as long as another job is at it.
+fn publish_at_last(root: &Arc<Root>, job: &Job) -> Result<Published, Error> {
+    let mut staged = stage(root, job, &[job.attempt.job_id])?;
+    loop {
+        match staged.publish(&[], &|| true) {
+            Ok(published) => return Ok(published),
+            Err(Refused::NotGranted(back)) => staged = *back,
+            Err(Refused::Failed(error)) => return Err(error),
+        }
+    }
+}
+
+#[test]
+fn of_eight_jobs_of_mode_error_exactly_one_publishes() {
+    for _ in 0..10 {
+        let fixture = Fixture::new();
+        let roots: Vec<_> = (0..2).map(|_| open(fixture.dir.path())).collect();
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (1..=8)
+                .map(|id| {
+                    let root = roots[usize::try_from(id).unwrap() % 2].clone();
+                    scope.spawn(move || publish_at_last(&root, &of(id, "error")))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+        for result in results {
+            assert!(
+                matches!(result, Ok(_) | Err(Error::Exists { .. })),
+                "{result:?}"
+            );
+        }
+        assert_eq!(fixture.files().len(), 1);
+        assert_eq!(fixture.staged(), [""; 0]);
+    }
+}
+
+#[test]
+fn two_replacing_jobs_leave_one_output_and_a_reader_always_finds_one() {
+    let fixture = Fixture::new();
+    let other = open(fixture.dir.path());
+    publish(&fixture.root, &of(1, "replace"), &[1]).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                // Between the list and the read a file may go; then there is another.
+                let complete = (0..1000).any(|_| {
+                    let names = fixture.files();
+                    assert!(!names.is_empty(), "no output is visible");
+                    names.iter().any(|name| {
+                        let file = File::open(fixture.path(name));
+                        file.is_ok_and(|file| {
+                            ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+                            true
+                        })
+                    })
+                });
+                assert!(complete);
+            }
+        });
+        for round in 1..=400 {
+            std::thread::scope(|pair| {
+                for (at, root) in [&fixture.root, &other].into_iter().enumerate() {
+                    let id = round * 2 + i64::try_from(at).unwrap();
+                    pair.spawn(move || publish_at_last(root, &of(id, "replace")).unwrap());
+                }
+            });
+            let files = fixture.files();
+            assert_eq!(files.len(), 1, "{files:?}");
+            values(&fixture.path(&files[0]));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn replacing_removes_only_files_that_a_record_names() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(1, "append"), &[1]).unwrap();
+    publish(&fixture.root, &of(2, "append"), &[2]).unwrap();
+    fs::write(fixture.path("a_3.parquet"), "mine").unwrap();
+    fs::remove_file(fixture.path("a_2.parquet")).unwrap();
+    fs::write(fixture.path("a_2.parquet"), "mine too").unwrap();
+    let published = publish(&fixture.root, &of(4, "replace"), &[4]).unwrap();
+    let one = format!("file://{}", fixture.path("a_1.parquet").display());
+    assert_eq!(published.removed, [one]);
+    assert_eq!(
+        fixture.files(),
+        ["a_2.parquet", "a_3.parquet", "a_4.parquet"]
+    );
+    // Mode error counts them.
+    let error = publish(&fixture.root, &of(5, "error"), &[5]).unwrap_err();
+    assert!(matches!(error, Error::Exists { .. }), "{error}");
+}
+
+#[test]
+fn output_that_comes_while_a_job_of_mode_error_runs_refuses_it() {
+    let fixture = Fixture::new();
+    let staged = stage(&fixture.root, &of(1, "error"), &[1]).unwrap();
+    publish(&fixture.root, &of(2, "append"), &[2]).unwrap();
+    let error = granted(staged).unwrap_err();
+    assert!(matches!(error, Error::Exists { .. }), "{error}");
+    assert_eq!(error.cause(), crate::job::Cause::Operator);
+    assert_eq!(fixture.files(), ["a_2.parquet"]);
+}
+
+#[test]
+fn a_job_that_is_paused_in_a_replace_holds_up_others_for_a_bounded_time() {
+    use crate::sink::publish::Step;
+    let fixture = Fixture::new();
+    let staged = stage(&fixture.root, &of(1, "replace"), &[1]).unwrap();
+    let other = open(fixture.dir.path());
+    let hook = |step| {
+        if step != Step::Keep {
+            return Ok(());
+        }
+        let refused = stage(&other, &of(2, "replace"), &[2])
+            .unwrap()
+            .publish(&[], &|| true);
+        let Err(Refused::NotGranted(back)) = refused else {
+            panic!("{refused:?}");
+        };
+        // The sentinel has it barred.
+        back.publish(&[Attempt::new(1, 1)], &|| true).unwrap();
+        Ok(())
+    };
+    let refused = staged.publish_by_steps(&[], &|| true, &hook).unwrap_err();
+    assert!(
+        matches!(refused, Refused::Failed(Error::Barred { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(fixture.files(), ["a_2.parquet"]);
+}

@@ -1,0 +1,195 @@
+//! Roots: shared ones, odd ones, other mounts, limits.
+
+use std::process::Command;
+
+use super::*;
+use crate::limits;
+
+const SINKS: &[(&str, &str, &str)] = &[("a", "parquet://set/a.parquet", "append")];
+
+fn of(job_id: i64, number: i64) -> Job {
+    job(Some(A), Attempt::new(job_id, number), SINKS)
+}
+
+#[test]
+fn what_dead_workers_left_is_removed_and_what_live_ones_hold_stays() {
+    let fixture = Fixture::new();
+    let dead = open(fixture.dir.path());
+    let left = stage(&dead, &of(1, 1), &[1]).unwrap();
+    let live = stage(&fixture.root, &of(2, 1), &[2]).unwrap();
+    dead.die();
+    let staging = fixture.path(".casparian/staging");
+    fs::create_dir_all(staging.join("123-dead")).unwrap();
+    fs::write(staging.join("123-dead/lock"), "").unwrap();
+    fs::create_dir_all(staging.join("new~1-0-0")).unwrap();
+    fs::create_dir_all(staging.join("unknown")).unwrap();
+    fs::write(staging.join("gate"), "").unwrap();
+    let _third = open(fixture.dir.path());
+    let live_name = format!("{A}.2.1");
+    assert_eq!(fixture.staged(), [live_name.as_str(), "gate", "unknown"]);
+    assert_eq!(names_in(&fixture.path(".casparian/workers")).len(), 2);
+    granted(live).unwrap();
+    assert!(granted(left).is_err());
+    assert_eq!(fixture.files(), ["set/a_2.parquet"]);
+}
+
+#[test]
+fn workers_that_start_at_once_on_one_root_all_start() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..10 {
+        let root = dir.path().join(format!("r{round}"));
+        let roots: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|at| {
+                    let root = &root;
+                    scope.spawn(move || {
+                        let opened = open(root);
+                        publish(&opened, &of(at, 1), &[at]).unwrap();
+                        opened
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert_eq!(
+            names_in(&root.join(".casparian/workers")).len(),
+            roots.len()
+        );
+        drop(roots);
+        assert_eq!(names_in(&root.join(".casparian/workers")), [""; 0]);
+        assert_eq!(visible(&root).len(), 8);
+    }
+}
+
+#[test]
+fn roots_that_cannot_be_used_are_refused_with_their_path() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    fs::create_dir(dir.path().join("odd")).unwrap();
+    fs::write(dir.path().join("odd/.casparian"), "x").unwrap();
+    fs::create_dir_all(dir.path().join("deep/.casparian")).unwrap();
+    fs::write(dir.path().join("deep/.casparian/staging"), "x").unwrap();
+    for name in ["file", "file/below", "odd", "deep"] {
+        let error = Root::open(&dir.path().join(name), RootOptions::default()).unwrap_err();
+        assert!(error.to_string().contains(name), "{name}: {error}");
+        assert_eq!(error.cause(), crate::job::Cause::Worker);
+    }
+    let missing = dir.path().join("a/b/c");
+    Root::open(&missing, RootOptions::default()).unwrap();
+}
+
+/// A mount that is taken away at the end of the test.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// None where this process may not mount.
+    fn new(kind: &[&str], at: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let run = Command::new("mount").args(kind).arg(&at).output();
+        run.is_ok_and(|run| run.status.success())
+            .then_some(Mount(at))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let run = Command::new("umount").arg("-l").arg(&self.0).status();
+        assert!(run.unwrap().success());
+    }
+}
+
+#[test]
+fn a_sink_folder_on_another_mount_works_and_is_fenced() {
+    let other = tempfile::tempdir().unwrap();
+    let bind = other.path().to_str().unwrap().to_owned();
+    for kind in [&["-t", "tmpfs", "tmpfs"][..], &["--bind", &bind]] {
+        let fixture = Fixture::new();
+        let Some(mount) = Mount::new(kind, fixture.path("set")) else {
+            eprintln!("skipped: this process may not mount");
+            return;
+        };
+        let successor = open(fixture.dir.path());
+        let paused = stage(&fixture.root, &of(7, 1), &[1]).unwrap();
+        assert_eq!(names_in(&mount.0.join(".casparian")).len(), 1);
+        publish(&successor, &of(7, 2), &[2]).unwrap();
+        assert!(matches!(granted(paused), Err(Error::Barred { .. })));
+        assert_eq!(fixture.files(), ["set/a_7.parquet"]);
+        assert_eq!(values(&fixture.path("set/a_7.parquet")), [2]);
+        // A dead worker's bay goes too.
+        let left = stage(&successor, &of(8, 1), &[1]).unwrap();
+        successor.die();
+        let root = open(fixture.dir.path());
+        drop(left);
+        let mut replace = of(9, 1);
+        replace.sinks = [Sink::parse("a", "parquet://set/a.parquet", "replace").unwrap()].into();
+        publish(&root, &replace, &[9]).unwrap();
+        assert_eq!(fixture.files(), ["set/a_9.parquet"]);
+        assert_eq!(names_in(&mount.0.join(".casparian")), [""; 0]);
+        assert_eq!(fixture.staged(), [""; 0]);
+        drop(root);
+    }
+}
+
+#[test]
+fn topics_whose_names_look_alike_get_files_of_their_own() {
+    let fixture = Fixture::new();
+    let job = Arc::new(job(Some(A), Attempt::new(1, 1), &[]));
+    let mut output = JobOutput::new(fixture.root.clone(), job).unwrap();
+    let long = "x".repeat(1 << 16);
+    let longer = "x".repeat(1 << 17);
+    let topics = ["東京", "大阪", "a/b", "a_b", &long, &longer];
+    for topic in topics {
+        output.write(Some(topic), &numbers(&[1])).unwrap();
+        output.write(Some(topic), &numbers(&[2])).unwrap();
+    }
+    let artifacts = finish(output).unwrap();
+    assert_eq!(artifacts.len(), topics.len());
+    assert_eq!(fixture.files().len(), topics.len());
+    for artifact in artifacts {
+        assert_eq!(artifact.rows, 2);
+        assert!(artifact.topic.len() <= 255);
+    }
+}
+
+#[test]
+fn a_job_has_a_bounded_number_of_topics() {
+    let fixture = Fixture::new();
+    let topics: Vec<String> = (0..limits::TOPICS_MAX + 1)
+        .map(|at| format!("parquet://t{at}.parquet"))
+        .collect();
+    let sinks: Vec<_> = topics
+        .iter()
+        .map(|uri| (uri.as_str(), uri.as_str(), ""))
+        .collect();
+    let error = fixture.output(1, &sinks).map(|_| ()).unwrap_err();
+    assert!(
+        error.to_string().contains("more than 10000 topics"),
+        "{error}"
+    );
+    assert_eq!(error.cause(), crate::job::Cause::Plugin);
+    fixture.output(1, &sinks[1..]).unwrap();
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_and_named() {
+    let raised = raise_descriptor_limit().unwrap();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    assert_eq!(raised, limit.current);
+    let full = std::io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error());
+    let error = Error::io(Path::new("x"), full);
+    let text = error.to_string();
+    assert!(text.contains("ulimit -n"), "{text}");
+    assert!(text.contains(&format!("{}", raised.unwrap())), "{text}");
+}
+
+#[test]
+fn panics_are_errors_and_quiet() {
+    let text = quiet_panics(|| panic!("no kernel for {}", 5)).unwrap_err();
+    assert!(text.starts_with("no kernel for 5 (src/sink"), "{text}");
+    assert_eq!(quiet_panics(|| 7), Ok(7));
+    let nested = quiet_panics(|| quiet_panics(|| panic!("inner")).unwrap_err());
+    assert!(nested.unwrap().starts_with("inner"));
+}

@@ -1,0 +1,290 @@
+use super::writing::every_type;
+use super::*;
+
+fn table(root: &Fixture, sql: &str) -> i64 {
+    let connection = rusqlite::Connection::open(root.path("x.db")).unwrap();
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn rows_go_into_a_sqlite_table_once_per_job() {
+    let root = Fixture::new();
+    let uri = "sqlite://x.db/my rows";
+    root.publish(1, uri, "append").unwrap();
+    root.publish(2, uri, "append").unwrap();
+    root.publish(2, uri, "append").unwrap();
+    let count = "SELECT count(*) FROM \"my rows\"";
+    assert_eq!(
+        table(&root, count),
+        6,
+        "a second attempt replaces its own rows"
+    );
+    assert!(matches!(
+        root.publish(3, uri, "error"),
+        Err(Error::Exists { .. })
+    ));
+    root.publish(4, uri, "replace").unwrap();
+    assert_eq!(table(&root, count), 3);
+    assert_eq!(
+        table(
+            &root,
+            "SELECT sum(x) + max(_job_id) + max(_file_version_id) FROM \"my rows\""
+        ),
+        52
+    );
+    let mut output = root.output(5, &[("output", uri, "append")]).unwrap();
+    output
+        .write(
+            None,
+            &batch(vec![("other", Arc::new(Int64Array::from(vec![1])))]),
+        )
+        .unwrap();
+    let error = finish(output).unwrap_err().to_string();
+    assert!(error.contains("x, _job_id"), "{error}");
+    assert_eq!(table(&root, count), 3);
+}
+
+#[test]
+fn sqlite_stores_what_it_can_and_names_what_it_cannot() {
+    let root = Fixture::new();
+    let whole = every_type();
+    let uri = format!("sqlite://{}/t", root.path("x.db").display());
+    for nested in ["list", "struct"] {
+        let column = whole.column_by_name(nested).unwrap().clone();
+        let mut output = root.output(1, &[("output", &uri, "append")]).unwrap();
+        let error = output
+            .write(None, &batch(vec![(nested, column)]))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(nested) && error.contains("cannot store"),
+            "{error}"
+        );
+    }
+    let schema = whole.schema();
+    let flat: Vec<(&str, ArrayRef)> = schema
+        .fields()
+        .iter()
+        .zip(whole.columns())
+        .filter(|(field, _)| !["list", "struct"].contains(&field.name().as_str()))
+        .map(|(field, column)| (field.name().as_str(), column.clone()))
+        .collect();
+    let mut output = root.output(1, &[("output", &uri, "append")]).unwrap();
+    output.write(None, &batch(flat)).unwrap();
+    finish(output).unwrap();
+    let connection = rusqlite::Connection::open(root.path("x.db")).unwrap();
+    let row: (
+        String,
+        Option<i64>,
+        String,
+        String,
+        Vec<u8>,
+        String,
+        i64,
+        String,
+    ) = connection
+        .query_row(
+            "SELECT dictionary, \"null\", decimal, large, binary, date, bool, u64 FROM t LIMIT 1",
+            [],
+            |row| {
+                Ok((
+                    row.get(0)?,
+                    row.get(1)?,
+                    row.get(2)?,
+                    row.get(3)?,
+                    row.get(4)?,
+                    row.get(5)?,
+                    row.get(6)?,
+                    row.get(7)?,
+                ))
+            },
+        )
+        .unwrap();
+    assert_eq!(
+        row,
+        (
+            "a".into(),
+            None,
+            "123.45".into(),
+            "x".into(),
+            vec![0],
+            "1970-01-01".into(),
+            1,
+            u64::MAX.to_string()
+        )
+    );
+}
+
+const ROWS: &str = "sqlite://x.db/rows";
+
+fn of(database: &str, job_id: i64, number: i64, mode: &str) -> Job {
+    let sinks = [("t", ROWS, mode)];
+    job(Some(database), Attempt::new(job_id, number), &sinks)
+}
+
+fn shared(fixture: &Fixture) -> Arc<Root> {
+    Arc::new(Root::open(fixture.dir.path(), RootOptions { share: true }).unwrap())
+}
+
+#[test]
+fn a_table_belongs_to_the_first_database_unless_it_is_shared() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    let error = publish(&fixture.root, &of(B, 7, 1, ""), &[2]).unwrap_err();
+    assert!(matches!(error, Error::OtherDatabase { .. }), "{error}");
+    let shared = shared(&fixture);
+    publish(&shared, &of(B, 7, 1, ""), &[2]).unwrap();
+    publish(&shared, &of(B, 7, 2, ""), &[3]).unwrap();
+    publish(&shared, &of(A, 7, 2, ""), &[4]).unwrap();
+    let count = |condition: &str| {
+        let sql = format!("SELECT ifnull(sum(x * 10 + 1), 0) FROM rows WHERE {condition}");
+        table(&fixture, &sql)
+    };
+    assert_eq!(
+        (count("_database IS NULL"), count("_database = 'bbbbbbbb'")),
+        (41, 31)
+    );
+    // `replace` and a failure for good concern rows of the same database.
+    publish(&shared, &of(B, 8, 1, "replace"), &[5]).unwrap();
+    assert_eq!(
+        (count("_database IS NULL"), count("_database = 'bbbbbbbb'")),
+        (41, 51)
+    );
+    shared.settle_failed(&of(A, 7, 3, "")).unwrap();
+    assert_eq!(
+        (count("_database IS NULL"), count("_database = 'bbbbbbbb'")),
+        (0, 51)
+    );
+}
+
+#[test]
+fn rows_of_a_job_under_the_id_of_a_deleted_one_are_apart() {
+    let fixture = Fixture::new();
+    let reused = (1 << 32) + 1;
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    publish(&fixture.root, &of(A, 7, reused, ""), &[2]).unwrap();
+    publish(&fixture.root, &of(A, 7, reused + 1, ""), &[3]).unwrap();
+    publish(&fixture.root, &of(A, 8, 1, ""), &[4]).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 1 + 3 + 4);
+    publish(&fixture.root, &of(A, 9, 1, "replace"), &[5]).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 5);
+}
+
+#[test]
+fn rows_that_nothing_names_are_neither_replaced_nor_removed() {
+    let fixture = Fixture::new();
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    connection
+        .execute_batch(
+            "CREATE TABLE rows (x INTEGER, _job_id INTEGER, _file_version_id INTEGER);
+             INSERT INTO rows VALUES (100, 7, 1), (200, NULL, 1)",
+        )
+        .unwrap();
+    let error = publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap_err();
+    assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+    publish(&fixture.root, &of(A, 8, 1, "replace"), &[8]).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 308);
+    let error = publish(&fixture.root, &of(A, 9, 1, "error"), &[9]).unwrap_err();
+    assert!(matches!(error, Error::Exists { .. }), "{error}");
+    // A receipt of an earlier release names them.
+    let mut named = of(A, 7, 2, "");
+    named.previous = vec![format!("sqlite://{}/rows", fixture.path("x.db").display())];
+    publish(&fixture.root, &named, &[1]).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 209);
+}
+
+#[test]
+fn an_attempt_before_the_one_in_the_table_is_refused_there_too() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 3, ""), &[3]).unwrap();
+    fs::remove_dir_all(fixture.path(".casparian/outputs")).unwrap();
+    for (number, want) in [(3, "--new-identity"), (2, "may not publish")] {
+        let other = Fixture::new();
+        let mut late = of(A, 7, number, "");
+        let uri = format!("sqlite://{}/rows", fixture.path("x.db").display());
+        late.sinks = [Sink::parse("t", &uri, "").unwrap()].into();
+        let error = publish(&other.root, &late, &[2]).unwrap_err().to_string();
+        assert!(error.contains(want), "{number}: {error}");
+    }
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 3);
+}
+
+#[test]
+fn topics_of_one_table_and_tables_of_two_databases_are_published_together() {
+    let fixture = Fixture::new();
+    let sinks = [
+        ("a", "sqlite://x.db/rows", ""),
+        ("b", "sqlite://x.db/ROWS", ""),
+        ("c", "sqlite://y.db/rows", ""),
+        ("d", "sqlite://x.db/more", ""),
+        ("e", "parquet://o.parquet", ""),
+    ];
+    for number in [1, 2] {
+        let job = job(Some(A), Attempt::new(7, number), &sinks);
+        let published = publish(&fixture.root, &job, &[1, 2]).unwrap();
+        assert_eq!(published.artifacts.len(), sinks.len());
+        assert_eq!(table(&fixture, "SELECT count(*) FROM rows"), 4);
+        assert_eq!(table(&fixture, "SELECT count(*) FROM more"), 2);
+    }
+    // Tables that the next attempt lacks lose its rows.
+    let next = job(Some(A), Attempt::new(7, 3), &sinks[..1]);
+    let removed = publish(&fixture.root, &next, &[1]).unwrap().removed;
+    assert_eq!(removed.len(), 3, "{removed:?}");
+    assert_eq!(table(&fixture, "SELECT count(*) FROM rows"), 1);
+    assert_eq!(table(&fixture, "SELECT count(*) FROM more"), 0);
+    assert_eq!(fixture.files(), ["x.db", "y.db"]);
+}
+
+#[test]
+fn a_failure_in_one_database_leaves_the_other_as_it_was() {
+    let fixture = Fixture::new();
+    let other = rusqlite::Connection::open(fixture.path("y.db")).unwrap();
+    other
+        .execute_batch(
+            "CREATE TABLE rows (x INTEGER CHECK (x < 5), _job_id INTEGER, _file_version_id INTEGER)",
+        )
+        .unwrap();
+    let sinks = [
+        ("a", "sqlite://x.db/rows", ""),
+        ("b", "sqlite://y.db/rows", ""),
+        ("c", "parquet://o.parquet", ""),
+    ];
+    let of = |number| job(Some(A), Attempt::new(7, number), &sinks);
+    publish(&fixture.root, &of(1), &[1]).unwrap();
+    let error = publish(&fixture.root, &of(2), &[9]).unwrap_err();
+    assert_eq!(error.cause(), crate::job::Cause::Plugin, "{error}");
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 1);
+    assert_eq!(values(&fixture.path("o_7.parquet")), [1]);
+}
+
+#[test]
+fn a_locked_database_is_waited_for_no_longer_than_the_lease() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let staged = stage(&fixture.root, &of(A, 7, 2, ""), &[2]).unwrap();
+    let questions = std::cell::Cell::new(0);
+    let is_granted = || questions.replace(questions.get() + 1) < 3;
+    let refused = staged.publish(&[], &is_granted).unwrap_err();
+    let Refused::NotGranted(back) = refused else {
+        panic!("{refused:?}");
+    };
+    lock.execute_batch("COMMIT").unwrap();
+    granted(*back).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
+}
+
+#[test]
+fn a_database_that_is_a_link_out_of_the_root_is_refused() {
+    let fixture = Fixture::new();
+    let outside = tempfile::tempdir().unwrap();
+    let target = outside.path().join("other.db");
+    rusqlite::Connection::open(&target)
+        .unwrap()
+        .execute_batch("CREATE TABLE t (x)")
+        .unwrap();
+    std::os::unix::fs::symlink(&target, fixture.path("x.db")).unwrap();
+    let error = publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap_err();
+    assert!(matches!(error, Error::Outside { .. }), "{error}");
+}

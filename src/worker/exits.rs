@@ -1,0 +1,181 @@
+//! Ends of plugin processes, and the messages of the warm interpreters that they are children of.
+
+use super::job::{Guest, Run};
+use super::serve::Worker;
+use super::slot::Failure;
+use crate::guest::Exit;
+use crate::guest::process::Process;
+use crate::guest::warm::WarmEvent;
+use crate::job::Cause;
+use crate::reactor::BootTime;
+
+impl Worker {
+    /// The pidfd of a slot's process is readable.
+    pub(super) fn process_exit(&mut self, place: usize, now: BootTime) {
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return;
+        };
+        let Guest::Running(process) = &mut run.guest else {
+            return;
+        };
+        let registry = self.reactor.registry();
+        // Readiness may be that of the slot's last process.
+        if !process.has_exited() {
+            return;
+        }
+        if !process.is_child() {
+            run.handle_exit_seen(place, registry, now);
+            return;
+        }
+        match process.try_exit() {
+            Ok(None) => {}
+            Ok(Some(exit)) => run.handle_exit(exit, place, registry, now),
+            Err(error) => {
+                log::error!("job {}: {error}", run.order.job.attempt.job_id);
+                run.handle_exit(Exit::UNKNOWN, place, registry, now);
+            }
+        }
+    }
+
+    /// A warm interpreter has sent something.
+    pub(super) fn warm_events(&mut self, index: usize, now: BootTime) {
+        loop {
+            let event = match self.interpreters.next_event(index, now) {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(error) => {
+                    self.warm_lost(index, &error.to_string(), now);
+                    return;
+                }
+            };
+            match event {
+                WarmEvent::Ready | WarmEvent::Pong => {}
+                WarmEvent::Started { key, process } => {
+                    self.warm_started(index, key, process, now);
+                }
+                WarmEvent::Failed { key, message } => {
+                    if let Some((_, run)) = self.warm_run(index, key) {
+                        run.guest = Guest::None;
+                        let message = format!("the warm interpreter cannot fork: {message}");
+                        let failure = Failure::new(Cause::Worker, message);
+                        run.slot.handle_start_failed(failure);
+                    }
+                }
+                WarmEvent::Exited { key, exit } => {
+                    if let Some((place, _)) = self.warm_run(index, key)
+                        && let Some(Some(run)) = self.slots.get_mut(place)
+                    {
+                        run.handle_exit(exit, place, self.reactor.registry(), now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn warm_started(&mut self, index: usize, key: u64, process: Option<Process>, now: BootTime) {
+        let Some((place, _)) = self.warm_run(index, key) else {
+            // Its job was given up before it started.
+            if let Some(process) = process {
+                self.leftovers.add(process);
+            }
+            return;
+        };
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return;
+        };
+        let registry = self.reactor.registry();
+        let killed = matches!(run.guest, Guest::Requested { kill: true });
+        let watched = match process {
+            Some(process) => run.watch_process(process, place, registry),
+            // Without a pidfd its end could be missed; it may also have ended already.
+            None => Err(std::io::Error::other("it has no pidfd")),
+        };
+        if let Err(error) = watched {
+            let message = format!("cannot watch the plugin's process: {error}");
+            run.slot
+                .handle_start_failed(Failure::new(Cause::Worker, message));
+            return;
+        }
+        run.slot.handle_started(now);
+        if killed {
+            run.kill();
+        }
+        // It may have connected, or exited, before its start was reported.
+        run.accept(place, registry, now);
+    }
+
+    /// The slot whose process was asked of the interpreter by that key.
+    fn warm_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
+        self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
+            let run = slot.as_mut()?;
+            let has_process = !matches!(run.guest, Guest::None);
+            (has_process && run.interpreter == Some(index) && run.serial == key)
+                .then_some((place, run))
+        })
+    }
+
+    /// Indexes of the interpreters that jobs need.
+    pub(super) fn interpreters_in_use(&self) -> Vec<usize> {
+        let runs = self.slots.iter().flatten();
+        runs.filter(|run| !matches!(run.guest, Guest::None))
+            .filter_map(|run| run.interpreter)
+            .collect()
+    }
+
+    /// A warm interpreter is gone or does not answer. Its children go with it; those whose own
+    /// end is known are decided by it.
+    fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) {
+        log::error!("{reason}");
+        let concerned = |run: &Run| run.interpreter == Some(index);
+        // The kernel kills the children with their interpreter, which may be seen first.
+        let killed = |exit: Option<Exit>| {
+            exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
+        };
+        let alive = |run: &Run| match &run.guest {
+            Guest::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
+            Guest::None | Guest::Requested { .. } => false,
+        };
+        let runs = self.slots.iter().flatten();
+        let jobs: Vec<i64> = runs
+            .filter(|run| concerned(run) && alive(run))
+            .map(|run| run.order.job.attempt.job_id)
+            .collect();
+        let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
+        let registry = self.reactor.registry();
+        for (place, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(run) = slot.as_mut().filter(|run| concerned(run)) {
+                let process = run.handle_lost(failure.clone(), place, registry, now);
+                run.interpreter = None;
+                if let Some(process) = process {
+                    self.leftovers.add(process);
+                }
+            }
+        }
+        // Last: as long as it lives, the kernel keeps how its children ended.
+        if let Some(process) = self.interpreters.remove(index, registry) {
+            self.leftovers.add(process);
+        }
+    }
+
+    /// Looks after what no readiness comes for: interpreters that do not answer, processes that
+    /// were killed, the worker's own health.
+    pub(super) fn tend(&mut self, now: BootTime) {
+        self.leftovers.reap();
+        let used = self.interpreters_in_use();
+        let silent = self.interpreters.check(&|index| used.contains(&index), now);
+        for index in silent {
+            self.warm_lost(index, "the warm interpreter does not answer", now);
+        }
+        self.test_health(now);
+    }
+
+    /// When [`Worker::tend`] is due.
+    pub(super) fn tend_timeout(&self) -> Option<BootTime> {
+        let used = self.interpreters_in_use();
+        self.interpreters
+            .poll_timeout(&|index| used.contains(&index))
+            .into_iter()
+            .chain(self.health.poll_timeout())
+            .min()
+    }
+}

@@ -1,0 +1,259 @@
+//! Whether a worker should take jobs, as a state machine without I/O.
+//!
+//! Failures that are the worker's own (its folders, processes, memory) are counted while they
+//! come in a row; at [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no
+//! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
+//! Failures of an environment are counted for that environment, and end with its first success:
+//! the others stay usable.
+//!
+//! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
+//! [`Health::poll_test`] says so, and reports it by [`Health::handle_test`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::job::Cause;
+use crate::limits;
+use crate::reactor::BootTime;
+
+/// Failures in a row, and the last one's reason.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Row {
+    count: u32,
+    reason: String,
+}
+
+impl Row {
+    fn add(&mut self, reason: &str) {
+        self.count = self.count.saturating_add(1);
+        self.reason = reason.lines().next().unwrap_or("").to_owned();
+    }
+
+    fn trouble(&self) -> Option<&str> {
+        (self.count >= limits::TROUBLE_FAILURES).then_some(self.reason.as_str())
+    }
+}
+
+/// The next self-test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Test {
+    None,
+    Due { at: BootTime, pause: Duration },
+    Running { pause: Duration },
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Health {
+    worker: Row,
+    environments: BTreeMap<String, Row>,
+    test: Test,
+}
+
+impl Health {
+    /// A worker that has not failed.
+    pub(super) fn new() -> Self {
+        Health {
+            worker: Row::default(),
+            environments: BTreeMap::new(),
+            test: Test::None,
+        }
+    }
+
+    /// A job has ended, with its failure or with success. Failures of other causes show that
+    /// worker and environment work, except those that an operator caused, which show nothing.
+    pub(super) fn handle_end(
+        &mut self,
+        environment: &str,
+        failure: Option<(Cause, &str)>,
+        now: BootTime,
+    ) {
+        match failure {
+            Some((Cause::Worker | Cause::Lost, reason)) => {
+                self.worker.add(reason);
+                if self.worker.trouble().is_some() && self.test == Test::None {
+                    let pause = limits::SELF_TEST_PAUSE_MIN;
+                    self.test = Test::Due {
+                        at: now + pause,
+                        pause,
+                    };
+                }
+            }
+            Some((Cause::Environment, reason)) => {
+                let full = self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX;
+                if full && !self.environments.contains_key(environment) {
+                    self.environments.pop_first();
+                }
+                let row = self.environments.entry(environment.to_owned());
+                row.or_default().add(reason);
+            }
+            Some((Cause::Operator, _)) => {}
+            Some((Cause::Plugin | Cause::Input, _)) | None => {
+                self.environments.remove(environment);
+                // In trouble only a self-test heals: jobs that were started before may still end.
+                if self.test == Test::None {
+                    self.worker = Row::default();
+                }
+            }
+        }
+    }
+
+    /// Why the worker should take no jobs.
+    pub(super) fn trouble(&self) -> Option<&str> {
+        self.worker.trouble()
+    }
+
+    /// Environments whose jobs fail, and why.
+    pub(super) fn troubled_environments(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.environments
+            .iter()
+            .filter_map(|(hash, row)| Some((hash.as_str(), row.trouble()?)))
+    }
+
+    /// When [`Health::poll_test`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<BootTime> {
+        match self.test {
+            Test::Due { at, .. } => Some(at),
+            Test::None | Test::Running { .. } => None,
+        }
+    }
+
+    /// True when a self-test has to be started now. One runs at a time.
+    pub(super) fn poll_test(&mut self, now: BootTime) -> bool {
+        match self.test {
+            Test::Due { at, pause } if at <= now => {
+                self.test = Test::Running { pause };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A self-test has ended. True when the worker has just healed.
+    pub(super) fn handle_test(&mut self, result: Result<(), String>, now: BootTime) -> bool {
+        let Test::Running { pause } = self.test else {
+            return false;
+        };
+        match result {
+            Ok(()) => {
+                self.test = Test::None;
+                self.worker = Row::default();
+                true
+            }
+            Err(reason) => {
+                self.worker.add(&reason);
+                let pause = (pause * 2).min(limits::SELF_TEST_PAUSE_MAX);
+                self.test = Test::Due {
+                    at: now + pause,
+                    pause,
+                };
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: BootTime = BootTime::after_boot(Duration::from_secs(1000));
+    const WORKER: Option<(Cause, &str)> = Some((Cause::Worker, "no space\nmore"));
+    const ENVIRONMENT: Option<(Cause, &str)> = Some((Cause::Environment, "uv failed"));
+
+    fn after(ends: &[(&str, Option<(Cause, &str)>)]) -> Health {
+        let mut health = Health::new();
+        for (environment, failure) in ends {
+            health.handle_end(environment, *failure, NOW);
+        }
+        health
+    }
+
+    #[test]
+    fn only_failures_in_a_row_are_trouble() {
+        let plugin = Some((Cause::Plugin, "ValueError"));
+        let operator = Some((Cause::Operator, "aborted"));
+        type Ends<'a> = &'a [(&'a str, Option<(Cause, &'a str)>)];
+        let cases: [(Ends<'_>, Option<&str>, usize); 7] = [
+            (&[("a", WORKER), ("a", WORKER)], None, 0),
+            (
+                &[("a", WORKER), ("b", WORKER), ("c", WORKER)],
+                Some("no space"),
+                0,
+            ),
+            (
+                &[("a", WORKER), ("a", WORKER), ("a", None), ("a", WORKER)],
+                None,
+                0,
+            ),
+            (
+                &[("a", WORKER), ("a", WORKER), ("a", plugin), ("a", WORKER)],
+                None,
+                0,
+            ),
+            (
+                &[("a", WORKER), ("a", WORKER), ("a", operator), ("a", WORKER)],
+                Some("no space"),
+                0,
+            ),
+            (
+                &[("a", ENVIRONMENT), ("a", ENVIRONMENT), ("a", ENVIRONMENT)],
+                None,
+                1,
+            ),
+            (
+                &[
+                    ("a", ENVIRONMENT),
+                    ("a", ENVIRONMENT),
+                    ("b", ENVIRONMENT),
+                    ("b", None),
+                ],
+                None,
+                0,
+            ),
+        ];
+        for (ends, trouble, environments) in cases {
+            let health = after(ends);
+            assert_eq!(health.trouble(), trouble, "{ends:?}");
+            assert_eq!(
+                health.troubled_environments().count(),
+                environments,
+                "{ends:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn trouble_is_tested_with_growing_pauses_and_heals() {
+        let mut health = after(&[("a", WORKER), ("a", WORKER), ("a", WORKER)]);
+        let mut now = NOW;
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let at = health.poll_timeout().unwrap();
+            pauses.push(at.saturating_duration_since(now).as_secs());
+            assert!(!health.poll_test(now));
+            now = at;
+            assert!(health.poll_test(now));
+            assert!(!health.poll_test(now), "one at a time");
+            assert_eq!(health.poll_timeout(), None);
+            // A job that ends well meanwhile does not heal it.
+            health.handle_end("a", None, now);
+            assert!(!health.handle_test(Err("still full".to_owned()), now));
+            assert_eq!(health.trouble(), Some("still full"));
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        let at = health.poll_timeout().unwrap();
+        assert!(health.poll_test(at));
+        assert!(health.handle_test(Ok(()), at));
+        assert_eq!((health.trouble(), health.poll_timeout()), (None, None));
+    }
+
+    #[test]
+    fn environments_that_fail_are_remembered_up_to_a_bound() {
+        let mut health = Health::new();
+        for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
+            health.handle_end(&number.to_string(), ENVIRONMENT, NOW);
+        }
+        assert_eq!(health.environments.len(), limits::WORKER_ENVIRONMENTS_MAX);
+    }
+}

@@ -1,0 +1,380 @@
+//! The warm interpreters of a worker: started, watched, given up.
+//!
+//! When an interpreter dies, its children die with it. Which of them did it, if any, cannot be
+//! told from outside, so all are run again ([`Cause::Worker`]); but each is remembered, and the
+//! next attempt of it on this worker gets an interpreter of its own. If interpreters go on dying
+//! with that job alone in them ([`limits::WARM_DEATHS_MAX`] times), the job is to blame, and no
+//! other was harmed by it meanwhile.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use mio::Interest;
+use mio::unix::SourceFd;
+
+use super::serve::WARM;
+use super::slot::Failure;
+use super::watchdog::{Order, Watchdog};
+use crate::guest::Job;
+use crate::guest::environment::Environment;
+use crate::guest::process::{Pipes, Process};
+use crate::guest::warm::{self, Warm, WarmEvent};
+use crate::job::Cause;
+use crate::limits;
+use crate::reactor::{BootTime, token};
+
+struct Interpreter {
+    hash: String,
+    /// The job that has it to itself.
+    only: Option<i64>,
+    warm: Warm,
+    watchdog: Watchdog,
+}
+
+/// Interpreters of an environment that were lost in a row.
+struct Losses {
+    count: u32,
+    start_at: BootTime,
+    reason: Failure,
+}
+
+/// See the module's head. An interpreter's index is that of its token.
+pub(super) struct Interpreters {
+    table: Vec<Option<Interpreter>>,
+    losses: HashMap<String, Losses>,
+    /// Jobs that ran while an interpreter died, and how often they were alone in it.
+    suspects: BTreeMap<i64, u32>,
+    start_timeout: Duration,
+}
+
+impl Interpreters {
+    pub(super) fn new(start_timeout: Duration) -> Self {
+        Interpreters {
+            table: Vec::new(),
+            losses: HashMap::new(),
+            suspects: BTreeMap::new(),
+            start_timeout,
+        }
+    }
+
+    /// The interpreter that runs a job, if it is there: a suspect has its own.
+    pub(super) fn find(&self, job_id: i64, hash: &str) -> Option<usize> {
+        let only = self.only(job_id);
+        self.table.iter().position(|entry| {
+            entry
+                .as_ref()
+                .is_some_and(|found| found.hash == hash && found.only == only)
+        })
+    }
+
+    fn only(&self, job_id: i64) -> Option<i64> {
+        self.suspects.contains_key(&job_id).then_some(job_id)
+    }
+
+    /// Takes out an idle interpreter when there are too many: it has to be killed and reaped.
+    pub(super) fn make_room(
+        &mut self,
+        in_use: &dyn Fn(usize) -> bool,
+        registry: &mio::Registry,
+    ) -> Option<Process> {
+        if self.table.iter().flatten().count() < limits::WARM_INTERPRETERS_MAX {
+            return None;
+        }
+        let has = |index: usize| self.table.get(index).is_some_and(Option::is_some);
+        let idle = (0..self.table.len()).find(|index| has(*index) && !in_use(*index))?;
+        self.remove(idle, registry)
+    }
+
+    /// Starts the interpreter for a job, unless those of its environment were lost just now.
+    pub(super) fn start(
+        &mut self,
+        job_id: i64,
+        hash: &str,
+        environment: &Environment,
+        shim: &std::path::Path,
+        registry: &mio::Registry,
+    ) -> Result<usize, Failure> {
+        let now = BootTime::now();
+        if let Some(losses) = self.losses.get(hash)
+            && now < losses.start_at
+        {
+            return Err(losses.reason.clone());
+        }
+        let started = Warm::start(&environment.interpreter, shim, &environment.preload);
+        let warm = started.map_err(|error| {
+            let failure = Failure::new(
+                start_cause(environment, &error),
+                format!(
+                    "cannot start {}: {error}",
+                    environment.interpreter.display()
+                ),
+            );
+            self.count_loss(hash, failure.clone(), now);
+            failure
+        })?;
+        let index = match self.table.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                self.table.push(None);
+                self.table.len() - 1
+            }
+        };
+        let token = token::new(WARM, index);
+        registry
+            .register(&mut SourceFd(&warm.raw_fd()), token, Interest::READABLE)
+            .map_err(|error| Failure::new(Cause::Worker, format!("event loop: {error}")))?;
+        if let Some(entry) = self.table.get_mut(index) {
+            *entry = Some(Interpreter {
+                hash: hash.to_owned(),
+                only: self.suspects.contains_key(&job_id).then_some(job_id),
+                warm,
+                watchdog: Watchdog::new(self.start_timeout, now),
+            });
+        }
+        Ok(index)
+    }
+
+    fn at(&mut self, index: usize) -> Option<&mut Interpreter> {
+        self.table.get_mut(index)?.as_mut()
+    }
+
+    /// Asks for a child that runs a job.
+    pub(super) fn request(
+        &mut self,
+        index: usize,
+        key: u64,
+        job: &Job<'_>,
+        now: BootTime,
+    ) -> Result<Pipes, Failure> {
+        let failure = |reason: String| Failure::new(Cause::Worker, reason);
+        let interpreter = self
+            .at(index)
+            .ok_or_else(|| failure("no warm interpreter".to_owned()))?;
+        let pipes = interpreter.warm.request(key, job);
+        // One that takes no messages is held to its deadline, too.
+        interpreter.watchdog.handle_sent(now);
+        pipes.map_err(|error| failure(error.to_string()))
+    }
+
+    /// Takes one message of an interpreter; none when there is none now.
+    pub(super) fn next_event(
+        &mut self,
+        index: usize,
+        now: BootTime,
+    ) -> Result<Option<WarmEvent>, warm::Error> {
+        let Some(interpreter) = self.at(index) else {
+            return Ok(None);
+        };
+        let event = interpreter.warm.next_event()?;
+        let hash = match &event {
+            Some(WarmEvent::Ready) => {
+                interpreter.watchdog.handle_ready(now);
+                None
+            }
+            Some(WarmEvent::Exited { .. }) => {
+                interpreter.watchdog.handle_message(false, now);
+                Some(interpreter.hash.clone())
+            }
+            Some(_) => {
+                interpreter.watchdog.handle_message(true, now);
+                None
+            }
+            None => None,
+        };
+        // It has done its work, so the next start needs no pause.
+        if let Some(hash) = hash {
+            self.losses.remove(&hash);
+        }
+        Ok(event)
+    }
+
+    /// When [`Interpreters::check`] is due. `in_use` = jobs need the interpreter.
+    pub(super) fn poll_timeout(&self, in_use: &dyn Fn(usize) -> bool) -> Option<BootTime> {
+        let due = |(index, entry): (usize, &Option<Interpreter>)| {
+            entry.as_ref()?.watchdog.poll_timeout(in_use(index))
+        };
+        self.table.iter().enumerate().filter_map(due).min()
+    }
+
+    /// Pings those that are due; gives those that do not answer.
+    pub(super) fn check(&mut self, in_use: &dyn Fn(usize) -> bool, now: BootTime) -> Vec<usize> {
+        let mut silent = Vec::new();
+        for (index, entry) in self.table.iter_mut().enumerate() {
+            let Some(interpreter) = entry else {
+                continue;
+            };
+            match interpreter.watchdog.poll(in_use(index), now) {
+                Some(Order::Ping) => {
+                    interpreter.warm.ping();
+                    interpreter.watchdog.handle_sent(now);
+                }
+                Some(Order::GiveUp) => silent.push(index),
+                None => {}
+            }
+        }
+        silent
+    }
+
+    /// Takes an interpreter out of the table: it has to be killed and reaped.
+    pub(super) fn remove(&mut self, index: usize, registry: &mio::Registry) -> Option<Process> {
+        let interpreter = self.table.get_mut(index)?.take()?;
+        let fd = interpreter.warm.raw_fd();
+        if let Err(error) = registry.deregister(&mut SourceFd(&fd)) {
+            log::debug!("warm interpreter: {error}");
+        }
+        Some(interpreter.warm.into_process())
+    }
+
+    /// An interpreter is lost, with the children of these jobs: what each of them failed of.
+    pub(super) fn handle_lost(
+        &mut self,
+        index: usize,
+        jobs: &[i64],
+        reason: &str,
+        now: BootTime,
+    ) -> Failure {
+        let Some(interpreter) = self.at(index) else {
+            return Failure::new(Cause::Worker, reason);
+        };
+        let hash = interpreter.hash.clone();
+        let (alone, ready) = (interpreter.only.is_some(), interpreter.watchdog.is_ready());
+        let failure = if ready {
+            match self.blame(jobs) {
+                Some(deaths) => Failure::new(
+                    Cause::Plugin,
+                    format!("{reason}; {deaths} times while only this job ran in it"),
+                ),
+                None => Failure::new(Cause::Worker, reason),
+            }
+        } else {
+            Failure::new(
+                Cause::Environment,
+                format!("the environment's interpreter does not start: {reason}"),
+            )
+        };
+        // What a suspect does to its own interpreter says nothing of its environment.
+        if !(alone && ready) {
+            self.count_loss(&hash, failure.clone(), now);
+        }
+        failure
+    }
+
+    /// Counts a death of an interpreter with these jobs; the count when one job is to blame.
+    fn blame(&mut self, jobs: &[i64]) -> Option<u32> {
+        for job in jobs {
+            self.suspects.entry(*job).or_insert(0);
+        }
+        while self.suspects.len() > limits::SUSPECTS_MAX {
+            self.suspects.pop_first();
+        }
+        let [job] = jobs else {
+            return None;
+        };
+        let deaths = self.suspects.get_mut(job)?;
+        *deaths = deaths.saturating_add(1);
+        (*deaths >= limits::WARM_DEATHS_MAX).then_some(*deaths)
+    }
+
+    /// The first loss is followed by a start at once.
+    fn count_loss(&mut self, hash: &str, reason: Failure, now: BootTime) {
+        if self.losses.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+            self.losses.clear();
+        }
+        let losses = self.losses.entry(hash.to_owned()).or_insert(Losses {
+            count: 0,
+            start_at: now,
+            reason: reason.clone(),
+        });
+        let pause = match losses.count {
+            0 => Duration::ZERO,
+            count => limits::WARM_RESTART_PAUSE
+                .saturating_mul(1 << (count - 1).min(16))
+                .min(limits::WARM_RESTART_PAUSE_MAX),
+        };
+        losses.count = losses.count.saturating_add(1);
+        losses.start_at = now + pause;
+        losses.reason = Failure {
+            cause: match reason.cause {
+                Cause::Plugin => Cause::Worker,
+                cause => cause,
+            },
+            ..reason
+        };
+    }
+
+    /// A job has ended: an interpreter of its own is needed no more, and one that succeeded is
+    /// no suspect. What has to be killed is returned.
+    pub(super) fn handle_job_end(
+        &mut self,
+        job_id: i64,
+        succeeded: bool,
+        registry: &mio::Registry,
+    ) -> Option<Process> {
+        if succeeded {
+            self.suspects.remove(&job_id);
+        }
+        let index = self.table.iter().position(|entry| {
+            entry
+                .as_ref()
+                .is_some_and(|found| found.only == Some(job_id))
+        })?;
+        self.remove(index, registry)
+    }
+}
+
+/// A missing or broken interpreter is its environment's fault, a lack of processes, memory or
+/// descriptors the worker's.
+fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
+    match error {
+        warm::Error::Io(error) => spawn_cause(environment, error),
+        _ => Cause::Environment,
+    }
+}
+
+/// Whose fault it is that an interpreter could not be started.
+pub(super) fn spawn_cause(environment: &Environment, error: &std::io::Error) -> Cause {
+    use std::io::ErrorKind;
+    match error.kind() {
+        // The working directory may be what is missing.
+        ErrorKind::NotFound if environment.interpreter.exists() => Cause::Worker,
+        ErrorKind::NotFound | ErrorKind::PermissionDenied => Cause::Environment,
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            Cause::Environment
+        }
+        _ => Cause::Worker,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_is_alone_with_dying_interpreters_is_to_blame_and_no_other() {
+        let mut interpreters = Interpreters::new(Duration::from_secs(1));
+        assert_eq!(interpreters.blame(&[1, 2, 3]), None);
+        assert_eq!(interpreters.blame(&[1, 2]), None);
+        assert_eq!(interpreters.blame(&[2]), None, "an outside fault can be");
+        assert_eq!(interpreters.blame(&[3]), None);
+        assert_eq!(interpreters.blame(&[2]), Some(2));
+        for job in 0..2 * limits::SUSPECTS_MAX {
+            interpreters.blame(&[i64::try_from(job).unwrap()]);
+        }
+        assert_eq!(interpreters.suspects.len(), limits::SUSPECTS_MAX);
+    }
+
+    #[test]
+    fn restarts_pause_longer_and_longer() {
+        let mut interpreters = Interpreters::new(Duration::from_secs(1));
+        let now = BootTime::default();
+        let pauses: Vec<u64> = (0..9)
+            .map(|_| {
+                interpreters.count_loss("hash", Failure::new(Cause::Plugin, "died"), now);
+                let losses = &interpreters.losses["hash"];
+                assert_eq!(losses.reason.cause, Cause::Worker, "others are innocent");
+                losses.start_at.saturating_duration_since(now).as_secs()
+            })
+            .collect();
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+}

@@ -1,0 +1,179 @@
+//! How a job's attempt ended, for its sentinel.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::job::Run;
+use super::slot::Failure;
+use crate::job::{JobStatus, Receipt};
+use crate::limits;
+use crate::reactor::BootTime;
+
+impl Run {
+    /// The receipt.
+    pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
+        let artifacts = self.artifacts.iter().map(|artifact| {
+            BTreeMap::from([
+                ("topic".to_owned(), artifact.topic.clone()),
+                ("uri".to_owned(), artifact.uri.clone()),
+                ("rows".to_owned(), artifact.rows.to_string()),
+                ("size_bytes".to_owned(), artifact.size_bytes.to_string()),
+            ])
+        });
+        let (log, summary) = self.log();
+        Receipt {
+            status: if failure.is_some() {
+                JobStatus::Failed
+            } else {
+                JobStatus::Success
+            },
+            metrics: self.metrics(&summary, now),
+            artifacts: artifacts.collect(),
+            error_message: failure.map(|failure| self.describe(failure)),
+            cause: failure.map(|failure| failure.cause),
+            returned: false,
+            attempt: self.order.attempt().map(|attempt| attempt.number),
+            log_tail: (!log.is_empty()).then_some(log),
+        }
+    }
+
+    fn metrics(&self, summary: &Summary, now: BootTime) -> BTreeMap<String, i64> {
+        let ms = |from: Option<BootTime>, to: BootTime| {
+            let span = from.map_or(Duration::ZERO, |from| to.saturating_duration_since(from));
+            i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+        };
+        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let mut metrics = BTreeMap::new();
+        let mut put = |name: &str, value: i64| metrics.insert(name.to_owned(), value);
+        let rows = self.artifacts.iter().map(|artifact| artifact.rows).sum();
+        let size = self
+            .artifacts
+            .iter()
+            .map(|artifact| artifact.size_bytes)
+            .sum();
+        put("rows", count(rows));
+        put("size_bytes", count(size));
+        put("batches", count(self.frames));
+        put("bridge_bytes", count(self.bytes));
+        put("duration_ms", ms(Some(self.dispatched_at), now));
+        if let Some(connected) = self.connected_at {
+            put("start_ms", ms(self.started_at, connected));
+            put("run_ms", ms(self.connected_at, now));
+        }
+        // Of a process that the worker reaps only the process itself can say its last peak.
+        let rss = self.rss_max_bytes.max(summary.rss_max_bytes);
+        if rss > 0 {
+            put("plugin_rss_max_bytes", count(rss));
+            // The name that earlier releases used.
+            put("guest_rss_max_bytes", count(rss));
+        }
+        if let Some(exit) = self.slot.own_exit() {
+            if let Some(code) = exit.code {
+                put("exit_code", i64::from(code));
+            }
+            if let Some(signal) = exit.signal {
+                put("signal", i64::from(signal));
+            }
+        }
+        metrics
+    }
+
+    /// The failure with what the process printed last, when the failure does not say it itself.
+    fn describe(&self, failure: &Failure) -> String {
+        let mut text = failure.message.clone();
+        if let Some(exit) = &failure.exit
+            && exit != "exit code 1"
+        {
+            let (first, rest) = text.split_once('\n').unwrap_or((&text, ""));
+            let rest = if rest.is_empty() {
+                String::new()
+            } else {
+                format!("\n{rest}")
+            };
+            text = format!("{first}; its process ended with {exit}{rest}");
+        }
+        let stderr = self.stderr.text();
+        let last: Vec<&str> = stderr.lines().rev().take(limits::TOOL_LINES_KEPT).collect();
+        let said = last.first().is_some_and(|line| text.contains(line.trim()));
+        if !last.is_empty() && !said {
+            text.push_str("\nlast lines of stderr:");
+            for line in last.iter().rev() {
+                text.push('\n');
+                text.push_str(line);
+            }
+        }
+        cut(text, limits::ERROR_TEXT_SIZE_MAX)
+    }
+
+    /// stdout (without the shim's summary) and stderr; and the summary.
+    fn log(&self) -> (String, Summary) {
+        let stdout = self.stdout.text();
+        let trimmed = stdout.trim_end();
+        let (rest, last) = trimmed.rsplit_once('\n').unwrap_or(("", trimmed));
+        let summary = Summary::parse(last);
+        let stdout = if summary.is_some() { rest } else { trimmed };
+        let stderr = self.stderr.text();
+        let stderr = stderr.trim_end();
+        let log = match (stdout.is_empty(), stderr.is_empty()) {
+            (_, true) => stdout.to_owned(),
+            (true, false) => stderr.to_owned(),
+            (false, false) => format!("{stdout}\n--- stderr ---\n{stderr}"),
+        };
+        (log, summary.unwrap_or_default())
+    }
+}
+
+/// The last line that a shim prints to stdout. It comes from the plugin's process, so it is
+/// believed only where a wrong value does no harm.
+#[derive(Debug, Default)]
+struct Summary {
+    rss_max_bytes: u64,
+}
+
+impl Summary {
+    fn parse(line: &str) -> Option<Self> {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        value.get("status")?;
+        let kib = value.get("rss_max_kib").and_then(serde_json::Value::as_u64);
+        Some(Summary {
+            rss_max_bytes: kib.unwrap_or(0).saturating_mul(1024),
+        })
+    }
+}
+
+/// At most so many bytes of a text, with a mark where it was cut.
+fn cut(mut text: String, size_max: usize) -> String {
+    if text.len() > size_max {
+        let end = (0..=size_max.saturating_sub(4))
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(cut("short".to_owned(), 16), "short");
+        let long = cut("é".repeat(100), 16);
+        assert!(long.len() <= 16 && long.ends_with('…'), "{long}");
+    }
+
+    #[test]
+    fn only_a_shims_line_is_a_summary() {
+        let kib = |line| Summary::parse(line).map(|summary| summary.rss_max_bytes);
+        assert_eq!(
+            kib(r#"{"status": "SUCCESS", "rss_max_kib": 2}"#),
+            Some(2048)
+        );
+        assert_eq!(kib(r#"{"status": "SUCCESS"}"#), Some(0));
+        assert_eq!(kib(r#"{"x": 1}"#), None);
+        assert_eq!(kib("status"), None);
+    }
+}

@@ -1,0 +1,428 @@
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(100);
+const NOW: BootTime = BootTime::after_boot(Duration::from_secs(1000));
+
+fn at(seconds: u64) -> BootTime {
+    NOW + Duration::from_secs(seconds)
+}
+
+fn code(code: i32) -> Exit {
+    Exit {
+        code: Some(code),
+        ..Exit::UNKNOWN
+    }
+}
+
+fn signal(signal: i32) -> Exit {
+    Exit {
+        signal: Some(signal),
+        ..Exit::UNKNOWN
+    }
+}
+
+fn drain(slot: &mut Slot) -> Vec<Action> {
+    std::iter::from_fn(|| slot.poll(true, NOW)).collect()
+}
+
+fn running() -> Slot {
+    let mut slot = Slot::new(TIMEOUT);
+    slot.handle_started(NOW);
+    slot.handle_connected();
+    slot
+}
+
+/// Carries everything out until the job is concluded, letting time pass where nothing else
+/// happens; gives the failure, and whether the process was killed.
+fn concluded(slot: &mut Slot) -> (Option<Failure>, bool) {
+    let mut killed = false;
+    let mut now = NOW;
+    for _ in 0..100 {
+        match slot.poll(true, now) {
+            Some(Action::Kill) => {
+                killed = true;
+                slot.handle_exited(signal(9), now);
+            }
+            Some(Action::Stage) => slot.handle_staged(),
+            Some(Action::Publish) => slot.handle_published(),
+            Some(Action::Discard) => slot.handle_discarded(),
+            Some(Action::Conclude(failure)) => return (failure, killed),
+            None => {
+                now = slot.poll_timeout().expect("it has a deadline");
+                slot.handle_timeout(now);
+            }
+        }
+    }
+    panic!("not concluded: {slot:?}");
+}
+
+#[test]
+fn a_good_job_is_staged_then_published_then_concluded() {
+    let mut slot = running();
+    assert!(drain(&mut slot).is_empty());
+    slot.handle_end(NOW);
+    assert_eq!(drain(&mut slot), [Action::Stage]);
+    slot.handle_staged();
+    assert!(
+        drain(&mut slot).is_empty(),
+        "the exit code is not known yet"
+    );
+    slot.handle_exited(code(0), NOW);
+    assert_eq!(slot.poll(false, NOW), None, "the sentinel was not heard");
+    assert!(slot.is_staged());
+    assert_eq!(drain(&mut slot), [Action::Publish]);
+    slot.handle_published();
+    assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
+    assert_eq!(drain(&mut slot), []);
+}
+
+/// The bridge's end and the exit are seen in either order, and the reason is the same.
+#[test]
+fn the_reason_does_not_depend_on_what_is_seen_first() {
+    type Step = fn(&mut Slot);
+    let end: Step = |slot| slot.handle_end(NOW);
+    let failure: Step = |slot| slot.handle_failure("ValueError: my message".into(), NOW);
+    let input: Step = |slot| slot.handle_failure("input: /x: it is a FIFO".into(), NOW);
+    let eof: Step = |slot| slot.handle_closed(NOW);
+    /// Cause, words of the message, exit that is named with it.
+    type Want = Option<(Cause, &'static str, Option<&'static str>)>;
+    let cases: [(&str, Step, Exit, Want); 9] = [
+        ("good", end, code(0), None),
+        (
+            "raises",
+            failure,
+            code(1),
+            Some((Cause::Plugin, "my message", Some("exit code 1"))),
+        ),
+        (
+            "raises, then crashes",
+            failure,
+            signal(11),
+            Some((Cause::Plugin, "my message", Some("signal 11 (SIGSEGV)"))),
+        ),
+        (
+            "raises, then exits well",
+            failure,
+            code(0),
+            Some((Cause::Plugin, "my message", None)),
+        ),
+        (
+            "input",
+            input,
+            code(1),
+            Some((Cause::Input, "FIFO", Some("exit code 1"))),
+        ),
+        (
+            "exits",
+            eof,
+            code(3),
+            Some((Cause::Plugin, "ended with exit code 3", None)),
+        ),
+        (
+            "is killed by another",
+            eof,
+            signal(9),
+            Some((Cause::Plugin, "signal 9 (SIGKILL)", None)),
+        ),
+        (
+            "exits well too early",
+            eof,
+            code(0),
+            Some((Cause::Plugin, "without an end of output", None)),
+        ),
+        (
+            "ends, then crashes",
+            end,
+            signal(6),
+            Some((Cause::Plugin, "signal 6", None)),
+        ),
+    ];
+    for (name, bridge, exit, want) in cases {
+        for exit_first in [false, true] {
+            for seen_by_pidfd in [false, true] {
+                let mut slot = running();
+                let leave = |slot: &mut Slot| {
+                    if seen_by_pidfd {
+                        slot.handle_exit_seen(exit, NOW);
+                    }
+                    slot.handle_exited(exit, NOW);
+                };
+                if exit_first {
+                    leave(&mut slot);
+                    assert_eq!(drain(&mut slot), [], "{name}: decided with bytes unread");
+                    assert!(slot.reads(), "{name}");
+                    bridge(&mut slot);
+                } else {
+                    bridge(&mut slot);
+                    leave(&mut slot);
+                }
+                let (got, killed) = concluded(&mut slot);
+                let shown = got.as_ref().map(|failure| {
+                    let exit = failure.exit.as_deref();
+                    (failure.cause, failure.message.as_str(), exit)
+                });
+                assert!(!killed, "{name}");
+                match (&shown, &want) {
+                    (None, None) => {}
+                    (Some((cause, message, exit)), Some((cause_want, words, exit_want))) => {
+                        assert_eq!((cause, exit), (cause_want, exit_want), "{name}: {shown:?}");
+                        assert!(message.contains(words), "{name}: {shown:?}");
+                    }
+                    _ => panic!("{name}, exit first {exit_first}: {shown:?}"),
+                }
+                assert_eq!(slot.own_exit(), Some(exit), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_worker_decides_kills_and_does_not_name_its_own_signal() {
+    type Step = fn(&mut Slot);
+    let cases: [(&str, Step, Cause, &str); 8] = [
+        (
+            "abort",
+            |slot| slot.handle_abort("aborted by the sentinel"),
+            Cause::Operator,
+            "aborted",
+        ),
+        (
+            "garbage",
+            |slot| slot.handle_bridge_broken(Failure::new(Cause::Plugin, "garbage")),
+            Cause::Plugin,
+            "garbage",
+        ),
+        (
+            "disk full",
+            |slot| slot.handle_output_failed(Failure::new(Cause::Worker, "disk full")),
+            Cause::Worker,
+            "disk full",
+        ),
+        (
+            "time-out",
+            |slot| slot.handle_timeout(NOW + TIMEOUT),
+            Cause::Plugin,
+            "limit of 100 s",
+        ),
+        (
+            "end, then no exit",
+            |slot| slot.handle_end(NOW),
+            Cause::Plugin,
+            "did not exit",
+        ),
+        (
+            "failure, then no exit",
+            |slot| slot.handle_failure("ValueError: x".into(), NOW),
+            Cause::Plugin,
+            "ValueError",
+        ),
+        (
+            "EOF, then no exit",
+            |slot| slot.handle_closed(NOW),
+            Cause::Plugin,
+            "without an end",
+        ),
+        (
+            "disk full after the end",
+            |slot| {
+                slot.handle_end(NOW);
+                assert_eq!(slot.poll(true, NOW), Some(Action::Stage));
+                slot.handle_output_failed(Failure::new(Cause::Worker, "disk full"));
+            },
+            Cause::Worker,
+            "disk full",
+        ),
+    ];
+    for (name, step, cause, words) in cases {
+        let mut slot = running();
+        step(&mut slot);
+        let (failure, killed) = concluded(&mut slot);
+        let failure = failure.expect("it failed");
+        assert!(killed, "{name}");
+        assert_eq!((failure.cause, &failure.exit), (cause, &None), "{name}");
+        assert!(failure.message.contains(words), "{name}: {failure:?}");
+        assert_eq!(slot.own_exit(), None, "{name}: the signal was ours");
+    }
+}
+
+#[test]
+fn starts_that_fail_are_not_the_plugins_fault() {
+    type Step = fn(&mut Slot);
+    let cases: [(&str, Step, Cause, &str); 4] = [
+        (
+            "no interpreter",
+            |slot| slot.handle_start_failed(Failure::new(Cause::Environment, "no interpreter")),
+            Cause::Environment,
+            "no interpreter",
+        ),
+        (
+            "exits before it connects",
+            |slot| {
+                slot.handle_started(NOW);
+                slot.handle_exited(code(1), NOW);
+            },
+            Cause::Environment,
+            "exit code 1 before it connected",
+        ),
+        (
+            "never connects",
+            |slot| slot.handle_started(NOW),
+            Cause::Worker,
+            "did not connect",
+        ),
+        (
+            "interpreter lost",
+            |slot| {
+                slot.handle_requested();
+                slot.handle_start_failed(Failure::new(Cause::Worker, "interpreter died"));
+            },
+            Cause::Worker,
+            "interpreter died",
+        ),
+    ];
+    for (name, step, cause, words) in cases {
+        let mut slot = Slot::new(TIMEOUT);
+        step(&mut slot);
+        let failure = concluded(&mut slot).0.expect("it failed");
+        assert_eq!(failure.cause, cause, "{name}: {failure:?}");
+        assert!(failure.message.contains(words), "{name}: {failure:?}");
+    }
+}
+
+#[test]
+fn after_the_exit_the_bridge_is_read_as_long_as_bytes_come() {
+    let mut slot = running();
+    slot.handle_exited(code(0), NOW);
+    let idle = limits::BRIDGE_DRAIN_TIMEOUT;
+    // Slow, and longer than the deadline in sum: the disk takes its time.
+    let mut now = NOW;
+    for _ in 0..20 {
+        now = now + idle / 2;
+        slot.handle_timeout(now);
+        assert!(slot.reads());
+        slot.handle_progress(now);
+    }
+    slot.handle_end(now);
+    assert_eq!(concluded(&mut slot).0, None);
+    // Another process holds the bridge and sends nothing.
+    let mut slot = running();
+    slot.handle_exited(code(0), NOW);
+    assert_eq!(slot.poll_timeout(), Some(NOW + idle));
+    let failure = concluded(&mut slot).0.expect("it failed");
+    assert!(failure.message.contains("without an end of output"));
+    // Another process holds it and never stops sending.
+    let mut slot = running();
+    slot.handle_exited(code(0), NOW);
+    for second in 0..TIMEOUT.as_secs() {
+        slot.handle_progress(at(second));
+        slot.handle_timeout(at(second));
+    }
+    slot.handle_timeout(NOW + TIMEOUT);
+    let failure = concluded(&mut slot).0.expect("it failed");
+    assert!(failure.message.contains("limit of 100 s"), "{failure:?}");
+}
+
+#[test]
+fn a_process_that_does_not_die_is_given_up() {
+    let mut slot = running();
+    slot.handle_timeout(NOW + TIMEOUT);
+    let now = NOW + TIMEOUT;
+    assert_eq!(slot.poll(true, now), Some(Action::Kill));
+    assert_eq!(slot.poll(true, now), Some(Action::Discard));
+    slot.handle_discarded();
+    assert_eq!(slot.poll(true, now), None, "it may still run");
+    let given_up = now + limits::KILL_TIMEOUT;
+    assert_eq!(slot.poll_timeout(), Some(given_up));
+    slot.handle_timeout(given_up);
+    let failure = concluded(&mut slot).0.expect("it failed");
+    assert!(failure.message.contains("limit of 100 s"), "{failure:?}");
+}
+
+#[test]
+fn an_exit_that_nobody_reports_counts_as_the_kernel_shows_it() {
+    for (exit, want) in [
+        (code(0), None),
+        (code(3), Some(Cause::Plugin)),
+        (Exit::UNKNOWN, Some(Cause::Worker)),
+    ] {
+        let mut slot = running();
+        slot.handle_end(NOW);
+        slot.handle_exit_seen(exit, NOW);
+        assert_eq!(
+            slot.poll_timeout(),
+            Some(NOW + limits::WARM_REPORT_TIMEOUT),
+            "{exit}"
+        );
+        let (failure, killed) = concluded(&mut slot);
+        assert_eq!(failure.map(|failure| failure.cause), want, "{exit}");
+        assert!(!killed);
+    }
+}
+
+#[test]
+fn a_lost_process_is_innocent_unless_it_has_said_otherwise() {
+    let lost = || Failure::new(Cause::Worker, "the warm interpreter has died");
+    type Step = fn(&mut Slot);
+    let cases: [(&str, Step, Cause); 3] = [
+        (
+            "in the middle",
+            |slot| slot.handle_closed(NOW),
+            Cause::Worker,
+        ),
+        ("after its end", |slot| slot.handle_end(NOW), Cause::Worker),
+        (
+            "after its failure",
+            |slot| slot.handle_failure("ValueError: x".into(), NOW),
+            Cause::Plugin,
+        ),
+    ];
+    for (name, bridge, cause) in cases {
+        for lost_first in [false, true] {
+            let mut slot = running();
+            if lost_first {
+                slot.handle_lost(lost(), NOW);
+            }
+            bridge(&mut slot);
+            slot.handle_lost(lost(), NOW);
+            let failure = concluded(&mut slot).0.expect("it failed");
+            assert_eq!(failure.cause, cause, "{name}: {failure:?}");
+        }
+    }
+}
+
+#[test]
+fn the_time_out_counts_the_plugins_time_only() {
+    // Not the environment's.
+    let mut slot = Slot::new(TIMEOUT);
+    assert_eq!(slot.poll_timeout(), None);
+    slot.handle_timeout(at(10_000));
+    assert_eq!(drain(&mut slot), []);
+    // Nor the interpreter's start.
+    slot.handle_requested();
+    slot.handle_timeout(at(10_000));
+    assert_eq!(drain(&mut slot), []);
+    // Nor the sentinel's absence.
+    let mut slot = running();
+    slot.handle_end(NOW);
+    assert_eq!(slot.poll(false, NOW), Some(Action::Stage));
+    slot.handle_exited(code(0), NOW);
+    assert_eq!(slot.poll_timeout(), Some(NOW + TIMEOUT), "not staged yet");
+    slot.handle_staged();
+    assert_eq!(slot.poll_timeout(), None);
+    slot.handle_timeout(at(10_000));
+    assert_eq!(drain(&mut slot), [Action::Publish]);
+}
+
+#[test]
+fn an_abort_that_comes_too_late_changes_nothing() {
+    let mut slot = running();
+    slot.handle_end(NOW);
+    drain(&mut slot);
+    slot.handle_staged();
+    slot.handle_exited(code(0), NOW);
+    assert_eq!(drain(&mut slot), [Action::Publish]);
+    slot.handle_abort("too late");
+    slot.handle_timeout(NOW + TIMEOUT);
+    slot.handle_published();
+    assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
+}

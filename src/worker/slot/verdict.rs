@@ -1,0 +1,57 @@
+//! How a plugin ended, from what its process and its bridge show.
+
+use crate::guest::Exit;
+use crate::job::Cause;
+
+/// Why a job failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose fault it is.
+    pub cause: Cause,
+    /// What happened.
+    pub message: String,
+    /// How the process ended, when it ended by itself and the message does not say it.
+    pub exit: Option<String>,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Failure {
+            cause,
+            message: message.into(),
+            exit: None,
+        }
+    }
+}
+
+/// The failure that follows from the process's end (the reason when that was not seen), when no
+/// other is known. `connected` and `complete` = the bridge was opened, and brought its end of
+/// output.
+pub(super) fn verdict(
+    end: Result<Exit, Failure>,
+    connected: bool,
+    complete: bool,
+) -> Option<Failure> {
+    let exit = match end {
+        Ok(exit) => exit,
+        Err(failure) => return Some(failure),
+    };
+    let (cause, message) = if !connected {
+        // No line of the plugin has run.
+        let message = format!("the plugin's process ended with {exit} before it connected");
+        (Cause::Environment, message)
+    } else if exit.code.is_none() && exit.signal.is_none() {
+        let message = "it is not known how the plugin's process ended".to_owned();
+        (Cause::Worker, message)
+    } else if !exit.is_clean() {
+        let message = format!("the plugin's process ended with {exit}");
+        (Cause::Plugin, message)
+    } else if !complete {
+        let message = "the plugin closed the bridge without an end of output".to_owned();
+        (Cause::Plugin, message)
+    } else {
+        return None;
+    };
+    Some(Failure::new(cause, message))
+}

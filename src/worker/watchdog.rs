@@ -1,0 +1,167 @@
+//! When a warm interpreter is given up, as a state machine without I/O.
+//!
+//! An interpreter must finish its imports, and then answer every request and ping, within
+//! deadlines. It is pinged while jobs need it. A deadline that passes is followed by a short
+//! reprieve: after a pause of the worker itself, or of the machine, an answer may be on its way.
+
+use std::time::Duration;
+
+use crate::limits;
+use crate::reactor::BootTime;
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    ready: bool,
+    /// Messages without an answer.
+    unanswered: u32,
+    /// An answer, or the end of the imports, is due.
+    deadline: Option<BootTime>,
+    reprieved: bool,
+    ping_at: BootTime,
+}
+
+/// What the loop has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Send a ping, and report it by [`Watchdog::handle_sent`].
+    Ping,
+    /// Kill the interpreter.
+    GiveUp,
+}
+
+impl Watchdog {
+    /// An interpreter that was just started.
+    pub(super) fn new(start_timeout: Duration, now: BootTime) -> Self {
+        Watchdog {
+            ready: false,
+            unanswered: 0,
+            deadline: Some(now + start_timeout),
+            reprieved: false,
+            ping_at: now + limits::WARM_PING_INTERVAL,
+        }
+    }
+
+    /// True once its imports are done.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// A request or ping has left.
+    pub(super) fn handle_sent(&mut self, now: BootTime) {
+        self.unanswered = self.unanswered.saturating_add(1);
+        if self.deadline.is_none() {
+            self.deadline = Some(now + limits::WARM_ANSWER_TIMEOUT);
+        }
+    }
+
+    /// Its imports are done.
+    pub(super) fn handle_ready(&mut self, now: BootTime) {
+        self.ready = true;
+        self.heard(now);
+    }
+
+    /// A message has come; `answers` = it answers a request or a ping.
+    pub(super) fn handle_message(&mut self, answers: bool, now: BootTime) {
+        self.unanswered = self.unanswered.saturating_sub(u32::from(answers));
+        if self.ready {
+            self.heard(now);
+        }
+    }
+
+    fn heard(&mut self, now: BootTime) {
+        self.reprieved = false;
+        self.deadline = (self.unanswered > 0).then(|| now + limits::WARM_ANSWER_TIMEOUT);
+    }
+
+    fn pings(&self, busy: bool) -> bool {
+        self.ready && busy && self.unanswered == 0
+    }
+
+    /// When [`Watchdog::poll`] is due. `busy` = jobs need the interpreter.
+    pub(super) fn poll_timeout(&self, busy: bool) -> Option<BootTime> {
+        let ping = self.pings(busy).then_some(self.ping_at);
+        self.deadline.into_iter().chain(ping).min()
+    }
+
+    /// What is due.
+    pub(super) fn poll(&mut self, busy: bool, now: BootTime) -> Option<Order> {
+        if self.deadline.is_some_and(|at| at <= now) {
+            if self.reprieved {
+                return Some(Order::GiveUp);
+            }
+            self.reprieved = true;
+            self.deadline = Some(now + limits::WARM_REPRIEVE);
+            return None;
+        }
+        if self.pings(busy) && self.ping_at <= now {
+            self.ping_at = now + limits::WARM_PING_INTERVAL;
+            return Some(Order::Ping);
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(60);
+
+    /// Lets time pass in steps of 1 s; the seconds after which it is given up.
+    fn given_up_after(watchdog: &mut Watchdog, from: BootTime, busy: bool) -> Option<u64> {
+        (0..200).find(|seconds| {
+            let now = from + Duration::from_secs(*seconds);
+            match watchdog.poll(busy, now) {
+                Some(Order::Ping) => {
+                    watchdog.handle_sent(now);
+                    false
+                }
+                Some(Order::GiveUp) => true,
+                None => false,
+            }
+        })
+    }
+
+    #[test]
+    fn imports_that_do_not_end_have_a_deadline() {
+        let now = BootTime::default();
+        let mut watchdog = Watchdog::new(START, now);
+        // A request does not lengthen or shorten it.
+        watchdog.handle_sent(now);
+        assert_eq!(given_up_after(&mut watchdog, now, true), Some(62));
+    }
+
+    #[test]
+    fn a_request_or_ping_without_an_answer_has_a_deadline() {
+        let now = BootTime::default();
+        let mut silent = Watchdog::new(START, now);
+        silent.handle_ready(now);
+        silent.handle_sent(now);
+        assert_eq!(given_up_after(&mut silent, now, true), Some(12));
+        let mut pinged = Watchdog::new(START, now);
+        pinged.handle_ready(now);
+        assert_eq!(given_up_after(&mut pinged, now, true), Some(17));
+        let mut idle = Watchdog::new(START, now);
+        idle.handle_ready(now);
+        assert_eq!(given_up_after(&mut idle, now, false), None);
+        assert_eq!(idle.poll_timeout(false), None);
+    }
+
+    #[test]
+    fn answers_keep_it_alive_also_after_a_pause_of_the_worker() {
+        let mut now = BootTime::default();
+        let mut watchdog = Watchdog::new(START, now);
+        watchdog.handle_ready(now);
+        for _ in 0..100 {
+            now = now + limits::WARM_PING_INTERVAL;
+            assert_eq!(watchdog.poll(true, now), Some(Order::Ping));
+            watchdog.handle_sent(now);
+            // The machine was suspended: the answer is read only after the deadline was seen.
+            now = now + Duration::from_secs(3600);
+            assert_eq!(watchdog.poll(true, now), None);
+            watchdog.handle_message(true, now);
+            assert_eq!(watchdog.poll_timeout(true).map(|at| at < now), Some(true));
+        }
+    }
+}

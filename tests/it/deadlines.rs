@@ -1,0 +1,237 @@
+//! Whatever a plugin process, an interpreter or a folder does, its job ends in bounded time and
+//! the slot, and the worker, go on.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use casparian::guest::environment;
+use casparian::job::{Cause, JobStatus, Receipt};
+use casparian::worker::{Options, Worker};
+
+use crate::common::*;
+use crate::dispatcher::*;
+
+const GOOD: &str = "yield pa.table({'x': [1]})";
+
+fn succeeds(rig: &mut Rig) {
+    let receipt = rig.run(GOOD);
+    assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+}
+
+fn caused(receipt: &Receipt, cause: Cause, words: &str) {
+    assert_eq!(receipt.cause, Some(cause), "{receipt:?}");
+    assert!(first_line(receipt).contains(words), "{receipt:?}");
+}
+
+/// Writes its process ID, then does something.
+fn marked(mark: &str, body: &str) -> String {
+    format!(
+        "with open({mark:?} + '.tmp', 'w') as file: file.write(str(os.getpid()))\nos.rename({mark:?} + '.tmp', {mark:?})\n{body}"
+    )
+}
+
+fn read_mark(mark: &str) -> i32 {
+    until("the plugin has started", || {
+        std::fs::read_to_string(mark).ok()?.parse().ok()
+    })
+}
+
+fn is_gone(pid: i32) {
+    until("the process is gone", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| stat.contains(") Z "))
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_time_out_holds_wherever_the_process_has_gone() {
+    let bodies = [
+        ("stopped", "os.kill(os.getpid(), signal.SIGSTOP)"),
+        (
+            "in another group",
+            "os.setpgid(0, os.getpgid(os.getppid()))\nwhile True: time.sleep(1)",
+        ),
+        (
+            "with an escaped child",
+            "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(60)\n    os._exit(0)\nwhile True: time.sleep(1)",
+        ),
+        (
+            "not dying with its parent",
+            "ctypes.CDLL(None).prctl(1, 0)\nfor number in range(1, 32):\n    try: signal.signal(number, signal.SIG_IGN)\n    except (OSError, ValueError): pass\nwhile True: pass",
+        ),
+    ];
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start, "--job-timeout", "2"]);
+        for (name, body) in bodies {
+            let mark = rig.path("mark");
+            let receipt = rig.run(&marked(&mark, body));
+            caused(&receipt, Cause::Plugin, "limit of 2 s");
+            assert!(!first_line(&receipt).contains("signal"), "{start} {name}");
+            is_gone(read_mark(&mark));
+            std::fs::remove_file(&mark).unwrap();
+            succeeds(&mut rig);
+        }
+    }
+}
+
+#[test]
+fn a_stopped_interpreter_is_replaced_and_its_jobs_are_innocent() {
+    let mut rig = Rig::new(&["--slots", "3"]);
+    let (gate, mark) = (rig.path("gate"), rig.path("mark"));
+    let waits = marked(
+        &mark,
+        &format!("while not os.path.exists({gate:?}): time.sleep(0.01)\n{GOOD}"),
+    );
+    let innocent = rig.start(&waits);
+    let process = read_mark(&mark);
+    // What it has done itself is known, though nobody reaps it.
+    let stops = rig.start(&format!("os.kill(os.getppid(), signal.SIGSTOP)\n{GOOD}"));
+    let receipt = rig.dispatcher.receipt(stops);
+    assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+    let receipt = rig.dispatcher.receipt(innocent);
+    caused(&receipt, Cause::Worker, "does not answer");
+    is_gone(process);
+    succeeds(&mut rig);
+}
+
+#[test]
+fn a_job_that_kills_its_interpreter_is_blamed_alone() {
+    let mut rig = Rig::new(&["--slots", "2"]);
+    let (gate, mark) = (rig.path("gate"), rig.path("mark"));
+    let input = rig.path("in");
+    let waits = handler(&marked(
+        &mark,
+        &format!("while not os.path.exists({gate:?}): time.sleep(0.01)\n{GOOD}"),
+    ));
+    let kills = handler("os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(1000)");
+    let innocent = rig.dispatcher.dispatch(&waits, &input, "");
+    read_mark(&mark);
+    let killer = rig.dispatcher.dispatch(&kills, &input, "");
+    for job in [innocent, killer] {
+        let receipt = rig.dispatcher.receipt(job);
+        caused(&receipt, Cause::Worker, "has died");
+    }
+    // Both again: the innocent one is not harmed any more.
+    std::fs::remove_file(&mark).unwrap();
+    rig.dispatcher.dispatch_as(innocent, &waits, &input, "");
+    read_mark(&mark);
+    for cause in [Cause::Worker, Cause::Plugin] {
+        // A pause after two interpreters that died in a row is over at some time.
+        let receipt = until("it runs again", || {
+            rig.dispatcher.dispatch_as(killer, &kills, &input, "");
+            let receipt = rig.dispatcher.receipt(killer);
+            receipt.metrics.contains_key("start_ms").then_some(receipt)
+        });
+        caused(&receipt, cause, "has died");
+    }
+    std::fs::write(&gate, "").unwrap();
+    let receipt = rig.dispatcher.receipt(innocent);
+    assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+}
+
+/// The site-packages folder of an environment.
+fn site_packages(interpreter: &Path) -> PathBuf {
+    let mut command = std::process::Command::new(interpreter);
+    let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    PathBuf::from(stdout(&output(command.args(["-c", script]))).trim())
+}
+
+#[test]
+fn imports_that_do_not_end_fail_the_jobs_of_their_environment_only() {
+    let preload = ["casparian_blocks".to_owned()];
+    let lockfile = environment::requirements_lockfile(&[], None, &preload);
+    let hash = environment::hash(&lockfile);
+    let home = home().join(".casparian_flow");
+    let never = std::sync::atomic::AtomicBool::new(false);
+    let made = environment::provision(&home, &lockfile, None, &never, &mut |_| {}).unwrap();
+    std::fs::write(
+        site_packages(&made.interpreter).join("casparian_blocks.py"),
+        "import threading\nthreading.Event().wait()\n",
+    )
+    .unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    let input = input.to_str().unwrap();
+    let mut dispatcher = Dispatcher::new();
+    let endpoint = dispatcher.endpoint.parse().unwrap();
+    let mut options = Options::new(endpoint, dir.path().join("out"));
+    options.interpreter_start_timeout = Duration::from_secs(2);
+    options.home = home;
+    options.slots = 2;
+    options.signals = false;
+    let worker = Worker::open(options).unwrap();
+    let stopper = worker.stopper();
+    let thread = std::thread::spawn(move || worker.run().unwrap());
+    dispatcher.prepare(&hash, &lockfile);
+    let blocked = dispatcher.dispatch(&handler(GOOD), input, &hash);
+    let other = dispatcher.dispatch(&handler(GOOD), input, "");
+    assert_eq!(dispatcher.receipt(other).status, JobStatus::Success);
+    let receipt = dispatcher.receipt(blocked);
+    caused(&receipt, Cause::Environment, "does not start");
+    let other = dispatcher.dispatch(&handler(GOOD), input, "");
+    assert_eq!(dispatcher.receipt(other).status, JobStatus::Success);
+    stopper.stop();
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_removed_runtime_folder_is_created_again() {
+    for start in ["warm", "spawn"] {
+        let arguments = ["--slots", "2", "--guest-start", start];
+        let mut rig = Rig::with(&arguments, |command, dir| {
+            let base = dir.join("tmp");
+            std::fs::create_dir(&base).unwrap();
+            command.env("TMPDIR", base);
+        });
+        succeeds(&mut rig);
+        for entry in std::fs::read_dir(rig.path("tmp")).unwrap() {
+            std::fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        for _ in 0..3 {
+            succeeds(&mut rig);
+        }
+    }
+}
+
+#[test]
+fn what_a_job_leaves_in_its_folder_delays_no_other() {
+    let mut rig = Rig::with(&["--slots", "1"], |command, dir| {
+        let base = dir.join("tmp");
+        std::fs::create_dir(&base).unwrap();
+        command.env("TMPDIR", base);
+    });
+    let debris = "os.mkdir('many')\nfor n in range(20000): os.close(os.open(f'many/{n}', os.O_CREAT))\nos.chmod('many', 0)\nfor n in range(2000):\n    os.mkdir('d' * 100)\n    os.chdir('d' * 100)\n";
+    for _ in 0..3 {
+        let receipt = rig.run(&format!("{debris}{GOOD}"));
+        assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+    }
+    succeeds(&mut rig);
+    let base = PathBuf::from(rig.path("tmp"));
+    until("all of it is removed", || {
+        let runtime = std::fs::read_dir(&base).unwrap().next()?.unwrap().path();
+        let names = std::fs::read_dir(&runtime).unwrap().flatten();
+        let jobs = names.filter(|entry| entry.file_name().as_encoded_bytes()[0] == b'w');
+        let trash = std::fs::read_dir(runtime.join("trash")).unwrap().count();
+        (jobs.count() + trash == 0).then_some(())
+    });
+    rig.worker.signal("-TERM");
+    assert_eq!(rig.worker.wait(), Some(0));
+    assert_eq!(std::fs::read_dir(&base).unwrap().count(), 0);
+}
+
+#[test]
+fn variables_that_are_no_text_harm_nothing() {
+    use std::os::unix::ffi::OsStrExt;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff");
+    for start in ["warm", "spawn"] {
+        let arguments = ["--slots", "1", "--guest-start", start];
+        let mut rig = Rig::with(&arguments, |command, _| {
+            command.env("FOO", odd).env("LC_ODD", odd);
+        });
+        let checks = format!("assert 'FOO' not in os.environ\n{GOOD}");
+        let receipt = rig.run(&checks);
+        assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+    }
+}

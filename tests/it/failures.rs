@@ -1,0 +1,321 @@
+//! The reason of a failure is the plugin's own, complete and in its first line, and its cause is
+//! whoever's fault it was, in both ways to start a plugin.
+
+use std::path::Path;
+
+use casparian::job::{Cause, JobStatus};
+
+use crate::dispatcher::*;
+
+#[test]
+fn no_exit_hides_an_exception() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let jobs: Vec<u64> = (0..60)
+            .map(|_| rig.start("raise ValueError('my message')"))
+            .collect();
+        for job in jobs {
+            let receipt = rig.dispatcher.receipt(job);
+            let line = first_line(&receipt);
+            assert_eq!(line, "ValueError: my message", "{start}: {receipt:?}");
+            assert_eq!(receipt.cause, Some(Cause::Plugin), "{start}: {receipt:?}");
+            assert_eq!(receipt.metrics["exit_code"], 1, "{start}: {receipt:?}");
+        }
+    }
+}
+
+/// Name, body of `execute`, first line of the reason, words of the rest.
+const EXCEPTIONS: &[(&str, &str, &str, &[&str])] = &[
+    (
+        "syntax_error",
+        "raise SyntaxError('bad thing', ('data.xml', 3, 1, '<x>'))",
+        "SyntaxError: bad thing (data.xml, line 3)",
+        &["<x>"],
+    ),
+    (
+        "indentation_error",
+        "exec(compile('if 1:\\nx', 'rules.cfg', 'exec'))",
+        "IndentationError: expected an indented block after 'if' statement on line 1 (rules.cfg, line 2)",
+        &[],
+    ),
+    (
+        "parse_error",
+        "import xml.etree.ElementTree as tree\ntree.fromstring('<x>')",
+        "xml.etree.ElementTree.ParseError: no element found: line 1, column 3",
+        &[],
+    ),
+    (
+        "broken_str",
+        "class Odd(Exception):\n    def __str__(self): raise SystemExit(3)\nraise Odd()",
+        "Handler.execute.<locals>.Odd: (its text cannot be had: SystemExit)",
+        &["plugin.py"],
+    ),
+    (
+        "surrogates",
+        "raise ValueError('a \\udcff b')",
+        "ValueError: a \\udcff b",
+        &[],
+    ),
+    (
+        "notes",
+        "error = ValueError('no total')\nerror.__notes__ = ['in sheet 2']\nraise error",
+        "ValueError: no total",
+        &["in sheet 2"],
+    ),
+    (
+        "cause",
+        "try: int('x')\nexcept ValueError as error: raise KeyError('total') from error",
+        "KeyError: 'total'",
+        &["caused by ValueError: invalid literal for int()"],
+    ),
+    (
+        "cycle",
+        "a, b = ValueError('a'), ValueError('b')\na.__cause__, b.__cause__ = b, a\nraise a",
+        "ValueError: a",
+        &["caused by ValueError: b"],
+    ),
+    (
+        "interrupt",
+        "raise KeyboardInterrupt",
+        "KeyboardInterrupt: no message",
+        &[],
+    ),
+    (
+        "sys_exit",
+        "raise SystemExit(4)",
+        "SystemExit: the plugin called sys.exit(4)",
+        &[],
+    ),
+    (
+        "lines",
+        "raise ValueError('first\\nsecond')",
+        "ValueError: first",
+        &["\nsecond"],
+    ),
+    (
+        "memory",
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (1 << 31, 1 << 31))\nkept = []\nwhile True: kept.append(bytearray(1 << 20))",
+        "MemoryError: no message",
+        &[],
+    ),
+    (
+        "own_broken_pipe",
+        "raise BrokenPipeError(32, 'the plugin has pipes of its own')",
+        "BrokenPipeError: [Errno 32] the plugin has pipes of its own",
+        &[],
+    ),
+    (
+        "closed_stderr",
+        "import sys\nsys.stderr.close()\nsys.stdout = None\nraise ValueError('still told')",
+        "ValueError: still told",
+        &[],
+    ),
+    (
+        "thread_exits",
+        "threading.Thread(target=lambda: os._exit(7)).start()\ntime.sleep(1000)",
+        "the plugin's process ended with exit code 7",
+        &[],
+    ),
+    (
+        "exits_well",
+        "os._exit(0)",
+        "the plugin closed the bridge without an end of output",
+        &[],
+    ),
+    (
+        "fails_then_crashes",
+        "self.bridge.fail('ValueError: told before')\nos.kill(os.getpid(), signal.SIGSEGV)",
+        "ValueError: told before; its process ended with signal 11 (SIGSEGV)",
+        &[],
+    ),
+    (
+        "behind_much_output",
+        "for _ in range(60): yield pa.table({'x': bytes(1 << 20).split(b'x')})\nraise ValueError('after the output')",
+        "ValueError: after the output",
+        &[],
+    ),
+    (
+        "holds_the_bridge",
+        "if os.fork() == 0:\n    os.setsid()\n    time.sleep(30)\nos._exit(0)",
+        "the plugin closed the bridge without an end of output",
+        &[],
+    ),
+];
+
+#[test]
+fn every_exception_and_exit_is_told_in_the_first_line() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let jobs: Vec<u64> = EXCEPTIONS
+            .iter()
+            .map(|(_, body, ..)| rig.start(body))
+            .collect();
+        for (job, (name, _, line, rest)) in jobs.into_iter().zip(EXCEPTIONS) {
+            let receipt = rig.dispatcher.receipt(job);
+            assert_eq!(first_line(&receipt), *line, "{start} {name}: {receipt:?}");
+            let text = receipt.error_message.as_deref().unwrap();
+            for words in *rest {
+                assert!(text.contains(words), "{start} {name}: {text}");
+            }
+            assert_eq!(receipt.cause, Some(Cause::Plugin), "{start} {name}");
+        }
+    }
+}
+
+#[test]
+fn an_enormous_message_is_cut() {
+    let mut rig = Rig::new(&["--slots", "1"]);
+    let receipt = rig.run("raise ValueError('x' * 50_000_000)");
+    let text = receipt.error_message.as_deref().unwrap();
+    assert!(
+        first_line(&receipt).starts_with("ValueError: xxx"),
+        "{text}"
+    );
+    assert!(text.len() <= 16 << 10, "{}", text.len());
+    assert!(text.contains("50000000 characters"), "{text}");
+}
+
+#[test]
+fn an_exception_group_names_its_parts() {
+    let mut rig = Rig::new(&["--slots", "1", "--guest-start", "spawn"]);
+    // Python 3.11 and later have them; what they look like is what counts.
+    let body = "class Group(Exception):\n    exceptions = (ValueError('one'), TypeError('two'))\nraise Group('both')";
+    let receipt = rig.run(body);
+    let text = receipt.error_message.as_deref().unwrap();
+    assert!(first_line(&receipt).ends_with("Group: both"), "{text}");
+    let parts = "\n- ValueError: one\n- TypeError: two";
+    assert!(text.contains(parts), "{text}");
+}
+
+#[test]
+fn output_that_waits_when_the_process_exits_is_written() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        // More than the kernel holds for a socket, and an exit right behind the end.
+        let receipt = rig.run(
+            "for n in range(40): self.bridge.send(pa.table({'x': list(range(n * 10000, n * 10000 + 10000))}))\nself.bridge.end()\nos._exit(0)",
+        );
+        assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+        assert_eq!(receipt.metrics["rows"], 400_000, "{start}");
+        assert_eq!(receipt.metrics["exit_code"], 0, "{start}");
+    }
+}
+
+#[test]
+fn what_is_printed_before_an_exit_is_in_the_log() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let body = "print('x' * 50_000)\nprint('last out')\nos.write(2, b'last err')\nos._exit(3)";
+        let jobs: Vec<u64> = (0..20).map(|_| rig.start(body)).collect();
+        for job in jobs {
+            let receipt = rig.dispatcher.receipt(job);
+            let line = first_line(&receipt);
+            assert_eq!(
+                line, "the plugin's process ended with exit code 3",
+                "{start}"
+            );
+            let log = receipt.log_tail.unwrap();
+            assert!(log.contains("last out"), "{start}: {log}");
+            assert!(log.ends_with("last err"), "{start}: {log}");
+        }
+    }
+}
+
+#[test]
+fn peak_memory_and_ends_are_in_the_metrics() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start, "--job-timeout", "2"]);
+        let fill = "kept = bytearray(os.urandom(1 << 20) * 100)\n";
+        for (end, exit_code, signal) in [
+            ("yield pa.table({'x': [1]})", Some(0), None),
+            ("raise ValueError('x')", Some(1), None),
+            // Killed by the worker: no signal of the plugin's own.
+            ("time.sleep(1000)", None, None),
+        ] {
+            let receipt = rig.run(&format!("{fill}{end}"));
+            let metrics = &receipt.metrics;
+            let rss = metrics["plugin_rss_max_bytes"];
+            assert!(rss > 100 << 20, "{start} {end}: {receipt:?}");
+            assert_eq!(metrics["guest_rss_max_bytes"], rss);
+            let ends = (
+                metrics.get("exit_code").copied(),
+                metrics.get("signal").copied(),
+            );
+            assert_eq!(ends, (exit_code, signal), "{start} {end}: {receipt:?}");
+            let text = receipt.error_message.unwrap_or_default();
+            assert!(!text.contains("signal"), "{start} {end}: {text}");
+        }
+        let receipt = rig.run("os.kill(os.getpid(), signal.SIGKILL)");
+        assert_eq!(receipt.metrics["signal"], 9, "{start}: {receipt:?}");
+    }
+}
+
+#[test]
+fn inputs_that_cannot_be_read_are_the_inputs_fault_at_once() {
+    let fifo = |path: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(path).status();
+        assert!(made.unwrap().success());
+    };
+    let nothing = |_: &Path| {};
+    let itself = |path: &Path| std::os::unix::fs::symlink(path, path).unwrap();
+    let file = |path: &Path| std::fs::write(path, "x").unwrap();
+    let folder = |path: &Path| std::fs::create_dir(path).unwrap();
+    let long = "x".repeat(5000);
+    type Make<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Make<'_>, &str, Option<Cause>, &str); 8] = [
+        ("fifo", &fifo, "path", Some(Cause::Input), "it is a FIFO"),
+        (
+            "missing",
+            &nothing,
+            "path",
+            Some(Cause::Input),
+            "No such file",
+        ),
+        (
+            "loop",
+            &itself,
+            "path",
+            Some(Cause::Input),
+            "symbolic links",
+        ),
+        (
+            "file/below",
+            &nothing,
+            "path",
+            Some(Cause::Input),
+            "No such file",
+        ),
+        (&long, &nothing, "path", Some(Cause::Input), "too long"),
+        ("nul\0", &nothing, "path", Some(Cause::Input), "a NUL"),
+        ("folder", &folder, "path + '/../in'", None, ""),
+        (
+            "other",
+            &file,
+            "path + '.missing'",
+            Some(Cause::Plugin),
+            "FileNotFoundError",
+        ),
+    ];
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        for (name, make, opened, cause, words) in &cases {
+            let input = rig.path(name);
+            make(Path::new(&input));
+            let source = handler(&format!("open({opened}).close()"));
+            let job = rig.dispatcher.dispatch(&source, &input, "");
+            let receipt = rig.dispatcher.receipt(job);
+            let name: String = name.chars().take(20).collect();
+            assert_eq!(receipt.cause, *cause, "{start} {name}: {receipt:?}");
+            let line = first_line(&receipt);
+            assert!(line.contains(words), "{start} {name}: {line}");
+            if *cause == Some(Cause::Input) {
+                assert!(line.starts_with("input: "), "{start} {name}: {line}");
+            }
+        }
+        // A device, which ends at once too.
+        let source = handler("open(path).close()");
+        let job = rig.dispatcher.dispatch(&source, "/dev/tty", "");
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Input), "{receipt:?}");
+    }
+}
