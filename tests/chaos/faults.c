@@ -3,15 +3,24 @@
  *
  * CHAOS_CONTROL names a file of CONTROL_SIZE bytes, mapped here and written by the test; its
  * fields are those of `struct control` (see faults.rs). CHAOS_ROOT is the output root; calls on
- * other paths are passed through. The calls of libc are replaced, not the system calls: what a
- * program does by raw system calls (rustix: renameat2 with RENAME_NOREPLACE, statx, flock, and
- * CLOCK_BOOTTIME) is not reached.
+ * other paths are passed through.
+ *
+ * The calls of libc are replaced. Of the system calls that the program makes without libc (by
+ * rustix) renameat2 alone is reached: a seccomp filter turns it into SIGSYS, whose handler calls
+ * the function below. Not reached are statx, flock and CLOCK_BOOTTIME by rustix, and on other
+ * machines than x86-64 and AArch64 renameat2.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <link.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <stddef.h>
+#include <ucontext.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -48,6 +57,8 @@ static struct control *control;
 static const char *root;
 static size_t root_length;
 
+static void trap_renames(void);
+
 __attribute__((constructor)) static void start(void) {
     const char *path = getenv("CHAOS_CONTROL");
     const char *below = getenv("CHAOS_ROOT");
@@ -67,6 +78,7 @@ __attribute__((constructor)) static void start(void) {
     root = strdup(below);
     root_length = strlen(root);
     control = mapped;
+    trap_renames();
 }
 
 static int64_t get(int64_t *field) { return __atomic_load_n(field, __ATOMIC_SEQ_CST); }
@@ -172,6 +184,80 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
     FAIL_IF(before_two(RENAME, "rename", from_dir, from, to_dir, to));
     return syscall(SYS_renameat2, from_dir, from, to_dir, to, flags);
 }
+
+#if defined(__x86_64__)
+#define ARCHITECTURE AUDIT_ARCH_X86_64
+#define REGISTER(name) (((ucontext_t *)context)->uc_mcontext.gregs[name])
+#define ARGUMENTS REGISTER(REG_RDI), REGISTER(REG_RSI), REGISTER(REG_RDX), REGISTER(REG_R10), REGISTER(REG_R8)
+#define RESULT REGISTER(REG_RAX)
+#elif defined(__aarch64__)
+#define ARCHITECTURE AUDIT_ARCH_AARCH64
+#define REGISTER(name) (((ucontext_t *)context)->uc_mcontext.regs[name])
+#define ARGUMENTS REGISTER(0), REGISTER(1), REGISTER(2), REGISTER(3), REGISTER(4)
+#define RESULT REGISTER(0)
+#endif
+
+#ifdef ARCHITECTURE
+static int64_t rename_by(uint64_t from_dir, uint64_t from, uint64_t to_dir, uint64_t to,
+                         uint64_t flags) {
+    int result = renameat2((int)from_dir, (const char *)from, (int)to_dir, (const char *)to,
+                           (unsigned)flags);
+    return result < 0 ? -errno : result;
+}
+
+static void on_trap(int signal, siginfo_t *info, void *context) {
+    (void)signal;
+    (void)info;
+    int saved = errno;
+    RESULT = rename_by(ARGUMENTS);
+    errno = saved;
+}
+
+/* The program's own code, which comes first. */
+static int find_code(struct dl_phdr_info *info, size_t size, void *found) {
+    (void)size;
+    uint64_t *range = found;
+    for (int index = 0; index < info->dlpi_phnum; index++) {
+        const ElfW(Phdr) *part = &info->dlpi_phdr[index];
+        if (part->p_type == PT_LOAD && (part->p_flags & PF_X)) {
+            range[0] = info->dlpi_addr + part->p_vaddr;
+            range[1] = range[0] + part->p_memsz;
+        }
+    }
+    return 1;
+}
+
+/* renameat2 from the program's own code raises SIGSYS. libc's code and other programs, which
+ * inherit the filter, are at other addresses. */
+static void trap_renames(void) {
+    uint64_t code[2] = {0, 0};
+    dl_iterate_phdr(find_code, code);
+    uint32_t high = code[0] >> 32, low = (uint32_t)code[0], end = (uint32_t)code[1];
+    if (!code[0] || code[1] >> 32 != high)
+        return;
+    size_t address = offsetof(struct seccomp_data, instruction_pointer);
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCHITECTURE, 0, 8),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_renameat2, 0, 6),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, address + 4),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, high, 0, 4),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, address),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, low, 0, 2),
+        BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, end, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog filter = {sizeof steps / sizeof *steps, steps};
+    struct sigaction action = {.sa_sigaction = on_trap, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    if (sigaction(SIGSYS, &action, NULL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        return;
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter);
+}
+#else
+static void trap_renames(void) {}
+#endif
 
 int renameat(int from_dir, const char *from, int to_dir, const char *to) {
     return renameat2(from_dir, from, to_dir, to, 0);
