@@ -4,8 +4,9 @@
 //!
 //! `cargo test --release --test chaos -- --nocapture`; `CASPARIAN_CHAOS_SECONDS` (default 20, in
 //! debug 6) is the time of the storm, `CASPARIAN_CHAOS_SEED` its seed (default 1),
-//! `CASPARIAN_CHAOS_POINTS` how many storage steps are tried (default all, in debug 8),
-//! `CASPARIAN_CHAOS_KEEP=1` keeps the folder of a failed run. A seed fixes what is done to whom and
+//! `CASPARIAN_CHAOS_POINTS` how many storage steps are tried (default 90, in debug 9; there are
+//! some 250),
+//! `CASPARIAN_CHAOS_KEEP=1` keeps the folders. A seed fixes what is done to whom and
 //! when, not how the programs' threads run.
 //!
 //! Disk faults and wall clocks are changed by `faults.c`, which stands between the program and
@@ -35,18 +36,22 @@ mod reader;
 mod scene;
 mod storm;
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use checks::{check, staged};
 use faults::At;
 use monitor::{Monitor, percentiles};
+use points::{Over, Point, Step};
 use programs::{Program, Reaper, orphans, sentinel, wait, worker};
 use proxy::Proxy;
 use reader::read_on;
 use scene::{KINDS, Scene};
 use storm::{Cluster, SENTINEL, Storm};
+
+/// Storage steps that are tried at a time: they wait for leases most of the time.
+const LANES: usize = 6;
 
 /// One test at a time: each uses the whole machine.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -61,9 +66,9 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 /// Ends the threads that watch, whatever happens.
-struct Over<'a>(&'a AtomicBool);
+struct Ending<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -112,7 +117,7 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
     let mut storm = Storm::new(cluster, seed, seconds);
 
     let (seen, problems) = std::thread::scope(|scope| {
-        let ending = Over(&over);
+        let ending = Ending(&over);
         let reading = scope.spawn(|| read_on(&out, &over));
         scope.spawn(|| monitor.follow(&scene.database, &over));
         let storm_end = Instant::now() + Duration::from_secs(seconds);
@@ -133,7 +138,9 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
     let healed = began.elapsed();
     let (counts, failed_calls, ends) = (storm.counts(), storm.failed_calls(), storm.ends());
     let plugins_killed = storm.plugins_killed;
+    let stopping = Instant::now();
     let mut problems = [problems, storm.shut_down()].concat();
+    let stopped = stopping.elapsed();
     let left = orphans(&path, Duration::from_secs(10));
     // What a worker that starts leaves of the dead.
     let mut last = program("last", &worker(&direct, &out, &[]));
@@ -180,6 +187,10 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
                 seen.passes
             ),
         ),
+        (
+            "all programs had stopped after",
+            format!("{:.1} s", stopped.as_secs_f64()),
+        ),
         ("processes that live on", left.to_string()),
         ("attempts left in staging", staged.len().to_string()),
         ("programs that ended by themselves", ends.len().to_string()),
@@ -190,6 +201,10 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
         (
             "after a worker was disturbed: its jobs ended",
             percentiles(&recovery.held),
+        ),
+        (
+            "after a worker was disturbed: the same while the sentinel worked",
+            percentiles(&recovery.held_by_working),
         ),
     ] {
         println!("| {what} | {value} |");
@@ -219,7 +234,7 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
         ));
     }
     let is_healthy = problems.is_empty();
-    if !is_healthy && std::env::var_os("CASPARIAN_CHAOS_KEEP").is_some() {
+    if std::env::var_os("CASPARIAN_CHAOS_KEEP").is_some() {
         dir.disable_cleanup(true);
         println!("kept in {}", dir.path().display());
     }
@@ -272,60 +287,59 @@ impl Feeder {
 #[test]
 fn a_worker_that_dies_or_stops_at_any_storage_step_leaves_one_output() {
     let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = points::count();
-    assert!(
-        count > 5,
-        "{count} changes below the root: the library is not loaded"
-    );
-    let wanted = setting(
-        "CASPARIAN_CHAOS_POINTS",
-        if cfg!(debug_assertions) { 8 } else { u64::MAX },
-    );
-    let wanted = i64::try_from(wanted)
-        .unwrap_or(i64::MAX)
-        .clamp(1, 2 * count);
-    let seed = setting("CASPARIAN_CHAOS_SEED", 1) as i64;
-    // Both actions at each call, spread evenly where not all are wanted.
-    let all: Vec<(i64, At)> = (1..=count)
-        .flat_map(|n| [(n, At::Stop), (n, At::Kill)])
+    let counts =
+        [Over::Nothing, Over::Itself, Over::Another].map(|over| (over, points::count(over)));
+    for (over, count) in counts {
+        println!("storage steps over {over:?}, with a worker's start and end: {count}");
+        assert!(count > 5, "the library of faults is not loaded");
+    }
+    let all: Vec<Step> = counts
+        .into_iter()
+        .flat_map(|(over, count)| (1..=count).map(move |number| (over, number)))
+        .flat_map(|(over, number)| {
+            [At::Stop, At::Kill].map(|action| Step {
+                over,
+                number,
+                action,
+            })
+        })
         .collect();
-    let chosen: Vec<(i64, At)> = (0..wanted)
-        .map(|index| all[((index * 2 * count / wanted + seed) % (2 * count)) as usize])
+    let default = if cfg!(debug_assertions) { 9 } else { 90 };
+    let wanted = (setting("CASPARIAN_CHAOS_POINTS", default) as usize).clamp(1, all.len());
+    let seed = setting("CASPARIAN_CHAOS_SEED", 1);
+    // Spread evenly where not all are wanted.
+    let chosen: Vec<Step> = (0..wanted)
+        .map(|index| all[(index * all.len() / wanted + seed as usize) % all.len()])
         .collect();
-    let next = AtomicI64::new(0);
-    let mut points: Vec<points::Point> = std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..4)
+    let next = AtomicUsize::new(0);
+    let points: Vec<Point> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES)
             .map(|_| {
                 scope.spawn(|| {
                     let mut points = Vec::new();
-                    while let Some(&(number, action)) =
-                        chosen.get(next.fetch_add(1, Ordering::Relaxed) as usize)
-                    {
-                        points.push(points::point(number, action));
+                    while let Some(&step) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        points.push(points::point(step));
                     }
                     points
                 })
             })
             .collect();
-        lanes
-            .into_iter()
-            .flat_map(|lane| lane.join().unwrap())
-            .collect()
+        let joined = lanes.into_iter().map(|lane| lane.join().unwrap());
+        joined.flatten().collect()
     });
-    points.sort_by_key(|point| (point.number, point.action == At::Kill));
-    println!(
-        "storage steps: {count} with a worker's start and end, {} tried",
-        points.len()
-    );
     for point in &points {
-        let result = if point.problems.is_empty() {
-            "ok".to_owned()
-        } else {
-            point.problems.join("; ")
+        let result = match point.problems.is_empty() {
+            true => "ok".to_owned(),
+            false => point.problems.join("; "),
         };
+        let Step {
+            over,
+            number,
+            action,
+        } = point.step;
         println!(
-            "| {} | {:?} | {} | {result} |",
-            point.number, point.action, point.call
+            "| {over:?} | {number} | {action:?} | {} | {result} |",
+            point.call
         );
     }
     let failed = points.iter().filter(|point| !point.problems.is_empty());

@@ -22,6 +22,8 @@ struct Seen {
     ended: BTreeMap<i64, (Instant, String)>,
     active: usize,
     disturbances: Vec<Disturbance>,
+    /// When the sentinel or its database did not work.
+    outages: Vec<(Instant, Instant)>,
     taken_back: BTreeSet<String>,
 }
 
@@ -29,11 +31,16 @@ struct Seen {
 #[derive(Default)]
 pub(crate) struct Monitor(Mutex<Seen>);
 
+/// What a sentinel that starts waits for: the lease (2 s) and its margin.
+const LEASE: Duration = Duration::from_secs(4);
+
 /// Durations after disturbances: to the next job that completed, and to the end of all jobs that
-/// the worker held. Sorted.
+/// the worker held; the latter also without those in which the sentinel did not work. Sorted.
+#[derive(Default)]
 pub(crate) struct Recovery {
     pub(crate) next: Vec<Duration>,
     pub(crate) held: Vec<Duration>,
+    pub(crate) held_by_working: Vec<Duration>,
 }
 
 impl Monitor {
@@ -81,6 +88,13 @@ impl Monitor {
         seen.disturbances.push(Disturbance { at, held });
     }
 
+    /// The sentinel is disturbed for so long.
+    pub(crate) fn sentinel_fails(&self, length: Duration) {
+        let now = Instant::now();
+        let mut seen = self.0.lock().unwrap();
+        seen.outages.push((now, now + length + LEASE));
+    }
+
     /// Jobs that are queued, running or wait for another attempt.
     pub(crate) fn active(&self) -> usize {
         self.0.lock().unwrap().active
@@ -93,10 +107,7 @@ impl Monitor {
 
     pub(crate) fn recovery(&self) -> Recovery {
         let seen = self.0.lock().unwrap();
-        let mut recovery = Recovery {
-            next: Vec::new(),
-            held: Vec::new(),
-        };
+        let mut recovery = Recovery::default();
         for Disturbance { at, held } in &seen.disturbances {
             let completed = seen
                 .ended
@@ -108,10 +119,18 @@ impl Monitor {
                 .iter()
                 .filter_map(|id| seen.ended.get(id))
                 .map(|(end, _)| *end);
-            recovery
-                .held
-                .extend(ends.max().map(|end| end.saturating_duration_since(*at)));
+            let Some(end) = ends.max() else { continue };
+            let took = end.saturating_duration_since(*at);
+            recovery.held.push(took);
+            if !seen
+                .outages
+                .iter()
+                .any(|(from, to)| *from <= end && at <= to)
+            {
+                recovery.held_by_working.push(took);
+            }
         }
+        recovery.held_by_working.sort();
         recovery.next.sort();
         recovery.held.sort();
         recovery

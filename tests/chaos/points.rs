@@ -10,24 +10,58 @@ use std::time::Duration;
 use crate::checks::{check, staged};
 use crate::faults::At;
 use crate::programs::{Program, Reaper, orphans, sentinel, wait, worker};
-use crate::reader::visible;
-use crate::scene::{PAIR, Scene, reading, rows};
+use crate::reader::{contents, visible};
+use crate::scene::{Kind, LATEST, PAIR, Scene, reading, rows};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What happened at a point.
-#[derive(Debug)]
-pub(crate) struct Point {
+/// What the job publishes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// Nothing; two topics.
+    Nothing,
+    /// Its own output of before: the job had completed and was queued again; two topics.
+    Itself,
+    /// The output of another job, by a sink of mode `replace`.
+    Another,
+}
+
+impl Over {
+    fn kind(self) -> Kind {
+        match self {
+            Over::Nothing | Over::Itself => PAIR,
+            Over::Another => LATEST,
+        }
+    }
+
+    /// The job under test; those before it have completed.
+    fn job(self) -> i64 {
+        if self == Over::Another { 2 } else { 1 }
+    }
+}
+
+/// A storage step at which a worker is killed or stops.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    pub(crate) over: Over,
+    /// Of the calls that change something below the root, from 1.
     pub(crate) number: i64,
     pub(crate) action: At,
+}
+
+/// What happened at a step.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) step: Step,
     /// The call, none when the job needs fewer.
     pub(crate) call: String,
     pub(crate) problems: Vec<String>,
 }
 
-fn is_completed(database: &Path) -> bool {
+fn is_completed(database: &Path, job: i64) -> bool {
     let rows = rows(&reading(database)).unwrap_or_default();
-    !rows.is_empty() && rows.iter().all(|row| row.status == "COMPLETED")
+    rows.iter()
+        .any(|row| row.id == job && row.status == "COMPLETED")
 }
 
 fn identities(out: &Path) -> BTreeMap<PathBuf, u64> {
@@ -38,16 +72,11 @@ fn identities(out: &Path) -> BTreeMap<PathBuf, u64> {
         .collect()
 }
 
-/// How many changes a job of two topics makes below the root, with the worker's start and end.
-pub(crate) fn count() -> i64 {
-    let point = Stage::new();
-    let mut first = point.worker("first");
-    first.start();
-    let done = wait("the job completes", DEADLINE, || {
-        is_completed(&point.scene.database).then_some(())
-    });
-    done.unwrap_or_else(|problem| panic!("{problem}: {}", first.log_text()));
-    first.shut_down(DEADLINE).unwrap();
+/// How many changes the job makes below the root, with the worker's start and end.
+pub(crate) fn count(over: Over) -> i64 {
+    let stage = Stage::new(over).unwrap();
+    let mut first = stage.worker("first");
+    stage.complete(&mut first, over.job()).unwrap();
     first.faults.calls()
 }
 
@@ -61,24 +90,52 @@ struct Stage {
 }
 
 impl Stage {
-    fn new() -> Self {
+    fn new(over: Over) -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
         let reaper = Reaper(dir.path().to_owned());
         let out = dir.path().join("out");
-        let scene = Scene::new(dir.path(), &[PAIR], 1);
-        let queue = "UPDATE cf_processing_queue SET status = 'QUEUED'";
-        scene.connection().execute_batch(queue).unwrap();
+        let scene = Scene::new(dir.path(), &[over.kind()], over.job() as usize);
         let command = sentinel(&scene.database, "1");
         let mut sentinel = Program::new("sentinel", dir.path(), &out, &command);
         let endpoint = format!("tcp://127.0.0.1:{}", sentinel.start_sentinel());
-        Stage {
+        let stage = Stage {
             scene,
             out,
             endpoint,
             sentinel,
             _reaper: reaper,
             dir,
+        };
+        if over != Over::Nothing {
+            stage.queue(1);
+            stage.complete(&mut stage.worker("before"), 1)?;
         }
+        stage.queue(over.job());
+        Ok(stage)
+    }
+
+    fn queue(&self, job: i64) {
+        let queue = "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = ?1";
+        // The sentinel's transactions are short.
+        let queued = wait("the job is queued", DEADLINE, || {
+            self.scene.connection().execute(queue, [job]).ok()
+        });
+        assert_eq!(queued, Ok(1));
+    }
+
+    /// A worker's life for one job.
+    fn complete(&self, worker: &mut Program, job: i64) -> Result<(), String> {
+        worker.start();
+        self.wait_completed(job)?;
+        worker.shut_down(DEADLINE)
+    }
+
+    fn wait_completed(&self, job: i64) -> Result<(), String> {
+        let database = &self.scene.database;
+        wait("the job completes", DEADLINE, || {
+            is_completed(database, job).then_some(())
+        })
+        .map_err(|problem| format!("{problem}: {:?}", rows(&reading(database))))
     }
 
     fn worker(&self, name: &str) -> Program {
@@ -94,6 +151,27 @@ impl Stage {
         Program::new(name, self.dir.path(), &self.out, &command)
     }
 
+    /// In the middle of a publish every visible file is complete, and what was there before has
+    /// not gone without its successor.
+    fn check_readable(&self, over: Over) -> Vec<String> {
+        let seen = visible(&self.out);
+        let mut problems: Vec<String> = seen
+            .iter()
+            .filter_map(|path| match contents(path) {
+                Ok(found) if found.rows == over.kind().rows => None,
+                other => Some(format!("in the middle: {}: {other:?}", path.display())),
+            })
+            .collect();
+        let fewest = match over {
+            Over::Nothing => 0,
+            Over::Itself | Over::Another => over.kind().topics.len(),
+        };
+        if seen.len() < fewest {
+            problems.push(format!("in the middle: {} visible files", seen.len()));
+        }
+        problems
+    }
+
     fn check(&self, when: &str) -> Vec<String> {
         let problems = check(&self.scene, &self.out).problems.into_iter();
         problems
@@ -102,14 +180,19 @@ impl Stage {
     }
 }
 
-/// One point. Without a call in the answer the worker made fewer.
-pub(crate) fn point(number: i64, action: At) -> Point {
-    let mut stage = Stage::new();
+/// One step. Without a call in the answer the worker made fewer.
+pub(crate) fn point(step: Step) -> Point {
     let mut point = Point {
-        number,
-        action,
+        step,
         call: String::new(),
         problems: Vec::new(),
+    };
+    let mut stage = match Stage::new(step.over) {
+        Ok(stage) => stage,
+        Err(problem) => {
+            point.problems.push(problem);
+            return point;
+        }
     };
     if let Err(problem) = play(&mut stage, &mut point) {
         point.problems.push(problem);
@@ -124,15 +207,16 @@ pub(crate) fn point(number: i64, action: At) -> Point {
 }
 
 fn play(stage: &mut Stage, point: &mut Point) -> Result<(), String> {
+    let job = point.step.over.job();
     let mut first = stage.worker("first");
-    first.faults.stop_at(point.number, point.action);
+    first.faults.stop_at(point.step.number, point.step.action);
     first.start();
     let has_stopped = |first: &Program| !first.faults.stopped_at().is_empty();
     let is_early = wait("the job completes or the worker stops", DEADLINE, || {
         if has_stopped(&first) {
             return Some(true);
         }
-        is_completed(&stage.scene.database).then_some(false)
+        is_completed(&stage.scene.database, job).then_some(false)
     })?;
     if !is_early {
         // The call may be one of its end.
@@ -146,12 +230,10 @@ fn play(stage: &mut Stage, point: &mut Point) -> Result<(), String> {
     if point.call.is_empty() {
         return Ok(());
     }
+    point.problems.extend(stage.check_readable(point.step.over));
     let mut second = stage.worker("second");
     second.start();
-    wait("the successor completes the job", DEADLINE, || {
-        is_completed(&stage.scene.database).then_some(())
-    })
-    .map_err(|problem| format!("{problem}: {:?}", rows(&reading(&stage.scene.database))))?;
+    stage.wait_completed(job)?;
     let when = if is_early {
         "after the successor"
     } else {
@@ -159,7 +241,7 @@ fn play(stage: &mut Stage, point: &mut Point) -> Result<(), String> {
     };
     point.problems.extend(stage.check(when));
     let published = identities(&stage.out);
-    if point.action == At::Stop {
+    if point.step.action == At::Stop {
         first.shut_down(DEADLINE)?;
         point
             .problems

@@ -69,6 +69,21 @@ class Handler(Run):
     mode: Mode::Append,
 };
 
+pub(crate) const LATEST: Kind = Kind {
+    name: "latest",
+    class: r#"
+class Handler(Run):
+    def execute(self, path):
+        self.begin(path)
+        yield self.table(20)
+        time.sleep(0.05)
+"#,
+    topics: &["output"],
+    rows: 20,
+    share: 2,
+    mode: Mode::Replace,
+};
+
 /// Plugins without one of these names do not exist; the names are no prefixes of each other.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
@@ -115,20 +130,7 @@ class Handler(Run):
         share: 2,
         mode: Mode::Fails,
     },
-    Kind {
-        name: "latest",
-        class: r#"
-class Handler(Run):
-    def execute(self, path):
-        self.begin(path)
-        yield self.table(20)
-        time.sleep(0.05)
-"#,
-        topics: &["output"],
-        rows: 20,
-        share: 2,
-        mode: Mode::Replace,
-    },
+    LATEST,
     Kind {
         name: "first",
         class: r#"

@@ -56,6 +56,9 @@ pub(crate) struct Storm<'a> {
     random: Random,
     heals: Vec<(Instant, Heal)>,
     counts: BTreeMap<&'static str, usize>,
+    began: Instant,
+    /// Every fault with its time and length, for `storm.log`.
+    log: String,
     is_locked: bool,
     /// Longest time of a fault.
     longest_s: u64,
@@ -69,6 +72,8 @@ impl<'a> Storm<'a> {
             random: Random::new(seed, 1),
             heals: Vec::new(),
             counts: BTreeMap::new(),
+            began: Instant::now(),
+            log: String::new(),
             is_locked: false,
             longest_s: (seconds / 2).clamp(2, 25),
             plugins_killed: 0,
@@ -166,8 +171,19 @@ impl<'a> Storm<'a> {
         }
     }
 
-    fn count(&mut self, what: &'static str) {
+    /// Notes a fault; one of the sentinel's delays the recovery of workers as well.
+    fn count(&mut self, what: &'static str, on: &str, length: Duration) {
         *self.counts.entry(what).or_default() += 1;
+        let at = self.began.elapsed().as_secs_f64();
+        let line = format!("{at:.3} s: {what} ({on}), {length:?}\n");
+        self.log.push_str(&line);
+        if on == "sentinel" && what != "clock jumped" {
+            self.cluster.monitor.sentinel_fails(length);
+        }
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.cluster.programs[index].name.clone()
     }
 
     /// The faults so far.
@@ -213,12 +229,13 @@ impl<'a> Storm<'a> {
         }
         self.disturb(index);
         self.cluster.programs[index].kill();
-        self.count(if index == SENTINEL {
+        let down = self.ms(0, 1500);
+        let what = if index == SENTINEL {
             "sentinel killed"
         } else {
             "worker killed"
-        });
-        let down = self.ms(0, 1500);
+        };
+        self.count(what, &self.name(index), down);
         self.later(down, Heal::Start(index));
     }
 
@@ -229,12 +246,13 @@ impl<'a> Storm<'a> {
         }
         self.disturb(index);
         self.cluster.programs[index].stop();
-        self.count(if index == SENTINEL {
+        let pause = self.long();
+        let what = if index == SENTINEL {
             "sentinel stopped"
         } else {
             "worker stopped"
-        });
-        let pause = self.long();
+        };
+        self.count(what, &self.name(index), pause);
         self.later(pause, Heal::Resume(index));
     }
 
@@ -245,7 +263,11 @@ impl<'a> Storm<'a> {
             return;
         };
         program.terminate();
-        self.count("SIGTERM and restart");
+        self.count(
+            "SIGTERM and restart",
+            &self.name(index),
+            Duration::from_secs(1),
+        );
         let patience = self.long() + Duration::from_secs(2);
         if self.random.below(4) == 0 {
             self.later(patience, Heal::KillLate(index, pid));
@@ -266,15 +288,15 @@ impl<'a> Storm<'a> {
         if is_kill {
             signal(pid, Signal::KILL);
             self.plugins_killed += 1;
-            self.count("plugin process killed");
+            self.count("plugin process killed", &pid.to_string(), Duration::ZERO);
         } else {
             signal(pid, Signal::STOP);
-            self.count(if role == Role::Warm {
-                "interpreter stopped"
-            } else {
-                "plugin process stopped"
-            });
             let pause = self.long();
+            let what = match role {
+                Role::Warm => "interpreter stopped",
+                _ => "plugin process stopped",
+            };
+            self.count(what, &pid.to_string(), pause);
             self.later(pause, Heal::ResumeProcess(pid));
         }
     }
@@ -283,7 +305,7 @@ impl<'a> Storm<'a> {
         let index = self.random.below(2) as usize;
         self.disturb(index + 1);
         self.cluster.proxies[index].cut();
-        self.count("connections cut");
+        self.count("connections cut", &self.name(index + 1), Duration::ZERO);
     }
 
     fn stall(&mut self) {
@@ -292,8 +314,8 @@ impl<'a> Storm<'a> {
             [(true, true), (true, false), (false, true)][self.random.below(3) as usize];
         self.disturb(index + 1);
         self.cluster.proxies[index].stall(to, from);
-        self.count("connections stalled");
         let pause = self.long();
+        self.count("connections stalled", &self.name(index + 1), pause);
         self.later(pause, Heal::Unstall(index));
     }
 
@@ -302,8 +324,8 @@ impl<'a> Storm<'a> {
             return;
         }
         self.is_locked = true;
-        self.count("database locked");
         let pause = self.ms(500, 6000);
+        self.count("database locked", "sentinel", pause);
         self.later(pause, Heal::Unlock);
     }
 
@@ -312,16 +334,17 @@ impl<'a> Storm<'a> {
             return;
         }
         self.cluster.programs[DOUBLE].start();
-        self.count("second worker of the same ID");
         let pause = self.ms(500, 4000);
+        self.count("second worker of the same ID", &self.name(1), pause);
         self.later(pause, Heal::EndDouble);
     }
 
     fn break_disk(&mut self, index: usize) {
+        let pause = self.ms(300, 3000);
         let faults = &self.cluster.programs[index].faults;
         if self.random.below(3) == 0 {
             faults.delay(500 + self.random.below(4000) as i64);
-            self.count("slow renames");
+            self.count("slow renames", &self.name(index), pause);
         } else {
             const ERRORS: [Errno; 4] = [Errno::NOSPC, Errno::IO, Errno::MFILE, Errno::ROFS];
             const CALLS: [i64; 6] = [
@@ -336,9 +359,8 @@ impl<'a> Storm<'a> {
             let calls = CALLS[self.random.below(6) as usize];
             let permille = [1000, 1000, 200][self.random.below(3) as usize];
             faults.fail(error.raw_os_error(), calls, permille);
-            self.count("disk errors");
+            self.count("disk errors", &self.name(index), pause);
         }
-        let pause = self.ms(300, 3000);
         self.later(pause, Heal::Disk(index));
     }
 
@@ -346,8 +368,8 @@ impl<'a> Storm<'a> {
         const DAY_S: i64 = 86_400;
         let shift = self.random.below(10 * DAY_S as u64) as i64 - 5 * DAY_S;
         self.cluster.programs[index].faults.shift_clock(shift);
-        self.count("clock jumped");
         let pause = self.long();
+        self.count("clock jumped", &self.name(index), Duration::ZERO);
         self.later(pause, Heal::Clock(index));
     }
 
@@ -372,6 +394,7 @@ impl<'a> Storm<'a> {
     /// Everything ends in peace; what does not is told.
     pub(crate) fn shut_down(mut self) -> Vec<String> {
         self.heal();
+        std::fs::write(self.cluster.dir.join("storm.log"), &self.log).unwrap();
         let mut problems = Vec::new();
         let programs = &mut self.cluster.programs;
         // Workers first, so that they can hand in their receipts; the sentinel is the first program.
