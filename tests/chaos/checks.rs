@@ -71,8 +71,8 @@ fn file_of(uri: &str) -> PathBuf {
     PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri))
 }
 
-/// Checks the whole database against the whole output.
-pub(crate) fn check(scene: &Scene, out: &Path) -> Verdict {
+/// Checks the whole database against the whole output. Each job was queued `queued` times at most.
+pub(crate) fn check(scene: &Scene, out: &Path, queued: u32) -> Verdict {
     let store = reading(&scene.database);
     let mut verdict = Verdict {
         jobs: scene.jobs.len(),
@@ -133,7 +133,7 @@ pub(crate) fn check(scene: &Scene, out: &Path) -> Verdict {
         }
     }
     check_modes(scene, &store, &seen, &mut verdict);
-    check_attempts(&store, &mut verdict);
+    check_attempts(&store, queued, &mut verdict);
     verdict
 }
 
@@ -230,8 +230,8 @@ fn check_modes(scene: &Scene, store: &Connection, seen: &BTreeSet<PathBuf>, verd
     }
 }
 
-/// No job has completed twice.
-fn check_attempts(store: &Connection, verdict: &mut Verdict) {
+/// No job has completed more often than it was queued.
+fn check_attempts(store: &Connection, queued: u32, verdict: &mut Verdict) {
     let query = "SELECT job_id, count(*), sum(status = 'COMPLETED') FROM cf_job_attempt GROUP BY 1";
     let mut statement = store.prepare(query).unwrap();
     let counts: Vec<(i64, u32, u32)> = statement
@@ -241,7 +241,7 @@ fn check_attempts(store: &Connection, verdict: &mut Verdict) {
         .collect();
     for (id, attempts, completed) in counts {
         verdict.attempts += attempts as usize;
-        if completed > 1 {
+        if completed > queued {
             verdict.twice += 1;
             verdict
                 .problems

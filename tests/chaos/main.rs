@@ -149,7 +149,7 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
     problems.extend(last.shut_down(Duration::from_secs(45)).err());
     let staged = staged(&out);
 
-    let verdict = check(&scene, &out);
+    let verdict = check(&scene, &out, 1);
     let recovery = monitor.recovery();
     let twice = verdict.twice + monitor.taken_back().len();
     println!(

@@ -82,6 +82,8 @@ pub(crate) fn count(over: Over) -> i64 {
 
 struct Stage {
     scene: Scene,
+    /// How often its job was queued.
+    queued: u32,
     out: PathBuf,
     endpoint: String,
     sentinel: Program,
@@ -100,6 +102,7 @@ impl Stage {
         let endpoint = format!("tcp://127.0.0.1:{}", sentinel.start_sentinel());
         let stage = Stage {
             scene,
+            queued: if over == Over::Itself { 2 } else { 1 },
             out,
             endpoint,
             sentinel,
@@ -173,7 +176,9 @@ impl Stage {
     }
 
     fn check(&self, when: &str) -> Vec<String> {
-        let problems = check(&self.scene, &self.out).problems.into_iter();
+        let problems = check(&self.scene, &self.out, self.queued)
+            .problems
+            .into_iter();
         problems
             .map(|problem| format!("{when}: {problem}"))
             .collect()
