@@ -13,7 +13,7 @@ use crate::programs::{Program, Reaper, orphans, sentinel, wait, worker};
 use crate::reader::{contents, visible};
 use crate::scene::{Kind, LATEST, PAIR, Scene, reading, rows};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// What the job publishes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
