@@ -138,6 +138,8 @@ pub const CHANGES_MAX: usize = 100_000;
 pub const CONTENDER_WAIT: Duration = Duration::from_secs(2);
 /// Second workers that wait at a time.
 pub const CONTENDERS_MAX: usize = 1000;
+/// Attempts that a worker may hold per slot: running, and waiting for exclusive sinks.
+pub const HELD_PER_SLOT_MAX: usize = 4;
 /// Exclusive sinks of one attempt.
 pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
 /// Attempts per exclusive sink whose workers did not report an end, and sinks with such.

@@ -394,3 +394,24 @@ fn a_second_sentinel_on_a_database_is_refused() {
         );
     }
 }
+
+/// A database that is moved away under a running sentinel stops dispatch, and nothing is lost when
+/// it is back.
+#[test]
+fn a_database_that_is_moved_away_is_noticed_and_used_again_when_it_is_back() {
+    let scene = Scene::new(2);
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let _worker = worker(&endpoint, &scene.out(), &["--slots", "2"]);
+    scene.wait_started(0);
+    scene.wait_started(1);
+    let away = scene.dir.path().join("away.sqlite");
+    std::fs::rename(&scene.database, &away).unwrap();
+    sentinel.line_with("it was removed");
+    scene.open_gate();
+    std::fs::rename(&away, &scene.database).unwrap();
+    sentinel.line_with("works again");
+    scene.all_done();
+    for id in &scene.ids {
+        assert_eq!(job(&scene.database, *id)["attempt"], 1, "leases went on");
+    }
+}

@@ -94,7 +94,7 @@ impl Control {
                     hostname: worker.hostname.clone(),
                     pid: worker.pid,
                     capabilities: worker.capabilities.clone(),
-                    free: worker.slots - worker.holds.len(),
+                    free: worker.free(),
                 };
                 (worker.holds.len(), opening)
             })
@@ -119,7 +119,7 @@ impl Control {
             None => worker.instance.is_none(),
         };
         worker.peer.is_some()
-            && worker.holds.len() < worker.slots
+            && worker.free() > 0
             && !worker.draining
             && worker.trouble.is_none()
             && is_fresh

@@ -63,6 +63,15 @@ impl Worker {
         Some(self.absent_since? + limits::WORKER_GRACE)
     }
 
+    /// Slots without a job. Staged output that waits for an exclusive sink occupies none, but what
+    /// waits is bounded.
+    pub(super) fn free(&self) -> usize {
+        let running = self.holds.iter().filter(|hold| hold.wants.is_empty());
+        let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
+        let slots = self.slots.saturating_sub(running.count());
+        slots.min(held_max.saturating_sub(self.holds.len()))
+    }
+
     pub(super) fn online(&self) -> Change {
         Change::WorkerOnline {
             worker_id: self.worker_id.clone(),

@@ -597,8 +597,14 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
         control.handle_claimed(b"w.a", jobs, at(0));
         control.handle_message(&from(1, b"w.a"), 0, ask(2, first), at(1));
         assert_eq!(answers(&mut control, at(1))[0].1.publish, [first]);
+        assert!(!control.has_openings(at(1)), "both slots run");
         control.handle_message(&from(1, b"w.a"), 0, ask(3, second), at(2));
         assert!(answers(&mut control, at(2))[0].1.publish.is_empty());
+        assert_eq!(
+            control.openings(at(2))[0].free,
+            1,
+            "what waits has left its slot"
+        );
         control.take_changes();
         if ends == "receipt" {
             control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(3));
