@@ -126,7 +126,12 @@ pub(super) fn sentinel(
         );
     }
     raise_descriptor_limit();
-    let sentinel = sentinel::Sentinel::open(options).map_err(failed)?;
+    let sentinel = loop {
+        match sentinel::Sentinel::open(options.clone()) {
+            Err(error) if error.is_busy() => log::warn!("{error}; trying again"),
+            opened => break opened.map_err(failed)?,
+        }
+    };
     sentinel.run().map_err(failed)
 }
 

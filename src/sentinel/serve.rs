@@ -95,6 +95,13 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+impl Error {
+    /// True when another program keeps the database locked: opening it again may work.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Error::Store(error) if error.is_busy())
+    }
+}
+
 impl From<store::Error> for Error {
     fn from(error: store::Error) -> Self {
         Error::Store(error)
@@ -159,6 +166,14 @@ impl Sentinel {
             warn_of_shared_names(&file.keys());
         }
         let lock = store::lock_database(&options.database)?;
+        let now = BootTime::now();
+        let settings = scheduler::Settings {
+            lease: options.lease,
+            lease_margin: options.lease_margin,
+            retries_max: options.retries_max,
+            exclusive: options.exclusive,
+        };
+        let scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
             .router_handover(true)
@@ -184,14 +199,6 @@ impl Sentinel {
             false => None,
         };
         let stopper = Stopper::new(Arc::new(reactor.waker(token::new(WAKER, 0))?));
-        let now = BootTime::now();
-        let settings = scheduler::Settings {
-            lease: options.lease,
-            lease_margin: options.lease_margin,
-            retries_max: options.retries_max,
-            exclusive: options.exclusive,
-        };
-        let scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
         Ok(Sentinel {
             endpoint,
             reactor,

@@ -373,6 +373,22 @@ fn a_locked_database_delays_jobs_and_nothing_else() {
     }
 }
 
+/// A sentinel that starts while another program keeps the database locked waits for it.
+#[test]
+fn a_sentinel_starts_when_a_locked_database_is_free_again() {
+    let scene = Scene::new(1);
+    let other = rusqlite::Connection::open(&scene.database).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut sentinel = Background::start(
+        program("casparian-sentinel")
+            .args(["--bind", "tcp://127.0.0.1:0", "--database"])
+            .arg(&scene.database),
+    );
+    sentinel.line_with("trying again");
+    other.execute_batch("ROLLBACK").unwrap();
+    sentinel.line_with("listens on");
+}
+
 /// A second sentinel on one database is refused, whatever the path.
 #[test]
 fn a_second_sentinel_on_a_database_is_refused() {
