@@ -361,6 +361,8 @@ impl Worker {
             return true;
         }
         let count = self.unfinished();
+        let is_done =
+            |worker: &Self| worker.unfinished() == 0 && worker.leases.owed().next().is_none();
         let drain = requests.stops > 0 || self.stopper.wants_drain();
         match self.draining_until {
             None if drain => {
@@ -373,10 +375,10 @@ impl Worker {
                 self.heartbeat_at = now;
                 self.heartbeat(now);
                 self.socket.flush();
-                count == 0 || requests.stops > 1
+                is_done(self) || requests.stops > 1
             }
             None => false,
-            Some(until) => requests.stops > 0 || now >= until || count == 0,
+            Some(until) => requests.stops > 0 || now >= until || is_done(self),
         }
     }
 
