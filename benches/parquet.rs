@@ -96,6 +96,7 @@ fn main() {
             }),
             database: Some("0123456789abcdef0123456789abcdef".into()),
             previous: Vec::new(),
+            failed: Vec::new(),
         };
         let mut output = JobOutput::new(root.clone(), Arc::new(job)).expect("output");
         for batch in &batches {

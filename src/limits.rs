@@ -177,6 +177,8 @@ pub const CAPABILITIES_MAX: usize = 10_000;
 pub const WORKER_SLOTS_MAX: usize = 1024;
 /// Workers that a database remembers; of more, those that have gone are forgotten.
 pub const WORKER_SESSIONS_MAX: i64 = 10_000;
+/// Retries of a job after failures of environments and workers, at the least.
+pub const INFRA_RETRIES_MAX: u32 = 10;
 /// Losses of workers that held other jobs too, before a job is given up.
 pub const SHARED_LOSSES_MAX: i64 = 20;
 /// First pause before a job is retried; it doubles with each retry.

@@ -101,6 +101,11 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         .filter(|stem| !stem.is_empty() && stem.len() <= 100)
         .ok_or_else(|| fail(&"its name is not usable"))?
         .to_owned();
+    // A FIFO or device would be waited for.
+    let metadata = std::fs::metadata(path).map_err(|error| fail(&error))?;
+    if !metadata.is_file() {
+        return Err(fail(&"it is not a regular file"));
+    }
     let octets = std::fs::read(path).map_err(|error| fail(&error))?;
     let source = String::from_utf8(octets).map_err(|_| fail(&"it is not UTF-8 text"))?;
     Ok(PluginFile { name, source })

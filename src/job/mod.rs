@@ -62,6 +62,9 @@ pub struct Job {
     pub database: Option<Arc<str>>,
     /// URIs of what earlier receipts of the job named: this attempt replaces or removes them.
     pub previous: Vec<String>,
+    /// Numbers of earlier attempts whose final failure their workers reported: they left no
+    /// output.
+    pub failed: Vec<i64>,
 }
 
 /// How long a worker may publish without asking again.

@@ -127,6 +127,9 @@ pub struct Dispatch<'a> {
     /// URIs of the files and tables that earlier receipts of the job named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
+    /// Numbers of earlier attempts whose final failure their workers reported.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<i64>,
 }
 
 /// The part of DISPATCH that is the same for all jobs of a plugin version, as JSON fields.
@@ -170,6 +173,8 @@ impl DispatchPart {
             database: Option<&'a str>,
             #[serde(skip_serializing_if = "<[String]>::is_empty")]
             previous: &'a [String],
+            #[serde(skip_serializing_if = "<[i64]>::is_empty")]
+            failed: &'a [i64],
         }
         let fields = Fields {
             file_path: &job.file_path,
@@ -180,6 +185,7 @@ impl DispatchPart {
             lease_of: lease.map(|lease| lease.request),
             database: job.database.as_deref(),
             previous: &job.previous,
+            failed: &job.failed,
         };
         let own = serde_json::to_vec(&fields).unwrap_or_default();
         let mut json = Vec::with_capacity(self.0.len() + own.len());

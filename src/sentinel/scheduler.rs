@@ -113,6 +113,10 @@ impl Scheduler {
     }
 
     fn transact(&mut self, now: BootTime, at: &Now) -> Result<(), store::Error> {
+        // A database that was moved away fails until it is back, though its open file works.
+        if self.outage.since.is_some() {
+            self.store.check_identity()?;
+        }
         if now >= self.queue_poll_at {
             self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
             let changed = self.store.changed()?;

@@ -220,12 +220,14 @@ impl Error {
             | Error::SameFile { .. }
             | Error::Exists { .. }
             | Error::NotOurs { .. }
-            | Error::OtherDatabase { .. }
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
-            Error::Descriptors { .. } | Error::Io { .. } => Cause::Worker,
+            // Another worker may have a root of its own.
+            Error::OtherDatabase { .. } | Error::Descriptors { .. } | Error::Io { .. } => {
+                Cause::Worker
+            }
             Error::Sqlite { cause, .. } => *cause,
         }
     }

@@ -71,6 +71,17 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         }
     }
     earlier.files = standing;
+    // An attempt whose failure was reported left nothing without a receipt: what stands by its
+    // number is of another copy of the database.
+    if let Some(before) = &before
+        && job.failed.contains(&before.attempt)
+        && !unnamed(root, job, &earlier).is_empty()
+    {
+        return Err(Error::Copied {
+            attempt: name.attempt,
+            recorded: before.attempt,
+        });
+    }
     add_named(root, &job.previous, &holder, &mut earlier)?;
 
     let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
@@ -135,7 +146,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     let clears = clears.cloned().collect();
 
     let has_earlier = before.is_some() || !earlier.is_empty();
-    let mut record = Record::intent(&name, outputs);
+    let mut record = Record::intent(root, &name, outputs);
     if record.outputs.is_empty() {
         record.state = State::Committed;
     }
@@ -320,4 +331,16 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
         });
     }
     Ok(databases)
+}
+
+/// URIs of outputs that no receipt of the job names.
+pub(super) fn unnamed(root: &Root, job: &crate::job::Job, outputs: &Outputs) -> Vec<String> {
+    let files = outputs.files.iter();
+    let files = files.map(|file| names::file_uri(&root.path().join(&file.path)));
+    let tables = outputs.tables.iter();
+    let tables = tables.map(|table| names::table_uri(Path::new(&table.database), &table.table));
+    files
+        .chain(tables)
+        .filter(|uri| !job.previous.contains(uri))
+        .collect()
 }

@@ -70,6 +70,9 @@ pub(super) struct Record {
     version: u32,
     /// The attempt's number.
     pub(super) attempt: i64,
+    /// The worker process that wrote it.
+    #[serde(default)]
+    pub(super) worker: String,
     /// Name of its folder in staging.
     pub(super) run: String,
     pub(super) state: State,
@@ -90,10 +93,11 @@ pub(super) struct Record {
 
 impl Record {
     /// The intent of an attempt.
-    pub(super) fn intent(name: &Name, outputs: Outputs) -> Self {
+    pub(super) fn intent(root: &Root, name: &Name, outputs: Outputs) -> Self {
         Record {
             version: VERSION,
             attempt: name.attempt.number,
+            worker: root.worker().to_owned(),
             run: name.run(),
             state: State::Intent,
             outputs,

@@ -169,7 +169,7 @@ pub(super) fn put_back_record(
     if outputs.is_empty() && attempt == 0 {
         return record::remove(root, folder);
     }
-    let mut before = Record::intent(&folder.name, outputs);
+    let mut before = Record::intent(root, &folder.name, outputs);
     before.attempt = attempt;
     before.run = String::new();
     before.state = State::Committed;
@@ -237,6 +237,12 @@ impl Root {
         if self.is_barred(&name.database, name.attempt)? || record.attempt > name.attempt.number {
             return Ok(Vec::new());
         }
+        // By the number of this attempt another worker wrote it, or by that of one whose failure
+        // was reported: another copy of the database did.
+        let is_own = record.attempt == name.attempt.number;
+        if (is_own && record.worker != self.worker()) || job.failed.contains(&record.attempt) {
+            return Ok(Vec::new());
+        }
         let is_named = |uri: String| job.previous.contains(&uri);
         let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
         let standing = record.standing();
@@ -262,7 +268,7 @@ impl Root {
             file.bay = folder.bay(Path::new(&file.path))?;
         }
         let previous_attempt = record.attempt;
-        let mut end = Record::intent(&name, stays.clone());
+        let mut end = Record::intent(self, &name, stays.clone());
         end.state = State::Committed;
         end.removes = goes.files;
         end.clears = goes.tables;

@@ -121,6 +121,7 @@ fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -
         }),
         database: database.map(Arc::from),
         previous: Vec::new(),
+        failed: Vec::new(),
     }
 }
 

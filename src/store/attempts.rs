@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::{allowed, published};
-use super::retry::{Failures, Next, decide};
+use super::retry::{Failures, Next, Retries, decide};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt};
@@ -203,12 +203,9 @@ impl Turn<'_> {
         let next = if end.success || end.returned {
             Next::Queued
         } else {
-            let retries_max = match self.own_retries(&held.plugin)? {
-                Some(own) => own,
-                None => end.retries_max,
-            };
+            let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
             let attempt = Attempt::new(attempt.job_id, held.attempt);
-            decide(end.cause, &mut failures, retries_max, attempt, end.shared)
+            decide(end.cause, &mut failures, retries, attempt, end.shared)
         };
         let (status, ended, pause_ms) = match next {
             _ if end.success => ("COMPLETED", Ended::Completed, None),

@@ -88,6 +88,10 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
      next_run_boot_id = NULL WHERE id = ?1 AND status = 'QUEUED'";
 
+/// Earlier attempts whose final failure was reported.
+pub(super) const FAILED_QUERY: &str = "SELECT attempt FROM cf_job_attempt WHERE job_id = ?1 \
+     AND attempt < ?2 AND status = 'FAILED' AND cause IN ('plugin', 'input', 'operator')";
+
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
      error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
@@ -218,8 +222,13 @@ impl Turn<'_> {
             code.plugin.artifact_hash,
             resolved.attempt,
         ]))?;
-        Ok((taken == Some(1)).then(|| Job {
-            attempt: Attempt::new(job_id, resolved.attempt),
+        if taken != Some(1) {
+            return Ok(None);
+        }
+        let attempt = Attempt::new(job_id, resolved.attempt);
+        Ok(Some(Job {
+            attempt,
+            failed: self.failed_attempts(attempt)?,
             file_path: resolved.file_path,
             file_version_id: resolved.file_version_id,
             sinks: resolved.sinks,
@@ -227,6 +236,17 @@ impl Turn<'_> {
             database: Some(self.database.clone()),
             previous: resolved.previous,
         }))
+    }
+
+    /// Numbers of earlier attempts whose final failure was reported.
+    fn failed_attempts(&self, attempt: Attempt) -> Result<Vec<i64>, Error> {
+        if attempt.ordinal() <= 1 {
+            return Ok(Vec::new());
+        }
+        let mut statement = self.transaction.prepare_cached(FAILED_QUERY)?;
+        let rows =
+            statement.query_map(params![attempt.job_id, attempt.number], |row| row.get(0))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.

@@ -10,8 +10,9 @@
 //!   jobs come back at different times: the one that kills its worker is soon alone, and its
 //!   losses count then. More than 20 such losses are FAILED as well.
 //! - `environment`, `worker`: counted in `infra_count`, apart, so that such a fault never uses up
-//!   the retries of a job that then loses its worker, and the other way round. It is bounded by
-//!   `retries_max`, too: no job is retried for ever.
+//!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
+//!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
+//!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
 //! - A job that a worker gives back (`returned`) is not counted at all.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
 //! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
@@ -42,6 +43,30 @@ pub(super) struct Failures {
     pub(super) shared: i64,
 }
 
+/// How often a job is retried, by kind of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Retries {
+    lost: u32,
+    infra: u32,
+}
+
+impl Retries {
+    /// Those of the sentinel, unless the plugin has a number of its own.
+    pub(super) fn new(retries_max: u32, own: Option<u32>) -> Self {
+        match own {
+            Some(own) => Retries {
+                lost: own,
+                infra: own,
+            },
+            None if retries_max == 0 => Retries { lost: 0, infra: 0 },
+            None => Retries {
+                lost: retries_max,
+                infra: retries_max.max(limits::INFRA_RETRIES_MAX),
+            },
+        }
+    }
+}
+
 /// What becomes of a job after a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
@@ -57,7 +82,7 @@ pub(super) enum Next {
 pub(super) fn decide(
     cause: Option<Cause>,
     failures: &mut Failures,
-    retries_max: u32,
+    retries: Retries,
     attempt: Attempt,
     is_shared: bool,
 ) -> Next {
@@ -69,9 +94,9 @@ pub(super) fn decide(
             false => Next::Failed,
         };
     }
-    let (count, free) = match cause {
-        Some(Cause::Lost) => (&mut failures.lost, 1),
-        Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0),
+    let (count, free, retries_max) = match cause {
+        Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
+        Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
         Some(Cause::Plugin | Cause::Input | Cause::Operator) | None => return Next::Failed,
     };
     let before = *count;
@@ -255,23 +280,27 @@ fn foreign_parameters(now: &Now, limit: usize) -> (String, i64, i64) {
 mod tests {
     use super::*;
 
+    const THREE: Retries = Retries { lost: 3, infra: 3 };
+
     #[test]
     fn each_kind_of_failure_has_its_count_and_its_pauses() {
         let attempt = Attempt::new(7, 1);
         let mut failures = Failures::default();
         assert_eq!(
-            decide(Some(Cause::Lost), &mut failures, 3, attempt, false),
+            decide(Some(Cause::Lost), &mut failures, THREE, attempt, false),
             Next::Queued
         );
         for want in [1000, 2000] {
-            let Next::After(pause) = decide(Some(Cause::Lost), &mut failures, 3, attempt, false)
+            let Next::After(pause) =
+                decide(Some(Cause::Lost), &mut failures, THREE, attempt, false)
             else {
                 panic!()
             };
             assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
         }
         for want in [1000, 2000, 4000] {
-            let Next::After(pause) = decide(Some(Cause::Worker), &mut failures, 3, attempt, false)
+            let Next::After(pause) =
+                decide(Some(Cause::Worker), &mut failures, THREE, attempt, false)
             else {
                 panic!()
             };
@@ -284,7 +313,7 @@ mod tests {
             None,
         ] {
             assert_eq!(
-                decide(cause, &mut failures, 3, attempt, false),
+                decide(cause, &mut failures, THREE, attempt, false),
                 Next::Failed
             );
         }
@@ -303,16 +332,29 @@ mod tests {
         let mut failures = Failures::default();
         for number in 1..=limits::SHARED_LOSSES_MAX {
             let attempt = Attempt::new(7, number);
-            let next = decide(Some(Cause::Lost), &mut failures, 0, attempt, true);
+            let next = decide(Some(Cause::Lost), &mut failures, THREE, attempt, true);
             let Next::After(pause) = next else {
                 panic!("{next:?}")
             };
             assert!(pause < pause_range_ms(number - 1), "{pause}");
         }
         let attempt = Attempt::new(7, 30);
-        let last = decide(Some(Cause::Lost), &mut failures, 3, attempt, true);
+        let last = decide(Some(Cause::Lost), &mut failures, THREE, attempt, true);
         assert_eq!(last, Next::Failed);
         assert_eq!(failures.lost, 0, "it may still lose its worker alone");
+    }
+
+    #[test]
+    fn faults_of_the_infrastructure_have_more_retries_unless_somebody_says_a_number() {
+        for (retries_max, own, want) in [
+            (3, None, (3, 10)),
+            (20, None, (20, 20)),
+            (0, None, (0, 0)),
+            (3, Some(1), (1, 1)),
+        ] {
+            let retries = Retries::new(retries_max, own);
+            assert_eq!((retries.lost, retries.infra), want, "{retries_max} {own:?}");
+        }
     }
 
     #[test]

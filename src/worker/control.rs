@@ -358,6 +358,7 @@ fn read_dispatch(
             plugin: source.plugin().clone(),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),
+            failed: dispatch.failed.clone(),
         }),
         source,
         lease: dispatch

@@ -141,7 +141,8 @@ impl Worker {
             .filter(|run| concerned(run) && alive(run))
             .map(|run| run.order.job.attempt.job_id)
             .collect();
-        let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
+        let mut failure = self.interpreters.handle_lost(index, &jobs, reason, now);
+        failure.is_innocent = failure.cause == Cause::Worker && jobs.len() > 1;
         let registry = self.reactor.registry();
         let mut again = Vec::new();
         for (place, slot) in self.slots.iter_mut().enumerate() {

@@ -328,10 +328,16 @@ impl Worker {
     /// The job is over: its receipt goes out.
     pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
         let attempt = run.order.job.attempt;
+        let is_innocent = run
+            .failure
+            .as_ref()
+            .is_some_and(|failure| failure.is_innocent);
         let failed = run.failure.as_ref();
         let failed = failed.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
-        self.health.handle_end(&run.order.environment, failed, now);
+        if !is_innocent {
+            self.health.handle_end(&run.order.environment, failed, now);
+        }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
             log::error!("this worker is in trouble: {reason}");
             self.heartbeat_at = now;
@@ -340,7 +346,8 @@ impl Worker {
             self.leases.forget(attempt);
             return;
         }
-        let receipt = run.conclude(run.failure.as_ref(), now);
+        let mut receipt = run.conclude(run.failure.as_ref(), now);
+        receipt.returned = is_innocent && run.order.lease.is_some();
         match &receipt.error_message {
             None => log::info!("{attempt}: done"),
             Some(message) => {

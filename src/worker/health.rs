@@ -3,6 +3,8 @@
 //! Failures that are the worker's own (its folders, processes, memory) are counted while they
 //! come in a row; at [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no
 //! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
+//! A worker that has healed is on probation until a job shows that it works: one more failure of
+//! its own is trouble again, and the pauses go on growing.
 //! Failures of an environment are counted for that environment, and end with its first success:
 //! the others stay usable.
 //!
@@ -48,6 +50,8 @@ pub(super) struct Health {
     worker: Row,
     environments: BTreeMap<String, Row>,
     test: Test,
+    /// The pause before the test that healed it; none once a job has shown that it works.
+    probation: Option<Duration>,
 }
 
 impl Health {
@@ -57,6 +61,7 @@ impl Health {
             worker: Row::default(),
             environments: BTreeMap::new(),
             test: Test::None,
+            probation: None,
         }
     }
 
@@ -71,8 +76,14 @@ impl Health {
         match failure {
             Some((Cause::Worker | Cause::Lost, reason)) => {
                 self.worker.add(reason);
+                if self.probation.is_some() {
+                    self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
+                }
                 if self.worker.trouble().is_some() && self.test == Test::None {
-                    let pause = limits::SELF_TEST_PAUSE_MIN;
+                    let pause = match self.probation {
+                        Some(pause) => (pause * 2).min(limits::SELF_TEST_PAUSE_MAX),
+                        None => limits::SELF_TEST_PAUSE_MIN,
+                    };
                     self.test = Test::Due {
                         at: now + pause,
                         pause,
@@ -93,6 +104,7 @@ impl Health {
                 // In trouble only a self-test heals: jobs that were started before may still end.
                 if self.test == Test::None {
                     self.worker = Row::default();
+                    self.probation = None;
                 }
             }
         }
@@ -136,6 +148,7 @@ impl Health {
         };
         match result {
             Ok(()) => {
+                self.probation = Some(pause);
                 self.test = Test::None;
                 self.worker = Row::default();
                 true
@@ -167,6 +180,26 @@ mod tests {
             health.handle_end(environment, *failure, NOW);
         }
         health
+    }
+
+    #[test]
+    fn a_healed_worker_is_on_probation_until_a_job_shows_that_it_works() {
+        let mut health = after(&[("a", WORKER), ("a", WORKER), ("a", WORKER)]);
+        let mut now = NOW;
+        for pause in [1, 2, 4, 8] {
+            let due = health.poll_timeout().unwrap();
+            assert_eq!(due, now + Duration::from_secs(pause));
+            now = due;
+            assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
+            assert_eq!(health.trouble(), None);
+            health.handle_end("a", WORKER, now);
+            assert_eq!(health.trouble(), Some("no space"), "one failure is enough");
+        }
+        now = health.poll_timeout().unwrap();
+        assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
+        health.handle_end("a", None, now);
+        health.handle_end("a", WORKER, now);
+        assert_eq!(health.trouble(), None, "a job has ended well");
     }
 
     #[test]

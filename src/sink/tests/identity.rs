@@ -17,7 +17,7 @@ fn a_root_belongs_to_the_first_database_unless_it_is_shared() {
     for part in [A, B, "--share-output"] {
         assert!(text.contains(part), "{text}");
     }
-    assert_eq!(error.cause(), crate::job::Cause::Operator);
+    assert_eq!(error.cause(), crate::job::Cause::Worker);
     let shared = Root::open(fixture.dir.path(), RootOptions { share: true });
     let shared = Arc::new(shared.unwrap());
     publish(&shared, &of(B, 7, 1), &[2]).unwrap();
@@ -210,5 +210,30 @@ fn a_copy_with_an_identity_of_its_own_leaves_the_originals_output() {
             .settle_failed(&job(Some(B), Attempt::new(7, at + 10), sinks))
             .unwrap();
         assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
+    }
+}
+
+#[test]
+fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
+    use std::os::unix::fs::MetadataExt;
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1), &[1]).unwrap();
+    let inode = || fs::metadata(fixture.path("a_7.parquet")).unwrap().ino();
+    let before = inode();
+    // The copy runs in another worker. Its first attempt has the same number; every further one
+    // says which of its own have failed.
+    let other = open(fixture.dir.path());
+    let mut failed = Vec::new();
+    for number in 1..=3 {
+        let mut job = of(A, 7, number);
+        job.failed = failed.clone();
+        // It may also fail before it publishes.
+        other.settle_failed(&job).unwrap();
+        assert_eq!(inode(), before, "attempt {number}");
+        let error = publish(&other, &job, &[9]).unwrap_err();
+        assert!(matches!(error, Error::Copied { .. }), "{error}");
+        other.settle_failed(&job).unwrap();
+        assert_eq!(inode(), before, "attempt {number}");
+        failed.push(number);
     }
 }

@@ -33,7 +33,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ),
         (attempts::HELD_QUERY, vec![number(1), text("w"), number(1)]),
         (attempts::END, {
-            let mut values = vec![Value::Null; 14];
+            let mut values = vec![Value::Null; 15];
             (values[0], values[1]) = (number(1), text("COMPLETED"));
             values
         }),
@@ -47,6 +47,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (catalogue::ROOT_QUERY, vec![text("/data"), text("/data/")]),
         (retry::DUE_QUERY, start()),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
+        (claim::FAILED_QUERY, vec![number(1), number(9)]),
     ];
     hot.extend(retry::FOREIGN_QUERIES.map(|query| (query, start())));
     hot

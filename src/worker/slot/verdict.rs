@@ -12,6 +12,8 @@ pub struct Failure {
     pub message: String,
     /// How the process ended, when it ended by itself and the message does not say it.
     pub exit: Option<String>,
+    /// It came from another job's doing: the job is given back and nothing is counted.
+    pub is_innocent: bool,
 }
 
 impl Failure {
@@ -21,6 +23,7 @@ impl Failure {
             cause,
             message: message.into(),
             exit: None,
+            is_innocent: false,
         }
     }
 }
