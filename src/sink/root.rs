@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::files;
 use super::folder::{self, Folder, Name};
@@ -18,6 +19,9 @@ pub struct RootOptions {
     pub share: bool,
 }
 
+/// Folders in `.casparian`.
+const FOLDERS: [&str; 4] = ["staging", "workers", "barred", "outputs"];
+
 /// An output root, opened by one worker. Several workers, of several databases, may share one.
 #[derive(Debug)]
 pub struct Root {
@@ -26,7 +30,7 @@ pub struct Root {
     staging: PathBuf,
     options: RootOptions,
     worker: String,
-    lock: File,
+    lock: Mutex<File>,
     count: AtomicU64,
 }
 
@@ -39,7 +43,7 @@ impl Root {
         create(path)?;
         let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
         let base = path.join(".casparian");
-        for name in ["staging", "workers", "barred", "outputs"] {
+        for name in FOLDERS {
             create(&base.join(name))?;
         }
         let (worker, lock) = register(&base.join("workers"))?;
@@ -49,11 +53,37 @@ impl Root {
             base,
             options,
             worker,
-            lock,
+            lock: Mutex::new(lock),
             count: AtomicU64::new(0),
         };
         root.sweep()?;
         Ok(root)
+    }
+
+    /// Creates again what was removed from under the worker: its folders, and its own file, which
+    /// shows others that it lives.
+    pub fn ensure(&self) -> Result<(), Error> {
+        for name in FOLDERS {
+            let folder = self.base.join(name);
+            fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        }
+        let path = self.base.join("workers").join(&self.worker);
+        let file = match File::create_new(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(Error::io(&path, error)),
+        };
+        match file.try_lock() {
+            Ok(()) => {
+                *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = file;
+                Ok(())
+            }
+            // Another worker asks at this moment; the next call locks a file of its own.
+            Err(fs::TryLockError::WouldBlock) => {
+                fs::remove_file(&path).map_err(|error| Error::io(&path, error))
+            }
+            Err(fs::TryLockError::Error(error)) => Err(Error::io(&path, error)),
+        }
     }
 
     /// The output root, canonical.
@@ -187,7 +217,7 @@ impl Root {
     /// Gives up the worker's lock, as the end of its process does.
     #[cfg(test)]
     pub(super) fn die(&self) {
-        self.lock.unlock().unwrap();
+        self.lock.lock().unwrap().unlock().unwrap();
     }
 }
 
@@ -198,7 +228,8 @@ impl Drop for Root {
             log::warn!("{error}");
         }
         // After its name: nobody finds a free lock of a worker that ends.
-        if let Err(error) = self.lock.unlock() {
+        let lock = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = lock.unlock() {
             log::warn!("cannot unlock {}: {error}", path.display());
         }
     }

@@ -379,12 +379,12 @@ impl Worker {
             return;
         }
         let folder = self.runtime.folder().to_owned();
-        let output = self.options.output.clone();
+        let root = self.staging.clone();
         let (events, waker) = (self.report_sender.clone(), self.waker.clone());
         let thread = std::thread::Builder::new()
             .name("self-test".to_owned())
             .spawn(move || {
-                let result = runtime::self_test(&folder, &output);
+                let result = runtime::self_test(&folder, &root);
                 let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
                 // The loop is gone only when the whole worker stops.
                 if events.send(event).is_ok()

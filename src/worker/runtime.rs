@@ -13,6 +13,7 @@ use super::cleaner::{self, Cleaner};
 use crate::guest::SHIM;
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::sink::Root;
 
 /// Removed when it is dropped; what a killed worker left is removed by the next one.
 #[derive(Debug)]
@@ -200,7 +201,8 @@ fn locked(folder: &Path) -> io::Result<fs::File> {
 
 /// Tries what jobs need of the runtime folder and the output root: folders, sockets, durable
 /// files. Blocks for as long as the disk does.
-pub(super) fn self_test(runtime: &Path, output: &Path) -> io::Result<()> {
+pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
+    let output = root.path();
     let named = |path: &Path, error: io::Error| {
         io::Error::new(error.kind(), format!("{}: {error}", path.display()))
     };
@@ -210,22 +212,19 @@ pub(super) fn self_test(runtime: &Path, output: &Path) -> io::Result<()> {
         .map_err(|error| named(runtime, error))?;
     drop(UnixListener::bind(test.path().join("s")).map_err(|error| named(runtime, error))?);
     durable_file(test.path()).map_err(|error| named(runtime, error))?;
-    let private = output.join(".casparian");
-    let result = fs::create_dir_all(&private)
-        .and_then(|()| {
-            tempfile::Builder::new()
-                .prefix("test-")
-                .tempdir_in(&private)
-        })
-        .and_then(|test| durable_file(test.path()));
-    result.map_err(|error| named(output, error))
+    root.ensure().map_err(io::Error::other)?;
+    let test = tempfile::Builder::new()
+        .prefix("test-")
+        .tempdir_in(output.join(".casparian"));
+    test.and_then(|test| durable_file(test.path()))
+        .map_err(|error| named(output, error))
 }
 
 fn durable_file(folder: &Path) -> io::Result<()> {
     let path = folder.join("a");
     let mut file = fs::File::create_new(&path)?;
-    // More than a file system keeps in an inode.
-    file.write_all(&[1; 16 << 10])?;
+    // As much as a small output: a disk that has less left is full.
+    file.write_all(&[1; 256 << 10])?;
     file.sync_all()?;
     fs::rename(&path, folder.join("b"))
 }
@@ -258,15 +257,21 @@ mod tests {
     }
 
     #[test]
-    fn the_self_test_names_what_cannot_be_used() {
+    fn the_self_test_creates_what_was_removed_and_names_what_cannot_be_used() {
         let dir = tempfile::tempdir().unwrap();
         let output = dir.path().join("out");
-        self_test(dir.path(), &output).unwrap();
+        let root = Root::open(&output, crate::sink::RootOptions::default()).unwrap();
+        self_test(dir.path(), &root).unwrap();
+        fs::remove_dir_all(&output).unwrap();
+        self_test(dir.path(), &root).unwrap();
+        assert!(output.join(".casparian/staging").is_dir());
+        let workers = fs::read_dir(output.join(".casparian/workers")).unwrap();
+        assert_eq!(workers.count(), 1, "others see that the worker lives");
         fs::remove_dir_all(&output).unwrap();
         fs::write(&output, "a file").unwrap();
-        let error = self_test(dir.path(), &output).unwrap_err().to_string();
-        assert!(error.contains("out:"), "{error}");
+        let error = self_test(dir.path(), &root).unwrap_err().to_string();
+        assert!(error.contains("out"), "{error}");
         let missing = dir.path().join("missing");
-        assert!(self_test(&missing, &output).is_err());
+        assert!(self_test(&missing, &root).is_err());
     }
 }
