@@ -222,6 +222,7 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
 }
 
 /// Folder, stem and extension of a sink's files.
+#[cfg(feature = "worker")]
 pub(crate) fn name_parts(path: &Path) -> (PathBuf, String, String) {
     let text = |name: &std::ffi::OsStr| name.to_string_lossy().into_owned();
     match (path.file_stem(), path.extension()) {

@@ -71,7 +71,6 @@ mod transfer;
 
 pub use self::core::Socket;
 pub use blocking::{Dealer, Router};
-#[cfg(feature = "sentinel")]
 pub use monitor::{Counters, DisconnectReason, Event};
 pub use options::{Options, ReconnectStop};
 pub use peers::PeerId;
