@@ -35,8 +35,10 @@ fn queue(folder: &Path, jobs: usize) -> PathBuf {
         sinks: &[],
     };
     turn.deploy(&deploy, 0).expect("deploy");
+    std::fs::write(folder.join("input"), "").expect("input");
+    let root = folder.to_str().expect("a path of text");
     let file = turn
-        .register_file("/dev", "null", 0, 0.0, "0", 0)
+        .register_file(root, "input", 0, 0.0, "0", 0)
         .expect("file");
     for _ in 0..jobs {
         turn.enqueue("small", file.version_id, 0, 0).expect("job");
