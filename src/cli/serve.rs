@@ -36,7 +36,7 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "retries",
         short: None,
         value: Some("N"),
-        help: "How often a job may lose its worker before it fails\n(default 3)",
+        help: "Retries of a job that lost its worker (default 3). Faults of\nenvironments and workers get 10, or N if that is more; 0: none",
     },
     Flag {
         long: "insecure",
