@@ -61,6 +61,12 @@ pub(super) const COMMAND: Command = Command {
             help: "Run over files that have not changed, too",
         },
         Flag {
+            long: "share-output",
+            short: None,
+            value: None,
+            help: "Publish into an output folder of another database too; the\nnames of the files then end with 8 digits of the database's ID",
+        },
+        Flag {
             long: "job-timeout",
             short: None,
             value: Some("SECONDS"),
@@ -101,6 +107,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let nowhere = Endpoint::Ipc(PathBuf::new());
     let mut worker_options = worker::Options::new(nowhere, output.clone());
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
+    worker_options.share_output = typed.has("share-output");
     start_log("error");
 
     let plugin_path = PathBuf::from(plugin_path);
@@ -270,6 +277,7 @@ fn enqueue(
         now_ms,
     )
     .map_err(failed)?;
+    turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
     let artifact = artifact_hash(&plugin.source, lockfile);
     for ((item, input), print) in items.iter_mut().zip(files).zip(&prints) {
         let Some(print) = print else {
@@ -384,6 +392,8 @@ fn work(
 const INTERRUPTED: i32 = 130;
 /// How long an output folder may seem to be in use.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// Retries after faults of the worker: somebody waits for the run, so it is over in seconds.
+const RETRIES: u32 = 3;
 /// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 

@@ -143,8 +143,8 @@ impl fmt::Display for Error {
                 database,
             } => write!(
                 f,
-                "{} holds output of database {owner}, this job is of database {database}; use \
-                 another output folder, or --share-output",
+                "{} belongs to another database; use another output folder or --share-output \
+                 (it holds output of {owner}, the job is of {database})",
                 path.display()
             ),
             Error::DatabaseName { name } => {
@@ -155,10 +155,9 @@ impl fmt::Display for Error {
             }
             Error::Copied { attempt, recorded } => write!(
                 f,
-                "{attempt} (number {}): the output folder has attempt number {recorded} of this \
-                 job already, so the database was copied or restored; give the copy an identity \
-                 of its own with casparian init --new-identity",
-                attempt.number
+                "{attempt}: its attempt {} is published already, so the database is a copy; \
+                 `casparian init --new-identity DB` gives it an identity of its own",
+                Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt } => {
                 write!(

@@ -275,7 +275,9 @@ impl Staged {
             hook(Step::Table(at))?;
             // Its own check is older than the transaction's wait.
             self.check_bar()?;
-            transaction.commit()?;
+            if !transaction.commit(is_granted)? {
+                return Ok(false);
+            }
         }
         if record.outputs.tables.is_empty() && record.outputs.files.len() > 1 {
             hook(Step::Commit)?;

@@ -37,14 +37,6 @@ pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.u
      LEFT JOIN cf_worker_session AS w ON w.worker_id = q.worker_id \
      WHERE q.status = 'RUNNING' LIMIT ?1";
 
-/// RUNNING rows of one worker.
-pub(super) const RUNNING_OF_QUERY: &str = "SELECT id, attempt FROM cf_processing_queue \
-     INDEXED BY ix_casparian_running WHERE status = 'RUNNING' AND worker_id = ?1";
-
-/// Whether a worker holds an attempt.
-pub(super) const IS_RUNNING_QUERY: &str = "SELECT 1 FROM cf_processing_queue \
-     WHERE id = ?1 AND status = 'RUNNING' AND worker_id = ?2 AND attempt = ?3";
-
 impl Store {
     /// Names of plugins with QUEUED rows, at most `limit`, by jumping from name to name in the
     /// claim's index. Rows whose name is no text belong to no plugin: they end as FAILED, in a
@@ -142,36 +134,6 @@ pub(super) fn running(connection: &Connection, limit: usize) -> Result<Vec<Runni
 }
 
 impl Turn<'_> {
-    /// True while a worker holds that very attempt.
-    pub fn is_running(&self, attempt: Attempt, worker_id: &str) -> Result<bool, Error> {
-        let mut statement = self.transaction.prepare_cached(IS_RUNNING_QUERY)?;
-        Ok(statement.exists(params![attempt.job_id, worker_id, attempt.number])?)
-    }
-
-    /// The RUNNING jobs of a worker.
-    pub fn running_of(&self, worker_id: &str) -> Result<Vec<Attempt>, Error> {
-        let mut statement = self.transaction.prepare_cached(RUNNING_OF_QUERY)?;
-        let mut rows = statement.query([worker_id])?;
-        let mut running = Vec::new();
-        while let Some(row) = rows.next()? {
-            running.push(Attempt::new(row.get(0)?, count(cell(row, 1))));
-        }
-        Ok(running)
-    }
-
-    /// The current attempt of a RUNNING job of a worker that did not send the number.
-    pub fn running_attempt(&self, job_id: i64, worker_id: &str) -> Result<Option<Attempt>, Error> {
-        let mut statement = self.transaction.prepare_cached(
-            "SELECT attempt FROM cf_processing_queue \
-             WHERE id = ?1 AND status = 'RUNNING' AND worker_id = ?2",
-        )?;
-        Ok(statement
-            .query_row(params![job_id, worker_id], |row| {
-                Ok(Attempt::new(job_id, count(cell(row, 0))))
-            })
-            .optional()?)
-    }
-
     /// Adds a job; gives its id.
     pub fn enqueue(
         &mut self,

@@ -57,6 +57,15 @@ pub struct Deployed {
 }
 
 impl Turn<'_> {
+    /// How often the plugin's jobs are retried, unless somebody has set a number.
+    pub fn set_retries(&mut self, plugin: &str, retries: u32) -> Result<(), Error> {
+        self.transaction.execute(
+            "UPDATE cf_plugin_config SET retries = coalesce(retries, ?2) WHERE plugin_name = ?1",
+            params![plugin, retries],
+        )?;
+        Ok(())
+    }
+
     /// Registers a plugin's source and makes it the one that runs.
     pub fn deploy(&mut self, deploy: &Deploy<'_>, now_ms: i64) -> Result<Deployed, Error> {
         let now = format_time(now_ms);

@@ -99,17 +99,6 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// Why a worker takes no jobs, or that it takes them again.
-    pub fn set_trouble(&mut self, worker_id: &str, trouble: Option<&str>) -> Result<(), Error> {
-        self.transaction
-            .prepare_cached(
-                "UPDATE cf_worker_session SET trouble = ?2 \
-                 WHERE worker_id = ?1 AND trouble IS NOT ?2",
-            )?
-            .execute(params![worker_id, trouble])?;
-        Ok(())
-    }
-
     /// Any peer that may connect can invent IDs, so only so many of the workers that are offline
     /// are kept; those with RUNNING jobs are.
     pub fn forget_old_workers(&mut self) -> Result<(), Error> {

@@ -45,10 +45,34 @@ pub(in crate::sink) struct Prepared {
 }
 
 impl Prepared {
-    pub(in crate::sink) fn commit(self) -> Result<(), Error> {
-        self.connection
-            .execute_batch("COMMIT")
+    /// Commits once no reader holds the database. False when the lease ended before that.
+    pub(in crate::sink) fn commit(self, is_granted: &dyn Fn() -> bool) -> Result<bool, Error> {
+        once_free(&self.connection, "COMMIT", is_granted)
             .map_err(|error| failure(&self.path, &error))
+    }
+}
+
+/// Executes a statement that other connections can keep from its lock. False when the lease ended
+/// while they did.
+fn once_free(
+    connection: &Connection,
+    statement: &str,
+    is_granted: &dyn Fn() -> bool,
+) -> Result<bool, rusqlite::Error> {
+    let until = Instant::now() + limits::SQLITE_WAIT;
+    loop {
+        match connection.execute_batch(statement) {
+            Ok(()) => return Ok(true),
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < until =>
+            {
+                if !is_granted() {
+                    return Ok(false);
+                }
+            }
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -66,20 +90,8 @@ pub(in crate::sink) fn prepare(
     connection
         .execute("ATTACH DATABASE ?1 AS staging", [read_only(stage)])
         .map_err(fail)?;
-    let until = Instant::now() + limits::SQLITE_WAIT;
-    loop {
-        match connection.execute_batch("BEGIN IMMEDIATE") {
-            Ok(()) => break,
-            Err(error)
-                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
-                    && Instant::now() < until =>
-            {
-                if !is_granted() {
-                    return Ok(None);
-                }
-            }
-            Err(error) => return Err(fail(error)),
-        }
+    if !once_free(&connection, "BEGIN IMMEDIATE", is_granted).map_err(fail)? {
+        return Ok(None);
     }
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;
     let mut tables: BTreeMap<String, Vec<&Table>> = BTreeMap::new();

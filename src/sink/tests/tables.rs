@@ -276,6 +276,43 @@ fn a_locked_database_is_waited_for_no_longer_than_the_lease() {
 }
 
 #[test]
+fn a_reader_of_the_database_is_waited_for_no_longer_than_the_lease() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    let path = fixture.path("x.db");
+    let reader = rusqlite::Connection::open(&path).unwrap();
+    let read = "BEGIN; SELECT sum(x) FROM rows";
+    reader.execute_batch(read).unwrap();
+    // A commit that waits for readers lets no new one in.
+    let is_commit_waiting = || {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.busy_timeout(std::time::Duration::ZERO).unwrap();
+        other
+            .query_row("SELECT sum(x) FROM rows", [], |_| Ok(()))
+            .is_err()
+    };
+
+    let staged = stage(&fixture.root, &of(A, 7, 2, ""), &[2]).unwrap();
+    let refused = staged.publish(&[], &|| !is_commit_waiting()).unwrap_err();
+    let Refused::NotGranted(back) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 1);
+
+    let has_waited = std::cell::Cell::new(false);
+    let is_granted = || {
+        if !has_waited.get() && is_commit_waiting() {
+            has_waited.set(true);
+            reader.execute_batch("COMMIT").unwrap();
+        }
+        true
+    };
+    back.publish(&[], &is_granted).unwrap();
+    assert!(has_waited.get());
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
+}
+
+#[test]
 fn a_database_that_is_a_link_out_of_the_root_is_refused() {
     let fixture = Fixture::new();
     let outside = tempfile::tempdir().unwrap();

@@ -16,14 +16,9 @@ fn only_the_holder_of_the_attempt_ends_a_job() {
         assert_eq!(scene.report(worker_id, attempt, &done, 0), Ended::Stale);
     }
     assert_eq!(scene.status(id), "RUNNING");
-    let turn = scene.store.begin().unwrap();
-    assert!(turn.is_running(first, "w").unwrap());
-    assert!(!turn.is_running(first, "other").unwrap());
-    assert!(!turn.is_running(Attempt::new(id, 2), "w").unwrap());
-    assert_eq!(turn.running_attempt(id, "w").unwrap(), Some(first));
-    assert_eq!(turn.running_attempt(id, "other").unwrap(), None);
-    assert_eq!(turn.running_of("w").unwrap(), [first]);
-    drop(turn);
+    let second = Attempt::new(id, 2);
+    let changed = scene.store.not_running(&[first, second]).unwrap();
+    assert_eq!(changed, [second]);
     assert_eq!(scene.release(first, 0), Ended::Queued);
     assert_eq!(scene.release(first, 0), Ended::Stale);
     let second = scene.claim(&["p"], 1).jobs[0].attempt;

@@ -1,7 +1,7 @@
 //! What the statements of the hot path cost, whatever the statistics say.
 
 use super::*;
-use crate::store::{attempts, catalogue, claim, code, queue, retry, sinks};
+use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, sinks};
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
 
@@ -15,11 +15,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (queue::NEXT_PLUGIN_QUERY, vec![text("")]),
         (queue::NEXT_PLUGIN_QUERY, vec![text("p")]),
         (queue::RUNNING_QUERY, vec![number(10)]),
-        (queue::RUNNING_OF_QUERY, vec![text("w")]),
-        (
-            queue::IS_RUNNING_QUERY,
-            vec![number(1), text("w"), number(1)],
-        ),
+        (holds::HELD_QUERY, vec![number(1), number(1)]),
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
         (claim::TAKE, {

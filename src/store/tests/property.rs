@@ -188,10 +188,9 @@ fn exercise(path: &Path, held: &[Attempt]) {
     let attempts: Vec<Attempt> = attempts
         .chain(running.iter().map(|row| row.attempt))
         .collect();
+    store.not_running(&attempts).unwrap();
     let mut turn = store.begin().unwrap();
     for (index, attempt) in attempts.iter().enumerate() {
-        turn.is_running(*attempt, "w").unwrap();
-        turn.running_attempt(attempt.job_id, "w").unwrap();
         let causes = [
             Cause::Plugin,
             Cause::Environment,
@@ -216,7 +215,6 @@ fn exercise(path: &Path, held: &[Attempt]) {
             .unwrap();
         turn.requeue(attempt.job_id, file.version_id).unwrap();
     }
-    turn.running_of("w").unwrap();
     turn.release_all("x", 10, &now(0)).unwrap();
     let worker = WorkerSession {
         worker_id: "w".into(),
@@ -229,7 +227,6 @@ fn exercise(path: &Path, held: &[Attempt]) {
     };
     turn.save_worker(&worker, DAY_MS).unwrap();
     turn.touch_workers(&["w".to_owned()], DAY_MS).unwrap();
-    turn.set_trouble("w", Some("x")).unwrap();
     turn.worker_offline("w", DAY_MS).unwrap();
     turn.forget_old_workers().unwrap();
     for source in ["class Handler: name = \"p\"", "class Handler: new = 1"] {

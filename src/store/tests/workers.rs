@@ -34,7 +34,11 @@ fn the_reason_of_waiting_is_told() {
     assert_eq!(reason(&scene, id), None);
     for trouble in [Some("its disk is full"), None] {
         let mut turn = scene.store.begin().unwrap();
-        turn.set_trouble("w-*", trouble).unwrap();
+        let session = WorkerSession {
+            trouble: trouble.map(str::to_owned),
+            ..session("*")
+        };
+        turn.save_worker(&session, DAY_MS).unwrap();
         turn.commit().unwrap();
         let told = reason(&scene, id);
         assert_eq!(
