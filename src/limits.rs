@@ -302,7 +302,7 @@ pub const LOG_READS_PER_TURN: usize = 16;
 pub const LOG_TURNS_AT_EXIT: usize = 16;
 /// Octets read from one guest's bridge per turn.
 pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
-/// An environment that could not be made is tried again after this; it doubles.
+/// An environment that could not be created is tried again after this; it doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest pause before an environment is tried again.
 pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);

@@ -392,7 +392,7 @@ fn work(
 const INTERRUPTED: i32 = 130;
 /// How long an output folder may seem to be in use.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
-/// Retries after faults of the worker: somebody waits for the run, so it is over in seconds.
+/// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
 const RETRIES: u32 = 3;
 /// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);

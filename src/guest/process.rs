@@ -115,7 +115,7 @@ impl Process {
         self.child.is_some()
     }
 
-    /// Kills the process, wherever it has gone, and the process group that it led.
+    /// Kills the process, also in another process group, and the group that it led.
     pub fn kill(&self) {
         // Fails with ESRCH once it has been reaped; then its number may be another's.
         if !self.reaped && rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
@@ -134,7 +134,7 @@ impl Process {
         poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Reaps a child of the worker once it has exited, and tells how it ended. Its group is
+    /// Reaps a child of the worker once it has exited, and returns how it ended. Its group is
     /// killed before, so the group's number cannot have become another's. None while it runs,
     /// and for a process that another one reaps.
     pub fn try_exit(&mut self) -> io::Result<Option<Exit>> {
@@ -197,7 +197,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if !self.reaped {
             self.kill();
-            // Not reaped here unless it is gone at once: a wait could last for ever.
+            // Reaped here only if it has exited already: a wait could last for ever.
             if let Err(error) = self.try_exit() {
                 log::debug!("process {}: {error}", self.id());
             }

@@ -48,7 +48,7 @@ pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Res
     let (sender, tail) = channel();
     // Not joined: a process that the tool left behind may hold the pipe for ever.
     let reader = std::thread::Builder::new().spawn(move || {
-        // Whoever waited may have gone.
+        // The receiver may be dropped.
         let _ = sender.send(stderr.map(last_lines).unwrap_or_default());
     });
     if let Err(error) = reader {

@@ -33,7 +33,7 @@ pub(crate) struct Iteration<'a> {
 pub(crate) struct Due {
     /// Rows may be queued that no claim has looked at.
     pub(crate) queue: bool,
-    /// Look for retries whose pause is over.
+    /// Find retries whose pause is over.
     pub(crate) retries: bool,
     /// Another program has committed: compare what is held with the rows.
     pub(crate) holds: bool,

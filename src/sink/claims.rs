@@ -4,7 +4,7 @@
 //! An attempt writes the sinks into the file `claim` of its folder and reads those of the others
 //! then. It goes on when there is none. Two that see each other both step back, the one with the
 //! higher job withdraws its claim, and both try again for a bounded time. A claim ends with its
-//! folder: those of barred attempts and dead workers hold nobody up.
+//! folder: those of barred attempts and dead workers block no other.
 
 use std::fs;
 use std::time::{Duration, Instant};

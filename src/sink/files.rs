@@ -78,7 +78,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
     copied.map_err(|error| Error::io(to, error))
 }
 
-/// Removes a file of ours; one that is gone already is no error.
+/// Removes a file of ours; a missing one is no error.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if !is_absent(&error) => Err(Error::io(path, error)),
@@ -150,7 +150,7 @@ pub(super) fn inside(root: &Path, file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Tells mounts apart: a rename works only within one, even when two show one file system.
+/// Distinguishes mounts: a rename works only within one, even when two show one file system.
 pub(super) fn mount(folder: &Path) -> Result<u64, Error> {
     #[cfg(target_os = "linux")]
     {

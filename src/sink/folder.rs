@@ -9,7 +9,7 @@
 //!
 //! Where a sink's folder is on another mount, which renames cannot cross, a *bay* of the same
 //! name lies there, in a folder `.casparian`. The file `bays` lists them before they are created,
-//! so that whoever claims the folder finds and moves them too.
+//! so that a worker that claims the folder finds and moves them too.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -29,7 +29,7 @@ pub(super) const OLD: &str = "old";
 pub(super) struct Name {
     pub(super) database: String,
     pub(super) attempt: Attempt,
-    /// Tells runs apart that have no number.
+    /// Distinguishes runs that have no number.
     run: Option<String>,
     claimed_by: Option<String>,
 }
@@ -275,7 +275,7 @@ impl Folder {
         Ok(Some(below))
     }
 
-    /// False once somebody has claimed the folder: the attempt is barred.
+    /// False once a worker has claimed the folder: the attempt is barred.
     pub(super) fn exists(&self) -> bool {
         self.path.exists()
     }

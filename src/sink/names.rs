@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::job::{Attempt, name_parts};
 
-/// Whose a file is, as its name says it.
+/// The owner of a file, read from its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Holder {
     pub(super) job_id: i64,

@@ -95,7 +95,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             let is_known = known.contains(&file.path);
             match found {
                 Some(identity) if !is_known && !name.is_numbered() => {
-                    // An old sentinel's job owns the file that its name says.
+                    // An old sentinel's job owns the file that is named after it.
                     let (path, identity) = (file.path.clone(), identity);
                     earlier.files.push(named_file(path, identity));
                 }

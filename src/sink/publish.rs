@@ -1,6 +1,6 @@
 //! Publishing: from staged files to visible ones.
 //!
-//! The order: earlier attempts are barred; the plan is made and checked, SQLite transactions are
+//! The order: earlier attempts are barred; the plan is created and checked, SQLite transactions are
 //! prepared; lease and bar are checked; earlier files are kept and the record is written with the
 //! intent; files are renamed and their folders synced, SQLite transactions committed; the record
 //! is written as committed, unless one rename was all; what this attempt replaces is removed.
@@ -161,7 +161,7 @@ impl Staged {
         if !matches!(carried_out, Ok(true))
             && let Err(error) = recover::undo(&self.root, &self.folder, &record)
         {
-            // A barred attempt is undone by whoever barred it.
+            // A barred attempt is undone by the worker that barred it.
             if self.folder.exists() {
                 log::error!("cannot undo {}: {error}", self.folder.name.run());
             }

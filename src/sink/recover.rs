@@ -54,7 +54,7 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
     }
 }
 
-/// After the commit: removes what the record says. Gives the URIs of what was removed.
+/// After the commit: removes what the record lists. Returns the URIs of what was removed.
 pub(super) fn finish(
     root: &Root,
     folder: &Folder,
@@ -222,7 +222,7 @@ impl Root {
         let mut folder = Folder::create(self, name)?;
         let settled = self.settle_in(job, &mut folder);
         if settled.is_err() {
-            // Its intent is finished by whoever opens the root next.
+            // Its intent is finished by the next worker that opens the root.
             folder.leave();
         }
         settled

@@ -201,7 +201,7 @@ impl Root {
         let workers = self.base.join("workers");
         let entries = fs::read_dir(&workers).map_err(|error| Error::io(&workers, error))?;
         for entry in entries.flatten() {
-            // Locked until its name is gone, so that a worker that starts does not take it.
+            // Locked until its name is removed, so that a worker that starts does not take it.
             let Ok(file) = open(&entry.path()) else {
                 continue;
             };
@@ -227,7 +227,7 @@ impl Drop for Root {
         if let Err(error) = files::remove(&path) {
             log::warn!("{error}");
         }
-        // After its name: nobody finds a free lock of a worker that ends.
+        // After its name: no worker finds a free lock of one that ends.
         let lock = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Err(error) = lock.unlock() {
             log::warn!("cannot unlock {}: {error}", path.display());
@@ -245,7 +245,7 @@ fn remove_folder(path: &Path) {
     }
 }
 
-/// Opens a file of the `.casparian` folder without waiting for anything, a FIFO's peer say.
+/// Opens a file of the `.casparian` folder without waiting, for example for a FIFO's peer.
 fn open(path: &Path) -> std::io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     fs::OpenOptions::new()

@@ -161,7 +161,7 @@ impl Turn<'_> {
         self.end(attempt, None, &end, now)
     }
 
-    /// Puts RUNNING jobs back into the queue, uncounted, whoever holds them: for a program that
+    /// Puts RUNNING jobs back into the queue, uncounted, for any worker: for a program that
     /// has the database to itself. At most `limit`; gives how many. Call it again while that many
     /// were.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {

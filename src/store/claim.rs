@@ -2,7 +2,7 @@
 //!
 //! The claim reads `ix_casparian_claim (plugin_name, priority DESC, id)` a plugin at a time and
 //! merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
-//! behind it, up to a bound for one transaction; [`Claimed::more`] says that it was reached. A
+//! behind it, up to a bound for one transaction; [`Claimed::more`] is set when it was reached. A
 //! priority that is no number (SQLite sorts it first) cannot be used.
 
 use std::cmp::Reverse;

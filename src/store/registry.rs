@@ -57,7 +57,7 @@ pub struct Deployed {
 }
 
 impl Turn<'_> {
-    /// How often the plugin's jobs are retried, unless somebody has set a number.
+    /// How often the plugin's jobs are retried, unless a number is set already.
     pub fn set_retries(&mut self, plugin: &str, retries: u32) -> Result<(), Error> {
         self.transaction.execute(
             "UPDATE cf_plugin_config SET retries = coalesce(retries, ?2) WHERE plugin_name = ?1",

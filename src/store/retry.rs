@@ -134,7 +134,7 @@ fn pause_max_ms() -> u64 {
     max.saturating_mul(12) / 10
 }
 
-/// A number that looks random and is always the same for an attempt (SplitMix64).
+/// A pseudo-random number, always the same for an attempt (SplitMix64).
 fn scramble(attempt: Attempt) -> u64 {
     let mut x = attempt.job_id.unsigned_abs() ^ attempt.number.unsigned_abs().rotate_left(32);
     x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);

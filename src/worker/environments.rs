@@ -1,6 +1,6 @@
-//! The environments a worker knows.
+//! The environments of a worker.
 //!
-//! An environment is made on a thread of its own, with a few tries. One that could not be made
+//! An environment is created on its own thread, with a few tries. One that could not be created
 //! fails its jobs until it is tried again, which a job that needs it starts once a pause that
 //! grows is over. Lockfiles are kept for that, within a bound.
 
@@ -32,7 +32,7 @@ struct Known {
     state: State,
     /// None when there was no room for it.
     lockfile: Option<Arc<str>>,
-    /// Times in a row that it could not be made, and when the next is allowed.
+    /// Times in a row that it could not be created, and when the next is allowed.
     failures: u32,
     retry_at: BootTime,
 }
@@ -70,8 +70,8 @@ impl Environments {
         }
     }
 
-    /// The state of an environment that a job needs. One that nobody asked for is looked for on
-    /// disk, the default one is made, and one that failed or has gone from the disk is made again.
+    /// The state of an environment that a job needs. One that is new here is searched for on
+    /// disk, the default one is created, and one that failed or was removed is created again.
     pub(super) fn state(&mut self, hash: &str) -> State {
         if let Some(known) = self.known.get(hash) {
             return match (&known.state, known.lockfile.clone()) {
@@ -143,7 +143,7 @@ impl Environments {
         state
     }
 
-    /// Forgets what is not being made when too many environments are known, and lockfiles of
+    /// Drops entries that are not in creation when there are too many, and lockfiles of
     /// others when they are too large together.
     fn make_room(&mut self, hash: &str, size: usize) {
         if self.known.len() >= limits::WORKER_ENVIRONMENTS_MAX {
@@ -199,7 +199,7 @@ impl Environments {
         }
     }
 
-    /// Environments that are being made are given up.
+    /// Environments in creation are given up.
     pub(super) fn cancel(&self) {
         self.cancel.store(true, Ordering::Relaxed);
     }

@@ -123,7 +123,7 @@ impl Worker {
             .collect()
     }
 
-    /// A warm interpreter is gone or does not answer. Its children go with it; those whose own
+    /// A warm interpreter has exited or does not answer. Its children go with it; those whose own
     /// end is known are decided by it. Gives what the others failed of.
     pub(super) fn warm_lost(&mut self, index: usize, reason: &str, now: BootTime) -> Failure {
         log::error!("{reason}");
@@ -190,7 +190,7 @@ impl Worker {
         }
     }
 
-    /// Looks after what no readiness comes for: interpreters that do not answer, processes that
+    /// Checks what no readiness is reported for: interpreters that do not answer, processes that
     /// were killed, the worker's own health.
     pub(super) fn tend(&mut self, now: BootTime) {
         self.leftovers.reap();

@@ -386,7 +386,7 @@ impl Worker {
             .spawn(move || {
                 let result = runtime::self_test(&folder, &root);
                 let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
-                // The loop is gone only when the whole worker stops.
+                // The loop ends only when the whole worker stops.
                 if events.send(event).is_ok()
                     && let Err(error) = waker.wake()
                 {

@@ -9,7 +9,7 @@
 //! the others stay usable.
 //!
 //! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
-//! [`Health::poll_test`] says so, and reports it by [`Health::handle_test`].
+//! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;

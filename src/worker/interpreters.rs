@@ -249,7 +249,7 @@ impl Interpreters {
                 format!("the environment's interpreter does not start: {reason}"),
             )
         };
-        // What a suspect does to its own interpreter says nothing of its environment.
+        // A suspect's damage to its own interpreter does not concern its environment.
         if !(alone && ready) {
             self.count_loss(&hash, failure.clone(), now);
         }

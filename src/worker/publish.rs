@@ -22,7 +22,7 @@ impl Worker {
         }
     }
 
-    /// A slot is free for the next job as soon as its output is staged and its process gone.
+    /// A slot is free for the next job as soon as its output is staged and its process has exited.
     fn leave_slots(&mut self, now: BootTime) {
         let mut left = false;
         for index in 0..self.slots.len() {

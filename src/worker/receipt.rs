@@ -60,7 +60,7 @@ impl Run {
             put("start_ms", ms(self.started_at, connected));
             put("run_ms", ms(self.connected_at, now));
         }
-        // Of a process that the worker reaps only the process itself can say its last peak.
+        // Only a process itself can report its last peak when the worker reaps it.
         let rss = self.rss_max_bytes.max(summary.rss_max_bytes);
         if rss > 0 {
             put("plugin_rss_max_bytes", count(rss));
@@ -78,7 +78,7 @@ impl Run {
         metrics
     }
 
-    /// The failure with what the process printed last, when the failure does not say it itself.
+    /// The failure with what the process printed last, unless the failure contains it.
     fn describe(&self, failure: &Failure) -> String {
         let mut text = failure.message.clone();
         if let Some(exit) = &failure.exit

@@ -1,7 +1,7 @@
 //! A private folder for sockets and working directories, short enough for a socket's path.
 //!
 //! Names are never used twice: what a process that got away does in its folder touches no later
-//! job. A folder that somebody removes (a cleaner of old temporary files, say) is created again.
+//! job. A folder that is removed (for example by tmpwatch) is created again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -45,7 +45,7 @@ impl Runtime {
         Ok(runtime)
     }
 
-    /// Creates the folder again if it is gone, or what must be in it.
+    /// Creates the folder again if it is missing, or what must be in it.
     pub(super) fn ensure(&mut self) -> io::Result<()> {
         let missing = |path: &Path| !path.exists();
         if missing(&self.folder) {
@@ -106,7 +106,7 @@ impl Runtime {
         self.cleaner.empty(&trash);
     }
 
-    /// Folders whose owner's lock is free belong to nobody. One without a lock file is too young
+    /// Folders whose owner's lock is free have no owner. One without a lock file is too young
     /// to judge.
     fn sweep(&self) {
         let Some(Ok(entries)) = self.folder.parent().map(fs::read_dir) else {
@@ -145,7 +145,7 @@ impl Drop for Runtime {
     }
 }
 
-/// An existing lock file. It may be a FIFO that somebody put there.
+/// An existing lock file. It may be a FIFO.
 fn open_lock(path: &Path) -> io::Result<fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;

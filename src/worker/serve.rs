@@ -140,7 +140,7 @@ pub struct Worker {
     pub(super) staging: Arc<Root>,
     pub(super) runtime: Runtime,
     pub(super) slots: Vec<Option<Run>>,
-    /// Jobs whose output is staged and whose plugin process is gone: they wait for a lease or are
+    /// Jobs whose output is staged and whose process has exited: they wait for a lease or are
     /// being published, and occupy no slot.
     pub(super) publishing: Vec<Run>,
     pub(super) backlog: VecDeque<Order>,

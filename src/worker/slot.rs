@@ -18,7 +18,7 @@
 //! Waiting ────────────▶ Open ──────────────────────────────▶ Ended │ Failed │ Closed
 //!                        │ exit seen: drain deadline            │ exit deadline
 //!                        ▼                                      ▼
-//!                     decided when the process is gone and the bridge is not open
+//!                     decided when the process has exited and the bridge is not open
 //! ```
 
 mod verdict;
@@ -106,11 +106,11 @@ pub struct Slot {
     connect_deadline: Option<BootTime>,
     /// The process must be over, and its output complete on disk.
     job_deadline: Option<BootTime>,
-    /// The bridge is over, so the process must be gone.
+    /// The bridge is closed, so the process must exit.
     exit_deadline: Option<BootTime>,
-    /// The process is gone, so the bridge must be over.
+    /// The process has exited, so the bridge must close.
     drain_deadline: Option<BootTime>,
-    /// The process has exited; whoever reaps it must say how, or this counts.
+    /// The process has exited; its reaper must report how, or this counts.
     unreaped: Option<(BootTime, Exit)>,
     job_timeout: Duration,
     concluded: bool,
@@ -118,7 +118,7 @@ pub struct Slot {
 
 impl Slot {
     /// A job that waits for its environment. Its time-out counts from
-    /// [`Slot::handle_started`] to the moment when the process is gone and the output staged.
+    /// [`Slot::handle_started`] to the moment when the process has exited and the output is staged.
     pub fn new(job_timeout: Duration) -> Self {
         Slot {
             bridge: Bridge::Waiting,
@@ -194,7 +194,7 @@ impl Slot {
         self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }
 
-    /// The bridge was closed without an end of output. The exit may say why.
+    /// The bridge was closed without an end of output. The exit status may give the cause.
     pub fn handle_closed(&mut self, now: BootTime) {
         self.bridge_over(Bridge::Closed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }
@@ -231,12 +231,12 @@ impl Slot {
         self.unreaped.map(|(_, exit)| exit)
     }
 
-    /// The process is gone. Its bytes that came before may still be unread.
+    /// The process has exited. Bytes that it sent before may still be unread.
     pub fn handle_exited(&mut self, exit: Exit, now: BootTime) {
         self.gone(Ok(exit), now);
     }
 
-    /// The process is gone and how it ended will not be known.
+    /// The process has exited, and its exit status is lost.
     pub fn handle_lost(&mut self, failure: Failure, now: BootTime) {
         self.gone(Err(failure), now);
     }
@@ -328,7 +328,7 @@ impl Slot {
         self.bridge == Bridge::Open && self.failure.is_none()
     }
 
-    /// True once the process is gone or given up.
+    /// True once the process has exited or is given up.
     pub fn is_gone(&self) -> bool {
         self.process == Process::Gone
     }
@@ -461,7 +461,7 @@ impl Slot {
         }
     }
 
-    /// True when the plugin process is gone and complete output waits to be published.
+    /// True when the plugin process has exited and complete output waits to be published.
     pub fn is_staged(&self) -> bool {
         self.failure.is_none() && self.output == Output::Staged && self.process == Process::Gone
     }

@@ -171,7 +171,7 @@ fn write_job(
             message: error.to_string(),
         },
     };
-    // Output of an earlier attempt whose receipt never arrived would be nobody's.
+    // The receipt of an earlier attempt's output may never have arrived.
     let has_failed = !matches!(report, Report::Published(_));
     if has_failed
         && permit.is_valid(BootTime::now())

@@ -137,7 +137,7 @@ pub(crate) fn check(scene: &Scene, out: &Path, queued: u32) -> Verdict {
     verdict
 }
 
-/// What a COMPLETED job's visible files lack of what its receipt says.
+/// What a COMPLETED job's visible files lack of its receipt.
 fn receipt_differs(
     row: &Ended,
     id: i64,

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal};
 use crate::common::program;
 use crate::faults::Faults;
 
-/// How often waits look.
+/// Poll interval of waits.
 pub(crate) const PERIOD: Duration = Duration::from_millis(10);
 
 /// Sends a signal; a process that has ended is fine.
@@ -153,7 +153,7 @@ impl Program {
         }
     }
 
-    /// Notices its end; an end that nobody asked for is kept in `ends`.
+    /// Polls for its exit; an unexpected one is kept in `ends`.
     pub(crate) fn poll(&mut self) {
         let Some(child) = &mut self.child else { return };
         let Some(status) = child.try_wait().unwrap() else {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How often threads look at what changed.
+/// Poll interval of threads.
 const PERIOD: Duration = Duration::from_millis(20);
 
 #[derive(Default)]

@@ -147,7 +147,7 @@ class Handler(Run):
     },
 ];
 
-/// A database with plugins and jobs that nobody has queued yet.
+/// A database with plugins and jobs that are not queued yet.
 pub(crate) struct Scene {
     pub(crate) database: PathBuf,
     /// Job → its kind and the number in its input.

@@ -85,7 +85,7 @@ fn a_stopped_interpreter_is_replaced_and_its_jobs_are_innocent() {
     );
     let innocent = rig.start(&waits);
     let process = read_mark(&mark);
-    // What it has done itself is known, though nobody reaps it.
+    // What it has done itself is known, though it is not reaped.
     let stops = rig.start(&format!("os.kill(os.getppid(), signal.SIGSTOP)\n{GOOD}"));
     let receipt = rig.dispatcher.receipt(stops);
     assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
@@ -143,7 +143,7 @@ fn a_job_that_kills_its_interpreter_is_blamed_alone() {
     std::fs::write(&gate, "").unwrap();
     let receipt = rig.dispatcher.receipt(innocent);
     assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
-    // Jobs that died with another's interpreter say nothing of the worker.
+    // Jobs that died with another's interpreter do not count against the worker.
     rig.worker.signal("-TERM");
     rig.worker.wait();
     let lines = rig.worker.seen.join("\n");

@@ -1,5 +1,5 @@
 //! A minimal sentinel: it dispatches jobs to one worker and keeps their receipts as they come,
-//! so tests see what a worker says and not what becomes of it.
+//! so tests see a worker's messages and not their effect.
 
 use std::collections::BTreeMap;
 use std::path::Path;

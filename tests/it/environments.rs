@@ -201,7 +201,7 @@ fn a_uv_that_fails_once_fails_no_job() {
         assert_eq!(receipt.cause, cause, "{receipt:?}");
         if cause.is_some() {
             assert!(first_line(&receipt).contains("registry"), "{receipt:?}");
-            // No further PREPARE_ENV comes, and it is made all the same.
+            // No further PREPARE_ENV comes, and it is created all the same.
             until("the environment is tried again", || {
                 let receipt = run();
                 let done = receipt.status == JobStatus::Success;

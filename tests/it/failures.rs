@@ -1,5 +1,5 @@
 //! The reason of a failure is the plugin's own, complete and in its first line, and its cause is
-//! whoever's fault it was, in both ways to start a plugin.
+//! the right one, in both ways to start a plugin.
 
 use std::path::Path;
 
@@ -180,7 +180,7 @@ fn an_enormous_message_is_cut() {
 #[test]
 fn an_exception_group_names_its_parts() {
     let mut rig = Rig::new(&["--slots", "1", "--guest-start", "spawn"]);
-    // Python 3.11 and later have them; what they look like is what counts.
+    // Python 3.11 and later have them; only their shape matters.
     let body = "class Group(Exception):\n    exceptions = (ValueError('one'), TypeError('two'))\nraise Group('both')";
     let receipt = rig.run(body);
     let text = receipt.error_message.as_deref().unwrap();

@@ -151,7 +151,7 @@ impl Control {
     }
 }
 
-/// The serialised part of a plugin version, made when the version is new.
+/// The serialised part of a plugin version, created when the version is new.
 fn part<'a>(
     parts: &'a mut HashMap<String, (Arc<Plugin>, DispatchPart)>,
     plugin: &Arc<Plugin>,

@@ -198,7 +198,7 @@ impl Control {
         answers
     }
 
-    /// Releases what nobody may publish any more. Old workers do not ask for leases: theirs are
+    /// Releases jobs that no worker may publish now. Old workers do not ask for leases: theirs are
     /// renewed while they are connected.
     pub(super) fn expire(&mut self, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;

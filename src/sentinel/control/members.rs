@@ -361,7 +361,7 @@ impl Control {
         }
     }
 
-    /// Ends of connections may not have been reported: a worker whose connection is gone is
+    /// Ends of connections may not have been reported: a worker whose connection is closed is
     /// disconnected.
     pub fn check_connections(&mut self, is_connected: impl Fn(PeerId) -> bool, now: BootTime) {
         for worker in self.workers.values_mut() {

@@ -742,7 +742,7 @@ fn receipts_of_old_workers_end_what_they_hold_by_the_job_alone() {
     assert_eq!(control.held_count(), 1);
     control.handle_message(&from(1, b"w"), 5, conclude(None), now);
     assert_eq!(control.held_count(), 0);
-    // One that this process does not know ends what an earlier one dispatched.
+    // One of an earlier process ends what that process dispatched.
     control.inherit(Attempt::new(7, 4), "stranger", None, now);
     control.handle_message(&from(9, b"stranger"), 7, conclude(None), now);
     let ends: Vec<Attempt> = commit(&mut control)

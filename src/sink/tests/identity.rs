@@ -221,7 +221,7 @@ fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
     let inode = || fs::metadata(fixture.path("a_7.parquet")).unwrap().ino();
     let before = inode();
     // The copy runs in another worker. Its first attempt has the same number; every further one
-    // says which of its own have failed.
+    // lists which of its own have failed.
     let other = open(fixture.dir.path());
     let mut failed = Vec::new();
     for number in 1..=3 {

@@ -266,7 +266,7 @@ fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
     }
 }
 
-/// Stops without a chance to clean up: the folder is out of reach until the process is gone.
+/// Stops without a chance to clean up: the folder is out of reach until the process ends.
 fn crash(scene: &Scene) -> Option<Step> {
     let folder = scene.fixture.path(&format!(".casparian/staging/{A}.7.2"));
     let aside = scene.fixture.path("aside");

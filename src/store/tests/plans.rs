@@ -1,4 +1,4 @@
-//! What the statements of the hot path cost, whatever the statistics say.
+//! What the statements of the hot path cost with any statistics.
 
 use super::*;
 use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, sinks};

@@ -97,7 +97,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
     turn.commit().unwrap();
     assert_eq!(user(&scene), Some(crate::job::User::parse("ann")));
 
-    // Whoever is here stays, however many come and go.
+    // A connected worker stays, however many others connect and disconnect.
     let mut turn = scene.store.begin().unwrap();
     for count in 0..crate::limits::WORKER_SESSIONS_MAX + 50 {
         let worker_id = format!("x-{count}");

@@ -10,7 +10,7 @@ pub struct Failure {
     pub cause: Cause,
     /// What happened.
     pub message: String,
-    /// How the process ended, when it ended by itself and the message does not say it.
+    /// How the process ended, when it ended by itself and the message does not contain it.
     pub exit: Option<String>,
     /// It came from another job's doing: the job is given back and nothing is counted.
     pub is_innocent: bool,
