@@ -168,6 +168,13 @@ pub(super) fn requirements_lockfile(
     ))
 }
 
+fn read_lockfile(file: &Path) -> Result<String, Failure> {
+    let fail = |reason: String| failed(format!("lockfile {}: {reason}", file.display()));
+    let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
+    environment::check_lockfile(&text).map_err(fail)?;
+    Ok(text)
+}
+
 /// A file's size, modification time in seconds, and SHA-256 in hex.
 pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
     use sha2::{Digest, Sha256};
@@ -246,8 +253,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let cancel = AtomicBool::new(false);
     let mut message = |line: &str| eprintln!("{line}");
     let lockfile = match typed.path("lockfile") {
-        Some(file) if environment::is_uv_lock(&file) => std::fs::read_to_string(&file)
-            .map_err(|error| failed(format!("lockfile {}: {error}", file.display())))?,
+        Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         Some(file) => {
             let list = requirements_lockfile(&file, &path, &plugin)?;
             environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?

@@ -368,6 +368,19 @@ fn build(
     Ok(())
 }
 
+/// Refuses what is neither a requirements lockfile of ours nor a uv.lock; the error is the reason.
+pub fn check_lockfile(lockfile: &str) -> Result<(), String> {
+    if lockfile.starts_with(REQUIREMENTS_MARK) {
+        return Ok(());
+    }
+    let table: toml::Table = toml::from_str(lockfile)
+        .map_err(|error| format!("it is not a uv.lock: {}", error.message()))?;
+    match table.get("version").is_some_and(toml::Value::is_integer) {
+        true => Ok(()),
+        false => Err("it is not a uv.lock: it has no version".to_owned()),
+    }
+}
+
 struct UvLock {
     requires_python: Option<String>,
     /// Name of the package that the lockfile is of.
@@ -491,5 +504,17 @@ mod tests {
         assert_eq!(found.root.as_deref(), Some("proj"));
         assert_eq!(found.requires_python.as_deref(), Some(">=3.10"));
         assert!(uv_lock("not toml [").is_err());
+        check_lockfile(lock).unwrap();
+        check_lockfile(&requirements_lockfile(&[], None, &[])).unwrap();
+        for bad in [
+            "",
+            "pandas==2.0\n",
+            "a = 1\n",
+            "version = \"1\"\n",
+            "not toml [",
+        ] {
+            let reason = check_lockfile(bad).unwrap_err();
+            assert!(reason.starts_with("it is not a uv.lock: "), "{reason}");
+        }
     }
 }

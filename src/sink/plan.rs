@@ -9,7 +9,7 @@ use super::folder::Folder;
 use super::names::{self, Holder};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
-use super::sqlite::{Table, Target as Database};
+use super::sqlite::{self, Table, Target as Database};
 use super::{Error, Root};
 use crate::job::{Mode, Target};
 
@@ -322,6 +322,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
                 files::inside(root.path(), &real)?;
             }
         }
+        sqlite::check_file(&path)?;
         databases.entry(path).or_default().push(Table {
             name: table.clone(),
             topic: sink.topic.clone(),

@@ -167,16 +167,7 @@ impl Turn<'_> {
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
         for running in super::queue::running(&self.transaction, limit)? {
-            let end = End {
-                success: false,
-                shared: false,
-                returned: true,
-                cause: None,
-                reason: Some(reason),
-                receipt: None,
-                retries_max: 0,
-            };
-            let ended = self.end(running.attempt, None, &end, now)?;
+            let ended = self.give_back(running.attempt, reason, now)?;
             released += usize::from(ended != Ended::Stale);
         }
         Ok(released)

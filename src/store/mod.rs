@@ -337,10 +337,17 @@ fn data_version(connection: &Connection) -> Result<i64, Error> {
 }
 
 fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
-    if path.is_dir() {
+    // Opening a FIFO to read would wait for a writer.
+    if let Ok(metadata) = std::fs::metadata(path)
+        && !metadata.is_file()
+    {
+        let reason = match metadata.is_dir() {
+            true => "it is a directory",
+            false => "it is not a regular file",
+        };
         return Err(Error::Open {
             path: path.to_owned(),
-            reason: "it is a directory".to_owned(),
+            reason: reason.to_owned(),
         });
     }
     let connection =

@@ -66,6 +66,18 @@ fn a_submitted_job_runs_and_shows_its_receipt() {
     casparian_ok(&["deploy", plugin.to_str().unwrap(), "-d", database_text]);
     let ids = submit(&database, "one", &[input]);
     assert_eq!(ended(&database, ids[0])["receipt"]["metrics"]["rows"], 2);
+    let lockfile = dir.path().join("uv.lock");
+    std::fs::write(&lockfile, "pandas==2.0\n").unwrap();
+    let refused = casparian(&[
+        "deploy",
+        plugin.to_str().unwrap(),
+        "-d",
+        database_text,
+        "--lockfile",
+        lockfile.to_str().unwrap(),
+    ]);
+    let error = stderr(&refused);
+    assert!(error.contains("uv.lock: it is not a uv.lock"), "{error}");
     let table = casparian_ok(&["jobs", "-d", database_text]);
     assert!(
         table.starts_with("ID  STATUS") && table.contains("COMPLETED"),

@@ -69,6 +69,18 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
+/// Refuses what exists and is no regular file.
+pub(super) fn check_file(path: &Path) -> Result<(), Error> {
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => Err(Error::Sqlite {
+            path: path.to_owned(),
+            reason: "it is not a regular file".to_owned(),
+            cause: Cause::Operator,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// SQLite compares names of tables without regard to case.
 fn key(table: &str) -> String {
     table.to_ascii_lowercase()
@@ -124,7 +136,7 @@ impl Marks {
 
 /// Opens a database for recovery; none when it does not exist or is not one of our targets.
 fn open_existing(path: &Path) -> Result<Option<Connection>, Error> {
-    if !path.exists() {
+    if !path.is_file() {
         return Ok(None);
     }
     let fail = |error: rusqlite::Error| failure(path, &error);

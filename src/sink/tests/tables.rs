@@ -313,6 +313,23 @@ fn a_reader_of_the_database_is_waited_for_no_longer_than_the_lease() {
 }
 
 #[test]
+fn a_database_that_is_no_regular_file_is_refused_at_once() {
+    for has_earlier in [false, true] {
+        let fixture = Fixture::new();
+        let path = fixture.path("x.db");
+        if has_earlier {
+            publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+            std::fs::remove_file(&path).unwrap();
+        }
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let error = publish(&fixture.root, &of(A, 7, 2, ""), &[1]).unwrap_err();
+        assert_eq!(error.cause(), crate::job::Cause::Operator, "{error}");
+        assert!(error.to_string().contains("not a regular file"), "{error}");
+    }
+}
+
+#[test]
 fn a_database_that_is_a_link_out_of_the_root_is_refused() {
     let fixture = Fixture::new();
     let outside = tempfile::tempdir().unwrap();

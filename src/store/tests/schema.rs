@@ -119,16 +119,23 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
         .pragma_update(None, "user_version", 99)
         .unwrap();
     let missing = dir.path().join("missing.db");
+    let fifo = dir.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
     for (path, open, want) in [
         (&file, Open::Create, "no SQLite database"),
         (&dir.path().to_path_buf(), Open::Create, "directory"),
         (&missing, Open::Existing, "no such file"),
         (&missing.join("x"), Open::Create, "cannot open or make"),
         (&newer, Open::Create, "newer"),
+        (&fifo, Open::Create, "not a regular file"),
+        (&fifo, Open::Existing, "not a regular file"),
     ] {
         let error = Store::open(path, open).unwrap_err().to_string();
         assert!(error.contains(want) && !error.contains('\n'), "{error}");
     }
+    let error = Inspector::open(&fifo).unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
     let legacy = dir.path().join("legacy.sqlite");
     std::fs::copy(legacy_path(), &legacy).unwrap();
     let error = Inspector::open(&legacy).unwrap_err().to_string();
