@@ -160,6 +160,13 @@ pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// Leases ended per transaction.
 pub const EXPIRED_PER_TURN: usize = 1000;
+/// Ended jobs whose output is brought in line with their rows, per transaction.
+pub const SETTLED_PER_TURN: usize = 64;
+/// Such jobs that workers have at a time: a worker does one after the other.
+pub const SETTLING_MAX: usize = 256;
+/// How long a worker may take for one before another may be asked: longer than a busy disk needs,
+/// and each attempt bars the one before.
+pub const SETTLE_WAIT: Duration = Duration::from_secs(60);
 /// Different plugins with queued jobs that one turn considers.
 pub const QUEUED_PLUGINS_MAX: usize = 10_000;
 /// How long a sentinel's statement waits for another program's transaction: answers to workers

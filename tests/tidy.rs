@@ -35,6 +35,7 @@ const PURE: &[&str] = &[
     "src/job",
     "src/protocol",
     "src/sentinel/control.rs",
+    "src/sentinel/control",
     "src/worker/health.rs",
     "src/worker/slot",
     "src/worker/slot.rs",

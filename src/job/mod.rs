@@ -18,6 +18,7 @@
 
 mod attempt;
 mod receipt;
+mod settlement;
 mod sink;
 mod user;
 
@@ -26,6 +27,7 @@ use std::time::Duration;
 
 pub use attempt::Attempt;
 pub use receipt::{Cause, JobStatus, Receipt};
+pub use settlement::{SETTLED_ATTEMPT, Settlement};
 pub use sink::{Compression, Mode, Sink, SinkError, Target, default_uri, parse_uri};
 #[cfg(feature = "worker")]
 pub(crate) use sink::{hash, name_parts};

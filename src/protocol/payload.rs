@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
-use crate::job::{Attempt, Job, Lease, Plugin, Receipt, Sink, SinkError};
+use crate::job::{Attempt, Job, Lease, Plugin, Receipt, Settlement, Sink, SinkError};
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,6 +275,10 @@ pub struct Answer {
     /// receipts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abort: Vec<Attempt>,
+    /// Jobs that have ended whose output must be brought in line with their rows. Each is answered
+    /// by a receipt for its attempt: SUCCESS when that is done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settle: Vec<Settlement>,
 }
 
 /// ERR.

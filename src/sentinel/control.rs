@@ -30,11 +30,13 @@ mod exchange;
 mod exclusive;
 mod leases;
 mod members;
+mod settling;
 mod users;
 
 use exclusive::Exclusive;
 use leases::Hold;
 use members::{Contender, Worker};
+use settling::Settling;
 use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
@@ -65,6 +67,7 @@ pub struct Control {
     /// Attempts whose end is in `changes`.
     ending: HashSet<Attempt>,
     exclusive: Exclusive,
+    settling: Settling,
     changes: Vec<Change>,
     outgoing: Vec<Outgoing>,
     /// No lease runs out before.
@@ -100,6 +103,7 @@ impl Control {
             orphans: HashMap::new(),
             ending: HashSet::new(),
             exclusive: Exclusive::default(),
+            settling: Settling::default(),
             changes: Vec::new(),
             outgoing: Vec::new(),
             next_expiry: None,
@@ -302,6 +306,10 @@ impl Control {
         let Ok(job_id) = i64::try_from(job_id) else {
             return Some("a receipt for an impossible job ID");
         };
+        let is_known = self.workers.contains_key(from.routing_id);
+        if is_known && self.settled(from.routing_id, job_id, &receipt) {
+            return None;
+        }
         let Some(worker) = self.workers.get_mut(from.routing_id) else {
             if receipt.attempt.is_some() {
                 // It is sent again after IDENTIFY.

@@ -132,6 +132,7 @@ impl Scheduler {
             queue: self.queue_changed,
             retries: is_slow,
             holds: is_slow && self.holds_changed,
+            settlements: is_slow,
         };
         let mut iteration = Iteration {
             store: &mut self.store,

@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{Capabilities, Change, Control, Opening};
-use crate::job::{Attempt, Job, Receipt};
+use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{self, Claim, Completion, Ended, Now, Store, WorkerSession};
@@ -37,6 +37,8 @@ pub(crate) struct Due {
     pub(crate) retries: bool,
     /// Another program has committed: compare what is held with the rows.
     pub(crate) holds: bool,
+    /// Find ended jobs whose output a worker has to bring in line with their rows.
+    pub(crate) settlements: bool,
 }
 
 /// A job that has ended, for good, with the commit of its end.
@@ -59,6 +61,8 @@ struct Outcome {
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
     claimed: Vec<(Vec<u8>, Vec<Job>)>,
+    settlements: Vec<(Settlement, Option<String>)>,
+    settled: Vec<(Vec<u8>, Attempt, bool)>,
     ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
@@ -157,7 +161,11 @@ impl Iteration<'_> {
                 .store
                 .next_due_boot_ms(self.at)?
                 .is_some_and(|next| next <= self.at.boot_ms);
-        if changes.is_empty() && plugins.is_empty() && !retries {
+        let unsettled = match due.settlements {
+            true => self.unsettled()?,
+            false => Vec::new(),
+        };
+        if changes.is_empty() && plugins.is_empty() && !retries && unsettled.is_empty() {
             for attempt in revoked {
                 self.control.handle_revoked(attempt);
             }
@@ -189,6 +197,9 @@ impl Iteration<'_> {
                 &mut outcome,
             )?;
         }
+        for job_id in unsettled {
+            outcome.settlements.extend(turn.take_settlement(job_id)?);
+        }
         turn.commit()?;
         outcome.revoked = revoked;
         let more = outcome.queued || outcome.more || (due.queue && !looked);
@@ -200,6 +211,15 @@ impl Iteration<'_> {
     fn revoked(&mut self) -> Result<Vec<Attempt>, store::Error> {
         let held = self.control.held();
         self.store.not_running(&held)
+    }
+
+    /// Jobs that no worker was asked to settle yet.
+    fn unsettled(&mut self) -> Result<Vec<i64>, store::Error> {
+        let Some(after) = self.control.settles_after(self.now) else {
+            return Ok(Vec::new());
+        };
+        let found = self.store.unsettled(after)?;
+        Ok(self.control.to_settle(found))
     }
 
     fn absorb(&mut self, outcome: Outcome) {
@@ -221,6 +241,10 @@ impl Iteration<'_> {
             log::warn!("{attempt}: another program changed its row; its worker is stopped");
             self.control.handle_revoked(attempt);
         }
+        for (routing_id, attempt, is_done) in outcome.settled {
+            self.control.handle_settled(&routing_id, attempt, is_done);
+        }
+        self.control.handle_unsettled(outcome.settlements, self.now);
         for (routing_id, jobs) in outcome.claimed {
             self.control.handle_claimed(&routing_id, jobs, self.now);
         }
@@ -313,6 +337,24 @@ fn apply(
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.note_end(attempt.job_id, ended, Some(receipt), None);
             outcome.ended.push((routing_id.clone(), *attempt));
+        }
+        Change::Settled {
+            routing_id,
+            attempt,
+            receipt,
+        } => {
+            let is_done = receipt.status == JobStatus::Success;
+            let reason = receipt.error_message.as_deref().unwrap_or("");
+            if turn.settle(*attempt, receipt, at)? {
+                log::info!("job {}: completed: its output was there", attempt.job_id);
+            } else if !is_done {
+                log::warn!(
+                    "job {}: its output is not settled: {reason}",
+                    attempt.job_id
+                );
+            }
+            let report = (routing_id.clone(), *attempt, is_done);
+            outcome.settled.push(report);
         }
         Change::Release {
             attempt,

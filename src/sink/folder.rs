@@ -38,12 +38,7 @@ impl Name {
     /// The name for a job's attempt. The database's UUID comes from outside.
     pub(super) fn new(job: &Job, root: &Root) -> Result<Self, Error> {
         match &job.database {
-            Some(database) if job.attempt.is_numbered() => Ok(Name {
-                database: checked(database)?,
-                attempt: job.attempt,
-                run: None,
-                claimed_by: None,
-            }),
+            Some(database) if job.attempt.is_numbered() => Self::numbered(database, job.attempt),
             _ => Ok(Name {
                 database: OLD.to_owned(),
                 attempt: Attempt::new(job.attempt.job_id, 0),
@@ -51,6 +46,16 @@ impl Name {
                 claimed_by: None,
             }),
         }
+    }
+
+    /// The name for an attempt of a job of a database.
+    pub(super) fn numbered(database: &str, attempt: Attempt) -> Result<Self, Error> {
+        Ok(Name {
+            database: checked(database)?,
+            attempt,
+            run: None,
+            claimed_by: None,
+        })
     }
 
     fn parse(text: &str) -> Option<Self> {

@@ -17,7 +17,8 @@
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
 //! Files: `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`; `output`, `columns`, `parquet`, `sqlite` (writing).
+//! journal), `plan`, `publish`, `recover`, `settle`;
+//! `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
 //! protocol.
@@ -47,6 +48,7 @@ mod publish;
 mod record;
 mod recover;
 mod root;
+mod settle;
 mod sqlite;
 
 pub use error::{Error, Refused, raise_descriptor_limit};

@@ -17,7 +17,7 @@ use super::output::STAGE;
 use super::plan::{self, Plan};
 use super::record::{FileOutput, Record, State};
 use super::sqlite::{self, Prepared};
-use super::{Error, Refused, Root, claims, names, recover};
+use super::{Error, Refused, Root, claims, recover};
 use crate::job::{Attempt, Job, Mode, Target};
 
 /// What a job published to one sink.
@@ -182,7 +182,7 @@ impl Staged {
             });
         }
         Ok(Some(Published {
-            artifacts: self.artifacts(&record),
+            artifacts: record.artifacts(&self.root),
             removed,
         }))
     }
@@ -288,22 +288,6 @@ impl Staged {
             }
         }
         Ok(true)
-    }
-
-    fn artifacts(&self, record: &Record) -> Vec<Artifact> {
-        let files = record.outputs.files.iter().map(|file| Artifact {
-            topic: file.topic.clone(),
-            uri: names::file_uri(&self.root.path().join(&file.path)),
-            rows: file.rows,
-            size_bytes: file.identity.size,
-        });
-        let tables = record.outputs.tables.iter().map(|table| Artifact {
-            topic: table.topic.clone(),
-            uri: names::table_uri(table.database.as_ref(), &table.table),
-            rows: table.rows,
-            size_bytes: 0,
-        });
-        files.chain(tables).collect()
     }
 }
 

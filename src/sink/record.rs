@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
-use super::{Error, Root, sqlite};
+use super::{Artifact, Error, Root, names, sqlite};
 
 const VERSION: u32 = 1;
 
@@ -135,6 +135,43 @@ impl Record {
             [] => Ok(true),
             _ => Ok(false),
         }
+    }
+
+    /// True when all output of a committed record is still what was published.
+    pub(super) fn stands(&self, root: &Root, name: &Name) -> Result<bool, Error> {
+        let mut name = name.clone();
+        name.attempt.number = self.attempt;
+        if self.outputs.is_empty() || !self.is_committed(root, &name)? {
+            return Ok(false);
+        }
+        for file in &self.outputs.files {
+            if files::identity(&root.path().join(&file.path))? != Some(file.identity) {
+                return Ok(false);
+            }
+        }
+        for table in &self.outputs.tables {
+            if sqlite::published_attempt(table, &name)? != Some(name.stamp()) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the record's attempt published.
+    pub(super) fn artifacts(&self, root: &Root) -> Vec<Artifact> {
+        let files = self.outputs.files.iter().map(|file| Artifact {
+            topic: file.topic.clone(),
+            uri: names::file_uri(&root.path().join(&file.path)),
+            rows: file.rows,
+            size_bytes: file.identity.size,
+        });
+        let tables = self.outputs.tables.iter().map(|table| Artifact {
+            topic: table.topic.clone(),
+            uri: names::table_uri(table.database.as_ref(), &table.table),
+            rows: table.rows,
+            size_bytes: 0,
+        });
+        files.chain(tables).collect()
     }
 
     /// What stands of the job, or may: in a record without a folder both attempts' files.

@@ -1,5 +1,5 @@
 //! Tests of the storage side: what is written (`writing`, `tables`), whose it is (`identity`), what
-//! modes do (`modes`), the fence and recovery (`fence`, `steps`), and roots (`roots`).
+//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), and roots (`roots`).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ mod fence;
 mod identity;
 mod modes;
 mod roots;
+mod settle;
 mod steps;
 mod tables;
 mod writing;

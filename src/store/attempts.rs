@@ -57,7 +57,7 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
      log_tail = coalesce(?8, log_tail), failure_cause = ?9, retry_count = ?10, infra_count = ?11, \
-     shared_count = ?15, \
+     shared_count = ?15, unsettled = ?16, \
      next_run = ?12, next_run_boot_ms = ?13, next_run_boot_id = ?14, lease_until_ms = NULL, \
      worker_id = iif(?2 IN ('COMPLETED', 'FAILED'), worker_id, NULL), \
      worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
@@ -240,6 +240,14 @@ impl Turn<'_> {
             _ => None,
         };
         let boot_id = boot_ms.map(|_| &*now.boot_id);
+        let unsettled = match ended {
+            Ended::Completed => Some(false),
+            Ended::Failed => {
+                let attempt = Attempt::new(attempt.job_id, held.attempt);
+                Some(self.is_unsettled(attempt, end.cause)?)
+            }
+            _ => None,
+        };
         let mut statement = self.transaction.prepare_cached(END)?;
         let changed = allowed(statement.execute(params![
             attempt.job_id,
@@ -257,6 +265,7 @@ impl Turn<'_> {
             boot_ms,
             boot_id,
             failures.shared,
+            unsettled,
         ]))?;
         if changed != Some(1) {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
@@ -347,7 +356,7 @@ fn held(row: &Row<'_>) -> Held {
 }
 
 /// The URIs of a receipt's artifacts, as a JSON array.
-fn uris(receipt: &Receipt) -> String {
+pub(super) fn uris(receipt: &Receipt) -> String {
     let uris: Vec<&str> = receipt
         .artifacts
         .iter()

@@ -86,7 +86,7 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
-     next_run_boot_id = NULL WHERE id = ?1 AND status = 'QUEUED'";
+     next_run_boot_id = NULL, unsettled = NULL WHERE id = ?1 AND status = 'QUEUED'";
 
 /// Earlier attempts whose final failure was reported.
 pub(super) const FAILED_QUERY: &str = "SELECT attempt FROM cf_job_attempt WHERE job_id = ?1 \
@@ -239,7 +239,7 @@ impl Turn<'_> {
     }
 
     /// Numbers of earlier attempts whose final failure was reported.
-    fn failed_attempts(&self, attempt: Attempt) -> Result<Vec<i64>, Error> {
+    pub(super) fn failed_attempts(&self, attempt: Attempt) -> Result<Vec<i64>, Error> {
         if attempt.ordinal() <= 1 {
             return Ok(Vec::new());
         }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
-use super::{Code, Error, WorkerSession, code, connect, schema};
+use super::{Code, Error, WorkerSession, code, connect, schema, settle};
 use crate::job::Attempt;
 
 /// A reading connection.
@@ -115,7 +115,8 @@ pub struct JobDetail {
     pub artifact_hash: Option<String>,
     /// The plugin's last lines.
     pub log_tail: Option<String>,
-    /// Why a QUEUED job is not running; none = it waits for a free slot.
+    /// Why a QUEUED job is not running (none = it waits for a free slot), or what an ended one
+    /// still waits for.
     pub waiting_for: Option<String>,
     /// Its attempts that have ended, the first first.
     pub attempts: Vec<AttemptRow>,
@@ -226,9 +227,17 @@ impl Inspector {
         };
         if detail.row.status == "QUEUED" {
             detail.waiting_for = self.waiting_for(&detail.row.plugin_name)?;
+        } else if self.is_unsettled(job_id)? {
+            let reason = "a worker that looks for output which an attempt may have left";
+            detail.waiting_for = Some(reason.to_owned());
         }
         detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
+    }
+
+    fn is_unsettled(&self, job_id: i64) -> Result<bool, Error> {
+        let mut statement = self.connection.prepare_cached(settle::SETTLE_QUERY)?;
+        Ok(statement.exists([job_id])?)
     }
 
     /// The attempts of a job that have ended, the first first.

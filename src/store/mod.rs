@@ -42,6 +42,7 @@ mod queue;
 mod registry;
 mod retry;
 mod schema;
+mod settle;
 mod sinks;
 mod time;
 mod value;

@@ -14,6 +14,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("sinks.sql"),
     include_str!("users.sql"),
     include_str!("attempts.sql"),
+    include_str!("settle.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may
@@ -26,6 +27,8 @@ CREATE INDEX IF NOT EXISTS ix_casparian_running
 CREATE INDEX IF NOT EXISTS ix_casparian_retry
     ON cf_processing_queue (next_run_boot_id, next_run_boot_ms)
     WHERE status = 'PENDING' AND next_run IS NOT NULL;
+CREATE INDEX IF NOT EXISTS ix_casparian_unsettled
+    ON cf_processing_queue (id) WHERE unsettled = 1;
 ";
 
 /// The version after all migrations.

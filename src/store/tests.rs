@@ -11,6 +11,7 @@ mod plans;
 mod property;
 mod registry;
 mod schema;
+mod settle;
 mod workers;
 
 const DAY_MS: i64 = 1_766_232_000_000;

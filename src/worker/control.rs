@@ -130,6 +130,7 @@ impl Worker {
             self.stop(|order| order.job.attempt == attempt, None);
         }
         self.update_permits();
+        self.settle(&answer.settle);
     }
 
     /// What the writers may do follows the leases.

@@ -1,8 +1,10 @@
 //! What threads of a worker tell its loop.
 
+use super::settling::Standing;
 use super::slot::Failure;
 use super::writer::Report;
 use crate::guest::environment::Environment;
+use crate::job::Attempt;
 
 /// Sent over one channel, followed by a wake-up.
 pub(super) enum ThreadEvent {
@@ -12,6 +14,11 @@ pub(super) enum ThreadEvent {
     Environment {
         hash: String,
         result: Result<Environment, Failure>,
+    },
+    /// A job's output is settled, or could not be.
+    Settled {
+        attempt: Attempt,
+        result: Result<Standing, String>,
     },
     /// The worker has tested itself.
     SelfTest(Result<(), String>),

@@ -235,6 +235,7 @@ impl Worker {
                     Report::Discarded => run.slot.handle_discarded(),
                 }
             }
+            ThreadEvent::Settled { attempt, result } => self.handle_settled(attempt, result),
             ThreadEvent::SelfTest(result) => {
                 if self.health.handle_test(result, now) {
                     log::info!("this worker works again");

@@ -39,6 +39,7 @@ mod publish;
 mod receipt;
 mod runtime;
 mod serve;
+mod settling;
 pub mod slot;
 mod watchdog;
 mod writer;

@@ -8,18 +8,32 @@ use super::slot::Failure;
 use crate::job::{JobStatus, Receipt};
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::sink::Artifact;
+
+/// An artifact as receipts list it.
+pub(super) fn described(artifact: &Artifact) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("topic".to_owned(), artifact.topic.clone()),
+        ("uri".to_owned(), artifact.uri.clone()),
+        ("rows".to_owned(), artifact.rows.to_string()),
+        ("size_bytes".to_owned(), artifact.size_bytes.to_string()),
+    ])
+}
+
+/// The metrics of all output together.
+pub(super) fn totals(artifacts: &[Artifact]) -> BTreeMap<String, i64> {
+    let sum = |count: fn(&Artifact) -> u64| {
+        i64::try_from(artifacts.iter().map(count).sum::<u64>()).unwrap_or(i64::MAX)
+    };
+    BTreeMap::from([
+        ("rows".to_owned(), sum(|artifact| artifact.rows)),
+        ("size_bytes".to_owned(), sum(|artifact| artifact.size_bytes)),
+    ])
+}
 
 impl Run {
     /// The receipt.
     pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
-        let artifacts = self.artifacts.iter().map(|artifact| {
-            BTreeMap::from([
-                ("topic".to_owned(), artifact.topic.clone()),
-                ("uri".to_owned(), artifact.uri.clone()),
-                ("rows".to_owned(), artifact.rows.to_string()),
-                ("size_bytes".to_owned(), artifact.size_bytes.to_string()),
-            ])
-        });
         let (log, summary) = self.log();
         Receipt {
             status: if failure.is_some() {
@@ -28,7 +42,7 @@ impl Run {
                 JobStatus::Success
             },
             metrics: self.metrics(&summary, now),
-            artifacts: artifacts.collect(),
+            artifacts: self.artifacts.iter().map(described).collect(),
             error_message: failure.map(|failure| self.describe(failure)),
             cause: failure.map(|failure| failure.cause),
             returned: false,
@@ -43,16 +57,8 @@ impl Run {
             i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
         };
         let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        let mut metrics = BTreeMap::new();
+        let mut metrics = totals(&self.artifacts);
         let mut put = |name: &str, value: i64| metrics.insert(name.to_owned(), value);
-        let rows = self.artifacts.iter().map(|artifact| artifact.rows).sum();
-        let size = self
-            .artifacts
-            .iter()
-            .map(|artifact| artifact.size_bytes)
-            .sum();
-        put("rows", count(rows));
-        put("size_bytes", count(size));
         put("batches", count(self.frames));
         put("bridge_bytes", count(self.bytes));
         put("duration_ms", ms(Some(self.dispatched_at), now));

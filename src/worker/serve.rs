@@ -17,6 +17,7 @@ use super::leases::Leases;
 use super::leftovers::Leftovers;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
+use super::settling::Settlements;
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
@@ -150,6 +151,7 @@ pub struct Worker {
     pub(super) interpreters: Interpreters,
     pub(super) leftovers: Leftovers,
     pub(super) health: Health,
+    pub(super) settlements: Settlements,
     pub(super) reports: Receiver<ThreadEvent>,
     pub(super) report_sender: Sender<ThreadEvent>,
     pub(super) waker: Arc<mio::Waker>,
@@ -219,6 +221,7 @@ impl Worker {
             interpreters: Interpreters::new(options.interpreter_start_timeout),
             leftovers: Leftovers::default(),
             health: Health::new(),
+            settlements: Settlements::default(),
             slots: (0..slots).map(|_| None).collect(),
             publishing: Vec::new(),
             leases: Leases::default(),

@@ -19,4 +19,5 @@ mod old_system;
 mod operate;
 mod run;
 mod secrets;
+mod settlement;
 mod strangers;

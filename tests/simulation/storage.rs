@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use casparian::job::Attempt;
+use casparian::job::{Attempt, Settlement};
 
 /// The steps of publishing one attempt, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,21 @@ impl Storage {
                 .exclusive_jobs
                 .iter()
                 .any(|job| *job != attempt.job_id && self.visible.contains_key(job))
+    }
+
+    /// The last step of a settlement, whose attempt must not be barred: gives the attempt whose
+    /// output stands without a receipt.
+    pub(crate) fn settle(&mut self, settlement: &Settlement) -> Option<i64> {
+        let job_id = settlement.attempt.job_id;
+        let visible = self.visible.get(&job_id).copied();
+        let silent = visible.filter(|number| *number > settlement.completed)?;
+        assert!(!settlement.failed.contains(&silent), "{settlement:?}");
+        // What took the place of output with a receipt stays: the other is gone.
+        if settlement.keep || settlement.completed > 0 {
+            return Some(silent);
+        }
+        self.visible.remove(&job_id);
+        None
     }
 
     /// Renames by path: fails when the folder was moved.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt};
+use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement};
 use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
 use casparian::reactor::BootTime;
 use casparian::worker::leases::Leases;
@@ -44,6 +44,8 @@ pub(crate) struct Worker {
     /// Published attempts whose receipts were acknowledged.
     pub(crate) acknowledged: Vec<Attempt>,
     published: BTreeSet<Attempt>,
+    /// Settlements, and whether the bar stands.
+    settlements: VecDeque<(Settlement, bool)>,
 }
 
 impl Worker {
@@ -63,6 +65,7 @@ impl Worker {
             out: Vec::new(),
             acknowledged: Vec::new(),
             published: BTreeSet::new(),
+            settlements: VecDeque::new(),
         }
     }
 
@@ -72,7 +75,8 @@ impl Worker {
 
     pub(crate) fn is_busy(&self) -> bool {
         let jobs = self.running.len() + self.publishing.len() + self.backlog.len();
-        jobs > 0 || self.leases.owed().next().is_some()
+        let settles = !self.settlements.is_empty() && !self.is_draining;
+        jobs > 0 || settles || self.leases.owed().next().is_some()
     }
 
     fn send(&mut self, job_id: u64, payload: &Payload<'_>) {
@@ -139,6 +143,9 @@ impl Worker {
                 for attempt in self.leases.handle_answer(&answer) {
                     self.stop(attempt);
                 }
+                let settlements = answer.settle.into_iter();
+                self.settlements
+                    .extend(settlements.map(|settlement| (settlement, false)));
             }
             Payload::Reload => self.connected(now),
             Payload::Err(error) if error.refused => self.is_refused = true,
@@ -223,6 +230,7 @@ impl Worker {
                 self.publishing.push(run);
             }
         }
+        self.settle(storage);
         for (attempt, receipt) in self.leases.due_receipts(now) {
             self.send(attempt.job_id as u64, &Payload::Conclude(receipt));
         }
@@ -239,6 +247,36 @@ impl Worker {
             });
             self.send(0, &payload);
         }
+    }
+
+    /// One step of a settlement.
+    fn settle(&mut self, storage: &mut Storage) {
+        let Some((settlement, is_barring)) = self.settlements.pop_front() else {
+            return;
+        };
+        let attempt = settlement.attempt;
+        let before = Attempt::new(attempt.job_id, attempt.number - 1);
+        if !is_barring {
+            storage.bar(before);
+            self.settlements.push_front((settlement, true));
+            return;
+        }
+        storage.move_folders(before);
+        if storage.is_barred(attempt) {
+            let receipt = Receipt::failed(attempt, Cause::Worker, "barred");
+            return self.conclude(attempt, receipt);
+        }
+        let standing = storage.settle(&settlement);
+        let receipt = Receipt {
+            status: JobStatus::Success,
+            attempt: Some(attempt.number),
+            metrics: standing
+                .map(|number| (SETTLED_ATTEMPT.to_owned(), number))
+                .into_iter()
+                .collect(),
+            ..Receipt::default()
+        };
+        self.conclude(attempt, receipt);
     }
 
     /// One step of a publish; false when the job is over.

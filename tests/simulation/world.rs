@@ -18,7 +18,6 @@ use crate::storage::Storage;
 use crate::worker::{Bytes, Worker};
 
 const JOBS: u64 = 6;
-const RETRIES_MAX: u32 = 3;
 const FAULTS_UNTIL_MS: u64 = 120_000;
 const END_MS: u64 = 1_200_000;
 const START_UNIX_MS: i64 = 1_766_232_000_000;
@@ -114,6 +113,7 @@ pub(crate) struct World<'a> {
     next_instance: u64,
     storage: Storage,
     jobs: u64,
+    retries_max: u32,
     /// Jobs that an operator took from their holders: only the storage keeps those apart.
     queued_by_sql: BTreeSet<i64>,
     trace: bool,
@@ -155,6 +155,8 @@ impl<'a> World<'a> {
             next_instance: 0,
             storage,
             jobs: JOBS,
+            // Jobs of one in four seeds are given up with the first loss.
+            retries_max: if random.chance(25) { 0 } else { 3 },
             queued_by_sql: BTreeSet::new(),
             trace: std::env::var_os("CASPARIAN_SIMULATION_TRACE").is_some(),
             random,
@@ -292,14 +294,20 @@ impl<'a> World<'a> {
                 ));
             }
             9 => {
-                // An operator queues a running job again.
+                // An operator queues a running job again, or cancels one.
                 if self.locked_until <= self.now_ms {
                     let job = self.random.between(1, JOBS);
-                    self.note(&format!("job {job} is queued again by SQL"));
+                    let (status, from) = match self.random.below(3) {
+                        0 | 1 => ("QUEUED", "'RUNNING'"),
+                        _ => ("SKIPPED", "'RUNNING', 'QUEUED', 'PENDING'"),
+                    };
+                    self.note(&format!("job {job} is {status} by SQL"));
                     self.queued_by_sql.insert(job as i64);
                     let _ = self.other.execute(
-                        "UPDATE cf_processing_queue SET status = 'QUEUED' \
-                         WHERE id = ?1 AND status = 'RUNNING'",
+                        &format!(
+                            "UPDATE cf_processing_queue SET status = '{status}' \
+                             WHERE id = ?1 AND status IN ({from})"
+                        ),
                         [job as i64],
                     );
                 }
@@ -483,7 +491,7 @@ impl<'a> World<'a> {
             let settings = Settings {
                 lease: Duration::from_secs(10),
                 lease_margin: Duration::from_secs(2),
-                retries_max: RETRIES_MAX,
+                retries_max: self.retries_max,
                 exclusive: false,
             };
             self.scheduler = Some(Scheduler::open(&self.path, settings, now, &at).unwrap());
@@ -656,10 +664,15 @@ impl<'a> World<'a> {
         rows.unwrap().map(Result::unwrap).collect()
     }
 
+    fn count(&self, query: &str) -> i64 {
+        self.other.query_row(query, [], |row| row.get(0)).unwrap()
+    }
+
     fn is_over(&self) -> bool {
-        let ended = |status: &str| matches!(status, "COMPLETED" | "FAILED");
+        let ended = |status: &str| matches!(status, "COMPLETED" | "FAILED" | "SKIPPED");
         self.locked_until <= self.now_ms
             && self.rows().iter().all(|(_, status, _, _)| ended(status))
+            && self.count("SELECT count(*) FROM cf_processing_queue WHERE unsettled = 1") == 0
             && !self.workers.iter().any(|(worker, _)| worker.is_busy())
     }
 
@@ -667,21 +680,23 @@ impl<'a> World<'a> {
         let rows = self.rows();
         assert_eq!(rows.len() as u64, self.jobs);
         for (job, status, attempt, _) in rows {
+            let completed = self.count(&format!(
+                "SELECT coalesce(max(attempt), 0) FROM cf_job_attempt \
+                 WHERE job_id = {job} AND status = 'COMPLETED'"
+            ));
             match status.as_str() {
-                "COMPLETED" => {
-                    let visible = self.storage.visible.get(&job);
-                    assert_eq!(
-                        visible,
-                        Some(&attempt),
-                        "job {job}: file of another attempt"
-                    );
-                }
-                "FAILED" => {}
+                "COMPLETED" => assert!(completed > 0, "job {job}"),
+                "FAILED" | "SKIPPED" => {}
                 other => panic!(
                     "job {job} is {other} after {} ms: {:#?}",
                     self.now_ms, self.scheduler
                 ),
             }
+            let visible = self.storage.visible.get(&job).copied().unwrap_or(0);
+            assert_eq!(
+                visible, completed,
+                "job {job}, {status}: the file of another attempt than the receipt"
+            );
             assert!(attempt <= 40, "job {job}: {attempt} attempts");
         }
         for (worker, _) in &self.workers {

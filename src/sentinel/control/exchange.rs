@@ -58,6 +58,15 @@ pub enum Change {
         /// How it ended.
         receipt: Box<Receipt>,
     },
+    /// A worker reports on a settlement.
+    Settled {
+        /// The worker's routing ID.
+        routing_id: Vec<u8>,
+        /// The settlement's attempt.
+        attempt: Attempt,
+        /// What it found, or why it could not.
+        receipt: Box<Receipt>,
+    },
     /// An attempt has no holder any more.
     Release {
         /// The attempt.

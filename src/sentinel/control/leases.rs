@@ -144,8 +144,8 @@ impl Control {
                 }
                 hold.sent_after = None;
                 worker.holds.push(hold);
-            } else if self.ending.iter().any(is_same) {
-                // Its receipt waits for the transaction.
+            } else if self.ending.iter().any(is_same) || self.settling.has(*listed) {
+                // Its receipt is on its way, or waits for the transaction.
             } else if worker.instance.is_some() {
                 worker.abort.push(*listed);
                 worker.answer_due = true;
@@ -185,6 +185,7 @@ impl Control {
                 publish: std::mem::take(&mut worker.publish),
                 bar: std::mem::take(&mut worker.bar),
                 abort: std::mem::take(&mut worker.abort),
+                settle: std::mem::take(&mut worker.settle),
             };
             answers.push(Outgoing {
                 peer,
@@ -284,6 +285,10 @@ impl Control {
     /// Ends are committed: new workers are told that their receipts have arrived.
     pub fn handle_ended(&mut self, routing_id: &[u8], attempt: Attempt) {
         self.ending.remove(&attempt);
+        self.acknowledge(routing_id, attempt);
+    }
+
+    pub(super) fn acknowledge(&mut self, routing_id: &[u8], attempt: Attempt) {
         if let Some(worker) = self.workers.get_mut(routing_id)
             && worker.instance.is_some()
         {

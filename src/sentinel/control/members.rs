@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::leases::{Hold, Request};
 use super::users::ANOTHERS;
 use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, cut, printable};
-use crate::job::{Attempt, User};
+use crate::job::{Attempt, Settlement, User};
 use crate::limits;
 use crate::protocol::{Identify, Payload};
 use crate::reactor::BootTime;
@@ -42,6 +42,7 @@ pub(super) struct Worker {
     pub(super) publish: Vec<Attempt>,
     pub(super) bar: Vec<Attempt>,
     pub(super) abort: Vec<Attempt>,
+    pub(super) settle: Vec<Settlement>,
     pub(super) heard_at: BootTime,
     absent_since: Option<BootTime>,
 }
@@ -318,6 +319,7 @@ impl Control {
             publish: Vec::new(),
             bar: Vec::new(),
             abort: Vec::new(),
+            settle: Vec::new(),
             heard_at: now,
             absent_since: None,
         };
@@ -416,6 +418,7 @@ impl Worker {
         self.publish.clear();
         self.bar.clear();
         self.abort.clear();
+        self.settle.clear();
         self.acknowledged.clear();
     }
 }

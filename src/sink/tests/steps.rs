@@ -7,23 +7,23 @@ use std::sync::mpsc::channel;
 use super::*;
 use crate::sink::publish::Step;
 
-type Sinks = &'static [(&'static str, &'static str)];
+pub(super) type Sinks = &'static [(&'static str, &'static str)];
 
 const FILE: (&str, &str) = ("a", "parquet://a.parquet");
 const OTHER_FILE: (&str, &str) = ("b", "parquet://set/b.parquet");
 const TABLE: (&str, &str) = ("t", "sqlite://x.db/rows");
-const FILES: &[Sinks] = &[&[FILE], &[FILE, OTHER_FILE]];
-const TABLES: &[Sinks] = &[&[TABLE], &[FILE, TABLE], &[FILE, OTHER_FILE, TABLE]];
+pub(super) const FILES: &[Sinks] = &[&[FILE], &[FILE, OTHER_FILE]];
+pub(super) const TABLES: &[Sinks] = &[&[TABLE], &[FILE, TABLE], &[FILE, OTHER_FILE, TABLE]];
 const MODES: &[&str] = &["append", "replace", "error"];
 const STEPS_MAX: usize = 20;
 
 /// What is stopped.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    mode: &'static str,
-    sinks: Sinks,
+pub(super) struct Case {
+    pub(super) mode: &'static str,
+    pub(super) sinks: Sinks,
     /// Attempt 1 has published, and its receipt has arrived.
-    has_previous: bool,
+    pub(super) has_previous: bool,
     /// The step's place in the order of steps.
     stop: usize,
 }
@@ -48,10 +48,10 @@ fn cases(sinks: &[&'static [Sinks]]) -> Vec<Case> {
 }
 
 /// A root where job 7 is about to publish and job 9 has, beside files that are none of ours.
-struct Scene {
-    fixture: Fixture,
-    case: Case,
-    previous: Vec<String>,
+pub(super) struct Scene {
+    pub(super) fixture: Fixture,
+    pub(super) case: Case,
+    pub(super) previous: Vec<String>,
 }
 
 impl Scene {
@@ -81,7 +81,7 @@ impl Scene {
         scene
     }
 
-    fn job(&self, job_id: i64, number: i64) -> Job {
+    pub(super) fn job(&self, job_id: i64, number: i64) -> Job {
         let sinks = self.case.sinks.iter();
         let sinks: Vec<_> = sinks.map(|(t, uri)| (*t, *uri, self.case.mode)).collect();
         let mut job = job(Some(A), Attempt::new(job_id, number), &sinks);
@@ -90,12 +90,12 @@ impl Scene {
     }
 
     /// The attempt that is stopped writes 2, its successor 3.
-    fn stopped(&self) -> Job {
+    pub(super) fn stopped(&self) -> Job {
         self.job(7, 2)
     }
 
     /// The value that each sink shows of a job.
-    fn shown(&self, job_id: i64) -> Vec<Option<i64>> {
+    pub(super) fn shown(&self, job_id: i64) -> Vec<Option<i64>> {
         let show = |(topic, _): &(&str, &str)| match *topic {
             "t" => self.table_value(job_id),
             topic => {
@@ -134,16 +134,16 @@ impl Scene {
         found.1
     }
 
-    fn all(&self, value: Option<i64>) -> Vec<Option<i64>> {
+    pub(super) fn all(&self, value: Option<i64>) -> Vec<Option<i64>> {
         vec![value; self.case.sinks.len()]
     }
 
-    fn before(&self) -> Vec<Option<i64>> {
+    pub(super) fn before(&self) -> Vec<Option<i64>> {
         self.all(self.case.has_previous.then_some(1))
     }
 
     /// What holds at any time.
-    fn check(&self, what: &str) {
+    pub(super) fn check(&self, what: &str) {
         let notes = fs::read_to_string(self.fixture.path("a_notes.parquet")).unwrap();
         assert_eq!(notes, "unrelated");
         let other = self.shown(9);
@@ -165,12 +165,12 @@ impl Scene {
     }
 
     /// Another worker runs the next attempt; afterwards exactly its output stands.
-    fn succeed(&self, root: &Arc<Root>) {
+    pub(super) fn succeed(&self, root: &Arc<Root>) {
         publish(root, &self.job(7, 3), &[3]).unwrap_or_else(|e| panic!("{:?}: {e}", self.case));
         self.check_success();
     }
 
-    fn check_success(&self) {
+    pub(super) fn check_success(&self) {
         self.check("successor");
         assert_eq!(self.shown(7), self.all(Some(3)), "{:?}", self.case);
         if self.case.mode == "replace" {
@@ -194,7 +194,7 @@ fn stop_here() -> Error {
 }
 
 /// Publishes the stopped attempt with an error at the step; gives the step. None: it ended first.
-fn stop(scene: &Scene, at_stop: impl Fn()) -> Option<Step> {
+pub(super) fn stop(scene: &Scene, at_stop: impl Fn()) -> Option<Step> {
     let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
     let (count, stopped) = (Cell::new(0), Cell::new(None));
     let hook = |step| {
@@ -211,11 +211,11 @@ fn stop(scene: &Scene, at_stop: impl Fn()) -> Option<Step> {
 }
 
 /// True when the output stands at a step.
-fn is_committed(step: Step) -> bool {
+pub(super) fn is_committed(step: Step) -> bool {
     matches!(step, Step::Remove | Step::Done)
 }
 
-fn each_step(sinks: &[&'static [Sinks]], run: impl Fn(Scene) -> bool) {
+pub(super) fn each_step(sinks: &[&'static [Sinks]], run: impl Fn(Scene) -> bool) {
     for case in cases(sinks) {
         let went_on = (0..STEPS_MAX).take_while(|&stop| run(Scene::new(Case { stop, ..case })));
         assert!((5..STEPS_MAX).contains(&went_on.count()), "{case:?}");
@@ -267,7 +267,7 @@ fn a_job_that_failed_for_good_shows_what_a_receipt_names() {
 }
 
 /// Stops without a chance to clean up: the folder is out of reach until the process ends.
-fn crash(scene: &Scene) -> Option<Step> {
+pub(super) fn crash(scene: &Scene) -> Option<Step> {
     let folder = scene.fixture.path(&format!(".casparian/staging/{A}.7.2"));
     let aside = scene.fixture.path("aside");
     let step = stop(scene, || fs::rename(&folder, &aside).unwrap())?;
@@ -311,33 +311,44 @@ fn a_successor_of_a_dead_worker_replaces_what_it_left() {
     });
 }
 
+/// Publishes the stopped attempt, paused at the step while `meanwhile` runs; gives the step and how
+/// it went on. None: it ended first.
+pub(super) fn pause(
+    scene: &Scene,
+    meanwhile: impl FnOnce(Step),
+) -> Option<(Step, Result<Published, Refused>)> {
+    let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
+    let (stopped, at_stop) = channel();
+    let (resume, resumed) = channel::<()>();
+    let wanted = scene.case.stop;
+    let paused = std::thread::spawn(move || {
+        let count = Cell::new(0);
+        let hook = |step| {
+            if count.replace(count.get() + 1) == wanted {
+                stopped.send(step).unwrap();
+                resumed.recv().unwrap();
+            }
+            Ok(())
+        };
+        staged.publish_by_steps(&[], &|| true, &hook)
+    });
+    let Ok(step) = at_stop.recv() else {
+        paused.join().unwrap().unwrap();
+        return None;
+    };
+    scene.check("pause");
+    meanwhile(step);
+    resume.send(()).unwrap();
+    Some((step, paused.join().unwrap()))
+}
+
 #[test]
 fn an_attempt_that_was_paused_changes_nothing_after_its_successor() {
     each_step(&[FILES], |scene| {
         let successor = open(scene.fixture.dir.path());
-        let staged = stage(&scene.fixture.root, &scene.stopped(), &[2]).unwrap();
-        let (stopped, at_stop) = channel();
-        let (resume, resumed) = channel::<()>();
-        let wanted = scene.case.stop;
-        let paused = std::thread::spawn(move || {
-            let count = Cell::new(0);
-            let hook = |step| {
-                if count.replace(count.get() + 1) == wanted {
-                    stopped.send(step).unwrap();
-                    resumed.recv().unwrap();
-                }
-                Ok(())
-            };
-            staged.publish_by_steps(&[], &|| true, &hook)
-        });
-        let Ok(step) = at_stop.recv() else {
-            paused.join().unwrap().unwrap();
+        let Some((step, result)) = pause(&scene, |_| scene.succeed(&successor)) else {
             return false;
         };
-        scene.check("pause");
-        scene.succeed(&successor);
-        resume.send(()).unwrap();
-        let result = paused.join().unwrap();
         assert!(result.is_err(), "{step:?} {result:?}");
         scene.check_success();
         // Its record is the successor's too.

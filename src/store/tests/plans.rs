@@ -1,7 +1,7 @@
 //! What the statements of the hot path cost with any statistics.
 
 use super::*;
-use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, sinks};
+use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, settle, sinks};
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
 
@@ -29,7 +29,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ),
         (attempts::HELD_QUERY, vec![number(1), text("w"), number(1)]),
         (attempts::END, {
-            let mut values = vec![Value::Null; 15];
+            let mut values = vec![Value::Null; 16];
             (values[0], values[1]) = (number(1), text("COMPLETED"));
             values
         }),
@@ -44,6 +44,9 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (retry::DUE_QUERY, start()),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
         (claim::FAILED_QUERY, vec![number(1), number(9)]),
+        (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
+        (settle::SETTLE_QUERY, vec![number(1)]),
+        (settle::WITHOUT_OUTPUT_QUERY, vec![number(1), number(0)]),
     ];
     hot.extend(retry::FOREIGN_QUERIES.map(|query| (query, start())));
     hot

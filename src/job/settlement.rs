@@ -1,0 +1,32 @@
+//! The end of a job whose last attempt may have published without a receipt.
+
+use serde::{Deserialize, Serialize};
+
+use super::Attempt;
+
+/// What a worker needs to bring the output of an ended job in line with its row: no attempt
+/// follows that would.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// The job, and a number above all its attempts, which are barred.
+    #[serde(flatten)]
+    pub attempt: Attempt,
+    /// UUID of the database, 32 hex digits.
+    pub database: String,
+    /// As in [`Job::previous`](super::Job).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<String>,
+    /// As in [`Job::failed`](super::Job).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<i64>,
+    /// The last attempt whose receipt names the output; 0 for none.
+    #[serde(default)]
+    pub completed: i64,
+    /// The job failed because its workers were lost: complete output of a later attempt stays and
+    /// completes it. Otherwise it goes.
+    #[serde(default)]
+    pub keep: bool,
+}
+
+/// The metric of a settlement's receipt that names the attempt whose output stands.
+pub const SETTLED_ATTEMPT: &str = "settled_attempt";

@@ -1,0 +1,298 @@
+//! Leases, receipts and exclusive sinks.
+
+use super::*;
+
+#[test]
+fn an_answer_renews_the_leases_of_all_that_a_worker_holds() {
+    let mut control = with_process(at(0));
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 3));
+    let seen = answers(&mut control, at(0));
+    assert_eq!((seen.len(), seen[0].1.sequence), (1, 1));
+    control.handle_claimed(
+        b"w.a",
+        vec![assignment(5, 1, ""), assignment(6, 3, "")],
+        at(1),
+    );
+    let dispatched = control.take_outgoing();
+    for message in &dispatched {
+        let (header, json) = message.encode().unwrap();
+        let view = View::decode([&header[..], &json].into_iter()).unwrap();
+        let Payload::Dispatch(dispatch) = Payload::decode(&view).unwrap() else {
+            panic!("{message:?}")
+        };
+        assert_eq!(
+            (&*dispatch.source_code, &*dispatch.file_path),
+            ("code", "/in")
+        );
+        assert_eq!(
+            (dispatch.lease_of, dispatch.lease_ms),
+            (Some(1), Some(10_000))
+        );
+    }
+    // The first lease counts from the request before it, received at 0 s.
+    control.handle_timeout(at(11));
+    assert!(released(&mut control).is_empty());
+    control.handle_message(
+        &from(1, b"w.a"),
+        0,
+        request(2, Some(1), &[first, second]),
+        at(11),
+    );
+    let seen = answers(&mut control, at(11));
+    assert_eq!(seen[0].1.leases, [first, second]);
+    assert!(
+        answers(&mut control, at(11)).is_empty(),
+        "one answer a request"
+    );
+    for (seconds, want) in [(12, 0), (22, 0), (23, 2)] {
+        control.handle_timeout(at(seconds));
+        let released = released(&mut control);
+        assert_eq!(released.len(), want, "{seconds}");
+        assert!(released.iter().all(|(_, lost)| *lost));
+    }
+}
+
+#[test]
+fn no_connection_and_no_ping_is_evidence_of_a_holder() {
+    let job = Attempt::new(5, 1);
+    // What happens after the dispatch at 0 s, when the job is released.
+    type Step = fn(&mut Control, Attempt);
+    let cases: [(&str, Step, u64); 5] = [
+        ("silent, connected", |_, _| {}, 12),
+        (
+            "disconnected",
+            |control, _| control.handle_disconnected(peer(1), b"w.a", at(1)),
+            12,
+        ),
+        (
+            "cut, back after 4 s with the job",
+            |control, job| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_timeout(at(4));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 5, &[job]), at(5));
+                assert_eq!(answers(control, at(5))[0].1.leases, [job]);
+            },
+            17,
+        ),
+        (
+            "other messages without a request",
+            |control, _| {
+                let ready = EnvReady {
+                    env_hash: "e".into(),
+                    interpreter_path: "/p".into(),
+                    cached: true,
+                };
+                control.handle_message(&from(1, b"w.a"), 0, Payload::EnvReady(ready), at(9));
+            },
+            12,
+        ),
+        (
+            "an old request again",
+            |control, job| {
+                control.handle_message(&from(1, b"w.a"), 0, request(1, None, &[job]), at(9));
+                assert!(answers(control, at(9)).is_empty());
+            },
+            12,
+        ),
+    ];
+    for (name, step, want) in cases {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+        control.take_outgoing();
+        step(&mut control, job);
+        control.take_changes();
+        control.handle_timeout(at(want - 1));
+        assert!(released(&mut control).is_empty(), "{name}: too early");
+        control.handle_timeout(at(want));
+        assert_eq!(released(&mut control), [(job, true)], "{name}");
+    }
+}
+
+#[test]
+fn a_holder_that_reports_that_it_does_not_have_a_job_gives_it_back_at_once() {
+    let job = Attempt::new(5, 1);
+    type Step = fn(&mut Control);
+    let cases: [(&str, Step, bool); 5] = [
+        (
+            "a request sent before DISPATCH arrived",
+            |control| {
+                control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[]), at(1));
+            },
+            false,
+        ),
+        (
+            "a request after a later answer arrived",
+            |control| {
+                control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[]), at(1));
+                answers(control, at(1));
+                control.handle_message(&from(1, b"w.a"), 0, request(3, Some(2), &[]), at(2));
+            },
+            true,
+        ),
+        (
+            "the same process on a new connection",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 2, &[]), at(2));
+            },
+            true,
+        ),
+        (
+            "the same process after it was reported offline",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_timeout(at(5));
+                control.handle_message(&from(2, b"w.a"), 0, introduce("a", 2, &[]), at(6));
+            },
+            true,
+        ),
+        (
+            "another process of the ID",
+            |control| {
+                control.handle_disconnected(peer(1), b"w.a", at(1));
+                control.handle_message(&from(2, b"w.b"), 0, introduce("b", 2, &[]), at(2));
+            },
+            false,
+        ),
+    ];
+    for (name, step, given_back) in cases {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+        control.take_outgoing();
+        step(&mut control);
+        let want: &[(Attempt, bool)] = if given_back { &[(job, false)] } else { &[] };
+        assert_eq!(released(&mut control), want, "{name}");
+    }
+}
+
+#[test]
+fn a_receipt_is_acknowledged_after_its_commit_and_once() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    control.take_outgoing();
+    for _ in 0..3 {
+        control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(1));
+        // The receipt is on its way to the database: the worker still lists it.
+        control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(1));
+    }
+    let seen = answers(&mut control, at(1));
+    assert!(
+        seen[0].1.acknowledged.is_empty() && seen[0].1.abort.is_empty(),
+        "{seen:?}"
+    );
+    let changes = control.take_changes();
+    control.restore_changes(changes);
+    let ends = commit(&mut control);
+    let ends = ends
+        .iter()
+        .filter(|change| matches!(change, Change::End { .. }));
+    assert_eq!(ends.count(), 1);
+    assert_eq!(answers(&mut control, at(1))[0].1.acknowledged, [job]);
+    // Sent again after the commit (the acknowledgement was lost): the database decides, and it is
+    // acknowledged again.
+    control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(2));
+    commit(&mut control);
+    assert_eq!(answers(&mut control, at(2))[0].1.acknowledged, [job]);
+}
+
+#[test]
+fn a_worker_that_lists_what_is_not_its_own_is_told_to_stop_it() {
+    let (mine, other) = (Attempt::new(5, 1), Attempt::new(9, 4));
+    let mut control = with_process(at(0));
+    control.inherit(mine, "w", None, at(0));
+    control.inherit(other, "v", None, at(0));
+    control.handle_message(&from(1, b"w.a"), 0, request(2, None, &[mine, other]), at(1));
+    let seen = answers(&mut control, at(1));
+    assert_eq!(
+        (&seen[0].1.leases[..], &seen[0].1.abort[..]),
+        (&[mine][..], &[other][..])
+    );
+    // A row that another program has changed is revoked.
+    control.handle_revoked(mine);
+    let seen = answers(&mut control, at(2));
+    assert_eq!(
+        (seen[0].1.leases.len(), &seen[0].1.abort[..]),
+        (0, &[mine][..])
+    );
+    control.handle_timeout(at(12));
+    assert_eq!(
+        released(&mut control),
+        [(other, true)],
+        "a whole lease from the start"
+    );
+}
+
+#[test]
+fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let ask = |sequence, attempt| {
+        Payload::Heartbeat(Heartbeat {
+            running: Some(vec![first, second]),
+            sequence: Some(sequence),
+            publish: vec![PublishRequest {
+                attempt,
+                exclusive: vec!["parquet://o".into()],
+            }],
+            ..Heartbeat::default()
+        })
+    };
+    for ends in ["receipt", "lease"] {
+        let mut control = with_process(at(0));
+        let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
+        control.handle_claimed(b"w.a", jobs, at(0));
+        control.handle_message(&from(1, b"w.a"), 0, ask(2, first), at(1));
+        assert_eq!(answers(&mut control, at(1))[0].1.publish, [first]);
+        assert!(!control.has_openings(at(1)), "both slots run");
+        control.handle_message(&from(1, b"w.a"), 0, ask(3, second), at(2));
+        assert!(answers(&mut control, at(2))[0].1.publish.is_empty());
+        assert_eq!(
+            control.openings(at(2))[0].free,
+            1,
+            "what waits has left its slot"
+        );
+        control.take_changes();
+        if ends == "receipt" {
+            control.handle_message(&from(1, b"w.a"), 5, conclude(Some(1)), at(3));
+            let given = answers(&mut control, at(3));
+            assert_eq!(
+                (&given[0].1.publish[..], given[0].1.bar.len()),
+                (&[second][..], 0)
+            );
+            continue;
+        }
+        // The holder's worker is paused; the other one's asks again elsewhere.
+        control.handle_timeout(at(14));
+        assert_eq!(released(&mut control).len(), 2);
+        control.handle_message(&from(2, b"v.x"), 0, introduce_as("v", "x"), at(14));
+        control.handle_claimed(b"v.x", vec![assignment(6, 2, "")], at(14));
+        let third = Attempt::new(6, 2);
+        control.handle_message(&from(2, b"v.x"), 0, ask(2, third), at(14));
+        let given = answers(&mut control, at(14));
+        let given = given.iter().find(|(to, _)| *to == peer(2)).unwrap();
+        assert_eq!(
+            (&given.1.publish[..], &given.1.bar[..]),
+            (&[third][..], &[first][..])
+        );
+    }
+}
+
+#[test]
+fn a_failing_database_bounds_what_is_kept_and_keeps_leases_alive() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    for second in 0..1000 {
+        let now = at(second);
+        control.handle_message(&from(1, b"w.a"), 0, introduce("a", second + 2, &[job]), now);
+        let payload = request(second + 3, None, &[job, Attempt::new(8, 1)]);
+        control.handle_message(&from(1, b"w.a"), 0, payload, now);
+        control.handle_timeout(now);
+        assert!(answers(&mut control, now)[0].1.leases.contains(&job));
+    }
+    let changes = control.take_changes();
+    assert!(changes.len() < 200, "{}", changes.len());
+}

@@ -1,0 +1,104 @@
+//! Workers of the old system.
+
+use super::*;
+
+#[test]
+fn old_workers_keep_their_jobs_while_they_are_connected() {
+    let now = at(0);
+    let job = Attempt::new(5, 1);
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 1, "")], now);
+    for seconds in 1..100 {
+        control.handle_timeout(at(seconds));
+    }
+    assert!(released(&mut control).is_empty());
+    control.handle_disconnected(peer(1), b"w", at(100));
+    control.handle_timeout(at(105));
+    assert!(
+        released(&mut control).is_empty(),
+        "a connection is no evidence"
+    );
+    control.handle_timeout(at(113));
+    assert_eq!(released(&mut control), [(job, true)]);
+}
+
+#[test]
+fn receipts_of_old_workers_end_what_they_hold_by_the_job_alone() {
+    let now = at(0);
+    let mut control = with_worker(1, now);
+    control.handle_claimed(b"w", vec![assignment(5, 2, "")], now);
+    // A stale one frees nothing; the database decides.
+    control.handle_message(&from(1, b"w"), 5, conclude(Some(1)), now);
+    assert_eq!(control.held_count(), 1);
+    control.handle_message(&from(1, b"w"), 5, conclude(None), now);
+    assert_eq!(control.held_count(), 0);
+    // One of an earlier process ends what that process dispatched.
+    control.inherit(Attempt::new(7, 4), "stranger", None, now);
+    control.handle_message(&from(9, b"stranger"), 7, conclude(None), now);
+    let ends: Vec<Attempt> = commit(&mut control)
+        .iter()
+        .filter_map(|change| match change {
+            Change::End { attempt, .. } => Some(*attempt),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        ends,
+        [Attempt::new(5, 1), Attempt::new(5, 2), Attempt::new(7, 4)]
+    );
+    control.handle_message(&from(1, b"w"), u64::MAX, conclude(None), now);
+    assert!(control.take_changes().is_empty(), "an impossible job ID");
+}
+
+#[test]
+fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
+    let now = at(0);
+    let mut control = control();
+    control.remember_worker(
+        "old",
+        Identify {
+            capabilities: vec!["p".into()],
+            slots: Some(2),
+            ..Identify::default()
+        },
+    );
+    control.inherit(Attempt::new(9, 2), "old", None, now);
+    control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
+    assert_eq!(
+        control.openings(now)[0].capabilities,
+        Capabilities::Plugins(vec!["p".into()])
+    );
+    assert_eq!(control.held_count(), 1);
+    control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
+    assert_eq!(kinds(&mut control), ["Reload 0"]);
+}
+
+#[test]
+fn the_last_of_two_old_connections_with_one_id_keeps_it() {
+    let now = at(0);
+    let mut control = control();
+    let named = || {
+        Payload::Identify(Identify {
+            worker_id: Some("w".into()),
+            ..Identify::default()
+        })
+    };
+    for (number, routing_id) in [(1, &b"a"[..]), (2, b"b")] {
+        let ann = Sender {
+            user: Some(user(ANN)),
+            ..from(number, routing_id)
+        };
+        assert_eq!(control.handle_message(&ann, 0, named(), now), None);
+    }
+    control.take_changes();
+    control.handle_disconnected(peer(2), b"b", now);
+    control.handle_timeout(at(4));
+    let is_offline = |change: &Change| matches!(change, Change::WorkerOffline { .. });
+    assert!(!control.take_changes().iter().any(is_offline));
+    let bob = Sender {
+        user: Some(user(BOB)),
+        ..from(3, b"c")
+    };
+    let sent = control.handle_message(&bob, 0, named(), at(4));
+    assert_eq!(sent, Some(ANOTHERS));
+}

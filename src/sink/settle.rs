@@ -1,0 +1,138 @@
+//! The end of a job that failed: its output is brought in line with its receipts.
+
+use std::path::Path;
+
+use super::folder::{Folder, Name};
+use super::record::{self, Outputs, Record, State};
+use super::{Artifact, Error, Root, names, recover};
+use crate::job::{Job, Settlement};
+
+impl Root {
+    /// The end of an attempt that failed or was aborted, after its [`JobOutput`] or [`Staged`] was
+    /// dropped; `job` is that attempt. Earlier attempts are barred, what they left unfinished is
+    /// undone, and what was published without a receipt (`job.previous` does not name it) is
+    /// removed. Gives the URIs of what was removed. It is right after every failure: only the
+    /// sentinel decides whether another attempt follows.
+    ///
+    /// [`JobOutput`]: super::JobOutput
+    /// [`Staged`]: super::Staged
+    pub fn settle_failed(&self, job: &Job) -> Result<Vec<String>, Error> {
+        let name = Name::new(job, self)?;
+        if !name.is_numbered() {
+            return Ok(Vec::new());
+        }
+        // What the attempt itself could not undo.
+        recover::recover(self, &name)?;
+        if name.attempt.ordinal() > 1 {
+            let mut before = name.attempt;
+            before.number -= 1;
+            self.bar(&name.database, before)?;
+        }
+        if record::read(self, &name)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let mut folder = Folder::create(self, name)?;
+        let settled = self.settle_in(&job.previous, &job.failed, &mut folder);
+        if settled.is_err() {
+            // Its intent is finished by the next worker that opens the root.
+            folder.leave();
+        }
+        settled
+    }
+
+    /// Brings the output of a job that has ended in line with its row: attempts before the
+    /// settlement's are barred, what they left unfinished is finished or undone, and what was
+    /// published without a receipt stays (`keep`) or goes. Gives the attempt whose output stands
+    /// without a receipt, and that output; none when there is no such output (any more).
+    ///
+    /// It stands as well, whatever `keep` says, where it took the place of output that the job's
+    /// receipt names: what was there before cannot be had again.
+    pub fn settle(&self, settlement: &Settlement) -> Result<Option<(i64, Vec<Artifact>)>, Error> {
+        let name = Name::numbered(&settlement.database, settlement.attempt)?;
+        self.ensure()?;
+        recover::recover(self, &name)?;
+        let mut before = name.attempt;
+        before.number -= 1;
+        self.bar(&name.database, before)?;
+        let is_silent = |record: &Record| {
+            let attempt = record.attempt;
+            attempt > settlement.completed && !settlement.failed.contains(&attempt)
+        };
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(None);
+        };
+        if !(settlement.keep && is_silent(&record) && record.stands(self, &name)?) {
+            let mut folder = Folder::create(self, name.clone())?;
+            let settled = self.settle_in(&settlement.previous, &settlement.failed, &mut folder);
+            if settled.is_err() {
+                folder.leave();
+            }
+            settled?;
+        }
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(None);
+        };
+        let stands = is_silent(&record) && record.stands(self, &name)?;
+        Ok(stands.then(|| (record.attempt, record.artifacts(self))))
+    }
+
+    fn settle_in(
+        &self,
+        previous: &[String],
+        failed: &[i64],
+        folder: &mut Folder,
+    ) -> Result<Vec<String>, Error> {
+        let name = folder.name.clone();
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(Vec::new());
+        };
+        // An attempt later than this one is in charge.
+        if self.is_barred(&name.database, name.attempt)? || record.attempt > name.attempt.number {
+            return Ok(Vec::new());
+        }
+        // By the number of this attempt another worker wrote it, or by that of one whose failure
+        // was reported: another copy of the database did.
+        let is_own = record.attempt == name.attempt.number;
+        if (is_own && record.worker != self.worker()) || failed.contains(&record.attempt) {
+            return Ok(Vec::new());
+        }
+        let is_named = |uri: String| previous.contains(&uri);
+        let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
+        let standing = record.standing();
+        for file in standing.files {
+            let list = match is_named(names::file_uri(&self.path().join(&file.path))) {
+                true => &mut stays.files,
+                false => &mut goes.files,
+            };
+            list.push(file);
+        }
+        for table in standing.tables {
+            let database = Path::new(&table.database);
+            let list = match is_named(names::table_uri(database, &table.table)) {
+                true => &mut stays.tables,
+                false => &mut goes.tables,
+            };
+            list.push(table);
+        }
+        if goes.is_empty() {
+            return Ok(Vec::new());
+        }
+        for file in &mut goes.files {
+            file.bay = folder.bay(Path::new(&file.path))?;
+        }
+        let previous_attempt = record.attempt;
+        let mut end = Record::intent(self, &name, stays.clone());
+        end.state = State::Committed;
+        end.removes = goes.files;
+        end.clears = goes.tables;
+        end.write(self, folder)?;
+        let removed = recover::finish(self, folder, &mut end)?;
+        let attempt = if stays.is_empty() {
+            0
+        } else {
+            previous_attempt
+        };
+        recover::put_back_record(self, folder, attempt, stays)?;
+        Ok(removed)
+    }
+}

@@ -1,0 +1,153 @@
+//! Jobs that have ended, and whose output may not be what their rows say: a worker was lost after
+//! it had published and before its receipt arrived, or another program ended the job meanwhile.
+//!
+//! Such a row has `unsettled = 1`. A worker settles its output by a [`Settlement`], which is an
+//! attempt of its own, so that it bars those before it. A row that is queued again needs none: its
+//! next attempt replaces what an earlier one left.
+
+use rusqlite::{OptionalExtension, params};
+
+use super::attempts::uris;
+use super::claim::{allowed, published};
+use super::value::{cell, count, shown};
+use super::{Error, Now, Store, Turn, format_time};
+use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
+use crate::limits;
+
+/// Rows to settle above an ID.
+pub(super) const UNSETTLED_QUERY: &str = "SELECT id FROM cf_processing_queue \
+     INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > ?1 ORDER BY id LIMIT ?2";
+
+/// A row to settle, unless it is to run again.
+pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
+     coalesce(published, receipt) FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
+     AND status NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
+
+/// The attempt whose receipt names a job's output.
+const COMPLETED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED'";
+
+/// How many attempts above ?2 ended without output by the word of their workers.
+pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt > ?2 AND (status = 'RETURNED' OR \
+     status = 'FAILED' AND (cause IS NULL OR cause NOT IN ('lost', 'worker')))";
+
+impl Store {
+    /// IDs above `after` of jobs to settle, rising, at most [`limits::SETTLED_PER_TURN`].
+    pub fn unsettled(&self, after: i64) -> Result<Vec<i64>, Error> {
+        let mut statement = self.connection.prepare_cached(UNSETTLED_QUERY)?;
+        let limit = i64::try_from(limits::SETTLED_PER_TURN).unwrap_or(i64::MAX);
+        let ids = statement.query_map(params![after, limit], |row| row.get(0))?;
+        Ok(ids.collect::<Result<_, _>>()?)
+    }
+}
+
+impl Turn<'_> {
+    /// What a worker needs to settle a job, and the worker that had it last: it is the one that
+    /// certainly has the output's root. None when there is nothing to settle (any more).
+    pub fn take_settlement(
+        &mut self,
+        job_id: i64,
+    ) -> Result<Option<(Settlement, Option<String>)>, Error> {
+        let mut statement = self.transaction.prepare_cached(SETTLE_QUERY)?;
+        let found = statement
+            .query_row([job_id], |row| {
+                let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
+                let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
+                let (number, worker) = (count(cell(row, 0)), shown(cell(row, 3)));
+                Ok((number, keep, worker, published(cell(row, 4))))
+            })
+            .optional()?;
+        let Some((number, keep, worker, previous)) = found else {
+            return Ok(None);
+        };
+        let attempt = Attempt::new(job_id, number.saturating_add(1));
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET attempt = ?2 WHERE id = ?1 AND unsettled = 1",
+        )?;
+        if allowed(statement.execute(params![job_id, attempt.number]))? != Some(1) {
+            return Ok(None);
+        }
+        let completed = self.last_completed(job_id)?;
+        let settlement = Settlement {
+            attempt,
+            database: self.database.to_string(),
+            previous,
+            failed: self.failed_attempts(attempt)?,
+            completed,
+            keep,
+        };
+        Ok(Some((settlement, worker)))
+    }
+
+    /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was
+    /// the last to publish. A job that failed because it was lost is COMPLETED by it. Gives
+    /// whether it is; a settlement that failed, or is not the last one, changes nothing.
+    pub fn settle(
+        &mut self,
+        attempt: Attempt,
+        receipt: &Receipt,
+        now: &Now,
+    ) -> Result<bool, Error> {
+        if receipt.status != JobStatus::Success {
+            return Ok(false);
+        }
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET unsettled = 0 \
+             WHERE id = ?1 AND attempt = ?2 AND unsettled = 1",
+        )?;
+        let settled = allowed(statement.execute(params![attempt.job_id, attempt.number]))?;
+        let standing = receipt.metrics.get(SETTLED_ATTEMPT).copied();
+        let Some(standing) = standing.filter(|_| settled == Some(1)) else {
+            return Ok(false);
+        };
+        let json = serde_json::json!({
+            "status": receipt.status,
+            "metrics": receipt.metrics,
+            "artifacts": receipt.artifacts,
+        });
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1",
+        )?;
+        let parameters = params![attempt.job_id, json.to_string(), uris(receipt)];
+        allowed(statement.execute(parameters))?;
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET status = 'COMPLETED', error_message = NULL, \
+             failure_cause = NULL, result_summary = 'Success' \
+             WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'",
+        )?;
+        let completed = allowed(statement.execute([attempt.job_id]))? == Some(1);
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT INTO cf_job_attempt (job_id, attempt, ended, status) \
+             VALUES (?1, ?2, ?3, 'COMPLETED') ON CONFLICT (job_id, attempt) DO UPDATE \
+             SET status = 'COMPLETED', cause = NULL, error_message = NULL, ended = ?3",
+        )?;
+        let ended = format_time(now.unix_ms);
+        allowed(statement.execute(params![attempt.job_id, standing, ended]))?;
+        Ok(completed)
+    }
+
+    fn last_completed(&self, job_id: i64) -> Result<i64, Error> {
+        let mut statement = self.transaction.prepare_cached(COMPLETED_QUERY)?;
+        Ok(statement.query_row([job_id], |row| Ok(count(cell(row, 0))))?)
+    }
+
+    /// `unsettled` of a job that fails by an attempt: for this or an earlier attempt the word of
+    /// its worker that there is no output is missing.
+    pub(super) fn is_unsettled(
+        &self,
+        attempt: Attempt,
+        cause: Option<Cause>,
+    ) -> Result<bool, Error> {
+        if matches!(cause, Some(Cause::Lost | Cause::Worker)) {
+            return Ok(true);
+        }
+        let first = attempt.incarnation() << 32;
+        let completed = self.last_completed(attempt.job_id)?.max(first);
+        let mut statement = self.transaction.prepare_cached(WITHOUT_OUTPUT_QUERY)?;
+        let parameters = params![attempt.job_id, completed];
+        let told = statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?;
+        let before = attempt.number.saturating_sub(completed).saturating_sub(1);
+        Ok(told < before)
+    }
+}

@@ -1,0 +1,220 @@
+use super::*;
+use crate::job::{SETTLED_ATTEMPT, Settlement};
+
+impl Scene {
+    fn unsettled(&self) -> Vec<i64> {
+        self.store.unsettled(0).unwrap()
+    }
+
+    fn take_settlement(&mut self, job_id: i64) -> Option<(Settlement, Option<String>)> {
+        let mut turn = self.store.begin().unwrap();
+        let taken = turn.take_settlement(job_id).unwrap();
+        turn.commit().unwrap();
+        taken
+    }
+
+    fn settle(&mut self, attempt: Attempt, receipt: &Receipt) -> bool {
+        let mut turn = self.store.begin().unwrap();
+        let completed = turn.settle(attempt, receipt, &now(9)).unwrap();
+        turn.commit().unwrap();
+        completed
+    }
+
+    fn set_status(&self, job_id: i64, status: &str) {
+        self.sql(&format!(
+            "UPDATE cf_processing_queue SET status = '{status}' WHERE id = {job_id}"
+        ));
+    }
+
+    fn no_retries(&self) {
+        self.sql(
+            "INSERT INTO cf_plugin_config (plugin_name, retries) VALUES ('p', 0) \
+             ON CONFLICT DO UPDATE SET retries = 0",
+        );
+    }
+}
+
+fn standing(uris: &[&str], attempt: i64) -> Receipt {
+    let mut receipt = success(uris);
+    receipt.metrics.insert(SETTLED_ATTEMPT.to_owned(), attempt);
+    receipt
+}
+
+/// What ends a job whose attempt 1 was claimed.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Success,
+    Failure(Option<Cause>),
+    Loss,
+    Sql(&'static str),
+    /// The second attempt fails, and the first one was lost, given back or reported.
+    After(Option<Cause>, bool),
+    /// The second attempt fails, and another program queued the first one again.
+    AfterSql,
+    /// Lost, and cancelled while it waits.
+    LossThenSql,
+}
+
+#[test]
+fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
+    use End::*;
+    let cases = [
+        (Success, false),
+        (Failure(Some(Cause::Plugin)), false),
+        (Failure(None), false),
+        (Failure(Some(Cause::Operator)), false),
+        (Failure(Some(Cause::Environment)), false),
+        (Failure(Some(Cause::Worker)), true),
+        (Loss, true),
+        (Sql("SKIPPED"), true),
+        (Sql("FAILED"), true),
+        (Sql("COMPLETED"), true),
+        (Sql("QUEUED"), false),
+        (Sql("PENDING"), false),
+        (After(Some(Cause::Lost), false), true),
+        (After(Some(Cause::Worker), false), true),
+        (After(Some(Cause::Environment), false), false),
+        (After(None, true), false),
+        (AfterSql, true),
+        (LossThenSql, true),
+    ];
+    for (end, want) in cases {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        let again = matches!(end, After(..) | AfterSql | LossThenSql);
+        if !again {
+            scene.no_retries();
+        }
+        let first = scene.claim(&["p"], 1).jobs[0].attempt;
+        assert_eq!(scene.unsettled(), [0; 0]);
+        match end {
+            Success => drop(scene.report("w", first, &success(&[]), 0)),
+            Failure(cause) => drop(scene.report("w", first, &failure(cause, "x"), 0)),
+            Loss | LossThenSql => drop(scene.release(first, 0)),
+            Sql(status) => scene.set_status(id, status),
+            AfterSql => scene.set_status(id, "QUEUED"),
+            After(Some(Cause::Lost), _) => drop(scene.release(first, 0)),
+            After(cause, returned) => {
+                let mut receipt = failure(cause, "x");
+                receipt.returned = returned;
+                scene.report("w", first, &receipt, 0);
+                scene.set_status(id, "QUEUED");
+            }
+        }
+        match end {
+            LossThenSql => scene.set_status(id, "SKIPPED"),
+            _ if again => {
+                let second = scene.claim(&["p"], 1).jobs[0].attempt;
+                let failed = failure(Some(Cause::Plugin), "y");
+                assert_eq!(scene.report("w", second, &failed, 1), Ended::Failed);
+            }
+            _ => {}
+        }
+        let want: &[i64] = if want { &[id] } else { &[] };
+        assert_eq!(scene.unsettled(), want, "{end:?}");
+    }
+}
+
+#[test]
+fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    assert_eq!(scene.release(first, 0), Ended::Failed);
+    assert!(scene.inspect(id).waiting_for.unwrap().contains("output"));
+    let (settlement, worker) = scene.take_settlement(id).unwrap();
+    assert_eq!(worker.as_deref(), Some("w"));
+    assert_eq!(settlement.attempt, Attempt::new(id, 2));
+    assert_eq!((settlement.completed, settlement.keep), (0, true));
+    assert_eq!(settlement.database.len(), 32);
+    // Neither a report that is too late, nor a failure, nor one of an earlier settlement counts.
+    assert_eq!(
+        scene.report("w", first, &success(&["file:///x"]), 1),
+        Ended::Stale
+    );
+    assert!(!scene.settle(settlement.attempt, &failure(Some(Cause::Worker), "disk")));
+    let (again, _) = scene.take_settlement(id).unwrap();
+    assert_eq!(again.attempt.number, 3);
+    assert!(!scene.settle(settlement.attempt, &standing(&["file:///x"], 1)));
+    assert_eq!(
+        (scene.status(id).as_str(), scene.unsettled()),
+        ("FAILED", vec![id])
+    );
+    assert!(scene.settle(again.attempt, &standing(&["file:///o_1.parquet"], 1)));
+    let detail = scene.inspect(id);
+    assert_eq!(detail.row.status, "COMPLETED");
+    assert_eq!((detail.row.error_message, detail.row.cause), (None, None));
+    assert_eq!(detail.waiting_for, None);
+    assert!(detail.row.receipt.unwrap().contains("o_1.parquet"));
+    assert_eq!(detail.attempts[0].status, "COMPLETED");
+    assert_eq!(
+        (scene.unsettled(), scene.take_settlement(id)),
+        (vec![], None)
+    );
+    assert!(!scene.settle(again.attempt, &standing(&[], 1)), "once");
+    // Its next attempt comes after the settlements and replaces what the receipt names.
+    scene.set_status(id, "QUEUED");
+    let next = &scene.claim(&["p"], 1).jobs[0];
+    assert_eq!(next.attempt.number, 4);
+    assert_eq!(next.previous, ["file:///o_1.parquet"]);
+}
+
+#[test]
+fn a_job_without_output_stays_as_it_ended() {
+    for (status, cause) in [
+        ("FAILED", "lost"),
+        ("FAILED", "plugin"),
+        ("SKIPPED", "lost"),
+    ] {
+        let mut scene = Scene::new();
+        scene.no_retries();
+        let id = scene.enqueue("p", 0);
+        let first = scene.claim(&["p"], 1).jobs[0].attempt;
+        scene.release(first, 0);
+        scene.sql(&format!(
+            "UPDATE cf_processing_queue SET status = '{status}', failure_cause = '{cause}'"
+        ));
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        assert_eq!(settlement.keep, (status, cause) == ("FAILED", "lost"));
+        assert!(!scene.settle(settlement.attempt, &success(&[])));
+        assert_eq!(scene.status(id), status);
+        assert_eq!(scene.unsettled(), [0; 0]);
+    }
+    // A job that runs again is settled by its next attempt.
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.release(first, 0);
+    scene.set_status(id, "QUEUED");
+    assert_eq!(scene.take_settlement(id), None);
+    scene.claim(&["p"], 1);
+    assert_eq!(scene.unsettled(), [0; 0]);
+}
+
+#[test]
+fn output_that_took_the_place_of_a_receipts_gets_one() {
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.report("w", first, &success(&["file:///o_1.parquet"]), 0);
+    scene.set_status(id, "QUEUED");
+    scene.claim(&["p"], 1);
+    scene.set_status(id, "SKIPPED");
+    let (settlement, _) = scene.take_settlement(id).unwrap();
+    assert_eq!((settlement.completed, settlement.keep), (1, false));
+    assert_eq!(settlement.previous, ["file:///o_1.parquet"]);
+    let mut receipt = standing(&["file:///o_1.parquet"], 2);
+    receipt.metrics.insert("rows".to_owned(), 77);
+    assert!(
+        !scene.settle(settlement.attempt, &receipt),
+        "it stays cancelled"
+    );
+    let detail = scene.inspect(id);
+    assert_eq!(detail.row.status, "SKIPPED");
+    assert!(detail.row.receipt.unwrap().contains("77"));
+    assert_eq!(detail.attempts[1].status, "COMPLETED");
+    assert_eq!(scene.unsettled(), [0; 0]);
+}

@@ -1,0 +1,100 @@
+//! Brings the output of jobs that have ended in line with their rows, when the sentinel asks for
+//! it: one after the other, on a thread, because storage may not answer.
+
+use std::collections::VecDeque;
+
+use super::event::ThreadEvent;
+use super::receipt;
+use super::serve::Worker;
+use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
+use crate::limits;
+use crate::sink::Artifact;
+
+/// The attempt whose output stands without a receipt, and that output.
+pub(super) type Standing = Option<(i64, Vec<Artifact>)>;
+
+/// What is to be settled.
+#[derive(Debug, Default)]
+pub(super) struct Settlements {
+    waiting: VecDeque<Settlement>,
+    is_running: bool,
+}
+
+impl Worker {
+    /// The sentinel asks for settlements. A newer one of a job replaces an older one.
+    pub(super) fn settle(&mut self, settlements: &[Settlement]) {
+        for settlement in settlements {
+            let waiting = &mut self.settlements.waiting;
+            waiting.retain(|other| other.attempt.job_id != settlement.attempt.job_id);
+            if waiting.len() < limits::SETTLING_MAX {
+                waiting.push_back(settlement.clone());
+            }
+        }
+        self.settle_next();
+    }
+
+    fn settle_next(&mut self) {
+        if self.settlements.is_running {
+            return;
+        }
+        let Some(settlement) = self.settlements.waiting.pop_front() else {
+            return;
+        };
+        let attempt = settlement.attempt;
+        let root = self.staging.clone();
+        let (events, waker) = (self.report_sender.clone(), self.waker.clone());
+        let started = std::thread::Builder::new()
+            .name("settlement".to_owned())
+            .spawn(move || {
+                let result = root.settle(&settlement).map_err(|error| error.to_string());
+                // The loop ends only when the whole worker stops.
+                if events
+                    .send(ThreadEvent::Settled { attempt, result })
+                    .is_ok()
+                    && let Err(error) = waker.wake()
+                {
+                    log::error!("cannot wake the worker: {error}");
+                }
+            });
+        match started {
+            Ok(_) => self.settlements.is_running = true,
+            Err(error) => self.owe_settlement(attempt, Err(error.to_string())),
+        }
+    }
+
+    /// A settlement is over.
+    pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<Standing, String>) {
+        self.settlements.is_running = false;
+        self.owe_settlement(attempt, result);
+        self.settle_next();
+    }
+
+    fn owe_settlement(&mut self, attempt: Attempt, result: Result<Standing, String>) {
+        let receipt = match result {
+            Ok(standing) => settled(attempt, standing),
+            Err(reason) => {
+                log::warn!("job {}: cannot settle its output: {reason}", attempt.job_id);
+                Receipt::failed(attempt, Cause::Worker, reason)
+            }
+        };
+        self.report(attempt, true, receipt);
+    }
+}
+
+fn settled(attempt: Attempt, standing: Standing) -> Receipt {
+    let mut receipt = Receipt {
+        status: JobStatus::Success,
+        attempt: Some(attempt.number),
+        ..Receipt::default()
+    };
+    if let Some((number, artifacts)) = standing {
+        log::info!(
+            "job {}: the output of a lost attempt stands",
+            attempt.job_id
+        );
+        receipt.metrics = receipt::totals(&artifacts);
+        receipt.metrics.insert(SETTLED_ATTEMPT.to_owned(), number);
+        receipt.artifacts = artifacts.iter().map(receipt::described).collect();
+    }
+    receipt
+}

@@ -1,0 +1,142 @@
+//! A worker dies after it has published and before its receipt arrives, and no attempt follows:
+//! what is visible afterwards is what the row says.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::*;
+
+/// Its first run waits for the gate, so that the sentinel is not there when it ends.
+fn gated(gate: &Path) -> String {
+    format!(
+        "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        with open(path + '.started', 'w'): pass\n        while not os.path.exists({gate:?}):\n            time.sleep(0.01)\n        yield pa.table({{'x': [1, 2, 3]}})\n"
+    )
+}
+
+struct Scene {
+    dir: tempfile::TempDir,
+    database: PathBuf,
+    id: i64,
+}
+
+impl Scene {
+    /// Its job has published, and neither worker nor sentinel live.
+    fn published(sink: Option<&str>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = dir.path().join("gate");
+        let database = database_with(dir.path(), "gated", &gated(&gate));
+        let scene = Scene {
+            id: 1,
+            database,
+            dir,
+        };
+        if let Some(uri) = sink {
+            scene.sql(&format!(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+                 VALUES ('gated', 'output', '{uri}', 'append')"
+            ));
+        }
+        let input = scene.dir.path().join("in");
+        std::fs::write(&input, "in").unwrap();
+        assert_eq!(
+            submit(&scene.database, "gated", std::slice::from_ref(&input)),
+            [1]
+        );
+        // A lease for the time without the sentinel.
+        let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "60"]);
+        let mut worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
+        until("the plugin runs", || {
+            scene.dir.path().join("in.started").exists().then_some(())
+        });
+        sentinel.signal("-STOP");
+        std::fs::write(&gate, "").unwrap();
+        until("the output is visible", || {
+            scene.rows().filter(|rows| *rows == 3)
+        });
+        worker.kill();
+        sentinel.kill();
+        assert_eq!(job(&scene.database, 1)["status"], "RUNNING");
+        scene
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    fn sql(&self, sql: &str) {
+        let store = rusqlite::Connection::open(&self.database).unwrap();
+        store.execute_batch(sql).unwrap();
+    }
+
+    /// Visible rows of the job, in a file or a table; none where there is no table.
+    fn rows(&self) -> Option<usize> {
+        let table = self.dir.path().join("out/x.db");
+        if table.exists() {
+            let store = rusqlite::Connection::open(table).ok()?;
+            let count = "SELECT count(*) FROM rows WHERE _job_id = 1";
+            let rows: Option<u32> = store.query_row(count, [], |row| row.get(0)).ok();
+            return rows.map(|rows| rows as usize);
+        }
+        Some(3 * visible_files(&self.out()).len())
+    }
+
+    /// Starts a sentinel that gives the lost job up, and another worker; gives the job once it is
+    /// settled.
+    fn settled(&self) -> Value {
+        let (_sentinel, endpoint) = sentinel(&self.database, &["--lease", "1", "--retries", "0"]);
+        let _worker = worker(&endpoint, &self.out(), &["--worker-id", "w-2"]);
+        until("the job is settled", || {
+            let store = rusqlite::Connection::open(&self.database).unwrap();
+            let query = "SELECT 1 FROM cf_processing_queue WHERE unsettled = 0";
+            store.query_row(query, [], |_| Ok(())).ok()
+        });
+        job(&self.database, self.id)
+    }
+}
+
+#[test]
+fn a_job_that_is_given_up_as_lost_is_completed_by_its_output() {
+    for sink in [None, Some("sqlite://x.db/rows")] {
+        let scene = Scene::published(sink);
+        let done = scene.settled();
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+        assert_eq!(done["error_message"], Value::Null, "{done}");
+        let artifacts = done["receipt"]["artifacts"].as_array().unwrap();
+        assert_eq!(artifacts.len(), 1, "{done}");
+        assert_eq!(artifacts[0]["rows"], "3", "{done}");
+        let uri = artifacts[0]["uri"].as_str().unwrap();
+        match sink {
+            Some(_) => assert!(uri.ends_with("x.db/rows"), "{uri}"),
+            None => {
+                let files = visible_files(&scene.out());
+                assert_eq!(uri, format!("file://{}", files[0].display()));
+            }
+        }
+        assert_eq!(scene.rows(), Some(3));
+    }
+}
+
+#[test]
+fn a_job_that_was_cancelled_meanwhile_has_no_output() {
+    for sink in [None, Some("sqlite://x.db/rows")] {
+        let scene = Scene::published(sink);
+        scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED'");
+        let done = scene.settled();
+        assert_eq!(done["status"], "SKIPPED", "{done}");
+        assert_eq!(scene.rows(), Some(0));
+    }
+}
+
+/// Without a word of any worker: another worker's end of the job is no reason to keep the output.
+#[test]
+fn a_job_that_runs_again_replaces_its_output() {
+    let scene = Scene::published(None);
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    let done = scene.settled();
+    assert_eq!(
+        (&done["status"], &done["attempt"]),
+        (&"COMPLETED".into(), &2.into())
+    );
+    assert_eq!(scene.rows(), Some(3));
+}
