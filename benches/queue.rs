@@ -63,6 +63,7 @@ fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
                 pid: None,
                 plugins: &plugins,
                 limit: batch,
+                is_idle: true,
                 lease_until_ms: 60_000,
             },
             1,

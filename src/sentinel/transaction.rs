@@ -61,6 +61,8 @@ struct Outcome {
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
     claimed: Vec<(Vec<u8>, Vec<Job>)>,
+    /// Workers whose only job is to stay that.
+    alone: Vec<Vec<u8>>,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
     ends: Vec<JobEnd>,
@@ -248,6 +250,9 @@ impl Iteration<'_> {
         for (routing_id, jobs) in outcome.claimed {
             self.control.handle_claimed(&routing_id, jobs, self.now);
         }
+        for routing_id in outcome.alone {
+            self.control.keep_alone(&routing_id);
+        }
     }
 }
 
@@ -427,6 +432,7 @@ fn claim(
                     pid: opening.pid,
                     plugins: &plugins,
                     limit,
+                    is_idle: opening.is_idle && jobs.is_empty(),
                     lease_until_ms: at.unix_ms.saturating_add(lease_ms),
                 },
                 at.unix_ms,
@@ -437,9 +443,17 @@ fn claim(
                 outcome.note_end(failed.job_id, Ended::Failed, None, reason);
             }
             outcome.more |= claimed.more;
+            if claimed.alone {
+                let worker = &opening.worker_id;
+                log::info!("worker {worker} runs one job alone, whose workers were lost before");
+                outcome.alone.push(opening.routing_id.clone());
+            }
+            let is_done = claimed.alone || claimed.is_reserved;
             let got = claimed.jobs.len();
             jobs.extend(claimed.jobs);
-            if got == limit && jobs.len() < opening.free {
+            if is_done {
+                filled.push((opening.routing_id.clone(), jobs));
+            } else if got == limit && jobs.len() < opening.free {
                 next.push((opening, plugins, jobs));
             } else {
                 outcome.more |= got == limit;

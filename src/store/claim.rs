@@ -4,6 +4,10 @@
 //! merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
 //! behind it, up to a bound for one transaction; [`Claimed::more`] is set when it was reached. A
 //! priority that is no number (SQLite sorts it first) cannot be used.
+//!
+//! A job that has lost several workers together with others runs alone: an idle worker takes it and
+//! nothing else. Where none is idle, one worker gets nothing more until it is; the others go on
+//! behind the job.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -14,7 +18,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, params};
 
 use super::code::PluginCode;
-use super::value::{Malformed, cell, integer, malformed, needed, text};
+use super::value::{Malformed, cell, count, integer, malformed, needed, text};
 use super::{Code, Error, Turn, format_time, sinks};
 use crate::job::{Attempt, Cause, Job, Sink};
 use crate::limits;
@@ -32,6 +36,8 @@ pub struct Claim<'a> {
     pub plugins: &'a [String],
     /// Jobs at most.
     pub limit: usize,
+    /// The worker holds no job.
+    pub is_idle: bool,
     /// End of the first lease, milliseconds since the epoch; for display only.
     pub lease_until_ms: i64,
 }
@@ -54,6 +60,10 @@ pub struct Claimed {
     pub unresolved: Vec<Unresolved>,
     /// So many rows could not be used that the rest is left for the next transaction.
     pub more: bool,
+    /// The job is the only one that its worker may have.
+    pub alone: bool,
+    /// The worker gets nothing more in this transaction, so that it becomes idle.
+    pub is_reserved: bool,
 }
 
 /// The order of the queue: highest priority first (none last), then lowest id.
@@ -66,10 +76,12 @@ struct Candidate {
     plugin: usize,
     /// Why it cannot be used, where that is known.
     malformed: Option<Malformed>,
+    /// It must not have neighbours.
+    runs_alone: bool,
 }
 
 /// The claim's range of one plugin.
-pub(super) const CLAIM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
+pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_processing_queue \
      INDEXED BY ix_casparian_claim \
      WHERE status = 'QUEUED' AND plugin_name = ?1 ORDER BY priority DESC, id LIMIT ?2";
 
@@ -118,11 +130,11 @@ impl Turn<'_> {
             }
         }
         let mut claimed = Claimed::default();
-        // Rows that could not even be ended.
+        // Rows that could not even be ended, and those that another worker is emptied for.
         let mut skipped: HashSet<i64> = HashSet::new();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
-            let mut unusable = false;
+            let mut look_again = false;
             let mut heap = self.candidates(&codes, want.saturating_add(skipped.len()))?;
             while claimed.jobs.len() < claim.limit
                 && let Some(Reverse(candidate)) = heap.pop()
@@ -132,6 +144,16 @@ impl Turn<'_> {
                     continue;
                 };
                 if skipped.contains(&job_id) {
+                    continue;
+                }
+                let alone = candidate.runs_alone;
+                if alone && !(claim.is_idle && claimed.jobs.is_empty()) {
+                    if self.reserved.insert(job_id) {
+                        claimed.is_reserved = true;
+                        return Ok(claimed);
+                    }
+                    skipped.insert(job_id);
+                    look_again = true;
                     continue;
                 }
                 if self.unusable_left == 0 {
@@ -146,6 +168,10 @@ impl Turn<'_> {
                     Ok(resolved) => match self.take(job_id, claim, code, resolved, now_ms)? {
                         Some(job) => {
                             claimed.jobs.push(job);
+                            claimed.alone = alone;
+                            if alone {
+                                return Ok(claimed);
+                            }
                             continue;
                         }
                         None => {
@@ -155,14 +181,14 @@ impl Turn<'_> {
                     },
                     Err(reason) => reason,
                 };
-                unusable = true;
+                look_again = true;
                 self.unusable_left -= 1;
                 if !self.fail(job_id, &reason, now_ms)? {
                     skipped.insert(job_id);
                 }
                 claimed.unresolved.push(Unresolved { job_id, reason });
             }
-            if !unusable {
+            if !look_again {
                 break;
             }
         }
@@ -196,6 +222,7 @@ impl Turn<'_> {
                     rank: (Reverse(priority), job_id),
                     plugin,
                     malformed,
+                    runs_alone: count(cell(row, 2)) >= limits::SHARED_LOSSES_TOGETHER,
                 }));
             }
         }

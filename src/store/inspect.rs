@@ -8,6 +8,7 @@ use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
 use super::{Code, Error, WorkerSession, code, connect, schema, settle};
 use crate::job::Attempt;
+use crate::limits;
 
 /// A reading connection.
 pub struct Inspector {
@@ -127,7 +128,7 @@ const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, q.status, q.priority, \
      q.attempt, q.worker_id, q.claim_time, q.end_time, q.error_message, q.receipt, \
      q.next_run, q.failure_cause, \
      q.file_version_id, q.config_overrides, q.retry_count, q.infra_count, q.result_summary, \
-     q.artifact_hash, q.log_tail FROM cf_processing_queue q \
+     q.artifact_hash, q.log_tail, q.shared_count FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id";
@@ -220,13 +221,19 @@ impl Inspector {
         let query = format!("{JOB_COLUMNS} WHERE q.id = ?1");
         let detail = self
             .connection
-            .query_row(&query, [job_id], job_detail)
+            .query_row(&query, [job_id], |row| {
+                Ok((job_detail(row)?, count(cell(row, 20))))
+            })
             .optional()?;
-        let Some(mut detail) = detail else {
+        let Some((mut detail, shared)) = detail else {
             return Ok(None);
         };
         if detail.row.status == "QUEUED" {
             detail.waiting_for = self.waiting_for(&detail.row.plugin_name)?;
+            if detail.waiting_for.is_none() && shared >= limits::SHARED_LOSSES_TOGETHER {
+                let reason = "a worker without other jobs: it was lost with others before";
+                detail.waiting_for = Some(reason.to_owned());
+            }
         } else if self.is_unsettled(job_id)? {
             let reason = "a worker that looks for output which an attempt may have left";
             detail.waiting_for = Some(reason.to_owned());

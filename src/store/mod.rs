@@ -48,7 +48,7 @@ mod time;
 mod value;
 mod workers;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -245,6 +245,8 @@ pub struct Turn<'a> {
     database: &'a Arc<str>,
     /// Rows that may still be ended because they cannot be used.
     unusable_left: usize,
+    /// Jobs that are to run alone and that a worker is emptied for.
+    reserved: HashSet<i64>,
 }
 
 impl Store {
@@ -297,6 +299,7 @@ impl Store {
             cache: &mut self.cache,
             database: self.identity.database(),
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
+            reserved: HashSet::new(),
         })
     }
 

@@ -7,8 +7,9 @@
 //!   The first retry is at once: most often the worker was only restarted.
 //! - `lost` together with other jobs of the same worker: counted in `shared_count`, because most of
 //!   them are innocent. The pause is drawn from a range that doubles from 1 s to 5 min, so that the
-//!   jobs come back at different times: the one that kills its worker is soon alone, and its
-//!   losses count then. More than 20 such losses are FAILED as well.
+//!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
+//!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
+//!   More than 20 such losses are FAILED as well.
 //! - `environment`, `worker`: counted in `infra_count`, apart, so that such a fault never uses up
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is

@@ -76,6 +76,7 @@ impl Scene {
                     pid: Some(1),
                     plugins: &plugins,
                     limit,
+                    is_idle: true,
                     lease_until_ms: DAY_MS + 1000,
                 },
                 DAY_MS,

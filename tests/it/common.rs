@@ -185,6 +185,11 @@ impl Background {
         self.child.id()
     }
 
+    /// True once the program has ended.
+    pub(crate) fn has_exited(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// The next line that contains a text.
     pub(crate) fn line_with(&mut self, text: &str) -> String {
         let deadline = Instant::now() + DEADLINE;

@@ -12,6 +12,7 @@ mod environments;
 mod failures;
 mod guests;
 mod interop;
+mod killers;
 mod manifest;
 #[path = "../support/memory.rs"]
 mod memory;

@@ -67,7 +67,7 @@ MUTANTS = [
      "        let Some(standing) = standing.filter(|_| settled == Some(1)) else {",
      "        let Some(standing) = standing.filter(|_| false && settled == Some(1)) else {"),
     ("any attempt's receipt ends the job", "src/store/attempts.rs",
-     "OR ?3 = iif(typeof(attempt) = 'integer', attempt, 0))", "OR ?3 > 0)"),
+     "OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))", "OR ?3 > 0)"),
     ("a job whose DISPATCH is on its way is given back", LEASES,
      "let keep = !has_arrived || running.contains(&hold.attempt);",
      "let keep = running.contains(&hold.attempt);"),

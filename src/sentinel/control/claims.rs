@@ -39,6 +39,7 @@ impl Control {
                 until,
                 sent_after: worker.answered,
                 wants: Vec::new(),
+                is_alone: false,
             });
             let plugin = &job.plugin;
             if !plugin.env_hash.is_empty() && !worker.environments.contains(&plugin.env_hash) {
@@ -64,6 +65,14 @@ impl Control {
         }
         if let Some(until) = first {
             self.expect_expiry(until);
+        }
+    }
+
+    /// The one job that a worker has been given is to stay the only one.
+    pub fn keep_alone(&mut self, routing_id: &[u8]) {
+        let worker = self.workers.get_mut(routing_id);
+        for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
+            hold.is_alone = true;
         }
     }
 
@@ -95,6 +104,7 @@ impl Control {
                     pid: worker.pid,
                     capabilities: worker.capabilities.clone(),
                     free: worker.free(),
+                    is_idle: worker.holds.is_empty(),
                 };
                 (worker.holds.len(), opening)
             })

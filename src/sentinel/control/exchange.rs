@@ -148,4 +148,6 @@ pub struct Opening {
     pub capabilities: Capabilities,
     /// Free slots.
     pub free: usize,
+    /// It holds no job.
+    pub is_idle: bool,
 }

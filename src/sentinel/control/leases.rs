@@ -20,6 +20,8 @@ pub(super) struct Hold {
     pub(super) sent_after: Option<u64>,
     /// Exclusive sinks that it waits for.
     pub(super) wants: Vec<String>,
+    /// Its worker gets no other job.
+    pub(super) is_alone: bool,
 }
 
 /// The last numbered request of a worker on its connection.
@@ -46,6 +48,7 @@ impl Control {
             until,
             sent_after: None,
             wants: Vec::new(),
+            is_alone: false,
         };
         let worker_id = worker_id.to_owned();
         self.orphans.insert(

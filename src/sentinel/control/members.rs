@@ -67,6 +67,9 @@ impl Worker {
     /// Slots without a job. Staged output that waits for an exclusive sink occupies none, but what
     /// waits is bounded.
     pub(super) fn free(&self) -> usize {
+        if self.holds.iter().any(|hold| hold.is_alone) {
+            return 0;
+        }
         let running = self.holds.iter().filter(|hold| hold.wants.is_empty());
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
         let slots = self.slots.saturating_sub(running.count());

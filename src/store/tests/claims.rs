@@ -87,3 +87,50 @@ fn sinks_have_a_default_and_overrides_take_lists_and_bare_uris() {
         sink("output", "parquet://p_output.parquet", "append")
     );
 }
+
+#[test]
+fn a_job_that_lost_workers_with_others_runs_alone() {
+    let mut scene = Scene::new();
+    let ids: Vec<i64> = (0..6).map(|_| scene.enqueue("p", 0)).collect();
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET shared_count = {} WHERE id <= {}",
+        limits::SHARED_LOSSES_TOGETHER,
+        ids[1]
+    ));
+    // (Is the worker idle, jobs at most) → the jobs that it gets, alone, reserved.
+    let cases = [
+        ((false, 4), (vec![], false, true)),
+        ((false, 4), (vec![], false, true)),
+        ((false, 2), (vec![ids[2], ids[3]], false, false)),
+        ((true, 4), (vec![ids[0]], true, false)),
+        ((true, 4), (vec![ids[1]], true, false)),
+        ((true, 4), (vec![ids[4], ids[5]], false, false)),
+    ];
+    let plugins = ["p".to_owned()];
+    let mut turn = scene.store.begin().unwrap();
+    for ((is_idle, limit), want) in cases {
+        let claim = Claim {
+            worker_id: "w",
+            hostname: "host",
+            pid: None,
+            plugins: &plugins,
+            limit,
+            is_idle,
+            lease_until_ms: 0,
+        };
+        let claimed = turn.claim(&claim, DAY_MS).unwrap();
+        let got = (super::ids(&claimed), claimed.alone, claimed.is_reserved);
+        assert_eq!(got, want, "{is_idle} {limit}");
+    }
+    drop(turn);
+    // Behind a job of higher rank it is not taken in the same breath.
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET priority = 9 WHERE id = {}",
+        ids[5]
+    ));
+    let claimed = scene.claim(&["p"], 4);
+    assert_eq!(super::ids(&claimed), [ids[5]]);
+    assert!(claimed.is_reserved && !claimed.alone);
+    let waits = scene.inspect(ids[0]).waiting_for;
+    assert!(waits.is_some(), "{waits:?}");
+}

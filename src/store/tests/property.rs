@@ -176,6 +176,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         pid: None,
         plugins: &waiting,
         limit: 10,
+        is_idle: true,
         lease_until_ms: 1,
     };
     let claimed = turn.claim(&claim, DAY_MS).unwrap();
