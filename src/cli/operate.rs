@@ -10,8 +10,8 @@ use super::args::{Command, Flag, Typed};
 use super::table::{first_line, octets, render, thousands};
 use super::{Failure, failed, say};
 use crate::store::{
-    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, Store, WorkerRow, format_time,
-    lock_database, parse_location,
+    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, Store, WorkerRow, WorkerSession,
+    format_time, lock_database, parse_location,
 };
 
 pub(super) const DATABASE_FLAG: Flag = Flag {
@@ -406,7 +406,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
                 session.slots.to_string(),
                 first_line(&session.capabilities.join(","), 40),
                 seen.get(..19).unwrap_or(&seen).to_owned(),
-                first_line(session.trouble.as_deref().unwrap_or_default(), 100),
+                first_line(&note(session), 100),
             ]
         })
         .collect();
@@ -423,6 +423,22 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
     say(&render(&header, &right, &lines))
 }
 
+/// Why a worker takes no jobs, or which not.
+fn note(session: &WorkerSession) -> String {
+    let environments = session.environments.iter();
+    let environments = environments.map(|(hash, reason)| match hash.get(..8) {
+        Some(short) => format!("environment {short}: {reason}"),
+        None => format!("default environment: {reason}"),
+    });
+    let lines: Vec<String> = session
+        .trouble
+        .iter()
+        .cloned()
+        .chain(environments)
+        .collect();
+    lines.join("; ")
+}
+
 fn worker_json(row: &WorkerRow) -> Value {
     let session = &row.session;
     serde_json::json!({
@@ -435,5 +451,6 @@ fn worker_json(row: &WorkerRow) -> Value {
         "plugins": session.capabilities,
         "last_seen_at": format_time(row.last_seen_ms),
         "trouble": session.trouble,
+        "environments": session.environments,
     })
 }

@@ -4,6 +4,7 @@
 //! unknown fields are ignored.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -236,6 +237,10 @@ pub struct Heartbeat {
     /// Why the worker takes no job for now, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Environments whose jobs fail on the worker for now, each with the reason: it takes none of
+    /// them. Key: the lockfile's hash as in DISPATCH.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub environments: BTreeMap<String, String>,
     /// The sentinel's answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,

@@ -283,7 +283,12 @@ impl Control {
             self.ask_exclusive(from.routing_id, &heartbeat.publish);
         }
         self.adopt(from.routing_id, &running, now);
-        self.set_state(from.routing_id, heartbeat.draining, heartbeat.trouble);
+        self.set_state(
+            from.routing_id,
+            heartbeat.draining,
+            heartbeat.trouble,
+            heartbeat.environments,
+        );
         None
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::control::{Capabilities, Change, Control, Opening};
+use super::control::{Change, Control, Opening};
 use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -256,22 +256,31 @@ impl Iteration<'_> {
     }
 }
 
+/// A plugin that has code.
+struct Deployed {
+    plugin: String,
+    env_hash: String,
+}
+
 /// The plugins that have code. What the others wait for is logged once.
 fn deployed(
     turn: &mut store::Turn<'_>,
     plugins: Vec<String>,
     openings: &[Opening],
     waiting: &mut HashSet<String>,
-) -> Result<Vec<String>, store::Error> {
+) -> Result<Vec<Deployed>, store::Error> {
     let mut deployed = Vec::with_capacity(plugins.len());
     for plugin in plugins {
         match turn.plugin_code(&plugin)? {
-            store::Code::Runs(_) => {
+            store::Code::Runs(code) => {
                 let able = |opening: &Opening| opening.capabilities.allows(&plugin);
                 if !openings.iter().any(able) && waiting.insert(plugin.clone()) {
                     log::info!("jobs of plugin {plugin} wait for a worker that may run it");
                 }
-                deployed.push(plugin);
+                deployed.push(Deployed {
+                    plugin,
+                    env_hash: code.plugin.env_hash.clone(),
+                });
             }
             store::Code::Waits(reason) => {
                 if waiting.insert(plugin.clone()) {
@@ -302,6 +311,7 @@ fn apply(
             capabilities,
             slots,
             trouble,
+            environments,
         } => {
             let session = WorkerSession {
                 worker_id: worker_id.clone(),
@@ -311,6 +321,7 @@ fn apply(
                 capabilities: capabilities.clone(),
                 slots: i64::try_from(*slots).unwrap_or(i64::MAX),
                 trouble: trouble.clone(),
+                environments: environments.clone(),
             };
             turn.save_worker(&session, at.unix_ms)?;
         }
@@ -399,7 +410,7 @@ fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {
 fn claim(
     turn: &mut store::Turn<'_>,
     openings: &[Opening],
-    deployed: &[String],
+    deployed: &[Deployed],
     lease_ms: i64,
     at: &Now,
     outcome: &mut Outcome,
@@ -407,14 +418,11 @@ fn claim(
     let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
         .iter()
         .map(|opening| {
-            let plugins = match &opening.capabilities {
-                Capabilities::Any => deployed.to_vec(),
-                some => deployed
-                    .iter()
-                    .filter(|name| some.allows(name))
-                    .cloned()
-                    .collect(),
+            let takes = |one: &&Deployed| {
+                opening.capabilities.allows(&one.plugin) && !opening.avoids.contains(&one.env_hash)
             };
+            let plugins = deployed.iter().filter(takes);
+            let plugins: Vec<String> = plugins.map(|one| one.plugin.clone()).collect();
             (opening, plugins, Vec::new())
         })
         .filter(|(_, plugins, _)| !plugins.is_empty())

@@ -283,8 +283,8 @@ impl Inspector {
         let rows = statement.query_map([], |row| {
             Ok(WorkerRow {
                 session: session(row),
-                status: shown(cell(row, 7)).unwrap_or_default(),
-                last_seen_ms: number(cell(row, 8)).unwrap_or(0),
+                status: shown(cell(row, 8)).unwrap_or_default(),
+                last_seen_ms: number(cell(row, 9)).unwrap_or(0),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -292,9 +292,10 @@ impl Inspector {
 
     /// Why jobs of a plugin cannot run now; none = a worker that may run them is connected.
     pub fn waiting_for(&self, plugin: &str) -> Result<Option<String>, Error> {
-        if let Code::Waits(reason) = code::read(&self.connection, plugin)? {
-            return Ok(Some(reason));
-        }
+        let code = match code::read(&self.connection, plugin)? {
+            Code::Waits(reason) => return Ok(Some(reason)),
+            Code::Runs(code) => code,
+        };
         let mut statement = self.connection.prepare_cached(&format!(
             "SELECT {SESSION_COLUMNS} FROM cf_worker_session WHERE status = 'ONLINE'"
         ))?;
@@ -306,15 +307,15 @@ impl Inspector {
             let worker = session(row);
             let mut names = worker.capabilities.iter();
             if names.any(|name| name == "*" || name == plugin) {
-                match worker.trouble {
-                    None => return Ok(None),
-                    Some(reason) => {
-                        trouble = Some(format!(
-                            "worker {} takes no jobs: {reason}",
-                            worker.worker_id
-                        ));
-                    }
-                }
+                let id = &worker.worker_id;
+                let environment = worker.environments.get(&code.plugin.env_hash);
+                trouble = match (worker.trouble, environment) {
+                    (None, None) => return Ok(None),
+                    (Some(reason), _) => Some(format!("worker {id} takes no jobs: {reason}")),
+                    (None, Some(reason)) => Some(format!(
+                        "worker {id} takes no jobs of the plugin's environment: {reason}"
+                    )),
+                };
             }
         }
         Ok(Some(match (trouble, online) {

@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("users.sql"),
     include_str!("attempts.sql"),
     include_str!("settle.sql"),
+    include_str!("environments.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

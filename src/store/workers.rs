@@ -1,5 +1,7 @@
 //! Workers as operators see them.
 
+use std::collections::BTreeMap;
+
 use rusqlite::{Row, params};
 
 use super::value::{cell, count, number, shown};
@@ -23,11 +25,14 @@ pub struct WorkerSession {
     pub slots: i64,
     /// Why it takes no jobs, one line; none while it takes them.
     pub trouble: Option<String>,
+    /// Environments whose jobs fail there for now, with the reason. It gets no such jobs.
+    pub environments: BTreeMap<String, String>,
 }
 
 /// A worker's row, of any types. Capabilities that cannot be read are none.
 pub(super) fn session(row: &Row<'_>) -> WorkerSession {
     let names = shown(cell(row, 3)).unwrap_or_default();
+    let environments = shown(cell(row, 7)).unwrap_or_default();
     WorkerSession {
         worker_id: shown(cell(row, 0)).unwrap_or_default(),
         user_id: shown(cell(row, 5)),
@@ -36,12 +41,13 @@ pub(super) fn session(row: &Row<'_>) -> WorkerSession {
         capabilities: serde_json::from_str(&names).unwrap_or_default(),
         slots: count(cell(row, 4)),
         trouble: shown(cell(row, 6)),
+        environments: serde_json::from_str(&environments).unwrap_or_default(),
     }
 }
 
 /// Columns as [`session`] reads them.
 pub(super) const SESSION_COLUMNS: &str =
-    "worker_id, hostname, pid, capabilities, slots, user_id, trouble";
+    "worker_id, hostname, pid, capabilities, slots, user_id, trouble, environments";
 
 impl Store {
     /// Workers that a sentinel has heard, the latest first.
@@ -59,6 +65,10 @@ impl Turn<'_> {
     pub fn save_worker(&mut self, worker: &WorkerSession, now_ms: i64) -> Result<(), Error> {
         let names = serde_json::to_string(&worker.capabilities)
             .map_err(|error| Error::Row(error.to_string()))?;
+        let environments = match worker.environments.is_empty() {
+            true => None,
+            false => serde_json::to_string(&worker.environments).ok(),
+        };
         // The host and process that it was before are no more.
         self.transaction
             .prepare_cached(
@@ -70,10 +80,10 @@ impl Turn<'_> {
             .prepare_cached(
                 "INSERT INTO cf_worker_session \
                  (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id, \
-                 trouble) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8) \
+                 trouble, environments) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8, ?9) \
                  ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
                  capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
-                 user_id = ?7, trouble = ?8",
+                 user_id = ?7, trouble = ?8, environments = ?9",
             )?
             .execute(params![
                 worker.worker_id,
@@ -83,7 +93,8 @@ impl Turn<'_> {
                 worker.slots,
                 now_ms,
                 worker.user_id,
-                worker.trouble
+                worker.trouble,
+                environments
             ])?;
         self.transaction
             .prepare_cached(

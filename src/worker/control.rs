@@ -263,6 +263,7 @@ impl Worker {
             publish: self.leases.publish_requests(),
             draining: self.draining_until.is_some(),
             trouble: self.trouble(),
+            environments: self.avoided(now),
             answer: None,
         });
         self.send(current.map_or(0, i64::unsigned_abs), &payload);

@@ -205,7 +205,8 @@ impl Environments {
     }
 }
 
-fn pause_after(failures: u32) -> Duration {
+/// The pause after a failure that follows so many others.
+pub(super) fn pause_after(failures: u32) -> Duration {
     limits::ENVIRONMENT_RETRY_AFTER
         .saturating_mul(1 << failures.min(16))
         .min(limits::ENVIRONMENT_RETRY_AFTER_MAX)

@@ -1,5 +1,6 @@
 //! Plugin processes of the slots: started, and what their slots want done.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
@@ -336,11 +337,15 @@ impl Worker {
         let failed = run.failure.as_ref();
         let failed = failed.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
+        let avoided = self.health.avoided(now).count();
         if !is_innocent {
             self.health.handle_end(&run.order.environment, failed, now);
         }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
             log::error!("this worker is in trouble: {reason}");
+            self.heartbeat_at = now;
+        }
+        if self.health.avoided(now).count() > avoided {
             self.heartbeat_at = now;
         }
         if run.is_unwanted && run.failure.is_some() {
@@ -364,10 +369,14 @@ impl Worker {
         self.health.trouble().map(str::to_owned)
     }
 
-    /// Environments whose jobs fail on this worker, and why.
-    pub fn troubled_environments(&self) -> Vec<(String, String)> {
-        let owned = |(hash, reason): (&str, &str)| (hash.to_owned(), reason.to_owned());
-        self.health.troubled_environments().map(owned).collect()
+    /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.
+    pub(super) fn avoided(&self, now: BootTime) -> BTreeMap<String, String> {
+        let default = self.environments.key("");
+        let owned = |(hash, reason): (&str, &str)| {
+            let hash = if hash == default { "" } else { hash };
+            (hash.to_owned(), reason.to_owned())
+        };
+        self.health.avoided(now).map(owned).collect()
     }
 
     /// Tests the worker itself when that is due, on a thread: the disk may not answer.

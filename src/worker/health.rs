@@ -5,8 +5,8 @@
 //! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
 //! A worker that has healed is on probation until a job shows that it works: one more failure of
 //! its own is trouble again, and the pauses go on growing.
-//! Failures of an environment are counted for that environment, and end with its first success:
-//! the others stay usable.
+//! An environment that failed is avoided for a pause, which grows with each failure after it and
+//! ends with the first success: its jobs wait or go elsewhere, and the others stay usable.
 //!
 //! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
 //! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].
@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::environments;
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -44,11 +45,21 @@ enum Test {
     Running { pause: Duration },
 }
 
+/// An environment that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Broken {
+    /// How often, a pause after the last time each.
+    failures: u32,
+    /// Until then jobs that need it should go elsewhere, or wait.
+    until: BootTime,
+    reason: String,
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Health {
     worker: Row,
-    environments: BTreeMap<String, Row>,
+    environments: BTreeMap<String, Broken>,
     test: Test,
     /// The pause before the test that healed it; none once a job has shown that it works.
     probation: Option<Duration>,
@@ -95,8 +106,22 @@ impl Health {
                 if full && !self.environments.contains_key(environment) {
                     self.environments.pop_first();
                 }
-                let row = self.environments.entry(environment.to_owned());
-                row.or_default().add(reason);
+                let broken = self.environments.entry(environment.to_owned());
+                let broken = broken.or_insert_with(|| Broken {
+                    failures: 0,
+                    until: now,
+                    reason: String::new(),
+                });
+                reason
+                    .lines()
+                    .next()
+                    .unwrap_or("")
+                    .clone_into(&mut broken.reason);
+                // Jobs that were there already fail in the same pause.
+                if broken.until <= now {
+                    broken.until = now + environments::pause_after(broken.failures);
+                    broken.failures = broken.failures.saturating_add(1);
+                }
             }
             Some((Cause::Operator, _)) => {}
             Some((Cause::Plugin | Cause::Input, _)) | None => {
@@ -115,11 +140,12 @@ impl Health {
         self.worker.trouble()
     }
 
-    /// Environments whose jobs fail, and why.
-    pub(super) fn troubled_environments(&self) -> impl Iterator<Item = (&str, &str)> {
+    /// Environments whose jobs the worker should not take now, and why.
+    pub(super) fn avoided(&self, now: BootTime) -> impl Iterator<Item = (&str, &str)> {
         self.environments
             .iter()
-            .filter_map(|(hash, row)| Some((hash.as_str(), row.trouble()?)))
+            .filter(move |(_, broken)| now < broken.until)
+            .map(|(hash, broken)| (hash.as_str(), broken.reason.as_str()))
     }
 
     /// When [`Health::poll_test`] is due.
@@ -242,17 +268,13 @@ mod tests {
                     ("b", None),
                 ],
                 None,
-                0,
+                1,
             ),
         ];
         for (ends, trouble, environments) in cases {
             let health = after(ends);
             assert_eq!(health.trouble(), trouble, "{ends:?}");
-            assert_eq!(
-                health.troubled_environments().count(),
-                environments,
-                "{ends:?}"
-            );
+            assert_eq!(health.avoided(NOW).count(), environments, "{ends:?}");
         }
     }
 
@@ -279,6 +301,31 @@ mod tests {
         assert!(health.poll_test(at));
         assert!(health.handle_test(Ok(()), at));
         assert_eq!((health.trouble(), health.poll_timeout()), (None, None));
+    }
+
+    #[test]
+    fn an_environment_that_fails_is_avoided_for_a_pause_that_grows() {
+        let mut health = Health::new();
+        let mut now = NOW;
+        let mut pauses = Vec::new();
+        for _ in 0..7 {
+            health.handle_end("a", ENVIRONMENT, now);
+            // Its neighbours end in the same way.
+            health.handle_end("a", ENVIRONMENT, now);
+            let until = health.environments["a"].until;
+            assert_eq!(
+                health.avoided(now).collect::<Vec<_>>(),
+                [("a", "uv failed")]
+            );
+            assert_eq!(health.avoided(until).count(), 0, "one may try");
+            pauses.push(until.saturating_duration_since(now).as_secs());
+            now = until;
+        }
+        assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300]);
+        health.handle_end("a", None, now);
+        health.handle_end("a", ENVIRONMENT, now);
+        let until = health.environments["a"].until;
+        assert_eq!(until.saturating_duration_since(now).as_secs(), 10);
     }
 
     #[test]

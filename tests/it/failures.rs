@@ -6,7 +6,7 @@ use std::path::Path;
 use casparian::job::{Cause, JobStatus};
 use casparian::protocol::Payload;
 
-use crate::common::until;
+use crate::common::*;
 use crate::dispatcher::*;
 
 #[test]
@@ -378,4 +378,81 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
             }
         }
     }
+}
+
+/// A worker that cannot create the environment of a plugin fails quickly and so is always free: it
+/// must not draw the jobs from the one that works, and heals by itself.
+#[test]
+fn jobs_go_where_their_environment_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        time.sleep(0.1)\n        return pa.table({'x': [1]})\n";
+    let database = database_with(dir.path(), "p", source);
+    let inputs: Vec<_> = (0..30)
+        .map(|number| {
+            let path = dir.path().join(format!("in{number}"));
+            std::fs::write(&path, number.to_string()).unwrap();
+            path
+        })
+        .collect();
+    let ids = submit(&database, "p", &inputs);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    // Its uv does not work.
+    let broken_home = dir.path().join("home");
+    let uv = broken_home.join(".casparian_flow/uv/bin/uv");
+    std::fs::create_dir_all(uv.parent().unwrap()).unwrap();
+    std::fs::write(&uv, "#!/bin/sh\necho no network >&2\nexit 1\n").unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&uv, executable).unwrap();
+    let mut command = program("casparian-worker");
+    command
+        .args([
+            "--connect",
+            &endpoint,
+            "--slots",
+            "2",
+            "--worker-id",
+            "broken",
+        ])
+        .arg("--output")
+        .arg(dir.path().join("out"))
+        .env("HOME", &broken_home);
+    let _broken = Background::start(&mut command);
+    let workers = || -> serde_json::Value {
+        let text = casparian_ok(&["workers", "--json", "-d", database.to_str().unwrap()]);
+        serde_json::from_str(&text).unwrap()
+    };
+    until("the broken worker says what is wrong", || {
+        let reasons = workers()[0]["environments"].as_object()?.clone();
+        assert_eq!(workers()[0]["trouble"], serde_json::Value::Null);
+        (!reasons.is_empty()).then_some(())
+    });
+    let waiting = until("a job says what it waits for", || {
+        let job = ids.iter().map(|id| job(&database, *id));
+        job.into_iter()
+            .find_map(|job| job["waiting_for"].as_str().map(str::to_owned))
+    });
+    assert!(waiting.contains("broken"), "{waiting}");
+    let good = worker(&endpoint, &dir.path().join("out"), &["--worker-id", "good"]);
+    let mut failed = 0;
+    for id in &ids {
+        let done = ended(&database, *id);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+        assert_eq!(done["worker"], "good");
+        failed += done["attempts"].as_array().unwrap().len() - 1;
+    }
+    // Those it held, and a few that tried it again after its pauses.
+    assert!(failed < 12, "{failed}");
+    drop(good);
+    // Mended: the next job after the pause shows it.
+    std::fs::remove_dir_all(broken_home.join(".casparian_flow")).unwrap();
+    let shared = home().join(".casparian_flow");
+    std::os::unix::fs::symlink(shared, broken_home.join(".casparian_flow")).unwrap();
+    let input = dir.path().join("last");
+    std::fs::write(&input, "last").unwrap();
+    let last = submit(&database, "p", &[input])[0];
+    let done = ended(&database, last);
+    assert_eq!(
+        (&done["status"], &done["worker"]),
+        (&"COMPLETED".into(), &"broken".into())
+    );
 }

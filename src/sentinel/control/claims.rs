@@ -1,6 +1,6 @@
 //! Free slots, and jobs that are dispatched into them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::leases::Hold;
@@ -105,6 +105,7 @@ impl Control {
                     capabilities: worker.capabilities.clone(),
                     free: worker.free(),
                     is_idle: worker.holds.is_empty(),
+                    avoids: worker.avoids.keys().cloned().collect(),
                 };
                 (worker.holds.len(), opening)
             })
@@ -136,14 +137,29 @@ impl Control {
     }
 
     /// What a worker reports of its state.
-    pub(super) fn set_state(&mut self, routing_id: &[u8], draining: bool, trouble: Option<String>) {
+    pub(super) fn set_state(
+        &mut self,
+        routing_id: &[u8],
+        draining: bool,
+        trouble: Option<String>,
+        environments: BTreeMap<String, String>,
+    ) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
         worker.draining = draining;
         let trouble = trouble.map(|text| super::cut(&text, limits::TROUBLE_SIZE_MAX));
-        if worker.trouble != trouble {
+        let environments = environments
+            .iter()
+            .take(limits::WORKER_ENVIRONMENTS_MAX)
+            .map(|(hash, reason)| {
+                let hash = super::cut(hash, limits::NAME_SIZE_MAX);
+                (hash, super::cut(reason, limits::TROUBLE_SIZE_MAX))
+            })
+            .collect();
+        if worker.trouble != trouble || worker.avoids != environments {
             worker.trouble = trouble;
+            worker.avoids = environments;
             let online = worker.online();
             self.push_online(online);
         }

@@ -1,5 +1,7 @@
 //! What the control state and the loop around it pass to each other.
 
+use std::collections::BTreeMap;
+
 use super::Capabilities;
 use crate::job::{Attempt, Cause, Receipt, User};
 use crate::protocol::{self, HEADER_SIZE, Header, OpCode, Payload};
@@ -35,6 +37,8 @@ pub enum Change {
         slots: usize,
         /// Why it takes no jobs for now.
         trouble: Option<String>,
+        /// Environments whose jobs fail there for now, with the reason.
+        environments: BTreeMap<String, String>,
     },
     /// A worker is disconnected.
     WorkerOffline {
@@ -150,4 +154,6 @@ pub struct Opening {
     pub free: usize,
     /// It holds no job.
     pub is_idle: bool,
+    /// Environments whose jobs it does not take now.
+    pub avoids: Vec<String>,
 }

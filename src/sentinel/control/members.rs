@@ -1,6 +1,6 @@
 //! Workers: how they become known, come back, and leave.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::leases::{Hold, Request};
 use super::users::ANOTHERS;
@@ -32,6 +32,8 @@ pub(super) struct Worker {
     pub(super) draining: bool,
     /// Why it takes no jobs for now.
     pub(super) trouble: Option<String>,
+    /// Environments whose jobs it takes none of for now, with the reason.
+    pub(super) avoids: BTreeMap<String, String>,
     /// Its last request on this connection.
     pub(super) request: Option<Request>,
     /// The last request on this connection that was answered.
@@ -85,6 +87,7 @@ impl Worker {
             capabilities: self.capabilities.names(),
             slots: self.slots,
             trouble: self.trouble.clone(),
+            environments: self.avoids.clone(),
         }
     }
 }
@@ -315,6 +318,7 @@ impl Control {
             environments: HashSet::new(),
             draining: identify.draining,
             trouble: None,
+            avoids: BTreeMap::new(),
             request: None,
             answered: None,
             answer_due: false,

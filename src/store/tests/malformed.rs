@@ -227,6 +227,7 @@ pub(super) fn two_plugins() -> Scene {
         capabilities: vec!["*".into()],
         slots: 1,
         trouble: None,
+        environments: Default::default(),
     };
     turn.save_worker(&worker, DAY_MS).unwrap();
     let first = turn

@@ -225,6 +225,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         capabilities: Vec::new(),
         slots: 1,
         trouble: None,
+        environments: Default::default(),
     };
     turn.save_worker(&worker, DAY_MS).unwrap();
     turn.touch_workers(&["w".to_owned()], DAY_MS).unwrap();

@@ -23,6 +23,7 @@ fn the_reason_of_waiting_is_told() {
         capabilities: vec![capability.to_owned()],
         slots: 1,
         trouble: None,
+        environments: Default::default(),
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session("x"), DAY_MS).unwrap();
@@ -32,6 +33,17 @@ fn the_reason_of_waiting_is_told() {
     turn.save_worker(&session("*"), DAY_MS).unwrap();
     turn.commit().unwrap();
     assert_eq!(reason(&scene, id), None);
+    let no_uv: std::collections::BTreeMap<_, _> = [("".to_owned(), "no uv".to_owned())].into();
+    let broken = WorkerSession {
+        environments: no_uv.clone(),
+        ..session("*")
+    };
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&broken, DAY_MS).unwrap();
+    turn.commit().unwrap();
+    assert!(reason(&scene, id).unwrap().contains("no uv"));
+    let workers = scene.store.workers().unwrap();
+    assert!(workers.iter().any(|worker| worker.environments == no_uv));
     for trouble in [Some("its disk is full"), None] {
         let mut turn = scene.store.begin().unwrap();
         let session = WorkerSession {
@@ -82,6 +94,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
         capabilities: Vec::new(),
         slots: 1,
         trouble: None,
+        environments: Default::default(),
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session("w", None), DAY_MS).unwrap();
