@@ -296,12 +296,23 @@ pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 /// Memory of all row groups of a job that are being written; of more, the largest is flushed.
 pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
+/// Bytes of a record of what a job has published: the names of its files, twice.
+pub const RECORD_SIZE_MAX: u64 = 64 << 20;
+/// Bytes of a file that holds one name.
+pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 /// Topics of a job, configured or published.
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Wait of a SQLite sink for its database while others have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
+/// A job's writer that was ordered to remove the output must have answered, or done a step of its
+/// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
+/// database, which such a step may contain.
+pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() + 10);
+/// A step of a publish. One may be the whole transaction of a SQLite sink, which takes minutes for
+/// a large table.
+pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(300);
 /// Wait of a publish for one of another job into the same sink of mode `replace` or `error`.
 pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
 /// Arrow data handed to the Parquet writer at a time.

@@ -342,7 +342,11 @@ impl Control {
             Some(hold) => hold.attempt,
             None => Attempt::new(job_id, receipt.attempt.unwrap_or(0)),
         };
-        self.exclusive.release(attempt);
+        match receipt.cause {
+            // Its writer may still publish, by the worker's own report.
+            Some(Cause::Lost) => self.exclusive.abandon(attempt),
+            _ => self.exclusive.release(attempt),
+        }
         let shorten = |text: &mut Option<String>, size_max| {
             if let Some(text) = text {
                 *text = cut(text, size_max);

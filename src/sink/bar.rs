@@ -9,7 +9,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::files::is_absent;
+use super::files::{self, is_absent};
 use super::folder::{self, Entry};
 use super::{Error, Root, recover};
 use crate::job::Attempt;
@@ -29,7 +29,7 @@ impl Root {
         let folder = self.bars(&database, attempt.job_id);
         fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
         let bar = folder.join(attempt.number.to_string());
-        fs::File::create(&bar).map_err(|error| Error::io(&bar, error))?;
+        files::create(&bar).map_err(|error| Error::io(&bar, error))?;
         // A folder that another worker claims meanwhile may escape one pass, so two must find none.
         let (mut clean, mut passes) = (0, 0);
         while clean < 2 {

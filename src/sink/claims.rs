@@ -73,9 +73,11 @@ fn claimants(root: &Root, folder: &Folder, sinks: &[String]) -> Result<Vec<(i64,
         if name.database == own.database && name.attempt.job_id == own.attempt.job_id {
             continue;
         }
-        let Ok(claim) = fs::read_to_string(name.path_in(root).join(CLAIM)) else {
+        let path = name.path_in(root).join(CLAIM);
+        let Ok(Some(claim)) = files::read(&path, limits::RECORD_SIZE_MAX) else {
             continue;
         };
+        let claim = String::from_utf8_lossy(&claim);
         if !claim
             .lines()
             .any(|line| sinks.iter().any(|sink| sink == line))

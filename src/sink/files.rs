@@ -1,14 +1,15 @@
 //! Files: what identifies one, and the operations that publishing is made of.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use crate::limits;
 
 /// What identifies a file beside its path: a file system gives an inode number again soon after
 /// a file is deleted, so size and time of modification belong to it.
@@ -39,6 +40,67 @@ pub(super) fn identity(path: &Path) -> Result<Option<Identity>, Error> {
 /// True when a path does not exist.
 pub(super) fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// Opens a regular file to read. Anything else is refused at once: a FIFO would wait for a writer.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    regular(fs::OpenOptions::new().read(true), path)
+}
+
+/// Creates or empties a regular file. Anything else is refused at once.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    let mut options = fs::OpenOptions::new();
+    let file = regular(options.write(true).create(true), path)?;
+    file.set_len(0)?;
+    Ok(file)
+}
+
+fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let refusal = || io::Error::other("it is not a regular file");
+    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        Ok(file) => file,
+        // A symbolic link; a FIFO or socket without a peer.
+        Err(error)
+            if matches!(
+                rustix::io::Errno::from_io_error(&error),
+                Some(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO)
+            ) =>
+        {
+            return Err(refusal());
+        }
+        Err(error) => return Err(error),
+    };
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(refusal()),
+    }
+}
+
+/// A regular file's content, of at most so many bytes; none when it does not exist.
+pub(super) fn read(path: &Path, size_max: u64) -> Result<Option<Vec<u8>>, Error> {
+    let fail = |error| Error::io(path, error);
+    let file = match open(path) {
+        Ok(file) => file,
+        Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(size_max.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(fail)?;
+    match bytes.len() as u64 > size_max {
+        true => Err(fail(io::Error::other(format!(
+            "it has more than {size_max} bytes"
+        )))),
+        false => Ok(Some(bytes)),
+    }
+}
+
+/// A small file's text; none when it does not exist.
+pub(super) fn read_short(path: &Path) -> Result<Option<String>, Error> {
+    let bytes = read(path, limits::SHORT_FILE_SIZE_MAX)?;
+    Ok(bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
@@ -74,7 +136,7 @@ pub(super) fn keep(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
-    let copied = fs::copy(from, to).and_then(|_| File::open(to)?.sync_all());
+    let copied = fs::copy(from, to).and_then(|_| open(to)?.sync_all());
     copied.map_err(|error| Error::io(to, error))
 }
 
@@ -88,14 +150,18 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
 
 /// Makes the names in a folder durable.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder)
+    let flags = OFlags::DIRECTORY | OFlags::NONBLOCK;
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| Error::io(folder, error))
 }
 
 /// Writes and syncs a new file.
 pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let written = File::create(path).and_then(|mut file| {
+    let written = create(path).and_then(|mut file| {
         io::Write::write_all(&mut file, content)?;
         file.sync_all()
     });

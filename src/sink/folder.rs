@@ -18,8 +18,10 @@ use std::path::{Path, PathBuf};
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
+use crate::limits;
 
-const WORKER: &str = "worker";
+/// Its file that names the worker.
+pub(super) const WORKER: &str = "worker";
 const BAYS: &str = "bays";
 /// Database of attempts that an old sentinel sent.
 pub(super) const OLD: &str = "old";
@@ -228,13 +230,12 @@ impl Folder {
 
     fn listed_bays(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join(BAYS);
-        match fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|error| Error::Io {
+        match files::read(&path, limits::RECORD_SIZE_MAX)? {
+            Some(text) => serde_json::from_slice(&text).map_err(|error| Error::Io {
                 path,
                 source: error.into(),
             }),
-            Err(error) if is_absent(&error) => Ok(Vec::new()),
-            Err(error) => Err(Error::io(&path, error)),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -361,7 +362,7 @@ pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
         } else if let Some(name) = Name::parse(text) {
             let worker = match &name.claimed_by {
                 Some(unique) => worker_of(unique),
-                None => fs::read_to_string(path.join(WORKER)).unwrap_or_default(),
+                None => worker_in(&path),
             };
             entries.push(Entry::Attempt(name, worker));
         } else if path.join("lock").is_file() {
@@ -369,6 +370,17 @@ pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
         }
     }
     Ok(entries)
+}
+
+/// The worker that a folder names; none when that cannot be read.
+fn worker_in(folder: &Path) -> String {
+    match files::read_short(&folder.join(WORKER)) {
+        Ok(worker) => worker.unwrap_or_default(),
+        Err(error) => {
+            log::warn!("{error}");
+            String::new()
+        }
+    }
 }
 
 /// `<worker>-<count>` → the worker.

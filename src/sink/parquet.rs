@@ -10,7 +10,7 @@ use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 
-use super::Error;
+use super::{Error, files};
 use crate::job::Compression;
 use crate::limits;
 
@@ -26,7 +26,7 @@ impl ParquetFile {
         schema: &SchemaRef,
         compression: Compression,
     ) -> Result<Self, Error> {
-        let file = File::create(path).map_err(|error| Error::io(path, error))?;
+        let file = files::create(path).map_err(|error| Error::io(path, error))?;
         let codec = match compression {
             Compression::Snappy => Codec::SNAPPY,
             Compression::Zstd => Codec::ZSTD(ZstdLevel::default()),

@@ -5,7 +5,6 @@
 //! output stands. Where one operation makes everything visible it is the commit itself: one
 //! rename, or the last SQLite transaction.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -13,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
 use super::{Artifact, Error, Root, names, sqlite};
+use crate::limits;
 
 const VERSION: u32 = 1;
 
@@ -216,10 +216,8 @@ pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
 }
 
 fn read_at(path: &Path) -> Result<Option<Record>, Error> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if files::is_absent(&error) => return Ok(None),
-        Err(error) => return Err(Error::io(path, error)),
+    let Some(bytes) = files::read(path, limits::RECORD_SIZE_MAX)? else {
+        return Ok(None);
     };
     let fail = |reason: String| Error::Record {
         path: path.to_owned(),

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::files::{self, Identity};
-use super::folder::{Folder, Name};
+use super::folder::{Folder, Name, WORKER};
 use super::record::{self, FileOutput, Outputs, Record, State};
 use super::{Error, Root, names, sqlite};
 
@@ -32,7 +32,7 @@ pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
 
 /// Recovers the folder at a path when its worker has ended.
 pub(super) fn recover_dead(root: &Root, path: &Path, name: &Name) -> Result<(), Error> {
-    let worker = std::fs::read_to_string(path.join("worker")).unwrap_or_default();
+    let worker = files::read_short(&path.join(WORKER))?.unwrap_or_default();
     match root.is_alive(&worker) {
         true => Ok(()),
         false => recover(root, name),

@@ -1,8 +1,7 @@
 //! The output root: its `.casparian` folder, and the workers that share it.
 
 use std::fs::{self, File};
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -124,7 +123,7 @@ impl Root {
         if worker.is_empty() || worker.contains('/') {
             return false;
         }
-        match open(&self.base.join("workers").join(worker)) {
+        match files::open(&self.base.join("workers").join(worker)) {
             // Shared, so that two who ask at a time do not take each other for the worker.
             Ok(file) => file.try_lock_shared().is_err(),
             Err(error) => !files::is_absent(&error),
@@ -133,7 +132,7 @@ impl Root {
 
     /// What marks a database's files here, for one that publishes none; none for the root's owner.
     pub(super) fn mark(&self, name: &Name) -> Result<Option<String>, Error> {
-        let owner = read_short(&self.base.join("owner"))?;
+        let owner = files::read_short(&self.base.join("owner"))?;
         let is_other = owner.is_some_and(|owner| owner.trim() != name.database);
         Ok((name.is_numbered() && is_other).then(|| names::suffix(&name.database)))
     }
@@ -146,7 +145,7 @@ impl Root {
             return Ok(None);
         }
         let path = self.base.join("owner");
-        let mut owner = read_short(&path)?;
+        let mut owner = files::read_short(&path)?;
         if owner.is_none() {
             let new = folder.path("owner");
             files::write_synced(&new, database.as_bytes())
@@ -160,7 +159,7 @@ impl Root {
                 }
             }
             files::sync_folder(&self.base)?;
-            owner = read_short(&path)?;
+            owner = files::read_short(&path)?;
         }
         let owner = owner.unwrap_or_default();
         let owner = owner.trim();
@@ -190,7 +189,7 @@ impl Root {
                     remove_folder(&path);
                 }
                 folder::Entry::Legacy(path) => {
-                    let free = open(&path.join("lock"));
+                    let free = files::open(&path.join("lock"));
                     if free.is_ok_and(|file| file.try_lock().is_ok()) {
                         remove_folder(&path);
                     }
@@ -202,7 +201,7 @@ impl Root {
         let entries = fs::read_dir(&workers).map_err(|error| Error::io(&workers, error))?;
         for entry in entries.flatten() {
             // Locked until its name is removed, so that a worker that starts does not take it.
-            let Ok(file) = open(&entry.path()) else {
+            let Ok(file) = files::open(&entry.path()) else {
                 continue;
             };
             if file.try_lock_shared().is_ok()
@@ -242,25 +241,6 @@ fn remove_folder(path: &Path) {
             log::warn!("cannot remove {}: {error}", path.display());
         }
         _ => {}
-    }
-}
-
-/// Opens a file of the `.casparian` folder without waiting, for example for a FIFO's peer.
-fn open(path: &Path) -> std::io::Result<File> {
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
-    fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits() as i32)
-        .open(path)
-}
-
-/// A small file's text; none when it does not exist.
-fn read_short(path: &Path) -> Result<Option<String>, Error> {
-    let mut bytes = Vec::new();
-    match open(path).and_then(|file| file.take(4096).read_to_end(&mut bytes)) {
-        Ok(_) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-        Err(error) if files::is_absent(&error) => Ok(None),
-        Err(error) => Err(Error::io(path, error)),
     }
 }
 

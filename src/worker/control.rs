@@ -114,13 +114,30 @@ impl Worker {
 
     /// The job goes back to the sentinel, because this worker stops.
     pub(super) fn give_back(&mut self, order: &Order) {
+        self.give_back_because(order, "its worker was stopped");
+    }
+
+    /// The job goes back to the sentinel.
+    fn give_back_because(&mut self, order: &Order, reason: &str) {
         let attempt = order.job.attempt;
-        let mut receipt = Receipt::failed(attempt, Cause::Operator, "its worker was stopped");
+        let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
         receipt.returned = true;
         match order.lease {
             Some(_) => self.leases.owe(attempt, receipt),
             // An old sentinel would end the job as failed.
             None => log::warn!("{attempt} is left to the sentinel: this worker stops"),
+        }
+    }
+
+    /// While writers do not answer, jobs that have not started go back; those of a sentinel that
+    /// gives no leases wait.
+    pub(super) fn give_back_waiting(&mut self) {
+        let backlog = std::mem::take(&mut self.backlog);
+        for order in backlog {
+            match order.lease {
+                Some(_) => self.give_back_because(&order, "its worker's storage does not respond"),
+                None => self.backlog.push_back(order),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use mio::Interest;
 use mio::net::UnixListener;
@@ -10,26 +11,36 @@ use mio::net::UnixListener;
 use super::control::{env_ready, error_payload};
 use super::environments::State;
 use super::event::ThreadEvent;
+use super::health::Health;
 use super::interpreters::spawn_cause;
 use super::job::{Guest, Order, Run, owner};
 use super::runtime;
 use super::serve::{GuestStart, Worker};
-use super::slot::{Action, Failure};
+use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
 use crate::guest::process::Pipes;
 use crate::guest::{Job, process, warm};
 use crate::job::Cause;
 use crate::reactor::{BootTime, token};
+use crate::sink::Root;
 
 impl Worker {
     pub(super) fn start_jobs(&mut self, now: BootTime) {
+        if self.health.has_silent_writers() {
+            return self.give_back_waiting();
+        }
         while self.draining_until.is_none()
             && let Some(place) = self.slots.iter().position(Option::is_none)
             && let Some(order) = self.backlog.pop_front()
         {
             self.next_serial += 1;
-            let mut run = Run::new(self.next_serial, order, self.options.job_timeout, now);
+            let timeouts = Timeouts {
+                job: self.options.job_timeout,
+                writer: self.options.writer_timeout,
+                publish: self.options.publish_timeout,
+            };
+            let mut run = Run::new(self.next_serial, order, timeouts, now);
             run.waits_for_environment = true;
             if run.order.lease.is_some() {
                 let until = self.leases.may_publish_until(run.order.job.attempt);
@@ -214,6 +225,12 @@ impl Worker {
 
     pub(super) fn thread_event(&mut self, event: ThreadEvent, now: BootTime) {
         match event {
+            ThreadEvent::Writer { serial, report } if self.health.is_silent(serial) => {
+                if report.is_last() {
+                    self.health.handle_writer_end(serial, now);
+                    log::info!("a writer that had not answered has ended");
+                }
+            }
             ThreadEvent::Writer { serial, report } => {
                 let Some(run) = self.run_of(serial) else {
                     return;
@@ -291,6 +308,11 @@ impl Worker {
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },
+                    Some(Action::GiveUp(cause)) => {
+                        let waited = self.options.writer_timeout;
+                        give_up_writer(run, cause, waited, &self.staging, &mut self.health, now);
+                        self.heartbeat_at = now;
+                    }
                     Some(Action::Conclude(failure)) => {
                         if let Some(mut run) = self.leave_slot(index, failure.is_none()) {
                             run.failure = failure;
@@ -433,6 +455,28 @@ fn check_path(path: &str) -> Result<(), Failure> {
 
 /// Linux's PATH_MAX, which counts the NUL at the end.
 const PATH_SIZE_MAX: usize = 4096;
+
+/// Gives up the writer of a job, because its storage has not responded for so long.
+pub(super) fn give_up_writer(
+    run: &mut Run,
+    cause: Cause,
+    waited: Duration,
+    root: &Root,
+    health: &mut Health,
+    now: BootTime,
+) {
+    let reason = format!(
+        "the output folder {} does not respond: its writer has not answered for {} s",
+        root.path().display(),
+        waited.as_secs()
+    );
+    log::error!(
+        "{}: {reason}; this worker takes no jobs until it has",
+        run.order.job.attempt
+    );
+    health.handle_silent_writer(run.serial, &reason, now);
+    run.give_up_writer(Failure::new(cause, reason));
+}
 
 fn with_writer(run: &mut Run, order: impl FnOnce(&mut Writer)) {
     match &mut run.writer {

@@ -8,10 +8,13 @@
 //! An environment that failed is avoided for a pause, which grows with each failure after it and
 //! ends with the first success: its jobs wait or go elsewhere, and the others stay usable.
 //!
+//! A writer thread that does not answer is trouble at once, and a self-test cannot end it before
+//! the thread has ended: its storage hangs, and each further job could cost a thread.
+//!
 //! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
 //! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::environments;
@@ -61,6 +64,8 @@ pub(super) struct Health {
     worker: Row,
     environments: BTreeMap<String, Broken>,
     test: Test,
+    /// Jobs whose writers were given up and have not ended, by number in the worker's life.
+    silent: BTreeSet<u64>,
     /// The pause before the test that healed it; none once a job has shown that it works.
     probation: Option<Duration>,
 }
@@ -72,6 +77,7 @@ impl Health {
             worker: Row::default(),
             environments: BTreeMap::new(),
             test: Test::None,
+            silent: BTreeSet::new(),
             probation: None,
         }
     }
@@ -90,16 +96,7 @@ impl Health {
                 if self.probation.is_some() {
                     self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
                 }
-                if self.worker.trouble().is_some() && self.test == Test::None {
-                    let pause = match self.probation {
-                        Some(pause) => (pause * 2).min(limits::SELF_TEST_PAUSE_MAX),
-                        None => limits::SELF_TEST_PAUSE_MIN,
-                    };
-                    self.test = Test::Due {
-                        at: now + pause,
-                        pause,
-                    };
-                }
+                self.expect_test(now);
             }
             Some((Cause::Environment, reason)) => {
                 let full = self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX;
@@ -132,6 +129,47 @@ impl Health {
                     self.probation = None;
                 }
             }
+        }
+    }
+
+    /// In trouble, a first self-test follows.
+    fn expect_test(&mut self, now: BootTime) {
+        if self.worker.trouble().is_some() && self.test == Test::None {
+            let pause = match self.probation {
+                Some(pause) => (pause * 2).min(limits::SELF_TEST_PAUSE_MAX),
+                None => limits::SELF_TEST_PAUSE_MIN,
+            };
+            let at = now + pause;
+            self.test = Test::Due { at, pause };
+        }
+    }
+
+    /// A job's writer was given up: its thread has not answered.
+    pub(super) fn handle_silent_writer(&mut self, serial: u64, reason: &str, now: BootTime) {
+        self.silent.insert(serial);
+        self.worker.add(reason);
+        self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
+        self.expect_test(now);
+    }
+
+    /// True while a writer that was given up has not ended.
+    pub(super) fn has_silent_writers(&self) -> bool {
+        !self.silent.is_empty()
+    }
+
+    /// True for a job whose writer was given up and has not ended.
+    pub(super) fn is_silent(&self, serial: u64) -> bool {
+        self.silent.contains(&serial)
+    }
+
+    /// The thread of such a writer has ended. After the last one a self-test is due at once.
+    pub(super) fn handle_writer_end(&mut self, serial: u64, now: BootTime) {
+        let was_silent = self.silent.remove(&serial);
+        if let Test::Due { at, .. } = &mut self.test
+            && was_silent
+            && self.silent.is_empty()
+        {
+            *at = now;
         }
     }
 
@@ -173,22 +211,19 @@ impl Health {
             return false;
         };
         match result {
-            Ok(()) => {
+            Ok(()) if !self.has_silent_writers() => {
                 self.probation = Some(pause);
                 self.test = Test::None;
                 self.worker = Row::default();
-                true
+                return true;
             }
-            Err(reason) => {
-                self.worker.add(&reason);
-                let pause = (pause * 2).min(limits::SELF_TEST_PAUSE_MAX);
-                self.test = Test::Due {
-                    at: now + pause,
-                    pause,
-                };
-                false
-            }
+            Ok(()) => {}
+            Err(reason) => self.worker.add(&reason),
         }
+        let pause = (pause * 2).min(limits::SELF_TEST_PAUSE_MAX);
+        let at = now + pause;
+        self.test = Test::Due { at, pause };
+        false
     }
 }
 
@@ -326,6 +361,29 @@ mod tests {
         health.handle_end("a", ENVIRONMENT, now);
         let until = health.environments["a"].until;
         assert_eq!(until.saturating_duration_since(now).as_secs(), 10);
+    }
+
+    #[test]
+    fn a_silent_writer_is_trouble_until_its_thread_has_ended() {
+        let mut health = Health::new();
+        health.handle_silent_writer(7, "no answer", NOW);
+        health.handle_silent_writer(8, "no answer", NOW);
+        assert_eq!(health.trouble(), Some("no answer"));
+        let mut now = NOW;
+        for _ in 0..3 {
+            now = health.poll_timeout().unwrap();
+            assert!(health.poll_test(now));
+            assert!(!health.poll_test(now), "one at a time");
+            assert!(!health.handle_test(Ok(()), now), "the disk of others works");
+            assert_eq!(health.trouble(), Some("no answer"));
+        }
+        health.handle_writer_end(7, now);
+        assert!(health.poll_timeout() > Some(now) && health.is_silent(8));
+        health.handle_writer_end(8, now);
+        assert_eq!(health.poll_timeout(), Some(now), "at once");
+        assert!(!health.is_silent(8) && health.trouble().is_some());
+        assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
+        assert_eq!(health.trouble(), None);
     }
 
     #[test]

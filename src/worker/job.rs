@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use mio::net::{UnixListener, UnixStream};
 use mio::unix::SourceFd;
@@ -11,7 +10,7 @@ use mio::{Interest, Registry};
 
 use super::log_tail::LogTail;
 use super::permit::Permit;
-use super::slot::{Failure, Slot};
+use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
 use crate::guest::Exit;
 use crate::guest::bridge::{self, BridgeReader, Step};
@@ -99,7 +98,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(serial: u64, order: Order, job_timeout: Duration, now: BootTime) -> Self {
+    pub(super) fn new(serial: u64, order: Order, timeouts: Timeouts, now: BootTime) -> Self {
         let permit = match order.lease {
             Some(_) => Permit::default(),
             None => Permit::unlimited(),
@@ -107,7 +106,7 @@ impl Run {
         Run {
             serial,
             order,
-            slot: Slot::new(job_timeout),
+            slot: Slot::new(timeouts),
             waits_for_environment: false,
             listener: None,
             stream: None,
@@ -178,7 +177,23 @@ impl Run {
         if self.logs_pending {
             self.read_logs();
         }
+        self.handle_timeout(now);
+    }
+
+    /// Lets time pass.
+    pub(super) fn handle_timeout(&mut self, now: BootTime) {
+        if let Some(writer) = &self.writer {
+            self.slot.handle_writer_progress(writer.progress_at());
+        }
         self.slot.handle_timeout(now);
+    }
+
+    /// The writer is waited for no more, and may not publish any more. Its thread ends when its
+    /// storage responds.
+    pub(super) fn give_up_writer(&mut self, failure: Failure) {
+        self.permit.revoke();
+        self.writer = None;
+        self.slot.handle_given_up(failure);
     }
 
     /// True when [`Run::advance`] has something to do at once.

@@ -1,18 +1,26 @@
 //! Until when a writer thread may publish: set by the loop, read by the thread after every wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::reactor::BootTime;
 
 /// Shared by a job's loop side and its writer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Permit(Arc<AtomicU64>);
+pub(super) struct Permit(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    until_ns: AtomicU64,
+    is_revoked: AtomicBool,
+}
 
 impl Permit {
     /// For jobs of a sentinel that gives no leases.
     pub(super) fn unlimited() -> Self {
-        Permit(Arc::new(AtomicU64::new(u64::MAX)))
+        let permit = Permit::default();
+        permit.0.until_ns.store(u64::MAX, Ordering::SeqCst);
+        permit
     }
 
     /// Publishing is allowed until then; none = not now.
@@ -20,12 +28,19 @@ impl Permit {
         let until_ns = until.map_or(0, |until| {
             u64::try_from(until.since_boot().as_nanos()).unwrap_or(u64::MAX)
         });
-        self.0.store(until_ns, Ordering::SeqCst);
+        self.0.until_ns.store(until_ns, Ordering::SeqCst);
+    }
+
+    /// Publishing is never allowed again.
+    pub(super) fn revoke(&self) {
+        self.0.is_revoked.store(true, Ordering::SeqCst);
     }
 
     /// True while publishing is allowed.
     pub(super) fn is_valid(&self, now: BootTime) -> bool {
-        now.since_boot().as_nanos() < u128::from(self.0.load(Ordering::SeqCst))
+        let until_ns = self.0.until_ns.load(Ordering::SeqCst);
+        !self.0.is_revoked.load(Ordering::SeqCst)
+            && now.since_boot().as_nanos() < u128::from(until_ns)
     }
 }
 
@@ -44,6 +59,10 @@ mod tests {
         assert!(permit.is_valid(at(9)) && !permit.is_valid(at(10)));
         permit.set(None);
         assert!(!permit.is_valid(at(9)));
-        assert!(Permit::unlimited().is_valid(at(u64::from(u32::MAX))));
+        let unlimited = Permit::unlimited();
+        assert!(unlimited.is_valid(at(u64::from(u32::MAX))));
+        unlimited.revoke();
+        unlimited.set(Some(at(10)));
+        assert!(!unlimited.is_valid(at(9)), "revoked for good");
     }
 }

@@ -1,5 +1,6 @@
 //! Staged output on its way to be visible. It waits here, outside the slots, for a lease.
 
+use super::guests::give_up_writer;
 use super::job::Run;
 use super::serve::Worker;
 use super::slot::Action;
@@ -43,6 +44,7 @@ impl Worker {
         let Some(run) = self.publishing.get_mut(index) else {
             return true;
         };
+        run.handle_timeout(now);
         let attempt = run.order.job.attempt;
         let allowed = match run.order.lease {
             None => true,
@@ -70,6 +72,11 @@ impl Worker {
                 Action::Conclude(failure) => {
                     run.failure = failure;
                     return false;
+                }
+                Action::GiveUp(cause) => {
+                    let waited = self.options.publish_timeout;
+                    give_up_writer(run, cause, waited, &self.staging, &mut self.health, now);
+                    self.heartbeat_at = now;
                 }
                 Action::Kill | Action::Stage => {}
             }

@@ -52,6 +52,10 @@ pub struct Options {
     pub capabilities: Vec<String>,
     /// Longest a job may take.
     pub job_timeout: Duration,
+    /// Longest step of a writer that was ordered to stop.
+    pub writer_timeout: Duration,
+    /// Longest step of a publish.
+    pub publish_timeout: Duration,
     /// How guests are started.
     pub guest_start: GuestStart,
     /// Longest a warm interpreter's imports may take.
@@ -78,6 +82,8 @@ impl Options {
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
+            writer_timeout: limits::WRITER_TIMEOUT,
+            publish_timeout: limits::PUBLISH_TIMEOUT,
             guest_start: GuestStart::Warm,
             interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
@@ -309,6 +315,7 @@ impl Worker {
                 .slots
                 .iter()
                 .flatten()
+                .chain(&self.publishing)
                 .filter_map(|run| run.slot.poll_timeout())
                 .chain(self.tend_timeout())
                 .chain(self.draining_until)

@@ -13,6 +13,10 @@
 //! the bridge is read to its end, and after the bridge's end the exit is waited for. Each of the
 //! two waits has a deadline, because the other end may be held by a process that got away.
 //!
+//! A writer that was ordered to publish or to remove the output has a deadline too, because its
+//! storage may not respond. The deadline counts from the writer's last step. When it has passed,
+//! the writer is given up ([`Action::GiveUp`]) and its later reports change nothing.
+//!
 //! ```text
 //!           connected          end of output, failure or EOF
 //! Waiting ────────────▶ Open ──────────────────────────────▶ Ended │ Failed │ Closed
@@ -74,6 +78,10 @@ enum Output {
     /// Being removed.
     Discarding,
     Discarded,
+    /// The writer has not answered in time.
+    Silent(Cause),
+    /// The writer is waited for no more.
+    GivenUp,
 }
 
 /// What the loop has to do.
@@ -87,8 +95,22 @@ pub enum Action {
     Publish,
     /// Remove the output.
     Discard,
+    /// Revoke the writer's permit, wait for it no more, and call [`Slot::handle_given_up`] with a
+    /// failure of this cause.
+    GiveUp(Cause),
     /// Send the receipt and free the slot. None = success.
     Conclude(Option<Failure>),
+}
+
+/// How long a job may take, and what is waited for.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// The job.
+    pub job: Duration,
+    /// A step of a writer that was ordered to remove the output.
+    pub writer: Duration,
+    /// A step of a writer that was ordered to publish.
+    pub publish: Duration,
 }
 
 /// See the module's head.
@@ -112,14 +134,18 @@ pub struct Slot {
     drain_deadline: Option<BootTime>,
     /// The process has exited; its reaper must report how, or this counts.
     unreaped: Option<(BootTime, Exit)>,
-    job_timeout: Duration,
+    /// The writer must have answered, or done a step.
+    writer_deadline: Option<BootTime>,
+    timeouts: Timeouts,
+    /// The failure is the job's time-out.
+    timed_out: bool,
     concluded: bool,
 }
 
 impl Slot {
     /// A job that waits for its environment. Its time-out counts from
     /// [`Slot::handle_started`] to the moment when the process has exited and the output is staged.
-    pub fn new(job_timeout: Duration) -> Self {
+    pub fn new(timeouts: Timeouts) -> Self {
         Slot {
             bridge: Bridge::Waiting,
             connected: false,
@@ -133,7 +159,9 @@ impl Slot {
             exit_deadline: None,
             drain_deadline: None,
             unreaped: None,
-            job_timeout,
+            writer_deadline: None,
+            timeouts,
+            timed_out: false,
             concluded: false,
         }
     }
@@ -151,7 +179,7 @@ impl Slot {
         if self.bridge == Bridge::Waiting {
             self.connect_deadline = Some(now + limits::GUEST_CONNECT_TIMEOUT);
         }
-        self.job_deadline = Some(now + self.job_timeout);
+        self.job_deadline = Some(now + self.timeouts.job);
     }
 
     /// The process could not be started.
@@ -284,8 +312,9 @@ impl Slot {
 
     /// The output could not be written (a full disk, a schema that changed).
     pub fn handle_output_failed(&mut self, failure: Failure) {
-        self.output = Output::Discarded;
-        self.fail(failure);
+        if self.writer_answered(Output::Discarded) {
+            self.fail(failure);
+        }
     }
 
     /// All output is complete on disk.
@@ -297,12 +326,42 @@ impl Slot {
 
     /// All output is visible.
     pub fn handle_published(&mut self) {
-        self.output = Output::Published;
+        self.writer_answered(Output::Published);
     }
 
     /// The output is removed.
     pub fn handle_discarded(&mut self) {
-        self.output = Output::Discarded;
+        self.writer_answered(Output::Discarded);
+    }
+
+    /// The writer has reported; false when it is waited for no more.
+    fn writer_answered(&mut self, output: Output) -> bool {
+        if matches!(self.output, Output::Silent(_) | Output::GivenUp) {
+            return false;
+        }
+        self.output = output;
+        self.writer_deadline = None;
+        true
+    }
+
+    /// When the writer did its last step.
+    pub fn handle_writer_progress(&mut self, at: BootTime) {
+        let wait = match self.output {
+            Output::Publishing => self.timeouts.publish,
+            _ => self.timeouts.writer,
+        };
+        if let Some(deadline) = &mut self.writer_deadline {
+            *deadline = (*deadline).max(at + wait);
+        }
+    }
+
+    /// The writer is given up. This is the job's failure, unless an earlier one has another
+    /// reason than the time that the writer took.
+    pub fn handle_given_up(&mut self, failure: Failure) {
+        if std::mem::take(&mut self.timed_out) {
+            self.failure = None;
+        }
+        self.fail(failure);
     }
 
     /// The sentinel (or the operator) wants it stopped. What is being published is published:
@@ -360,6 +419,7 @@ impl Slot {
             self.exit_deadline,
             self.drain_deadline,
             self.unreaped.map(|(until, _)| until),
+            self.writer_deadline,
             kill,
         ]
         .into_iter()
@@ -403,13 +463,22 @@ impl Slot {
             self.handle_closed(now);
         }
         if due(self.job_deadline()) {
+            self.timed_out = true;
             self.fail(Failure::new(
                 Cause::Plugin,
                 format!(
                     "the job took longer than its limit of {} s",
-                    self.job_timeout.as_secs()
+                    self.timeouts.job.as_secs()
                 ),
             ));
+        }
+        if due(self.writer_deadline) {
+            self.writer_deadline = None;
+            self.output = Output::Silent(match self.output {
+                // Something may be visible, as after the loss of a worker.
+                Output::Publishing => Cause::Lost,
+                _ => Cause::Worker,
+            });
         }
         if let Process::Killed { until } = self.process
             && until <= now
@@ -429,6 +498,10 @@ impl Slot {
         if self.concluded {
             return None;
         }
+        if let Output::Silent(cause) = self.output {
+            self.output = Output::GivenUp;
+            return Some(Action::GiveUp(cause));
+        }
         if self.failure.is_some() {
             return self.poll_failed(now);
         }
@@ -439,6 +512,7 @@ impl Slot {
             }
             Output::Staged if self.process == Process::Gone && publish_allowed => {
                 self.output = Output::Publishing;
+                self.writer_deadline = Some(now + self.timeouts.publish);
                 Some(Action::Publish)
             }
             Output::Published => {
@@ -458,6 +532,7 @@ impl Slot {
     pub fn handle_not_granted(&mut self) {
         if self.output == Output::Publishing {
             self.output = Output::Staged;
+            self.writer_deadline = None;
         }
     }
 
@@ -480,10 +555,11 @@ impl Slot {
         match self.output {
             Output::Open | Output::Staged | Output::Staging => {
                 self.output = Output::Discarding;
+                self.writer_deadline = Some(now + self.timeouts.writer);
                 return Some(Action::Discard);
             }
-            Output::Publishing | Output::Discarding => return None,
-            Output::Published | Output::Discarded => {}
+            Output::Publishing | Output::Discarding | Output::Silent(_) => return None,
+            Output::Published | Output::Discarded | Output::GivenUp => {}
         }
         if matches!(self.process, Process::NotStarted | Process::Gone) {
             self.concluded = true;

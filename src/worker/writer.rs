@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use arrow::buffer::Buffer;
 
@@ -11,7 +12,7 @@ use super::permit::Permit;
 use crate::guest::bridge;
 use crate::job::{Attempt, Cause, Job};
 use crate::reactor::BootTime;
-use crate::sink::{self, Artifact, JobOutput, Refused, Root};
+use crate::sink::{self, Artifact, JobOutput, Refused, Root, Staged};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -43,6 +44,33 @@ pub(super) enum Report {
     Discarded,
 }
 
+impl Report {
+    /// True when the thread ends with it.
+    pub(super) fn is_last(&self) -> bool {
+        match self {
+            Report::Room | Report::Staged | Report::NotGranted => false,
+            Report::Failed { .. } | Report::Published(_) | Report::Discarded => true,
+        }
+    }
+}
+
+/// When the thread last did a step of its work: set by the thread, read by the loop.
+#[derive(Clone, Default)]
+struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    fn note(&self) -> BootTime {
+        let now = BootTime::now();
+        let since_boot = u64::try_from(now.since_boot().as_nanos()).unwrap_or(u64::MAX);
+        self.0.store(since_boot, Ordering::SeqCst);
+        now
+    }
+
+    fn last(&self) -> BootTime {
+        BootTime::after_boot(Duration::from_nanos(self.0.load(Ordering::SeqCst)))
+    }
+}
+
 /// Where reports go: the number of the job in this worker's life.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -71,6 +99,7 @@ pub(super) struct Writer {
     orders: Option<SyncSender<Order>>,
     /// The loop waits for [`Report::Room`].
     wanted: Arc<AtomicBool>,
+    progress: Progress,
     /// Orders that found the channel full.
     pending: VecDeque<Order>,
 }
@@ -83,24 +112,38 @@ impl Writer {
         address: Address,
     ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
-        let wanted = Arc::new(AtomicBool::new(false));
-        let for_thread = wanted.clone();
+        let task = Task {
+            job,
+            root,
+            permit,
+            orders: from_loop,
+            wanted: Arc::default(),
+            progress: Progress::default(),
+            address: address.clone(),
+        };
+        let (wanted, progress) = (task.wanted.clone(), task.progress.clone());
         std::thread::Builder::new()
             .name(format!("writer-{}", address.serial))
             .spawn(move || {
-                let run = || write_job(job, root, &permit, &from_loop, &for_thread, &address);
+                let run = || task.run();
                 let report = sink::quiet_panics(run).unwrap_or_else(|panic| Report::Failed {
                     cause: Cause::Plugin,
                     message: format!("the plugin's data cannot be written: {panic}"),
                 });
-                drop(from_loop);
+                drop(task);
                 address.report(report);
             })?;
         Ok(Writer {
             orders: Some(orders),
             wanted,
+            progress,
             pending: VecDeque::new(),
         })
+    }
+
+    /// When the thread last did a step of its work.
+    pub(super) fn progress_at(&self) -> BootTime {
+        self.progress.last()
     }
 
     /// True while no further frame should be read from the guest.
@@ -154,82 +197,86 @@ impl Writer {
     }
 }
 
-/// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
-/// receipts describe it.
-fn write_job(
+/// The thread's end of a writer.
+struct Task {
     job: Arc<Job>,
     root: Arc<Root>,
-    permit: &Permit,
-    orders: &Receiver<Order>,
-    wanted: &AtomicBool,
-    address: &Address,
-) -> Report {
-    let report = match write_output(job.clone(), root.clone(), permit, orders, wanted, address) {
-        Ok(report) => report,
-        Err(error) => Report::Failed {
-            cause: error.cause(),
-            message: error.to_string(),
-        },
-    };
-    // The receipt of an earlier attempt's output may never have arrived.
-    let has_failed = !matches!(report, Report::Published(_));
-    if has_failed
-        && permit.is_valid(BootTime::now())
-        && let Err(error) = root.settle_failed(&job)
-    {
-        log::error!("{}: {error}", job.attempt);
-    }
-    report
+    permit: Permit,
+    orders: Receiver<Order>,
+    /// See [`Writer`].
+    wanted: Arc<AtomicBool>,
+    progress: Progress,
+    address: Address,
 }
 
-fn write_output(
-    job: Arc<Job>,
-    root: Arc<Root>,
-    permit: &Permit,
-    orders: &Receiver<Order>,
-    wanted: &AtomicBool,
-    address: &Address,
-) -> Result<Report, sink::Error> {
-    let mut output = JobOutput::new(root, job)?;
-    let mut staged = loop {
-        let Ok(order) = orders.recv() else {
-            return Ok(Report::Discarded);
-        };
-        if wanted.swap(false, Ordering::SeqCst) {
-            address.report(Report::Room);
+impl Task {
+    /// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
+    /// receipts describe it.
+    fn run(&self) -> Report {
+        let report = self.write().unwrap_or_else(|error| Report::Failed {
+            cause: error.cause(),
+            message: error.to_string(),
+        });
+        // The receipt of an earlier attempt's output may never have arrived.
+        let has_failed = !matches!(report, Report::Published(_));
+        if has_failed
+            && self.permit.is_valid(self.progress.note())
+            && let Err(error) = self.root.settle_failed(&self.job)
+        {
+            log::error!("{}: {error}", self.job.attempt);
         }
-        match order {
-            Order::Frame(frame) => {
-                let decoded = match bridge::decode(frame) {
-                    Ok(decoded) => decoded,
-                    Err(error) => {
-                        return Ok(Report::Failed {
-                            cause: Cause::Plugin,
-                            message: error.to_string(),
-                        });
-                    }
-                };
-                for batch in &decoded.batches {
-                    output.write(decoded.topic.as_deref(), batch)?;
-                }
+        report
+    }
+
+    fn write(&self) -> Result<Report, sink::Error> {
+        let mut output = JobOutput::new(self.root.clone(), self.job.clone())?;
+        loop {
+            let Ok(order) = self.orders.recv() else {
+                return Ok(Report::Discarded);
+            };
+            if self.wanted.swap(false, Ordering::SeqCst) {
+                self.address.report(Report::Room);
             }
-            Order::Stage => break output.stage()?,
-            // The slot orders it after Staged only.
-            Order::Publish(_) => return Ok(Report::Discarded),
+            self.progress.note();
+            match order {
+                Order::Frame(frame) => {
+                    let decoded = match bridge::decode(frame) {
+                        Ok(decoded) => decoded,
+                        Err(error) => {
+                            return Ok(Report::Failed {
+                                cause: Cause::Plugin,
+                                message: error.to_string(),
+                            });
+                        }
+                    };
+                    for batch in &decoded.batches {
+                        output.write(decoded.topic.as_deref(), batch)?;
+                        self.progress.note();
+                    }
+                }
+                Order::Stage => break,
+                // The slot orders it after Staged only.
+                Order::Publish(_) => return Ok(Report::Discarded),
+            }
         }
-    };
-    address.report(Report::Staged);
-    loop {
-        let Ok(Order::Publish(bar)) = orders.recv() else {
-            return Ok(Report::Discarded);
-        };
-        let is_granted = || permit.is_valid(BootTime::now());
-        match staged.publish(&bar, &is_granted) {
-            Ok(published) => return Ok(Report::Published(published.artifacts)),
-            Err(Refused::Failed(error)) => return Err(error),
-            Err(Refused::NotGranted(back)) => {
-                staged = *back;
-                address.report(Report::NotGranted);
+        let staged = output.stage()?;
+        self.address.report(Report::Staged);
+        self.publish(staged)
+    }
+
+    fn publish(&self, mut staged: Staged) -> Result<Report, sink::Error> {
+        loop {
+            let Ok(Order::Publish(bar)) = self.orders.recv() else {
+                return Ok(Report::Discarded);
+            };
+            let is_granted = || self.permit.is_valid(self.progress.note());
+            match staged.publish(&bar, &is_granted) {
+                Ok(published) => return Ok(Report::Published(published.artifacts)),
+                Err(Refused::Failed(error)) => return Err(error),
+                Err(Refused::NotGranted(back)) => {
+                    staged = *back;
+                    self.address.report(Report::NotGranted);
+                }
             }
         }
     }

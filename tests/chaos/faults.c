@@ -139,9 +139,10 @@ static int before(int call, const char *name, const char *path, const char *to) 
             kill(getpid(), get(&control->stop_action) == KILL ? SIGKILL : SIGSTOP);
         }
     }
-    int64_t delay_ms = get(&control->delay_ms);
-    if (delay_ms > 0 && (call & (RENAME | LINK))) {
-        struct timespec left = {delay_ms / 1000, delay_ms % 1000 * 1000000};
+    /* In small steps, so that a delay that is taken back ends. */
+    for (int64_t waited_ms = 0; (call & (RENAME | LINK)) && waited_ms < get(&control->delay_ms);
+         waited_ms += 5) {
+        struct timespec left = {0, 5000000};
         while (nanosleep(&left, &left) && errno == EINTR)
             ;
     }

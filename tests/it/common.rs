@@ -326,6 +326,19 @@ pub(crate) fn job(database: &Path, id: i64) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// Runs SQL as another program does.
+pub(crate) fn sql(database: &std::path::Path, script: &str) -> String {
+    let program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); [print(*row) for s in sys.argv[2].split(';') for row in c.execute(s)]; c.commit()";
+    let output = output(
+        Command::new(python())
+            .args(["-c", program])
+            .arg(database)
+            .arg(script),
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    stdout(&output).trim().to_owned()
+}
+
 /// Waits for the end of a job.
 pub(crate) fn ended(database: &Path, id: i64) -> Value {
     until(&format!("job {id} ends"), || {

@@ -10,7 +10,11 @@ mod deadlines;
 mod dispatcher;
 mod environments;
 mod failures;
+#[allow(dead_code)]
+#[path = "../chaos/faults.rs"]
+mod faults;
 mod guests;
+mod hangs;
 mod interop;
 mod killers;
 mod manifest;

@@ -238,19 +238,6 @@ fn messages_that_are_none_close_their_connection_alone() {
     );
 }
 
-/// Runs SQL as another program does.
-fn sql(database: &std::path::Path, script: &str) -> String {
-    let program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); [print(*row) for s in sys.argv[2].split(';') for row in c.execute(s)]; c.commit()";
-    let output = output(
-        Command::new(python())
-            .args(["-c", program])
-            .arg(database)
-            .arg(script),
-    );
-    assert!(output.status.success(), "{}", stderr(&output));
-    stdout(&output).trim().to_owned()
-}
-
 #[test]
 fn many_files_in_many_folders_are_submitted_in_batches_under_one_root() {
     let dir = tempfile::tempdir().unwrap();

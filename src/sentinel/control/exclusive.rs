@@ -2,7 +2,8 @@
 //!
 //! An attempt keeps its sinks until it ends. When it ends without a report of its worker, the
 //! worker may be paused within its publishing, so the next attempts that get one of the sinks
-//! must bar it on the storage first.
+//! must bar it on the storage first. The same holds for a report with the cause `lost`: the
+//! worker has given up a publish that its storage did not let end.
 
 use std::collections::HashMap;
 
@@ -22,6 +23,8 @@ pub(super) struct Exclusive {
     not_before: Option<BootTime>,
     /// Attempts that may still publish by the word of an earlier sentinel, into any sink.
     inherited: Vec<Attempt>,
+    /// Attempts that were such, and whose workers are connected.
+    adopted: Vec<Attempt>,
 }
 
 impl Exclusive {
@@ -63,17 +66,28 @@ impl Exclusive {
 
     /// The worker of an inherited attempt is connected: it asks again for what it needs.
     pub(super) fn disinherit(&mut self, attempt: Attempt) {
+        let before = self.inherited.len();
         self.inherited.retain(|other| *other != attempt);
+        if self.inherited.len() < before {
+            self.adopted.push(attempt);
+        }
     }
 
     /// The attempt's worker has reported its end.
     pub(super) fn release(&mut self, attempt: Attempt) {
         self.holders.retain(|_, holder| *holder != attempt);
-        self.disinherit(attempt);
+        self.inherited.retain(|other| *other != attempt);
+        self.adopted.retain(|other| *other != attempt);
     }
 
-    /// The attempt has ended without a report.
+    /// The attempt has ended without a report, or its worker has reported that it may still
+    /// publish.
     pub(super) fn abandon(&mut self, attempt: Attempt) {
+        // What an earlier sentinel gave it is not known.
+        if self.adopted.contains(&attempt) {
+            self.adopted.retain(|other| *other != attempt);
+            self.inherited.push(attempt);
+        }
         for (sink, holder) in &self.holders {
             if *holder == attempt {
                 let unreported = self.unreported.entry(sink.clone()).or_default();

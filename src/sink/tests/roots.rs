@@ -209,3 +209,46 @@ fn two_thousand_topics_are_published_together() {
     assert_eq!(values(&fixture.path("plug_in_t1999_1.parquet")), [1999]);
     assert_eq!(fixture.staged(), [""; 0]);
 }
+
+/// A FIFO where a file of ours should be is an error at once that names it: nothing waits for a
+/// peer.
+#[test]
+fn a_fifo_among_our_files_is_an_error_that_names_it() {
+    let other = Job {
+        database: Some(B.into()),
+        ..of(3, 1)
+    };
+    let run = format!(".casparian/staging/{A}.2.2");
+    let cases = [
+        ("record", format!(".casparian/outputs/{A}/0/2"), of(2, 3)),
+        ("bar", format!(".casparian/barred/{A}/0/2/2"), of(2, 3)),
+        ("owner", ".casparian/owner".to_owned(), other),
+        ("bays", format!("{run}/bays"), of(2, 3)),
+        ("worker", format!("{run}/worker"), of(2, 2)),
+    ];
+    for (name, path, job) in cases {
+        let fixture = Fixture::new();
+        publish(&fixture.root, &of(1, 1), &[1]).unwrap();
+        let dead = open(fixture.dir.path());
+        let _left = stage(&dead, &of(2, 2), &[1]).unwrap();
+        dead.die();
+        let fifo = fixture.path(&path);
+        fs::create_dir_all(fifo.parent().unwrap()).unwrap();
+        let _ = fs::remove_file(&fifo);
+        assert!(
+            Command::new("mkfifo")
+                .arg(&fifo)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let error = publish(&fixture.root, &job, &[1]).unwrap_err().to_string();
+        let names = match name {
+            // The folder was claimed before it is read.
+            "bays" => "bays".to_owned(),
+            _ => fifo.to_string_lossy().into_owned(),
+        };
+        assert!(error.contains(&names), "{name}: {error}");
+        assert!(error.contains("not a regular file"), "{name}: {error}");
+    }
+}

@@ -1,6 +1,11 @@
 use super::*;
 
 const TIMEOUT: Duration = Duration::from_secs(100);
+const TIMEOUTS: Timeouts = Timeouts {
+    job: TIMEOUT,
+    writer: Duration::from_secs(40),
+    publish: Duration::from_secs(120),
+};
 const NOW: BootTime = BootTime::after_boot(Duration::from_secs(1000));
 
 fn at(seconds: u64) -> BootTime {
@@ -26,7 +31,7 @@ fn drain(slot: &mut Slot) -> Vec<Action> {
 }
 
 fn running() -> Slot {
-    let mut slot = Slot::new(TIMEOUT);
+    let mut slot = Slot::new(TIMEOUTS);
     slot.handle_started(NOW);
     slot.handle_connected();
     slot
@@ -46,6 +51,7 @@ fn concluded(slot: &mut Slot) -> (Option<Failure>, bool) {
             Some(Action::Stage) => slot.handle_staged(),
             Some(Action::Publish) => slot.handle_published(),
             Some(Action::Discard) => slot.handle_discarded(),
+            Some(Action::GiveUp(cause)) => slot.handle_given_up(Failure::new(cause, "silent")),
             Some(Action::Conclude(failure)) => return (failure, killed),
             None => {
                 now = slot.poll_timeout().expect("it has a deadline");
@@ -281,7 +287,7 @@ fn starts_that_fail_are_not_the_plugins_fault() {
         ),
     ];
     for (name, step, cause, words) in cases {
-        let mut slot = Slot::new(TIMEOUT);
+        let mut slot = Slot::new(TIMEOUTS);
         step(&mut slot);
         let failure = concluded(&mut slot).0.expect("it failed");
         assert_eq!(failure.cause, cause, "{name}: {failure:?}");
@@ -393,7 +399,7 @@ fn a_lost_process_is_innocent_unless_it_has_said_otherwise() {
 #[test]
 fn the_time_out_counts_the_plugins_time_only() {
     // Not the environment's.
-    let mut slot = Slot::new(TIMEOUT);
+    let mut slot = Slot::new(TIMEOUTS);
     assert_eq!(slot.poll_timeout(), None);
     slot.handle_timeout(at(10_000));
     assert_eq!(drain(&mut slot), []);
@@ -425,4 +431,96 @@ fn an_abort_that_comes_too_late_changes_nothing() {
     slot.handle_timeout(NOW + TIMEOUT);
     slot.handle_published();
     assert_eq!(drain(&mut slot), [Action::Conclude(None)]);
+}
+
+/// A writer whose storage does not respond is given up after its time; what it reports later
+/// changes nothing.
+#[test]
+fn a_silent_writer_is_given_up() {
+    type Step = fn(&mut Slot);
+    let cases: [(&str, Step, Cause, &str); 4] = [
+        ("time-out", |_| {}, Cause::Worker, "silent"),
+        (
+            "time-out while it stages",
+            |slot| {
+                slot.handle_end(NOW);
+                slot.handle_exited(code(0), NOW);
+                assert_eq!(drain(slot), [Action::Stage]);
+            },
+            Cause::Worker,
+            "silent",
+        ),
+        (
+            "abort",
+            |slot| slot.handle_abort("aborted by the sentinel"),
+            Cause::Operator,
+            "aborted",
+        ),
+        (
+            "the plugin's own failure",
+            |slot| {
+                slot.handle_failure("ValueError: x".into(), NOW);
+                slot.handle_exited(code(1), NOW);
+            },
+            Cause::Plugin,
+            "ValueError",
+        ),
+    ];
+    for (name, step, cause, words) in cases {
+        let mut slot = running();
+        step(&mut slot);
+        let failed = at(100);
+        slot.handle_timeout(failed);
+        while let Some(action) = slot.poll(true, failed) {
+            if action == Action::Kill {
+                slot.handle_exited(signal(9), failed);
+            }
+        }
+        let due = failed + TIMEOUTS.writer;
+        assert_eq!(slot.poll_timeout(), Some(due), "{name}");
+        // A step of its work gives it as long again.
+        slot.handle_writer_progress(at(110));
+        slot.handle_timeout(due);
+        assert_eq!(slot.poll(true, due), None, "{name}");
+        let due = at(110) + TIMEOUTS.writer;
+        slot.handle_timeout(due);
+        assert_eq!(slot.poll_timeout(), None, "{name}");
+        let action = slot.poll(true, due);
+        assert_eq!(action, Some(Action::GiveUp(Cause::Worker)), "{name}");
+        slot.handle_given_up(Failure::new(Cause::Worker, "silent"));
+        slot.handle_published();
+        slot.handle_output_failed(Failure::new(Cause::Plugin, "late"));
+        let Some(Action::Conclude(Some(failure))) = slot.poll(true, due) else {
+            panic!("{name}: not concluded: {slot:?}");
+        };
+        assert_eq!(failure.cause, cause, "{name}");
+        assert!(failure.message.contains(words), "{name}: {failure:?}");
+        assert_eq!(slot.poll(true, due), None, "{name}");
+    }
+}
+
+#[test]
+fn a_publish_that_does_not_end_counts_as_the_loss_of_its_holder() {
+    let mut slot = running();
+    slot.handle_end(NOW);
+    drain(&mut slot);
+    slot.handle_staged();
+    slot.handle_exited(code(0), NOW);
+    assert_eq!(drain(&mut slot), [Action::Publish]);
+    assert_eq!(slot.poll_timeout(), Some(NOW + TIMEOUTS.publish));
+    // The lease ended: it waits for another one, as long as that takes.
+    slot.handle_not_granted();
+    assert_eq!(slot.poll_timeout(), None);
+    assert_eq!(slot.poll(true, at(50)), Some(Action::Publish));
+    slot.handle_writer_progress(at(60));
+    slot.handle_abort("too late");
+    let due = at(60) + TIMEOUTS.publish;
+    assert_eq!(slot.poll_timeout(), Some(due));
+    slot.handle_timeout(due);
+    let action = slot.poll(true, due);
+    assert_eq!(action, Some(Action::GiveUp(Cause::Lost)));
+    slot.handle_given_up(Failure::new(Cause::Lost, "silent"));
+    slot.handle_published();
+    let lost = Some(Failure::new(Cause::Lost, "silent"));
+    assert_eq!(slot.poll(true, due), Some(Action::Conclude(lost)));
 }

@@ -227,6 +227,23 @@ fn a_worker_that_lists_what_is_not_its_own_is_told_to_stop_it() {
 }
 
 #[test]
+fn a_failing_database_bounds_what_is_kept_and_keeps_leases_alive() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    for second in 0..1000 {
+        let now = at(second);
+        control.handle_message(&from(1, b"w.a"), 0, introduce("a", second + 2, &[job]), now);
+        let payload = request(second + 3, None, &[job, Attempt::new(8, 1)]);
+        control.handle_message(&from(1, b"w.a"), 0, payload, now);
+        control.handle_timeout(now);
+        assert!(answers(&mut control, now)[0].1.leases.contains(&job));
+    }
+    let changes = control.take_changes();
+    assert!(changes.len() < 200, "{}", changes.len());
+}
+
+#[test]
 fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
     let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
     let ask = |sequence, attempt| {
@@ -240,7 +257,7 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
             ..Heartbeat::default()
         })
     };
-    for ends in ["receipt", "lease"] {
+    for ends in ["receipt", "lost", "lease"] {
         let mut control = with_process(at(0));
         let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
         control.handle_claimed(b"w.a", jobs, at(0));
@@ -264,6 +281,15 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
             );
             continue;
         }
+        if ends == "lost" {
+            // The storage did not let its publish end.
+            let lost = Payload::Conclude(Receipt::failed(first, Cause::Lost, "no answer"));
+            control.handle_message(&from(1, b"w.a"), 5, lost, at(3));
+            let given = answers(&mut control, at(3));
+            assert_eq!(given[0].1.publish, [second]);
+            assert_eq!(given[0].1.bar, [first]);
+            continue;
+        }
         // The holder's worker is paused; the other one's asks again elsewhere.
         control.handle_timeout(at(14));
         assert_eq!(released(&mut control).len(), 2);
@@ -280,19 +306,27 @@ fn one_attempt_at_a_time_publishes_into_an_exclusive_sink() {
     }
 }
 
+/// A publish that began under an earlier sentinel and is given up under this one is barred, too.
 #[test]
-fn a_failing_database_bounds_what_is_kept_and_keeps_leases_alive() {
-    let job = Attempt::new(5, 1);
-    let mut control = with_process(at(0));
-    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
-    for second in 0..1000 {
-        let now = at(second);
-        control.handle_message(&from(1, b"w.a"), 0, introduce("a", second + 2, &[job]), now);
-        let payload = request(second + 3, None, &[job, Attempt::new(8, 1)]);
-        control.handle_message(&from(1, b"w.a"), 0, payload, now);
-        control.handle_timeout(now);
-        assert!(answers(&mut control, now)[0].1.leases.contains(&job));
-    }
-    let changes = control.take_changes();
-    assert!(changes.len() < 200, "{}", changes.len());
+fn an_inherited_attempt_that_is_lost_is_barred() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let mut control = control();
+    control.inherit(first, "w", None, at(0));
+    control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[first]), at(1));
+    control.handle_claimed(b"w.a", vec![assignment(6, 1, "")], at(1));
+    let lost = Payload::Conclude(Receipt::failed(first, Cause::Lost, "no answer"));
+    control.handle_message(&from(1, b"w.a"), 5, lost, at(2));
+    let ask = Payload::Heartbeat(Heartbeat {
+        running: Some(vec![second]),
+        sequence: Some(2),
+        publish: vec![PublishRequest {
+            attempt: second,
+            exclusive: vec!["parquet://o".into()],
+        }],
+        ..Heartbeat::default()
+    });
+    control.handle_message(&from(1, b"w.a"), 0, ask, at(20));
+    let given = answers(&mut control, at(20));
+    assert_eq!(given[0].1.publish, [second]);
+    assert_eq!(given[0].1.bar, [first]);
 }
