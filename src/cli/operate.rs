@@ -110,7 +110,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         .ok_or_else(|| INIT.usage_error("DB is not UTF-8"))?;
     let path = parse_location(text).map_err(|error| INIT.usage_error(error))?;
     if typed.has("new-identity") {
-        let _lock = lock_database(&path).map_err(failed)?;
+        let _lock = lock_database(&path, Open::Existing).map_err(failed)?;
         let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
         let id = store.new_identity().map_err(failed)?;
         return say(&format!("{} has the identity {id}\n", path.display()));

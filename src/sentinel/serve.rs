@@ -165,7 +165,7 @@ impl Sentinel {
         if let Some(file) = &options.authorized_keys {
             warn_of_shared_names(&file.keys());
         }
-        let lock = store::lock_database(&options.database)?;
+        let lock = store::lock_database(&options.database, store::Open::Create)?;
         let now = BootTime::now();
         let settings = scheduler::Settings {
             lease: options.lease,
@@ -174,6 +174,7 @@ impl Sentinel {
             exclusive: options.exclusive,
         };
         let scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
+        lock.check(&options.database)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
             .router_handover(true)

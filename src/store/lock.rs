@@ -1,28 +1,53 @@
-//! One sentinel at a time works on a database: a lock file beside it.
+//! One sentinel at a time works on a database. Two locks (`flock`) that end with their holder:
 //!
-//! The lock is the kernel's (`flock`) and ends with its holder, however that ends. The file stays:
-//! removing it would let two programs lock two files of one name.
+//! - On the database file itself, so that neither a removed lock file nor another name of the file
+//!   (a hard link, a bind mount) admits a second sentinel. On Linux such a lock is independent of
+//!   the `fcntl` locks that SQLite takes on the same file. Network file systems turn one kind into
+//!   the other, as other systems do; there the lock file alone counts.
+//! - On `<name>.sentinel-lock` beside it, so that a database which replaces another one under its
+//!   name is not used while the sentinel of the first one runs: both would have one WAL file. The
+//!   lock file stays: removing it would let two programs lock two files of one name.
+//!
+//! When a process closes any descriptor of a file, it loses all of its `fcntl` locks on it. So a
+//! descriptor of a database, once opened here, stays open until the process ends.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
-use super::Error;
+use super::{Error, Open};
 
 /// The right to be the one sentinel of a database, until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
     file: File,
+    inode: Inode,
 }
 
 impl Lock {
     /// The lock file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Checks that a path names the file that is locked.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] where not.
+    pub fn check(&self, database: &Path) -> Result<(), Error> {
+        match std::fs::metadata(database) {
+            Ok(found) if key(&found) == self.inode.key => Ok(()),
+            _ => Err(Error::Replaced {
+                path: database.to_owned(),
+                reason: "it was replaced by another file",
+            }),
+        }
     }
 }
 
@@ -36,17 +61,156 @@ impl Drop for Lock {
     }
 }
 
+/// Device and inode.
+type Key = (u64, u64);
+
+fn key(metadata: &std::fs::Metadata) -> Key {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Database files that this process has opened here, by what identifies them.
+static FILES: Mutex<BTreeMap<Key, Opened>> = Mutex::new(BTreeMap::new());
+
+#[derive(Debug, Default)]
+struct Opened {
+    /// One, or more when the name changed its file between two system calls.
+    descriptors: Vec<File>,
+    is_locked: bool,
+}
+
+fn files() -> MutexGuard<'static, BTreeMap<Key, Opened>> {
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The lock on the database file itself.
+#[derive(Debug)]
+struct Inode {
+    key: Key,
+}
+
+impl Inode {
+    /// Locks the file at a path, which is created or must exist.
+    fn lock(database: &Path, open: Open) -> Result<Self, Error> {
+        let fail = |reason: String| Error::Open {
+            path: database.to_owned(),
+            reason,
+        };
+        let mut files = files();
+        let known = std::fs::metadata(database)
+            .ok()
+            .map(|found| key(&found))
+            .filter(|key| files.contains_key(key));
+        let key = match known {
+            Some(key) => key,
+            None => {
+                let (key, file) = open_database(database, open)?;
+                files.entry(key).or_default().descriptors.push(file);
+                key
+            }
+        };
+        let opened = files.entry(key).or_default();
+        let locked = || Error::Locked {
+            path: database.to_owned(),
+            lock: database.to_owned(),
+        };
+        if opened.is_locked {
+            return Err(locked());
+        }
+        if let Some(file) = opened.descriptors.first()
+            && is_independent(file)
+        {
+            match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(error) if error == rustix::io::Errno::WOULDBLOCK => return Err(locked()),
+                Err(error) => return Err(fail(format!("cannot lock it: {error}"))),
+            }
+        }
+        opened.is_locked = true;
+        Ok(Inode { key })
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        let mut files = files();
+        let Some(opened) = files.get_mut(&self.key) else {
+            return;
+        };
+        opened.is_locked = false;
+        if let Some(file) = opened.descriptors.first()
+            && is_independent(file)
+            && let Err(error) = rustix::fs::flock(file, FlockOperation::Unlock)
+        {
+            log::debug!("database lock: {error}");
+        }
+    }
+}
+
+fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
+    let fail = |reason: String| Error::Open {
+        path: database.to_owned(),
+        reason,
+    };
+    let create = match open {
+        Open::Create => OFlags::CREATE,
+        Open::Existing => OFlags::empty(),
+    };
+    // Not blocking, so that a FIFO of that name does not hang.
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | create;
+    // As SQLite creates it.
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let open_as = |access| rustix::fs::openat(CWD, database, flags | access, mode);
+    // To write, because an overlay file system gives a file another inode when that first happens.
+    // What is wrong with a file that can only be read is found when SQLite opens it.
+    let opened = open_as(OFlags::RDWR).or_else(|error| match error {
+        rustix::io::Errno::ACCESS | rustix::io::Errno::ROFS => open_as(OFlags::RDONLY),
+        error => Err(error),
+    });
+    let descriptor = match opened {
+        Ok(descriptor) => descriptor,
+        Err(rustix::io::Errno::NOENT) if open == Open::Existing => {
+            return Err(Error::Missing {
+                path: database.to_owned(),
+            });
+        }
+        Err(rustix::io::Errno::ISDIR) => return Err(fail("it is a directory".to_owned())),
+        Err(error) => return Err(fail(format!("cannot open it: {error}"))),
+    };
+    let file = File::from(descriptor);
+    let found = file.metadata().map_err(|error| fail(error.to_string()))?;
+    match found.is_file() {
+        true => Ok((key(&found), file)),
+        false if found.is_dir() => Err(fail("it is a directory".to_owned())),
+        false => Err(fail("it is not a regular file".to_owned())),
+    }
+}
+
+/// True where `flock` and `fcntl` locks of a file do not know each other.
+#[cfg(target_os = "linux")]
+fn is_independent(file: &File) -> bool {
+    /// NFS, CIFS, SMB2, SMB, 9P (statfs(2)).
+    const DEPENDENT: [i128; 5] = [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x517b, 0x0102_1997];
+    rustix::fs::fstatfs(file)
+        .is_ok_and(|found| !DEPENDENT.contains(&(i128::from(found.f_type) & 0xffff_ffff)))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_independent(_file: &File) -> bool {
+    false
+}
+
 /// How often a lock file that was removed meanwhile is opened again.
 const TRIES_MAX: usize = 10;
 
-/// Locks a database against other sentinels; does not wait. The lock file is
-/// `<name>.sentinel-lock` beside the file that the path leads to, symbolic links followed, so
-/// that all paths of a database have one lock.
+/// Locks a database against other sentinels; does not wait. See the module's head: the lock is on
+/// the file that the path leads to, symbolic links followed, and on its lock file.
 ///
 /// # Errors
-/// [`Error::Locked`] when another program holds it, [`Error::Lock`] when the file cannot be
-/// created or is not a regular one. The database itself need not exist, its folder must.
-pub fn lock_database(database: &Path) -> Result<Lock, Error> {
+/// [`Error::Locked`] when another sentinel holds it, [`Error::Lock`] when the lock file cannot be
+/// created or is not a regular one, [`Error::Open`] or [`Error::Missing`] when the database
+/// cannot be opened.
+pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
+    let inode = Inode::lock(database, open)?;
     let path = lock_path(database)?;
     let fail = |reason: String| Error::Lock {
         lock: path.clone(),
@@ -76,7 +240,7 @@ pub fn lock_database(database: &Path) -> Result<Lock, Error> {
         let same = std::fs::symlink_metadata(&path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
         if same {
-            return Ok(Lock { path, file });
+            return Ok(Lock { path, file, inode });
         }
     }
     Err(fail("another program keeps removing it".to_owned()))
@@ -87,21 +251,7 @@ fn lock_path(database: &Path) -> Result<PathBuf, Error> {
         path: database.to_owned(),
         reason,
     };
-    let real = match std::fs::canonicalize(database) {
-        Ok(real) => real,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let absolute =
-                std::path::absolute(database).map_err(|error| fail(error.to_string()))?;
-            let parent = absolute.parent().unwrap_or(Path::new("/"));
-            let folder = std::fs::canonicalize(parent)
-                .map_err(|error| fail(format!("its folder: {error}")))?;
-            match absolute.file_name() {
-                Some(name) => folder.join(name),
-                None => return Err(fail("it names no file".to_owned())),
-            }
-        }
-        Err(error) => return Err(fail(error.to_string())),
-    };
+    let real = std::fs::canonicalize(database).map_err(|error| fail(error.to_string()))?;
     let mut name: OsString = real
         .file_name()
         .ok_or_else(|| fail("it names no file".to_owned()))?
@@ -115,41 +265,95 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    fn refused(path: &Path) -> String {
+        let error = lock_database(path, Open::Existing).unwrap_err();
+        assert!(matches!(error, Error::Locked { .. }), "{error}");
+        error.to_string()
+    }
+
     #[test]
     fn one_program_at_a_time_by_whatever_path() {
         let dir = tempfile::tempdir().unwrap();
-        let database = dir.path().join("q.db");
-        let link = dir.path().join("link.db");
-        std::fs::write(&database, "").unwrap();
-        symlink(&database, &link).unwrap();
-        let lock = lock_database(&database).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let database = path("q.db");
+        symlink(&database, path("link.db")).unwrap();
+        // A database that does not exist yet is created, also through a link.
+        let lock = lock_database(&path("link.db"), Open::Create).unwrap();
         assert!(lock.path().ends_with("q.db.sentinel-lock"));
         let mode = std::fs::metadata(lock.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        for path in [&database, &link, &dir.path().join("./q.db")] {
-            let error = lock_database(path).unwrap_err().to_string();
-            assert!(error.contains("another sentinel"), "{error}");
+        std::fs::hard_link(&database, path("hard.db")).unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        let working = std::env::current_dir().unwrap();
+        let up = "../".repeat(working.components().count());
+        let relative = Path::new(&up).join(database.strip_prefix("/").unwrap());
+        let names = [
+            ("symbolic link", path("link.db")),
+            ("hard link", path("hard.db")),
+            ("relative path", relative),
+            ("dots", path("folder/../q.db")),
+        ];
+        for has_lock_file in [true, false] {
+            for (name, path) in &names {
+                assert!(refused(path).contains("another sentinel"), "{name}");
+            }
+            if has_lock_file {
+                std::fs::remove_file(lock.path()).unwrap();
+            }
         }
-        // A database that is not there yet has its lock, too.
-        lock_database(&dir.path().join("new.db")).unwrap();
         drop(lock);
-        lock_database(&link).unwrap();
+        for (_, path) in &names {
+            lock_database(path, Open::Existing).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_replaces_a_locked_database_is_locked_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("q.db");
+        let lock = lock_database(&database, Open::Create).unwrap();
+        lock.check(&database).unwrap();
+        std::fs::remove_file(&database).unwrap();
+        assert!(lock.check(&database).is_err());
+        std::fs::write(&database, "").unwrap();
+        let error = lock.check(&database).unwrap_err();
+        assert!(error.to_string().contains("replaced"), "{error}");
+        refused(&database);
+        drop(lock);
+        lock_database(&database, Open::Existing).unwrap();
     }
 
     #[test]
     fn what_is_not_a_regular_file_is_refused_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let make = |name: &str| dir.path().join(format!("{name}.sentinel-lock"));
-        std::fs::create_dir(make("folder")).unwrap();
-        symlink(dir.path().join("elsewhere"), make("link")).unwrap();
-        let made = std::process::Command::new("mkfifo")
-            .arg(make("fifo"))
-            .status();
-        assert!(made.unwrap().success());
-        for name in ["folder", "link", "fifo", "no/such"] {
-            let error = lock_database(&dir.path().join(name)).unwrap_err();
-            assert!(!error.to_string().contains('\n'), "{error}");
+        let path = |name: &str| dir.path().join(name);
+        let fifo = |name: &str| {
+            let made = std::process::Command::new("mkfifo")
+                .arg(path(name))
+                .status();
+            assert!(made.unwrap().success());
+        };
+        std::fs::create_dir(path("folder.sentinel-lock")).unwrap();
+        symlink(path("elsewhere"), path("link.sentinel-lock")).unwrap();
+        fifo("fifo.sentinel-lock");
+        std::fs::create_dir(path("directory")).unwrap();
+        fifo("pipe");
+        let cases = [
+            ("folder", "lock file"),
+            ("link", "lock file"),
+            ("fifo", "lock file"),
+            ("directory", "it is a directory"),
+            ("pipe", "it is not a regular file"),
+            ("no/such", "No such file"),
+        ];
+        for (name, words) in cases {
+            let error = lock_database(&path(name), Open::Create).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(words) && !error.contains('\n'), "{error}");
         }
-        assert!(!dir.path().join("elsewhere").exists());
+        assert!(!path("elsewhere").exists());
+        let missing = lock_database(&path("missing"), Open::Existing).unwrap_err();
+        assert!(matches!(missing, Error::Missing { .. }), "{missing}");
+        assert!(!path("missing").exists());
     }
 }

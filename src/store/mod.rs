@@ -121,7 +121,7 @@ pub enum Error {
     Locked {
         /// The database.
         path: PathBuf,
-        /// The lock file.
+        /// What it has locked: the database, or its lock file.
         lock: PathBuf,
     },
     /// The lock file of a database cannot be used.
@@ -175,7 +175,7 @@ impl fmt::Display for Error {
             ),
             Error::Locked { path, lock } => write!(
                 f,
-                "database {}: another sentinel works on it (it holds {}); stop that one first, or use another database",
+                "database {}: another sentinel works on it (it has locked {}); stop that one first, or use another database",
                 path.display(),
                 lock.display()
             ),

@@ -396,7 +396,20 @@ fn a_second_sentinel_on_a_database_is_refused() {
     let (_sentinel, _) = sentinel(&scene.database, &[]);
     let link = scene.dir.path().join("link.sqlite");
     std::os::unix::fs::symlink(&scene.database, &link).unwrap();
-    for path in [&scene.database, &link] {
+    let hard = scene.dir.path().join("hard.sqlite");
+    std::fs::hard_link(&scene.database, &hard).unwrap();
+    let lock_file = scene.dir.path().join("queue.sqlite.sentinel-lock");
+    for (removes, path) in [
+        (false, &scene.database),
+        (false, &link),
+        (false, &hard),
+        (true, &scene.database),
+        (true, &link),
+        (true, &hard),
+    ] {
+        if removes {
+            let _ = std::fs::remove_file(&lock_file);
+        }
         let second = output(
             program("casparian-sentinel")
                 .args(["--bind", "tcp://127.0.0.1:0", "--database"])
@@ -409,6 +422,51 @@ fn a_second_sentinel_on_a_database_is_refused() {
             stderr(&second)
         );
     }
+}
+
+/// The lock of a sentinel and SQLite's locks do not touch each other, whatever is tried in one
+/// process: another one finds the database locked while it is.
+#[test]
+fn sqlites_own_locks_hold_beside_a_sentinels() {
+    use casparian::store::{Open, Store, lock_database};
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("q.sqlite");
+    let statement = |statement: &str| {
+        let script = "import sqlite3, sys\nc = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)\ntry: print(*c.execute(sys.argv[2]).fetchall())\nexcept sqlite3.OperationalError as e: print(e)";
+        let mut command = std::process::Command::new(python());
+        stdout(&output(
+            command.args(["-c", script]).arg(&database).arg(statement),
+        ))
+    };
+    // The first needs the lock of writers, the second a file that no other connection has open.
+    let is_locked = |what: &str, writes: bool| {
+        let begin = statement("BEGIN IMMEDIATE");
+        assert_eq!(begin.contains("locked"), writes, "{what}: {begin}");
+        let switch = statement("PRAGMA journal_mode=DELETE");
+        assert!(switch.contains("locked"), "{what}: {switch}");
+    };
+    let mut first = Store::open(&database, Open::Create).unwrap();
+    is_locked("no lock", false);
+    let lock = lock_database(&database, Open::Existing).unwrap();
+    is_locked("locked after the store was opened", false);
+    let turn = first.begin().unwrap();
+    is_locked("in a transaction", true);
+    lock_database(&database, Open::Existing).unwrap_err();
+    is_locked("after a failed attempt", true);
+    drop(lock);
+    is_locked("after the lock's end", true);
+    drop(turn);
+    let (other, _) = sentinel(&database, &[]);
+    lock_database(&database, Open::Existing).unwrap_err();
+    drop(other);
+    is_locked("after another program's lock", false);
+    let _lock = lock_database(&database, Open::Existing).unwrap();
+    drop(first);
+    let switch = statement("PRAGMA journal_mode=DELETE");
+    assert!(
+        switch.contains("delete"),
+        "no lock of SQLite is left: {switch}"
+    );
 }
 
 /// A database that is moved away under a running sentinel stops dispatch, and nothing is lost when

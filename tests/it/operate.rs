@@ -367,7 +367,8 @@ fn a_copy_gets_an_identity_of_its_own_while_no_sentinel_works_on_it() {
     let first = identity();
     casparian_ok(&["init", text]);
     assert_eq!(identity(), first);
-    let lock = casparian::store::lock_database(&database).unwrap();
+    let lock =
+        casparian::store::lock_database(&database, casparian::store::Open::Existing).unwrap();
     let refused = casparian(&["init", "--new-identity", text]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(stderr(&refused).contains("another sentinel"));
