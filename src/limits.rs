@@ -215,6 +215,9 @@ pub const SUBMIT_BATCH: usize = 500;
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
 /// Lists in lists of a plugin's MANIFEST.
 pub const MANIFEST_DEPTH_MAX: usize = 32;
+/// Bytes of a log record's message: what it contains comes from others, and a disk holds it for
+/// long.
+pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
 /// Octets of a name that a peer chose.
 pub const NAME_SIZE_MAX: usize = 255;
 /// Octets of an error message in a receipt.

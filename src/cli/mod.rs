@@ -18,6 +18,7 @@
 mod args;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
+mod log_lines;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod operate;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -95,18 +96,6 @@ fn exit_after(said: Result<(), Failure>) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         ExitCode::from(1)
-    }
-}
-
-/// Log lines on stderr, at `level` unless `RUST_LOG` says otherwise.
-fn start_log(level: &str) {
-    let environment = env_logger::Env::default().default_filter_or(level);
-    let started = env_logger::Builder::from_env(environment)
-        .format_target(false)
-        .format_timestamp_millis()
-        .try_init();
-    if let Err(error) = started {
-        eprintln!("log: {error}");
     }
 }
 

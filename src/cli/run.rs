@@ -17,7 +17,7 @@ use super::plugin::{
 };
 use super::progress::{Ended, Progress};
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
-use super::{Failure, failed, say, start_log};
+use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
 use crate::limits;
 use crate::reactor::Endpoint;
@@ -108,7 +108,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut worker_options = worker::Options::new(nowhere, output.clone());
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
     worker_options.share_output = typed.has("share-output");
-    start_log("error");
+    log_lines::start("error");
 
     let plugin_path = PathBuf::from(plugin_path);
     let plugin = read(&plugin_path)?;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
-use super::{Failure, failed, security, start_log};
+use super::{Failure, failed, log_lines, security};
 use crate::limits;
 use crate::reactor::Endpoint;
 #[cfg(feature = "worker")]
@@ -112,7 +112,7 @@ pub(super) fn sentinel(
     if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);
     }
-    start_log("info");
+    log_lines::start("info");
     #[cfg(feature = "curve")]
     if let Some(file) = &options.authorized_keys
         && file.keys().is_empty()
@@ -266,7 +266,7 @@ pub(super) fn worker(
             .usage_error("--shim needs --guest-start spawn")
             .into());
     }
-    start_log("info");
+    log_lines::start("info");
     if !is_local && !options.security.is_encrypted() {
         log::warn!(
             "the way to {} is not encrypted: anybody on it can run code here",

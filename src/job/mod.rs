@@ -20,6 +20,8 @@ mod attempt;
 mod receipt;
 mod settlement;
 mod sink;
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+pub(crate) mod text;
 mod user;
 
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Attempt, Cause, JobStatus, Plugin, Receipt, User};
+use crate::job::{Attempt, Cause, JobStatus, Plugin, Receipt, User, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Err as ErrPayload, Heartbeat, Identify, Payload};
 use crate::reactor::BootTime;
@@ -349,7 +349,7 @@ impl Control {
         }
         let shorten = |text: &mut Option<String>, size_max| {
             if let Some(text) = text {
-                *text = cut(text, size_max);
+                text::cut(text, size_max);
             }
         };
         shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
@@ -382,7 +382,7 @@ impl Control {
             if self.error_logged_at.is_none_or(|at| at + second <= now) {
                 self.error_logged_at = Some(now);
                 let who = printable(from.routing_id);
-                log::warn!("{who}: {}", cut(&error.message, 1000));
+                log::warn!("{who}: {}", text::prefix(&error.message, 1000));
             }
             return None;
         }
@@ -455,15 +455,6 @@ pub(crate) fn printable(routing_id: &[u8]) -> String {
             .map(|byte| format!("{byte:02x}"))
             .collect(),
     }
-}
-
-/// At most `size_max` bytes of a text, cut at a character's end.
-pub(crate) fn cut(text: &str, size_max: usize) -> String {
-    let mut end = size_max.min(text.len());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.get(..end).unwrap_or("").to_owned()
 }
 
 #[cfg(test)]

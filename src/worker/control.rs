@@ -9,7 +9,7 @@ use super::job::Order;
 use super::plugins::Plugins;
 use super::serve::Worker;
 use crate::guest::environment::Environment;
-use crate::job::{Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError};
+use crate::job::{Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError, text};
 use crate::limits;
 use crate::protocol::{
     Answer, Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload,
@@ -324,17 +324,15 @@ impl Worker {
 fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
     let size =
         |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
-    let cut = |text: &mut Option<String>, size_max: usize| {
-        if let Some(text) = text
-            && text.len() > size_max
-        {
-            let end = (0..=size_max).rev().find(|end| text.is_char_boundary(*end));
-            text.truncate(end.unwrap_or(0));
-            text.push_str(" … (truncated)");
+    let texts = [
+        (&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX),
+        (&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX),
+    ];
+    for (text, size_max) in texts {
+        if let Some(text) = text {
+            text::cut(text, size_max);
         }
-    };
-    cut(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
-    cut(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
+    }
     if size(&receipt) > limits::RECEIPT_SIZE_MAX {
         let count = receipt.artifacts.len();
         log::warn!("{attempt}: its receipt is too large; the list of {count} files is left out");

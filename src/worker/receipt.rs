@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::job::Run;
 use super::slot::Failure;
-use crate::job::{JobStatus, Receipt};
+use crate::job::{JobStatus, Receipt, text};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::Artifact;
@@ -108,7 +108,8 @@ impl Run {
                 text.push_str(line);
             }
         }
-        cut(text, limits::ERROR_TEXT_SIZE_MAX)
+        text::cut(&mut text, limits::ERROR_TEXT_SIZE_MAX);
+        text
     }
 
     /// stdout (without the shim's summary) and stderr; and the summary.
@@ -147,29 +148,9 @@ impl Summary {
     }
 }
 
-/// At most so many bytes of a text, with a mark where it was cut.
-fn cut(mut text: String, size_max: usize) -> String {
-    if text.len() > size_max {
-        let end = (0..=size_max.saturating_sub(4))
-            .rev()
-            .find(|end| text.is_char_boundary(*end))
-            .unwrap_or(0);
-        text.truncate(end);
-        text.push('…');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn texts_are_cut_between_characters() {
-        assert_eq!(cut("short".to_owned(), 16), "short");
-        let long = cut("é".repeat(100), 16);
-        assert!(long.len() <= 16 && long.ends_with('…'), "{long}");
-    }
 
     #[test]
     fn only_a_shims_line_is_a_summary() {

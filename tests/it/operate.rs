@@ -382,3 +382,43 @@ fn a_copy_gets_an_identity_of_its_own_while_no_sentinel_works_on_it() {
     assert!(stderr(&refused).contains("no such file"));
     assert!(casparian_ok(&["init", "--help"]).contains("copied"));
 }
+
+/// Whatever stands in the database, a log line is bounded and moves no terminal's cursor.
+#[test]
+fn log_lines_are_bounded_and_clean_whatever_the_database_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("queue.sqlite");
+    casparian_ok(&["init", database.to_str().unwrap()]);
+    for name in [
+        "replace(hex(zeroblob(1500000)), '0', 'n')",
+        "'clear' || char(27) || '[2J' || char(13) || char(10) || 'forged' || char(155, 9) || 'end'",
+    ] {
+        sql(
+            &database,
+            &format!(
+                "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority, retry_count) VALUES (1, {name}, 'QUEUED', 5, 0)"
+            ),
+        );
+    }
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    sentinel.line_with("end wait");
+    sentinel.signal("-TERM");
+    assert_eq!(sentinel.wait(), Some(0));
+    let lines = &sentinel.seen;
+    let log = lines.join("\n");
+    assert!(
+        log.contains("nnnn") && log.contains("… (truncated)"),
+        "{log}"
+    );
+    assert!(log.len() < 32 << 10, "{} bytes", log.len());
+    assert!(lines.iter().all(|line| line.len() < 5 << 10));
+    let is_clean = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    assert!(log.chars().all(is_clean), "{log:?}");
+    assert!(log.contains(r"clear\u{1b}[2J\r"), "{log}");
+    // Further lines of a text are indented, so none passes for a line of the log.
+    assert!(
+        lines.iter().all(|line| !line.starts_with("forged")),
+        "{log}"
+    );
+}

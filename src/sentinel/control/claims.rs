@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::leases::Hold;
 use super::members::{Worker, remember};
 use super::{Body, Change, Control, Opening, Outgoing};
-use crate::job::{Attempt, Cause, Job, Lease, Plugin};
+use crate::job::{Attempt, Cause, Job, Lease, Plugin, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Payload, PrepareEnv};
 use crate::reactor::BootTime;
@@ -141,20 +141,23 @@ impl Control {
         &mut self,
         routing_id: &[u8],
         draining: bool,
-        trouble: Option<String>,
+        mut trouble: Option<String>,
         environments: BTreeMap<String, String>,
     ) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
         worker.draining = draining;
-        let trouble = trouble.map(|text| super::cut(&text, limits::TROUBLE_SIZE_MAX));
+        if let Some(text) = &mut trouble {
+            text::cut(text, limits::TROUBLE_SIZE_MAX);
+        }
         let environments = environments
             .iter()
             .take(limits::WORKER_ENVIRONMENTS_MAX)
             .map(|(hash, reason)| {
-                let hash = super::cut(hash, limits::NAME_SIZE_MAX);
-                (hash, super::cut(reason, limits::TROUBLE_SIZE_MAX))
+                let hash = text::prefix(hash, limits::NAME_SIZE_MAX).to_owned();
+                let reason = text::prefix(reason, limits::TROUBLE_SIZE_MAX);
+                (hash, reason.to_owned())
             })
             .collect();
         if worker.trouble != trouble || worker.avoids != environments {

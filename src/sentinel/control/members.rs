@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::leases::{Hold, Request};
 use super::users::ANOTHERS;
-use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, cut, printable};
+use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, printable};
+use crate::job::text::prefix;
 use crate::job::{Attempt, Settlement, User};
 use crate::limits;
 use crate::protocol::{Identify, Payload};
@@ -100,7 +101,7 @@ impl Control {
         now: BootTime,
     ) -> Option<&'static str> {
         let worker_id = match &identify.worker_id {
-            Some(name) if !name.is_empty() => cut(name, limits::NAME_SIZE_MAX),
+            Some(name) if !name.is_empty() => prefix(name, limits::NAME_SIZE_MAX).to_owned(),
             _ => printable(from.routing_id),
         };
         if self.belongs_to_another(&worker_id, from.user) {
@@ -259,7 +260,7 @@ impl Control {
         let instance = identify
             .instance
             .as_deref()
-            .map(|text| cut(text, limits::NAME_SIZE_MAX));
+            .map(|text| prefix(text, limits::NAME_SIZE_MAX).to_owned());
         // The entry under this routing ID, when it is the same process, keeps its leases.
         let mut holds: Vec<Hold> = Vec::new();
         if instance.is_some() {
@@ -301,7 +302,7 @@ impl Control {
             }
         }
         let hostname = match &identify.hostname {
-            Some(name) => cut(name, limits::NAME_SIZE_MAX),
+            Some(name) => prefix(name, limits::NAME_SIZE_MAX).to_owned(),
             None => worker_id.clone(),
         };
         let slots = identify.slots.unwrap_or(1) as usize;
@@ -436,5 +437,5 @@ pub(super) fn remember(environments: &mut HashSet<String>, hash: &str) {
     if environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
         environments.clear();
     }
-    environments.insert(cut(hash, limits::NAME_SIZE_MAX));
+    environments.insert(prefix(hash, limits::NAME_SIZE_MAX).to_owned());
 }

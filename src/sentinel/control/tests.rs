@@ -287,7 +287,6 @@ fn capabilities_and_names_are_bounded() {
     assert!(some.allows("a") && !some.allows("c"));
     assert_eq!(some.names(), ["a", "b"]);
     assert!(Capabilities::new(&["a".into(), "*".into()]).allows("anything"));
-    assert_eq!(cut("aé", 2), "a");
     assert_eq!(printable(b"w-1"), "w-1");
     assert_eq!(printable(&[0, 255]), "00ff");
 }

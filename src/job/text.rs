@@ -1,0 +1,41 @@
+//! Texts of others, bounded.
+
+/// Stands at the end of a text that was cut.
+pub(crate) const CUT_MARK: &str = " … (truncated)";
+
+/// The first bytes of a text, at most `size_max`, up to the end of a character.
+pub(crate) fn prefix(text: &str, size_max: usize) -> &str {
+    let mut end = size_max.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or("")
+}
+
+/// Cuts a text to at most `size_max` bytes, of which a mark at its end is a part.
+pub(crate) fn cut(text: &mut String, size_max: usize) {
+    if text.len() > size_max {
+        let end = prefix(text, size_max.saturating_sub(CUT_MARK.len())).len();
+        text.truncate(end);
+        text.push_str(CUT_MARK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(prefix("aé", 2), "a");
+        assert_eq!(prefix("aé", 3), "aé");
+        let mut short = "short".to_owned();
+        cut(&mut short, 5);
+        assert_eq!(short, "short");
+        for size_max in CUT_MARK.len()..40 {
+            let mut long = "é".repeat(100);
+            cut(&mut long, size_max);
+            assert!(long.len() <= size_max && long.ends_with(CUT_MARK), "{long}");
+        }
+    }
+}
