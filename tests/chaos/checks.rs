@@ -71,8 +71,26 @@ fn file_of(uri: &str) -> PathBuf {
     PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri))
 }
 
+/// What becomes of a job whose worker was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// It completes.
+    IsRetried,
+    /// It completes by its output or fails without.
+    IsGivenUp,
+}
+
+impl Lost {
+    pub(crate) fn retries(self) -> &'static str {
+        match self {
+            Lost::IsRetried => "1000000",
+            Lost::IsGivenUp => "0",
+        }
+    }
+}
+
 /// Checks the whole database against the whole output. Each job was queued `queued` times at most.
-pub(crate) fn check(scene: &Scene, out: &Path, queued: u32) -> Verdict {
+pub(crate) fn check(scene: &Scene, out: &Path, queued: u32, lost: Lost) -> Verdict {
     let store = reading(&scene.database);
     let mut verdict = Verdict {
         jobs: scene.jobs.len(),
@@ -90,7 +108,7 @@ pub(crate) fn check(scene: &Scene, out: &Path, queued: u32) -> Verdict {
         match row.status.as_str() {
             "COMPLETED" => {
                 verdict.completed += 1;
-                let differs = receipt_differs(&row, id, *number, kind, &seen, &mut named);
+                let differs = receipt_differs(&row, id, *number, kind, &seen, &mut named, lost);
                 if !differs.is_empty() {
                     verdict.differs += 1;
                 }
@@ -100,6 +118,14 @@ pub(crate) fn check(scene: &Scene, out: &Path, queued: u32) -> Verdict {
             "FAILED" => {
                 verdict.failed += 1;
                 named.extend(row.published.iter().map(|uri| (file_of(uri), id)));
+                if lost == Lost::IsGivenUp && row.cause == "lost" {
+                    if !row.published.is_empty() {
+                        let differs =
+                            receipt_differs(&row, id, *number, kind, &seen, &mut named, lost);
+                        verdict.problems.extend(differs);
+                    }
+                    continue;
+                }
                 let is_meant = match kind.mode {
                     Mode::Fails => row.cause == "plugin",
                     Mode::Error => ["plugin", "operator"].contains(&row.cause.as_str()),
@@ -145,6 +171,7 @@ fn receipt_differs(
     kind: &Kind,
     seen: &BTreeSet<PathBuf>,
     named: &mut BTreeMap<PathBuf, i64>,
+    lost: Lost,
 ) -> Vec<String> {
     let mut differs = Vec::new();
     let artifacts = row.receipt["artifacts"]
@@ -186,7 +213,8 @@ fn receipt_differs(
             || found.rows != kind.rows
             || found.inputs != BTreeSet::from([number])
             || found.jobs != BTreeSet::from([id])
-            || found.tokens != BTreeSet::from([row.token.clone()])
+            // The log of a lost attempt is lost with its worker.
+            || (lost == Lost::IsRetried && found.tokens != BTreeSet::from([row.token.clone()]))
         {
             differs.push(format!(
                 "{}: {found:?}; the receipt says {artifact}, token {:?}, input {number}",

@@ -4,8 +4,8 @@
 //!
 //! `cargo test --release --test chaos -- --nocapture`; `CASPARIAN_CHAOS_SECONDS` (default 20, in
 //! debug 6) is the time of the storm, `CASPARIAN_CHAOS_SEED` its seed (default 1),
-//! `CASPARIAN_CHAOS_POINTS` how many storage steps are tried (default 90, in debug 9; there are
-//! some 200; `CASPARIAN_CHAOS_STEP="Another 11 Stop"` picks those whose name begins so),
+//! `CASPARIAN_CHAOS_POINTS` how many storage steps are tried (default 90, in debug 12; there are
+//! some 400; `CASPARIAN_CHAOS_STEP="Another 11 Stop"` picks those whose name begins so),
 //! `CASPARIAN_CHAOS_KEEP=1` keeps the folders. A seed fixes what is done to whom and
 //! when, not how the programs' threads run.
 //!
@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use checks::{check, staged};
+use checks::{Lost, check, staged};
 use faults::At;
 use monitor::{Monitor, percentiles};
 use points::{Over, Point, Step};
@@ -91,7 +91,10 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
 
     let path = dir.path().to_owned();
     let program = |name: &str, command: &[&str]| Program::new(name, &path, &out, command);
-    let mut programs = vec![program("sentinel", &sentinel(&scene.database, "2"))];
+    let mut programs = vec![program(
+        "sentinel",
+        &sentinel(&scene.database, "2", "1000000"),
+    )];
     let port = programs[SENTINEL].start_sentinel();
     let direct = format!("tcp://127.0.0.1:{port}");
     let proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(port)).collect();
@@ -149,7 +152,7 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
     problems.extend(last.shut_down(Duration::from_secs(45)).err());
     let staged = staged(&out);
 
-    let verdict = check(&scene, &out, 1);
+    let verdict = check(&scene, &out, 1, Lost::IsRetried);
     let recovery = monitor.recovery();
     let twice = verdict.twice + monitor.taken_back().len();
     println!(
@@ -297,18 +300,30 @@ fn a_worker_that_dies_or_stops_at_any_storage_step_leaves_one_output() {
         .into_iter()
         .flat_map(|(over, count)| (1..=count).map(move |number| (over, number)))
         .flat_map(|(over, number)| {
-            [At::Stop, At::Kill].map(|action| Step {
-                over,
-                number,
-                action,
+            let actions = [At::Stop, At::Kill].into_iter();
+            actions.flat_map(move |action| {
+                [Lost::IsRetried, Lost::IsGivenUp].map(|lost| Step {
+                    over,
+                    number,
+                    action,
+                    lost,
+                })
             })
         })
         .collect();
-    let default = if cfg!(debug_assertions) { 9 } else { 90 };
+    let default = if cfg!(debug_assertions) { 12 } else { 90 };
     let wanted = (setting("CASPARIAN_CHAOS_POINTS", default) as usize).clamp(1, all.len());
     let seed = setting("CASPARIAN_CHAOS_SEED", 1);
-    // Spread evenly where not all are wanted, or those whose name begins so: `Another 11 Stop`.
-    let name = |step: &Step| format!("{:?} {} {:?}", step.over, step.number, step.action);
+    // Spread evenly where not all are wanted, or those whose name begins so: `Another 11 Stop IsGivenUp`.
+    let name = |step: &Step| {
+        let Step {
+            over,
+            number,
+            action,
+            lost,
+        } = step;
+        format!("{over:?} {number} {action:?} {lost:?}")
+    };
     let chosen: Vec<Step> = match std::env::var("CASPARIAN_CHAOS_STEP") {
         Ok(begin) => all
             .into_iter()
@@ -339,15 +354,8 @@ fn a_worker_that_dies_or_stops_at_any_storage_step_leaves_one_output() {
             true => "ok".to_owned(),
             false => point.problems.join("; "),
         };
-        let Step {
-            over,
-            number,
-            action,
-        } = point.step;
-        println!(
-            "| {over:?} | {number} | {action:?} | {} | {result} |",
-            point.call
-        );
+        let name = name(&point.step).replace(' ', " | ");
+        println!("| {name} | {} | {result} |", point.call);
     }
     let failed = points.iter().filter(|point| !point.problems.is_empty());
     assert_eq!(failed.count(), 0, "seed {seed}: points with problems");

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::checks::{check, staged};
+use crate::checks::{Lost, check, staged};
 use crate::faults::At;
 use crate::programs::{Program, Reaper, orphans, sentinel, wait, worker};
 use crate::reader::{contents, visible};
@@ -47,6 +47,7 @@ pub(crate) struct Step {
     /// Of the calls that change something below the root, from 1.
     pub(crate) number: i64,
     pub(crate) action: At,
+    pub(crate) lost: Lost,
 }
 
 /// What happened at a step.
@@ -74,7 +75,7 @@ fn identities(out: &Path) -> BTreeMap<PathBuf, u64> {
 
 /// How many changes the job makes below the root, with the worker's start and end.
 pub(crate) fn count(over: Over) -> i64 {
-    let stage = Stage::new(over).unwrap();
+    let stage = Stage::new(over, Lost::IsRetried).unwrap();
     let mut first = stage.worker("first");
     stage.complete(&mut first, over.job()).unwrap();
     first.faults.calls()
@@ -84,6 +85,7 @@ struct Stage {
     scene: Scene,
     /// How often its job was queued.
     queued: u32,
+    lost: Lost,
     out: PathBuf,
     endpoint: String,
     sentinel: Program,
@@ -92,17 +94,18 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(over: Over) -> Result<Self, String> {
+    fn new(over: Over, lost: Lost) -> Result<Self, String> {
         let dir = tempfile::tempdir().unwrap();
         let reaper = Reaper(dir.path().to_owned());
         let out = dir.path().join("out");
         let scene = Scene::new(dir.path(), &[over.kind()], over.job() as usize);
-        let command = sentinel(&scene.database, "1");
+        let command = sentinel(&scene.database, "1", lost.retries());
         let mut sentinel = Program::new("sentinel", dir.path(), &out, &command);
         let endpoint = format!("tcp://127.0.0.1:{}", sentinel.start_sentinel());
         let stage = Stage {
             scene,
             queued: if over == Over::Itself { 2 } else { 1 },
+            lost,
             out,
             endpoint,
             sentinel,
@@ -137,6 +140,20 @@ impl Stage {
         let database = &self.scene.database;
         wait("the job completes", DEADLINE, || {
             is_completed(database, job).then_some(())
+        })
+        .map_err(|problem| format!("{problem}: {:?}", rows(&reading(database))))
+    }
+
+    /// Completed, or failed and settled.
+    fn wait_ended(&self, job: i64) -> Result<(), String> {
+        if self.lost == Lost::IsRetried {
+            return self.wait_completed(job);
+        }
+        let database = &self.scene.database;
+        let query = "SELECT 1 FROM cf_processing_queue WHERE id = ?1 AND unsettled = 0 \
+             AND status NOT IN ('QUEUED', 'RUNNING', 'PENDING')";
+        wait("the job is settled", DEADLINE, || {
+            reading(database).query_row(query, [job], |_| Ok(())).ok()
         })
         .map_err(|problem| format!("{problem}: {:?}", rows(&reading(database))))
     }
@@ -176,7 +193,7 @@ impl Stage {
     }
 
     fn check(&self, when: &str) -> Vec<String> {
-        let problems = check(&self.scene, &self.out, self.queued)
+        let problems = check(&self.scene, &self.out, self.queued, self.lost)
             .problems
             .into_iter();
         problems
@@ -192,7 +209,7 @@ pub(crate) fn point(step: Step) -> Point {
         call: String::new(),
         problems: Vec::new(),
     };
-    let mut stage = match Stage::new(step.over) {
+    let mut stage = match Stage::new(step.over, step.lost) {
         Ok(stage) => stage,
         Err(problem) => {
             point.problems.push(problem);
@@ -238,7 +255,7 @@ fn play(stage: &mut Stage, point: &mut Point) -> Result<(), String> {
     point.problems.extend(stage.check_readable(point.step.over));
     let mut second = stage.worker("second");
     second.start();
-    stage.wait_completed(job)?;
+    stage.wait_ended(job)?;
     let when = if is_early {
         "after the successor"
     } else {

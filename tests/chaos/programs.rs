@@ -305,7 +305,7 @@ pub(crate) fn worker<'a>(endpoint: &'a str, out: &'a Path, more: &[&'a str]) -> 
 }
 
 /// The command line of a sentinel on a free port. Lost workers fail no job.
-pub(crate) fn sentinel<'a>(database: &'a Path, lease: &'a str) -> Vec<&'a str> {
+pub(crate) fn sentinel<'a>(database: &'a Path, lease: &'a str, retries: &'a str) -> Vec<&'a str> {
     let mut words = vec![
         "casparian-sentinel",
         "--bind",
@@ -313,6 +313,6 @@ pub(crate) fn sentinel<'a>(database: &'a Path, lease: &'a str) -> Vec<&'a str> {
         "--database",
     ];
     words.push(database.to_str().unwrap());
-    words.extend(["--lease", lease, "--retries", "1000000"]);
+    words.extend(["--lease", lease, "--retries", retries]);
     words
 }
