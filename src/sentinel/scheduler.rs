@@ -43,6 +43,8 @@ pub struct Scheduler {
     outage: Outage,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     waiting: HashSet<String>,
+    /// A worker gets nothing more until it is idle: whether it is does not always show as a change.
+    is_reserving: bool,
     observer: Option<Sender<JobEnd>>,
 }
 
@@ -85,6 +87,7 @@ impl Scheduler {
             slow_poll_at: now,
             outage: Outage::default(),
             waiting: HashSet::new(),
+            is_reserving: false,
             observer: None,
         })
     }
@@ -129,7 +132,7 @@ impl Scheduler {
             self.store.check_identity()?;
         }
         let due = Due {
-            queue: self.queue_changed,
+            queue: self.queue_changed || (is_slow && self.is_reserving),
             retries: is_slow,
             holds: is_slow && self.holds_changed,
             settlements: is_slow,
@@ -140,6 +143,7 @@ impl Scheduler {
             retries_max: self.settings.retries_max,
             lease: self.settings.lease,
             waiting: &mut self.waiting,
+            is_reserving: &mut self.is_reserving,
             observer: self.observer.as_ref(),
             now,
             at,
@@ -221,6 +225,9 @@ impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Scheduler")
             .field("control", &self.control)
+            .field("queue_changed", &self.queue_changed)
+            .field("is_reserving", &self.is_reserving)
+            .field("outage", &self.outage)
             .finish_non_exhaustive()
     }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Iteration<'a> {
     pub(crate) lease: Duration,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
+    /// A worker gets nothing more until it is idle, so that a job can run alone there.
+    pub(crate) is_reserving: &'a mut bool,
     /// Where ended jobs are reported.
     pub(crate) observer: Option<&'a Sender<JobEnd>>,
     pub(crate) now: BootTime,
@@ -63,6 +65,7 @@ struct Outcome {
     claimed: Vec<(Vec<u8>, Vec<Job>)>,
     /// Workers whose only job is to stay that.
     alone: Vec<Vec<u8>>,
+    is_reserving: bool,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
     ends: Vec<JobEnd>,
@@ -121,6 +124,9 @@ pub(crate) fn recover(
     }
     for row in store.running()? {
         control.inherit(row.attempt, &row.worker_id, row.user, now);
+    }
+    for attempt in store.silent()? {
+        control.inherit_silent(attempt, now);
     }
     Ok(())
 }
@@ -187,6 +193,9 @@ impl Iteration<'_> {
         if retries {
             outcome.queued |= turn.wake_due(self.at)? > 0;
         }
+        if looked {
+            *self.is_reserving = false;
+        }
         if !plugins.is_empty() {
             let deployed = deployed(&mut turn, plugins, &openings, self.waiting)?;
             let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
@@ -204,6 +213,7 @@ impl Iteration<'_> {
         }
         turn.commit()?;
         outcome.revoked = revoked;
+        *self.is_reserving |= outcome.is_reserving;
         let more = outcome.queued || outcome.more || (due.queue && !looked);
         self.absorb(outcome);
         Ok(more)
@@ -455,7 +465,10 @@ fn claim(
                 let worker = &opening.worker_id;
                 log::info!("worker {worker} runs one job alone, whose workers were lost before");
                 outcome.alone.push(opening.routing_id.clone());
+                // What its other slots could have taken waits until it ends.
+                outcome.more = true;
             }
+            outcome.is_reserving |= claimed.is_reserved;
             let is_done = claimed.alone || claimed.is_reserved;
             let got = claimed.jobs.len();
             jobs.extend(claimed.jobs);

@@ -241,12 +241,11 @@ impl Turn<'_> {
         };
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
-            Ended::Completed => Some(false),
-            Ended::Failed => {
+            Ended::Completed => false,
+            _ => {
                 let attempt = Attempt::new(attempt.job_id, held.attempt);
-                Some(self.is_unsettled(attempt, end.cause)?)
+                self.is_unsettled(attempt, end.cause)?
             }
-            _ => None,
         };
         let mut statement = self.transaction.prepare_cached(END)?;
         let changed = allowed(statement.execute(params![

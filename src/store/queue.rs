@@ -179,7 +179,7 @@ impl Turn<'_> {
              end_time = NULL, error_message = NULL, result_summary = NULL, retry_count = 0, \
              infra_count = 0, shared_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
              next_run_boot_id = NULL, claim_time = NULL, worker_id = NULL, \
-             lease_until_ms = NULL, log_tail = NULL, unsettled = NULL \
+             lease_until_ms = NULL, log_tail = NULL \
              WHERE id = ?1 AND status IS NOT 'RUNNING'",
         )?;
         Ok(statement.execute(params![job_id, file_version_id])? == 1)

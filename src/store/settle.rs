@@ -1,9 +1,10 @@
 //! Jobs that have ended, and whose output may not be what their rows say: a worker was lost after
 //! it had published and before its receipt arrived, or another program ended the job meanwhile.
 //!
-//! Such a row has `unsettled = 1`. A worker settles its output by a [`Settlement`], which is an
-//! attempt of its own, so that it bars those before it. A row that is queued again needs none: its
-//! next attempt replaces what an earlier one left.
+//! Such a row has `unsettled = 1`, from the moment when the attempt ended without its worker's word.
+//! When no attempt follows, a worker settles the output by a [`Settlement`], which is an attempt
+//! of its own, so that it bars those before it. A row that is queued again needs none: its next
+//! attempt replaces what an earlier one left.
 
 use rusqlite::{OptionalExtension, params};
 
@@ -16,7 +17,12 @@ use crate::limits;
 
 /// Rows to settle above an ID.
 pub(super) const UNSETTLED_QUERY: &str = "SELECT id FROM cf_processing_queue \
-     INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > ?1 ORDER BY id LIMIT ?2";
+     INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > ?1 \
+     AND status NOT IN ('RUNNING', 'QUEUED', 'PENDING') ORDER BY id LIMIT ?2";
+
+/// The last attempts of rows that may have to be settled.
+pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_queue \
+     INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > 0 LIMIT ?1";
 
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
@@ -39,6 +45,17 @@ impl Store {
         let limit = i64::try_from(limits::SETTLED_PER_TURN).unwrap_or(i64::MAX);
         let ids = statement.query_map(params![after, limit], |row| row.get(0))?;
         Ok(ids.collect::<Result<_, _>>()?)
+    }
+
+    /// Attempts of rows that do not run, of whose workers the last word is missing: some of those
+    /// workers may be paused while they publish. At most [`limits::SETTLED_PER_TURN`].
+    pub fn silent(&self) -> Result<Vec<Attempt>, Error> {
+        let mut statement = self.connection.prepare_cached(SILENT_QUERY)?;
+        let limit = i64::try_from(limits::SETTLED_PER_TURN).unwrap_or(i64::MAX);
+        let rows = statement.query_map([limit], |row| {
+            Ok(Attempt::new(row.get(0)?, count(cell(row, 1))))
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 }
 
@@ -132,8 +149,8 @@ impl Turn<'_> {
         Ok(statement.query_row([job_id], |row| Ok(count(cell(row, 0))))?)
     }
 
-    /// `unsettled` of a job that fails by an attempt: for this or an earlier attempt the word of
-    /// its worker that there is no output is missing.
+    /// `unsettled` of a job whose attempt fails: for this or an earlier attempt the word of its
+    /// worker that there is no output is missing.
     pub(super) fn is_unsettled(
         &self,
         attempt: Attempt,

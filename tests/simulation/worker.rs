@@ -3,26 +3,45 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use casparian::guest::Exit;
 use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement};
 use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
 use casparian::reactor::BootTime;
 use casparian::worker::leases::Leases;
+use casparian::worker::slot::{Action, Failure, Slot, Timeouts};
 
 use crate::random::Random;
 use crate::storage::{Step, Storage};
 
 pub(crate) type Bytes = Vec<Vec<u8>>;
 
+const TIMEOUTS: Timeouts = Timeouts {
+    job: Duration::from_secs(20),
+    writer: Duration::from_secs(40),
+    publish: Duration::from_secs(300),
+};
+
+/// What a plugin process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Succeeds,
+    Raises,
+    /// Its output cannot be written.
+    CannotWrite,
+    /// It never ends.
+    Hangs,
+}
+
 /// A job in a worker.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) attempt: Attempt,
+    slot: Slot,
     /// Its sinks let one job at a time publish.
     exclusive: Vec<String>,
     /// The plugin process ends then, by the worker's clock.
     ends_at: BootTime,
-    /// How it fails, if it does.
-    failure: Option<Cause>,
+    plan: Plan,
     /// Being published, at this step.
     step: Option<Step>,
     is_unwanted: bool,
@@ -176,18 +195,20 @@ impl Worker {
                 self.stop(other);
             }
         }
-        let failure = match random.below(20) {
-            0 => Some(Cause::Plugin),
-            1 => Some(Cause::Worker),
-            _ => None,
+        let plan = match random.below(40) {
+            0 | 1 => Plan::Raises,
+            2 | 3 => Plan::CannotWrite,
+            4 => Plan::Hangs,
+            _ => Plan::Succeeds,
         };
         let sinks = dispatch.sinks.iter().filter(|sink| sink.mode != "append");
         let length = Duration::from_millis(random.between(1, 8000));
         self.backlog.push_back(Run {
             attempt,
+            slot: Slot::new(TIMEOUTS),
             exclusive: sinks.map(|sink| sink.uri.clone()).collect(),
             ends_at: now + length,
-            failure,
+            plan,
             step: None,
             is_unwanted: false,
         });
@@ -198,31 +219,33 @@ impl Worker {
 
     fn stop(&mut self, attempt: Attempt) {
         self.backlog.retain(|run| run.attempt != attempt);
-        self.running.retain(|run| run.attempt != attempt);
-        for run in &mut self.publishing {
-            run.is_unwanted |= run.attempt == attempt;
+        for run in self.running.iter_mut().chain(&mut self.publishing) {
+            if run.attempt == attempt {
+                run.is_unwanted = true;
+                run.slot.handle_abort("not held any more");
+            }
         }
-        self.publishing
-            .retain(|run| run.attempt != attempt || run.step.is_some());
         self.leases.forget(attempt);
     }
 
     /// Lets the worker do what is due. One storage step a call: it may be paused after any.
     pub(crate) fn step(&mut self, now: BootTime, storage: &mut Storage) {
         while self.running.len() < self.slots
-            && let Some(run) = self.backlog.pop_front()
+            && let Some(mut run) = self.backlog.pop_front()
         {
             storage.create_folder(run.attempt);
+            run.slot.handle_started(now);
+            run.slot.handle_connected();
             self.running.push(run);
         }
-        for run in std::mem::take(&mut self.running) {
-            if run.ends_at > now {
-                self.running.push(run);
-            } else if let Some(cause) = run.failure {
-                storage.remove_folder(run.attempt);
-                self.conclude(run.attempt, Receipt::failed(run.attempt, cause, "failed"));
-            } else {
-                self.publishing.push(run);
+        for mut run in std::mem::take(&mut self.running) {
+            run.advance_process(now);
+            if !self.act(&mut run, false, now, storage) {
+                continue;
+            }
+            match run.slot.is_staged() {
+                true => self.publishing.push(run),
+                false => self.running.push(run),
             }
         }
         for mut run in std::mem::take(&mut self.publishing) {
@@ -264,7 +287,7 @@ impl Worker {
         storage.move_folders(before);
         if storage.is_barred(attempt) {
             let receipt = Receipt::failed(attempt, Cause::Worker, "barred");
-            return self.conclude(attempt, receipt);
+            return self.leases.owe(attempt, receipt);
         }
         let standing = storage.settle(&settlement);
         let receipt = Receipt {
@@ -276,7 +299,28 @@ impl Worker {
                 .collect(),
             ..Receipt::default()
         };
-        self.conclude(attempt, receipt);
+        self.leases.owe(attempt, receipt);
+    }
+
+    /// Carries out what a slot wants done; false when the job is over.
+    fn act(&mut self, run: &mut Run, allowed: bool, now: BootTime, storage: &mut Storage) -> bool {
+        while let Some(action) = run.slot.poll(allowed, now) {
+            match action {
+                Action::Kill => run.slot.handle_exited(exit(None, Some(9)), now),
+                Action::Stage => run.slot.handle_staged(),
+                Action::Publish => run.step = Some(Step::BarEarlier),
+                Action::Discard => {
+                    storage.remove_folder(run.attempt);
+                    run.slot.handle_discarded();
+                }
+                Action::GiveUp(_) => panic!("{}: its writer answers", run.attempt),
+                Action::Conclude(failure) => {
+                    self.conclude(run, failure);
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// One step of a publish; false when the job is over.
@@ -291,12 +335,15 @@ impl Worker {
             if self.leases.ask_exclusive(attempt, run.exclusive.clone()) {
                 self.heartbeat_at = now;
             }
-            if is_allowed(&self.leases) {
+            let allowed = is_allowed(&self.leases);
+            if !self.act(run, allowed, now, storage) {
+                return false;
+            }
+            if run.step.is_some() {
                 for other in self.leases.to_bar(attempt) {
                     storage.bar(other);
                     storage.move_folders(other);
                 }
-                run.step = Some(Step::BarEarlier);
             } else if self.leases.must_ask(attempt, now) {
                 self.heartbeat_at = now;
             }
@@ -307,11 +354,8 @@ impl Worker {
             Step::BarEarlier => storage.bar(earlier),
             Step::MoveEarlier => storage.move_folders(earlier),
             Step::CheckLease => {
-                if run.is_unwanted {
-                    storage.remove_folder(attempt);
-                    return false;
-                }
                 if !is_allowed(&self.leases) {
+                    run.slot.handle_not_granted();
                     run.step = None;
                     return true;
                 }
@@ -325,9 +369,9 @@ impl Worker {
                 };
                 if storage.is_barred(attempt) || is_taken {
                     storage.remove_folder(attempt);
-                    let receipt = Receipt::failed(attempt, barred, "barred or taken");
-                    self.conclude(attempt, receipt);
-                    return false;
+                    run.slot
+                        .handle_output_failed(Failure::new(barred, "barred or taken"));
+                    return self.act(run, false, now, storage);
                 }
             }
             Step::Rename => {
@@ -335,16 +379,14 @@ impl Worker {
                 if is_visible {
                     self.published.insert(attempt);
                 }
-                let receipt = match is_visible {
-                    true => Receipt {
-                        status: JobStatus::Success,
-                        attempt: Some(attempt.number),
-                        ..Receipt::default()
-                    },
-                    false => Receipt::failed(attempt, Cause::Worker, "its folder was moved"),
-                };
-                self.conclude(attempt, receipt);
-                return false;
+                match is_visible {
+                    true => run.slot.handle_published(),
+                    false => {
+                        let moved = Failure::new(Cause::Worker, "its folder was moved");
+                        run.slot.handle_output_failed(moved);
+                    }
+                }
+                return self.act(run, false, now, storage);
             }
             Step::Done => {}
         }
@@ -369,7 +411,50 @@ impl Worker {
             .collect()
     }
 
-    fn conclude(&mut self, attempt: Attempt, receipt: Receipt) {
+    fn conclude(&mut self, run: &Run, failure: Option<Failure>) {
+        let attempt = run.attempt;
+        if run.is_unwanted && failure.is_some() {
+            return self.leases.forget(attempt);
+        }
+        let receipt = match failure {
+            Some(failure) => Receipt::failed(attempt, failure.cause, failure.message),
+            None => Receipt {
+                status: JobStatus::Success,
+                attempt: Some(attempt.number),
+                ..Receipt::default()
+            },
+        };
         self.leases.owe(attempt, receipt);
+    }
+}
+
+impl Run {
+    /// What its plugin process does, and what time does to it.
+    fn advance_process(&mut self, now: BootTime) {
+        if self.ends_at <= now && !self.slot.is_gone() {
+            match self.plan {
+                Plan::Succeeds => {
+                    self.slot.handle_end(now);
+                    self.slot.handle_exited(exit(Some(0), None), now);
+                }
+                Plan::Raises => {
+                    self.slot.handle_failure("ValueError".to_owned(), now);
+                    self.slot.handle_exited(exit(Some(1), None), now);
+                }
+                Plan::CannotWrite => self
+                    .slot
+                    .handle_output_failed(Failure::new(Cause::Worker, "no space")),
+                Plan::Hangs => {}
+            }
+        }
+        self.slot.handle_timeout(now);
+    }
+}
+
+fn exit(code: Option<i32>, signal: Option<i32>) -> Exit {
+    Exit {
+        code,
+        signal,
+        rss_max_bytes: 0,
     }
 }

@@ -18,6 +18,8 @@ use crate::storage::Storage;
 use crate::worker::{Bytes, Worker};
 
 const JOBS: u64 = 6;
+/// A request, its answer and the poll of the queue, with a failed transaction between them.
+const IDLE_MAX_MS: u64 = 6_000;
 const FAULTS_UNTIL_MS: u64 = 120_000;
 const END_MS: u64 = 1_200_000;
 const START_UNIX_MS: i64 = 1_766_232_000_000;
@@ -113,6 +115,8 @@ pub(crate) struct World<'a> {
     next_instance: u64,
     storage: Storage,
     jobs: u64,
+    /// Since when a job is QUEUED while a worker could run it and has none.
+    idle_since: Option<u64>,
     retries_max: u32,
     /// Jobs that an operator took from their holders: only the storage keeps those apart.
     queued_by_sql: BTreeSet<i64>,
@@ -155,6 +159,7 @@ impl<'a> World<'a> {
             next_instance: 0,
             storage,
             jobs: JOBS,
+            idle_since: None,
             // Jobs of one in four seeds are given up with the first loss.
             retries_max: if random.chance(25) { 0 } else { 3 },
             queued_by_sql: BTreeSet::new(),
@@ -227,6 +232,7 @@ impl<'a> World<'a> {
             self.run_sentinel();
             self.run_workers();
             self.check_holders();
+            self.check_waiting();
             if self.now_ms >= FAULTS_UNTIL_MS && self.is_over() {
                 break;
             }
@@ -633,6 +639,39 @@ impl<'a> World<'a> {
                 );
             }
         }
+    }
+
+    /// No job waits while an able worker idles: for longer than messages and polls take.
+    fn check_waiting(&mut self) {
+        let works = self.scheduler.is_some()
+            && self.sentinel.paused_until <= self.now_ms
+            && self.locked_until <= self.now_ms;
+        let is_idle = |index: usize| {
+            let (worker, process) = &self.workers[index];
+            let links = self.links.values();
+            let mut links = links.filter(|link| link.worker == index);
+            let is_connected =
+                links.any(|link| link.is_established && !link.is_cut && !link.worker_noticed);
+            is_connected
+                && process.paused_until <= self.now_ms
+                && !worker.is_busy()
+                && !worker.is_draining
+                && !worker.is_refused
+        };
+        let waits = works
+            && (0..self.workers.len()).any(is_idle)
+            && self.count("SELECT count(*) FROM cf_processing_queue WHERE status = 'QUEUED'") > 0;
+        if !waits {
+            self.idle_since = None;
+            return;
+        }
+        let since = *self.idle_since.get_or_insert(self.now_ms);
+        assert!(
+            self.now_ms - since <= IDLE_MAX_MS,
+            "a job is QUEUED beside an idle worker since {since} ms: {:?} {:#?}",
+            self.rows(),
+            self.scheduler
+        );
     }
 
     /// A receipt is acknowledged after its commit: its job does not run by that attempt any more.

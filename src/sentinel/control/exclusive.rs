@@ -76,7 +76,10 @@ impl Exclusive {
     /// The attempt's worker has reported its end.
     pub(super) fn release(&mut self, attempt: Attempt) {
         self.holders.retain(|_, holder| *holder != attempt);
-        self.inherited.retain(|other| *other != attempt);
+        // It has barred those before it.
+        let is_barred =
+            |other: &Attempt| other.job_id == attempt.job_id && other.number <= attempt.number;
+        self.inherited.retain(|other| !is_barred(other));
         self.adopted.retain(|other| *other != attempt);
     }
 

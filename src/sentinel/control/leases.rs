@@ -63,6 +63,12 @@ impl Control {
         self.expect_expiry(until);
     }
 
+    /// An attempt of a row that did not run at the start, of whose worker the last word is missing.
+    pub fn inherit_silent(&mut self, attempt: Attempt, now: BootTime) {
+        let until = now + self.settings.lease + self.settings.margin;
+        self.exclusive.inherit(attempt, until);
+    }
+
     pub(super) fn expect_expiry(&mut self, until: BootTime) {
         self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
     }

@@ -106,6 +106,7 @@ impl Control {
     pub fn handle_settled(&mut self, routing_id: &[u8], attempt: Attempt, is_done: bool) {
         if is_done && self.settling.has(attempt) {
             self.settling.asked.remove(&attempt.job_id);
+            self.exclusive.release(attempt);
         }
         self.acknowledge(routing_id, attempt);
     }

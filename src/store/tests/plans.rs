@@ -45,6 +45,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
         (claim::FAILED_QUERY, vec![number(1), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
+        (settle::SILENT_QUERY, vec![number(10)]),
         (settle::SETTLE_QUERY, vec![number(1)]),
         (settle::WITHOUT_OUTPUT_QUERY, vec![number(1), number(0)]),
     ];
