@@ -158,6 +158,9 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often leases are looked at.
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
+/// A sentinel that has not run for so long was stopped or suspended: that time does not count
+/// for leases, because the requests of workers waited meanwhile.
+pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
 /// Leases ended per transaction.
 pub const EXPIRED_PER_TURN: usize = 1000;
 /// Ended jobs whose output is brought in line with their rows, per transaction.

@@ -19,6 +19,7 @@ use super::progress::{Ended, Progress};
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
+use crate::job::Cause;
 use crate::limits;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, JobEnd, Sentinel};
@@ -249,7 +250,15 @@ fn enqueue(
     for Input { path, .. } in files {
         let (print, outcome) = match fingerprint(path) {
             Ok(print) => (Some(print), Outcome::Waiting),
-            Err(Failure::Failed(reason)) => (None, Outcome::Failed { reason, log: None }),
+            Err(Failure::Failed(reason)) => {
+                let (log, is_final) = (None, false);
+                let failed = Outcome::Failed {
+                    reason,
+                    log,
+                    is_final,
+                };
+                (None, failed)
+            }
             Err(other) => return Err(other),
         };
         prints.push(print);
@@ -403,6 +412,7 @@ fn outcome(end: JobEnd) -> Outcome {
     if !end.is_completed {
         return Outcome::Failed {
             reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
+            is_final: receipt.cause.is_some_and(Cause::is_final),
             log: receipt.log_tail,
         };
     }
@@ -453,12 +463,13 @@ fn settle(database: &Path) -> Result<(), Failure> {
 }
 
 /// Outputs of earlier runs that the newest run of their file no longer has: a topic that is
-/// gone, or a file that fails now. What is left in the folder is what the newest runs made.
+/// gone, or a file that the plugin cannot take any more. What is left in the folder is what the
+/// newest runs made; a fault of the machine costs no output.
 fn remove_stale(items: &[Item], output: &Path) {
     for item in items {
         let current: BTreeSet<String> = match &item.outcome {
             Outcome::Done { outputs, .. } => outputs.iter().cloned().collect(),
-            Outcome::Failed { .. } if item.job_id.is_some() => BTreeSet::new(),
+            Outcome::Failed { is_final: true, .. } => BTreeSet::new(),
             _ => continue,
         };
         for uri in item.old_outputs.difference(&current) {

@@ -32,6 +32,8 @@ pub(super) enum Outcome {
     Failed {
         reason: String,
         log: Option<String>,
+        /// The plugin cannot take the file as it is now; no fault of the machine.
+        is_final: bool,
     },
 }
 
@@ -186,7 +188,7 @@ fn item_json(item: &Item) -> serde_json::Value {
         } => serde_json::json!({
             "status": "DONE", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
         }),
-        Outcome::Failed { reason, log } => serde_json::json!({
+        Outcome::Failed { reason, log, .. } => serde_json::json!({
             "status": "FAILED", "error": reason, "log": log,
         }),
     };

@@ -73,6 +73,8 @@ pub struct Control {
     /// No lease runs out before.
     next_expiry: Option<BootTime>,
     seen_at: Option<BootTime>,
+    /// Bound of leases that earlier sentinels may have given.
+    earlier_lease: Duration,
     draining: bool,
     /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
     dispatch_parts: HashMap<String, (Arc<Plugin>, DispatchPart)>,
@@ -108,6 +110,7 @@ impl Control {
             outgoing: Vec::new(),
             next_expiry: None,
             seen_at: None,
+            earlier_lease: settings.lease,
             draining: false,
             dispatch_parts: HashMap::new(),
             remembered: HashMap::new(),
@@ -131,13 +134,14 @@ impl Control {
         self.workers.values().map(|worker| worker.holds.len()).sum()
     }
 
-    /// Every attempt that is held, by workers known and unknown.
-    pub fn held(&self) -> Vec<Attempt> {
-        let theirs = self.workers.values().flat_map(|worker| &worker.holds);
-        theirs
-            .map(|hold| hold.attempt)
-            .chain(self.orphans.keys().copied())
-            .collect()
+    /// Every attempt that is held, with the ID of a worker that is known.
+    pub fn held(&self) -> Vec<(Attempt, Option<String>)> {
+        let theirs = self.workers.values().flat_map(|worker| {
+            let holds = worker.holds.iter();
+            holds.map(|hold| (hold.attempt, Some(worker.worker_id.clone())))
+        });
+        let orphans = self.orphans.keys().map(|attempt| (*attempt, None));
+        theirs.chain(orphans).collect()
     }
 
     /// Workers with a live connection.
@@ -423,6 +427,30 @@ impl Control {
                 self.changes.push(Change::Seen { workers });
             }
         }
+    }
+
+    /// The sentinel itself was stopped or suspended for so long: leases, and what contenders for an
+    /// ID wait for, run on from now.
+    pub fn handle_absence(&mut self, away: Duration) {
+        log::warn!("this sentinel did not run for {} s", away.as_secs());
+        let theirs = self.workers.values_mut();
+        let holds = theirs.flat_map(|worker| &mut worker.holds);
+        let orphans = self.orphans.values_mut().map(|orphan| &mut orphan.hold);
+        for hold in holds.chain(orphans) {
+            hold.until = hold.until + away;
+        }
+        for contender in self.contenders.values_mut() {
+            contender.until = contender.until + away;
+        }
+        self.next_expiry = self.next_expiry.map(|at| at + away);
+    }
+
+    /// True when an attempt is held, or its end waits for the transaction.
+    pub fn is_known(&self, attempt: Attempt) -> bool {
+        let mut theirs = self.workers.values().flat_map(|worker| &worker.holds);
+        self.ending.contains(&attempt)
+            || self.orphans.contains_key(&attempt)
+            || theirs.any(|hold| hold.attempt == attempt)
     }
 
     /// The sentinel stops: connected workers are noted as offline.

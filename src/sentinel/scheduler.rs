@@ -43,6 +43,9 @@ pub struct Scheduler {
     outage: Outage,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     waiting: HashSet<String>,
+    iterated_at: Option<BootTime>,
+    /// When the leases of earlier sentinels are over, if they were longer.
+    lease_noted_at: Option<BootTime>,
     /// A worker gets nothing more until it is idle: whether it is does not always show as a change.
     is_reserving: bool,
     observer: Option<Sender<JobEnd>>,
@@ -77,6 +80,8 @@ impl Scheduler {
             );
         }
         transaction::recover(&mut store, &mut control, settings.exclusive, now, at)?;
+        let earlier = Duration::from_millis(store.lease_ms()?);
+        let lease_noted_at = (earlier > settings.lease).then(|| now + earlier);
         Ok(Scheduler {
             control,
             store,
@@ -88,6 +93,8 @@ impl Scheduler {
             outage: Outage::default(),
             waiting: HashSet::new(),
             is_reserving: false,
+            lease_noted_at,
+            iterated_at: None,
             observer: None,
         })
     }
@@ -103,6 +110,11 @@ impl Scheduler {
     /// What is dispatched comes before the answers to the same worker, and must be sent in this
     /// order: an answer shows that everything before it has arrived.
     pub fn iterate(&mut self, now: BootTime, at: &Now) -> Vec<Outgoing> {
+        let before = self.iterated_at.replace(now).unwrap_or(now);
+        let away = now.saturating_duration_since(before);
+        if away > limits::AWAY_AFTER {
+            self.control.handle_absence(away);
+        }
         self.control.handle_timeout(now);
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
             match self.transact(now, at) {
@@ -136,6 +148,7 @@ impl Scheduler {
             retries: is_slow,
             holds: is_slow && self.holds_changed,
             settlements: is_slow,
+            lease: is_slow && self.lease_noted_at.is_some_and(|at| at <= now),
         };
         let mut iteration = Iteration {
             store: &mut self.store,
@@ -150,6 +163,9 @@ impl Scheduler {
         };
         self.queue_changed = iteration.run(due)?;
         self.holds_changed &= !due.holds;
+        if due.lease {
+            self.lease_noted_at = None;
+        }
         Ok(())
     }
 

@@ -41,6 +41,8 @@ pub(crate) struct Due {
     pub(crate) holds: bool,
     /// Find ended jobs whose output a worker has to bring in line with their rows.
     pub(crate) settlements: bool,
+    /// The leases of earlier sentinels are over: note how long those of this one are.
+    pub(crate) lease: bool,
 }
 
 /// A job that has ended, for good, with the commit of its end.
@@ -105,9 +107,12 @@ pub(crate) fn recover(
     now: BootTime,
     at: &Now,
 ) -> Result<(), store::Error> {
+    let lease_ms = store.lease_ms()?.max(control.lease_ms());
     let mut turn = store.begin()?;
     turn.all_workers_offline(at.unix_ms)?;
+    turn.set_lease_ms(lease_ms)?;
     turn.commit()?;
+    control.set_earlier_lease(Duration::from_millis(lease_ms));
     if is_exclusive {
         loop {
             let mut turn = store.begin()?;
@@ -173,9 +178,11 @@ impl Iteration<'_> {
             true => self.unsettled()?,
             false => Vec::new(),
         };
-        if changes.is_empty() && plugins.is_empty() && !retries && unsettled.is_empty() {
-            for attempt in revoked {
-                self.control.handle_revoked(attempt);
+        let is_idle = changes.is_empty() && plugins.is_empty() && unsettled.is_empty();
+        if is_idle && !retries && !due.lease {
+            self.revoke(revoked);
+            if due.holds {
+                self.inherit_unknown()?;
             }
             return Ok(due.queue && !looked);
         }
@@ -189,6 +196,9 @@ impl Iteration<'_> {
             .any(|change| matches!(change, Change::WorkerOnline { .. }))
         {
             turn.forget_old_workers()?;
+        }
+        if due.lease {
+            turn.set_lease_ms(self.control.lease_ms())?;
         }
         if retries {
             outcome.queued |= turn.wake_due(self.at)? > 0;
@@ -216,7 +226,32 @@ impl Iteration<'_> {
         *self.is_reserving |= outcome.is_reserving;
         let more = outcome.queued || outcome.more || (due.queue && !looked);
         self.absorb(outcome);
+        if due.holds {
+            self.inherit_unknown()?;
+        }
         Ok(more)
+    }
+
+    fn revoke(&mut self, revoked: Vec<Attempt>) {
+        for attempt in revoked {
+            log::warn!("{attempt}: another program changed its row; its worker is stopped");
+            self.control.handle_revoked(attempt);
+        }
+    }
+
+    /// RUNNING rows that nobody holds here, because another program changed their attempt or
+    /// worker, or set the status: their lease runs from now.
+    fn inherit_unknown(&mut self) -> Result<(), store::Error> {
+        for row in self.store.running()? {
+            if !self.control.is_known(row.attempt) {
+                let (attempt, worker_id) = (row.attempt, &row.worker_id);
+                log::warn!(
+                    "{attempt}: its row says RUNNING by {worker_id:?}, which this sentinel did not set"
+                );
+                self.control.inherit(attempt, worker_id, row.user, self.now);
+            }
+        }
+        Ok(())
     }
 
     /// Held attempts whose rows another program has changed.
@@ -249,10 +284,7 @@ impl Iteration<'_> {
         for attempt in outcome.released {
             self.control.handle_released(attempt);
         }
-        for attempt in outcome.revoked {
-            log::warn!("{attempt}: another program changed its row; its worker is stopped");
-            self.control.handle_revoked(attempt);
-        }
+        self.revoke(outcome.revoked);
         for (routing_id, attempt, is_done) in outcome.settled {
             self.control.handle_settled(&routing_id, attempt, is_done);
         }

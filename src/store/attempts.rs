@@ -207,7 +207,8 @@ impl Turn<'_> {
                 ("PENDING", Ended::Waits { until_boot_ms }, Some(pause_ms))
             }
         };
-        let retried = failures.lost + failures.infra + failures.shared;
+        let retried = failures.lost.saturating_add(failures.infra);
+        let retried = retried.saturating_add(failures.shared);
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
         let reason = match end.reason {
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),

@@ -18,7 +18,7 @@ use crate::limits;
 /// Rows to settle above an ID.
 pub(super) const UNSETTLED_QUERY: &str = "SELECT id FROM cf_processing_queue \
      INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > ?1 \
-     AND status NOT IN ('RUNNING', 'QUEUED', 'PENDING') ORDER BY id LIMIT ?2";
+     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING') ORDER BY id LIMIT ?2";
 
 /// The last attempts of rows that may have to be settled.
 pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_queue \
@@ -27,7 +27,7 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
      coalesce(published, receipt) FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
-     AND status NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
+     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
 /// The attempt whose receipt names a job's output.
 const COMPLETED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \

@@ -45,7 +45,7 @@ impl Worker {
                     match i64::try_from(header.job_id) {
                         Ok(job_id) => {
                             let read = read_dispatch(job_id, &dispatch, &mut self.plugins);
-                            self.dispatched(read, is_leased);
+                            self.dispatched(read, is_leased, now);
                         }
                         Err(_) => {
                             answer = Some((header.job_id, error_payload("impossible job ID")))
@@ -79,7 +79,12 @@ impl Worker {
         }
     }
 
-    fn dispatched(&mut self, read: Result<Order, (Attempt, Cause, String)>, is_leased: bool) {
+    fn dispatched(
+        &mut self,
+        read: Result<Order, (Attempt, Cause, String)>,
+        is_leased: bool,
+        now: BootTime,
+    ) {
         let mut order = match read {
             Ok(order) => order,
             Err((attempt, cause, reason)) => {
@@ -95,6 +100,8 @@ impl Worker {
                 return;
             }
             self.leases.handle_dispatch(attempt, lease);
+            // The next request may have been put off for longer than this lease allows.
+            self.heartbeat_at = self.heartbeat_at.min(now + self.leases.interval());
             // A new attempt means that the earlier one is not this worker's any more.
             let earlier = self.holds().into_iter();
             let earlier = earlier.filter(|other| other.job_id == attempt.job_id);

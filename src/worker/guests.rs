@@ -205,8 +205,16 @@ impl Worker {
                     if let Some(process) = self.interpreters.make_room(&is_used, registry) {
                         self.leftovers.add(process);
                     }
-                    self.interpreters
-                        .start(job_id, hash, environment, shim, registry)?
+                    let interpreters = &mut self.interpreters;
+                    let started = interpreters.start(job_id, hash, environment, shim, registry);
+                    if let Err(failure) = &started
+                        && failure.is_innocent
+                        && let Some(until) = interpreters.paused_until(hash)
+                    {
+                        self.health.avoid(hash, &failure.message, until);
+                        self.heartbeat_at = now;
+                    }
+                    started?
                 }
             };
             match self.interpreters.request(index, serial, job, now) {

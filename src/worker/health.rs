@@ -99,21 +99,7 @@ impl Health {
                 self.expect_test(now);
             }
             Some((Cause::Environment, reason)) => {
-                let full = self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX;
-                if full && !self.environments.contains_key(environment) {
-                    self.environments.pop_first();
-                }
-                let broken = self.environments.entry(environment.to_owned());
-                let broken = broken.or_insert_with(|| Broken {
-                    failures: 0,
-                    until: now,
-                    reason: String::new(),
-                });
-                reason
-                    .lines()
-                    .next()
-                    .unwrap_or("")
-                    .clone_into(&mut broken.reason);
+                let broken = self.broken(environment, reason, now);
                 // Jobs that were there already fail in the same pause.
                 if broken.until <= now {
                     broken.until = now + environments::pause_after(broken.failures);
@@ -171,6 +157,31 @@ impl Health {
         {
             *at = now;
         }
+    }
+
+    /// Jobs of an environment are to stay away until then, without a failure of its own.
+    pub(super) fn avoid(&mut self, environment: &str, reason: &str, until: BootTime) {
+        let broken = self.broken(environment, reason, until);
+        broken.until = broken.until.max(until);
+    }
+
+    fn broken(&mut self, environment: &str, reason: &str, until: BootTime) -> &mut Broken {
+        let full = self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX;
+        if full && !self.environments.contains_key(environment) {
+            self.environments.pop_first();
+        }
+        let broken = self.environments.entry(environment.to_owned());
+        let broken = broken.or_insert(Broken {
+            failures: 0,
+            until,
+            reason: String::new(),
+        });
+        reason
+            .lines()
+            .next()
+            .unwrap_or("")
+            .clone_into(&mut broken.reason);
+        broken
     }
 
     /// Why the worker should take no jobs.

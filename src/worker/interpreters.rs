@@ -134,6 +134,11 @@ impl Interpreters {
         Ok(index)
     }
 
+    /// Until when no interpreter of an environment is started, because some were lost.
+    pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
+        self.losses.get(hash).map(|losses| losses.start_at)
+    }
+
     fn at(&mut self, index: usize) -> Option<&mut Interpreter> {
         self.table.get_mut(index)?.as_mut()
     }
@@ -291,6 +296,8 @@ impl Interpreters {
         losses.count = losses.count.saturating_add(1);
         losses.start_at = now + pause;
         losses.reason = Failure {
+            // Jobs that come while it lasts have not brought it about.
+            is_innocent: reason.cause != Cause::Environment,
             cause: match reason.cause {
                 Cause::Plugin => Cause::Worker,
                 cause => cause,

@@ -403,7 +403,9 @@ impl Slot {
             self.output,
             Output::Staged | Output::Publishing | Output::Published
         );
-        let over = self.failure.is_some() || (complete && self.process == Process::Gone);
+        // An exit that was seen ends the job's time, whatever its reaper takes to report it.
+        let has_exited = self.process == Process::Gone || self.unreaped.is_some();
+        let over = self.failure.is_some() || (complete && has_exited);
         self.job_deadline.filter(|_| !over)
     }
 

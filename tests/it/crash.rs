@@ -260,6 +260,73 @@ fn a_stopped_worker_cannot_replace_its_successors_output() {
     );
 }
 
+/// A sentinel that is stopped, or suspended with its machine, takes no jobs from the workers whose
+/// requests waited meanwhile.
+#[test]
+fn a_stopped_sentinel_costs_no_attempt() {
+    let scene = Scene::new(1);
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "2"]);
+    let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
+    scene.wait_started(0);
+    sentinel.signal("-STOP");
+    std::thread::sleep(std::time::Duration::from_secs(7));
+    sentinel.signal("-CONT");
+    sentinel.line_with("did not run for");
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    scene.open_gate();
+    scene.all_done();
+    assert_eq!(job(&scene.database, scene.ids[0])["attempt"], 1);
+}
+
+/// The first request of a worker comes in time for the shortest lease.
+#[test]
+fn a_short_lease_costs_no_attempt() {
+    let scene = Scene::new(2);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "1"]);
+    let _worker = worker(&endpoint, &scene.out(), &["--slots", "2"]);
+    scene.wait_started(0);
+    scene.wait_started(1);
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    scene.open_gate();
+    scene.all_done();
+    for id in &scene.ids {
+        assert_eq!(job(&scene.database, *id)["attempt"], 1);
+    }
+}
+
+/// RUNNING rows that nobody holds, because another program changed them, do not stay RUNNING.
+#[test]
+fn rows_that_another_program_changed_while_they_ran_end() {
+    for change in [
+        "worker_id = 'nobody'",
+        "worker_id = NULL",
+        "worker_id = x'00ff'",
+        "attempt = attempt + 5",
+        "attempt = 0",
+        "id = id + 100",
+    ] {
+        let scene = Scene::new(1);
+        let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "1"]);
+        let _worker = worker(&endpoint, &scene.out(), &[]);
+        scene.wait_started(0);
+        let store = rusqlite::Connection::open(&scene.database).unwrap();
+        store.pragma_update(None, "foreign_keys", false).unwrap();
+        let update = format!("UPDATE cf_processing_queue SET {change}");
+        store.execute(&update, []).unwrap();
+        scene.open_gate();
+        // An attempt's number that is used twice is refused, which is an end as well.
+        until(&format!("the job ends after {change}"), || {
+            let query = "SELECT 1 FROM cf_processing_queue WHERE end_time IS NOT NULL";
+            store.query_row(query, [], |_| Ok(())).ok()
+        });
+        if change.contains("worker_id") {
+            until("one output is visible", || {
+                (visible_files(&scene.out()).len() == 1).then_some(())
+            });
+        }
+    }
+}
+
 fn inode(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).unwrap().ino()

@@ -1,6 +1,7 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::{Body, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
@@ -41,7 +42,7 @@ impl Control {
         user: Option<User>,
         now: BootTime,
     ) {
-        let until = now + self.settings.lease + self.settings.margin;
+        let until = now + self.earlier_lease + self.settings.margin;
         self.exclusive.inherit(attempt, until);
         let hold = Hold {
             attempt,
@@ -65,8 +66,18 @@ impl Control {
 
     /// An attempt of a row that did not run at the start, of whose worker the last word is missing.
     pub fn inherit_silent(&mut self, attempt: Attempt, now: BootTime) {
-        let until = now + self.settings.lease + self.settings.margin;
+        let until = now + self.earlier_lease + self.settings.margin;
         self.exclusive.inherit(attempt, until);
+    }
+
+    /// Bound of the leases that this sentinel gives, in milliseconds.
+    pub fn lease_ms(&self) -> u64 {
+        u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The longest lease that an earlier sentinel on this database may have given.
+    pub fn set_earlier_lease(&mut self, lease: Duration) {
+        self.earlier_lease = lease;
     }
 
     pub(super) fn expect_expiry(&mut self, until: BootTime) {

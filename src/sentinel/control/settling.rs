@@ -9,11 +9,21 @@ use crate::job::{Attempt, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
 
+/// A settlement that a worker was asked for.
+#[derive(Debug)]
+struct Asked {
+    attempt: Attempt,
+    /// The worker's routing ID.
+    route: Vec<u8>,
+    /// When another may be asked.
+    until: BootTime,
+}
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     /// The settlement of each job that a worker was asked for, and when another may be asked.
-    asked: HashMap<i64, (Attempt, BootTime)>,
+    asked: HashMap<i64, Asked>,
     /// The jobs up to this one have been looked at.
     after: i64,
 }
@@ -22,7 +32,7 @@ impl Settling {
     /// True for the last settlement of a job.
     pub(super) fn has(&self, attempt: Attempt) -> bool {
         let asked = self.asked.get(&attempt.job_id);
-        asked.is_some_and(|(last, _)| *last == attempt)
+        asked.is_some_and(|asked| asked.attempt == attempt)
     }
 }
 
@@ -37,7 +47,14 @@ impl Control {
     /// The ID above which jobs to settle are to be looked for; none while no worker can settle
     /// them.
     pub fn settles_after(&mut self, now: BootTime) -> Option<i64> {
-        self.settling.asked.retain(|_, (_, until)| *until > now);
+        let workers = &self.workers;
+        let is_connected = |route: &Vec<u8>| {
+            let worker = workers.get(route);
+            worker.is_some_and(|worker| worker.peer.is_some())
+        };
+        self.settling
+            .asked
+            .retain(|_, asked| asked.until > now && is_connected(&asked.route));
         let has_room = self.settling.asked.len() < limits::SETTLING_MAX;
         let can_settle = self.workers.values().any(Worker::can_settle);
         (has_room && can_settle).then_some(self.settling.after)
@@ -70,7 +87,12 @@ impl Control {
                 worker.settle.push(settlement);
                 worker.answer_due = true;
                 let until = now + limits::SETTLE_WAIT;
-                self.settling.asked.insert(attempt.job_id, (attempt, until));
+                let asked = Asked {
+                    attempt,
+                    route,
+                    until,
+                };
+                self.settling.asked.insert(attempt.job_id, asked);
             }
         }
     }

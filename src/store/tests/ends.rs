@@ -17,8 +17,13 @@ fn only_the_holder_of_the_attempt_ends_a_job() {
     }
     assert_eq!(scene.status(id), "RUNNING");
     let second = Attempt::new(id, 2);
-    let changed = scene.store.not_running(&[first, second]).unwrap();
-    assert_eq!(changed, [second]);
+    let changed = scene.store.not_running(&[
+        (first, Some("w".to_owned())),
+        (first, None),
+        (second, None),
+        (first, Some("other".to_owned())),
+    ]);
+    assert_eq!(changed.unwrap(), [second, first]);
     assert_eq!(scene.release(first, 0), Ended::Queued);
     assert_eq!(scene.release(first, 0), Ended::Stale);
     let second = scene.claim(&["p"], 1).jobs[0].attempt;

@@ -15,7 +15,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (queue::NEXT_PLUGIN_QUERY, vec![text("")]),
         (queue::NEXT_PLUGIN_QUERY, vec![text("p")]),
         (queue::RUNNING_QUERY, vec![number(10)]),
-        (holds::HELD_QUERY, vec![number(1), number(1)]),
+        (holds::HELD_QUERY, vec![number(1), number(1), text("w")]),
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
         (claim::TAKE, {

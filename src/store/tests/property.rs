@@ -189,7 +189,8 @@ fn exercise(path: &Path, held: &[Attempt]) {
     let attempts: Vec<Attempt> = attempts
         .chain(running.iter().map(|row| row.attempt))
         .collect();
-    store.not_running(&attempts).unwrap();
+    let held: Vec<_> = attempts.iter().map(|attempt| (*attempt, None)).collect();
+    store.not_running(&held).unwrap();
     let mut turn = store.begin().unwrap();
     for (index, attempt) in attempts.iter().enumerate() {
         let causes = [

@@ -330,3 +330,34 @@ fn an_inherited_attempt_that_is_lost_is_barred() {
     assert_eq!(given[0].1.publish, [second]);
     assert_eq!(given[0].1.bar, [first]);
 }
+
+#[test]
+fn the_absence_of_the_sentinel_itself_costs_no_lease() {
+    let job = Attempt::new(5, 1);
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    control.inherit(Attempt::new(6, 1), "v", None, at(0));
+    // It was stopped for 100 s; what the worker sent meanwhile has not been read yet.
+    control.handle_absence(Duration::from_secs(100));
+    control.handle_timeout(at(100));
+    assert_eq!(released(&mut control), []);
+    control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(101));
+    answers(&mut control, at(101));
+    control.handle_timeout(at(112));
+    assert_eq!(released(&mut control), [(Attempt::new(6, 1), true)]);
+    control.handle_timeout(at(113));
+    assert_eq!(released(&mut control), [(job, true)]);
+}
+
+#[test]
+fn an_earlier_sentinel_may_have_given_longer_leases() {
+    let job = Attempt::new(5, 1);
+    let mut control = control();
+    control.set_earlier_lease(Duration::from_secs(60));
+    control.inherit(job, "w", None, at(0));
+    control.handle_timeout(at(61));
+    assert!(control.is_known(job));
+    control.handle_timeout(at(62));
+    assert_eq!(released(&mut control), [(job, true)]);
+}
