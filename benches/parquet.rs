@@ -96,7 +96,7 @@ fn main() {
             }),
             database: Some("0123456789abcdef0123456789abcdef".into()),
             previous: Vec::new(),
-            failed: Vec::new(),
+            history: Default::default(),
         };
         let mut output = JobOutput::new(root.clone(), Arc::new(job)).expect("output");
         for batch in &batches {

@@ -17,6 +17,7 @@
 )]
 
 mod attempt;
+mod history;
 mod receipt;
 mod settlement;
 mod sink;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use attempt::Attempt;
+pub use history::{History, Past, PastEnd};
 pub use receipt::{Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};
 pub use sink::{Compression, Mode, Sink, SinkError, Target, default_uri, parse_uri};
@@ -67,9 +69,8 @@ pub struct Job {
     pub database: Option<Arc<str>>,
     /// URIs of what earlier receipts of the job named: this attempt replaces or removes them.
     pub previous: Vec<String>,
-    /// Numbers of earlier attempts whose final failure their workers reported: they left no
-    /// output.
-    pub failed: Vec<i64>,
+    /// The attempts before.
+    pub history: History,
 }
 
 /// How long a worker may publish without asking again.

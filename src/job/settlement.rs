@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Attempt;
+use super::{Attempt, History};
 
 /// What a worker needs to bring the output of an ended job in line with its row: no attempt
 /// follows that would.
@@ -16,12 +16,9 @@ pub struct Settlement {
     /// As in [`Job::previous`](super::Job).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
-    /// As in [`Job::failed`](super::Job).
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failed: Vec<i64>,
-    /// The last attempt whose receipt names the output; 0 for none.
+    /// All attempts of the job, and the key of the settlement itself.
     #[serde(default)]
-    pub completed: i64,
+    pub history: History,
     /// The job failed because its workers were lost: complete output of a later attempt stays and
     /// completes it. Otherwise it goes.
     #[serde(default)]

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
-use crate::job::{Attempt, Job, Lease, Plugin, Receipt, Settlement, Sink, SinkError};
+use crate::job::{Attempt, History, Job, Lease, Plugin, Receipt, Settlement, Sink, SinkError};
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,9 +128,9 @@ pub struct Dispatch<'a> {
     /// URIs of the files and tables that earlier receipts of the job named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<String>,
-    /// Numbers of earlier attempts whose final failure their workers reported.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub failed: Vec<i64>,
+    /// The job's attempts before this one, and this one's key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<History>,
 }
 
 /// The part of DISPATCH that is the same for all jobs of a plugin version, as JSON fields.
@@ -174,8 +174,7 @@ impl DispatchPart {
             database: Option<&'a str>,
             #[serde(skip_serializing_if = "<[String]>::is_empty")]
             previous: &'a [String],
-            #[serde(skip_serializing_if = "<[i64]>::is_empty")]
-            failed: &'a [i64],
+            history: &'a History,
         }
         let fields = Fields {
             file_path: &job.file_path,
@@ -186,7 +185,7 @@ impl DispatchPart {
             lease_of: lease.map(|lease| lease.request),
             database: job.database.as_deref(),
             previous: &job.previous,
-            failed: &job.failed,
+            history: &job.history,
         };
         let own = serde_json::to_vec(&fields).unwrap_or_default();
         let mut json = Vec::with_capacity(self.0.len() + own.len());

@@ -11,7 +11,7 @@ use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
 use super::{Error, Root};
-use crate::job::{Mode, Target};
+use crate::job::{Job, Mode, PastEnd, Target};
 
 /// A publish that may be carried out.
 pub(super) struct Plan {
@@ -60,6 +60,18 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             recorded: before.attempt,
         });
     }
+    // An attempt of this number was made by another copy of the database.
+    if let Some(before) = &before
+        && name.is_numbered()
+        && job
+            .history
+            .is_foreign(before.attempt, before.key, name.attempt)
+    {
+        return Err(Error::Copied {
+            attempt: name.attempt,
+            recorded: before.attempt,
+        });
+    }
     let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
     let stands = |file: &FileOutput| -> Result<bool, Error> {
         Ok(files::identity(&root.path().join(&file.path))? == Some(file.identity))
@@ -74,7 +86,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     // An attempt whose failure was reported left nothing without a receipt: what stands by its
     // number is of another copy of the database.
     if let Some(before) = &before
-        && job.failed.contains(&before.attempt)
+        && job.history.end(before.attempt) == PastEnd::Failed
         && !unnamed(root, job, &earlier).is_empty()
     {
         return Err(Error::Copied {
@@ -150,7 +162,20 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     if record.outputs.is_empty() {
         record.state = State::Committed;
     }
-    record.previous_attempt = before.as_ref().map_or(0, |before| before.attempt);
+    record.key = job.history.key;
+    record.replaces = replaces(
+        root,
+        job,
+        before.as_ref(),
+        &earlier,
+        &removes,
+        &record.outputs,
+    );
+    if let Some(before) = &before {
+        record.previous_attempt = before.attempt;
+        record.previous_key = before.key;
+        record.previous_replaces = before.replaces;
+    }
     record.previous = earlier;
     record.removes = removes;
     record.clears = clears;
@@ -166,6 +191,27 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         tables: tables.collect(),
         has_earlier,
     })
+}
+
+/// True when what is published takes the place of output with a receipt.
+fn replaces(
+    root: &Root,
+    job: &Job,
+    before: Option<&Record>,
+    earlier: &Outputs,
+    removes: &[FileOutput],
+    outputs: &Outputs,
+) -> bool {
+    let is_own = |file: &FileOutput| earlier.files.iter().any(|own| own.path == file.path);
+    let has_receipt =
+        |before: &Record| before.replaces || before.attempt <= job.history.completed();
+    let of_own = !earlier.is_empty()
+        && (before.is_none_or(has_receipt)
+            || unnamed(root, job, earlier).len() < earlier.files.len() + earlier.tables.len());
+    let replace = Mode::Replace.as_str();
+    of_own
+        || !removes.iter().all(is_own)
+        || outputs.tables.iter().any(|table| table.mode == replace)
 }
 
 fn named_file(path: String, identity: Identity) -> FileOutput {
@@ -335,7 +381,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
 }
 
 /// URIs of outputs that no receipt of the job names.
-pub(super) fn unnamed(root: &Root, job: &crate::job::Job, outputs: &Outputs) -> Vec<String> {
+pub(super) fn unnamed(root: &Root, job: &Job, outputs: &Outputs) -> Vec<String> {
     let files = outputs.files.iter();
     let files = files.map(|file| names::file_uri(&root.path().join(&file.path)));
     let tables = outputs.tables.iter();

@@ -70,6 +70,13 @@ pub(super) struct Record {
     version: u32,
     /// The attempt's number.
     pub(super) attempt: i64,
+    /// The attempt's key ([`History::key`](crate::job::History)).
+    #[serde(default)]
+    pub(super) key: i64,
+    /// It took the place of output with a receipt, its own job's or another's, which cannot be
+    /// had again: so it stays, though its own receipt may be missing.
+    #[serde(default)]
+    pub(super) replaces: bool,
     /// The worker process that wrote it.
     #[serde(default)]
     pub(super) worker: String,
@@ -80,6 +87,11 @@ pub(super) struct Record {
     /// The attempt that had published before.
     #[serde(default)]
     pub(super) previous_attempt: i64,
+    /// Its key, and its `replaces`.
+    #[serde(default)]
+    pub(super) previous_key: i64,
+    #[serde(default)]
+    pub(super) previous_replaces: bool,
     /// What it had published.
     #[serde(default)]
     pub(super) previous: Outputs,
@@ -97,11 +109,15 @@ impl Record {
         Record {
             version: VERSION,
             attempt: name.attempt.number,
+            key: 0,
+            replaces: false,
             worker: root.worker().to_owned(),
             run: name.run(),
             state: State::Intent,
             outputs,
             previous_attempt: 0,
+            previous_key: 0,
+            previous_replaces: false,
             previous: Outputs::default(),
             removes: Vec::new(),
             clears: Vec::new(),

@@ -128,7 +128,12 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     for table in &record.outputs.tables {
         sqlite::clear_exact(table, &folder.name)?;
     }
-    put_back_record(root, folder, record.previous_attempt, restored)
+    let before = Before {
+        attempt: record.previous_attempt,
+        key: record.previous_key,
+        replaces: record.previous_replaces,
+    };
+    put_back_record(root, folder, before, restored)
 }
 
 fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<Identity>, Error> {
@@ -158,18 +163,28 @@ fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<I
     Ok(before)
 }
 
+/// The attempt whose record is put back; number 0 for none.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Before {
+    pub(super) attempt: i64,
+    pub(super) key: i64,
+    pub(super) replaces: bool,
+}
+
 /// Writes the record of the attempt before, or removes it when there was none.
 pub(super) fn put_back_record(
     root: &Root,
     folder: &Folder,
-    attempt: i64,
+    attempt: Before,
     outputs: Outputs,
 ) -> Result<(), Error> {
-    if outputs.is_empty() && attempt == 0 {
+    if outputs.is_empty() && attempt.attempt == 0 {
         return record::remove(root, folder);
     }
     let mut before = Record::intent(root, &folder.name, outputs);
-    before.attempt = attempt;
+    before.attempt = attempt.attempt;
+    before.key = attempt.key;
+    before.replaces = attempt.replaces;
     before.run = String::new();
     before.state = State::Committed;
     before.write(root, folder)

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::folder::{Folder, Name};
 use super::record::{self, Outputs, Record, State};
+use super::recover::Before;
 use super::{Artifact, Error, Root, names, recover};
-use crate::job::{Job, Settlement};
+use crate::job::{History, Job, PastEnd, Settlement};
 
 impl Root {
     /// The end of an attempt that failed or was aborted, after its [`JobOutput`] or [`Staged`] was
@@ -32,7 +33,7 @@ impl Root {
             return Ok(Vec::new());
         }
         let mut folder = Folder::create(self, name)?;
-        let settled = self.settle_in(&job.previous, &job.failed, &mut folder);
+        let settled = self.settle_in(&job.previous, &job.history, &mut folder);
         if settled.is_err() {
             // Its intent is finished by the next worker that opens the root.
             folder.leave();
@@ -45,8 +46,9 @@ impl Root {
     /// published without a receipt stays (`keep`) or goes. Gives the attempt whose output stands
     /// without a receipt, and that output; none when there is no such output (any more).
     ///
-    /// It stands as well, whatever `keep` says, where it took the place of output that the job's
-    /// receipt names: what was there before cannot be had again.
+    /// It stands as well, whatever `keep` says, where it took the place of output with a receipt:
+    /// what was there before cannot be had again. Output of another copy of the database is left
+    /// as it is.
     pub fn settle(&self, settlement: &Settlement) -> Result<Option<(i64, Vec<Artifact>)>, Error> {
         let name = Name::numbered(&settlement.database, settlement.attempt)?;
         self.ensure()?;
@@ -54,16 +56,18 @@ impl Root {
         let mut before = name.attempt;
         before.number -= 1;
         self.bar(&name.database, before)?;
+        let history = &settlement.history;
         let is_silent = |record: &Record| {
-            let attempt = record.attempt;
-            attempt > settlement.completed && !settlement.failed.contains(&attempt)
+            record.attempt > history.completed()
+                && history.end(record.attempt) != PastEnd::Failed
+                && !history.is_foreign(record.attempt, record.key, name.attempt)
         };
         let Some(record) = record::read(self, &name)? else {
             return Ok(None);
         };
         if !(settlement.keep && is_silent(&record) && record.stands(self, &name)?) {
             let mut folder = Folder::create(self, name.clone())?;
-            let settled = self.settle_in(&settlement.previous, &settlement.failed, &mut folder);
+            let settled = self.settle_in(&settlement.previous, &settlement.history, &mut folder);
             if settled.is_err() {
                 folder.leave();
             }
@@ -79,7 +83,7 @@ impl Root {
     fn settle_in(
         &self,
         previous: &[String],
-        failed: &[i64],
+        history: &History,
         folder: &mut Folder,
     ) -> Result<Vec<String>, Error> {
         let name = folder.name.clone();
@@ -90,10 +94,12 @@ impl Root {
         if self.is_barred(&name.database, name.attempt)? || record.attempt > name.attempt.number {
             return Ok(Vec::new());
         }
-        // By the number of this attempt another worker wrote it, or by that of one whose failure
-        // was reported: another copy of the database did.
-        let is_own = record.attempt == name.attempt.number;
-        if (is_own && record.worker != self.worker()) || failed.contains(&record.attempt) {
+        // Of another copy of the database, of an attempt with a receipt, or without a way back.
+        let is_own = record.attempt == name.attempt.number && record.worker == self.worker();
+        let is_foreign = history.is_foreign(record.attempt, record.key, name.attempt)
+            || (record.attempt == name.attempt.number && !is_own)
+            || history.end(record.attempt) == PastEnd::Failed;
+        if is_foreign || record.attempt <= history.completed() || record.replaces {
             return Ok(Vec::new());
         }
         let is_named = |uri: String| previous.contains(&uri);
@@ -120,19 +126,22 @@ impl Root {
         for file in &mut goes.files {
             file.bay = folder.bay(Path::new(&file.path))?;
         }
-        let previous_attempt = record.attempt;
+        let before = match stays.is_empty() {
+            true => Before::default(),
+            false => Before {
+                attempt: record.attempt,
+                key: record.key,
+                replaces: record.replaces,
+            },
+        };
         let mut end = Record::intent(self, &name, stays.clone());
+        end.key = history.key;
         end.state = State::Committed;
         end.removes = goes.files;
         end.clears = goes.tables;
         end.write(self, folder)?;
         let removed = recover::finish(self, folder, &mut end)?;
-        let attempt = if stays.is_empty() {
-            0
-        } else {
-            previous_attempt
-        };
-        recover::put_back_record(self, folder, attempt, stays)?;
+        recover::put_back_record(self, folder, before, stays)?;
         Ok(removed)
     }
 }

@@ -122,7 +122,7 @@ fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -
         }),
         database: database.map(Arc::from),
         previous: Vec::new(),
-        failed: Vec::new(),
+        history: Default::default(),
     }
 }
 

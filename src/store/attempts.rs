@@ -47,7 +47,7 @@ pub enum Ended {
 /// that is no number, or a negative one, counts as 0.
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
-     CASE WHEN published IS NULL THEN receipt END, shared_count FROM cf_processing_queue \
+     CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
@@ -68,11 +68,13 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
 /// The row of an ended attempt.
 pub(super) const RECORD: &str = "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, \
      worker_id, hostname, pid, started, ended, status, cause, exit_code, signal, rss_max_bytes, \
-     error_message, log_tail) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";
+     error_message, log_tail, attempt_key) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 
 /// A RUNNING row before its attempt ends.
 struct Held {
     attempt: i64,
+    key: Option<i64>,
     failures: Failures,
     plugin: String,
     worker_id: Option<String>,
@@ -312,12 +314,15 @@ impl Turn<'_> {
             metric("rss_max_bytes").or_else(|| metric("guest_rss_max_bytes")),
             reason,
             log_tail,
+            held.key,
         ]))?;
         let oldest = held.attempt.saturating_sub(limits::ATTEMPTS_KEPT);
         if Attempt::new(job_id, held.attempt).ordinal() > limits::ATTEMPTS_KEPT {
-            let mut statement = self
-                .transaction
-                .prepare_cached("DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2")?;
+            let mut statement = self.transaction.prepare_cached(
+                "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
+                 AND attempt <> coalesce((SELECT max(attempt) FROM cf_job_attempt \
+                 WHERE job_id = ?1 AND status = 'COMPLETED'), 0)",
+            )?;
             allowed(statement.execute(params![job_id, oldest]))?;
         }
         Ok(())
@@ -340,6 +345,7 @@ fn held(row: &Row<'_>) -> Held {
     let receipt = cell(row, 8);
     Held {
         attempt: count(cell(row, 0)),
+        key: number(cell(row, 10)),
         failures: Failures {
             lost: count(cell(row, 1)),
             infra: count(cell(row, 2)),

@@ -18,9 +18,9 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, params};
 
 use super::code::PluginCode;
-use super::value::{Malformed, cell, count, integer, malformed, needed, text};
+use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
 use super::{Code, Error, Turn, format_time, sinks};
-use crate::job::{Attempt, Cause, Job, Sink};
+use crate::job::{Attempt, Cause, History, Job, Past, PastEnd, Sink};
 use crate::limits;
 
 /// What is claimed, for whom.
@@ -98,11 +98,12 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
-     next_run_boot_id = NULL, unsettled = NULL WHERE id = ?1 AND status = 'QUEUED'";
+     next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9 \
+     WHERE id = ?1 AND status = 'QUEUED'";
 
-/// Earlier attempts whose final failure was reported.
-pub(super) const FAILED_QUERY: &str = "SELECT attempt FROM cf_job_attempt WHERE job_id = ?1 \
-     AND attempt < ?2 AND status = 'FAILED' AND cause IN ('plugin', 'input', 'operator')";
+/// The attempts of a job before one.
+pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
+     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt";
 
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
@@ -248,6 +249,7 @@ impl Turn<'_> {
             claim.pid,
             code.plugin.artifact_hash,
             resolved.attempt,
+            self.key,
         ]))?;
         if taken != Some(1) {
             return Ok(None);
@@ -255,7 +257,7 @@ impl Turn<'_> {
         let attempt = Attempt::new(job_id, resolved.attempt);
         Ok(Some(Job {
             attempt,
-            failed: self.failed_attempts(attempt)?,
+            history: self.history(attempt)?,
             file_path: resolved.file_path,
             file_version_id: resolved.file_version_id,
             sinks: resolved.sinks,
@@ -265,15 +267,30 @@ impl Turn<'_> {
         }))
     }
 
-    /// Numbers of earlier attempts whose final failure was reported.
-    pub(super) fn failed_attempts(&self, attempt: Attempt) -> Result<Vec<i64>, Error> {
+    /// The attempts before one, which has this sentinel's key.
+    pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
+        let mut history = History {
+            key: self.key,
+            past: Vec::new(),
+        };
         if attempt.ordinal() <= 1 {
-            return Ok(Vec::new());
+            return Ok(history);
         }
-        let mut statement = self.transaction.prepare_cached(FAILED_QUERY)?;
-        let rows =
-            statement.query_map(params![attempt.job_id, attempt.number], |row| row.get(0))?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let mut statement = self.transaction.prepare_cached(HISTORY_QUERY)?;
+        let rows = statement.query_map(params![attempt.job_id, attempt.number], |row| {
+            let text = |index| shown(cell(row, index)).unwrap_or_default();
+            Ok(Past {
+                number: count(cell(row, 0)),
+                key: number(cell(row, 1)).unwrap_or(0),
+                end: match (text(2).as_str(), Cause::parse(&text(3))) {
+                    ("COMPLETED", _) => PastEnd::Completed,
+                    ("FAILED", Some(cause)) if cause.is_final() => PastEnd::Failed,
+                    _ => PastEnd::Unknown,
+                },
+            })
+        })?;
+        history.past = rows.collect::<Result<_, _>>()?;
+        Ok(history)
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.

@@ -224,6 +224,8 @@ pub struct Store {
     data_version: i64,
     /// Which database it is.
     identity: identity::Identity,
+    /// Marks the attempts that are claimed by this store.
+    key: i64,
     cache: Cache,
 }
 
@@ -243,6 +245,7 @@ pub struct Turn<'a> {
     transaction: Transaction<'a>,
     cache: &'a mut Cache,
     database: &'a Arc<str>,
+    key: i64,
     /// Rows that may still be ended because they cannot be used.
     unusable_left: usize,
     /// Jobs that are to run alone and that a worker is emptied for.
@@ -277,10 +280,13 @@ impl Store {
         schema::migrate(&mut connection, path)?;
         let identity = identity::Identity::read(&mut connection, path)?;
         let data_version = data_version(&connection)?;
+        // Not 0, which means that it is not known.
+        let key = connection.query_row("SELECT random() | 1", [], |row| row.get(0))?;
         Ok(Store {
             connection,
             data_version,
             identity,
+            key,
             cache: Cache::default(),
         })
     }
@@ -298,6 +304,7 @@ impl Store {
             transaction,
             cache: &mut self.cache,
             database: self.identity.database(),
+            key: self.key,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
             reserved: HashSet::new(),
         })

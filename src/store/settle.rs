@@ -29,9 +29,9 @@ pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, wo
      coalesce(published, receipt) FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
-/// The attempt whose receipt names a job's output.
-const COMPLETED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \
-     WHERE job_id = ?1 AND status = 'COMPLETED'";
+/// The attempt behind which nothing is to be settled.
+const SETTLED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status IN ('COMPLETED', 'SETTLED')";
 
 /// How many attempts above ?2 ended without output by the word of their workers.
 pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
@@ -85,13 +85,16 @@ impl Turn<'_> {
         if allowed(statement.execute(params![job_id, attempt.number]))? != Some(1) {
             return Ok(None);
         }
-        let completed = self.last_completed(job_id)?;
+        let mut statement = self.transaction.prepare_cached(
+            "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status, attempt_key) \
+             VALUES (?1, ?2, 'SETTLING', ?3)",
+        )?;
+        allowed(statement.execute(params![job_id, attempt.number, self.key]))?;
         let settlement = Settlement {
             attempt,
             database: self.database.to_string(),
             previous,
-            failed: self.failed_attempts(attempt)?,
-            completed,
+            history: self.history(attempt)?,
             keep,
         };
         Ok(Some((settlement, worker)))
@@ -114,6 +117,14 @@ impl Turn<'_> {
              WHERE id = ?1 AND attempt = ?2 AND unsettled = 1",
         )?;
         let settled = allowed(statement.execute(params![attempt.job_id, attempt.number]))?;
+        if settled == Some(1) {
+            let mut statement = self.transaction.prepare_cached(
+                "UPDATE cf_job_attempt SET status = 'SETTLED', ended = ?3 \
+                 WHERE job_id = ?1 AND attempt = ?2 AND status = 'SETTLING'",
+            )?;
+            let ended = format_time(now.unix_ms);
+            allowed(statement.execute(params![attempt.job_id, attempt.number, ended]))?;
+        }
         let standing = receipt.metrics.get(SETTLED_ATTEMPT).copied();
         let Some(standing) = standing.filter(|_| settled == Some(1)) else {
             return Ok(false);
@@ -144,8 +155,8 @@ impl Turn<'_> {
         Ok(completed)
     }
 
-    fn last_completed(&self, job_id: i64) -> Result<i64, Error> {
-        let mut statement = self.transaction.prepare_cached(COMPLETED_QUERY)?;
+    fn last_settled(&self, job_id: i64) -> Result<i64, Error> {
+        let mut statement = self.transaction.prepare_cached(SETTLED_QUERY)?;
         Ok(statement.query_row([job_id], |row| Ok(count(cell(row, 0))))?)
     }
 
@@ -160,11 +171,11 @@ impl Turn<'_> {
             return Ok(true);
         }
         let first = attempt.incarnation() << 32;
-        let completed = self.last_completed(attempt.job_id)?.max(first);
+        let settled = self.last_settled(attempt.job_id)?.max(first);
         let mut statement = self.transaction.prepare_cached(WITHOUT_OUTPUT_QUERY)?;
-        let parameters = params![attempt.job_id, completed];
+        let parameters = params![attempt.job_id, settled];
         let told = statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?;
-        let before = attempt.number.saturating_sub(completed).saturating_sub(1);
+        let before = attempt.number.saturating_sub(settled).saturating_sub(1);
         Ok(told < before)
     }
 }

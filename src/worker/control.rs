@@ -382,7 +382,7 @@ fn read_dispatch(
             plugin: source.plugin().clone(),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),
-            failed: dispatch.failed.clone(),
+            history: dispatch.history.clone().unwrap_or_default(),
         }),
         source,
         lease: dispatch

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use casparian::job::{Attempt, Settlement};
+use casparian::job::{Attempt, PastEnd, Settlement};
 
 /// The steps of publishing one attempt, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,10 +77,14 @@ impl Storage {
     pub(crate) fn settle(&mut self, settlement: &Settlement) -> Option<i64> {
         let job_id = settlement.attempt.job_id;
         let visible = self.visible.get(&job_id).copied();
-        let silent = visible.filter(|number| *number > settlement.completed)?;
-        assert!(!settlement.failed.contains(&silent), "{settlement:?}");
+        let silent = visible.filter(|number| *number > settlement.history.completed())?;
+        assert_ne!(
+            settlement.history.end(silent),
+            PastEnd::Failed,
+            "{settlement:?}"
+        );
         // What took the place of output with a receipt stays: the other is gone.
-        if settlement.keep || settlement.completed > 0 {
+        if settlement.keep || settlement.history.completed() > 0 {
             return Some(silent);
         }
         self.visible.remove(&job_id);

@@ -89,7 +89,7 @@ fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Job {
         }),
         database: None,
         previous: Vec::new(),
-        failed: Vec::new(),
+        history: Default::default(),
     }
 }
 

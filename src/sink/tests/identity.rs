@@ -1,6 +1,7 @@
 //! Whose an output is.
 
 use super::*;
+use crate::job::{Past, PastEnd};
 
 const SINKS: &[(&str, &str, &str)] = &[("a", "parquet://a.parquet", "append")];
 
@@ -226,7 +227,7 @@ fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
     let mut failed = Vec::new();
     for number in 1..=3 {
         let mut job = of(A, 7, number);
-        job.failed = failed.clone();
+        job.history.past = failed.clone();
         // It may also fail before it publishes.
         other.settle_failed(&job).unwrap();
         assert_eq!(inode(), before, "attempt {number}");
@@ -234,6 +235,10 @@ fn a_refused_copy_leaves_the_originals_output_whatever_it_tries_again() {
         assert!(matches!(error, Error::Copied { .. }), "{error}");
         other.settle_failed(&job).unwrap();
         assert_eq!(inode(), before, "attempt {number}");
-        failed.push(number);
+        failed.push(Past {
+            number,
+            key: 0,
+            end: PastEnd::Failed,
+        });
     }
 }

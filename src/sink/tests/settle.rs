@@ -2,7 +2,22 @@
 
 use super::steps::{FILES, Scene, TABLES, crash, each_step, is_committed, pause};
 use super::*;
-use crate::job::Settlement;
+use crate::job::{History, Past, PastEnd, Settlement};
+
+/// Attempts that completed (0: none) and failed.
+fn history(completed: i64, failed: &[i64]) -> History {
+    let past = |number, end| Past {
+        number,
+        key: 0,
+        end,
+    };
+    let failed = failed.iter().map(|number| past(*number, PastEnd::Failed));
+    let completed = (completed > 0).then(|| past(completed, PastEnd::Completed));
+    History {
+        key: 0,
+        past: completed.into_iter().chain(failed).collect(),
+    }
+}
 
 /// A settlement of job 7 behind its attempt 2.
 fn settlement(scene: &Scene, keep: bool) -> Settlement {
@@ -10,10 +25,14 @@ fn settlement(scene: &Scene, keep: bool) -> Settlement {
         attempt: Attempt::new(7, 3),
         database: A.to_owned(),
         previous: scene.previous.clone(),
-        failed: Vec::new(),
-        completed: i64::from(scene.case.has_previous),
+        history: history(i64::from(scene.case.has_previous), &[]),
         keep,
     }
+}
+
+/// Attempt 2 takes the place of output with a receipt.
+fn replaces(scene: &Scene) -> bool {
+    scene.case.has_previous || scene.case.mode == "replace"
 }
 
 /// Settles the job; the output that stands is the one that it gives. True for attempt 2's.
@@ -26,7 +45,7 @@ fn settle(scene: &Scene, root: &Root, keep: bool) -> bool {
     };
     assert_eq!(attempt, 2, "{case:?}");
     assert_eq!(shown, scene.all(Some(2)), "{keep} {case:?}");
-    assert!(keep || case.has_previous, "{case:?}");
+    assert!(keep || replaces(scene), "{case:?}");
     let topics: Vec<&str> = artifacts.iter().map(|one| one.topic.as_str()).collect();
     let expected: Vec<&str> = case.sinks.iter().map(|(topic, _)| *topic).collect();
     assert_eq!(topics, expected);
@@ -49,7 +68,7 @@ fn what_a_lost_attempt_left_at_any_step_stands_whole_or_goes() {
             };
             let stands = settle(&scene, &other, keep);
             if is_committed(step) {
-                assert_eq!(stands, keep || scene.case.has_previous, "{:?}", scene.case);
+                assert_eq!(stands, keep || replaces(&scene), "{:?}", scene.case);
             }
             assert_eq!(scene.fixture.staged(), [""; 0], "{step:?}");
             // A second time, and by the next number, it gives the same.
@@ -96,8 +115,7 @@ fn only_output_without_a_receipt_is_settled() {
         attempt: Attempt::new(7, 9),
         database: A.to_owned(),
         previous: vec![format!("file://{}", fixture.path("a_7.parquet").display())],
-        failed: failed.to_vec(),
-        completed,
+        history: history(completed, failed),
         keep: true,
     };
     let settle = |settlement| fixture.root.settle(&settlement).unwrap();
@@ -120,4 +138,109 @@ fn only_output_without_a_receipt_is_settled() {
     let mut foreign = settlement(0, &[]);
     foreign.database = "../x".to_owned();
     fixture.root.settle(&foreign).unwrap_err();
+}
+
+/// Job 7 with one file or more, as a database knows its attempts.
+fn job_of(number: i64, history: History, topics: &[&str]) -> Job {
+    let sinks: Vec<(String, String)> = topics
+        .iter()
+        .map(|topic| ((*topic).to_owned(), format!("parquet://{topic}.parquet")))
+        .collect();
+    let sinks: Vec<(&str, &str, &str)> = sinks
+        .iter()
+        .map(|(topic, uri)| (topic.as_str(), uri.as_str(), "append"))
+        .collect();
+    let mut job = job(Some(A), Attempt::new(7, number), &sinks);
+    job.history = history;
+    job
+}
+
+fn with_key(key: i64, mut history: History) -> History {
+    history.key = key;
+    history
+}
+
+#[test]
+fn a_copied_database_neither_takes_nor_removes_what_the_original_published() {
+    let fixture = Fixture::new();
+    let original = job_of(1, with_key(5, history(0, &[])), &["a"]);
+    publish(&fixture.root, &original, &[1]).unwrap();
+    let other = open(fixture.dir.path());
+    // Attempt 1 of the copy was dispatched by another sentinel; it was lost, given back or failed.
+    for end in [PastEnd::Unknown, PastEnd::Failed, PastEnd::Completed] {
+        let past = vec![Past {
+            number: 1,
+            key: 6,
+            end,
+        }];
+        let copy = History { key: 6, past };
+        for root in [&other, &fixture.root] {
+            let error = publish(root, &job_of(2, copy.clone(), &["a"]), &[2]).unwrap_err();
+            assert!(matches!(error, Error::Copied { .. }), "{end:?} {error}");
+            let failed = job_of(1, with_key(6, history(0, &[])), &["a"]);
+            root.settle_failed(&failed).unwrap();
+            root.settle_failed(&job_of(2, copy.clone(), &["a"]))
+                .unwrap();
+            for keep in [true, false] {
+                let settlement = Settlement {
+                    attempt: Attempt::new(7, 2),
+                    database: A.to_owned(),
+                    previous: Vec::new(),
+                    history: copy.clone(),
+                    keep,
+                };
+                assert_eq!(root.settle(&settlement).unwrap(), None, "{end:?} {keep}");
+            }
+            assert_eq!(values(&fixture.path("a_7.parquet")), [1], "{end:?}");
+        }
+    }
+}
+
+#[test]
+fn output_with_a_receipt_stays_whatever_path_the_receipt_names() {
+    let fixture = Fixture::new();
+    publish(
+        &fixture.root,
+        &job_of(1, history(0, &[]), &["a", "b"]),
+        &[1],
+    )
+    .unwrap();
+    // The root has another path here, or the receipt was too long to list its files.
+    for previous in [vec!["file:///elsewhere/a_7.parquet".to_owned()], Vec::new()] {
+        let mut failed = job_of(2, history(1, &[]), &["a", "b"]);
+        failed.previous = previous;
+        assert_eq!(fixture.root.settle_failed(&failed).unwrap(), [""; 0]);
+        assert_eq!(fixture.files(), ["a_7.parquet", "b_7.parquet"]);
+    }
+}
+
+#[test]
+fn an_attempt_that_replaced_output_with_a_receipt_stands_whole() {
+    let fixture = Fixture::new();
+    let root = &fixture.root;
+    let first = publish(root, &job_of(1, history(0, &[]), &["a", "b"]), &[1]).unwrap();
+    let previous: Vec<String> = first.artifacts.into_iter().map(|one| one.uri).collect();
+    // Lost after its commit: twice, the second time over the first.
+    for (number, topics) in [(2, ["a", "c"]), (3, ["a", "d"])] {
+        let mut job = job_of(number, history(1, &[]), &topics);
+        job.previous.clone_from(&previous);
+        publish(root, &job, &[number]).unwrap();
+    }
+    let mut failed = job_of(4, history(1, &[]), &["a"]);
+    failed.previous.clone_from(&previous);
+    assert_eq!(root.settle_failed(&failed).unwrap(), [""; 0]);
+    let settlement = Settlement {
+        attempt: Attempt::new(7, 5),
+        database: A.to_owned(),
+        previous,
+        history: history(1, &[4]),
+        keep: false,
+    };
+    let (attempt, artifacts) = root.settle(&settlement).unwrap().unwrap();
+    let topics: Vec<&str> = artifacts.iter().map(|one| one.topic.as_str()).collect();
+    assert_eq!((attempt, topics), (3, vec!["a", "d"]));
+    assert_eq!(fixture.files(), ["a_7.parquet", "d_7.parquet"]);
+    for name in fixture.files() {
+        assert_eq!(values(&fixture.path(&name)), [3], "{name}");
+    }
 }

@@ -19,7 +19,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
         (claim::TAKE, {
-            let mut values = vec![Value::Null; 8];
+            let mut values = vec![Value::Null; 9];
             (values[0], values[7]) = (number(150), number(1));
             values
         }),
@@ -34,7 +34,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             values
         }),
         (attempts::RECORD, {
-            let mut values = vec![Value::Null; 14];
+            let mut values = vec![Value::Null; 15];
             (values[0], values[1]) = (number(1), number(1));
             values
         }),
@@ -43,7 +43,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (catalogue::ROOT_QUERY, vec![text("/data"), text("/data/")]),
         (retry::DUE_QUERY, start()),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
-        (claim::FAILED_QUERY, vec![number(1), number(9)]),
+        (claim::HISTORY_QUERY, vec![number(1), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
         (settle::SILENT_QUERY, vec![number(10)]),
         (settle::SETTLE_QUERY, vec![number(1)]),

@@ -130,7 +130,7 @@ fn a_lost_job_whose_output_stands_is_completed_by_its_settlement() {
     let (settlement, worker) = scene.take_settlement(id).unwrap();
     assert_eq!(worker.as_deref(), Some("w"));
     assert_eq!(settlement.attempt, Attempt::new(id, 2));
-    assert_eq!((settlement.completed, settlement.keep), (0, true));
+    assert_eq!((settlement.history.completed(), settlement.keep), (0, true));
     assert_eq!(settlement.database.len(), 32);
     // Neither a report that is too late, nor a failure, nor one of an earlier settlement counts.
     assert_eq!(
@@ -208,7 +208,10 @@ fn output_that_took_the_place_of_a_receipts_gets_one() {
     scene.claim(&["p"], 1);
     scene.set_status(id, "SKIPPED");
     let (settlement, _) = scene.take_settlement(id).unwrap();
-    assert_eq!((settlement.completed, settlement.keep), (1, false));
+    assert_eq!(
+        (settlement.history.completed(), settlement.keep),
+        (1, false)
+    );
     assert_eq!(settlement.previous, ["file:///o_1.parquet"]);
     let mut receipt = standing(&["file:///o_1.parquet"], 2);
     receipt.metrics.insert("rows".to_owned(), 77);
@@ -221,4 +224,38 @@ fn output_that_took_the_place_of_a_receipts_gets_one() {
     assert!(detail.row.receipt.unwrap().contains("77"));
     assert_eq!(detail.attempts[1].status, "COMPLETED");
     assert_eq!(scene.unsettled(), [0; 0]);
+}
+
+#[test]
+fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_ne!(first.history.key, 0);
+    assert_eq!(first.history.past, []);
+    // Another program queues it again, another worker of another sentinel has it and is lost.
+    scene.set_status(id, "QUEUED");
+    let path = scene.path();
+    scene.store = Store::open(&path, Open::Existing).unwrap();
+    let second = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_ne!(second.history.key, first.history.key);
+    scene.report("w", second.attempt, &success(&["file:///o"]), 0);
+    scene.set_status(id, "QUEUED");
+    let third = scene.claim(&["p"], 1).jobs.remove(0);
+    scene.report("w", third.attempt, &failure(None, "no"), 0);
+    scene.set_status(id, "QUEUED");
+    let last = scene.claim(&["p"], 1).jobs.remove(0);
+    let past: Vec<_> = last
+        .history
+        .past
+        .iter()
+        .map(|past| (past.number, past.key, past.end))
+        .collect();
+    use crate::job::PastEnd::*;
+    let (one, two) = (first.history.key, second.history.key);
+    assert_eq!(
+        past,
+        [(1, one, Unknown), (2, two, Completed), (3, two, Unknown)]
+    );
+    assert_eq!(last.history.completed(), 2);
 }

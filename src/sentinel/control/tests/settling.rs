@@ -8,8 +8,7 @@ fn settlement(job_id: i64, number: i64) -> Settlement {
         attempt: Attempt::new(job_id, number),
         database: "d".into(),
         previous: Vec::new(),
-        failed: Vec::new(),
-        completed: 0,
+        history: Default::default(),
         keep: true,
     }
 }
