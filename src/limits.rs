@@ -310,6 +310,9 @@ pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
+/// them. They are kept in memory as long as a reader is there.
+pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
 /// Wait of a SQLite sink for its database while others have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
 /// A job's writer that was ordered to remove the output must have answered, or done a step of its

@@ -105,6 +105,11 @@ pub enum Error {
         /// Whose fault it is.
         cause: Cause,
     },
+    /// Other connections had a database locked for as long as a sink waits.
+    Locked {
+        /// The database.
+        path: PathBuf,
+    },
     /// A file could not be written.
     Io {
         /// Which.
@@ -193,6 +198,12 @@ impl fmt::Display for Error {
             Error::Sqlite { path, reason, .. } => {
                 write!(f, "database {}: {reason}", path.display())
             }
+            Error::Locked { path } => write!(
+                f,
+                "database {}: it is locked; other connections had it for {} s",
+                path.display(),
+                limits::SQLITE_WAIT.as_secs()
+            ),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
@@ -224,11 +235,17 @@ impl Error {
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
             // Another worker may have a root of its own.
-            Error::OtherDatabase { .. } | Error::Descriptors { .. } | Error::Io { .. } => {
-                Cause::Worker
-            }
+            Error::OtherDatabase { .. }
+            | Error::Descriptors { .. }
+            | Error::Locked { .. }
+            | Error::Io { .. } => Cause::Worker,
             Error::Sqlite { cause, .. } => *cause,
         }
+    }
+
+    /// True when others hold what is needed: it says nothing about the worker.
+    pub fn is_contention(&self) -> bool {
+        matches!(self, Error::Locked { .. })
     }
 
     pub(super) fn io(path: &Path, source: io::Error) -> Self {

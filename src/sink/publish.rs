@@ -19,6 +19,7 @@ use super::record::{FileOutput, Record, State};
 use super::sqlite::{self, Prepared};
 use super::{Error, Refused, Root, claims, recover};
 use crate::job::{Attempt, Job, Mode, Target};
+use crate::limits;
 
 /// What a job published to one sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,14 +144,9 @@ impl Staged {
         if record.outputs.is_empty() && !has_earlier {
             return Ok(Some(Published::default()));
         }
-        let mut prepared = Vec::new();
-        for target in &tables {
-            let stage = self.folder.path(STAGE);
-            match sqlite::prepare(target, &stage, is_granted)? {
-                Some(transaction) => prepared.push(transaction),
-                None => return Ok(None),
-            }
-        }
+        let Some(prepared) = self.prepare(&tables, is_granted)? else {
+            return Ok(None);
+        };
         if !is_granted() {
             return Ok(None);
         }
@@ -185,6 +181,27 @@ impl Staged {
             artifacts: record.artifacts(&self.root),
             removed,
         }))
+    }
+
+    /// Opens the transactions. Of several databases none is committed before all can be, so no
+    /// reader may keep one from its commit then. A large transaction needs the database for itself
+    /// as soon as its rows exceed the cache. None when the lease ended.
+    fn prepare(
+        &self,
+        tables: &[sqlite::Target],
+        is_granted: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Prepared>>, Error> {
+        let stage = self.folder.path(STAGE);
+        let size = stage.metadata().map_or(0, |stage| stage.len());
+        let excludes_readers = tables.len() > 1 || size > limits::SQLITE_SHARED_SIZE_MAX;
+        let mut prepared = Vec::new();
+        for target in tables {
+            match sqlite::prepare(target, &stage, excludes_readers, is_granted)? {
+                Some(transaction) => prepared.push(transaction),
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(prepared))
     }
 
     fn bar(&self, others: &[Attempt]) -> Result<(), Error> {
@@ -269,13 +286,15 @@ impl Staged {
         hook(Step::Sync)?;
         recover::sync_parents(&self.root, record.outputs.files.iter())?;
         for (at, transaction) in prepared.into_iter().enumerate() {
-            if !is_granted() {
+            // After the first commit nothing brings the rows back that it has replaced. The lock
+            // on the others keeps successors from them.
+            if !is_granted() && at == 0 {
                 return Ok(false);
             }
             hook(Step::Table(at))?;
             // Its own check is older than the transaction's wait.
             self.check_bar()?;
-            if !transaction.commit(is_granted)? {
+            if !transaction.commit(&|| is_granted() || at > 0)? {
                 return Ok(false);
             }
         }

@@ -249,8 +249,14 @@ impl Worker {
                             writer.retry();
                         }
                     }
-                    Report::Failed { cause, message } => {
-                        run.slot.handle_output_failed(Failure::new(cause, message));
+                    Report::Failed {
+                        cause,
+                        message,
+                        is_contention,
+                    } => {
+                        let mut failure = Failure::new(cause, message);
+                        failure.is_contention = is_contention;
+                        run.slot.handle_output_failed(failure);
                     }
                     Report::Staged => run.slot.handle_staged(),
                     Report::NotGranted => run.slot.handle_not_granted(),
@@ -360,15 +366,13 @@ impl Worker {
     /// The job is over: its receipt goes out.
     pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
         let attempt = run.order.job.attempt;
-        let is_innocent = run
-            .failure
-            .as_ref()
-            .is_some_and(|failure| failure.is_innocent);
-        let failed = run.failure.as_ref();
-        let failed = failed.map(|failure| (failure.cause, failure.message.as_str()));
+        let failure = run.failure.as_ref();
+        let is_innocent = failure.is_some_and(|failure| failure.is_innocent);
+        let failed = failure.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
         let avoided = self.health.avoided(now).count();
-        if !is_innocent {
+        let is_contention = failure.is_some_and(|failure| failure.is_contention);
+        if !is_innocent && !is_contention {
             self.health.handle_end(&run.order.environment, failed, now);
         }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {

@@ -33,6 +33,8 @@ pub(super) enum Report {
         cause: Cause,
         /// Why.
         message: String,
+        /// Others hold what is needed: it says nothing about the worker.
+        is_contention: bool,
     },
     /// All output is complete on disk.
     Staged,
@@ -129,6 +131,7 @@ impl Writer {
                 let report = sink::quiet_panics(run).unwrap_or_else(|panic| Report::Failed {
                     cause: Cause::Plugin,
                     message: format!("the plugin's data cannot be written: {panic}"),
+                    is_contention: false,
                 });
                 drop(task);
                 address.report(report);
@@ -216,6 +219,7 @@ impl Task {
         let report = self.write().unwrap_or_else(|error| Report::Failed {
             cause: error.cause(),
             message: error.to_string(),
+            is_contention: error.is_contention(),
         });
         // The receipt of an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
@@ -246,6 +250,7 @@ impl Task {
                             return Ok(Report::Failed {
                                 cause: Cause::Plugin,
                                 message: error.to_string(),
+                                is_contention: false,
                             });
                         }
                     };

@@ -9,13 +9,14 @@
 //! the first such rows come.
 //!
 //! A process that is stopped inside its transaction locks the target database. Others wait for
-//! it for a bounded time and fail with the cause `worker`.
+//! it for a bounded time and fail with [`Error::Locked`], which is retried.
 
 mod rows;
 mod tables;
+mod wait;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::Instant;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
@@ -27,9 +28,6 @@ use crate::job::Cause;
 
 pub(super) use rows::{Rows, Stage};
 pub(super) use tables::{Prepared, Table, Target, prepare};
-
-/// Wait of recovery for a locked database.
-const RECOVERY_WAIT: Duration = Duration::from_secs(2);
 
 const SIDE_TABLES: &str = "
 CREATE TABLE IF NOT EXISTS main._casparian_table (
@@ -46,11 +44,14 @@ fn quoted(name: &str) -> String {
 }
 
 fn failure(path: &Path, error: &rusqlite::Error) -> Error {
+    if wait::is_busy(error) {
+        return Error::Locked {
+            path: path.to_owned(),
+        };
+    }
     let cause = match error.sqlite_error_code() {
         Some(
-            ErrorCode::DatabaseBusy
-            | ErrorCode::DatabaseLocked
-            | ErrorCode::DiskFull
+            ErrorCode::DiskFull
             | ErrorCode::SystemIoFailure
             | ErrorCode::OutOfMemory
             | ErrorCode::CannotOpen
@@ -134,17 +135,21 @@ impl Marks {
     }
 }
 
-/// Opens a database for recovery; none when it does not exist or is not one of our targets.
-fn open_existing(path: &Path) -> Result<Option<Connection>, Error> {
+/// Opens a database for recovery; none when it does not exist or is not one of our targets. Its
+/// statements wait for locks of others until then.
+fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
-    let fail = |error: rusqlite::Error| failure(path, &error);
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(fail)?;
-    connection.busy_timeout(RECOVERY_WAIT).map_err(fail)?;
-    let has_side_table = column_names(&connection, "main", "_casparian_output").map_err(fail)?;
-    Ok((!has_side_table.is_empty()).then_some(connection))
+    let open = || -> rusqlite::Result<Option<Connection>> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        wait::limit(&connection, until)?;
+        let has_side_table = column_names(&connection, "main", "_casparian_output")?;
+        wait::limit(&connection, until)?;
+        Ok((!has_side_table.is_empty()).then_some(connection))
+    };
+    open().map_err(|error| failure(path, &error))
 }
 
 /// The attempt whose rows are in a table.
@@ -165,7 +170,7 @@ fn attempt_in(connection: &Connection, table: &str, name: &Name) -> rusqlite::Re
 /// The attempt whose rows of the job are in a table; none without rows.
 pub(super) fn published_attempt(output: &TableOutput, name: &Name) -> Result<Option<i64>, Error> {
     let path = Path::new(&output.database);
-    match open_existing(path)? {
+    match open_existing(path, wait::end())? {
         None => Ok(None),
         Some(connection) => {
             attempt_in(&connection, &output.table, name).map_err(|error| failure(path, &error))
@@ -189,7 +194,8 @@ fn clear_where(
     goes: impl Fn(i64) -> bool,
 ) -> Result<bool, Error> {
     let path = Path::new(&output.database);
-    let Some(mut connection) = open_existing(path)? else {
+    let until = wait::end();
+    let Some(mut connection) = open_existing(path, until)? else {
         return Ok(false);
     };
     let mut run = || -> rusqlite::Result<bool> {
@@ -213,6 +219,7 @@ fn clear_where(
             .optional()?;
         let marks = Marks::new(&owner.unwrap_or_default(), name);
         delete_job(&transaction, &output.table, &columns, name, &marks)?;
+        wait::limit(&transaction, until)?;
         transaction.commit()?;
         Ok(true)
     };

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension};
 
+use super::wait::{self, Patience};
 use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, failure, key, quoted};
 use crate::job::Mode;
-use crate::limits;
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};
 
-/// Wait for a locked database before the lease is asked for again.
-const WAIT: Duration = Duration::from_millis(100);
+/// Wait for readers before the lease is asked for again.
+const READER_WAIT: Duration = Duration::from_secs(1);
 
 /// A sink's rows.
 pub(in crate::sink) struct Table {
@@ -47,52 +47,29 @@ pub(in crate::sink) struct Prepared {
 impl Prepared {
     /// Commits once no reader holds the database. False when the lease ended before that.
     pub(in crate::sink) fn commit(self, is_granted: &dyn Fn() -> bool) -> Result<bool, Error> {
-        once_free(&self.connection, "COMMIT", is_granted)
+        Patience::new(is_granted)
+            .execute(&self.connection, "COMMIT")
             .map_err(|error| failure(&self.path, &error))
     }
 }
 
-/// Executes a statement that other connections can keep from its lock. False when the lease ended
-/// while they did.
-fn once_free(
-    connection: &Connection,
-    statement: &str,
-    is_granted: &dyn Fn() -> bool,
-) -> Result<bool, rusqlite::Error> {
-    let until = Instant::now() + limits::SQLITE_WAIT;
-    loop {
-        match connection.execute_batch(statement) {
-            Ok(()) => return Ok(true),
-            Err(error)
-                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
-                    && Instant::now() < until =>
-            {
-                if !is_granted() {
-                    return Ok(false);
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Moves staged rows into their tables, in a transaction that is left open. None when the lease
-/// ended while the database was locked.
+/// Moves staged rows into their tables, in a transaction that is left open. With `excludes_readers`
+/// no reader can keep it from its commit. None when the lease ended while the database was locked.
 pub(in crate::sink) fn prepare(
     target: &Target,
     stage: &Path,
+    excludes_readers: bool,
     is_granted: &dyn Fn() -> bool,
 ) -> Result<Option<Prepared>, Error> {
     let path = &target.database;
     let fail = |error: rusqlite::Error| failure(path, &error);
-    let connection = Connection::open(path).map_err(fail)?;
-    connection.busy_timeout(WAIT).map_err(fail)?;
-    connection
-        .execute("ATTACH DATABASE ?1 AS staging", [read_only(stage)])
-        .map_err(fail)?;
-    if !once_free(&connection, "BEGIN IMMEDIATE", is_granted).map_err(fail)? {
+    let connection = begin(path, stage, excludes_readers, is_granted).map_err(fail)?;
+    let Some(connection) = connection else {
         return Ok(None);
-    }
+    };
+    // Rows that do not fit into the cache go into the database early when no reader is there. To
+    // wait for it with each page would take longer than any lease.
+    connection.busy_timeout(Duration::ZERO).map_err(fail)?;
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;
     let mut tables: BTreeMap<String, Vec<&Table>> = BTreeMap::new();
     for table in &target.tables {
@@ -101,10 +78,39 @@ pub(in crate::sink) fn prepare(
     for sinks in tables.values() {
         fill(target, &connection, sinks)?;
     }
+    connection.busy_timeout(wait::STEP).map_err(fail)?;
     Ok(Some(Prepared {
         path: path.clone(),
         connection,
     }))
+}
+
+/// Opens a database and starts a transaction in it. None when the lease ended while it was locked.
+fn begin(
+    path: &Path,
+    stage: &Path,
+    excludes_readers: bool,
+    is_granted: &dyn Fn() -> bool,
+) -> rusqlite::Result<Option<Connection>> {
+    let patience = Patience::new(is_granted);
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(wait::STEP)?;
+    let stage = read_only(stage);
+    // It reads the schema of the database.
+    let attach = || connection.execute("ATTACH DATABASE ?1 AS staging", [&stage]);
+    if patience.run(attach)?.is_none() {
+        return Ok(None);
+    }
+    let begin = match excludes_readers {
+        true => {
+            // New readers are kept out only while SQLite itself waits.
+            connection.busy_timeout(READER_WAIT)?;
+            "BEGIN EXCLUSIVE"
+        }
+        false => "BEGIN IMMEDIATE",
+    };
+    let has_begun = patience.execute(&connection, begin)?;
+    Ok(has_begun.then_some(connection))
 }
 
 /// URI of a database that is only read. Otherwise each transaction would lock the stage for the

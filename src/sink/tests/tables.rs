@@ -1,3 +1,4 @@
+use super::publish::Step;
 use super::writing::every_type;
 use super::*;
 
@@ -309,6 +310,95 @@ fn a_reader_of_the_database_is_waited_for_no_longer_than_the_lease() {
     };
     back.publish(&[], &is_granted).unwrap();
     assert!(has_waited.get());
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
+}
+
+#[test]
+fn every_statement_waits_for_a_locked_database() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let questions = std::cell::Cell::new(0);
+    let is_granted = || {
+        if questions.replace(questions.get() + 1) == 5 {
+            lock.execute_batch("COMMIT").unwrap();
+        }
+        true
+    };
+    let staged = stage(&fixture.root, &of(A, 7, 2, ""), &[2]).unwrap();
+    staged.publish(&[], &is_granted).unwrap();
+    assert!(questions.get() > 5);
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
+}
+
+#[test]
+fn recovery_waits_for_a_locked_database() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+    let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(2500));
+            lock.execute_batch("COMMIT").unwrap();
+        });
+        let removed = fixture.root.settle_failed(&of(A, 7, 2, "")).unwrap();
+        assert_eq!(removed.len(), 1);
+    });
+}
+
+#[test]
+fn a_database_that_others_lock_is_not_the_workers_fault() {
+    let error = Error::Locked {
+        path: "/x.db".into(),
+    };
+    assert_eq!(error.cause(), crate::job::Cause::Worker);
+    assert!(error.is_contention() && error.to_string().contains("/x.db"));
+    assert!(!Error::io(Path::new("/x"), std::io::ErrorKind::StorageFull.into()).is_contention());
+}
+
+#[test]
+fn nothing_is_committed_before_every_database_can_be() {
+    let fixture = Fixture::new();
+    let sinks = [
+        ("a", "sqlite://x.db/rows", ""),
+        ("b", "sqlite://y.db/rows", ""),
+    ];
+    let of = |number| job(Some(A), Attempt::new(7, number), &sinks);
+    publish(&fixture.root, &of(1), &[1]).unwrap();
+    let reader = rusqlite::Connection::open(fixture.path("y.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM rows").unwrap();
+    let staged = stage(&fixture.root, &of(2), &[2]).unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    let is_granted = || std::time::Instant::now() < until;
+    let refused = staged.publish(&[], &is_granted).unwrap_err();
+    let Refused::NotGranted(back) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 1);
+    reader.execute_batch("COMMIT").unwrap();
+    granted(*back).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
+}
+
+#[test]
+fn what_is_committed_in_one_database_is_committed_in_all() {
+    let fixture = Fixture::new();
+    let sinks = [
+        ("a", "sqlite://x.db/rows", ""),
+        ("b", "sqlite://y.db/rows", ""),
+    ];
+    let of = |number| job(Some(A), Attempt::new(7, number), &sinks);
+    publish(&fixture.root, &of(1), &[1]).unwrap();
+    let staged = stage(&fixture.root, &of(2), &[2]).unwrap();
+    let is_late = std::cell::Cell::new(false);
+    let hook = |step| {
+        is_late.set(matches!(step, Step::Table(_)));
+        Ok(())
+    };
+    let is_granted = || !is_late.get();
+    staged.publish_by_steps(&[], &is_granted, &hook).unwrap();
     assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 2);
 }
 

@@ -14,6 +14,8 @@ pub struct Failure {
     pub exit: Option<String>,
     /// It came from another job's doing: the job is given back and nothing is counted.
     pub is_innocent: bool,
+    /// Others hold what the job needs: it counts, and says nothing about the worker.
+    pub is_contention: bool,
 }
 
 impl Failure {
@@ -24,6 +26,7 @@ impl Failure {
             message: message.into(),
             exit: None,
             is_innocent: false,
+            is_contention: false,
         }
     }
 }
