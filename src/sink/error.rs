@@ -18,6 +18,20 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A sink's file or folder cannot be created, because of what is there or of the sink's URI.
+    Place {
+        /// The file, folder or database.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The output folder was taken away while the job ran.
+    RootGone {
+        /// The output folder.
+        path: PathBuf,
+        /// Another one is in its place.
+        is_replaced: bool,
+    },
     /// Two sinks of the job mean the same file.
     SameFile {
         /// The file.
@@ -128,6 +142,18 @@ impl fmt::Display for Error {
                 "{}: a symbolic link leads out of the output folder",
                 path.display()
             ),
+            Error::Place { path, reason } => write!(
+                f,
+                "{}: {reason}; change the sink's URI, or what is there",
+                path.display()
+            ),
+            Error::RootGone { path, is_replaced } => {
+                let what = match is_replaced {
+                    true => "was replaced or emptied while the job ran",
+                    false => "is missing; it was removed, renamed or unmounted",
+                };
+                write!(f, "{}: the output folder {what}", path.display())
+            }
             Error::SameFile { path } => {
                 let path = path.display();
                 write!(f, "two sinks of the job write the same file {path}")
@@ -227,6 +253,7 @@ impl Error {
             | Error::Topics { .. } => Cause::Plugin,
             Error::Sink(_)
             | Error::Outside { .. }
+            | Error::Place { .. }
             | Error::SameFile { .. }
             | Error::Exists { .. }
             | Error::NotOurs { .. }
@@ -237,6 +264,7 @@ impl Error {
             // Another worker may have a root of its own.
             Error::OtherDatabase { .. }
             | Error::Descriptors { .. }
+            | Error::RootGone { .. }
             | Error::Locked { .. }
             | Error::Io { .. } => Cause::Worker,
             Error::Sqlite { cause, .. } => *cause,
@@ -248,6 +276,13 @@ impl Error {
         matches!(self, Error::Locked { .. })
     }
 
+    pub(super) fn place(path: &Path, reason: impl Into<String>) -> Self {
+        Error::Place {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         let errno = rustix::io::Errno::from_io_error(&source);
         if errno == Some(rustix::io::Errno::MFILE) {
@@ -255,6 +290,9 @@ impl Error {
                 path: path.to_owned(),
                 limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
             };
+        }
+        if errno == Some(rustix::io::Errno::NAMETOOLONG) {
+            return Error::place(path, "the path is too long");
         }
         Error::Io {
             path: path.to_owned(),

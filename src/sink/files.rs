@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, OFlags, RenameFlags};
+use rustix::fs::{Access, CWD, OFlags, RenameFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
@@ -63,8 +64,8 @@ fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
         // A symbolic link; a FIFO or socket without a peer.
         Err(error)
             if matches!(
-                rustix::io::Errno::from_io_error(&error),
-                Some(rustix::io::Errno::LOOP | rustix::io::Errno::NXIO)
+                Errno::from_io_error(&error),
+                Some(Errno::LOOP | Errno::NXIO)
             ) =>
         {
             return Err(refusal());
@@ -109,7 +110,6 @@ pub(super) fn rename(from: &Path, to: &Path) -> Result<(), Error> {
 
 /// Renames to a path where nothing is; false when something is.
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<bool, Error> {
-    use rustix::io::Errno;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
@@ -204,16 +204,118 @@ pub(super) fn existing_folder(path: &Path) -> &Path {
     at
 }
 
-/// Refuses a file whose folder symbolic links lead out of the root.
+/// Refuses a file below the root whose folders cannot be used, and one whose folder symbolic links
+/// lead out of the root.
 pub(super) fn inside(root: &Path, file: &Path) -> Result<(), Error> {
+    check_root(root)?;
+    check_folders(root, file)?;
     let folder = existing_folder(file);
     let real = fs::canonicalize(folder).map_err(|error| Error::io(folder, error))?;
-    match real.starts_with(root) {
-        true => Ok(()),
-        false => Err(Error::Outside {
+    if !real.starts_with(root) {
+        // The root may have gone since.
+        check_root(root)?;
+        return Err(Error::Outside {
             path: file.to_owned(),
+        });
+    }
+    let may_write = rustix::fs::access(&real, Access::WRITE_OK | Access::EXEC_OK);
+    match may_write {
+        Err(Errno::ACCESS) if real != root => Err(Error::place(
+            folder,
+            "this user may not create files in the sink's folder",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_root(root: &Path) -> Result<(), Error> {
+    match fs::metadata(root) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Err(error) if !is_absent(&error) => Err(Error::io(root, error)),
+        _ => Err(Error::RootGone {
+            path: root.to_owned(),
+            is_replaced: false,
         }),
     }
+}
+
+/// Refuses what is where a file below the root needs folders.
+fn check_folders(root: &Path, file: &Path) -> Result<(), Error> {
+    let folder = file
+        .parent()
+        .and_then(|folder| folder.strip_prefix(root).ok());
+    let mut at = root.to_owned();
+    for part in folder.into_iter().flatten() {
+        at.push(part);
+        if !is_folder(&at)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// False when nothing is there; an error for anything else than a folder.
+fn is_folder(path: &Path) -> Result<bool, Error> {
+    let error = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => return Ok(true),
+        Ok(_) => {
+            let reason = "it is not a folder, and a sink needs one there";
+            return Err(Error::place(path, reason));
+        }
+        Err(error) => error,
+    };
+    // Something else than a link has appeared since.
+    let is_link = path
+        .symlink_metadata()
+        .is_ok_and(|found| found.is_symlink());
+    match is_absent(&error) && !is_link {
+        true => Ok(path.is_dir()),
+        false => Err(link_refusal(path, error)),
+    }
+}
+
+/// Where a sink's file is that may be a symbolic link.
+pub(super) fn real(path: &Path) -> Result<PathBuf, Error> {
+    fs::canonicalize(path).map_err(|error| link_refusal(path, error))
+}
+
+fn link_refusal(path: &Path, error: io::Error) -> Error {
+    let reason = match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NOTDIR) => "a symbolic link leads to nothing",
+        Some(Errno::LOOP) => "symbolic links lead in a circle",
+        Some(Errno::ACCESS) => "this user may not read the folder",
+        _ => return Error::io(path, error),
+    };
+    Error::place(path, format!("{reason} where a sink writes"))
+}
+
+/// Refuses a file whose folder is missing.
+pub(super) fn check_parent(file: &Path) -> Result<(), Error> {
+    match file.parent() {
+        Some(folder) if !is_folder(folder)? => {
+            let reason = format!("the sink's folder {} does not exist", folder.display());
+            Err(Error::place(file, reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Why a file cannot be created or written; none when it can.
+pub(super) fn write_refusal(file: &Path) -> Option<Error> {
+    let mut options = fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(false).open(file);
+    let folder = file.parent().unwrap_or(file);
+    let access = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    let error = match opened.and(access.map_err(io::Error::from)) {
+        Ok(()) => return None,
+        Err(error) => error,
+    };
+    Some(match Errno::from_io_error(&error) {
+        Some(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+            Error::place(file, format!("the sink cannot write there: {error}"))
+        }
+        _ => Error::io(file, error),
+    })
 }
 
 /// Distinguishes mounts: a rename works only within one, even when two show one file system.

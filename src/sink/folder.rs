@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, is_absent};
@@ -132,6 +133,8 @@ pub(super) struct Folder {
     pub(super) name: Name,
     path: PathBuf,
     root: PathBuf,
+    /// Device and inode of the staging folder.
+    staging: (u64, u64),
     mount: u64,
     /// Folders that hold a bay, below the root, each with its mount.
     bays: Vec<(String, u64)>,
@@ -167,6 +170,7 @@ impl Folder {
             });
         }
         Ok(Folder {
+            staging: place(root.staging())?,
             mount: files::mount(&path)?,
             name,
             path,
@@ -191,6 +195,7 @@ impl Folder {
             Err(error) => return Err(Error::io(&from, error)),
         }
         let mut folder = Folder {
+            staging: place(root.staging())?,
             mount: files::mount(&path)?,
             name: claimed,
             path,
@@ -265,8 +270,11 @@ impl Folder {
             return Ok(Some(parent.clone()));
         }
         let parent = folder.join(".casparian");
-        let outside = || Error::Outside {
-            path: target.clone(),
+        let outside = || match self.root.is_dir() {
+            true => Error::Outside {
+                path: target.clone(),
+            },
+            false => self.gone(),
         };
         let below = parent.strip_prefix(&self.root).map_err(|_| outside())?;
         let below = below.to_str().ok_or_else(outside)?.to_owned();
@@ -286,12 +294,25 @@ impl Folder {
         self.path.exists()
     }
 
-    /// An error of an operation in the folder: `Barred` when the folder was claimed.
-    pub(super) fn refusal(&self, error: Error) -> Error {
-        match error {
-            Error::Io { .. } if !self.exists() => Error::Barred {
+    /// Why the folder does not exist: it was claimed, so the attempt is barred, or the root was
+    /// taken away.
+    pub(super) fn gone(&self) -> Error {
+        let now = self.path.parent().map(place);
+        match (now, self.root.is_dir()) {
+            (Some(Ok(now)), _) if now == self.staging => Error::Barred {
                 attempt: self.name.attempt,
             },
+            (_, is_replaced) => Error::RootGone {
+                path: self.root.clone(),
+                is_replaced,
+            },
+        }
+    }
+
+    /// An error of an operation in the folder; when the folder is gone, why that is so.
+    pub(super) fn refusal(&self, error: Error) -> Error {
+        match error {
+            Error::Io { .. } | Error::Sqlite { .. } if !self.exists() => self.gone(),
             error => error,
         }
     }
@@ -324,6 +345,12 @@ impl Drop for Folder {
             }
         }
     }
+}
+
+/// Device and inode.
+fn place(folder: &Path) -> Result<(u64, u64), Error> {
+    let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
+    Ok((found.dev(), found.ino()))
 }
 
 fn is_occupied(error: &std::io::Error) -> bool {

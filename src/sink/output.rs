@@ -170,7 +170,10 @@ impl JobOutput {
                 file.write(&batch)?;
                 self.memory = self.memory.saturating_sub(before) + file.memory();
             }
-            (Writer::Table(rows), Some(stage)) => stage.write(rows, &batch)?,
+            (Writer::Table(rows), Some(stage)) => {
+                let written = stage.write(rows, &batch);
+                written.map_err(|error| self.folder.refusal(error))?;
+            }
             (Writer::Table(_), None) => {}
         }
         self.bound_memory()
@@ -198,7 +201,10 @@ impl JobOutput {
             Target::Sqlite { .. } => {
                 let stage = match self.stage.take() {
                     Some(stage) => stage,
-                    None => Stage::create(&self.folder.path(STAGE))?,
+                    None => {
+                        let stage = Stage::create(&self.folder.path(STAGE));
+                        stage.map_err(|error| self.folder.refusal(error))?
+                    }
                 };
                 Writer::Table(self.stage.insert(stage).table(index, &schema)?)
             }
@@ -258,7 +264,8 @@ impl JobOutput {
             });
         }
         if let Some(stage) = self.stage {
-            stage.finish()?;
+            let finished = stage.finish();
+            finished.map_err(|error| self.folder.refusal(error))?;
         }
         Ok(Staged {
             root: self.root,

@@ -362,10 +362,8 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
                 files::create_folders(parent)?;
             }
             // The database itself may be a link.
-            if path.exists() {
-                let real = std::fs::canonicalize(&path);
-                let real = real.map_err(|error| Error::io(&path, error))?;
-                files::inside(root.path(), &real)?;
+            if path.symlink_metadata().is_ok() {
+                files::inside(root.path(), &files::real(&path)?)?;
             }
         }
         sqlite::check_file(&path)?;

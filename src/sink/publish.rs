@@ -127,6 +127,7 @@ impl Staged {
         if !is_granted() {
             return Ok(None);
         }
+        self.check_folder()?;
         hook(Step::Bar)?;
         self.bar(barred_others)?;
         // Early, so that it is not taken for an attempt of a copied database.
@@ -172,11 +173,7 @@ impl Staged {
         let removed = finished.inspect_err(|_| self.folder.leave())?;
         hook(Step::Done)?;
         // A successor may have replaced it since: then there is nothing to report.
-        if !self.folder.exists() {
-            return Err(Error::Barred {
-                attempt: self.folder.name.attempt,
-            });
-        }
+        self.check_folder()?;
         Ok(Some(Published {
             artifacts: record.artifacts(&self.root),
             removed,
@@ -196,7 +193,8 @@ impl Staged {
         let excludes_readers = tables.len() > 1 || size > limits::SQLITE_SHARED_SIZE_MAX;
         let mut prepared = Vec::new();
         for target in tables {
-            match sqlite::prepare(target, &stage, excludes_readers, is_granted)? {
+            let transaction = sqlite::prepare(target, &stage, excludes_readers, is_granted);
+            match transaction.map_err(|error| self.folder.refusal(error))? {
                 Some(transaction) => prepared.push(transaction),
                 None => return Ok(None),
             }
@@ -223,12 +221,18 @@ impl Staged {
 
     fn check_bar(&self) -> Result<(), Error> {
         let name = &self.folder.name;
-        let is_barred = name.is_numbered() && self.root.is_barred(&name.database, name.attempt)?;
-        match is_barred || !self.folder.exists() {
-            true => Err(Error::Barred {
+        if name.is_numbered() && self.root.is_barred(&name.database, name.attempt)? {
+            return Err(Error::Barred {
                 attempt: name.attempt,
-            }),
-            false => Ok(()),
+            });
+        }
+        self.check_folder()
+    }
+
+    fn check_folder(&self) -> Result<(), Error> {
+        match self.folder.exists() {
+            true => Ok(()),
+            false => Err(self.folder.gone()),
         }
     }
 

@@ -22,8 +22,8 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use super::Error;
 use super::folder::Name;
-use super::names;
 use super::record::TableOutput;
+use super::{files, names};
 use crate::job::Cause;
 
 pub(super) use rows::{Rows, Stage};
@@ -70,8 +70,18 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
-/// Refuses what exists and is no regular file.
+/// A failure in a sink's database. When that cannot be written at all, it says why.
+fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
+    let refusal = match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => files::write_refusal(path),
+        _ => None,
+    };
+    refusal.unwrap_or_else(|| failure(path, error))
+}
+
+/// Refuses what exists and is no regular file, and what has no folder.
 pub(super) fn check_file(path: &Path) -> Result<(), Error> {
+    files::check_parent(path)?;
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => Err(Error::Sqlite {
             path: path.to_owned(),

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::target_failure as failure;
 use super::wait::{self, Patience};
-use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, failure, key, quoted};
+use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, quoted};
 use crate::job::Mode;
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};

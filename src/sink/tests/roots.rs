@@ -252,3 +252,112 @@ fn a_fifo_among_our_files_is_an_error_that_names_it() {
         assert!(error.contains("not a regular file"), "{name}: {error}");
     }
 }
+
+#[test]
+fn a_sink_whose_place_cannot_be_used_is_the_operators_fault() {
+    use std::os::unix::fs::symlink;
+    let fixture = Fixture::new();
+    fs::write(fixture.path("file"), "x").unwrap();
+    symlink("/nonexistent/x", fixture.path("dangling")).unwrap();
+    symlink("loop", fixture.path("loop")).unwrap();
+    let long = ["d"; 190].concat();
+    let deep = vec![long.as_str(); 22].join("/");
+    let deep = format!("parquet://{deep}/o.parquet");
+    let below_file = format!("sqlite://{}/x.db/rows", fixture.path("file").display());
+    let cases = [
+        ("parquet://file/o.parquet", "file: it is not a folder"),
+        ("parquet://file/below/o.parquet", "file: it is not a folder"),
+        ("parquet://dangling/o.parquet", "leads to nothing"),
+        ("parquet://loop/o.parquet", "circle"),
+        (deep.as_str(), "too long"),
+        ("sqlite://file/x.db/rows", "file: it is not a folder"),
+        ("sqlite://dangling/rows", "leads to nothing"),
+        ("sqlite://dangling/x.db/rows", "leads to nothing"),
+        (below_file.as_str(), "file: it is not a folder"),
+        (
+            "sqlite:///nonexistent/dir/x.db/rows",
+            "/nonexistent/dir does not exist",
+        ),
+        ("sqlite:///proc/x.db/rows", "/proc/x.db"),
+    ];
+    for (uri, want) in cases {
+        let job = job(Some(A), Attempt::new(1, 1), &[("a", uri, "append")]);
+        let error = publish(&fixture.root, &job, &[1]).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(want) && text.contains("sink"),
+            "{uri}: {text}"
+        );
+        assert_eq!(error.cause(), crate::job::Cause::Operator, "{uri}: {text}");
+    }
+    assert_eq!(fixture.files(), ["dangling", "file", "loop"]);
+}
+
+#[test]
+fn a_database_on_storage_that_fails_is_the_workers_fault() {
+    let fixture = Fixture::new();
+    let Some(mount) = Mount::new(&["-t", "tmpfs", "tmpfs"], fixture.path("ro")) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    let sinks = [("a", "sqlite://ro/x.db/rows", "append")];
+    let of = |number| job(Some(A), Attempt::new(1, number), &sinks);
+    for number in [1, 2] {
+        let remount = |how: &str| {
+            let options = format!("remount,{how}");
+            let mut run = Command::new("mount");
+            let run = run.args(["-o", &options]).arg(&mount.0).status();
+            assert!(run.unwrap().success());
+        };
+        remount("ro");
+        let error = publish(&fixture.root, &of(number), &[1]).unwrap_err();
+        assert_eq!(error.cause(), crate::job::Cause::Worker, "{error}");
+        remount("rw");
+        // The second time there is a database already.
+        publish(&fixture.root, &of(number), &[1]).unwrap();
+    }
+}
+
+#[test]
+fn a_root_that_is_taken_away_is_the_workers_fault() {
+    let sinks: [&[(&str, &str, &str)]; 3] = [
+        SINKS,
+        &[("a", "sqlite://x.db/rows", "append")],
+        &[("a", "parquet://o.parquet", "replace")],
+    ];
+    for sinks in sinks {
+        for returns in [false, true] {
+            for is_staged in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().canonicalize().unwrap().join("out");
+                let root = open(&path);
+                let job = job(Some(A), Attempt::new(7, 1), sinks);
+                let mut output = JobOutput::new(root.clone(), Arc::new(job)).unwrap();
+                let take = || {
+                    fs::rename(&path, dir.path().join("away")).unwrap();
+                    if returns {
+                        fs::create_dir(&path).unwrap();
+                        root.ensure().unwrap();
+                    }
+                };
+                let error = if is_staged {
+                    output.write(None, &numbers(&[1])).unwrap();
+                    let staged = output.stage().unwrap();
+                    take();
+                    granted(staged).unwrap_err()
+                } else {
+                    take();
+                    let written = output.write(None, &numbers(&[1]));
+                    let staged = written.and_then(|()| output.stage());
+                    staged.and_then(granted).unwrap_err()
+                };
+                let case = format!("{sinks:?} {returns} {is_staged}: {error}");
+                assert_eq!(error.cause(), crate::job::Cause::Worker, "{case}");
+                assert!(case.contains(path.to_str().unwrap()), "{case}");
+                if !returns {
+                    assert!(case.contains("output folder is missing"), "{case}");
+                }
+            }
+        }
+    }
+}
