@@ -300,7 +300,12 @@ fn make_room(
     if !is_ours && exists(&condition)? {
         return Err(Error::NotOurs { path });
     }
-    if sinks.iter().any(|sink| sink.mode == Mode::Error) && exists(&format!("NOT ({condition})"))? {
+    let is_exclusive = sinks.iter().any(|sink| sink.mode == Mode::Error);
+    let is_taken = || -> Result<bool, Error> {
+        let has_rows = exists(&format!("NOT ({condition})"))?;
+        Ok(has_rows || has_empty(connection, &first.name, run).map_err(fail)?)
+    };
+    if is_exclusive && is_taken()? {
         return Err(Error::Exists { path });
     }
     if is_ours {
@@ -310,6 +315,21 @@ fn make_room(
         replace(connection, &first.name, columns, run, marks).map_err(fail)?;
     }
     Ok(())
+}
+
+/// True when another job has published into a table without a row.
+fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Result<bool> {
+    connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM main._casparian_output WHERE sink_table = ?1 AND present
+         AND rows = 0 AND (database, job, incarnation) != (?2, ?3, ?4))",
+        (
+            key(table),
+            &run.database,
+            run.attempt.job_id,
+            run.attempt.incarnation(),
+        ),
+        |row| row.get(0),
+    )
 }
 
 /// Deletes rows of other jobs of the same database, as far as they are recorded.

@@ -195,6 +195,24 @@ fn rows_that_nothing_names_are_neither_replaced_nor_removed() {
 }
 
 #[test]
+fn output_without_rows_counts_for_mode_error() {
+    let fixture = Fixture::new();
+    let root = &fixture.root;
+    publish(root, &of(A, 1, 1, "error"), &[]).unwrap();
+    for values in [&[][..], &[2]] {
+        let error = publish(root, &of(A, 2, 1, "error"), values).unwrap_err();
+        assert!(matches!(error, Error::Exists { .. }), "{error}");
+    }
+    publish(root, &of(A, 1, 2, "error"), &[]).unwrap();
+    publish(root, &of(A, 3, 1, "replace"), &[3]).unwrap();
+    // Rows that were taken away by hand do not count.
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    connection.execute_batch("DELETE FROM rows").unwrap();
+    publish(root, &of(A, 4, 1, "error"), &[4]).unwrap();
+    assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 4);
+}
+
+#[test]
 fn an_attempt_before_the_one_in_the_table_is_refused_there_too() {
     let fixture = Fixture::new();
     publish(&fixture.root, &of(A, 7, 3, ""), &[3]).unwrap();
