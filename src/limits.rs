@@ -315,6 +315,10 @@ pub const DESCRIPTORS_MAX: u64 = 1 << 20;
 pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
 /// Wait of a SQLite sink for its database while others have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
+/// The same wait for a database that another job of the worker has waited for in vain.
+pub const SQLITE_STUCK_WAIT: Duration = Duration::from_secs(1);
+/// Databases of which a worker remembers that.
+pub const SQLITE_STUCK_MAX: usize = 1000;
 /// A job's writer that was ordered to remove the output must have answered, or done a step of its
 /// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
 /// database, which such a step may contain.

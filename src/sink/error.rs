@@ -226,9 +226,8 @@ impl fmt::Display for Error {
             }
             Error::Locked { path } => write!(
                 f,
-                "database {}: it is locked; other connections had it for {} s",
-                path.display(),
-                limits::SQLITE_WAIT.as_secs()
+                "database {}: other connections keep it locked",
+                path.display()
             ),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }

@@ -16,7 +16,7 @@ use super::folder::Folder;
 use super::output::STAGE;
 use super::plan::{self, Plan};
 use super::record::{FileOutput, Record, State};
-use super::sqlite::{self, Prepared};
+use super::sqlite::{self, Patience, Prepared};
 use super::{Error, Refused, Root, claims, recover};
 use crate::job::{Attempt, Job, Mode, Target};
 use crate::limits;
@@ -193,7 +193,12 @@ impl Staged {
         let excludes_readers = tables.len() > 1 || size > limits::SQLITE_SHARED_SIZE_MAX;
         let mut prepared = Vec::new();
         for target in tables {
-            let transaction = sqlite::prepare(target, &stage, excludes_readers, is_granted);
+            let stuck = self.root.stuck();
+            let patience = Patience::new(stuck.wait(&target.database), is_granted);
+            let transaction = sqlite::prepare(target, &stage, excludes_readers, &patience);
+            if let Err(Error::Locked { path }) = &transaction {
+                stuck.note(path, true);
+            }
             match transaction.map_err(|error| self.folder.refusal(error))? {
                 Some(transaction) => prepared.push(transaction),
                 None => return Ok(None),
@@ -261,6 +266,17 @@ impl Staged {
         self.folder.path_in(file.bay.as_deref(), &name)
     }
 
+    fn commit(&self, transaction: Prepared, is_granted: &dyn Fn() -> bool) -> Result<bool, Error> {
+        let (stuck, database) = (self.root.stuck(), transaction.database().to_owned());
+        let committed = transaction.commit(&Patience::new(stuck.wait(&database), is_granted));
+        match &committed {
+            Ok(true) => stuck.note(&database, false),
+            Err(Error::Locked { .. }) => stuck.note(&database, true),
+            _ => {}
+        }
+        committed
+    }
+
     /// From the intent to the commit. False when the lease ended before it.
     fn carry_out(
         &mut self,
@@ -298,7 +314,8 @@ impl Staged {
             hook(Step::Table(at))?;
             // Its own check is older than the transaction's wait.
             self.check_bar()?;
-            if !transaction.commit(&|| is_granted() || at > 0)? {
+            let is_granted = || is_granted() || at > 0;
+            if !self.commit(transaction, &is_granted)? {
                 return Ok(false);
             }
         }

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::files;
 use super::folder::{self, Folder, Name};
+use super::sqlite::Stuck;
 use super::{Error, names, recover};
 
 /// How a root is used.
@@ -31,6 +32,7 @@ pub struct Root {
     worker: String,
     lock: Mutex<File>,
     count: AtomicU64,
+    stuck: Stuck,
 }
 
 impl Root {
@@ -54,6 +56,7 @@ impl Root {
             worker,
             lock: Mutex::new(lock),
             count: AtomicU64::new(0),
+            stuck: Stuck::default(),
         };
         root.sweep()?;
         Ok(root)
@@ -101,6 +104,11 @@ impl Root {
 
     pub(super) fn staging(&self) -> &Path {
         &self.staging
+    }
+
+    /// SQLite databases that others keep locked.
+    pub(super) fn stuck(&self) -> &Stuck {
+        &self.stuck
     }
 
     /// The name of this worker in the root.

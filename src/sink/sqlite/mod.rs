@@ -28,6 +28,7 @@ use crate::job::Cause;
 
 pub(super) use rows::{Rows, Stage};
 pub(super) use tables::{Prepared, Table, Target, prepare};
+pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "
 CREATE TABLE IF NOT EXISTS main._casparian_table (

@@ -46,9 +46,13 @@ pub(in crate::sink) struct Prepared {
 }
 
 impl Prepared {
+    pub(in crate::sink) fn database(&self) -> &Path {
+        &self.path
+    }
+
     /// Commits once no reader holds the database. False when the lease ended before that.
-    pub(in crate::sink) fn commit(self, is_granted: &dyn Fn() -> bool) -> Result<bool, Error> {
-        Patience::new(is_granted)
+    pub(in crate::sink) fn commit(self, patience: &Patience<'_>) -> Result<bool, Error> {
+        patience
             .execute(&self.connection, "COMMIT")
             .map_err(|error| failure(&self.path, &error))
     }
@@ -60,11 +64,11 @@ pub(in crate::sink) fn prepare(
     target: &Target,
     stage: &Path,
     excludes_readers: bool,
-    is_granted: &dyn Fn() -> bool,
+    patience: &Patience<'_>,
 ) -> Result<Option<Prepared>, Error> {
     let path = &target.database;
     let fail = |error: rusqlite::Error| failure(path, &error);
-    let connection = begin(path, stage, excludes_readers, is_granted).map_err(fail)?;
+    let connection = begin(path, stage, excludes_readers, patience).map_err(fail)?;
     let Some(connection) = connection else {
         return Ok(None);
     };
@@ -91,9 +95,8 @@ fn begin(
     path: &Path,
     stage: &Path,
     excludes_readers: bool,
-    is_granted: &dyn Fn() -> bool,
+    patience: &Patience<'_>,
 ) -> rusqlite::Result<Option<Connection>> {
-    let patience = Patience::new(is_granted);
     let connection = Connection::open(path)?;
     connection.busy_timeout(wait::STEP)?;
     let stage = read_only(stage);

@@ -1,5 +1,8 @@
 //! Waiting for a database that other connections have locked.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
@@ -11,18 +14,40 @@ pub(super) const STEP: Duration = Duration::from_millis(100);
 /// SQLite answers some conflicts at once.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// A wait for a database that ends with the lease, and after [`limits::SQLITE_WAIT`].
-pub(super) struct Patience<'a> {
+/// Databases that were waited for in vain, and have not been written since. Jobs into these wait
+/// for a short time only: each holds a slot that jobs with other sinks could use.
+#[derive(Debug, Default)]
+pub(in crate::sink) struct Stuck(Mutex<BTreeSet<PathBuf>>);
+
+impl Stuck {
+    /// How long to wait for a database.
+    pub(in crate::sink) fn wait(&self, database: &Path) -> Duration {
+        let stuck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match stuck.contains(database) {
+            true => limits::SQLITE_STUCK_WAIT,
+            false => limits::SQLITE_WAIT,
+        }
+    }
+
+    /// A wait for a database has ended.
+    pub(in crate::sink) fn note(&self, database: &Path, was_in_vain: bool) {
+        let mut stuck = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !was_in_vain {
+            stuck.remove(database);
+        } else if stuck.insert(database.to_owned()) && stuck.len() > limits::SQLITE_STUCK_MAX {
+            stuck.pop_first();
+        }
+    }
+}
+
+/// A wait for a database that ends after a time, and with the lease.
+pub(in crate::sink) struct Patience<'a> {
     until: Instant,
     is_granted: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(is_granted: &'a dyn Fn() -> bool) -> Self {
-        Self::for_at_most(limits::SQLITE_WAIT, is_granted)
-    }
-
-    fn for_at_most(wait: Duration, is_granted: &'a dyn Fn() -> bool) -> Self {
+    pub(in crate::sink) fn new(wait: Duration, is_granted: &'a dyn Fn() -> bool) -> Self {
         Patience {
             until: Instant::now() + wait,
             is_granted,
@@ -91,12 +116,27 @@ mod tests {
             calls += 1;
             if calls < 3 { Err(locked()) } else { Ok(calls) }
         };
-        let patience = Patience::new(&|| true);
+        let patience = Patience::new(limits::SQLITE_WAIT, &|| true);
         assert_eq!(patience.run(free_at_third).unwrap(), Some(3));
-        let patience = Patience::new(&|| false);
+        let patience = Patience::new(limits::SQLITE_WAIT, &|| false);
         assert_eq!(patience.run(|| Err::<(), _>(locked())).unwrap(), None);
-        let patience = Patience::for_at_most(Duration::from_millis(20), &|| true);
+        let patience = Patience::new(Duration::from_millis(20), &|| true);
         let error = patience.run(|| Err::<(), _>(locked())).unwrap_err();
         assert!(is_busy(&error));
+    }
+
+    #[test]
+    fn a_database_that_was_waited_for_in_vain_is_waited_for_less_until_it_is_written() {
+        let stuck = Stuck::default();
+        let (one, other) = (Path::new("/a.db"), Path::new("/b.db"));
+        stuck.note(one, true);
+        assert_eq!(stuck.wait(one), limits::SQLITE_STUCK_WAIT);
+        assert_eq!(stuck.wait(other), limits::SQLITE_WAIT);
+        stuck.note(one, false);
+        assert_eq!(stuck.wait(one), limits::SQLITE_WAIT);
+        for number in 0..2 * limits::SQLITE_STUCK_MAX {
+            stuck.note(Path::new(&format!("/{number}.db")), true);
+        }
+        assert_eq!(stuck.0.lock().unwrap().len(), limits::SQLITE_STUCK_MAX);
     }
 }
