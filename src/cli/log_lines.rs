@@ -1,10 +1,18 @@
 //! Log lines on stderr. What they contain comes from databases, peers and plugins as well, so the
 //! message of a record is bounded, and its control characters are escaped: no text can move a
 //! terminal's cursor.
+//!
+//! A log line never waits for whoever reads stderr. What is not taken at once is dropped and
+//! counted.
 
 use std::fmt::{self, Write};
+use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use env_logger::fmt::{ConfigurableFormat, TimestampPrecision};
+use env_logger::{Target, WriteStyle};
+
+use super::stderr;
 
 use crate::job::text::CUT_MARK;
 use crate::limits;
@@ -16,7 +24,14 @@ pub(super) fn start(level: &str) {
     format
         .target(false)
         .timestamp(Some(TimestampPrecision::Millis));
-    let started = env_logger::Builder::from_env(environment)
+    let mut builder = env_logger::Builder::from_env(environment);
+    if is_coloured() {
+        builder.write_style(WriteStyle::Always);
+    }
+    let started = builder
+        .target(Target::Pipe(Box::new(Lines::new(|octets: &[u8]| {
+            stderr::write(octets, Duration::ZERO)
+        }))))
         .format(move |formatter, record| {
             let message = Message::new(*record.args());
             format.format(
@@ -29,7 +44,74 @@ pub(super) fn start(level: &str) {
         })
         .try_init();
     if let Err(error) = started {
-        eprintln!("log: {error}");
+        stderr::tell(format_args!("log: {error}"));
+    }
+}
+
+/// Whether lines are coloured: on a terminal, unless the environment says something else. Of a
+/// target that is no stream of the standard library `env_logger` cannot tell.
+fn is_coloured() -> bool {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    io::stderr().is_terminal()
+        && variable("RUST_LOG_STYLE").is_none_or(|style| style == "auto")
+        && variable("NO_COLOR").is_none()
+        && variable("TERM").is_some_and(|terminal| terminal != "dumb")
+}
+
+/// Log lines on their way to where `take` puts them: it gives how many octets it took.
+struct Lines<T> {
+    take: T,
+    dropped: u64,
+    /// The last line that was begun lacks its end.
+    torn: bool,
+}
+
+impl<T: FnMut(&[u8]) -> usize> Lines<T> {
+    fn new(take: T) -> Self {
+        Lines {
+            take,
+            dropped: 0,
+            torn: false,
+        }
+    }
+
+    /// True when all of it was taken.
+    fn put(&mut self, octets: &[u8]) -> bool {
+        let taken = (self.take)(octets);
+        let whole = taken >= octets.len();
+        self.torn = !whole && (self.torn || taken > 0);
+        whole
+    }
+
+    /// Says how many lines are missing, where they are missing.
+    fn own_up(&mut self) -> bool {
+        if self.dropped == 0 {
+            return true;
+        }
+        let end = if self.torn { "\n" } else { "" };
+        let notice = format!(
+            "{end}{} log lines were dropped, because stderr did not take them\n",
+            self.dropped
+        );
+        let whole = self.put(notice.as_bytes());
+        if whole {
+            self.dropped = 0;
+        }
+        whole
+    }
+}
+
+/// Takes a line at a time; never fails.
+impl<T: FnMut(&[u8]) -> usize> io::Write for Lines<T> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !self.own_up() || !self.put(line) {
+            self.dropped += 1;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -77,6 +159,34 @@ impl fmt::Display for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_are_not_taken_are_counted() {
+        use std::io::Write as _;
+        let taken = std::cell::RefCell::new(Vec::new());
+        let room = std::cell::Cell::new(10);
+        let mut lines = Lines::new(|octets: &[u8]| {
+            let part = octets.get(..room.get()).unwrap_or(octets);
+            room.set(room.get() - part.len());
+            taken.borrow_mut().extend_from_slice(part);
+            part.len()
+        });
+        for (space, line) in [
+            (10, "first\n"),
+            (4, "second\n"),
+            (0, "third\n"),
+            (5, "fourth\n"),
+            (100, "fifth\n"),
+            (100, "sixth\n"),
+        ] {
+            room.set(space);
+            lines.write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(
+            String::from_utf8(taken.take()).unwrap(),
+            "first\nseco\n2 lo\n3 log lines were dropped, because stderr did not take them\nfifth\nsixth\n"
+        );
+    }
 
     #[test]
     fn messages_are_bounded_and_clean() {

@@ -29,6 +29,7 @@ mod progress;
 mod run;
 mod security;
 mod serve;
+mod stderr;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod summary;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -39,6 +40,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use args::Refusal;
+use stderr::tell_last;
 
 /// Why a command did not end well.
 #[derive(Debug)]
@@ -77,17 +79,27 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Said) => ExitCode::from(1),
         Err(Failure::Failed(message)) => {
-            eprintln!("{program}: {message}");
+            tell_last(format_args!("{program}: {message}"));
             ExitCode::from(1)
         }
         Err(Failure::Refused(Refusal::Usage(message))) => {
-            eprintln!("{program}: {message}");
+            tell_last(format_args!("{program}: {message}"));
             ExitCode::from(2)
         }
         Err(Failure::Refused(Refusal::Help(text))) => exit_after(say(&text)),
         Err(Failure::Refused(Refusal::Version)) => {
             exit_after(say(&format!("{program} {}\n", env!("CARGO_PKG_VERSION"))))
         }
+    }
+}
+
+/// Makes a write beyond the size that files may have (`ulimit -f`) fail, as one to a full disk
+/// does, instead of ending the program.
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+fn outlive_size_limits() {
+    let seen = std::sync::Arc::default();
+    if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen) {
+        tell_last(format_args!("SIGXFSZ: {error}"));
     }
 }
 
@@ -102,6 +114,7 @@ fn exit_after(said: Result<(), Failure>) -> ExitCode {
 /// `casparian-sentinel`.
 #[cfg(feature = "sentinel")]
 pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    outlive_size_limits();
     finish(
         "casparian-sentinel",
         serve::sentinel(&serve::SENTINEL, arguments),
@@ -111,15 +124,17 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
 /// `casparian-worker`.
 #[cfg(feature = "worker")]
 pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    outlive_size_limits();
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
 }
 
 /// `casparian`.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    outlive_size_limits();
     let mut arguments = arguments.into_iter();
     let Some(command) = arguments.next() else {
-        eprintln!("casparian: no command given; see `casparian --help`");
+        tell_last("casparian: no command given; see `casparian --help`");
         return ExitCode::from(2);
     };
     let result = match command.to_str().unwrap_or("") {

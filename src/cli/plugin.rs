@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::args::{Command, Flag};
 use super::input::Input;
 use super::operate::{DATABASE_FLAG, database};
+use super::stderr::tell;
 use super::{Failure, failed, say};
 use crate::guest::{environment, script};
 use crate::limits;
@@ -251,7 +252,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
     let home = environment::home();
     let cancel = AtomicBool::new(false);
-    let mut message = |line: &str| eprintln!("{line}");
+    let mut message = |line: &str| tell(line);
     let lockfile = match typed.path("lockfile") {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         Some(file) => {
@@ -328,7 +329,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             match fingerprint(&input.path) {
                 Ok(print) => prints.push((input, print)),
                 Err(Failure::Failed(reason)) => {
-                    eprintln!("casparian: {reason}");
+                    tell(format_args!("casparian: {reason}"));
                     unreadable += 1;
                 }
                 Err(other) => return Err(other),

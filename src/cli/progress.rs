@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::stderr::tell;
 use super::table::{first_line, one_line, thousands};
 
 /// One ended file.
@@ -41,7 +42,7 @@ impl Progress {
     pub(super) fn message(&self, text: &str) {
         match self {
             Progress::Bar(bar) => bar.set_message(text.to_owned()),
-            Progress::Lines { .. } => eprintln!("{text}"),
+            Progress::Lines { .. } => tell(text),
             Progress::Quiet => {}
         }
     }
@@ -62,7 +63,7 @@ impl Progress {
             }
             Progress::Lines { total, done } => {
                 *done += 1;
-                eprintln!("[{done}/{total}] {text}");
+                tell(format_args!("[{done}/{total}] {text}"));
             }
             Progress::Quiet => {}
         }

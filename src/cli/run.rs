@@ -16,6 +16,7 @@ use super::plugin::{
     syntax_error, unix_ms,
 };
 use super::progress::{Ended, Progress};
+use super::stderr::tell_last;
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
@@ -161,7 +162,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         say(&summary.text(&items, &output))?;
     }
     if interrupted.load(Ordering::SeqCst) {
-        eprintln!("casparian: interrupted; the same command goes on with the rest");
+        tell_last("casparian: interrupted; the same command goes on with the rest");
         std::process::exit(INTERRUPTED);
     }
     if summary.failed > 0 {

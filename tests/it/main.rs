@@ -25,4 +25,5 @@ mod operate;
 mod run;
 mod secrets;
 mod settlement;
+mod stderr;
 mod strangers;
