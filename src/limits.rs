@@ -291,6 +291,9 @@ pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
 pub const TOOL_STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 /// One step of making an environment: resolving, downloading, installing.
 pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
+/// An interpreter must have said whether a plugin's source is Python: it starts, which takes a while
+/// on a cold disk, and compiles the source.
+pub const SYNTAX_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Last lines of a failed tool that its error carries.
 pub const TOOL_LINES_KEPT: usize = 12;
 /// Octets of one bridge frame; the old shim sends a whole table as one.

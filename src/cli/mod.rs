@@ -1,7 +1,7 @@
 //! The command lines: `casparian` with its commands, `casparian-sentinel`, `casparian-worker`.
 //!
-//! Exit codes: 0 = done, 1 = it failed (or some jobs did), 2 = the command line is wrong. An
-//! error is one line on stderr; results go to stdout.
+//! Exit codes: 0 = done, 1 = it failed (or some jobs did), 2 = the command line is wrong, 130 = it
+//! was interrupted. An error is one line on stderr; results go to stdout.
 
 #![cfg_attr(
     not(test),
@@ -42,6 +42,9 @@ use std::process::ExitCode;
 use args::Refusal;
 use stderr::tell_last;
 
+/// Exit code of an interrupted command.
+const INTERRUPTED: u8 = 130;
+
 /// Why a command did not end well.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -49,6 +52,9 @@ pub(crate) enum Failure {
     Refused(Refusal),
     /// One line; exit code 1.
     Failed(String),
+    /// SIGINT or SIGTERM ended it; exit code 130, as shells count SIGINT.
+    #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
+    Interrupted(&'static str),
     /// What went wrong has been said; exit code 1.
     #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
     Said,
@@ -81,6 +87,10 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
         Err(Failure::Failed(message)) => {
             tell_last(format_args!("{program}: {message}"));
             ExitCode::from(1)
+        }
+        Err(Failure::Interrupted(message)) => {
+            tell_last(format_args!("{program}: {message}"));
+            ExitCode::from(INTERRUPTED)
         }
         Err(Failure::Refused(Refusal::Usage(message))) => {
             tell_last(format_args!("{program}: {message}"));

@@ -1,17 +1,21 @@
 //! Plugin files: `deploy`, `submit`, and what `run` shares with them.
 
 use std::ffi::OsString;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::OFlags;
 
 use super::args::{Command, Flag};
 use super::input::Input;
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::{Failure, failed, say};
-use crate::guest::{environment, script};
+use crate::guest::{environment, script, syntax};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest};
@@ -102,36 +106,67 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         .filter(|stem| !stem.is_empty() && stem.len() <= 100)
         .ok_or_else(|| fail(&"its name is not usable"))?
         .to_owned();
-    // A FIFO or device would be waited for.
-    let metadata = std::fs::metadata(path).map_err(|error| fail(&error))?;
-    if !metadata.is_file() {
-        return Err(fail(&"it is not a regular file"));
-    }
-    let octets = std::fs::read(path).map_err(|error| fail(&error))?;
+    let mut octets = Vec::new();
+    open_file(path)
+        .and_then(|mut file| file.read_to_end(&mut octets))
+        .map_err(|error| fail(&error))?;
     let source = String::from_utf8(octets).map_err(|_| fail(&"it is not UTF-8 text"))?;
     Ok(PluginFile { name, source })
 }
 
-/// Asks an interpreter whether a plugin's source is Python; none = it is.
-pub(super) fn syntax_error(python: &Path, plugin: &PluginFile) -> Result<Option<String>, Failure> {
-    use std::io::Write;
-    use std::process::{Command, Stdio};
-    const CHECK: &str = "import sys\nname = sys.argv[1]\ntry:\n    compile(sys.stdin.buffer.read(), name, 'exec')\nexcept (SyntaxError, ValueError) as error:\n    line = getattr(error, 'lineno', None)\n    where = f'line {line}: ' if line else ''\n    print(where + (getattr(error, 'msg', None) or str(error)))\n    sys.exit(3)\n";
-    let mut child = Command::new(python)
-        .args(["-I", "-c", CHECK])
-        .arg(format!("{}.py", plugin.name))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| failed(format!("cannot start {}: {error}", python.display())))?;
-    if let Some(mut stdin) = child.stdin.take()
-        && let Err(error) = stdin.write_all(plugin.source.as_bytes())
-    {
-        log::debug!("syntax check: {error}");
+/// Opens a regular file. Anything else is refused at once: a FIFO or a device would be waited for.
+fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is not a regular file")),
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    Ok((output.status.code() == Some(3)).then_some(text))
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open_file(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Makes SIGINT and SIGTERM set a flag; a second one ends the process at once.
+pub(super) fn interruptible() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // Registered first, so that it is a second signal that ends the process.
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            super::INTERRUPTED.into(),
+            interrupted.clone(),
+        )
+        .map_err(failed)?;
+        signal_hook::flag::register(signal, interrupted.clone()).map_err(failed)?;
+    }
+    Ok(interrupted)
+}
+
+/// A failure of a tool, or its interruption.
+pub(super) fn tool_failed(error: environment::Error) -> Failure {
+    match error {
+        environment::Error::Cancelled => Failure::Interrupted("interrupted"),
+        other => failed(format!("Python environment: {other}")),
+    }
+}
+
+/// Fails when an interpreter does not take a plugin's source for Python.
+pub(super) fn check_syntax(
+    python: &Path,
+    path: &Path,
+    plugin: &PluginFile,
+    cancel: &AtomicBool,
+) -> Result<(), Failure> {
+    let limit = limits::SYNTAX_CHECK_TIMEOUT;
+    match syntax::error(python, &plugin.name, &plugin.source, limit, cancel) {
+        Ok(None) => Ok(()),
+        Ok(Some(reason)) => Err(failed(format!("plugin {}: {reason}", path.display()))),
+        Err(error) => Err(tool_failed(error)),
+    }
 }
 
 /// The lockfile of a plugin's own metadata; the default environment without any.
@@ -152,7 +187,7 @@ pub(super) fn requirements_lockfile(
     path: &Path,
     plugin: &PluginFile,
 ) -> Result<String, Failure> {
-    let text = std::fs::read_to_string(file)
+    let text = read_text(file)
         .map_err(|error| failed(format!("requirements {}: {error}", file.display())))?;
     let script = script::metadata(&plugin.source)
         .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
@@ -171,7 +206,7 @@ pub(super) fn requirements_lockfile(
 
 fn read_lockfile(file: &Path) -> Result<String, Failure> {
     let fail = |reason: String| failed(format!("lockfile {}: {reason}", file.display()));
-    let text = std::fs::read_to_string(file).map_err(|error| fail(error.to_string()))?;
+    let text = read_text(file).map_err(|error| fail(error.to_string()))?;
     environment::check_lockfile(&text).map_err(fail)?;
     Ok(text)
 }
@@ -179,19 +214,9 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
 /// A file's size, modification time in seconds, and SHA-256 in hex.
 pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
     use sha2::{Digest, Sha256};
-    let fail = |error: std::io::Error| failed(format!("input {}: {error}", path.display()));
-    // Not blocking, so that a FIFO that took the file's place does not hang.
-    let flags =
-        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::CLOEXEC;
-    let opened = rustix::fs::open(path, flags, rustix::fs::Mode::empty());
-    let mut file = std::fs::File::from(opened.map_err(|error| fail(error.into()))?);
+    let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
+    let mut file = open_file(path).map_err(fail)?;
     let metadata = file.metadata().map_err(fail)?;
-    if !metadata.is_file() {
-        return Err(failed(format!(
-            "input {}: it is not a regular file",
-            path.display()
-        )));
-    }
     let mtime = metadata
         .modified()
         .ok()
@@ -251,24 +276,22 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let plugin = read(&path)?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
     let home = environment::home();
-    let cancel = AtomicBool::new(false);
+    let cancel = interruptible()?;
     let mut message = |line: &str| tell(line);
     let lockfile = match typed.path("lockfile") {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         Some(file) => {
             let list = requirements_lockfile(&file, &path, &plugin)?;
-            environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?
+            environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
         }
         None => {
             let list = own_lockfile(&path, &plugin)?;
-            environment::pin(&home, &list, &cancel, &mut message).map_err(failed)?
+            environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
         }
     };
     let fail = |reason: String| failed(format!("plugin {}: {reason}", path.display()));
     let python = environment::python().map_err(failed)?;
-    if let Some(reason) = syntax_error(&python, &plugin)? {
-        return Err(fail(reason));
-    }
+    check_syntax(&python, &path, &plugin, &cancel)?;
     let manifest = read_manifest(&plugin.source).map_err(|error| fail(error.to_string()))?;
     let (said_version, sinks) = manifest
         .map(|manifest| (manifest.version, manifest.sinks))

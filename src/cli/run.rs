@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
@@ -12,11 +11,10 @@ use std::time::{Duration, Instant};
 use super::args::{Command, Flag};
 use super::input::Input;
 use super::plugin::{
-    PluginFile, fingerprint, now, own_lockfile, read, register, requirements_lockfile,
-    syntax_error, unix_ms,
+    PluginFile, check_syntax, fingerprint, interruptible, now, own_lockfile, read, register,
+    requirements_lockfile, tool_failed, unix_ms,
 };
 use super::progress::{Ended, Progress};
-use super::stderr::tell_last;
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
@@ -120,21 +118,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     let (output, _lock) = open_output(&output)?;
     let files = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Registered first, so that it is a second signal that ends the process at once.
-        signal_hook::flag::register_conditional_shutdown(signal, INTERRUPTED, interrupted.clone())
-            .map_err(failed)?;
-        signal_hook::flag::register(signal, interrupted.clone()).map_err(failed)?;
-    }
+    let interrupted = interruptible()?;
     let progress = Progress::new(files.len() as u64, json);
     let python = provision(&lockfile, &progress, &interrupted)?;
-    if let Some(reason) = syntax_error(&python, &plugin)? {
-        return Err(failed(format!(
-            "plugin {}: {reason}",
-            plugin_path.display()
-        )));
-    }
+    check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
 
     // The sentinel opens the database first: it puts back what an interrupted run left.
     let runtime = SocketFolder::new()?;
@@ -162,8 +149,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         say(&summary.text(&items, &output))?;
     }
     if interrupted.load(Ordering::SeqCst) {
-        tell_last("casparian: interrupted; the same command goes on with the rest");
-        std::process::exit(INTERRUPTED);
+        return Err(Failure::Interrupted(
+            "interrupted; the same command goes on with the rest",
+        ));
     }
     if summary.failed > 0 {
         Err(Failure::Said)
@@ -211,10 +199,8 @@ fn provision(
         interrupted,
         &mut |line| progress.message(line),
     );
-    match made {
-        Ok(environment) => Ok(environment.interpreter),
-        Err(error) => Err(failed(format!("Python environment: {error}"))),
-    }
+    made.map(|environment| environment.interpreter)
+        .map_err(tool_failed)
 }
 
 /// A private folder for the control socket; the worker sweeps those of killed runs.
@@ -398,8 +384,6 @@ fn work(
     watched.map_err(|()| failed("the run ended early; the same command goes on with the rest"))
 }
 
-/// Exit code of an interrupted run, as shells count SIGINT.
-const INTERRUPTED: i32 = 130;
 /// How long an output folder may seem to be in use.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Retries after faults of the worker. A user waits for the run, so it must end in seconds.

@@ -15,13 +15,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 use super::tool::{Building, Lock, Scratch, displace, run};
 use super::uv;
 use crate::job::Cause;
-use crate::limits;
 
 pub use super::tool::sleep;
 
@@ -60,10 +60,12 @@ pub enum Error {
         /// Its last lines.
         tail: String,
     },
-    /// It took longer than [`limits::PROVISION_TIMEOUT`].
+    /// It took too long.
     Timeout {
         /// What ran.
         what: String,
+        /// How long it might take.
+        limit: Duration,
     },
     /// Whoever wanted it has stopped.
     Cancelled,
@@ -81,6 +83,13 @@ impl Error {
         Error::Io {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    pub(super) fn failed(what: &str, error: io::Error) -> Self {
+        Error::Failed {
+            what: what.to_owned(),
+            tail: error.to_string(),
         }
     }
 
@@ -106,11 +115,9 @@ impl fmt::Display for Error {
             Error::Hash { hash, reason } => write!(f, "environment {hash:?}: {reason}"),
             Error::Tool(reason) => f.write_str(reason),
             Error::Failed { what, tail } => write!(f, "{what} failed: {tail}"),
-            Error::Timeout { what } => write!(
-                f,
-                "{what} took longer than {} s",
-                limits::PROVISION_TIMEOUT.as_secs()
-            ),
+            Error::Timeout { what, limit } => {
+                write!(f, "{what} took longer than {} s", limit.as_secs())
+            }
             Error::Cancelled => f.write_str("interrupted"),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
@@ -259,7 +266,7 @@ fn lowest_version(specifier: &str) -> Option<String> {
 }
 
 /// Makes the environment of a lockfile, or finds it made. Blocks for as long as uv takes, at
-/// most [`limits::PROVISION_TIMEOUT`] a step.
+/// most [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) a step.
 pub fn provision(
     home: &Path,
     lockfile: &str,

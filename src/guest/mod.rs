@@ -2,6 +2,7 @@
 //!
 //! - [`script`]: what a plugin's source says of its environment (PEP 723).
 //! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv; the only part that blocks.
+//! - [`syntax`]: whether a source is Python, as an interpreter sees it.
 //! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
 //!   interpreter; `shim.py` is what runs in it.
 //! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
@@ -28,6 +29,7 @@ pub mod environment;
 pub mod process;
 pub mod script;
 pub mod source;
+pub mod syntax;
 mod tool;
 mod uv;
 pub mod warm;

@@ -1,6 +1,7 @@
 //! Running the tools that make environments, and the files around them. Everything here blocks,
 //! with a deadline.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
@@ -31,58 +32,94 @@ pub fn sleep(wait: Duration, cancel: &AtomicBool) {
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
 /// lines.
 pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
-    let fail = |error: io::Error| Error::Failed {
+    command.stdin(Stdio::null());
+    let end = output(command, what, limits::PROVISION_TIMEOUT, cancel)?;
+    if end.status.success() {
+        return Ok(());
+    }
+    Err(Error::Failed {
         what: what.to_owned(),
-        tail: error.to_string(),
-    };
+        tail: end.reason(),
+    })
+}
+
+/// How a tool ended.
+pub(super) struct End {
+    pub(super) status: ExitStatus,
+    /// Its last lines; not read when it succeeded.
+    pub(super) tail: String,
+}
+
+impl End {
+    /// What it said; else its exit status.
+    pub(super) fn reason(self) -> String {
+        match self.tail.is_empty() {
+            true => self.status.to_string(),
+            false => self.tail,
+        }
+    }
+}
+
+/// Runs a tool to its end, at most `limit`. Its last lines are those of its stdout and stderr.
+pub(super) fn output(
+    command: &mut Command,
+    what: &str,
+    limit: Duration,
+    cancel: &AtomicBool,
+) -> Result<End, Error> {
+    let fail = |error: io::Error| Error::failed(what, error);
+    quiet(command);
+    let (printed, writer) = io::pipe().map_err(fail)?;
     let mut child = command
-        .env_remove("VIRTUAL_ENV")
-        .env("UV_NO_PROGRESS", "1")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stdout(writer.try_clone().map_err(fail)?)
+        .stderr(writer)
         .process_group(0)
         .spawn()
         .map_err(fail)?;
-    let stderr = child.stderr.take();
+    // The command holds the pipe until it has others.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
     let (sender, tail) = channel();
     // Not joined: a process that the tool left behind may hold the pipe for ever.
     let reader = std::thread::Builder::new().spawn(move || {
         // The receiver may be dropped.
-        let _ = sender.send(stderr.map(last_lines).unwrap_or_default());
+        let _ = sender.send(last_lines(printed));
     });
     if let Err(error) = reader {
         kill(&mut child);
         return Err(fail(error));
     }
-    let ended = wait(&mut child, what, cancel).inspect_err(|_| kill(&mut child))?;
-    if ended.success() {
-        return Ok(());
-    }
-    let tail = match tail.recv_timeout(limits::TOOL_STDERR_TIMEOUT) {
-        Ok(tail) if !tail.is_empty() => tail,
-        Ok(_) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-            ended.to_string()
-        }
+    let status = wait(&mut child, what, limit, cancel).inspect_err(|_| kill(&mut child))?;
+    let tail = match status.success() {
+        true => String::new(),
+        false => tail
+            .recv_timeout(limits::TOOL_STDERR_TIMEOUT)
+            .unwrap_or_default(),
     };
-    Err(Error::Failed {
-        what: what.to_owned(),
-        tail,
-    })
+    Ok(End { status, tail })
 }
 
-fn wait(child: &mut Child, what: &str, cancel: &AtomicBool) -> Result<ExitStatus, Error> {
-    let deadline = BootTime::now() + limits::PROVISION_TIMEOUT;
+/// Leaves out variables by which a tool would say more than why it fails, or work elsewhere.
+fn quiet(command: &mut Command) {
+    let is_log = |name: &OsStr| name.as_encoded_bytes().starts_with(b"UV_LOG");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_log(name)) {
+        command.env_remove(name);
+    }
+    command
+        .env_remove("RUST_LOG")
+        .env_remove("VIRTUAL_ENV")
+        .env("UV_NO_PROGRESS", "1");
+}
+
+fn wait(
+    child: &mut Child,
+    what: &str,
+    limit: Duration,
+    cancel: &AtomicBool,
+) -> Result<ExitStatus, Error> {
+    let deadline = BootTime::now() + limit;
     loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(status),
-            Ok(None) => {}
-            Err(error) => {
-                return Err(Error::Failed {
-                    what: what.to_owned(),
-                    tail: error.to_string(),
-                });
-            }
+        if let Some(status) = child.try_wait().map_err(|e| Error::failed(what, e))? {
+            return Ok(status);
         }
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
@@ -90,6 +127,7 @@ fn wait(child: &mut Child, what: &str, cancel: &AtomicBool) -> Result<ExitStatus
         if BootTime::now() >= deadline {
             return Err(Error::Timeout {
                 what: what.to_owned(),
+                limit,
             });
         }
         std::thread::sleep(POLL_INTERVAL);
@@ -169,6 +207,7 @@ impl Lock {
             if BootTime::now() >= deadline {
                 return Err(Error::Timeout {
                     what: format!("waiting for {}", path.display()),
+                    limit: 2 * limits::PROVISION_TIMEOUT,
                 });
             }
             std::thread::sleep(POLL_INTERVAL);

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use casparian::guest::environment;
+
 use crate::common::*;
 
 fn run_json(plugin: &str, inputs: &[&str], out: &Path, more: &[&str]) -> (Value, Option<i32>) {
@@ -467,4 +469,105 @@ fn an_interrupt_stops_cleanly_and_the_next_run_goes_on() {
         ((5, 1, 0, 6), Some(0)),
         "{summary}"
     );
+}
+
+#[test]
+fn what_uv_logs_is_not_the_reason() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    folder.write("wants.py", "# /// script\n# dependencies = [\"casparian-no-such-package==1\"]\n# ///\nclass Handler: pass\n");
+    let words = run(
+        &folder.path("wants.py"),
+        &folder.path("in"),
+        &folder.path("out"),
+        &[],
+    );
+    let mut command = program("casparian");
+    command.args(words).env("RUST_LOG", "uv=debug,info");
+    let output = output(&mut command);
+    let text = stderr(&output);
+    let line = text.lines().find(|line| line.starts_with("casparian: "));
+    let line = line.unwrap_or_else(|| panic!("{text}"));
+    assert!(line.contains("No solution found"), "{text}");
+}
+
+/// A home in which the environment of plugins without metadata has this interpreter.
+fn home_with_python(folder: &Folder, text: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let hash = environment::hash(&environment::requirements_lockfile(&[], None, &[]));
+    let bin = folder.path(&format!("home/.casparian_flow/venvs/{hash}/bin"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let python = format!("{bin}/python");
+    std::fs::write(&python, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    python
+}
+
+#[test]
+fn an_interpreter_that_does_not_work_is_named_and_can_be_interrupted() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    let (plugin, input, out) = (
+        folder.path("count.py"),
+        folder.path("in"),
+        folder.path("out"),
+    );
+    let words = run(&plugin, &input, &out, &[]);
+    let command = || {
+        let mut command = program("casparian");
+        command.args(&words).env("HOME", folder.path("home"));
+        command
+    };
+    let python = home_with_python(&folder, "echo cannot find libpython; exit 127");
+    let failed = output(&mut command());
+    let text = stderr(&failed);
+    assert_eq!(failed.status.code(), Some(1), "{text}");
+    assert!(
+        text.contains(&format!("{python} failed: cannot find libpython")),
+        "{text}"
+    );
+    for signal in ["-INT", "-TERM"] {
+        let mark = folder.path(signal);
+        home_with_python(
+            &folder,
+            &format!("echo $$ > {mark}.new; mv {mark}.new {mark}; sleep 1000; echo"),
+        );
+        let mut run = Background::start(&mut command());
+        let pid = until("the interpreter runs", || {
+            std::fs::read_to_string(&mark).ok()
+        });
+        run.signal(signal);
+        assert_eq!(run.wait(), Some(130), "{:#?}", run.seen);
+        let proc = format!("/proc/{}", pid.trim());
+        assert!(!Path::new(&proc).exists(), "the interpreter is left");
+    }
+}
+
+#[test]
+fn fifos_in_the_place_of_files_are_refused_at_once() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    let fifo = folder.path("fifo.lock");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let at = |name: &str| folder.path(name);
+    casparian_ok(&["init", &at("q.db")]);
+    let mut runs = vec![run(&at("count.py"), &at("in"), &at("out"), &["-r", &fifo])];
+    runs.push(run(&fifo, &at("in"), &at("out"), &[]));
+    runs.push(
+        ["deploy", &at("count.py"), "-l", &fifo, "-d", &at("q.db")]
+            .map(str::to_owned)
+            .to_vec(),
+    );
+    runs.push(
+        ["deploy", &fifo, "-d", &at("q.db")]
+            .map(str::to_owned)
+            .to_vec(),
+    );
+    for words in runs {
+        let mut command = Background::start(program("casparian").args(&words));
+        assert_eq!(command.wait(), Some(1), "{words:?}");
+        let text = command.seen.join("\n");
+        assert!(
+            text.contains("it is not a regular file"),
+            "{words:?}: {text}"
+        );
+    }
 }
