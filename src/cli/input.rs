@@ -16,7 +16,27 @@ pub(crate) struct Input {
     pub(crate) root: PathBuf,
 }
 
-/// The files that `inputs` mean, absolute, sorted, each once.
+/// An entry of a folder that cannot be used: a symbolic link that leads nowhere or to itself, a folder that may not be read, a path that is not UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    /// Its path.
+    pub(crate) path: PathBuf,
+    /// One line that names it.
+    pub(crate) reason: String,
+}
+
+/// What a command line means.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// The files: absolute, sorted, each once.
+    pub(crate) files: Vec<Input>,
+    /// What could not be used below folders.
+    pub(crate) left_out: Vec<LeftOut>,
+    /// Lines about links to folders above them, whose files are found there.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The files that `inputs` mean.
 ///
 /// A folder means every file below it whose name matches `pattern` (hidden ones and those in
 /// `skip` left out); a glob (`*`, `?`, `[`, `{`) means every file whose path matches; anything
@@ -25,85 +45,113 @@ pub(crate) fn collect(
     inputs: &[OsString],
     pattern: Option<&str>,
     skip: Option<&Path>,
-) -> Result<Vec<Input>, String> {
+) -> Result<Found, String> {
     let pattern = pattern.map(glob).transpose()?;
-    let wanted = |path: &Path| match (&pattern, path.file_name()) {
+    let mut found = Found::default();
+    for input in inputs {
+        collect_one(Path::new(input), pattern.as_ref(), skip, &mut found)?;
+    }
+    // Of several roots the highest sorts first and stays.
+    found.files.sort();
+    found
+        .files
+        .dedup_by(|later, earlier| later.path == earlier.path);
+    found
+        .left_out
+        .sort_by(|one, other| one.path.cmp(&other.path));
+    found.left_out.dedup();
+    Ok(found)
+}
+
+fn collect_one(
+    input: &Path,
+    pattern: Option<&GlobMatcher>,
+    skip: Option<&Path>,
+    found: &mut Found,
+) -> Result<(), String> {
+    let wanted = |path: &Path| match (pattern, path.file_name()) {
         (Some(matcher), Some(name)) => matcher.is_match(Path::new(name)),
         _ => true,
     };
-    let mut absolute = Vec::new();
-    for input in inputs {
-        let mut files = Vec::new();
-        let mut folder = None;
-        let path = PathBuf::from(input);
-        match std::fs::metadata(&path) {
-            Ok(found) if found.is_dir() => {
-                walk(&path, skip, &mut |file| {
-                    if wanted(&file) {
-                        files.push(file);
-                    }
-                })?;
-                folder = Some(path);
-            }
-            // A file that is named is meant, whatever the pattern.
-            Ok(found) if found.is_file() => files.push(path),
-            Ok(_) => {
-                return Err(format!(
-                    "input {}: it is neither a file nor a folder",
-                    path.display()
-                ));
-            }
-            Err(error) => match input
+    let before = found.left_out.len();
+    let (files, folder) = match std::fs::metadata(input) {
+        Ok(kind) if kind.is_dir() => {
+            let files = walk(input, skip, &wanted, found)?;
+            (files, Some(input.to_path_buf()))
+        }
+        // A file that is named is meant, whatever the pattern.
+        Ok(kind) if kind.is_file() => {
+            let file = locate(input, None).map_err(|out| out.reason)?;
+            found.files.push(file);
+            return Ok(());
+        }
+        Ok(_) => {
+            return Err(format!(
+                "input {}: it is neither a file nor a folder",
+                input.display()
+            ));
+        }
+        Err(error) => {
+            let text = input
                 .to_str()
                 .filter(|text| text.contains(['*', '?', '[', '{']))
-            {
-                Some(text) => {
-                    let matcher = glob(text)?;
-                    let base = fixed_part(text);
-                    if base.exists() {
-                        walk(&base, skip, &mut |file| {
-                            if matcher.is_match(&file) && wanted(&file) {
-                                files.push(file);
-                            }
-                        })?;
-                        folder = Some(base);
-                    }
+                .ok_or_else(|| format!("input {}: {error}", input.display()))?;
+            let matcher = glob(text)?;
+            let base = fixed_part(text);
+            match base.exists() {
+                true => {
+                    let wanted = |path: &Path| matcher.is_match(path) && wanted(path);
+                    let files = walk(&base, skip, &wanted, found)?;
+                    (files, Some(base))
                 }
-                None => return Err(format!("input {}: {error}", path.display())),
-            },
-        }
-        if files.is_empty() {
-            return Err(match &pattern {
-                Some(pattern) => format!(
-                    "input {}: no file in it matches {}",
-                    Path::new(input).display(),
-                    pattern.glob()
-                ),
-                None => format!("input {}: no file found", Path::new(input).display()),
-            });
-        }
-        let real = |path: &Path| {
-            std::fs::canonicalize(path)
-                .map_err(|error| format!("input {}: {error}", path.display()))
-        };
-        let folder = folder.as_deref().map(real).transpose()?;
-        for file in files {
-            let path = real(&file)?;
-            if path.to_str().is_none() {
-                return Err(format!("input {}: the path is not UTF-8", path.display()));
+                false => (Vec::new(), None),
             }
-            let root = match &folder {
-                // A symbolic link may lead out of the folder.
-                Some(folder) if path.starts_with(folder) => folder.clone(),
-                _ => path.parent().unwrap_or(Path::new("/")).to_path_buf(),
-            };
-            absolute.push(Input { path, root });
+        }
+    };
+    if files.is_empty() && found.left_out.len() == before {
+        return Err(match pattern {
+            Some(pattern) => format!(
+                "input {}: no file in it matches {}",
+                input.display(),
+                pattern.glob()
+            ),
+            None => format!("input {}: no file found", input.display()),
+        });
+    }
+    let folder = folder.as_deref().map(real).transpose();
+    let folder = folder.map_err(|out| out.reason)?;
+    for file in files {
+        match locate(&file, folder.as_deref()) {
+            Ok(file) => found.files.push(file),
+            Err(out) => found.left_out.push(out),
         }
     }
-    // Of several roots the highest sorts first and stays.
-    absolute.sort();
-    absolute.dedup_by(|later, earlier| later.path == earlier.path);
-    Ok(absolute)
+    Ok(())
+}
+
+/// A path without symbolic links.
+fn real(path: &Path) -> Result<PathBuf, LeftOut> {
+    std::fs::canonicalize(path).map_err(|error| LeftOut {
+        path: path.to_path_buf(),
+        reason: format!("input {}: {error}", path.display()),
+    })
+}
+
+/// A file below a folder that was given, or one that was given itself.
+fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
+    let path = real(file)?;
+    if path.to_str().is_none() {
+        return Err(LeftOut {
+            reason: format!("input {}: the path is not UTF-8", path.display()),
+            path,
+        });
+    }
+    let root = match folder {
+        // A symbolic link may lead out of the folder.
+        Some(folder) if path.starts_with(folder) => folder.to_path_buf(),
+        _ => path.parent().unwrap_or(Path::new("/")).to_path_buf(),
+    };
+    Ok(Input { path, root })
 }
 
 fn glob(text: &str) -> Result<GlobMatcher, String> {
@@ -134,7 +182,14 @@ fn fixed_part(text: &str) -> PathBuf {
     }
 }
 
-fn walk(base: &Path, skip: Option<&Path>, found: &mut dyn FnMut(PathBuf)) -> Result<(), String> {
+/// The wanted files below a folder. What cannot be used there costs only itself, but `base` must be
+/// readable.
+fn walk(
+    base: &Path,
+    skip: Option<&Path>,
+    wanted: &dyn Fn(&Path) -> bool,
+    found: &mut Found,
+) -> Result<Vec<PathBuf>, String> {
     let hidden = |entry: &walkdir::DirEntry| {
         entry.depth() > 0
             && entry
@@ -153,18 +208,55 @@ fn walk(base: &Path, skip: Option<&Path>, found: &mut dyn FnMut(PathBuf)) -> Res
         .sort_by_file_name()
         .into_iter()
         .filter_entry(|entry| !hidden(entry) && !skipped(entry));
+    let mut files = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|error| format!("input {}: {error}", base.display()))?;
-        if entry.file_type().is_file() {
-            let path = entry.into_path();
-            found(
-                path.strip_prefix(".")
-                    .map(Path::to_path_buf)
-                    .unwrap_or(path),
-            );
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => {
+                let path = entry.into_path();
+                let path = path
+                    .strip_prefix(".")
+                    .map_or(path.clone(), Path::to_path_buf);
+                if wanted(&path) {
+                    files.push(path);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => match (error.loop_ancestor(), error.io_error()) {
+                (Some(ancestor), _) => {
+                    let link = error.path().unwrap_or(base).display();
+                    let above = ancestor.display();
+                    let line =
+                        format!("input {link}: it leads back to {above} and is not followed");
+                    found.warnings.push(line);
+                }
+                (None, Some(reason)) if error.depth() == 0 => {
+                    return Err(format!("input {}: {reason}", base.display()));
+                }
+                (None, Some(reason)) => {
+                    let path = error.path().unwrap_or(base);
+                    found.left_out.extend(unusable(path, reason, wanted));
+                }
+                (None, None) => return Err(format!("input {}: {error}", base.display())),
+            },
         }
     }
-    Ok(())
+    Ok(files)
+}
+
+/// An entry below a folder that cannot be used; none when it would not be used anyway: it is
+/// hidden, or something that is no folder and not wanted.
+fn unusable(
+    path: &Path,
+    reason: &std::io::Error,
+    wanted: &dyn Fn(&Path) -> bool,
+) -> Option<LeftOut> {
+    let name = path.file_name().unwrap_or_default();
+    let is_hidden = name.as_encoded_bytes().starts_with(b".");
+    let is_folder = std::fs::metadata(path).is_ok_and(|found| found.is_dir());
+    (!is_hidden && (is_folder || wanted(path))).then(|| LeftOut {
+        path: path.to_path_buf(),
+        reason: format!("input {}: {reason}", path.display()),
+    })
 }
 
 #[cfg(test)]
@@ -196,7 +288,7 @@ mod tests {
         }
         let out = root.join("out");
         let find = |input: &str, pattern: Option<&str>| {
-            collect(&[root.join(input).into()], pattern, Some(&out))
+            collect(&[root.join(input).into()], pattern, Some(&out)).map(|found| found.files)
         };
         assert_eq!(
             names(&find("", None).unwrap()),
@@ -217,7 +309,7 @@ mod tests {
             None,
             Some(&out),
         );
-        let twice = twice.unwrap();
+        let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
         // The folder that was given is the root of what is below it.
         let roots = |input: &str| -> Vec<PathBuf> {
@@ -242,5 +334,45 @@ mod tests {
             let error = find(input, pattern).unwrap_err();
             assert!(error.contains(want), "{input}: {error}");
         }
+    }
+
+    #[test]
+    fn entries_that_cannot_be_used_cost_only_themselves() {
+        use std::os::unix::ffi::OsStringExt;
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        std::fs::create_dir_all(root.join("sub")).unwrap();
+        std::fs::write(root.join("sub/a.csv"), "").unwrap();
+        symlink("loop.csv", root.join("loop.csv")).unwrap();
+        symlink("nowhere", root.join("broken")).unwrap();
+        symlink("nowhere", root.join(".hidden")).unwrap();
+        symlink("..", root.join("sub/up")).unwrap();
+        let odd = OsString::from_vec(b"odd\xff".to_vec());
+        std::fs::write(root.join(odd), "").unwrap();
+        let find = |name: &str, pattern| {
+            let found = collect(&[root.join(name).into()], pattern, None).unwrap();
+            let reasons = found.left_out.into_iter().map(|out| out.reason);
+            (found.files.len(), reasons.collect::<Vec<_>>().join("\n"))
+        };
+        let (count, reasons) = find("", None);
+        assert_eq!(count, 1);
+        for (name, want) in [
+            ("loop.csv", "Too many levels"),
+            ("broken", "No such file"),
+            ("odd", "not UTF-8"),
+        ] {
+            let start = format!("input {}", root.join(name).display());
+            let line = reasons.lines().find(|line| line.starts_with(&start));
+            assert!(line.is_some_and(|line| line.contains(want)), "{reasons}");
+        }
+        assert_eq!(reasons.lines().count(), 3, "{reasons}");
+        let found = collect(&[root.clone().into()], None, None).unwrap();
+        let up = root.join("sub/up").display().to_string();
+        assert!(found.warnings.len() == 1 && found.warnings[0].contains(&up));
+        let (count, reasons) = find("", Some("*.csv"));
+        assert_eq!((count, reasons.lines().count()), (1, 1), "{reasons}");
+        let (count, reasons) = find("*.csv", None);
+        assert_eq!((count, reasons.lines().count()), (0, 1), "{reasons}");
     }
 }

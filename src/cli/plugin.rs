@@ -341,11 +341,15 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         return Err(not_now(reason));
     }
     drop(turn);
-    let files =
+    let found =
         super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
+    let left_out = found.left_out.iter().map(|out| &out.reason);
+    for line in found.warnings.iter().chain(left_out) {
+        tell(format_args!("casparian: {line}"));
+    }
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
-    let mut unreadable = 0usize;
-    for batch in files.chunks(limits::SUBMIT_BATCH) {
+    let mut unreadable = found.left_out.len();
+    for batch in found.files.chunks(limits::SUBMIT_BATCH) {
         // The files are read before the transaction, so that no other program waits for it.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
@@ -378,7 +382,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         0 => Ok(()),
         count => Err(failed(format!(
             "{count} of {} files could not be read and are not queued; the others are",
-            files.len()
+            found.files.len() + found.left_out.len()
         ))),
     }
 }

@@ -9,12 +9,13 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag};
-use super::input::Input;
+use super::input::{Input, LeftOut};
 use super::plugin::{
     PluginFile, check_syntax, fingerprint, interruptible, now, own_lockfile, read, register,
     requirements_lockfile, tool_failed, unix_ms,
 };
 use super::progress::{Ended, Progress};
+use super::stderr::tell;
 use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
@@ -117,9 +118,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         None => own_lockfile(&plugin_path, &plugin)?,
     };
     let (output, _lock) = open_output(&output)?;
-    let files = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
+    let found = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
+    for line in &found.warnings {
+        tell(format_args!("casparian: {line}"));
+    }
     let interrupted = interruptible()?;
-    let progress = Progress::new(files.len() as u64, json);
+    let progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
     let python = provision(&lockfile, &progress, &interrupted)?;
     check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
 
@@ -131,7 +135,14 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
-    let mut items = enqueue(&database, &plugin, &lockfile, &files, typed.has("force"))?;
+    let mut items = enqueue(
+        &database,
+        &plugin,
+        &lockfile,
+        &found.files,
+        typed.has("force"),
+    )?;
+    items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
     worker_options.signals = false;
@@ -221,6 +232,19 @@ impl SocketFolder {
             folder,
             _lock: lock,
         })
+    }
+}
+
+/// An input that is no file, and so fails without a job.
+fn unusable(input: LeftOut) -> Item {
+    Item {
+        path: input.path,
+        job_id: None,
+        old_outputs: BTreeSet::new(),
+        outcome: Outcome::Failed {
+            reason: input.reason,
+            log: None,
+        },
     }
 }
 

@@ -571,3 +571,36 @@ fn fifos_in_the_place_of_files_are_refused_at_once() {
         );
     }
 }
+
+#[test]
+fn links_that_lead_nowhere_cost_only_themselves() {
+    let folder = Folder::new(&[("a", "1\n"), ("b", "2\n")]);
+    let looping = folder.path("in/loop");
+    std::os::unix::fs::symlink("loop", &looping).unwrap();
+    let (summary, code) = folder.run(&[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((2, 0, 1, 2), Some(1)),
+        "{summary}"
+    );
+    let text = summary.to_string();
+    assert!(
+        text.contains(&format!("input {looping}: Too many levels")),
+        "{text}"
+    );
+    assert_eq!(folder.run(&[]).1, Some(1));
+    let database = database_with(
+        folder.dir.path(),
+        "count",
+        &std::fs::read_to_string(folder.path("count.py")).unwrap(),
+    );
+    let database = database.to_str().unwrap();
+    let submitted = casparian(&["submit", "-p", "count", &folder.path("in"), "-d", database]);
+    assert_eq!(submitted.status.code(), Some(1));
+    assert_eq!(stdout(&submitted).lines().count(), 2);
+    let text = stderr(&submitted);
+    assert!(
+        text.contains(&looping) && text.contains("1 of 3 files"),
+        "{text}"
+    );
+}
