@@ -43,6 +43,9 @@ pub use uv::find_or_install as uv;
 /// How the text of a failure begins that the shim found in the input, before the plugin ran.
 pub const INPUT_MARK: &str = "input: ";
 
+/// How the text of a failure begins when the environment lacks what the shim itself needs.
+pub const ENVIRONMENT_MARK: &str = "environment: ";
+
 /// The guest's program; written to a private file, run by the environment's interpreter.
 pub const SHIM: &str = include_str!("shim.py");
 

@@ -57,6 +57,8 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
         reason: reason.to_owned(),
     };
     let mut found: Option<String> = None;
+    // A mark of the byte order is no part of the text.
+    let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let mut lines = source.lines().peekable();
     while let Some(line) = lines.next() {
         if line.trim_end() != "# /// script" {
@@ -118,6 +120,8 @@ mod tests {
         assert_eq!(script.dependencies, ["pandas"]);
         assert_eq!(script.requires_python.as_deref(), Some(">=3.10"));
         assert_eq!(script.preload, ["pandas"]);
+        let marked = format!("\u{feff}{source}");
+        assert_eq!(metadata(&marked).unwrap(), Some(script));
         assert_eq!(metadata("x = 1\n# /// other\n# ///\n").unwrap(), None);
     }
 

@@ -20,7 +20,8 @@ are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidf
 Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends the output;
 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data
 stands in the schema's metadata under casparian.topic. A failure's text begins with
-"Type: message"; a failure of the input, found before the plugin runs, with "input: ".
+"Type: message"; a failure of the input, found before the plugin runs, with "input: "; one of
+pyarrow, which the shim itself needs, with "environment: ".
 
 The last line of stdout is a JSON summary: status, and for our own workers rss_max_kib, the most
 memory that the process had.
@@ -59,6 +60,9 @@ class Bridge:
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
+        # Forked children of the plugin do not speak for the job.
+        self.owner = os.getpid()
+        os.register_at_fork(after_in_child=self.socket.close)
         self.rows = 0
         # One frame at a time, whatever thread sends it; none after the end.
         self.lock = threading.Lock()
@@ -76,10 +80,11 @@ class Bridge:
 
     def send(self, data, topic=None):
         """Sends a table, a record batch or anything that Arrow can take over."""
-        import pyarrow as pa
-
         if data is None:
             return
+        if os.getpid() != self.owner:
+            raise RuntimeError("a forked child of the plugin's process cannot publish")
+        pa = import_pyarrow()
         if isinstance(data, pa.RecordBatch):
             table = pa.Table.from_batches([data])
         elif isinstance(data, pa.Table):
@@ -224,10 +229,10 @@ def load_handler():
 
     path = os.environ.get("CASPARIAN_PLUGIN_FILE")
     if path:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             source = file.read()
     else:
-        source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8")
+        source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8-sig")
     name = os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin"
     filename = f"{name}.py"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
@@ -255,6 +260,33 @@ def outputs(result):
 
 class InputError(Exception):
     """The input is missing or cannot be read."""
+
+
+class EnvironmentFailure(Exception):
+    """What the shim needs of the environment is missing."""
+
+
+def import_pyarrow():
+    try:
+        import pyarrow
+
+        return pyarrow
+    except ImportError as error:
+        raise EnvironmentFailure(headline(error)) from error
+
+
+def lacks_pyarrow(error):
+    """True when a plugin's import failed because no import of pyarrow works."""
+    if not issubclass(type(error), ImportError):
+        return False
+    try:
+        if (text_of(error.name) + ".").startswith("pyarrow."):
+            import_pyarrow()
+    except EnvironmentFailure:
+        return True
+    except BaseException:  # the exception does not let itself be read
+        pass
+    return False
 
 
 def check_input(path):
@@ -307,17 +339,21 @@ def text_of(value, convert=str, limit=LINE_MAX):
             text = f"{text[:limit]}… ({len(text)} characters)"
         return text
     except BaseException as error:
-        return f"(its text cannot be had: {type(error).__name__})"
+        return f"(its text cannot be had: {type_name(error)})"
+
+
+def type_name(value, part="__name__"):
+    """The name of a value's class, or its module, past whatever its metaclass does."""
+    return type.__dict__[part].__get__(type(value))
 
 
 def headline(error, limit=LINE_MAX):
     """`Type: message`; what is behind the message's first line follows in further lines."""
-    kind = type(error)
-    module = text_of(getattr(kind, "__module__", "builtins"))
-    name = text_of(kind.__qualname__)
+    module = text_of(type_name(error, "__module__"))
+    name = text_of(type_name(error, "__qualname__"))
     if module not in ("builtins", "__main__", "casparian_plugin"):
         name = f"{module}.{name}"
-    if isinstance(error, SystemExit):
+    if issubclass(type(error), SystemExit):
         message = f"the plugin called sys.exit({text_of(error.code, repr)})"
     else:
         message = text_of(error, str, limit).strip() or "no message"
@@ -355,9 +391,13 @@ def causes(error):
     return found[1:]
 
 
+def causes_of(error):
+    return ["caused by " + headline(cause) for cause in causes(error)]
+
+
 def source_of(error):
     """The lines that Python shows of a syntax error."""
-    if not isinstance(error, SyntaxError) or not isinstance(error.text, str):
+    if not issubclass(type(error), SyntaxError) or not isinstance(error.text, str):
         return []
     return [f"    {text_of(error.text.strip())}"]
 
@@ -372,19 +412,26 @@ def frames_of(error):
 
 def describe(error):
     """An exception as text: what, whence, then where. Never fails."""
-    if isinstance(error, InputError):
+    # Not isinstance, which asks the exception for its class.
+    kind = type(error)
+    if issubclass(kind, InputError):
         return f"input: {error}"
+    if issubclass(kind, EnvironmentFailure):
+        return f"environment: {error}"
     lines = []
     try:
-        lines.append(headline(error, MESSAGE_MAX))
-        lines += details(error)
-        lines += ["caused by " + headline(cause) for cause in causes(error)]
-        lines += source_of(error)
-        lines += frames_of(error)
+        if issubclass(kind, MemoryError):
+            # Its frames hold what filled the memory.
+            error.__traceback__ = None
+        mark = "environment: " if lacks_pyarrow(error) else ""
+        lines.append(mark + headline(error, MESSAGE_MAX))
     except BaseException:
-        # Out of memory, most likely: what is known already must do.
-        if not lines:
-            return type(error).__name__ + ": no message"
+        lines.append(type_name(error) + ": no message")
+    for more in (details, causes_of, source_of, frames_of):
+        try:
+            lines += more(error)
+        except BaseException:  # out of memory, or the exception does not let itself be read
+            pass
     return "\n".join(lines)
 
 
@@ -399,6 +446,27 @@ def report(bridge, error):
         print(text, file=sys.stderr, flush=True)
     except BaseException:
         pass
+
+
+def end_child(bridge, error):
+    """Ends a forked child of the plugin that came out of the plugin's code as Python ends a
+    process; the job is its parent's."""
+    if os.getpid() == bridge.owner:
+        return
+    code = 0 if error is None else 1
+    try:
+        if error is not None:
+            if issubclass(type(error), SystemExit):
+                given = error.code
+                code = 0 if given is None else given if isinstance(given, int) else 1
+            else:
+                print(describe(error), file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        pass
+    finally:
+        os._exit(code & 0xFF)
 
 
 def rss_max_kib():
@@ -418,14 +486,13 @@ def run_job():
     bridge = Bridge(os.environ["BRIDGE_SOCKET"])
     try:
         run_plugin(bridge)
+        end_child(bridge, None)
         bridge.end()
         summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0
     except BaseException as error:  # the plugin may raise anything, SystemExit too
+        end_child(bridge, error)
         if bridge.broken:
             return 1
-        if isinstance(error, MemoryError):
-            # Its frames hold what filled the memory.
-            error.__traceback__ = None
         report(bridge, error)
         summary, code = {"status": "FAILED", "error": text_of(error)}, 1
     try:

@@ -32,7 +32,7 @@ use std::time::Duration;
 pub use verdict::Failure;
 use verdict::verdict;
 
-use crate::guest::{Exit, INPUT_MARK};
+use crate::guest::{ENVIRONMENT_MARK, Exit, INPUT_MARK};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -211,12 +211,16 @@ impl Slot {
         self.bridge_over(Bridge::Ended, limits::GUEST_EXIT_TIMEOUT, now);
     }
 
-    /// A failure of the plugin was received, or of the input, which the text says. The process
+    /// A failure of the plugin was received, or of the input or the environment, which the text
+    /// says. The process
     /// gets a moment to exit by itself, so that what it prints last reaches the log.
     pub fn handle_failure(&mut self, text: String, now: BootTime) {
-        let cause = match text.starts_with(INPUT_MARK) {
-            true => Cause::Input,
-            false => Cause::Plugin,
+        let cause = if text.starts_with(INPUT_MARK) {
+            Cause::Input
+        } else if text.starts_with(ENVIRONMENT_MARK) {
+            Cause::Environment
+        } else {
+            Cause::Plugin
         };
         self.fail(Failure::new(cause, text));
         self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);

@@ -53,6 +53,30 @@ const EXCEPTIONS: &[(&str, &str, &str, &[&str])] = &[
         &["plugin.py"],
     ),
     (
+        "broken_metaclass",
+        "class Meta(type):\n    def __getattribute__(cls, name): raise RuntimeError(name)\nclass Odd(Exception, metaclass=Meta): pass\nraise Odd('what')",
+        "Handler.execute.<locals>.Odd: what",
+        &["plugin.py"],
+    ),
+    (
+        "broken_attributes",
+        "class Odd(Exception):\n    def __getattribute__(self, name): raise RuntimeError(name)\nraise Odd('what')",
+        "Handler.execute.<locals>.Odd: what",
+        &[],
+    ),
+    (
+        "broken_exit",
+        "class Odd(SystemExit):\n    def __getattribute__(self, name): raise SystemExit(name)\nraise Odd(3)",
+        "Odd: no message",
+        &[],
+    ),
+    (
+        "broken_import",
+        "class Odd(ImportError):\n    name = property(lambda self: 1 / 0)\nraise Odd('what')",
+        "Handler.execute.<locals>.Odd: what",
+        &["plugin.py"],
+    ),
+    (
         "surrogates",
         "raise ValueError('a \\udcff b')",
         "ValueError: a \\udcff b",
@@ -455,4 +479,89 @@ fn jobs_go_where_their_environment_works() {
         (&done["status"], &done["worker"]),
         (&"COMPLETED".into(), &"broken".into())
     );
+}
+
+/// Ends of a forked child, and the exit code that its parent sees.
+const CHILDREN: &[(&str, i32)] = &[
+    ("sys.exit(0)", 0),
+    ("sys.exit(3)", 3),
+    ("raise ValueError('the child fails')", 1),
+    ("return pa.table({'x': [2, 3]})", 1),
+    ("self.bridge.send(pa.table({'x': [2, 3]}))", 1),
+    ("self.bridge.fail('ValueError: told by the child')", 1),
+    ("self.bridge.end()", 1),
+    ("os._exit(5)", 5),
+];
+
+#[test]
+fn a_forked_child_does_not_speak_for_the_job() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        for (end, code) in CHILDREN {
+            let body = format!(
+                "import sys\npid = os.fork()\nif pid == 0:\n    {end}\n    return None\nstatus = os.waitpid(pid, 0)[1]\nif os.WEXITSTATUS(status) != {code} or os.WIFSIGNALED(status): raise ValueError(str(status))\nreturn pa.table({{'x': [1]}})"
+            );
+            let receipt = rig.run(&body);
+            assert_eq!(
+                receipt.status,
+                JobStatus::Success,
+                "{start} {end}: {receipt:?}"
+            );
+            assert_eq!(receipt.metrics["rows"], 1, "{start} {end}");
+        }
+        // A child that lives on holds nothing.
+        let receipt = rig.run("if os.fork() == 0: time.sleep(1000)\nreturn pa.table({'x': [1]})");
+        assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+    }
+}
+
+#[test]
+fn an_environment_without_pyarrow_is_not_the_plugins_fault() {
+    let system = casparian::guest::environment::python().unwrap();
+    let plain = |command: &str, dir: &Path| {
+        let mut made = std::process::Command::new(&system);
+        made.args(["-m", "venv", "--without-pip"]);
+        assert!(made.arg(dir).status().unwrap().success(), "{command}");
+    };
+    for start in ["warm", "spawn"] {
+        let arguments = ["--slots", "1", "--guest-start", start];
+        let mut rig = Rig::with(&arguments, |command, dir| {
+            command.env("HOME", dir);
+        });
+        let input = rig.path("in");
+        let hash = "a".repeat(64);
+        let place = rig.path(&format!(".casparian_flow/venvs/{hash}"));
+        plain(start, Path::new(&place));
+        let plugin =
+            |text: &str| format!("class Handler:\n    def execute(self, path):\n        {text}\n");
+        for (text, cause) in [
+            ("return {'x': [1]}.keys()", Cause::Environment),
+            ("import pyarrow", Cause::Environment),
+            ("from pyarrow import parquet", Cause::Environment),
+            ("import pandas", Cause::Plugin),
+            ("import pyarrows", Cause::Plugin),
+            ("raise ImportError('pyarrow')", Cause::Plugin),
+        ] {
+            let job = rig.dispatcher.dispatch(&plugin(text), &input, &hash);
+            let receipt = rig.dispatcher.receipt(job);
+            assert_eq!(receipt.cause, Some(cause), "{start} {text}: {receipt:?}");
+            if cause == Cause::Environment {
+                let line = first_line(&receipt);
+                let want = "environment: ModuleNotFoundError: No module named 'pyarrow'";
+                assert_eq!(line, want, "{start} {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_source_that_begins_with_a_mark_of_the_byte_order_is_python() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let source = format!("\u{feff}{}", handler("return pa.table({'x': [1]})"));
+        let input = rig.path("in");
+        let job = rig.dispatcher.dispatch(&source, &input, "");
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+    }
 }

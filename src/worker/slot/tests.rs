@@ -92,7 +92,14 @@ fn the_reason_does_not_depend_on_what_is_seen_first() {
     let eof: Step = |slot| slot.handle_closed(NOW);
     /// Cause, words of the message, exit that is named with it.
     type Want = Option<(Cause, &'static str, Option<&'static str>)>;
-    let cases: [(&str, Step, Exit, Want); 9] = [
+    let environment: Step = |slot| slot.handle_failure("environment: no pyarrow".into(), NOW);
+    let cases: [(&str, Step, Exit, Want); 10] = [
+        (
+            "no pyarrow",
+            environment,
+            code(1),
+            Some((Cause::Environment, "no pyarrow", Some("exit code 1"))),
+        ),
         ("good", end, code(0), None),
         (
             "raises",
