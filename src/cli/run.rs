@@ -244,6 +244,7 @@ fn unusable(input: LeftOut) -> Item {
         outcome: Outcome::Failed {
             reason: input.reason,
             log: None,
+            is_final: false,
         },
     }
 }
