@@ -161,6 +161,8 @@ pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// A sentinel that has not run for so long was stopped or suspended: that time does not count
 /// for leases, because the requests of workers waited meanwhile.
 pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
+/// How often RUNNING rows are compared with what is held, when no other program has committed.
+pub const HOLDS_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Leases ended per transaction.
 pub const EXPIRED_PER_TURN: usize = 1000;
 /// Ended jobs whose output is brought in line with their rows, per transaction.

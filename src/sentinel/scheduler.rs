@@ -38,6 +38,8 @@ pub struct Scheduler {
     queue_changed: bool,
     /// Another program has committed since holds were compared with the rows.
     holds_changed: bool,
+    /// When they are compared at the latest: a trigger may have refused the end of a row.
+    holds_look_at: BootTime,
     queue_poll_at: BootTime,
     slow_poll_at: BootTime,
     outage: Outage,
@@ -88,6 +90,7 @@ impl Scheduler {
             settings,
             queue_changed: true,
             holds_changed: false,
+            holds_look_at: now,
             queue_poll_at: now,
             slow_poll_at: now,
             outage: Outage::default(),
@@ -146,7 +149,7 @@ impl Scheduler {
         let due = Due {
             queue: self.queue_changed || (is_slow && self.is_reserving),
             retries: is_slow,
-            holds: is_slow && self.holds_changed,
+            holds: is_slow && (self.holds_changed || now >= self.holds_look_at),
             settlements: is_slow,
             lease: is_slow && self.lease_noted_at.is_some_and(|at| at <= now),
         };
@@ -163,6 +166,9 @@ impl Scheduler {
         };
         self.queue_changed = iteration.run(due)?;
         self.holds_changed &= !due.holds;
+        if due.holds {
+            self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
+        }
         if due.lease {
             self.lease_noted_at = None;
         }

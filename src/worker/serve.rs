@@ -381,6 +381,7 @@ impl Worker {
                 for order in std::mem::take(&mut self.backlog) {
                     self.give_back(&order);
                 }
+                self.give_back_unstarted();
                 self.send_receipts(now);
                 self.heartbeat_at = now;
                 self.heartbeat(now);
@@ -389,6 +390,16 @@ impl Worker {
             }
             None => false,
             Some(until) => requests.stops > 0 || now >= until || is_done(self),
+        }
+    }
+
+    /// Jobs that wait for their environment have not started: nothing is waited for.
+    fn give_back_unstarted(&mut self) {
+        let waits = |run: &mut Run| run.waits_for_environment && run.order.lease.is_some();
+        let slots = self.slots.iter_mut();
+        let waiting: Vec<Run> = slots.filter_map(|slot| slot.take_if(waits)).collect();
+        for run in waiting {
+            self.give_back(&run.order);
         }
     }
 

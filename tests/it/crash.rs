@@ -556,3 +556,24 @@ fn a_database_that_is_moved_away_is_noticed_and_used_again_when_it_is_back() {
         assert_eq!(job(&scene.database, *id)["attempt"], 1, "leases went on");
     }
 }
+
+/// A trigger of another program that refuses a job's end costs that job only, and is tried again.
+#[test]
+fn an_end_that_a_trigger_refuses_is_tried_again() {
+    let scene = Scene::new(2);
+    let store = rusqlite::Connection::open(&scene.database).unwrap();
+    store
+        .execute_batch(
+            "CREATE TRIGGER refuses BEFORE UPDATE OF status ON cf_processing_queue \
+             WHEN OLD.id = 1 AND NEW.status = 'COMPLETED' \
+             BEGIN SELECT RAISE(ABORT, 'not now'); END",
+        )
+        .unwrap();
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "1"]);
+    let _worker = worker(&endpoint, &scene.out(), &[]);
+    scene.open_gate();
+    sentinel.line_with("refuses its end");
+    assert_eq!(ended(&scene.database, scene.ids[1])["status"], "COMPLETED");
+    store.execute_batch("DROP TRIGGER refuses").unwrap();
+    scene.all_done();
+}

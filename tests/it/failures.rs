@@ -565,3 +565,43 @@ fn a_source_that_begins_with_a_mark_of_the_byte_order_is_python() {
         assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
     }
 }
+
+/// A job whose environment is still being created has not started: a stopping worker does not wait
+/// for it.
+#[test]
+fn a_stopping_worker_does_not_wait_for_environments() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", "class Handler: pass\n");
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    let id = submit(&database, "p", &[input])[0];
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let home = dir.path().join("home");
+    let uv = home.join(".casparian_flow/uv/bin/uv");
+    std::fs::create_dir_all(uv.parent().unwrap()).unwrap();
+    let called = dir.path().join("called");
+    let script = format!(
+        "#!/bin/sh\n: > {}\nexec /bin/sleep 1000\n",
+        called.display()
+    );
+    std::fs::write(&uv, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&uv, executable).unwrap();
+    let mut command = program("casparian-worker");
+    command
+        .args(["--connect", &endpoint, "--output"])
+        .arg(dir.path().join("out"))
+        .env("HOME", &home);
+    let mut worker = Background::start(&mut command);
+    until("the environment is being created", || {
+        called.exists().then_some(())
+    });
+    worker.signal("-TERM");
+    assert_eq!(worker.wait(), Some(0));
+    let job = job(&database, id);
+    assert_eq!(
+        (&job["status"], &job["attempts"][0]["status"]),
+        (&"QUEUED".into(), &"RETURNED".into()),
+        "{job}"
+    );
+}
