@@ -55,6 +55,9 @@ pub fn run(data: &[u8]) {
                 let _ = store.changed();
                 let _ = store.workers();
                 let _ = store.running();
+                let _ = store.silent();
+                let _ = store.lease_ms();
+                let unsettled = store.unsettled(0).unwrap_or_default();
                 if let Ok(plugins) = store.queued_plugins(100, 1)
                     && let Ok(mut turn) = store.begin()
                 {
@@ -64,8 +67,12 @@ pub fn run(data: &[u8]) {
                         pid: None,
                         plugins: &plugins,
                         limit: 10,
+                        is_idle: true,
                         lease_until_ms: 1,
                     };
+                    for job_id in unsettled {
+                        let _ = turn.take_settlement(job_id);
+                    }
                     if turn.claim(&claim, 1).is_ok() {
                         let _ = turn.commit();
                     }

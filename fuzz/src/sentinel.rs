@@ -125,6 +125,10 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
             },
             draining: plan.ratio(1, 8).unwrap_or(false),
             trouble: plan.ratio(1, 8).unwrap_or(false).then(|| "disk".to_owned()),
+            environments: match plan.ratio(1, 8).unwrap_or(false) {
+                true => BTreeMap::from([(String::new(), "no uv".to_owned())]),
+                false => BTreeMap::new(),
+            },
             answer: None,
         }),
         3..=5 => Payload::Conclude(Receipt {
