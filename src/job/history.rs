@@ -67,9 +67,17 @@ impl History {
         match (found, self.past.first()) {
             _ if key == 0 => false,
             (Some(past), _) => is_other(past.key),
-            (None, Some(first)) => number > first.number,
+            // Of those that are left out only the sentinel can be known.
+            (None, Some(first)) => number > first.number || !self.knows(key),
             (None, None) => true,
         }
+    }
+}
+
+impl History {
+    /// True for the key of an attempt that is listed.
+    fn knows(&self, key: i64) -> bool {
+        self.key == key || self.past.iter().any(|past| past.key == key)
     }
 }
 
@@ -100,8 +108,9 @@ mod tests {
             (6, 9, false),
             // A settlement or an attempt that this database has no row of.
             (5, 7, true),
-            // Older than what is kept.
+            // Older than what is kept: by a sentinel that this database has had, or not.
             (2, 7, false),
+            (2, 8, true),
         ] {
             assert_eq!(
                 history.is_foreign(number, key, current),
