@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
@@ -176,7 +177,21 @@ fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
     let private = output.join(".casparian");
     fs::create_dir_all(&private).map_err(fail)?;
-    let lock = fs::File::create(private.join("run.lock")).map_err(fail)?;
+    let path = private.join("run.lock");
+    // Not blocking, so that a FIFO of that name does not hang.
+    let lock = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+        .open(&path)
+        .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
+    if !lock.metadata().map_err(fail)?.is_file() {
+        let path = path.display();
+        return Err(failed(format!(
+            "lock file {path}: it is not a regular file"
+        )));
+    }
     // A run that was killed while it started a tool holds its lock until the tool runs.
     let deadline = Instant::now() + LOCK_WAIT;
     loop {

@@ -604,3 +604,21 @@ fn links_that_lead_nowhere_cost_only_themselves() {
         "{text}"
     );
 }
+
+#[test]
+fn a_lock_file_that_is_a_fifo_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let private = dir.path().join("out/.casparian");
+    std::fs::create_dir_all(&private).unwrap();
+    let made = std::process::Command::new("mkfifo")
+        .arg(private.join("run.lock"))
+        .status();
+    assert!(made.unwrap().success());
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, "class Handler: pass\n").unwrap();
+    let mut command = program("casparian");
+    command.arg("run").arg(&plugin).arg(&plugin).arg("--output");
+    let output = output(command.arg(dir.path().join("out")));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("run.lock"), "{}", stderr(&output));
+}

@@ -44,7 +44,7 @@ impl Scene {
             [1]
         );
         // A lease for the time without the sentinel.
-        let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "60"]);
+        let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "15"]);
         let mut worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
         until("the plugin runs", || {
             scene.dir.path().join("in.started").exists().then_some(())
