@@ -223,7 +223,7 @@ pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Bytes of a log record's message: what it contains comes from others, and a disk holds it for
 /// long.
 pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
-/// Octets that are written to stderr at a time: a pipe that polls as writable takes so many
+/// Bytes that are written to stderr at a time: a pipe that polls as writable takes so many
 /// (PIPE_BUF) without a wait.
 pub const STDERR_PART_SIZE: usize = 4 << 10;
 /// Wait of a program's last line for whoever reads stderr.

@@ -29,8 +29,8 @@ pub(super) fn start(level: &str) {
         builder.write_style(WriteStyle::Always);
     }
     let started = builder
-        .target(Target::Pipe(Box::new(Lines::new(|octets: &[u8]| {
-            stderr::write(octets, Duration::ZERO)
+        .target(Target::Pipe(Box::new(Lines::new(|bytes: &[u8]| {
+            stderr::write(bytes, Duration::ZERO)
         }))))
         .format(move |formatter, record| {
             let message = Message::new(*record.args());
@@ -58,7 +58,7 @@ fn is_coloured() -> bool {
         && variable("TERM").is_some_and(|terminal| terminal != "dumb")
 }
 
-/// Log lines on their way to where `take` puts them: it gives how many octets it took.
+/// Log lines on their way to where `take` puts them: it gives how many bytes it took.
 struct Lines<T> {
     take: T,
     dropped: u64,
@@ -76,9 +76,9 @@ impl<T: FnMut(&[u8]) -> usize> Lines<T> {
     }
 
     /// True when all of it was taken.
-    fn put(&mut self, octets: &[u8]) -> bool {
-        let taken = (self.take)(octets);
-        let whole = taken >= octets.len();
+    fn put(&mut self, bytes: &[u8]) -> bool {
+        let taken = (self.take)(bytes);
+        let whole = taken >= bytes.len();
         self.torn = !whole && (self.torn || taken > 0);
         whole
     }
@@ -165,8 +165,8 @@ mod tests {
         use std::io::Write as _;
         let taken = std::cell::RefCell::new(Vec::new());
         let room = std::cell::Cell::new(10);
-        let mut lines = Lines::new(|octets: &[u8]| {
-            let part = octets.get(..room.get()).unwrap_or(octets);
+        let mut lines = Lines::new(|bytes: &[u8]| {
+            let part = bytes.get(..room.get()).unwrap_or(bytes);
             room.set(room.get() - part.len());
             taken.borrow_mut().extend_from_slice(part);
             part.len()

@@ -106,11 +106,11 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         .filter(|stem| !stem.is_empty() && stem.len() <= 100)
         .ok_or_else(|| fail(&"its name is not usable"))?
         .to_owned();
-    let mut octets = Vec::new();
+    let mut bytes = Vec::new();
     open_file(path)
-        .and_then(|mut file| file.read_to_end(&mut octets))
+        .and_then(|mut file| file.read_to_end(&mut bytes))
         .map_err(|error| fail(&error))?;
-    let source = String::from_utf8(octets).map_err(|_| fail(&"it is not UTF-8 text"))?;
+    let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text"))?;
     Ok(PluginFile { name, source })
 }
 

@@ -24,10 +24,10 @@ pub(super) fn tell_last(line: impl std::fmt::Display) {
 /// Writes as much as is taken without a wait of more than `wait` for a part; gives how much.
 ///
 /// The lock of [`io::stderr`] is not taken: a thread that waits for its reader may hold it.
-pub(super) fn write(octets: &[u8], wait: Duration) -> usize {
+pub(super) fn write(bytes: &[u8], wait: Duration) -> usize {
     let stderr = io::stderr();
     let mut written = 0;
-    for part in octets.chunks(limits::STDERR_PART_SIZE) {
+    for part in bytes.chunks(limits::STDERR_PART_SIZE) {
         if !is_writable(&stderr, wait) {
             break;
         }

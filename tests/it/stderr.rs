@@ -125,7 +125,7 @@ fn a_stderr_that_takes_nothing_changes_no_end() {
     }
 }
 
-/// Runs one of our programs under `ulimit -f`, which counts blocks of 512 or 1024 octets.
+/// Runs one of our programs under `ulimit -f`, which counts blocks of 512 or 1024 bytes.
 fn limited(name: &str, blocks: u32) -> Command {
     let program = program(name);
     let mut shell = Command::new("sh");
@@ -195,10 +195,10 @@ fn a_sentinel_whose_database_may_not_grow_says_so_and_goes_on_later() {
 }
 
 /// Sets how large files may become that a running program writes.
-fn limit_files(program: &Background, octets: Option<u64>) {
+fn limit_files(program: &Background, bytes: Option<u64>) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(program.pid()).unwrap());
     let limit = rustix::process::Rlimit {
-        current: octets,
+        current: bytes,
         maximum: None,
     };
     rustix::process::prlimit(pid, rustix::process::Resource::Fsize, limit).unwrap();

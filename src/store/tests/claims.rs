@@ -123,7 +123,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
         assert_eq!(got, want, "{is_idle} {limit}");
     }
     drop(turn);
-    // Behind a job of higher rank it is not taken in the same breath.
+    // Behind a job of higher rank it waits until the worker is idle.
     scene.sql(&format!(
         "UPDATE cf_processing_queue SET priority = 9 WHERE id = {}",
         ids[5]
