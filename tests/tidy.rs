@@ -155,6 +155,14 @@ fn no_async_runtime_is_in_the_tree() {
 }
 
 #[test]
+fn every_known_fault_of_the_simulation_can_be_put_back() {
+    let script = root().join("tests/simulation/mutants.py");
+    let mut python = std::process::Command::new("python3");
+    let output = python.arg(script).arg("--check").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
 fn every_fuzz_target_has_seeds_a_dictionary_and_a_place_in_the_list() {
     let fuzz = root().join("fuzz");
     let list = fs::read_to_string(fuzz.join("src/lib.rs")).unwrap();

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::Attempt;
 
+/// The metric of a receipt whose attempt was barred: the number up to which attempts of the job
+/// are. Where the database knows of no attempt with that number, a copy of it has set the bar, or
+/// it was restored from a backup.
+pub const BARRED_BY: &str = "barred_by";
+
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobStatus {
@@ -117,6 +122,17 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    /// The number to go on from when `attempt`, the last one, was barred; none when it was not, or
+    /// the number cannot be one of this job.
+    pub fn barred_by(&self, attempt: Attempt) -> Option<i64> {
+        let by = *self.metrics.get(BARRED_BY)?;
+        let barring = Attempt::new(attempt.job_id, by);
+        let is_possible = by >= attempt.number
+            && barring.incarnation() == attempt.incarnation()
+            && barring.ordinal() < i64::from(u32::MAX);
+        (self.status == JobStatus::Failed && is_possible).then_some(by)
+    }
+
     /// A failure with its cause.
     pub fn failed(attempt: Attempt, cause: Cause, message: impl Into<String>) -> Self {
         Receipt {

@@ -55,23 +55,32 @@ impl Root {
         Ok(())
     }
 
-    pub(super) fn is_barred(&self, database: &str, attempt: Attempt) -> Result<bool, Error> {
+    /// The highest attempt up to which the job's attempts are barred, when the given one is among
+    /// them.
+    pub(super) fn barred_by(&self, database: &str, attempt: Attempt) -> Result<Option<i64>, Error> {
         let folder = self.bars(database, attempt.job_id);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(error) if is_absent(&error) => return Ok(false),
+            Err(error) if is_absent(&error) => return Ok(None),
             Err(error) => return Err(Error::io(&folder, error)),
         };
+        let mut highest = None;
         for entry in entries {
             let name = entry
                 .map_err(|error| Error::io(&folder, error))?
                 .file_name();
             let number = name.to_str().and_then(|name| name.parse::<i64>().ok());
-            if number.is_some_and(|number| number >= attempt.number) {
-                return Ok(true);
-            }
+            highest = highest.max(number.filter(|number| *number >= attempt.number));
         }
-        Ok(false)
+        Ok(highest)
+    }
+
+    /// An error when the attempt is barred.
+    pub(super) fn check_bar(&self, database: &str, attempt: Attempt) -> Result<(), Error> {
+        match self.barred_by(database, attempt)? {
+            Some(by) => Err(Error::Barred { attempt, by }),
+            None => Ok(()),
+        }
     }
 
     fn bars(&self, database: &str, job_id: i64) -> PathBuf {

@@ -72,6 +72,8 @@ pub enum Error {
     Barred {
         /// The attempt that is refused.
         attempt: Attempt,
+        /// The number up to which attempts of the job are barred, where it is known.
+        by: i64,
     },
     /// A record of published output cannot be read.
     Record {
@@ -190,7 +192,7 @@ impl fmt::Display for Error {
                  `casparian init --new-identity DB` gives it an identity of its own",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
-            Error::Barred { attempt } => {
+            Error::Barred { attempt, .. } => {
                 write!(
                     f,
                     "{attempt} may not publish any more: a later attempt replaces it"
@@ -267,6 +269,14 @@ impl Error {
             | Error::Locked { .. }
             | Error::Io { .. } => Cause::Worker,
             Error::Sqlite { cause, .. } => *cause,
+        }
+    }
+
+    /// The number up to which attempts of the job are barred, when that is the reason.
+    pub fn barred_by(&self) -> Option<i64> {
+        match self {
+            Error::Barred { by, .. } => Some(*by),
+            _ => None,
         }
     }
 

@@ -299,9 +299,11 @@ impl Folder {
     pub(super) fn gone(&self) -> Error {
         let now = self.path.parent().map(place);
         match (now, self.root.is_dir()) {
-            (Some(Ok(now)), _) if now == self.staging => Error::Barred {
-                attempt: self.name.attempt,
-            },
+            (Some(Ok(now)), _) if now == self.staging => {
+                let attempt = self.name.attempt;
+                let by = attempt.number;
+                Error::Barred { attempt, by }
+            }
             (_, is_replaced) => Error::RootGone {
                 path: self.root.clone(),
                 is_replaced,

@@ -226,10 +226,8 @@ impl Staged {
 
     fn check_bar(&self) -> Result<(), Error> {
         let name = &self.folder.name;
-        if name.is_numbered() && self.root.is_barred(&name.database, name.attempt)? {
-            return Err(Error::Barred {
-                attempt: name.attempt,
-            });
+        if name.is_numbered() {
+            self.root.check_bar(&name.database, name.attempt)?;
         }
         self.check_folder()
     }

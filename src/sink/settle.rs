@@ -48,7 +48,7 @@ impl Root {
     ///
     /// It stands as well, whatever `keep` says, where it took the place of output with a receipt:
     /// what was there before cannot be had again. Output of another copy of the database is left
-    /// as it is.
+    /// as it is. A settlement that is barred changes nothing: a later one is needed.
     pub fn settle(&self, settlement: &Settlement) -> Result<Option<(i64, Vec<Artifact>)>, Error> {
         let name = Name::numbered(&settlement.database, settlement.attempt)?;
         self.ensure()?;
@@ -56,6 +56,7 @@ impl Root {
         let mut before = name.attempt;
         before.number -= 1;
         self.bar(&name.database, before)?;
+        self.check_bar(&name.database, name.attempt)?;
         let history = &settlement.history;
         let is_silent = |record: &Record| {
             record.attempt > history.completed()
@@ -91,7 +92,8 @@ impl Root {
             return Ok(Vec::new());
         };
         // An attempt later than this one is in charge.
-        if self.is_barred(&name.database, name.attempt)? || record.attempt > name.attempt.number {
+        let is_barred = self.barred_by(&name.database, name.attempt)?.is_some();
+        if is_barred || record.attempt > name.attempt.number {
             return Ok(Vec::new());
         }
         // Of another copy of the database, of an attempt with a receipt, or without a way back.

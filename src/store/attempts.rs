@@ -52,7 +52,7 @@ pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, p
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
 
-/// The end itself. A NULL in ?7 keeps `published`.
+/// The end itself. A NULL in ?7 keeps `published`, and one in ?17 the attempt.
 pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
@@ -62,7 +62,8 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      worker_id = iif(?2 IN ('COMPLETED', 'FAILED'), worker_id, NULL), \
      worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
      worker_pid = iif(?2 IN ('COMPLETED', 'FAILED'), worker_pid, NULL), \
-     claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL) \
+     claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL), \
+     attempt = coalesce(?17, attempt), attempt_key = iif(?17 IS NULL, attempt_key, NULL) \
      WHERE id = ?1 AND status = 'RUNNING'";
 
 /// The row of an ended attempt.
@@ -212,7 +213,16 @@ impl Turn<'_> {
         let retried = failures.lost.saturating_add(failures.infra);
         let retried = retried.saturating_add(failures.shared);
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
-        let reason = match end.reason {
+        let attempt = Attempt::new(attempt.job_id, held.attempt);
+        let barred_by = end.receipt.and_then(|receipt| receipt.barred_by(attempt));
+        let foreign = barred_by.map(|by| {
+            format!(
+                "attempt {} of another copy of this database has barred {attempt}; the next one \
+                 counts from there",
+                Attempt::new(attempt.job_id, by).ordinal()
+            )
+        });
+        let reason = match foreign.as_deref().or(end.reason) {
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
         };
@@ -245,10 +255,7 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
-            _ => {
-                let attempt = Attempt::new(attempt.job_id, held.attempt);
-                self.is_unsettled(attempt, end.cause)?
-            }
+            _ => self.is_unsettled(attempt, end.cause)?,
         };
         let mut statement = self.transaction.prepare_cached(END)?;
         let changed = allowed(statement.execute(params![
@@ -268,6 +275,7 @@ impl Turn<'_> {
             boot_id,
             failures.shared,
             unsettled,
+            barred_by,
         ]))?;
         if changed != Some(1) {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");

@@ -101,6 +101,13 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9 \
      WHERE id = ?1 AND status = 'QUEUED'";
 
+/// The last attempt of a row, where another program has removed it from the history: the record of
+/// its output names its key.
+pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
+     (job_id, attempt, status, attempt_key) SELECT id, attempt, 'TAKEN', attempt_key \
+     FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
+     AND attempt_key IS NOT NULL";
+
 /// The attempts of a job before one.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
      FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt";
@@ -239,6 +246,11 @@ impl Turn<'_> {
         resolved: Resolved,
         now_ms: i64,
     ) -> Result<Option<Job>, Error> {
+        let attempt = Attempt::new(job_id, resolved.attempt);
+        if attempt.ordinal() > 1 {
+            let mut statement = self.transaction.prepare_cached(REMEMBER)?;
+            allowed(statement.execute([job_id]))?;
+        }
         let mut statement = self.transaction.prepare_cached(TAKE)?;
         let taken = allowed(statement.execute(params![
             job_id,
@@ -254,7 +266,6 @@ impl Turn<'_> {
         if taken != Some(1) {
             return Ok(None);
         }
-        let attempt = Attempt::new(job_id, resolved.attempt);
         Ok(Some(Job {
             attempt,
             history: self.history(attempt)?,

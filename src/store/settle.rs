@@ -80,9 +80,10 @@ impl Turn<'_> {
         };
         let attempt = Attempt::new(job_id, number.saturating_add(1));
         let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET attempt = ?2 WHERE id = ?1 AND unsettled = 1",
+            "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
+             WHERE id = ?1 AND unsettled = 1",
         )?;
-        if allowed(statement.execute(params![job_id, attempt.number]))? != Some(1) {
+        if allowed(statement.execute(params![job_id, attempt.number, self.key]))? != Some(1) {
             return Ok(None);
         }
         let mut statement = self.transaction.prepare_cached(
@@ -102,7 +103,8 @@ impl Turn<'_> {
 
     /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was
     /// the last to publish. A job that failed because it was lost is COMPLETED by it. Gives
-    /// whether it is; a settlement that failed, or is not the last one, changes nothing.
+    /// whether it is; a settlement that failed, or is not the last one, changes nothing, but that
+    /// the next one counts from above the attempt that has barred it.
     pub fn settle(
         &mut self,
         attempt: Attempt,
@@ -110,6 +112,13 @@ impl Turn<'_> {
         now: &Now,
     ) -> Result<bool, Error> {
         if receipt.status != JobStatus::Success {
+            if let Some(by) = receipt.barred_by(attempt) {
+                let mut statement = self.transaction.prepare_cached(
+                    "UPDATE cf_processing_queue SET attempt = ?3, attempt_key = NULL \
+                     WHERE id = ?1 AND attempt = ?2 AND unsettled = 1",
+                )?;
+                allowed(statement.execute(params![attempt.job_id, attempt.number, by]))?;
+            }
             return Ok(false);
         }
         let mut statement = self.transaction.prepare_cached(

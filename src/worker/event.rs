@@ -18,7 +18,7 @@ pub(super) enum ThreadEvent {
     /// A job's output is settled, or could not be.
     Settled {
         attempt: Attempt,
-        result: Result<Standing, String>,
+        result: Result<Standing, Failure>,
     },
     /// The worker has tested itself.
     SelfTest(Result<(), String>),

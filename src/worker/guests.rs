@@ -249,15 +249,7 @@ impl Worker {
                             writer.retry();
                         }
                     }
-                    Report::Failed {
-                        cause,
-                        message,
-                        is_contention,
-                    } => {
-                        let mut failure = Failure::new(cause, message);
-                        failure.is_contention = is_contention;
-                        run.slot.handle_output_failed(failure);
-                    }
+                    Report::Failed(failure) => run.slot.handle_output_failed(failure),
                     Report::Staged => run.slot.handle_staged(),
                     Report::NotGranted => run.slot.handle_not_granted(),
                     Report::Published(artifacts) => {

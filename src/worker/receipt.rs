@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::job::Run;
 use super::slot::Failure;
-use crate::job::{JobStatus, Receipt, text};
+use crate::job::{BARRED_BY, JobStatus, Receipt, text};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::Artifact;
@@ -35,13 +35,16 @@ impl Run {
     /// The receipt.
     pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
         let (log, summary) = self.log();
+        let mut metrics = self.metrics(&summary, now);
+        let barred_by = failure.and_then(|failure| failure.barred_by);
+        metrics.extend(barred_by.map(|by| (BARRED_BY.to_owned(), by)));
         Receipt {
             status: if failure.is_some() {
                 JobStatus::Failed
             } else {
                 JobStatus::Success
             },
-            metrics: self.metrics(&summary, now),
+            metrics,
             artifacts: self.artifacts.iter().map(described).collect(),
             error_message: failure.map(|failure| self.describe(failure)),
             cause: failure.map(|failure| failure.cause),

@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 use super::event::ThreadEvent;
 use super::receipt;
 use super::serve::Worker;
-use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
+use super::slot::Failure;
+use crate::job::{Attempt, BARRED_BY, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
 use crate::sink::Artifact;
 
@@ -46,7 +47,7 @@ impl Worker {
         let started = std::thread::Builder::new()
             .name("settlement".to_owned())
             .spawn(move || {
-                let result = root.settle(&settlement).map_err(|error| error.to_string());
+                let result = root.settle(&settlement).map_err(Failure::from);
                 // The loop ends only when the whole worker stops.
                 if events
                     .send(ThreadEvent::Settled { attempt, result })
@@ -58,23 +59,33 @@ impl Worker {
             });
         match started {
             Ok(_) => self.settlements.is_running = true,
-            Err(error) => self.owe_settlement(attempt, Err(error.to_string())),
+            Err(error) => {
+                let failure = Failure::new(Cause::Worker, error.to_string());
+                self.owe_settlement(attempt, Err(failure));
+            }
         }
     }
 
     /// A settlement is over.
-    pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<Standing, String>) {
+    pub(super) fn handle_settled(&mut self, attempt: Attempt, result: Result<Standing, Failure>) {
         self.settlements.is_running = false;
         self.owe_settlement(attempt, result);
         self.settle_next();
     }
 
-    fn owe_settlement(&mut self, attempt: Attempt, result: Result<Standing, String>) {
+    fn owe_settlement(&mut self, attempt: Attempt, result: Result<Standing, Failure>) {
         let receipt = match result {
             Ok(standing) => settled(attempt, standing),
-            Err(reason) => {
-                log::warn!("job {}: cannot settle its output: {reason}", attempt.job_id);
-                Receipt::failed(attempt, Cause::Worker, reason)
+            Err(failure) => {
+                let Failure { message, .. } = failure;
+                log::warn!(
+                    "job {}: cannot settle its output: {message}",
+                    attempt.job_id
+                );
+                let mut receipt = Receipt::failed(attempt, Cause::Worker, message);
+                let barred_by = failure.barred_by.map(|by| (BARRED_BY.to_owned(), by));
+                receipt.metrics.extend(barred_by);
+                receipt
             }
         };
         self.report(attempt, true, receipt);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::buffer::Buffer;
 
 use super::permit::Permit;
+use super::slot::Failure;
 use crate::guest::bridge;
 use crate::job::{Attempt, Cause, Job};
 use crate::reactor::BootTime;
@@ -28,14 +29,7 @@ pub(super) enum Report {
     /// It can take a frame again, after it could not.
     Room,
     /// It is over: the output could not be written and is removed.
-    Failed {
-        /// Whose fault it is.
-        cause: Cause,
-        /// Why.
-        message: String,
-        /// Others hold what is needed: it says nothing about the worker.
-        is_contention: bool,
-    },
+    Failed(Failure),
     /// All output is complete on disk.
     Staged,
     /// Nothing was published, because the lease had run out; the output is staged as before.
@@ -51,7 +45,7 @@ impl Report {
     pub(super) fn is_last(&self) -> bool {
         match self {
             Report::Room | Report::Staged | Report::NotGranted => false,
-            Report::Failed { .. } | Report::Published(_) | Report::Discarded => true,
+            Report::Failed(_) | Report::Published(_) | Report::Discarded => true,
         }
     }
 }
@@ -128,10 +122,9 @@ impl Writer {
             .name(format!("writer-{}", address.serial))
             .spawn(move || {
                 let run = || task.run();
-                let report = sink::quiet_panics(run).unwrap_or_else(|panic| Report::Failed {
-                    cause: Cause::Plugin,
-                    message: format!("the plugin's data cannot be written: {panic}"),
-                    is_contention: false,
+                let report = sink::quiet_panics(run).unwrap_or_else(|panic| {
+                    let message = format!("the plugin's data cannot be written: {panic}");
+                    Report::Failed(Failure::new(Cause::Plugin, message))
                 });
                 drop(task);
                 address.report(report);
@@ -216,11 +209,8 @@ impl Task {
     /// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
     /// receipts describe it.
     fn run(&self) -> Report {
-        let report = self.write().unwrap_or_else(|error| Report::Failed {
-            cause: error.cause(),
-            message: error.to_string(),
-            is_contention: error.is_contention(),
-        });
+        let report = self.write();
+        let report = report.unwrap_or_else(|error| Report::Failed(error.into()));
         // The receipt of an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed
@@ -247,11 +237,8 @@ impl Task {
                     let decoded = match bridge::decode(frame) {
                         Ok(decoded) => decoded,
                         Err(error) => {
-                            return Ok(Report::Failed {
-                                cause: Cause::Plugin,
-                                message: error.to_string(),
-                                is_contention: false,
-                            });
+                            let failure = Failure::new(Cause::Plugin, error.to_string());
+                            return Ok(Report::Failed(failure));
                         }
                     };
                     for batch in &decoded.batches {

@@ -140,3 +140,39 @@ fn a_job_that_runs_again_replaces_its_output() {
     );
     assert_eq!(scene.rows(), Some(3));
 }
+
+#[test]
+fn what_a_copy_of_the_database_tried_does_not_keep_the_original_from_publishing() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        if os.path.exists(path + '.bad'):\n            raise ValueError('bad')\n        yield pa.table({'x': [1]})\n";
+    let database = database_with(dir.path(), "p", plugin);
+    let input = dir.path().join("in");
+    std::fs::write(&input, "in").unwrap();
+    submit(&database, "p", std::slice::from_ref(&input));
+    let copy = dir.path().join("copy.db");
+    let original = rusqlite::Connection::open(&database).unwrap();
+    let text = copy.to_str().unwrap();
+    original.execute("VACUUM INTO ?1", [text]).unwrap();
+    let out = dir.path().join("out");
+    let bad = dir.path().join("in.bad");
+    std::fs::write(&bad, "").unwrap();
+    {
+        let (_sentinel, endpoint) = sentinel(&copy, &[]);
+        let _worker = worker(&endpoint, &out, &[]);
+        let copy_sql = rusqlite::Connection::open(&copy).unwrap();
+        for _ in 0..8 {
+            assert_eq!(ended(&copy, 1)["status"], "FAILED");
+            let again = "UPDATE cf_processing_queue SET status = 'QUEUED'";
+            copy_sql.execute_batch(again).unwrap();
+        }
+        assert_eq!(ended(&copy, 1)["status"], "FAILED");
+    }
+    std::fs::remove_file(&bad).unwrap();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &out, &[]);
+    let done = ended(&database, 1);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(visible_files(&out).len(), 1);
+    let barred = done["attempts"][0]["error"].as_str().unwrap();
+    assert!(barred.contains("another copy of this database"), "{done}");
+}

@@ -58,9 +58,10 @@ impl Storage {
             .retain(|other| other.job_id != attempt.job_id || other.number > attempt.number);
     }
 
-    pub(crate) fn is_barred(&self, attempt: Attempt) -> bool {
-        let barred = self.barred.get(&attempt.job_id);
-        barred.is_some_and(|barred| *barred >= attempt.number)
+    /// The number up to which attempts are barred, when the given one is among them.
+    pub(crate) fn barred_by(&self, attempt: Attempt) -> Option<i64> {
+        let barred = self.barred.get(&attempt.job_id).copied();
+        barred.filter(|barred| *barred >= attempt.number)
     }
 
     /// True when another job has output in the sink of mode `error`.

@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use casparian::guest::Exit;
-use casparian::job::{Attempt, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement};
+use casparian::job::{
+    Attempt, BARRED_BY, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement,
+};
 use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
 use casparian::reactor::BootTime;
 use casparian::worker::leases::Leases;
@@ -285,8 +287,9 @@ impl Worker {
             return;
         }
         storage.move_folders(before);
-        if storage.is_barred(attempt) {
-            let receipt = Receipt::failed(attempt, Cause::Worker, "barred");
+        if let Some(by) = storage.barred_by(attempt) {
+            let mut receipt = Receipt::failed(attempt, Cause::Worker, "barred");
+            receipt.metrics.insert(BARRED_BY.to_owned(), by);
             return self.leases.owe(attempt, receipt);
         }
         let standing = storage.settle(&settlement);
@@ -367,10 +370,13 @@ impl Worker {
                 } else {
                     Cause::Worker
                 };
-                if storage.is_barred(attempt) || is_taken {
+                let barred_by = storage.barred_by(attempt);
+                if barred_by.is_some() || is_taken {
                     storage.remove_folder(attempt);
-                    run.slot
-                        .handle_output_failed(Failure::new(barred, "barred or taken"));
+                    run.slot.handle_output_failed(Failure {
+                        barred_by,
+                        ..Failure::new(barred, "barred or taken")
+                    });
                     return self.act(run, false, now, storage);
                 }
             }
@@ -417,7 +423,12 @@ impl Worker {
             return self.leases.forget(attempt);
         }
         let receipt = match failure {
-            Some(failure) => Receipt::failed(attempt, failure.cause, failure.message),
+            Some(failure) => {
+                let mut receipt = Receipt::failed(attempt, failure.cause, failure.message);
+                let barred_by = failure.barred_by.map(|by| (BARRED_BY.to_owned(), by));
+                receipt.metrics.extend(barred_by);
+                receipt
+            }
             None => Receipt {
                 status: JobStatus::Success,
                 attempt: Some(attempt.number),

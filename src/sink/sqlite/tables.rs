@@ -275,7 +275,7 @@ fn make_room(
         .map_err(fail)?;
     match last {
         Some(last) if run.is_numbered() && last > attempt.number => {
-            return Err(Error::Barred { attempt });
+            return Err(Error::Barred { attempt, by: last });
         }
         Some(recorded) if run.is_numbered() && recorded == attempt.number => {
             return Err(Error::Copied { attempt, recorded });

@@ -244,3 +244,28 @@ fn an_attempt_that_replaced_output_with_a_receipt_stands_whole() {
         assert_eq!(values(&fixture.path(&name)), [3], "{name}");
     }
 }
+
+#[test]
+fn what_a_copy_has_barred_names_the_number_to_go_on_from() {
+    let fixture = Fixture::new();
+    // Attempt 9 of the copy bars those before, and fails.
+    let copy = job_of(9, with_key(6, history(0, &[])), &["a"]);
+    fixture.root.settle_failed(&copy).unwrap();
+    let original = |number| job_of(number, with_key(5, history(0, &[])), &["a"]);
+    let other = open(fixture.dir.path());
+    for number in [1, 8] {
+        let error = publish(&other, &original(number), &[1]).unwrap_err();
+        assert_eq!(error.barred_by(), Some(8), "{error}");
+        let settlement = Settlement {
+            attempt: Attempt::new(7, number),
+            database: A.to_owned(),
+            previous: Vec::new(),
+            history: History::default(),
+            keep: true,
+        };
+        let error = other.settle(&settlement).unwrap_err();
+        assert_eq!(error.barred_by(), Some(8), "{error}");
+    }
+    publish(&other, &original(9), &[1]).unwrap();
+    assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
+}

@@ -18,6 +18,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (holds::HELD_QUERY, vec![number(1), number(1), text("w")]),
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
+        (claim::REMEMBER, vec![number(150)]),
         (claim::TAKE, {
             let mut values = vec![Value::Null; 9];
             (values[0], values[7]) = (number(150), number(1));
@@ -29,7 +30,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ),
         (attempts::HELD_QUERY, vec![number(1), text("w"), number(1)]),
         (attempts::END, {
-            let mut values = vec![Value::Null; 16];
+            let mut values = vec![Value::Null; 17];
             (values[0], values[1]) = (number(1), text("COMPLETED"));
             values
         }),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::{SETTLED_ATTEMPT, Settlement};
+use crate::job::{BARRED_BY, SETTLED_ATTEMPT, Settlement};
 
 impl Scene {
     fn unsettled(&self) -> Vec<i64> {
@@ -258,4 +258,94 @@ fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
         [(1, one, Unknown), (2, two, Completed), (3, two, Unknown)]
     );
     assert_eq!(last.history.completed(), 2);
+}
+
+#[test]
+fn a_number_that_is_barred_by_a_copy_is_passed_over() {
+    let last = i64::from(u32::MAX);
+    // (number of the bar, the next attempt)
+    for (by, next) in [
+        (1, 2),
+        (5, 6),
+        (last - 1, last),
+        // No number of this job.
+        (0, 2),
+        (-3, 2),
+        (last, 2),
+        (last + 2, 2),
+        (i64::MAX, 2),
+    ] {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        let first = scene.claim(&["p"], 1).jobs.remove(0);
+        let mut receipt = failure(Some(Cause::Lost), "barred");
+        receipt.metrics.insert(BARRED_BY.to_owned(), by);
+        assert_eq!(scene.report("w", first.attempt, &receipt, 0), Ended::Queued);
+        let message = scene.inspect(id).attempts[0].error_message.clone();
+        let is_passed = message.is_some_and(|message| message.contains("another copy"));
+        assert_eq!(is_passed, next > 2 || by == 1, "{by}");
+        // The row of the barred attempt may go, its key is not that of the number passed over.
+        scene.sql("DELETE FROM cf_job_attempt");
+        let second = scene.claim(&["p"], 1).jobs.remove(0);
+        assert_eq!(second.attempt, Attempt::new(id, next), "{by}");
+        let keys = second.history.past.iter().map(|past| past.number);
+        assert_eq!(
+            keys.collect::<Vec<_>>(),
+            if is_passed { vec![] } else { vec![1] }
+        );
+    }
+}
+
+#[test]
+fn a_settlement_that_a_copy_has_barred_is_followed_by_one_that_is_not() {
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.release(first, 0);
+    let (settlement, _) = scene.take_settlement(id).unwrap();
+    let mut receipt = failure(Some(Cause::Worker), "barred");
+    receipt.metrics.insert(BARRED_BY.to_owned(), 9);
+    assert!(!scene.settle(settlement.attempt, &receipt));
+    let (again, _) = scene.take_settlement(id).unwrap();
+    assert_eq!(again.attempt.number, 10);
+    // One that is not the last any more changes nothing.
+    receipt.metrics.insert(BARRED_BY.to_owned(), 70);
+    assert!(!scene.settle(settlement.attempt, &receipt));
+    assert_eq!(scene.take_settlement(id).unwrap().0.attempt.number, 11);
+}
+
+#[test]
+fn the_last_attempt_is_known_without_the_history() {
+    for settled in [false, true] {
+        let mut scene = Scene::new();
+        scene.no_retries();
+        let id = scene.enqueue("p", 0);
+        let first = scene.claim(&["p"], 1).jobs.remove(0);
+        let mut last = (1, first.history.key);
+        if settled {
+            scene.release(first.attempt, 0);
+            let (settlement, _) = scene.take_settlement(id).unwrap();
+            last = (2, settlement.history.key);
+            scene.settle(settlement.attempt, &success(&[]));
+        } else {
+            scene.report("w", first.attempt, &success(&["file:///o"]), 0);
+        }
+        let path = scene.path();
+        scene.store = Store::open(&path, Open::Existing).unwrap();
+        for number in [last.0 + 1, last.0 + 2] {
+            scene.set_status(id, "QUEUED");
+            if number == last.0 + 1 {
+                scene.sql("DELETE FROM cf_job_attempt");
+            }
+            let next = scene.claim(&["p"], 1).jobs.remove(0);
+            assert_eq!(next.attempt.number, number);
+            let known = next
+                .history
+                .past
+                .first()
+                .map(|past| (past.number, past.key));
+            assert_eq!(known, Some(last), "{settled}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::guest::Exit;
 use crate::job::Cause;
+use crate::sink;
 
 /// Why a job failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub struct Failure {
     pub is_innocent: bool,
     /// Others hold what the job needs: it counts, and says nothing about the worker.
     pub is_contention: bool,
+    /// The number up to which attempts of the job are barred, when that is the reason.
+    pub barred_by: Option<i64>,
 }
 
 impl Failure {
@@ -27,6 +30,17 @@ impl Failure {
             exit: None,
             is_innocent: false,
             is_contention: false,
+            barred_by: None,
+        }
+    }
+}
+
+impl From<sink::Error> for Failure {
+    fn from(error: sink::Error) -> Self {
+        Failure {
+            is_contention: error.is_contention(),
+            barred_by: error.barred_by(),
+            ..Failure::new(error.cause(), error.to_string())
         }
     }
 }
