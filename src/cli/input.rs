@@ -1,6 +1,8 @@
 //! Which files a command line means: files, folders and globs.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use globset::{Glob, GlobMatcher};
@@ -32,24 +34,32 @@ pub(crate) struct Found {
     pub(crate) files: Vec<Input>,
     /// What could not be used below folders.
     pub(crate) left_out: Vec<LeftOut>,
-    /// Lines about links to folders above them, whose files are found there.
+    /// Lines about what is passed over: links to folders above them, whose files are found there,
+    /// links that lead out of the folder, and what is neither file nor folder.
     pub(crate) warnings: Vec<String>,
+}
+
+/// Which entries of folders are meant.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Choice<'a> {
+    /// Only files whose names match.
+    pub(crate) pattern: Option<&'a str>,
+    /// A folder that is passed over.
+    pub(crate) skip: Option<&'a Path>,
+    /// Symbolic links that lead out of the folder that was given are followed.
+    pub(crate) follow: bool,
 }
 
 /// The files that `inputs` mean.
 ///
-/// A folder means every file below it whose name matches `pattern` (hidden ones and those in
-/// `skip` left out); a glob (`*`, `?`, `[`, `{`) means every file whose path matches; anything
-/// else must be a file. One that means nothing is an error: it is most likely a typing mistake.
-pub(crate) fn collect(
-    inputs: &[OsString],
-    pattern: Option<&str>,
-    skip: Option<&Path>,
-) -> Result<Found, String> {
-    let pattern = pattern.map(glob).transpose()?;
+/// A folder means every file below it that is chosen (hidden ones left out); a glob (`*`, `?`,
+/// `[`, `{`) means every file whose path matches; anything else must be a file. One that means
+/// nothing is an error: it is most likely a typing mistake.
+pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
+    let pattern = choice.pattern.map(glob).transpose()?;
     let mut found = Found::default();
     for input in inputs {
-        collect_one(Path::new(input), pattern.as_ref(), skip, &mut found)?;
+        collect_one(Path::new(input), pattern.as_ref(), choice, &mut found)?;
     }
     // Of several roots the highest sorts first and stays.
     found.files.sort();
@@ -66,7 +76,7 @@ pub(crate) fn collect(
 fn collect_one(
     input: &Path,
     pattern: Option<&GlobMatcher>,
-    skip: Option<&Path>,
+    choice: Choice<'_>,
     found: &mut Found,
 ) -> Result<(), String> {
     let wanted = |path: &Path| match (pattern, path.file_name()) {
@@ -74,9 +84,10 @@ fn collect_one(
         _ => true,
     };
     let before = found.left_out.len();
+    let warned = found.warnings.len();
     let (files, folder) = match std::fs::metadata(input) {
         Ok(kind) if kind.is_dir() => {
-            let files = walk(input, skip, &wanted, found)?;
+            let files = walk(input, choice, &wanted, found)?;
             (files, Some(input.to_path_buf()))
         }
         // A file that is named is meant, whatever the pattern.
@@ -101,7 +112,7 @@ fn collect_one(
             match base.exists() {
                 true => {
                     let wanted = |path: &Path| matcher.is_match(path) && wanted(path);
-                    let files = walk(&base, skip, &wanted, found)?;
+                    let files = walk(&base, choice, &wanted, found)?;
                     (files, Some(base))
                 }
                 false => (Vec::new(), None),
@@ -109,6 +120,10 @@ fn collect_one(
         }
     };
     if files.is_empty() && found.left_out.len() == before {
+        // Why, where it is known.
+        if let Some(line) = found.warnings.get(warned) {
+            return Err(format!("input {}: no file found ({line})", input.display()));
+        }
         return Err(match pattern {
             Some(pattern) => format!(
                 "input {}: no file in it matches {}",
@@ -186,10 +201,12 @@ fn fixed_part(text: &str) -> PathBuf {
 /// readable.
 fn walk(
     base: &Path,
-    skip: Option<&Path>,
+    choice: Choice<'_>,
     wanted: &dyn Fn(&Path) -> bool,
     found: &mut Found,
 ) -> Result<Vec<PathBuf>, String> {
+    let root = real(base).map_err(|out| out.reason)?;
+    let warnings = RefCell::new(Vec::new());
     let hidden = |entry: &walkdir::DirEntry| {
         entry.depth() > 0
             && entry
@@ -198,16 +215,34 @@ fn walk(
                 .is_some_and(|name| name.starts_with('.'))
     };
     let skipped = |entry: &walkdir::DirEntry| {
-        skip.is_some_and(|skip| {
+        choice.skip.is_some_and(|skip| {
             entry.file_type().is_dir()
                 && std::fs::canonicalize(entry.path()).is_ok_and(|path| path == skip)
         })
+    };
+    // One that leads nowhere or to itself is an error of the walk.
+    let leads_out = |entry: &walkdir::DirEntry| {
+        let target = match entry.depth() > 0 && entry.path_is_symlink() && !choice.follow {
+            true => std::fs::canonicalize(entry.path()).ok(),
+            false => None,
+        };
+        let out = target.filter(|target| !target.starts_with(&root));
+        if let Some(out) = &out
+            && (entry.file_type().is_dir() || wanted(entry.path()))
+        {
+            warnings.borrow_mut().push(format!(
+                "input {}: it leads out of the folder, to {}, and is not followed (--follow does)",
+                entry.path().display(),
+                out.display()
+            ));
+        }
+        out.is_some()
     };
     let entries = WalkDir::new(base)
         .follow_links(true)
         .sort_by_file_name()
         .into_iter()
-        .filter_entry(|entry| !hidden(entry) && !skipped(entry));
+        .filter_entry(|entry| !hidden(entry) && !skipped(entry) && !leads_out(entry));
     let mut files = Vec::new();
     for entry in entries {
         match entry {
@@ -220,14 +255,19 @@ fn walk(
                     files.push(path);
                 }
             }
-            Ok(_) => {}
+            Ok(entry) if entry.file_type().is_dir() || !wanted(entry.path()) => {}
+            Ok(entry) => {
+                let (path, kind) = (entry.path().display(), kind(entry.file_type()));
+                let line = format!("input {path}: it is {kind}, and is passed over");
+                warnings.borrow_mut().push(line);
+            }
             Err(error) => match (error.loop_ancestor(), error.io_error()) {
                 (Some(ancestor), _) => {
                     let link = error.path().unwrap_or(base).display();
                     let above = ancestor.display();
                     let line =
                         format!("input {link}: it leads back to {above} and is not followed");
-                    found.warnings.push(line);
+                    warnings.borrow_mut().push(line);
                 }
                 (None, Some(reason)) if error.depth() == 0 => {
                     return Err(format!("input {}: {reason}", base.display()));
@@ -240,7 +280,17 @@ fn walk(
             },
         }
     }
+    found.warnings.append(&mut warnings.borrow_mut());
     Ok(files)
+}
+
+/// What an entry is that is neither a file nor a folder.
+fn kind(found: std::fs::FileType) -> &'static str {
+    match found {
+        found if found.is_fifo() => "a FIFO",
+        found if found.is_socket() => "a socket",
+        _ => "a device",
+    }
 }
 
 /// An entry below a folder that cannot be used; none when it would not be used anyway: it is
@@ -288,7 +338,12 @@ mod tests {
         }
         let out = root.join("out");
         let find = |input: &str, pattern: Option<&str>| {
-            collect(&[root.join(input).into()], pattern, Some(&out)).map(|found| found.files)
+            let choice = Choice {
+                pattern,
+                skip: Some(&out),
+                follow: false,
+            };
+            collect(&[root.join(input).into()], choice).map(|found| found.files)
         };
         assert_eq!(
             names(&find("", None).unwrap()),
@@ -306,8 +361,10 @@ mod tests {
         assert_eq!(names(&find("c.txt", Some("*.csv")).unwrap()), ["c.txt"]);
         let twice = collect(
             &[root.join("a.csv").into(), root.clone().into()],
-            None,
-            Some(&out),
+            Choice {
+                skip: Some(&out),
+                ..Choice::default()
+            },
         );
         let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
@@ -319,9 +376,6 @@ mod tests {
         assert_eq!(roots(""), vec![root.clone(); 4]);
         assert_eq!(roots("**/d.csv"), std::slice::from_ref(&root));
         assert_eq!(roots("sub/d.csv"), [root.join("sub")]);
-        std::os::unix::fs::symlink(root.join("a.csv"), root.join("sub/link")).unwrap();
-        assert_eq!(roots("sub"), [root.clone(), root.join("sub")]);
-        std::fs::remove_file(root.join("sub/link")).unwrap();
         rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RWXU).unwrap();
         assert_eq!(names(&find("", Some("fifo*")).unwrap_or_default()), [""; 0]);
         for (input, pattern, want) in [
@@ -337,6 +391,70 @@ mod tests {
     }
 
     #[test]
+    fn links_out_of_the_folder_are_followed_only_when_asked() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().canonicalize().unwrap();
+        let root = dir.join("in");
+        for file in [
+            "in/a.csv",
+            "in/sub/b.csv",
+            "out/c.csv",
+            "out/d.csv",
+            "in2/e.csv",
+        ] {
+            std::fs::create_dir_all(dir.join(file).parent().unwrap()).unwrap();
+            std::fs::write(dir.join(file), "").unwrap();
+        }
+        symlink(dir.join("out/c.csv"), root.join("file.csv")).unwrap();
+        symlink("../../out", root.join("sub/folder")).unwrap();
+        // A folder whose name only begins with the root's.
+        symlink("../in2", root.join("twin")).unwrap();
+        symlink(dir.join("out/c.csv"), root.join(".hidden.csv")).unwrap();
+        symlink(dir.join("out/c.csv"), root.join("other.txt")).unwrap();
+        symlink("sub/b.csv", root.join("inside.csv")).unwrap();
+        symlink(&root, dir.join("link")).unwrap();
+        let find = |input: &str, follow| {
+            let choice = Choice {
+                pattern: Some("*.csv"),
+                skip: None,
+                follow,
+            };
+            collect(&[dir.join(input).into()], choice)
+        };
+        // The folder that is named may be a link itself.
+        for input in ["in", "link"] {
+            let found = find(input, false).unwrap();
+            assert_eq!(names(&found.files), ["a.csv", "b.csv"], "{input}");
+            assert_eq!(found.left_out, []);
+            let mut warned: Vec<&str> = Vec::new();
+            for name in ["file.csv", "sub/folder", "twin"] {
+                let path = dir.join(input).join(name);
+                let start = format!("input {}: it leads out", path.display());
+                let mut lines = found.warnings.iter();
+                warned.extend(lines.find(|line| line.starts_with(&start)).map(|_| name));
+            }
+            assert_eq!(warned.len(), 3, "{:?}", found.warnings);
+            assert_eq!(found.warnings.len(), 3, "{:?}", found.warnings);
+            let found = find(input, true).unwrap();
+            let all = ["a.csv", "b.csv", "e.csv", "c.csv", "d.csv"];
+            assert_eq!(names(&found.files), all, "{input}");
+            assert_eq!(found.warnings, [""; 0]);
+            let roots: Vec<&Path> = found.files.iter().map(|file| file.root.as_path()).collect();
+            let (two, out) = (dir.join("in2"), dir.join("out"));
+            assert_eq!(roots, [&*root, &root, &two, &out, &out]);
+        }
+        // A link that is named itself is meant, and one that is all there is says why.
+        assert_eq!(names(&find("in/file.csv", false).unwrap().files), ["c.csv"]);
+        for name in ["a.csv", "inside.csv"] {
+            std::fs::remove_file(root.join(name)).unwrap();
+        }
+        let error = find("in/*", false).unwrap_err();
+        assert!(error.contains("no file found (input"), "{error}");
+        assert!(error.contains("--follow"), "{error}");
+    }
+
+    #[test]
     fn entries_that_cannot_be_used_cost_only_themselves() {
         use std::os::unix::ffi::OsStringExt;
         use std::os::unix::fs::symlink;
@@ -348,10 +466,15 @@ mod tests {
         symlink("nowhere", root.join("broken")).unwrap();
         symlink("nowhere", root.join(".hidden")).unwrap();
         symlink("..", root.join("sub/up")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RWXU).unwrap();
         let odd = OsString::from_vec(b"odd\xff".to_vec());
         std::fs::write(root.join(odd), "").unwrap();
         let find = |name: &str, pattern| {
-            let found = collect(&[root.join(name).into()], pattern, None).unwrap();
+            let choice = Choice {
+                pattern,
+                ..Choice::default()
+            };
+            let found = collect(&[root.join(name).into()], choice).unwrap();
             let reasons = found.left_out.into_iter().map(|out| out.reason);
             (found.files.len(), reasons.collect::<Vec<_>>().join("\n"))
         };
@@ -367,9 +490,11 @@ mod tests {
             assert!(line.is_some_and(|line| line.contains(want)), "{reasons}");
         }
         assert_eq!(reasons.lines().count(), 3, "{reasons}");
-        let found = collect(&[root.clone().into()], None, None).unwrap();
+        let found = collect(&[root.clone().into()], Choice::default()).unwrap();
         let up = root.join("sub/up").display().to_string();
-        assert!(found.warnings.len() == 1 && found.warnings[0].contains(&up));
+        assert!(found.warnings.len() == 2 && found.warnings[1].contains(&up));
+        let fifo = format!("input {}: it is a FIFO", root.join("fifo").display());
+        assert!(found.warnings[0].starts_with(&fifo), "{:?}", found.warnings);
         let (count, reasons) = find("", Some("*.csv"));
         assert_eq!((count, reasons.lines().count()), (1, 1), "{reasons}");
         let (count, reasons) = find("*.csv", None);

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rustix::fs::OFlags;
 
 use super::args::{Command, Flag};
-use super::input::Input;
+use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::{Failure, failed, say};
@@ -65,6 +65,12 @@ pub(super) const SUBMIT: Command = Command {
             short: None,
             value: Some("GLOB"),
             help: "In folders only files with such names",
+        },
+        Flag {
+            long: "follow",
+            short: Some('L'),
+            value: None,
+            help: "Follow symbolic links that lead out of a folder, too",
         },
     ],
     notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued.\nA folder becomes the source root of the files below it, unless one above it is known.",
@@ -211,26 +217,39 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-/// A file's size, modification time in seconds, and SHA-256 in hex.
-pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
+/// What a file's content is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fingerprint {
+    pub(super) size_bytes: u64,
+    /// Modification time in seconds.
+    pub(super) mtime_s: f64,
+    /// SHA-256 in hex.
+    pub(super) hash: String,
+}
+
+/// A file's modification time in seconds.
+pub(super) fn mtime_s(metadata: &std::fs::Metadata) -> f64 {
+    let modified = metadata.modified().ok();
+    modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// What a file's content is now.
+pub(super) fn fingerprint(path: &Path) -> Result<Fingerprint, Failure> {
     use sha2::{Digest, Sha256};
     let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
     let mut file = open_file(path).map_err(fail)?;
     let metadata = file.metadata().map_err(fail)?;
-    let mtime = metadata
-        .modified()
-        .ok()
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64());
     let mut hasher = Sha256::new();
     let mut space = vec![0u8; 256 << 10];
-    let mut size = 0;
+    let mut size_bytes = 0;
     loop {
         match file.read(&mut space).map_err(fail)? {
             0 => break,
             count => {
                 hasher.update(space.get(..count).unwrap_or(&[]));
-                size += count as u64;
+                size_bytes += count as u64;
             }
         }
     }
@@ -239,14 +258,18 @@ pub(super) fn fingerprint(path: &Path) -> Result<(u64, f64, String), Failure> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    Ok((size, mtime, hash))
+    Ok(Fingerprint {
+        size_bytes,
+        mtime_s: mtime_s(&metadata),
+        hash,
+    })
 }
 
 /// Registers a file under the longest root that contains it, else under its own.
 pub(super) fn register(
     turn: &mut Turn<'_>,
     input: &Input,
-    (size, mtime, hash): &(u64, f64, String),
+    print: &Fingerprint,
     now_ms: i64,
 ) -> Result<FileVersion, Failure> {
     let root = match turn.root_of(&input.path).map_err(failed)? {
@@ -257,9 +280,9 @@ pub(super) fn register(
     turn.register_file(
         &root.to_string_lossy(),
         &rel_path.to_string_lossy(),
-        *size,
-        *mtime,
-        hash,
+        print.size_bytes,
+        print.mtime_s,
+        &print.hash,
         now_ms,
     )
     .map_err(failed)
@@ -341,8 +364,12 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         return Err(not_now(reason));
     }
     drop(turn);
-    let found =
-        super::input::collect(&typed.positionals, pattern.as_deref(), None).map_err(failed)?;
+    let choice = Choice {
+        pattern: pattern.as_deref(),
+        skip: None,
+        follow: typed.has("follow"),
+    };
+    let found = super::input::collect(&typed.positionals, choice).map_err(failed)?;
     let left_out = found.left_out.iter().map(|out| &out.reason);
     for line in found.warnings.iter().chain(left_out) {
         tell(format_args!("casparian: {line}"));

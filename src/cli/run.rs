@@ -10,14 +10,14 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use super::args::{Command, Flag};
-use super::input::{Input, LeftOut};
+use super::input::{Choice, Input, LeftOut};
 use super::plugin::{
-    PluginFile, check_syntax, fingerprint, interruptible, now, own_lockfile, read, register,
-    requirements_lockfile, tool_failed, unix_ms,
+    self, Fingerprint, PluginFile, check_syntax, fingerprint, interruptible, now, own_lockfile,
+    read, register, requirements_lockfile, tool_failed, unix_ms,
 };
 use super::progress::{Ended, Progress};
 use super::stderr::tell;
-use super::summary::{Item, Outcome, Summary, counts, is_there, outputs};
+use super::summary::{Item, Outcome, Source, Summary, counts, is_there, outputs};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
 use crate::job::Cause;
@@ -43,6 +43,12 @@ pub(super) const COMMAND: Command = Command {
             short: Some('p'),
             value: Some("GLOB"),
             help: "In folders only files with such names, e.g. '*.csv'",
+        },
+        Flag {
+            long: "follow",
+            short: Some('L'),
+            value: None,
+            help: "Follow symbolic links that lead out of a folder, too",
         },
         Flag {
             long: "slots",
@@ -119,7 +125,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         None => own_lockfile(&plugin_path, &plugin)?,
     };
     let (output, _lock) = open_output(&output)?;
-    let found = super::input::collect(inputs, pattern.as_deref(), Some(&output)).map_err(failed)?;
+    let choice = Choice {
+        pattern: pattern.as_deref(),
+        skip: Some(&output),
+        follow: typed.has("follow"),
+    };
+    let found = super::input::collect(inputs, choice).map_err(failed)?;
     for line in &found.warnings {
         tell(format_args!("casparian: {line}"));
     }
@@ -147,7 +158,15 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
     worker_options.signals = false;
-    let result = work(sentinel, worker_options, &mut items, progress, &interrupted);
+    let mut again = |item: &mut Item| queue_again(&database, item);
+    let result = work(
+        sentinel,
+        worker_options,
+        &mut items,
+        progress,
+        &interrupted,
+        &mut again,
+    );
     settle(&database)?;
     result?;
     remove_stale(&items, &output);
@@ -256,11 +275,16 @@ fn unusable(input: LeftOut) -> Item {
         path: input.path,
         job_id: None,
         old_outputs: BTreeSet::new(),
-        outcome: Outcome::Failed {
-            reason: input.reason,
-            log: None,
-            is_final: false,
-        },
+        outcome: unusable_outcome(input.reason),
+        source: None,
+    }
+}
+
+fn unusable_outcome(reason: String) -> Outcome {
+    Outcome::Failed {
+        reason,
+        log: None,
+        is_final: false,
     }
 }
 
@@ -273,28 +297,22 @@ fn enqueue(
     force: bool,
 ) -> Result<Vec<Item>, Failure> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
-    let mut prints = Vec::with_capacity(files.len());
-    for Input { path, .. } in files {
-        let (print, outcome) = match fingerprint(path) {
-            Ok(print) => (Some(print), Outcome::Waiting),
-            Err(Failure::Failed(reason)) => {
-                let (log, is_final) = (None, false);
-                let failed = Outcome::Failed {
-                    reason,
-                    log,
-                    is_final,
-                };
-                (None, failed)
-            }
+    for input in files {
+        let path = input.path.clone();
+        items.push(match fingerprint(&path) {
+            Ok(print) => Item {
+                path,
+                job_id: None,
+                old_outputs: BTreeSet::new(),
+                outcome: Outcome::Waiting,
+                source: Some(Source {
+                    input: input.clone(),
+                    print,
+                    requeued: 0,
+                }),
+            },
+            Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
             Err(other) => return Err(other),
-        };
-        prints.push(print);
-        let path = path.clone();
-        items.push(Item {
-            path,
-            job_id: None,
-            old_outputs: BTreeSet::new(),
-            outcome,
         });
     }
     let now_ms = unix_ms();
@@ -315,19 +333,18 @@ fn enqueue(
     .map_err(failed)?;
     turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
     let artifact = artifact_hash(&plugin.source, lockfile);
-    for ((item, input), print) in items.iter_mut().zip(files).zip(&prints) {
-        let Some(print) = print else {
+    for item in &mut items {
+        let Some(Source { input, print, .. }) = &item.source else {
             continue;
         };
         let version = register(&mut turn, input, print, now_ms)?;
         let last = turn
             .last_job(&plugin.name, version.location_id)
             .map_err(failed)?;
-        let (_, _, hash) = print;
         if let Some(last) = &last {
             item.old_outputs = outputs(last.receipt.as_deref());
             let unchanged = last.status == "COMPLETED"
-                && &last.content_hash == hash
+                && last.content_hash == print.hash
                 && last.artifact_hash.as_deref() == Some(&artifact)
                 && item.old_outputs.iter().all(|uri| is_there(uri));
             if unchanged && !force {
@@ -353,6 +370,57 @@ fn enqueue(
     Ok(items)
 }
 
+/// Queues a job again whose file is not any more what it was when its job was queued; false when
+/// there is no need.
+fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Failure> {
+    let (Outcome::Done { .. }, Some(source), Some(job_id)) =
+        (&item.outcome, &mut item.source, item.job_id)
+    else {
+        return Ok(false);
+    };
+    // A plugin may have moved its file away.
+    let Ok(found) = fs::metadata(&item.path) else {
+        return Ok(false);
+    };
+    let Fingerprint {
+        size_bytes,
+        mtime_s,
+        ..
+    } = source.print;
+    if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
+        return Ok(false);
+    }
+    let print = match fingerprint(&item.path) {
+        Ok(print) => print,
+        Err(Failure::Failed(reason)) => {
+            item.outcome = unusable_outcome(reason);
+            return Ok(false);
+        }
+        Err(other) => return Err(other),
+    };
+    if print.hash == source.print.hash {
+        return Ok(false);
+    }
+    if source.requeued == REQUEUES_MAX {
+        let path = item.path.display();
+        let reason = format!("input {path}: it changed each time while its job waited or ran");
+        item.outcome = unusable_outcome(reason);
+        return Ok(false);
+    }
+    source.requeued += 1;
+    source.print = print;
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
+    let is_queued = turn.requeue(job_id, version.version_id).map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    if let (true, Outcome::Done { outputs, .. }) = (is_queued, &item.outcome) {
+        item.old_outputs.extend(outputs.iter().cloned());
+        item.outcome = Outcome::Waiting;
+    }
+    Ok(is_queued)
+}
+
 /// Runs sentinel and worker until every queued item has ended or somebody interrupts.
 fn work(
     mut sentinel: Sentinel,
@@ -360,6 +428,7 @@ fn work(
     items: &mut [Item],
     mut progress: Progress,
     interrupted: &AtomicBool,
+    again: &mut dyn FnMut(&mut Item) -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
     let mut waiting: BTreeMap<i64, usize> = items
         .iter()
@@ -386,17 +455,26 @@ fn work(
         .name("worker".to_owned())
         .spawn(move || worker.run().map_err(|error| error.to_string()))
         .map_err(failed)?;
+    let mut failure = Ok(());
     let watched = loop {
         // The first one is waited for, the others that have come are taken with it.
         let first = ends.recv_timeout(WATCH_INTERVAL).ok();
         for end in first.into_iter().chain(ends.try_iter()) {
-            if let Some(item) = waiting
-                .remove(&end.job_id)
-                .and_then(|index| items.get_mut(index))
-            {
+            let job_id = end.job_id;
+            let Some(index) = waiting.remove(&job_id) else {
+                continue;
+            };
+            if let Some(item) = items.get_mut(index) {
                 item.outcome = outcome(end);
-                report(&mut progress, item);
+                match again(item) {
+                    Ok(true) => drop(waiting.insert(job_id, index)),
+                    Ok(false) => report(&mut progress, item),
+                    Err(error) => failure = Err(error),
+                }
             }
+        }
+        if failure.is_err() {
+            break Ok(());
         }
         if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
             break Ok(());
@@ -421,6 +499,7 @@ fn work(
             }
         }
     }
+    failure?;
     watched.map_err(|()| failed("the run ended early; the same command goes on with the rest"))
 }
 
@@ -428,6 +507,8 @@ fn work(
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
 const RETRIES: u32 = 3;
+/// How often a file is run over again in one run, because it changes.
+const REQUEUES_MAX: u32 = 3;
 /// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::input::Input;
+use super::plugin::Fingerprint;
 use super::table::{first_line, octets, render, thousands};
 
 /// A file of the command line and what became of it.
@@ -15,6 +17,16 @@ pub(super) struct Item {
     /// The job's outputs before this run.
     pub(super) old_outputs: BTreeSet<String>,
     pub(super) outcome: Outcome,
+    /// What it is run over; none when it could not be read.
+    pub(super) source: Option<Source>,
+}
+
+/// A file as it was when its job was queued.
+pub(super) struct Source {
+    pub(super) input: Input,
+    pub(super) print: Fingerprint,
+    /// How often it was queued again, because it had changed meanwhile.
+    pub(super) requeued: u32,
 }
 
 #[derive(Clone)]

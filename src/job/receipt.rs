@@ -113,6 +113,9 @@ pub struct Receipt {
     /// The worker gives the job back unfinished, because it stops: no attempt is counted.
     #[serde(default, skip_serializing_if = "is_false")]
     pub returned: bool,
+    /// The input changed while the job ran, which is the failure: another attempt may read it whole.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub input_changed: bool,
     /// The attempt's number, as DISPATCH had it; none from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,

@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::{allowed, published};
-use super::retry::{Failures, Next, Retries, decide};
+use super::retry::{Detail, Failures, Next, Retries, decide};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt};
@@ -89,8 +89,7 @@ struct Held {
 /// How an attempt ended.
 struct End<'a> {
     success: bool,
-    /// Its worker was lost with other jobs.
-    shared: bool,
+    detail: Detail,
     returned: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
@@ -111,7 +110,10 @@ impl Turn<'_> {
         let success = receipt.status == JobStatus::Success;
         let end = End {
             success,
-            shared: false,
+            detail: match receipt.input_changed {
+                true => Detail::InputChanged,
+                false => Detail::None,
+            },
             returned: !success && receipt.returned,
             cause: receipt.cause.filter(|_| !success),
             reason: match (success, &receipt.error_message) {
@@ -140,7 +142,10 @@ impl Turn<'_> {
     ) -> Result<Ended, Error> {
         let end = End {
             success: false,
-            shared,
+            detail: match shared {
+                true => Detail::Shared,
+                false => Detail::None,
+            },
             returned: false,
             cause: Some(cause),
             reason: Some(reason),
@@ -154,7 +159,7 @@ impl Turn<'_> {
     pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
         let end = End {
             success: false,
-            shared: false,
+            detail: Detail::None,
             returned: true,
             cause: None,
             reason: Some(reason),
@@ -199,7 +204,7 @@ impl Turn<'_> {
         } else {
             let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
             let attempt = Attempt::new(attempt.job_id, held.attempt);
-            decide(end.cause, &mut failures, retries, attempt, end.shared)
+            decide(end.cause, &mut failures, retries, attempt, end.detail)
         };
         let (status, ended, pause_ms) = match next {
             _ if end.success => ("COMPLETED", Ended::Completed, None),

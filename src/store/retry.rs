@@ -10,7 +10,7 @@
 //!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
 //!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
 //!   More than 20 such losses are FAILED as well.
-//! - `environment`, `worker`: counted in `infra_count`, apart, so that such a fault never uses up
+//! - `environment`, `worker`, and `input` where the input changed while the job ran: counted in `infra_count`, apart, so that such a fault never uses up
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
@@ -79,15 +79,25 @@ pub(super) enum Next {
     Failed,
 }
 
+/// What matters of a failure beyond its cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Detail {
+    None,
+    /// A lost worker held other jobs too.
+    Shared,
+    /// The input changed while the job ran.
+    InputChanged,
+}
+
 /// Counts a failure and decides.
 pub(super) fn decide(
     cause: Option<Cause>,
     failures: &mut Failures,
     retries: Retries,
     attempt: Attempt,
-    is_shared: bool,
+    detail: Detail,
 ) -> Next {
-    if is_shared && cause == Some(Cause::Lost) {
+    if detail == Detail::Shared && cause == Some(Cause::Lost) {
         let before = failures.shared;
         failures.shared = before.saturating_add(1);
         return match before < limits::SHARED_LOSSES_MAX {
@@ -98,6 +108,9 @@ pub(super) fn decide(
     let (count, free, retries_max) = match cause {
         Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
+        Some(Cause::Input) if detail == Detail::InputChanged => {
+            (&mut failures.infra, 0, retries.infra)
+        }
         Some(Cause::Plugin | Cause::Input | Cause::Operator) | None => return Next::Failed,
     };
     let before = *count;
@@ -288,21 +301,35 @@ mod tests {
         let attempt = Attempt::new(7, 1);
         let mut failures = Failures::default();
         assert_eq!(
-            decide(Some(Cause::Lost), &mut failures, THREE, attempt, false),
+            decide(
+                Some(Cause::Lost),
+                &mut failures,
+                THREE,
+                attempt,
+                Detail::None
+            ),
             Next::Queued
         );
         for want in [1000, 2000] {
-            let Next::After(pause) =
-                decide(Some(Cause::Lost), &mut failures, THREE, attempt, false)
-            else {
+            let Next::After(pause) = decide(
+                Some(Cause::Lost),
+                &mut failures,
+                THREE,
+                attempt,
+                Detail::None,
+            ) else {
                 panic!()
             };
             assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
         }
         for want in [1000, 2000, 4000] {
-            let Next::After(pause) =
-                decide(Some(Cause::Worker), &mut failures, THREE, attempt, false)
-            else {
+            let Next::After(pause) = decide(
+                Some(Cause::Worker),
+                &mut failures,
+                THREE,
+                attempt,
+                Detail::None,
+            ) else {
                 panic!()
             };
             assert!((want * 8 / 10..=want * 12 / 10).contains(&pause), "{pause}");
@@ -314,7 +341,7 @@ mod tests {
             None,
         ] {
             assert_eq!(
-                decide(cause, &mut failures, THREE, attempt, false),
+                decide(cause, &mut failures, THREE, attempt, Detail::None),
                 Next::Failed
             );
         }
@@ -333,14 +360,26 @@ mod tests {
         let mut failures = Failures::default();
         for number in 1..=limits::SHARED_LOSSES_MAX {
             let attempt = Attempt::new(7, number);
-            let next = decide(Some(Cause::Lost), &mut failures, THREE, attempt, true);
+            let next = decide(
+                Some(Cause::Lost),
+                &mut failures,
+                THREE,
+                attempt,
+                Detail::Shared,
+            );
             let Next::After(pause) = next else {
                 panic!("{next:?}")
             };
             assert!(pause < pause_range_ms(number - 1), "{pause}");
         }
         let attempt = Attempt::new(7, 30);
-        let last = decide(Some(Cause::Lost), &mut failures, THREE, attempt, true);
+        let last = decide(
+            Some(Cause::Lost),
+            &mut failures,
+            THREE,
+            attempt,
+            Detail::Shared,
+        );
         assert_eq!(last, Next::Failed);
         assert_eq!(failures.lost, 0, "it may still lose its worker alone");
     }

@@ -49,6 +49,7 @@ impl Run {
             error_message: failure.map(|failure| self.describe(failure)),
             cause: failure.map(|failure| failure.cause),
             returned: false,
+            input_changed: failure.is_some_and(|failure| failure.input_changed),
             attempt: self.order.attempt().map(|attempt| attempt.number),
             log_tail: (!log.is_empty()).then_some(log),
         }

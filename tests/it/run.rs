@@ -622,3 +622,63 @@ fn a_lock_file_that_is_a_fifo_is_refused_at_once() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("run.lock"), "{}", stderr(&output));
 }
+
+/// The input changes while the job runs: in place, by another file, or once too often.
+#[test]
+fn a_file_that_changes_while_its_job_runs_is_run_again() {
+    // What the plugin does to its input once it has read it, and how often.
+    for (change, times, code) in [
+        ("open(path, 'a').write('9\\n')", 1, 0),
+        (
+            "open(path + '.new', 'w').write('7\\n9\\n'); os.rename(path + '.new', path)",
+            2,
+            0,
+        ),
+        ("open(path, 'a').write('9\\n')", 99, 1),
+        // A plugin that moves its input away has read it whole.
+        ("os.rename(path, path + '.done')", 1, 0),
+    ] {
+        let folder = Folder::new(&[("a", "1\n"), ("b", "1\n2\n")]);
+        let plugin = format!(
+            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        rows = open(path).read().split()\n        runs = path.replace('/in/', '/runs-')\n        with open(runs, 'a') as file: file.write('.')\n        if path.endswith('a') and os.path.getsize(runs) <= {times}:\n            {change}\n        yield pa.table({{'x': rows}})\n"
+        );
+        std::fs::write(folder.path("count.py"), plugin).unwrap();
+        let (summary, exit) = folder.run(&[]);
+        assert_eq!(exit, Some(code), "{change} {times}: {summary}");
+        let (done, _, failed, rows) = totals(&summary);
+        assert_eq!((done + failed, failed), (2, u64::try_from(code).unwrap()));
+        if code == 1 {
+            let text = summary.to_string();
+            assert!(text.contains("changed while the job ran"), "{summary}");
+            continue;
+        }
+        let left = std::fs::read_to_string(folder.path("in/a"));
+        let now = left.map_or(1, |text| text.lines().count() as u64);
+        assert_eq!(rows, 2 + now, "{change} {times}: {summary}");
+        if !change.contains(".done") {
+            let (summary, _) = folder.run(&[]);
+            let skipped = totals(&summary).1;
+            assert_eq!(skipped, 2, "{change}: what was hashed was read: {summary}");
+        }
+    }
+}
+
+/// The input changes after it was hashed and before its job begins.
+#[test]
+fn a_file_that_changes_while_its_job_waits_is_run_again() {
+    let folder = Folder::new(&[("a", "1\n"), ("b", "1\n")]);
+    let plugin = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        rows = open(path).read().split()\n        if path.endswith('a'):\n            with open(path[:-1] + 'b', 'w') as file: file.write('1\\n2\\n3\\n')\n        yield pa.table({'x': rows})\n";
+    std::fs::write(folder.path("count.py"), plugin).unwrap();
+    let (summary, exit) = folder.run(&["--slots", "1"]);
+    assert_eq!(
+        (totals(&summary), exit),
+        ((2, 0, 0, 4), Some(0)),
+        "{summary}"
+    );
+    let (summary, _) = folder.run(&["--slots", "1"]);
+    assert_eq!(
+        totals(&summary).1,
+        2,
+        "what was hashed is what was read: {summary}"
+    );
+}

@@ -19,6 +19,8 @@ pub struct Failure {
     pub is_contention: bool,
     /// The number up to which attempts of the job are barred, when that is the reason.
     pub barred_by: Option<i64>,
+    /// The input changed while the job ran.
+    pub input_changed: bool,
 }
 
 impl Failure {
@@ -31,6 +33,7 @@ impl Failure {
             is_innocent: false,
             is_contention: false,
             barred_by: None,
+            input_changed: false,
         }
     }
 }
