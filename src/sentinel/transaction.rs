@@ -141,10 +141,17 @@ impl Iteration<'_> {
     /// that no claim has looked at.
     pub(crate) fn run(&mut self, due: Due) -> Result<bool, store::Error> {
         let changes = self.control.take_changes();
-        // A new worker may be able to run what no other could, and the end of a job frees a slot
-        // of a worker that may be the only one that can run what waits.
-        let frees =
-            |change: &Change| matches!(change, Change::WorkerOnline { .. } | Change::End { .. });
+        // A new worker may be able to run what no other could, and the end of an attempt frees a
+        // slot of a worker that may be the only one that can run what waits.
+        let frees = |change: &Change| {
+            matches!(
+                change,
+                Change::WorkerOnline { .. }
+                    | Change::End { .. }
+                    | Change::Release { .. }
+                    | Change::GiveBack { .. }
+            )
+        };
         let queue = due.queue || changes.iter().any(frees);
         match self.transact(&changes, Due { queue, ..due }) {
             Ok(more) => Ok(more),
@@ -497,8 +504,6 @@ fn claim(
                 let worker = &opening.worker_id;
                 log::info!("worker {worker} runs one job alone, whose workers were lost before");
                 outcome.alone.push(opening.routing_id.clone());
-                // What its other slots could have taken waits until it ends.
-                outcome.more = true;
             }
             outcome.is_reserving |= claimed.is_reserved;
             let is_done = claimed.alone || claimed.is_reserved;

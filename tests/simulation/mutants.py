@@ -69,8 +69,6 @@ MUTANTS = [
     ("the output of a lost job is not reported", "src/store/settle.rs",
      "        let Some(standing) = standing.filter(|_| settled == Some(1)) else {",
      "        let Some(standing) = standing.filter(|_| false && settled == Some(1)) else {"),
-    ("what waits behind a job that runs alone is forgotten", "src/sentinel/transaction.rs",
-     "                outcome.more = true;\n            }\n", "            }\n"),
     ("a worker that is to become idle is not looked at again", "src/sentinel/scheduler.rs",
      "self.queue_changed || (is_slow && self.is_reserving)", "self.queue_changed"),
     ("a cancelled attempt that publishes is not barred", "src/sentinel/transaction.rs",

@@ -331,6 +331,35 @@ fn an_inherited_attempt_that_is_lost_is_barred() {
     assert_eq!(given[0].1.bar, [first]);
 }
 
+/// Another program cancelled a job while no sentinel ran: its worker may still publish.
+#[test]
+fn an_attempt_of_a_cancelled_row_is_waited_for_and_barred() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let mut control = control();
+    control.inherit_silent(first, at(0));
+    control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[]), at(1));
+    control.handle_claimed(b"w.a", vec![assignment(6, 1, "")], at(1));
+    for (sequence, when, is_given) in [(2, 2, false), (3, 20, true)] {
+        let ask = Payload::Heartbeat(Heartbeat {
+            running: Some(vec![second]),
+            sequence: Some(sequence),
+            publish: vec![PublishRequest {
+                attempt: second,
+                exclusive: vec!["parquet://o".into()],
+            }],
+            ..Heartbeat::default()
+        });
+        control.handle_message(&from(1, b"w.a"), 0, ask, at(when));
+        let given = answers(&mut control, at(when));
+        let (publish, bar) = (&given[0].1.publish, &given[0].1.bar);
+        let want: (&[Attempt], &[Attempt]) = match is_given {
+            true => (&[second], &[first]),
+            false => (&[], &[]),
+        };
+        assert_eq!((&publish[..], &bar[..]), want, "{when}");
+    }
+}
+
 #[test]
 fn the_absence_of_the_sentinel_itself_costs_no_lease() {
     let job = Attempt::new(5, 1);
