@@ -147,6 +147,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
+    check_code(&database)?;
+    // Nothing else that is in the database runs.
+    worker_options.capabilities = vec![plugin.name.clone()];
     let mut items = enqueue(
         &database,
         &plugin,
@@ -194,15 +197,19 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 /// Makes the output folder and locks it against a second run.
 fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
+    fs::create_dir_all(output).map_err(fail)?;
+    let output = &fs::canonicalize(output).map_err(fail)?;
     let private = output.join(".casparian");
     fs::create_dir_all(&private).map_err(fail)?;
+    check_private(&private)?;
     let path = private.join("run.lock");
     // Not blocking, so that a FIFO of that name does not hang.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
     let lock = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+        .custom_flags(flags.bits().cast_signed())
         .open(&path)
         .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
     if !lock.metadata().map_err(fail)?.is_file() {
@@ -228,7 +235,26 @@ fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
             Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
         }
     }
-    Ok((fs::canonicalize(output).map_err(fail)?, lock))
+    Ok((output.clone(), lock))
+}
+
+/// An output folder may come from elsewhere: what is used in its `.casparian` is never a symbolic
+/// link.
+fn check_private(private: &Path) -> Result<(), Failure> {
+    let names = ["", "queue.sqlite", "queue.sqlite-wal", "queue.sqlite-shm"];
+    for name in names.into_iter().chain(["queue.sqlite-journal"]) {
+        let path = match name {
+            "" => private.to_owned(),
+            name => private.join(name),
+        };
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            let path = path.display();
+            return Err(failed(format!(
+                "{path}: it is a symbolic link; remove it, or use another output folder"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the plugin's environment while somebody watches.
@@ -246,6 +272,18 @@ fn provision(
     );
     made.map(|environment| environment.interpreter)
         .map_err(tool_failed)
+}
+
+/// An output folder may come from elsewhere: code in its database must be ours.
+fn check_code(database: &Path) -> Result<(), Failure> {
+    let store = Store::open(database, Open::Existing).map_err(failed)?;
+    match store.foreign_code().map_err(failed)?.first() {
+        None => Ok(()),
+        Some(name) => Err(failed(format!(
+            "{}: {name:?} is a trigger or view of another program; drop it, or use another output folder",
+            database.display()
+        ))),
+    }
 }
 
 /// A private folder for the control socket; the worker sweeps those of killed runs.
@@ -568,6 +606,13 @@ fn settle(database: &Path) -> Result<(), Failure> {
     }
 }
 
+/// True for a file whose folder is the output folder or below it.
+fn is_inside(file: &Path, output: &Path) -> bool {
+    let folder = file.parent().map(fs::canonicalize);
+    file.file_name().is_some()
+        && folder.is_some_and(|real| real.is_ok_and(|real| real.starts_with(output)))
+}
+
 /// Outputs of earlier runs that the newest run of their file no longer has: a topic that is
 /// gone, or a file that the plugin cannot take any more. What is left in the folder is what the
 /// newest runs made; a fault of the machine costs no output.
@@ -580,7 +625,7 @@ fn remove_stale(items: &[Item], output: &Path) {
         };
         for uri in item.old_outputs.difference(&current) {
             if let Some(path) = uri.strip_prefix("file://").map(Path::new)
-                && path.starts_with(output)
+                && is_inside(path, output)
                 && let Err(error) = fs::remove_file(path)
                 && error.kind() != std::io::ErrorKind::NotFound
             {

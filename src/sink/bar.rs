@@ -27,7 +27,7 @@ impl Root {
             return Ok(());
         }
         let folder = self.bars(&database, attempt.job_id);
-        fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+        files::create_own(&folder)?;
         let bar = folder.join(attempt.number.to_string());
         files::create(&bar).map_err(|error| Error::io(&bar, error))?;
         // A folder that another worker claims meanwhile may escape one pass, so two must find none.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, CWD, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -190,6 +190,28 @@ pub(super) fn create_folders(folder: &Path) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Creates a folder of ours, with those above it. It must be where its path says: a symbolic link
+/// in an output folder that came from elsewhere leads nowhere.
+pub(super) fn create_own(folder: &Path) -> Result<(), Error> {
+    let there = match folder.exists() {
+        true => folder,
+        false => existing_folder(folder),
+    };
+    let real = fs::canonicalize(there).map_err(|error| Error::io(there, error))?;
+    if real != there {
+        let reason = format!("a symbolic link leads to {}", real.display());
+        return Err(Error::place(there, reason));
+    }
+    create_folders(folder)
+}
+
+/// True for a path that leads to a place below the folder that it is joined to, as far as its text
+/// shows it.
+pub(super) fn is_below(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The deepest folder above a path that exists.

@@ -236,10 +236,21 @@ impl Folder {
     fn listed_bays(&self) -> Result<Vec<String>, Error> {
         let path = self.path.join(BAYS);
         match files::read(&path, limits::RECORD_SIZE_MAX)? {
-            Some(text) => serde_json::from_slice(&text).map_err(|error| Error::Io {
-                path,
-                source: error.into(),
-            }),
+            Some(text) => {
+                let fail = |source| Error::Io {
+                    path: path.clone(),
+                    source,
+                };
+                let bays: Vec<String> =
+                    serde_json::from_slice(&text).map_err(|error| fail(error.into()))?;
+                for bay in &bays {
+                    if !files::is_below(bay) {
+                        let reason = format!("{bay:?} is not below the output folder");
+                        return Err(fail(std::io::Error::other(reason)));
+                    }
+                }
+                Ok(bays)
+            }
             None => Ok(Vec::new()),
         }
     }
@@ -381,7 +392,12 @@ pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
     let found = fs::read_dir(staging).map_err(|error| Error::io(staging, error))?;
     let mut entries = Vec::new();
     for entry in found {
-        let path = entry.map_err(|error| Error::io(staging, error))?.path();
+        let entry = entry.map_err(|error| Error::io(staging, error))?;
+        // Never a symbolic link.
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
         let Some(text) = path.file_name().and_then(|name| name.to_str()) else {
             continue;
         };

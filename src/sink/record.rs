@@ -219,7 +219,7 @@ impl Record {
             reason: error.to_string(),
         })?;
         let parent = path.parent().unwrap_or(root.base());
-        files::create_folders(parent)?;
+        files::create_own(parent)?;
         files::write_synced(&new, &text).map_err(|error| folder.refusal(error))?;
         files::rename(&new, &path).map_err(|error| folder.refusal(error))?;
         files::sync_folder(parent)
@@ -240,6 +240,21 @@ fn read_at(path: &Path) -> Result<Option<Record>, Error> {
         reason,
     };
     let record: Record = serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;
+    // An output folder may come from elsewhere.
+    let lists = [
+        &record.outputs.files,
+        &record.previous.files,
+        &record.removes,
+    ];
+    for file in lists.into_iter().flatten() {
+        let bay = file.bay.as_deref();
+        if !files::is_below(&file.path) || bay.is_some_and(|bay| !files::is_below(bay)) {
+            return Err(fail(format!(
+                "{:?} is not below the output folder",
+                file.path
+            )));
+        }
+    }
     match record.version {
         VERSION => Ok(Some(record)),
         other => Err(fail(format!(

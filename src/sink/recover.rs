@@ -82,6 +82,7 @@ pub(super) fn finish(
 /// Moves a file that goes into the folder, when it is the one that the record means.
 fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> Result<bool, Error> {
     let path = root.path().join(&file.path);
+    files::inside(root.path(), &path)?;
     let away = folder.path_in(file.bay.as_deref(), &format!("r{index}"));
     let stopped_here = files::identity(&away)?;
     if stopped_here.is_none() {
@@ -138,6 +139,7 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
 
 fn undo_file(root: &Root, folder: &Folder, file: &FileOutput) -> Result<Option<Identity>, Error> {
     let path = root.path().join(&file.path);
+    files::inside(root.path(), &path)?;
     let bay = file.bay.as_deref();
     let staged = folder.path_in(bay, &format!("s{}", file.index));
     let kept = folder.path_in(bay, &format!("k{}", file.index));

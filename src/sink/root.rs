@@ -45,7 +45,7 @@ impl Root {
         let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
         let base = path.join(".casparian");
         for name in FOLDERS {
-            create(&base.join(name))?;
+            files::create_own(&base.join(name))?;
         }
         let (worker, lock) = register(&base.join("workers"))?;
         let root = Root {
@@ -66,8 +66,7 @@ impl Root {
     /// shows others that it lives.
     pub fn ensure(&self) -> Result<(), Error> {
         for name in FOLDERS {
-            let folder = self.base.join(name);
-            fs::create_dir_all(&folder).map_err(|error| Error::io(&folder, error))?;
+            files::create_own(&self.base.join(name))?;
         }
         let path = self.base.join("workers").join(&self.worker);
         let file = match File::create_new(&path) {

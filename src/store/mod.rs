@@ -253,6 +253,11 @@ pub struct Turn<'a> {
 }
 
 impl Store {
+    /// Names of triggers and views that no release of this program has made.
+    pub fn foreign_code(&self) -> Result<Vec<String>, Error> {
+        schema::foreign_code(&self.connection)
+    }
+
     /// Opens a database, in place, and brings its schema up to date.
     pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -363,9 +368,10 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     }
     let connection =
         Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
-    connection
+    let configured = connection
         .busy_timeout(BUSY_TIMEOUT)
-        .map_err(|error| open_error(path, &error))?;
+        .and_then(|()| harden(&connection));
+    configured.map_err(|error| open_error(path, &error))?;
     // SQLite reads nothing at open; this finds out whether it is a database.
     connection
         .query_row("SELECT count(*) FROM sqlite_master", [], |row| {
@@ -373,6 +379,15 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         })
         .map_err(|error| open_error(path, &error))?;
     Ok(connection)
+}
+
+/// Code in a database's schema may call functions without side effects only, and no statement
+/// writes to the schema tables.
+pub(crate) fn harden(connection: &Connection) -> rusqlite::Result<()> {
+    use rusqlite::config::DbConfig::{SQLITE_DBCONFIG_DEFENSIVE, SQLITE_DBCONFIG_TRUSTED_SCHEMA};
+    connection.set_db_config(SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    Ok(())
 }
 
 /// Why a database that another program keeps locked cannot be opened.

@@ -76,3 +76,29 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Er
         transaction.commit()?;
     }
 }
+
+/// Names of triggers and views that the migrations do not make, or make otherwise.
+pub(super) fn foreign_code(connection: &Connection) -> Result<Vec<String>, Error> {
+    let own = Connection::open_in_memory()?;
+    for script in MIGRATIONS {
+        own.execute_batch(script)?;
+    }
+    let own = code(&own)?;
+    let found = code(connection)?.into_iter();
+    Ok(found
+        .filter(|one| !own.contains(one))
+        .map(|(name, _)| name)
+        .collect())
+}
+
+/// Name and text of each trigger and view.
+fn code(connection: &Connection) -> Result<Vec<(String, String)>, Error> {
+    let mut statement = connection.prepare(
+        "SELECT name, coalesce(sql, '') FROM sqlite_master WHERE type IN ('trigger', 'view')",
+    )?;
+    let rows = statement.query_map([], |row| {
+        let text = |index| super::value::shown(super::value::cell(row, index));
+        Ok((text(0).unwrap_or_default(), text(1).unwrap_or_default()))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}

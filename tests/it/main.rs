@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+mod crafted;
 mod crash;
 mod curve;
 mod deadlines;

@@ -146,6 +146,12 @@ impl Marks {
     }
 }
 
+/// Code in the schema of another program's database may call functions without side effects only.
+fn harden(connection: &Connection) -> rusqlite::Result<()> {
+    let trusted = rusqlite::config::DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA;
+    connection.set_db_config(trusted, false).map(drop)
+}
+
 /// Opens a database for recovery; none when it does not exist or is not one of our targets. Its
 /// statements wait for locks of others until then.
 fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Error> {
@@ -155,6 +161,7 @@ fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Erro
     let open = || -> rusqlite::Result<Option<Connection>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
+        harden(&connection)?;
         wait::limit(&connection, until)?;
         let has_side_table = column_names(&connection, "main", "_casparian_output")?;
         wait::limit(&connection, until)?;

@@ -98,6 +98,7 @@ fn begin(
     patience: &Patience<'_>,
 ) -> rusqlite::Result<Option<Connection>> {
     let connection = Connection::open(path)?;
+    super::harden(&connection)?;
     connection.busy_timeout(wait::STEP)?;
     let stage = read_only(stage);
     // It reads the schema of the database.

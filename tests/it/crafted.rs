@@ -1,0 +1,239 @@
+//! Output folders that came from elsewhere: a run over one changes nothing outside it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use crate::common::*;
+
+const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+const NOTHING: &str = "class Handler:\n    def execute(self, path):\n        return None\n";
+
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    /// A folder `victim` beside the output folder, with files that have names of ours.
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let scene = Scene { dir };
+        for folder in ["in", "victim/staging", "out"] {
+            fs::create_dir_all(scene.path(folder)).unwrap();
+        }
+        for file in [
+            "in/a",
+            "victim/queue.sqlite",
+            "victim/run.lock",
+            "victim/p_output_1.parquet",
+        ] {
+            fs::write(scene.path(file), "").unwrap();
+        }
+        fs::write(scene.path("p.py"), ONE_ROW).unwrap();
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self) -> (Option<i32>, String) {
+        let path = |name: &str| self.path(name).to_str().unwrap().to_owned();
+        let output = casparian(&["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+        (output.status.code(), stdout(&output) + &stderr(&output))
+    }
+
+    fn sql(&self, sql: &str) {
+        let path = self.path("out/.casparian/queue.sqlite");
+        let store = rusqlite::Connection::open(path).unwrap();
+        store.execute_batch(sql).unwrap();
+    }
+
+    /// Every file and folder beside the output folder, with its size.
+    fn outside(&self) -> Vec<(PathBuf, u64)> {
+        let entries = walkdir::WalkDir::new(self.path("victim"));
+        let mut found: Vec<_> = entries
+            .into_iter()
+            .map(|entry| {
+                let entry = entry.unwrap();
+                let size = entry.metadata().unwrap();
+                (
+                    entry.into_path(),
+                    if size.is_file() { size.len() } else { 0 },
+                )
+            })
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn symbolic_links_in_an_output_folder_lead_nowhere() {
+    for (link, target) in [
+        (".casparian", "victim"),
+        (".casparian/queue.sqlite", "victim/queue.sqlite"),
+        (".casparian/queue.sqlite-wal", "victim/new"),
+        (".casparian/queue.sqlite-journal", "victim/new"),
+        (".casparian/run.lock", "victim/run.lock"),
+        (".casparian/queue.sqlite.sentinel-lock", "victim/new"),
+        (".casparian/staging", "victim/staging"),
+        (".casparian/outputs", "victim"),
+        (".casparian/barred", "victim"),
+        (".casparian/workers", "victim"),
+    ] {
+        let scene = Scene::new();
+        let link = scene.path("out").join(link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(scene.path(target), &link).unwrap();
+        let before = scene.outside();
+        let (code, text) = scene.run();
+        assert_eq!(code, Some(1), "{link:?}: {text}");
+        let name = link.file_name().unwrap().to_str().unwrap();
+        assert!(text.contains(name), "{link:?}: {text}");
+        assert_eq!(scene.outside(), before, "{link:?}: {text}");
+    }
+}
+
+/// The folders of one database below those of all.
+#[test]
+fn a_link_further_down_is_refused_by_the_job_that_needs_it() {
+    for attempts in [1, 2] {
+        let scene = Scene::new();
+        assert_eq!(scene.run().0, Some(0));
+        let folder = match attempts {
+            1 => "outputs",
+            _ => "barred",
+        };
+        let database = names(&scene.path("out/.casparian/outputs")).remove(0);
+        let link = scene.path("out/.casparian").join(folder).join(database);
+        drop(fs::remove_dir_all(&link));
+        symlink(scene.path("victim"), &link).unwrap();
+        fs::write(scene.path("in/a"), "changed").unwrap();
+        let before = scene.outside();
+        let (code, text) = scene.run();
+        assert_eq!(code, Some(1), "{folder}: {text}");
+        assert!(text.contains("symbolic link"), "{folder}: {text}");
+        assert_eq!(scene.outside(), before, "{folder}: {text}");
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name();
+    entries
+        .map(|entry| name(entry).into_string().unwrap())
+        .collect()
+}
+
+#[test]
+fn receipts_that_name_files_of_others_remove_none() {
+    let scene = Scene::new();
+    assert_eq!(scene.run().0, Some(0));
+    symlink(scene.path("victim"), scene.path("out/link")).unwrap();
+    let out = scene.path("out").canonicalize().unwrap();
+    let uris: Vec<String> = ["../victim/run.lock", "link/queue.sqlite", "../victim"]
+        .iter()
+        .map(|name| format!("file://{}/{name}", out.display()))
+        .collect();
+    let artifacts: Vec<String> = uris
+        .iter()
+        .map(|uri| format!(r#"{{"topic":"output","uri":"{uri}"}}"#))
+        .collect();
+    scene.sql(&format!(
+        r#"UPDATE cf_processing_queue SET published = '["{}"]',
+           receipt = '{{"status":"SUCCESS","metrics":{{}},"artifacts":[{}]}}'"#,
+        uris.join("\",\""),
+        artifacts.join(",")
+    ));
+    fs::write(scene.path("p.py"), NOTHING).unwrap();
+    let before = scene.outside();
+    let (code, text) = scene.run();
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(scene.outside(), before, "{text}");
+}
+
+/// A record names what the next attempt, or the next worker that opens the root, moves.
+#[test]
+fn records_that_name_files_of_others_move_none() {
+    for path in ["../victim/run.lock", "link/run.lock", "/victim/run.lock"] {
+        for dies in [false, true] {
+            let scene = Scene::new();
+            assert_eq!(scene.run().0, Some(0));
+            symlink(scene.path("victim"), scene.path("out/link")).unwrap();
+            let private = scene.path("out/.casparian");
+            let database = names(&private.join("outputs")).remove(0);
+            let record = private.join(format!("outputs/{database}/0/1"));
+            let text = fs::read_to_string(&record).unwrap();
+            let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            // The victim itself, as if it were output that goes.
+            use std::os::unix::fs::MetadataExt;
+            let found = fs::metadata(scene.path("victim/run.lock")).unwrap();
+            let mut file = json["outputs"]["files"][0].clone();
+            file["path"] = path.into();
+            file["identity"] = serde_json::json!({
+                "inode": found.ino(), "size": found.size(),
+                "modified_s": found.mtime(), "modified_ns": found.mtime_nsec(),
+            });
+            json["removes"] = serde_json::json!([file]);
+            json["outputs"]["files"] = serde_json::json!([file.clone(), file]);
+            json["state"] = if dies { "intent" } else { "committed" }.into();
+            fs::write(&record, json.to_string()).unwrap();
+            if dies {
+                let run = json["run"].as_str().unwrap();
+                let staging = private.join("staging").join(run);
+                fs::create_dir_all(&staging).unwrap();
+                fs::write(staging.join("k0"), "planted").unwrap();
+                fs::write(staging.join("worker"), "1-0").unwrap();
+            }
+            fs::write(scene.path("in/a"), "changed").unwrap();
+            let before = scene.outside();
+            let (_, text) = scene.run();
+            assert_eq!(scene.outside(), before, "{path} {dies}: {text}");
+        }
+    }
+}
+
+#[test]
+fn code_in_the_database_of_an_output_folder_is_refused() {
+    for code in [
+        "CREATE TRIGGER planted AFTER UPDATE ON cf_processing_queue BEGIN \
+         UPDATE cf_plugin_manifest SET source_code = 'import os'; END",
+        "DROP TRIGGER casparian_job_taken; \
+         CREATE TRIGGER casparian_job_taken AFTER UPDATE ON cf_processing_queue BEGIN \
+         UPDATE cf_plugin_manifest SET source_code = 'import os'; END",
+        "CREATE VIEW planted AS SELECT 1",
+    ] {
+        let scene = Scene::new();
+        assert_eq!(scene.run().0, Some(0));
+        scene.sql(code);
+        fs::write(scene.path("in/a"), "changed").unwrap();
+        let (exit, text) = scene.run();
+        assert_eq!(exit, Some(1), "{code}: {text}");
+        assert!(text.contains("trigger or view"), "{code}: {text}");
+    }
+}
+
+/// Rows of the folder's database that were not asked for.
+#[test]
+fn other_plugins_in_the_database_of_an_output_folder_do_not_run() {
+    let scene = Scene::new();
+    assert_eq!(scene.run().0, Some(0));
+    let planted = scene.path("victim/planted");
+    let source = format!("open({:?}, 'w')", planted.to_str().unwrap());
+    for status in ["QUEUED", "PENDING", "RUNNING"] {
+        scene.sql(&format!(
+            "INSERT INTO cf_plugin_config (plugin_name) VALUES ('evil-{status}'); \
+             INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, \
+             status, created_at, deployed_at) VALUES ('evil-{status}', '1', '{}', '{status}', \
+             'ACTIVE', '2026-01-01', '2026-01-01'); \
+             INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority, \
+             retry_count, next_run) VALUES (1, 'evil-{status}', '{status}', 9, 0, '2026-01-01')",
+            source.replace('\'', "''")
+        ));
+    }
+    fs::write(scene.path("in/a"), "changed").unwrap();
+    let (code, text) = scene.run();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!planted.exists());
+}
