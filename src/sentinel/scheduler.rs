@@ -253,3 +253,6 @@ impl std::fmt::Debug for Scheduler {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,8 +218,16 @@ impl Iteration<'_> {
                 &mut outcome,
             )?;
         }
+        let mut room = self.control.settling_room();
         for job_id in unsettled {
-            outcome.settlements.extend(turn.take_settlement(job_id)?);
+            // Those that are left are found again.
+            if room == 0 {
+                break;
+            }
+            if let Some(taken) = turn.take_settlement(job_id)? {
+                room = room.saturating_sub(taken.0.size());
+                outcome.settlements.push(taken);
+            }
         }
         turn.commit()?;
         outcome.revoked = revoked;

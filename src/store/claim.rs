@@ -88,7 +88,7 @@ pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_
 /// Everything that a job needs of its rows.
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
-     l.rel_path FROM cf_processing_queue q \
+     l.rel_path, q.published IS NULL FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -101,9 +101,9 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9 \
      WHERE id = ?1 AND status = 'QUEUED'";
 
-/// The attempts of a job before one.
+/// The attempts of a job before one, the last first.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
-     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt";
+     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
 
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
@@ -277,7 +277,8 @@ impl Turn<'_> {
             return Ok(history);
         }
         let mut statement = self.transaction.prepare_cached(HISTORY_QUERY)?;
-        let rows = statement.query_map(params![attempt.job_id, attempt.number], |row| {
+        let limit = i64::try_from(limits::HISTORY_MAX).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![attempt.job_id, attempt.number, limit], |row| {
             let text = |index| shown(cell(row, index)).unwrap_or_default();
             Ok(Past {
                 number: count(cell(row, 0)),
@@ -290,6 +291,7 @@ impl Turn<'_> {
             })
         })?;
         history.past = rows.collect::<Result<_, _>>()?;
+        history.past.reverse();
         Ok(history)
     }
 
@@ -377,8 +379,28 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         file_path: path.to_string_lossy().into_owned(),
         file_version_id: version,
         sinks,
-        previous: published(cell(row, 3)),
+        previous: previous(cell(row, 3), cell(row, 11) != ValueRef::Integer(0), job_id)?,
     })
+}
+
+/// As [`published`], where the text is not too large for a message.
+pub(super) fn previous(
+    value: ValueRef<'_>,
+    is_receipt: bool,
+    job_id: i64,
+) -> Result<Vec<String>, Malformed> {
+    let size_max = limits::PUBLISHED_SIZE_MAX;
+    match value {
+        ValueRef::Text(bytes) if bytes.len() > size_max => {
+            let column = match is_receipt {
+                true => "cf_processing_queue.receipt",
+                false => "cf_processing_queue.published",
+            };
+            let expected = format!("at most {size_max} bytes, not {}", bytes.len());
+            Err(malformed(column, job_id, value, &expected))
+        }
+        _ => Ok(published(value)),
+    }
 }
 
 /// URIs of artifacts: of `published` (a list of them) or of a receipt. What is neither gives none.

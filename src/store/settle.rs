@@ -4,13 +4,15 @@
 //! Such a row has `unsettled = 1`, from the moment when the attempt ended without its worker's word.
 //! When no attempt follows, a worker settles the output by a [`Settlement`], which is an attempt
 //! of its own, so that it bars those before it. A row that is queued again needs none: its next
-//! attempt replaces what an earlier one left.
+//! attempt replaces what an earlier one left. A row of which no settlement can be made has
+//! `unsettled = 2`, so that it is not looked at again.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::attempts::uris;
-use super::claim::{allowed, published};
-use super::value::{cell, count, shown};
+use super::claim::{allowed, previous};
+use super::value::{Malformed, cell, count, shown};
 use super::{Error, Now, Store, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
@@ -26,7 +28,8 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
-     coalesce(published, receipt) FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
+     coalesce(published, receipt), published IS NULL \
+     FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
 /// The attempt behind which nothing is to be settled.
@@ -61,7 +64,8 @@ impl Store {
 
 impl Turn<'_> {
     /// What a worker needs to settle a job, and the worker that had it last: it is the one that
-    /// certainly has the output's root. None when there is nothing to settle (any more).
+    /// certainly has the output's root. None when there is nothing to settle (any more), or the
+    /// row cannot be used.
     pub fn take_settlement(
         &mut self,
         job_id: i64,
@@ -72,11 +76,15 @@ impl Turn<'_> {
                 let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
                 let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
                 let (number, worker) = (count(cell(row, 0)), shown(cell(row, 3)));
-                Ok((number, keep, worker, published(cell(row, 4))))
+                let is_receipt = cell(row, 5) != ValueRef::Integer(0);
+                let previous = previous(cell(row, 4), is_receipt, job_id);
+                Ok(previous.map(|previous| (number, keep, worker, previous)))
             })
             .optional()?;
-        let Some((number, keep, worker, previous)) = found else {
-            return Ok(None);
+        let (number, keep, worker, previous) = match found {
+            None => return Ok(None),
+            Some(Err(malformed)) => return self.give_up_settling(job_id, &malformed),
+            Some(Ok(found)) => found,
         };
         let attempt = Attempt::new(job_id, number.saturating_add(1));
         let mut statement = self.transaction.prepare_cached(
@@ -90,6 +98,13 @@ impl Turn<'_> {
              VALUES (?1, ?2, 'SETTLING', ?3)",
         )?;
         allowed(statement.execute(params![job_id, attempt.number, self.key]))?;
+        // Settlements that fail are tried again without end.
+        let oldest = attempt.number.saturating_sub(limits::ATTEMPTS_KEPT);
+        let mut statement = self.transaction.prepare_cached(
+            "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
+             AND status = 'SETTLING'",
+        )?;
+        allowed(statement.execute(params![job_id, oldest]))?;
         let settlement = Settlement {
             attempt,
             database: self.database.to_string(),
@@ -98,6 +113,16 @@ impl Turn<'_> {
             keep,
         };
         Ok(Some((settlement, worker)))
+    }
+
+    /// The output of a job whose row cannot be used stays as it is.
+    fn give_up_settling<T>(&self, job_id: i64, malformed: &Malformed) -> Result<Option<T>, Error> {
+        log::error!("job {job_id}: its output cannot be settled: {malformed}");
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET unsettled = 2 WHERE id = ?1 AND unsettled = 1",
+        )?;
+        allowed(statement.execute([job_id]))?;
+        Ok(None)
     }
 
     /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was

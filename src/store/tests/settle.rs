@@ -259,3 +259,29 @@ fn attempts_are_told_apart_by_the_sentinel_that_dispatched_them() {
     );
     assert_eq!(last.history.completed(), 2);
 }
+
+#[test]
+fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.release(first, 0);
+    for _ in 0..250 {
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        // That of the attempt which may have left output is always known.
+        assert_eq!(settlement.history.past[0].number, 1);
+    }
+    let (settlement, _) = scene.take_settlement(id).unwrap();
+    assert_eq!(settlement.attempt.number, 252);
+    assert!(settlement.history.past.len() <= 101);
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 252 UNION ALL SELECT i + 1 FROM n WHERE i < 9000) \
+         INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status) SELECT 1, i, 'x' FROM n; \
+         UPDATE cf_processing_queue SET attempt = 9000, status = 'QUEUED'",
+    );
+    let past = scene.claim(&["p"], 1).jobs.remove(0).history.past;
+    assert_eq!(past.len(), limits::HISTORY_MAX);
+    assert_eq!(past.last().unwrap().number, 9000);
+    assert!(past.is_sorted_by_key(|past| past.number));
+}
