@@ -124,6 +124,8 @@ pub const SOCKET_EVENTS_MAX: usize = 4096;
 pub const MESSAGES_PER_TURN: usize = 4096;
 /// Bound of a lease. A worker asks again every quarter of it.
 pub const LEASE: Duration = Duration::from_secs(10);
+/// Seconds of the longest lease that an operator may set: a day.
+pub const LEASE_SECONDS_MAX: i64 = 86_400;
 /// Added to a lease before its attempt is given away: how far two clocks may drift apart in a
 /// lease.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(2);

@@ -100,19 +100,21 @@ impl Outcome {
 
 /// At the start no worker is connected. RUNNING rows stay with their holders, whose leases may
 /// run for a whole bound yet; of a database that no other program works on they have no holder.
+/// Gives how long leases of earlier sentinels may last.
 pub(crate) fn recover(
     store: &mut Store,
     control: &mut Control,
     is_exclusive: bool,
     now: BootTime,
     at: &Now,
-) -> Result<(), store::Error> {
-    let lease_ms = store.lease_ms()?.max(control.lease_ms());
+) -> Result<Duration, store::Error> {
+    let earlier_ms = store.lease_ms(at)?;
     let mut turn = store.begin()?;
     turn.all_workers_offline(at.unix_ms)?;
-    turn.set_lease_ms(lease_ms)?;
+    turn.set_lease_ms(control.lease_ms(), earlier_ms, at)?;
     turn.commit()?;
-    control.set_earlier_lease(Duration::from_millis(lease_ms));
+    let earlier = Duration::from_millis(earlier_ms);
+    control.set_earlier_lease(now + earlier);
     if is_exclusive {
         loop {
             let mut turn = store.begin()?;
@@ -123,7 +125,7 @@ pub(crate) fn recover(
                 log::info!("{count} job(s) of an earlier run are queued again");
             }
             if count < limit {
-                return Ok(());
+                return Ok(earlier);
             }
         }
     }
@@ -133,7 +135,7 @@ pub(crate) fn recover(
     for attempt in store.silent()? {
         control.inherit_silent(attempt, now);
     }
-    Ok(())
+    Ok(earlier)
 }
 
 impl Iteration<'_> {
@@ -198,7 +200,7 @@ impl Iteration<'_> {
             turn.forget_old_workers()?;
         }
         if due.lease {
-            turn.set_lease_ms(self.control.lease_ms())?;
+            turn.set_lease_ms(self.control.lease_ms(), 0, self.at)?;
         }
         if retries {
             outcome.queued |= turn.wake_due(self.at)? > 0;

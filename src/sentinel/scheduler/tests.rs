@@ -163,3 +163,94 @@ fn settlements_that_do_not_fit_into_one_answer_go_into_the_next() {
         ("2".into(), "1".into())
     );
 }
+
+/// A job of a worker that does not come back, and the second at which it is given up.
+fn given_up_at(scene: &mut Scene) -> u64 {
+    while scene.text("SELECT status FROM cf_processing_queue") == "RUNNING" {
+        scene.tick();
+    }
+    scene.seconds
+}
+
+impl Scene {
+    /// Of a database in which an earlier sentinel has left a job with a dead worker, and a lease.
+    fn left_behind(lease_ms: &str) -> Self {
+        let scene = Scene::new();
+        scene.sql(&format!(
+            "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, attempt, worker_id) \
+             VALUES (1, 'p', 'RUNNING', 1, 'dead'); \
+             UPDATE cf_casparian SET value = {lease_ms} WHERE key = 'lease_ms'"
+        ));
+        scene
+    }
+}
+
+#[test]
+fn the_long_lease_of_an_earlier_sentinel_counts_once() {
+    let mut scene = Scene::left_behind("3600000");
+    for seconds in [0, 1000, 2000, 3000] {
+        scene.seconds = seconds;
+        scene.restart(LEASE);
+        scene.tick();
+    }
+    scene.seconds = 3500;
+    scene.restart(LEASE);
+    // The first tick after the end.
+    assert!(
+        (3600..=3602).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+    // From now on the leases of this sentinel count.
+    scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', attempt = 2");
+    scene.restart(LEASE);
+    let passed = given_up_at(&mut scene) - 3600;
+    assert!((10..=15).contains(&passed), "{passed}");
+}
+
+#[test]
+fn what_another_program_sets_to_running_is_held_no_longer_than_leases_are() {
+    let mut scene = Scene::left_behind("60000");
+    scene.restart(LEASE);
+    assert!(
+        (60..=62).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+    scene.tick();
+    scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', attempt = 7");
+    let before = scene.seconds;
+    let passed = given_up_at(&mut scene) - before;
+    assert!((10..=14).contains(&passed), "{passed}");
+}
+
+#[test]
+fn after_another_start_of_the_machine_a_long_lease_counts_anew() {
+    let mut scene = Scene::left_behind("60000");
+    scene.restart(LEASE);
+    scene.seconds = 50;
+    scene.sql("UPDATE cf_casparian SET value = replace(value, 'this-start', 'the-one-before') WHERE key = 'lease_until'");
+    scene.restart(LEASE);
+    assert!(
+        (110..=112).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+}
+
+#[test]
+fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
+    for lease_ms in [
+        "'x'",
+        "-5",
+        "1e300",
+        "86400001",
+        "9223372036854775807",
+        "x'00'",
+    ] {
+        let mut scene = Scene::left_behind(lease_ms);
+        scene.restart(Duration::from_secs(2));
+        let passed = given_up_at(&mut scene);
+        assert!((10..=12).contains(&passed), "{lease_ms}: {passed}");
+    }
+}
