@@ -18,6 +18,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, params};
 
 use super::code::PluginCode;
+use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
 use super::{Code, Error, Turn, format_time, sinks};
 use crate::job::{Attempt, Cause, History, Job, Past, PastEnd, Sink};
@@ -88,7 +89,8 @@ pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_
 /// Everything that a job needs of its rows.
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
-     l.rel_path, q.published IS NULL FROM cf_processing_queue q \
+     l.rel_path, q.published IS NULL, \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation') FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -349,18 +351,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         "cf_file_location.rel_path",
         location_id,
     )?;
-    let number = integer(cell(row, 2), "cf_processing_queue.attempt", job_id)?.unwrap_or(0);
-    let attempt = Attempt::new(job_id, number);
-    if number < 0 || attempt.ordinal() >= i64::from(u32::MAX) {
-        let expected = "the number of an attempt";
-        let value = cell(row, 2);
-        return Err(malformed(
-            "cf_processing_queue.attempt",
-            job_id,
-            value,
-            expected,
-        ));
-    }
+    let last = last_attempt(cell(row, 2), cell(row, 12), job_id)?;
     let overrides = text(
         cell(row, 1),
         limits::OVERRIDES_SIZE_MAX,
@@ -375,7 +366,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
     };
     let path = Path::new(&root).join(rel_path);
     Ok(Resolved {
-        attempt: number + 1,
+        attempt: last.number + 1,
         file_path: path.to_string_lossy().into_owned(),
         file_version_id: version,
         sinks,

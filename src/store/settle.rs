@@ -12,6 +12,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::attempts::uris;
 use super::claim::{allowed, previous};
+use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, shown};
 use super::{Error, Now, Store, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
@@ -28,7 +29,8 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
-     coalesce(published, receipt), published IS NULL \
+     coalesce(published, receipt), published IS NULL, \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation') \
      FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
@@ -75,18 +77,19 @@ impl Turn<'_> {
             .query_row([job_id], |row| {
                 let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
                 let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
-                let (number, worker) = (count(cell(row, 0)), shown(cell(row, 3)));
+                let worker = shown(cell(row, 3));
                 let is_receipt = cell(row, 5) != ValueRef::Integer(0);
+                let last = last_attempt(cell(row, 0), cell(row, 6), job_id);
                 let previous = previous(cell(row, 4), is_receipt, job_id);
-                Ok(previous.map(|previous| (number, keep, worker, previous)))
+                Ok(last.and_then(|last| Ok((last, keep, worker, previous?))))
             })
             .optional()?;
-        let (number, keep, worker, previous) = match found {
+        let (last, keep, worker, previous) = match found {
             None => return Ok(None),
             Some(Err(malformed)) => return self.give_up_settling(job_id, &malformed),
             Some(Ok(found)) => found,
         };
-        let attempt = Attempt::new(job_id, number.saturating_add(1));
+        let attempt = Attempt::new(job_id, last.number.saturating_add(1));
         let mut statement = self.transaction.prepare_cached(
             "UPDATE cf_processing_queue SET attempt = ?2 WHERE id = ?1 AND unsettled = 1",
         )?;
