@@ -24,6 +24,7 @@ use crate::job::Cause;
 use crate::limits;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::sink::{Root, RootOptions};
 use crate::store::{Deploy, LastJob, Open, Store, artifact_hash};
 use crate::worker::{self, Worker};
 
@@ -136,6 +137,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
+    settle_interrupted(&database, &output, worker_options.share_output)?;
     let mut items = enqueue(
         &database,
         &plugin,
@@ -262,6 +264,48 @@ fn unusable(input: LeftOut) -> Item {
             is_final: false,
         },
     }
+}
+
+/// Jobs of interrupted runs may have published without a receipt, and their files may not be among
+/// the inputs of this run: complete output completes its job, other output goes.
+fn settle_interrupted(database: &Path, output: &Path, share: bool) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    turn.fail_unsettled("its run was interrupted", &now())
+        .map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    let mut found = store.unsettled(0).map_err(failed)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let root = Root::open(output, RootOptions { share }).map_err(failed)?;
+    while let Some(last) = found.last().copied() {
+        for job_id in found {
+            let mut turn = store.begin().map_err(failed)?;
+            let taken = turn.take_settlement(job_id).map_err(failed)?;
+            turn.commit().map_err(failed)?;
+            let Some((settlement, _)) = taken else {
+                continue;
+            };
+            let attempt = settlement.attempt;
+            let standing = match root.settle(&settlement) {
+                Ok(standing) => standing,
+                // Its row stays unsettled for the next run.
+                Err(error) => {
+                    tell(format_args!(
+                        "casparian: job {job_id} of an interrupted run: {error}"
+                    ));
+                    continue;
+                }
+            };
+            let mut turn = store.begin().map_err(failed)?;
+            turn.settle(attempt, &worker::settled(attempt, standing), &now())
+                .map_err(failed)?;
+            turn.commit().map_err(failed)?;
+        }
+        found = store.unsettled(last).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Registers plugin and files and queues what is to be done.

@@ -91,6 +91,8 @@ struct End<'a> {
     /// Its worker was lost with other jobs.
     shared: bool,
     returned: bool,
+    /// Nobody knows whether it has left output.
+    interrupted: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
     receipt: Option<&'a Receipt>,
@@ -112,6 +114,7 @@ impl Turn<'_> {
             success,
             shared: false,
             returned: !success && receipt.returned,
+            interrupted: false,
             cause: receipt.cause.filter(|_| !success),
             reason: match (success, &receipt.error_message) {
                 (true, _) => None,
@@ -141,6 +144,7 @@ impl Turn<'_> {
             success: false,
             shared,
             returned: false,
+            interrupted: false,
             cause: Some(cause),
             reason: Some(reason),
             receipt: None,
@@ -155,6 +159,7 @@ impl Turn<'_> {
             success: false,
             shared: false,
             returned: true,
+            interrupted: false,
             cause: None,
             reason: Some(reason),
             receipt: None,
@@ -164,12 +169,22 @@ impl Turn<'_> {
     }
 
     /// Puts RUNNING jobs back into the queue, uncounted, for any worker: for a program that
-    /// has the database to itself. At most `limit`; gives how many. Call it again while that many
-    /// were.
+    /// has the database to itself. Their attempts may have left output. At most `limit`; gives how
+    /// many. Call it again while that many were.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
         for running in super::queue::running(&self.transaction, limit)? {
-            let ended = self.give_back(running.attempt, reason, now)?;
+            let end = End {
+                success: false,
+                shared: false,
+                returned: true,
+                interrupted: true,
+                cause: None,
+                reason: Some(reason),
+                receipt: None,
+                retries_max: 0,
+            };
+            let ended = self.end(running.attempt, None, &end, now)?;
             released += usize::from(ended != Ended::Stale);
         }
         Ok(released)
@@ -245,6 +260,7 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
+            _ if end.interrupted => true,
             _ => {
                 let attempt = Attempt::new(attempt.job_id, held.attempt);
                 self.is_unsettled(attempt, end.cause)?
@@ -287,6 +303,9 @@ impl Turn<'_> {
     ) -> Result<(), Error> {
         let status = match end {
             End { success: true, .. } => "COMPLETED",
+            End {
+                interrupted: true, ..
+            } => "INTERRUPTED",
             End { returned: true, .. } => "RETURNED",
             _ => "FAILED",
         };

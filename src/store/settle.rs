@@ -65,6 +65,20 @@ impl Store {
 }
 
 impl Turn<'_> {
+    /// Jobs that wait for an attempt, and of which an earlier one may have left output, fail as lost:
+    /// so they can be settled without another attempt. Only for a program that has the database to
+    /// itself, and is asked for the attempts that are to follow. Gives how many.
+    pub fn fail_unsettled(&mut self, reason: &str, now: &Now) -> Result<usize, Error> {
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue INDEXED BY ix_casparian_unsettled SET status = 'FAILED', \
+             failure_cause = 'lost', error_message = ?1, result_summary = 'Failed', \
+             end_time = ?2, next_run = NULL, next_run_boot_ms = NULL, next_run_boot_id = NULL \
+             WHERE unsettled = 1 AND status IN ('QUEUED', 'PENDING')",
+        )?;
+        let failed = statement.execute(params![reason, format_time(now.unix_ms)]);
+        Ok(allowed(failed)?.unwrap_or(0))
+    }
+
     /// What a worker needs to settle a job, and the worker that had it last: it is the one that
     /// certainly has the output's root. None when there is nothing to settle (any more), or the
     /// row cannot be used.

@@ -53,6 +53,10 @@ enum End {
     AfterSql,
     /// Lost, and cancelled while it waits.
     LossThenSql,
+    /// Its program was killed, another one queued it again, and the second attempt fails.
+    Interrupted,
+    /// The same, and it is cancelled while it waits.
+    InterruptedThenSql,
 }
 
 #[test]
@@ -77,11 +81,16 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         (After(None, true), false),
         (AfterSql, true),
         (LossThenSql, true),
+        (Interrupted, true),
+        (InterruptedThenSql, true),
     ];
     for (end, want) in cases {
         let mut scene = Scene::new();
         let id = scene.enqueue("p", 0);
-        let again = matches!(end, After(..) | AfterSql | LossThenSql);
+        let again = matches!(
+            end,
+            After(..) | AfterSql | LossThenSql | Interrupted | InterruptedThenSql
+        );
         if !again {
             scene.no_retries();
         }
@@ -93,6 +102,11 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             Loss | LossThenSql => drop(scene.release(first, 0)),
             Sql(status) => scene.set_status(id, status),
             AfterSql => scene.set_status(id, "QUEUED"),
+            Interrupted | InterruptedThenSql => {
+                let mut turn = scene.store.begin().unwrap();
+                assert_eq!(turn.release_all("killed", 9, &now(0)).unwrap(), 1);
+                turn.commit().unwrap();
+            }
             After(Some(Cause::Lost), _) => drop(scene.release(first, 0)),
             After(cause, returned) => {
                 let mut receipt = failure(cause, "x");
@@ -102,7 +116,7 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             }
         }
         match end {
-            LossThenSql => scene.set_status(id, "SKIPPED"),
+            LossThenSql | InterruptedThenSql => scene.set_status(id, "SKIPPED"),
             _ if again => {
                 let second = scene.claim(&["p"], 1).jobs[0].attempt;
                 let failed = failure(Some(Cause::Plugin), "y");
