@@ -24,7 +24,7 @@ use crate::job::Cause;
 use crate::limits;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, JobEnd, Sentinel};
-use crate::sink::{Root, RootOptions};
+use crate::sink::{Root, RootOptions, create_folder};
 use crate::store::{Deploy, LastJob, Open, Store, artifact_hash};
 use crate::worker::{self, Worker};
 
@@ -178,7 +178,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
     let private = output.join(".casparian");
-    fs::create_dir_all(&private).map_err(fail)?;
+    create_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
     let path = private.join("run.lock");
     // Not blocking, so that a FIFO of that name does not hang.
     let lock = fs::OpenOptions::new()

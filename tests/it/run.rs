@@ -312,7 +312,17 @@ fn mistakes_are_one_clear_line_and_an_exit_code() {
         (
             run(&plugin, &input, &at("plain_file"), &[]),
             1,
-            "plain_file",
+            "plain_file: it is not a folder",
+        ),
+        (
+            run(&plugin, &input, &at("plain_file/out"), &[]),
+            1,
+            "plain_file: it is not a folder",
+        ),
+        (
+            vec!["worker".into(), "--output".into(), at("plain_file")],
+            1,
+            "plain_file: it is not a folder",
         ),
         (
             run(&plugin, &input, "/proc/nowhere", &[]),
