@@ -124,6 +124,8 @@ pub const SOCKET_EVENTS_MAX: usize = 4096;
 pub const MESSAGES_PER_TURN: usize = 4096;
 /// Bound of a lease. A worker asks again every quarter of it.
 pub const LEASE: Duration = Duration::from_secs(10);
+/// Seconds of the longest lease that an operator may set: a day.
+pub const LEASE_SECONDS_MAX: i64 = 86_400;
 /// Added to a lease before its attempt is given away: how far two clocks may drift apart in a
 /// lease.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(2);
@@ -169,6 +171,9 @@ pub const EXPIRED_PER_TURN: usize = 1000;
 pub const SETTLED_PER_TURN: usize = 64;
 /// Such jobs that workers have at a time: a worker does one after the other.
 pub const SETTLING_MAX: usize = 256;
+/// Bytes of such jobs' settlements that workers have at a time, in JSON; the last one may exceed it.
+/// So an answer with all of them can be sent.
+pub const SETTLING_SIZE_MAX: usize = 16 << 20;
 /// How long a worker may take for one before another may be asked: longer than a busy disk needs,
 /// and each attempt bars the one before.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(60);
@@ -206,6 +211,9 @@ pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 1000;
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
 /// Ended attempts that the database keeps of a job.
 pub const ATTEMPTS_KEPT: i64 = 100;
+/// Earlier attempts of a job that its worker is told of: more than the database keeps, unless
+/// another program has added rows.
+pub const HISTORY_MAX: usize = 1000;
 /// Last lines of a plugin that are kept of each attempt.
 pub const ATTEMPT_LOG_LINES: usize = 50;
 /// Bytes of a job's `config_overrides`.
@@ -228,6 +236,9 @@ pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
 pub const STDERR_PART_SIZE: usize = 4 << 10;
 /// Wait of a program's last line for whoever reads stderr.
 pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of the URIs that a row says its job has published, as JSON: those of the largest receipt.
+pub const PUBLISHED_SIZE_MAX: usize = RECEIPT_SIZE_MAX;
+const _: () = assert!((SETTLING_SIZE_MAX + 2 * PUBLISHED_SIZE_MAX) as u64 <= ZMTP_MESSAGE_SIZE_MAX);
 /// Octets of a name that a peer chose.
 pub const NAME_SIZE_MAX: usize = 255;
 /// Octets of an error message in a receipt.

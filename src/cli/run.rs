@@ -24,6 +24,7 @@ use crate::job::Cause;
 use crate::limits;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::sink::{Root, RootOptions, create_folder};
 use crate::store::{Deploy, LastJob, Open, Store, artifact_hash};
 use crate::worker::{self, Worker};
 
@@ -150,6 +151,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     check_code(&database)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
+    settle_interrupted(&database, &output, worker_options.share_output)?;
     let mut items = enqueue(
         &database,
         &plugin,
@@ -197,10 +199,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 /// Makes the output folder and locks it against a second run.
 fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
     let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
-    fs::create_dir_all(output).map_err(fail)?;
+    create_folder(output).map_err(|error| failed(format!("output folder: {error}")))?;
     let output = &fs::canonicalize(output).map_err(fail)?;
     let private = output.join(".casparian");
-    fs::create_dir_all(&private).map_err(fail)?;
+    create_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
     check_private(&private)?;
     let path = private.join("run.lock");
     // Not blocking, so that a FIFO of that name does not hang.
@@ -324,6 +326,48 @@ fn unusable_outcome(reason: String) -> Outcome {
         log: None,
         is_final: false,
     }
+}
+
+/// Jobs of interrupted runs may have published without a receipt, and their files may not be among
+/// the inputs of this run: complete output completes its job, other output goes.
+fn settle_interrupted(database: &Path, output: &Path, share: bool) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    turn.fail_unsettled("its run was interrupted", &now())
+        .map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    let mut found = store.unsettled(0).map_err(failed)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    let root = Root::open(output, RootOptions { share }).map_err(failed)?;
+    while let Some(last) = found.last().copied() {
+        for job_id in found {
+            let mut turn = store.begin().map_err(failed)?;
+            let taken = turn.take_settlement(job_id).map_err(failed)?;
+            turn.commit().map_err(failed)?;
+            let Some((settlement, _)) = taken else {
+                continue;
+            };
+            let attempt = settlement.attempt;
+            let standing = match root.settle(&settlement) {
+                Ok(standing) => standing,
+                // Its row stays unsettled for the next run.
+                Err(error) => {
+                    tell(format_args!(
+                        "casparian: job {job_id} of an interrupted run: {error}"
+                    ));
+                    continue;
+                }
+            };
+            let mut turn = store.begin().map_err(failed)?;
+            turn.settle(attempt, &worker::settled(attempt, standing), &now())
+                .map_err(failed)?;
+            turn.commit().map_err(failed)?;
+        }
+        found = store.unsettled(last).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Registers plugin and files and queues what is to be done.

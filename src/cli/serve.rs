@@ -106,7 +106,7 @@ pub(super) fn sentinel(
             options.bind
         )));
     }
-    if let Some(seconds) = command.number(&typed, "lease", 1..=86_400)? {
+    if let Some(seconds) = command.number(&typed, "lease", 1..=limits::LEASE_SECONDS_MAX as u64)? {
         options.lease = Duration::from_secs(seconds);
     }
     if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {

@@ -25,5 +25,12 @@ pub struct Settlement {
     pub keep: bool,
 }
 
+impl Settlement {
+    /// Its bytes in an answer.
+    pub fn size(&self) -> usize {
+        serde_json::to_vec(self).map_or(0, |json| json.len())
+    }
+}
+
 /// The metric of a settlement's receipt that names the attempt whose output stands.
 pub const SETTLED_ATTEMPT: &str = "settled_attempt";

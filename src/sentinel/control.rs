@@ -73,8 +73,8 @@ pub struct Control {
     /// No lease runs out before.
     next_expiry: Option<BootTime>,
     seen_at: Option<BootTime>,
-    /// Bound of leases that earlier sentinels may have given.
-    earlier_lease: Duration,
+    /// When the leases that earlier sentinels may have given are over.
+    earlier_until: Option<BootTime>,
     draining: bool,
     /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
     dispatch_parts: HashMap<String, (Arc<Plugin>, DispatchPart)>,
@@ -110,7 +110,7 @@ impl Control {
             outgoing: Vec::new(),
             next_expiry: None,
             seen_at: None,
-            earlier_lease: settings.lease,
+            earlier_until: None,
             draining: false,
             dispatch_parts: HashMap::new(),
             remembered: HashMap::new(),
@@ -443,6 +443,7 @@ impl Control {
             contender.until = contender.until + away;
         }
         self.next_expiry = self.next_expiry.map(|at| at + away);
+        self.earlier_until = self.earlier_until.map(|at| at + away);
     }
 
     /// True when an attempt is held, or its end waits for the transaction.

@@ -81,8 +81,7 @@ impl Scheduler {
                 },
             );
         }
-        transaction::recover(&mut store, &mut control, settings.exclusive, now, at)?;
-        let earlier = Duration::from_millis(store.lease_ms()?);
+        let earlier = transaction::recover(&mut store, &mut control, settings.exclusive, now, at)?;
         let lease_noted_at = (earlier > settings.lease).then(|| now + earlier);
         Ok(Scheduler {
             control,
@@ -253,3 +252,6 @@ impl std::fmt::Debug for Scheduler {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

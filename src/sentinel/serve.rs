@@ -343,6 +343,8 @@ impl Sentinel {
             self.scheduler
                 .control
                 .handle_unsent(attempt, &reason, is_its_own);
+        } else if is_its_own {
+            log::error!("a message to a worker is lost: {reason}");
         }
         if !is_its_own && self.socket.identity(message.peer).is_some() {
             self.drop_peer(message.peer, &reason);

@@ -100,19 +100,21 @@ impl Outcome {
 
 /// At the start no worker is connected. RUNNING rows stay with their holders, whose leases may
 /// run for a whole bound yet; of a database that no other program works on they have no holder.
+/// Gives how long leases of earlier sentinels may last.
 pub(crate) fn recover(
     store: &mut Store,
     control: &mut Control,
     is_exclusive: bool,
     now: BootTime,
     at: &Now,
-) -> Result<(), store::Error> {
-    let lease_ms = store.lease_ms()?.max(control.lease_ms());
+) -> Result<Duration, store::Error> {
+    let earlier_ms = store.lease_ms(at)?;
     let mut turn = store.begin()?;
     turn.all_workers_offline(at.unix_ms)?;
-    turn.set_lease_ms(lease_ms)?;
+    turn.set_lease_ms(control.lease_ms(), earlier_ms, at)?;
     turn.commit()?;
-    control.set_earlier_lease(Duration::from_millis(lease_ms));
+    let earlier = Duration::from_millis(earlier_ms);
+    control.set_earlier_lease(now + earlier);
     if is_exclusive {
         loop {
             let mut turn = store.begin()?;
@@ -123,7 +125,7 @@ pub(crate) fn recover(
                 log::info!("{count} job(s) of an earlier run are queued again");
             }
             if count < limit {
-                return Ok(());
+                return Ok(earlier);
             }
         }
     }
@@ -133,7 +135,7 @@ pub(crate) fn recover(
     for attempt in store.silent()? {
         control.inherit_silent(attempt, now);
     }
-    Ok(())
+    Ok(earlier)
 }
 
 impl Iteration<'_> {
@@ -205,7 +207,7 @@ impl Iteration<'_> {
             turn.forget_old_workers()?;
         }
         if due.lease {
-            turn.set_lease_ms(self.control.lease_ms())?;
+            turn.set_lease_ms(self.control.lease_ms(), 0, self.at)?;
         }
         if retries {
             outcome.queued |= turn.wake_due(self.at)? > 0;
@@ -225,8 +227,16 @@ impl Iteration<'_> {
                 &mut outcome,
             )?;
         }
+        let mut room = self.control.settling_room();
         for job_id in unsettled {
-            outcome.settlements.extend(turn.take_settlement(job_id)?);
+            // Those that are left are found again.
+            if room == 0 {
+                break;
+            }
+            if let Some(taken) = turn.take_settlement(job_id)? {
+                room = room.saturating_sub(taken.0.size());
+                outcome.settlements.push(taken);
+            }
         }
         turn.commit()?;
         outcome.revoked = revoked;

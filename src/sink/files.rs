@@ -183,6 +183,9 @@ pub(super) fn create_folders(folder: &Path) -> Result<(), Error> {
         match fs::create_dir(folder) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return Err(Error::io(folder, io::Error::other("it is not a folder")));
+            }
             Err(error) => return Err(Error::io(folder, error)),
         }
         if let Some(parent) = folder.parent() {

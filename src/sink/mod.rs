@@ -55,7 +55,7 @@ pub use error::{Error, Refused, raise_descriptor_limit};
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use root::{Root, RootOptions};
+pub use root::{Root, RootOptions, create_folder};
 
 #[cfg(test)]
 mod tests;

@@ -184,6 +184,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         tables,
         run: name.clone(),
         previous: job.previous.clone(),
+        history: job.history.clone(),
         share: root.shares(),
     });
     Ok(Plan {

@@ -136,7 +136,7 @@ impl Record {
         }
         if !self.outputs.tables.is_empty() {
             for table in &self.outputs.tables {
-                if sqlite::published_attempt(table, name)? != Some(name.stamp()) {
+                if !sqlite::is_published(table, name, self.key)? {
                     return Ok(false);
                 }
             }
@@ -166,7 +166,7 @@ impl Record {
             }
         }
         for table in &self.outputs.tables {
-            if sqlite::published_attempt(table, &name)? != Some(name.stamp()) {
+            if !sqlite::is_published(table, &name, self.key)? {
                 return Ok(false);
             }
         }

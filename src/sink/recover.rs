@@ -127,7 +127,7 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     }
     sync_parents(root, record.outputs.files.iter())?;
     for table in &record.outputs.tables {
-        sqlite::clear_exact(table, &folder.name)?;
+        sqlite::clear_exact(table, &folder.name, record.key)?;
     }
     let before = Before {
         attempt: record.previous_attempt,

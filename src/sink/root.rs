@@ -35,13 +35,26 @@ pub struct Root {
     stuck: Stuck,
 }
 
+/// Creates a folder, and those above it. The error names what stands in the place of one.
+pub fn create_folder(folder: &Path) -> Result<(), Error> {
+    fs::create_dir_all(folder).map_err(|error| {
+        let mut above = folder.ancestors();
+        let found = above.find(|path| path.symlink_metadata().is_ok());
+        match found.filter(|path| !path.is_dir()) {
+            Some(path) => Error::Io {
+                path: path.to_owned(),
+                source: std::io::Error::other("it is not a folder"),
+            },
+            None => Error::io(folder, error),
+        }
+    })
+}
+
 impl Root {
     /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
     /// What cannot be recovered is logged and stays.
     pub fn open(path: &Path, options: RootOptions) -> Result<Self, Error> {
-        let create =
-            |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io(folder, error));
-        create(path)?;
+        create_folder(path)?;
         let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
         let base = path.join(".casparian");
         for name in FOLDERS {

@@ -91,6 +91,8 @@ struct End<'a> {
     success: bool,
     detail: Detail,
     returned: bool,
+    /// Nobody knows whether it has left output.
+    interrupted: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
     receipt: Option<&'a Receipt>,
@@ -115,6 +117,7 @@ impl Turn<'_> {
                 false => Detail::None,
             },
             returned: !success && receipt.returned,
+            interrupted: false,
             cause: receipt.cause.filter(|_| !success),
             reason: match (success, &receipt.error_message) {
                 (true, _) => None,
@@ -147,6 +150,7 @@ impl Turn<'_> {
                 false => Detail::None,
             },
             returned: false,
+            interrupted: false,
             cause: Some(cause),
             reason: Some(reason),
             receipt: None,
@@ -161,6 +165,7 @@ impl Turn<'_> {
             success: false,
             detail: Detail::None,
             returned: true,
+            interrupted: false,
             cause: None,
             reason: Some(reason),
             receipt: None,
@@ -170,12 +175,22 @@ impl Turn<'_> {
     }
 
     /// Puts RUNNING jobs back into the queue, uncounted, for any worker: for a program that
-    /// has the database to itself. At most `limit`; gives how many. Call it again while that many
-    /// were.
+    /// has the database to itself. Their attempts may have left output. At most `limit`; gives how
+    /// many. Call it again while that many were.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
         for running in super::queue::running(&self.transaction, limit)? {
-            let ended = self.give_back(running.attempt, reason, now)?;
+            let end = End {
+                success: false,
+                detail: Detail::None,
+                returned: true,
+                interrupted: true,
+                cause: None,
+                reason: Some(reason),
+                receipt: None,
+                retries_max: 0,
+            };
+            let ended = self.end(running.attempt, None, &end, now)?;
             released += usize::from(ended != Ended::Stale);
         }
         Ok(released)
@@ -260,6 +275,7 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
+            _ if end.interrupted => true,
             _ => self.is_unsettled(attempt, end.cause)?,
         };
         let mut statement = self.transaction.prepare_cached(END)?;
@@ -300,6 +316,9 @@ impl Turn<'_> {
     ) -> Result<(), Error> {
         let status = match end {
             End { success: true, .. } => "COMPLETED",
+            End {
+                interrupted: true, ..
+            } => "INTERRUPTED",
             End { returned: true, .. } => "RETURNED",
             _ => "FAILED",
         };

@@ -18,6 +18,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Row, params};
 
 use super::code::PluginCode;
+use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
 use super::{Code, Error, Turn, format_time, sinks};
 use crate::job::{Attempt, Cause, History, Job, Past, PastEnd, Sink};
@@ -88,7 +89,8 @@ pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_
 /// Everything that a job needs of its rows.
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
-     l.rel_path FROM cf_processing_queue q \
+     l.rel_path, q.published IS NULL, \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation') FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -108,9 +110,9 @@ pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
      FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
      AND attempt_key IS NOT NULL";
 
-/// The attempts of a job before one.
+/// The attempts of a job before one, the last first.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
-     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt";
+     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
 
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
@@ -288,7 +290,8 @@ impl Turn<'_> {
             return Ok(history);
         }
         let mut statement = self.transaction.prepare_cached(HISTORY_QUERY)?;
-        let rows = statement.query_map(params![attempt.job_id, attempt.number], |row| {
+        let limit = i64::try_from(limits::HISTORY_MAX).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![attempt.job_id, attempt.number, limit], |row| {
             let text = |index| shown(cell(row, index)).unwrap_or_default();
             Ok(Past {
                 number: count(cell(row, 0)),
@@ -301,6 +304,7 @@ impl Turn<'_> {
             })
         })?;
         history.past = rows.collect::<Result<_, _>>()?;
+        history.past.reverse();
         Ok(history)
     }
 
@@ -358,18 +362,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         "cf_file_location.rel_path",
         location_id,
     )?;
-    let number = integer(cell(row, 2), "cf_processing_queue.attempt", job_id)?.unwrap_or(0);
-    let attempt = Attempt::new(job_id, number);
-    if number < 0 || attempt.ordinal() >= i64::from(u32::MAX) {
-        let expected = "the number of an attempt";
-        let value = cell(row, 2);
-        return Err(malformed(
-            "cf_processing_queue.attempt",
-            job_id,
-            value,
-            expected,
-        ));
-    }
+    let last = last_attempt(cell(row, 2), cell(row, 12), job_id)?;
     let overrides = text(
         cell(row, 1),
         limits::OVERRIDES_SIZE_MAX,
@@ -384,12 +377,32 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
     };
     let path = Path::new(&root).join(rel_path);
     Ok(Resolved {
-        attempt: number + 1,
+        attempt: last.number + 1,
         file_path: path.to_string_lossy().into_owned(),
         file_version_id: version,
         sinks,
-        previous: published(cell(row, 3)),
+        previous: previous(cell(row, 3), cell(row, 11) != ValueRef::Integer(0), job_id)?,
     })
+}
+
+/// As [`published`], where the text is not too large for a message.
+pub(super) fn previous(
+    value: ValueRef<'_>,
+    is_receipt: bool,
+    job_id: i64,
+) -> Result<Vec<String>, Malformed> {
+    let size_max = limits::PUBLISHED_SIZE_MAX;
+    match value {
+        ValueRef::Text(bytes) if bytes.len() > size_max => {
+            let column = match is_receipt {
+                true => "cf_processing_queue.receipt",
+                false => "cf_processing_queue.published",
+            };
+            let expected = format!("at most {size_max} bytes, not {}", bytes.len());
+            Err(malformed(column, job_id, value, &expected))
+        }
+        _ => Ok(published(value)),
+    }
 }
 
 /// URIs of artifacts: of `published` (a list of them) or of a receipt. What is neither gives none.

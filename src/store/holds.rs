@@ -4,28 +4,47 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::value::{cell, number};
-use super::{Error, Store, Turn};
+use rusqlite::types::Value;
+
+use super::value::abridged;
+use super::{Error, Now, Store, Turn};
 use crate::job::Attempt;
+use crate::limits;
 
 /// Whether an attempt's row is as its sentinel left it.
 pub(super) const HELD_QUERY: &str = "SELECT 1 FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (attempt = ?2 OR ?2 <= 0) \
      AND (?3 IS NULL OR worker_id = ?3)";
 
-/// A day: no sentinel gives longer leases.
-const LEASE_MS_MAX: u64 = 86_400_000;
-
 impl Turn<'_> {
-    /// Sentinels give leases of so many milliseconds from now on.
-    pub fn set_lease_ms(&mut self, lease_ms: u64) -> Result<(), Error> {
+    /// A sentinel gives leases of `own_ms` from now on. Those of earlier ones may last `earlier_ms`
+    /// yet: the longer of both is kept as `lease_ms`, and as `lease_until` that one, `own_ms` and
+    /// when those of earlier ones are over.
+    pub fn set_lease_ms(&mut self, own_ms: u64, earlier_ms: u64, now: &Now) -> Result<(), Error> {
+        let longest_ms = own_ms.max(earlier_ms);
+        let until_ms = now.boot_ms.saturating_add(earlier_ms);
+        let until = (earlier_ms > own_ms)
+            .then(|| format!("{longest_ms} {own_ms} {until_ms} {}", now.boot_id));
+        let longest_ms = i64::try_from(longest_ms).unwrap_or(i64::MAX);
         let mut statement = self.transaction.prepare_cached(
-            "INSERT INTO cf_casparian (key, value) VALUES ('lease_ms', ?1) \
-             ON CONFLICT (key) DO UPDATE SET value = ?1",
+            "INSERT INTO cf_casparian (key, value) VALUES (?1, ?2) \
+             ON CONFLICT (key) DO UPDATE SET value = ?2",
         )?;
-        statement.execute([i64::try_from(lease_ms).unwrap_or(i64::MAX)])?;
+        statement.execute(params!["lease_ms", longest_ms])?;
+        statement.execute(params!["lease_until", until])?;
         Ok(())
     }
+}
+
+/// What is left of the longest lease by the text of `lease_until`; none where the text is of
+/// another lease or of another start of the machine.
+fn left_ms(until: &str, longest_ms: u64, now: &Now) -> Option<u64> {
+    let mut words = until.splitn(4, ' ');
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let (of_ms, own_ms, until_ms) = (number()?, number()?, number()?);
+    let is_current = of_ms == longest_ms && words.next() == Some(&now.boot_id);
+    let left_ms = until_ms.saturating_sub(now.boot_ms).max(own_ms);
+    is_current.then_some(left_ms.min(longest_ms))
 }
 
 impl Store {
@@ -45,16 +64,36 @@ impl Store {
         Ok(changed)
     }
 
-    /// The longest lease that a sentinel of this database may have given and that may not be over,
-    /// in milliseconds, as [`Turn::set_lease_ms`] left it.
-    pub fn lease_ms(&self) -> Result<u64, Error> {
+    /// How long leases of the sentinels before may last from now on, in milliseconds, as
+    /// [`Turn::set_lease_ms`] left it. After another start of the machine it is not known how much of
+    /// a lease has passed: it counts from now.
+    pub fn lease_ms(&self, now: &Now) -> Result<u64, Error> {
         let mut statement = self
             .connection
-            .prepare_cached("SELECT value FROM cf_casparian WHERE key = 'lease_ms'")?;
-        let found = statement.query_row([], |row| Ok(number(cell(row, 0))));
-        let found = found.optional()?.flatten().unwrap_or(0);
-        // A value that makes no sense must not keep jobs for ever.
-        Ok(u64::try_from(found).unwrap_or(0).min(LEASE_MS_MAX))
+            .prepare_cached("SELECT value FROM cf_casparian WHERE key = ?1")?;
+        let mut get = |key: &str| {
+            statement
+                .query_row([key], |row| row.get::<_, Value>(0))
+                .optional()
+        };
+        let longest_ms = match get("lease_ms")? {
+            None => return Ok(0),
+            Some(Value::Integer(ms)) if (0..=limits::LEASE_SECONDS_MAX * 1000).contains(&ms) => ms,
+            Some(other) => {
+                let default_ms = limits::LEASE.as_millis();
+                let found = abridged((&other).into());
+                log::warn!(
+                    "cf_casparian: lease_ms is {found}, which no sentinel sets: {default_ms} is taken"
+                );
+                i64::try_from(default_ms).unwrap_or(0)
+            }
+        };
+        let longest_ms = u64::try_from(longest_ms).unwrap_or(0);
+        let left_ms = match get("lease_until")? {
+            Some(Value::Text(until)) => left_ms(&until, longest_ms, now),
+            _ => None,
+        };
+        Ok(left_ms.unwrap_or(longest_ms))
     }
 
     /// How long a statement waits for another program's transaction.

@@ -9,8 +9,36 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use super::value::{cell, shown};
+use rusqlite::types::ValueRef;
+
+use super::value::{Malformed, cell, integer, malformed, number, shown};
 use super::{Error, Store};
+use crate::job::Attempt;
+
+/// The incarnation that the triggers do not go beyond. It may have been given several times.
+const INCARNATION_MAX: i64 = 2_147_483_647;
+
+/// The last attempt of a row, where another one can follow. `given` is the incarnation that was
+/// given last: a number beyond it was set by another program.
+pub(super) fn last_attempt(
+    value: ValueRef<'_>,
+    given: ValueRef<'_>,
+    job_id: i64,
+) -> Result<Attempt, Malformed> {
+    let column = "cf_processing_queue.attempt";
+    let attempt = Attempt::new(job_id, integer(value, column, job_id)?.unwrap_or(0));
+    let given = number(given).map_or(INCARNATION_MAX, |given| given.max(1));
+    if attempt.incarnation() >= INCARNATION_MAX && given >= INCARNATION_MAX {
+        let expected = "a lower number: IDs of deleted jobs are not used again until \
+             `casparian init --new-identity` has been run on the database";
+        return Err(malformed(column, job_id, value, expected));
+    }
+    let is_used_up = attempt.ordinal() >= i64::from(u32::MAX);
+    if attempt.number < 0 || is_used_up || attempt.incarnation() > given {
+        return Err(malformed(column, job_id, value, "the number of an attempt"));
+    }
+    Ok(attempt)
+}
 
 /// A database as it was when it was opened.
 pub(super) struct Identity {
@@ -119,6 +147,13 @@ fn replace_id(connection: &mut Connection, forget_outputs: bool) -> Result<Arc<s
             "UPDATE cf_processing_queue SET published = '[]' \
              WHERE receipt IS NOT NULL OR published IS NOT NULL",
             [],
+        )?;
+        // Where they are used up they begin again, above those of the rows that were given one.
+        transaction.execute(
+            "UPDATE cf_casparian SET value = 1 + coalesce((SELECT max(attempt >> 32) \
+             FROM cf_processing_queue WHERE typeof(attempt) = 'integer' \
+             AND attempt >> 32 < 1 << 30), 0) WHERE key = 'incarnation' AND value >= ?1",
+            [INCARNATION_MAX],
         )?;
     }
     let id = database_id(&transaction)?

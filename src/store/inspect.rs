@@ -62,7 +62,8 @@ pub struct JobRow {
 pub struct AttemptRow {
     /// Its number.
     pub attempt: Attempt,
-    /// COMPLETED, FAILED, RETURNED, TAKEN (another program changed the row), SETTLING or SETTLED.
+    /// COMPLETED, FAILED, RETURNED, INTERRUPTED, TAKEN (another program changed the row), SETTLING or
+    /// SETTLED.
     pub status: String,
     /// The cause of its failure.
     pub cause: Option<String>,

@@ -171,7 +171,8 @@ impl Turn<'_> {
     }
 
     /// Puts a job that is not RUNNING back into the queue, for a (new) version of its file.
-    /// The attempt number goes on counting, failures are counted anew. False when it is RUNNING
+    /// The attempt number goes on counting, failures are counted anew. Of another version no
+    /// code has run yet. False when it is RUNNING
     /// or gone.
     pub fn requeue(&mut self, job_id: i64, file_version_id: i64) -> Result<bool, Error> {
         let mut statement = self.transaction.prepare_cached(
@@ -179,7 +180,8 @@ impl Turn<'_> {
              end_time = NULL, error_message = NULL, result_summary = NULL, retry_count = 0, \
              infra_count = 0, shared_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
              next_run_boot_id = NULL, claim_time = NULL, worker_id = NULL, \
-             lease_until_ms = NULL, log_tail = NULL \
+             lease_until_ms = NULL, log_tail = NULL, \
+             artifact_hash = iif(file_version_id IS ?2, artifact_hash, NULL) \
              WHERE id = ?1 AND status IS NOT 'RUNNING'",
         )?;
         Ok(statement.execute(params![job_id, file_version_id])? == 1)

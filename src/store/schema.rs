@@ -16,6 +16,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("attempts.sql"),
     include_str!("settle.sql"),
     include_str!("environments.sql"),
+    include_str!("incarnations.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

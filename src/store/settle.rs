@@ -4,13 +4,16 @@
 //! Such a row has `unsettled = 1`, from the moment when the attempt ended without its worker's word.
 //! When no attempt follows, a worker settles the output by a [`Settlement`], which is an attempt
 //! of its own, so that it bars those before it. A row that is queued again needs none: its next
-//! attempt replaces what an earlier one left.
+//! attempt replaces what an earlier one left. A row of which no settlement can be made has
+//! `unsettled = 2`, so that it is not looked at again.
 
+use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::attempts::uris;
-use super::claim::{allowed, published};
-use super::value::{cell, count, shown};
+use super::claim::{allowed, previous};
+use super::identity::last_attempt;
+use super::value::{Malformed, cell, count, shown};
 use super::{Error, Now, Store, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
@@ -26,7 +29,9 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
-     coalesce(published, receipt) FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
+     coalesce(published, receipt), published IS NULL, \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation') \
+     FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
 /// The attempt behind which nothing is to be settled.
@@ -60,8 +65,23 @@ impl Store {
 }
 
 impl Turn<'_> {
+    /// Jobs that wait for an attempt, and of which an earlier one may have left output, fail as lost:
+    /// so they can be settled without another attempt. Only for a program that has the database to
+    /// itself, and is asked for the attempts that are to follow. Gives how many.
+    pub fn fail_unsettled(&mut self, reason: &str, now: &Now) -> Result<usize, Error> {
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue INDEXED BY ix_casparian_unsettled SET status = 'FAILED', \
+             failure_cause = 'lost', error_message = ?1, result_summary = 'Failed', \
+             end_time = ?2, next_run = NULL, next_run_boot_ms = NULL, next_run_boot_id = NULL \
+             WHERE unsettled = 1 AND status IN ('QUEUED', 'PENDING')",
+        )?;
+        let failed = statement.execute(params![reason, format_time(now.unix_ms)]);
+        Ok(allowed(failed)?.unwrap_or(0))
+    }
+
     /// What a worker needs to settle a job, and the worker that had it last: it is the one that
-    /// certainly has the output's root. None when there is nothing to settle (any more).
+    /// certainly has the output's root. None when there is nothing to settle (any more), or the
+    /// row cannot be used.
     pub fn take_settlement(
         &mut self,
         job_id: i64,
@@ -71,14 +91,19 @@ impl Turn<'_> {
             .query_row([job_id], |row| {
                 let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
                 let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
-                let (number, worker) = (count(cell(row, 0)), shown(cell(row, 3)));
-                Ok((number, keep, worker, published(cell(row, 4))))
+                let worker = shown(cell(row, 3));
+                let is_receipt = cell(row, 5) != ValueRef::Integer(0);
+                let last = last_attempt(cell(row, 0), cell(row, 6), job_id);
+                let previous = previous(cell(row, 4), is_receipt, job_id);
+                Ok(last.and_then(|last| Ok((last, keep, worker, previous?))))
             })
             .optional()?;
-        let Some((number, keep, worker, previous)) = found else {
-            return Ok(None);
+        let (last, keep, worker, previous) = match found {
+            None => return Ok(None),
+            Some(Err(malformed)) => return self.give_up_settling(job_id, &malformed),
+            Some(Ok(found)) => found,
         };
-        let attempt = Attempt::new(job_id, number.saturating_add(1));
+        let attempt = Attempt::new(job_id, last.number.saturating_add(1));
         let mut statement = self.transaction.prepare_cached(
             "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
              WHERE id = ?1 AND unsettled = 1",
@@ -91,6 +116,13 @@ impl Turn<'_> {
              VALUES (?1, ?2, 'SETTLING', ?3)",
         )?;
         allowed(statement.execute(params![job_id, attempt.number, self.key]))?;
+        // Settlements that fail are tried again without end.
+        let oldest = attempt.number.saturating_sub(limits::ATTEMPTS_KEPT);
+        let mut statement = self.transaction.prepare_cached(
+            "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
+             AND status = 'SETTLING'",
+        )?;
+        allowed(statement.execute(params![job_id, oldest]))?;
         let settlement = Settlement {
             attempt,
             database: self.database.to_string(),
@@ -99,6 +131,16 @@ impl Turn<'_> {
             keep,
         };
         Ok(Some((settlement, worker)))
+    }
+
+    /// The output of a job whose row cannot be used stays as it is.
+    fn give_up_settling<T>(&self, job_id: i64, malformed: &Malformed) -> Result<Option<T>, Error> {
+        log::error!("job {job_id}: its output cannot be settled: {malformed}");
+        let mut statement = self.transaction.prepare_cached(
+            "UPDATE cf_processing_queue SET unsettled = 2 WHERE id = ?1 AND unsettled = 1",
+        )?;
+        allowed(statement.execute([job_id]))?;
+        Ok(None)
     }
 
     /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was

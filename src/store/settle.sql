@@ -2,6 +2,7 @@
 
 -- 1 = an attempt may have left output without the word of its worker: when the job has ended, a
 -- worker has to bring that in line with the row. 0 = none has. NULL = an attempt runs, or none has.
+-- 2 = as 1, but the row cannot be used for that.
 ALTER TABLE cf_processing_queue ADD COLUMN unsettled INTEGER;
 -- A random number of the sentinel that dispatched the attempt: copies of the database give the same
 -- numbers to different attempts.

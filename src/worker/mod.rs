@@ -45,3 +45,5 @@ mod watchdog;
 mod writer;
 
 pub use serve::{Error, GuestStart, Options, Worker};
+#[cfg(feature = "sentinel")]
+pub(crate) use settling::settled;

@@ -12,7 +12,7 @@ use crate::limits;
 use crate::sink::Artifact;
 
 /// The attempt whose output stands without a receipt, and that output.
-pub(super) type Standing = Option<(i64, Vec<Artifact>)>;
+pub(crate) type Standing = Option<(i64, Vec<Artifact>)>;
 
 /// What is to be settled.
 #[derive(Debug, Default)]
@@ -92,7 +92,8 @@ impl Worker {
     }
 }
 
-fn settled(attempt: Attempt, standing: Standing) -> Receipt {
+/// The report on a settlement.
+pub(crate) fn settled(attempt: Attempt, standing: Standing) -> Receipt {
     let mut receipt = Receipt {
         status: JobStatus::Success,
         attempt: Some(attempt.number),

@@ -238,11 +238,14 @@ impl Task {
     /// Writes a job to its end. An attempt that fails leaves the root as its earlier attempts'
     /// receipts describe it.
     fn run(&self) -> Report {
-        let report = self.write();
-        let report = report.unwrap_or_else(|error| Report::Failed(error.into()));
+        let written = self.write();
+        // What stands by the number of the attempt is not its own.
+        let is_copy = matches!(written, Err(sink::Error::Copied { .. }));
+        let report = written.unwrap_or_else(|error| Report::Failed(error.into()));
         // The receipt of an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed
+            && !is_copy
             && self.permit.is_valid(self.progress.note())
             && let Err(error) = self.root.settle_failed(&self.job)
         {

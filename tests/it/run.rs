@@ -312,7 +312,17 @@ fn mistakes_are_one_clear_line_and_an_exit_code() {
         (
             run(&plugin, &input, &at("plain_file"), &[]),
             1,
-            "plain_file",
+            "plain_file: it is not a folder",
+        ),
+        (
+            run(&plugin, &input, &at("plain_file/out"), &[]),
+            1,
+            "plain_file: it is not a folder",
+        ),
+        (
+            vec!["worker".into(), "--output".into(), at("plain_file")],
+            1,
+            "plain_file: it is not a folder",
         ),
         (
             run(&plugin, &input, "/proc/nowhere", &[]),
@@ -469,6 +479,62 @@ fn an_interrupt_stops_cleanly_and_the_next_run_goes_on() {
         ((5, 1, 0, 6), Some(0)),
         "{summary}"
     );
+}
+
+/// The rows as a run leaves them that is killed after it has published and before the receipt has
+/// arrived. Of the second job a part of the output is missing.
+#[test]
+fn what_a_killed_run_has_published_is_settled_by_the_next() {
+    let folder = Folder::new(&[("a", "1\n"), ("b", "1\n"), ("c", "1\n")]);
+    folder.write(
+        "two.py",
+        "import pyarrow as pa\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n        self.topics = [ctx.register_topic(name) for name in ('x', 'y')]\n    def execute(self, path):\n        for topic in self.topics:\n            self.ctx.publish(topic, pa.table({'v': [1]}))\n",
+    );
+    let (plugin, out) = (folder.path("two.py"), folder.path("out"));
+    let (a, b, c) = (
+        folder.path("in/a"),
+        folder.path("in/b"),
+        folder.path("in/c"),
+    );
+    let (summary, code) = run_json(&plugin, &[&a, &b], Path::new(&out), &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let files = visible_files(Path::new(&out));
+    assert_eq!(files.len(), 4, "{files:?}");
+    let store = rusqlite::Connection::open(format!("{out}/.casparian/queue.sqlite")).unwrap();
+    store
+        .execute_batch(
+            "DELETE FROM cf_job_attempt; UPDATE cf_processing_queue SET status = 'RUNNING', \
+             unsettled = NULL, receipt = NULL, published = NULL, end_time = NULL",
+        )
+        .unwrap();
+    let of_second = |file: &&std::path::PathBuf| file.to_string_lossy().contains("_2.");
+    std::fs::remove_file(files.iter().find(of_second).unwrap()).unwrap();
+    std::fs::remove_file(&a).unwrap();
+    let (summary, code) = run_json(&plugin, &[&c], Path::new(&out), &[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((1, 0, 0, 2), Some(0)),
+        "{summary}"
+    );
+    let row = |id: i64| -> (String, Option<String>, i64) {
+        let query = "SELECT status, receipt, unsettled FROM cf_processing_queue WHERE id = ?1";
+        let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+        store.query_row(query, [id], row).unwrap()
+    };
+    let (status, receipt, unsettled) = row(1);
+    assert_eq!((status.as_str(), unsettled), ("COMPLETED", 0));
+    let receipt: Value = serde_json::from_str(&receipt.unwrap()).unwrap();
+    assert_eq!(receipt["artifacts"].as_array().unwrap().len(), 2);
+    let (status, receipt, unsettled) = row(2);
+    assert_eq!((status.as_str(), receipt, unsettled), ("FAILED", None, 0));
+    let left = visible_files(Path::new(&out));
+    assert_eq!(left.len(), 4, "{left:?}");
+    assert_eq!(left.iter().filter(of_second).count(), 0, "{left:?}");
+    // What is completed is not done again.
+    std::fs::write(&a, "1\n").unwrap();
+    let (summary, _) = run_json(&plugin, &[&a, &b], Path::new(&out), &[]);
+    let (done, skipped, failed, _) = totals(&summary);
+    assert_eq!((done, skipped, failed), (1, 1, 0), "{summary}");
 }
 
 #[test]

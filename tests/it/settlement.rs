@@ -101,7 +101,7 @@ fn a_job_that_is_given_up_as_lost_is_completed_by_its_output() {
         let scene = Scene::published(sink);
         let done = scene.settled();
         assert_eq!(done["status"], "COMPLETED", "{done}");
-        assert_eq!(done["error_message"], Value::Null, "{done}");
+        assert_eq!(done["error"], Value::Null, "{done}");
         let artifacts = done["receipt"]["artifacts"].as_array().unwrap();
         assert_eq!(artifacts.len(), 1, "{done}");
         assert_eq!(artifacts[0]["rows"], "3", "{done}");
@@ -175,4 +175,31 @@ fn what_a_copy_of_the_database_tried_does_not_keep_the_original_from_publishing(
     assert_eq!(visible_files(&out).len(), 1);
     let barred = done["attempts"][0]["error"].as_str().unwrap();
     assert!(barred.contains("another copy of this database"), "{done}");
+}
+
+/// The row of a completed job is set back, so that an attempt has the number of the one that has
+/// published.
+#[test]
+fn a_row_that_is_set_back_to_its_first_attempt_costs_no_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let gate = dir.path().join("gate");
+    std::fs::write(&gate, "").unwrap();
+    let database = database_with(dir.path(), "gated", &gated(&gate));
+    let (input, out) = (dir.path().join("in"), dir.path().join("out"));
+    std::fs::write(&input, "in").unwrap();
+    submit(&database, "gated", std::slice::from_ref(&input));
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &out, &["--worker-id", "w-1"]);
+    let ended = |status: &str| (job(&database, 1)["status"] == status).then_some(());
+    until("the job is done", || ended("COMPLETED"));
+    let files = visible_files(&out);
+    assert_eq!(files.len(), 1);
+    let store = rusqlite::Connection::open(&database).unwrap();
+    let set_back = "DELETE FROM cf_job_attempt; UPDATE cf_processing_queue SET status = 'QUEUED', \
+         attempt = 0, receipt = NULL, published = NULL";
+    store.execute_batch(set_back).unwrap();
+    until("the attempt is refused", || ended("FAILED"));
+    let reason = job(&database, 1)["error"].to_string();
+    assert!(reason.contains("published already"), "{reason}");
+    assert_eq!(visible_files(&out), files);
 }

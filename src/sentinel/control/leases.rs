@@ -1,7 +1,6 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use super::{Body, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
@@ -42,7 +41,7 @@ impl Control {
         user: Option<User>,
         now: BootTime,
     ) {
-        let until = now + self.earlier_lease + self.settings.margin;
+        let until = self.inherited_until(now);
         self.exclusive.inherit(attempt, until);
         let hold = Hold {
             attempt,
@@ -66,8 +65,13 @@ impl Control {
 
     /// An attempt of a row that did not run at the start, of whose worker the last word is missing.
     pub fn inherit_silent(&mut self, attempt: Attempt, now: BootTime) {
-        let until = now + self.earlier_lease + self.settings.margin;
-        self.exclusive.inherit(attempt, until);
+        self.exclusive.inherit(attempt, self.inherited_until(now));
+    }
+
+    /// When nobody may publish any more what this sentinel has not dispatched.
+    fn inherited_until(&self, now: BootTime) -> BootTime {
+        let until = now + self.settings.lease;
+        self.earlier_until.map_or(until, |at| at.max(until)) + self.settings.margin
     }
 
     /// Bound of the leases that this sentinel gives, in milliseconds.
@@ -75,9 +79,9 @@ impl Control {
         u64::try_from(self.settings.lease.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The longest lease that an earlier sentinel on this database may have given.
-    pub fn set_earlier_lease(&mut self, lease: Duration) {
-        self.earlier_lease = lease;
+    /// When all leases are over that earlier sentinels on this database may have given.
+    pub fn set_earlier_lease(&mut self, until: BootTime) {
+        self.earlier_until = Some(until);
     }
 
     pub(super) fn expect_expiry(&mut self, until: BootTime) {

@@ -13,6 +13,8 @@ use crate::reactor::BootTime;
 #[derive(Debug)]
 struct Asked {
     attempt: Attempt,
+    /// Its bytes on the wire.
+    size: usize,
     /// The worker's routing ID.
     route: Vec<u8>,
     /// When another may be asked.
@@ -55,9 +57,15 @@ impl Control {
         self.settling
             .asked
             .retain(|_, asked| asked.until > now && is_connected(&asked.route));
-        let has_room = self.settling.asked.len() < limits::SETTLING_MAX;
+        let has_place = self.settling.asked.len() < limits::SETTLING_MAX;
         let can_settle = self.workers.values().any(Worker::can_settle);
-        (has_room && can_settle).then_some(self.settling.after)
+        (has_place && self.settling_room() > 0 && can_settle).then_some(self.settling.after)
+    }
+
+    /// How many bytes of settlements workers may be asked for now.
+    pub fn settling_room(&self) -> usize {
+        let sizes = self.settling.asked.values().map(|asked| asked.size);
+        limits::SETTLING_SIZE_MAX.saturating_sub(sizes.sum())
     }
 
     /// Of the jobs that were found above that ID the ones that no worker was asked for.
@@ -84,11 +92,13 @@ impl Control {
                 continue;
             };
             if let Some(worker) = self.workers.get_mut(&route) {
+                let size = settlement.size();
                 worker.settle.push(settlement);
                 worker.answer_due = true;
                 let until = now + limits::SETTLE_WAIT;
                 let asked = Asked {
                     attempt,
+                    size,
                     route,
                     until,
                 };

@@ -1,10 +1,12 @@
 //! The SQLite sink: rows gather in a database file in staging ([`Stage`]), and go into their
 //! tables in one transaction a database ([`prepare`]).
 //!
-//! Two tables in the target database are the fence and the record. `_casparian_table` names the
+//! Three tables in the target database are the fence and the record. `_casparian_table` names the
 //! database (UUID) that a sink's table belongs to. `_casparian_output` has the attempt that wrote
 //! each job's rows; such a row stays when the job's rows go (`present = 0`), so that an attempt
-//! before it is still refused. Rows of other databases (`share`) and of jobs under the ID of a
+//! before it is still refused. `_casparian_key` has that attempt's key, which tells it from an
+//! attempt of the same number in a copy of the database; it is a table of its own because earlier
+//! releases insert into `_casparian_output` by position. Rows of other databases (`share`) and of jobs under the ID of a
 //! deleted one are told apart by the columns `_database` and `_incarnation`, which are added when
 //! the first such rows come.
 //!
@@ -38,6 +40,11 @@ CREATE TABLE IF NOT EXISTS main._casparian_output (
     sink_table TEXT, database TEXT, job INTEGER, incarnation INTEGER, topic TEXT,
     attempt INTEGER NOT NULL, rows INTEGER NOT NULL, present INTEGER NOT NULL,
     PRIMARY KEY (sink_table, database, job, incarnation, topic)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS main._casparian_key (
+    sink_table TEXT, database TEXT, job INTEGER, incarnation INTEGER,
+    attempt INTEGER NOT NULL, key INTEGER NOT NULL,
+    PRIMARY KEY (sink_table, database, job, incarnation)
 ) WITHOUT ROWID;";
 
 fn quoted(name: &str) -> String {
@@ -185,31 +192,63 @@ fn attempt_in(connection: &Connection, table: &str, name: &Name) -> rusqlite::Re
     )
 }
 
-/// The attempt whose rows of the job are in a table; none without rows.
-pub(super) fn published_attempt(output: &TableOutput, name: &Name) -> Result<Option<i64>, Error> {
+/// The key of the attempt that wrote the job's rows; 0 where it is not known.
+fn key_of(
+    connection: &Connection,
+    table: &str,
+    name: &Name,
+    attempt: i64,
+) -> rusqlite::Result<i64> {
+    if column_names(connection, "main", "_casparian_key")?.is_empty() {
+        return Ok(0);
+    }
+    let query = "SELECT key FROM main._casparian_key WHERE sink_table = ?1 AND database = ?2
+         AND job = ?3 AND incarnation = ?4 AND attempt = ?5";
+    let (job, incarnation) = (name.attempt.job_id, name.attempt.incarnation());
+    let parameters = (key(table), &name.database, job, incarnation, attempt);
+    let found = connection.query_row(query, parameters, |row| row.get(0));
+    Ok(found.optional()?.unwrap_or(0))
+}
+
+/// True when the rows of the job in a table are those of exactly this attempt with this key.
+fn is_by(connection: &Connection, table: &str, name: &Name, key: i64) -> rusqlite::Result<bool> {
+    if attempt_in(connection, table, name)? != Some(name.stamp()) {
+        return Ok(false);
+    }
+    let found = key_of(connection, table, name, name.stamp())?;
+    Ok(found == key || found == 0 || key == 0)
+}
+
+/// True when the rows of the job in a table are those of exactly this attempt with this key.
+pub(super) fn is_published(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
     let path = Path::new(&output.database);
     match open_existing(path, wait::end())? {
-        None => Ok(None),
+        None => Ok(false),
         Some(connection) => {
-            attempt_in(&connection, &output.table, name).map_err(|error| failure(path, &error))
+            is_by(&connection, &output.table, name, key).map_err(|error| failure(path, &error))
         }
     }
 }
 
 /// Deletes the job's rows that an attempt up to the given one wrote; false when there are none.
 pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
-    clear_where(output, name, |found| found <= attempt)
+    clear_where(output, name, |connection| {
+        let found = attempt_in(connection, &output.table, name)?;
+        Ok(found.is_some_and(|found| found <= attempt))
+    })
 }
 
-/// Deletes the job's rows that exactly this attempt wrote.
-pub(super) fn clear_exact(output: &TableOutput, name: &Name) -> Result<bool, Error> {
-    clear_where(output, name, |found| found == name.stamp())
+/// Deletes the job's rows that exactly this attempt with this key wrote.
+pub(super) fn clear_exact(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
+    clear_where(output, name, |connection| {
+        is_by(connection, &output.table, name, key)
+    })
 }
 
 fn clear_where(
     output: &TableOutput,
     name: &Name,
-    goes: impl Fn(i64) -> bool,
+    goes: impl Fn(&Connection) -> rusqlite::Result<bool>,
 ) -> Result<bool, Error> {
     let path = Path::new(&output.database);
     let until = wait::end();
@@ -217,15 +256,13 @@ fn clear_where(
         return Ok(false);
     };
     let mut run = || -> rusqlite::Result<bool> {
-        let found = attempt_in(&connection, &output.table, name)?;
-        if !found.is_some_and(&goes) {
+        if !goes(&connection)? {
             return Ok(false);
         }
         let immediate = rusqlite::TransactionBehavior::Immediate;
         let transaction = connection.transaction_with_behavior(immediate)?;
-        let found = attempt_in(&transaction, &output.table, name)?;
         let columns = column_names(&transaction, "main", &output.table)?;
-        if !found.is_some_and(&goes) || columns.is_empty() {
+        if !goes(&transaction)? || columns.is_empty() {
             return Ok(false);
         }
         let owner: Option<String> = transaction

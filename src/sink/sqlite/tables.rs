@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::target_failure as failure;
 use super::wait::{self, Patience};
-use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, quoted};
-use crate::job::Mode;
+use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted};
+use crate::job::{History, Mode};
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};
 
@@ -35,6 +35,8 @@ pub(in crate::sink) struct Target {
     pub(in crate::sink) run: Name,
     /// URIs that receipts of the job name.
     pub(in crate::sink) previous: Vec<String>,
+    /// The attempts before, and this one's key.
+    pub(in crate::sink) history: History,
     /// Tables of other databases may be used.
     pub(in crate::sink) share: bool,
 }
@@ -161,6 +163,19 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
             )
             .map_err(fail)?;
     }
+    connection
+        .execute(
+            "INSERT OR REPLACE INTO main._casparian_key VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            (
+                key(&first.name),
+                &target.run.database,
+                target.run.attempt.job_id,
+                target.run.attempt.incarnation(),
+                target.run.stamp(),
+                target.history.key,
+            ),
+        )
+        .map_err(fail)?;
     Ok(())
 }
 
@@ -296,9 +311,14 @@ fn make_room(
             )
             .map_err(fail)
     };
-    let is_recorded = attempt_in(connection, &first.name, run)
-        .map_err(fail)?
-        .is_some();
+    let standing = attempt_in(connection, &first.name, run).map_err(fail)?;
+    if let Some(recorded) = standing.filter(|_| run.is_numbered()) {
+        let key = key_of(connection, &first.name, run, recorded).map_err(fail)?;
+        if target.history.is_foreign(recorded, key, attempt) {
+            return Err(Error::Copied { attempt, recorded });
+        }
+    }
+    let is_recorded = standing.is_some();
     let uri = names::table_uri(&target.database, &first.name);
     let is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
     if !is_ours && exists(&condition)? {

@@ -72,9 +72,15 @@ fn roots_that_cannot_be_used_are_refused_with_their_path() {
     fs::write(dir.path().join("odd/.casparian"), "x").unwrap();
     fs::create_dir_all(dir.path().join("deep/.casparian")).unwrap();
     fs::write(dir.path().join("deep/.casparian/staging"), "x").unwrap();
-    for name in ["file", "file/below", "odd", "deep"] {
+    for (name, named) in [
+        ("file", "file"),
+        ("file/below", "file"),
+        ("odd", "odd/.casparian"),
+        ("deep", "deep/.casparian/staging"),
+    ] {
         let error = Root::open(&dir.path().join(name), RootOptions::default()).unwrap_err();
-        assert!(error.to_string().contains(name), "{name}: {error}");
+        let want = format!("/{named}: it is not a folder");
+        assert!(error.to_string().ends_with(&want), "{name}: {error}");
         assert_eq!(error.cause(), crate::job::Cause::Worker);
     }
     let missing = dir.path().join("a/b/c");

@@ -1,6 +1,7 @@
 use super::publish::Step;
 use super::writing::every_type;
 use super::*;
+use crate::job::{History, Past, PastEnd};
 
 fn table(root: &Fixture, sql: &str) -> i64 {
     let connection = rusqlite::Connection::open(root.path("x.db")).unwrap();
@@ -449,4 +450,50 @@ fn a_database_that_is_a_link_out_of_the_root_is_refused() {
     std::os::unix::fs::symlink(&target, fixture.path("x.db")).unwrap();
     let error = publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap_err();
     assert!(matches!(error, Error::Outside { .. }), "{error}");
+}
+
+/// Two copies of a database, each with an output root of its own, and a table outside of both.
+#[test]
+fn a_copied_database_does_not_take_the_rows_of_the_original() {
+    let (first, second) = (Fixture::new(), Fixture::new());
+    let uri = format!("sqlite://{}/t", first.path("x.db").display());
+    let publish = |root: &Fixture, number: i64, key: i64, past: &[(i64, i64)]| {
+        let mut job = job(
+            Some(A),
+            Attempt::new(7, number),
+            &[("output", &uri, "append")],
+        );
+        let end = PastEnd::Unknown;
+        let past = past.iter().map(|&(number, key)| Past { number, key, end });
+        job.history = History {
+            key,
+            past: past.collect(),
+        };
+        let mut output = JobOutput::new(root.root.clone(), Arc::new(job)).unwrap();
+        output.write(None, &numbers(&[number])).unwrap();
+        finish(output)
+    };
+    publish(&first, 1, 5, &[]).unwrap();
+    for number in [1, 2, 3] {
+        let error = publish(&second, number, 6, &[(1, 6), (2, 6)]).unwrap_err();
+        assert!(matches!(error, Error::Copied { .. }), "{number}: {error}");
+        assert_eq!(table(&first, "SELECT sum(x) FROM t"), 1);
+    }
+    // Attempts of the original by whatever sentinel, and after one of an earlier release.
+    publish(&first, 2, 7, &[(1, 5)]).unwrap();
+    let connection = rusqlite::Connection::open(first.path("x.db")).unwrap();
+    for (number, unknown) in [
+        (4, "UPDATE _casparian_output SET attempt = attempt + 1"),
+        (5, "DROP TABLE _casparian_key"),
+    ] {
+        connection.execute_batch(unknown).unwrap();
+        publish(
+            &first,
+            number,
+            8,
+            &[(1, 5), (2, 7), (4, 8)][..number as usize - 2],
+        )
+        .unwrap();
+        assert_eq!(table(&first, "SELECT sum(x) FROM t"), number);
+    }
 }

@@ -159,3 +159,75 @@ fn insertions_of_other_programs_write_nothing_more() {
         before
     );
 }
+
+#[test]
+fn a_row_whose_attempt_makes_no_sense_fails_alone_and_its_id_is_used_again() {
+    let top = i64::from(i32::MAX) << 32;
+    for attempt in [i64::MAX, i64::MAX - 1, top + 5, top - 1, 7 << 32, -7] {
+        let mut scene = Scene::new();
+        let ids = [scene.enqueue("p", 0), scene.enqueue("p", 0)];
+        scene.sql(&format!(
+            "UPDATE cf_processing_queue SET attempt = {attempt} WHERE id = 2"
+        ));
+        let claimed = scene.claim(&["p"], 9);
+        assert_eq!(super::ids(&claimed), [ids[0]], "{attempt}");
+        let reason = &claimed.unresolved[0].reason;
+        assert!(
+            reason.contains("cf_processing_queue.attempt of row 2"),
+            "{reason}"
+        );
+        // Nor is it settled by an attempt above that one, which would bar all others.
+        scene.sql("UPDATE cf_processing_queue SET unsettled = 1 WHERE id = 2");
+        let mut turn = scene.store.begin().unwrap();
+        assert_eq!(turn.take_settlement(2).unwrap(), None);
+        turn.commit().unwrap();
+        assert_eq!(
+            scene.inspect(2).row.attempt.number,
+            attempt.max(0),
+            "{attempt}"
+        );
+        assert_eq!(scene.store.unsettled(0).unwrap(), [0i64; 0], "{attempt}");
+        let mut before = 0;
+        for _ in 0..3 {
+            scene.sql("DELETE FROM cf_processing_queue WHERE id = 2");
+            let inserted = inserted(&scene, "INSERT", "2");
+            let incarnation = inserted.incarnation();
+            assert!(
+                incarnation > before && incarnation < 9,
+                "{attempt}: {inserted:?}"
+            );
+            before = incarnation;
+            let claimed = scene.claim(&["p"], 9);
+            let want = Attempt::new(2, inserted.number + 1);
+            assert_eq!(claimed.jobs[0].attempt, want, "{attempt}");
+        }
+        // Another program takes such a number back before it deletes the row.
+        let change = "UPDATE cf_processing_queue SET attempt = -1, status = 'FAILED' WHERE id = 2";
+        scene.sql(change);
+        scene.sql("DELETE FROM cf_processing_queue WHERE id = 2");
+        assert!(self::inserted(&scene, "INSERT", "2").incarnation() > before);
+    }
+}
+
+#[test]
+fn ids_that_cannot_be_used_again_are_refused_until_the_database_has_a_new_identity() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    // As earlier releases left it.
+    scene.sql(
+        "DELETE FROM cf_processing_queue; \
+         UPDATE cf_casparian SET value = 2147483647 WHERE key = 'incarnation'",
+    );
+    inserted(&scene, "INSERT", "1");
+    let claimed = scene.claim(&["p"], 1);
+    assert_eq!(ids(&claimed), [0i64; 0]);
+    let reason = &claimed.unresolved[0].reason;
+    assert!(reason.contains("--new-identity"), "{reason}");
+    // An ID that was never used.
+    assert_eq!(scene.enqueue("p", 0), 2);
+    assert_eq!(ids(&scene.claim(&["p"], 1)), [2]);
+    scene.store.new_identity().unwrap();
+    scene.sql("DELETE FROM cf_processing_queue WHERE id = 1");
+    inserted(&scene, "INSERT", "1");
+    assert_eq!(ids(&scene.claim(&["p"], 1)), [1]);
+}

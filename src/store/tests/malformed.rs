@@ -103,6 +103,16 @@ const CASES: &[(&str, &str, &str)] = &[
         "plugin_name",
     ),
     (
+        "cf_processing_queue SET published = printf('[\"%.*c\"]', 9000000, 'x') WHERE id = 1",
+        "FAILED",
+        "cf_processing_queue.published of row 1",
+    ),
+    (
+        "cf_processing_queue SET receipt = printf('{\"%.*c\": 1}', 9000000, 'x') WHERE id = 1",
+        "FAILED",
+        "cf_processing_queue.receipt of row 1",
+    ),
+    (
         "cf_processing_queue SET retry_count = 'x', infra_count = x'', receipt = x'00', published = '{' WHERE id = 1",
         "RUNNING",
         "",

@@ -44,7 +44,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (catalogue::ROOT_QUERY, vec![text("/data"), text("/data/")]),
         (retry::DUE_QUERY, start()),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
-        (claim::HISTORY_QUERY, vec![number(1), number(9)]),
+        (claim::HISTORY_QUERY, vec![number(1), number(9), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
         (settle::SILENT_QUERY, vec![number(10)]),
         (settle::SETTLE_QUERY, vec![number(1)]),

@@ -53,6 +53,10 @@ enum End {
     AfterSql,
     /// Lost, and cancelled while it waits.
     LossThenSql,
+    /// Its program was killed, another one queued it again, and the second attempt fails.
+    Interrupted,
+    /// The same, and it is cancelled while it waits.
+    InterruptedThenSql,
 }
 
 #[test]
@@ -77,11 +81,16 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         (After(None, true), false),
         (AfterSql, true),
         (LossThenSql, true),
+        (Interrupted, true),
+        (InterruptedThenSql, true),
     ];
     for (end, want) in cases {
         let mut scene = Scene::new();
         let id = scene.enqueue("p", 0);
-        let again = matches!(end, After(..) | AfterSql | LossThenSql);
+        let again = matches!(
+            end,
+            After(..) | AfterSql | LossThenSql | Interrupted | InterruptedThenSql
+        );
         if !again {
             scene.no_retries();
         }
@@ -93,6 +102,11 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             Loss | LossThenSql => drop(scene.release(first, 0)),
             Sql(status) => scene.set_status(id, status),
             AfterSql => scene.set_status(id, "QUEUED"),
+            Interrupted | InterruptedThenSql => {
+                let mut turn = scene.store.begin().unwrap();
+                assert_eq!(turn.release_all("killed", 9, &now(0)).unwrap(), 1);
+                turn.commit().unwrap();
+            }
             After(Some(Cause::Lost), _) => drop(scene.release(first, 0)),
             After(cause, returned) => {
                 let mut receipt = failure(cause, "x");
@@ -102,7 +116,7 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             }
         }
         match end {
-            LossThenSql => scene.set_status(id, "SKIPPED"),
+            LossThenSql | InterruptedThenSql => scene.set_status(id, "SKIPPED"),
             _ if again => {
                 let second = scene.claim(&["p"], 1).jobs[0].attempt;
                 let failed = failure(Some(Cause::Plugin), "y");
@@ -348,4 +362,30 @@ fn the_last_attempt_is_known_without_the_history() {
             assert_eq!(known, Some(last), "{settled}");
         }
     }
+}
+
+#[test]
+fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.release(first, 0);
+    for _ in 0..250 {
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        // That of the attempt which may have left output is always known.
+        assert_eq!(settlement.history.past[0].number, 1);
+    }
+    let (settlement, _) = scene.take_settlement(id).unwrap();
+    assert_eq!(settlement.attempt.number, 252);
+    assert!(settlement.history.past.len() <= 101);
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 252 UNION ALL SELECT i + 1 FROM n WHERE i < 9000) \
+         INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status) SELECT 1, i, 'x' FROM n; \
+         UPDATE cf_processing_queue SET attempt = 9000, status = 'QUEUED'",
+    );
+    let past = scene.claim(&["p"], 1).jobs.remove(0).history.past;
+    assert_eq!(past.len(), limits::HISTORY_MAX);
+    assert_eq!(past.last().unwrap().number, 9000);
+    assert!(past.is_sorted_by_key(|past| past.number));
 }

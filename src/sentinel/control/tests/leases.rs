@@ -383,7 +383,7 @@ fn the_absence_of_the_sentinel_itself_costs_no_lease() {
 fn an_earlier_sentinel_may_have_given_longer_leases() {
     let job = Attempt::new(5, 1);
     let mut control = control();
-    control.set_earlier_lease(Duration::from_secs(60));
+    control.set_earlier_lease(at(60));
     control.inherit(job, "w", None, at(0));
     control.handle_timeout(at(61));
     assert!(control.is_known(job));

@@ -1,0 +1,256 @@
+//! A sentinel as the loop around it sees it: messages in, messages out, and a database.
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::job::{JobStatus, Receipt, Settlement};
+use crate::protocol::{Heartbeat, Payload, View};
+use crate::sentinel::control::Sender;
+use crate::socket::PeerId;
+
+const LEASE: Duration = Duration::from_secs(10);
+
+/// A database, the sentinel that works on it, and how far its clock is.
+struct Scene {
+    dir: tempfile::TempDir,
+    scheduler: Option<Scheduler>,
+    seconds: u64,
+    sequence: u64,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut scene = Scene {
+            dir: tempfile::tempdir().unwrap(),
+            scheduler: None,
+            seconds: 0,
+            sequence: 0,
+        };
+        scene.restart(LEASE);
+        scene
+    }
+
+    fn now(&self) -> (BootTime, Now) {
+        let since_boot = Duration::from_secs(1_000 + self.seconds);
+        let at = Now {
+            unix_ms: 1_766_232_000_000 + 1000 * self.seconds as i64,
+            boot_ms: since_boot.as_millis() as u64,
+            boot_id: "this-start".into(),
+        };
+        (BootTime::after_boot(since_boot), at)
+    }
+
+    /// Another sentinel takes the place of the one that works on the database.
+    fn restart(&mut self, lease: Duration) {
+        self.scheduler = None;
+        let settings = Settings {
+            lease,
+            lease_margin: Duration::ZERO,
+            retries_max: 0,
+            exclusive: false,
+        };
+        let (now, at) = self.now();
+        let path = self.dir.path().join("q.db");
+        self.scheduler = Some(Scheduler::open(&path, settings, now, &at).unwrap());
+    }
+
+    fn sql(&self, sql: &str) {
+        let other = Connection::open(self.dir.path().join("q.db")).unwrap();
+        other.pragma_update(None, "foreign_keys", false).unwrap();
+        other.execute_batch(sql).unwrap();
+    }
+
+    fn text(&self, query: &str) -> String {
+        let other = Connection::open(self.dir.path().join("q.db")).unwrap();
+        other.query_row(query, [], |row| row.get(0)).unwrap()
+    }
+
+    /// A message of worker `w`.
+    fn send(&mut self, job_id: i64, payload: Payload<'_>) {
+        let (now, _) = self.now();
+        let from = Sender {
+            peer: PeerId::from_u64(1),
+            routing_id: b"w.a",
+            user: None,
+        };
+        let control = &mut self.scheduler.as_mut().unwrap().control;
+        let refused = control.handle_message(&from, job_id as u64, payload, now);
+        assert_eq!(refused, None);
+    }
+
+    fn identify(&mut self) {
+        self.sequence += 1;
+        let identify = Identify {
+            capabilities: vec!["*".into()],
+            worker_id: Some("w".into()),
+            slots: Some(2),
+            running: Some(vec![]),
+            instance: Some("a".into()),
+            sequence: Some(self.sequence),
+            ..Identify::default()
+        };
+        self.send(0, Payload::Identify(identify));
+    }
+
+    /// A second passes.
+    fn tick(&mut self) -> Vec<Outgoing> {
+        self.seconds += 1;
+        let (now, at) = self.now();
+        self.scheduler.as_mut().unwrap().iterate(now, &at)
+    }
+}
+
+/// The settlements that a message asks for, as the worker reads it; its size must be one that can
+/// be sent.
+fn settlements(message: &Outgoing) -> Vec<Settlement> {
+    let (header, octets) = message.encode().unwrap();
+    let size = (header.len() + octets.len()) as u64;
+    assert!(size <= limits::ZMTP_MESSAGE_SIZE_MAX, "{size} bytes");
+    let view = View::decode([&header[..], &octets].into_iter()).unwrap();
+    match Payload::decode(&view).unwrap() {
+        Payload::Heartbeat(heartbeat) => heartbeat.answer.map_or(vec![], |answer| answer.settle),
+        _ => vec![],
+    }
+}
+
+/// Of many large receipts each settlement is small enough, but not all together. The last row's
+/// alone is not.
+#[test]
+fn settlements_that_do_not_fit_into_one_answer_go_into_the_next() {
+    let mut scene = Scene::new();
+    for job_id in 1..=13 {
+        let size = if job_id == 13 { 65 << 20 } else { 6 << 20 };
+        scene.sql(&format!(
+            "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status, attempt, \
+             unsettled, published) VALUES ({job_id}, 1, 'p', 'SKIPPED', 1, 1, \
+             '[\"file:///' || printf('%.*c', {size}, 'x') || '\"]')"
+        ));
+    }
+    scene.identify();
+    let mut asked = Vec::new();
+    for _ in 0..30 {
+        let outgoing = scene.tick();
+        let settle: Vec<_> = outgoing.iter().flat_map(settlements).collect();
+        for Settlement { attempt, .. } in &settle {
+            asked.push(attempt.job_id);
+            let receipt = Receipt {
+                status: JobStatus::Success,
+                attempt: Some(attempt.number),
+                ..Receipt::default()
+            };
+            scene.send(attempt.job_id, Payload::Conclude(receipt));
+        }
+        scene.sequence += 1;
+        let request = Heartbeat {
+            running: Some(vec![]),
+            sequence: Some(scene.sequence),
+            ..Heartbeat::default()
+        };
+        scene.send(0, Payload::Heartbeat(request));
+    }
+    assert_eq!(asked, (1..=12).collect::<Vec<i64>>(), "each once");
+    let row = |id: i64, column: &str| {
+        scene.text(&format!(
+            "SELECT '' || {column} FROM cf_processing_queue WHERE id = {id}"
+        ))
+    };
+    for job_id in 1..=12 {
+        assert_eq!(row(job_id, "unsettled"), "0", "job {job_id}");
+    }
+    // It is given up: it has no other attempt, and is not looked at again.
+    assert_eq!(
+        (row(13, "unsettled"), row(13, "attempt")),
+        ("2".into(), "1".into())
+    );
+}
+
+/// A job of a worker that does not come back, and the second at which it is given up.
+fn given_up_at(scene: &mut Scene) -> u64 {
+    while scene.text("SELECT status FROM cf_processing_queue") == "RUNNING" {
+        scene.tick();
+    }
+    scene.seconds
+}
+
+impl Scene {
+    /// Of a database in which an earlier sentinel has left a job with a dead worker, and a lease.
+    fn left_behind(lease_ms: &str) -> Self {
+        let scene = Scene::new();
+        scene.sql(&format!(
+            "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, attempt, worker_id) \
+             VALUES (1, 'p', 'RUNNING', 1, 'dead'); \
+             UPDATE cf_casparian SET value = {lease_ms} WHERE key = 'lease_ms'"
+        ));
+        scene
+    }
+}
+
+#[test]
+fn the_long_lease_of_an_earlier_sentinel_counts_once() {
+    let mut scene = Scene::left_behind("3600000");
+    for seconds in [0, 1000, 2000, 3000] {
+        scene.seconds = seconds;
+        scene.restart(LEASE);
+        scene.tick();
+    }
+    scene.seconds = 3500;
+    scene.restart(LEASE);
+    // The first tick after the end.
+    assert!(
+        (3600..=3602).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+    // From now on the leases of this sentinel count.
+    scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', attempt = 2");
+    scene.restart(LEASE);
+    let passed = given_up_at(&mut scene) - 3600;
+    assert!((10..=15).contains(&passed), "{passed}");
+}
+
+#[test]
+fn what_another_program_sets_to_running_is_held_no_longer_than_leases_are() {
+    let mut scene = Scene::left_behind("60000");
+    scene.restart(LEASE);
+    assert!(
+        (60..=62).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+    scene.tick();
+    scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', attempt = 7");
+    let before = scene.seconds;
+    let passed = given_up_at(&mut scene) - before;
+    assert!((10..=14).contains(&passed), "{passed}");
+}
+
+#[test]
+fn after_another_start_of_the_machine_a_long_lease_counts_anew() {
+    let mut scene = Scene::left_behind("60000");
+    scene.restart(LEASE);
+    scene.seconds = 50;
+    scene.sql("UPDATE cf_casparian SET value = replace(value, 'this-start', 'the-one-before') WHERE key = 'lease_until'");
+    scene.restart(LEASE);
+    assert!(
+        (110..=112).contains(&given_up_at(&mut scene)),
+        "{}",
+        scene.seconds
+    );
+}
+
+#[test]
+fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
+    for lease_ms in [
+        "'x'",
+        "-5",
+        "1e300",
+        "86400001",
+        "9223372036854775807",
+        "x'00'",
+    ] {
+        let mut scene = Scene::left_behind(lease_ms);
+        scene.restart(Duration::from_secs(2));
+        let passed = given_up_at(&mut scene);
+        assert!((10..=12).contains(&passed), "{lease_ms}: {passed}");
+    }
+}
