@@ -108,6 +108,10 @@ pub struct Receipt {
     /// The worker gives the job back unfinished, because it stops: no attempt is counted.
     #[serde(default, skip_serializing_if = "is_false")]
     pub returned: bool,
+    /// With `returned`: the job ran when the worker was stopped. Jobs that stop their worker are
+    /// found out by it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_running: bool,
     /// The attempt's number, as DISPATCH had it; none from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,

@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::{allowed, published};
-use super::retry::{Failures, Next, Retries, decide};
+use super::retry::{Failures, Next, Retries, decide, decide_stopped};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt};
@@ -71,6 +71,13 @@ pub(super) const RECORD: &str = "INSERT OR REPLACE INTO cf_job_attempt (job_id, 
      error_message, log_tail, attempt_key) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 
+/// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
+/// while they ran. Attempts that were given back for another reason do not matter.
+pub(super) const STOPPED_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt < ?2 AND status = 'RETURNED' AND cause = 'lost' \
+     AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt < ?2 AND status IS NOT 'RETURNED'), ?3)";
+
 /// A RUNNING row before its attempt ends.
 struct Held {
     attempt: i64,
@@ -91,6 +98,8 @@ struct End<'a> {
     /// Its worker was lost with other jobs.
     shared: bool,
     returned: bool,
+    /// It was returned by a worker that was stopped while it ran.
+    stopped: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
     receipt: Option<&'a Receipt>,
@@ -108,11 +117,17 @@ impl Turn<'_> {
             retries_max,
         } = *completion;
         let success = receipt.status == JobStatus::Success;
+        let returned = !success && receipt.returned;
+        let stopped = returned && receipt.was_running;
         let end = End {
             success,
             shared: false,
-            returned: !success && receipt.returned,
-            cause: receipt.cause.filter(|_| !success),
+            returned,
+            stopped,
+            cause: match stopped {
+                true => Some(Cause::Lost),
+                false => receipt.cause.filter(|_| !success),
+            },
             reason: match (success, &receipt.error_message) {
                 (true, _) => None,
                 (false, Some(message)) => Some(message.as_str()),
@@ -141,6 +156,7 @@ impl Turn<'_> {
             success: false,
             shared,
             returned: false,
+            stopped: false,
             cause: Some(cause),
             reason: Some(reason),
             receipt: None,
@@ -155,6 +171,7 @@ impl Turn<'_> {
             success: false,
             shared: false,
             returned: true,
+            stopped: false,
             cause: None,
             reason: Some(reason),
             receipt: None,
@@ -193,12 +210,19 @@ impl Turn<'_> {
             return Ok(Ended::Stale);
         };
         let mut failures = held.failures;
-        let next = if end.success || end.returned {
+        let full = Attempt::new(attempt.job_id, held.attempt);
+        let stopped = match end.stopped {
+            true => self.stopped_before(full)?,
+            false => 0,
+        };
+        let next = if end.success || (end.returned && !end.stopped) {
             Next::Queued
         } else {
             let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
-            let attempt = Attempt::new(attempt.job_id, held.attempt);
-            decide(end.cause, &mut failures, retries, attempt, end.shared)
+            match end.stopped {
+                true => decide_stopped(stopped, &mut failures, retries, full),
+                false => decide(end.cause, &mut failures, retries, full, end.shared),
+            }
         };
         let (status, ended, pause_ms) = match next {
             _ if end.success => ("COMPLETED", Ended::Completed, None),
@@ -213,6 +237,10 @@ impl Turn<'_> {
         let retried = retried.saturating_add(failures.shared);
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
         let reason = match end.reason {
+            Some(reason) if end.stopped && failures != held.failures => {
+                let times = stopped.saturating_add(1);
+                Some(format!("{reason} while it ran, {times} times in a row"))
+            }
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
         };
@@ -245,10 +273,8 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
-            _ => {
-                let attempt = Attempt::new(attempt.job_id, held.attempt);
-                self.is_unsettled(attempt, end.cause)?
-            }
+            // Who gives a job back has no output of it.
+            _ => self.is_unsettled(full, end.cause.filter(|_| !end.returned))?,
         };
         let mut statement = self.transaction.prepare_cached(END)?;
         let changed = allowed(statement.execute(params![
@@ -273,8 +299,20 @@ impl Turn<'_> {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
             return Ok(Ended::Stale);
         }
-        self.record(attempt.job_id, &held, end, reason.as_deref(), now)?;
+        let status = match ended {
+            Ended::Completed => "COMPLETED",
+            Ended::Queued | Ended::Waits { .. } if end.returned => "RETURNED",
+            _ => "FAILED",
+        };
+        self.record(attempt.job_id, &held, end, status, reason.as_deref(), now)?;
         Ok(ended)
+    }
+
+    fn stopped_before(&self, attempt: Attempt) -> Result<i64, Error> {
+        let mut statement = self.transaction.prepare_cached(STOPPED_QUERY)?;
+        let first = attempt.incarnation() << 32;
+        let parameters = params![attempt.job_id, attempt.number, first];
+        Ok(statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?)
     }
 
     fn record(
@@ -282,14 +320,10 @@ impl Turn<'_> {
         job_id: i64,
         held: &Held,
         end: &End<'_>,
+        status: &str,
         reason: Option<&str>,
         now: &Now,
     ) -> Result<(), Error> {
-        let status = match end {
-            End { success: true, .. } => "COMPLETED",
-            End { returned: true, .. } => "RETURNED",
-            _ => "FAILED",
-        };
         let metric = |name: &str| {
             let metrics = end.receipt.map(|receipt| &receipt.metrics);
             metrics.and_then(|metrics| metrics.get(name).copied())

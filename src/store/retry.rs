@@ -14,7 +14,10 @@
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
-//! - A job that a worker gives back (`returned`) is not counted at all.
+//! - A job that a worker gives back (`returned`) is not counted at all, unless its workers were
+//!   stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
+//!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
+//!   other jobs until it runs alone, then alone.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
 //! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
 //!
@@ -109,6 +112,21 @@ pub(super) fn decide(
     } else {
         Next::After(pause_ms(before - free, attempt))
     }
+}
+
+/// Decides about a job whose worker was stopped while it ran, after `before` such attempts in a
+/// row.
+pub(super) fn decide_stopped(
+    before: i64,
+    failures: &mut Failures,
+    retries: Retries,
+    attempt: Attempt,
+) -> Next {
+    if before < limits::GIVEN_BACK_MAX {
+        return Next::Queued;
+    }
+    let is_shared = failures.shared < limits::SHARED_LOSSES_TOGETHER;
+    decide(Some(Cause::Lost), failures, retries, attempt, is_shared)
 }
 
 /// The pause after `before` earlier ones, without its jitter.

@@ -413,7 +413,7 @@ mod tests {
             (Cause::Environment, false),
         ] {
             let mut interpreters = Interpreters::new(Duration::from_secs(1));
-            let mut start = |interpreters: &mut Interpreters, now| {
+            let start = |interpreters: &mut Interpreters, now| {
                 let shim = std::path::Path::new("/nonexistent");
                 let started =
                     interpreters.start(1, "hash", &environment, shim, poll.registry(), now);

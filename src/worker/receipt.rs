@@ -46,6 +46,7 @@ impl Run {
             error_message: failure.map(|failure| self.describe(failure)),
             cause: failure.map(|failure| failure.cause),
             returned: false,
+            was_running: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),
             log_tail: (!log.is_empty()).then_some(log),
         }
