@@ -201,6 +201,10 @@ pub const INFRA_RETRIES_MAX: u32 = 10;
 pub const SHARED_LOSSES_TOGETHER: i64 = 2;
 /// Losses of workers that held other jobs too, before a job is given up.
 pub const SHARED_LOSSES_MAX: i64 = 20;
+/// Times in a row that a job may be given back because its worker was stopped while it ran. More
+/// count as lost workers, because the job may be what stops them. A long job is moved on by every
+/// stop: when a thousand workers are restarted one by one, some seven times.
+pub const GIVEN_BACK_MAX: i64 = 10;
 /// First pause before a job is retried; it doubles with each retry.
 pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest pause before a job is retried, without the jitter of a fifth.

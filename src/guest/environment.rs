@@ -4,8 +4,8 @@
 //! a requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built beside
 //! its place and renamed into it, so `bin/python` exists only when all of it does. A file lock
 //! per environment lets programs and threads that want the same one at the same time make it
-//! once. Each attempt builds in a folder of its own: the tools of a program that was killed may
-//! go on writing in theirs.
+//! once. Each attempt builds in a folder of its own: the tools of a program that was killed end
+//! with it, and may write in theirs until then.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -233,7 +233,7 @@ pub fn pin(
     if let Some(version) = header(lockfile, PYTHON_MARK).and_then(lowest_version) {
         command.args(["--python-version", &version]);
     }
-    run(&mut command, "uv pip compile", cancel)?;
+    run(&command, "uv pip compile", cancel)?;
     let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
     let mut out: String = lockfile
         .lines()
@@ -357,20 +357,20 @@ fn build(
             .arg(&python)
             .arg("-r")
             .arg(&list);
-        run(&mut install, "uv pip install", cancel)?;
+        run(&install, "uv pip install", cancel)?;
     } else {
         sync(uv, lockfile, place, folder.path(), cancel)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
-    if run(&mut check, "import pyarrow", cancel).is_err() {
+    if run(&check, "import pyarrow", cancel).is_err() {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let mut install = Command::new(uv);
         install
             .args(["pip", "install", "--quiet", "--python"])
             .arg(&python)
             .arg("pyarrow");
-        run(&mut install, "uv pip install pyarrow", cancel)?;
+        run(&install, "uv pip install pyarrow", cancel)?;
     }
     Ok(())
 }
@@ -454,7 +454,7 @@ fn sync(
         ])
         .arg(folder)
         .env("UV_PROJECT_ENVIRONMENT", place);
-    run(&mut command, "uv sync", cancel)
+    run(&command, "uv sync", cancel)
 }
 
 /// The system's `python3`.

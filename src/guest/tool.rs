@@ -29,11 +29,32 @@ pub fn sleep(wait: Duration, cancel: &AtomicBool) {
     }
 }
 
+/// Starts a tool in place of the shell, beside a process of its group that kills the group when
+/// the pipe on stdin ends.
+const GUARD: &str = "exec 3<&0 </dev/null
+(read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
+exec 3<&- \"$@\"";
+
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines.
-pub(super) fn run(command: &mut Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
-    command.stdin(Stdio::null());
-    let end = output(command, what, limits::PROVISION_TIMEOUT, cancel)?;
+/// lines. The tool and what it starts in its group end with this process, however that ends: the
+/// kernel closes the pipe.
+pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
+    let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;
+    let mut guarded = Command::new("/bin/sh");
+    guarded
+        .args(["-c", GUARD, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdin(ours);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => guarded.env(name, value),
+            None => guarded.env_remove(name),
+        };
+    }
+    let end = output(&mut guarded, what, limits::PROVISION_TIMEOUT, cancel);
+    drop(theirs);
+    let end = end?;
     if end.status.success() {
         return Ok(());
     }
@@ -330,21 +351,48 @@ mod tests {
     #[test]
     fn a_tool_that_fails_says_its_last_lines() {
         let cancel = AtomicBool::new(false);
-        let mut command = shell("for i in 1 2 3; do echo line $i >&2; done; exit 3");
-        let error = run(&mut command, "sh", &cancel).unwrap_err().to_string();
+        let command = shell("for i in 1 2 3; do echo line $i >&2; done; exit 3");
+        let error = run(&command, "sh", &cancel).unwrap_err().to_string();
         assert_eq!(error, "sh failed: line 1\nline 2\nline 3");
-        let error = run(&mut shell("exit 3"), "sh", &cancel).unwrap_err();
+        let error = run(&shell("exit 3"), "sh", &cancel).unwrap_err();
         assert_eq!(error.to_string(), "sh failed: exit status: 3");
-        let cancelled = run(&mut shell("sleep 1000"), "sleep", &AtomicBool::new(true));
+        let cancelled = run(&shell("sleep 1000"), "sleep", &AtomicBool::new(true));
         assert!(matches!(cancelled, Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn a_tool_gets_its_words_and_variables_and_leaves_nothing_in_its_group() {
+        let cancel = AtomicBool::new(false);
+        let dir = tempfile::tempdir().unwrap();
+        let (out, left) = (dir.path().join("out"), dir.path().join("left"));
+        let mut command =
+            shell("printf '%s|' \"$@\" \"$A\" \"$(cat)\" > $0; sleep 1000 & echo $! > $1");
+        command
+            .arg(&out)
+            .arg(&left)
+            .args(["a b", "$A"])
+            .env("A", "'\"");
+        run(&command, "sh", &cancel).unwrap();
+        let words = format!("{}|a b|$A|'\"||", left.display());
+        assert_eq!(fs::read_to_string(&out).unwrap(), words);
+        let pid = fs::read_to_string(&left).unwrap();
+        let stat = format!("/proc/{}/stat", pid.trim());
+        let until = BootTime::now() + Duration::from_secs(20);
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(BootTime::now() < until, "{pid} is left");
+            std::thread::sleep(POLL_INTERVAL);
+        }
+        let missing = Command::new(dir.path().join("missing"));
+        let error = run(&missing, "it", &cancel).unwrap_err().to_string();
+        assert!(error.contains("not found"), "{error}");
     }
 
     #[test]
     fn a_grandchild_that_holds_stderr_delays_nothing() {
         let cancel = AtomicBool::new(false);
         let before = BootTime::now();
-        run(&mut shell("setsid sleep 30 & exit 0"), "sh", &cancel).unwrap();
-        let failed = run(&mut shell("setsid sleep 30 & exit 3"), "sh", &cancel).unwrap_err();
+        run(&shell("setsid sleep 30 & exit 0"), "sh", &cancel).unwrap();
+        let failed = run(&shell("setsid sleep 30 & exit 3"), "sh", &cancel).unwrap_err();
         assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         let took = BootTime::now().saturating_duration_since(before);
         assert!(took < Duration::from_secs(25), "{took:?}");

@@ -41,7 +41,7 @@ pub fn find_or_install(
 fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error> {
     let mut venv = Command::new(python);
     venv.args(["-m", "venv"]).arg(place);
-    run(&mut venv, "python3 -m venv", cancel).map_err(|error| match error {
+    run(&venv, "python3 -m venv", cancel).map_err(|error| match error {
         Error::Failed { tail, .. } => Error::Tool(format!(
             "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
         )),
@@ -57,7 +57,7 @@ fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error
         "--no-input",
         "uv",
     ]);
-    run(&mut pip, "pip install uv", cancel)
+    run(&pip, "pip install uv", cancel)
 }
 
 /// The first program of that name on PATH.

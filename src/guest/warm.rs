@@ -89,6 +89,8 @@ pub enum Error {
     Io(io::Error),
     /// It is gone.
     Gone,
+    /// It has not read the requests before this one, and the kernel keeps no more of them.
+    Full,
     /// It answered what it must not.
     Answer(String),
 }
@@ -98,6 +100,7 @@ impl fmt::Display for Error {
         match self {
             Error::Io(error) => write!(f, "the warm interpreter cannot be used: {error}"),
             Error::Gone => f.write_str("the warm interpreter has died"),
+            Error::Full => f.write_str("the warm interpreter takes no more requests now"),
             Error::Answer(text) => write!(f, "the warm interpreter gave an odd answer: {text}"),
         }
     }
@@ -166,6 +169,11 @@ impl Warm {
         self.control.as_raw_fd()
     }
 
+    /// Its process. Another one may hold the control socket, which then tells no end.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Gives up the interpreter: what must be killed and reaped.
     pub fn into_process(self) -> Process {
         self.process
@@ -211,6 +219,8 @@ impl Warm {
         )
         .map_err(|error| match error {
             rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Error::Gone,
+            // The latter: too many descriptors are on their way.
+            rustix::io::Errno::AGAIN | rustix::io::Errno::TOOMANYREFS => Error::Full,
             error => error.into(),
         })?;
         Ok(Pipes { stdout, stderr })
@@ -291,4 +301,32 @@ fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
     let (sender, receiver) = pipe::new()?;
     sender.set_nonblocking(false)?;
     Ok((OwnedFd::from(sender), receiver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::source::Source;
+    use crate::job::Plugin;
+
+    #[test]
+    fn an_interpreter_that_reads_no_requests_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = dir.path().join("shim");
+        std::fs::write(&shim, "exec sleep 1000").unwrap();
+        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, &[]).unwrap();
+        let source = Source::new(Plugin::default().into()).unwrap();
+        let job = Job {
+            job_id: 1,
+            file_version_id: 1,
+            plugin_name: "p",
+            file_path: "in",
+            source: &source,
+            socket_path: &shim,
+            work_dir: dir.path(),
+        };
+        let refused = (0..100_000).find_map(|key| warm.request(key, &job).err());
+        assert!(matches!(refused, Some(Error::Full)), "{refused:?}");
+        assert!(!warm.process().has_exited());
+    }
 }

@@ -116,6 +116,10 @@ pub struct Receipt {
     /// The input changed while the job ran, which is the failure: another attempt may read it whole.
     #[serde(default, skip_serializing_if = "is_false")]
     pub input_changed: bool,
+    /// With `returned`: the job ran when the worker was stopped. Jobs that stop their worker are
+    /// found out by it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub was_running: bool,
     /// The attempt's number, as DISPATCH had it; none from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,

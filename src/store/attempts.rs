@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::{allowed, published};
-use super::retry::{Detail, Failures, Next, Retries, decide};
+use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt};
@@ -72,6 +72,13 @@ pub(super) const RECORD: &str = "INSERT OR REPLACE INTO cf_job_attempt (job_id, 
      error_message, log_tail, attempt_key) \
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)";
 
+/// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
+/// while they ran. Attempts that were given back for another reason do not matter.
+pub(super) const STOPPED_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt < ?2 AND status = 'RETURNED' AND cause = 'lost' \
+     AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt < ?2 AND status IS NOT 'RETURNED'), ?3)";
+
 /// A RUNNING row before its attempt ends.
 struct Held {
     attempt: i64,
@@ -91,8 +98,6 @@ struct End<'a> {
     success: bool,
     detail: Detail,
     returned: bool,
-    /// Nobody knows whether it has left output.
-    interrupted: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
     receipt: Option<&'a Receipt>,
@@ -110,15 +115,20 @@ impl Turn<'_> {
             retries_max,
         } = *completion;
         let success = receipt.status == JobStatus::Success;
+        let returned = !success && receipt.returned;
+        let stopped = returned && receipt.was_running;
         let end = End {
             success,
             detail: match receipt.input_changed {
+                _ if stopped => Detail::Stopped,
                 true => Detail::InputChanged,
                 false => Detail::None,
             },
-            returned: !success && receipt.returned,
-            interrupted: false,
-            cause: receipt.cause.filter(|_| !success),
+            returned,
+            cause: match stopped {
+                true => Some(Cause::Lost),
+                false => receipt.cause.filter(|_| !success),
+            },
             reason: match (success, &receipt.error_message) {
                 (true, _) => None,
                 (false, Some(message)) => Some(message.as_str()),
@@ -150,7 +160,6 @@ impl Turn<'_> {
                 false => Detail::None,
             },
             returned: false,
-            interrupted: false,
             cause: Some(cause),
             reason: Some(reason),
             receipt: None,
@@ -165,7 +174,6 @@ impl Turn<'_> {
             success: false,
             detail: Detail::None,
             returned: true,
-            interrupted: false,
             cause: None,
             reason: Some(reason),
             receipt: None,
@@ -182,9 +190,8 @@ impl Turn<'_> {
         for running in super::queue::running(&self.transaction, limit)? {
             let end = End {
                 success: false,
-                detail: Detail::None,
+                detail: Detail::Interrupted,
                 returned: true,
-                interrupted: true,
                 cause: None,
                 reason: Some(reason),
                 receipt: None,
@@ -214,12 +221,20 @@ impl Turn<'_> {
             return Ok(Ended::Stale);
         };
         let mut failures = held.failures;
-        let next = if end.success || end.returned {
+        let full = Attempt::new(attempt.job_id, held.attempt);
+        let is_stopped = end.detail == Detail::Stopped;
+        let stopped = match is_stopped {
+            true => self.stopped_before(full)?,
+            false => 0,
+        };
+        let next = if end.success || (end.returned && !is_stopped) {
             Next::Queued
         } else {
             let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
-            let attempt = Attempt::new(attempt.job_id, held.attempt);
-            decide(end.cause, &mut failures, retries, attempt, end.detail)
+            match is_stopped {
+                true => decide_stopped(stopped, &mut failures, retries, full),
+                false => decide(end.cause, &mut failures, retries, full, end.detail),
+            }
         };
         let (status, ended, pause_ms) = match next {
             _ if end.success => ("COMPLETED", Ended::Completed, None),
@@ -233,16 +248,19 @@ impl Turn<'_> {
         let retried = failures.lost.saturating_add(failures.infra);
         let retried = retried.saturating_add(failures.shared);
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
-        let attempt = Attempt::new(attempt.job_id, held.attempt);
-        let barred_by = end.receipt.and_then(|receipt| receipt.barred_by(attempt));
+        let barred_by = end.receipt.and_then(|receipt| receipt.barred_by(full));
         let foreign = barred_by.map(|by| {
             format!(
-                "attempt {} of another copy of this database has barred {attempt}; the next one \
+                "attempt {} of another copy of this database has barred {full}; the next one \
                  counts from there",
                 Attempt::new(attempt.job_id, by).ordinal()
             )
         });
         let reason = match foreign.as_deref().or(end.reason) {
+            Some(reason) if is_stopped && failures != held.failures => {
+                let times = stopped.saturating_add(1);
+                Some(format!("{reason} while it ran, {times} times in a row"))
+            }
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
         };
@@ -275,8 +293,9 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
-            _ if end.interrupted => true,
-            _ => self.is_unsettled(attempt, end.cause)?,
+            _ if end.detail == Detail::Interrupted => true,
+            // Who gives a job back has no output of it.
+            _ => self.is_unsettled(full, end.cause.filter(|_| !end.returned))?,
         };
         let mut statement = self.transaction.prepare_cached(END)?;
         let changed = allowed(statement.execute(params![
@@ -302,8 +321,21 @@ impl Turn<'_> {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
             return Ok(Ended::Stale);
         }
-        self.record(attempt.job_id, &held, end, reason.as_deref(), now)?;
+        let status = match ended {
+            Ended::Completed => "COMPLETED",
+            _ if end.detail == Detail::Interrupted => "INTERRUPTED",
+            Ended::Queued | Ended::Waits { .. } if end.returned => "RETURNED",
+            _ => "FAILED",
+        };
+        self.record(attempt.job_id, &held, end, status, reason.as_deref(), now)?;
         Ok(ended)
+    }
+
+    fn stopped_before(&self, attempt: Attempt) -> Result<i64, Error> {
+        let mut statement = self.transaction.prepare_cached(STOPPED_QUERY)?;
+        let first = attempt.incarnation() << 32;
+        let parameters = params![attempt.job_id, attempt.number, first];
+        Ok(statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?)
     }
 
     fn record(
@@ -311,17 +343,10 @@ impl Turn<'_> {
         job_id: i64,
         held: &Held,
         end: &End<'_>,
+        status: &str,
         reason: Option<&str>,
         now: &Now,
     ) -> Result<(), Error> {
-        let status = match end {
-            End { success: true, .. } => "COMPLETED",
-            End {
-                interrupted: true, ..
-            } => "INTERRUPTED",
-            End { returned: true, .. } => "RETURNED",
-            _ => "FAILED",
-        };
         let metric = |name: &str| {
             let metrics = end.receipt.map(|receipt| &receipt.metrics);
             metrics.and_then(|metrics| metrics.get(name).copied())

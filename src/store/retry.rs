@@ -14,7 +14,10 @@
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
-//! - A job that a worker gives back (`returned`) is not counted at all.
+//! - A job that a worker gives back (`returned`) is not counted at all, unless its workers were
+//!   stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
+//!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
+//!   other jobs until it runs alone, then alone.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
 //! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
 //!
@@ -87,6 +90,10 @@ pub(super) enum Detail {
     Shared,
     /// The input changed while the job ran.
     InputChanged,
+    /// A worker that was stopped while the job ran gave it back.
+    Stopped,
+    /// Its run was interrupted: nobody knows whether it has left output.
+    Interrupted,
 }
 
 /// Counts a failure and decides.
@@ -122,6 +129,24 @@ pub(super) fn decide(
     } else {
         Next::After(pause_ms(before - free, attempt))
     }
+}
+
+/// Decides about a job whose worker was stopped while it ran, after `before` such attempts in a
+/// row.
+pub(super) fn decide_stopped(
+    before: i64,
+    failures: &mut Failures,
+    retries: Retries,
+    attempt: Attempt,
+) -> Next {
+    if before < limits::GIVEN_BACK_MAX {
+        return Next::Queued;
+    }
+    let detail = match failures.shared < limits::SHARED_LOSSES_TOGETHER {
+        true => Detail::Shared,
+        false => Detail::None,
+    };
+    decide(Some(Cause::Lost), failures, retries, attempt, detail)
 }
 
 /// The pause after `before` earlier ones, without its jitter.

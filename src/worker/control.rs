@@ -119,16 +119,22 @@ impl Worker {
         }
     }
 
-    /// The job goes back to the sentinel, because this worker stops.
+    /// The job goes back to the sentinel, because this worker stops. It has not started.
     pub(super) fn give_back(&mut self, order: &Order) {
-        self.give_back_because(order, "its worker was stopped");
+        self.give_back_because(order, "its worker was stopped", false);
+    }
+
+    /// The job goes back to the sentinel, because this worker stops while it runs.
+    pub(super) fn give_back_running(&mut self, order: &Order) {
+        self.give_back_because(order, "its worker was stopped", true);
     }
 
     /// The job goes back to the sentinel.
-    fn give_back_because(&mut self, order: &Order, reason: &str) {
+    fn give_back_because(&mut self, order: &Order, reason: &str, was_running: bool) {
         let attempt = order.job.attempt;
         let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
         receipt.returned = true;
+        receipt.was_running = was_running;
         match order.lease {
             Some(_) => self.leases.owe(attempt, receipt),
             // An old sentinel would end the job as failed.
@@ -142,7 +148,10 @@ impl Worker {
         let backlog = std::mem::take(&mut self.backlog);
         for order in backlog {
             match order.lease {
-                Some(_) => self.give_back_because(&order, "its worker's storage does not respond"),
+                Some(_) => {
+                    let reason = "its worker's storage does not respond";
+                    self.give_back_because(&order, reason, false);
+                }
                 None => self.backlog.push_back(order),
             }
         }

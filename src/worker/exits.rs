@@ -6,7 +6,7 @@ use super::serve::Worker;
 use super::slot::Failure;
 use crate::guest::Exit;
 use crate::guest::process::Process;
-use crate::guest::warm::WarmEvent;
+use crate::guest::warm::{self, WarmEvent};
 use crate::job::Cause;
 use crate::reactor::BootTime;
 
@@ -38,11 +38,17 @@ impl Worker {
         }
     }
 
-    /// A warm interpreter has sent something.
+    /// A warm interpreter has sent something, or has exited.
     pub(super) fn warm_events(&mut self, index: usize, now: BootTime) {
+        // Asked before: what it sent is read first.
+        let has_exited = self.interpreters.has_exited(index);
         loop {
             let event = match self.interpreters.next_event(index, now) {
                 Ok(Some(event)) => event,
+                Ok(None) if has_exited => {
+                    self.warm_lost(index, &warm::Error::Gone.to_string(), now);
+                    return;
+                }
                 Ok(None) => return,
                 Err(error) => {
                     self.warm_lost(index, &error.to_string(), now);
@@ -132,17 +138,18 @@ impl Worker {
         let killed = |exit: Option<Exit>| {
             exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
         };
+        // One that is lost again before its start is reported may have done it in that moment.
         let alive = |run: &Run| match &run.guest {
             Guest::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
-            Guest::None | Guest::Requested { .. } => false,
+            Guest::Requested { .. } => run.asked_again,
+            Guest::None => false,
         };
         let runs = self.slots.iter().flatten();
         let jobs: Vec<i64> = runs
             .filter(|run| concerned(run) && alive(run))
             .map(|run| run.order.job.attempt.job_id)
             .collect();
-        let mut failure = self.interpreters.handle_lost(index, &jobs, reason, now);
-        failure.is_innocent = failure.cause == Cause::Worker && jobs.len() > 1;
+        let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
         let registry = self.reactor.registry();
         let mut again = Vec::new();
         for (place, slot) in self.slots.iter_mut().enumerate() {

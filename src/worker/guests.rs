@@ -22,6 +22,7 @@ use crate::guest::environment::Environment;
 use crate::guest::process::Pipes;
 use crate::guest::{Job, process, warm};
 use crate::job::Cause;
+use crate::limits;
 use crate::reactor::{BootTime, token};
 use crate::sink::Root;
 
@@ -206,7 +207,8 @@ impl Worker {
                         self.leftovers.add(process);
                     }
                     let interpreters = &mut self.interpreters;
-                    let started = interpreters.start(job_id, hash, environment, shim, registry);
+                    let started =
+                        interpreters.start(job_id, hash, environment, shim, registry, now);
                     if let Err(failure) = &started
                         && failure.is_innocent
                         && let Some(until) = interpreters.paused_until(hash)
@@ -225,6 +227,17 @@ impl Worker {
                     if std::mem::replace(&mut replaced, true) {
                         return Err(failure);
                     }
+                }
+                Err(error @ warm::Error::Full) => {
+                    // Whatever keeps it from reading them, it is not this job.
+                    let failure = Failure {
+                        is_innocent: true,
+                        ..Failure::new(Cause::Worker, error.to_string())
+                    };
+                    let until = now + limits::WARM_RESTART_PAUSE;
+                    self.health.avoid(hash, &failure.message, until);
+                    self.heartbeat_at = now;
+                    return Err(failure);
                 }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
             }

@@ -375,6 +375,31 @@ mod tests {
     }
 
     #[test]
+    fn an_environment_that_is_to_be_avoided_has_not_failed() {
+        let mut health = Health::new();
+        let until = NOW + Duration::from_secs(4);
+        health.avoid("a", "an interpreter died\nmore", until);
+        // A shorter pause does not end the longer one.
+        health.avoid("a", "an interpreter died", NOW + Duration::from_secs(1));
+        let avoided: Vec<_> = health.avoided(NOW).collect();
+        assert_eq!(avoided, [("a", "an interpreter died")]);
+        assert_eq!(health.avoided(until).count(), 0);
+        assert_eq!(health.trouble(), None);
+        // The first failure has the first pause.
+        health.handle_end("a", ENVIRONMENT, until);
+        let broken = health.environments["a"].until;
+        assert_eq!(broken, until + environments::pause_after(0));
+        // A job that ends well ends the pause.
+        health.avoid("b", "an interpreter died", until);
+        health.handle_end("b", None, NOW);
+        assert_eq!(health.avoided(NOW).count(), 1);
+        for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
+            health.avoid(&number.to_string(), "died", until);
+        }
+        assert_eq!(health.environments.len(), limits::WORKER_ENVIRONMENTS_MAX);
+    }
+
+    #[test]
     fn a_silent_writer_is_trouble_until_its_thread_has_ended() {
         let mut health = Health::new();
         health.handle_silent_writer(7, "no answer", NOW);

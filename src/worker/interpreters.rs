@@ -1,12 +1,13 @@
 //! The warm interpreters of a worker: started, watched, given up.
 //!
 //! When an interpreter dies, its children die with it. Which of them did it, if any, cannot be
-//! told from outside, so all are run again ([`Cause::Worker`]); but each is remembered, and the
-//! next attempt of it on this worker gets an interpreter of its own. If interpreters go on dying
-//! with that job alone in them ([`limits::WARM_DEATHS_MAX`] times), the job is to blame, and no
-//! other was harmed by it meanwhile.
+//! told from outside: it may have ended before the loss is seen. So all are given back and nothing
+//! is counted; but each is remembered, and the next attempt of it on this worker gets an
+//! interpreter of its own. The loss of that one counts ([`Cause::Worker`]), and at
+//! [`limits::WARM_DEATHS_MAX`] such losses the job is to blame. No other is harmed by it meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use mio::Interest;
@@ -42,7 +43,7 @@ struct Losses {
 pub(super) struct Interpreters {
     table: Vec<Option<Interpreter>>,
     losses: HashMap<String, Losses>,
-    /// Jobs that ran while an interpreter died, and how often they were alone in it.
+    /// Jobs that ran while an interpreter died, and how often one of their own has died.
     suspects: BTreeMap<i64, u32>,
     start_timeout: Duration,
 }
@@ -93,8 +94,8 @@ impl Interpreters {
         environment: &Environment,
         shim: &std::path::Path,
         registry: &mio::Registry,
+        now: BootTime,
     ) -> Result<usize, Failure> {
-        let now = BootTime::now();
         if let Some(losses) = self.losses.get(hash)
             && now < losses.start_at
         {
@@ -120,9 +121,11 @@ impl Interpreters {
             }
         };
         let token = token::new(WARM, index);
-        registry
-            .register(&mut SourceFd(&warm.raw_fd()), token, Interest::READABLE)
-            .map_err(|error| Failure::new(Cause::Worker, format!("event loop: {error}")))?;
+        for fd in watched(&warm) {
+            registry
+                .register(&mut SourceFd(&fd), token, Interest::READABLE)
+                .map_err(|error| Failure::new(Cause::Worker, format!("event loop: {error}")))?;
+        }
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
@@ -156,6 +159,12 @@ impl Interpreters {
         // One that takes no messages is held to its deadline, too.
         interpreter.watchdog.handle_sent(now);
         pipes
+    }
+
+    /// True when an interpreter's process has exited. Messages of it may still be unread.
+    pub(super) fn has_exited(&self, index: usize) -> bool {
+        let interpreter = self.table.get(index).and_then(Option::as_ref);
+        interpreter.is_some_and(|found| found.warm.process().has_exited())
     }
 
     /// Takes one message of an interpreter; none when there is none now.
@@ -220,9 +229,10 @@ impl Interpreters {
     /// Takes an interpreter out of the table: it has to be killed and reaped.
     pub(super) fn remove(&mut self, index: usize, registry: &mio::Registry) -> Option<Process> {
         let interpreter = self.table.get_mut(index)?.take()?;
-        let fd = interpreter.warm.raw_fd();
-        if let Err(error) = registry.deregister(&mut SourceFd(&fd)) {
-            log::debug!("warm interpreter: {error}");
+        for fd in watched(&interpreter.warm) {
+            if let Err(error) = registry.deregister(&mut SourceFd(&fd)) {
+                log::debug!("warm interpreter: {error}");
+            }
         }
         Some(interpreter.warm.into_process())
     }
@@ -239,42 +249,49 @@ impl Interpreters {
             return Failure::new(Cause::Worker, reason);
         };
         let hash = interpreter.hash.clone();
-        let (alone, ready) = (interpreter.only.is_some(), interpreter.watchdog.is_ready());
-        let failure = if ready {
-            match self.blame(jobs) {
-                Some(deaths) => Failure::new(
-                    Cause::Plugin,
-                    format!("{reason}; {deaths} times while only this job ran in it"),
-                ),
-                None => Failure::new(Cause::Worker, reason),
-            }
-        } else {
-            Failure::new(
+        let (only, ready) = (interpreter.only, interpreter.watchdog.is_ready());
+        let failure = match ready {
+            true => self.blame(only, jobs, reason),
+            false => Failure::new(
                 Cause::Environment,
                 format!("the environment's interpreter does not start: {reason}"),
-            )
+            ),
         };
         // A suspect's damage to its own interpreter does not concern its environment.
-        if !(alone && ready) {
+        if !(only.is_some() && ready) {
             self.count_loss(&hash, failure.clone(), now);
         }
         failure
     }
 
-    /// Counts a death of an interpreter with these jobs; the count when one job is to blame.
-    fn blame(&mut self, jobs: &[i64]) -> Option<u32> {
+    /// Counts the death of an interpreter, that of one job or of all, with these jobs in it.
+    fn blame(&mut self, only: Option<i64>, jobs: &[i64], reason: &str) -> Failure {
         for job in jobs {
             self.suspects.entry(*job).or_insert(0);
         }
         while self.suspects.len() > limits::SUSPECTS_MAX {
             self.suspects.pop_first();
         }
-        let [job] = jobs else {
-            return None;
+        let failure = Failure::new(Cause::Worker, reason);
+        let Some(job) = only else {
+            return Failure {
+                is_innocent: true,
+                ..failure
+            };
         };
-        let deaths = self.suspects.get_mut(job)?;
-        *deaths = deaths.saturating_add(1);
-        (*deaths >= limits::WARM_DEATHS_MAX).then_some(*deaths)
+        match self.suspects.get_mut(&job) {
+            Some(deaths) if jobs.contains(&job) => {
+                *deaths = deaths.saturating_add(1);
+                match *deaths >= limits::WARM_DEATHS_MAX {
+                    true => Failure::new(
+                        Cause::Plugin,
+                        format!("{reason}; {deaths} times while only this job ran in it"),
+                    ),
+                    false => failure,
+                }
+            }
+            _ => failure,
+        }
     }
 
     /// The first loss is followed by a start at once.
@@ -326,6 +343,11 @@ impl Interpreters {
     }
 }
 
+/// What is readable when an interpreter has sent something or has exited.
+fn watched(warm: &Warm) -> [RawFd; 2] {
+    [warm.raw_fd(), warm.process().pidfd().as_raw_fd()]
+}
+
 /// A missing or broken interpreter is its environment's fault, a lack of processes, memory or
 /// descriptors the worker's.
 fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
@@ -354,17 +376,62 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_that_is_alone_with_dying_interpreters_is_to_blame_and_no_other() {
+    fn only_the_death_of_a_jobs_own_interpreter_is_counted() {
         let mut interpreters = Interpreters::new(Duration::from_secs(1));
-        assert_eq!(interpreters.blame(&[1, 2, 3]), None);
-        assert_eq!(interpreters.blame(&[1, 2]), None);
-        assert_eq!(interpreters.blame(&[2]), None, "an outside fault can be");
-        assert_eq!(interpreters.blame(&[3]), None);
-        assert_eq!(interpreters.blame(&[2]), Some(2));
+        let mut blame = |only, jobs: &[i64]| {
+            let failure = interpreters.blame(only, jobs, "died");
+            (failure.cause, failure.is_innocent)
+        };
+        for jobs in [[1, 2, 3].as_slice(), &[1, 2], &[2], &[2], &[]] {
+            assert_eq!(blame(None, jobs), (Cause::Worker, true), "{jobs:?}");
+        }
+        assert_eq!(blame(Some(2), &[]), (Cause::Worker, false), "not in it");
+        for job in [2, 3] {
+            let first = blame(Some(job), &[job]);
+            assert_eq!(first, (Cause::Worker, false), "an outside fault can be");
+            assert_eq!(blame(Some(job), &[job]), (Cause::Plugin, false));
+        }
         for job in 0..2 * limits::SUSPECTS_MAX {
-            interpreters.blame(&[i64::try_from(job).unwrap()]);
+            blame(None, &[i64::try_from(job).unwrap()]);
         }
         assert_eq!(interpreters.suspects.len(), limits::SUSPECTS_MAX);
+    }
+
+    #[test]
+    fn a_job_that_comes_while_no_interpreter_is_started_is_innocent_unless_its_environment_failed()
+    {
+        let environment = Environment {
+            interpreter: "/nonexistent".into(),
+            cached: true,
+            preload: Vec::new(),
+        };
+        let poll = mio::Poll::new().unwrap();
+        let now = BootTime::default();
+        for (cause, is_innocent) in [
+            (Cause::Worker, true),
+            (Cause::Plugin, true),
+            (Cause::Environment, false),
+        ] {
+            let mut interpreters = Interpreters::new(Duration::from_secs(1));
+            let start = |interpreters: &mut Interpreters, now| {
+                let shim = std::path::Path::new("/nonexistent");
+                let started =
+                    interpreters.start(1, "hash", &environment, shim, poll.registry(), now);
+                started.unwrap_err()
+            };
+            for _ in 0..2 {
+                interpreters.count_loss("hash", Failure::new(cause, "died"), now);
+            }
+            let failure = start(&mut interpreters, now);
+            assert_eq!(failure.message, "died");
+            assert_eq!(failure.is_innocent, is_innocent, "{cause:?}");
+            let until = interpreters.paused_until("hash").unwrap();
+            assert_eq!(until, now + limits::WARM_RESTART_PAUSE);
+            // The pause is over: it is tried again.
+            let failure = start(&mut interpreters, until);
+            assert!(failure.message.contains("cannot start"), "{failure:?}");
+            assert!(!failure.is_innocent);
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ impl Run {
             cause: failure.map(|failure| failure.cause),
             returned: false,
             input_changed: failure.is_some_and(|failure| failure.input_changed),
+            was_running: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),
             log_tail: (!log.is_empty()).then_some(log),
         }

@@ -407,20 +407,26 @@ impl Worker {
     /// receipts get a moment to be acknowledged.
     fn close(&mut self) {
         self.environments.cancel();
-        let mut unfinished: Vec<Order> = std::mem::take(&mut self.backlog).into();
+        for order in std::mem::take(&mut self.backlog) {
+            self.give_back(&order);
+        }
+        let mut unfinished: Vec<(Order, bool)> = Vec::new();
         let slots = self.slots.iter_mut().filter_map(Option::take);
         for mut run in slots.chain(std::mem::take(&mut self.publishing)) {
             run.kill();
             // What is being published may become visible: its lease has to run out.
             if !run.slot.is_publishing() {
-                unfinished.push(run.order.clone());
+                unfinished.push((run.order.clone(), run.started_at.is_some()));
             }
             if let Some(writer) = &mut run.writer {
                 writer.discard();
             }
         }
-        for order in unfinished {
-            self.give_back(&order);
+        for (order, was_running) in unfinished {
+            match was_running {
+                true => self.give_back_running(&order),
+                false => self.give_back(&order),
+            }
         }
         let deadline = Instant::now() + limits::LINGER;
         loop {

@@ -5,18 +5,28 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use casparian::job::Receipt;
-use casparian::protocol::{Dispatch, Payload, PrepareEnv, SinkConfig, View};
+use casparian::job::{Attempt, Receipt};
+use casparian::protocol::{Answer, Dispatch, Heartbeat, Payload, PrepareEnv, SinkConfig, View};
 use casparian::socket::{Options, Router};
 
 use crate::common::*;
+
+/// Longer than any test.
+const LEASE_MS: u64 = 3_600_000;
 
 pub(crate) struct Dispatcher {
     router: Router,
     pub(crate) endpoint: String,
     worker: Option<Vec<u8>>,
     receipts: BTreeMap<u64, Receipt>,
+    /// Environments that the worker last wanted no jobs of, and why.
+    avoided: BTreeMap<String, String>,
     next_job: u64,
+    /// Dispatches attempts with leases, which may be given back.
+    pub(crate) gives_leases: bool,
+    next_attempt: i64,
+    last_attempts: BTreeMap<u64, i64>,
+    last_request: Option<u64>,
 }
 
 impl Dispatcher {
@@ -28,7 +38,12 @@ impl Dispatcher {
             endpoint,
             worker: None,
             receipts: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             next_job: 1,
+            gives_leases: false,
+            next_attempt: 1,
+            last_attempts: BTreeMap::new(),
+            last_request: None,
         }
     }
 
@@ -47,13 +62,50 @@ impl Dispatcher {
             let view = View::decode(message.iter()).unwrap();
             let job_id = view.header.job_id;
             match Payload::decode(&view).unwrap() {
-                Payload::Identify(_) => self.worker = Some(id.to_vec()),
+                Payload::Identify(identify) => {
+                    self.worker = Some(id.to_vec());
+                    let (request, running) = (identify.sequence, identify.running);
+                    self.answer(request, running, Vec::new());
+                }
+                Payload::Heartbeat(heartbeat) => {
+                    self.avoided = heartbeat.environments;
+                    self.answer(heartbeat.sequence, heartbeat.running, Vec::new());
+                }
                 Payload::Conclude(receipt) => {
+                    let job_id_signed = i64::try_from(job_id).unwrap();
+                    let number = receipt.attempt;
+                    let attempt = number.map(|number| Attempt::new(job_id_signed, number));
                     self.receipts.insert(job_id, receipt);
+                    self.answer(self.last_request, None, attempt.into_iter().collect());
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Renews the leases of what the worker has, where leases are given.
+    fn answer(
+        &mut self,
+        request: Option<u64>,
+        running: Option<Vec<Attempt>>,
+        acknowledged: Vec<Attempt>,
+    ) {
+        self.last_request = request;
+        let Some(sequence) = request.filter(|_| self.gives_leases) else {
+            return;
+        };
+        let answer = Answer {
+            sequence,
+            lease_ms: LEASE_MS,
+            leases: running.unwrap_or_default(),
+            acknowledged,
+            ..Answer::default()
+        };
+        let heartbeat = Heartbeat {
+            answer: Some(answer),
+            ..Heartbeat::default()
+        };
+        self.send(0, &Payload::Heartbeat(heartbeat));
     }
 
     pub(crate) fn send(&mut self, job_id: u64, payload: &Payload<'_>) {
@@ -83,6 +135,13 @@ impl Dispatcher {
     /// Dispatches a job under an ID; an earlier receipt of it is forgotten.
     pub(crate) fn dispatch_as(&mut self, job_id: u64, source: &str, input: &str, env_hash: &str) {
         self.receipts.remove(&job_id);
+        self.receive_until("the worker connects", |this| this.worker.clone());
+        let mut lease = None;
+        if self.gives_leases {
+            lease = Some(self.next_attempt);
+            self.last_attempts.insert(job_id, self.next_attempt);
+            self.next_attempt += 1;
+        }
         let dispatch = Dispatch {
             plugin_name: "plugin".into(),
             file_path: input.into(),
@@ -94,15 +153,40 @@ impl Dispatcher {
             }],
             env_hash: env_hash.into(),
             source_code: source.into(),
+            attempt: lease,
+            lease_ms: lease.map(|_| LEASE_MS),
+            lease_of: lease.and(self.last_request),
             ..Dispatch::default()
         };
         self.send(job_id, &Payload::Dispatch(Box::new(dispatch)));
     }
 
-    /// The receipt of a job, once it has come.
+    /// The receipt of the last attempt of a job, once it has come.
     pub(crate) fn receipt(&mut self, job_id: u64) -> Receipt {
         let what = format!("job {job_id} ends");
-        self.receive_until(&what, |this| this.receipts.get(&job_id).cloned())
+        let last = self.last_attempts.get(&job_id).copied();
+        self.receive_until(&what, |this| {
+            let receipt = this.receipts.get(&job_id);
+            receipt.filter(|found| found.attempt == last).cloned()
+        })
+    }
+
+    /// The same if it comes within a moment.
+    pub(crate) fn try_receipt(&mut self, job_id: u64) -> Option<Receipt> {
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let last = self.last_attempts.get(&job_id).copied();
+        self.receive_until("a moment passes", |this| {
+            let receipt = this.receipts.get(&job_id);
+            let receipt = receipt.filter(|found| found.attempt == last).cloned();
+            (receipt.is_some() || Instant::now() >= deadline).then_some(receipt)
+        })
+    }
+
+    /// Why the worker wants no jobs of an environment, once it has said it.
+    pub(crate) fn avoided(&mut self, env_hash: &str) -> String {
+        self.receive_until("the environment is avoided", |this| {
+            this.avoided.get(env_hash).cloned()
+        })
     }
 }
 

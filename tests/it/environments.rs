@@ -159,9 +159,60 @@ fn a_pinned_list_names_exact_versions_and_keeps_its_header() {
     assert!(pinned.contains("\nsix=="), "{pinned}");
 }
 
+/// A `uv` that never ends and takes no signal that can be refused, with a child like itself.
+#[test]
+fn a_uv_that_hangs_ends_with_its_worker() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let stops: [&[&str]; 4] = [
+        &["-TERM"],
+        &["-TERM", "-TERM"],
+        &["-KILL"],
+        &["-STOP", "-KILL"],
+    ];
+    for signals in stops {
+        let mut rig = Rig::with(&["--slots", "2"], |command, dir| {
+            let bin = dir.join("bin");
+            let marks = dir.join("marks");
+            std::fs::create_dir(&marks).unwrap();
+            let script = format!(
+                "#!/bin/sh\ntrap '' HUP INT TERM PIPE\n(while [ -e {marks:?} ]; do sleep 1; done) &\ntouch {marks:?}/$$ {marks:?}/$!\nwhile [ -e {marks:?} ]; do sleep 1; done\n"
+            );
+            program_in(&bin, "uv", &script);
+            let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+            command.env("PATH", path).env("HOME", dir);
+        });
+        rig.dispatcher.prepare(&hash(&lockfile), &lockfile);
+        let marks = rig.path("marks");
+        let processes: Vec<String> = until("uv runs", || {
+            let names = std::fs::read_dir(&marks).unwrap().flatten();
+            let names = names.map(|entry| entry.file_name().into_string().unwrap());
+            let names: Vec<String> = names.collect();
+            (names.len() == 2).then_some(names)
+        });
+        for signal in signals {
+            rig.worker.signal(signal);
+        }
+        rig.worker.wait();
+        for process in processes {
+            until(&format!("{process} is gone after {signals:?}"), || {
+                let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+                stat.map_or(true, |stat| stat.contains(") Z "))
+                    .then_some(())
+            });
+        }
+    }
+}
+
+fn program_in(bin: &Path, name: &str, script: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::create_dir_all(bin).unwrap();
+    let path = bin.join(name);
+    std::fs::write(&path, script).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// A folder with a `uv` that fails as often as there are marks in it, and then is the real one.
 fn failing_uv(dir: &Path, failures: usize) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let bin = dir.join("bin");
     std::fs::create_dir(&bin).unwrap();
     for number in 0..failures {
@@ -172,8 +223,7 @@ fn failing_uv(dir: &Path, failures: usize) -> PathBuf {
     let script = format!(
         "#!/bin/sh\nfor mark in {bin:?}/fails-*; do\n  if [ -e \"$mark\" ]; then rm \"$mark\"; echo 'the registry does not answer' >&2; exit 3; fi\ndone\nexec {real:?} \"$@\"\n"
     );
-    std::fs::write(bin.join("uv"), script).unwrap();
-    std::fs::set_permissions(bin.join("uv"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    program_in(&bin, "uv", &script);
     bin
 }
 
@@ -212,7 +262,7 @@ fn a_uv_that_fails_once_fails_no_job() {
     }
 }
 
-/// The tools of a killed program go on writing.
+/// The tools of a killed program may go on writing for a moment.
 #[test]
 fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
     let dir = tempfile::tempdir().unwrap();

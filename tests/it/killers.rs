@@ -79,3 +79,30 @@ fn a_job_that_kills_a_worker_which_is_always_full_is_given_up_alone() {
         assert!(!worker.has_exited());
     }
 }
+
+/// Tells its worker, which is its parent, to stop at once.
+const STOPPER: &str = "import os, time\nclass Handler:\n    def execute(self, path):\n        pid = os.getppid()\n        while True:\n            os.kill(pid, 15)\n            time.sleep(0.05)\n";
+
+#[test]
+fn a_job_that_stops_its_workers_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "stopper", STOPPER);
+    let input = dir.path().join("in");
+    std::fs::write(&input, "in").unwrap();
+    let id = submit(&database, "stopper", &[input])[0];
+    let (_sentinel, endpoint) = sentinel(&database, &["--retries", "0"]);
+    // Ten times it costs nothing, twice it counts as a loss with others, once as one alone.
+    for _ in 0..13 {
+        let mut command = program("casparian-worker");
+        command
+            .args(["--connect", &endpoint, "--slots", "2", "--guest-start"])
+            .args(["spawn", "--output"])
+            .arg(dir.path().join("out"));
+        assert_eq!(Background::start(&mut command).wait(), Some(0));
+    }
+    let given_up = job(&database, id);
+    assert_eq!(given_up["status"], "FAILED", "{given_up}");
+    assert_eq!(given_up["cause"], "lost", "{given_up}");
+    let error = given_up["error"].as_str().unwrap();
+    assert!(error.contains("stopped while it ran, 13 times"), "{error}");
+}

@@ -148,6 +148,67 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
 }
 
 #[test]
+fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let mut at = 0;
+    let mut stop = |scene: &mut Scene, was_running: bool| {
+        let claimed = scene.claim(&["p"], 1);
+        let returned = Receipt {
+            returned: true,
+            was_running,
+            ..failure(Some(Cause::Operator), "its worker was stopped")
+        };
+        let ended = scene.report("w", claimed.jobs[0].attempt, &returned, at);
+        if let Ended::Waits { until_boot_ms } = ended {
+            at = until_boot_ms - now(0).boot_ms;
+            assert_eq!(scene.wake(&now(at)), 1);
+        }
+        (claimed.alone, ended)
+    };
+    let mut is_free = |scene: &mut Scene| {
+        for _ in 0..limits::GIVEN_BACK_MAX {
+            assert_eq!(stop(scene, true), (false, Ended::Queued));
+            // It had not started: that is not its doing, and does not end the row either.
+            assert_eq!(stop(scene, false), (false, Ended::Queued));
+        }
+    };
+    is_free(&mut scene);
+    let detail = scene.inspect(id);
+    assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
+    let query = "SELECT unsettled FROM cf_processing_queue";
+    let other = Connection::open(scene.path()).unwrap();
+    let unsettled: i64 = other.query_row(query, [], |row| row.get(0)).unwrap();
+    assert_eq!(unsettled, 0, "its workers have no output of it");
+    // An attempt that ends in another way begins it anew.
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    assert_eq!(scene.release(attempt, 0), Ended::Queued);
+    is_free(&mut scene);
+    let mut alone = Vec::new();
+    loop {
+        let (is_alone, ended) = stop(&mut scene, true);
+        alone.push(is_alone);
+        if ended == Ended::Failed {
+            break;
+        }
+    }
+    // Two beside others, and what is left of three retries.
+    assert_eq!(alone, [false, false, true, true, true]);
+    let last = scene.inspect(id);
+    assert_eq!(last.row.status, "FAILED");
+    assert_eq!(last.row.cause.as_deref(), Some("lost"));
+    let error = last.row.error_message.unwrap();
+    let want = "its worker was stopped while it ran, 15 times in a row";
+    assert_eq!(error, want);
+    // An operator queues it again: all begins anew.
+    let mut turn = scene.store.begin().unwrap();
+    assert!(turn.requeue(id, 1).unwrap());
+    turn.commit().unwrap();
+    let (is_alone, ended) = stop(&mut scene, true);
+    assert_eq!((is_alone, ended), (false, Ended::Queued));
+}
+
+#[test]
 fn earlier_outputs_are_known_until_an_attempt_replaces_them() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);

@@ -49,6 +49,10 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (settle::SILENT_QUERY, vec![number(10)]),
         (settle::SETTLE_QUERY, vec![number(1)]),
         (settle::WITHOUT_OUTPUT_QUERY, vec![number(1), number(0)]),
+        (
+            attempts::STOPPED_QUERY,
+            vec![number(1), number(9), number(0)],
+        ),
     ];
     hot.extend(retry::FOREIGN_QUERIES.map(|query| (query, start())));
     hot
