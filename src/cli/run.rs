@@ -600,7 +600,8 @@ fn outcome(end: JobEnd) -> Outcome {
     if !end.is_completed {
         return Outcome::Failed {
             reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
-            is_final: receipt.cause.is_some_and(Cause::is_final),
+            is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))
+                && !receipt.input_changed,
             log: receipt.log_tail,
         };
     }

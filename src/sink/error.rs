@@ -189,7 +189,8 @@ impl fmt::Display for Error {
             Error::Copied { attempt, recorded } => write!(
                 f,
                 "{attempt}: its attempt {} is published already, so the database is a copy; \
-                 `casparian init --new-identity DB` gives it an identity of its own",
+                 `casparian init --new-identity DB` gives it an identity of its own, and \
+                 --share-output lets it publish here then",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt, .. } => {

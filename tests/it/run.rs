@@ -748,3 +748,36 @@ fn a_file_that_changes_while_its_job_waits_is_run_again() {
         "what was hashed is what was read: {summary}"
     );
 }
+
+/// The database of the output folder is put back to an earlier state: what was published since
+/// is not known to it.
+#[test]
+fn a_restored_database_costs_no_output() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    let private = |name: &str| folder.path(&format!("out/.casparian/{name}"));
+    assert_eq!(folder.run(&[]).1, Some(0));
+    let database = private("queue.sqlite");
+    std::fs::copy(&database, folder.path("saved")).unwrap();
+    folder.write("in/a", "1\n2\n");
+    assert_eq!(folder.run(&[]).1, Some(0));
+    for name in ["queue.sqlite-wal", "queue.sqlite-shm"] {
+        drop(std::fs::remove_file(private(name)));
+    }
+    std::fs::copy(folder.path("saved"), &database).unwrap();
+    let files = visible_files(Path::new(&folder.path("out")));
+    assert_eq!(files.len(), 1);
+    folder.write("in/a", "1\n2\n3\n");
+    for _ in 0..2 {
+        let (summary, code) = folder.run(&[]);
+        assert_eq!(code, Some(1), "{summary}");
+        let text = summary.to_string();
+        assert!(
+            text.contains("--new-identity") && text.contains("--share-output"),
+            "{text}"
+        );
+        assert_eq!(visible_files(Path::new(&folder.path("out"))), files);
+    }
+    casparian_ok(&["init", "--new-identity", &database]);
+    let (summary, code) = folder.run(&["--share-output"]);
+    assert_eq!((totals(&summary).3, code), (3, Some(0)), "{summary}");
+}
