@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use casparian::store::{Claim, Inspector, JobFilter, Open, Store};
+use casparian::store::{Claim, Inspector, JobFilter, Now, Open, Store};
 
 thread_local! {
     static DIR: RefCell<Option<tempfile::TempDir>> = const { RefCell::new(None) };
@@ -56,7 +56,11 @@ pub fn run(data: &[u8]) {
                 let _ = store.workers();
                 let _ = store.running();
                 let _ = store.silent();
-                let _ = store.lease_ms();
+                let _ = store.lease_ms(&Now {
+                    unix_ms: 1,
+                    boot_ms: 1,
+                    boot_id: "b".into(),
+                });
                 let unsettled = store.unsettled(0).unwrap_or_default();
                 if let Ok(plugins) = store.queued_plugins(100, 1)
                     && let Ok(mut turn) = store.begin()

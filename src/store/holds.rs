@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use rusqlite::{OptionalExtension, params};
 
-use rusqlite::types::Value;
-
-use super::value::abridged;
+use super::value::{abridged, cell, number, shown};
 use super::{Error, Now, Store, Turn};
 use crate::job::Attempt;
 use crate::limits;
@@ -71,28 +69,29 @@ impl Store {
         let mut statement = self
             .connection
             .prepare_cached("SELECT value FROM cf_casparian WHERE key = ?1")?;
-        let mut get = |key: &str| {
-            statement
-                .query_row([key], |row| row.get::<_, Value>(0))
-                .optional()
-        };
-        let longest_ms = match get("lease_ms")? {
+        let longest = statement
+            .query_row(["lease_ms"], |row| {
+                let (value, longest_max) = (cell(row, 0), limits::LEASE_SECONDS_MAX * 1000);
+                let ms = number(value).filter(|ms| (0..=longest_max).contains(ms));
+                Ok(ms.ok_or_else(|| abridged(value)))
+            })
+            .optional()?;
+        let longest_ms = match longest {
             None => return Ok(0),
-            Some(Value::Integer(ms)) if (0..=limits::LEASE_SECONDS_MAX * 1000).contains(&ms) => ms,
-            Some(other) => {
+            Some(Ok(ms)) => u64::try_from(ms).unwrap_or(0),
+            Some(Err(found)) => {
                 let default_ms = limits::LEASE.as_millis();
-                let found = abridged((&other).into());
                 log::warn!(
                     "cf_casparian: lease_ms is {found}, which no sentinel sets: {default_ms} is taken"
                 );
-                i64::try_from(default_ms).unwrap_or(0)
+                u64::try_from(default_ms).unwrap_or(u64::MAX)
             }
         };
-        let longest_ms = u64::try_from(longest_ms).unwrap_or(0);
-        let left_ms = match get("lease_until")? {
-            Some(Value::Text(until)) => left_ms(&until, longest_ms, now),
-            _ => None,
-        };
+        let until = statement
+            .query_row(["lease_until"], |row| Ok(shown(cell(row, 0))))
+            .optional()?
+            .flatten();
+        let left_ms = until.and_then(|until| left_ms(&until, longest_ms, now));
         Ok(left_ms.unwrap_or(longest_ms))
     }
 

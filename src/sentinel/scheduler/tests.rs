@@ -247,8 +247,10 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
         "86400001",
         "9223372036854775807",
         "x'00'",
+        "CAST(x'ff' AS TEXT)",
     ] {
         let mut scene = Scene::left_behind(lease_ms);
+        scene.sql("UPDATE cf_casparian SET value = CAST(x'ff' AS TEXT) WHERE key = 'lease_until'");
         scene.restart(Duration::from_secs(2));
         let passed = given_up_at(&mut scene);
         assert!((10..=12).contains(&passed), "{lease_ms}: {passed}");
