@@ -103,6 +103,24 @@ pub enum Error {
         /// What a later one has.
         got: String,
     },
+    /// A table has other columns than the job's rows.
+    TableColumns {
+        /// The database and table.
+        path: PathBuf,
+        /// The table's columns.
+        expected: String,
+        /// The job's.
+        got: String,
+    },
+    /// A table does not keep the rows that are inserted.
+    Rows {
+        /// The database and table.
+        path: PathBuf,
+        /// Rows of the job in the table.
+        found: u64,
+        /// Rows that were inserted.
+        expected: u64,
+    },
     /// A column that the sink cannot store.
     Column {
         /// Its name.
@@ -214,6 +232,24 @@ impl fmt::Display for Error {
                     None => write!(f, "; raise the limit with ulimit -n"),
                 }
             }
+            Error::TableColumns {
+                path,
+                expected,
+                got,
+            } => write!(
+                f,
+                "table {}: it has the columns {expected}, the job's rows have {got}",
+                path.display()
+            ),
+            Error::Rows {
+                path,
+                found,
+                expected,
+            } => write!(
+                f,
+                "table {}: it keeps {found} of {expected} rows, because of its triggers",
+                path.display()
+            ),
             Error::SchemaChanged {
                 topic,
                 expected,
@@ -250,6 +286,7 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             Error::SchemaChanged { .. }
+            | Error::TableColumns { .. }
             | Error::Column { .. }
             | Error::Parquet(_)
             | Error::Topics { .. } => Cause::Plugin,
@@ -261,6 +298,7 @@ impl Error {
             | Error::NotOurs { .. }
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
+            | Error::Rows { .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
             // Another worker may have a root of its own.

@@ -94,11 +94,25 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             recorded: before.attempt,
         });
     }
+    // What earlier attempts could not remove.
+    let mut removes = Vec::new();
+    if let Some(before) = before.as_ref().filter(|before| before.has_leftovers) {
+        for file in &before.removes {
+            let is_own = names::is_of(&root.path().join(&file.path), &holder);
+            if stands(file)? {
+                let list = match is_own {
+                    true => &mut earlier.files,
+                    false => &mut removes,
+                };
+                list.push(file.clone());
+            }
+        }
+        earlier.tables.extend(before.clears.iter().cloned());
+    }
     add_named(root, &job.previous, &holder, &mut earlier)?;
 
     let known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     let mut outputs = Outputs::default();
-    let mut removes = Vec::new();
     for sink in sinks.iter() {
         if let Target::Parquet { path, .. } = &sink.target {
             let file = plan_file(root, folder, sink, path, &holder)?;

@@ -168,15 +168,22 @@ impl Staged {
         if !carried_out? {
             return Ok(None);
         }
-        let finished = hook(Step::Remove)
-            .and_then(|()| recover::finish(&self.root, &self.folder, &mut record));
-        let removed = finished.inspect_err(|_| self.folder.leave())?;
+        hook(Step::Remove).inspect_err(|_| self.folder.leave())?;
+        let finished = match recover::finish(&self.root, &self.folder, &mut record) {
+            Ok(finished) => finished,
+            Err(error) => {
+                // The output stands; the next worker that opens the root goes on.
+                log::warn!("{}: not finished: {error}", self.folder.name.run());
+                self.folder.leave();
+                recover::Finished::default()
+            }
+        };
         hook(Step::Done)?;
         // A successor may have replaced it since: then there is nothing to report.
         self.check_folder()?;
         Ok(Some(Published {
             artifacts: record.artifacts(&self.root),
-            removed,
+            removed: finished.removed,
         }))
     }
 

@@ -101,6 +101,9 @@ pub(super) struct Record {
     /// Tables that lose the job's rows after the commit.
     #[serde(default)]
     pub(super) clears: Vec<TableOutput>,
+    /// Some of `removes` and `clears` could not be removed: the next attempt tries again.
+    #[serde(default)]
+    pub(super) has_leftovers: bool,
 }
 
 impl Record {
@@ -121,6 +124,7 @@ impl Record {
             previous: Outputs::default(),
             removes: Vec::new(),
             clears: Vec::new(),
+            has_leftovers: false,
         }
     }
 

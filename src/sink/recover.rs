@@ -47,36 +47,52 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
         return Ok(());
     }
     if record.is_committed(root, &folder.name)? {
-        finish(root, folder, &mut record).map(|_| ())
+        // The record has what is left.
+        finish(root, folder, &mut record).map(drop)
     } else {
         undo(root, folder, &record)
     }
 }
 
-/// After the commit: removes what the record lists. Returns the URIs of what was removed.
-pub(super) fn finish(
-    root: &Root,
-    folder: &Folder,
-    record: &mut Record,
-) -> Result<Vec<String>, Error> {
-    let mut removed = Vec::new();
-    for (index, file) in record.removes.iter().enumerate() {
-        if take_away(root, folder, index, file)? {
-            removed.push(names::file_uri(&root.path().join(&file.path)));
+/// What [`finish`] did.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    /// URIs of what was removed.
+    pub(super) removed: Vec<String>,
+    /// Why something that goes is still there. The record says so, and the next attempt tries
+    /// again.
+    pub(super) left: Option<Error>,
+}
+
+/// After the commit: removes what the record lists. What cannot be removed stays, and so do not
+/// the others.
+pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Result<Finished, Error> {
+    let mut finished = Finished::default();
+    let mut note = |result: Result<bool, Error>, uri: String| match result {
+        Ok(true) => finished.removed.push(uri),
+        Ok(false) => {}
+        Err(error) => {
+            log::warn!("{uri}: earlier output cannot be removed: {error}");
+            finished.left = Some(error);
         }
+    };
+    for (index, file) in record.removes.iter().enumerate() {
+        let uri = names::file_uri(&root.path().join(&file.path));
+        note(take_away(root, folder, index, file), uri);
     }
     for table in &record.clears {
-        if sqlite::clear(table, &folder.name, record.attempt)? {
-            let database = Path::new(&table.database);
-            removed.push(names::table_uri(database, &table.table));
-        }
+        let uri = names::table_uri(Path::new(&table.database), &table.table);
+        note(sqlite::clear(table, &folder.name, record.attempt), uri);
     }
     sync_parents(root, record.removes.iter())?;
-    if record.state == State::Intent && !record.is_one_rename() {
+    let has_leftovers = finished.left.is_some();
+    let is_open = record.state == State::Intent && !record.is_one_rename();
+    if is_open || has_leftovers != record.has_leftovers {
         record.state = State::Committed;
+        record.has_leftovers = has_leftovers;
         record.write(root, folder)?;
     }
-    Ok(removed)
+    Ok(finished)
 }
 
 /// Moves a file that goes into the folder, when it is the one that the record means.

@@ -142,8 +142,11 @@ impl Root {
         end.removes = goes.files;
         end.clears = goes.tables;
         end.write(self, folder)?;
-        let removed = recover::finish(self, folder, &mut end)?;
+        let finished = recover::finish(self, folder, &mut end)?;
+        if let Some(error) = finished.left {
+            return Err(error);
+        }
         recover::put_back_record(self, folder, before, stays)?;
-        Ok(removed)
+        Ok(finished.removed)
     }
 }

@@ -17,6 +17,7 @@ mod modes;
 mod roots;
 mod settle;
 mod steps;
+mod strangers;
 mod tables;
 mod writing;
 

@@ -13,6 +13,7 @@
 //! A process that is stopped inside its transaction locks the target database. Others wait for
 //! it for a bounded time and fail with [`Error::Locked`], which is retried.
 
+mod insert;
 mod rows;
 mod tables;
 mod wait;
@@ -78,8 +79,17 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
-/// A failure in a sink's database. When that cannot be written at all, it says why.
+/// A failure in a sink's database. When that cannot be written at all, it says why. A statement
+/// that fails there, but for a constraint, fails because of what is there: a view, a text encoding,
+/// a trigger.
 fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
+    if error.sqlite_error_code() == Some(ErrorCode::Unknown) {
+        return Error::Sqlite {
+            path: path.to_owned(),
+            reason: error.to_string(),
+            cause: Cause::Operator,
+        };
+    }
     let refusal = match error.sqlite_error_code() {
         Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => files::write_refusal(path),
         _ => None,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::insert::{count_rows, insert};
 use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted};
@@ -146,8 +147,9 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
     let staged = column_names(connection, "staging", &format!("s{}", first.index)).map_err(fail)?;
     let columns = make_table(target, connection, first, &staged, &marks)?;
     make_room(target, connection, sinks, &columns, &marks)?;
+    let mut is_plain = true;
     for sink in sinks {
-        insert(target, connection, sink, &columns, &staged, &marks)?;
+        is_plain &= insert(target, connection, sink, &columns, &staged, &marks)?;
         connection
             .execute(
                 "INSERT OR REPLACE INTO main._casparian_output VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1)",
@@ -162,6 +164,9 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
                 ),
             )
             .map_err(fail)?;
+    }
+    if !is_plain {
+        count_rows(target, connection, sinks, &columns, &marks)?;
     }
     connection
         .execute(
@@ -387,56 +392,5 @@ fn replace(
          WHERE sink_table = ?1 AND database = ?2",
         (key(name), &run.database),
     )?;
-    Ok(())
-}
-
-fn insert(
-    target: &Target,
-    connection: &Connection,
-    sink: &Table,
-    columns: &[String],
-    first: &[String],
-    marks: &Marks,
-) -> Result<(), Error> {
-    let fail = |error: rusqlite::Error| failure(&target.database, &error);
-    let source = format!("s{}", sink.index);
-    let staged = column_names(connection, "staging", &source).map_err(fail)?;
-    let is_mark = |name: &&String| {
-        [Marks::DATABASE, Marks::INCARNATION].contains(&name.as_str()) && !first.contains(name)
-    };
-    let data: Vec<&String> = columns.iter().filter(|name| !is_mark(name)).collect();
-    if data.iter().copied().ne(&staged) {
-        let names: Vec<&str> = data.iter().map(|name| name.as_str()).collect();
-        return Err(Error::SchemaChanged {
-            topic: sink.topic.clone(),
-            expected: format!("the table's columns {}", names.join(", ")),
-            got: staged.join(", "),
-        });
-    }
-    let list = |names: &[String]| -> String {
-        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-        names.join(", ")
-    };
-    let has = |name: &str| columns.iter().any(|column| column == name);
-    let (mut names, mut values) = (list(&staged), list(&staged));
-    for (name, parameter, is_needed) in [
-        (Marks::DATABASE, "?1", marks.database.is_some()),
-        (Marks::INCARNATION, "?2", marks.incarnation.is_some()),
-    ] {
-        if is_needed && has(name) {
-            names.push_str(&format!(", {name}"));
-            values.push_str(&format!(", {parameter}"));
-        }
-    }
-    connection
-        .execute(
-            &format!(
-                "INSERT INTO main.{} ({names}) SELECT {values} FROM staging.{source}
-                 WHERE ?1 IS ?1 AND ?2 IS ?2",
-                quoted(&sink.name)
-            ),
-            (&marks.database, &marks.incarnation),
-        )
-        .map_err(fail)?;
     Ok(())
 }

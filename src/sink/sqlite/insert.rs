@@ -1,0 +1,232 @@
+//! Rows go from the stage into a table that may be another program's: with columns of other types,
+//! constraints and triggers. All of them arrive as they are, or none.
+
+use rusqlite::Connection;
+use rusqlite::types::ValueRef;
+
+use super::tables::{Table, Target};
+use super::target_failure as failure;
+use super::{Marks, column_names, quoted};
+use crate::job::text::prefix;
+use crate::sink::Error;
+
+/// What SQLite may do to a value that goes into a column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Affinity {
+    Blob,
+    Text,
+    Real,
+    /// INTEGER and NUMERIC.
+    Numeric,
+}
+
+/// The affinity of a declared type (https://sqlite.org/datatype3.html, 3.1).
+fn affinity(declared: &str) -> Affinity {
+    let declared = declared.to_ascii_uppercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| declared.contains(part));
+    if has(&["INT"]) {
+        Affinity::Numeric
+    } else if has(&["CHAR", "CLOB", "TEXT"]) {
+        Affinity::Text
+    } else if declared.is_empty() || has(&["BLOB"]) {
+        Affinity::Blob
+    } else if has(&["REAL", "FLOA", "DOUB"]) {
+        Affinity::Real
+    } else {
+        Affinity::Numeric
+    }
+}
+
+/// Condition on values of a column that one with this affinity would change.
+fn changes(affinity: Affinity, column: &str) -> Option<String> {
+    // Both sides are compared as numbers, so a text is equal when it is the text of a number.
+    let number = format!("typeof({column}) = 'text' AND {column} = CAST({column} AS NUMERIC)");
+    match affinity {
+        Affinity::Blob => None,
+        Affinity::Text => Some(format!("typeof({column}) IN ('integer', 'real')")),
+        Affinity::Numeric => Some(number),
+        Affinity::Real => Some(format!(
+            "{number} OR typeof({column}) = 'integer' AND CAST({column} AS REAL) <> {column}"
+        )),
+    }
+}
+
+/// Names and declared types of a table's columns.
+fn declared(
+    connection: &Connection,
+    schema: &str,
+    table: &str,
+) -> rusqlite::Result<Vec<(String, String)>> {
+    let query = format!("PRAGMA {schema}.table_info({})", quoted(table));
+    let mut statement = connection.prepare(&query)?;
+    let rows = statement.query_map([], |row| Ok((row.get(1)?, row.get(2)?)))?;
+    rows.collect()
+}
+
+/// Refuses rows that the table's columns would change.
+fn check_types(target: &Target, connection: &Connection, sink: &Table) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let source = format!("s{}", sink.index);
+    let staged = declared(connection, "staging", &source).map_err(fail)?;
+    for (column, declared) in declared(connection, "main", &sink.name).map_err(fail)? {
+        let own = staged.iter().find(|(name, _)| *name == column);
+        let is_other = own.is_some_and(|(_, own)| affinity(own) != affinity(&declared));
+        let Some(condition) = changes(affinity(&declared), &quoted(&column)) else {
+            continue;
+        };
+        // A column of ours without a type holds numbers and texts.
+        let has_texts = own.is_some_and(|(_, own)| own.is_empty());
+        if !is_other && !has_texts {
+            continue;
+        }
+        let name = quoted(&column);
+        let query = format!("SELECT {name} FROM staging.{source} WHERE {condition} LIMIT 1");
+        let mut statement = connection.prepare(&query).map_err(fail)?;
+        let mut rows = statement.query([]).map_err(fail)?;
+        if let Some(row) = rows.next().map_err(fail)? {
+            let value = row.get_ref(0).map_err(fail)?;
+            let value = shown(value);
+            return Err(Error::Column {
+                column,
+                reason: format!(
+                    "the table {} has it as {declared}, which would change the value {value}; \
+                     use another table, or one type in all jobs",
+                    sink.name
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A value in a message.
+fn shown(value: ValueRef<'_>) -> String {
+    match value {
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+        ValueRef::Text(bytes) => format!("{:?}", prefix(&String::from_utf8_lossy(bytes), 60)),
+        ValueRef::Null | ValueRef::Blob(_) => String::new(),
+    }
+}
+
+/// Inserts a sink's rows. False when triggers of the table have changed rows as well.
+pub(super) fn insert(
+    target: &Target,
+    connection: &Connection,
+    sink: &Table,
+    columns: &[String],
+    first: &[String],
+    marks: &Marks,
+) -> Result<bool, Error> {
+    let fail = |error: rusqlite::Error| failure(&target.database, &error);
+    let source = format!("s{}", sink.index);
+    let staged = column_names(connection, "staging", &source).map_err(fail)?;
+    let is_mark = |name: &&String| {
+        [Marks::DATABASE, Marks::INCARNATION].contains(&name.as_str()) && !first.contains(name)
+    };
+    let data: Vec<&String> = columns.iter().filter(|name| !is_mark(name)).collect();
+    let has_all = staged.iter().all(|name| data.contains(&name));
+    if !has_all || data.len() != staged.len() {
+        let names: Vec<&str> = data.iter().map(|name| name.as_str()).collect();
+        return Err(Error::TableColumns {
+            path: target.database.join(&sink.name),
+            expected: names.join(", "),
+            got: staged.join(", "),
+        });
+    }
+    check_types(target, connection, sink)?;
+    let list = |names: &[String]| -> String {
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        names.join(", ")
+    };
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let (mut names, mut values) = (list(&staged), list(&staged));
+    for (name, parameter, is_needed) in [
+        (Marks::DATABASE, "?1", marks.database.is_some()),
+        (Marks::INCARNATION, "?2", marks.incarnation.is_some()),
+    ] {
+        if is_needed && has(name) {
+            names.push_str(&format!(", {name}"));
+            values.push_str(&format!(", {parameter}"));
+        }
+    }
+    // ABORT takes the place of ON CONFLICT clauses of the table that drop or replace rows.
+    let before = connection.total_changes();
+    let inserted = connection
+        .execute(
+            &format!(
+                "INSERT OR ABORT INTO main.{} ({names}) SELECT {values} FROM staging.{source}
+                 WHERE ?1 IS ?1 AND ?2 IS ?2",
+                quoted(&sink.name)
+            ),
+            (&marks.database, &marks.incarnation),
+        )
+        .map_err(fail)?;
+    let inserted = u64::try_from(inserted).unwrap_or(u64::MAX);
+    if inserted != sink.rows {
+        return Err(too_few(target, &sink.name, inserted, sink.rows));
+    }
+    let changed = connection.total_changes().saturating_sub(before);
+    Ok(changed == inserted)
+}
+
+/// Counts the job's rows in a table whose triggers have changed rows.
+pub(super) fn count_rows(
+    target: &Target,
+    connection: &Connection,
+    sinks: &[&Table],
+    columns: &[String],
+    marks: &Marks,
+) -> Result<(), Error> {
+    let Some(first) = sinks.first() else {
+        return Ok(());
+    };
+    let query = format!(
+        "SELECT count(*) FROM main.{} WHERE {}",
+        quoted(&first.name),
+        Marks::condition(columns)
+    );
+    let job_id = target.run.attempt.job_id;
+    let parameters = (job_id, &marks.database, &marks.incarnation);
+    let found: i64 = connection
+        .query_row(&query, parameters, |row| row.get(0))
+        .map_err(|error| failure(&target.database, &error))?;
+    let found = u64::try_from(found).unwrap_or(0);
+    let expected: u64 = sinks.iter().map(|sink| sink.rows).sum();
+    match found == expected {
+        true => Ok(()),
+        false => Err(too_few(target, &first.name, found, expected)),
+    }
+}
+
+fn too_few(target: &Target, table: &str, found: u64, expected: u64) -> Error {
+    Error::Rows {
+        path: target.database.join(table),
+        found,
+        expected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_affinity_of_a_declared_type_is_sqlites() {
+        for (declared, want) in [
+            ("INTEGER", Affinity::Numeric),
+            ("bigint", Affinity::Numeric),
+            ("POINT", Affinity::Numeric),
+            ("VARCHAR(10)", Affinity::Text),
+            ("CHARINT", Affinity::Numeric),
+            ("clob", Affinity::Text),
+            ("BLOB", Affinity::Blob),
+            ("", Affinity::Blob),
+            ("double precision", Affinity::Real),
+            ("DECIMAL(10,5)", Affinity::Numeric),
+            ("ANY", Affinity::Numeric),
+        ] {
+            assert_eq!(affinity(declared), want, "{declared}");
+        }
+    }
+}

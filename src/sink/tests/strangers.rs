@@ -1,0 +1,171 @@
+//! SQLite tables that another program made, or a job with columns of other types: all rows arrive as
+//! they are, or none.
+
+use super::*;
+use arrow::array::{Float64Array, StringArray, UInt64Array};
+
+use crate::job::Cause;
+
+const URI: &str = "sqlite://x.db/t";
+
+fn sql(fixture: &Fixture, text: &str) {
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    connection.execute_batch(text).unwrap();
+}
+
+/// Values of a column with their types, in the order of the rows.
+fn stored(fixture: &Fixture, job_id: i64) -> Vec<String> {
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    let query = "SELECT typeof(x) || ' ' || ifnull(x, '') FROM t WHERE _job_id = ?1 ORDER BY rowid";
+    let mut statement = connection.prepare(query).unwrap();
+    let rows = statement.query_map([job_id], |row| row.get(0)).unwrap();
+    rows.collect::<Result<_, _>>().unwrap()
+}
+
+fn give(fixture: &Fixture, job_id: i64, column: ArrayRef) -> Result<Vec<Artifact>, Error> {
+    let mut output = fixture.output(job_id, &[("output", URI, "append")])?;
+    output.write(None, &batch(vec![("x", column)]))?;
+    finish(output)
+}
+
+#[test]
+fn a_column_of_another_type_keeps_the_values_or_is_refused() {
+    let texts = |values: &[&str]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let ints = |values: &[i64]| Arc::new(Int64Array::from(values.to_vec())) as ArrayRef;
+    let reals = |values: &[f64]| Arc::new(Float64Array::from(values.to_vec())) as ArrayRef;
+    let unsigned = |values: &[u64]| Arc::new(UInt64Array::from(values.to_vec())) as ArrayRef;
+    // The first job's column, the second's, and what is stored of the latter; none = refused.
+    let cases: Vec<(ArrayRef, ArrayRef, Option<&[&str]>)> = vec![
+        (ints(&[1]), ints(&[2]), Some(&["integer 2"])),
+        (ints(&[1]), texts(&["007"]), None),
+        (ints(&[1]), texts(&["a", "1e3"]), None),
+        (
+            ints(&[1]),
+            texts(&["a", "0x1"]),
+            Some(&["text a", "text 0x1"]),
+        ),
+        (
+            ints(&[1]),
+            reals(&[1.5, 2.0]),
+            Some(&["real 1.5", "integer 2"]),
+        ),
+        (ints(&[1]), unsigned(&[7]), Some(&["integer 7"])),
+        (ints(&[1]), unsigned(&[u64::MAX]), None),
+        (reals(&[1.0]), ints(&[2]), Some(&["real 2.0"])),
+        (reals(&[1.0]), ints(&[(1 << 53) + 1]), None),
+        (reals(&[1.0]), texts(&[" 7 "]), None),
+        (texts(&["a"]), ints(&[1]), None),
+        (texts(&["a"]), reals(&[1.0]), None),
+        (texts(&["a"]), texts(&["1"]), Some(&["text 1"])),
+        (unsigned(&[1]), texts(&["007"]), Some(&["text 007"])),
+        (unsigned(&[1]), ints(&[-1]), Some(&["integer -1"])),
+    ];
+    for (number, (first, second, want)) in cases.into_iter().enumerate() {
+        let fixture = Fixture::new();
+        give(&fixture, 1, first).unwrap();
+        let before = stored(&fixture, 1);
+        match (give(&fixture, 2, second), want) {
+            (Ok(_), Some(want)) => assert_eq!(stored(&fixture, 2), want, "{number}"),
+            (Err(error), None) => {
+                let text = error.to_string();
+                assert!(
+                    text.contains("column x") || text.contains("\"x\""),
+                    "{number}: {text}"
+                );
+                assert!(text.contains("would change the value"), "{number}: {text}");
+                assert_eq!(stored(&fixture, 2), [""; 0], "{number}");
+            }
+            (result, want) => panic!("{number}: {result:?}, expected {want:?}"),
+        }
+        assert_eq!(stored(&fixture, 1), before, "{number}");
+    }
+}
+
+#[test]
+fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
+    let table = "CREATE TABLE t (x INTEGER, _job_id INTEGER, _file_version_id INTEGER";
+    for (code, want) in [
+        (format!("{table}, UNIQUE (x) ON CONFLICT IGNORE)"), "UNIQUE"),
+        (
+            format!("{table}, UNIQUE (x) ON CONFLICT REPLACE)"),
+            "UNIQUE",
+        ),
+        (
+            format!(
+                "{table}); CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.x = 2 BEGIN SELECT RAISE(IGNORE); END"
+            ),
+            "2 of 3 rows",
+        ),
+        (
+            format!(
+                "{table}); CREATE TRIGGER i AFTER INSERT ON t WHEN NEW.x = 2 BEGIN DELETE FROM t WHERE x = 2; END"
+            ),
+            "2 of 3 rows",
+        ),
+    ] {
+        let fixture = Fixture::new();
+        sql(
+            &fixture,
+            &format!("{code}; INSERT INTO t VALUES (3, 99, 0)"),
+        );
+        let error = fixture.publish(1, URI, "append").unwrap_err();
+        assert!(error.to_string().contains(want), "{code}: {error}");
+        assert_eq!(stored(&fixture, 1), [""; 0], "{code}");
+        assert_eq!(stored(&fixture, 99), ["integer 3"], "{code}");
+    }
+    // Triggers that write elsewhere are no obstacle, and the order of columns is none.
+    let fixture = Fixture::new();
+    sql(
+        &fixture,
+        "CREATE TABLE t (_file_version_id INTEGER, _job_id INTEGER, x INTEGER); \
+         CREATE TABLE log (x); \
+         CREATE TRIGGER i AFTER INSERT ON t BEGIN INSERT INTO log VALUES (NEW.x); END",
+    );
+    fixture.publish(1, URI, "append").unwrap();
+    assert_eq!(stored(&fixture, 1).len(), 3);
+}
+
+#[test]
+fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
+    for code in [
+        "CREATE VIEW t AS SELECT 1 AS x, 2 AS _job_id, 3 AS _file_version_id",
+        "PRAGMA encoding = 'UTF-16'; CREATE TABLE other (x)",
+    ] {
+        let fixture = Fixture::new();
+        sql(&fixture, code);
+        let error = fixture.publish(1, URI, "append").unwrap_err();
+        assert_eq!(error.cause(), Cause::Operator, "{code}: {error}");
+    }
+}
+
+/// The sink of a job changes, and what it published before cannot be removed.
+#[test]
+fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
+    for obstacle in [
+        "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(ABORT, 'kept'); END",
+        "ALTER TABLE t DROP COLUMN _job_id",
+        "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u",
+    ] {
+        let fixture = Fixture::new();
+        let parquet = &[("output", "parquet://o.parquet", "append")];
+        let attempt = |number, sinks| job(Some(A), Attempt::new(7, number), sinks);
+        publish(
+            &fixture.root,
+            &attempt(1, &[("output", URI, "append")]),
+            &[1],
+        )
+        .unwrap();
+        sql(&fixture, obstacle);
+        for number in 2..4 {
+            let published = publish(&fixture.root, &attempt(number, parquet), &[number]).unwrap();
+            assert_eq!(published.artifacts.len(), 1, "{obstacle}");
+            assert_eq!(values(&fixture.path("o_7.parquet")), [number], "{obstacle}");
+        }
+        // A trigger that goes: the next attempt, or the next worker, removes the old rows.
+        if obstacle.contains("TRIGGER") {
+            sql(&fixture, "DROP TRIGGER d");
+            publish(&fixture.root, &attempt(4, parquet), &[4]).unwrap();
+            assert_eq!(stored(&fixture, 7), [""; 0]);
+        }
+    }
+}
