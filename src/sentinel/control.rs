@@ -14,7 +14,7 @@
 //!   reported that it does not have it. Connections are no evidence.
 //! - Changes are bounded while the database fails: [`Control::is_full`] stops reading.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,15 +57,15 @@ pub struct Settings {
 pub struct Control {
     settings: Settings,
     /// By routing ID.
-    workers: HashMap<Vec<u8>, Worker>,
+    workers: BTreeMap<Vec<u8>, Worker>,
     /// The routing IDs of `workers` by worker ID.
-    routes: HashMap<String, Vec<u8>>,
+    routes: BTreeMap<String, Vec<u8>>,
     /// Connections that ask for the ID of a connected worker, by routing ID.
-    contenders: HashMap<Vec<u8>, Contender>,
+    contenders: BTreeMap<Vec<u8>, Contender>,
     /// Holds of workers that are not in `workers`, by attempt.
-    orphans: HashMap<Attempt, Orphan>,
+    orphans: BTreeMap<Attempt, Orphan>,
     /// Attempts whose end is in `changes`.
-    ending: HashSet<Attempt>,
+    ending: BTreeSet<Attempt>,
     exclusive: Exclusive,
     settling: Settling,
     changes: Vec<Change>,
@@ -77,9 +77,9 @@ pub struct Control {
     earlier_until: Option<BootTime>,
     draining: bool,
     /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
-    dispatch_parts: HashMap<String, (Arc<Plugin>, DispatchPart)>,
+    dispatch_parts: BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
     /// Workers that earlier sentinels on this database knew, by worker ID.
-    remembered: HashMap<String, Identify<'static>>,
+    remembered: BTreeMap<String, Identify<'static>>,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
 }
@@ -99,11 +99,11 @@ impl Control {
     pub fn new(settings: Settings) -> Self {
         Control {
             settings,
-            workers: HashMap::new(),
-            routes: HashMap::new(),
-            contenders: HashMap::new(),
-            orphans: HashMap::new(),
-            ending: HashSet::new(),
+            workers: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            contenders: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            ending: BTreeSet::new(),
             exclusive: Exclusive::default(),
             settling: Settling::default(),
             changes: Vec::new(),
@@ -112,8 +112,8 @@ impl Control {
             seen_at: None,
             earlier_until: None,
             draining: false,
-            dispatch_parts: HashMap::new(),
-            remembered: HashMap::new(),
+            dispatch_parts: BTreeMap::new(),
+            remembered: BTreeMap::new(),
             error_logged_at: None,
         }
     }
@@ -431,7 +431,8 @@ impl Control {
 
     /// The sentinel itself was stopped or suspended for so long: leases, and what contenders for an
     /// ID wait for, run on from now.
-    pub fn handle_absence(&mut self, away: Duration) {
+    /// Contenders that came at `now` wait from then on anyway.
+    pub fn handle_absence(&mut self, away: Duration, now: BootTime) {
         log::warn!("this sentinel did not run for {} s", away.as_secs());
         let theirs = self.workers.values_mut();
         let holds = theirs.flat_map(|worker| &mut worker.holds);
@@ -439,7 +440,8 @@ impl Control {
         for hold in holds.chain(orphans) {
             hold.until = hold.until + away;
         }
-        for contender in self.contenders.values_mut() {
+        let contenders = self.contenders.values_mut();
+        for contender in contenders.filter(|contender| contender.since < now) {
             contender.until = contender.until + away;
         }
         self.next_expiry = self.next_expiry.map(|at| at + away);

@@ -115,7 +115,7 @@ impl Scheduler {
         let before = self.iterated_at.replace(now).unwrap_or(now);
         let away = now.saturating_duration_since(before);
         if away > limits::AWAY_AFTER {
-            self.control.handle_absence(away);
+            self.control.handle_absence(away, now);
         }
         self.control.handle_timeout(now);
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {

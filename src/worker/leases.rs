@@ -8,7 +8,7 @@
 //! - A lease counts from when the answered request was sent, and ends with its connection.
 //! - A receipt is kept until it is acknowledged, and listed as held until then.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::job::{Attempt, Lease, Receipt};
@@ -38,8 +38,8 @@ pub struct Leases {
     sent: VecDeque<Sent>,
     answered: Option<u64>,
     /// Until when each attempt may be published.
-    until: HashMap<Attempt, BootTime>,
-    asks: HashMap<Attempt, Ask>,
+    until: BTreeMap<Attempt, BootTime>,
+    asks: BTreeMap<Attempt, Ask>,
     /// Unacknowledged receipts, and when each was last sent.
     receipts: BTreeMap<Attempt, (Receipt, Option<BootTime>)>,
     /// Bound of a lease, as the sentinel last said it.

@@ -29,6 +29,15 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[test]
+fn a_seed_gives_the_same_twice() {
+    let folder = world::Folder::new();
+    let run = |seed| world::World::new(seed, &folder).run();
+    for seed in 1..20 {
+        assert_eq!(run(seed), run(seed), "seed {seed}");
+    }
+}
+
+#[test]
 fn every_job_ends_once_with_the_output_of_its_receipt() {
     let seeds = if cfg!(debug_assertions) { 300 } else { 10_000 };
     let first = number("CASPARIAN_SIMULATION_FIRST", 1);
@@ -47,7 +56,7 @@ fn every_job_ends_once_with_the_output_of_its_receipt() {
                         if seed >= end || failed.len() >= 5 {
                             return failed;
                         }
-                        let run = || world::World::new(seed, &folder).run();
+                        let run = || drop(world::World::new(seed, &folder).run());
                         let run = std::panic::AssertUnwindSafe(run);
                         if let Err(panic) = std::panic::catch_unwind(run) {
                             let text = panic.downcast_ref::<String>().cloned();

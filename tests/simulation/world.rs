@@ -223,7 +223,9 @@ impl<'a> World<'a> {
         }
     }
 
-    pub(crate) fn run(mut self) {
+    /// Gives the rows at the end, and the next random number: it differs as soon as one decision
+    /// did.
+    pub(crate) fn run(mut self) -> (Vec<(i64, String, i64, i64)>, u64) {
         while self.now_ms < END_MS {
             if self.now_ms < FAULTS_UNTIL_MS && self.random.chance(6) {
                 self.fault();
@@ -244,6 +246,7 @@ impl<'a> World<'a> {
             };
         }
         self.check_end();
+        (self.rows(), self.random.below(u64::MAX))
     }
 
     // ---- faults ----

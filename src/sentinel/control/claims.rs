@@ -1,6 +1,6 @@
 //! Free slots, and jobs that are dispatched into them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::leases::Hold;
@@ -182,7 +182,7 @@ impl Control {
 
 /// The serialised part of a plugin version, created when the version is new.
 fn part<'a>(
-    parts: &'a mut HashMap<String, (Arc<Plugin>, DispatchPart)>,
+    parts: &'a mut BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
     plugin: &Arc<Plugin>,
 ) -> &'a DispatchPart {
     if parts.len() >= limits::QUEUED_PLUGINS_MAX && !parts.contains_key(&plugin.name) {

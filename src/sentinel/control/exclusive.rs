@@ -5,7 +5,7 @@
 //! must bar it on the storage first. The same holds for a report with the cause `lost`: the
 //! worker has given up a publish that its storage did not let end.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::Control;
 use crate::job::Attempt;
@@ -16,9 +16,9 @@ use crate::reactor::BootTime;
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct Exclusive {
-    holders: HashMap<String, Attempt>,
+    holders: BTreeMap<String, Attempt>,
     /// Attempts that ended without a report, by sink.
-    unreported: HashMap<String, Vec<Attempt>>,
+    unreported: BTreeMap<String, Vec<Attempt>>,
     /// The holders of an earlier sentinel are not known: nothing is given before.
     not_before: Option<BootTime>,
     /// Attempts that may still publish by the word of an earlier sentinel, into any sink.

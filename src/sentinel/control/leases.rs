@@ -1,6 +1,6 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::{Body, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
@@ -263,7 +263,7 @@ impl Control {
             false
         });
         self.next_expiry = next;
-        let mut counts: HashMap<&str, usize> = HashMap::new();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for (_, worker_id) in &expired {
             *counts.entry(worker_id).or_default() += 1;
         }

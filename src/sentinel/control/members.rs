@@ -1,6 +1,6 @@
 //! Workers: how they become known, come back, and leave.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::leases::{Hold, Request};
 use super::users::ANOTHERS;
@@ -28,7 +28,7 @@ pub(super) struct Worker {
     pub(super) pid: Option<i64>,
     pub(super) holds: Vec<Hold>,
     /// Environments it has been asked to prepare.
-    pub(super) environments: HashSet<String>,
+    pub(super) environments: BTreeSet<String>,
     /// It takes no further jobs.
     pub(super) draining: bool,
     /// Why it takes no jobs for now.
@@ -56,7 +56,7 @@ pub(super) struct Contender {
     peer: PeerId,
     user: Option<User>,
     identify: Identify<'static>,
-    since: BootTime,
+    pub(super) since: BootTime,
     /// The present worker must have answered by then.
     pub(super) until: BootTime,
 }
@@ -316,7 +316,7 @@ impl Control {
             hostname,
             pid: identify.pid.map(i64::from),
             holds: Vec::new(),
-            environments: HashSet::new(),
+            environments: BTreeSet::new(),
             draining: identify.draining,
             trouble: None,
             avoids: BTreeMap::new(),
@@ -433,7 +433,7 @@ impl Worker {
 
 /// Remembers an environment. The set is bounded by starting over, which costs a message that the
 /// worker answers from its cache.
-pub(super) fn remember(environments: &mut HashSet<String>, hash: &str) {
+pub(super) fn remember(environments: &mut BTreeSet<String>, hash: &str) {
     if environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
         environments.clear();
     }

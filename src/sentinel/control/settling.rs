@@ -1,7 +1,7 @@
 //! Jobs that have ended, whose output workers bring in line with their rows
 //! ([`Settlement`]). Which jobs these are stands in the database; here is only who was asked.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::members::Worker;
 use super::{Change, Control};
@@ -25,7 +25,7 @@ struct Asked {
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     /// The settlement of each job that a worker was asked for, and when another may be asked.
-    asked: HashMap<i64, Asked>,
+    asked: BTreeMap<i64, Asked>,
     /// The jobs up to this one have been looked at.
     after: i64,
 }

@@ -368,7 +368,7 @@ fn the_absence_of_the_sentinel_itself_costs_no_lease() {
     control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
     control.inherit(Attempt::new(6, 1), "v", None, at(0));
     // It was stopped for 100 s; what the worker sent meanwhile has not been read yet.
-    control.handle_absence(Duration::from_secs(100));
+    control.handle_absence(Duration::from_secs(100), at(100));
     control.handle_timeout(at(100));
     assert_eq!(released(&mut control), []);
     control.handle_message(&from(1, b"w.a"), 0, request(2, Some(1), &[job]), at(101));
