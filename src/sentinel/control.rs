@@ -204,6 +204,7 @@ impl Control {
             && worker.peer == Some(peer)
         {
             worker.heard_at = now;
+            worker.is_backed_up = false;
         }
         match payload {
             Payload::Identify(identify) => return self.handle_identify(from, &identify, now),

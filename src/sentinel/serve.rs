@@ -324,8 +324,9 @@ impl Sentinel {
         }
     }
 
-    /// Passes a message to the socket. A worker whose queue is full does not read: it is
-    /// disconnected. A job that cannot be sent was not dispatched.
+    /// Passes a message to the socket. A job that cannot be sent was not dispatched. A worker to
+    /// whom another message cannot be sent, because its queue is full, does not read: it is
+    /// disconnected.
     fn send(&mut self, message: Outgoing) {
         let sent = message
             .encode()
@@ -343,7 +344,9 @@ impl Sentinel {
             self.scheduler
                 .control
                 .handle_unsent(attempt, &reason, is_its_own);
-        } else if is_its_own {
+            return;
+        }
+        if is_its_own {
             log::error!("a message to a worker is lost: {reason}");
         }
         if !is_its_own && self.socket.identity(message.peer).is_some() {

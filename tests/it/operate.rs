@@ -422,3 +422,31 @@ fn log_lines_are_bounded_and_clean_whatever_the_database_holds() {
         "{log}"
     );
 }
+
+/// Together they exceed what may be queued for a connection.
+#[test]
+fn a_worker_with_many_slots_gets_many_large_plugins() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = format!("{ONE_ROW}# {}\n", "x".repeat(7 << 20));
+    let database = database_with(dir.path(), "one", &large);
+    let (inputs, out) = (dir.path().join("in"), dir.path().join("out"));
+    std::fs::create_dir(&inputs).unwrap();
+    for number in 0..40 {
+        std::fs::write(inputs.join(number.to_string()), number.to_string()).unwrap();
+    }
+    let ids = submit(&database, "one", &[inputs]);
+    let (mut sentinel, endpoint) = sentinel(&database, &["--lease", "3"]);
+    let mut worker = worker(&endpoint, &out, &["--slots", "40"]);
+    for id in ids {
+        let done = ended(&database, id);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+        assert_eq!(done["retries"], 0, "{done}");
+    }
+    for program in [&mut worker, &mut sentinel] {
+        program.signal("-TERM");
+        program.wait();
+        let log = program.seen.join("\n");
+        assert!(!log.contains("connection is closed"), "{log}");
+        assert!(!log.contains("lost"), "{log}");
+    }
+}

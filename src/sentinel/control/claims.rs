@@ -79,7 +79,9 @@ impl Control {
     /// A DISPATCH could not be sent: the job did not reach its worker.
     pub fn handle_unsent(&mut self, attempt: Attempt, reason: &str, is_final: bool) {
         for worker in self.workers.values_mut() {
+            let before = worker.holds.len();
             worker.holds.retain(|hold| hold.attempt != attempt);
+            worker.is_backed_up |= worker.holds.len() < before && !is_final;
         }
         match is_final {
             true => self.release(attempt, Cause::Operator, false, reason.to_owned()),
@@ -133,6 +135,7 @@ impl Control {
             && worker.free() > 0
             && !worker.draining
             && worker.trouble.is_none()
+            && !worker.is_backed_up
             && is_fresh
     }
 

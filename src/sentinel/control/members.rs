@@ -35,6 +35,8 @@ pub(super) struct Worker {
     pub(super) trouble: Option<String>,
     /// Environments whose jobs it takes none of for now, with the reason.
     pub(super) avoids: BTreeMap<String, String>,
+    /// What is queued for it fills its connection: it takes no jobs before it is heard again.
+    pub(super) is_backed_up: bool,
     /// Its last request on this connection.
     pub(super) request: Option<Request>,
     /// The last request on this connection that was answered.
@@ -319,6 +321,7 @@ impl Control {
             environments: BTreeSet::new(),
             draining: identify.draining,
             trouble: None,
+            is_backed_up: false,
             avoids: BTreeMap::new(),
             request: None,
             answered: None,

@@ -418,6 +418,10 @@ fn a_dispatch_that_cannot_be_sent_fails_alone() {
         "{changes:?}"
     );
     assert_eq!(control.held_count(), 0);
+    // What is queued for the worker leaves before it gets more.
+    assert!(!control.has_openings(at(1)));
+    control.handle_message(&from(1, b"w.a"), 0, request(3, None, &[]), at(1));
+    assert!(control.has_openings(at(1)));
 }
 
 #[test]
