@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -32,12 +33,20 @@ pub(super) const INIT: Command = Command {
     name: "casparian init",
     about: "Creates a database, or brings an existing one up to date",
     usage: "DB [OPTIONS]",
-    flags: &[Flag {
-        long: "new-identity",
-        short: None,
-        value: None,
-        help: "Give a copied or restored database an identity of its own",
-    }],
+    flags: &[
+        Flag {
+            long: "mode",
+            short: None,
+            value: Some("MODE"),
+            help: "Permissions of the database in octal, e.g. 660 (default\n600 for a new one; an existing one keeps its own)",
+        },
+        Flag {
+            long: "new-identity",
+            short: None,
+            value: None,
+            help: "Give a copied or restored database an identity of its own",
+        },
+    ],
     notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.\n\nOutput belongs to a database by its identity. After a database was copied, or restored from a\nbackup, stop its sentinel and run `casparian init --new-identity DB` on the copy. Its jobs then\nleave alone what was published before; they publish into an output folder of their own, or\nshare one with `--share-output`.",
 };
 
@@ -109,6 +118,8 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         .to_str()
         .ok_or_else(|| INIT.usage_error("DB is not UTF-8"))?;
     let path = parse_location(text).map_err(|error| INIT.usage_error(error))?;
+    let mode = INIT.text(&typed, "mode")?;
+    let mode = mode.map(|text| mode_of(&text)).transpose()?;
     if typed.has("new-identity") {
         let _lock = lock_database(&path, Open::Existing).map_err(failed)?;
         let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
@@ -117,12 +128,28 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     let was_there = path.exists();
     Store::open(&path, Open::Create).map_err(failed)?;
+    if let Some(mode) = mode {
+        let permissions = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(&path, permissions)
+            .map_err(|error| failed(format!("database {}: {error}", path.display())))?;
+    }
     let what = if was_there {
         "is up to date"
     } else {
         "created"
     };
     say(&format!("{} {what}\n", path.display()))
+}
+
+/// Permissions in octal, the owner's among them.
+fn mode_of(text: &str) -> Result<u32, Failure> {
+    let mode = u32::from_str_radix(text, 8).ok();
+    let mode = mode.filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600);
+    mode.ok_or_else(|| {
+        let expected = "expected three octal digits from 600 to 777, e.g. 660";
+        INIT.usage_error(format!("--mode {text}: {expected}"))
+            .into()
+    })
 }
 
 pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {

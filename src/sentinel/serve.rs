@@ -166,6 +166,13 @@ impl Sentinel {
             warn_of_shared_names(&file.keys());
         }
         let lock = store::lock_database(&options.database, store::Open::Create)?;
+        if let Some(what) = store::shared_with(&options.database) {
+            log::warn!(
+                "database {}: other users may {what} it, and what it says is run by the workers; \
+                 chmod 600 unless they are to insert rows",
+                options.database.display()
+            );
+        }
         let now = BootTime::now();
         let settings = scheduler::Settings {
             lease: options.lease,

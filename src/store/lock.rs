@@ -157,8 +157,7 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
     };
     // Not blocking, so that a FIFO of that name does not hang.
     let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | create;
-    // As SQLite creates it.
-    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::ROTH;
+    let mode = Mode::RUSR | Mode::WUSR;
     let open_as = |access| rustix::fs::openat(CWD, database, flags | access, mode);
     // To write, because an overlay file system gives a file another inode when that first happens.
     // What is wrong with a file that can only be read is found when SQLite opens it.

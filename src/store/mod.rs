@@ -258,8 +258,12 @@ impl Store {
         schema::foreign_code(&self.connection)
     }
 
-    /// Opens a database, in place, and brings its schema up to date.
+    /// Opens a database, in place, and brings its schema up to date. A new one is its owner's alone,
+    /// whatever the umask: plugins run as whoever may write it says.
     pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
+        if open == Open::Create {
+            create_private(path);
+        }
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         match open {
             Open::Create => flags |= OpenFlags::SQLITE_OPEN_CREATE,
@@ -388,6 +392,29 @@ pub(crate) fn harden(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     Ok(())
+}
+
+/// Creates an empty file for a database, mode 0600, where there is none. SQLite gives the files
+/// beside it the same mode.
+fn create_private(path: &Path) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    let options = options.write(true).create_new(true).mode(0o600);
+    if let Err(error) = options.open(path) {
+        // What is wrong with the path is found when SQLite opens it.
+        log::debug!("{}: not created: {error}", path.display());
+    }
+}
+
+/// What others than a database's owner may do with it; none when nothing.
+pub fn shared_with(path: &Path) -> Option<&'static str> {
+    use std::os::unix::fs::MetadataExt;
+    let mode = std::fs::metadata(path).ok()?.mode();
+    match (mode & 0o022, mode & 0o044) {
+        (0, 0) => None,
+        (0, _) => Some("read"),
+        _ => Some("change"),
+    }
 }
 
 /// Why a database that another program keeps locked cannot be opened.

@@ -1,5 +1,6 @@
 //! `init`, `deploy`, `submit`, `jobs`, `job`, `workers`, with a sentinel and workers.
 
+use std::path::Path;
 use std::process::Command;
 
 use casparian::socket::{Dealer, Options};
@@ -448,5 +449,53 @@ fn a_worker_with_many_slots_gets_many_large_plugins() {
         let log = program.seen.join("\n");
         assert!(!log.contains("connection is closed"), "{log}");
         assert!(!log.contains("lost"), "{log}");
+    }
+}
+
+#[test]
+fn a_new_database_is_its_owners_alone_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mode = |name: &str| {
+        let found = std::fs::metadata(path(name)).unwrap();
+        format!("{:o}", found.permissions().mode() & 0o777)
+    };
+    // With an umask that takes nothing away.
+    let open = |words: &[&str]| {
+        let program = program("casparian").get_program().to_owned();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "umask 0 && exec \"$0\" \"$@\""]);
+        let done = output(shell.arg(program).args(words).env("HOME", home()));
+        assert!(done.status.success(), "{words:?}: {}", stderr(&done));
+    };
+    open(&["init", &path("a.db")]);
+    assert_eq!(mode("a.db"), "600");
+    open(&["init", "--mode", "660", &path("b.db")]);
+    assert_eq!(mode("b.db"), "660");
+    open(&["init", &path("b.db")]);
+    assert_eq!(mode("b.db"), "660", "an existing one keeps its own");
+    std::fs::write(path("p.py"), ONE_ROW).unwrap();
+    std::fs::write(path("in"), "1").unwrap();
+    open(&["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    assert_eq!(mode("out/.casparian/queue.sqlite"), "600");
+    for bad in ["1777", "060", "8", "rw"] {
+        let refused = casparian(&["init", "--mode", bad, &path("c.db")]);
+        assert_eq!(refused.status.code(), Some(2), "{bad}");
+        assert!(stderr(&refused).contains("octal"), "{}", stderr(&refused));
+    }
+    assert!(!dir.path().join("c.db").exists());
+    // A sentinel says who else may say what its workers run.
+    for (name, warns) in [("a.db", false), ("b.db", true), ("new.db", false)] {
+        let (mut sentinel, _endpoint) = sentinel(Path::new(&path(name)), &[]);
+        sentinel.signal("-TERM");
+        sentinel.wait();
+        let log = sentinel.seen.join("\n");
+        assert_eq!(
+            log.contains("other users may change it"),
+            warns,
+            "{name}: {log}"
+        );
+        assert_eq!(mode(name), if warns { "660" } else { "600" });
     }
 }
