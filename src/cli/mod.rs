@@ -103,6 +103,24 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
     }
 }
 
+/// Makes the memory of this process, where keys are, unreadable to other processes of its user:
+/// plugins are such processes. It leaves no core file either.
+#[cfg(all(target_os = "linux", any(feature = "sentinel", feature = "worker")))]
+fn hide_memory() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tell_last(format_args!(
+            "casparian: other processes may read its memory: {error}"
+        ));
+    }
+}
+
+#[cfg(all(
+    not(target_os = "linux"),
+    any(feature = "sentinel", feature = "worker")
+))]
+fn hide_memory() {}
+
 /// Makes a write beyond the size that files may have (`ulimit -f`) fail, as one to a full disk
 /// does, instead of ending the program.
 #[cfg(any(feature = "sentinel", feature = "worker"))]
@@ -125,6 +143,7 @@ fn exit_after(said: Result<(), Failure>) -> ExitCode {
 #[cfg(feature = "sentinel")]
 pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     outlive_size_limits();
+    hide_memory();
     finish(
         "casparian-sentinel",
         serve::sentinel(&serve::SENTINEL, arguments),
@@ -135,6 +154,7 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
 #[cfg(feature = "worker")]
 pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     outlive_size_limits();
+    hide_memory();
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
 }
 
@@ -142,6 +162,7 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     outlive_size_limits();
+    hide_memory();
     let mut arguments = arguments.into_iter();
     let Some(command) = arguments.next() else {
         tell_last("casparian: no command given; see `casparian --help`");

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
+use std::process::Command;
 use std::time::Duration;
 
 use casparian::socket::{Dealer, Options, PlainClient, PlainServer, Router};
@@ -72,4 +73,73 @@ fn a_password_goes_with_the_sockets_that_knew_it() {
     drop((router, dealer));
     let after = needle.copies(std::process::id());
     assert_eq!((alive, after), (2, 0), "while alive, after");
+}
+
+/// A plugin is a process of the worker's user.
+#[test]
+fn processes_of_the_same_user_cannot_read_the_memory_of_a_program() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    // The superuser may read everything, so the programs run as nobody.
+    let nobody = rustix::process::geteuid().is_root().then_some(65_534);
+    let own = |command: &mut Command| {
+        if let Some(id) = nobody {
+            command.uid(id).gid(id);
+        }
+        command.env("HOME", dir.path()).current_dir(dir.path());
+    };
+    let database = dir.path().join("q.db");
+    let output = dir.path().join("out");
+    for (name, words) in [
+        (
+            "casparian-sentinel",
+            vec![
+                "--bind",
+                "tcp://127.0.0.1:0",
+                "--database",
+                database.to_str().unwrap(),
+            ],
+        ),
+        (
+            "casparian-worker",
+            vec![
+                "--connect",
+                "tcp://127.0.0.1:1",
+                "--output",
+                output.to_str().unwrap(),
+            ],
+        ),
+    ] {
+        // Its folder may be one that only this user may enter.
+        let copy = dir.path().join(name);
+        let original = program(name).get_program().to_owned();
+        std::fs::hard_link(&original, &copy)
+            .or_else(|_| std::fs::copy(&original, &copy).map(drop))
+            .unwrap();
+        let mut command = Command::new(&copy);
+        own(command.args(words));
+        let mut running = Background::start(&mut command);
+        running.line_with(if name.ends_with("worker") {
+            "worker"
+        } else {
+            "listens"
+        });
+        let script = format!(
+            "import os\nfor name in ('mem', 'environ', 'maps'):\n    try:\n        open(f'/proc/{}/{{name}}', 'rb').read(1)\n        print(name, 'was read')\n    except PermissionError:\n        print(name, 'refused')\n",
+            running.pid()
+        );
+        let mut reader = Command::new("python3");
+        own(reader.args(["-c", &script]));
+        let read = crate::common::output(&mut reader);
+        assert_eq!(
+            stdout(&read),
+            "mem refused\nenviron refused\nmaps refused\n",
+            "{name}: {}",
+            stderr(&read)
+        );
+        running.kill();
+    }
 }
