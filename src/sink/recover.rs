@@ -65,7 +65,7 @@ pub(super) fn finish(
             removed.push(names::file_uri(&root.path().join(&file.path)));
         }
     }
-    for table in &record.clears {
+    for table in record.cleared() {
         if sqlite::clear(table, &folder.name, record.attempt)? {
             let database = Path::new(&table.database);
             removed.push(names::table_uri(database, &table.table));
