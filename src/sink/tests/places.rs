@@ -289,6 +289,26 @@ fn modes_see_other_jobs_output_by_whatever_path() {
 }
 
 #[test]
+fn two_sinks_of_a_job_that_mean_one_file_are_refused_before_anything_is_written() {
+    let (fixture, _outside) = linked();
+    for (one, other) in [
+        ("parquet://a/o.parquet", "parquet://b/o.parquet"),
+        ("parquet://a/new/o.parquet", "parquet://b/new/o.parquet"),
+        ("parquet://a/set", "parquet://b/set"),
+        ("parquet://a/o.db", "sqlite://b/o_7.db/rows"),
+        ("sqlite://b/o_7.db/rows", "parquet://a/o.db"),
+    ] {
+        let sinks = [("one", one, "append"), ("other", other, "append")];
+        let job = Arc::new(job(Some(A), Attempt::new(7, 1), &sinks));
+        let refused = JobOutput::new(fixture.root.clone(), job).map(drop);
+        let error = refused.unwrap_err();
+        assert!(matches!(error, Error::SameFile { .. }), "{one}: {error}");
+        assert_eq!(fixture.staged(), [""; 0]);
+    }
+    assert_eq!(fixture.files(), ["y.db"]);
+}
+
+#[test]
 fn tables_of_one_database_are_published_together_by_whatever_path() {
     let (fixture, outside) = linked();
     let absolute = format!("sqlite://{}/link/a/x.db/more", outside.path().display());
