@@ -176,8 +176,15 @@ pub fn parse_uri(uri: &str) -> Result<Target, SinkError> {
             if table.is_empty() || table.len() > COMPONENT_SIZE_MAX {
                 return Err(fail("the table's name is empty or too long"));
             }
-            if table.starts_with("sqlite_") {
+            // SQLite compares names without regard to case.
+            let lower = table.to_ascii_lowercase();
+            if lower.starts_with("sqlite_") {
                 return Err(fail("table names that begin with sqlite_ are SQLite's own"));
+            }
+            if lower.starts_with("_casparian_") {
+                return Err(fail(
+                    "table names that begin with _casparian_ are Casparian's own",
+                ));
             }
             let database = match database.strip_prefix('/') {
                 Some(inner) => Path::new("/").join(relative(inner).map_err(fail)?),

@@ -343,17 +343,22 @@ pub(super) fn write_refusal(file: &Path) -> Option<Error> {
     })
 }
 
-/// Distinguishes mounts: a rename works only within one, even when two show one file system.
-pub(super) fn mount(folder: &Path) -> Result<u64, Error> {
+/// Device and mount of a folder.
+pub(super) type Mount = (u64, u64);
+
+/// Distinguishes what a rename works within: one device, and one mount even when two show one file
+/// system.
+pub(super) fn mount(folder: &Path) -> Result<Mount, Error> {
+    let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
+    let device = found.dev();
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{AtFlags, StatxFlags, statx};
         if let Ok(found) = statx(CWD, folder, AtFlags::empty(), StatxFlags::MNT_ID)
             && StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID)
         {
-            return Ok(found.stx_mnt_id);
+            return Ok((device, found.stx_mnt_id));
         }
     }
-    let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
-    Ok(found.dev())
+    Ok((device, 0))
 }

@@ -135,9 +135,9 @@ pub(super) struct Folder {
     root: PathBuf,
     /// Device and inode of the staging folder.
     staging: (u64, u64),
-    mount: u64,
+    mount: files::Mount,
     /// Folders that hold a bay, below the root, each with its mount.
-    bays: Vec<(String, u64)>,
+    bays: Vec<(String, files::Mount)>,
     is_left: bool,
 }
 

@@ -17,7 +17,7 @@
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
 //! Files: `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`, `settle`;
+//! journal), `plan`, `publish`, `recover`, `settle`; `place` (one file under several paths);
 //! `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
@@ -43,6 +43,7 @@ mod names;
 mod output;
 mod panics;
 mod parquet;
+mod place;
 mod plan;
 mod publish;
 mod record;

@@ -127,6 +127,18 @@ pub(super) fn table_uri(database: &Path, table: &str) -> String {
     format!("sqlite://{}/{table}", database.display())
 }
 
+/// The absolute path in the URI of a file.
+pub(super) fn file_of(uri: &str) -> Option<&Path> {
+    let path = Path::new(uri.strip_prefix("file://")?);
+    path.is_absolute().then_some(path)
+}
+
+/// The absolute path of the database and the table in the URI of a table.
+pub(super) fn table_of(uri: &str) -> Option<(&str, &str)> {
+    let (database, table) = uri.strip_prefix("sqlite://")?.rsplit_once('/')?;
+    database.starts_with('/').then_some((database, table))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! The output of a job while its batches come.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use super::columns::{conform, with_ids};
 use super::folder::{Folder, Name};
 use super::names::{self, Holder};
 use super::parquet::ParquetFile;
+use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::sqlite::{Rows, Stage};
 use super::{Error, Root, Staged, files};
@@ -40,8 +41,8 @@ pub struct JobOutput {
     job: Arc<Job>,
     folder: Folder,
     sinks: Vec<Sink>,
-    /// Files of the sinks, relative.
-    files: HashSet<PathBuf>,
+    /// Files of the sinks; true for databases, which may have several tables.
+    files: HashMap<Place, bool>,
     /// Indices of the sinks of each topic.
     topics: HashMap<String, Vec<usize>>,
     stage: Option<Stage>,
@@ -61,7 +62,7 @@ impl JobOutput {
             root,
             job: job.clone(),
             sinks: Vec::new(),
-            files: HashSet::new(),
+            files: HashMap::new(),
             topics: HashMap::new(),
             stage: None,
             memory: 0,
@@ -78,19 +79,29 @@ impl JobOutput {
                 limit: limits::TOPICS_MAX,
             });
         }
-        if let Target::Parquet { path, .. } = &sink.target {
-            let holder = Holder::new(self.folder.name.attempt, None);
-            let file = names::file(path, &holder);
-            if !self.files.insert(file.clone()) {
+        let holder = Holder::new(self.folder.name.attempt, None);
+        let (file, is_database) = match &sink.target {
+            Target::Parquet { path, .. } => (Some(names::file(path, &holder)), false),
+            // Storage outside the root is left alone until the job publishes.
+            Target::Sqlite { database, .. } if database.is_absolute() => (None, true),
+            Target::Sqlite { database, .. } => {
+                (Some(place::real(&self.root.path().join(database))), true)
+            }
+        };
+        if let Some(file) = file {
+            let place = Place::of_name(&self.root.path().join(&file));
+            let other = self.files.insert(place, is_database);
+            if other.is_some_and(|is_other_database| !(is_database && is_other_database)) {
                 return Err(Error::SameFile { path: file });
             }
-            if sink.mode == Mode::Error
-                && let Some((other, _)) = names::siblings(&self.root.path().join(path), &holder)
-                    .into_iter()
-                    .find(|(_, other)| !is_same_job(other, &holder))
-            {
-                return Err(Error::Exists { path: other });
-            }
+        }
+        if let Target::Parquet { path, .. } = &sink.target
+            && sink.mode == Mode::Error
+            && let Some((other, _)) = names::siblings(&self.root.path().join(path), &holder)
+                .into_iter()
+                .find(|(_, other)| !is_same_job(other, &holder))
+        {
+            return Err(Error::Exists { path: other });
         }
         let topic = names::topic(&sink.topic);
         let indices = self.topics.entry(topic.clone()).or_default();

@@ -1,12 +1,13 @@
 //! What a publish will do, and whether it may. Nothing visible changes here but that folders are
 //! created.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Component, Path, PathBuf};
 
 use super::files::{self, Identity};
 use super::folder::Folder;
 use super::names::{self, Holder};
+use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
@@ -17,14 +18,14 @@ use crate::job::{Job, Mode, PastEnd, Target};
 pub(super) struct Plan {
     /// The intent.
     pub(super) record: Record,
-    /// Databases to prepare, in the order of their paths, so that two jobs never wait for each
+    /// Databases to prepare, in an order that two jobs share, so that they never wait for each
     /// other.
     pub(super) tables: Vec<Database>,
     /// The job has a record or earlier output.
     pub(super) has_earlier: bool,
 }
 
-/// Files whose sinks exclude other jobs' publishes.
+/// Files whose sinks exclude other jobs' publishes, below the root and with no link in their paths.
 pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
     let anyone = Holder::new(crate::job::Attempt::new(0, 0), None);
     let sinks = staged.sinks.iter().filter(|sink| sink.mode != Mode::Append);
@@ -32,8 +33,10 @@ pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
         Target::Parquet { path, .. } => Some(names::file(path, &anyone)),
         Target::Sqlite { .. } => None,
     });
+    let root = staged.root.path();
+    let real = |file: PathBuf| place::below(root, &root.join(&file)).map_or(file, PathBuf::from);
     // One a line, whatever is in a name.
-    files.map(|file| format!("{file:?}")).collect()
+    files.map(|file| format!("{:?}", real(file))).collect()
 }
 
 pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
@@ -72,6 +75,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             recorded: before.attempt,
         });
     }
+    let named = place::named(root.path(), &job.previous);
     let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
     let stands = |file: &FileOutput| -> Result<bool, Error> {
         Ok(files::identity(&root.path().join(&file.path))? == Some(file.identity))
@@ -87,7 +91,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     // number is of another copy of the database.
     if let Some(before) = &before
         && job.history.end(before.attempt) == PastEnd::Failed
-        && !unnamed(root, job, &earlier).is_empty()
+        && !unnamed(root, &named, &earlier).is_empty()
     {
         return Err(Error::Copied {
             attempt: name.attempt,
@@ -128,17 +132,18 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
                 Some(_) if !is_known => return Err(Error::NotOurs { path: target }),
                 _ => {}
             }
-            removes.extend(others(root, sink, path, &holder, folder)?);
+            removes.extend(others(root, sink, path, &holder, folder, &file)?);
             outputs.files.push(file);
         }
     }
     let databases = plan_tables(root, sinks)?;
-    for (database, tables) in &databases {
+    for found in &databases {
         outputs
             .tables
-            .extend(tables.iter().map(|table| TableOutput {
+            .extend(found.tables.iter().map(|table| TableOutput {
                 topic: table.topic.clone(),
-                database: database.to_string_lossy().into_owned(),
+                database: found.path.clone(),
+                below: found.below.clone(),
                 table: table.name.clone(),
                 rows: table.rows,
                 mode: table.mode.as_str().to_owned(),
@@ -162,14 +167,6 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     for file in &mut removes {
         file.bay = folder.bay(Path::new(&file.path))?;
     }
-    let is_same = |one: &TableOutput, other: &TableOutput| {
-        one.database == other.database && one.table.eq_ignore_ascii_case(&other.table)
-    };
-    let clears = earlier
-        .tables
-        .iter()
-        .filter(|table| !outputs.tables.iter().any(|other| is_same(table, other)));
-    let clears = clears.cloned().collect();
 
     let has_earlier = before.is_some() || !earlier.is_empty();
     let mut record = Record::intent(root, &name, outputs);
@@ -179,6 +176,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     record.key = job.history.key;
     record.replaces = replaces(
         root,
+        &named,
         job,
         before.as_ref(),
         &earlier,
@@ -190,14 +188,15 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         record.previous_key = before.key;
         record.previous_replaces = before.replaces;
     }
+    record.clears.clone_from(&earlier.tables);
+    record.clears = record.cleared().into_iter().cloned().collect();
     record.previous = earlier;
     record.removes = removes;
-    record.clears = clears;
-    let tables = databases.into_iter().map(|(database, tables)| Database {
-        database,
-        tables,
+    let tables = databases.into_iter().map(|found| Database {
+        database: found.path.into(),
+        tables: found.tables,
         run: name.clone(),
-        previous: job.previous.clone(),
+        previous: named.iter().cloned().collect(),
         history: job.history.clone(),
         share: root.shares(),
     });
@@ -211,6 +210,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
 /// True when what is published takes the place of output with a receipt.
 fn replaces(
     root: &Root,
+    named: &HashSet<String>,
     job: &Job,
     before: Option<&Record>,
     earlier: &Outputs,
@@ -222,7 +222,7 @@ fn replaces(
         |before: &Record| before.replaces || before.attempt <= job.history.completed();
     let of_own = !earlier.is_empty()
         && (before.is_none_or(has_receipt)
-            || unnamed(root, job, earlier).len() < earlier.files.len() + earlier.tables.len());
+            || unnamed(root, named, earlier).len() < earlier.files.len() + earlier.tables.len());
     let replace = Mode::Replace.as_str();
     of_own
         || !removes.iter().all(is_own)
@@ -252,40 +252,35 @@ fn add_named(
 ) -> Result<(), Error> {
     let mut known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     for uri in previous {
-        if let Some(path) = uri.strip_prefix("file://") {
-            let path = Path::new(path);
-            let Ok(below) = path.strip_prefix(root.path()) else {
+        if let Some(path) = names::file_of(uri) {
+            let Some(below) = place::below(root.path(), path) else {
                 continue;
             };
-            let is_plain = below
+            let is_plain = Path::new(&below)
                 .components()
                 .all(|part| matches!(part, Component::Normal(part) if part != ".casparian"));
-            let Some(below) = below.to_str() else {
-                continue;
-            };
-            let is_known = known.contains(below);
-            if !is_plain || is_known || !names::is_of(path, holder) {
+            let path = root.path().join(&below);
+            if !is_plain || known.contains(&below) || !names::is_of(&path, holder) {
                 continue;
             }
-            if let Some(identity) = files::identity(path)?
+            if let Some(identity) = files::identity(&path)?
                 && identity != Identity::default()
-                && files::inside(root.path(), path).is_ok()
+                && files::inside(root.path(), &path).is_ok()
             {
-                known.insert(below.to_owned());
-                earlier.files.push(named_file(below.to_owned(), identity));
+                known.insert(below.clone());
+                earlier.files.push(named_file(below, identity));
             }
-        } else if let Some((database, table)) = uri
-            .strip_prefix("sqlite://")
-            .and_then(|rest| rest.rsplit_once('/'))
-        {
+        } else if let Some((database, table)) = names::table_of(uri) {
+            let (database, below) = place::database(root.path(), database);
             let is_known = earlier
                 .tables
                 .iter()
                 .any(|other| other.database == database && other.table.eq_ignore_ascii_case(table));
-            if !is_known && database.starts_with('/') {
+            if !is_known {
                 earlier.tables.push(TableOutput {
                     topic: String::new(),
-                    database: database.to_owned(),
+                    database,
+                    below,
                     table: table.to_owned(),
                     rows: 0,
                     mode: String::new(),
@@ -304,8 +299,8 @@ fn plan_file(
     path: &Path,
     holder: &Holder,
 ) -> Result<FileOutput, Error> {
-    let below = names::file(path, holder);
-    let target = root.path().join(&below);
+    let given = names::file(path, holder);
+    let target = root.path().join(&given);
     files::inside(root.path(), &target)?;
     if let Some(parent) = target.parent() {
         files::create_folders(parent)?;
@@ -315,10 +310,11 @@ fn plan_file(
     let Some(identity) = identity else {
         return Err(folder.refusal(Error::io(&staged, std::io::ErrorKind::NotFound.into())));
     };
-    let below = below.into_os_string().into_string();
+    let real = place::below(root.path(), &target);
+    let path = real.or_else(|| given.to_str().map(str::to_owned));
     Ok(FileOutput {
         topic: sink.topic.clone(),
-        path: below.map_err(|path| Error::Outside { path: path.into() })?,
+        path: path.ok_or(Error::Outside { path: given })?,
         identity,
         rows: sink.rows,
         mode: sink.mode.as_str().to_owned(),
@@ -335,6 +331,7 @@ fn others(
     path: &Path,
     holder: &Holder,
     folder: &Folder,
+    own: &FileOutput,
 ) -> Result<Vec<FileOutput>, Error> {
     if sink.mode == Mode::Append {
         return Ok(Vec::new());
@@ -353,19 +350,27 @@ fn others(
             continue;
         }
         let identity = files::identity(&path)?;
-        let below = path.strip_prefix(root.path()).ok().and_then(Path::to_str);
+        let name = path.file_name().unwrap_or_default();
+        let below = Path::new(&own.path).with_file_name(name);
         let files = record.outputs.files.into_iter();
         found.extend(
-            files.filter(|file| {
-                Some(file.path.as_str()) == below && Some(file.identity) == identity
-            }),
+            files.filter(|file| Path::new(&file.path) == below && Some(file.identity) == identity),
         );
     }
     Ok(found)
 }
 
-fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Vec<Table>>, Error> {
-    let mut databases: BTreeMap<PathBuf, Vec<Table>> = BTreeMap::new();
+/// A database of the job.
+struct Found {
+    path: String,
+    below: Option<String>,
+    tables: Vec<Table>,
+}
+
+/// The databases, in an order that is the same for every worker.
+fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
+    let mut databases: BTreeMap<String, Found> = BTreeMap::new();
+    let mut keys: HashMap<Place, String> = HashMap::new();
     for sink in sinks {
         let Target::Sqlite { database, table } = &sink.target else {
             continue;
@@ -381,8 +386,18 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
                 files::inside(root.path(), &files::real(&path)?)?;
             }
         }
-        sqlite::check_file(&path)?;
-        databases.entry(path).or_default().push(Table {
+        let (path, below) = place::database(root.path(), &path.to_string_lossy());
+        sqlite::check_file(Path::new(&path))?;
+        let key = below.as_ref().unwrap_or(&path);
+        let key = keys
+            .entry(Place::of(Path::new(&path)))
+            .or_insert(key.clone());
+        let found = databases.entry(key.clone()).or_insert(Found {
+            path,
+            below,
+            tables: Vec::new(),
+        });
+        found.tables.push(Table {
             name: table.clone(),
             topic: sink.topic.clone(),
             mode: sink.mode,
@@ -390,17 +405,17 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<BTreeMap<PathBuf, Ve
             rows: sink.rows,
         });
     }
-    Ok(databases)
+    Ok(databases.into_values().collect())
 }
 
 /// URIs of outputs that no receipt of the job names.
-pub(super) fn unnamed(root: &Root, job: &Job, outputs: &Outputs) -> Vec<String> {
+fn unnamed(root: &Root, named: &HashSet<String>, outputs: &Outputs) -> Vec<String> {
     let files = outputs.files.iter();
     let files = files.map(|file| names::file_uri(&root.path().join(&file.path)));
     let tables = outputs.tables.iter();
     let tables = tables.map(|table| names::table_uri(Path::new(&table.database), &table.table));
     files
         .chain(tables)
-        .filter(|uri| !job.previous.contains(uri))
+        .filter(|uri| !named.contains(uri))
         .collect()
 }

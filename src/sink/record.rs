@@ -5,12 +5,14 @@
 //! output stands. Where one operation makes everything visible it is the commit itself: one
 //! rename, or the last SQLite transaction.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
+use super::place::{self, Place};
 use super::{Artifact, Error, Root, names, sqlite};
 use crate::limits;
 
@@ -27,7 +29,7 @@ pub(super) enum State {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileOutput {
     pub(super) topic: String,
-    /// Path below the root.
+    /// Path below the root, with the links of its folders followed.
     pub(super) path: String,
     pub(super) identity: Identity,
     pub(super) rows: u64,
@@ -44,11 +46,31 @@ pub(super) struct FileOutput {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TableOutput {
     pub(super) topic: String,
-    /// Path of the SQLite database.
+    /// Path of the SQLite database, for the worker that reads or writes the record.
     pub(super) database: String,
+    /// Its path below the root, which is the same for every worker. None outside the root, and in
+    /// records of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) below: Option<String>,
     pub(super) table: String,
     pub(super) rows: u64,
     pub(super) mode: String,
+}
+
+impl TableOutput {
+    /// What distinguishes the table from every other, whatever path leads to its database.
+    pub(super) fn identity(&self) -> (Place, String) {
+        let place = Place::of(Path::new(&self.database));
+        (place, self.table.to_ascii_lowercase())
+    }
+
+    /// Finds the database of a record that another worker may have written.
+    fn locate(&mut self, root: &Root) {
+        if let Some(below) = self.below.as_deref().filter(|below| files::is_below(below)) {
+            self.database = root.path().join(below).to_string_lossy().into_owned();
+        }
+        (self.database, self.below) = place::database(root.path(), &self.database);
+    }
 }
 
 /// What an attempt published.
@@ -201,16 +223,22 @@ impl Record {
             for file in &self.previous.files {
                 outputs.files.push(file.clone());
             }
+            let mut found: HashSet<_> = outputs.tables.iter().map(TableOutput::identity).collect();
             for table in &self.previous.tables {
-                let same = |other: &TableOutput| {
-                    (&other.database, &other.table) == (&table.database, &table.table)
-                };
-                if !outputs.tables.iter().any(same) {
+                if found.insert(table.identity()) {
                     outputs.tables.push(table.clone());
                 }
             }
         }
         outputs
+    }
+
+    /// Tables that lose the job's rows after the commit. Never one that the record publishes.
+    pub(super) fn cleared(&self) -> Vec<&TableOutput> {
+        let tables = self.outputs.tables.iter();
+        let published: HashSet<_> = tables.map(TableOutput::identity).collect();
+        let is_other = |table: &&TableOutput| !published.contains(&table.identity());
+        self.clears.iter().filter(is_other).collect()
     }
 
     /// Writes and syncs the record of the folder's job. It is renamed from the folder, so a barred
@@ -232,10 +260,24 @@ impl Record {
 
 /// The record of a job; none when it has published nothing.
 pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
-    read_at(&path(root, name))
+    let mut record = read_files(root, name)?;
+    if let Some(record) = &mut record {
+        let lists = [
+            &mut record.outputs.tables,
+            &mut record.previous.tables,
+            &mut record.clears,
+        ];
+        for table in lists.into_iter().flatten() {
+            table.locate(root);
+        }
+    }
+    Ok(record)
 }
 
-fn read_at(path: &Path) -> Result<Option<Record>, Error> {
+/// The record of a job, of which only the files are used: its databases may be on storage that
+/// does not respond.
+fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
+    let path = &path(root, name);
     let Some(bytes) = files::read(path, limits::RECORD_SIZE_MAX)? else {
         return Ok(None);
     };
@@ -243,12 +285,13 @@ fn read_at(path: &Path) -> Result<Option<Record>, Error> {
         path: path.to_owned(),
         reason,
     };
-    let record: Record = serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;
+    let mut record: Record =
+        serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;
     // An output folder may come from elsewhere.
     let lists = [
-        &record.outputs.files,
-        &record.previous.files,
-        &record.removes,
+        &mut record.outputs.files,
+        &mut record.previous.files,
+        &mut record.removes,
     ];
     for file in lists.into_iter().flatten() {
         let bay = file.bay.as_deref();
@@ -257,6 +300,9 @@ fn read_at(path: &Path) -> Result<Option<Record>, Error> {
                 "{:?} is not below the output folder",
                 file.path
             )));
+        }
+        if let Some(below) = place::below(root.path(), &root.path().join(&file.path)) {
+            file.path = below;
         }
     }
     match record.version {
@@ -292,5 +338,5 @@ pub(super) fn path(root: &Root, name: &Name) -> PathBuf {
 pub(super) fn of_other(root: &Root, name: &Name, job: i64, incarnation: i64) -> Option<Record> {
     let mut other = name.clone();
     other.attempt = crate::job::Attempt::new(job, incarnation << 32);
-    read(root, &other).ok().flatten()
+    read_files(root, &other).ok().flatten()
 }

@@ -80,7 +80,7 @@ pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Resul
         let uri = names::file_uri(&root.path().join(&file.path));
         note(take_away(root, folder, index, file), uri);
     }
-    for table in &record.clears {
+    for table in record.cleared() {
         let uri = names::table_uri(Path::new(&table.database), &table.table);
         note(sqlite::clear(table, &folder.name, record.attempt), uri);
     }

@@ -37,6 +37,7 @@ pub struct Root {
 
 /// Creates a folder, and those above it. The error names what stands in the place of one.
 pub fn create_folder(folder: &Path) -> Result<(), Error> {
+    check_text(folder)?;
     fs::create_dir_all(folder).map_err(|error| {
         let mut above = folder.ancestors();
         let found = above.find(|path| path.symlink_metadata().is_ok());
@@ -50,16 +51,46 @@ pub fn create_folder(folder: &Path) -> Result<(), Error> {
     })
 }
 
+/// Receipts and records name files as text.
+fn check_text(path: &Path) -> Result<(), Error> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(Error::Io {
+            path: path.to_owned(),
+            source: std::io::Error::other(
+                "the path of an output folder must be UTF-8; use another one",
+            ),
+        }),
+    }
+}
+
+/// Creates the folders of ours in a root. Files are renamed between them and into the root, which
+/// works within one file system only.
+fn create_own(root: &Path) -> Result<(), Error> {
+    for name in FOLDERS {
+        let folder = root.join(".casparian").join(name);
+        files::create_own(&folder)?;
+        if files::mount(&folder)? != files::mount(root)? {
+            let reason = "it is on another file system or mount than the output folder, and \
+                          files cannot be renamed between them; unmount it";
+            return Err(Error::Io {
+                path: folder,
+                source: std::io::Error::other(reason),
+            });
+        }
+    }
+    Ok(())
+}
+
 impl Root {
     /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
     /// What cannot be recovered is logged and stays.
     pub fn open(path: &Path, options: RootOptions) -> Result<Self, Error> {
         create_folder(path)?;
         let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
+        check_text(&path)?;
+        create_own(&path)?;
         let base = path.join(".casparian");
-        for name in FOLDERS {
-            files::create_own(&base.join(name))?;
-        }
         let (worker, lock) = register(&base.join("workers"))?;
         let root = Root {
             path,
@@ -78,9 +109,7 @@ impl Root {
     /// Creates again what was removed from under the worker: its folders, and its own file, which
     /// shows others that it lives.
     pub fn ensure(&self) -> Result<(), Error> {
-        for name in FOLDERS {
-            files::create_own(&self.base.join(name))?;
-        }
+        create_own(&self.path)?;
         let path = self.base.join("workers").join(&self.worker);
         let file = match File::create_new(&path) {
             Ok(file) => file,

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::folder::{Folder, Name};
 use super::record::{self, Outputs, Record, State};
 use super::recover::Before;
-use super::{Artifact, Error, Root, names, recover};
+use super::{Artifact, Error, Root, names, place, recover};
 use crate::job::{History, Job, PastEnd, Settlement};
 
 impl Root {
@@ -104,7 +104,8 @@ impl Root {
         if is_foreign || record.attempt <= history.completed() || record.replaces {
             return Ok(Vec::new());
         }
-        let is_named = |uri: String| previous.contains(&uri);
+        let named = place::named(self.path(), previous);
+        let is_named = |uri: String| named.contains(&uri);
         let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
         let standing = record.standing();
         for file in standing.files {

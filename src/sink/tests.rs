@@ -1,5 +1,6 @@
 //! Tests of the storage side: what is written (`writing`, `tables`), whose it is (`identity`), what
-//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), and roots (`roots`).
+//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), roots (`roots`), and
+//! paths that lead to one file (`places`).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::job::{Attempt, Job, Plugin, Sink};
 mod fence;
 mod identity;
 mod modes;
+mod places;
 mod roots;
 mod settle;
 mod steps;

@@ -781,3 +781,22 @@ fn a_restored_database_costs_no_output() {
     let (summary, code) = folder.run(&["--share-output"]);
     assert_eq!((totals(&summary).3, code), (3, Some(0)), "{summary}");
 }
+
+#[test]
+fn an_output_folder_whose_path_is_not_utf_8_is_refused_at_the_start() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    let plugin = root().join("examples/plugins/flights.py");
+    let mut run = program("casparian");
+    run.arg("run").arg(&plugin).arg(dir.path());
+    let mut worker = program("casparian-worker");
+    worker.args(["--connect", "tcp://127.0.0.1:9"]);
+    for command in [&mut run, &mut worker] {
+        let ended = output(command.arg("--output").arg(&out));
+        assert_eq!(ended.status.code(), Some(1), "{command:?}");
+        let text = stderr(&ended);
+        assert!(text.contains("must be UTF-8"), "{command:?}: {text}");
+        assert!(!out.exists());
+    }
+}

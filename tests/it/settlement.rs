@@ -61,7 +61,11 @@ impl Scene {
     }
 
     fn out(&self) -> PathBuf {
-        self.dir.path().join("out")
+        let moved = self.dir.path().join("moved");
+        match moved.exists() {
+            true => moved,
+            false => self.dir.path().join("out"),
+        }
     }
 
     fn sql(&self, sql: &str) {
@@ -71,7 +75,7 @@ impl Scene {
 
     /// Visible rows of the job, in a file or a table; none where there is no table.
     fn rows(&self) -> Option<usize> {
-        let table = self.dir.path().join("out/x.db");
+        let table = self.out().join("x.db");
         if table.exists() {
             let store = rusqlite::Connection::open(table).ok()?;
             let count = "SELECT count(*) FROM rows WHERE _job_id = 1";
@@ -126,6 +130,56 @@ fn a_job_that_was_cancelled_meanwhile_has_no_output() {
         assert_eq!(done["status"], "SKIPPED", "{done}");
         assert_eq!(scene.rows(), Some(0));
     }
+}
+
+#[test]
+fn output_in_a_root_that_has_another_path_now_is_settled() {
+    for (status, rows) in [("COMPLETED", 3), ("SKIPPED", 0)] {
+        let scene = Scene::published(Some("sqlite://x.db/rows"));
+        std::fs::rename(scene.out(), scene.dir.path().join("moved")).unwrap();
+        if status == "SKIPPED" {
+            scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED'");
+        }
+        let done = scene.settled();
+        assert_eq!(done["status"], status, "{done}");
+        assert_eq!(scene.rows(), Some(rows));
+    }
+}
+
+#[test]
+fn a_job_whose_table_gets_another_path_keeps_its_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1, 2, 3]})\n";
+    let database = database_with(dir.path(), "p", plugin);
+    let (input, out) = (dir.path().join("in"), dir.path().join("out"));
+    std::fs::write(&input, "in").unwrap();
+    std::fs::create_dir_all(out.join("a")).unwrap();
+    std::os::unix::fs::symlink("a", out.join("b")).unwrap();
+    let store = rusqlite::Connection::open(&database).unwrap();
+    store
+        .execute_batch(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', 'sqlite://a/x.db/rows', 'append')",
+        )
+        .unwrap();
+    submit(&database, "p", std::slice::from_ref(&input));
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &out, &[]);
+    assert_eq!(ended(&database, 1)["status"], "COMPLETED");
+    store
+        .execute_batch(
+            "UPDATE cf_topic_config SET uri = 'sqlite://b/x.db/rows'; \
+             UPDATE cf_processing_queue SET status = 'QUEUED'",
+        )
+        .unwrap();
+    let done = ended(&database, 1);
+    assert_eq!(
+        (&done["status"], &done["attempt"]),
+        (&"COMPLETED".into(), &2.into())
+    );
+    let table = rusqlite::Connection::open(out.join("a/x.db")).unwrap();
+    let rows = table.query_row("SELECT count(*) FROM rows", [], |row| row.get(0));
+    assert_eq!(rows, Ok(3));
 }
 
 /// Without a word of any worker: another worker's end of the job is no reason to keep the output.

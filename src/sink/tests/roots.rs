@@ -88,11 +88,11 @@ fn roots_that_cannot_be_used_are_refused_with_their_path() {
 }
 
 /// A mount that is taken away at the end of the test.
-struct Mount(PathBuf);
+pub(super) struct Mount(pub(super) PathBuf);
 
 impl Mount {
     /// None where this process may not mount.
-    fn new(kind: &[&str], at: PathBuf) -> Option<Self> {
+    pub(super) fn new(kind: &[&str], at: PathBuf) -> Option<Self> {
         fs::create_dir_all(&at).unwrap();
         let run = Command::new("mount").args(kind).arg(&at).output();
         run.is_ok_and(|run| run.status.success())

@@ -60,6 +60,10 @@ fn uris_mean_targets_or_say_what_is_wrong() {
         ("sqlite://x.db/", "empty"),
         ("sqlite:///a/../b.db/t", "leaves"),
         ("sqlite://x.db/sqlite_master", "SQLite's own"),
+        ("sqlite://x.db/SQLite_master", "SQLite's own"),
+        ("sqlite://x.db/_casparian_output", "Casparian's own"),
+        ("sqlite://x.db/_casparian_table", "Casparian's own"),
+        ("sqlite://x.db/_Casparian_Key", "Casparian's own"),
         ("sqlite://x.db/t?mode=ro", "no parameters"),
     ] {
         let error = parse_uri(uri).expect_err(uri).to_string();

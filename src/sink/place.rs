@@ -1,0 +1,102 @@
+//! Where files are: symbolic links, hard links and mounts give one file several paths.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{files, names};
+
+/// A file, by whatever path: device and inode of the last part of the path that exists, and what
+/// follows it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    device: u64,
+    inode: u64,
+    rest: PathBuf,
+}
+
+impl Place {
+    /// The file that a path leads to.
+    pub(super) fn of(path: &Path) -> Self {
+        match fs::metadata(path) {
+            Ok(found) => Place {
+                device: found.dev(),
+                inode: found.ino(),
+                rest: PathBuf::new(),
+            },
+            Err(_) => Place::of_name(path),
+        }
+    }
+
+    /// The name that a path ends with, in its folder.
+    pub(super) fn of_name(path: &Path) -> Self {
+        let folder = files::existing_folder(path);
+        let found = fs::metadata(folder);
+        let (device, inode) = found.map_or((0, 0), |found| (found.dev(), found.ino()));
+        Place {
+            device,
+            inode,
+            rest: path.strip_prefix(folder).unwrap_or(path).to_owned(),
+        }
+    }
+}
+
+/// A path with the links of its folders followed; what does not exist is kept as it is.
+fn real_name(path: &Path) -> Option<PathBuf> {
+    let folder = files::existing_folder(path);
+    let rest = path.strip_prefix(folder).ok()?;
+    Some(fs::canonicalize(folder).ok()?.join(rest))
+}
+
+/// A path with all links followed, as far as it exists.
+pub(super) fn real(path: &Path) -> PathBuf {
+    let real = fs::canonicalize(path).ok().or_else(|| real_name(path));
+    real.unwrap_or_else(|| path.to_owned())
+}
+
+/// What follows the root in a path without links, under whatever path the root is in it.
+fn strip_root(root: &Path, real: &Path) -> Option<String> {
+    let below = match real.strip_prefix(root) {
+        Ok(below) => below,
+        Err(_) => {
+            let place = Place::of(root);
+            let mut above = real.ancestors().skip(1);
+            let root = above.find(|path| Place::of(path) == place)?;
+            real.strip_prefix(root).ok()?
+        }
+    };
+    let below = below.to_str()?;
+    files::is_below(below).then(|| below.to_owned())
+}
+
+/// The path of a file below the root, with the links of its folders followed. None where it leads
+/// out of the root, or is not UTF-8.
+pub(super) fn below(root: &Path, file: &Path) -> Option<String> {
+    strip_root(root, &real_name(file)?)
+}
+
+/// The path of a database with all links followed, and its path below the root if it is there.
+pub(super) fn database(root: &Path, path: &str) -> (String, Option<String>) {
+    let real = real(Path::new(path));
+    let below = strip_root(root, &real);
+    let path = match &below {
+        Some(below) => root.join(below).to_str().map(str::to_owned),
+        None => real.to_str().map(str::to_owned),
+    }
+    .unwrap_or_else(|| path.to_owned());
+    (path, below)
+}
+
+/// URIs that receipts name, each as it is and with the path that this worker has for it.
+pub(super) fn named(root: &Path, receipts: &[String]) -> HashSet<String> {
+    let located = receipts.iter().filter_map(|uri| {
+        if let Some((path, table)) = names::table_of(uri) {
+            let (path, _) = database(root, path);
+            return Some(names::table_uri(Path::new(&path), table));
+        }
+        let below = below(root, names::file_of(uri)?)?;
+        Some(names::file_uri(&root.join(below)))
+    });
+    located.chain(receipts.iter().cloned()).collect()
+}
