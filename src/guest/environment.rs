@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::tool::{Building, Lock, Scratch, displace, run};
+use super::tool::{Building, Lock, Scratch, displace, made, run};
 use super::uv;
 use crate::job::Cause;
 
@@ -234,6 +234,7 @@ pub fn pin(
         command.args(["--python-version", &version]);
     }
     run(&command, "uv pip compile", cancel)?;
+    made(folder.path(), "requirements.txt", "uv pip compile")?;
     let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
     let mut out: String = lockfile
         .lines()
@@ -346,6 +347,7 @@ fn build(
         venv.args(["--python", version]);
     }
     run(venv.arg(place), "uv venv", cancel)?;
+    made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
     let folder = Scratch::new(home)?;
     if is_requirements {
@@ -363,7 +365,8 @@ fn build(
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
-    if run(&check, "import pyarrow", cancel).is_err() {
+    let checked = run(&check, "import pyarrow", cancel);
+    if matches!(checked, Err(Error::Failed { .. })) {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let mut install = Command::new(uv);
         install
@@ -371,8 +374,9 @@ fn build(
             .arg(&python)
             .arg("pyarrow");
         run(&install, "uv pip install pyarrow", cancel)?;
+        return run(&check, "import pyarrow", cancel);
     }
-    Ok(())
+    checked
 }
 
 /// Refuses what is neither a requirements lockfile of ours nor a uv.lock; the error is the reason.

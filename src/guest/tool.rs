@@ -64,6 +64,17 @@ pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<
     })
 }
 
+/// Refuses the success of a tool that has not left what it was run for.
+pub(super) fn made(folder: &Path, name: &str, what: &str) -> Result<(), Error> {
+    match folder.join(name).exists() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            what: what.to_owned(),
+            tail: format!("it ended with success and left no {name}"),
+        }),
+    }
+}
+
 /// How a tool ended.
 pub(super) struct End {
     pub(super) status: ExitStatus,

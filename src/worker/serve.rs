@@ -290,8 +290,9 @@ impl Worker {
             self.start_jobs(now);
             self.act(now);
             self.publish(now);
-            self.send_receipts(now);
+            // What frees a slot follows what the worker wants no jobs of.
             self.heartbeat(now);
+            self.send_receipts(now);
             self.socket.flush();
             if let Some(reason) = self.refused.take() {
                 self.close();
@@ -382,9 +383,9 @@ impl Worker {
                     self.give_back(&order);
                 }
                 self.give_back_unstarted();
-                self.send_receipts(now);
                 self.heartbeat_at = now;
                 self.heartbeat(now);
+                self.send_receipts(now);
                 self.socket.flush();
                 is_done(self) || requests.stops > 1
             }

@@ -262,6 +262,77 @@ fn a_uv_that_fails_once_fails_no_job() {
     }
 }
 
+/// What a `uv` makes of the folder that it is given as its last argument, and what is said of it.
+const EMPTY_TOOLS: &[(&str, &str)] = &[
+    (
+        ":",
+        "uv venv failed: it ended with success and left no bin/python",
+    ),
+    (
+        ": > \"$last\"",
+        "uv venv failed: it ended with success and left no bin/python",
+    ),
+    (
+        "[ $1 = venv ] || exit 0\nmkdir -p \"$last/bin\"\nprintf '#!/bin/sh\\nexit 7\\n' > \"$last/bin/python\"\nchmod +x \"$last/bin/python\"",
+        "import pyarrow failed: exit status: 7",
+    ),
+];
+
+/// A rig whose `uv` is a shell script with this body; `$last` is its last argument.
+fn rig_with_uv(body: &str) -> Rig {
+    Rig::with(&["--slots", "2"], |command, dir| {
+        let bin = dir.join("bin");
+        let script = format!("#!/bin/sh\nfor last; do :; done\n{body}\n");
+        program_in(&bin, "uv", &script);
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        command.env("PATH", path).env("HOME", dir);
+    })
+}
+
+#[test]
+fn a_uv_that_succeeds_and_makes_nothing_is_the_environments_fault() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let hash = hash(&lockfile);
+    let mut rigs: Vec<(Rig, u64, &str)> = Vec::new();
+    for (body, reason) in EMPTY_TOOLS {
+        let mut rig = rig_with_uv(body);
+        rig.dispatcher.prepare(&hash, &lockfile);
+        let input = rig.path("in");
+        let job = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
+        rigs.push((rig, job, reason));
+    }
+    for (mut rig, job, reason) in rigs {
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        assert_eq!(first_line(&receipt), reason, "{receipt:?}");
+    }
+}
+
+/// The worker says that it wants no jobs of the environment before it frees the slot, and those
+/// that are on their way by then are given back.
+#[test]
+fn jobs_that_come_while_an_environment_is_not_tried_again_are_given_back() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let hash = hash(&lockfile);
+    let mut rig = rig_with_uv("echo 'no network' >&2\nexit 1");
+    rig.dispatcher.gives_leases = true;
+    rig.dispatcher.prepare(&hash, &lockfile);
+    let input = rig.path("in");
+    let source = handler("pass");
+    let first = rig.dispatcher.dispatch(&source, &input, &hash);
+    let receipt = rig.dispatcher.receipt(first);
+    let said = rig.dispatcher.avoided.clone();
+    assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+    assert!(!receipt.returned, "{receipt:?}");
+    assert_eq!(said[&hash], "uv venv failed: no network");
+    for _ in 0..4 {
+        let job = rig.dispatcher.dispatch(&source, &input, &hash);
+        let receipt = rig.dispatcher.receipt(job);
+        assert!(receipt.returned, "{receipt:?}");
+        assert_eq!(first_line(&receipt), "uv venv failed: no network");
+    }
+}
+
 /// The tools of a killed program may go on writing for a moment.
 #[test]
 fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
