@@ -93,13 +93,12 @@ impl Error {
         }
     }
 
-    /// Whose fault it is.
+    /// Whose fault it is. A home that cannot be written concerns environments that are to be
+    /// created there; others work on.
     pub fn cause(&self) -> Cause {
         match self {
-            Error::Io { .. } | Error::Cancelled => Cause::Worker,
-            Error::Hash { .. } | Error::Tool(_) | Error::Failed { .. } | Error::Timeout { .. } => {
-                Cause::Environment
-            }
+            Error::Cancelled => Cause::Worker,
+            _ => Cause::Environment,
         }
     }
 
@@ -126,11 +125,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `~/.casparian_flow`.
+/// `~/.casparian_flow`, absolute; without HOME the one in the working directory.
 pub fn home() -> PathBuf {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    home.map_or_else(|| PathBuf::from("."), PathBuf::from)
-        .join(".casparian_flow")
+    let home = home
+        .map_or_else(|| PathBuf::from("."), PathBuf::from)
+        .join(".casparian_flow");
+    // It fails when the working directory has been removed; then so does what follows.
+    std::path::absolute(&home).unwrap_or(home)
 }
 
 /// SHA-256 of a lockfile as lower-case hex.

@@ -173,7 +173,12 @@ pub struct Worker {
 
 impl Worker {
     /// Makes the output root, sweeps what killed workers left, and starts to connect.
-    pub fn open(options: Options) -> Result<Self, Error> {
+    pub fn open(mut options: Options) -> Result<Self, Error> {
+        // Plugin processes have working directories of their own.
+        let absolute =
+            |path: &PathBuf| std::path::absolute(path).map_err(io_error("the working directory"));
+        options.home = absolute(&options.home)?;
+        options.shim = options.shim.as_ref().map(absolute).transpose()?;
         let root_options = RootOptions {
             share: options.share_output,
         };

@@ -308,6 +308,65 @@ fn a_uv_that_succeeds_and_makes_nothing_is_the_environments_fault() {
     }
 }
 
+/// A home that cannot be written spoils environments that are to be created, nothing else.
+#[test]
+fn a_home_that_cannot_be_used_is_no_trouble_of_the_worker() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let mut rig = Rig::with(&["--slots", "4"], |command, _| {
+        command.env("HOME", "/dev/null");
+    });
+    rig.dispatcher.prepare(&hash(&lockfile), &lockfile);
+    let input = rig.path("in");
+    let source = handler("pass");
+    let jobs: Vec<u64> = (0..4)
+        .map(|_| rig.dispatcher.dispatch(&source, &input, &hash(&lockfile)))
+        .collect();
+    for job in jobs {
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        assert!(first_line(&receipt).contains("/dev/null"), "{receipt:?}");
+    }
+}
+
+/// Plugin processes have a working directory of their own: paths of the worker do not depend on it.
+#[test]
+fn a_home_and_a_shim_may_be_relative() {
+    let shared = home().join(".casparian_flow");
+    let cache = home().join(".cache/uv");
+    for relative in [None, Some(""), Some("."), Some("sub/..")] {
+        let arguments = ["--guest-start", "spawn", "--shim", "shim.py"];
+        let set_up = |command: &mut Command, dir: &Path| {
+            std::os::unix::fs::symlink(&shared, dir.join(".casparian_flow")).unwrap();
+            std::fs::write(dir.join("shim.py"), casparian::guest::SHIM).unwrap();
+            std::fs::create_dir(dir.join("sub")).unwrap();
+            command.current_dir(dir).env("UV_CACHE_DIR", &cache);
+            match relative {
+                Some(home) => command.env("HOME", home),
+                None => command.env_remove("HOME"),
+            };
+        };
+        let mut rig = Rig::with(&arguments, set_up);
+        let receipt = rig.run("yield pa.table({'x': [1]})");
+        assert_eq!(
+            receipt.status,
+            JobStatus::Success,
+            "{relative:?}: {receipt:?}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("in"), "x").unwrap();
+        std::fs::write(
+            dir.path().join("p.py"),
+            handler("yield pa.table({'x': [1]})"),
+        )
+        .unwrap();
+        let mut command = program("casparian");
+        set_up(&mut command, dir.path());
+        command.args(["run", "p.py", "in", "-o", "out", "--guest-start", "spawn"]);
+        let run = output(&mut command);
+        assert!(run.status.success(), "{relative:?}: {}", stderr(&run));
+    }
+}
+
 /// The worker says that it wants no jobs of the environment before it frees the slot, and those
 /// that are on their way by then are given back.
 #[test]
