@@ -121,10 +121,13 @@ fn hide_memory() {
 ))]
 fn hide_memory() {}
 
-/// Makes a write beyond the size that files may have (`ulimit -f`) fail, as one to a full disk
-/// does, instead of ending the program.
+/// Signals as every program of ours wants them. A write beyond the size that files may have
+/// (`ulimit -f`) fails, as one to a full disk does, instead of ending the program.
 #[cfg(any(feature = "sentinel", feature = "worker"))]
-fn outlive_size_limits() {
+fn set_up_signals() {
+    if let Err(error) = crate::reactor::reset_signals() {
+        tell_last(format_args!("signals: {error}"));
+    }
     let seen = std::sync::Arc::default();
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen) {
         tell_last(format_args!("SIGXFSZ: {error}"));
@@ -142,7 +145,7 @@ fn exit_after(said: Result<(), Failure>) -> ExitCode {
 /// `casparian-sentinel`.
 #[cfg(feature = "sentinel")]
 pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    outlive_size_limits();
+    set_up_signals();
     hide_memory();
     finish(
         "casparian-sentinel",
@@ -153,7 +156,7 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
 /// `casparian-worker`.
 #[cfg(feature = "worker")]
 pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    outlive_size_limits();
+    set_up_signals();
     hide_memory();
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
 }
@@ -161,7 +164,7 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// `casparian`.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    outlive_size_limits();
+    set_up_signals();
     hide_memory();
     let mut arguments = arguments.into_iter();
     let Some(command) = arguments.next() else {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::tool::{Building, Lock, Scratch, displace, run};
+use super::tool::{Building, Lock, Scratch, displace, made, run};
 use super::uv;
 use crate::job::Cause;
 
@@ -93,13 +93,12 @@ impl Error {
         }
     }
 
-    /// Whose fault it is.
+    /// Whose fault it is. A home that cannot be written concerns environments that are to be
+    /// created there; others work on.
     pub fn cause(&self) -> Cause {
         match self {
-            Error::Io { .. } | Error::Cancelled => Cause::Worker,
-            Error::Hash { .. } | Error::Tool(_) | Error::Failed { .. } | Error::Timeout { .. } => {
-                Cause::Environment
-            }
+            Error::Cancelled => Cause::Worker,
+            _ => Cause::Environment,
         }
     }
 
@@ -126,11 +125,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `~/.casparian_flow`.
+/// `~/.casparian_flow`, absolute; without HOME the one in the working directory.
 pub fn home() -> PathBuf {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    home.map_or_else(|| PathBuf::from("."), PathBuf::from)
-        .join(".casparian_flow")
+    let home = home
+        .map_or_else(|| PathBuf::from("."), PathBuf::from)
+        .join(".casparian_flow");
+    // It fails when the working directory has been removed; then so does what follows.
+    std::path::absolute(&home).unwrap_or(home)
 }
 
 /// SHA-256 of a lockfile as lower-case hex.
@@ -234,6 +236,7 @@ pub fn pin(
         command.args(["--python-version", &version]);
     }
     run(&command, "uv pip compile", cancel)?;
+    made(folder.path(), "requirements.txt", "uv pip compile")?;
     let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
     let mut out: String = lockfile
         .lines()
@@ -346,6 +349,7 @@ fn build(
         venv.args(["--python", version]);
     }
     run(venv.arg(place), "uv venv", cancel)?;
+    made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
     let folder = Scratch::new(home)?;
     if is_requirements {
@@ -363,7 +367,8 @@ fn build(
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
-    if run(&check, "import pyarrow", cancel).is_err() {
+    let checked = run(&check, "import pyarrow", cancel);
+    if matches!(checked, Err(Error::Failed { .. })) {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let mut install = Command::new(uv);
         install
@@ -371,8 +376,9 @@ fn build(
             .arg(&python)
             .arg("pyarrow");
         run(&install, "uv pip install pyarrow", cancel)?;
+        return run(&check, "import pyarrow", cancel);
     }
-    Ok(())
+    checked
 }
 
 /// Refuses what is neither a requirements lockfile of ours nor a uv.lock; the error is the reason.

@@ -1,18 +1,20 @@
 //! Running the tools that make environments, and the files around them. Everything here blocks,
 //! with a deadline.
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
 use crate::limits;
@@ -64,6 +66,17 @@ pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<
     })
 }
 
+/// Refuses the success of a tool that has not left what it was run for.
+pub(super) fn made(folder: &Path, name: &str, what: &str) -> Result<(), Error> {
+    match folder.join(name).exists() {
+        true => Ok(()),
+        false => Err(Error::Failed {
+            what: what.to_owned(),
+            tail: format!("it ended with success and left no {name}"),
+        }),
+    }
+}
+
 /// How a tool ended.
 pub(super) struct End {
     pub(super) status: ExitStatus,
@@ -81,7 +94,8 @@ impl End {
     }
 }
 
-/// Runs a tool to its end, at most `limit`. Its last lines are those of its stdout and stderr.
+/// Runs a tool to its end, at most `limit`, and kills what it leaves in its group. Its last lines
+/// are those of its stdout and stderr.
 pub(super) fn output(
     command: &mut Command,
     what: &str,
@@ -90,7 +104,8 @@ pub(super) fn output(
 ) -> Result<End, Error> {
     let fail = |error: io::Error| Error::failed(what, error);
     quiet(command);
-    let (printed, writer) = io::pipe().map_err(fail)?;
+    let (pipe, writer) = io::pipe().map_err(fail)?;
+    let mut printed = Printed::new(pipe).map_err(fail)?;
     let mut child = command
         .stdout(writer.try_clone().map_err(fail)?)
         .stderr(writer)
@@ -99,22 +114,13 @@ pub(super) fn output(
         .map_err(fail)?;
     // The command holds the pipe until it has others.
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let (sender, tail) = channel();
-    // Not joined: a process that the tool left behind may hold the pipe for ever.
-    let reader = std::thread::Builder::new().spawn(move || {
-        // The receiver may be dropped.
-        let _ = sender.send(last_lines(printed));
-    });
-    if let Err(error) = reader {
-        kill(&mut child);
-        return Err(fail(error));
-    }
-    let status = wait(&mut child, what, limit, cancel).inspect_err(|_| kill(&mut child))?;
+    let waited = wait(&child, &mut printed, what, limit, cancel);
+    let status = end(&mut child);
+    waited?;
+    let status = status.ok_or_else(|| fail(io::Error::other("its end was not seen")))?;
     let tail = match status.success() {
         true => String::new(),
-        false => tail
-            .recv_timeout(limits::TOOL_STDERR_TIMEOUT)
-            .unwrap_or_default(),
+        false => printed.rest(),
     };
     Ok(End { status, tail })
 }
@@ -131,16 +137,21 @@ fn quiet(command: &mut Command) {
         .env("UV_NO_PROGRESS", "1");
 }
 
+/// Reads what a tool prints until it has exited. It is not reaped, so its group has its number.
 fn wait(
-    child: &mut Child,
+    child: &Child,
+    printed: &mut Printed,
     what: &str,
     limit: Duration,
     cancel: &AtomicBool,
-) -> Result<ExitStatus, Error> {
+) -> Result<(), Error> {
     let deadline = BootTime::now() + limit;
+    let id = WaitId::Pid(Pid::from_child(child));
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     loop {
-        if let Some(status) = child.try_wait().map_err(|e| Error::failed(what, e))? {
-            return Ok(status);
+        let exited = waitid(id.clone(), options).map_err(|e| Error::failed(what, e.into()))?;
+        if exited.is_some() {
+            return Ok(());
         }
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
@@ -151,42 +162,107 @@ fn wait(
                 limit,
             });
         }
-        std::thread::sleep(POLL_INTERVAL);
+        printed.read();
     }
 }
 
 /// Kills a tool with its group, and gives it a moment to be reaped.
-fn kill(child: &mut Child) {
-    let group = rustix::process::Pid::from_child(child);
+fn end(child: &mut Child) -> Option<ExitStatus> {
+    let group = Pid::from_child(child);
     // ESRCH: it has just ended by itself.
-    let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process_group(group, Signal::KILL);
     let until = BootTime::now() + limits::TOOL_STDERR_TIMEOUT;
-    while matches!(child.try_wait(), Ok(None)) && BootTime::now() < until {
-        std::thread::sleep(POLL_INTERVAL);
+    loop {
+        match child.try_wait() {
+            Ok(None) if BootTime::now() < until => std::thread::sleep(POLL_INTERVAL),
+            end => return end.ok().flatten(),
+        }
     }
 }
 
-fn last_lines(from: impl io::Read) -> String {
-    let mut lines = std::collections::VecDeque::new();
-    let mut from = BufReader::new(from);
-    let mut line = Vec::new();
-    // A line is cut, so that one without an end does not grow.
-    while io::Read::take(&mut from, 64 << 10)
-        .read_until(b'\n', &mut line)
-        .is_ok_and(|count| count > 0)
-    {
-        let text = String::from_utf8_lossy(&line);
-        let text: String = text.trim_end().chars().take(500).collect();
-        line.clear();
-        if text.is_empty() {
-            continue;
-        }
-        if lines.len() == limits::TOOL_LINES_KEPT {
-            lines.pop_front();
-        }
-        lines.push_back(text);
+/// What a tool prints: its last lines are kept.
+struct Printed {
+    /// None after its end.
+    pipe: Option<io::PipeReader>,
+    lines: VecDeque<String>,
+    /// The line that has not ended.
+    line: Vec<u8>,
+}
+
+impl Printed {
+    fn new(pipe: io::PipeReader) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&pipe, true)?;
+        Ok(Printed {
+            pipe: Some(pipe),
+            lines: VecDeque::new(),
+            line: Vec::new(),
+        })
     }
-    Vec::from(lines).join("\n")
+
+    /// Takes what is there, and waits [`POLL_INTERVAL`] for it at most.
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.pipe else {
+            return std::thread::sleep(POLL_INTERVAL);
+        };
+        let wait = Timespec {
+            tv_sec: 0,
+            tv_nsec: POLL_INTERVAL.subsec_nanos().into(),
+        };
+        let mut fds = [PollFd::new(&*pipe, PollFlags::IN)];
+        if !poll(&mut fds, Some(&wait)).is_ok_and(|ready| ready > 0) {
+            return;
+        }
+        let mut space = [0; 16 << 10];
+        match pipe.read(&mut space) {
+            Ok(0) => self.pipe = None,
+            Ok(count) => self.push(space.get(..count).unwrap_or(&[])),
+            Err(error) if is_temporary(&error) => {}
+            Err(_) => self.pipe = None,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE_SIZE_MAX.saturating_sub(self.line.len());
+            self.line.extend(part.iter().take(room));
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let text = String::from_utf8_lossy(&self.line);
+        let text: String = text.trim_end().chars().take(LINE_CHARACTERS_MAX).collect();
+        self.line.clear();
+        if text.is_empty() {
+            return;
+        }
+        if self.lines.len() == limits::TOOL_LINES_KEPT {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(text);
+    }
+
+    /// The last lines after the tool's end. What it printed is in the pipe, which a process that
+    /// left its group may hold: that is waited for no longer than a moment.
+    fn rest(mut self) -> String {
+        let until = BootTime::now() + limits::TOOL_STDERR_TIMEOUT;
+        while self.pipe.is_some() && BootTime::now() < until {
+            self.read();
+        }
+        self.end_line();
+        Vec::from(self.lines).join("\n")
+    }
+}
+
+/// Characters of a line that are kept, and the bytes that they may have.
+const LINE_CHARACTERS_MAX: usize = 500;
+const LINE_SIZE_MAX: usize = 4 * LINE_CHARACTERS_MAX;
+
+fn is_temporary(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), Interrupted | WouldBlock)
 }
 
 /// A file lock that is held until it is dropped.
@@ -396,6 +472,35 @@ mod tests {
         assert!(failed.to_string().contains("exit status: 3"), "{failed}");
         let took = BootTime::now().saturating_duration_since(before);
         assert!(took < Duration::from_secs(25), "{took:?}");
+    }
+
+    #[test]
+    fn a_grandchild_that_holds_stderr_takes_no_reason_away() {
+        let cancel = AtomicBool::new(false);
+        let dir = tempfile::tempdir().unwrap();
+        let over = dir.path().join("over");
+        let fails = |script: &str| {
+            let mut command = shell(script);
+            command.arg(&over);
+            run(&command, "sh", &cancel).unwrap_err().to_string()
+        };
+        for stays in ["sleep 1000", "setsid sleep 1000"] {
+            let reason = fails(&format!("echo why >&2; {stays} & exit 3"));
+            assert_eq!(reason, "sh failed: why", "{stays}");
+        }
+        for floods in ["yes no >&2 & yes no", "setsid yes no >&2"] {
+            let reason = fails(&format!("yes no | head -20; {floods} & exit 3"));
+            let lines = vec!["no"; limits::TOOL_LINES_KEPT].join("\n");
+            assert_eq!(reason, format!("sh failed: {lines}"), "{floods}");
+        }
+        // Nobody reads on: the pipe is closed.
+        let goes_on = "trap '' PIPE; while echo x; do sleep 0.01; done 2>/dev/null; : > $0";
+        fails(&format!("setsid sh -c {goes_on:?} & exit 3"));
+        let until = BootTime::now() + Duration::from_secs(20);
+        while !over.exists() {
+            assert!(BootTime::now() < until, "the pipe is read for ever");
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     #[test]

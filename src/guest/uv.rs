@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::environment::{self, Error};
-use super::tool::{Building, Lock, displace, run};
+use super::tool::{Building, Lock, displace, made, run};
 
 /// uv on PATH; else the private one below `home`, installed there when it is missing.
 pub fn find_or_install(
@@ -57,7 +57,8 @@ fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error
         "--no-input",
         "uv",
     ]);
-    run(&pip, "pip install uv", cancel)
+    run(&pip, "pip install uv", cancel)?;
+    made(place, "bin/uv", "pip install uv")
 }
 
 /// The first program of that name on PATH.

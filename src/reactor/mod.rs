@@ -40,7 +40,7 @@ pub use lookup::Lookup;
 #[cfg(test)]
 pub(crate) use lookup::PLACES;
 #[cfg(feature = "process")]
-pub use signals::{Requests, Signals};
+pub use signals::{Requests, Signals, reset as reset_signals};
 pub use stopper::Stopper;
 pub use stream::{Buffers, Listener, Stream};
 

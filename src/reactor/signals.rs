@@ -1,9 +1,20 @@
 //! Signals as readiness.
 
 use std::io;
+use std::sync::Arc;
 
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use nix::sys::signal::SigSet;
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+
+/// Undoes what a program may inherit of signals, for itself and the processes that it starts: no
+/// signal is blocked, and SIGCHLD is not ignored, since the kernel would keep no exit status then.
+/// Called before there are other threads, which inherit what is blocked.
+pub fn reset() -> io::Result<()> {
+    // A handler is replaced by the default in processes that are started, SIG_IGN is not.
+    signal_hook::flag::register(SIGCHLD, Arc::default())?;
+    Ok(SigSet::all().thread_unblock()?)
+}
 
 /// SIGINT, SIGTERM and SIGHUP as a source of a reactor.
 pub struct Signals {

@@ -1,8 +1,9 @@
 //! The environments of a worker.
 //!
 //! An environment is created on its own thread, with a few tries. One that could not be created
-//! fails its jobs until it is tried again, which a job that needs it starts once a pause that
-//! grows is over. Lockfiles are kept for that, within a bound.
+//! fails the jobs that wait for it. It is tried again for a job that comes once a pause that grows
+//! is over; jobs that come before are innocent of the failure. Lockfiles are kept for that, within
+//! a bound.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -35,6 +36,20 @@ struct Known {
     /// Times in a row that it could not be created, and when the next is allowed.
     failures: u32,
     retry_at: BootTime,
+}
+
+impl Known {
+    /// Its state for a job that comes now: one that comes before the environment is tried again
+    /// is innocent of its failure.
+    fn after_failure(&self, now: BootTime) -> State {
+        match &self.state {
+            State::Failed(failure) => State::Failed(Failure {
+                is_innocent: now < self.retry_at,
+                ..failure.clone()
+            }),
+            state => state.clone(),
+        }
+    }
 }
 
 pub(super) struct Environments {
@@ -71,7 +86,8 @@ impl Environments {
     }
 
     /// The state of an environment that a job needs. One that is new here is searched for on
-    /// disk, the default one is created, and one that failed or was removed is created again.
+    /// disk, the default one is created, and one that failed or was removed is created again,
+    /// unless [`Environments::paused_until`] says otherwise.
     pub(super) fn state(&mut self, hash: &str) -> State {
         if let Some(known) = self.known.get(hash) {
             return match (&known.state, known.lockfile.clone()) {
@@ -81,7 +97,7 @@ impl Environments {
                 }
                 (State::Ready(_), None) => self.on_disk(hash),
                 (State::Failed(_), None) => match self.on_disk(hash) {
-                    State::Failed(_) => known.state.clone(),
+                    State::Failed(_) => known.after_failure(BootTime::now()),
                     found => found,
                 },
                 (_, Some(lockfile)) => self.make(hash, lockfile),
@@ -107,6 +123,12 @@ impl Environments {
         }
     }
 
+    /// Until when an environment that could not be created is not tried again.
+    pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
+        let known = self.known.get(hash)?;
+        matches!(known.state, State::Failed(_)).then_some(known.retry_at)
+    }
+
     /// Makes the environment of a lockfile unless it is there or being made.
     pub(super) fn prepare(&mut self, hash: &str, lockfile: &str) -> State {
         self.make(hash, lockfile.into())
@@ -120,7 +142,7 @@ impl Environments {
                 match &known.state {
                     State::Ready(environment) if !environment.interpreter.exists() => 0,
                     State::Failed(_) if known.retry_at <= now => known.failures,
-                    state => return state.clone(),
+                    _ => return known.after_failure(now),
                 }
             }
             None => 0,
@@ -182,7 +204,12 @@ impl Environments {
     }
 
     /// A thread has ended.
-    pub(super) fn handle_made(&mut self, hash: &str, result: Result<Environment, Failure>) {
+    pub(super) fn handle_made(
+        &mut self,
+        hash: &str,
+        result: Result<Environment, Failure>,
+        now: BootTime,
+    ) {
         let Some(known) = self.known.get_mut(hash) else {
             return;
         };
@@ -192,7 +219,7 @@ impl Environments {
                 known.state = State::Ready(environment);
             }
             Err(failure) => {
-                known.retry_at = BootTime::now() + pause_after(known.failures);
+                known.retry_at = now + pause_after(known.failures);
                 known.failures = known.failures.saturating_add(1);
                 known.state = State::Failed(failure);
             }

@@ -65,7 +65,15 @@ impl Worker {
                 run.waits_for_environment = false;
                 self.launch(place, &environment, now)
             }
-            State::Failed(failure) => Err(failure),
+            State::Failed(failure) => {
+                let hash = run.order.environment.clone();
+                if failure.is_innocent
+                    && let Some(until) = self.environments.paused_until(&hash)
+                {
+                    self.avoid(&hash, &failure.message, until, now);
+                }
+                Err(failure)
+            }
         };
         if let Err(failure) = started
             && let Some(Some(run)) = self.slots.get_mut(place)
@@ -73,6 +81,12 @@ impl Worker {
             run.waits_for_environment = false;
             run.slot.handle_start_failed(failure);
         }
+    }
+
+    /// Asks the sentinel for no jobs of an environment until then.
+    fn avoid(&mut self, hash: &str, reason: &str, until: BootTime, now: BootTime) {
+        self.health.avoid(hash, reason, until);
+        self.heartbeat_at = now;
     }
 
     fn launch(
@@ -213,8 +227,7 @@ impl Worker {
                         && failure.is_innocent
                         && let Some(until) = interpreters.paused_until(hash)
                     {
-                        self.health.avoid(hash, &failure.message, until);
-                        self.heartbeat_at = now;
+                        self.avoid(hash, &failure.message, until, now);
                     }
                     started?
                 }
@@ -235,8 +248,7 @@ impl Worker {
                         ..Failure::new(Cause::Worker, error.to_string())
                     };
                     let until = now + limits::WARM_RESTART_PAUSE;
-                    self.health.avoid(hash, &failure.message, until);
-                    self.heartbeat_at = now;
+                    self.avoid(hash, &failure.message, until, now);
                     return Err(failure);
                 }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
@@ -290,17 +302,26 @@ impl Worker {
                         self.send(0, &error_payload(&message));
                     }
                 }
-                self.environments.handle_made(&hash, result);
+                let failure = result.as_ref().err().cloned();
+                self.environments.handle_made(&hash, result, now);
+                if let (Some(failure), Some(until)) =
+                    (&failure, self.environments.paused_until(&hash))
+                {
+                    self.avoid(&hash, &failure.message, until, now);
+                }
                 for place in 0..self.slots.len() {
-                    let waits = self
-                        .slots
-                        .get(place)
-                        .and_then(Option::as_ref)
-                        .is_some_and(|run| {
-                            run.waits_for_environment && run.order.environment == hash
-                        });
-                    if waits {
-                        self.start_guest(place, now);
+                    let Some(Some(run)) = self.slots.get_mut(place) else {
+                        continue;
+                    };
+                    if !run.waits_for_environment || run.order.environment != hash {
+                        continue;
+                    }
+                    match &failure {
+                        Some(failure) => {
+                            run.waits_for_environment = false;
+                            run.slot.handle_start_failed(failure.clone());
+                        }
+                        None => self.start_guest(place, now),
                     }
                 }
             }

@@ -173,7 +173,12 @@ pub struct Worker {
 
 impl Worker {
     /// Makes the output root, sweeps what killed workers left, and starts to connect.
-    pub fn open(options: Options) -> Result<Self, Error> {
+    pub fn open(mut options: Options) -> Result<Self, Error> {
+        // Plugin processes have working directories of their own.
+        let absolute =
+            |path: &PathBuf| std::path::absolute(path).map_err(io_error("the working directory"));
+        options.home = absolute(&options.home)?;
+        options.shim = options.shim.as_ref().map(absolute).transpose()?;
         let root_options = RootOptions {
             share: options.share_output,
         };
@@ -290,8 +295,9 @@ impl Worker {
             self.start_jobs(now);
             self.act(now);
             self.publish(now);
-            self.send_receipts(now);
+            // What frees a slot follows what the worker wants no jobs of.
             self.heartbeat(now);
+            self.send_receipts(now);
             self.socket.flush();
             if let Some(reason) = self.refused.take() {
                 self.close();
@@ -382,9 +388,9 @@ impl Worker {
                     self.give_back(&order);
                 }
                 self.give_back_unstarted();
-                self.send_receipts(now);
                 self.heartbeat_at = now;
                 self.heartbeat(now);
+                self.send_receipts(now);
                 self.socket.flush();
                 is_done(self) || requests.stops > 1
             }

@@ -20,7 +20,7 @@ pub(crate) struct Dispatcher {
     worker: Option<Vec<u8>>,
     receipts: BTreeMap<u64, Receipt>,
     /// Environments that the worker last wanted no jobs of, and why.
-    avoided: BTreeMap<String, String>,
+    pub(crate) avoided: BTreeMap<String, String>,
     next_job: u64,
     /// Dispatches attempts with leases, which may be given back.
     pub(crate) gives_leases: bool,

@@ -262,6 +262,136 @@ fn a_uv_that_fails_once_fails_no_job() {
     }
 }
 
+/// What a `uv` makes of the folder that it is given as its last argument, and what is said of it.
+const EMPTY_TOOLS: &[(&str, &str)] = &[
+    (
+        ":",
+        "uv venv failed: it ended with success and left no bin/python",
+    ),
+    (
+        ": > \"$last\"",
+        "uv venv failed: it ended with success and left no bin/python",
+    ),
+    (
+        "[ $1 = venv ] || exit 0\nmkdir -p \"$last/bin\"\nprintf '#!/bin/sh\\nexit 7\\n' > \"$last/bin/python\"\nchmod +x \"$last/bin/python\"",
+        "import pyarrow failed: exit status: 7",
+    ),
+];
+
+/// A rig whose `uv` is a shell script with this body; `$last` is its last argument.
+fn rig_with_uv(body: &str) -> Rig {
+    Rig::with(&["--slots", "2"], |command, dir| {
+        let bin = dir.join("bin");
+        let script = format!("#!/bin/sh\nfor last; do :; done\n{body}\n");
+        program_in(&bin, "uv", &script);
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        command.env("PATH", path).env("HOME", dir);
+    })
+}
+
+#[test]
+fn a_uv_that_succeeds_and_makes_nothing_is_the_environments_fault() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let hash = hash(&lockfile);
+    let mut rigs: Vec<(Rig, u64, &str)> = Vec::new();
+    for (body, reason) in EMPTY_TOOLS {
+        let mut rig = rig_with_uv(body);
+        rig.dispatcher.prepare(&hash, &lockfile);
+        let input = rig.path("in");
+        let job = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
+        rigs.push((rig, job, reason));
+    }
+    for (mut rig, job, reason) in rigs {
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        assert_eq!(first_line(&receipt), reason, "{receipt:?}");
+    }
+}
+
+/// A home that cannot be written spoils environments that are to be created, nothing else.
+#[test]
+fn a_home_that_cannot_be_used_is_no_trouble_of_the_worker() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let mut rig = Rig::with(&["--slots", "4"], |command, _| {
+        command.env("HOME", "/dev/null");
+    });
+    rig.dispatcher.prepare(&hash(&lockfile), &lockfile);
+    let input = rig.path("in");
+    let source = handler("pass");
+    let jobs: Vec<u64> = (0..4)
+        .map(|_| rig.dispatcher.dispatch(&source, &input, &hash(&lockfile)))
+        .collect();
+    for job in jobs {
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        assert!(first_line(&receipt).contains("/dev/null"), "{receipt:?}");
+    }
+}
+
+/// Plugin processes have a working directory of their own: paths of the worker do not depend on it.
+#[test]
+fn a_home_and_a_shim_may_be_relative() {
+    let shared = home().join(".casparian_flow");
+    let cache = home().join(".cache/uv");
+    for relative in [None, Some(""), Some("."), Some("sub/..")] {
+        let arguments = ["--guest-start", "spawn", "--shim", "shim.py"];
+        let set_up = |command: &mut Command, dir: &Path| {
+            std::os::unix::fs::symlink(&shared, dir.join(".casparian_flow")).unwrap();
+            std::fs::write(dir.join("shim.py"), casparian::guest::SHIM).unwrap();
+            std::fs::create_dir(dir.join("sub")).unwrap();
+            command.current_dir(dir).env("UV_CACHE_DIR", &cache);
+            match relative {
+                Some(home) => command.env("HOME", home),
+                None => command.env_remove("HOME"),
+            };
+        };
+        let mut rig = Rig::with(&arguments, set_up);
+        let receipt = rig.run("yield pa.table({'x': [1]})");
+        assert_eq!(
+            receipt.status,
+            JobStatus::Success,
+            "{relative:?}: {receipt:?}"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("in"), "x").unwrap();
+        std::fs::write(
+            dir.path().join("p.py"),
+            handler("yield pa.table({'x': [1]})"),
+        )
+        .unwrap();
+        let mut command = program("casparian");
+        set_up(&mut command, dir.path());
+        command.args(["run", "p.py", "in", "-o", "out", "--guest-start", "spawn"]);
+        let run = output(&mut command);
+        assert!(run.status.success(), "{relative:?}: {}", stderr(&run));
+    }
+}
+
+/// The worker says that it wants no jobs of the environment before it frees the slot, and those
+/// that are on their way by then are given back.
+#[test]
+fn jobs_that_come_while_an_environment_is_not_tried_again_are_given_back() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let hash = hash(&lockfile);
+    let mut rig = rig_with_uv("echo 'no network' >&2\nexit 1");
+    rig.dispatcher.gives_leases = true;
+    rig.dispatcher.prepare(&hash, &lockfile);
+    let input = rig.path("in");
+    let source = handler("pass");
+    let first = rig.dispatcher.dispatch(&source, &input, &hash);
+    let receipt = rig.dispatcher.receipt(first);
+    let said = rig.dispatcher.avoided.clone();
+    assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+    assert!(!receipt.returned, "{receipt:?}");
+    assert_eq!(said[&hash], "uv venv failed: no network");
+    for _ in 0..4 {
+        let job = rig.dispatcher.dispatch(&source, &input, &hash);
+        let receipt = rig.dispatcher.receipt(job);
+        assert!(receipt.returned, "{receipt:?}");
+        assert_eq!(first_line(&receipt), "uv venv failed: no network");
+    }
+}
+
 /// The tools of a killed program may go on writing for a moment.
 #[test]
 fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {

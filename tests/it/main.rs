@@ -26,5 +26,6 @@ mod operate;
 mod run;
 mod secrets;
 mod settlement;
+mod signals;
 mod stderr;
 mod strangers;
