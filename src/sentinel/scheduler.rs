@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
-use super::transaction::{self, Due, Iteration, JobEnd};
+use super::transaction::{self, Due, Iteration, JobEnd, Round};
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -34,8 +34,7 @@ pub struct Scheduler {
     pub control: Control,
     store: Store,
     settings: Settings,
-    /// Rows may be queued that no claim has looked at.
-    queue_changed: bool,
+    round: Round,
     /// Another program has committed since holds were compared with the rows.
     holds_changed: bool,
     /// When they are compared at the latest: a trigger may have refused the end of a row.
@@ -87,7 +86,7 @@ impl Scheduler {
             control,
             store,
             settings,
-            queue_changed: true,
+            round: Round::stale(),
             holds_changed: false,
             holds_look_at: now,
             queue_poll_at: now,
@@ -137,7 +136,7 @@ impl Scheduler {
         if now >= self.queue_poll_at {
             self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
             let changed = self.store.changed()?;
-            self.queue_changed |= changed;
+            self.round.is_stale |= changed;
             self.holds_changed |= changed;
         }
         let is_slow = now >= self.slow_poll_at;
@@ -145,8 +144,8 @@ impl Scheduler {
             self.slow_poll_at = now + limits::EXPIRE_INTERVAL;
             self.store.check_identity()?;
         }
+        self.round.is_stale |= is_slow && self.is_reserving;
         let due = Due {
-            queue: self.queue_changed || (is_slow && self.is_reserving),
             retries: is_slow,
             holds: is_slow && (self.holds_changed || now >= self.holds_look_at),
             settlements: is_slow,
@@ -157,13 +156,14 @@ impl Scheduler {
             control: &mut self.control,
             retries_max: self.settings.retries_max,
             lease: self.settings.lease,
+            round: &mut self.round,
             waiting: &mut self.waiting,
             is_reserving: &mut self.is_reserving,
             observer: self.observer.as_ref(),
             now,
             at,
         };
-        self.queue_changed = iteration.run(due)?;
+        iteration.run(due)?;
         self.holds_changed &= !due.holds;
         if due.holds {
             self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
@@ -178,7 +178,7 @@ impl Scheduler {
     pub fn poll_timeout(&self, now: BootTime) -> Option<BootTime> {
         let has_openings = self.control.has_openings(now);
         let works = self.outage.since.is_none();
-        if works && self.queue_changed && has_openings {
+        if works && self.round.is_due() && has_openings {
             return Some(now);
         }
         [
@@ -246,7 +246,7 @@ impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Scheduler")
             .field("control", &self.control)
-            .field("queue_changed", &self.queue_changed)
+            .field("round", &self.round)
             .field("is_reserving", &self.is_reserving)
             .field("outage", &self.outage)
             .finish_non_exhaustive()

@@ -53,7 +53,7 @@ impl Turn<'_> {
             return Ok(code.clone());
         }
         let code = read(&self.transaction, plugin)?;
-        if self.cache.codes.len() >= limits::QUEUED_PLUGINS_MAX {
+        if self.cache.codes.len() >= limits::PLUGINS_CACHED_MAX {
             self.cache.codes.clear();
         }
         self.cache.codes.insert(plugin.to_owned(), code.clone());

@@ -67,7 +67,7 @@ pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, WorkerRow
 pub use location::parse as parse_location;
 pub use lock::{Lock, lock_database};
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
-pub use queue::Running;
+pub use queue::{QueuedPlugins, Running};
 pub use registry::{Deploy, Deployed, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
 pub use workers::WorkerSession;
@@ -227,6 +227,8 @@ pub struct Store {
     /// Marks the attempts that are claimed by this store.
     key: i64,
     cache: Cache,
+    /// The plugin name that [`Store::queued_plugins`] goes on behind, in the database's encoding.
+    names_after: Vec<u8>,
 }
 
 /// What was read of the database and is read again when another program has committed.
@@ -293,6 +295,7 @@ impl Store {
             identity,
             key,
             cache: Cache::default(),
+            names_after: Vec::new(),
         })
     }
 

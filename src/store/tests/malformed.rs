@@ -6,7 +6,7 @@ use super::*;
 fn claim_all(scene: &mut Scene) -> (Claimed, usize) {
     let mut all = Claimed::default();
     for calls in 1.. {
-        let plugins = scene.store.queued_plugins(100, DAY_MS).unwrap();
+        let plugins = scene.store.queued_plugins(100, DAY_MS).unwrap().names;
         let names: Vec<&str> = plugins.iter().map(String::as_str).collect();
         let claimed = scene.claim(&names, 100);
         let is_done = claimed.jobs.is_empty() && !claimed.more;
@@ -338,10 +338,8 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
     );
     let queued = "SELECT count(*) FROM cf_processing_queue WHERE status = 'QUEUED'";
     for want in [500, 0] {
-        assert_eq!(
-            scene.store.queued_plugins(9, DAY_MS).unwrap(),
-            Vec::<String>::new()
-        );
+        let found = scene.store.queued_plugins(9, DAY_MS).unwrap();
+        assert_eq!((found.names.len(), found.is_end), (0, want == 0));
         assert_eq!(scene.text(queued), format!("Integer({want})"));
     }
 }
@@ -421,4 +419,51 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
     assert_eq!(scene.wake(&now(60_000)), 2);
     let statuses = [1, 2, 3].map(|id| scene.status(id));
     assert_eq!(statuses, ["QUEUED", "PENDING", "QUEUED"]);
+}
+
+/// In UTF-16 a text may hold half of a surrogate pair, which UTF-8 cannot say.
+#[test]
+fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
+    for (encoding, halves) in [
+        ("UTF-16le", ["00d8", "00d86100", "ffdf", "61"]),
+        ("UTF-16be", ["d800", "d8000061", "dfff", "61"]),
+        ("UTF-8", ["eda080", "eda08061", "edbfbf", "00ff"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("q.db");
+        let other = Connection::open(&path).unwrap();
+        let empty = format!("PRAGMA encoding = '{encoding}'; CREATE TABLE t (x); DROP TABLE t");
+        other.execute_batch(&empty).unwrap();
+        drop(other);
+        let store = Store::open(&path, Open::Existing).unwrap();
+        let mut scene = Scene { dir, store };
+        let names = ["\u{1}", "p", "z", "\u{fffd}", "\u{ffff}"];
+        for name in names {
+            scene.deploy(name, &format!("class Handler: name = {name:?}"));
+            scene.enqueue(name, 0);
+        }
+        for half in halves {
+            scene.sql(&format!(
+                "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+                 VALUES (1, CAST(x'{half}' AS TEXT), 'QUEUED')"
+            ));
+        }
+        for limit in [100, 1] {
+            let mut found = Vec::new();
+            for calls in 0.. {
+                let next = scene.store.queued_plugins(limit, DAY_MS).unwrap();
+                found.extend(next.names);
+                assert!(calls < 20, "{encoding}: {found:?}");
+                if next.is_end {
+                    break;
+                }
+            }
+            for name in names {
+                let count = found.iter().filter(|found| *found == name).count();
+                assert_eq!(count, 1, "{encoding}: {name:?} in {found:?}");
+            }
+        }
+        let (claimed, _) = claim_all(&mut scene);
+        assert_eq!(claimed.jobs.len(), names.len(), "{encoding}");
+    }
 }
