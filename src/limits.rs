@@ -216,6 +216,13 @@ pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Rows that cannot be used, which one transaction ends or skips: the others go on meanwhile.
 pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 1000;
+/// Rows that are passed over because code in the schema refuses their changes; of more, all are
+/// tried again.
+pub const REFUSED_ROWS_MAX: usize = 10_000;
+/// For how long they are.
+pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
+/// Rows that roll back the transaction of one iteration, before it ends without it.
+pub const ROLLBACKS_PER_ITERATION: usize = 256;
 /// Rows whose retry is due, which one transaction queues.
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
 /// Ended attempts that the database keeps of a job.

@@ -39,6 +39,8 @@ pub struct Scheduler {
     holds_changed: bool,
     /// When they are compared at the latest: a trigger may have refused the end of a row.
     holds_look_at: BootTime,
+    /// When rows that code in the schema protects are tried again.
+    forgive_at: BootTime,
     queue_poll_at: BootTime,
     slow_poll_at: BootTime,
     outage: Outage,
@@ -89,6 +91,7 @@ impl Scheduler {
             round: Round::stale(),
             holds_changed: false,
             holds_look_at: now,
+            forgive_at: now,
             queue_poll_at: now,
             slow_poll_at: now,
             outage: Outage::default(),
@@ -145,6 +148,10 @@ impl Scheduler {
             self.store.check_identity()?;
         }
         self.round.is_stale |= is_slow && self.is_reserving;
+        if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
+            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+            self.round.is_stale |= self.store.forgive();
+        }
         let due = Due {
             retries: is_slow,
             holds: is_slow && (self.holds_changed || now >= self.holds_look_at),
@@ -163,7 +170,10 @@ impl Scheduler {
             now,
             at,
         };
-        iteration.run(due)?;
+        if !iteration.run(due)? {
+            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+            return Ok(());
+        }
         self.holds_changed &= !due.holds;
         if due.holds {
             self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;

@@ -162,8 +162,9 @@ pub(crate) fn recover(
 }
 
 impl Iteration<'_> {
-    /// Runs the transaction if there is anything to do.
-    pub(crate) fn run(&mut self, due: Due) -> Result<(), store::Error> {
+    /// Runs the transaction if there is anything to do. False when so many rows have rolled it back
+    /// that it is left to the next iteration.
+    pub(crate) fn run(&mut self, due: Due) -> Result<bool, store::Error> {
         let changes = self.control.take_changes();
         // A new worker may be able to run what no other could, and the end of an attempt frees a
         // slot of a worker that may be the only one that can run what waits.
@@ -177,13 +178,28 @@ impl Iteration<'_> {
             )
         };
         self.round.is_stale |= changes.iter().any(frees);
-        let done = self.transact(&changes, due);
-        if done.is_err() {
-            // What this look found was not claimed.
-            self.round.is_stale = true;
-            self.control.restore_changes(changes);
+        let mut done = self.transact(&changes, due);
+        for tries in 0.. {
+            let Err(error) = &done else {
+                return Ok(true);
+            };
+            // What this look has found was not claimed.
+            self.store.look_again();
+            (self.round.is_stale, self.round.is_open) = (true, true);
+            let is_of_row = matches!(error, store::Error::RolledBack { .. });
+            if !is_of_row {
+                break;
+            }
+            // The row is passed over from now on.
+            log::warn!("{error}");
+            if tries == limits::ROLLBACKS_PER_ITERATION {
+                done = Ok(());
+                break;
+            }
+            done = self.transact(&changes, due);
         }
-        done
+        self.control.restore_changes(changes);
+        done.map(|()| false)
     }
 
     /// The next plugins with QUEUED rows, where a worker can take jobs.

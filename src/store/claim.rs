@@ -118,6 +118,9 @@ pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cau
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
      error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
 
+/// Why a row is not claimed that code in the schema protects.
+const REFUSED: &str = "a constraint or trigger of the database refuses the claim";
+
 struct Resolved {
     attempt: i64,
     file_path: String,
@@ -140,12 +143,13 @@ impl Turn<'_> {
             }
         }
         let mut claimed = Claimed::default();
-        // Rows that could not even be ended, and those that another worker is emptied for.
+        // Those that another worker is emptied for.
         let mut skipped: HashSet<i64> = HashSet::new();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
             let mut look_again = false;
-            let mut heap = self.candidates(&codes, want.saturating_add(skipped.len()))?;
+            let passed_over = skipped.len().saturating_add(self.refused.len());
+            let mut heap = self.candidates(&codes, want.saturating_add(passed_over))?;
             while claimed.jobs.len() < claim.limit
                 && let Some(Reverse(candidate)) = heap.pop()
             {
@@ -153,7 +157,7 @@ impl Turn<'_> {
                 let Some(code) = codes.get(candidate.plugin) else {
                     continue;
                 };
-                if skipped.contains(&job_id) {
+                if skipped.contains(&job_id) || self.refused.is_given_up(job_id) {
                     continue;
                 }
                 let alone = candidate.runs_alone;
@@ -172,6 +176,7 @@ impl Turn<'_> {
                 }
                 let resolved = match candidate.malformed {
                     Some(malformed) => Err(malformed.to_string()),
+                    None if self.refused.is_noted(job_id) => Err(REFUSED.to_owned()),
                     None => self.resolve(job_id, code)?,
                 };
                 let reason = match resolved {
@@ -184,17 +189,14 @@ impl Turn<'_> {
                             }
                             continue;
                         }
-                        None => {
-                            skipped.insert(job_id);
-                            "a constraint or trigger of the database refuses the claim".to_owned()
-                        }
+                        None => REFUSED.to_owned(),
                     },
                     Err(reason) => reason,
                 };
                 look_again = true;
                 self.unusable_left -= 1;
                 if !self.fail(job_id, &reason, now_ms)? {
-                    skipped.insert(job_id);
+                    self.refused.give_up(job_id);
                 }
                 claimed.unresolved.push(Unresolved { job_id, reason });
             }
@@ -241,7 +243,7 @@ impl Turn<'_> {
 
     /// None when the database refuses the change.
     fn take(
-        &self,
+        &mut self,
         job_id: i64,
         claim: &Claim<'_>,
         code: &PluginCode,
@@ -250,11 +252,10 @@ impl Turn<'_> {
     ) -> Result<Option<Job>, Error> {
         let attempt = Attempt::new(job_id, resolved.attempt);
         if attempt.ordinal() > 1 {
-            let mut statement = self.transaction.prepare_cached(REMEMBER)?;
-            allowed(statement.execute([job_id]))?;
+            self.change_job(job_id, REMEMBER, [job_id])?;
         }
-        let mut statement = self.transaction.prepare_cached(TAKE)?;
-        let taken = allowed(statement.execute(params![
+        let key = self.key;
+        let parameters = params![
             job_id,
             format_time(now_ms),
             claim.lease_until_ms,
@@ -263,9 +264,9 @@ impl Turn<'_> {
             claim.pid,
             code.plugin.artifact_hash,
             resolved.attempt,
-            self.key,
-        ]))?;
-        if taken != Some(1) {
+            key,
+        ];
+        if self.change_job(job_id, TAKE, parameters)? != Some(1) {
             return Ok(None);
         }
         Ok(Some(Job {
@@ -309,11 +310,10 @@ impl Turn<'_> {
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
-    pub(super) fn fail(&self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
-        let mut statement = self.transaction.prepare_cached(FAIL)?;
+    pub(super) fn fail(&mut self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
         let cause = Cause::Operator.as_str();
-        let changed =
-            allowed(statement.execute(params![job_id, format_time(now_ms), reason, cause]))?;
+        let parameters = params![job_id, format_time(now_ms), reason, cause];
+        let changed = self.change_job(job_id, FAIL, parameters)?;
         if changed.is_none() {
             log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
         }
@@ -428,20 +428,6 @@ pub(super) fn published(value: ValueRef<'_>) -> Vec<String> {
             _ => None,
         })
         .collect()
-}
-
-/// The rows that a statement changed; none when a constraint or trigger of the database (of
-/// another program, or of a malformed row) refused it.
-pub(super) fn allowed(result: rusqlite::Result<usize>) -> Result<Option<usize>, Error> {
-    match result {
-        Ok(changed) => Ok(Some(changed)),
-        Err(error)
-            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 impl PartialEq for Candidate {

@@ -29,6 +29,7 @@
 
 mod attempts;
 mod catalogue;
+mod change;
 mod claim;
 mod clock;
 mod code;
@@ -138,6 +139,11 @@ pub enum Error {
         /// What happened to it.
         reason: &'static str,
     },
+    /// Code in the schema has rolled a transaction back. It can be done again without that row.
+    RolledBack {
+        /// What was changed.
+        row: String,
+    },
     /// SQLite failed.
     Sqlite(rusqlite::Error),
     /// A row holds what it must not.
@@ -189,6 +195,10 @@ impl fmt::Display for Error {
                 "database {}: {reason} while this program had it open; restart the program",
                 path.display()
             ),
+            Error::RolledBack { row } => write!(
+                f,
+                "database: a trigger or constraint rolls back the transaction that changes {row}"
+            ),
             Error::Sqlite(error) => write!(f, "database: {error}"),
             Error::Row(reason) => write!(f, "database: {reason}"),
         }
@@ -227,8 +237,11 @@ pub struct Store {
     /// Marks the attempts that are claimed by this store.
     key: i64,
     cache: Cache,
+    refused: change::Refused,
     /// The plugin name that [`Store::queued_plugins`] goes on behind, in the database's encoding.
     names_after: Vec<u8>,
+    /// The one before.
+    names_before: Vec<u8>,
 }
 
 /// What was read of the database and is read again when another program has committed.
@@ -246,6 +259,7 @@ struct Cache {
 pub struct Turn<'a> {
     transaction: Transaction<'a>,
     cache: &'a mut Cache,
+    refused: &'a mut change::Refused,
     database: &'a Arc<str>,
     key: i64,
     /// Rows that may still be ended because they cannot be used.
@@ -295,7 +309,9 @@ impl Store {
             identity,
             key,
             cache: Cache::default(),
+            refused: change::Refused::default(),
             names_after: Vec::new(),
+            names_before: Vec::new(),
         })
     }
 
@@ -311,6 +327,7 @@ impl Store {
         Ok(Turn {
             transaction,
             cache: &mut self.cache,
+            refused: &mut self.refused,
             database: self.identity.database(),
             key: self.key,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,

@@ -57,6 +57,7 @@ impl Store {
         let mut unusable: Vec<Unusable> = Vec::new();
         // NULL and numbers cannot stand in the column, nor an empty name be a plugin's.
         let mut last = self.names_after.clone();
+        self.names_before.clone_from(&last);
         {
             let mut statement = self.connection.prepare_cached(NEXT_PLUGIN_QUERY)?;
             while !found.is_end && found.names.len() + unusable.len() < limit {
@@ -102,9 +103,14 @@ impl Store {
         Ok(found)
     }
 
+    /// The next [`Store::queued_plugins`] gives the same names as the last one.
+    pub fn look_again(&mut self) {
+        self.names_after.clone_from(&self.names_before);
+    }
+
     /// Gives whether it has ended rows and left others.
     fn fail_unnamed(&mut self, names: &[Unusable], now_ms: i64) -> Result<bool, Error> {
-        let turn = self.begin()?;
+        let mut turn = self.begin()?;
         let mut found: Vec<(i64, String)> = Vec::new();
         for name in names {
             let left = limits::UNUSABLE_ROWS_PER_TRANSACTION.saturating_sub(found.len());

@@ -332,3 +332,25 @@ fn plugins_that_cannot_run_do_not_stall_those_behind_them() {
         assert_eq!(scene.status(7), "RUNNING", "{others}");
     }
 }
+
+#[test]
+fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
+    let mut scene = behind_others("SELECT 1");
+    scene.sql(
+        "UPDATE cf_processing_queue SET plugin_name = 'p', priority = 5 WHERE id <= 600; \
+         CREATE TRIGGER theirs AFTER UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
+         BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+    );
+    scene.introduce(&["p"]);
+    scene.seconds += 1;
+    scene.settle();
+    assert_eq!(scene.status(99_999), "RUNNING");
+    assert_eq!(scene.text("SELECT worker_id FROM cf_worker_session"), "w");
+    // They are tried again after a while.
+    scene.sql("DROP TRIGGER theirs");
+    scene.seconds += 11;
+    scene.introduce(&["p"]);
+    scene.settle();
+    let running = "SELECT '' || count(*) FROM cf_processing_queue WHERE status = 'RUNNING'";
+    assert_eq!(scene.text(running), "2", "as many as there are slots");
+}

@@ -467,3 +467,160 @@ fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
         assert_eq!(claimed.jobs.len(), names.len(), "{encoding}");
     }
 }
+
+/// What other programs may have put into the schema, that fails while row 1 is changed.
+const CODE: [&str; 10] = [
+    "TRIGGER t BEFORE UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(ABORT, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(FAIL, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT abs(-9223372036854775808); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT json_extract('hello', '$.x'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT length(zeroblob(2000000000)); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN INSERT INTO cf_job_attempt (job_id, attempt) VALUES (1 / 0, 1); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN INSERT INTO cf_source_root (id, path) VALUES ('x', 'y'); END",
+    "INDEX t ON {q} (abs(iif(status = 'QUEUED', 1, -9223372036854775808))) WHERE id = 1",
+    "UNIQUE INDEX t ON {q} (status) WHERE id = 1 OR id = 3 AND status <> 'QUEUED'",
+];
+
+#[test]
+fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
+    for code in CODE {
+        let mut scene = Scene::new();
+        for _ in 0..3 {
+            scene.enqueue("p", 0);
+        }
+        // Of the index that two rows share, the other one has been changed.
+        if code.starts_with("UNIQUE") {
+            scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING' WHERE id = 3");
+        }
+        scene.sql(&format!(
+            "CREATE {}",
+            code.replace("{q}", "cf_processing_queue")
+        ));
+        let mut jobs = Vec::new();
+        for _ in 0..3 {
+            jobs.extend(ids(&scene.try_claim("p")));
+        }
+        assert!(jobs.contains(&2) && !jobs.contains(&1), "{code}: {jobs:?}");
+        let status = scene.status(1);
+        assert!(["QUEUED", "FAILED"].contains(&status.as_str()), "{code}");
+        let attempt = scene.text("SELECT attempt FROM cf_processing_queue WHERE id = 1");
+        assert_eq!(attempt, "Integer(0)", "{code}: it was changed");
+    }
+}
+
+#[test]
+fn code_in_the_schema_that_fails_keeps_no_other_end_and_no_worker_from_the_database() {
+    for code in CODE {
+        let mut scene = Scene::new();
+        for _ in 0..3 {
+            scene.enqueue("p", 0);
+        }
+        let claimed = scene.claim(&["p"], 3);
+        if code.starts_with("UNIQUE") {
+            continue;
+        }
+        let code = code.replace("'QUEUED'", "'RUNNING'");
+        scene.sql(&format!(
+            "CREATE {}; CREATE TRIGGER w BEFORE INSERT ON cf_worker_session \
+             WHEN NEW.worker_id = 'w1' BEGIN SELECT {}; END",
+            code.replace("{q}", "cf_processing_queue"),
+            match code.contains("ROLLBACK") {
+                true => "RAISE(ROLLBACK, 'no')",
+                false => "abs(-9223372036854775808)",
+            }
+        ));
+        let mut tries = 0;
+        let ends = loop {
+            tries += 1;
+            match scene.try_end(&claimed) {
+                Err(Error::RolledBack { .. }) if tries < 9 => {}
+                ends => break ends.unwrap(),
+            }
+        };
+        let want = [Ended::Stale, Ended::Completed, Ended::Completed];
+        assert_eq!(ends, want, "{code}");
+        assert_eq!(scene.status(1), "RUNNING", "{code}");
+        let workers = scene.store.workers().unwrap();
+        let workers: Vec<&str> = workers.iter().map(|one| one.worker_id.as_str()).collect();
+        assert_eq!(workers, ["w2"], "{code}");
+    }
+}
+
+impl Scene {
+    /// A claim, until no row rolls it back.
+    fn try_claim(&mut self, plugin: &str) -> Claimed {
+        for _ in 0..9 {
+            let plugins = [plugin.to_owned()];
+            let claim = Claim {
+                worker_id: "w",
+                hostname: "host",
+                pid: None,
+                plugins: &plugins,
+                limit: 9,
+                is_idle: true,
+                lease_until_ms: 0,
+            };
+            let mut turn = self.store.begin().unwrap();
+            match turn.claim(&claim, DAY_MS) {
+                Err(Error::RolledBack { .. }) => continue,
+                claimed => {
+                    turn.commit().unwrap();
+                    return claimed.unwrap();
+                }
+            }
+        }
+        panic!("it is rolled back again and again");
+    }
+
+    /// Two workers come, and all claimed jobs are done.
+    fn try_end(&mut self, claimed: &Claimed) -> Result<Vec<Ended>, Error> {
+        let mut turn = self.store.begin()?;
+        for worker_id in ["w1", "w2"] {
+            let worker = WorkerSession {
+                worker_id: worker_id.into(),
+                user_id: None,
+                hostname: worker_id.into(),
+                pid: Some(1),
+                capabilities: vec![],
+                slots: 1,
+                trouble: None,
+                environments: Default::default(),
+            };
+            turn.save_worker(&worker, DAY_MS)?;
+        }
+        let receipt = success(&[]);
+        let mut ends = Vec::new();
+        for job in &claimed.jobs {
+            let completion = Completion {
+                attempt: job.attempt,
+                worker_id: "w",
+                receipt: &receipt,
+                retries_max: 3,
+            };
+            ends.push(turn.complete(&completion, &now(0))?);
+        }
+        turn.commit()?;
+        Ok(ends)
+    }
+}
+
+#[test]
+fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
+    let mut scene = Scene::new();
+    let good = scene.enqueue("p", 0);
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
+         SELECT 1, 'p', 'QUEUED', 5 FROM n; \
+         CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
+         BEGIN SELECT RAISE(ABORT, 'no'); END",
+    );
+    let jobs: Vec<i64> = (0..4).flat_map(|_| ids(&scene.claim(&["p"], 2))).collect();
+    assert_eq!(jobs, [good]);
+    // They are tried again when somebody asks for it.
+    scene.sql("DROP TRIGGER theirs");
+    assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
+    assert!(scene.store.forgive());
+    assert_eq!(scene.claim(&["p"], 2).jobs.len(), 2);
+}

@@ -43,6 +43,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (sinks::SINKS_QUERY, vec![text("p"), number(10)]),
         (catalogue::ROOT_QUERY, vec![text("/data"), text("/data/")]),
         (retry::DUE_QUERY, start()),
+        (retry::WAKE, vec![number(150)]),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
         (claim::HISTORY_QUERY, vec![number(1), number(9), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
