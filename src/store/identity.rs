@@ -40,11 +40,22 @@ pub(super) fn last_attempt(
     Ok(attempt)
 }
 
+const WAL_REPLACED: &str = "its -wal file was removed or replaced";
+const SHM_REPLACED: &str = "its -shm file was removed or replaced";
+
+fn inode(metadata: &std::fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
 /// A database as it was when it was opened.
 pub(super) struct Identity {
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
+    /// Those of the files that SQLite keeps beside it, and what is said when they are missing. As
+    /// long as a connection has them open, SQLite does not remove them; empty where the journal is
+    /// no WAL.
+    beside: Vec<(PathBuf, (u64, u64), &'static str)>,
     database: Arc<str>,
 }
 
@@ -62,9 +73,21 @@ impl Identity {
             Some(id) => id,
             None => replace_id(connection, false)?,
         };
+        let beside = match is_wal(connection)? {
+            true => [("-wal", WAL_REPLACED), ("-shm", SHM_REPLACED)]
+                .into_iter()
+                .filter_map(|(suffix, reason)| {
+                    let file = super::beside(&path, suffix);
+                    let inode = inode(&std::fs::symlink_metadata(&file).ok()?);
+                    Some((file, inode, reason))
+                })
+                .collect(),
+            false => Vec::new(),
+        };
         Ok(Identity {
             path,
-            file: (metadata.dev(), metadata.ino()),
+            beside,
+            file: inode(&metadata),
             database,
         })
     }
@@ -88,8 +111,8 @@ impl Store {
         Ok(self.identity.database.clone())
     }
 
-    /// Checks that the path still names the file that was opened, and that the UUID in it is the
-    /// same. Cheap: a `stat` and a lookup.
+    /// Checks that the path still names the file that was opened, that its WAL is the one that this
+    /// connection writes to, and that the UUID in it is the same. Cheap: some `stat`s and a lookup.
     ///
     /// # Errors
     /// [`Error::Replaced`] where not. What is written from then on is lost or goes to another
@@ -100,7 +123,7 @@ impl Store {
             reason,
         };
         match std::fs::metadata(&self.identity.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.identity.file => {}
+            Ok(found) if inode(&found) == self.identity.file => {}
             Ok(_) => return Err(replaced("it was replaced by another file")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(replaced("it was removed"));
@@ -112,11 +135,22 @@ impl Store {
                 });
             }
         }
+        for (file, opened, reason) in &self.identity.beside {
+            let found = std::fs::symlink_metadata(file);
+            if found.ok().map(|found| inode(&found)) != Some(*opened) {
+                return Err(replaced(reason));
+            }
+        }
         if database_id(&self.connection)?.as_ref() != Some(&self.identity.database) {
             return Err(replaced("its content was replaced (it has another UUID)"));
         }
         Ok(())
     }
+}
+
+fn is_wal(connection: &Connection) -> Result<bool, Error> {
+    let mode = connection.query_row("PRAGMA journal_mode", [], |row| Ok(shown(cell(row, 0))))?;
+    Ok(mode.as_deref() == Some("wal"))
 }
 
 fn database_id(connection: &Connection) -> Result<Option<Arc<str>>, Error> {

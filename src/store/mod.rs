@@ -386,6 +386,15 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
             reason: reason.to_owned(),
         });
     }
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let beside = beside(path, suffix);
+        if std::fs::symlink_metadata(&beside).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::Open {
+                path: path.to_owned(),
+                reason: format!("{} is not a regular file; remove it", beside.display()),
+            });
+        }
+    }
     let connection =
         Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
     let configured = connection
@@ -399,6 +408,14 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         })
         .map_err(|error| open_error(path, &error))?;
     Ok(connection)
+}
+
+/// A file that SQLite keeps beside a database. Links to the database are followed, as SQLite does.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut name = path.into_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Code in a database's schema may call functions without side effects only, and no statement
