@@ -90,7 +90,10 @@ pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
      l.rel_path, q.published IS NULL, \
-     (SELECT value FROM cf_casparian WHERE key = 'incarnation') FROM cf_processing_queue q \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
+     (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = q.id AND a.attempt <= \
+     (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
+     FROM cf_casparian WHERE key = 'incarnation')) FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -108,11 +111,11 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
 pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
      (job_id, attempt, status, attempt_key) SELECT id, attempt, 'TAKEN', attempt_key \
      FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
-     AND attempt_key IS NOT NULL";
+     AND attempt & 4294967295 > 0 AND attempt_key IS NOT NULL";
 
 /// The attempts of a job before one, the last first.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
-     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
+     FROM cf_job_attempt WHERE job_id = ?1 AND attempt > 0 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
 
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
@@ -362,7 +365,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         "cf_file_location.rel_path",
         location_id,
     )?;
-    let last = last_attempt(cell(row, 2), cell(row, 12), job_id)?;
+    let last = last_attempt([cell(row, 2), cell(row, 13)], cell(row, 12), job_id)?;
     let overrides = text(
         cell(row, 1),
         limits::OVERRIDES_SIZE_MAX,

@@ -18,9 +18,20 @@ use crate::job::Attempt;
 /// The incarnation that the triggers do not go beyond. It may have been given several times.
 const INCARNATION_MAX: i64 = 2_147_483_647;
 
-/// The last attempt of a row, where another one can follow. `given` is the incarnation that was
+/// The last attempt of a row, where another one can follow: by the row, or a later one that the
+/// history knows, when another program has set the row back. `given` is the incarnation that was
 /// given last: a number beyond it was set by another program.
 pub(super) fn last_attempt(
+    [row, history]: [ValueRef<'_>; 2],
+    given: ValueRef<'_>,
+    job_id: i64,
+) -> Result<Attempt, Malformed> {
+    let last = usable_attempt(row, given, job_id)?;
+    let known = usable_attempt(history, given, job_id);
+    Ok(known.map_or(last, |known| known.max(last)))
+}
+
+fn usable_attempt(
     value: ValueRef<'_>,
     given: ValueRef<'_>,
     job_id: i64,

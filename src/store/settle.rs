@@ -30,7 +30,10 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
      coalesce(published, receipt), published IS NULL, \
-     (SELECT value FROM cf_casparian WHERE key = 'incarnation') \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
+     (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = ?1 AND a.attempt <= \
+     (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
+     FROM cf_casparian WHERE key = 'incarnation')) \
      FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
@@ -92,7 +95,7 @@ impl Turn<'_> {
                 let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
                 let worker = shown(cell(row, 3));
                 let is_receipt = cell(row, 5) != ValueRef::Integer(0);
-                let last = last_attempt(cell(row, 0), cell(row, 6), job_id);
+                let last = last_attempt([cell(row, 0), cell(row, 7)], cell(row, 6), job_id);
                 let previous = previous(cell(row, 4), is_receipt, job_id);
                 Ok(last.and_then(|last| Ok((last, keep, worker, previous?))))
             })

@@ -158,6 +158,29 @@ const CASES: &[(&str, &str, &str)] = &[
         "cf_plugin_environment",
     ),
     (
+        "cf_plugin_environment SET hash = 'h1'; \
+         UPDATE cf_plugin_manifest SET env_hash = 'h1' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash of row 2 is \"h1\", expected the SHA-256",
+    ),
+    (
+        "cf_plugin_environment SET hash = '../../x'; \
+         UPDATE cf_plugin_manifest SET env_hash = '../../x' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash of row 2 is \"../../x\"",
+    ),
+    (
+        "cf_plugin_environment SET hash = upper(hash); \
+         UPDATE cf_plugin_manifest SET env_hash = upper(env_hash) WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash",
+    ),
+    (
+        "cf_plugin_environment SET lockfile_content = lockfile_content || '2'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash",
+    ),
+    (
         "cf_plugin_manifest SET artifact_hash = x'00' WHERE plugin_name = 'p'",
         "QUEUED",
         "artifact_hash",
