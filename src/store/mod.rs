@@ -64,7 +64,7 @@ pub use catalogue::{FileVersion, LastJob};
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};
 pub use code::{Code, PluginCode};
-pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, WorkerRow};
+pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, SET_ASIDE, WorkerRow};
 pub use location::parse as parse_location;
 pub use lock::{Lock, lock_database};
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
