@@ -177,8 +177,13 @@ pub const SETTLING_SIZE_MAX: usize = 16 << 20;
 /// How long a worker may take for one before another may be asked: longer than a busy disk needs,
 /// and each attempt bars the one before.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(60);
-/// Different plugins with queued jobs that one turn considers.
-pub const QUEUED_PLUGINS_MAX: usize = 10_000;
+/// Different plugins with queued jobs that one transaction considers; the next one goes on behind
+/// them. Each costs a jump in an index, and a claim for each worker that may run it.
+pub const QUEUED_PLUGINS_PER_TURN: usize = 1000;
+/// Plugins that a sentinel logs because their jobs wait.
+pub const WAITING_LOGGED_MAX: usize = 1000;
+/// Plugins whose code, or whose part of DISPATCH, a sentinel keeps in memory.
+pub const PLUGINS_CACHED_MAX: usize = 10_000;
 /// How long a sentinel's statement waits for another program's transaction: answers to workers
 /// wait as long.
 pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -211,6 +216,13 @@ pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Rows that cannot be used, which one transaction ends or skips: the others go on meanwhile.
 pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 1000;
+/// Rows that are passed over because code in the schema refuses their changes; of more, all are
+/// tried again.
+pub const REFUSED_ROWS_MAX: usize = 10_000;
+/// For how long they are.
+pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
+/// Rows that roll back the transaction of one iteration, before it ends without it.
+pub const ROLLBACKS_PER_ITERATION: usize = 256;
 /// Rows whose retry is due, which one transaction queues.
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
 /// Ended attempts that the database keeps of a job.

@@ -62,14 +62,14 @@ pub fn run(data: &[u8]) {
                     boot_id: "b".into(),
                 });
                 let unsettled = store.unsettled(0).unwrap_or_default();
-                if let Ok(plugins) = store.queued_plugins(100, 1)
+                if let Ok(found) = store.queued_plugins(100, 1)
                     && let Ok(mut turn) = store.begin()
                 {
                     let claim = Claim {
                         worker_id: "w",
                         hostname: "h",
                         pid: None,
-                        plugins: &plugins,
+                        plugins: &found.names,
                         limit: 10,
                         is_idle: true,
                         lease_until_ms: 1,

@@ -11,8 +11,8 @@ use super::args::{Command, Flag, Typed};
 use super::table::{first_line, octets, render, thousands};
 use super::{Failure, failed, say};
 use crate::store::{
-    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, Store, WorkerRow, WorkerSession,
-    format_time, lock_database, parse_location,
+    AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
+    WorkerSession, format_time, lock_database, parse_location,
 };
 
 pub(super) const DATABASE_FLAG: Flag = Flag {
@@ -196,6 +196,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
                     reason
                 }
             },
+            _ if row.is_set_aside() => Some(SET_ASIDE.to_owned()),
             _ => retry_at(row),
         };
         let note = match (reason, &row.error_message) {

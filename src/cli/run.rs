@@ -94,7 +94,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\n\nExit code: 0 all done, 1 some failed, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nExit code: 0 all done, 1 some failed, 2 the command line is wrong, 130 interrupted.",
 };
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {

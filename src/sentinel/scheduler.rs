@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
-use super::transaction::{self, Due, Iteration, JobEnd};
+use super::transaction::{self, Due, Iteration, JobEnd, Round};
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -34,12 +34,13 @@ pub struct Scheduler {
     pub control: Control,
     store: Store,
     settings: Settings,
-    /// Rows may be queued that no claim has looked at.
-    queue_changed: bool,
+    round: Round,
     /// Another program has committed since holds were compared with the rows.
     holds_changed: bool,
     /// When they are compared at the latest: a trigger may have refused the end of a row.
     holds_look_at: BootTime,
+    /// When rows that code in the schema protects are tried again.
+    forgive_at: BootTime,
     queue_poll_at: BootTime,
     slow_poll_at: BootTime,
     outage: Outage,
@@ -87,9 +88,10 @@ impl Scheduler {
             control,
             store,
             settings,
-            queue_changed: true,
+            round: Round::stale(),
             holds_changed: false,
             holds_look_at: now,
+            forgive_at: now,
             queue_poll_at: now,
             slow_poll_at: now,
             outage: Outage::default(),
@@ -137,7 +139,7 @@ impl Scheduler {
         if now >= self.queue_poll_at {
             self.queue_poll_at = now + limits::QUEUE_LOOK_INTERVAL;
             let changed = self.store.changed()?;
-            self.queue_changed |= changed;
+            self.round.is_stale |= changed;
             self.holds_changed |= changed;
         }
         let is_slow = now >= self.slow_poll_at;
@@ -145,8 +147,12 @@ impl Scheduler {
             self.slow_poll_at = now + limits::EXPIRE_INTERVAL;
             self.store.check_identity()?;
         }
+        self.round.is_stale |= is_slow && self.is_reserving;
+        if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
+            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+            self.round.is_stale |= self.store.forgive();
+        }
         let due = Due {
-            queue: self.queue_changed || (is_slow && self.is_reserving),
             retries: is_slow,
             holds: is_slow && (self.holds_changed || now >= self.holds_look_at),
             settlements: is_slow,
@@ -157,13 +163,17 @@ impl Scheduler {
             control: &mut self.control,
             retries_max: self.settings.retries_max,
             lease: self.settings.lease,
+            round: &mut self.round,
             waiting: &mut self.waiting,
             is_reserving: &mut self.is_reserving,
             observer: self.observer.as_ref(),
             now,
             at,
         };
-        self.queue_changed = iteration.run(due)?;
+        if !iteration.run(due)? {
+            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+            return Ok(());
+        }
         self.holds_changed &= !due.holds;
         if due.holds {
             self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
@@ -178,7 +188,7 @@ impl Scheduler {
     pub fn poll_timeout(&self, now: BootTime) -> Option<BootTime> {
         let has_openings = self.control.has_openings(now);
         let works = self.outage.since.is_none();
-        if works && self.queue_changed && has_openings {
+        if works && self.round.is_due() && has_openings {
             return Some(now);
         }
         [
@@ -246,7 +256,7 @@ impl std::fmt::Debug for Scheduler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Scheduler")
             .field("control", &self.control)
-            .field("queue_changed", &self.queue_changed)
+            .field("round", &self.round)
             .field("is_reserving", &self.is_reserving)
             .field("outage", &self.outage)
             .finish_non_exhaustive()

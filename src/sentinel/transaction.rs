@@ -19,6 +19,7 @@ pub(crate) struct Iteration<'a> {
     pub(crate) retries_max: u32,
     /// Bound of a lease.
     pub(crate) lease: Duration,
+    pub(crate) round: &'a mut Round,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
     /// A worker gets nothing more until it is idle, so that a job can run alone there.
@@ -30,11 +31,33 @@ pub(crate) struct Iteration<'a> {
     pub(crate) at: &'a Now,
 }
 
+/// A look at the whole queue, in which a transaction considers a bounded number of plugins.
+#[derive(Debug)]
+pub(crate) struct Round {
+    /// Rows were queued, or a worker can take more, since it began: another one is needed.
+    pub(crate) is_stale: bool,
+    /// It has begun, and there are plugins that no claim has looked at.
+    is_open: bool,
+}
+
+impl Round {
+    /// None has begun, and one is needed.
+    pub(crate) fn stale() -> Self {
+        Round {
+            is_stale: true,
+            is_open: false,
+        }
+    }
+
+    /// Plugins are to be looked at.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_stale || self.is_open
+    }
+}
+
 /// What is due in an iteration.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Due {
-    /// Rows may be queued that no claim has looked at.
-    pub(crate) queue: bool,
     /// Find retries whose pause is over.
     pub(crate) retries: bool,
     /// Another program has committed: compare what is held with the rows.
@@ -139,8 +162,8 @@ pub(crate) fn recover(
 }
 
 impl Iteration<'_> {
-    /// Runs the transaction if there is anything to do. Gives whether rows may still be queued
-    /// that no claim has looked at.
+    /// Runs the transaction if there is anything to do. False when so many rows have rolled it back
+    /// that it is left to the next iteration.
     pub(crate) fn run(&mut self, due: Due) -> Result<bool, store::Error> {
         let changes = self.control.take_changes();
         // A new worker may be able to run what no other could, and the end of an attempt frees a
@@ -154,26 +177,49 @@ impl Iteration<'_> {
                     | Change::GiveBack { .. }
             )
         };
-        let queue = due.queue || changes.iter().any(frees);
-        match self.transact(&changes, Due { queue, ..due }) {
-            Ok(more) => Ok(more),
-            Err(error) => {
-                self.control.restore_changes(changes);
-                Err(error)
+        self.round.is_stale |= changes.iter().any(frees);
+        let mut done = self.transact(&changes, due);
+        for tries in 0.. {
+            let Err(error) = &done else {
+                return Ok(true);
+            };
+            // What this look has found was not claimed.
+            self.store.look_again();
+            (self.round.is_stale, self.round.is_open) = (true, true);
+            let is_of_row = matches!(error, store::Error::RolledBack { .. });
+            if !is_of_row {
+                break;
             }
+            // The row is passed over from now on.
+            log::warn!("{error}");
+            if tries == limits::ROLLBACKS_PER_ITERATION {
+                done = Ok(());
+                break;
+            }
+            done = self.transact(&changes, due);
         }
+        self.control.restore_changes(changes);
+        done.map(|()| false)
     }
 
-    fn transact(&mut self, changes: &[Change], due: Due) -> Result<bool, store::Error> {
-        let mut outcome = Outcome::default();
-        let mut plugins = Vec::new();
-        let mut looked = false;
-        if due.queue && self.control.has_openings(self.now) {
-            plugins = self
-                .store
-                .queued_plugins(limits::QUEUED_PLUGINS_MAX, self.at.unix_ms)?;
-            looked = true;
+    /// The next plugins with QUEUED rows, where a worker can take jobs.
+    fn look(&mut self) -> Result<Vec<String>, store::Error> {
+        if !self.round.is_due() || !self.control.has_openings(self.now) {
+            return Ok(Vec::new());
         }
+        if !self.round.is_open {
+            self.round.is_stale = false;
+            *self.is_reserving = false;
+        }
+        let limit = limits::QUEUED_PLUGINS_PER_TURN;
+        let found = self.store.queued_plugins(limit, self.at.unix_ms)?;
+        self.round.is_open = !found.is_end;
+        Ok(found.names)
+    }
+
+    fn transact(&mut self, changes: &[Change], due: Due) -> Result<(), store::Error> {
+        let mut outcome = Outcome::default();
+        let plugins = self.look()?;
         let revoked = match due.holds {
             true => self.revoked()?,
             false => Vec::new(),
@@ -193,7 +239,7 @@ impl Iteration<'_> {
             if due.holds {
                 self.inherit_unknown()?;
             }
-            return Ok(due.queue && !looked);
+            return Ok(());
         }
         let openings = self.control.openings(self.now);
         let mut turn = self.store.begin()?;
@@ -211,9 +257,6 @@ impl Iteration<'_> {
         }
         if retries {
             outcome.queued |= turn.wake_due(self.at)? > 0;
-        }
-        if looked {
-            *self.is_reserving = false;
         }
         if !plugins.is_empty() {
             let deployed = deployed(&mut turn, plugins, &openings, self.waiting)?;
@@ -241,12 +284,12 @@ impl Iteration<'_> {
         turn.commit()?;
         outcome.revoked = revoked;
         *self.is_reserving |= outcome.is_reserving;
-        let more = outcome.queued || outcome.more || (due.queue && !looked);
+        self.round.is_stale |= outcome.queued || outcome.more;
         self.absorb(outcome);
         if due.holds {
             self.inherit_unknown()?;
         }
-        Ok(more)
+        Ok(())
     }
 
     fn revoke(&mut self, revoked: Vec<Attempt>) {
@@ -329,12 +372,22 @@ fn deployed(
     waiting: &mut HashSet<String>,
 ) -> Result<Vec<Deployed>, store::Error> {
     let mut deployed = Vec::with_capacity(plugins.len());
+    let mut tell = |plugin: &str, level: log::Level, text: &dyn Fn() -> String| {
+        if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
+            log::log!(level, "jobs of plugin {plugin} wait{}", text());
+            if waiting.len() == limits::WAITING_LOGGED_MAX {
+                log::warn!("jobs of more plugins may wait: `casparian job` says what for");
+            }
+        }
+    };
     for plugin in plugins {
         match turn.plugin_code(&plugin)? {
             store::Code::Runs(code) => {
                 let able = |opening: &Opening| opening.capabilities.allows(&plugin);
-                if !openings.iter().any(able) && waiting.insert(plugin.clone()) {
-                    log::info!("jobs of plugin {plugin} wait for a worker that may run it");
+                if !openings.iter().any(able) {
+                    tell(&plugin, log::Level::Info, &|| {
+                        " for a worker that may run it".to_owned()
+                    });
                 }
                 deployed.push(Deployed {
                     plugin,
@@ -342,14 +395,9 @@ fn deployed(
                 });
             }
             store::Code::Waits(reason) => {
-                if waiting.insert(plugin.clone()) {
-                    log::warn!("jobs of plugin {plugin} wait: {reason}");
-                }
+                tell(&plugin, log::Level::Warn, &|| format!(": {reason}"));
             }
         }
-    }
-    if waiting.len() > limits::QUEUED_PLUGINS_MAX {
-        waiting.clear();
     }
     Ok(deployed)
 }

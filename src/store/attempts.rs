@@ -5,7 +5,7 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
-use super::claim::{allowed, published};
+use super::claim::published;
 use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
@@ -204,15 +204,16 @@ impl Turn<'_> {
     }
 
     fn end(
-        &self,
+        &mut self,
         attempt: Attempt,
         worker_id: Option<&str>,
         end: &End<'_>,
         now: &Now,
     ) -> Result<Ended, Error> {
-        let mut statement = self.transaction.prepare_cached(HELD_QUERY)?;
         let number = attempt.number.max(0);
-        let held = statement
+        let held = self
+            .transaction
+            .prepare_cached(HELD_QUERY)?
             .query_row(params![attempt.job_id, worker_id, number], |row| {
                 Ok(held(row))
             })
@@ -297,8 +298,7 @@ impl Turn<'_> {
             // Who gives a job back has no output of it.
             _ => self.is_unsettled(full, end.cause.filter(|_| !end.returned))?,
         };
-        let mut statement = self.transaction.prepare_cached(END)?;
-        let changed = allowed(statement.execute(params![
+        let parameters = params![
             attempt.job_id,
             status,
             format_time(now.unix_ms),
@@ -316,8 +316,8 @@ impl Turn<'_> {
             failures.shared,
             unsettled,
             barred_by,
-        ]))?;
-        if changed != Some(1) {
+        ];
+        if self.change_job(attempt.job_id, END, parameters)? != Some(1) {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
             return Ok(Ended::Stale);
         }
@@ -339,7 +339,7 @@ impl Turn<'_> {
     }
 
     fn record(
-        &self,
+        &mut self,
         job_id: i64,
         held: &Held,
         end: &End<'_>,
@@ -355,8 +355,7 @@ impl Turn<'_> {
             .receipt
             .and_then(|receipt| receipt.log_tail.as_deref())
             .map(|text| last_lines(text, limits::ATTEMPT_LOG_LINES));
-        let mut statement = self.transaction.prepare_cached(RECORD)?;
-        allowed(statement.execute(params![
+        let parameters = params![
             job_id,
             held.attempt,
             held.worker_id,
@@ -372,15 +371,14 @@ impl Turn<'_> {
             reason,
             log_tail,
             held.key,
-        ]))?;
+        ];
+        self.change_job(job_id, RECORD, parameters)?;
         let oldest = held.attempt.saturating_sub(limits::ATTEMPTS_KEPT);
         if Attempt::new(job_id, held.attempt).ordinal() > limits::ATTEMPTS_KEPT {
-            let mut statement = self.transaction.prepare_cached(
-                "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
+            let forget = "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
                  AND attempt <> coalesce((SELECT max(attempt) FROM cf_job_attempt \
-                 WHERE job_id = ?1 AND status = 'COMPLETED'), 0)",
-            )?;
-            allowed(statement.execute(params![job_id, oldest]))?;
+                 WHERE job_id = ?1 AND status = 'COMPLETED'), 0)";
+            self.change_job(job_id, forget, params![job_id, oldest])?;
         }
         Ok(())
     }

@@ -90,7 +90,10 @@ pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
      coalesce(q.published, q.receipt), v.id, v.location_id, l.id, l.source_root_id, r.id, r.path, \
      l.rel_path, q.published IS NULL, \
-     (SELECT value FROM cf_casparian WHERE key = 'incarnation') FROM cf_processing_queue q \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
+     (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = q.id AND a.attempt <= \
+     (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
+     FROM cf_casparian WHERE key = 'incarnation')) FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -108,15 +111,18 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
 pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
      (job_id, attempt, status, attempt_key) SELECT id, attempt, 'TAKEN', attempt_key \
      FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
-     AND attempt_key IS NOT NULL";
+     AND attempt & 4294967295 > 0 AND attempt_key IS NOT NULL";
 
 /// The attempts of a job before one, the last first.
 pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cause \
-     FROM cf_job_attempt WHERE job_id = ?1 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
+     FROM cf_job_attempt WHERE job_id = ?1 AND attempt > 0 AND attempt < ?2 ORDER BY attempt DESC LIMIT ?3";
 
 /// The end of a row that cannot be used.
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
      error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
+
+/// Why a row is not claimed that code in the schema protects.
+const REFUSED: &str = "a constraint or trigger of the database refuses the claim";
 
 struct Resolved {
     attempt: i64,
@@ -140,12 +146,13 @@ impl Turn<'_> {
             }
         }
         let mut claimed = Claimed::default();
-        // Rows that could not even be ended, and those that another worker is emptied for.
+        // Those that another worker is emptied for.
         let mut skipped: HashSet<i64> = HashSet::new();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
             let mut look_again = false;
-            let mut heap = self.candidates(&codes, want.saturating_add(skipped.len()))?;
+            let passed_over = skipped.len().saturating_add(self.refused.len());
+            let mut heap = self.candidates(&codes, want.saturating_add(passed_over))?;
             while claimed.jobs.len() < claim.limit
                 && let Some(Reverse(candidate)) = heap.pop()
             {
@@ -153,7 +160,7 @@ impl Turn<'_> {
                 let Some(code) = codes.get(candidate.plugin) else {
                     continue;
                 };
-                if skipped.contains(&job_id) {
+                if skipped.contains(&job_id) || self.refused.is_given_up(job_id) {
                     continue;
                 }
                 let alone = candidate.runs_alone;
@@ -172,6 +179,7 @@ impl Turn<'_> {
                 }
                 let resolved = match candidate.malformed {
                     Some(malformed) => Err(malformed.to_string()),
+                    None if self.refused.is_noted(job_id) => Err(REFUSED.to_owned()),
                     None => self.resolve(job_id, code)?,
                 };
                 let reason = match resolved {
@@ -184,17 +192,14 @@ impl Turn<'_> {
                             }
                             continue;
                         }
-                        None => {
-                            skipped.insert(job_id);
-                            "a constraint or trigger of the database refuses the claim".to_owned()
-                        }
+                        None => REFUSED.to_owned(),
                     },
                     Err(reason) => reason,
                 };
                 look_again = true;
                 self.unusable_left -= 1;
                 if !self.fail(job_id, &reason, now_ms)? {
-                    skipped.insert(job_id);
+                    self.refused.give_up(job_id);
                 }
                 claimed.unresolved.push(Unresolved { job_id, reason });
             }
@@ -241,7 +246,7 @@ impl Turn<'_> {
 
     /// None when the database refuses the change.
     fn take(
-        &self,
+        &mut self,
         job_id: i64,
         claim: &Claim<'_>,
         code: &PluginCode,
@@ -250,11 +255,10 @@ impl Turn<'_> {
     ) -> Result<Option<Job>, Error> {
         let attempt = Attempt::new(job_id, resolved.attempt);
         if attempt.ordinal() > 1 {
-            let mut statement = self.transaction.prepare_cached(REMEMBER)?;
-            allowed(statement.execute([job_id]))?;
+            self.change_job(job_id, REMEMBER, [job_id])?;
         }
-        let mut statement = self.transaction.prepare_cached(TAKE)?;
-        let taken = allowed(statement.execute(params![
+        let key = self.key;
+        let parameters = params![
             job_id,
             format_time(now_ms),
             claim.lease_until_ms,
@@ -263,9 +267,9 @@ impl Turn<'_> {
             claim.pid,
             code.plugin.artifact_hash,
             resolved.attempt,
-            self.key,
-        ]))?;
-        if taken != Some(1) {
+            key,
+        ];
+        if self.change_job(job_id, TAKE, parameters)? != Some(1) {
             return Ok(None);
         }
         Ok(Some(Job {
@@ -309,11 +313,10 @@ impl Turn<'_> {
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
-    pub(super) fn fail(&self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
-        let mut statement = self.transaction.prepare_cached(FAIL)?;
+    pub(super) fn fail(&mut self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
         let cause = Cause::Operator.as_str();
-        let changed =
-            allowed(statement.execute(params![job_id, format_time(now_ms), reason, cause]))?;
+        let parameters = params![job_id, format_time(now_ms), reason, cause];
+        let changed = self.change_job(job_id, FAIL, parameters)?;
         if changed.is_none() {
             log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
         }
@@ -362,7 +365,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         "cf_file_location.rel_path",
         location_id,
     )?;
-    let last = last_attempt(cell(row, 2), cell(row, 12), job_id)?;
+    let last = last_attempt([cell(row, 2), cell(row, 13)], cell(row, 12), job_id)?;
     let overrides = text(
         cell(row, 1),
         limits::OVERRIDES_SIZE_MAX,
@@ -428,20 +431,6 @@ pub(super) fn published(value: ValueRef<'_>) -> Vec<String> {
             _ => None,
         })
         .collect()
-}
-
-/// The rows that a statement changed; none when a constraint or trigger of the database (of
-/// another program, or of a malformed row) refused it.
-pub(super) fn allowed(result: rusqlite::Result<usize>) -> Result<Option<usize>, Error> {
-    match result {
-        Ok(changed) => Ok(Some(changed)),
-        Err(error)
-            if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 impl PartialEq for Candidate {

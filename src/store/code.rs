@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::value::{Malformed, cell, malformed, needed, shown, text};
-use super::{Error, Turn, artifact_hash, sinks};
+use super::{Error, Turn, artifact_hash, sha256_hex, sinks};
 use crate::job::{Plugin, Sink};
 use crate::limits;
 
@@ -53,7 +53,7 @@ impl Turn<'_> {
             return Ok(code.clone());
         }
         let code = read(&self.transaction, plugin)?;
-        if self.cache.codes.len() >= limits::QUEUED_PLUGINS_MAX {
+        if self.cache.codes.len() >= limits::PLUGINS_CACHED_MAX {
             self.cache.codes.clear();
         }
         self.cache.codes.insert(plugin.to_owned(), code.clone());
@@ -118,6 +118,10 @@ fn manifest(row: &Row<'_>, name: &str) -> Result<(i64, String, Plugin), Malforme
     .unwrap_or_default();
     if lockfile_content.is_empty() {
         env_hash.clear();
+    } else if env_hash != sha256_hex(&[lockfile_content.as_bytes()]) {
+        // Workers refuse such an environment.
+        let expected = "the SHA-256 of its lockfile in lower-case hex";
+        return Err(malformed(column, id, cell(row, 3), expected));
     }
     let column = "cf_plugin_manifest.artifact_hash";
     let artifact_hash = text(cell(row, 6), 1024, column, id)?

@@ -18,9 +18,20 @@ use crate::job::Attempt;
 /// The incarnation that the triggers do not go beyond. It may have been given several times.
 const INCARNATION_MAX: i64 = 2_147_483_647;
 
-/// The last attempt of a row, where another one can follow. `given` is the incarnation that was
+/// The last attempt of a row, where another one can follow: by the row, or a later one that the
+/// history knows, when another program has set the row back. `given` is the incarnation that was
 /// given last: a number beyond it was set by another program.
 pub(super) fn last_attempt(
+    [row, history]: [ValueRef<'_>; 2],
+    given: ValueRef<'_>,
+    job_id: i64,
+) -> Result<Attempt, Malformed> {
+    let last = usable_attempt(row, given, job_id)?;
+    let known = usable_attempt(history, given, job_id);
+    Ok(known.map_or(last, |known| known.max(last)))
+}
+
+fn usable_attempt(
     value: ValueRef<'_>,
     given: ValueRef<'_>,
     job_id: i64,
@@ -40,11 +51,22 @@ pub(super) fn last_attempt(
     Ok(attempt)
 }
 
+const WAL_REPLACED: &str = "its -wal file was removed or replaced";
+const SHM_REPLACED: &str = "its -shm file was removed or replaced";
+
+fn inode(metadata: &std::fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
 /// A database as it was when it was opened.
 pub(super) struct Identity {
     path: PathBuf,
     /// Device and inode.
     file: (u64, u64),
+    /// Those of the files that SQLite keeps beside it, and what is said when they are missing. As
+    /// long as a connection has them open, SQLite does not remove them; empty where the journal is
+    /// no WAL.
+    beside: Vec<(PathBuf, (u64, u64), &'static str)>,
     database: Arc<str>,
 }
 
@@ -62,9 +84,21 @@ impl Identity {
             Some(id) => id,
             None => replace_id(connection, false)?,
         };
+        let beside = match is_wal(connection)? {
+            true => [("-wal", WAL_REPLACED), ("-shm", SHM_REPLACED)]
+                .into_iter()
+                .filter_map(|(suffix, reason)| {
+                    let file = super::beside(&path, suffix);
+                    let inode = inode(&std::fs::symlink_metadata(&file).ok()?);
+                    Some((file, inode, reason))
+                })
+                .collect(),
+            false => Vec::new(),
+        };
         Ok(Identity {
             path,
-            file: (metadata.dev(), metadata.ino()),
+            beside,
+            file: inode(&metadata),
             database,
         })
     }
@@ -88,8 +122,8 @@ impl Store {
         Ok(self.identity.database.clone())
     }
 
-    /// Checks that the path still names the file that was opened, and that the UUID in it is the
-    /// same. Cheap: a `stat` and a lookup.
+    /// Checks that the path still names the file that was opened, that its WAL is the one that this
+    /// connection writes to, and that the UUID in it is the same. Cheap: some `stat`s and a lookup.
     ///
     /// # Errors
     /// [`Error::Replaced`] where not. What is written from then on is lost or goes to another
@@ -100,7 +134,7 @@ impl Store {
             reason,
         };
         match std::fs::metadata(&self.identity.path) {
-            Ok(found) if (found.dev(), found.ino()) == self.identity.file => {}
+            Ok(found) if inode(&found) == self.identity.file => {}
             Ok(_) => return Err(replaced("it was replaced by another file")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 return Err(replaced("it was removed"));
@@ -112,11 +146,22 @@ impl Store {
                 });
             }
         }
+        for (file, opened, reason) in &self.identity.beside {
+            let found = std::fs::symlink_metadata(file);
+            if found.ok().map(|found| inode(&found)) != Some(*opened) {
+                return Err(replaced(reason));
+            }
+        }
         if database_id(&self.connection)?.as_ref() != Some(&self.identity.database) {
             return Err(replaced("its content was replaced (it has another UUID)"));
         }
         Ok(())
     }
+}
+
+fn is_wal(connection: &Connection) -> Result<bool, Error> {
+    let mode = connection.query_row("PRAGMA journal_mode", [], |row| Ok(shown(cell(row, 0))))?;
+    Ok(mode.as_deref() == Some("wal"))
 }
 
 fn database_id(connection: &Connection) -> Result<Option<Arc<str>>, Error> {

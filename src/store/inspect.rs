@@ -57,6 +57,18 @@ pub struct JobRow {
     pub cause: Option<String>,
 }
 
+/// Why a job is [`JobRow::is_set_aside`], and what can be done.
+pub const SET_ASIDE: &str =
+    "set aside by a later casparian run; submit it again, or set status to QUEUED";
+
+impl JobRow {
+    /// No sentinel queues it: `casparian run` ([`super::Turn::park_queued`]) or another program has
+    /// made it PENDING.
+    pub fn is_set_aside(&self) -> bool {
+        self.status == "PENDING" && self.next_run.is_none()
+    }
+}
+
 /// One attempt of a job that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttemptRow {
@@ -117,8 +129,8 @@ pub struct JobDetail {
     pub artifact_hash: Option<String>,
     /// The plugin's last lines.
     pub log_tail: Option<String>,
-    /// Why a QUEUED job is not running (none = it waits for a free slot), or what an ended one
-    /// still waits for.
+    /// Why a QUEUED job is not running (none = it waits for a free slot), what an ended one
+    /// still waits for, or why a PENDING one is not queued by itself.
     pub waiting_for: Option<String>,
     /// Its attempts that have ended, the first first.
     pub attempts: Vec<AttemptRow>,
@@ -235,6 +247,8 @@ impl Inspector {
                 let reason = "a worker without other jobs: it was lost with others before";
                 detail.waiting_for = Some(reason.to_owned());
             }
+        } else if detail.row.is_set_aside() {
+            detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {
             let reason = "a worker that looks for output which an attempt may have left";
             detail.waiting_for = Some(reason.to_owned());

@@ -29,6 +29,7 @@
 
 mod attempts;
 mod catalogue;
+mod change;
 mod claim;
 mod clock;
 mod code;
@@ -63,11 +64,11 @@ pub use catalogue::{FileVersion, LastJob};
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};
 pub use code::{Code, PluginCode};
-pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, WorkerRow};
+pub use inspect::{AttemptRow, Inspector, JobDetail, JobFilter, JobRow, SET_ASIDE, WorkerRow};
 pub use location::parse as parse_location;
 pub use lock::{Lock, lock_database};
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
-pub use queue::Running;
+pub use queue::{QueuedPlugins, Running};
 pub use registry::{Deploy, Deployed, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
 pub use workers::WorkerSession;
@@ -138,6 +139,11 @@ pub enum Error {
         /// What happened to it.
         reason: &'static str,
     },
+    /// Code in the schema has rolled a transaction back. It can be done again without that row.
+    RolledBack {
+        /// What was changed.
+        row: String,
+    },
     /// SQLite failed.
     Sqlite(rusqlite::Error),
     /// A row holds what it must not.
@@ -189,6 +195,10 @@ impl fmt::Display for Error {
                 "database {}: {reason} while this program had it open; restart the program",
                 path.display()
             ),
+            Error::RolledBack { row } => write!(
+                f,
+                "database: a trigger or constraint rolls back the transaction that changes {row}"
+            ),
             Error::Sqlite(error) => write!(f, "database: {error}"),
             Error::Row(reason) => write!(f, "database: {reason}"),
         }
@@ -227,6 +237,11 @@ pub struct Store {
     /// Marks the attempts that are claimed by this store.
     key: i64,
     cache: Cache,
+    refused: change::Refused,
+    /// The plugin name that [`Store::queued_plugins`] goes on behind, in the database's encoding.
+    names_after: Vec<u8>,
+    /// The one before.
+    names_before: Vec<u8>,
 }
 
 /// What was read of the database and is read again when another program has committed.
@@ -244,6 +259,7 @@ struct Cache {
 pub struct Turn<'a> {
     transaction: Transaction<'a>,
     cache: &'a mut Cache,
+    refused: &'a mut change::Refused,
     database: &'a Arc<str>,
     key: i64,
     /// Rows that may still be ended because they cannot be used.
@@ -297,6 +313,9 @@ impl Store {
             identity,
             key,
             cache: Cache::default(),
+            refused: change::Refused::default(),
+            names_after: Vec::new(),
+            names_before: Vec::new(),
         })
     }
 
@@ -312,6 +331,7 @@ impl Store {
         Ok(Turn {
             transaction,
             cache: &mut self.cache,
+            refused: &mut self.refused,
             database: self.identity.database(),
             key: self.key,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
@@ -370,6 +390,15 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
             reason: reason.to_owned(),
         });
     }
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let beside = beside(path, suffix);
+        if std::fs::symlink_metadata(&beside).is_ok_and(|found| !found.is_file()) {
+            return Err(Error::Open {
+                path: path.to_owned(),
+                reason: format!("{} is not a regular file; remove it", beside.display()),
+            });
+        }
+    }
     let connection =
         Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
     let configured = connection
@@ -383,6 +412,14 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         })
         .map_err(|error| open_error(path, &error))?;
     Ok(connection)
+}
+
+/// A file that SQLite keeps beside a database. Links to the database are followed, as SQLite does.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mut name = path.into_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// Code in a database's schema may call functions without side effects only, and no statement

@@ -1,6 +1,6 @@
 //! The job queue apart from claims and ends: what waits, what runs, what is added.
 
-use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::value::{abridged, cell, count, shown};
@@ -19,17 +19,27 @@ pub struct Running {
     pub user: Option<User>,
 }
 
-/// The name of a plugin as it stands in the index.
+/// Names of plugins with QUEUED rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueuedPlugins {
+    /// The names.
+    pub names: Vec<String>,
+    /// There are none behind them: the next call begins anew.
+    pub is_end: bool,
+}
+
+/// A name that no plugin can have, by the octets that stand in the index.
 #[derive(Debug)]
-enum RawName {
+enum Unusable {
     Text(Vec<u8>),
     Other,
 }
 
-/// The next plugin name of the claim's index.
-pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name FROM cf_processing_queue \
-     INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name > ?1 \
-     ORDER BY plugin_name LIMIT 1";
+/// The next plugin name of the claim's index. The octets are those of the database's encoding: a
+/// text that is no Unicode does not survive its conversion to UTF-8 and back.
+pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name, CAST(plugin_name AS BLOB) \
+     FROM cf_processing_queue INDEXED BY ix_casparian_claim \
+     WHERE status = 'QUEUED' AND plugin_name > CAST(?1 AS TEXT) ORDER BY plugin_name LIMIT 1";
 
 /// RUNNING rows with the user of their worker.
 pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.user_id \
@@ -39,76 +49,98 @@ pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.u
 
 impl Store {
     /// Names of plugins with QUEUED rows, at most `limit`, by jumping from name to name in the
-    /// claim's index. Rows whose name is no text belong to no plugin: they end as FAILED, in a
+    /// claim's index. Goes on behind the last name of the call before, and after the last of all
+    /// from the first. Rows whose name is no text belong to no plugin: they end as FAILED, in a
     /// transaction of their own, at most [`limits::UNUSABLE_ROWS_PER_TRANSACTION`] at a time.
-    pub fn queued_plugins(&mut self, limit: usize, now_ms: i64) -> Result<Vec<String>, Error> {
-        let mut names: Vec<String> = Vec::new();
-        let mut unusable: Vec<RawName> = Vec::new();
+    pub fn queued_plugins(&mut self, limit: usize, now_ms: i64) -> Result<QueuedPlugins, Error> {
+        let mut found = QueuedPlugins::default();
+        let mut unusable: Vec<Unusable> = Vec::new();
+        // NULL and numbers cannot stand in the column, nor an empty name be a plugin's.
+        let mut last = self.names_after.clone();
+        self.names_before.clone_from(&last);
         {
             let mut statement = self.connection.prepare_cached(NEXT_PLUGIN_QUERY)?;
-            // NULL and numbers cannot stand in the column, nor an empty name be a plugin's.
-            let mut last: Vec<u8> = Vec::new();
-            while names.len() + unusable.len() < limit {
-                let after = ToSqlOutput::Borrowed(ValueRef::Text(&last));
-                let found = statement
-                    .query_row([after], |row| {
+            while !found.is_end && found.names.len() + unusable.len() < limit {
+                let next = statement
+                    .query_row([&last], |row| {
+                        let octets = cell(row, 1).as_blob().unwrap_or_default().to_vec();
                         Ok(match cell(row, 0) {
-                            ValueRef::Text(name) => RawName::Text(name.to_vec()),
-                            _ => RawName::Other,
+                            ValueRef::Text(name) => {
+                                Some((String::from_utf8(name.to_vec()), octets))
+                            }
+                            _ => None,
                         })
                     })
                     .optional()?;
-                match found {
-                    None => break,
+                match next {
+                    None => found.is_end = true,
                     // BLOBs come last.
-                    Some(RawName::Other) => {
-                        unusable.push(RawName::Other);
-                        break;
+                    Some(None) => {
+                        unusable.push(Unusable::Other);
+                        found.is_end = true;
                     }
-                    Some(RawName::Text(name)) => {
-                        last.clone_from(&name);
-                        match String::from_utf8(name) {
-                            Ok(name) => names.push(name),
-                            Err(error) => unusable.push(RawName::Text(error.into_bytes())),
+                    // A damaged text that is not behind itself.
+                    Some(Some((_, octets))) if octets == last => found.is_end = true,
+                    Some(Some((name, octets))) => {
+                        last.clone_from(&octets);
+                        match name {
+                            Ok(name) => found.names.push(name),
+                            Err(_) => unusable.push(Unusable::Text(octets)),
                         }
                     }
                 }
             }
         }
-        if !unusable.is_empty() {
-            self.fail_unnamed(&unusable, now_ms)?;
+        if !unusable.is_empty() && self.fail_unnamed(&unusable, now_ms)? {
+            // More of them are left.
+            found.is_end = false;
+            return Ok(found);
         }
-        Ok(names)
+        match found.is_end {
+            true => self.names_after.clear(),
+            false => self.names_after = last,
+        }
+        Ok(found)
     }
 
-    fn fail_unnamed(&mut self, names: &[RawName], now_ms: i64) -> Result<(), Error> {
-        let turn = self.begin()?;
+    /// The next [`Store::queued_plugins`] gives the same names as the last one.
+    pub fn look_again(&mut self) {
+        self.names_after.clone_from(&self.names_before);
+    }
+
+    /// Gives whether it has ended rows and left others.
+    fn fail_unnamed(&mut self, names: &[Unusable], now_ms: i64) -> Result<bool, Error> {
+        let mut turn = self.begin()?;
         let mut found: Vec<(i64, String)> = Vec::new();
         for name in names {
             let left = limits::UNUSABLE_ROWS_PER_TRANSACTION.saturating_sub(found.len());
             let left = i64::try_from(left).unwrap_or(0);
-            let (range, value) = match name {
-                RawName::Text(name) => ("=", ValueRef::Text(name)),
-                RawName::Other => (">=", ValueRef::Blob(&[])),
+            let (range, octets) = match name {
+                Unusable::Text(octets) => ("= CAST(?1 AS TEXT)", octets.as_slice()),
+                Unusable::Other => (">= ?1", &[][..]),
             };
             let mut statement = turn.transaction.prepare_cached(&format!(
                 "SELECT id, plugin_name FROM cf_processing_queue INDEXED BY ix_casparian_claim \
-                 WHERE status = 'QUEUED' AND plugin_name {range} ?1 LIMIT ?2"
+                 WHERE status = 'QUEUED' AND plugin_name {range} LIMIT ?2"
             ))?;
-            let mut rows = statement.query(params![ToSqlOutput::Borrowed(value), left])?;
+            let mut rows = statement.query(params![octets, left])?;
             while let Some(row) = rows.next()? {
                 found.push((row.get(0)?, abridged(cell(row, 1))));
             }
         }
-        for (job_id, name) in &found {
+        let is_full = found.len() >= limits::UNUSABLE_ROWS_PER_TRANSACTION;
+        let mut failed = 0;
+        for (job_id, name) in found {
             let reason = format!(
                 "cf_processing_queue.plugin_name of row {job_id} is {name}, expected UTF-8 text"
             );
-            if turn.fail(*job_id, &reason, now_ms)? {
+            if turn.fail(job_id, &reason, now_ms)? {
                 log::warn!("job {job_id} failed: {reason}");
+                failed += 1;
             }
         }
-        turn.commit()
+        turn.commit()?;
+        Ok(is_full && failed > 0)
     }
 
     /// All RUNNING rows.

@@ -28,9 +28,8 @@
 //! (`next_run_boot_ms`); after another start, or on another machine, the time of day decides, and
 //! one that is further away than any pause can be is over.
 
-use rusqlite::{OptionalExtension, ToSql, params};
+use rusqlite::{OptionalExtension, params};
 
-use super::claim::allowed;
 use super::value::{cell, number, shown};
 use super::{Error, Now, Store, Turn, parse_time};
 use crate::job::{Attempt, Cause};
@@ -183,16 +182,17 @@ fn scramble(attempt: Attempt) -> u64 {
 }
 
 /// PENDING rows whose pause is over on this machine's clock.
-pub(super) const DUE_QUERY: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', \
-     next_run = NULL, next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id IN ( \
-     SELECT id FROM cf_processing_queue INDEXED BY ix_casparian_retry \
-     WHERE status = 'PENDING' AND next_run IS NOT NULL \
-     AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3)";
-
-/// The rows of [`DUE_QUERY`].
-const DUE_IDS_QUERY: &str = "SELECT id FROM cf_processing_queue INDEXED BY ix_casparian_retry \
-     WHERE status = 'PENDING' AND next_run IS NOT NULL \
+pub(super) const DUE_QUERY: &str = "SELECT id FROM cf_processing_queue \
+     INDEXED BY ix_casparian_retry WHERE status = 'PENDING' AND next_run IS NOT NULL \
      AND next_run_boot_id = ?1 AND next_run_boot_ms <= ?2 LIMIT ?3";
+
+/// The end of a row's pause.
+pub(super) const WAKE: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL, \
+     next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id = ?1";
+
+/// A row's pause on this machine's clock.
+const ADOPT: &str = "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
+     WHERE id = ?1";
 
 /// A range of PENDING rows with `next_run`; parameters as of `foreign_parameters`.
 macro_rules! foreign {
@@ -247,40 +247,39 @@ impl Turn<'_> {
     pub fn wake_due(&mut self, now: &Now) -> Result<usize, Error> {
         let limit = limits::WOKEN_PER_TRANSACTION;
         let mut changed = self.adopt_foreign(now, limit)?;
-        let left = i64::try_from(limit.saturating_sub(changed)).unwrap_or(0);
-        let mut statement = self.transaction.prepare_cached(DUE_QUERY)?;
+        // Rows that are passed over stay due.
+        let read = i64::try_from(limit.saturating_add(self.refused.len())).unwrap_or(i64::MAX);
         let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
-        let parameters = params![&*now.boot_id, boot_ms, left];
-        changed += match allowed(statement.execute(parameters))? {
-            Some(woken) => woken,
-            None => self.wake_one_by_one(parameters)?,
-        };
-        Ok(changed)
-    }
-
-    /// As the statement for all, past the rows that a constraint or trigger protects.
-    fn wake_one_by_one(&self, parameters: &[&dyn ToSql]) -> Result<usize, Error> {
-        let mut statement = self.transaction.prepare_cached(DUE_IDS_QUERY)?;
-        let ids = statement.query_map(parameters, |row| row.get(0))?;
-        let ids: Vec<i64> = ids.collect::<Result<_, _>>()?;
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL, \
-             next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id = ?1",
-        )?;
-        let mut woken = 0;
-        for id in ids {
-            woken += allowed(statement.execute([id]))?.unwrap_or(0);
+        let due: Vec<i64> = self
+            .transaction
+            .prepare_cached(DUE_QUERY)?
+            .query_map(params![&*now.boot_id, boot_ms, read], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        let mut left = limit.saturating_sub(changed);
+        for job_id in due {
+            if left == 0 {
+                break;
+            }
+            if self.refused.is_given_up(job_id) {
+                continue;
+            }
+            left -= 1;
+            match self.change_job(job_id, WAKE, [job_id])? {
+                Some(rows) => changed += rows,
+                None => self.refused.give_up(job_id),
+            }
         }
-        Ok(woken)
+        Ok(changed)
     }
 
     /// Puts rows of another start of the machine on this one's clock, due at once where their
     /// time of day has passed, cannot be read, or is out of reach.
-    fn adopt_foreign(&self, now: &Now, limit: usize) -> Result<usize, Error> {
+    fn adopt_foreign(&mut self, now: &Now, limit: usize) -> Result<usize, Error> {
         let mut found: Vec<(i64, u64)> = Vec::new();
+        let read = limit.saturating_add(self.refused.len());
         for query in FOREIGN_QUERIES {
             let mut statement = self.transaction.prepare_cached(query)?;
-            let mut rows = statement.query(foreign_parameters(now, limit))?;
+            let mut rows = statement.query(foreign_parameters(now, read))?;
             while let Some(row) = rows.next()? {
                 let left_ms = shown(cell(row, 1))
                     .and_then(|text| parse_time(&text))
@@ -290,16 +289,16 @@ impl Turn<'_> {
                 found.push((row.get(0)?, left_ms));
             }
         }
+        found.retain(|(job_id, _)| !self.refused.is_given_up(*job_id));
         found.truncate(limit);
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
-             WHERE id = ?1",
-        )?;
         let mut changed = 0;
         for (job_id, left_ms) in found {
             let at_ms = i64::try_from(now.boot_ms.saturating_add(left_ms)).unwrap_or(i64::MAX);
-            let updated = statement.execute(params![job_id, at_ms, &*now.boot_id]);
-            changed += allowed(updated)?.unwrap_or(0);
+            let parameters = params![job_id, at_ms, &*now.boot_id];
+            match self.change_job(job_id, ADOPT, parameters)? {
+                Some(rows) => changed += rows,
+                None => self.refused.give_up(job_id),
+            }
         }
         Ok(changed)
     }

@@ -11,7 +11,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::attempts::uris;
-use super::claim::{allowed, previous};
+use super::claim::previous;
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, shown};
 use super::{Error, Now, Store, Turn, format_time};
@@ -30,7 +30,10 @@ pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_que
 /// A row to settle, unless it is to run again.
 pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, worker_id, \
      coalesce(published, receipt), published IS NULL, \
-     (SELECT value FROM cf_casparian WHERE key = 'incarnation') \
+     (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
+     (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = ?1 AND a.attempt <= \
+     (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
+     FROM cf_casparian WHERE key = 'incarnation')) \
      FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
      AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
 
@@ -69,14 +72,12 @@ impl Turn<'_> {
     /// so they can be settled without another attempt. Only for a program that has the database to
     /// itself, and is asked for the attempts that are to follow. Gives how many.
     pub fn fail_unsettled(&mut self, reason: &str, now: &Now) -> Result<usize, Error> {
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue INDEXED BY ix_casparian_unsettled SET status = 'FAILED', \
+        let fail = "UPDATE cf_processing_queue INDEXED BY ix_casparian_unsettled SET status = 'FAILED', \
              failure_cause = 'lost', error_message = ?1, result_summary = 'Failed', \
              end_time = ?2, next_run = NULL, next_run_boot_ms = NULL, next_run_boot_id = NULL \
-             WHERE unsettled = 1 AND status IN ('QUEUED', 'PENDING')",
-        )?;
-        let failed = statement.execute(params![reason, format_time(now.unix_ms)]);
-        Ok(allowed(failed)?.unwrap_or(0))
+             WHERE unsettled = 1 AND status IN ('QUEUED', 'PENDING')";
+        let parameters = params![reason, format_time(now.unix_ms)];
+        Ok(self.change_rows(fail, parameters)?.unwrap_or(0))
     }
 
     /// What a worker needs to settle a job, and the worker that had it last: it is the one that
@@ -86,14 +87,15 @@ impl Turn<'_> {
         &mut self,
         job_id: i64,
     ) -> Result<Option<(Settlement, Option<String>)>, Error> {
-        let mut statement = self.transaction.prepare_cached(SETTLE_QUERY)?;
-        let found = statement
+        let found = self
+            .transaction
+            .prepare_cached(SETTLE_QUERY)?
             .query_row([job_id], |row| {
                 let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
                 let keep = lost && shown(cell(row, 1)).as_deref() == Some("FAILED");
                 let worker = shown(cell(row, 3));
                 let is_receipt = cell(row, 5) != ValueRef::Integer(0);
-                let last = last_attempt(cell(row, 0), cell(row, 6), job_id);
+                let last = last_attempt([cell(row, 0), cell(row, 7)], cell(row, 6), job_id);
                 let previous = previous(cell(row, 4), is_receipt, job_id);
                 Ok(last.and_then(|last| Ok((last, keep, worker, previous?))))
             })
@@ -104,25 +106,20 @@ impl Turn<'_> {
             Some(Ok(found)) => found,
         };
         let attempt = Attempt::new(job_id, last.number.saturating_add(1));
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
-             WHERE id = ?1 AND unsettled = 1",
-        )?;
-        if allowed(statement.execute(params![job_id, attempt.number, self.key]))? != Some(1) {
+        let parameters = [job_id, attempt.number, self.key];
+        let take = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
+             WHERE id = ?1 AND unsettled = 1";
+        if self.change_job(job_id, take, parameters)? != Some(1) {
             return Ok(None);
         }
-        let mut statement = self.transaction.prepare_cached(
-            "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status, attempt_key) \
-             VALUES (?1, ?2, 'SETTLING', ?3)",
-        )?;
-        allowed(statement.execute(params![job_id, attempt.number, self.key]))?;
+        let note = "INSERT OR REPLACE INTO cf_job_attempt (job_id, attempt, status, attempt_key) \
+             VALUES (?1, ?2, 'SETTLING', ?3)";
+        self.change_job(job_id, note, parameters)?;
         // Settlements that fail are tried again without end.
         let oldest = attempt.number.saturating_sub(limits::ATTEMPTS_KEPT);
-        let mut statement = self.transaction.prepare_cached(
-            "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
-             AND status = 'SETTLING'",
-        )?;
-        allowed(statement.execute(params![job_id, oldest]))?;
+        let forget = "DELETE FROM cf_job_attempt WHERE job_id = ?1 AND attempt <= ?2 \
+             AND status = 'SETTLING'";
+        self.change_job(job_id, forget, [job_id, oldest])?;
         let settlement = Settlement {
             attempt,
             database: self.database.to_string(),
@@ -134,12 +131,15 @@ impl Turn<'_> {
     }
 
     /// The output of a job whose row cannot be used stays as it is.
-    fn give_up_settling<T>(&self, job_id: i64, malformed: &Malformed) -> Result<Option<T>, Error> {
+    fn give_up_settling<T>(
+        &mut self,
+        job_id: i64,
+        malformed: &Malformed,
+    ) -> Result<Option<T>, Error> {
         log::error!("job {job_id}: its output cannot be settled: {malformed}");
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET unsettled = 2 WHERE id = ?1 AND unsettled = 1",
-        )?;
-        allowed(statement.execute([job_id]))?;
+        let give_up =
+            "UPDATE cf_processing_queue SET unsettled = 2 WHERE id = ?1 AND unsettled = 1";
+        self.change_job(job_id, give_up, [job_id])?;
         Ok(None)
     }
 
@@ -153,28 +153,23 @@ impl Turn<'_> {
         receipt: &Receipt,
         now: &Now,
     ) -> Result<bool, Error> {
+        let job_id = attempt.job_id;
         if receipt.status != JobStatus::Success {
             if let Some(by) = receipt.barred_by(attempt) {
-                let mut statement = self.transaction.prepare_cached(
-                    "UPDATE cf_processing_queue SET attempt = ?3, attempt_key = NULL \
-                     WHERE id = ?1 AND attempt = ?2 AND unsettled = 1",
-                )?;
-                allowed(statement.execute(params![attempt.job_id, attempt.number, by]))?;
+                let count_on = "UPDATE cf_processing_queue SET attempt = ?3, attempt_key = NULL \
+                     WHERE id = ?1 AND attempt = ?2 AND unsettled = 1";
+                self.change_job(job_id, count_on, [job_id, attempt.number, by])?;
             }
             return Ok(false);
         }
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET unsettled = 0 \
-             WHERE id = ?1 AND attempt = ?2 AND unsettled = 1",
-        )?;
-        let settled = allowed(statement.execute(params![attempt.job_id, attempt.number]))?;
+        let end = "UPDATE cf_processing_queue SET unsettled = 0 \
+             WHERE id = ?1 AND attempt = ?2 AND unsettled = 1";
+        let settled = self.change_job(job_id, end, [job_id, attempt.number])?;
+        let ended = format_time(now.unix_ms);
         if settled == Some(1) {
-            let mut statement = self.transaction.prepare_cached(
-                "UPDATE cf_job_attempt SET status = 'SETTLED', ended = ?3 \
-                 WHERE job_id = ?1 AND attempt = ?2 AND status = 'SETTLING'",
-            )?;
-            let ended = format_time(now.unix_ms);
-            allowed(statement.execute(params![attempt.job_id, attempt.number, ended]))?;
+            let note = "UPDATE cf_job_attempt SET status = 'SETTLED', ended = ?3 \
+                 WHERE job_id = ?1 AND attempt = ?2 AND status = 'SETTLING'";
+            self.change_job(job_id, note, params![job_id, attempt.number, ended])?;
         }
         let standing = receipt.metrics.get(SETTLED_ATTEMPT).copied();
         let Some(standing) = standing.filter(|_| settled == Some(1)) else {
@@ -185,24 +180,17 @@ impl Turn<'_> {
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1",
-        )?;
-        let parameters = params![attempt.job_id, json.to_string(), uris(receipt)];
-        allowed(statement.execute(parameters))?;
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_processing_queue SET status = 'COMPLETED', error_message = NULL, \
+        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
+        let parameters = params![job_id, json.to_string(), uris(receipt)];
+        self.change_job(job_id, publish, parameters)?;
+        let complete = "UPDATE cf_processing_queue SET status = 'COMPLETED', error_message = NULL, \
              failure_cause = NULL, result_summary = 'Success' \
-             WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'",
-        )?;
-        let completed = allowed(statement.execute([attempt.job_id]))? == Some(1);
-        let mut statement = self.transaction.prepare_cached(
-            "INSERT INTO cf_job_attempt (job_id, attempt, ended, status) \
+             WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
+        let completed = self.change_job(job_id, complete, [job_id])? == Some(1);
+        let record = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status) \
              VALUES (?1, ?2, ?3, 'COMPLETED') ON CONFLICT (job_id, attempt) DO UPDATE \
-             SET status = 'COMPLETED', cause = NULL, error_message = NULL, ended = ?3",
-        )?;
-        let ended = format_time(now.unix_ms);
-        allowed(statement.execute(params![attempt.job_id, standing, ended]))?;
+             SET status = 'COMPLETED', cause = NULL, error_message = NULL, ended = ?3";
+        self.change_job(job_id, record, params![job_id, standing, ended])?;
         Ok(completed)
     }
 

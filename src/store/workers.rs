@@ -69,45 +69,36 @@ impl Turn<'_> {
             true => None,
             false => serde_json::to_string(&worker.environments).ok(),
         };
+        let id = worker.worker_id.as_str();
         // The host and process that it was before are no more.
-        self.transaction
-            .prepare_cached(
-                "UPDATE cf_worker_node SET status = 'OFFLINE' WHERE (hostname, pid) IN \
-                 (SELECT hostname, coalesce(pid, 0) FROM cf_worker_session WHERE worker_id = ?1)",
-            )?
-            .execute([&worker.worker_id])?;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO cf_worker_session \
-                 (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id, \
-                 trouble, environments) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8, ?9) \
-                 ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
-                 capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
-                 user_id = ?7, trouble = ?8, environments = ?9",
-            )?
-            .execute(params![
-                worker.worker_id,
-                worker.hostname,
-                worker.pid,
-                names,
-                worker.slots,
-                now_ms,
-                worker.user_id,
-                worker.trouble,
-                environments
-            ])?;
-        self.transaction
-            .prepare_cached(
-                "INSERT INTO cf_worker_node (hostname, pid, started_at, last_heartbeat, status) \
-                 VALUES (?1, ?2, ?3, ?3, 'ONLINE') ON CONFLICT (hostname, pid) DO UPDATE SET \
-                 last_heartbeat = ?3, status = 'ONLINE'",
-            )?
-            .execute(params![
-                worker.hostname,
-                worker.pid.unwrap_or(0),
-                format_time(now_ms)
-            ])?;
-        Ok(())
+        let before = "UPDATE cf_worker_node SET status = 'OFFLINE' WHERE (hostname, pid) IN \
+             (SELECT hostname, coalesce(pid, 0) FROM cf_worker_session WHERE worker_id = ?1)";
+        self.change_worker(id, before, [id])?;
+        let session = "INSERT INTO cf_worker_session \
+             (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id, \
+             trouble, environments) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8, ?9) \
+             ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
+             capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
+             user_id = ?7, trouble = ?8, environments = ?9";
+        let parameters = params![
+            id,
+            worker.hostname,
+            worker.pid,
+            names,
+            worker.slots,
+            now_ms,
+            worker.user_id,
+            worker.trouble,
+            environments
+        ];
+        self.change_worker(id, session, parameters)?;
+        let node = "INSERT INTO cf_worker_node \
+             (hostname, pid, started_at, last_heartbeat, status) \
+             VALUES (?1, ?2, ?3, ?3, 'ONLINE') ON CONFLICT (hostname, pid) DO UPDATE SET \
+             last_heartbeat = ?3, status = 'ONLINE'";
+        let pid = worker.pid.unwrap_or(0);
+        let parameters = params![worker.hostname, pid, format_time(now_ms)];
+        self.change_worker(id, node, parameters)
     }
 
     /// Any peer that may connect can invent IDs, so only so many of the workers that are offline
@@ -129,14 +120,13 @@ impl Turn<'_> {
                  LIMIT ?1)",
             ),
         ] {
-            let mut statement = self
+            let known: i64 = self
                 .transaction
-                .prepare_cached(&format!("SELECT count(*) FROM {table}"))?;
-            let known: i64 = statement.query_row([], |row| row.get(0))?;
+                .prepare_cached(&format!("SELECT count(*) FROM {table}"))?
+                .query_row([], |row| row.get(0))?;
             if known > limits::WORKER_SESSIONS_MAX {
                 let excess = known - limits::WORKER_SESSIONS_MAX * 9 / 10;
-                let mut statement = self.transaction.prepare_cached(script)?;
-                statement.execute([excess])?;
+                self.change_rows(script, [excess])?;
             }
         }
         Ok(())
@@ -144,44 +134,31 @@ impl Turn<'_> {
 
     /// Workers are still there.
     pub fn touch_workers(&mut self, worker_ids: &[String], now_ms: i64) -> Result<(), Error> {
-        let mut statement = self.transaction.prepare_cached(
-            "UPDATE cf_worker_session SET last_seen_ms = ?2 WHERE worker_id = ?1",
-        )?;
+        let touch = "UPDATE cf_worker_session SET last_seen_ms = ?2 WHERE worker_id = ?1";
         for worker_id in worker_ids {
-            statement.execute(params![worker_id, now_ms])?;
+            self.change_worker(worker_id, touch, params![worker_id, now_ms])?;
         }
         Ok(())
     }
 
     /// A worker is gone.
     pub fn worker_offline(&mut self, worker_id: &str, now_ms: i64) -> Result<(), Error> {
-        self.transaction
-            .prepare_cached(
-                "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2 \
-                 WHERE worker_id = ?1",
-            )?
-            .execute(params![worker_id, now_ms])?;
-        self.transaction
-            .prepare_cached(
-                "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?2 \
-                 WHERE (hostname, pid) IN (SELECT hostname, coalesce(pid, 0) \
-                 FROM cf_worker_session WHERE worker_id = ?1)",
-            )?
-            .execute(params![worker_id, format_time(now_ms)])?;
-        Ok(())
+        let session = "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2 \
+             WHERE worker_id = ?1";
+        self.change_worker(worker_id, session, params![worker_id, now_ms])?;
+        let node = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?2 \
+             WHERE (hostname, pid) IN (SELECT hostname, coalesce(pid, 0) \
+             FROM cf_worker_session WHERE worker_id = ?1)";
+        self.change_worker(worker_id, node, params![worker_id, format_time(now_ms)])
     }
 
     /// Nobody is there: a sentinel has just started.
     pub fn all_workers_offline(&mut self, now_ms: i64) -> Result<(), Error> {
-        self.transaction.execute(
-            "UPDATE cf_worker_session SET status = 'OFFLINE' WHERE status = 'ONLINE'",
-            [],
-        )?;
-        self.transaction.execute(
-            "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?1 \
-             WHERE status = 'ONLINE'",
-            [format_time(now_ms)],
-        )?;
+        let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE' WHERE status = 'ONLINE'";
+        self.change_rows(sessions, [])?;
+        let nodes = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?1 \
+             WHERE status = 'ONLINE'";
+        self.change_rows(nodes, [format_time(now_ms)])?;
         Ok(())
     }
 }

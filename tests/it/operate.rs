@@ -351,6 +351,17 @@ fn attempts_workers_and_retries_are_shown() {
         line.ends_with("3  retry at 2099-01-02 03:04:05: worker w was lost"),
         "{jobs}"
     );
+    // As a later `casparian run` leaves it.
+    sql(&database, "UPDATE cf_processing_queue SET next_run = NULL");
+    let why = "set aside by a later casparian run; submit it again, or set status to QUEUED";
+    let jobs = casparian_ok(&["jobs", "-d", text]);
+    assert!(jobs.lines().nth(1).unwrap().contains(why), "{jobs}");
+    let id = jobs.lines().nth(1).unwrap().split_whitespace().next();
+    let detail = casparian_ok(&["job", id.unwrap(), "-d", text, "--json"]);
+    let detail: serde_json::Value = serde_json::from_str(&detail).unwrap();
+    assert_eq!(detail["waiting_for"], why, "{detail}");
+    let detail = casparian_ok(&["job", id.unwrap(), "-d", text]);
+    assert!(detail.contains(why), "{detail}");
 }
 
 #[test]

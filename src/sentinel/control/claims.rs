@@ -188,7 +188,7 @@ fn part<'a>(
     parts: &'a mut BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
     plugin: &Arc<Plugin>,
 ) -> &'a DispatchPart {
-    if parts.len() >= limits::QUEUED_PLUGINS_MAX && !parts.contains_key(&plugin.name) {
+    if parts.len() >= limits::PLUGINS_CACHED_MAX && !parts.contains_key(&plugin.name) {
         parts.clear();
     }
     let entry = parts

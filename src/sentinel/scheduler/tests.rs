@@ -79,9 +79,13 @@ impl Scene {
     }
 
     fn identify(&mut self) {
+        self.introduce(&["*"]);
+    }
+
+    fn introduce(&mut self, capabilities: &[&str]) {
         self.sequence += 1;
         let identify = Identify {
-            capabilities: vec!["*".into()],
+            capabilities: capabilities.iter().map(|name| (*name).into()).collect(),
             worker_id: Some("w".into()),
             slots: Some(2),
             running: Some(vec![]),
@@ -255,4 +259,98 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
         let passed = given_up_at(&mut scene);
         assert!((10..=12).contains(&passed), "{lease_ms}: {passed}");
     }
+}
+
+/// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
+/// with a job.
+fn behind_others(others: &str) -> Scene {
+    let mut scene = Scene::new();
+    let mut store = Store::open(&scene.dir.path().join("q.db"), Open::Existing).unwrap();
+    let mut turn = store.begin().unwrap();
+    let deploy = store::Deploy {
+        plugin_name: "p",
+        version: None,
+        source_code: "class Handler: pass",
+        lockfile_content: "",
+        sinks: &[],
+    };
+    turn.deploy(&deploy, 1).unwrap();
+    let file = turn.register_file("/data", "a", 1, 0.0, "h", 1).unwrap();
+    turn.commit().unwrap();
+    scene.sql(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+         SELECT {0}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
+         INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
+         VALUES (99999, {0}, 'p', 'QUEUED')",
+        file.version_id
+    ));
+    let (now, at) = scene.now();
+    // The sentinel has looked at the queue before its worker comes.
+    scene.scheduler.as_mut().unwrap().iterate(now, &at);
+    scene
+}
+
+impl Scene {
+    /// Iterations without a pause until nothing is due at once; gives how many.
+    fn settle(&mut self) -> usize {
+        let (now, at) = self.now();
+        for count in 1..100 {
+            let scheduler = self.scheduler.as_mut().unwrap();
+            scheduler.iterate(now, &at);
+            if scheduler.poll_timeout(now).is_none_or(|at| at > now) {
+                return count;
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    fn status(&self, job_id: i64) -> String {
+        self.text(&format!(
+            "SELECT status FROM cf_processing_queue WHERE id = {job_id}"
+        ))
+    }
+}
+
+#[test]
+fn plugins_that_cannot_run_do_not_stall_those_behind_them() {
+    let deployed = "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, \
+         source_hash, status) SELECT plugin_name, '1', 'x', plugin_name, 'ACTIVE' \
+         FROM cf_processing_queue";
+    for others in ["SELECT 1", deployed] {
+        let mut scene = behind_others(others);
+        scene.introduce(&["p", "q"]);
+        let count = scene.settle();
+        assert_eq!(scene.status(99_999), "RUNNING", "{others}");
+        assert!(count < 30, "{count}");
+        // Nothing has changed: nothing is looked at until the next look.
+        assert_eq!(scene.settle(), 1, "{others}");
+        // A name in front, and one that is deployed behind.
+        scene.seconds += 1;
+        scene.sql("UPDATE cf_processing_queue SET plugin_name = 'p' WHERE id = 7");
+        scene.settle();
+        assert_eq!(scene.status(7), "RUNNING", "{others}");
+    }
+}
+
+#[test]
+fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
+    let mut scene = behind_others("SELECT 1");
+    scene.sql(
+        "UPDATE cf_processing_queue SET plugin_name = 'p', priority = 5 WHERE id <= 600; \
+         CREATE TRIGGER theirs AFTER UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
+         BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+    );
+    scene.introduce(&["p"]);
+    scene.seconds += 1;
+    scene.settle();
+    assert_eq!(scene.status(99_999), "RUNNING");
+    assert_eq!(scene.text("SELECT worker_id FROM cf_worker_session"), "w");
+    // They are tried again after a while.
+    scene.sql("DROP TRIGGER theirs");
+    scene.seconds += 11;
+    scene.introduce(&["p"]);
+    scene.settle();
+    let running = "SELECT '' || count(*) FROM cf_processing_queue WHERE status = 'RUNNING'";
+    assert_eq!(scene.text(running), "2", "as many as there are slots");
 }

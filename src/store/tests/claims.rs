@@ -8,11 +8,22 @@ fn jobs_come_by_priority_then_id_over_all_plugins_and_only_capable_ones() {
     let b = scene.enqueue("q", 5);
     let c = scene.enqueue("p", 5);
     let d = scene.enqueue("other", 100);
-    assert_eq!(
-        scene.store.queued_plugins(10, DAY_MS).unwrap(),
-        ["other", "p", "q"]
-    );
-    assert_eq!(scene.store.queued_plugins(2, DAY_MS).unwrap().len(), 2);
+    // Each look goes on behind the one before, and begins anew after the last name.
+    for (limit, names, is_end) in [
+        (10, &["other", "p", "q"][..], true),
+        (2, &["other", "p"], false),
+        (2, &["q"], true),
+        (1, &["other"], false),
+    ] {
+        let found = scene.store.queued_plugins(limit, DAY_MS).unwrap();
+        assert_eq!(
+            (
+                found.names.iter().map(String::as_str).collect::<Vec<_>>(),
+                found.is_end
+            ),
+            (names.to_vec(), is_end)
+        );
+    }
     assert_eq!(ids(&scene.claim(&["p", "q", "other"], 2)), [b, c]);
     assert_eq!(ids(&scene.claim(&["p", "q"], 10)), [a]);
     assert_eq!(scene.status(d), "QUEUED", "not deployed: it waits");

@@ -1,5 +1,39 @@
 use super::*;
 
+/// Another program sets a row back to an attempt that the history knows.
+#[test]
+fn attempts_count_on_from_the_last_one_that_is_known() {
+    let history = "INSERT INTO cf_job_attempt (job_id, attempt, status) VALUES (1, ";
+    for (set_back, want) in [
+        ("SELECT 1".to_owned(), 4),
+        (format!("{history} 9, 'FAILED')"), 10),
+        // What makes no sense as a number does not count.
+        (format!("{history} 'x', 'FAILED')"), 4),
+        (format!("{history} 9 << 32, 'FAILED')"), 4),
+        (format!("{history} {}, 'FAILED')", i64::MAX), 4),
+        (format!("{history} -5, 'FAILED')"), 4),
+        ("DELETE FROM cf_job_attempt".to_owned(), 1),
+    ] {
+        let mut scene = Scene::new();
+        scene.enqueue("p", 0);
+        for _ in 0..3 {
+            let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+            scene.report("w", attempt, &success(&["file:///a"]), 0);
+            scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        }
+        scene.sql(&format!(
+            "{set_back}; UPDATE cf_processing_queue SET attempt = 0"
+        ));
+        let job = scene.claim(&["p"], 1).jobs.remove(0);
+        assert_eq!(job.attempt, Attempt::new(1, want), "{set_back}");
+        if want > 1 {
+            let numbers: Vec<i64> = job.history.past.iter().map(|past| past.number).collect();
+            assert!(numbers.ends_with(&[3]) || want == 10, "{numbers:?}");
+            assert!(!numbers.contains(&0), "{numbers:?}");
+        }
+    }
+}
+
 #[test]
 fn only_the_holder_of_the_attempt_ends_a_job() {
     let mut scene = Scene::new();

@@ -54,6 +54,64 @@ fn a_database_that_is_removed_or_replaced_is_noticed() {
     assert!(error.contains("replaced by another file"), "{error}");
 }
 
+#[test]
+fn a_wal_that_is_removed_or_replaced_is_noticed() {
+    for (suffix, names) in [("-wal", "its -wal file"), ("-shm", "its -shm file")] {
+        for replaced in [false, true] {
+            let scene = Scene::new();
+            // Other connections, and what they checkpoint, change nothing.
+            scene.sql("PRAGMA wal_checkpoint(TRUNCATE)");
+            scene.store.check_identity().unwrap();
+            let mut path = scene.path().into_os_string();
+            path.push(suffix);
+            let kept = std::fs::read(&path).unwrap();
+            // Another file that stands beside it has another inode.
+            std::fs::rename(&path, scene.dir.path().join("away")).unwrap();
+            if replaced {
+                std::fs::write(&path, kept).unwrap();
+            }
+            let error = scene.store.check_identity().unwrap_err();
+            assert!(matches!(error, Error::Replaced { .. }), "{error}");
+            assert!(error.to_string().contains(names), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_leads_to_a_database_is_checked_by_what_it_leads_to() {
+    let scene = Scene::new();
+    let link = scene.dir.path().join("link");
+    std::os::unix::fs::symlink(scene.path(), &link).unwrap();
+    let store = Store::open(&link, Open::Existing).unwrap();
+    store.check_identity().unwrap();
+}
+
+#[test]
+fn files_beside_a_database_that_are_no_regular_files_are_named() {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let scene = Scene::new();
+        let path = scene.path();
+        drop(scene.store);
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        let beside = PathBuf::from(name);
+        let _ = std::fs::remove_file(&beside);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &beside, rustix::fs::Mode::RWXU).unwrap();
+        let errors = [
+            Store::open(&path, Open::Existing).map(drop).unwrap_err(),
+            Inspector::open(&path).map(drop).unwrap_err(),
+        ];
+        for error in errors {
+            let error = error.to_string();
+            let named = beside.to_str().unwrap();
+            assert!(
+                error.contains(named) && error.contains("regular"),
+                "{error}"
+            );
+        }
+    }
+}
+
 /// The attempt of the newest row that a program inserts under an ID.
 fn inserted(scene: &Scene, verb: &str, id: &str) -> Attempt {
     scene.sql(&format!(

@@ -6,7 +6,7 @@ use super::*;
 fn claim_all(scene: &mut Scene) -> (Claimed, usize) {
     let mut all = Claimed::default();
     for calls in 1.. {
-        let plugins = scene.store.queued_plugins(100, DAY_MS).unwrap();
+        let plugins = scene.store.queued_plugins(100, DAY_MS).unwrap().names;
         let names: Vec<&str> = plugins.iter().map(String::as_str).collect();
         let claimed = scene.claim(&names, 100);
         let is_done = claimed.jobs.is_empty() && !claimed.more;
@@ -156,6 +156,29 @@ const CASES: &[(&str, &str, &str)] = &[
         "cf_plugin_manifest SET env_hash = 'nowhere' WHERE plugin_name = 'p'",
         "QUEUED",
         "cf_plugin_environment",
+    ),
+    (
+        "cf_plugin_environment SET hash = 'h1'; \
+         UPDATE cf_plugin_manifest SET env_hash = 'h1' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash of row 2 is \"h1\", expected the SHA-256",
+    ),
+    (
+        "cf_plugin_environment SET hash = '../../x'; \
+         UPDATE cf_plugin_manifest SET env_hash = '../../x' WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash of row 2 is \"../../x\"",
+    ),
+    (
+        "cf_plugin_environment SET hash = upper(hash); \
+         UPDATE cf_plugin_manifest SET env_hash = upper(env_hash) WHERE plugin_name = 'p'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash",
+    ),
+    (
+        "cf_plugin_environment SET lockfile_content = lockfile_content || '2'",
+        "QUEUED",
+        "cf_plugin_manifest.env_hash",
     ),
     (
         "cf_plugin_manifest SET artifact_hash = x'00' WHERE plugin_name = 'p'",
@@ -338,10 +361,8 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
     );
     let queued = "SELECT count(*) FROM cf_processing_queue WHERE status = 'QUEUED'";
     for want in [500, 0] {
-        assert_eq!(
-            scene.store.queued_plugins(9, DAY_MS).unwrap(),
-            Vec::<String>::new()
-        );
+        let found = scene.store.queued_plugins(9, DAY_MS).unwrap();
+        assert_eq!((found.names.len(), found.is_end), (0, want == 0));
         assert_eq!(scene.text(queued), format!("Integer({want})"));
     }
 }
@@ -421,4 +442,208 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
     assert_eq!(scene.wake(&now(60_000)), 2);
     let statuses = [1, 2, 3].map(|id| scene.status(id));
     assert_eq!(statuses, ["QUEUED", "PENDING", "QUEUED"]);
+}
+
+/// In UTF-16 a text may hold half of a surrogate pair, which UTF-8 cannot say.
+#[test]
+fn a_name_that_utf_8_cannot_say_does_not_stall_those_behind_it() {
+    for (encoding, halves) in [
+        ("UTF-16le", ["00d8", "00d86100", "ffdf", "61"]),
+        ("UTF-16be", ["d800", "d8000061", "dfff", "61"]),
+        ("UTF-8", ["eda080", "eda08061", "edbfbf", "00ff"]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("q.db");
+        let other = Connection::open(&path).unwrap();
+        let empty = format!("PRAGMA encoding = '{encoding}'; CREATE TABLE t (x); DROP TABLE t");
+        other.execute_batch(&empty).unwrap();
+        drop(other);
+        let store = Store::open(&path, Open::Existing).unwrap();
+        let mut scene = Scene { dir, store };
+        let names = ["\u{1}", "p", "z", "\u{fffd}", "\u{ffff}"];
+        for name in names {
+            scene.deploy(name, &format!("class Handler: name = {name:?}"));
+            scene.enqueue(name, 0);
+        }
+        for half in halves {
+            scene.sql(&format!(
+                "INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+                 VALUES (1, CAST(x'{half}' AS TEXT), 'QUEUED')"
+            ));
+        }
+        for limit in [100, 1] {
+            let mut found = Vec::new();
+            for calls in 0.. {
+                let next = scene.store.queued_plugins(limit, DAY_MS).unwrap();
+                found.extend(next.names);
+                assert!(calls < 20, "{encoding}: {found:?}");
+                if next.is_end {
+                    break;
+                }
+            }
+            for name in names {
+                let count = found.iter().filter(|found| *found == name).count();
+                assert_eq!(count, 1, "{encoding}: {name:?} in {found:?}");
+            }
+        }
+        let (claimed, _) = claim_all(&mut scene);
+        assert_eq!(claimed.jobs.len(), names.len(), "{encoding}");
+    }
+}
+
+/// What other programs may have put into the schema, that fails while row 1 is changed.
+const CODE: [&str; 10] = [
+    "TRIGGER t BEFORE UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(ABORT, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(FAIL, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT RAISE(ROLLBACK, 'no'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT abs(-9223372036854775808); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT json_extract('hello', '$.x'); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN SELECT length(zeroblob(2000000000)); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN INSERT INTO cf_job_attempt (job_id, attempt) VALUES (1 / 0, 1); END",
+    "TRIGGER t AFTER UPDATE ON {q} WHEN OLD.id = 1 BEGIN INSERT INTO cf_source_root (id, path) VALUES ('x', 'y'); END",
+    "INDEX t ON {q} (abs(iif(status = 'QUEUED', 1, -9223372036854775808))) WHERE id = 1",
+    "UNIQUE INDEX t ON {q} (status) WHERE id = 1 OR id = 3 AND status <> 'QUEUED'",
+];
+
+#[test]
+fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
+    for code in CODE {
+        let mut scene = Scene::new();
+        for _ in 0..3 {
+            scene.enqueue("p", 0);
+        }
+        // Of the index that two rows share, the other one has been changed.
+        if code.starts_with("UNIQUE") {
+            scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING' WHERE id = 3");
+        }
+        scene.sql(&format!(
+            "CREATE {}",
+            code.replace("{q}", "cf_processing_queue")
+        ));
+        let mut jobs = Vec::new();
+        for _ in 0..3 {
+            jobs.extend(ids(&scene.try_claim("p")));
+        }
+        assert!(jobs.contains(&2) && !jobs.contains(&1), "{code}: {jobs:?}");
+        let status = scene.status(1);
+        assert!(["QUEUED", "FAILED"].contains(&status.as_str()), "{code}");
+        let attempt = scene.text("SELECT attempt FROM cf_processing_queue WHERE id = 1");
+        assert_eq!(attempt, "Integer(0)", "{code}: it was changed");
+    }
+}
+
+#[test]
+fn code_in_the_schema_that_fails_keeps_no_other_end_and_no_worker_from_the_database() {
+    for code in CODE {
+        let mut scene = Scene::new();
+        for _ in 0..3 {
+            scene.enqueue("p", 0);
+        }
+        let claimed = scene.claim(&["p"], 3);
+        if code.starts_with("UNIQUE") {
+            continue;
+        }
+        let code = code.replace("'QUEUED'", "'RUNNING'");
+        scene.sql(&format!(
+            "CREATE {}; CREATE TRIGGER w BEFORE INSERT ON cf_worker_session \
+             WHEN NEW.worker_id = 'w1' BEGIN SELECT {}; END",
+            code.replace("{q}", "cf_processing_queue"),
+            match code.contains("ROLLBACK") {
+                true => "RAISE(ROLLBACK, 'no')",
+                false => "abs(-9223372036854775808)",
+            }
+        ));
+        let mut tries = 0;
+        let ends = loop {
+            tries += 1;
+            match scene.try_end(&claimed) {
+                Err(Error::RolledBack { .. }) if tries < 9 => {}
+                ends => break ends.unwrap(),
+            }
+        };
+        let want = [Ended::Stale, Ended::Completed, Ended::Completed];
+        assert_eq!(ends, want, "{code}");
+        assert_eq!(scene.status(1), "RUNNING", "{code}");
+        let workers = scene.store.workers().unwrap();
+        let workers: Vec<&str> = workers.iter().map(|one| one.worker_id.as_str()).collect();
+        assert_eq!(workers, ["w2"], "{code}");
+    }
+}
+
+impl Scene {
+    /// A claim, until no row rolls it back.
+    fn try_claim(&mut self, plugin: &str) -> Claimed {
+        for _ in 0..9 {
+            let plugins = [plugin.to_owned()];
+            let claim = Claim {
+                worker_id: "w",
+                hostname: "host",
+                pid: None,
+                plugins: &plugins,
+                limit: 9,
+                is_idle: true,
+                lease_until_ms: 0,
+            };
+            let mut turn = self.store.begin().unwrap();
+            match turn.claim(&claim, DAY_MS) {
+                Err(Error::RolledBack { .. }) => continue,
+                claimed => {
+                    turn.commit().unwrap();
+                    return claimed.unwrap();
+                }
+            }
+        }
+        panic!("it is rolled back again and again");
+    }
+
+    /// Two workers come, and all claimed jobs are done.
+    fn try_end(&mut self, claimed: &Claimed) -> Result<Vec<Ended>, Error> {
+        let mut turn = self.store.begin()?;
+        for worker_id in ["w1", "w2"] {
+            let worker = WorkerSession {
+                worker_id: worker_id.into(),
+                user_id: None,
+                hostname: worker_id.into(),
+                pid: Some(1),
+                capabilities: vec![],
+                slots: 1,
+                trouble: None,
+                environments: Default::default(),
+            };
+            turn.save_worker(&worker, DAY_MS)?;
+        }
+        let receipt = success(&[]);
+        let mut ends = Vec::new();
+        for job in &claimed.jobs {
+            let completion = Completion {
+                attempt: job.attempt,
+                worker_id: "w",
+                receipt: &receipt,
+                retries_max: 3,
+            };
+            ends.push(turn.complete(&completion, &now(0))?);
+        }
+        turn.commit()?;
+        Ok(ends)
+    }
+}
+
+#[test]
+fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
+    let mut scene = Scene::new();
+    let good = scene.enqueue("p", 0);
+    scene.sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
+         SELECT 1, 'p', 'QUEUED', 5 FROM n; \
+         CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
+         BEGIN SELECT RAISE(ABORT, 'no'); END",
+    );
+    let jobs: Vec<i64> = (0..4).flat_map(|_| ids(&scene.claim(&["p"], 2))).collect();
+    assert_eq!(jobs, [good]);
+    // They are tried again when somebody asks for it.
+    scene.sql("DROP TRIGGER theirs");
+    assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
+    assert!(scene.store.forgive());
+    assert_eq!(scene.claim(&["p"], 2).jobs.len(), 2);
 }

@@ -12,8 +12,8 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
     let number = Value::Integer;
     let start = || vec![text("this-start"), number(1), number(10)];
     let mut hot = vec![
-        (queue::NEXT_PLUGIN_QUERY, vec![text("")]),
-        (queue::NEXT_PLUGIN_QUERY, vec![text("p")]),
+        (queue::NEXT_PLUGIN_QUERY, vec![Value::Blob(vec![])]),
+        (queue::NEXT_PLUGIN_QUERY, vec![Value::Blob(b"p".to_vec())]),
         (queue::RUNNING_QUERY, vec![number(10)]),
         (holds::HELD_QUERY, vec![number(1), number(1), text("w")]),
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
@@ -43,6 +43,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (sinks::SINKS_QUERY, vec![text("p"), number(10)]),
         (catalogue::ROOT_QUERY, vec![text("/data"), text("/data/")]),
         (retry::DUE_QUERY, start()),
+        (retry::WAKE, vec![number(150)]),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
         (claim::HISTORY_QUERY, vec![number(1), number(9), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),

@@ -156,7 +156,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
     store.check_identity().unwrap();
     store.workers().unwrap();
     let running = store.running().unwrap();
-    let waiting = store.queued_plugins(100, DAY_MS).unwrap();
+    let waiting = store.queued_plugins(100, DAY_MS).unwrap().names;
     store.next_due_boot_ms(&now(0)).unwrap();
     let mut turn = store.begin().unwrap();
     turn.all_workers_offline(DAY_MS).unwrap();

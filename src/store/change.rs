@@ -1,0 +1,171 @@
+//! Statements that change rows. Code that another program has put into the schema (triggers,
+//! constraints, expressions of indexes) may refuse such a change, or fail at it: that costs the
+//! row alone. Failures of the database itself (locked, full, damaged, I/O) are errors.
+//!
+//! Each statement runs in a savepoint, because `RAISE(FAIL)` keeps what was changed before it. What
+//! has rolled the whole transaction back ends the [`Turn`] with [`Error::RolledBack`]; when it is
+//! done again the row is passed over, until [`Store::forgive`].
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::{ErrorCode, Params, ffi};
+
+use super::{Error, Store, Turn};
+use crate::limits;
+
+/// Rows that are not tried again for now.
+#[derive(Debug, Default)]
+pub(super) struct Refused {
+    /// How often changes of a job's row were refused.
+    jobs: HashMap<i64, u32>,
+    workers: HashSet<String>,
+}
+
+impl Refused {
+    /// Jobs that are counted.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// The claim of a job was refused: at most its end is tried.
+    pub(super) fn is_noted(&self, job_id: i64) -> bool {
+        self.jobs.contains_key(&job_id)
+    }
+
+    /// No change of a job's row is tried.
+    pub(super) fn is_given_up(&self, job_id: i64) -> bool {
+        self.jobs.get(&job_id).is_some_and(|times| *times > 1)
+    }
+
+    /// Neither the claim nor the end of a job is possible.
+    pub(super) fn give_up(&mut self, job_id: i64) {
+        self.make_room();
+        self.jobs.insert(job_id, 2);
+    }
+
+    fn make_room(&mut self) {
+        if self.jobs.len() + self.workers.len() >= limits::REFUSED_ROWS_MAX {
+            *self = Refused::default();
+        }
+    }
+}
+
+/// What became of a statement.
+enum Done {
+    Changed(usize),
+    Refused,
+    RolledBack,
+}
+
+impl Store {
+    /// Rows whose changes were refused are tried again. Gives whether there were any.
+    pub fn forgive(&mut self) -> bool {
+        let refused = std::mem::take(&mut self.refused);
+        !refused.jobs.is_empty() || !refused.workers.is_empty()
+    }
+}
+
+impl Turn<'_> {
+    /// Changes a job's row, or one that belongs to it; gives how many rows, and none when code in
+    /// the schema refused it.
+    pub(super) fn change_job(
+        &mut self,
+        job_id: i64,
+        sql: &str,
+        parameters: impl Params,
+    ) -> Result<Option<usize>, Error> {
+        if self.refused.is_given_up(job_id) {
+            return Ok(None);
+        }
+        match self.change(sql, parameters)? {
+            Done::Changed(rows) => Ok(Some(rows)),
+            Done::Refused => Ok(None),
+            Done::RolledBack => {
+                self.refused.make_room();
+                *self.refused.jobs.entry(job_id).or_default() += 1;
+                Err(Error::RolledBack {
+                    row: format!("job {job_id}"),
+                })
+            }
+        }
+    }
+
+    /// Changes rows of a worker. What is refused is logged.
+    pub(super) fn change_worker(
+        &mut self,
+        worker_id: &str,
+        sql: &str,
+        parameters: impl Params,
+    ) -> Result<(), Error> {
+        if self.refused.workers.contains(worker_id) {
+            return Ok(());
+        }
+        match self.change(sql, parameters)? {
+            Done::Changed(_) => {}
+            Done::Refused => {
+                log::warn!("worker {worker_id}: code in the database refuses to record it");
+            }
+            Done::RolledBack => {
+                self.refused.make_room();
+                self.refused.workers.insert(worker_id.to_owned());
+                return Err(Error::RolledBack {
+                    row: format!("worker {worker_id}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes several rows, or none where code in the schema refuses one of them.
+    pub(super) fn change_rows(
+        &mut self,
+        sql: &str,
+        parameters: impl Params,
+    ) -> Result<Option<usize>, Error> {
+        match self.change(sql, parameters)? {
+            Done::Changed(rows) => Ok(Some(rows)),
+            Done::Refused => Ok(None),
+            Done::RolledBack => Err(Error::RolledBack {
+                row: "several rows".to_owned(),
+            }),
+        }
+    }
+
+    fn change(&self, sql: &str, parameters: impl Params) -> Result<Done, Error> {
+        let run = |sql| -> Result<(), Error> {
+            self.transaction.prepare_cached(sql)?.execute([])?;
+            Ok(())
+        };
+        let mut statement = self.transaction.prepare_cached(sql)?;
+        run("SAVEPOINT one_row")?;
+        match statement.execute(parameters) {
+            Ok(rows) => {
+                run("RELEASE one_row")?;
+                Ok(Done::Changed(rows))
+            }
+            Err(error) if !self.is_of_schema(&error, sql) => Err(error.into()),
+            Err(_) if self.transaction.is_autocommit() => Ok(Done::RolledBack),
+            Err(_) => {
+                run("ROLLBACK TO one_row")?;
+                run("RELEASE one_row")?;
+                Ok(Done::Refused)
+            }
+        }
+    }
+
+    /// True when a statement failed because of code in the schema that it ran. A statement that
+    /// cannot be prepared any more fails for every row.
+    fn is_of_schema(&self, error: &rusqlite::Error, sql: &str) -> bool {
+        let rusqlite::Error::SqliteFailure(failure, _) = error else {
+            return false;
+        };
+        match failure.code {
+            ErrorCode::ConstraintViolation => true,
+            ErrorCode::TooBig | ErrorCode::TypeMismatch => true,
+            _ => {
+                failure.extended_code & 0xff == ffi::SQLITE_ERROR
+                    && self.transaction.prepare(sql).is_ok()
+            }
+        }
+    }
+}
