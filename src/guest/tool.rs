@@ -490,7 +490,7 @@ mod tests {
         }
         for floods in ["yes no >&2 & yes no", "setsid yes no >&2"] {
             let reason = fails(&format!("yes no | head -20; {floods} & exit 3"));
-            let lines = vec!["no"; limits::TOOL_LINES_KEPT].join("\n");
+            let lines = ["no"; limits::TOOL_LINES_KEPT].join("\n");
             assert_eq!(reason, format!("sh failed: {lines}"), "{floods}");
         }
         // Nobody reads on: the pipe is closed.
