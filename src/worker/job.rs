@@ -1,7 +1,7 @@
 //! One running job's resources: its plugin process, its socket, its writer.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use mio::net::{UnixListener, UnixStream};
@@ -201,13 +201,11 @@ impl Run {
         self.wants_read() || self.logs_pending || self.accepts_pending
     }
 
-    /// Takes the process's connection. One from outside its process group is another's and is
-    /// closed.
+    /// Takes the process's connection. One of any other process is closed.
     pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
         let Guest::Running(process) = &self.guest else {
             return;
         };
-        let group = process.id();
         self.accepts_pending = false;
         for _ in 0..limits::BRIDGE_ACCEPTS_PER_CALL {
             let Some(listener) = &self.listener else {
@@ -221,7 +219,7 @@ impl Run {
                     return;
                 }
             };
-            if !is_of_group(&stream, group) {
+            if !is_by(&stream, process) {
                 log::warn!(
                     "job {}: a stranger connected to its bridge",
                     self.order.job.attempt.job_id
@@ -412,13 +410,9 @@ impl Run {
     }
 }
 
-/// Whether the process at the other end belongs to a process group.
-fn is_of_group(stream: &UnixStream, group: i32) -> bool {
-    // The descriptor lives as long as `stream`.
-    let fd: BorrowedFd<'_> = std::os::fd::AsFd::as_fd(stream);
-    rustix::net::sockopt::socket_peercred(fd).is_ok_and(|peer| {
-        peer.pid.as_raw_nonzero().get() == group
-            || rustix::process::getpgid(Some(peer.pid))
-                .is_ok_and(|theirs| theirs.as_raw_nonzero().get() == group)
-    })
+/// True for a connection that the process itself has opened. Its children, and processes that
+/// joined its group, do not speak for the job.
+fn is_by(stream: &UnixStream, process: &Process) -> bool {
+    let peer = rustix::net::sockopt::socket_peercred(stream);
+    peer.is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == process.id())
 }

@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-mod crafted;
 mod crash;
 mod curve;
 mod deadlines;

@@ -1,0 +1,10 @@
+//! Attacks: a plugin, a peer, a local user, a folder or a row that wants more than is its own, on
+//! the built programs. One file a theme.
+
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+#[path = "../it/common.rs"]
+mod common;
+mod folders;
+mod processes;
