@@ -38,6 +38,10 @@ import threading
 import traceback
 import types
 
+# A plugin may change builtins and modules: what is needed after it has run is kept here.
+from builtins import *
+from os import _exit, getpid
+
 FAILURE = 0xFFFFFFFF
 # Octets of Arrow data a frame: bounds what the worker holds of a job.
 FRAME_OCTETS = 2 << 20
@@ -61,20 +65,20 @@ class Bridge:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)
         # Forked children of the plugin do not speak for the job.
-        self.owner = os.getpid()
+        self.owner = getpid()
         os.register_at_fork(after_in_child=self.socket.close)
         self.rows = 0
         # One frame at a time, whatever thread sends it; none after the end.
         self.lock = threading.Lock()
         self.over = False
-        # The worker has closed the bridge: it knows why.
+        # The worker has closed the bridge: it knows why. A plugin that closes it does not say so.
         self.broken = False
 
     def write(self, *parts):
         try:
             for part in parts:
                 self.socket.sendall(part)
-        except OSError:
+        except (BrokenPipeError, ConnectionResetError):
             self.broken = True
             raise
 
@@ -82,7 +86,7 @@ class Bridge:
         """Sends a table, a record batch or anything that Arrow can take over."""
         if data is None:
             return
-        if os.getpid() != self.owner:
+        if getpid() != self.owner:
             raise RuntimeError("a forked child of the plugin's process cannot publish")
         pa = import_pyarrow()
         if isinstance(data, pa.RecordBatch):
@@ -451,7 +455,7 @@ def report(bridge, error):
 def end_child(bridge, error):
     """Ends a forked child of the plugin that came out of the plugin's code as Python ends a
     process; the job is its parent's."""
-    if os.getpid() == bridge.owner:
+    if getpid() == bridge.owner:
         return
     code = 0 if error is None else 1
     try:
@@ -466,7 +470,7 @@ def end_child(bridge, error):
     except BaseException:
         pass
     finally:
-        os._exit(code & 0xFF)
+        _exit(code & 0xFF)
 
 
 def rss_max_kib():
@@ -524,7 +528,7 @@ def die_with_parent(parent):
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
-        os._exit(1)
+        _exit(1)
 
 
 def pidfd_open(pid):
@@ -617,7 +621,7 @@ class ForkServer:
             job = request["job"]
             if len(fds) != 3:
                 raise ValueError(f"{len(fds)} descriptors instead of 3")
-            parent = os.getpid()
+            parent = getpid()
             pid = os.fork()
             if pid == 0:
                 self.child(request, fds, parent)
@@ -667,7 +671,7 @@ class ForkServer:
                 sys.stdout.flush()
                 sys.stderr.flush()
             finally:
-                os._exit(code)
+                _exit(code)
 
     def reap(self):
         """Reports children that have exited, after their whole group is dead."""
@@ -730,7 +734,7 @@ def main():
     code = run_job()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    _exit(code)
 
 
 if __name__ == "__main__":

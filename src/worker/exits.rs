@@ -46,10 +46,19 @@ impl Worker {
             let event = match self.interpreters.next_event(index, now) {
                 Ok(Some(event)) => event,
                 Ok(None) if has_exited => {
-                    self.warm_lost(index, &warm::Error::Gone.to_string(), now);
+                    self.warm_gone(index, now);
                     return;
                 }
                 Ok(None) => return,
+                // A process closes its descriptors before it has exited, which is seen as well.
+                Err(warm::Error::Gone) if !self.interpreters.has_exited(index) => {
+                    self.interpreters.handle_closed(index, now);
+                    return;
+                }
+                Err(warm::Error::Gone) => {
+                    self.warm_gone(index, now);
+                    return;
+                }
                 Err(error) => {
                     self.warm_lost(index, &error.to_string(), now);
                     return;
@@ -127,6 +136,15 @@ impl Worker {
         runs.filter(|run| !matches!(run.guest, Guest::None))
             .filter_map(|run| run.interpreter)
             .collect()
+    }
+
+    /// A warm interpreter has died.
+    pub(super) fn warm_gone(&mut self, index: usize, now: BootTime) -> Failure {
+        let reason = match self.interpreters.exit(index) {
+            Some(exit) => format!("{}: {exit}", warm::Error::Gone),
+            None => warm::Error::Gone.to_string(),
+        };
+        self.warm_lost(index, &reason, now)
     }
 
     /// A warm interpreter has exited or does not answer. Its children go with it; those whose own

@@ -235,8 +235,7 @@ impl Worker {
             match self.interpreters.request(index, serial, job, now) {
                 Ok(pipes) => return Ok((index, pipes)),
                 Err(warm::Error::Gone) => {
-                    let reason = warm::Error::Gone.to_string();
-                    let failure = self.warm_lost(index, &reason, now);
+                    let failure = self.warm_gone(index, now);
                     if std::mem::replace(&mut replaced, true) {
                         return Err(failure);
                     }

@@ -16,10 +16,10 @@ use mio::unix::SourceFd;
 use super::serve::WARM;
 use super::slot::Failure;
 use super::watchdog::{Order, Watchdog};
-use crate::guest::Job;
 use crate::guest::environment::Environment;
 use crate::guest::process::{Pipes, Process};
 use crate::guest::warm::{self, Warm, WarmEvent};
+use crate::guest::{Exit, Job};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::{BootTime, token};
@@ -165,6 +165,20 @@ impl Interpreters {
     pub(super) fn has_exited(&self, index: usize) -> bool {
         let interpreter = self.table.get(index).and_then(Option::as_ref);
         interpreter.is_some_and(|found| found.warm.process().has_exited())
+    }
+
+    /// How an interpreter has ended that is not reaped; none while that is not known.
+    pub(super) fn exit(&self, index: usize) -> Option<Exit> {
+        let interpreter = self.table.get(index).and_then(Option::as_ref)?;
+        let process = interpreter.warm.process();
+        process.has_exited().then(|| process.unreaped_exit())?
+    }
+
+    /// An interpreter has closed its socket and will exit, or be given up.
+    pub(super) fn handle_closed(&mut self, index: usize, now: BootTime) {
+        if let Some(interpreter) = self.at(index) {
+            interpreter.watchdog.handle_closed(now);
+        }
     }
 
     /// Takes one message of an interpreter; none when there is none now.

@@ -69,6 +69,13 @@ impl Watchdog {
         }
     }
 
+    /// Nothing will come any more. Its process is exiting, which takes a moment.
+    pub(super) fn handle_closed(&mut self, now: BootTime) {
+        if !std::mem::replace(&mut self.reprieved, true) {
+            self.deadline = Some(now + limits::WARM_REPRIEVE);
+        }
+    }
+
     fn heard(&mut self, now: BootTime) {
         self.reprieved = false;
         self.deadline = (self.unanswered > 0).then(|| now + limits::WARM_ANSWER_TIMEOUT);
@@ -146,6 +153,21 @@ mod tests {
         idle.handle_ready(now);
         assert_eq!(given_up_after(&mut idle, now, false), None);
         assert_eq!(idle.poll_timeout(false), None);
+    }
+
+    #[test]
+    fn one_that_is_closed_gets_a_moment_to_exit() {
+        let now = BootTime::default();
+        for is_ready in [false, true] {
+            let mut watchdog = Watchdog::new(START, now);
+            if is_ready {
+                watchdog.handle_ready(now);
+            }
+            watchdog.handle_closed(now);
+            // Seen again, it does not get more.
+            watchdog.handle_closed(now + Duration::from_secs(1));
+            assert_eq!(given_up_after(&mut watchdog, now, true), Some(2));
+        }
     }
 
     #[test]

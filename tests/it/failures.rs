@@ -137,6 +137,12 @@ const EXCEPTIONS: &[(&str, &str, &str, &[&str])] = &[
         &[],
     ),
     (
+        "no_builtins",
+        "import builtins, sys\nerror = ValueError('still told')\nspace = vars(builtins)\nfor name in [name for name in space if name[0] != '_']: space[name] = None\nos.getpid = os._exit = sys.exit = None\nraise error",
+        "ValueError: still told",
+        &[],
+    ),
+    (
         "thread_exits",
         "threading.Thread(target=lambda: os._exit(7)).start()\ntime.sleep(1000)",
         "the plugin's process ended with exit code 7",
@@ -184,6 +190,24 @@ fn every_exception_and_exit_is_told_in_the_first_line() {
                 assert!(text.contains(words), "{start} {name}: {text}");
             }
             assert_eq!(receipt.cause, Some(Cause::Plugin), "{start} {name}");
+        }
+    }
+}
+
+#[test]
+fn an_exception_of_a_plugin_that_closes_its_bridge_is_in_the_log() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        for reuses in ["pass", "while os.open('/dev/null', os.O_RDWR) < 64: pass"] {
+            let body = format!("os.closerange(3, 4096)\n{reuses}\nyield pa.table({{'x': [1]}})");
+            let receipt = rig.run(&body);
+            let line = first_line(&receipt);
+            assert_eq!(
+                line, "the plugin's process ended with exit code 1",
+                "{start}"
+            );
+            let log = receipt.log_tail.unwrap();
+            assert!(log.contains("OSError: [Errno "), "{start} {reuses}: {log}");
         }
     }
 }
@@ -372,16 +396,18 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
             std::fs::set_permissions(python, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
     };
-    let exits = script("#!/bin/sh\nexit 1\n");
+    let exits = script("#!/bin/sh\nexit 7\n");
+    let crashes = script("#!/bin/sh\nkill -SEGV $$\n");
     let no_program = script("not a program");
     let no_execute = |python: &Path| std::fs::write(python, "").unwrap();
     let nothing = |_: &Path| {};
     type Make<'a> = &'a dyn Fn(&Path);
-    let cases: [(&str, Make<'_>); 4] = [
-        ("exits", &exits),
-        ("no program", &no_program),
-        ("may not be executed", &no_execute),
-        ("missing", &nothing),
+    let cases: [(&str, Make<'_>, &str); 5] = [
+        ("exits", &exits, "exit code 7"),
+        ("crashes", &crashes, "signal 11 (SIGSEGV)"),
+        ("no program", &no_program, "cannot start"),
+        ("may not be executed", &no_execute, "cannot start"),
+        ("missing", &nothing, ""),
     ];
     for start in ["warm", "spawn"] {
         let arguments = ["--slots", "2", "--guest-start", start];
@@ -389,17 +415,24 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
             command.env("HOME", dir);
         });
         let input = rig.path("in");
-        for (number, (name, make)) in cases.iter().enumerate() {
+        for (number, (name, make, words)) in cases.iter().enumerate() {
             let hash = number.to_string().repeat(64);
             let bin = rig.path(&format!(".casparian_flow/venvs/{hash}/bin"));
             std::fs::create_dir_all(&bin).unwrap();
             make(&Path::new(&bin).join("python"));
-            for _ in 0..4 {
+            let receipts = [(); 4].map(|()| {
                 let job = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
-                let receipt = rig.dispatcher.receipt(job);
+                rig.dispatcher.receipt(job)
+            });
+            for receipt in &receipts {
                 let cause = Some(Cause::Environment);
                 assert_eq!(receipt.cause, cause, "{start} {name}: {receipt:?}");
             }
+            // One that is asked for a job in the moment of its end has not been reaped.
+            let said = receipts
+                .iter()
+                .any(|found| first_line(found).contains(words));
+            assert!(said, "{start} {name}: {receipts:?}");
         }
     }
 }
