@@ -160,13 +160,17 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often leases are looked at.
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
-/// A sentinel that has not run for so long was stopped or suspended: that time does not count
-/// for leases, because the requests of workers waited meanwhile.
+/// A sentinel that has not run for so long, its own work apart, was stopped or suspended, or its
+/// disk was: that time does not count for leases, because the requests of workers waited meanwhile.
 pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
 /// How often RUNNING rows are compared with what is held, when no other program has committed.
 pub const HOLDS_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// Leases ended per transaction.
 pub const EXPIRED_PER_TURN: usize = 1000;
+/// Held attempts that an iteration compares with their rows, and RUNNING rows with what is held.
+pub const HOLDS_PER_TURN: usize = 1000;
+/// Ends without a receipt that are logged one by one, of those that come together.
+pub const ENDS_LOGGED_MAX: usize = 20;
 /// Ended jobs whose output is brought in line with their rows, per transaction.
 pub const SETTLED_PER_TURN: usize = 64;
 /// Such jobs that workers have at a time: a worker does one after the other.

@@ -38,6 +38,15 @@ impl BootTime {
     }
 }
 
+/// The time that this thread has used a processor.
+pub fn thread_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(used.tv_sec).unwrap_or(0),
+        u32::try_from(used.tv_nsec).unwrap_or(0),
+    )
+}
+
 impl Add<Duration> for BootTime {
     type Output = BootTime;
 

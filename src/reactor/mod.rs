@@ -34,7 +34,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "process")]
-pub use boot_time::BootTime;
+pub use boot_time::{BootTime, thread_time};
 pub use endpoint::{Endpoint, EndpointError};
 pub use lookup::Lookup;
 #[cfg(test)]

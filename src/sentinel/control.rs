@@ -14,7 +14,8 @@
 //!   reported that it does not have it. Connections are no evidence.
 //! - Changes are bounded while the database fails: [`Control::is_full`] stops reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +65,9 @@ pub struct Control {
     contenders: BTreeMap<Vec<u8>, Contender>,
     /// Holds of workers that are not in `workers`, by attempt.
     orphans: BTreeMap<Attempt, Orphan>,
-    /// Attempts whose end is in `changes`.
+    /// Releases of attempts whose leases ran out, for the next transactions.
+    expired: VecDeque<Change>,
+    /// Attempts whose end is in `changes` or `expired`.
     ending: BTreeSet<Attempt>,
     exclusive: Exclusive,
     settling: Settling,
@@ -103,6 +106,7 @@ impl Control {
             routes: BTreeMap::new(),
             contenders: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            expired: VecDeque::new(),
             ending: BTreeSet::new(),
             exclusive: Exclusive::default(),
             settling: Settling::default(),
@@ -134,14 +138,22 @@ impl Control {
         self.workers.values().map(|worker| worker.holds.len()).sum()
     }
 
-    /// Every attempt that is held, with the ID of a worker that is known.
-    pub fn held(&self) -> Vec<(Attempt, Option<String>)> {
+    /// Attempts that are held, above `after` and rising, at most `limit`, with the IDs of workers
+    /// that are known.
+    pub fn held_after(&self, after: Attempt, limit: usize) -> Vec<(Attempt, Option<String>)> {
         let theirs = self.workers.values().flat_map(|worker| {
-            let holds = worker.holds.iter();
-            holds.map(|hold| (hold.attempt, Some(worker.worker_id.clone())))
+            let holds = worker.holds.iter().filter(|hold| hold.attempt > after);
+            holds.map(|hold| (hold.attempt, Some(&worker.worker_id)))
         });
-        let orphans = self.orphans.keys().map(|attempt| (*attempt, None));
-        theirs.chain(orphans).collect()
+        let above = (Bound::Excluded(after), Bound::Unbounded);
+        let orphans = self.orphans.range(above).take(limit);
+        let orphans = orphans.map(|(attempt, _)| (*attempt, None));
+        let mut held: Vec<_> = theirs.chain(orphans).collect();
+        held.sort_unstable();
+        held.truncate(limit);
+        held.into_iter()
+            .map(|(attempt, worker_id)| (attempt, worker_id.cloned()))
+            .collect()
     }
 
     /// Workers with a live connection.
@@ -410,6 +422,7 @@ impl Control {
         contenders
             .chain(absent)
             .chain(self.next_expiry)
+            .chain(self.release_at())
             .chain(self.seen_at)
             .min()
     }
@@ -421,6 +434,7 @@ impl Control {
         if self.next_expiry.is_some_and(|at| at <= now) {
             self.expire(now);
         }
+        self.release_expired();
         if self.seen_at.is_some_and(|at| at <= now) {
             self.seen_at = (!self.workers.is_empty()).then(|| now + limits::SEEN_INTERVAL);
             let workers = self.online();
@@ -431,8 +445,7 @@ impl Control {
     }
 
     /// The sentinel itself was stopped or suspended for so long: leases, and what contenders for an
-    /// ID wait for, run on from now.
-    /// Contenders that came at `now` wait from then on anyway.
+    /// ID wait for, run on from now. Contenders that came at `now` wait from then on anyway.
     pub fn handle_absence(&mut self, away: Duration, now: BootTime) {
         log::warn!("this sentinel did not run for {} s", away.as_secs());
         let theirs = self.workers.values_mut();

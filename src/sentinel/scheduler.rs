@@ -9,7 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
-use super::transaction::{self, Due, Iteration, JobEnd, Round};
+use super::transaction::{self, Due, Iteration, JobEnd, Round, Sweep};
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -37,6 +37,9 @@ pub struct Scheduler {
     round: Round,
     /// Another program has committed since holds were compared with the rows.
     holds_changed: bool,
+    sweep: Sweep,
+    /// When its next part is due.
+    sweep_at: BootTime,
     /// When they are compared at the latest: a trigger may have refused the end of a row.
     holds_look_at: BootTime,
     /// When rows that code in the schema protects are tried again.
@@ -47,6 +50,8 @@ pub struct Scheduler {
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     waiting: HashSet<String>,
     iterated_at: Option<BootTime>,
+    /// What this program has worked since then.
+    worked: Duration,
     /// When the leases of earlier sentinels are over, if they were longer.
     lease_noted_at: Option<BootTime>,
     /// A worker gets nothing more until it is idle: whether it is does not always show as a change.
@@ -90,6 +95,8 @@ impl Scheduler {
             settings,
             round: Round::stale(),
             holds_changed: false,
+            sweep: Sweep::default(),
+            sweep_at: now,
             holds_look_at: now,
             forgive_at: now,
             queue_poll_at: now,
@@ -99,6 +106,7 @@ impl Scheduler {
             is_reserving: false,
             lease_noted_at,
             iterated_at: None,
+            worked: Duration::ZERO,
             observer: None,
         })
     }
@@ -108,6 +116,11 @@ impl Scheduler {
         self.observer = Some(observer);
     }
 
+    /// This program has used a processor for so long. Being slow by one's own work is no absence.
+    pub fn note_work(&mut self, worked: Duration) {
+        self.worked += worked;
+    }
+
     /// One iteration: time passes, the transaction runs, and what may leave is given. While the
     /// database fails the transaction is tried again with a growing pause.
     ///
@@ -115,7 +128,8 @@ impl Scheduler {
     /// order: an answer shows that everything before it has arrived.
     pub fn iterate(&mut self, now: BootTime, at: &Now) -> Vec<Outgoing> {
         let before = self.iterated_at.replace(now).unwrap_or(now);
-        let away = now.saturating_duration_since(before);
+        let passed = now.saturating_duration_since(before);
+        let away = passed.saturating_sub(std::mem::take(&mut self.worked));
         if away > limits::AWAY_AFTER {
             self.control.handle_absence(away, now);
         }
@@ -148,13 +162,21 @@ impl Scheduler {
             self.store.check_identity()?;
         }
         self.round.is_stale |= is_slow && self.is_reserving;
+        let wants_sweep = self.holds_changed || now >= self.holds_look_at;
+        if is_slow && wants_sweep && !self.sweep.is_open() {
+            self.sweep = Sweep::begin();
+            self.sweep_at = now;
+            self.holds_changed = false;
+            self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
+        }
+        let holds = self.sweep.is_open() && now >= self.sweep_at;
         if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
             self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
             self.round.is_stale |= self.store.forgive();
         }
         let due = Due {
             retries: is_slow,
-            holds: is_slow && (self.holds_changed || now >= self.holds_look_at),
+            holds,
             settlements: is_slow,
             lease: is_slow && self.lease_noted_at.is_some_and(|at| at <= now),
         };
@@ -164,6 +186,7 @@ impl Scheduler {
             retries_max: self.settings.retries_max,
             lease: self.settings.lease,
             round: &mut self.round,
+            sweep: &mut self.sweep,
             waiting: &mut self.waiting,
             is_reserving: &mut self.is_reserving,
             observer: self.observer.as_ref(),
@@ -174,9 +197,8 @@ impl Scheduler {
             self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
             return Ok(());
         }
-        self.holds_changed &= !due.holds;
         if due.holds {
-            self.holds_look_at = now + limits::HOLDS_LOOK_INTERVAL;
+            self.sweep_at = now + limits::QUEUE_LOOK_INTERVAL;
         }
         if due.lease {
             self.lease_noted_at = None;
@@ -195,6 +217,7 @@ impl Scheduler {
             self.control.poll_timeout(),
             (works && has_openings).then_some(self.queue_poll_at),
             works.then_some(self.slow_poll_at),
+            (works && self.sweep.is_open()).then_some(self.sweep_at),
             self.outage.retry_at,
         ]
         .into_iter()

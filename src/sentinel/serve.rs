@@ -12,7 +12,7 @@ use super::transaction::JobEnd;
 use crate::job::User;
 use crate::limits;
 use crate::protocol::{Payload, View};
-use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, token};
+use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, thread_time, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
 use crate::socket::{
@@ -241,6 +241,7 @@ impl Sentinel {
     /// Runs until a signal or a [`Stopper`] ends it.
     pub fn run(mut self) -> Result<(), Error> {
         log::info!("sentinel listens on {}", self.endpoint);
+        let mut worked = thread_time();
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
             if !self.scheduler.control.is_full() {
@@ -248,6 +249,8 @@ impl Sentinel {
             }
             self.socket.handle_timeout(clock);
             self.connection_events(clock, now);
+            let before = std::mem::replace(&mut worked, thread_time());
+            self.scheduler.note_work(worked.saturating_sub(before));
             for message in self.scheduler.iterate(now, &moment(now)) {
                 self.send(message);
             }

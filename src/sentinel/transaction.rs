@@ -20,6 +20,7 @@ pub(crate) struct Iteration<'a> {
     /// Bound of a lease.
     pub(crate) lease: Duration,
     pub(crate) round: &'a mut Round,
+    pub(crate) sweep: &'a mut Sweep,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
     /// A worker gets nothing more until it is idle, so that a job can run alone there.
@@ -55,12 +56,35 @@ impl Round {
     }
 }
 
+/// A comparison of what is held with the rows, which another program may have changed: in each
+/// iteration a bounded number of held attempts, and of RUNNING rows.
+#[derive(Debug, Default)]
+pub(crate) struct Sweep {
+    /// Held attempts above this one are left.
+    held_after: Option<Attempt>,
+    /// RUNNING rows above this ID are left.
+    rows_after: Option<i64>,
+}
+
+impl Sweep {
+    pub(crate) fn begin() -> Self {
+        Sweep {
+            held_after: Some(Attempt::new(i64::MIN, i64::MIN)),
+            rows_after: Some(i64::MIN),
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.held_after.is_some() || self.rows_after.is_some()
+    }
+}
+
 /// What is due in an iteration.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Due {
     /// Find retries whose pause is over.
     pub(crate) retries: bool,
-    /// Another program has committed: compare what is held with the rows.
+    /// The next part of a [`Sweep`].
     pub(crate) holds: bool,
     /// Find ended jobs whose output a worker has to bring in line with their rows.
     pub(crate) settlements: bool,
@@ -220,9 +244,9 @@ impl Iteration<'_> {
     fn transact(&mut self, changes: &[Change], due: Due) -> Result<(), store::Error> {
         let mut outcome = Outcome::default();
         let plugins = self.look()?;
-        let revoked = match due.holds {
+        let (revoked, held_after) = match due.holds {
             true => self.revoked()?,
-            false => Vec::new(),
+            false => (Vec::new(), self.sweep.held_after),
         };
         let retries = due.retries
             && self
@@ -236,6 +260,7 @@ impl Iteration<'_> {
         let is_idle = changes.is_empty() && plugins.is_empty() && unsettled.is_empty();
         if is_idle && !retries && !due.lease {
             self.revoke(revoked);
+            self.sweep.held_after = held_after;
             if due.holds {
                 self.inherit_unknown()?;
             }
@@ -282,10 +307,15 @@ impl Iteration<'_> {
             }
         }
         turn.commit()?;
+        note_more(
+            "attempts ended without a word of their workers",
+            outcome.released.len(),
+        );
         outcome.revoked = revoked;
         *self.is_reserving |= outcome.is_reserving;
         self.round.is_stale |= outcome.queued || outcome.more;
         self.absorb(outcome);
+        self.sweep.held_after = held_after;
         if due.holds {
             self.inherit_unknown()?;
         }
@@ -293,31 +323,56 @@ impl Iteration<'_> {
     }
 
     fn revoke(&mut self, revoked: Vec<Attempt>) {
-        for attempt in revoked {
-            log::warn!("{attempt}: another program changed its row; its worker is stopped");
-            self.control.handle_revoked(attempt);
+        for (index, attempt) in revoked.iter().enumerate() {
+            if index < limits::ENDS_LOGGED_MAX {
+                log::warn!("{attempt}: another program changed its row; its worker is stopped");
+            }
+            self.control.handle_revoked(*attempt);
         }
+        note_more(
+            "rows of running jobs were changed by another program",
+            revoked.len(),
+        );
     }
 
     /// RUNNING rows that nobody holds here, because another program changed their attempt or
     /// worker, or set the status: their lease runs from now.
     fn inherit_unknown(&mut self) -> Result<(), store::Error> {
-        for row in self.store.running()? {
-            if !self.control.is_known(row.attempt) {
-                let (attempt, worker_id) = (row.attempt, &row.worker_id);
+        let Some(after) = self.sweep.rows_after else {
+            return Ok(());
+        };
+        let limit = limits::HOLDS_PER_TURN;
+        let rows = self.store.running_after(after, limit)?;
+        let last = rows.last().map(|row| row.attempt.job_id);
+        self.sweep.rows_after = last.filter(|_| rows.len() == limit);
+        let mut count = 0;
+        for row in rows {
+            if self.control.is_known(row.attempt) {
+                continue;
+            }
+            let (attempt, worker_id) = (row.attempt, &row.worker_id);
+            if count < limits::ENDS_LOGGED_MAX {
                 log::warn!(
                     "{attempt}: its row says RUNNING by {worker_id:?}, which this sentinel did not set"
                 );
-                self.control.inherit(attempt, worker_id, row.user, self.now);
             }
+            count += 1;
+            self.control.inherit(attempt, worker_id, row.user, self.now);
         }
+        note_more("rows say RUNNING, which this sentinel did not set", count);
         Ok(())
     }
 
-    /// Held attempts whose rows another program has changed.
-    fn revoked(&mut self) -> Result<Vec<Attempt>, store::Error> {
-        let held = self.control.held();
-        self.store.not_running(&held)
+    /// Held attempts whose rows another program has changed, and what is left to compare.
+    fn revoked(&mut self) -> Result<(Vec<Attempt>, Option<Attempt>), store::Error> {
+        let Some(after) = self.sweep.held_after else {
+            return Ok((Vec::new(), None));
+        };
+        let limit = limits::HOLDS_PER_TURN;
+        let held = self.control.held_after(after, limit);
+        let last = held.last().map(|(attempt, _)| *attempt);
+        let left = last.filter(|_| held.len() == limit);
+        Ok((self.store.not_running(&held)?, left))
     }
 
     /// Jobs that no worker was asked to settle yet.
@@ -486,19 +541,30 @@ fn apply(
             reason,
         } => {
             let ended = turn.release(*attempt, *cause, *shared, reason, retries_max, at)?;
-            log_end(*attempt, &ended, reason);
+            if outcome.released.len() < limits::ENDS_LOGGED_MAX {
+                log_end(*attempt, &ended, reason);
+            }
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
         }
         Change::GiveBack { attempt, reason } => {
             let ended = turn.give_back(*attempt, reason, at)?;
-            log_end(*attempt, &ended, reason);
+            if outcome.released.len() < limits::ENDS_LOGGED_MAX {
+                log_end(*attempt, &ended, reason);
+            }
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
         }
     }
     Ok(())
+}
+
+/// What is not logged one by one.
+fn note_more(what: &str, count: usize) {
+    if count > limits::ENDS_LOGGED_MAX {
+        log::warn!("{} more {what}", count - limits::ENDS_LOGGED_MAX);
+    }
 }
 
 fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {

@@ -187,7 +187,7 @@ impl Turn<'_> {
     /// many. Call it again while that many were.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
-        for running in super::queue::running(&self.transaction, limit)? {
+        for running in super::queue::running(&self.transaction, i64::MIN, limit)? {
             let end = End {
                 success: false,
                 detail: Detail::Interrupted,

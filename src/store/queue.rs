@@ -45,7 +45,7 @@ pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name, CAST(plugin_name
 pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.user_id \
      FROM cf_processing_queue AS q INDEXED BY ix_casparian_running \
      LEFT JOIN cf_worker_session AS w ON w.worker_id = q.worker_id \
-     WHERE q.status = 'RUNNING' LIMIT ?1";
+     WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
 
 impl Store {
     /// Names of plugins with QUEUED rows, at most `limit`, by jumping from name to name in the
@@ -145,15 +145,24 @@ impl Store {
 
     /// All RUNNING rows.
     pub fn running(&self) -> Result<Vec<Running>, Error> {
-        running(&self.connection, usize::MAX)
+        self.running_after(i64::MIN, usize::MAX)
+    }
+
+    /// RUNNING rows with IDs above `after`, rising, at most `limit`.
+    pub fn running_after(&self, after: i64, limit: usize) -> Result<Vec<Running>, Error> {
+        running(&self.connection, after, limit)
     }
 }
 
-/// RUNNING rows, at most `limit`.
-pub(super) fn running(connection: &Connection, limit: usize) -> Result<Vec<Running>, Error> {
+/// RUNNING rows with IDs above `after`, rising, at most `limit`.
+pub(super) fn running(
+    connection: &Connection,
+    after: i64,
+    limit: usize,
+) -> Result<Vec<Running>, Error> {
     let mut statement = connection.prepare_cached(RUNNING_QUERY)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let mut rows = statement.query([limit])?;
+    let mut rows = statement.query([after, limit])?;
     let mut running = Vec::new();
     while let Some(row) = rows.next()? {
         running.push(Running {

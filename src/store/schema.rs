@@ -17,6 +17,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("settle.sql"),
     include_str!("environments.sql"),
     include_str!("incarnations.sql"),
+    include_str!("running.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may
@@ -25,7 +26,7 @@ const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS ix_casparian_claim
     ON cf_processing_queue (plugin_name, priority DESC, id) WHERE status = 'QUEUED';
 CREATE INDEX IF NOT EXISTS ix_casparian_running
-    ON cf_processing_queue (worker_id) WHERE status = 'RUNNING';
+    ON cf_processing_queue (id) WHERE status = 'RUNNING';
 CREATE INDEX IF NOT EXISTS ix_casparian_retry
     ON cf_processing_queue (next_run_boot_id, next_run_boot_ms)
     WHERE status = 'PENDING' AND next_run IS NOT NULL;

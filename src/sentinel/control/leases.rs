@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Body, Control, Orphan, Outgoing};
+use super::{Body, Change, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, User};
 use crate::limits;
 use crate::protocol::{Answer, Heartbeat, Payload};
@@ -275,12 +275,41 @@ impl Control {
                     .is_some_and(|count| *count > 1)
             })
             .collect();
-        for ((attempt, worker_id), shared) in expired.into_iter().zip(shared) {
-            log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
-            self.exclusive.abandon(attempt);
-            let reason = format!("worker {worker_id} was lost: its lease ran out");
-            self.release(attempt, Cause::Lost, shared, reason);
+        if expired.len() > limits::ENDS_LOGGED_MAX {
+            log::warn!(
+                "{} attempts of {} workers: they were not heard until their leases ran out",
+                expired.len(),
+                counts.len()
+            );
+        } else {
+            for (attempt, worker_id) in &expired {
+                log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
+            }
         }
+        for ((attempt, worker_id), shared) in expired.into_iter().zip(shared) {
+            self.exclusive.abandon(attempt);
+            if self.ending.insert(attempt) {
+                self.expired.push_back(Change::Release {
+                    attempt,
+                    cause: Cause::Lost,
+                    shared,
+                    reason: format!("worker {worker_id} was lost: its lease ran out"),
+                });
+            }
+        }
+    }
+
+    /// Passes what has expired on to the next transaction, as much as one may take.
+    pub(super) fn release_expired(&mut self) {
+        let room = limits::EXPIRED_PER_TURN.saturating_sub(self.changes.len());
+        let count = room.min(self.expired.len());
+        self.changes.extend(self.expired.drain(..count));
+    }
+
+    /// At once, while there is more for further transactions and the last one was done.
+    pub(super) fn release_at(&self) -> Option<BootTime> {
+        let is_due = !self.expired.is_empty() && self.changes.len() < limits::EXPIRED_PER_TURN;
+        is_due.then_some(BootTime::default())
     }
 
     /// The database says that an attempt is not RUNNING any more (another program changed the
@@ -329,8 +358,7 @@ impl Control {
     pub(super) fn give_back(&mut self, attempt: Attempt, reason: String) {
         self.exclusive.release(attempt);
         if self.ending.insert(attempt) {
-            self.changes
-                .push(super::Change::GiveBack { attempt, reason });
+            self.changes.push(Change::GiveBack { attempt, reason });
         }
     }
 }

@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 
 use super::*;
-use crate::job::{JobStatus, Receipt, Settlement};
+use crate::job::{Attempt, JobStatus, Receipt, Settlement};
 use crate::protocol::{Heartbeat, Payload, View};
 use crate::sentinel::control::Sender;
 use crate::socket::PeerId;
@@ -353,4 +353,112 @@ fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
     scene.settle();
     let running = "SELECT '' || count(*) FROM cf_processing_queue WHERE status = 'RUNNING'";
     assert_eq!(scene.text(running), "2", "as many as there are slots");
+}
+
+/// RUNNING rows of workers that are gone.
+fn many_running(scene: &Scene, count: usize) {
+    scene.sql(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, attempt, worker_id) \
+         SELECT 1, 'p', 'RUNNING', 1, 'dead' || (i % 50) FROM n"
+    ));
+}
+
+impl Scene {
+    fn running(&self) -> usize {
+        let count = "SELECT '' || count(*) FROM cf_processing_queue WHERE status = 'RUNNING'";
+        self.text(count).parse().unwrap()
+    }
+
+    /// Of the attempts 1 of jobs up to an ID, those that the control state knows.
+    fn known(&self, jobs: usize) -> usize {
+        let control = &self.scheduler.as_ref().unwrap().control;
+        let attempts = (1..=jobs as i64).map(|job_id| Attempt::new(job_id, 1));
+        attempts.filter(|one| control.is_known(*one)).count()
+    }
+}
+
+#[test]
+fn leases_that_run_out_together_are_ended_in_parts_and_messages_are_answered_between() {
+    let mut scene = Scene::new();
+    let count = 2 * limits::EXPIRED_PER_TURN + 10;
+    many_running(&scene, count);
+    scene.restart(LEASE);
+    scene.seconds += 9;
+    scene.identify();
+    scene.settle();
+    assert_eq!(scene.running(), count, "before the end of the lease");
+    scene.seconds += 1;
+    let mut left = count;
+    for step in 1.. {
+        scene.sequence += 1;
+        let request = Heartbeat {
+            running: Some(vec![]),
+            sequence: Some(scene.sequence),
+            ..Heartbeat::default()
+        };
+        scene.send(0, Payload::Heartbeat(request));
+        let (now, at) = scene.now();
+        let outgoing = scene.scheduler.as_mut().unwrap().iterate(now, &at);
+        assert_eq!(outgoing.len(), 1, "the request is answered");
+        let after = scene.running();
+        assert!(left - after <= limits::EXPIRED_PER_TURN, "{left} {after}");
+        left = after;
+        if left == 0 {
+            assert!(step < 9, "{step}");
+            break;
+        }
+        let due = scene.scheduler.as_ref().unwrap().poll_timeout(now);
+        assert!(due.is_some_and(|due| due <= now), "{due:?} at {left}");
+    }
+}
+
+#[test]
+fn rows_that_others_set_to_running_are_compared_in_parts() {
+    let mut scene = Scene::new();
+    scene.tick();
+    let count = 2 * limits::HOLDS_PER_TURN + 10;
+    many_running(&scene, count);
+    let mut known = 0;
+    for step in 1.. {
+        scene.tick();
+        let now = scene.known(count);
+        assert!(now - known <= limits::HOLDS_PER_TURN, "{known} {now}");
+        assert!(step < 9, "{known}");
+        known = now;
+        if known == count {
+            break;
+        }
+    }
+    // And those that others take away.
+    scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED'");
+    for step in 1.. {
+        scene.tick();
+        let now = scene.known(count);
+        assert!(known - now <= limits::HOLDS_PER_TURN, "{known} {now}");
+        assert!(step < 9, "{known}");
+        known = now;
+        if known == 0 {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_sentinel_that_is_slow_by_its_own_work_was_not_absent() {
+    for (works, want) in [(true, 9..=12), (false, 30..=99)] {
+        let mut scene = Scene::left_behind("1000");
+        scene.restart(LEASE);
+        while scene.text("SELECT status FROM cf_processing_queue") == "RUNNING" {
+            scene.seconds += 3;
+            assert!(scene.seconds < 99, "{works}: its lease does not end");
+            if works || scene.seconds > 30 {
+                let worked = Duration::from_secs(3);
+                scene.scheduler.as_mut().unwrap().note_work(worked);
+            }
+            let (now, at) = scene.now();
+            scene.scheduler.as_mut().unwrap().iterate(now, &at);
+        }
+        assert!(want.contains(&scene.seconds), "{works}: {}", scene.seconds);
+    }
 }
