@@ -45,5 +45,5 @@ mod watchdog;
 mod writer;
 
 pub use serve::{Error, GuestStart, Options, Worker};
-#[cfg(feature = "sentinel")]
+#[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;
