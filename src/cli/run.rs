@@ -25,7 +25,7 @@ use crate::limits;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, JobEnd, Sentinel};
 use crate::sink::{Root, RootOptions, create_folder};
-use crate::store::{Deploy, LastJob, Open, Store, artifact_hash};
+use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
 use crate::worker::{self, Worker};
 
 pub(super) const COMMAND: Command = Command {
@@ -117,6 +117,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut worker_options = worker::Options::new(nowhere, output.clone());
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
     worker_options.share_output = typed.has("share-output");
+    worker_options.closed_output = true;
     log_lines::start("error");
 
     let plugin_path = PathBuf::from(plugin_path);
@@ -340,7 +341,14 @@ fn settle_interrupted(database: &Path, output: &Path, share: bool) -> Result<(),
     if found.is_empty() {
         return Ok(());
     }
-    let root = Root::open(output, RootOptions { share }).map_err(failed)?;
+    let root = Root::open(
+        output,
+        RootOptions {
+            share,
+            is_closed: true,
+        },
+    )
+    .map_err(failed)?;
     while let Some(last) = found.last().copied() {
         for job_id in found {
             let mut turn = store.begin().map_err(failed)?;
@@ -414,6 +422,10 @@ fn enqueue(
     )
     .map_err(failed)?;
     turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
+    if let Code::Waits(reason) = turn.plugin_code(&plugin.name).map_err(failed)? {
+        let database = database.display();
+        return Err(failed(format!("database {database}: {reason}")));
+    }
     let artifact = artifact_hash(&plugin.source, lockfile);
     for item in &mut items {
         let Some(Source { input, print, .. }) = &item.source else {

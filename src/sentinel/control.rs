@@ -71,6 +71,8 @@ pub struct Control {
     ending: BTreeSet<Attempt>,
     exclusive: Exclusive,
     settling: Settling,
+    /// A slot was freed without a change for the database.
+    has_freed: bool,
     changes: Vec<Change>,
     outgoing: Vec<Outgoing>,
     /// No lease runs out before.
@@ -110,6 +112,7 @@ impl Control {
             ending: BTreeSet::new(),
             exclusive: Exclusive::default(),
             settling: Settling::default(),
+            has_freed: false,
             changes: Vec::new(),
             outgoing: Vec::new(),
             next_expiry: None,
@@ -216,7 +219,7 @@ impl Control {
             && worker.peer == Some(peer)
         {
             worker.heard_at = now;
-            worker.is_backed_up = false;
+            self.has_freed |= std::mem::take(&mut worker.is_backed_up);
         }
         match payload {
             Payload::Identify(identify) => return self.handle_identify(from, &identify, now),

@@ -3,7 +3,7 @@
 //! The loop (and the simulation) pass messages and ends of connections to [`Scheduler::control`],
 //! call [`Scheduler::iterate`] and send what it gives, until [`Scheduler::poll_timeout`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub struct Scheduler {
     store: Store,
     settings: Settings,
     round: Round,
+    /// At the last slow poll.
+    open_slots: BTreeMap<Vec<u8>, usize>,
     /// Another program has committed since holds were compared with the rows.
     holds_changed: bool,
     sweep: Sweep,
@@ -94,6 +96,7 @@ impl Scheduler {
             store,
             settings,
             round: Round::stale(),
+            open_slots: BTreeMap::new(),
             holds_changed: false,
             sweep: Sweep::default(),
             sweep_at: now,
@@ -162,6 +165,16 @@ impl Scheduler {
             self.store.check_identity()?;
         }
         self.round.is_stale |= is_slow && self.is_reserving;
+        self.round.is_stale |= self.control.take_freed();
+        if is_slow {
+            // A worker may take jobs again only because it was heard again.
+            let open = self.control.open_slots(now);
+            let is_more = |(worker, free): (&Vec<u8>, &usize)| {
+                *free > self.open_slots.get(worker).copied().unwrap_or(0)
+            };
+            self.round.is_stale |= open.iter().any(is_more);
+            self.open_slots = open;
+        }
         let wants_sweep = self.holds_changed || now >= self.holds_look_at;
         if is_slow && wants_sweep && !self.sweep.is_open() {
             self.sweep = Sweep::begin();

@@ -178,6 +178,9 @@ pub(crate) fn recover(
     }
     for row in store.running()? {
         control.inherit(row.attempt, &row.worker_id, row.user, now);
+        if row.runs_alone {
+            control.inherit_alone(row.attempt);
+        }
     }
     for attempt in store.silent()? {
         control.inherit_silent(attempt, now);

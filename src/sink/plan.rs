@@ -387,6 +387,11 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
             }
         }
         let (path, below) = place::database(root.path(), &path.to_string_lossy());
+        if below.is_none() && root.is_closed() {
+            let reason = "casparian run writes into its output folder alone; use a sentinel and \
+                          workers for a sink elsewhere";
+            return Err(Error::place(Path::new(&path), reason));
+        }
         sqlite::check_file(Path::new(&path))?;
         let key = below.as_ref().unwrap_or(&path);
         let key = keys

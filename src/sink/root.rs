@@ -17,6 +17,8 @@ pub struct RootOptions {
     /// Databases other than the root's first one may publish here (`--share-output`). Names of
     /// their files end with 8 digits of the database's UUID.
     pub share: bool,
+    /// SQLite sinks stay below the root.
+    pub is_closed: bool,
 }
 
 /// Folders in `.casparian`.
@@ -132,6 +134,11 @@ impl Root {
     /// The output root, canonical.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// SQLite sinks stay below the root.
+    pub(super) fn is_closed(&self) -> bool {
+        self.options.is_closed
     }
 
     /// Tables and the root may be those of another database.

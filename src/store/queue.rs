@@ -17,6 +17,8 @@ pub struct Running {
     pub worker_id: String,
     /// Who that worker proved to be when it last identified itself.
     pub user: Option<User>,
+    /// It was claimed to be the only job of its worker.
+    pub runs_alone: bool,
 }
 
 /// Names of plugins with QUEUED rows.
@@ -42,7 +44,7 @@ pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name, CAST(plugin_name
      WHERE status = 'QUEUED' AND plugin_name > CAST(?1 AS TEXT) ORDER BY plugin_name LIMIT 1";
 
 /// RUNNING rows with the user of their worker.
-pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.user_id \
+pub(super) const RUNNING_QUERY: &str = "SELECT q.id, q.attempt, q.worker_id, w.user_id, q.shared_count \
      FROM cf_processing_queue AS q INDEXED BY ix_casparian_running \
      LEFT JOIN cf_worker_session AS w ON w.worker_id = q.worker_id \
      WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
@@ -169,6 +171,7 @@ pub(super) fn running(
             attempt: Attempt::new(row.get(0)?, count(cell(row, 1))),
             worker_id: shown(cell(row, 2)).unwrap_or_default(),
             user: shown(cell(row, 3)).map(|text| User::parse(&text)),
+            runs_alone: count(cell(row, 4)) >= limits::SHARED_LOSSES_TOGETHER,
         });
     }
     Ok(running)

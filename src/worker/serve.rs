@@ -44,6 +44,8 @@ pub struct Options {
     pub output: PathBuf,
     /// Publish into a root whose files belong to another database, under names of its own.
     pub share_output: bool,
+    /// SQLite sinks outside the output root are refused.
+    pub closed_output: bool,
     /// Its ID; generated when absent.
     pub worker_id: Option<String>,
     /// Jobs at a time.
@@ -78,6 +80,7 @@ impl Options {
             security: Security::Null,
             output,
             share_output: false,
+            closed_output: false,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
@@ -181,6 +184,7 @@ impl Worker {
         options.shim = options.shim.as_ref().map(absolute).transpose()?;
         let root_options = RootOptions {
             share: options.share_output,
+            is_closed: options.closed_output,
         };
         let staging = Arc::new(Root::open(&options.output, root_options).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;

@@ -237,3 +237,53 @@ fn other_plugins_in_the_database_of_an_output_folder_do_not_run() {
     assert_eq!(code, Some(0), "{text}");
     assert!(!planted.exists());
 }
+
+/// A sink of the folder's database that leads out of the folder, or that is none.
+#[test]
+fn sinks_of_an_output_folder_stay_in_it() {
+    for by_job in [false, true] {
+        let scene = Scene::new();
+        assert_eq!(scene.run().0, Some(0));
+        let victim = scene.path("victim/queue.sqlite");
+        let uri = format!("sqlite://{}/rows", victim.display());
+        scene.sql(&match by_job {
+            false => format!(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+                 VALUES ('p', 'output', '{uri}', 'append')"
+            ),
+            true => format!(
+                r#"UPDATE cf_processing_queue SET config_overrides = '{{"uri": "{uri}", "output": {{"uri": "{uri}"}}}}'"#
+            ),
+        });
+        fs::write(scene.path("in/a"), "changed").unwrap();
+        let before = scene.outside();
+        let (code, text) = scene.run();
+        assert_eq!(scene.outside(), before, "{by_job}: {text}");
+        if !by_job {
+            assert_eq!(code, Some(1), "{text}");
+            assert!(text.contains("output folder alone"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_sink_that_is_none_is_refused_at_the_start() {
+    for uri in [
+        "nonsense",
+        "ftp://x",
+        "parquet://",
+        "sqlite://x",
+        "parquet://../x.parquet",
+    ] {
+        let scene = Scene::new();
+        assert_eq!(scene.run().0, Some(0));
+        scene.sql(&format!(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', '{uri}', 'append')"
+        ));
+        fs::write(scene.path("in/a"), "changed").unwrap();
+        let (code, text) = scene.run();
+        assert_eq!(code, Some(1), "{uri}: {text}");
+        assert!(text.contains("cf_topic_config"), "{uri}: {text}");
+    }
+}

@@ -510,3 +510,40 @@ fn a_new_database_is_its_owners_alone_whatever_the_umask() {
         assert_eq!(mode(name), if warns { "660" } else { "600" });
     }
 }
+
+/// The only other worker with a free slot cannot run what waits.
+#[test]
+fn a_slot_that_a_cancelled_job_frees_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let path = |name: &str| dir.path().join(name);
+    let text = |name: &str| path(name).to_str().unwrap().to_owned();
+    std::fs::write(
+        path("hangs.py"),
+        "import time\nclass Handler:\n    def execute(self, path):\n        time.sleep(600)\n",
+    )
+    .unwrap();
+    casparian_ok(&["deploy", &text("hangs.py"), "-d", &text("queue.sqlite")]);
+    std::fs::write(path("in"), "1").unwrap();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let mut idle = worker(&endpoint, &out, &["--plugins", "other"]);
+    let mut busy = worker(&endpoint, &out, &["--plugins", "one,hangs", "--slots", "1"]);
+    for worker in [&mut idle, &mut busy] {
+        worker.line_with("connected");
+    }
+    let hung = submit(&database, "hangs", &[path("in")]);
+    until("it runs", || {
+        (job(&database, hung[0])["status"] == "RUNNING").then_some(())
+    });
+    let waiting = submit(&database, "one", &[path("in")]);
+    let store = rusqlite::Connection::open(&database).unwrap();
+    store
+        .execute(
+            "UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = ?1",
+            [hung[0]],
+        )
+        .unwrap();
+    drop(store);
+    assert_eq!(ended(&database, waiting[0])["status"], "COMPLETED");
+}

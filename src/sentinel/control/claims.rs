@@ -39,6 +39,7 @@ impl Control {
                 until,
                 sent_after: worker.answered,
                 wants: Vec::new(),
+                wants_since: 0,
                 is_alone: false,
             });
             let plugin = &job.plugin;
@@ -123,6 +124,19 @@ impl Control {
                 .workers
                 .values()
                 .any(|worker| self.takes_jobs(worker, now))
+    }
+
+    /// True once after a slot was freed without a change for the database.
+    pub fn take_freed(&mut self) -> bool {
+        std::mem::take(&mut self.has_freed)
+    }
+
+    /// Free slots of each worker that takes jobs, by routing ID.
+    pub fn open_slots(&self, now: BootTime) -> BTreeMap<Vec<u8>, usize> {
+        let open = self.workers.iter();
+        let open = open.filter(|(_, worker)| !self.draining && self.takes_jobs(worker, now));
+        open.map(|(routing_id, worker)| (routing_id.clone(), worker.free()))
+            .collect()
     }
 
     /// A worker whose last request is old would get a lease that is nearly over.

@@ -5,7 +5,7 @@
 //! must bar it on the storage first. The same holds for a report with the cause `lost`: the
 //! worker has given up a publish that its storage did not let end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Control;
 use crate::job::Attempt;
@@ -25,6 +25,8 @@ pub(super) struct Exclusive {
     inherited: Vec<Attempt>,
     /// Attempts that were such, and whose workers are connected.
     adopted: Vec<Attempt>,
+    /// How often an attempt has begun to wait.
+    asked: u64,
 }
 
 impl Exclusive {
@@ -122,28 +124,50 @@ impl Control {
                 .find(|hold| hold.attempt == request.attempt)
             {
                 let sinks = request.exclusive.iter().take(limits::EXCLUSIVE_SINKS_MAX);
+                let occupied = hold.wants.is_empty();
                 hold.wants = sinks.cloned().collect();
+                if occupied && !hold.wants.is_empty() {
+                    self.has_freed = true;
+                    self.exclusive.asked += 1;
+                    hold.wants_since = self.exclusive.asked;
+                }
             }
         }
     }
 
-    /// Gives free sinks to the attempts that wait for them, and marks their workers for an
-    /// answer.
+    /// Gives free sinks to the attempts that wait for them, in the order in which they asked, and
+    /// marks their workers for an answer. What an attempt waits for goes to none behind it.
     pub(super) fn assign_exclusive(&mut self, now: BootTime) {
-        for worker in self.workers.values_mut() {
-            if worker.request.is_none() || worker.peer.is_none() {
+        let mut waiting: Vec<(u64, Vec<u8>, Attempt)> = Vec::new();
+        for (routing_id, worker) in &self.workers {
+            if worker.request.is_some() && worker.peer.is_some() {
+                let holds = worker.holds.iter().filter(|hold| !hold.wants.is_empty());
+                waiting.extend(holds.map(|hold| {
+                    let routing_id = routing_id.clone();
+                    (hold.wants_since, routing_id, hold.attempt)
+                }));
+            }
+        }
+        waiting.sort_unstable();
+        let mut reserved: BTreeSet<String> = BTreeSet::new();
+        for (_, routing_id, attempt) in waiting {
+            let Some(worker) = self.workers.get_mut(&routing_id) else {
+                continue;
+            };
+            let mut holds = worker.holds.iter_mut();
+            let Some(hold) = holds.find(|hold| hold.attempt == attempt) else {
+                continue;
+            };
+            let is_behind = hold.wants.iter().any(|sink| reserved.contains(sink));
+            if is_behind || !self.exclusive.take(attempt, &hold.wants, now) {
+                reserved.extend(hold.wants.iter().cloned());
                 continue;
             }
-            for hold in &mut worker.holds {
-                if hold.wants.is_empty() || !self.exclusive.take(hold.attempt, &hold.wants, now) {
-                    continue;
-                }
-                let bar = self.exclusive.to_bar(hold.attempt, &hold.wants);
-                worker.publish.push(hold.attempt);
-                worker.bar.extend(bar);
-                worker.answer_due = true;
-                hold.wants.clear();
-            }
+            let bar = self.exclusive.to_bar(attempt, &hold.wants);
+            hold.wants.clear();
+            worker.publish.push(attempt);
+            worker.bar.extend(bar);
+            worker.answer_due = true;
         }
     }
 }

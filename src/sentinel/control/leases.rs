@@ -20,6 +20,8 @@ pub(super) struct Hold {
     pub(super) sent_after: Option<u64>,
     /// Exclusive sinks that it waits for.
     pub(super) wants: Vec<String>,
+    /// Its place among those that wait: who asked first has the lowest.
+    pub(super) wants_since: u64,
     /// Its worker gets no other job.
     pub(super) is_alone: bool,
 }
@@ -48,6 +50,7 @@ impl Control {
             until,
             sent_after: None,
             wants: Vec::new(),
+            wants_since: 0,
             is_alone: false,
         };
         let worker_id = worker_id.to_owned();
@@ -61,6 +64,13 @@ impl Control {
             },
         );
         self.expect_expiry(until);
+    }
+
+    /// An inherited attempt was given to its worker as the only one.
+    pub fn inherit_alone(&mut self, attempt: Attempt) {
+        if let Some(orphan) = self.orphans.get_mut(&attempt) {
+            orphan.hold.is_alone = true;
+        }
     }
 
     /// An attempt of a row that did not run at the start, of whose worker the last word is missing.
@@ -323,6 +333,7 @@ impl Control {
             if worker.holds.len() == before {
                 continue;
             }
+            self.has_freed = true;
             match worker.peer {
                 Some(_) if worker.instance.is_some() => {
                     worker.abort.push(attempt);

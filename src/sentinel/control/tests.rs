@@ -499,3 +499,24 @@ fn draining_gives_out_nothing_and_unreported_disconnects_are_found() {
     control.drain();
     assert!(!control.has_openings(now) && control.openings(now).is_empty());
 }
+
+/// What the scheduler compares to find out that it should look at the queue again.
+#[test]
+fn slots_that_are_freed_without_a_change_are_told() {
+    let mut control = with_process(at(0));
+    let free = |control: &Control, when| {
+        let open = control.open_slots(at(when));
+        open.get(&b"w.a"[..]).copied()
+    };
+    let all = free(&control, 0).unwrap();
+    assert!(!control.take_freed());
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(0));
+    assert_eq!(free(&control, 0), Some(all - 1));
+    control.handle_revoked(Attempt::new(5, 1));
+    assert!(control.take_freed() && !control.take_freed());
+    assert_eq!(free(&control, 0), Some(all));
+    // Not heard for half a lease, and heard again.
+    assert_eq!(free(&control, 8), None);
+    control.handle_message(&from(1, b"w.a"), 0, request(9, Some(1), &[]), at(8));
+    assert_eq!(free(&control, 8), Some(all));
+}

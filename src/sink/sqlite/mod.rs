@@ -106,8 +106,25 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
             reason: "it is not a regular file".to_owned(),
             cause: Cause::Operator,
         }),
-        _ => Ok(()),
+        _ => check_beside(path),
     }
+}
+
+/// Refuses what stands at the names of the files that SQLite keeps beside a database.
+fn check_beside(path: &Path) -> Result<(), Error> {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let beside = Path::new(&name);
+        if beside
+            .symlink_metadata()
+            .is_ok_and(|found| !found.is_file())
+        {
+            let reason = "it is not a regular file; SQLite needs the name for its own";
+            return Err(Error::place(beside, reason));
+        }
+    }
+    Ok(())
 }
 
 /// SQLite compares names of tables without regard to case.
@@ -165,8 +182,11 @@ impl Marks {
 
 /// Code in the schema of another program's database may call functions without side effects only.
 fn harden(connection: &Connection) -> rusqlite::Result<()> {
-    let trusted = rusqlite::config::DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA;
-    connection.set_db_config(trusted, false).map(drop)
+    use rusqlite::config::DbConfig::{SQLITE_DBCONFIG_ENABLE_FKEY, SQLITE_DBCONFIG_TRUSTED_SCHEMA};
+    connection.set_db_config(SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // As in SQLite's own programs. Rows that go would take rows of other jobs with them.
+    connection.set_db_config(SQLITE_DBCONFIG_ENABLE_FKEY, false)?;
+    Ok(())
 }
 
 /// Opens a database for recovery; none when it does not exist or is not one of our targets. Its

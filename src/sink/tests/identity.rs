@@ -19,7 +19,13 @@ fn a_root_belongs_to_the_first_database_unless_it_is_shared() {
         assert!(text.contains(part), "{text}");
     }
     assert_eq!(error.cause(), crate::job::Cause::Worker);
-    let shared = Root::open(fixture.dir.path(), RootOptions { share: true });
+    let shared = Root::open(
+        fixture.dir.path(),
+        RootOptions {
+            share: true,
+            ..RootOptions::default()
+        },
+    );
     let shared = Arc::new(shared.unwrap());
     publish(&shared, &of(B, 7, 1), &[2]).unwrap();
     publish(&shared, &of(A, 8, 1), &[3]).unwrap();
@@ -199,7 +205,13 @@ fn a_record_that_cannot_be_read_is_named() {
 fn a_copy_with_an_identity_of_its_own_leaves_the_originals_output() {
     let fixture = Fixture::new();
     let original = publish(&fixture.root, &of(A, 7, 1), &[1]).unwrap();
-    let shared = Root::open(fixture.dir.path(), RootOptions { share: true });
+    let shared = Root::open(
+        fixture.dir.path(),
+        RootOptions {
+            share: true,
+            ..RootOptions::default()
+        },
+    );
     let shared = Arc::new(shared.unwrap());
     let sets: [&[(&str, &str, &str)]; 2] = [SINKS, &[("t", "sqlite://x.db/t", "")]];
     for (at, sinks) in [2, 20].into_iter().zip(sets) {

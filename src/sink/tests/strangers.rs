@@ -169,3 +169,39 @@ fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
         }
     }
 }
+
+#[test]
+fn rows_that_go_take_no_rows_of_other_jobs_with_them() {
+    let fixture = Fixture::new();
+    sql(
+        &fixture,
+        "CREATE TABLE a (x INTEGER UNIQUE, _job_id INTEGER, _file_version_id INTEGER); \
+         CREATE TABLE t (x INTEGER REFERENCES a (x) ON DELETE CASCADE, _job_id INTEGER, \
+         _file_version_id INTEGER)",
+    );
+    fixture.publish(1, "sqlite://x.db/a", "append").unwrap();
+    fixture.publish(2, URI, "append").unwrap();
+    fixture.publish(1, "sqlite://x.db/a", "append").unwrap();
+    assert_eq!(stored(&fixture, 2).len(), 3);
+}
+
+#[test]
+fn what_stands_beside_a_database_is_the_operators_fault() {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        for link in [false, true] {
+            let fixture = Fixture::new();
+            sql(&fixture, "CREATE TABLE other (x)");
+            let beside = fixture.path(&format!("x.db{suffix}"));
+            match link {
+                true => std::os::unix::fs::symlink("/nowhere", &beside).unwrap(),
+                false => fs::create_dir(&beside).unwrap(),
+            }
+            let error = fixture.publish(1, URI, "append").unwrap_err();
+            assert_eq!(error.cause(), Cause::Operator, "{suffix} {link}: {error}");
+            assert!(
+                error.to_string().contains(suffix),
+                "{suffix} {link}: {error}"
+            );
+        }
+    }
+}

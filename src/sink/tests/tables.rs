@@ -125,7 +125,16 @@ fn of(database: &str, job_id: i64, number: i64, mode: &str) -> Job {
 }
 
 fn shared(fixture: &Fixture) -> Arc<Root> {
-    Arc::new(Root::open(fixture.dir.path(), RootOptions { share: true }).unwrap())
+    Arc::new(
+        Root::open(
+            fixture.dir.path(),
+            RootOptions {
+                share: true,
+                ..RootOptions::default()
+            },
+        )
+        .unwrap(),
+    )
 }
 
 #[test]

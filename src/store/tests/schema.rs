@@ -25,6 +25,7 @@ fn a_legacy_database_opens_in_place_and_works() {
         attempt: Attempt::new(3, 0),
         worker_id: String::new(),
         user: None,
+        runs_alone: false,
     };
     assert!(running.contains(&legacy), "{running:?}");
     assert_eq!(running.len(), 3);

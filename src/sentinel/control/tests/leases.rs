@@ -390,3 +390,83 @@ fn an_earlier_sentinel_may_have_given_longer_leases() {
     control.handle_timeout(at(62));
     assert_eq!(released(&mut control), [(job, true)]);
 }
+
+#[test]
+fn a_job_that_runs_alone_stays_alone_under_another_sentinel() {
+    let job = Attempt::new(5, 1);
+    for is_alone in [false, true] {
+        let mut control = control();
+        control.inherit(job, "w", None, at(0));
+        if is_alone {
+            control.inherit_alone(job);
+        }
+        control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[job]), at(1));
+        assert_eq!(control.held_count(), 1);
+        assert_eq!(control.has_openings(at(1)), !is_alone);
+    }
+}
+
+/// Two workers, whose names do not decide.
+#[test]
+fn exclusive_sinks_are_given_in_the_order_in_which_they_were_asked_for() {
+    let mut control = control();
+    let ids: [&[u8]; 2] = [b"a.1", b"z.1"];
+    for (peer, id, name) in [(1, ids[0], "a"), (2, ids[1], "z")] {
+        control.handle_message(&from(peer, id), 0, introduce_as(name, "1"), at(1));
+    }
+    // (worker, job) in the order in which they ask; job 20 needs both sinks.
+    let asked = [(1, 10), (1, 20), (0, 1), (1, 11), (0, 2)];
+    let sinks = |job: i64| -> Vec<String> {
+        match job {
+            20 => vec!["parquet://o".to_owned(), "parquet://other".to_owned()],
+            _ => vec!["parquet://o".to_owned()],
+        }
+    };
+    for (worker, job) in asked {
+        control.handle_claimed(ids[worker], vec![assignment(job, 1, "")], at(1));
+    }
+    let mut given = Vec::new();
+    let mut sequence = 2;
+    for round in 0..20 {
+        let (worker, job) = asked[round % asked.len()];
+        let attempt = Attempt::new(job, 1);
+        if !given.contains(&job) {
+            let request = Payload::Heartbeat(Heartbeat {
+                running: None,
+                sequence: Some(sequence),
+                publish: vec![PublishRequest {
+                    attempt,
+                    exclusive: sinks(job),
+                }],
+                ..Heartbeat::default()
+            });
+            let sender = from(worker as u64 + 1, ids[worker]);
+            control.handle_message(&sender, 0, request, at(2));
+            sequence += 1;
+        }
+        // All have asked before the first one is done.
+        if round + 1 < asked.len() {
+            continue;
+        }
+        for (_, answer) in answers(&mut control, at(2)) {
+            for attempt in answer.publish {
+                given.push(attempt.job_id);
+                let worker = asked
+                    .iter()
+                    .find(|(_, job)| *job == attempt.job_id)
+                    .unwrap()
+                    .0;
+                let done = Payload::Conclude(Receipt {
+                    status: JobStatus::Success,
+                    attempt: Some(1),
+                    ..Receipt::default()
+                });
+                let job_id = attempt.job_id.unsigned_abs();
+                let sender = from(worker as u64 + 1, ids[worker]);
+                control.handle_message(&sender, job_id, done, at(2));
+                control.handle_ended(ids[worker], attempt);
+            }
+        }
+    }
+    assert_eq!(given, asked.map(|(_, job)| job));
+}
