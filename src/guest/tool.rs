@@ -493,8 +493,11 @@ mod tests {
             assert_eq!(reason, "sh failed: why", "{floods}");
         }
         // Nobody reads on: the pipe is closed.
-        let goes_on = "trap '' PIPE; while echo x; do sleep 0.01; done 2>/dev/null; : > $0";
-        fails(&format!("setsid sh -c {goes_on:?} & exit 3"));
+        let goes_on =
+            "trap '' PIPE; : > $0.up; while echo x; do sleep 0.01; done 2>/dev/null; : > $0";
+        // Before that it is in the group, which is killed.
+        let until_up = "while [ ! -e $0.up ]; do sleep 0.01; done";
+        fails(&format!("setsid sh -c {goes_on:?} & {until_up}; exit 3"));
         let until = BootTime::now() + Duration::from_secs(20);
         while !over.exists() {
             assert!(BootTime::now() < until, "the pipe is read for ever");
