@@ -18,6 +18,7 @@ mod rows;
 mod tables;
 mod wait;
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Instant;
 
