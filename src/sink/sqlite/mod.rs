@@ -117,10 +117,9 @@ fn check_beside(path: &Path) -> Result<(), Error> {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let beside = Path::new(&name);
-        if beside
-            .symlink_metadata()
-            .is_ok_and(|found| !found.is_file())
-        {
+        let found = beside.symlink_metadata().map(|found| found.file_type());
+        // A FIFO is storage that does not respond.
+        if found.is_ok_and(|found| !found.is_file() && !found.is_fifo()) {
             let reason = "it is not a regular file; SQLite needs the name for its own";
             return Err(Error::place(beside, reason));
         }
