@@ -30,6 +30,12 @@ pub(super) struct Exclusive {
 }
 
 impl Exclusive {
+    /// True for an attempt that was given all of these sinks.
+    fn has(&self, attempt: Attempt, sinks: &[String]) -> bool {
+        let mut sinks = sinks.iter();
+        sinks.all(|sink| self.holders.get(sink) == Some(&attempt))
+    }
+
     /// An attempt that an earlier sentinel dispatched may hold any sink until then.
     pub(super) fn inherit(&mut self, attempt: Attempt, until: BootTime) {
         self.not_before = self.not_before.max(Some(until));
@@ -136,21 +142,23 @@ impl Control {
     }
 
     /// Gives free sinks to the attempts that wait for them, in the order in which they asked, and
-    /// marks their workers for an answer. What an attempt waits for goes to none behind it.
+    /// marks their workers for an answer. What an attempt waits for goes to none behind it, but to
+    /// one that has it already and asks again, because the answer was lost.
     pub(super) fn assign_exclusive(&mut self, now: BootTime) {
-        let mut waiting: Vec<(u64, Vec<u8>, Attempt)> = Vec::new();
+        let mut waiting: Vec<(bool, u64, Vec<u8>, Attempt)> = Vec::new();
         for (routing_id, worker) in &self.workers {
             if worker.request.is_some() && worker.peer.is_some() {
                 let holds = worker.holds.iter().filter(|hold| !hold.wants.is_empty());
                 waiting.extend(holds.map(|hold| {
+                    let is_new = !self.exclusive.has(hold.attempt, &hold.wants);
                     let routing_id = routing_id.clone();
-                    (hold.wants_since, routing_id, hold.attempt)
+                    (is_new, hold.wants_since, routing_id, hold.attempt)
                 }));
             }
         }
         waiting.sort_unstable();
         let mut reserved: BTreeSet<String> = BTreeSet::new();
-        for (_, routing_id, attempt) in waiting {
+        for (_, _, routing_id, attempt) in waiting {
             let Some(worker) = self.workers.get_mut(&routing_id) else {
                 continue;
             };

@@ -470,3 +470,33 @@ fn exclusive_sinks_are_given_in_the_order_in_which_they_were_asked_for() {
     }
     assert_eq!(given, asked.map(|(_, job)| job));
 }
+
+/// The connection is cut before the answer that gives it the sink arrives.
+#[test]
+fn an_attempt_that_was_given_its_sinks_is_not_behind_those_that_wait() {
+    let mut control = control();
+    let ask = |control: &mut Control, sequence, job| {
+        let request = Payload::Heartbeat(Heartbeat {
+            running: None,
+            sequence: Some(sequence),
+            publish: vec![PublishRequest {
+                attempt: Attempt::new(job, 1),
+                exclusive: vec!["parquet://o".into()],
+            }],
+            ..Heartbeat::default()
+        });
+        control.handle_message(&from(1, b"w.a"), 0, request, at(2));
+        let mut given = Vec::new();
+        for (_, answer) in answers(control, at(2)) {
+            given.extend(answer.publish);
+        }
+        given
+    };
+    control.handle_message(&from(1, b"w.a"), 0, introduce("a", 1, &[]), at(1));
+    let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
+    control.handle_claimed(b"w.a", jobs, at(1));
+    let first = [Attempt::new(5, 1)];
+    assert_eq!(ask(&mut control, 2, 5), first);
+    assert_eq!(ask(&mut control, 3, 6), []);
+    assert_eq!(ask(&mut control, 4, 5), first, "it asks again");
+}
