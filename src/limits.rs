@@ -231,7 +231,7 @@ pub const ROLLBACKS_PER_ITERATION: usize = 256;
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
 /// Ended attempts that the database keeps of a job.
 pub const ATTEMPTS_KEPT: i64 = 100;
-/// Earlier attempts of a job that its worker is told of: more than the database keeps, unless
+/// Earlier attempts in a job's DISPATCH: more than the database keeps, unless
 /// another program has added rows.
 pub const HISTORY_MAX: usize = 1000;
 /// Last lines of a plugin that are kept of each attempt.
@@ -256,7 +256,7 @@ pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
 pub const STDERR_PART_SIZE: usize = 4 << 10;
 /// Wait of a program's last line for whoever reads stderr.
 pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes of the URIs that a row says its job has published, as JSON: those of the largest receipt.
+/// Bytes of the URIs in a row's `published`, as JSON: those of the largest receipt.
 pub const PUBLISHED_SIZE_MAX: usize = RECEIPT_SIZE_MAX;
 const _: () = assert!((SETTLING_SIZE_MAX + 2 * PUBLISHED_SIZE_MAX) as u64 <= ZMTP_MESSAGE_SIZE_MAX);
 /// Octets of a name that a peer chose.

@@ -168,7 +168,7 @@ impl Sentinel {
         let lock = store::lock_database(&options.database, store::Open::Create)?;
         if let Some(what) = store::shared_with(&options.database) {
             log::warn!(
-                "database {}: other users may {what} it, and what it says is run by the workers; \
+                "database {}: other users may {what} it, and its plugins are run by the workers; \
                  chmod 600 unless they are to insert rows",
                 options.database.display()
             );

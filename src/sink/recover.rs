@@ -64,8 +64,8 @@ pub(super) struct Finished {
     pub(super) left: Option<Error>,
 }
 
-/// After the commit: removes what the record lists. What cannot be removed stays, and so do not
-/// the others.
+/// After the commit: removes what the record lists. What cannot be removed stays; the
+/// rest is removed nevertheless.
 pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Result<Finished, Error> {
     let mut finished = Finished::default();
     let mut note = |result: Result<bool, Error>, uri: String| match result {

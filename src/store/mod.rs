@@ -274,8 +274,8 @@ impl Store {
         schema::foreign_code(&self.connection)
     }
 
-    /// Opens a database, in place, and brings its schema up to date. A new one is its owner's alone,
-    /// whatever the umask: plugins run as whoever may write it says.
+    /// Opens a database, in place, and brings its schema up to date. A new one has mode 600,
+    /// whatever the umask: who can write to it decides what the workers run.
     pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
         if open == Open::Create {
             create_private(path);

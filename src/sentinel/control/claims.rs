@@ -126,7 +126,7 @@ impl Control {
                 .any(|worker| self.takes_jobs(worker, now))
     }
 
-    /// True once after a slot was freed without a change for the database.
+    /// True if a slot was freed without a change for the database since the last call.
     pub fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.has_freed)
     }

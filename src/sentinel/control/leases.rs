@@ -20,7 +20,7 @@ pub(super) struct Hold {
     pub(super) sent_after: Option<u64>,
     /// Exclusive sinks that it waits for.
     pub(super) wants: Vec<String>,
-    /// Its place among those that wait: who asked first has the lowest.
+    /// Order among the attempts that wait: the first to ask has the lowest number.
     pub(super) wants_since: u64,
     /// Its worker gets no other job.
     pub(super) is_alone: bool,

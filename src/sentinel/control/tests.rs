@@ -500,9 +500,9 @@ fn draining_gives_out_nothing_and_unreported_disconnects_are_found() {
     assert!(!control.has_openings(now) && control.openings(now).is_empty());
 }
 
-/// What the scheduler compares to find out that it should look at the queue again.
+/// The scheduler polls the queue again when these change.
 #[test]
-fn slots_that_are_freed_without_a_change_are_told() {
+fn slots_that_are_freed_without_a_change_are_reported() {
     let mut control = with_process(at(0));
     let free = |control: &Control, when| {
         let open = control.open_slots(at(when));

@@ -107,10 +107,10 @@ impl Scene {
 /// The settlements that a message asks for, as the worker reads it; its size must be one that can
 /// be sent.
 fn settlements(message: &Outgoing) -> Vec<Settlement> {
-    let (header, octets) = message.encode().unwrap();
-    let size = (header.len() + octets.len()) as u64;
+    let (header, bytes) = message.encode().unwrap();
+    let size = (header.len() + bytes.len()) as u64;
     assert!(size <= limits::ZMTP_MESSAGE_SIZE_MAX, "{size} bytes");
-    let view = View::decode([&header[..], &octets].into_iter()).unwrap();
+    let view = View::decode([&header[..], &bytes].into_iter()).unwrap();
     match Payload::decode(&view).unwrap() {
         Payload::Heartbeat(heartbeat) => heartbeat.answer.map_or(vec![], |answer| answer.settle),
         _ => vec![],
