@@ -21,6 +21,7 @@
 )]
 
 pub mod control;
+mod round;
 pub mod scheduler;
 mod serve;
 mod transaction;

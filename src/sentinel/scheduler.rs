@@ -9,7 +9,8 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
-use super::transaction::{self, Due, Iteration, JobEnd, Round, Sweep};
+use super::round::Round;
+use super::transaction::{self, Due, Iteration, JobEnd, Sweep};
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -56,8 +57,6 @@ pub struct Scheduler {
     worked: Duration,
     /// When the leases of earlier sentinels are over, if they were longer.
     lease_noted_at: Option<BootTime>,
-    /// A worker gets nothing more until it is idle: whether it is does not always show as a change.
-    is_reserving: bool,
     observer: Option<Sender<JobEnd>>,
 }
 
@@ -106,7 +105,6 @@ impl Scheduler {
             slow_poll_at: now,
             outage: Outage::default(),
             waiting: HashSet::new(),
-            is_reserving: false,
             lease_noted_at,
             iterated_at: None,
             worked: Duration::ZERO,
@@ -164,7 +162,7 @@ impl Scheduler {
             self.slow_poll_at = now + limits::EXPIRE_INTERVAL;
             self.store.check_identity()?;
         }
-        self.round.is_stale |= is_slow && self.is_reserving;
+        self.round.is_stale |= is_slow && self.round.is_emptying();
         self.round.is_stale |= self.control.take_freed();
         if is_slow {
             // A worker may take jobs again only because it was heard again.
@@ -201,7 +199,6 @@ impl Scheduler {
             round: &mut self.round,
             sweep: &mut self.sweep,
             waiting: &mut self.waiting,
-            is_reserving: &mut self.is_reserving,
             observer: self.observer.as_ref(),
             now,
             at,
@@ -293,7 +290,6 @@ impl std::fmt::Debug for Scheduler {
         f.debug_struct("Scheduler")
             .field("control", &self.control)
             .field("round", &self.round)
-            .field("is_reserving", &self.is_reserving)
             .field("outage", &self.outage)
             .finish_non_exhaustive()
     }

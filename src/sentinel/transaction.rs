@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::control::{Change, Control, Opening};
+use super::control::{Capabilities, Change, Control};
+use super::round::{Round, claim, deployed};
 use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
-use crate::store::{self, Claim, Completion, Ended, Now, Store, WorkerSession};
+use crate::store::{self, Completion, Ended, Now, Store, WorkerSession};
 
 /// What one transaction works on.
 pub(crate) struct Iteration<'a> {
@@ -23,37 +24,11 @@ pub(crate) struct Iteration<'a> {
     pub(crate) sweep: &'a mut Sweep,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
-    /// A worker gets nothing more until it is idle, so that a job can run alone there.
-    pub(crate) is_reserving: &'a mut bool,
     /// Where ended jobs are reported.
     pub(crate) observer: Option<&'a Sender<JobEnd>>,
     pub(crate) now: BootTime,
     /// The same for the database.
     pub(crate) at: &'a Now,
-}
-
-/// A look at the whole queue, in which a transaction considers a bounded number of plugins.
-#[derive(Debug)]
-pub(crate) struct Round {
-    /// Rows were queued, or a worker can take more, since it began: another one is needed.
-    pub(crate) is_stale: bool,
-    /// It has begun, and there are plugins that no claim has looked at.
-    is_open: bool,
-}
-
-impl Round {
-    /// None has begun, and one is needed.
-    pub(crate) fn stale() -> Self {
-        Round {
-            is_stale: true,
-            is_open: false,
-        }
-    }
-
-    /// Plugins are to be looked at.
-    pub(crate) fn is_due(&self) -> bool {
-        self.is_stale || self.is_open
-    }
 }
 
 /// A comparison of what is held with the rows, which another program may have changed: in each
@@ -107,25 +82,26 @@ pub struct JobEnd {
 
 /// What the control state is given once the transaction is durable.
 #[derive(Default)]
-struct Outcome {
+pub(super) struct Outcome {
     ended: Vec<(Vec<u8>, Attempt)>,
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
-    claimed: Vec<(Vec<u8>, Vec<Job>)>,
+    pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
     /// Workers whose only job is to stay that.
-    alone: Vec<Vec<u8>>,
-    is_reserving: bool,
+    pub(super) alone: Vec<Vec<u8>>,
+    /// Workers that get nothing more until they are idle.
+    pub(super) emptied: Vec<(Vec<u8>, Capabilities)>,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
     ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
     /// Claims took all that was asked for, or stopped at a bound of work: there may be more.
-    more: bool,
+    pub(super) more: bool,
 }
 
 impl Outcome {
-    fn note_end(
+    pub(super) fn note_end(
         &mut self,
         job_id: i64,
         ended: Ended,
@@ -212,7 +188,7 @@ impl Iteration<'_> {
             };
             // What this look has found was not claimed.
             self.store.look_again();
-            (self.round.is_stale, self.round.is_open) = (true, true);
+            self.round.reopen();
             let is_of_row = matches!(error, store::Error::RolledBack { .. });
             if !is_of_row {
                 break;
@@ -229,24 +205,12 @@ impl Iteration<'_> {
         done.map(|()| false)
     }
 
-    /// The next plugins with QUEUED rows, where a worker can take jobs.
-    fn look(&mut self) -> Result<Vec<String>, store::Error> {
-        if !self.round.is_due() || !self.control.has_openings(self.now) {
-            return Ok(Vec::new());
-        }
-        if !self.round.is_open {
-            self.round.is_stale = false;
-            *self.is_reserving = false;
-        }
-        let limit = limits::QUEUED_PLUGINS_PER_TURN;
-        let found = self.store.queued_plugins(limit, self.at.unix_ms)?;
-        self.round.is_open = !found.is_end;
-        Ok(found.names)
-    }
-
     fn transact(&mut self, changes: &[Change], due: Due) -> Result<(), store::Error> {
         let mut outcome = Outcome::default();
-        let plugins = self.look()?;
+        let plugins = match self.control.has_openings(self.now) {
+            true => self.round.look(self.store, self.at)?,
+            false => Vec::new(),
+        };
         let (revoked, held_after) = match due.holds {
             true => self.revoked()?,
             false => (Vec::new(), self.sweep.held_after),
@@ -269,7 +233,7 @@ impl Iteration<'_> {
             }
             return Ok(());
         }
-        let openings = self.control.openings(self.now);
+        let mut openings = self.control.openings(self.now);
         let mut turn = self.store.begin()?;
         for change in changes {
             apply(&mut turn, change, self.retries_max, self.at, &mut outcome)?;
@@ -287,7 +251,10 @@ impl Iteration<'_> {
             outcome.queued |= turn.wake_due(self.at)? > 0;
         }
         if !plugins.is_empty() {
-            let deployed = deployed(&mut turn, plugins, &openings, self.waiting)?;
+            let deployed = deployed(&mut turn, plugins, self.control, self.waiting)?;
+            let alone = self.control.alone();
+            self.round
+                .restrict(&mut turn, &deployed, &alone, &mut openings);
             let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
             claim(
                 &mut turn,
@@ -315,7 +282,7 @@ impl Iteration<'_> {
             outcome.released.len(),
         );
         outcome.revoked = revoked;
-        *self.is_reserving |= outcome.is_reserving;
+        self.round.empty(std::mem::take(&mut outcome.emptied));
         self.round.is_stale |= outcome.queued || outcome.more;
         self.absorb(outcome);
         self.sweep.held_after = held_after;
@@ -414,50 +381,6 @@ impl Iteration<'_> {
             self.control.keep_alone(&routing_id);
         }
     }
-}
-
-/// A plugin that has code.
-struct Deployed {
-    plugin: String,
-    env_hash: String,
-}
-
-/// The plugins that have code. What the others wait for is logged once.
-fn deployed(
-    turn: &mut store::Turn<'_>,
-    plugins: Vec<String>,
-    openings: &[Opening],
-    waiting: &mut HashSet<String>,
-) -> Result<Vec<Deployed>, store::Error> {
-    let mut deployed = Vec::with_capacity(plugins.len());
-    let mut tell = |plugin: &str, level: log::Level, text: &dyn Fn() -> String| {
-        if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
-            log::log!(level, "jobs of plugin {plugin} wait{}", text());
-            if waiting.len() == limits::WAITING_LOGGED_MAX {
-                log::warn!("jobs of more plugins may wait: `casparian job` says what for");
-            }
-        }
-    };
-    for plugin in plugins {
-        match turn.plugin_code(&plugin)? {
-            store::Code::Runs(code) => {
-                let able = |opening: &Opening| opening.capabilities.allows(&plugin);
-                if !openings.iter().any(able) {
-                    tell(&plugin, log::Level::Info, &|| {
-                        " for a worker that may run it".to_owned()
-                    });
-                }
-                deployed.push(Deployed {
-                    plugin,
-                    env_hash: code.plugin.env_hash.clone(),
-                });
-            }
-            store::Code::Waits(reason) => {
-                tell(&plugin, log::Level::Warn, &|| format!(": {reason}"));
-            }
-        }
-    }
-    Ok(deployed)
 }
 
 fn apply(
@@ -579,75 +502,4 @@ fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {
         Ended::Waits { .. } => log::warn!("{attempt}: tried again later: {reason}"),
         Ended::Stale => {}
     }
-}
-
-/// Fills free slots in rounds, one job a worker in the first and twice as many in each further
-/// one, so that a short queue is spread and a long one is taken in large steps.
-fn claim(
-    turn: &mut store::Turn<'_>,
-    openings: &[Opening],
-    deployed: &[Deployed],
-    lease_ms: i64,
-    at: &Now,
-    outcome: &mut Outcome,
-) -> Result<(), store::Error> {
-    let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
-        .iter()
-        .map(|opening| {
-            let takes = |one: &&Deployed| {
-                opening.capabilities.allows(&one.plugin) && !opening.avoids.contains(&one.env_hash)
-            };
-            let plugins = deployed.iter().filter(takes);
-            let plugins: Vec<String> = plugins.map(|one| one.plugin.clone()).collect();
-            (opening, plugins, Vec::new())
-        })
-        .filter(|(_, plugins, _)| !plugins.is_empty())
-        .collect();
-    let mut step = 1usize;
-    let mut filled: Vec<(Vec<u8>, Vec<Job>)> = Vec::new();
-    while !open.is_empty() {
-        let mut next = Vec::with_capacity(open.len());
-        for (opening, plugins, mut jobs) in open {
-            let limit = step.min(opening.free - jobs.len());
-            let claimed = turn.claim(
-                &Claim {
-                    worker_id: &opening.worker_id,
-                    hostname: &opening.hostname,
-                    pid: opening.pid,
-                    plugins: &plugins,
-                    limit,
-                    is_idle: opening.is_idle && jobs.is_empty(),
-                    lease_until_ms: at.unix_ms.saturating_add(lease_ms),
-                },
-                at.unix_ms,
-            )?;
-            for failed in claimed.unresolved {
-                log::warn!("job {} failed: {}", failed.job_id, failed.reason);
-                let reason = Some(failed.reason.as_str());
-                outcome.note_end(failed.job_id, Ended::Failed, None, reason);
-            }
-            outcome.more |= claimed.more;
-            if claimed.alone {
-                let worker = &opening.worker_id;
-                log::info!("worker {worker} runs one job alone, whose workers were lost before");
-                outcome.alone.push(opening.routing_id.clone());
-            }
-            outcome.is_reserving |= claimed.is_reserved;
-            let is_done = claimed.alone || claimed.is_reserved;
-            let got = claimed.jobs.len();
-            jobs.extend(claimed.jobs);
-            if is_done {
-                filled.push((opening.routing_id.clone(), jobs));
-            } else if got == limit && jobs.len() < opening.free {
-                next.push((opening, plugins, jobs));
-            } else {
-                outcome.more |= got == limit;
-                filled.push((opening.routing_id.clone(), jobs));
-            }
-        }
-        open = next;
-        step = step.saturating_mul(2);
-    }
-    outcome.claimed = filled;
-    Ok(())
 }

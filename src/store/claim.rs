@@ -7,7 +7,8 @@
 //!
 //! A job that has lost several workers together with others runs alone: an idle worker takes it and
 //! nothing else. Where none is idle, one worker gets nothing more until it is; the others go on
-//! behind the job.
+//! behind the job. Of the workers that may run such a job no second one is emptied while one is, or
+//! while one runs a job alone.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashSet};
@@ -63,7 +64,7 @@ pub struct Claimed {
     pub more: bool,
     /// The job is the only one that its worker may have.
     pub alone: bool,
-    /// The worker gets nothing more in this transaction, so that it becomes idle.
+    /// The worker gets nothing more, so that it becomes idle.
     pub is_reserved: bool,
 }
 
@@ -133,6 +134,11 @@ struct Resolved {
 }
 
 impl Turn<'_> {
+    /// No worker is emptied for a job of this plugin: one is already, or runs a job alone.
+    pub fn empty_none_for(&mut self, plugin: &str) {
+        self.emptying.insert(plugin.to_owned());
+    }
+
     /// Claims up to `limit` QUEUED jobs of the given plugins together: highest priority first,
     /// then lowest id.
     pub fn claim(&mut self, claim: &Claim<'_>, now_ms: i64) -> Result<Claimed, Error> {
@@ -146,7 +152,7 @@ impl Turn<'_> {
             }
         }
         let mut claimed = Claimed::default();
-        // Those that another worker is emptied for.
+        // Those that have to run alone, on another worker.
         let mut skipped: HashSet<i64> = HashSet::new();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
@@ -165,7 +171,8 @@ impl Turn<'_> {
                 }
                 let alone = candidate.runs_alone;
                 if alone && !(claim.is_idle && claimed.jobs.is_empty()) {
-                    if self.reserved.insert(job_id) {
+                    if !self.emptying.contains(&code.plugin.name) {
+                        self.emptying.extend(claim.plugins.iter().cloned());
                         claimed.is_reserved = true;
                         return Ok(claimed);
                     }

@@ -264,8 +264,8 @@ pub struct Turn<'a> {
     key: i64,
     /// Rows that may still be ended because they cannot be used.
     unusable_left: usize,
-    /// Jobs that are to run alone and that a worker is emptied for.
-    reserved: HashSet<i64>,
+    /// Plugins for whose jobs no worker is emptied, see [`Turn::empty_none_for`].
+    emptying: HashSet<String>,
 }
 
 impl Store {
@@ -335,7 +335,7 @@ impl Store {
             database: self.identity.database(),
             key: self.key,
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
-            reserved: HashSet::new(),
+            emptying: HashSet::new(),
         })
     }
 

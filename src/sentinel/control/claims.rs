@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::leases::Hold;
 use super::members::{Worker, remember};
-use super::{Body, Change, Control, Opening, Outgoing};
+use super::{Body, Capabilities, Change, Control, Opening, Outgoing};
 use crate::job::{Attempt, Cause, Job, Lease, Plugin, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Payload, PrepareEnv};
@@ -75,6 +75,19 @@ impl Control {
         for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
             hold.is_alone = true;
         }
+    }
+
+    /// What the workers may run that run a job alone.
+    pub fn alone(&self) -> Vec<Capabilities> {
+        let is_alone = |worker: &&Worker| worker.holds.iter().any(|hold| hold.is_alone);
+        let workers = self.workers.values().filter(is_alone);
+        workers.map(|worker| worker.capabilities.clone()).collect()
+    }
+
+    /// True when some connected worker may run the plugin.
+    pub fn may_run(&self, plugin: &str) -> bool {
+        let mut connected = self.workers.values().filter(|worker| worker.peer.is_some());
+        connected.any(|worker| worker.capabilities.allows(plugin))
     }
 
     /// A DISPATCH could not be sent: the job did not reach its worker.

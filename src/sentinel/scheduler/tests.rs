@@ -2,6 +2,8 @@
 
 use rusqlite::Connection;
 
+mod alone;
+
 use super::*;
 use crate::job::{Attempt, JobStatus, Receipt, Settlement};
 use crate::protocol::{Heartbeat, Payload, View};
@@ -67,10 +69,16 @@ impl Scene {
 
     /// A message of worker `w`.
     fn send(&mut self, job_id: i64, payload: Payload<'_>) {
+        self.send_as("w", job_id, payload);
+    }
+
+    /// A message of a worker with a name of one byte.
+    fn send_as(&mut self, worker: &str, job_id: i64, payload: Payload<'_>) {
         let (now, _) = self.now();
+        let routing_id = format!("{worker}.a");
         let from = Sender {
-            peer: PeerId::from_u64(1),
-            routing_id: b"w.a",
+            peer: PeerId::from_u64(worker.as_bytes()[0].into()),
+            routing_id: routing_id.as_bytes(),
             user: None,
         };
         let control = &mut self.scheduler.as_mut().unwrap().control;
@@ -83,17 +91,21 @@ impl Scene {
     }
 
     fn introduce(&mut self, capabilities: &[&str]) {
+        self.introduce_as("w", capabilities);
+    }
+
+    fn introduce_as(&mut self, worker: &str, capabilities: &[&str]) {
         self.sequence += 1;
         let identify = Identify {
             capabilities: capabilities.iter().map(|name| (*name).into()).collect(),
-            worker_id: Some("w".into()),
+            worker_id: Some(worker.to_owned().into()),
             slots: Some(2),
             running: Some(vec![]),
-            instance: Some("a".into()),
+            instance: Some(format!("{worker}.a").into()),
             sequence: Some(self.sequence),
             ..Identify::default()
         };
-        self.send(0, Payload::Identify(identify));
+        self.send_as(worker, 0, Payload::Identify(identify));
     }
 
     /// A second passes.
@@ -261,29 +273,37 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
     }
 }
 
+impl Scene {
+    /// Deploys a plugin; gives the ID of a file's version.
+    fn deploy(&self, plugin_name: &str) -> i64 {
+        let mut store = Store::open(&self.dir.path().join("q.db"), Open::Existing).unwrap();
+        let mut turn = store.begin().unwrap();
+        let deploy = store::Deploy {
+            plugin_name,
+            version: None,
+            source_code: "class Handler: pass",
+            lockfile_content: "",
+            sinks: &[],
+        };
+        turn.deploy(&deploy, 1).unwrap();
+        let file = turn.register_file("/data", "a", 1, 0.0, "h", 1).unwrap();
+        turn.commit().unwrap();
+        file.version_id
+    }
+}
+
 /// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
 /// with a job.
 fn behind_others(others: &str) -> Scene {
     let mut scene = Scene::new();
-    let mut store = Store::open(&scene.dir.path().join("q.db"), Open::Existing).unwrap();
-    let mut turn = store.begin().unwrap();
-    let deploy = store::Deploy {
-        plugin_name: "p",
-        version: None,
-        source_code: "class Handler: pass",
-        lockfile_content: "",
-        sinks: &[],
-    };
-    turn.deploy(&deploy, 1).unwrap();
-    let file = turn.register_file("/data", "a", 1, 0.0, "h", 1).unwrap();
-    turn.commit().unwrap();
+    let version_id = scene.deploy("p");
     scene.sql(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
          SELECT {0}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
          INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
          VALUES (99999, {0}, 'p', 'QUEUED')",
-        file.version_id
+        version_id
     ));
     let (now, at) = scene.now();
     // The sentinel has looked at the queue before its worker comes.

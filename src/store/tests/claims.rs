@@ -111,8 +111,8 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
     // (Is the worker idle, jobs at most) → the jobs that it gets, alone, reserved.
     let cases = [
         ((false, 4), (vec![], false, true)),
-        ((false, 4), (vec![], false, true)),
-        ((false, 2), (vec![ids[2], ids[3]], false, false)),
+        ((false, 1), (vec![ids[2]], false, false)),
+        ((false, 1), (vec![ids[3]], false, false)),
         ((true, 4), (vec![ids[0]], true, false)),
         ((true, 4), (vec![ids[1]], true, false)),
         ((true, 4), (vec![ids[4], ids[5]], false, false)),

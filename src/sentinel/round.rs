@@ -1,0 +1,206 @@
+//! Looking for what free slots can take: plugins with QUEUED rows, and claims for workers.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::control::{Capabilities, Control, Opening};
+use super::transaction::Outcome;
+use crate::job::Job;
+use crate::limits;
+use crate::store::{self, Claim, Ended, Now, Store};
+
+/// A look at the whole queue, in which a transaction considers a bounded number of plugins.
+#[derive(Debug)]
+pub(crate) struct Round {
+    /// Rows were queued, or a worker can take more, since it began: another one is needed.
+    pub(crate) is_stale: bool,
+    /// It has begun, and there are plugins that no claim has looked at.
+    is_open: bool,
+    /// Workers that get nothing more until they are idle, so that a job can run alone there: by
+    /// routing ID.
+    emptied: BTreeMap<Vec<u8>, Capabilities>,
+}
+
+impl Round {
+    /// None has begun, and one is needed.
+    pub(crate) fn stale() -> Self {
+        Round {
+            is_stale: true,
+            is_open: false,
+            emptied: BTreeMap::new(),
+        }
+    }
+
+    /// Plugins are to be looked at.
+    pub(crate) fn is_due(&self) -> bool {
+        self.is_stale || self.is_open
+    }
+
+    /// What the last look has found was not claimed: it is found again.
+    pub(crate) fn reopen(&mut self) {
+        (self.is_stale, self.is_open) = (true, true);
+    }
+
+    /// The next plugins with QUEUED rows.
+    pub(crate) fn look(
+        &mut self,
+        store: &mut Store,
+        at: &Now,
+    ) -> Result<Vec<String>, store::Error> {
+        if !self.is_due() {
+            return Ok(Vec::new());
+        }
+        if !self.is_open {
+            self.is_stale = false;
+            self.emptied.clear();
+        }
+        let found = store.queued_plugins(limits::QUEUED_PLUGINS_PER_TURN, at.unix_ms)?;
+        self.is_open = !found.is_end;
+        Ok(found.names)
+    }
+
+    /// These workers get nothing more in this round.
+    pub(super) fn empty(&mut self, workers: Vec<(Vec<u8>, Capabilities)>) {
+        self.emptied.extend(workers);
+    }
+
+    /// True when a worker is to become idle: whether it is does not always show as a change.
+    pub(crate) fn is_emptying(&self) -> bool {
+        !self.emptied.is_empty()
+    }
+
+    /// Leaves workers with jobs for other workers only where they are not to become idle, and no
+    /// second worker is emptied for what one of them, or of those in `alone`, may run.
+    pub(super) fn restrict(
+        &self,
+        turn: &mut store::Turn<'_>,
+        deployed: &[Deployed],
+        alone: &[Capabilities],
+        openings: &mut Vec<Opening>,
+    ) {
+        for one in deployed {
+            let mut kept = self.emptied.values().chain(alone);
+            if kept.any(|worker| worker.allows(&one.plugin)) {
+                turn.empty_none_for(&one.plugin);
+            }
+        }
+        openings.retain(|opening| !self.emptied.contains_key(&opening.routing_id));
+    }
+}
+
+/// A plugin that has code.
+pub(super) struct Deployed {
+    plugin: String,
+    env_hash: String,
+}
+
+/// The plugins that have code. What the others wait for is logged once.
+pub(super) fn deployed(
+    turn: &mut store::Turn<'_>,
+    plugins: Vec<String>,
+    control: &Control,
+    waiting: &mut HashSet<String>,
+) -> Result<Vec<Deployed>, store::Error> {
+    let mut deployed = Vec::with_capacity(plugins.len());
+    let mut tell = |plugin: &str, level: log::Level, text: &dyn Fn() -> String| {
+        if waiting.len() < limits::WAITING_LOGGED_MAX && waiting.insert(plugin.to_owned()) {
+            log::log!(level, "jobs of plugin {plugin} wait{}", text());
+            if waiting.len() == limits::WAITING_LOGGED_MAX {
+                log::warn!("jobs of more plugins may wait: `casparian job` says what for");
+            }
+        }
+    };
+    for plugin in plugins {
+        match turn.plugin_code(&plugin)? {
+            store::Code::Runs(code) => {
+                if !control.may_run(&plugin) {
+                    tell(&plugin, log::Level::Info, &|| {
+                        " for a worker that may run it".to_owned()
+                    });
+                }
+                deployed.push(Deployed {
+                    plugin,
+                    env_hash: code.plugin.env_hash.clone(),
+                });
+            }
+            store::Code::Waits(reason) => {
+                tell(&plugin, log::Level::Warn, &|| format!(": {reason}"));
+            }
+        }
+    }
+    Ok(deployed)
+}
+
+/// Fills free slots in rounds, one job a worker in the first and twice as many in each further
+/// one, so that a short queue is spread and a long one is taken in large steps.
+pub(super) fn claim(
+    turn: &mut store::Turn<'_>,
+    openings: &[Opening],
+    deployed: &[Deployed],
+    lease_ms: i64,
+    at: &Now,
+    outcome: &mut Outcome,
+) -> Result<(), store::Error> {
+    let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
+        .iter()
+        .map(|opening| {
+            let takes = |one: &&Deployed| {
+                opening.capabilities.allows(&one.plugin) && !opening.avoids.contains(&one.env_hash)
+            };
+            let plugins = deployed.iter().filter(takes);
+            let plugins: Vec<String> = plugins.map(|one| one.plugin.clone()).collect();
+            (opening, plugins, Vec::new())
+        })
+        .filter(|(_, plugins, _)| !plugins.is_empty())
+        .collect();
+    let mut step = 1usize;
+    let mut filled: Vec<(Vec<u8>, Vec<Job>)> = Vec::new();
+    while !open.is_empty() {
+        let mut next = Vec::with_capacity(open.len());
+        for (opening, plugins, mut jobs) in open {
+            let limit = step.min(opening.free - jobs.len());
+            let claimed = turn.claim(
+                &Claim {
+                    worker_id: &opening.worker_id,
+                    hostname: &opening.hostname,
+                    pid: opening.pid,
+                    plugins: &plugins,
+                    limit,
+                    is_idle: opening.is_idle && jobs.is_empty(),
+                    lease_until_ms: at.unix_ms.saturating_add(lease_ms),
+                },
+                at.unix_ms,
+            )?;
+            for failed in claimed.unresolved {
+                log::warn!("job {} failed: {}", failed.job_id, failed.reason);
+                let reason = Some(failed.reason.as_str());
+                outcome.note_end(failed.job_id, Ended::Failed, None, reason);
+            }
+            outcome.more |= claimed.more;
+            if claimed.alone {
+                let worker = &opening.worker_id;
+                log::info!("worker {worker} runs one job alone, whose workers were lost before");
+                outcome.alone.push(opening.routing_id.clone());
+            }
+            if claimed.is_reserved {
+                let capabilities = opening.capabilities.clone();
+                let emptied = (opening.routing_id.clone(), capabilities);
+                outcome.emptied.push(emptied);
+            }
+            let is_done = claimed.alone || claimed.is_reserved;
+            let got = claimed.jobs.len();
+            jobs.extend(claimed.jobs);
+            if is_done {
+                filled.push((opening.routing_id.clone(), jobs));
+            } else if got == limit && jobs.len() < opening.free {
+                next.push((opening, plugins, jobs));
+            } else {
+                outcome.more |= got == limit;
+                filled.push((opening.routing_id.clone(), jobs));
+            }
+        }
+        open = next;
+        step = step.saturating_mul(2);
+    }
+    outcome.claimed = filled;
+    Ok(())
+}
