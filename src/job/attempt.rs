@@ -44,6 +44,17 @@ impl std::fmt::Display for Attempt {
     }
 }
 
+/// How a worker was lost that held an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The attempt was its only one.
+    Alone,
+    /// It held other attempts too.
+    Shared,
+    /// Another process has taken over its ID. The attempt may still publish within its lease.
+    Displaced,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,7 +28,7 @@ mod user;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use attempt::Attempt;
+pub use attempt::{Attempt, Loss};
 pub use history::{History, Past, PastEnd};
 pub use receipt::{BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};

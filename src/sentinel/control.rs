@@ -19,7 +19,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::job::{Attempt, Cause, JobStatus, Plugin, Receipt, User, text};
+use crate::job::{Attempt, Cause, JobStatus, Loss, Plugin, Receipt, User, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Err as ErrPayload, Heartbeat, Identify, Payload};
 use crate::reactor::BootTime;
@@ -97,6 +97,10 @@ struct Orphan {
     user: Option<User>,
     /// The process, where it is known.
     instance: Option<String>,
+    /// Where it is known.
+    routing_id: Option<Vec<u8>>,
+    /// Another process has taken over the worker's ID.
+    is_displaced: bool,
 }
 
 impl Control {
@@ -335,10 +339,15 @@ impl Control {
         if is_known && self.settled(from.routing_id, job_id, &receipt) {
             return None;
         }
+        shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
+        shorten(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
         let Some(worker) = self.workers.get_mut(from.routing_id) else {
-            if receipt.attempt.is_some() {
-                // It is sent again after IDENTIFY.
-                if !self.contenders.contains_key(from.routing_id) {
+            if let Some(number) = receipt.attempt {
+                let attempt = Attempt::new(job_id, number);
+                if let Some(worker_id) = self.take_displaced(from, attempt) {
+                    self.end_held(from.routing_id, worker_id, attempt, receipt);
+                } else if !self.contenders.contains_key(from.routing_id) {
+                    // It is sent again after IDENTIFY.
                     self.ask_to_identify(from.peer);
                 }
                 return None;
@@ -362,20 +371,24 @@ impl Control {
             Some(hold) => hold.attempt,
             None => Attempt::new(job_id, receipt.attempt.unwrap_or(0)),
         };
+        self.end_held(from.routing_id, worker_id, attempt, receipt);
+        None
+    }
+
+    /// An attempt ends that its worker held.
+    fn end_held(
+        &mut self,
+        routing_id: &[u8],
+        worker_id: String,
+        attempt: Attempt,
+        receipt: Receipt,
+    ) {
         match receipt.cause {
             // Its writer may still publish, by the worker's own report.
             Some(Cause::Lost) => self.exclusive.abandon(attempt),
             _ => self.exclusive.release(attempt),
         }
-        let shorten = |text: &mut Option<String>, size_max| {
-            if let Some(text) = text {
-                text::cut(text, size_max);
-            }
-        };
-        shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
-        shorten(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
-        self.end(from.routing_id, worker_id, attempt, receipt);
-        None
+        self.end(routing_id, worker_id, attempt, receipt);
     }
 
     fn end(&mut self, routing_id: &[u8], worker_id: String, attempt: Attempt, receipt: Receipt) {
@@ -482,15 +495,21 @@ impl Control {
         }
     }
 
-    fn release(&mut self, attempt: Attempt, cause: Cause, shared: bool, reason: String) {
+    fn release(&mut self, attempt: Attempt, cause: Cause, loss: Loss, reason: String) {
         if self.ending.insert(attempt) {
             self.changes.push(Change::Release {
                 attempt,
                 cause,
-                shared,
+                loss,
                 reason,
             });
         }
+    }
+}
+
+fn shorten(text: &mut Option<String>, size_max: usize) {
+    if let Some(text) = text {
+        text::cut(text, size_max);
     }
 }
 

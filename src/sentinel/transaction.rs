@@ -463,10 +463,10 @@ fn apply(
         Change::Release {
             attempt,
             cause,
-            shared,
+            loss,
             reason,
         } => {
-            let ended = turn.release(*attempt, *cause, *shared, reason, retries_max, at)?;
+            let ended = turn.release(*attempt, *cause, *loss, reason, retries_max, at)?;
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }

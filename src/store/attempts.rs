@@ -9,7 +9,7 @@ use super::claim::published;
 use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
-use crate::job::{Attempt, Cause, JobStatus, Receipt};
+use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt};
 use crate::limits;
 
 /// The end of an attempt, as its holder reports it.
@@ -75,9 +75,10 @@ pub(super) const RECORD: &str = "INSERT OR REPLACE INTO cf_job_attempt (job_id, 
 /// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
 /// while they ran. Attempts that were given back for another reason do not matter.
 pub(super) const STOPPED_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
-     WHERE job_id = ?1 AND attempt < ?2 AND status = 'RETURNED' AND cause = 'lost' \
-     AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
-     WHERE job_id = ?1 AND attempt < ?2 AND status IS NOT 'RETURNED'), ?3)";
+     WHERE job_id = ?1 AND attempt < ?2 AND status IN ('RETURNED', 'INTERRUPTED') \
+     AND cause = 'lost' AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND attempt < ?2 AND coalesce(status, '') \
+     NOT IN ('RETURNED', 'INTERRUPTED')), ?3)";
 
 /// A RUNNING row before its attempt ends.
 struct Held {
@@ -97,7 +98,6 @@ struct Held {
 struct End<'a> {
     success: bool,
     detail: Detail,
-    returned: bool,
     cause: Option<Cause>,
     reason: Option<&'a str>,
     receipt: Option<&'a Receipt>,
@@ -121,10 +121,10 @@ impl Turn<'_> {
             success,
             detail: match receipt.input_changed {
                 _ if stopped => Detail::Stopped,
+                _ if returned => Detail::NotStarted,
                 true => Detail::InputChanged,
                 false => Detail::None,
             },
-            returned,
             cause: match stopped {
                 true => Some(Cause::Lost),
                 false => receipt.cause.filter(|_| !success),
@@ -142,24 +142,24 @@ impl Turn<'_> {
     }
 
     /// Ends an attempt whose holder does not report it any more, by the policy for the cause
-    /// ([`Cause::Lost`], most often). `shared` = its worker was lost with other jobs. Not for attempts of an unknown number: 0 is that of a row
-    /// of the old system.
+    /// ([`Cause::Lost`], most often). Not for attempts of an unknown number: 0 is that of a row of
+    /// the old system.
     pub fn release(
         &mut self,
         attempt: Attempt,
         cause: Cause,
-        shared: bool,
+        loss: Loss,
         reason: &str,
         retries_max: u32,
         now: &Now,
     ) -> Result<Ended, Error> {
         let end = End {
             success: false,
-            detail: match shared {
-                true => Detail::Shared,
-                false => Detail::None,
+            detail: match loss {
+                Loss::Alone => Detail::None,
+                Loss::Shared => Detail::Shared,
+                Loss::Displaced => Detail::Displaced,
             },
-            returned: false,
             cause: Some(cause),
             reason: Some(reason),
             receipt: None,
@@ -172,8 +172,7 @@ impl Turn<'_> {
     pub fn give_back(&mut self, attempt: Attempt, reason: &str, now: &Now) -> Result<Ended, Error> {
         let end = End {
             success: false,
-            detail: Detail::None,
-            returned: true,
+            detail: Detail::NotStarted,
             cause: None,
             reason: Some(reason),
             receipt: None,
@@ -191,7 +190,6 @@ impl Turn<'_> {
             let end = End {
                 success: false,
                 detail: Detail::Interrupted,
-                returned: true,
                 cause: None,
                 reason: Some(reason),
                 receipt: None,
@@ -223,12 +221,12 @@ impl Turn<'_> {
         };
         let mut failures = held.failures;
         let full = Attempt::new(attempt.job_id, held.attempt);
-        let is_stopped = end.detail == Detail::Stopped;
+        let (is_returned, is_stopped) = (end.detail.is_returned(), end.detail.was_stopped());
         let stopped = match is_stopped {
             true => self.stopped_before(full)?,
             false => 0,
         };
-        let next = if end.success || (end.returned && !is_stopped) {
+        let next = if end.success || (is_returned && !is_stopped) {
             Next::Queued
         } else {
             let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
@@ -265,7 +263,7 @@ impl Turn<'_> {
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
         };
-        let receipt = end.receipt.filter(|_| !end.returned);
+        let receipt = end.receipt.filter(|_| !is_returned);
         let json = receipt.map(|receipt| {
             serde_json::json!({
                 "status": receipt.status,
@@ -294,9 +292,9 @@ impl Turn<'_> {
         let boot_id = boot_ms.map(|_| &*now.boot_id);
         let unsettled = match ended {
             Ended::Completed => false,
-            _ if end.detail == Detail::Interrupted => true,
+            _ if end.detail.may_have_output() => true,
             // Who gives a job back has no output of it.
-            _ => self.is_unsettled(full, end.cause.filter(|_| !end.returned))?,
+            _ => self.is_unsettled(full, end.cause.filter(|_| !is_returned))?,
         };
         let parameters = params![
             attempt.job_id,
@@ -323,8 +321,8 @@ impl Turn<'_> {
         }
         let status = match ended {
             Ended::Completed => "COMPLETED",
-            _ if end.detail == Detail::Interrupted => "INTERRUPTED",
-            Ended::Queued | Ended::Waits { .. } if end.returned => "RETURNED",
+            Ended::Queued | Ended::Waits { .. } if end.detail.may_have_output() => "INTERRUPTED",
+            Ended::Queued | Ended::Waits { .. } if is_returned => "RETURNED",
             _ => "FAILED",
         };
         self.record(attempt.job_id, &held, end, status, reason.as_deref(), now)?;

@@ -14,8 +14,8 @@
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
-//! - A job that a worker gives back (`returned`) is not counted at all, unless its workers were
-//!   stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
+//! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
+//!   is not counted at all, unless its workers were stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
 //!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
 //!   other jobs until it runs alone, then alone.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
@@ -89,10 +89,31 @@ pub(super) enum Detail {
     Shared,
     /// The input changed while the job ran.
     InputChanged,
+    /// Its worker never started it, and gave it back.
+    NotStarted,
     /// A worker that was stopped while the job ran gave it back.
     Stopped,
-    /// Its run was interrupted: nobody knows whether it has left output.
+    /// Another process has taken over the ID of its worker: it may have left output.
+    Displaced,
+    /// Its run was interrupted: it may have left output.
     Interrupted,
+}
+
+impl Detail {
+    /// The job is queued again at once, uncounted, unless its workers were stopped too often.
+    pub(super) fn is_returned(self) -> bool {
+        matches!(self, Detail::NotStarted) || self.was_stopped() || self == Detail::Interrupted
+    }
+
+    /// The worker stopped running the job, which may be the job's doing.
+    pub(super) fn was_stopped(self) -> bool {
+        matches!(self, Detail::Stopped | Detail::Displaced)
+    }
+
+    /// Nobody says whether the attempt has left output.
+    pub(super) fn may_have_output(self) -> bool {
+        matches!(self, Detail::Displaced | Detail::Interrupted)
+    }
 }
 
 /// Counts a failure and decides.

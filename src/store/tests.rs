@@ -1,7 +1,7 @@
 //! Tests of the store as its callers see it; a [`Scene`] is a database with one plugin.
 
 use super::*;
-use crate::job::{Attempt, Cause, JobStatus, Mode, Receipt};
+use crate::job::{Attempt, Cause, JobStatus, Loss, Mode, Receipt};
 
 mod claims;
 mod ends;
@@ -101,16 +101,13 @@ impl Scene {
     }
 
     fn release(&mut self, attempt: Attempt, at: u64) -> Ended {
+        self.lose(attempt, Loss::Alone, at)
+    }
+
+    fn lose(&mut self, attempt: Attempt, loss: Loss, at: u64) -> Ended {
         let mut turn = self.store.begin().unwrap();
         let ended = turn
-            .release(
-                attempt,
-                Cause::Lost,
-                false,
-                "worker w was lost",
-                3,
-                &now(at),
-            )
+            .release(attempt, Cause::Lost, loss, "worker w was lost", 3, &now(at))
             .unwrap();
         turn.commit().unwrap();
         ended

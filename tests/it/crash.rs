@@ -376,6 +376,35 @@ fn a_second_worker_with_a_live_ones_id_is_refused() {
     scene.all_done();
 }
 
+/// A worker that is stopped for seconds loses its ID to a second process. Its jobs end by that one,
+/// whether the first comes back or not, and it counts as no loss of theirs.
+#[test]
+fn a_worker_that_loses_its_id_while_it_is_stopped_costs_no_attempt() {
+    for comes_back in [true, false] {
+        let scene = Scene::new(1);
+        let settings = ["--lease", "4", "--retries", "0"];
+        let (mut sentinel, endpoint) = sentinel(&scene.database, &settings);
+        let more = ["--worker-id", "w-1", "--slots", "1"];
+        let mut first = worker(&endpoint, &scene.out(), &more);
+        sentinel.line_with("worker w-1 connected");
+        scene.wait_started(0);
+        first.signal("-STOP");
+        let _second = worker(&endpoint, &scene.out(), &more);
+        sentinel.line_with("worker w-1 connected");
+        match comes_back {
+            true => {
+                first.signal("-CONT");
+                assert_eq!(first.wait(), Some(1));
+            }
+            false => first.kill(),
+        }
+        scene.open_gate();
+        scene.all_done();
+        let done = job(&scene.database, scene.ids[0]);
+        assert_eq!(done["retries"], 0, "{done}");
+    }
+}
+
 /// A worker that is told to stop takes no more jobs, and gives back what it has not started.
 #[test]
 fn a_draining_worker_gives_back_what_it_has_not_started() {

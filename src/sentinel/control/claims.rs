@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::leases::Hold;
 use super::members::{Worker, remember};
 use super::{Body, Capabilities, Change, Control, Opening, Outgoing};
-use crate::job::{Attempt, Cause, Job, Lease, Plugin, text};
+use crate::job::{Attempt, Cause, Job, Lease, Loss, Plugin, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Payload, PrepareEnv};
 use crate::reactor::BootTime;
@@ -98,7 +98,7 @@ impl Control {
             worker.is_backed_up |= worker.holds.len() < before && !is_final;
         }
         match is_final {
-            true => self.release(attempt, Cause::Operator, false, reason.to_owned()),
+            true => self.release(attempt, Cause::Operator, Loss::Alone, reason.to_owned()),
             false => self.give_back(attempt, reason.to_owned()),
         }
     }

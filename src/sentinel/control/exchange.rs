@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Capabilities;
-use crate::job::{Attempt, Cause, Receipt, User};
+use crate::job::{Attempt, Cause, Loss, Receipt, User};
 use crate::protocol::{self, HEADER_SIZE, Header, OpCode, Payload};
 use crate::socket::PeerId;
 
@@ -77,8 +77,8 @@ pub enum Change {
         attempt: Attempt,
         /// [`Cause::Lost`], or [`Cause::Operator`] when it cannot be dispatched.
         cause: Cause,
-        /// Its worker held other attempts too.
-        shared: bool,
+        /// How its worker was lost.
+        loss: Loss,
         /// In words.
         reason: String,
     },

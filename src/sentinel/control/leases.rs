@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Body, Change, Control, Orphan, Outgoing};
-use crate::job::{Attempt, Cause, User};
+use crate::job::{Attempt, Cause, Loss, User};
 use crate::limits;
 use crate::protocol::{Answer, Heartbeat, Payload};
 use crate::reactor::BootTime;
@@ -61,6 +61,8 @@ impl Control {
                 worker_id,
                 user,
                 instance: None,
+                routing_id: None,
+                is_displaced: false,
             },
         );
         self.expect_expiry(until);
@@ -237,7 +239,7 @@ impl Control {
     /// renewed while they are connected.
     pub(super) fn expire(&mut self, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
-        let mut expired: Vec<(Attempt, String)> = Vec::new();
+        let mut expired: Vec<(Attempt, String, bool)> = Vec::new();
         let mut next: Option<BootTime> = None;
         let mut note = |until: BootTime| next = Some(next.map_or(until, |at| at.min(until)));
         for worker in self.workers.values_mut() {
@@ -255,7 +257,7 @@ impl Control {
                     note(hold.until);
                     return true;
                 }
-                expired.push((hold.attempt, worker_id.clone()));
+                expired.push((hold.attempt, worker_id.clone(), false));
                 match peer {
                     Some(_) if has_instance => abort.push(hold.attempt),
                     Some(peer) => outgoing.push(abort_message(peer, hold.attempt)),
@@ -269,22 +271,23 @@ impl Control {
                 note(orphan.hold.until);
                 return true;
             }
-            expired.push((*attempt, orphan.worker_id.clone()));
+            expired.push((*attempt, orphan.worker_id.clone(), orphan.is_displaced));
             false
         });
         self.next_expiry = next;
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, worker_id) in &expired {
+        for (_, worker_id, _) in &expired {
             *counts.entry(worker_id).or_default() += 1;
         }
-        let shared: Vec<bool> = expired
-            .iter()
-            .map(|(_, worker_id)| {
-                counts
-                    .get(worker_id.as_str())
-                    .is_some_and(|count| *count > 1)
-            })
-            .collect();
+        let losses = expired.iter().map(|(_, worker_id, is_displaced)| {
+            let count = counts.get(worker_id.as_str()).copied();
+            match count {
+                _ if *is_displaced => Loss::Displaced,
+                Some(2..) => Loss::Shared,
+                _ => Loss::Alone,
+            }
+        });
+        let losses: Vec<Loss> = losses.collect();
         if expired.len() > limits::ENDS_LOGGED_MAX {
             log::warn!(
                 "{} attempts of {} workers: they were not heard until their leases ran out",
@@ -292,18 +295,23 @@ impl Control {
                 counts.len()
             );
         } else {
-            for (attempt, worker_id) in &expired {
+            for (attempt, worker_id, _) in &expired {
                 log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
             }
         }
-        for ((attempt, worker_id), shared) in expired.into_iter().zip(shared) {
+        for ((attempt, worker_id, _), loss) in expired.into_iter().zip(losses) {
             self.exclusive.abandon(attempt);
             if self.ending.insert(attempt) {
                 self.expired.push_back(Change::Release {
                     attempt,
                     cause: Cause::Lost,
-                    shared,
-                    reason: format!("worker {worker_id} was lost: its lease ran out"),
+                    loss,
+                    reason: match loss {
+                        Loss::Displaced => {
+                            format!("its worker lost the ID {worker_id} to another process")
+                        }
+                        _ => format!("worker {worker_id} was lost: its lease ran out"),
+                    },
                 });
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::leases::{Hold, Request};
-use super::users::ANOTHERS;
+use super::users::{ANOTHERS, are_different};
 use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, printable};
 use crate::job::text::prefix;
 use crate::job::{Attempt, Settlement, User};
@@ -135,6 +135,7 @@ impl Control {
         present: PeerId,
         now: BootTime,
     ) {
+        self.note_displaced(identify.instance.as_deref());
         if self.contenders.len() >= limits::CONTENDERS_MAX {
             return;
         }
@@ -204,7 +205,11 @@ impl Control {
                 continue;
             };
             if let Some(route) = route {
+                let present = self.workers.get(&route);
+                let displaced = present.filter(|worker| worker.peer.is_some());
+                let displaced = displaced.and_then(|worker| worker.instance.clone());
                 self.evict(&route);
+                self.note_displaced(displaced.as_deref());
             }
             let worker_id = contender
                 .identify
@@ -221,6 +226,27 @@ impl Control {
         }
     }
 
+    /// Another process has the ID of this one, which is alive, or was when it lost the ID: its
+    /// attempts do not count as losses of their jobs.
+    fn note_displaced(&mut self, instance: Option<&str>) {
+        for orphan in self.orphans.values_mut() {
+            orphan.is_displaced |= instance.is_some() && orphan.instance.as_deref() == instance;
+        }
+    }
+
+    /// An attempt that its worker held when another process took over its ID, on the word of that
+    /// worker; gives the ID.
+    pub(super) fn take_displaced(&mut self, from: &Sender<'_>, attempt: Attempt) -> Option<String> {
+        let orphan = self.orphans.get(&attempt)?;
+        let is_theirs = orphan.routing_id.as_deref() == Some(from.routing_id)
+            && !are_different(orphan.user.as_ref(), from.user);
+        if !is_theirs {
+            return None;
+        }
+        let orphan = self.orphans.remove(&attempt)?;
+        Some(orphan.worker_id)
+    }
+
     /// Takes a worker out. Its leases run on without it.
     fn evict(&mut self, routing_id: &[u8]) {
         let Some(worker) = self.workers.remove(routing_id) else {
@@ -234,6 +260,8 @@ impl Control {
                 worker_id: worker.worker_id.clone(),
                 user: worker.user.clone(),
                 instance: worker.instance.clone(),
+                routing_id: Some(routing_id.to_vec()),
+                is_displaced: false,
                 hold,
             };
             self.orphans.insert(orphan.hold.attempt, orphan);

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::job::{Job, Plugin};
+use crate::job::{Job, Loss, Plugin};
 use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest, View};
 
 mod leases;
@@ -345,15 +345,77 @@ fn of_two_processes_with_one_id_the_live_one_stays() {
         }
         assert!(released(&mut control).is_empty(), "it costs no attempt");
         control.handle_timeout(at(12));
-        let want: &[(Attempt, bool)] = match answers_reload {
+        let want: &[(Attempt, Loss)] = match answers_reload {
             true => &[],
-            false => &[(job, true)],
+            false => &[(job, Loss::Displaced)],
         };
         assert_eq!(
-            released(&mut control),
+            lost(&mut control),
             want,
             "the first one's lease runs out first"
         );
+    }
+}
+
+fn lost(control: &mut Control) -> Vec<(Attempt, Loss)> {
+    let changes = control.take_changes().into_iter();
+    let lost = changes.filter_map(|change| match change {
+        Change::Release { attempt, loss, .. } => Some((attempt, loss)),
+        _ => None,
+    });
+    lost.collect()
+}
+
+/// A process of an ID with two jobs is silent, or cut off, while another one takes over the ID, and
+/// comes back.
+#[test]
+fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    for is_cut in [false, true] {
+        let mut control = with_process(at(0));
+        answers(&mut control, at(0));
+        let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];
+        control.handle_claimed(b"w.a", jobs, at(0));
+        if is_cut {
+            control.handle_disconnected(peer(1), b"w.a", at(1));
+        }
+        control.handle_message(&from(2, b"w.b"), 0, introduce("b", 1, &[]), at(1));
+        control.handle_timeout(at(3));
+        assert_eq!(control.openings(at(3)).len(), 1, "the second one is in");
+        control.take_outgoing();
+        let back = || introduce("a", 5, &[first, second]);
+        control.handle_message(&from(3, b"w.a"), 0, back(), at(4));
+        control.handle_message(&from(2, b"w.b"), 0, introduce("b", 2, &[]), at(5));
+        control.handle_timeout(at(5));
+        let refused = control.take_outgoing();
+        let is_refusal = |message: &Outgoing| match &message.body {
+            Body::Payload(Payload::Err(error)) => error.refused && message.peer == peer(3),
+            _ => false,
+        };
+        assert!(refused.iter().any(is_refusal), "{refused:?}");
+        // What it says of its own jobs counts, and of nobody else's.
+        let mut returned = Receipt::failed(first, Cause::Operator, "its worker was stopped");
+        returned.returned = true;
+        control.take_changes();
+        control.handle_message(
+            &from(4, b"w.c"),
+            5,
+            Payload::Conclude(returned.clone()),
+            at(4),
+        );
+        assert!(control.take_changes().is_empty());
+        control.handle_message(&from(3, b"w.a"), 5, Payload::Conclude(returned), at(4));
+        let changes = commit(&mut control);
+        let is_end = |change: &Change| {
+            matches!(change, Change::End { attempt, worker_id, .. }
+                if *attempt == first && worker_id == "w")
+        };
+        assert!(changes.iter().any(is_end), "{changes:?}");
+        // The other one's lease runs out.
+        control.handle_timeout(at(11));
+        assert!(lost(&mut control).is_empty());
+        control.handle_timeout(at(12));
+        assert_eq!(lost(&mut control), [(second, Loss::Displaced)]);
     }
 }
 

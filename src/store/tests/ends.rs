@@ -181,6 +181,27 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
     assert_eq!(detail.attempts[8].status, "RETURNED");
 }
 
+/// Its output, if it left any, is settled; its worker may have had to stop because of it.
+#[test]
+fn a_job_whose_worker_loses_its_id_is_queued_uncounted_within_a_bound() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let other = Connection::open(scene.path()).unwrap();
+    for _ in 0..limits::GIVEN_BACK_MAX {
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        assert_eq!(scene.lose(attempt, Loss::Displaced, 0), Ended::Queued);
+        let query = "SELECT unsettled FROM cf_processing_queue";
+        let unsettled: i64 = other.query_row(query, [], |row| row.get(0)).unwrap();
+        assert_eq!(unsettled, 1);
+    }
+    let detail = scene.inspect(id);
+    assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
+    assert_eq!(detail.attempts[0].status, "INTERRUPTED");
+    let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+    let ended = scene.lose(attempt, Loss::Displaced, 0);
+    assert!(matches!(ended, Ended::Waits { .. }), "{ended:?}");
+}
+
 #[test]
 fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() {
     let mut scene = Scene::new();

@@ -213,7 +213,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         if index % 2 == 0 {
             turn.complete(&completion, &now(0)).unwrap();
         }
-        turn.release(*attempt, cause, false, "lost", 3, &now(0))
+        turn.release(*attempt, cause, Loss::Alone, "lost", 3, &now(0))
             .unwrap();
         turn.requeue(attempt.job_id, file.version_id).unwrap();
     }
