@@ -230,6 +230,9 @@ pub struct Heartbeat {
     /// Attempts that are ready to publish into sinks of mode `replace` or `error`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub publish: Vec<PublishRequest>,
+    /// Attempts whose environment is being created: they occupy no slot until it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<Attempt>,
     /// The worker stops: it takes no further job.
     #[serde(default, skip_serializing_if = "is_false")]
     pub draining: bool,

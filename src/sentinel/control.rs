@@ -305,6 +305,7 @@ impl Control {
             self.handle_request(from.routing_id, sequence, now);
             self.give_up_missing(from.routing_id, &running, heartbeat.answered);
             self.ask_exclusive(from.routing_id, &heartbeat.publish);
+            self.set_waiting(from.routing_id, &heartbeat.waiting);
         }
         self.adopt(from.routing_id, &running, now);
         self.set_state(

@@ -294,6 +294,7 @@ impl Worker {
             sequence: Some(self.leases.request(now)),
             answered: self.leases.answered(),
             publish: self.leases.publish_requests(),
+            waiting: self.waiting(),
             draining: self.draining_until.is_some(),
             trouble: self.trouble(),
             environments: self.avoided(now),

@@ -36,6 +36,8 @@ struct Known {
     /// Times in a row that it could not be created, and when the next is allowed.
     failures: u32,
     retry_at: BootTime,
+    /// When its creation was begun.
+    begun_at: BootTime,
 }
 
 impl Known {
@@ -123,6 +125,21 @@ impl Environments {
         }
     }
 
+    /// True while an environment is being created.
+    pub(super) fn is_making(&self, hash: &str) -> bool {
+        let known = self.known.get(hash);
+        known.is_some_and(|known| matches!(known.state, State::Making))
+    }
+
+    /// Environments whose creation takes long.
+    pub(super) fn slow(&self, now: BootTime) -> impl Iterator<Item = &str> {
+        let is_slow = move |known: &Known| {
+            matches!(known.state, State::Making) && known.begun_at + limits::ENVIRONMENT_SLOW <= now
+        };
+        let slow = self.known.iter().filter(move |(_, known)| is_slow(known));
+        slow.map(|(hash, _)| hash.as_str())
+    }
+
     /// Until when an environment that could not be created is not tried again.
     pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
         let known = self.known.get(hash)?;
@@ -160,6 +177,7 @@ impl Environments {
             lockfile: Some(lockfile),
             failures,
             retry_at: now,
+            begun_at: now,
         };
         self.known.insert(hash.to_owned(), known);
         state

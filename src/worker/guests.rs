@@ -21,7 +21,7 @@ use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
 use crate::guest::process::Pipes;
 use crate::guest::{Job, process, warm};
-use crate::job::Cause;
+use crate::job::{Attempt, Cause};
 use crate::limits;
 use crate::reactor::{BootTime, token};
 use crate::sink::Root;
@@ -33,41 +33,63 @@ impl Worker {
         }
         while self.draining_until.is_none()
             && let Some(place) = self.slots.iter().position(Option::is_none)
-            && let Some(order) = self.backlog.pop_front()
+            && let Some((order, state)) = self.next_order(now)
         {
-            self.next_serial += 1;
-            let timeouts = Timeouts {
-                job: self.options.job_timeout,
-                writer: self.options.writer_timeout,
-                publish: self.options.publish_timeout,
-            };
-            let mut run = Run::new(self.next_serial, order, timeouts, now);
-            run.waits_for_environment = true;
-            if run.order.lease.is_some() {
-                let until = self.leases.may_publish_until(run.order.job.attempt);
-                run.permit.set(until);
-            }
+            let run = self.new_run(order, now);
             if let Some(slot) = self.slots.get_mut(place) {
                 *slot = Some(run);
             }
-            self.start_guest(place, now);
+            self.start_guest(place, state, now);
         }
     }
 
-    /// Starts the process of a slot whose environment is ready.
-    pub(super) fn start_guest(&mut self, place: usize, now: BootTime) {
-        let Some(Some(run)) = self.slots.get_mut(place) else {
-            return;
+    fn new_run(&mut self, order: Order, now: BootTime) -> Run {
+        self.next_serial += 1;
+        let timeouts = Timeouts {
+            job: self.options.job_timeout,
+            writer: self.options.writer_timeout,
+            publish: self.options.publish_timeout,
         };
-        let started = match self.environments.state(&run.order.environment) {
-            State::Making => return,
-            State::Ready(environment) => {
-                run.waits_for_environment = false;
-                self.launch(place, &environment, now)
+        let run = Run::new(self.next_serial, order, timeouts, now);
+        if run.order.lease.is_some() {
+            let until = self.leases.may_publish_until(run.order.job.attempt);
+            run.permit.set(until);
+        }
+        run
+    }
+
+    /// The first job whose environment is not being created, with that environment's state.
+    fn next_order(&mut self, now: BootTime) -> Option<(Order, State)> {
+        for index in 0..self.backlog.len() {
+            let order = self.backlog.get(index)?;
+            match self.environments.state(&order.environment) {
+                State::Making => {
+                    let report_at = now + limits::ENVIRONMENT_SLOW;
+                    self.heartbeat_at = self.heartbeat_at.min(report_at);
+                }
+                state => return self.backlog.remove(index).map(|order| (order, state)),
             }
+        }
+        None
+    }
+
+    /// Attempts whose environments are being created.
+    pub(super) fn waiting(&self) -> Vec<Attempt> {
+        let waits = |order: &&Order| self.environments.is_making(&order.environment);
+        let waiting = self.backlog.iter().filter(waits);
+        waiting.filter_map(Order::attempt).collect()
+    }
+
+    /// Starts the process of a slot whose environment is ready, or could not be created.
+    fn start_guest(&mut self, place: usize, state: State, now: BootTime) {
+        let started = match state {
+            State::Ready(environment) => self.launch(place, &environment, now),
+            State::Making => return,
             State::Failed(failure) => {
-                let hash = run.order.environment.clone();
+                let slot = self.slots.get(place).and_then(Option::as_ref);
+                let hash = slot.map(|run| run.order.environment.clone());
                 if failure.is_innocent
+                    && let Some(hash) = hash
                     && let Some(until) = self.environments.paused_until(&hash)
                 {
                     self.avoid(&hash, &failure.message, until, now);
@@ -78,7 +100,6 @@ impl Worker {
         if let Err(failure) = started
             && let Some(Some(run)) = self.slots.get_mut(place)
         {
-            run.waits_for_environment = false;
             run.slot.handle_start_failed(failure);
         }
     }
@@ -308,22 +329,27 @@ impl Worker {
                 {
                     self.avoid(&hash, &failure.message, until, now);
                 }
-                for place in 0..self.slots.len() {
-                    let Some(Some(run)) = self.slots.get_mut(place) else {
-                        continue;
-                    };
-                    if !run.waits_for_environment || run.order.environment != hash {
-                        continue;
-                    }
-                    match &failure {
-                        Some(failure) => {
-                            run.waits_for_environment = false;
-                            run.slot.handle_start_failed(failure.clone());
-                        }
-                        None => self.start_guest(place, now),
-                    }
+                if let Some(failure) = failure {
+                    self.fail_waiting(&hash, &failure, now);
                 }
+                self.heartbeat_at = now;
+                self.start_jobs(now);
             }
+        }
+    }
+
+    /// Fails the jobs that waited for an environment which could not be created. They conclude as
+    /// those do that are past their slots.
+    fn fail_waiting(&mut self, hash: &str, failure: &Failure, now: BootTime) {
+        let backlog = std::mem::take(&mut self.backlog);
+        for order in backlog {
+            if order.environment != hash {
+                self.backlog.push_back(order);
+                continue;
+            }
+            let mut run = self.new_run(order, now);
+            run.slot.handle_start_failed(failure.clone());
+            self.publishing.push(run);
         }
     }
 
@@ -435,7 +461,9 @@ impl Worker {
             let hash = if hash == default { "" } else { hash };
             (hash.to_owned(), reason.to_owned())
         };
-        self.health.avoided(now).map(owned).collect()
+        let slow = self.environments.slow(now);
+        let slow = slow.map(|hash| (hash, "it is being created"));
+        slow.chain(self.health.avoided(now)).map(owned).collect()
     }
 
     /// Tests the worker itself when that is due, on a thread: the disk may not answer.

@@ -63,8 +63,6 @@ pub(super) struct Run {
     pub(super) serial: u64,
     pub(super) order: Order,
     pub(super) slot: Slot,
-    /// Its environment is being made.
-    pub(super) waits_for_environment: bool,
     pub(super) listener: Option<UnixListener>,
     stream: Option<UnixStream>,
     readable: bool,
@@ -107,7 +105,6 @@ impl Run {
             serial,
             order,
             slot: Slot::new(timeouts),
-            waits_for_environment: false,
             listener: None,
             stream: None,
             readable: false,

@@ -153,6 +153,7 @@ pub struct Worker {
     /// Jobs whose output is staged and whose process has exited: they wait for a lease or are
     /// being published, and occupy no slot.
     pub(super) publishing: Vec<Run>,
+    /// Jobs that wait for a slot or for their environment.
     pub(super) backlog: VecDeque<Order>,
     pub(super) leases: Leases,
     pub(super) plugins: Plugins,
@@ -391,7 +392,6 @@ impl Worker {
                 for order in std::mem::take(&mut self.backlog) {
                     self.give_back(&order);
                 }
-                self.give_back_unstarted();
                 self.heartbeat_at = now;
                 self.heartbeat(now);
                 self.send_receipts(now);
@@ -400,16 +400,6 @@ impl Worker {
             }
             None => false,
             Some(until) => requests.stops > 0 || now >= until || is_done(self),
-        }
-    }
-
-    /// Jobs that wait for their environment have not started: nothing is waited for.
-    fn give_back_unstarted(&mut self) {
-        let waits = |run: &mut Run| run.waits_for_environment && run.order.lease.is_some();
-        let slots = self.slots.iter_mut();
-        let waiting: Vec<Run> = slots.filter_map(|slot| slot.take_if(waits)).collect();
-        for run in waiting {
-            self.give_back(&run.order);
         }
     }
 

@@ -21,6 +21,8 @@ pub(crate) struct Dispatcher {
     receipts: BTreeMap<u64, Receipt>,
     /// Environments that the worker last wanted no jobs of, and why.
     pub(crate) avoided: BTreeMap<String, String>,
+    /// Attempts that last waited for their environments.
+    pub(crate) waiting: Vec<Attempt>,
     next_job: u64,
     /// Dispatches attempts with leases, which may be given back.
     pub(crate) gives_leases: bool,
@@ -39,6 +41,7 @@ impl Dispatcher {
             worker: None,
             receipts: BTreeMap::new(),
             avoided: BTreeMap::new(),
+            waiting: Vec::new(),
             next_job: 1,
             gives_leases: false,
             next_attempt: 1,
@@ -69,6 +72,7 @@ impl Dispatcher {
                 }
                 Payload::Heartbeat(heartbeat) => {
                     self.avoided = heartbeat.environments;
+                    self.waiting = heartbeat.waiting;
                     self.answer(heartbeat.sequence, heartbeat.running, Vec::new());
                 }
                 Payload::Conclude(receipt) => {

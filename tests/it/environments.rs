@@ -437,3 +437,51 @@ fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
         assert_eq!(second.status.code(), Some(0), "{}", stderr(&second));
     }
 }
+
+/// A job occupies no slot while its environment is being created, and the worker asks for no others
+/// of that environment.
+#[test]
+fn other_jobs_run_while_an_environment_is_being_created() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let other = requirements_lockfile(&[], None, &[]);
+    let shared = home().join(".casparian_flow");
+    make(&shared, &other).unwrap();
+    let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let mut rig = Rig::with(&["--slots", "1"], |command, dir| {
+        let bin = dir.join("bin");
+        let gate = dir.join("gate");
+        let script = format!(
+            "#!/bin/sh\nwhile [ ! -e {gate:?} ]; do sleep 0.05; done\nexec {real:?} \"$@\"\n"
+        );
+        program_in(&bin, "uv", &script);
+        let venvs = dir.join(".casparian_flow/venvs");
+        std::fs::create_dir_all(&venvs).unwrap();
+        let name = hash(&other);
+        std::os::unix::fs::symlink(shared.join("venvs").join(&name), venvs.join(&name)).unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let cache = home().join(".cache/uv");
+        command
+            .env("PATH", path)
+            .env("HOME", dir)
+            .env("UV_CACHE_DIR", cache);
+    });
+    rig.dispatcher.gives_leases = true;
+    let hash = hash(&lockfile);
+    rig.dispatcher.prepare(&hash, &lockfile);
+    let input = rig.path("in");
+    let source = handler("import six\nyield pa.table({'x': [1]})");
+    let first = rig.dispatcher.dispatch(&source, &input, &hash);
+    assert_eq!(rig.dispatcher.avoided(&hash), "it is being created");
+    let waiting: Vec<i64> = rig.dispatcher.waiting.iter().map(|at| at.job_id).collect();
+    assert_eq!(waiting, [first as i64]);
+    for _ in 0..2 {
+        let source = handler("yield pa.table({'x': [1]})");
+        let second = rig.dispatcher.dispatch(&source, &input, "");
+        let receipt = rig.dispatcher.receipt(second);
+        assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+    }
+    assert_eq!(rig.dispatcher.try_receipt(first), None);
+    std::fs::write(rig.path("gate"), "").unwrap();
+    let receipt = rig.dispatcher.receipt(first);
+    assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+}

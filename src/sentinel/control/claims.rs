@@ -1,6 +1,6 @@
 //! Free slots, and jobs that are dispatched into them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::leases::Hold;
@@ -41,6 +41,7 @@ impl Control {
                 wants: Vec::new(),
                 wants_since: 0,
                 is_alone: false,
+                is_waiting: false,
             });
             let plugin = &job.plugin;
             if !plugin.env_hash.is_empty() && !worker.environments.contains(&plugin.env_hash) {
@@ -164,6 +165,17 @@ impl Control {
             && worker.trouble.is_none()
             && !worker.is_backed_up
             && is_fresh
+    }
+
+    /// A worker's attempts whose environments are being created.
+    pub(super) fn set_waiting(&mut self, routing_id: &[u8], waiting: &[Attempt]) {
+        let worker = self.workers.get_mut(routing_id);
+        let waiting: HashSet<&Attempt> = waiting.iter().collect();
+        for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
+            let is_waiting = waiting.contains(&hold.attempt);
+            self.has_freed |= is_waiting && !hold.is_waiting;
+            hold.is_waiting = is_waiting;
+        }
     }
 
     /// What a worker reports of its state.

@@ -24,6 +24,8 @@ pub(super) struct Hold {
     pub(super) wants_since: u64,
     /// Its worker gets no other job.
     pub(super) is_alone: bool,
+    /// Its environment is being created.
+    pub(super) is_waiting: bool,
 }
 
 /// The last numbered request of a worker on its connection.
@@ -52,6 +54,7 @@ impl Control {
             wants: Vec::new(),
             wants_since: 0,
             is_alone: false,
+            is_waiting: false,
         };
         let worker_id = worker_id.to_owned();
         self.orphans.insert(

@@ -69,13 +69,14 @@ impl Worker {
         Some(self.absent_since? + limits::WORKER_GRACE)
     }
 
-    /// Slots without a job. Staged output that waits for an exclusive sink occupies none, but what
-    /// waits is bounded.
+    /// Slots without a job. What waits for an exclusive sink or for its environment occupies none,
+    /// but is bounded.
     pub(super) fn free(&self) -> usize {
         if self.holds.iter().any(|hold| hold.is_alone) {
             return 0;
         }
-        let running = self.holds.iter().filter(|hold| hold.wants.is_empty());
+        let occupies = |hold: &&Hold| hold.wants.is_empty() && !hold.is_waiting;
+        let running = self.holds.iter().filter(occupies);
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
         let slots = self.slots.saturating_sub(running.count());
         slots.min(held_max.saturating_sub(self.holds.len()))
@@ -377,6 +378,7 @@ impl Control {
         for mut hold in holds {
             if running.contains(&hold.attempt) {
                 hold.sent_after = None;
+                hold.is_waiting = false;
                 hold.wants.clear();
                 if let Some(worker) = self.workers.get_mut(from.routing_id) {
                     worker.holds.push(hold);

@@ -500,3 +500,37 @@ fn an_attempt_that_was_given_its_sinks_is_not_behind_those_that_wait() {
     assert_eq!(ask(&mut control, 3, 6), []);
     assert_eq!(ask(&mut control, 4, 5), first, "it asks again");
 }
+
+#[test]
+fn what_waits_for_its_environment_occupies_no_slot_within_a_bound() {
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    let free = |control: &Control| control.openings(at(1)).first().map_or(0, |one| one.free);
+    let slots = free(&control);
+    let mut waiting = Vec::new();
+    let mut given = 0;
+    while free(&control) > 0 {
+        let jobs = (0..free(&control)).map(|_| {
+            given += 1;
+            assignment(given, 1, "slow")
+        });
+        control.handle_claimed(b"w.a", jobs.collect(), at(1));
+        assert_eq!(free(&control), 0);
+        waiting = (1..=given).map(|id| Attempt::new(id, 1)).collect();
+        control.take_freed();
+        let sequence = 1 + given as u64;
+        let Payload::Heartbeat(heartbeat) = request(sequence, None, &waiting) else {
+            panic!()
+        };
+        let heartbeat = Heartbeat {
+            waiting: waiting.clone(),
+            ..heartbeat
+        };
+        control.handle_message(&from(1, b"w.a"), 0, Payload::Heartbeat(heartbeat), at(1));
+        assert!(control.take_freed());
+    }
+    assert_eq!(waiting.len(), slots * limits::HELD_PER_SLOT_MAX);
+    // The environment is there: they occupy slots, more than there are.
+    control.handle_message(&from(1, b"w.a"), 0, request(900, None, &waiting), at(1));
+    assert_eq!((free(&control), control.take_freed()), (0, false));
+}
