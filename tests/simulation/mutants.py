@@ -61,7 +61,7 @@ MUTANTS = [
     ("a restart queues running jobs at once", "src/sentinel/transaction.rs",
      "    if is_exclusive {", "    if !is_exclusive {"),
     ("a job that is given up is not settled", "src/store/attempts.rs",
-     "_ => self.is_unsettled(full, end.cause.filter(|_| !end.returned))?", "_ => false"),
+     "_ => self.is_unsettled(full, end.cause.filter(|_| !is_returned))?", "_ => false"),
     ("a cancelled job is not settled", "src/store/settle.sql",
      "WHEN NEW.unsettled IS NULL", "WHEN false AND NEW.unsettled IS NULL"),
     ("a settlement needs no number of its own", "src/store/settle.rs",
