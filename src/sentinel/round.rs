@@ -170,7 +170,7 @@ pub(super) fn claim(
                 },
                 at.unix_ms,
             )?;
-            for failed in claimed.unresolved {
+            for failed in claimed.unresolved.iter().filter(|one| one.is_ended) {
                 log::warn!("job {} failed: {}", failed.job_id, failed.reason);
                 let reason = Some(failed.reason.as_str());
                 outcome.note_end(failed.job_id, Ended::Failed, None, reason);

@@ -51,6 +51,8 @@ pub struct Unresolved {
     pub job_id: i64,
     /// Why.
     pub reason: String,
+    /// It is FAILED. Otherwise the database refuses even that, and it is passed over for a while.
+    pub is_ended: bool,
 }
 
 /// What a claim came to.
@@ -58,7 +60,7 @@ pub struct Unresolved {
 pub struct Claimed {
     /// Jobs to dispatch, in order.
     pub jobs: Vec<Job>,
-    /// Jobs that failed instead.
+    /// Jobs that could not be handed out.
     pub unresolved: Vec<Unresolved>,
     /// So many rows could not be used that the rest is left for the next transaction.
     pub more: bool,
@@ -205,10 +207,15 @@ impl Turn<'_> {
                 };
                 look_again = true;
                 self.unusable_left -= 1;
-                if !self.fail(job_id, &reason, now_ms)? {
+                let is_ended = self.fail(job_id, &reason, now_ms)?;
+                if !is_ended {
                     self.refused.give_up(job_id);
                 }
-                claimed.unresolved.push(Unresolved { job_id, reason });
+                claimed.unresolved.push(Unresolved {
+                    job_id,
+                    reason,
+                    is_ended,
+                });
             }
             if !look_again {
                 break;

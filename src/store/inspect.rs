@@ -247,6 +247,15 @@ impl Inspector {
                 let reason = "a worker without other jobs: it was lost with others before";
                 detail.waiting_for = Some(reason.to_owned());
             }
+            if detail.waiting_for.is_none() {
+                let foreign = schema::foreign_code(&self.connection)?;
+                detail.waiting_for = foreign.first().map(|name| {
+                    format!(
+                        "a free slot, if nothing of other programs in the database ({name}) refuses \
+                         its claim; the sentinel's log names jobs that it passes over for that"
+                    )
+                });
+            }
         } else if detail.row.is_set_aside() {
             detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {

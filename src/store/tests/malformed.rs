@@ -639,8 +639,17 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
          CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
          BEGIN SELECT RAISE(ABORT, 'no'); END",
     );
-    let jobs: Vec<i64> = (0..4).flat_map(|_| ids(&scene.claim(&["p"], 2))).collect();
+    let claimed: Vec<_> = (0..4).map(|_| scene.claim(&["p"], 2)).collect();
+    let jobs: Vec<i64> = claimed.iter().flat_map(ids).collect();
     assert_eq!(jobs, [good]);
+    let mut passed_over = claimed.iter().flat_map(|claimed| &claimed.unresolved);
+    assert!(passed_over.all(|one| !one.is_ended), "they are QUEUED");
+    scene.sql(
+        "INSERT INTO cf_worker_session (worker_id, hostname, status, capabilities, last_seen_ms, slots) \
+         VALUES ('w', 'host', 'ONLINE', '[\"*\"]', 0, 1)",
+    );
+    let waits = scene.inspect(good + 1).waiting_for;
+    assert!(waits.is_some_and(|reason| reason.contains("theirs")));
     // They are tried again when somebody asks for it.
     scene.sql("DROP TRIGGER theirs");
     assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
