@@ -18,7 +18,6 @@ mod rows;
 mod tables;
 mod wait;
 
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -111,15 +110,15 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Refuses what stands at the names of the files that SQLite keeps beside a database.
+/// Refuses what is no regular file at the names of the files that SQLite keeps beside a database. To
+/// open a FIFO may take for ever.
 fn check_beside(path: &Path) -> Result<(), Error> {
     for suffix in ["-journal", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let beside = Path::new(&name);
-        let found = beside.symlink_metadata().map(|found| found.file_type());
-        // A FIFO is storage that does not respond.
-        if found.is_ok_and(|found| !found.is_file() && !found.is_fifo()) {
+        let found = beside.symlink_metadata();
+        if found.is_ok_and(|found| !found.is_file()) {
             let reason = "it is not a regular file; SQLite needs the name for its own";
             return Err(Error::place(beside, reason));
         }
@@ -195,6 +194,7 @@ fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Erro
     if !path.is_file() {
         return Ok(None);
     }
+    check_beside(path)?;
     let open = || -> rusqlite::Result<Option<Connection>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;

@@ -185,23 +185,51 @@ fn rows_that_go_take_no_rows_of_other_jobs_with_them() {
     assert_eq!(stored(&fixture, 2).len(), 3);
 }
 
+/// Puts something that is no regular file at a path.
+fn obstruct(path: &Path, kind: &str) {
+    match kind {
+        "folder" => fs::create_dir(path).unwrap(),
+        "link" => std::os::unix::fs::symlink("/nowhere", path).unwrap(),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        _ => {
+            let made = std::process::Command::new("mkfifo").arg(path).status();
+            assert!(made.unwrap().success());
+        }
+    }
+}
+
 #[test]
 fn what_stands_beside_a_database_is_the_operators_fault() {
     for suffix in ["-journal", "-wal", "-shm"] {
-        for link in [false, true] {
+        for kind in ["fifo", "folder", "link", "socket"] {
             let fixture = Fixture::new();
             sql(&fixture, "CREATE TABLE other (x)");
             let beside = fixture.path(&format!("x.db{suffix}"));
-            match link {
-                true => std::os::unix::fs::symlink("/nowhere", &beside).unwrap(),
-                false => fs::create_dir(&beside).unwrap(),
-            }
+            obstruct(&beside, kind);
             let error = fixture.publish(1, URI, "append").unwrap_err();
-            assert_eq!(error.cause(), Cause::Operator, "{suffix} {link}: {error}");
-            assert!(
-                error.to_string().contains(suffix),
-                "{suffix} {link}: {error}"
-            );
+            assert_eq!(error.cause(), Cause::Operator, "{suffix} {kind}: {error}");
+            let name = beside.to_str().unwrap();
+            assert!(error.to_string().contains(name), "{suffix} {kind}: {error}");
         }
     }
+}
+
+/// The sink of a job changes, or the job fails, while a FIFO stands beside the database of before.
+#[test]
+fn a_fifo_beside_a_database_keeps_no_recovery_waiting() {
+    let fixture = Fixture::new();
+    let attempt = |number, sinks| job(Some(A), Attempt::new(7, number), sinks);
+    let sqlite = &[("output", URI, "append")];
+    let parquet = &[("output", "parquet://o.parquet", "append")];
+    publish(&fixture.root, &attempt(1, sqlite), &[1]).unwrap();
+    let fifo = fixture.path("x.db-journal");
+    obstruct(&fifo, "fifo");
+    let error = fixture.root.settle_failed(&attempt(2, sqlite)).unwrap_err();
+    assert!(error.to_string().contains("x.db-journal"), "{error}");
+    let published = publish(&fixture.root, &attempt(3, parquet), &[3]).unwrap();
+    assert_eq!(published.removed, [""; 0]);
+    fs::remove_file(fifo).unwrap();
+    let published = publish(&fixture.root, &attempt(4, parquet), &[4]).unwrap();
+    assert_eq!(published.removed.len(), 1);
+    assert_eq!(stored(&fixture, 7), [""; 0]);
 }
