@@ -16,6 +16,7 @@
 mod insert;
 mod rows;
 mod tables;
+mod triggers;
 mod wait;
 
 use std::path::Path;
@@ -262,77 +263,97 @@ pub(super) fn is_published(output: &TableOutput, name: &Name, key: i64) -> Resul
 
 /// Deletes the job's rows that an attempt up to the given one wrote; false when there are none.
 pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
-    clear_where(output, name, |connection| {
-        let found = attempt_in(connection, &output.table, name)?;
+    let (path, table) = (Path::new(&output.database), &output.table);
+    let goes = |connection: &Connection| {
+        let found = attempt_in(connection, table, name)?;
         Ok(found.is_some_and(|found| found <= attempt))
-    })
+    };
+    let until = wait::end();
+    match open_existing(path, until)? {
+        Some(mut connection) => clear_where(path, &mut connection, table, name, until, goes),
+        None => Ok(false),
+    }
 }
 
 /// Deletes the job's rows that exactly this attempt with this key wrote.
 pub(super) fn clear_exact(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
-    clear_where(output, name, |connection| {
-        is_by(connection, &output.table, name, key)
-    })
+    clear_exact_in(Path::new(&output.database), &output.table, name, key)
 }
 
+fn clear_exact_in(path: &Path, table: &str, name: &Name, key: i64) -> Result<bool, Error> {
+    let goes = |connection: &Connection| is_by(connection, table, name, key);
+    let until = wait::end();
+    match open_existing(path, until)? {
+        Some(mut connection) => clear_where(path, &mut connection, table, name, until, goes),
+        None => Ok(false),
+    }
+}
+
+/// Deletes the job's rows in a transaction; false when there are none that go.
 fn clear_where(
-    output: &TableOutput,
+    path: &Path,
+    connection: &mut Connection,
+    table: &str,
     name: &Name,
+    until: Instant,
     goes: impl Fn(&Connection) -> rusqlite::Result<bool>,
 ) -> Result<bool, Error> {
-    let path = Path::new(&output.database);
-    let until = wait::end();
-    let Some(mut connection) = open_existing(path, until)? else {
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    wait::limit(connection, until).map_err(fail)?;
+    if !goes(connection).map_err(fail)? {
         return Ok(false);
-    };
-    let mut run = || -> rusqlite::Result<bool> {
-        if !goes(&connection)? {
-            return Ok(false);
-        }
-        let immediate = rusqlite::TransactionBehavior::Immediate;
-        let transaction = connection.transaction_with_behavior(immediate)?;
-        let columns = column_names(&transaction, "main", &output.table)?;
-        if !goes(&transaction)? || columns.is_empty() {
-            return Ok(false);
-        }
-        let owner: Option<String> = transaction
-            .query_row(
-                "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
-                [key(&output.table)],
-                |row| row.get(0),
-            )
-            .optional()?;
-        let marks = Marks::new(&owner.unwrap_or_default(), name);
-        delete_job(&transaction, &output.table, &columns, name, &marks)?;
-        wait::limit(&transaction, until)?;
-        transaction.commit()?;
-        Ok(true)
-    };
-    run().map_err(|error| failure(path, &error))
+    }
+    let immediate = rusqlite::TransactionBehavior::Immediate;
+    let transaction = connection
+        .transaction_with_behavior(immediate)
+        .map_err(fail)?;
+    let columns = column_names(&transaction, "main", table).map_err(fail)?;
+    if !goes(&transaction).map_err(fail)? || columns.is_empty() {
+        return Ok(false);
+    }
+    let owner: Option<String> = transaction
+        .query_row(
+            "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
+            [key(table)],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(fail)?;
+    let marks = Marks::new(&owner.unwrap_or_default(), name);
+    delete_job(path, &transaction, table, &columns, name, &marks)?;
+    wait::limit(&transaction, until).map_err(fail)?;
+    transaction.commit().map_err(fail)?;
+    Ok(true)
 }
 
-/// Deletes the rows of the job, and notes that.
+/// Deletes the rows of the job, and notes that. An error when some stay.
 fn delete_job(
+    path: &Path,
     connection: &Connection,
     table: &str,
     columns: &[String],
     name: &Name,
     marks: &Marks,
-) -> rusqlite::Result<()> {
+) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| target_failure(path, &error);
     let condition = Marks::condition(columns);
-    connection.execute(
-        &format!("DELETE FROM main.{} WHERE {condition}", quoted(table)),
-        (name.attempt.job_id, &marks.database, &marks.incarnation),
-    )?;
-    connection.execute(
-        "UPDATE main._casparian_output SET present = 0, rows = 0 WHERE sink_table = ?1
-         AND database = ?2 AND job = ?3 AND incarnation = ?4",
-        (
-            key(table),
-            &name.database,
-            name.attempt.job_id,
-            name.attempt.incarnation(),
-        ),
-    )?;
+    let rows = format!("main.{} WHERE {condition}", quoted(table));
+    let own = (name.attempt.job_id, &marks.database, &marks.incarnation);
+    connection
+        .execute(&format!("DELETE FROM {rows}"), own)
+        .map_err(fail)?;
+    triggers::check(path, connection, table, false, (&rows, own), 0)?;
+    connection
+        .execute(
+            "UPDATE main._casparian_output SET present = 0, rows = 0 WHERE sink_table = ?1
+             AND database = ?2 AND job = ?3 AND incarnation = ?4",
+            (
+                key(table),
+                &name.database,
+                name.attempt.job_id,
+                name.attempt.incarnation(),
+            ),
+        )
+        .map_err(fail)?;
     Ok(())
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::insert::{count_rows, insert};
+use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
-use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted};
+use super::{
+    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted, triggers,
+};
 use crate::job::{History, Mode};
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};
@@ -165,9 +167,17 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
             )
             .map_err(fail)?;
     }
-    if !is_plain {
-        count_rows(target, connection, sinks, &columns, &marks)?;
-    }
+    let condition = Marks::condition(&columns);
+    let rows = format!("main.{} WHERE {condition}", quoted(&first.name));
+    let job_id = target.run.attempt.job_id;
+    triggers::check(
+        &target.database,
+        connection,
+        &first.name,
+        !is_plain,
+        (&rows, (job_id, &marks.database, &marks.incarnation)),
+        sinks.iter().map(|sink| sink.rows).sum(),
+    )?;
     connection
         .execute(
             "INSERT OR REPLACE INTO main._casparian_key VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -338,10 +348,11 @@ fn make_room(
         return Err(Error::Exists { path });
     }
     if is_ours {
-        delete_job(connection, &first.name, columns, run, marks).map_err(fail)?;
+        let path = &target.database;
+        delete_job(path, connection, &first.name, columns, run, marks)?;
     }
     if sinks.iter().any(|sink| sink.mode == Mode::Replace) {
-        replace(connection, &first.name, columns, run, marks).map_err(fail)?;
+        replace(target, connection, &first.name, columns, marks)?;
     }
     Ok(())
 }
@@ -363,12 +374,15 @@ fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Resu
 
 /// Deletes rows of other jobs of the same database, as far as they are recorded.
 fn replace(
+    target: &Target,
     connection: &Connection,
     name: &str,
     columns: &[String],
-    run: &Name,
     marks: &Marks,
-) -> rusqlite::Result<()> {
+) -> Result<(), Error> {
+    let path = &target.database;
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    let run = &target.run;
     let has = |name: &str| columns.iter().any(|column| column == name);
     let mut condition = String::new();
     if has(Marks::INCARNATION) {
@@ -378,19 +392,24 @@ fn replace(
         true => " AND t._database IS ?3",
         false => " AND ?3 IS NULL",
     });
-    let table = quoted(name);
-    connection.execute(
-        &format!(
-            "DELETE FROM main.{table} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
-             WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
-             {condition})"
-        ),
-        (key(name), &run.database, &marks.database),
-    )?;
-    connection.execute(
-        "UPDATE main._casparian_output SET present = 0, rows = 0
-         WHERE sink_table = ?1 AND database = ?2",
-        (key(name), &run.database),
-    )?;
+    let rows = format!(
+        "main.{} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
+         WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
+         {condition})",
+        quoted(name)
+    );
+    let table = key(name);
+    let parameters = (&table, &run.database, &marks.database);
+    connection
+        .execute(&format!("DELETE FROM {rows}"), parameters)
+        .map_err(fail)?;
+    triggers::check(path, connection, name, false, (&rows, parameters), 0)?;
+    connection
+        .execute(
+            "UPDATE main._casparian_output SET present = 0, rows = 0
+             WHERE sink_table = ?1 AND database = ?2",
+            (&table, &run.database),
+        )
+        .map_err(fail)?;
     Ok(())
 }

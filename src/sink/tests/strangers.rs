@@ -94,13 +94,13 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
             format!(
                 "{table}); CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.x = 2 BEGIN SELECT RAISE(IGNORE); END"
             ),
-            "2 of 3 rows",
+            "the trigger \"i\" of the table t leaves 2 rows",
         ),
         (
             format!(
                 "{table}); CREATE TRIGGER i AFTER INSERT ON t WHEN NEW.x = 2 BEGIN DELETE FROM t WHERE x = 2; END"
             ),
-            "2 of 3 rows",
+            "the trigger \"i\" of the table t leaves 2 rows",
         ),
     ] {
         let fixture = Fixture::new();
@@ -113,6 +113,20 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
         assert_eq!(stored(&fixture, 1), [""; 0], "{code}");
         assert_eq!(stored(&fixture, 99), ["integer 3"], "{code}");
     }
+    // A trigger that keeps the number of rows, and those of the statement.
+    let fixture = Fixture::new();
+    sql(
+        &fixture,
+        &format!(
+            "{table}); CREATE TRIGGER i AFTER INSERT ON T WHEN NEW.x = 2 BEGIN \
+             UPDATE t SET _job_id = 98 WHERE x = 2; END"
+        ),
+    );
+    let error = fixture.publish(1, URI, "append").unwrap_err().to_string();
+    assert!(
+        error.contains("\"i\" of the table t leaves 2 rows"),
+        "{error}"
+    );
     // Triggers that write elsewhere are no obstacle, and the order of columns is none.
     let fixture = Fixture::new();
     sql(
@@ -143,6 +157,7 @@ fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
 fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
     for obstacle in [
         "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(ABORT, 'kept'); END",
+        "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
         "ALTER TABLE t DROP COLUMN _job_id",
         "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u",
     ] {
@@ -168,6 +183,78 @@ fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
             assert_eq!(stored(&fixture, 7), [""; 0]);
         }
     }
+}
+
+/// Triggers by which rows stay that are deleted, or come back.
+#[test]
+fn a_table_that_keeps_earlier_rows_fails_the_job_that_replaces_them() {
+    for (obstacle, trigger) in [
+        (
+            "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+            "\"d\"",
+        ),
+        (
+            "CREATE TRIGGER d AFTER DELETE ON T BEGIN \
+             INSERT INTO t VALUES (OLD.x, OLD._job_id, OLD._file_version_id); END",
+            "\"d\"",
+        ),
+        (
+            "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u; \
+             CREATE TRIGGER i INSTEAD OF INSERT ON t BEGIN INSERT INTO u \
+             VALUES (NEW.x, NEW._job_id, NEW._file_version_id); END; \
+             CREATE TRIGGER d INSTEAD OF DELETE ON t BEGIN SELECT 1; END",
+            "\"d\", \"i\"",
+        ),
+    ] {
+        for (mode, next) in [("append", 7), ("replace", 7), ("replace", 8)] {
+            let fixture = Fixture::new();
+            let of = |job_id, number, mode| {
+                job(
+                    Some(A),
+                    Attempt::new(job_id, number),
+                    &[("output", URI, mode)],
+                )
+            };
+            publish(&fixture.root, &of(7, 1, "append"), &[1]).unwrap();
+            sql(&fixture, obstacle);
+            let number = if next == 7 { 2 } else { 1 };
+            let error = publish(&fixture.root, &of(next, number, mode), &[2]).unwrap_err();
+            assert_eq!(error.cause(), Cause::Operator, "{obstacle}: {error}");
+            let text = error.to_string();
+            let want = format!("{trigger} of the table t leaves 1 row");
+            assert!(text.contains(&want), "{obstacle} {mode} {next}: {text}");
+            let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+            let query = "SELECT group_concat(_job_id || ':' || x) FROM t";
+            let all: String = connection.query_row(query, [], |row| row.get(0)).unwrap();
+            assert_eq!(all, "7:1", "{obstacle} {mode} {next}");
+        }
+    }
+}
+
+/// The job's rows are gone when it is said that they are.
+#[test]
+fn rows_that_a_trigger_keeps_are_not_reported_as_removed() {
+    let fixture = Fixture::new();
+    let of = |number| {
+        job(
+            Some(A),
+            Attempt::new(7, number),
+            &[("output", URI, "append")],
+        )
+    };
+    publish(&fixture.root, &of(1), &[1]).unwrap();
+    sql(
+        &fixture,
+        "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+    );
+    let error = fixture.root.settle_failed(&of(2)).unwrap_err().to_string();
+    assert!(
+        error.contains("\"d\" of the table t leaves 1 row"),
+        "{error}"
+    );
+    sql(&fixture, "DROP TRIGGER d");
+    fixture.root.settle_failed(&of(3)).unwrap();
+    assert_eq!(stored(&fixture, 7), [""; 0]);
 }
 
 #[test]
