@@ -19,6 +19,7 @@ mod tables;
 mod triggers;
 mod wait;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -98,17 +99,29 @@ fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
     refusal.unwrap_or_else(|| failure(path, error))
 }
 
-/// Refuses what exists and is no regular file, and what has no folder.
+/// Refuses what exists and is no regular file of one name, and what has no folder.
 pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     files::check_parent(path)?;
-    match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Err(Error::Sqlite {
+    let found = path.metadata().ok();
+    if found.as_ref().is_some_and(|found| !found.is_file()) {
+        return Err(Error::Sqlite {
             path: path.to_owned(),
             reason: "it is not a regular file".to_owned(),
             cause: Cause::Operator,
-        }),
-        _ => check_beside(path),
+        });
     }
+    let names = found.map_or(1, |found| found.nlink());
+    if names > 1 {
+        return Err(Error::Sqlite {
+            path: path.to_owned(),
+            reason: format!(
+                "the file has {names} names (hard links), and SQLite keeps a journal for each, so \
+                 that a crash would damage it; copy it to a file of its own"
+            ),
+            cause: Cause::Operator,
+        });
+    }
+    check_beside(path)
 }
 
 /// Refuses what is no regular file at the names of the files that SQLite keeps beside a database. To
