@@ -13,6 +13,7 @@
 //! A process that is stopped inside its transaction locks the target database. Others wait for
 //! it for a bounded time and fail with [`Error::Locked`], which is retried.
 
+mod commit;
 mod insert;
 mod rows;
 mod tables;
@@ -31,8 +32,9 @@ use super::record::TableOutput;
 use super::{files, names};
 use crate::job::Cause;
 
+pub(super) use commit::Prepared;
 pub(super) use rows::{Rows, Stage};
-pub(super) use tables::{Prepared, Table, Target, prepare};
+pub(super) use tables::{Table, Target, prepare};
 pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "
@@ -60,6 +62,11 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
             path: path.to_owned(),
         };
     }
+    if is_moved(error) {
+        return Error::Moved {
+            path: path.to_owned(),
+        };
+    }
     let cause = match error.sqlite_error_code() {
         Some(
             ErrorCode::DiskFull
@@ -81,6 +88,12 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
+/// True when SQLite does not find the file that it has opened at its path.
+fn is_moved(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_READONLY_DBMOVED)
+}
+
 /// A failure in a sink's database. When that cannot be written at all, it says why. A statement
 /// that fails there, but for a constraint, fails because of what is there: a view, a text encoding,
 /// a trigger.
@@ -93,7 +106,9 @@ fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
         };
     }
     let refusal = match error.sqlite_error_code() {
-        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => files::write_refusal(path),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) if !is_moved(error) => {
+            files::write_refusal(path)
+        }
         _ => None,
     };
     refusal.unwrap_or_else(|| failure(path, error))

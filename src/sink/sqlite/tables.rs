@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::commit::{self, Prepared};
 use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
@@ -44,25 +45,6 @@ pub(in crate::sink) struct Target {
     pub(in crate::sink) share: bool,
 }
 
-/// A transaction with all rows in it. Dropping it rolls it back.
-pub(in crate::sink) struct Prepared {
-    path: PathBuf,
-    connection: Connection,
-}
-
-impl Prepared {
-    pub(in crate::sink) fn database(&self) -> &Path {
-        &self.path
-    }
-
-    /// Commits once no reader holds the database. False when the lease ended before that.
-    pub(in crate::sink) fn commit(self, patience: &Patience<'_>) -> Result<bool, Error> {
-        patience
-            .execute(&self.connection, "COMMIT")
-            .map_err(|error| failure(&self.path, &error))
-    }
-}
-
 /// Moves staged rows into their tables, in a transaction that is left open. With `excludes_readers`
 /// no reader can keep it from its commit. None when the lease ended while the database was locked.
 pub(in crate::sink) fn prepare(
@@ -73,10 +55,10 @@ pub(in crate::sink) fn prepare(
 ) -> Result<Option<Prepared>, Error> {
     let path = &target.database;
     let fail = |error: rusqlite::Error| failure(path, &error);
-    let connection = begin(path, stage, excludes_readers, patience).map_err(fail)?;
-    let Some(connection) = connection else {
+    let (connection, file) = commit::open(path)?;
+    if !begin(&connection, stage, excludes_readers, patience).map_err(fail)? {
         return Ok(None);
-    };
+    }
     // Rows that do not fit into the cache go into the database early when no reader is there. To
     // wait for it with each page would take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
@@ -92,24 +74,31 @@ pub(in crate::sink) fn prepare(
     Ok(Some(Prepared {
         path: path.clone(),
         connection,
+        file,
+        tables: target
+            .tables
+            .iter()
+            .map(|table| table.name.clone())
+            .collect(),
+        run: target.run.clone(),
+        key: target.history.key,
     }))
 }
 
-/// Opens a database and starts a transaction in it. None when the lease ended while it was locked.
+/// Starts a transaction. False when the lease ended while the database was locked.
 fn begin(
-    path: &Path,
+    connection: &Connection,
     stage: &Path,
     excludes_readers: bool,
     patience: &Patience<'_>,
-) -> rusqlite::Result<Option<Connection>> {
-    let connection = Connection::open(path)?;
-    super::harden(&connection)?;
+) -> rusqlite::Result<bool> {
+    super::harden(connection)?;
     connection.busy_timeout(wait::STEP)?;
     let stage = read_only(stage);
     // It reads the schema of the database.
     let attach = || connection.execute("ATTACH DATABASE ?1 AS staging", [&stage]);
     if patience.run(attach)?.is_none() {
-        return Ok(None);
+        return Ok(false);
     }
     let begin = match excludes_readers {
         true => {
@@ -119,8 +108,7 @@ fn begin(
         }
         false => "BEGIN IMMEDIATE",
     };
-    let has_begun = patience.execute(&connection, begin)?;
-    Ok(has_begun.then_some(connection))
+    patience.execute(connection, begin)
 }
 
 /// URI of a database that is only read. Otherwise each transaction would lock the stage for the
