@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::Staged;
+use crate::job::text::prefix;
 use crate::job::{Attempt, Cause, SinkError};
 use crate::limits;
 
@@ -112,14 +113,23 @@ pub enum Error {
         /// The job's.
         got: String,
     },
-    /// A table does not keep the rows that are inserted.
+    /// A table has other rows than those that were inserted, or keeps some that were deleted.
     Rows {
-        /// The database and table.
+        /// The database.
         path: PathBuf,
-        /// Rows of the job in the table.
+        /// The table.
+        table: String,
+        /// Its first triggers.
+        triggers: Vec<String>,
+        /// Rows that are there.
         found: u64,
-        /// Rows that were inserted.
+        /// Rows that should be.
         expected: u64,
+    },
+    /// A database was renamed, replaced or removed while rows went into it.
+    Moved {
+        /// Where it was.
+        path: PathBuf,
     },
     /// A column that the sink cannot store.
     Column {
@@ -243,11 +253,15 @@ impl fmt::Display for Error {
             ),
             Error::Rows {
                 path,
+                table,
+                triggers,
                 found,
                 expected,
-            } => write!(
+            } => write_rows(f, path, table, triggers, [*found, *expected]),
+            Error::Moved { path } => write!(
                 f,
-                "table {}: it keeps {found} of {expected} rows, because of its triggers",
+                "database {}: it was moved, replaced or removed while the job's rows were written \
+                 into it, so they do not count",
                 path.display()
             ),
             Error::SchemaChanged {
@@ -271,6 +285,30 @@ impl fmt::Display for Error {
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
+}
+
+fn write_rows(
+    f: &mut fmt::Formatter<'_>,
+    path: &Path,
+    table: &str,
+    triggers: &[String],
+    [found, expected]: [u64; 2],
+) -> fmt::Result {
+    write!(f, "database {}: ", path.display())?;
+    let names = triggers
+        .iter()
+        .map(|name| format!("{:?}", prefix(name, 60)));
+    let names: Vec<String> = names.collect();
+    match names.as_slice() {
+        [] => write!(f, "the table {table}")?,
+        [one] => write!(f, "the trigger {one} of the table {table}")?,
+        _ => {
+            let names = names.join(", ");
+            write!(f, "one of the triggers {names} of the table {table}")?;
+        }
+    }
+    let s = if found == 1 { "" } else { "s" };
+    write!(f, " leaves {found} row{s} where {expected} should be")
 }
 
 impl std::error::Error for Error {}
@@ -306,6 +344,7 @@ impl Error {
             | Error::Descriptors { .. }
             | Error::RootGone { .. }
             | Error::Locked { .. }
+            | Error::Moved { .. }
             | Error::Io { .. } => Cause::Worker,
             Error::Sqlite { cause, .. } => *cause,
         }
@@ -319,9 +358,9 @@ impl Error {
         }
     }
 
-    /// True when others hold what is needed: it says nothing about the worker.
+    /// True when others hold or move what is needed: it says nothing about the worker.
     pub fn is_contention(&self) -> bool {
-        matches!(self, Error::Locked { .. })
+        matches!(self, Error::Locked { .. } | Error::Moved { .. })
     }
 
     pub(super) fn place(path: &Path, reason: impl Into<String>) -> Self {

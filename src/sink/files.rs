@@ -325,16 +325,20 @@ pub(super) fn check_parent(file: &Path) -> Result<(), Error> {
     }
 }
 
-/// Why a file cannot be created or written; none when it can.
+/// Why a file cannot be created or written; none when it can. One that exists is not opened: to
+/// close it would end the locks that other connections of this process have on a database.
 pub(super) fn write_refusal(file: &Path) -> Option<Error> {
-    let mut options = fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(false).open(file);
+    use rustix::fs::access;
     let folder = file.parent().unwrap_or(file);
-    let access = rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK);
-    let error = match opened.and(access.map_err(io::Error::from)) {
-        Ok(()) => return None,
-        Err(error) => error,
+    let opened = match file.symlink_metadata() {
+        // It may be that no descriptor is left.
+        Ok(_) => access(file, Access::READ_OK | Access::WRITE_OK)
+            .map_err(io::Error::from)
+            .and_then(|()| File::open("/")),
+        Err(_) => File::create_new(file),
     };
+    let access = access(folder, Access::WRITE_OK | Access::EXEC_OK);
+    let error = opened.and(access.map_err(io::Error::from)).err()?;
     Some(match Errno::from_io_error(&error) {
         Some(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
             Error::place(file, format!("the sink cannot write there: {error}"))

@@ -272,6 +272,9 @@ fn add_named(
             }
         } else if let Some((database, table)) = names::table_of(uri) {
             let (database, below) = place::database(root.path(), database);
+            if below.is_none() && root.is_closed() {
+                continue;
+            }
             let is_known = earlier
                 .tables
                 .iter()

@@ -267,8 +267,12 @@ pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
             &mut record.previous.tables,
             &mut record.clears,
         ];
-        for table in lists.into_iter().flatten() {
-            table.locate(root);
+        for list in lists {
+            for table in list.iter_mut() {
+                table.locate(root);
+            }
+            // The folder may come from elsewhere.
+            list.retain(|table| table.below.is_some() || !root.is_closed());
         }
     }
     Ok(record)

@@ -1,6 +1,7 @@
 //! Tests of the storage side: what is written (`writing`, `tables`), whose it is (`identity`), what
-//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), roots (`roots`), and
-//! paths that lead to one file (`places`).
+//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), roots (`roots`),
+//! paths that lead to one file (`places`), tables of others (`strangers`), and databases that are
+//! moved (`moved`).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::job::{Attempt, Job, Plugin, Sink};
 mod fence;
 mod identity;
 mod modes;
+mod moved;
 mod places;
 mod roots;
 mod settle;

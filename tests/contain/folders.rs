@@ -49,18 +49,19 @@ impl Scene {
         store.execute_batch(sql).unwrap();
     }
 
-    /// Every file and folder beside the output folder, with its size.
+    /// Every file and folder beside the output folder, with a hash of its content.
     fn outside(&self) -> Vec<(PathBuf, u64)> {
+        use std::hash::{DefaultHasher, Hash, Hasher};
         let entries = walkdir::WalkDir::new(self.path("victim"));
         let mut found: Vec<_> = entries
             .into_iter()
             .map(|entry| {
-                let entry = entry.unwrap();
-                let size = entry.metadata().unwrap();
-                (
-                    entry.into_path(),
-                    if size.is_file() { size.len() } else { 0 },
-                )
+                let path = entry.unwrap().into_path();
+                let mut hasher = DefaultHasher::new();
+                if path.is_file() {
+                    fs::read(&path).unwrap().hash(&mut hasher);
+                }
+                (path, hasher.finish())
             })
             .collect();
         found.sort();
@@ -263,6 +264,101 @@ fn sinks_of_an_output_folder_stay_in_it() {
             assert_eq!(code, Some(1), "{text}");
             assert!(text.contains("output folder alone"), "{text}");
         }
+    }
+}
+
+/// Links of an output folder where its sinks have their files.
+#[test]
+fn links_at_the_paths_of_sinks_lead_nowhere() {
+    for (uri, link, target) in [
+        ("sqlite://x.db/rows", "x.db", "victim/queue.sqlite"),
+        ("sqlite://x.db/rows", "x.db", "victim/new"),
+        ("sqlite://x.db/rows", "x.db-journal", "victim/new"),
+        ("sqlite://x.db/rows", "x.db-journal", "victim/run.lock"),
+        ("sqlite://x.db/rows", "x.db-wal", "victim/new"),
+        ("sqlite://x.db/rows", "x.db-shm", "victim/new"),
+        ("sqlite://sub/x.db/rows", "sub", "victim"),
+        ("sqlite://sub/deep/x.db/rows", "sub", "victim"),
+        ("parquet://sub/x.parquet", "sub", "victim"),
+        ("parquet://sub/deep/x.parquet", "sub", "victim"),
+        (
+            "parquet://x.parquet",
+            "x_1.parquet",
+            "victim/p_output_1.parquet",
+        ),
+    ] {
+        for mode in ["append", "replace"] {
+            let scene = Scene::new();
+            assert_eq!(scene.run().0, Some(0));
+            scene.sql(&format!(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+                 VALUES ('p', 'output', '{uri}', '{mode}')"
+            ));
+            symlink(scene.path(target), scene.path("out").join(link)).unwrap();
+            fs::write(scene.path("in/a"), "changed").unwrap();
+            let before = scene.outside();
+            let (code, text) = scene.run();
+            assert_eq!(scene.outside(), before, "{uri} {link}: {text}");
+            assert_eq!(code, Some(1), "{uri} {link}: {text}");
+            let is_named = text.contains(link) || text.contains("symbolic link leads");
+            assert!(is_named, "{uri} {link}: {text}");
+        }
+    }
+}
+
+/// Records and receipts that name a database elsewhere, which has rows of a job of this name.
+#[test]
+fn databases_of_others_that_records_and_receipts_name_stay_as_they_are() {
+    for case in ["leftover", "clears", "previous", "intent", "receipt"] {
+        let scene = Scene::new();
+        assert_eq!(scene.run().0, Some(0));
+        scene.sql(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', 'sqlite://x.db/rows', 'append')",
+        );
+        fs::write(scene.path("in/a"), "changed").unwrap();
+        assert_eq!(scene.run().0, Some(0));
+        let victim = scene.path("victim/x.db");
+        fs::copy(scene.path("out/x.db"), &victim).unwrap();
+        let private = scene.path("out/.casparian");
+        let database = names(&private.join("outputs")).remove(0);
+        let record = private.join(format!("outputs/{database}/0/1"));
+        let text = fs::read_to_string(&record).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let mut table = json["outputs"]["tables"][0].clone();
+        table["database"] = victim.to_str().unwrap().into();
+        table.as_object_mut().unwrap().remove("below");
+        let uri = format!("sqlite://{}/rows", victim.display());
+        let own = json["outputs"]["tables"][0].clone();
+        match case {
+            "leftover" => {
+                json["clears"] = serde_json::json!([table]);
+                json["has_leftovers"] = true.into();
+            }
+            "previous" => json["outputs"]["tables"] = serde_json::json!([table]),
+            "clears" => json["clears"] = serde_json::json!([table]),
+            "intent" => {
+                // Undone, as the other one is missing.
+                let mut missing = own;
+                missing["below"] = "none.db".into();
+                json["outputs"]["tables"] = serde_json::json!([table, missing]);
+                json["state"] = "intent".into();
+            }
+            _ => scene.sql(&format!(
+                "UPDATE cf_processing_queue SET published = '[\"{uri}\"]'"
+            )),
+        }
+        if ["clears", "intent"].contains(&case) {
+            let staging = private.join("staging").join(json["run"].as_str().unwrap());
+            fs::create_dir_all(&staging).unwrap();
+            fs::write(staging.join("worker"), "1-0").unwrap();
+        }
+        fs::write(&record, json.to_string()).unwrap();
+        fs::write(scene.path("in/a"), "changed again").unwrap();
+        let before = scene.outside();
+        let (code, text) = scene.run();
+        assert_eq!(scene.outside(), before, "{case}: {text}");
+        assert_eq!(code, Some(0), "{case}: {text}");
     }
 }
 

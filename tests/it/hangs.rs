@@ -135,30 +135,59 @@ fn a_hanging_output_folder_costs_bounded_time_and_heals() {
     assert_eq!(visible_files(&out).len(), 3);
 }
 
-/// Opening the journal of a sink's database hangs: a publish that was ordered does not end.
+/// Variables of [`a_worker_with_a_short_time_out`].
+const ENDPOINT: &str = "CASPARIAN_TEST_ENDPOINT";
+const OUT: &str = "CASPARIAN_TEST_OUT";
+
+/// The worker of the test below, which runs this in a process of its own: the program has no option
+/// for the time-out, and the faults need a process.
+#[test]
+#[ignore = "the worker of another test"]
+fn a_worker_with_a_short_time_out() {
+    let (Some(endpoint), Some(out)) = (std::env::var(ENDPOINT).ok(), std::env::var_os(OUT)) else {
+        return;
+    };
+    let mut options = Options::new(endpoint.parse().unwrap(), out.into());
+    options.publish_timeout = Duration::from_secs(8);
+    options.home = home().join(".casparian_flow");
+    options.slots = 2;
+    Worker::open(options).unwrap().run().unwrap();
+}
+
+/// The rename of a job's record hangs, with the transaction in the sink's database open: a publish
+/// that was ordered does not end.
 #[test]
 fn a_publish_that_hangs_counts_as_lost_and_is_tried_again() {
     let scene = Scene::new();
     let out = scene.path("out");
+    std::fs::create_dir_all(&out).unwrap();
+    let root = out.canonicalize().unwrap();
     let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
     sql(
         &scene.database,
         "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES \
          ('plug', 'output', 'sqlite://x.db/rows', 'replace')",
     );
-    let mut options = Options::new(endpoint.parse().unwrap(), out.clone());
-    options.publish_timeout = Duration::from_secs(8);
-    options.home = home().join(".casparian_flow");
-    options.slots = 2;
-    options.signals = false;
-    let worker = Worker::open(options).unwrap();
-    let stopper = worker.stopper();
-    let thread = std::thread::spawn(move || worker.run().unwrap());
+    let identity = sql(
+        &scene.database,
+        "SELECT value FROM cf_casparian WHERE key = 'database'",
+    );
+    let record = root.join(format!(".casparian/outputs/{identity}/0/2"));
+    let faults = Faults::new(&scene.path("faults"), &record);
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "hangs::a_worker_with_a_short_time_out"])
+        .args(["--ignored", "--nocapture"])
+        .env("HOME", home())
+        .env(ENDPOINT, &endpoint)
+        .env(OUT, &out);
+    faults.load(&mut command);
+    let mut worker = Background::start(&mut command);
     let first = ended(&scene.database, scene.submit("a"));
     assert_eq!(first["status"], "COMPLETED", "{first}");
-    let journal = out.join("x.db-journal");
-    mkfifo(&journal);
+    faults.delay(FOR_EVER_MS);
     let hung = scene.submit("b");
+    assert_eq!(hung, 2, "the record of another job hangs");
     // In the other slot jobs go on.
     scene.job_with(hung, &["RUNNING"]);
     let input = scene.path("c");
@@ -170,15 +199,13 @@ fn a_publish_that_hangs_counts_as_lost_and_is_tried_again() {
     let queued = scene.job_with(hung, &["does not respond", "QUEUED"]);
     assert_eq!(queued["cause"], "lost", "{queued}");
     assert_eq!(queued["retries"], 1, "{queued}");
-    // The storage responds again: the FIFO has a peer, and is removed.
-    let peer = std::fs::OpenOptions::new().write(true).open(&journal);
-    std::fs::remove_file(&journal).unwrap();
-    drop(peer);
+    // The storage responds again.
+    faults.heal_disk();
     let done = ended(&scene.database, hung);
     assert_eq!(done["status"], "COMPLETED", "{done}");
     assert_eq!(done["attempt"], 2);
     let count = "SELECT count(*) || ' of ' || max(_job_id) FROM rows";
-    assert_eq!(sql(&out.join("x.db"), count), format!("1 of {hung}"));
-    stopper.stop();
-    thread.join().unwrap();
+    assert_eq!(sql(&root.join("x.db"), count), format!("1 of {hung}"));
+    worker.signal("-TERM");
+    assert_eq!(worker.wait(), Some(0), "{:?}", worker.seen);
 }

@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 
 use super::tables::{Table, Target};
 use super::target_failure as failure;
-use super::{Marks, column_names, quoted};
+use super::{Marks, column_names, quoted, triggers};
 use crate::job::text::prefix;
 use crate::sink::Error;
 
@@ -109,7 +109,7 @@ fn shown(value: ValueRef<'_>) -> String {
     }
 }
 
-/// Inserts a sink's rows. False when triggers of the table have changed rows as well.
+/// Inserts a sink's rows. False when other rows have changed as well.
 pub(super) fn insert(
     target: &Target,
     connection: &Connection,
@@ -164,47 +164,13 @@ pub(super) fn insert(
         .map_err(fail)?;
     let inserted = u64::try_from(inserted).unwrap_or(u64::MAX);
     if inserted != sink.rows {
-        return Err(too_few(target, &sink.name, inserted, sink.rows));
+        let path = &target.database;
+        return Err(triggers::refusal(
+            path, connection, &sink.name, inserted, sink.rows,
+        ));
     }
     let changed = connection.total_changes().saturating_sub(before);
     Ok(changed == inserted)
-}
-
-/// Counts the job's rows in a table whose triggers have changed rows.
-pub(super) fn count_rows(
-    target: &Target,
-    connection: &Connection,
-    sinks: &[&Table],
-    columns: &[String],
-    marks: &Marks,
-) -> Result<(), Error> {
-    let Some(first) = sinks.first() else {
-        return Ok(());
-    };
-    let query = format!(
-        "SELECT count(*) FROM main.{} WHERE {}",
-        quoted(&first.name),
-        Marks::condition(columns)
-    );
-    let job_id = target.run.attempt.job_id;
-    let parameters = (job_id, &marks.database, &marks.incarnation);
-    let found: i64 = connection
-        .query_row(&query, parameters, |row| row.get(0))
-        .map_err(|error| failure(&target.database, &error))?;
-    let found = u64::try_from(found).unwrap_or(0);
-    let expected: u64 = sinks.iter().map(|sink| sink.rows).sum();
-    match found == expected {
-        true => Ok(()),
-        false => Err(too_few(target, &first.name, found, expected)),
-    }
-}
-
-fn too_few(target: &Target, table: &str, found: u64, expected: u64) -> Error {
-    Error::Rows {
-        path: target.database.join(table),
-        found,
-        expected,
-    }
 }
 
 #[cfg(test)]

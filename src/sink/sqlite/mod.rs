@@ -13,12 +13,14 @@
 //! A process that is stopped inside its transaction locks the target database. Others wait for
 //! it for a bounded time and fail with [`Error::Locked`], which is retried.
 
+mod commit;
 mod insert;
 mod rows;
 mod tables;
+mod triggers;
 mod wait;
 
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -30,8 +32,9 @@ use super::record::TableOutput;
 use super::{files, names};
 use crate::job::Cause;
 
+pub(super) use commit::Prepared;
 pub(super) use rows::{Rows, Stage};
-pub(super) use tables::{Prepared, Table, Target, prepare};
+pub(super) use tables::{Table, Target, prepare};
 pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "
@@ -59,6 +62,11 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
             path: path.to_owned(),
         };
     }
+    if is_moved(error) {
+        return Error::Moved {
+            path: path.to_owned(),
+        };
+    }
     let cause = match error.sqlite_error_code() {
         Some(
             ErrorCode::DiskFull
@@ -80,6 +88,12 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
     }
 }
 
+/// True when SQLite does not find the file that it has opened at its path.
+fn is_moved(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    code == Some(rusqlite::ffi::SQLITE_READONLY_DBMOVED)
+}
+
 /// A failure in a sink's database. When that cannot be written at all, it says why. A statement
 /// that fails there, but for a constraint, fails because of what is there: a view, a text encoding,
 /// a trigger.
@@ -92,34 +106,48 @@ fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
         };
     }
     let refusal = match error.sqlite_error_code() {
-        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) => files::write_refusal(path),
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly) if !is_moved(error) => {
+            files::write_refusal(path)
+        }
         _ => None,
     };
     refusal.unwrap_or_else(|| failure(path, error))
 }
 
-/// Refuses what exists and is no regular file, and what has no folder.
+/// Refuses what exists and is no regular file of one name, and what has no folder.
 pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     files::check_parent(path)?;
-    match path.metadata() {
-        Ok(metadata) if !metadata.is_file() => Err(Error::Sqlite {
+    let found = path.metadata().ok();
+    if found.as_ref().is_some_and(|found| !found.is_file()) {
+        return Err(Error::Sqlite {
             path: path.to_owned(),
             reason: "it is not a regular file".to_owned(),
             cause: Cause::Operator,
-        }),
-        _ => check_beside(path),
+        });
     }
+    let names = found.map_or(1, |found| found.nlink());
+    if names > 1 {
+        return Err(Error::Sqlite {
+            path: path.to_owned(),
+            reason: format!(
+                "the file has {names} names (hard links), and SQLite keeps a journal for each, so \
+                 that a crash would damage it; copy it to a file of its own"
+            ),
+            cause: Cause::Operator,
+        });
+    }
+    check_beside(path)
 }
 
-/// Refuses what stands at the names of the files that SQLite keeps beside a database.
+/// Refuses what is no regular file at the names of the files that SQLite keeps beside a database. To
+/// open a FIFO may take for ever.
 fn check_beside(path: &Path) -> Result<(), Error> {
     for suffix in ["-journal", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         let beside = Path::new(&name);
-        let found = beside.symlink_metadata().map(|found| found.file_type());
-        // A FIFO is storage that does not respond.
-        if found.is_ok_and(|found| !found.is_file() && !found.is_fifo()) {
+        let found = beside.symlink_metadata();
+        if found.is_ok_and(|found| !found.is_file()) {
             let reason = "it is not a regular file; SQLite needs the name for its own";
             return Err(Error::place(beside, reason));
         }
@@ -195,6 +223,7 @@ fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Erro
     if !path.is_file() {
         return Ok(None);
     }
+    check_beside(path)?;
     let open = || -> rusqlite::Result<Option<Connection>> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
@@ -262,77 +291,97 @@ pub(super) fn is_published(output: &TableOutput, name: &Name, key: i64) -> Resul
 
 /// Deletes the job's rows that an attempt up to the given one wrote; false when there are none.
 pub(super) fn clear(output: &TableOutput, name: &Name, attempt: i64) -> Result<bool, Error> {
-    clear_where(output, name, |connection| {
-        let found = attempt_in(connection, &output.table, name)?;
+    let (path, table) = (Path::new(&output.database), &output.table);
+    let goes = |connection: &Connection| {
+        let found = attempt_in(connection, table, name)?;
         Ok(found.is_some_and(|found| found <= attempt))
-    })
+    };
+    let until = wait::end();
+    match open_existing(path, until)? {
+        Some(mut connection) => clear_where(path, &mut connection, table, name, until, goes),
+        None => Ok(false),
+    }
 }
 
 /// Deletes the job's rows that exactly this attempt with this key wrote.
 pub(super) fn clear_exact(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
-    clear_where(output, name, |connection| {
-        is_by(connection, &output.table, name, key)
-    })
+    clear_exact_in(Path::new(&output.database), &output.table, name, key)
 }
 
+fn clear_exact_in(path: &Path, table: &str, name: &Name, key: i64) -> Result<bool, Error> {
+    let goes = |connection: &Connection| is_by(connection, table, name, key);
+    let until = wait::end();
+    match open_existing(path, until)? {
+        Some(mut connection) => clear_where(path, &mut connection, table, name, until, goes),
+        None => Ok(false),
+    }
+}
+
+/// Deletes the job's rows in a transaction; false when there are none that go.
 fn clear_where(
-    output: &TableOutput,
+    path: &Path,
+    connection: &mut Connection,
+    table: &str,
     name: &Name,
+    until: Instant,
     goes: impl Fn(&Connection) -> rusqlite::Result<bool>,
 ) -> Result<bool, Error> {
-    let path = Path::new(&output.database);
-    let until = wait::end();
-    let Some(mut connection) = open_existing(path, until)? else {
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    wait::limit(connection, until).map_err(fail)?;
+    if !goes(connection).map_err(fail)? {
         return Ok(false);
-    };
-    let mut run = || -> rusqlite::Result<bool> {
-        if !goes(&connection)? {
-            return Ok(false);
-        }
-        let immediate = rusqlite::TransactionBehavior::Immediate;
-        let transaction = connection.transaction_with_behavior(immediate)?;
-        let columns = column_names(&transaction, "main", &output.table)?;
-        if !goes(&transaction)? || columns.is_empty() {
-            return Ok(false);
-        }
-        let owner: Option<String> = transaction
-            .query_row(
-                "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
-                [key(&output.table)],
-                |row| row.get(0),
-            )
-            .optional()?;
-        let marks = Marks::new(&owner.unwrap_or_default(), name);
-        delete_job(&transaction, &output.table, &columns, name, &marks)?;
-        wait::limit(&transaction, until)?;
-        transaction.commit()?;
-        Ok(true)
-    };
-    run().map_err(|error| failure(path, &error))
+    }
+    let immediate = rusqlite::TransactionBehavior::Immediate;
+    let transaction = connection
+        .transaction_with_behavior(immediate)
+        .map_err(fail)?;
+    let columns = column_names(&transaction, "main", table).map_err(fail)?;
+    if !goes(&transaction).map_err(fail)? || columns.is_empty() {
+        return Ok(false);
+    }
+    let owner: Option<String> = transaction
+        .query_row(
+            "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
+            [key(table)],
+            |row| row.get(0),
+        )
+        .optional()
+        .map_err(fail)?;
+    let marks = Marks::new(&owner.unwrap_or_default(), name);
+    delete_job(path, &transaction, table, &columns, name, &marks)?;
+    wait::limit(&transaction, until).map_err(fail)?;
+    transaction.commit().map_err(fail)?;
+    Ok(true)
 }
 
-/// Deletes the rows of the job, and notes that.
+/// Deletes the rows of the job, and notes that. An error when some stay.
 fn delete_job(
+    path: &Path,
     connection: &Connection,
     table: &str,
     columns: &[String],
     name: &Name,
     marks: &Marks,
-) -> rusqlite::Result<()> {
+) -> Result<(), Error> {
+    let fail = |error: rusqlite::Error| target_failure(path, &error);
     let condition = Marks::condition(columns);
-    connection.execute(
-        &format!("DELETE FROM main.{} WHERE {condition}", quoted(table)),
-        (name.attempt.job_id, &marks.database, &marks.incarnation),
-    )?;
-    connection.execute(
-        "UPDATE main._casparian_output SET present = 0, rows = 0 WHERE sink_table = ?1
-         AND database = ?2 AND job = ?3 AND incarnation = ?4",
-        (
-            key(table),
-            &name.database,
-            name.attempt.job_id,
-            name.attempt.incarnation(),
-        ),
-    )?;
+    let rows = format!("main.{} WHERE {condition}", quoted(table));
+    let own = (name.attempt.job_id, &marks.database, &marks.incarnation);
+    connection
+        .execute(&format!("DELETE FROM {rows}"), own)
+        .map_err(fail)?;
+    triggers::check(path, connection, table, false, (&rows, own), 0)?;
+    connection
+        .execute(
+            "UPDATE main._casparian_output SET present = 0, rows = 0 WHERE sink_table = ?1
+             AND database = ?2 AND job = ?3 AND incarnation = ?4",
+            (
+                key(table),
+                &name.database,
+                name.attempt.job_id,
+                name.attempt.incarnation(),
+            ),
+        )
+        .map_err(fail)?;
     Ok(())
 }

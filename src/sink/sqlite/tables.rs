@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::insert::{count_rows, insert};
+use super::commit::{self, Prepared};
+use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
-use super::{Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted};
+use super::{
+    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted, triggers,
+};
 use crate::job::{History, Mode};
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};
@@ -42,25 +45,6 @@ pub(in crate::sink) struct Target {
     pub(in crate::sink) share: bool,
 }
 
-/// A transaction with all rows in it. Dropping it rolls it back.
-pub(in crate::sink) struct Prepared {
-    path: PathBuf,
-    connection: Connection,
-}
-
-impl Prepared {
-    pub(in crate::sink) fn database(&self) -> &Path {
-        &self.path
-    }
-
-    /// Commits once no reader holds the database. False when the lease ended before that.
-    pub(in crate::sink) fn commit(self, patience: &Patience<'_>) -> Result<bool, Error> {
-        patience
-            .execute(&self.connection, "COMMIT")
-            .map_err(|error| failure(&self.path, &error))
-    }
-}
-
 /// Moves staged rows into their tables, in a transaction that is left open. With `excludes_readers`
 /// no reader can keep it from its commit. None when the lease ended while the database was locked.
 pub(in crate::sink) fn prepare(
@@ -71,10 +55,10 @@ pub(in crate::sink) fn prepare(
 ) -> Result<Option<Prepared>, Error> {
     let path = &target.database;
     let fail = |error: rusqlite::Error| failure(path, &error);
-    let connection = begin(path, stage, excludes_readers, patience).map_err(fail)?;
-    let Some(connection) = connection else {
+    let (connection, file) = commit::open(path)?;
+    if !begin(&connection, stage, excludes_readers, patience).map_err(fail)? {
         return Ok(None);
-    };
+    }
     // Rows that do not fit into the cache go into the database early when no reader is there. To
     // wait for it with each page would take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
@@ -90,24 +74,31 @@ pub(in crate::sink) fn prepare(
     Ok(Some(Prepared {
         path: path.clone(),
         connection,
+        file,
+        tables: target
+            .tables
+            .iter()
+            .map(|table| table.name.clone())
+            .collect(),
+        run: target.run.clone(),
+        key: target.history.key,
     }))
 }
 
-/// Opens a database and starts a transaction in it. None when the lease ended while it was locked.
+/// Starts a transaction. False when the lease ended while the database was locked.
 fn begin(
-    path: &Path,
+    connection: &Connection,
     stage: &Path,
     excludes_readers: bool,
     patience: &Patience<'_>,
-) -> rusqlite::Result<Option<Connection>> {
-    let connection = Connection::open(path)?;
-    super::harden(&connection)?;
+) -> rusqlite::Result<bool> {
+    super::harden(connection)?;
     connection.busy_timeout(wait::STEP)?;
     let stage = read_only(stage);
     // It reads the schema of the database.
     let attach = || connection.execute("ATTACH DATABASE ?1 AS staging", [&stage]);
     if patience.run(attach)?.is_none() {
-        return Ok(None);
+        return Ok(false);
     }
     let begin = match excludes_readers {
         true => {
@@ -117,8 +108,7 @@ fn begin(
         }
         false => "BEGIN IMMEDIATE",
     };
-    let has_begun = patience.execute(&connection, begin)?;
-    Ok(has_begun.then_some(connection))
+    patience.execute(connection, begin)
 }
 
 /// URI of a database that is only read. Otherwise each transaction would lock the stage for the
@@ -165,9 +155,17 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
             )
             .map_err(fail)?;
     }
-    if !is_plain {
-        count_rows(target, connection, sinks, &columns, &marks)?;
-    }
+    let condition = Marks::condition(&columns);
+    let rows = format!("main.{} WHERE {condition}", quoted(&first.name));
+    let job_id = target.run.attempt.job_id;
+    triggers::check(
+        &target.database,
+        connection,
+        &first.name,
+        !is_plain,
+        (&rows, (job_id, &marks.database, &marks.incarnation)),
+        sinks.iter().map(|sink| sink.rows).sum(),
+    )?;
     connection
         .execute(
             "INSERT OR REPLACE INTO main._casparian_key VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -338,10 +336,11 @@ fn make_room(
         return Err(Error::Exists { path });
     }
     if is_ours {
-        delete_job(connection, &first.name, columns, run, marks).map_err(fail)?;
+        let path = &target.database;
+        delete_job(path, connection, &first.name, columns, run, marks)?;
     }
     if sinks.iter().any(|sink| sink.mode == Mode::Replace) {
-        replace(connection, &first.name, columns, run, marks).map_err(fail)?;
+        replace(target, connection, &first.name, columns, marks)?;
     }
     Ok(())
 }
@@ -363,12 +362,15 @@ fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Resu
 
 /// Deletes rows of other jobs of the same database, as far as they are recorded.
 fn replace(
+    target: &Target,
     connection: &Connection,
     name: &str,
     columns: &[String],
-    run: &Name,
     marks: &Marks,
-) -> rusqlite::Result<()> {
+) -> Result<(), Error> {
+    let path = &target.database;
+    let fail = |error: rusqlite::Error| failure(path, &error);
+    let run = &target.run;
     let has = |name: &str| columns.iter().any(|column| column == name);
     let mut condition = String::new();
     if has(Marks::INCARNATION) {
@@ -378,19 +380,24 @@ fn replace(
         true => " AND t._database IS ?3",
         false => " AND ?3 IS NULL",
     });
-    let table = quoted(name);
-    connection.execute(
-        &format!(
-            "DELETE FROM main.{table} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
-             WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
-             {condition})"
-        ),
-        (key(name), &run.database, &marks.database),
-    )?;
-    connection.execute(
-        "UPDATE main._casparian_output SET present = 0, rows = 0
-         WHERE sink_table = ?1 AND database = ?2",
-        (key(name), &run.database),
-    )?;
+    let rows = format!(
+        "main.{} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
+         WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
+         {condition})",
+        quoted(name)
+    );
+    let table = key(name);
+    let parameters = (&table, &run.database, &marks.database);
+    connection
+        .execute(&format!("DELETE FROM {rows}"), parameters)
+        .map_err(fail)?;
+    triggers::check(path, connection, name, false, (&rows, parameters), 0)?;
+    connection
+        .execute(
+            "UPDATE main._casparian_output SET present = 0, rows = 0
+             WHERE sink_table = ?1 AND database = ?2",
+            (&table, &run.database),
+        )
+        .map_err(fail)?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! One file under several paths: symbolic links, hard links, mounts, a root that has moved.
+//! One file under several paths: symbolic links, mounts, a root that has moved. Hard links of a
+//! database are refused.
 
 use std::os::unix::fs::symlink;
 
@@ -35,7 +36,6 @@ fn a_job_keeps_its_rows_when_its_table_gets_another_path() {
         ("sqlite://a/x.db/rows", "sqlite://b/x.db/rows"),
         ("sqlite://b/x.db/rows", "sqlite://a/x.db/ROWS"),
         ("sqlite://a/x.db/rows", "sqlite://y.db/rows"),
-        ("sqlite://a/x.db/rows", "sqlite://hard.db/rows"),
         ("sqlite://ROOT/a/x.db/rows", "sqlite://b/x.db/rows"),
         ("sqlite://OUTSIDE/link/a/x.db/rows", "sqlite://a/x.db/rows"),
         ("sqlite://y.db/rows", "sqlite://OUTSIDE/link/b/x.db/rows"),
@@ -53,7 +53,6 @@ fn a_job_keeps_its_rows_when_its_table_gets_another_path() {
             .unwrap()
             .execute_batch("CREATE TABLE other (x)")
             .unwrap();
-        fs::hard_link(&database, fixture.path("hard.db")).unwrap();
         let before = publish(&fixture.root, &of(1, &uri(first)), &[1]).unwrap();
         let mut next = of(2, &uri(second));
         next.previous = before.artifacts.into_iter().map(|one| one.uri).collect();
@@ -221,11 +220,8 @@ fn what_a_record_publishes_is_not_cleared_by_it() {
     let mut table = json["outputs"]["tables"][0].clone();
     table.as_object_mut().unwrap().remove("below");
     table["table"] = "ROWS".into();
-    fs::hard_link(fixture.path("a/x.db"), fixture.path("hard.db")).unwrap();
-    for name in ["y.db", "hard.db"] {
-        table["database"] = fixture.path(name).to_str().unwrap().into();
-        json["clears"].as_array_mut().unwrap().push(table.clone());
-    }
+    table["database"] = fixture.path("y.db").to_str().unwrap().into();
+    json["clears"].as_array_mut().unwrap().push(table);
     fs::write(record(&fixture), json.to_string()).unwrap();
     fixture.root.die();
     open(fixture.dir.path());
@@ -317,18 +313,47 @@ fn tables_of_one_database_are_published_together_by_whatever_path() {
         ("two", "sqlite://b/x.db/more", "append"),
         ("three", &absolute, "append"),
         ("four", "sqlite://b/x.db/ROWS", "append"),
-        ("five", "sqlite://hard.db/rows", "append"),
     ];
     for number in [1, 2] {
-        let sinks = &sinks[..if number == 1 { 4 } else { 5 }];
-        let job = job(Some(A), Attempt::new(7, number), sinks);
+        let job = job(Some(A), Attempt::new(7, number), &sinks);
         let published = publish(&fixture.root, &job, &[1]).unwrap();
         assert_eq!(published.artifacts.len(), sinks.len());
         assert_eq!(published.removed, [""; 0]);
-        let database = fixture.path("a/x.db");
-        assert_eq!(sum(&database), number + 1);
-        let _ = fs::hard_link(database, fixture.path("hard.db"));
+        assert_eq!(sum(&fixture.path("a/x.db")), 2);
     }
+}
+
+#[test]
+fn a_database_with_two_names_is_refused() {
+    let (fixture, _outside) = linked();
+    let database = fixture.path("a/x.db");
+    let second = fixture.path("hard.db");
+    publish(&fixture.root, &of(1, "sqlite://a/x.db/rows"), &[1]).unwrap();
+    fs::hard_link(&database, &second).unwrap();
+    for (number, name) in [(2, "a/x.db"), (3, "hard.db"), (4, "y.db")] {
+        let uri = format!("sqlite://{name}/rows");
+        let error = publish(&fixture.root, &of(number, &uri), &[number]).unwrap_err();
+        assert_eq!(
+            error.cause(),
+            crate::job::Cause::Operator,
+            "{name}: {error}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains("hard link") && text.contains(".db"),
+            "{name}: {text}"
+        );
+        assert_eq!(sum(&database), 1, "{name}");
+    }
+    // What it has is still ours to remove, by the name that the record has.
+    fixture
+        .root
+        .settle_failed(&of(5, "sqlite://a/x.db/rows"))
+        .unwrap();
+    assert_eq!(sum(&database), 0);
+    fs::remove_file(&second).unwrap();
+    publish(&fixture.root, &of(6, "sqlite://a/x.db/rows"), &[6]).unwrap();
+    assert_eq!(sum(&database), 6);
 }
 
 #[test]

@@ -94,13 +94,13 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
             format!(
                 "{table}); CREATE TRIGGER i BEFORE INSERT ON t WHEN NEW.x = 2 BEGIN SELECT RAISE(IGNORE); END"
             ),
-            "2 of 3 rows",
+            "the trigger \"i\" of the table t leaves 2 rows",
         ),
         (
             format!(
                 "{table}); CREATE TRIGGER i AFTER INSERT ON t WHEN NEW.x = 2 BEGIN DELETE FROM t WHERE x = 2; END"
             ),
-            "2 of 3 rows",
+            "the trigger \"i\" of the table t leaves 2 rows",
         ),
     ] {
         let fixture = Fixture::new();
@@ -113,6 +113,20 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
         assert_eq!(stored(&fixture, 1), [""; 0], "{code}");
         assert_eq!(stored(&fixture, 99), ["integer 3"], "{code}");
     }
+    // A trigger that keeps the number of rows, and those of the statement.
+    let fixture = Fixture::new();
+    sql(
+        &fixture,
+        &format!(
+            "{table}); CREATE TRIGGER i AFTER INSERT ON T WHEN NEW.x = 2 BEGIN \
+             UPDATE t SET _job_id = 98 WHERE x = 2; END"
+        ),
+    );
+    let error = fixture.publish(1, URI, "append").unwrap_err().to_string();
+    assert!(
+        error.contains("\"i\" of the table t leaves 2 rows"),
+        "{error}"
+    );
     // Triggers that write elsewhere are no obstacle, and the order of columns is none.
     let fixture = Fixture::new();
     sql(
@@ -143,6 +157,7 @@ fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
 fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
     for obstacle in [
         "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(ABORT, 'kept'); END",
+        "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
         "ALTER TABLE t DROP COLUMN _job_id",
         "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u",
     ] {
@@ -170,6 +185,78 @@ fn earlier_output_that_cannot_be_removed_costs_no_new_output() {
     }
 }
 
+/// Triggers by which rows stay that are deleted, or come back.
+#[test]
+fn a_table_that_keeps_earlier_rows_fails_the_job_that_replaces_them() {
+    for (obstacle, trigger) in [
+        (
+            "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+            "\"d\"",
+        ),
+        (
+            "CREATE TRIGGER d AFTER DELETE ON T BEGIN \
+             INSERT INTO t VALUES (OLD.x, OLD._job_id, OLD._file_version_id); END",
+            "\"d\"",
+        ),
+        (
+            "ALTER TABLE t RENAME TO u; CREATE VIEW t AS SELECT * FROM u; \
+             CREATE TRIGGER i INSTEAD OF INSERT ON t BEGIN INSERT INTO u \
+             VALUES (NEW.x, NEW._job_id, NEW._file_version_id); END; \
+             CREATE TRIGGER d INSTEAD OF DELETE ON t BEGIN SELECT 1; END",
+            "\"d\", \"i\"",
+        ),
+    ] {
+        for (mode, next) in [("append", 7), ("replace", 7), ("replace", 8)] {
+            let fixture = Fixture::new();
+            let of = |job_id, number, mode| {
+                job(
+                    Some(A),
+                    Attempt::new(job_id, number),
+                    &[("output", URI, mode)],
+                )
+            };
+            publish(&fixture.root, &of(7, 1, "append"), &[1]).unwrap();
+            sql(&fixture, obstacle);
+            let number = if next == 7 { 2 } else { 1 };
+            let error = publish(&fixture.root, &of(next, number, mode), &[2]).unwrap_err();
+            assert_eq!(error.cause(), Cause::Operator, "{obstacle}: {error}");
+            let text = error.to_string();
+            let want = format!("{trigger} of the table t leaves 1 row");
+            assert!(text.contains(&want), "{obstacle} {mode} {next}: {text}");
+            let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+            let query = "SELECT group_concat(_job_id || ':' || x) FROM t";
+            let all: String = connection.query_row(query, [], |row| row.get(0)).unwrap();
+            assert_eq!(all, "7:1", "{obstacle} {mode} {next}");
+        }
+    }
+}
+
+/// The job's rows are gone when it is said that they are.
+#[test]
+fn rows_that_a_trigger_keeps_are_not_reported_as_removed() {
+    let fixture = Fixture::new();
+    let of = |number| {
+        job(
+            Some(A),
+            Attempt::new(7, number),
+            &[("output", URI, "append")],
+        )
+    };
+    publish(&fixture.root, &of(1), &[1]).unwrap();
+    sql(
+        &fixture,
+        "CREATE TRIGGER d BEFORE DELETE ON t BEGIN SELECT RAISE(IGNORE); END",
+    );
+    let error = fixture.root.settle_failed(&of(2)).unwrap_err().to_string();
+    assert!(
+        error.contains("\"d\" of the table t leaves 1 row"),
+        "{error}"
+    );
+    sql(&fixture, "DROP TRIGGER d");
+    fixture.root.settle_failed(&of(3)).unwrap();
+    assert_eq!(stored(&fixture, 7), [""; 0]);
+}
+
 #[test]
 fn rows_that_go_take_no_rows_of_other_jobs_with_them() {
     let fixture = Fixture::new();
@@ -185,23 +272,51 @@ fn rows_that_go_take_no_rows_of_other_jobs_with_them() {
     assert_eq!(stored(&fixture, 2).len(), 3);
 }
 
+/// Puts something that is no regular file at a path.
+fn obstruct(path: &Path, kind: &str) {
+    match kind {
+        "folder" => fs::create_dir(path).unwrap(),
+        "link" => std::os::unix::fs::symlink("/nowhere", path).unwrap(),
+        "socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        _ => {
+            let made = std::process::Command::new("mkfifo").arg(path).status();
+            assert!(made.unwrap().success());
+        }
+    }
+}
+
 #[test]
 fn what_stands_beside_a_database_is_the_operators_fault() {
     for suffix in ["-journal", "-wal", "-shm"] {
-        for link in [false, true] {
+        for kind in ["fifo", "folder", "link", "socket"] {
             let fixture = Fixture::new();
             sql(&fixture, "CREATE TABLE other (x)");
             let beside = fixture.path(&format!("x.db{suffix}"));
-            match link {
-                true => std::os::unix::fs::symlink("/nowhere", &beside).unwrap(),
-                false => fs::create_dir(&beside).unwrap(),
-            }
+            obstruct(&beside, kind);
             let error = fixture.publish(1, URI, "append").unwrap_err();
-            assert_eq!(error.cause(), Cause::Operator, "{suffix} {link}: {error}");
-            assert!(
-                error.to_string().contains(suffix),
-                "{suffix} {link}: {error}"
-            );
+            assert_eq!(error.cause(), Cause::Operator, "{suffix} {kind}: {error}");
+            let name = beside.to_str().unwrap();
+            assert!(error.to_string().contains(name), "{suffix} {kind}: {error}");
         }
     }
+}
+
+/// The sink of a job changes, or the job fails, while a FIFO stands beside the database of before.
+#[test]
+fn a_fifo_beside_a_database_keeps_no_recovery_waiting() {
+    let fixture = Fixture::new();
+    let attempt = |number, sinks| job(Some(A), Attempt::new(7, number), sinks);
+    let sqlite = &[("output", URI, "append")];
+    let parquet = &[("output", "parquet://o.parquet", "append")];
+    publish(&fixture.root, &attempt(1, sqlite), &[1]).unwrap();
+    let fifo = fixture.path("x.db-journal");
+    obstruct(&fifo, "fifo");
+    let error = fixture.root.settle_failed(&attempt(2, sqlite)).unwrap_err();
+    assert!(error.to_string().contains("x.db-journal"), "{error}");
+    let published = publish(&fixture.root, &attempt(3, parquet), &[3]).unwrap();
+    assert_eq!(published.removed, [""; 0]);
+    fs::remove_file(fifo).unwrap();
+    let published = publish(&fixture.root, &attempt(4, parquet), &[4]).unwrap();
+    assert_eq!(published.removed.len(), 1);
+    assert_eq!(stored(&fixture, 7), [""; 0]);
 }

@@ -447,6 +447,25 @@ fn a_database_that_is_no_regular_file_is_refused_at_once() {
     }
 }
 
+/// A process that closes a file ends all its locks on it.
+#[test]
+fn to_ask_why_a_database_cannot_be_written_keeps_its_locks() {
+    use std::os::unix::fs::MetadataExt;
+    let fixture = Fixture::new();
+    let path = fixture.path("x.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let file = format!(":{} ", path.metadata().unwrap().ino());
+    let locks = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().filter(|lock| lock.contains(&file)).count()
+    };
+    let before = locks();
+    assert!(before > 0);
+    assert!(files::write_refusal(&path).is_none());
+    assert_eq!(locks(), before);
+}
+
 #[test]
 fn a_database_that_is_a_link_out_of_the_root_is_refused() {
     let fixture = Fixture::new();
