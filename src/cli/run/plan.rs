@@ -1,0 +1,187 @@
+//! What a run has to do: which files are queued, skipped or queued again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::cli::input::{Input, LeftOut};
+use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
+use crate::cli::summary::{Item, Outcome, Source, counts, is_there, outputs};
+use crate::cli::{Failure, failed};
+use crate::limits;
+use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
+
+/// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
+const RETRIES: u32 = 3;
+/// How often a file is run over again in one run, because it changes.
+const REQUEUES_MAX: u32 = 3;
+/// An input that is no file, and so fails without a job.
+pub(super) fn unusable(input: LeftOut) -> Item {
+    Item {
+        path: input.path,
+        job_id: None,
+        old_outputs: BTreeSet::new(),
+        outcome: unusable_outcome(input.reason),
+        source: None,
+    }
+}
+
+fn unusable_outcome(reason: String) -> Outcome {
+    Outcome::Failed {
+        reason,
+        log: None,
+        is_final: false,
+    }
+}
+
+/// Registers plugin and files and queues what is to be done.
+pub(super) fn enqueue(
+    database: &Path,
+    plugin: &PluginFile,
+    lockfile: &str,
+    files: &[Input],
+    force: bool,
+) -> Result<Vec<Item>, Failure> {
+    let mut items: Vec<Item> = Vec::with_capacity(files.len());
+    for input in files {
+        let path = input.path.clone();
+        items.push(match fingerprint(&path) {
+            Ok(print) => Item {
+                path,
+                job_id: None,
+                old_outputs: BTreeSet::new(),
+                outcome: Outcome::Waiting,
+                source: Some(Source {
+                    input: input.clone(),
+                    print,
+                    requeued: 0,
+                }),
+            },
+            Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
+            Err(other) => return Err(other),
+        });
+    }
+    let now_ms = unix_ms();
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    // What an earlier command line queued and did not finish is not asked for by this one.
+    turn.park_queued().map_err(failed)?;
+    turn.deploy(
+        &Deploy {
+            plugin_name: &plugin.name,
+            version: None,
+            source_code: &plugin.source,
+            lockfile_content: lockfile,
+            sinks: &[],
+        },
+        now_ms,
+    )
+    .map_err(failed)?;
+    turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
+    if let Code::Waits(reason) = turn.plugin_code(&plugin.name).map_err(failed)? {
+        let database = database.display();
+        return Err(failed(format!("database {database}: {reason}")));
+    }
+    let artifact = artifact_hash(&plugin.source, lockfile);
+    for item in &mut items {
+        let Some(Source { input, print, .. }) = &item.source else {
+            continue;
+        };
+        let version = register(&mut turn, input, print, now_ms)?;
+        let last = turn
+            .last_job(&plugin.name, version.location_id)
+            .map_err(failed)?;
+        if let Some(last) = &last {
+            item.old_outputs = outputs(last.receipt.as_deref());
+            let unchanged = last.status == "COMPLETED"
+                && last.content_hash == print.hash
+                && last.artifact_hash.as_deref() == Some(&artifact)
+                && item.old_outputs.iter().all(|uri| is_there(uri));
+            if unchanged && !force {
+                let (rows, size_bytes) = counts(last.receipt.as_deref());
+                item.outcome = Outcome::Skipped { rows, size_bytes };
+                continue;
+            }
+        }
+        let job_id = match last {
+            // One row a file and plugin: its output keeps its name and is replaced.
+            Some(LastJob { job_id, .. })
+                if turn.requeue(job_id, version.version_id).map_err(failed)? =>
+            {
+                job_id
+            }
+            _ => turn
+                .enqueue(&plugin.name, version.version_id, 0, now_ms)
+                .map_err(failed)?,
+        };
+        item.job_id = Some(job_id);
+    }
+    turn.commit().map_err(failed)?;
+    Ok(items)
+}
+
+/// Queues a job again whose file is not any more what it was when its job was queued; false when
+/// there is no need.
+pub(super) fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Failure> {
+    let (Outcome::Done { .. }, Some(source), Some(job_id)) =
+        (&item.outcome, &mut item.source, item.job_id)
+    else {
+        return Ok(false);
+    };
+    // A plugin may have moved its file away.
+    let Ok(found) = fs::metadata(&item.path) else {
+        return Ok(false);
+    };
+    let Fingerprint {
+        size_bytes,
+        mtime_s,
+        ..
+    } = source.print;
+    if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
+        return Ok(false);
+    }
+    let print = match fingerprint(&item.path) {
+        Ok(print) => print,
+        Err(Failure::Failed(reason)) => {
+            item.outcome = unusable_outcome(reason);
+            return Ok(false);
+        }
+        Err(other) => return Err(other),
+    };
+    if print.hash == source.print.hash {
+        return Ok(false);
+    }
+    if source.requeued == REQUEUES_MAX {
+        let path = item.path.display();
+        let reason = format!("input {path}: it changed each time while its job waited or ran");
+        item.outcome = unusable_outcome(reason);
+        return Ok(false);
+    }
+    source.requeued += 1;
+    source.print = print;
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
+    let is_queued = turn.requeue(job_id, version.version_id).map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    if let (true, Outcome::Done { outputs, .. }) = (is_queued, &item.outcome) {
+        item.old_outputs.extend(outputs.iter().cloned());
+        item.outcome = Outcome::Waiting;
+    }
+    Ok(is_queued)
+}
+
+/// No job stays RUNNING after the run.
+pub(super) fn settle(database: &Path) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    loop {
+        let mut turn = store.begin().map_err(failed)?;
+        let put_back = turn
+            .release_all("the run ended", limits::EXPIRED_PER_TURN, &now())
+            .map_err(failed)?;
+        turn.commit().map_err(failed)?;
+        if put_back < limits::EXPIRED_PER_TURN {
+            return Ok(());
+        }
+    }
+}
