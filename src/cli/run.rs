@@ -2,17 +2,19 @@
 
 mod output;
 mod plan;
+mod watch;
 mod work;
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::output::{check_code, open_output, remove_stale, settle_interrupted};
 use self::plan::{enqueue, queue_again, settle, unusable};
-use self::work::work;
+use self::watch::Watch;
+use self::work::{End, report, work};
 use super::args::{Command, Flag};
 use super::input::Choice;
 use super::plugin::{
@@ -20,12 +22,12 @@ use super::plugin::{
 };
 use super::progress::Progress;
 use super::stderr::tell;
-use super::summary::{Item, Summary};
+use super::summary::Summary;
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, Sentinel};
-use crate::worker;
+use crate::worker::{self, Worker};
 
 pub(super) const COMMAND: Command = Command {
     name: "casparian run",
@@ -81,6 +83,12 @@ pub(super) const COMMAND: Command = Command {
             help: "A file that takes longer fails (default 3600)",
         },
         Flag {
+            long: "outage-timeout",
+            short: None,
+            value: Some("SECONDS"),
+            help: "How long the run waits while its queue cannot be written, or its\nworker cannot work (full disk, locked database; default 300)",
+        },
+        Flag {
             long: "guest-start",
             short: None,
             value: Some("HOW"),
@@ -93,8 +101,11 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nExit code: 0 all done, 1 some failed, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
+
+/// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
+const OUTAGE_MAX: Duration = Duration::from_secs(300);
 
 pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let started = Instant::now();
@@ -117,6 +128,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
     worker_options.share_output = typed.has("share-output");
     worker_options.closed_output = true;
+    let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => OUTAGE_MAX,
+    };
     log_lines::start("error");
 
     let plugin_path = PathBuf::from(plugin_path);
@@ -136,7 +151,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         tell(format_args!("casparian: {line}"));
     }
     let interrupted = interruptible()?;
-    let progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
+    let mut progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
     let python = provision(&lockfile, &progress, &interrupted)?;
     check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
 
@@ -147,7 +162,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
+    sentinel_options.outage_max = Some(outage_max);
     let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
+    let mut watch = Watch::new(&output, &database, outage_max)?;
     check_code(&database)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
@@ -163,18 +180,35 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
     worker_options.signals = false;
-    let mut again = |item: &mut Item| queue_again(&database, item);
-    let result = work(
-        sentinel,
-        worker_options,
-        &mut items,
-        progress,
-        &interrupted,
-        &mut again,
-    );
-    settle(&database)?;
-    result?;
-    remove_stale(&items, &output);
+    for item in &items {
+        report(&mut progress, item);
+    }
+    let mut end = Ok(());
+    if items.iter().any(|item| item.job_id.is_some()) {
+        super::serve::raise_worker_descriptor_limit();
+        let worker = Worker::open(worker_options).map_err(failed)?;
+        end = work(
+            sentinel,
+            worker,
+            &mut watch,
+            &mut items,
+            &mut progress,
+            &interrupted,
+            &mut |item| queue_again(&database, item),
+        );
+        if !matches!(end, Err(End::Lost(_))) {
+            end = end.and(settle(&database).map_err(End::Failed));
+        }
+    }
+    progress.finish();
+    if end.is_ok() {
+        remove_stale(&items, &output);
+    }
+    let failure = match end {
+        Ok(()) => None,
+        Err(End::Failed(failure)) => Some(failure),
+        Err(End::Lost(reason)) => Some(Failure::Failed(reason)),
+    };
     let summary = Summary::new(&items, started.elapsed());
     if json {
         say(&format!(
@@ -183,6 +217,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         ))?;
     } else {
         say(&summary.text(&items, &output))?;
+    }
+    if let Some(failure) = failure {
+        return Err(failure);
     }
     if interrupted.load(Ordering::SeqCst) {
         return Err(Failure::Interrupted(

@@ -1,59 +1,68 @@
-//! The loop of a run: sentinel and worker in threads, until everything has ended.
+//! The loop of a run: sentinel and worker in threads, until everything has ended or cannot go on.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use super::watch::{GO_ON, Watch};
 use crate::cli::progress::{Ended, Progress};
 use crate::cli::summary::{Item, Outcome};
-use crate::cli::{Failure, failed, serve};
+use crate::cli::{Failure, failed};
 use crate::job::Cause;
-use crate::sentinel::{JobEnd, Sentinel};
-use crate::worker::{self, Worker};
+use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::worker::Worker;
 
 /// How often an interruption is looked for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// How often queue, output folder and worker are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs sentinel and worker until every queued item has ended or somebody interrupts.
+/// Why a run ended before its jobs.
+pub(super) enum End {
+    /// It failed, and its queue can be used.
+    Failed(Failure),
+    /// The queue or the output folder cannot be used: nothing in them is touched any more.
+    Lost(String),
+}
+
+/// Runs sentinel and worker until every queued item has ended, somebody interrupts, or it cannot
+/// go on. `again` queues an item again where that is needed, and gives whether it did.
 pub(super) fn work(
     mut sentinel: Sentinel,
-    worker_options: worker::Options,
+    worker: Worker,
+    watch: &mut Watch,
     items: &mut [Item],
-    mut progress: Progress,
+    progress: &mut Progress,
     interrupted: &AtomicBool,
     again: &mut dyn FnMut(&mut Item) -> Result<bool, Failure>,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     let mut waiting: BTreeMap<i64, usize> = items
         .iter()
         .enumerate()
         .filter_map(|(index, item)| Some((item.job_id?, index)))
         .collect();
-    for item in items.iter() {
-        report(&mut progress, item);
-    }
-    if waiting.is_empty() {
-        progress.finish();
-        return Ok(());
-    }
-    serve::raise_worker_descriptor_limit();
     let (observer, ends) = channel();
     sentinel.observe(observer);
-    let worker = Worker::open(worker_options).map_err(failed)?;
     let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
-    let sentinel_thread = std::thread::Builder::new()
-        .name("sentinel".to_owned())
-        .spawn(move || sentinel.run().map_err(|error| error.to_string()))
-        .map_err(failed)?;
-    let worker_thread = std::thread::Builder::new()
-        .name("worker".to_owned())
-        .spawn(move || worker.run().map_err(|error| error.to_string()))
-        .map_err(failed)?;
-    let mut failure = Ok(());
-    let watched = loop {
+    let sentinel = spawn("sentinel", move || sentinel.run())?;
+    let worker = spawn("worker", move || worker.run())?;
+    let mut looked_at = Instant::now();
+    let result = loop {
         // The first one is waited for, the others that have come are taken with it.
         let first = ends.recv_timeout(WATCH_INTERVAL).ok();
-        for end in first.into_iter().chain(ends.try_iter()) {
+        let found: Vec<JobEnd> = first.into_iter().chain(ends.try_iter()).collect();
+        let now = Instant::now();
+        let is_due = now >= looked_at + LOOK_INTERVAL;
+        // An end counts when the queue that it was committed to is in its place after that.
+        if (is_due || !found.is_empty())
+            && let Err(reason) = watch.check()
+        {
+            break Err(End::Lost(reason));
+        }
+        let mut failure = None;
+        for end in found {
             let job_id = end.job_id;
             let Some(index) = waiting.remove(&job_id) else {
                 continue;
@@ -62,39 +71,61 @@ pub(super) fn work(
                 item.outcome = outcome(end);
                 match again(item) {
                     Ok(true) => drop(waiting.insert(job_id, index)),
-                    Ok(false) => report(&mut progress, item),
-                    Err(error) => failure = Err(error),
+                    Ok(false) => report(progress, item),
+                    Err(error) => {
+                        item.outcome = Outcome::Waiting;
+                        failure = Some(error);
+                    }
                 }
             }
         }
-        if failure.is_err() {
-            break Ok(());
+        if let Some(failure) = failure {
+            break Err(End::Failed(failure));
         }
         if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
             break Ok(());
         }
-        if sentinel_thread.is_finished() || worker_thread.is_finished() {
-            break Err(());
+        if sentinel.is_finished() || worker.is_finished() {
+            break Err(End::Failed(failed(format!("the run ended early; {GO_ON}"))));
+        }
+        if is_due {
+            looked_at = now;
+            match watch.look_at_worker(now) {
+                Ok(None) => {}
+                Ok(Some(message)) => progress.note(&message),
+                Err(reason) => break Err(End::Failed(failed(reason))),
+            }
         }
     };
     stop_worker.stop();
-    let worker_end = worker_thread.join();
+    let worker = worker.join();
     stop_sentinel.stop();
-    let sentinel_end = sentinel_thread.join();
-    progress.finish();
-    for end in [worker_end, sentinel_end] {
-        match end {
-            Ok(Ok(())) => {}
-            Ok(Err(message)) => return Err(Failure::Failed(message)),
-            Err(_) => {
-                return Err(failed(
-                    "an internal error ended the run; the rest goes on with the same command",
-                ));
-            }
-        }
+    let sentinel = sentinel.join();
+    if matches!(result, Err(End::Lost(_))) {
+        return result;
     }
-    failure?;
-    watched.map_err(|()| failed("the run ended early; the same command goes on with the rest"))
+    match (worker, sentinel) {
+        (Ok(Ok(())), Ok(Ok(()))) => result,
+        (_, Ok(Err(sentinel::Error::Store(error)))) => {
+            watch.check().map_err(End::Lost)?;
+            Err(End::Lost(watch.given_up(&error)))
+        }
+        (_, Ok(Err(error))) => Err(End::Failed(failed(format!("{error}; {GO_ON}")))),
+        (Ok(Err(error)), _) => Err(End::Failed(failed(format!("{error}; {GO_ON}")))),
+        (Err(_), _) | (_, Err(_)) => Err(End::Failed(failed(format!(
+            "an internal error ended the run; {GO_ON}"
+        )))),
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, End> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(run)
+        .map_err(|error| End::Failed(failed(error)))
 }
 
 /// What became of a file whose job has ended.
@@ -120,7 +151,7 @@ fn outcome(end: JobEnd) -> Outcome {
     }
 }
 
-fn report(progress: &mut Progress, item: &Item) {
+pub(super) fn report(progress: &mut Progress, item: &Item) {
     let file = item
         .path
         .file_name()
