@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use self::output::{check_code, open_output, remove_stale, settle_interrupted};
+use self::output::{check_code, check_owner, open_output, remove_stale, settle_interrupted};
 use self::plan::{enqueue, queue_again, settle, unusable};
 use self::watch::Watch;
 use self::work::{End, report, work};
@@ -27,6 +27,7 @@ use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, Sentinel};
+use crate::sink::{Root, RootOptions};
 use crate::worker::{self, Worker};
 
 pub(super) const COMMAND: Command = Command {
@@ -101,7 +102,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin and packages have not\nchanged since it was done is skipped; failed ones are tried again. A file that is run again\nreplaces its own earlier output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when the plugin cannot\ntake it any more, its earlier output goes. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -141,6 +142,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         None => own_lockfile(&plugin_path, &plugin)?,
     };
     let (output, _lock) = open_output(&output)?;
+    let database = output.join(".casparian").join("queue.sqlite");
+    let share = worker_options.share_output;
+    if !share {
+        check_owner(&output, &database)?;
+    }
     let choice = Choice {
         pattern: pattern.as_deref(),
         skip: Some(&output),
@@ -158,7 +164,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     // The sentinel opens the database first: it puts back what an interrupted run left.
     let runtime = SocketFolder::new()?;
     let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
-    let database = output.join(".casparian").join("queue.sqlite");
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
@@ -168,13 +173,19 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     check_code(&database)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
-    settle_interrupted(&database, &output, worker_options.share_output)?;
+    let options = RootOptions {
+        share,
+        is_closed: true,
+    };
+    let root = Root::open(&output, options).map_err(failed)?;
+    settle_interrupted(&database, &root)?;
     let mut items = enqueue(
         &database,
         &plugin,
         &lockfile,
         &found.files,
         typed.has("force"),
+        &root,
     )?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
@@ -202,7 +213,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     progress.finish();
     if end.is_ok() {
-        remove_stale(&items, &output);
+        end = remove_stale(&mut items, &database, &root).map_err(End::Failed);
     }
     let failure = match end {
         Ok(()) => None,

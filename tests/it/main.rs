@@ -23,6 +23,7 @@ mod memory;
 mod old_system;
 mod operate;
 mod run;
+mod run_again;
 mod run_ends;
 mod secrets;
 mod settlement;

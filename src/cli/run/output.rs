@@ -10,7 +10,7 @@ use crate::cli::plugin::now;
 use crate::cli::stderr::tell;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
-use crate::sink::{Root, RootOptions, create_folder};
+use crate::sink::{self, Root, Standing, create_folder};
 use crate::store::{Open, Store};
 use crate::worker;
 
@@ -96,11 +96,7 @@ pub(super) fn check_code(database: &Path) -> Result<(), Failure> {
 
 /// Jobs of interrupted runs may have published without a receipt, and their files may not be among
 /// the inputs of this run: complete output completes its job, other output goes.
-pub(super) fn settle_interrupted(
-    database: &Path,
-    output: &Path,
-    share: bool,
-) -> Result<(), Failure> {
+pub(super) fn settle_interrupted(database: &Path, root: &Root) -> Result<(), Failure> {
     let mut store = Store::open(database, Open::Existing).map_err(failed)?;
     let mut turn = store.begin().map_err(failed)?;
     turn.fail_unsettled("its run was interrupted", &now())
@@ -110,14 +106,6 @@ pub(super) fn settle_interrupted(
     if found.is_empty() {
         return Ok(());
     }
-    let root = Root::open(
-        output,
-        RootOptions {
-            share,
-            is_closed: true,
-        },
-    )
-    .map_err(failed)?;
     while let Some(last) = found.last().copied() {
         for job_id in found {
             let mut turn = store.begin().map_err(failed)?;
@@ -154,24 +142,85 @@ fn is_inside(file: &Path, output: &Path) -> bool {
         && folder.is_some_and(|real| real.is_ok_and(|real| real.starts_with(output)))
 }
 
-/// Outputs of earlier runs that the newest run of their file no longer has: a topic that is
+/// Removes outputs of earlier runs that the newest run of their file no longer has: a topic that is
 /// gone, or a file that the plugin cannot take any more. What is left in the folder is what the
 /// newest runs made; a fault of the machine costs no output.
-pub(super) fn remove_stale(items: &[Item], output: &Path) {
+pub(super) fn remove_stale(
+    items: &mut [Item],
+    database: &Path,
+    root: &Root,
+) -> Result<(), Failure> {
     for item in items {
-        let current: BTreeSet<String> = match &item.outcome {
-            Outcome::Done { outputs, .. } => outputs.iter().cloned().collect(),
-            Outcome::Failed { is_final: true, .. } => BTreeSet::new(),
-            _ => continue,
-        };
-        for uri in item.old_outputs.difference(&current) {
-            if let Some(path) = uri.strip_prefix("file://").map(Path::new)
-                && is_inside(path, output)
-                && let Err(error) = fs::remove_file(path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                log::error!("cannot remove old output {}: {error}", path.display());
+        match (&item.outcome, item.job_id) {
+            (Outcome::Done { outputs, .. }, _) => {
+                let current: BTreeSet<String> = outputs.iter().cloned().collect();
+                for uri in item.old_outputs.difference(&current) {
+                    remove_file(uri, root.path());
+                }
             }
+            (Outcome::Failed { is_final: true, .. }, Some(job_id)) => {
+                item.removed = withdraw(job_id, database, root)?;
+            }
+            _ => {}
         }
+    }
+    Ok(())
+}
+
+fn remove_file(uri: &str, output: &Path) {
+    if let Some(path) = uri.strip_prefix("file://").map(Path::new)
+        && is_inside(path, output)
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::error!("cannot remove old output {}: {error}", path.display());
+    }
+}
+
+/// Removes what a job has published, files and rows of tables; gives their URIs.
+fn withdraw(job_id: i64, database: &Path, root: &Root) -> Result<Vec<String>, Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let id = store.database_id();
+    let mut turn = store.begin().map_err(failed)?;
+    let Some(before) = turn.publication(job_id).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
+    if before.uris.is_empty() {
+        return Ok(Vec::new());
+    }
+    let standing = Standing::new(root, &id);
+    let withdrawn = standing.withdraw(before.attempt, before.key, before.uris.iter());
+    let (removed, left) = withdrawn.map_err(failed)?;
+    for error in &left {
+        log::error!("cannot remove old output: {error}");
+    }
+    if left.is_empty() && !removed.is_empty() {
+        turn.forget_publication(job_id).map_err(failed)?;
+    }
+    turn.commit().map_err(failed)?;
+    Ok(removed)
+}
+
+/// Refuses an output folder of another database before anything is done for it.
+pub(super) fn check_owner(output: &Path, database: &Path) -> Result<(), Failure> {
+    let Some(owner) = sink::owner(output).map_err(failed)? else {
+        return Ok(());
+    };
+    let (is_own, queue) = match database.exists() {
+        false => (false, "its queue is missing".to_owned()),
+        true => {
+            let queue = Store::open(database, Open::Existing).map_err(failed)?;
+            let id = queue.database_id();
+            (*id == *owner, format!("its queue is that of {id}"))
+        }
+    };
+    match is_own {
+        true => Ok(()),
+        false => Err(failed(format!(
+            "output {}: it belongs to another database ({owner}; {queue}); put back that one as {}, \
+             use another output folder, or --share-output for files with names of their own",
+            output.display(),
+            database.display()
+        ))),
     }
 }

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use crate::cli::input::{Input, LeftOut};
 use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
-use crate::cli::summary::{Item, Outcome, Source, counts, is_there, outputs};
+use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
 use crate::cli::{Failure, failed};
 use crate::limits;
+use crate::sink::{Root, Standing};
 use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
 
 /// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
@@ -21,6 +22,7 @@ pub(super) fn unusable(input: LeftOut) -> Item {
         path: input.path,
         job_id: None,
         old_outputs: BTreeSet::new(),
+        removed: Vec::new(),
         outcome: unusable_outcome(input.reason),
         source: None,
     }
@@ -41,6 +43,7 @@ pub(super) fn enqueue(
     lockfile: &str,
     files: &[Input],
     force: bool,
+    root: &Root,
 ) -> Result<Vec<Item>, Failure> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
     for input in files {
@@ -50,6 +53,7 @@ pub(super) fn enqueue(
                 path,
                 job_id: None,
                 old_outputs: BTreeSet::new(),
+                removed: Vec::new(),
                 outcome: Outcome::Waiting,
                 source: Some(Source {
                     input: input.clone(),
@@ -63,6 +67,7 @@ pub(super) fn enqueue(
     }
     let now_ms = unix_ms();
     let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let id = store.database_id();
     let mut turn = store.begin().map_err(failed)?;
     // What an earlier command line queued and did not finish is not asked for by this one.
     turn.park_queued().map_err(failed)?;
@@ -78,10 +83,15 @@ pub(super) fn enqueue(
     )
     .map_err(failed)?;
     turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
-    if let Code::Waits(reason) = turn.plugin_code(&plugin.name).map_err(failed)? {
-        let database = database.display();
-        return Err(failed(format!("database {database}: {reason}")));
-    }
+    let code = match turn.plugin_code(&plugin.name).map_err(failed)? {
+        Code::Runs(code) => code,
+        Code::Waits(reason) => {
+            let database = database.display();
+            return Err(failed(format!("database {database}: {reason}")));
+        }
+    };
+    let mut standing = Standing::new(root, &id);
+    standing.check_owners(&code.sinks).map_err(failed)?;
     let artifact = artifact_hash(&plugin.source, lockfile);
     for item in &mut items {
         let Some(Source { input, print, .. }) = &item.source else {
@@ -91,17 +101,25 @@ pub(super) fn enqueue(
         let last = turn
             .last_job(&plugin.name, version.location_id)
             .map_err(failed)?;
-        if let Some(last) = &last {
-            item.old_outputs = outputs(last.receipt.as_deref());
-            let unchanged = last.status == "COMPLETED"
+        if let Some(last) = &last
+            && let Some(before) = turn.publication(last.job_id).map_err(failed)?
+        {
+            let receipt = last.receipt.as_deref();
+            let outputs = receipted(receipt);
+            let is_unchanged = last.status == "COMPLETED"
                 && last.content_hash == print.hash
                 && last.artifact_hash.as_deref() == Some(&artifact)
-                && item.old_outputs.iter().all(|uri| is_there(uri));
-            if unchanged && !force {
-                let (rows, size_bytes) = counts(last.receipt.as_deref());
-                item.outcome = Outcome::Skipped { rows, size_bytes };
+                && turn.has_same_sinks(last.job_id, &code).map_err(failed)?;
+            if is_unchanged && !force && standing.has(before.attempt, before.key, &outputs) {
+                let (rows, size_bytes) = counts(receipt);
+                item.outcome = Outcome::Skipped {
+                    rows,
+                    size_bytes,
+                    outputs: outputs.into_iter().map(|output| output.uri).collect(),
+                };
                 continue;
             }
+            item.old_outputs = before.uris.into_iter().collect();
         }
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.

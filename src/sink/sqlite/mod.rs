@@ -15,6 +15,7 @@
 
 mod insert;
 mod rows;
+mod standing;
 mod tables;
 mod wait;
 
@@ -31,6 +32,7 @@ use super::{files, names};
 use crate::job::Cause;
 
 pub(super) use rows::{Rows, Stage};
+pub(super) use standing::{Tables, is_usable};
 pub(super) use tables::{Prepared, Table, Target, prepare};
 pub(super) use wait::{Patience, Stuck};
 
