@@ -47,6 +47,15 @@ impl Progress {
         }
     }
 
+    /// What people must know, whatever else is shown.
+    pub(super) fn note(&self, text: &str) {
+        let text = format!("casparian: {}", one_line(text));
+        match self {
+            Progress::Bar(bar) => bar.println(text),
+            Progress::Lines { .. } | Progress::Quiet => tell(text),
+        }
+    }
+
     pub(super) fn ended(&mut self, ended: &Ended<'_>) {
         let file = one_line(ended.file);
         let text = match ended.error {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::input::Input;
 use super::plugin::Fingerprint;
 use super::table::{first_line, octets, render, thousands};
+use crate::sink::Receipted;
 
 /// A file of the command line and what became of it.
 pub(super) struct Item {
@@ -16,6 +17,8 @@ pub(super) struct Item {
     pub(super) job_id: Option<i64>,
     /// The job's outputs before this run.
     pub(super) old_outputs: BTreeSet<String>,
+    /// Those that were removed because it fails now.
+    pub(super) removed: Vec<String>,
     pub(super) outcome: Outcome,
     /// What it is run over; none when it could not be read.
     pub(super) source: Option<Source>,
@@ -35,6 +38,7 @@ pub(super) enum Outcome {
     Skipped {
         rows: u64,
         size_bytes: u64,
+        outputs: Vec<String>,
     },
     Done {
         rows: u64,
@@ -55,13 +59,23 @@ fn receipt_json(receipt: Option<&str>) -> Value {
         .unwrap_or_default()
 }
 
-pub(super) fn outputs(receipt: Option<&str>) -> BTreeSet<String> {
+/// The artifacts that a receipt names.
+pub(super) fn receipted(receipt: Option<&str>) -> Vec<Receipted> {
     let receipt = receipt_json(receipt);
     let artifacts = receipt.get("artifacts").and_then(Value::as_array);
+    let receipted = |artifact: &Value| {
+        let text = |name| artifact.get(name).and_then(Value::as_str);
+        let number = |name| text(name).and_then(|text| text.parse().ok());
+        Some(Receipted {
+            uri: text("uri")?.to_owned(),
+            rows: number("rows").unwrap_or(0),
+            size_bytes: number("size_bytes"),
+        })
+    };
     artifacts
         .into_iter()
         .flatten()
-        .filter_map(|artifact| Some(artifact.get("uri")?.as_str()?.to_owned()))
+        .filter_map(receipted)
         .collect()
 }
 
@@ -74,12 +88,6 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
             .unwrap_or(0)
     };
     (metric("rows"), metric("size_bytes"))
-}
-
-/// False when a file that a receipt names has been removed. Tables are taken for there.
-pub(super) fn is_there(uri: &str) -> bool {
-    uri.strip_prefix("file://")
-        .is_none_or(|path| Path::new(path).exists())
 }
 
 pub(super) struct Summary {
@@ -107,7 +115,9 @@ impl Summary {
             match &item.outcome {
                 Outcome::Waiting => summary.waiting += 1,
                 Outcome::Failed { .. } => summary.failed += 1,
-                Outcome::Skipped { rows, size_bytes } => {
+                Outcome::Skipped {
+                    rows, size_bytes, ..
+                } => {
                     summary.skipped += 1;
                     summary.rows += rows;
                     summary.size_bytes += size_bytes;
@@ -139,6 +149,14 @@ impl Summary {
         if !failures.is_empty() {
             out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
             out.push('\n');
+            match items.iter().filter(|item| !item.removed.is_empty()).count() {
+                0 => {}
+                1 => out.push_str("The earlier output of 1 failed file was removed.\n\n"),
+                count => out.push_str(&format!(
+                    "The earlier output of {} failed files was removed.\n\n",
+                    thousands(count as u64)
+                )),
+            }
         }
         let mut header = vec!["FILES", "DONE", "SKIPPED", "FAILED"];
         let mut row = vec![
@@ -189,9 +207,12 @@ fn item_json(item: &Item) -> serde_json::Value {
     });
     let fields = match &item.outcome {
         Outcome::Waiting => serde_json::json!({"status": "WAITING"}),
-        Outcome::Skipped { rows, size_bytes } => serde_json::json!({
-            "status": "SKIPPED", "rows": rows, "size_bytes": size_bytes,
-            "outputs": item.old_outputs,
+        Outcome::Skipped {
+            rows,
+            size_bytes,
+            outputs,
+        } => serde_json::json!({
+            "status": "SKIPPED", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
         }),
         Outcome::Done {
             rows,
@@ -206,6 +227,9 @@ fn item_json(item: &Item) -> serde_json::Value {
     };
     if let (Some(value), Some(fields)) = (value.as_object_mut(), fields.as_object()) {
         value.extend(fields.clone());
+    }
+    if let Some(value) = value.as_object_mut().filter(|_| !item.removed.is_empty()) {
+        value.insert("removed".to_owned(), item.removed.clone().into());
     }
     value
 }

@@ -138,7 +138,7 @@ impl Scheduler {
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
             match self.transact(now, at) {
                 Ok(()) => self.outage.handle_success(now),
-                Err(error) => self.outage.handle_error(&error, now),
+                Err(error) => self.outage.handle_error(error, now),
             }
         }
         let mut outgoing = self.control.take_outgoing();
@@ -235,6 +235,16 @@ impl Scheduler {
         .min()
     }
 
+    /// A database that is removed or replaced, or that fails for so long, is given up.
+    pub fn give_up_after(&mut self, longest: Duration) {
+        self.outage.longest = Some(longest);
+    }
+
+    /// Why the database is given up, once it is.
+    pub fn given_up(&mut self) -> Option<store::Error> {
+        self.outage.given_up.take()
+    }
+
     /// How long a transaction waits for another program's.
     pub fn set_busy_timeout(&self, wait: Duration) -> Result<(), store::Error> {
         self.store.set_busy_timeout(wait)
@@ -257,11 +267,22 @@ struct Outage {
     retry_at: Option<BootTime>,
     pause: Duration,
     logged_at: Option<BootTime>,
+    /// After what time it is given up, if ever.
+    longest: Option<Duration>,
+    given_up: Option<store::Error>,
 }
 
 impl Outage {
-    fn handle_error(&mut self, error: &store::Error, now: BootTime) {
+    fn handle_error(&mut self, error: store::Error, now: BootTime) {
         let since = *self.since.get_or_insert(now);
+        let is_final = |longest| {
+            let is_replaced = matches!(error, store::Error::Replaced { .. });
+            is_replaced || now.saturating_duration_since(since) >= longest
+        };
+        if self.longest.is_some_and(is_final) {
+            self.given_up = Some(error);
+            return;
+        }
         let pause = self.pause * 2;
         self.pause = pause.clamp(limits::STORE_RETRY_PAUSE, limits::STORE_RETRY_PAUSE_MAX);
         self.retry_at = Some(now + self.pause);
@@ -269,9 +290,13 @@ impl Outage {
         if self.logged_at.is_none_or(|at| at + interval <= now) {
             self.logged_at = Some(now);
             let seconds = now.saturating_duration_since(since).as_secs();
+            let until = match self.longest {
+                Some(longest) => format!("for at most {} s", longest.as_secs()),
+                None => "until it works again".to_owned(),
+            };
             log::error!(
                 "{error}; failing for {seconds} s: workers keep their jobs, and nothing is \
-                 dispatched until it works again"
+                 dispatched {until}"
             );
         }
     }
@@ -280,7 +305,10 @@ impl Outage {
         if let Some(since) = self.since {
             let seconds = now.saturating_duration_since(since).as_secs();
             log::info!("database: works again after {seconds} s");
-            *self = Outage::default();
+            *self = Outage {
+                longest: self.longest,
+                ..Outage::default()
+            };
         }
     }
 }

@@ -46,6 +46,9 @@ pub struct Options {
     pub signals: bool,
     /// Nobody else works on this database: RUNNING rows found at the start are nobody's.
     pub exclusive: bool,
+    /// How long the database may fail. After that, and when it is removed or replaced, the
+    /// sentinel ends with the reason. None: it waits until the database works again.
+    pub outage_max: Option<Duration>,
 }
 
 impl Options {
@@ -63,6 +66,7 @@ impl Options {
             drain_timeout: limits::DRAIN_TIMEOUT,
             signals: true,
             exclusive: false,
+            outage_max: None,
         }
     }
 }
@@ -180,7 +184,10 @@ impl Sentinel {
             retries_max: options.retries_max,
             exclusive: options.exclusive,
         };
-        let scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
+        let mut scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
+        if let Some(longest) = options.outage_max {
+            scheduler.give_up_after(longest);
+        }
         lock.check(&options.database)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
@@ -239,6 +246,9 @@ impl Sentinel {
     }
 
     /// Runs until a signal or a [`Stopper`] ends it.
+    ///
+    /// # Errors
+    /// The event loop failed, or the database for longer than [`Options::outage_max`].
     pub fn run(mut self) -> Result<(), Error> {
         log::info!("sentinel listens on {}", self.endpoint);
         let mut worked = thread_time();
@@ -255,6 +265,9 @@ impl Sentinel {
                 self.send(message);
             }
             self.socket.flush();
+            if let Some(error) = self.scheduler.given_up() {
+                return Err(error.into());
+            }
             let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
             self.poll_keys(requests.reload, clock, now);
             if self.is_over(requests, now) {

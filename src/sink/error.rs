@@ -56,6 +56,8 @@ pub enum Error {
         owner: String,
         /// UUID of the job's database.
         database: String,
+        /// No worker has another root.
+        is_final: bool,
     },
     /// The database's UUID is not one.
     DatabaseName {
@@ -202,6 +204,7 @@ impl fmt::Display for Error {
                 path,
                 owner,
                 database,
+                ..
             } => write!(
                 f,
                 "{} belongs to another database; use another output folder or --share-output \
@@ -337,6 +340,7 @@ impl Error {
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
             | Error::Rows { .. }
+            | Error::OtherDatabase { is_final: true, .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
             // Another worker may have a root of its own.

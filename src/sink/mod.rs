@@ -17,7 +17,7 @@
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
 //! Files: `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`, `settle`; `place` (one file under several paths);
+//! journal), `plan`, `publish`, `recover`, `settle`, `standing`; `place` (one file under several paths);
 //! `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
@@ -51,12 +51,14 @@ mod recover;
 mod root;
 mod settle;
 mod sqlite;
+mod standing;
 
 pub use error::{Error, Refused, raise_descriptor_limit};
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use root::{Root, RootOptions, create_folder};
+pub use root::{Root, RootOptions, create_folder, owner};
+pub use standing::{Receipted, Standing};
 
 #[cfg(test)]
 mod tests;

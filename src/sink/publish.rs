@@ -111,9 +111,9 @@ impl Staged {
             Ok(Some(published)) => Ok(published),
             Ok(None) => match claims::withdraw(&self.folder) {
                 Ok(()) => Err(Refused::NotGranted(Box::new(self))),
-                Err(error) => Err(Refused::Failed(error)),
+                Err(error) => Err(Refused::Failed(self.root.judged(error))),
             },
-            Err(error) => Err(Refused::Failed(error)),
+            Err(error) => Err(Refused::Failed(self.root.judged(error))),
         }
     }
 

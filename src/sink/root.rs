@@ -53,6 +53,12 @@ pub fn create_folder(folder: &Path) -> Result<(), Error> {
     })
 }
 
+/// UUID of the database that a root belongs to; none when nothing was published into it.
+pub fn owner(root: &Path) -> Result<Option<String>, Error> {
+    let owner = files::read_short(&root.join(".casparian").join("owner"))?;
+    Ok(owner.map(|owner| owner.trim().chars().take(64).collect()))
+}
+
 /// Receipts and records name files as text.
 fn check_text(path: &Path) -> Result<(), Error> {
     match path.to_str() {
@@ -228,8 +234,17 @@ impl Root {
                 path: self.path.clone(),
                 owner: owner.chars().take(64).collect(),
                 database: database.clone(),
+                is_final: false,
             })
         }
+    }
+
+    /// The same error, as it counts in this root.
+    pub(super) fn judged(&self, mut error: Error) -> Error {
+        if let Error::OtherDatabase { is_final, .. } = &mut error {
+            *is_final = self.is_closed();
+        }
+        error
     }
 
     fn sweep(&self) -> Result<(), Error> {

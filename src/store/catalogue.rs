@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{OptionalExtension, params};
 
-use super::value::{cell, shown};
-use super::{Error, Turn, format_time};
+use super::claim::published;
+use super::value::{cell, count, number, shown};
+use super::{Error, PluginCode, Turn, format_time, sinks};
+use crate::job::Attempt;
 
 /// A version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,23 @@ pub struct LastJob {
     /// Its receipt.
     pub receipt: Option<String>,
 }
+
+/// What a job has published with a receipt, whatever became of later attempts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// Where it is.
+    pub uris: Vec<String>,
+    /// The attempt that has published it; the row's last one where that is not known.
+    pub attempt: Attempt,
+    /// That attempt's key, 0 where it is not known.
+    pub key: i64,
+}
+
+/// What a job has published, and the attempt that did.
+pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.receipt), q.attempt, \
+     a.attempt, a.attempt_key FROM cf_processing_queue q LEFT JOIN cf_job_attempt a \
+     ON a.job_id = q.id AND a.attempt = (SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED') WHERE q.id = ?1";
 
 /// Whether a folder is an active root.
 pub(super) const ROOT_QUERY: &str =
@@ -156,5 +175,44 @@ impl Turn<'_> {
                 })
             })
             .optional()?)
+    }
+
+    /// True when a job would have the sinks again that its last attempt had.
+    pub fn has_same_sinks(&self, job_id: i64, code: &PluginCode) -> Result<bool, Error> {
+        let query = "SELECT config_overrides, sinks_hash FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.transaction.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| {
+            let (overrides, known) = (shown(cell(row, 0)), shown(cell(row, 1)));
+            Ok(sinks::are_those_of(
+                code,
+                overrides.as_deref(),
+                known.as_deref(),
+            ))
+        });
+        Ok(found.optional()?.unwrap_or(false))
+    }
+
+    /// What a job has published. None when there is no such job.
+    pub fn publication(&self, job_id: i64) -> Result<Option<Publication>, Error> {
+        let mut statement = self.transaction.prepare_cached(PUBLICATION_QUERY)?;
+        let found = statement.query_row([job_id], |row| {
+            let (number, key) = match number(cell(row, 2)) {
+                Some(attempt) => (attempt, number(cell(row, 3)).unwrap_or(0)),
+                None => (count(cell(row, 1)), 0),
+            };
+            Ok(Publication {
+                uris: published(cell(row, 0)),
+                attempt: Attempt::new(job_id, number),
+                key,
+            })
+        });
+        Ok(found.optional()?)
+    }
+
+    /// What a job had published has been removed.
+    pub fn forget_publication(&mut self, job_id: i64) -> Result<(), Error> {
+        let forget = "UPDATE cf_processing_queue SET published = '[]' WHERE id = ?1";
+        self.change_job(job_id, forget, [job_id])?;
+        Ok(())
     }
 }

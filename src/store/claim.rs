@@ -106,7 +106,7 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
-     next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9 \
+     next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9, sinks_hash = ?10 \
      WHERE id = ?1 AND status = 'QUEUED'";
 
 /// The last attempt of a row, where another program has removed it from the history: the record of
@@ -282,6 +282,7 @@ impl Turn<'_> {
             code.plugin.artifact_hash,
             resolved.attempt,
             key,
+            sinks::hash(&resolved.sinks),
         ];
         if self.change_job(job_id, TAKE, parameters)? != Some(1) {
             return Ok(None);

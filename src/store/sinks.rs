@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, Row};
 use serde::Deserialize;
 
-use super::Error;
 use super::value::{cell, needed, text};
+use super::{Error, PluginCode, sha256_hex};
 use crate::job::Sink;
 use crate::limits;
 
@@ -122,6 +122,41 @@ pub(super) fn overridden(
         ));
     }
     with_output(sinks, plugin)
+}
+
+/// What distinguishes lists of sinks, whatever their order.
+pub(super) fn hash(sinks: &[Sink]) -> String {
+    let line = |sink: &Sink| {
+        let schema = sink.schema_def.as_deref().unwrap_or_default();
+        format!(
+            "{:?}\n",
+            (&sink.topic, &sink.uri, sink.mode.as_str(), schema)
+        )
+    };
+    let mut lines: Vec<String> = sinks.iter().map(line).collect();
+    lines.sort();
+    let parts: Vec<&[u8]> = lines.iter().map(String::as_bytes).collect();
+    sha256_hex(&parts)
+}
+
+/// True when a job with these overrides would have the sinks of a hash. Without one it had those
+/// of a plugin that none are configured for.
+pub(super) fn are_those_of(
+    code: &PluginCode,
+    overrides: Option<&str>,
+    known: Option<&str>,
+) -> bool {
+    let overrides = overrides.filter(|text| !text.trim().is_empty());
+    let sinks = match overrides {
+        Some(text) => overridden(&code.sinks, text, &code.plugin.name),
+        None => Ok(code.sinks.to_vec()),
+    };
+    let known = match known {
+        Some(known) => Ok(known.to_owned()),
+        None => with_output(Vec::new(), &code.plugin.name).map(|sinks| hash(&sinks)),
+    };
+    // Sinks that cannot be used are told when the job is run.
+    sinks.is_ok_and(|sinks| Ok(hash(&sinks)) == known)
 }
 
 fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {

@@ -23,6 +23,8 @@ mod memory;
 mod old_system;
 mod operate;
 mod run;
+mod run_again;
+mod run_ends;
 mod secrets;
 mod settlement;
 mod signals;

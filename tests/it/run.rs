@@ -8,7 +8,12 @@ use casparian::guest::environment;
 
 use crate::common::*;
 
-fn run_json(plugin: &str, inputs: &[&str], out: &Path, more: &[&str]) -> (Value, Option<i32>) {
+pub(crate) fn run_json(
+    plugin: &str,
+    inputs: &[&str],
+    out: &Path,
+    more: &[&str],
+) -> (Value, Option<i32>) {
     let mut command = program("casparian");
     command
         .arg("run")
@@ -106,12 +111,12 @@ class Handler:
         yield pa.table({"line": lines})
 "#;
 
-struct Folder {
-    dir: tempfile::TempDir,
+pub(crate) struct Folder {
+    pub(crate) dir: tempfile::TempDir,
 }
 
 impl Folder {
-    fn new(files: &[(&str, &str)]) -> Self {
+    pub(crate) fn new(files: &[(&str, &str)]) -> Self {
         let folder = Folder {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -123,15 +128,15 @@ impl Folder {
         folder
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.path(name), text).unwrap();
     }
 
-    fn run(&self, more: &[&str]) -> (Value, Option<i32>) {
+    pub(crate) fn run(&self, more: &[&str]) -> (Value, Option<i32>) {
         let out = self.path("out");
         run_json(
             &self.path("count.py"),
@@ -142,7 +147,7 @@ impl Folder {
     }
 }
 
-fn totals(summary: &Value) -> (u64, u64, u64, u64) {
+pub(crate) fn totals(summary: &Value) -> (u64, u64, u64, u64) {
     let number = |name: &str| summary["totals"][name].as_u64().unwrap();
     (
         number("done"),

@@ -16,6 +16,7 @@
 mod commit;
 mod insert;
 mod rows;
+mod standing;
 mod tables;
 mod triggers;
 mod wait;
@@ -34,6 +35,7 @@ use crate::job::Cause;
 
 pub(super) use commit::Prepared;
 pub(super) use rows::{Rows, Stage};
+pub(super) use standing::{Tables, is_usable};
 pub(super) use tables::{Table, Target, prepare};
 pub(super) use wait::{Patience, Stuck};
 

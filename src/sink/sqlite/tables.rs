@@ -200,6 +200,7 @@ fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String
             path: target.database.join(table),
             owner,
             database: ours.clone(),
+            is_final: false,
         }),
         // Runs of an old sentinel own nothing.
         None if !target.run.is_numbered() => Ok(ours.clone()),

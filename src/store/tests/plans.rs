@@ -19,8 +19,9 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
         (claim::REMEMBER, vec![number(150)]),
+        (catalogue::PUBLICATION_QUERY, vec![number(150)]),
         (claim::TAKE, {
-            let mut values = vec![Value::Null; 9];
+            let mut values = vec![Value::Null; 10];
             (values[0], values[7]) = (number(150), number(1));
             values
         }),

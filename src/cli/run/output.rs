@@ -1,0 +1,226 @@
+//! The output folder of a run: whether it can be used, and what is left in it of earlier runs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cli::plugin::now;
+use crate::cli::stderr::tell;
+use crate::cli::summary::{Item, Outcome};
+use crate::cli::{Failure, failed};
+use crate::sink::{self, Root, Standing, create_folder};
+use crate::store::{Open, Store};
+use crate::worker;
+
+/// How long an output folder may seem to be in use.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How often a lock is tried.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Makes the output folder and locks it against a second run.
+pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure> {
+    let fail = |error: std::io::Error| failed(format!("output {}: {error}", output.display()));
+    create_folder(output).map_err(|error| failed(format!("output folder: {error}")))?;
+    let output = &fs::canonicalize(output).map_err(fail)?;
+    let private = output.join(".casparian");
+    create_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
+    check_private(&private)?;
+    let path = private.join("run.lock");
+    // Not blocking, so that a FIFO of that name does not hang.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
+    let lock = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(flags.bits().cast_signed())
+        .open(&path)
+        .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
+    if !lock.metadata().map_err(fail)?.is_file() {
+        let path = path.display();
+        return Err(failed(format!(
+            "lock file {path}: it is not a regular file"
+        )));
+    }
+    // A run that was killed while it started a tool holds its lock until the tool runs.
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_INTERVAL);
+            }
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(failed(format!(
+                    "output {}: another casparian run works on it",
+                    output.display()
+                )));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
+        }
+    }
+    Ok((output.clone(), lock))
+}
+
+/// An output folder may come from elsewhere: what is used in its `.casparian` is never a symbolic
+/// link.
+fn check_private(private: &Path) -> Result<(), Failure> {
+    let names = ["", "queue.sqlite", "queue.sqlite-wal", "queue.sqlite-shm"];
+    for name in names.into_iter().chain(["queue.sqlite-journal"]) {
+        let path = match name {
+            "" => private.to_owned(),
+            name => private.join(name),
+        };
+        if fs::symlink_metadata(&path).is_ok_and(|found| found.is_symlink()) {
+            let path = path.display();
+            return Err(failed(format!(
+                "{path}: it is a symbolic link; remove it, or use another output folder"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// An output folder may come from elsewhere: code in its database must be ours.
+pub(super) fn check_code(database: &Path) -> Result<(), Failure> {
+    let store = Store::open(database, Open::Existing).map_err(failed)?;
+    match store.foreign_code().map_err(failed)?.first() {
+        None => Ok(()),
+        Some(name) => Err(failed(format!(
+            "{}: {name:?} is a trigger or view of another program; drop it, or use another output folder",
+            database.display()
+        ))),
+    }
+}
+
+/// Jobs of interrupted runs may have published without a receipt, and their files may not be among
+/// the inputs of this run: complete output completes its job, other output goes.
+pub(super) fn settle_interrupted(database: &Path, root: &Root) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    turn.fail_unsettled("its run was interrupted", &now())
+        .map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    let mut found = store.unsettled(0).map_err(failed)?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    while let Some(last) = found.last().copied() {
+        for job_id in found {
+            let mut turn = store.begin().map_err(failed)?;
+            let taken = turn.take_settlement(job_id).map_err(failed)?;
+            turn.commit().map_err(failed)?;
+            let Some((settlement, _)) = taken else {
+                continue;
+            };
+            let attempt = settlement.attempt;
+            let standing = match root.settle(&settlement) {
+                Ok(standing) => standing,
+                // Its row stays unsettled for the next run.
+                Err(error) => {
+                    tell(format_args!(
+                        "casparian: job {job_id} of an interrupted run: {error}"
+                    ));
+                    continue;
+                }
+            };
+            let mut turn = store.begin().map_err(failed)?;
+            turn.settle(attempt, &worker::settled(attempt, standing), &now())
+                .map_err(failed)?;
+            turn.commit().map_err(failed)?;
+        }
+        found = store.unsettled(last).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// True for a file whose folder is the output folder or below it.
+fn is_inside(file: &Path, output: &Path) -> bool {
+    let folder = file.parent().map(fs::canonicalize);
+    file.file_name().is_some()
+        && folder.is_some_and(|real| real.is_ok_and(|real| real.starts_with(output)))
+}
+
+/// Removes outputs of earlier runs that the newest run of their file no longer has: a topic that is
+/// gone, or a file that the plugin cannot take any more. What is left in the folder is what the
+/// newest runs made; a fault of the machine costs no output.
+pub(super) fn remove_stale(
+    items: &mut [Item],
+    database: &Path,
+    root: &Root,
+) -> Result<(), Failure> {
+    for item in items {
+        match (&item.outcome, item.job_id) {
+            (Outcome::Done { outputs, .. }, _) => {
+                let current: BTreeSet<String> = outputs.iter().cloned().collect();
+                for uri in item.old_outputs.difference(&current) {
+                    remove_file(uri, root.path());
+                }
+            }
+            (Outcome::Failed { is_final: true, .. }, Some(job_id)) => {
+                item.removed = withdraw(job_id, database, root)?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn remove_file(uri: &str, output: &Path) {
+    if let Some(path) = uri.strip_prefix("file://").map(Path::new)
+        && is_inside(path, output)
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        log::error!("cannot remove old output {}: {error}", path.display());
+    }
+}
+
+/// Removes what a job has published, files and rows of tables; gives their URIs.
+fn withdraw(job_id: i64, database: &Path, root: &Root) -> Result<Vec<String>, Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let id = store.database_id();
+    let mut turn = store.begin().map_err(failed)?;
+    let Some(before) = turn.publication(job_id).map_err(failed)? else {
+        return Ok(Vec::new());
+    };
+    if before.uris.is_empty() {
+        return Ok(Vec::new());
+    }
+    let standing = Standing::new(root, &id);
+    let withdrawn = standing.withdraw(before.attempt, before.key, before.uris.iter());
+    let (removed, left) = withdrawn.map_err(failed)?;
+    for error in &left {
+        log::error!("cannot remove old output: {error}");
+    }
+    if left.is_empty() && !removed.is_empty() {
+        turn.forget_publication(job_id).map_err(failed)?;
+    }
+    turn.commit().map_err(failed)?;
+    Ok(removed)
+}
+
+/// Refuses an output folder of another database before anything is done for it.
+pub(super) fn check_owner(output: &Path, database: &Path) -> Result<(), Failure> {
+    let Some(owner) = sink::owner(output).map_err(failed)? else {
+        return Ok(());
+    };
+    let (is_own, queue) = match database.exists() {
+        false => (false, "its queue is missing".to_owned()),
+        true => {
+            let queue = Store::open(database, Open::Existing).map_err(failed)?;
+            let id = queue.database_id();
+            (*id == *owner, format!("its queue is that of {id}"))
+        }
+    };
+    match is_own {
+        true => Ok(()),
+        false => Err(failed(format!(
+            "output {}: it belongs to another database ({owner}; {queue}); put back that one as {}, \
+             use another output folder, or --share-output for files with names of their own",
+            output.display(),
+            database.display()
+        ))),
+    }
+}

@@ -1,0 +1,205 @@
+//! What a run has to do: which files are queued, skipped or queued again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::cli::input::{Input, LeftOut};
+use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
+use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
+use crate::cli::{Failure, failed};
+use crate::limits;
+use crate::sink::{Root, Standing};
+use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
+
+/// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
+const RETRIES: u32 = 3;
+/// How often a file is run over again in one run, because it changes.
+const REQUEUES_MAX: u32 = 3;
+/// An input that is no file, and so fails without a job.
+pub(super) fn unusable(input: LeftOut) -> Item {
+    Item {
+        path: input.path,
+        job_id: None,
+        old_outputs: BTreeSet::new(),
+        removed: Vec::new(),
+        outcome: unusable_outcome(input.reason),
+        source: None,
+    }
+}
+
+fn unusable_outcome(reason: String) -> Outcome {
+    Outcome::Failed {
+        reason,
+        log: None,
+        is_final: false,
+    }
+}
+
+/// Registers plugin and files and queues what is to be done.
+pub(super) fn enqueue(
+    database: &Path,
+    plugin: &PluginFile,
+    lockfile: &str,
+    files: &[Input],
+    force: bool,
+    root: &Root,
+) -> Result<Vec<Item>, Failure> {
+    let mut items: Vec<Item> = Vec::with_capacity(files.len());
+    for input in files {
+        let path = input.path.clone();
+        items.push(match fingerprint(&path) {
+            Ok(print) => Item {
+                path,
+                job_id: None,
+                old_outputs: BTreeSet::new(),
+                removed: Vec::new(),
+                outcome: Outcome::Waiting,
+                source: Some(Source {
+                    input: input.clone(),
+                    print,
+                    requeued: 0,
+                }),
+            },
+            Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
+            Err(other) => return Err(other),
+        });
+    }
+    let now_ms = unix_ms();
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let id = store.database_id();
+    let mut turn = store.begin().map_err(failed)?;
+    // What an earlier command line queued and did not finish is not asked for by this one.
+    turn.park_queued().map_err(failed)?;
+    turn.deploy(
+        &Deploy {
+            plugin_name: &plugin.name,
+            version: None,
+            source_code: &plugin.source,
+            lockfile_content: lockfile,
+            sinks: &[],
+        },
+        now_ms,
+    )
+    .map_err(failed)?;
+    turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
+    let code = match turn.plugin_code(&plugin.name).map_err(failed)? {
+        Code::Runs(code) => code,
+        Code::Waits(reason) => {
+            let database = database.display();
+            return Err(failed(format!("database {database}: {reason}")));
+        }
+    };
+    let mut standing = Standing::new(root, &id);
+    standing.check_owners(&code.sinks).map_err(failed)?;
+    let artifact = artifact_hash(&plugin.source, lockfile);
+    for item in &mut items {
+        let Some(Source { input, print, .. }) = &item.source else {
+            continue;
+        };
+        let version = register(&mut turn, input, print, now_ms)?;
+        let last = turn
+            .last_job(&plugin.name, version.location_id)
+            .map_err(failed)?;
+        if let Some(last) = &last
+            && let Some(before) = turn.publication(last.job_id).map_err(failed)?
+        {
+            let receipt = last.receipt.as_deref();
+            let outputs = receipted(receipt);
+            let is_unchanged = last.status == "COMPLETED"
+                && last.content_hash == print.hash
+                && last.artifact_hash.as_deref() == Some(&artifact)
+                && turn.has_same_sinks(last.job_id, &code).map_err(failed)?;
+            if is_unchanged && !force && standing.has(before.attempt, before.key, &outputs) {
+                let (rows, size_bytes) = counts(receipt);
+                item.outcome = Outcome::Skipped {
+                    rows,
+                    size_bytes,
+                    outputs: outputs.into_iter().map(|output| output.uri).collect(),
+                };
+                continue;
+            }
+            item.old_outputs = before.uris.into_iter().collect();
+        }
+        let job_id = match last {
+            // One row a file and plugin: its output keeps its name and is replaced.
+            Some(LastJob { job_id, .. })
+                if turn.requeue(job_id, version.version_id).map_err(failed)? =>
+            {
+                job_id
+            }
+            _ => turn
+                .enqueue(&plugin.name, version.version_id, 0, now_ms)
+                .map_err(failed)?,
+        };
+        item.job_id = Some(job_id);
+    }
+    turn.commit().map_err(failed)?;
+    Ok(items)
+}
+
+/// Queues a job again whose file is not any more what it was when its job was queued; false when
+/// there is no need.
+pub(super) fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Failure> {
+    let (Outcome::Done { .. }, Some(source), Some(job_id)) =
+        (&item.outcome, &mut item.source, item.job_id)
+    else {
+        return Ok(false);
+    };
+    // A plugin may have moved its file away.
+    let Ok(found) = fs::metadata(&item.path) else {
+        return Ok(false);
+    };
+    let Fingerprint {
+        size_bytes,
+        mtime_s,
+        ..
+    } = source.print;
+    if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
+        return Ok(false);
+    }
+    let print = match fingerprint(&item.path) {
+        Ok(print) => print,
+        Err(Failure::Failed(reason)) => {
+            item.outcome = unusable_outcome(reason);
+            return Ok(false);
+        }
+        Err(other) => return Err(other),
+    };
+    if print.hash == source.print.hash {
+        return Ok(false);
+    }
+    if source.requeued == REQUEUES_MAX {
+        let path = item.path.display();
+        let reason = format!("input {path}: it changed each time while its job waited or ran");
+        item.outcome = unusable_outcome(reason);
+        return Ok(false);
+    }
+    source.requeued += 1;
+    source.print = print;
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    let mut turn = store.begin().map_err(failed)?;
+    let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
+    let is_queued = turn.requeue(job_id, version.version_id).map_err(failed)?;
+    turn.commit().map_err(failed)?;
+    if let (true, Outcome::Done { outputs, .. }) = (is_queued, &item.outcome) {
+        item.old_outputs.extend(outputs.iter().cloned());
+        item.outcome = Outcome::Waiting;
+    }
+    Ok(is_queued)
+}
+
+/// No job stays RUNNING after the run.
+pub(super) fn settle(database: &Path) -> Result<(), Failure> {
+    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+    loop {
+        let mut turn = store.begin().map_err(failed)?;
+        let put_back = turn
+            .release_all("the run ended", limits::EXPIRED_PER_TURN, &now())
+            .map_err(failed)?;
+        turn.commit().map_err(failed)?;
+        if put_back < limits::EXPIRED_PER_TURN {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What a run cannot go on without: its queue, its output folder, and a worker that takes jobs.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::cli::{Failure, failed};
+use crate::limits;
+use crate::store::{Error, Open, Store};
+
+/// What to do about an end that is no file's fault.
+pub(super) const GO_ON: &str = "the same command goes on with the rest";
+
+/// The output folder and the queue as they were at the start.
+pub(super) struct Watch {
+    output: PathBuf,
+    /// Device and inode.
+    folder: (u64, u64),
+    database: PathBuf,
+    queue: Store,
+    /// How long queue and worker may fail.
+    longest: Duration,
+    /// Since when the worker takes no jobs.
+    trouble_since: Option<Instant>,
+}
+
+fn inode(found: &fs::Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+impl Watch {
+    pub(super) fn new(output: &Path, database: &Path, longest: Duration) -> Result<Self, Failure> {
+        let queue = Store::open(database, Open::Existing).map_err(failed)?;
+        queue
+            .set_busy_timeout(limits::STORE_BUSY_TIMEOUT)
+            .map_err(failed)?;
+        let found = fs::metadata(output)
+            .map_err(|error| failed(format!("output {}: {error}", output.display())))?;
+        Ok(Watch {
+            output: output.to_owned(),
+            folder: inode(&found),
+            database: database.to_owned(),
+            queue,
+            longest,
+            trouble_since: None,
+        })
+    }
+
+    /// Fails when folder or queue are not any more what they were, so that waiting is in vain.
+    /// Other failures may pass.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let output = self.output.display();
+        match fs::metadata(&self.output) {
+            Ok(found) if inode(&found) == self.folder => {}
+            Ok(_) => {
+                return Err(format!(
+                    "output {output}: another folder is in its place; put it back, and {GO_ON}"
+                ));
+            }
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
+            {
+                return Err(format!(
+                    "output {output}: it was removed, renamed or unmounted; put it back, and {GO_ON}"
+                ));
+            }
+            Err(_) => {}
+        }
+        match self.queue.check_identity() {
+            Err(Error::Replaced { path, reason }) => Err(format!(
+                "queue {}: {reason}; put it back if you can, and {GO_ON}",
+                path.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Why a queue that failed for too long is given up.
+    pub(super) fn given_up(&self, error: &Error) -> String {
+        format!(
+            "queue {}: {error}; it failed for {} s (--outage-timeout); once it works, {GO_ON}",
+            self.database.display(),
+            self.longest.as_secs()
+        )
+    }
+
+    /// What is to be said of a worker that takes no jobs any more. Fails when it has taken none for
+    /// too long.
+    pub(super) fn look_at_worker(&mut self, now: Instant) -> Result<Option<String>, String> {
+        let Some(trouble) = self.trouble() else {
+            self.trouble_since = None;
+            return Ok(None);
+        };
+        let seconds = self.longest.as_secs();
+        match self.trouble_since {
+            None => {
+                self.trouble_since = Some(now);
+                Ok(Some(format!(
+                    "no jobs are taken: {trouble}; waiting for at most {seconds} s"
+                )))
+            }
+            Some(since) if now.saturating_duration_since(since) >= self.longest => Err(format!(
+                "no jobs were taken for {seconds} s (--outage-timeout): {trouble}; once that is \
+                 repaired, {GO_ON}"
+            )),
+            Some(_) => Ok(None),
+        }
+    }
+
+    /// Why this process's worker takes no jobs, if it does not.
+    fn trouble(&self) -> Option<String> {
+        let own = Some(i64::from(std::process::id()));
+        let mut workers = self.queue.workers().ok()?.into_iter();
+        workers.find(|worker| worker.pid == own)?.trouble
+    }
+}

@@ -1,0 +1,171 @@
+//! The loop of a run: sentinel and worker in threads, until everything has ended or cannot go on.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::watch::{GO_ON, Watch};
+use crate::cli::progress::{Ended, Progress};
+use crate::cli::summary::{Item, Outcome};
+use crate::cli::{Failure, failed};
+use crate::job::Cause;
+use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::worker::Worker;
+
+/// How often an interruption is looked for.
+const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// How often queue, output folder and worker are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a run ended before its jobs.
+pub(super) enum End {
+    /// It failed, and its queue can be used.
+    Failed(Failure),
+    /// The queue or the output folder cannot be used: nothing in them is touched any more.
+    Lost(String),
+}
+
+/// Runs sentinel and worker until every queued item has ended, somebody interrupts, or it cannot
+/// go on. `again` queues an item again where that is needed, and gives whether it did.
+pub(super) fn work(
+    mut sentinel: Sentinel,
+    worker: Worker,
+    watch: &mut Watch,
+    items: &mut [Item],
+    progress: &mut Progress,
+    interrupted: &AtomicBool,
+    again: &mut dyn FnMut(&mut Item) -> Result<bool, Failure>,
+) -> Result<(), End> {
+    let mut waiting: BTreeMap<i64, usize> = items
+        .iter()
+        .enumerate()
+        .filter_map(|(index, item)| Some((item.job_id?, index)))
+        .collect();
+    let (observer, ends) = channel();
+    sentinel.observe(observer);
+    let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
+    let sentinel = spawn("sentinel", move || sentinel.run())?;
+    let worker = spawn("worker", move || worker.run())?;
+    let mut looked_at = Instant::now();
+    let result = loop {
+        // The first one is waited for, the others that have come are taken with it.
+        let first = ends.recv_timeout(WATCH_INTERVAL).ok();
+        let found: Vec<JobEnd> = first.into_iter().chain(ends.try_iter()).collect();
+        let now = Instant::now();
+        let is_due = now >= looked_at + LOOK_INTERVAL;
+        // An end counts when the queue that it was committed to is in its place after that.
+        if (is_due || !found.is_empty())
+            && let Err(reason) = watch.check()
+        {
+            break Err(End::Lost(reason));
+        }
+        let mut failure = None;
+        for end in found {
+            let job_id = end.job_id;
+            let Some(index) = waiting.remove(&job_id) else {
+                continue;
+            };
+            if let Some(item) = items.get_mut(index) {
+                item.outcome = outcome(end);
+                match again(item) {
+                    Ok(true) => drop(waiting.insert(job_id, index)),
+                    Ok(false) => report(progress, item),
+                    Err(error) => {
+                        item.outcome = Outcome::Waiting;
+                        failure = Some(error);
+                    }
+                }
+            }
+        }
+        if let Some(failure) = failure {
+            break Err(End::Failed(failure));
+        }
+        if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
+            break Ok(());
+        }
+        if sentinel.is_finished() || worker.is_finished() {
+            break Err(End::Failed(failed(format!("the run ended early; {GO_ON}"))));
+        }
+        if is_due {
+            looked_at = now;
+            match watch.look_at_worker(now) {
+                Ok(None) => {}
+                Ok(Some(message)) => progress.note(&message),
+                Err(reason) => break Err(End::Failed(failed(reason))),
+            }
+        }
+    };
+    stop_worker.stop();
+    let worker = worker.join();
+    stop_sentinel.stop();
+    let sentinel = sentinel.join();
+    if matches!(result, Err(End::Lost(_))) {
+        return result;
+    }
+    match (worker, sentinel) {
+        (Ok(Ok(())), Ok(Ok(()))) => result,
+        (_, Ok(Err(sentinel::Error::Store(error)))) => {
+            watch.check().map_err(End::Lost)?;
+            Err(End::Lost(watch.given_up(&error)))
+        }
+        (_, Ok(Err(error))) => Err(End::Failed(failed(format!("{error}; {GO_ON}")))),
+        (Ok(Err(error)), _) => Err(End::Failed(failed(format!("{error}; {GO_ON}")))),
+        (Err(_), _) | (_, Err(_)) => Err(End::Failed(failed(format!(
+            "an internal error ended the run; {GO_ON}"
+        )))),
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, End> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(run)
+        .map_err(|error| End::Failed(failed(error)))
+}
+
+/// What became of a file whose job has ended.
+fn outcome(end: JobEnd) -> Outcome {
+    let receipt = end.receipt.unwrap_or_default();
+    if !end.is_completed {
+        return Outcome::Failed {
+            reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
+            is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))
+                && !receipt.input_changed,
+            log: receipt.log_tail,
+        };
+    }
+    let metric = |name: &str| {
+        let value = receipt.metrics.get(name);
+        value.and_then(|value| u64::try_from(*value).ok())
+    };
+    let uris = receipt.artifacts.iter().filter_map(|file| file.get("uri"));
+    Outcome::Done {
+        rows: metric("rows").unwrap_or(0),
+        size_bytes: metric("size_bytes").unwrap_or(0),
+        outputs: uris.cloned().collect(),
+    }
+}
+
+pub(super) fn report(progress: &mut Progress, item: &Item) {
+    let file = item
+        .path
+        .file_name()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
+    let (rows, error) = match &item.outcome {
+        Outcome::Waiting => return,
+        Outcome::Skipped { rows, .. } => (*rows, None),
+        Outcome::Done { rows, .. } => (*rows, None),
+        Outcome::Failed { reason, .. } => (0, Some(reason.as_str())),
+    };
+    progress.ended(&Ended {
+        file: &file,
+        rows,
+        error,
+    });
+}

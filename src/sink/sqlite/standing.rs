@@ -1,0 +1,117 @@
+//! What stands in the tables of a database, read once for many jobs.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{Marks, attempt_in, column_names, is_by, key, open_existing, quoted, wait};
+use crate::sink::Error;
+use crate::sink::folder::Name;
+
+/// What marks a job's rows: its ID, and what the columns of [`Marks`] hold.
+type Mark = (i64, Option<String>, Option<i64>);
+
+/// A sink's database.
+pub(in crate::sink) struct Tables {
+    connection: Connection,
+    /// Number of rows by table and mark.
+    counts: HashMap<String, HashMap<Mark, u64>>,
+}
+
+/// True for a database that can be opened without waiting for anything but locks.
+pub(in crate::sink) fn is_usable(path: &Path) -> bool {
+    let is_regular = |path: &Path| path.symlink_metadata().is_ok_and(|found| found.is_file());
+    is_regular(path)
+        && ["-journal", "-wal", "-shm"].iter().all(|suffix| {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(suffix);
+            let beside = Path::new(&beside);
+            beside.symlink_metadata().is_err() || is_regular(beside)
+        })
+}
+
+impl Tables {
+    /// None where there is no database of a sink.
+    pub(in crate::sink) fn open(path: &Path) -> Result<Option<Self>, Error> {
+        if !is_usable(path) {
+            return Ok(None);
+        }
+        let connection = open_existing(path, wait::end())?;
+        Ok(connection.map(|connection| Tables {
+            connection,
+            counts: HashMap::new(),
+        }))
+    }
+
+    /// The database that a table belongs to, where that is known.
+    pub(in crate::sink) fn owner(&self, table: &str) -> Option<String> {
+        let query = "SELECT database FROM main._casparian_table WHERE sink_table = ?1";
+        let found = self
+            .connection
+            .query_row(query, [key(table)], |row| row.get(0));
+        found.optional().ok().flatten()
+    }
+
+    /// True when the job has so many rows in a table, by the attempt with this key. Without a key the
+    /// attempt may be a later one.
+    pub(in crate::sink) fn has(&mut self, table: &str, name: &Name, key: i64, rows: u64) -> bool {
+        self.has_rows(table, name, key, rows)
+            .unwrap_or_else(|error| {
+                log::warn!("table {table}: {error}");
+                false
+            })
+    }
+
+    fn has_rows(
+        &mut self,
+        table: &str,
+        name: &Name,
+        attempt_key: i64,
+        rows: u64,
+    ) -> rusqlite::Result<bool> {
+        let is_there = match attempt_key {
+            0 => attempt_in(&self.connection, table, name)?
+                .is_some_and(|found| found <= name.attempt.number),
+            attempt_key => is_by(&self.connection, table, name, attempt_key)?,
+        };
+        if !is_there {
+            return Ok(false);
+        }
+        let marks = Marks::new(&self.owner(table).unwrap_or_default(), name);
+        if !self.counts.contains_key(&key(table)) {
+            let counts = count(&self.connection, table)?;
+            self.counts.insert(key(table), counts);
+        }
+        let mark = (name.attempt.job_id, marks.database, marks.incarnation);
+        let counts = self.counts.get(&key(table));
+        let found = counts.and_then(|counts| counts.get(&mark)).copied();
+        Ok(found.unwrap_or(0) == rows)
+    }
+}
+
+/// The rows of a table by their marks. One pass: the mark of a job has no index.
+fn count(connection: &Connection, table: &str) -> rusqlite::Result<HashMap<Mark, u64>> {
+    let columns = column_names(connection, "main", table)?;
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let mut counts = HashMap::new();
+    if !has("_job_id") {
+        return Ok(counts);
+    }
+    let column = |name| if has(name) { name } else { "NULL" };
+    let mut statement = connection.prepare(&format!(
+        "SELECT _job_id, {}, {} FROM main.{}",
+        column(Marks::DATABASE),
+        column(Marks::INCARNATION),
+        quoted(table)
+    ))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        // Rows of others may hold anything.
+        let mark = (row.get(0), row.get(1), row.get(2));
+        if let (Ok(job), Ok(database), Ok(incarnation)) = mark {
+            *counts.entry((job, database, incarnation)).or_insert(0) += 1;
+        }
+    }
+    Ok(counts)
+}
