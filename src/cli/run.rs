@@ -273,8 +273,7 @@ impl SocketFolder {
             .prefix("casparian-")
             .tempdir()
             .map_err(failed)?;
-        let lock = fs::File::create(folder.path().join("lock")).map_err(failed)?;
-        lock.try_lock().map_err(failed)?;
+        let lock = worker::lock_folder(folder.path()).map_err(failed)?;
         Ok(SocketFolder {
             folder,
             _lock: lock,

@@ -44,6 +44,8 @@ pub mod slot;
 mod watchdog;
 mod writer;
 
+#[cfg(all(feature = "sentinel", feature = "cli"))]
+pub(crate) use runtime::locked as lock_folder;
 pub use serve::{Error, GuestStart, Options, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;

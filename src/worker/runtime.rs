@@ -190,8 +190,9 @@ fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
     Ok((folder.keep(), lock))
 }
 
-/// Creates the lock file. It gets its name once it is locked, so that no sweep finds it free.
-fn locked(folder: &Path) -> io::Result<fs::File> {
+/// Creates the lock file of a folder whose name begins with `casparian-`: while the file is held, no
+/// worker sweeps the folder. It gets its name once it is locked, so that no sweep finds it free.
+pub(crate) fn locked(folder: &Path) -> io::Result<fs::File> {
     let fresh = folder.join("lock.new");
     let lock = fs::File::create(&fresh)?;
     lock.try_lock().map_err(io::Error::other)?;
