@@ -9,6 +9,7 @@ use mio::Interest;
 use mio::net::UnixListener;
 
 use super::control::{env_ready, error_payload};
+use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::Health;
@@ -171,9 +172,14 @@ impl Worker {
                     process::spawn(interpreter, &shim, &job).map_err(|error| {
                         Failure::new(
                             spawn_cause(environment, &error),
-                            format!("cannot start {}: {error}", interpreter.display()),
+                            format!(
+                                "cannot start {}: {}",
+                                interpreter.display(),
+                                descriptors::explained(&error)
+                            ),
                         )
                     })?;
+                descriptors::restore_limit(&process);
                 run.watch_process(process, place, registry)
                     .map_err(worker("event loop"))?;
                 run.slot.handle_started(now);
@@ -249,6 +255,10 @@ impl Worker {
                     let until = now + limits::WARM_RESTART_PAUSE;
                     self.avoid(hash, &failure.message, until, now);
                     return Err(failure);
+                }
+                Err(warm::Error::Io(error)) => {
+                    let what = "the warm interpreter cannot be asked";
+                    return Err(descriptors::worker_failure(what, &error));
                 }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
             }
@@ -471,7 +481,7 @@ impl Worker {
 
 /// An error of the operating system that is the worker's own.
 fn worker(what: &'static str) -> impl Fn(io::Error) -> Failure {
-    move |error| Failure::new(Cause::Worker, format!("{what}: {error}"))
+    move |error| descriptors::worker_failure(what, &error)
 }
 
 /// What no process can be given as a path.
