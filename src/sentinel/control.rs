@@ -309,6 +309,7 @@ impl Control {
             heartbeat.trouble,
             heartbeat.environments,
         );
+        self.limit_jobs(from.routing_id, heartbeat.takes, &running);
         None
     }
 

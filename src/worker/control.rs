@@ -296,6 +296,7 @@ impl Worker {
             publish: self.leases.publish_requests(),
             draining: self.draining_until.is_some(),
             trouble: self.trouble(),
+            takes: self.takes(),
             environments: self.avoided(now),
             answer: None,
         });

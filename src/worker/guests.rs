@@ -295,8 +295,9 @@ impl Worker {
             }
             ThreadEvent::Settled { attempt, result } => self.handle_settled(attempt, result),
             ThreadEvent::SelfTest(result) => {
-                if self.health.handle_test(result, now) {
+                if self.health.handle_test(result, self.next_serial, now) {
                     log::info!("this worker works again");
+                    self.heartbeat_at = now;
                 }
             }
             ThreadEvent::Environment { hash, result } => {
@@ -405,10 +406,15 @@ impl Worker {
         let is_innocent = failure.is_some_and(|failure| failure.is_innocent);
         let failed = failure.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
+        if self.health.tries_after().is_some() {
+            // The next job is tried, or the others may come.
+            self.heartbeat_at = now;
+        }
         let avoided = self.health.avoided(now).count();
         let is_contention = failure.is_some_and(|failure| failure.is_contention);
         if !is_innocent && !is_contention {
-            self.health.handle_end(&run.order.environment, failed, now);
+            self.health
+                .handle_end(run.serial, &run.order.environment, failed, now);
         }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
             log::error!("this worker is in trouble: {reason}");
@@ -438,6 +444,14 @@ impl Worker {
         self.health.trouble().map(str::to_owned)
     }
 
+    /// Jobs that the worker takes beyond those that it has, when not one for each free slot.
+    pub(super) fn takes(&self) -> Option<u32> {
+        let after = self.health.tries_after()?;
+        let mut runs = self.slots.iter().flatten().chain(&self.publishing);
+        let is_trying = !self.backlog.is_empty() || runs.any(|run| run.serial > after);
+        Some(u32::from(!is_trying))
+    }
+
     /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.
     pub(super) fn avoided(&self, now: BootTime) -> BTreeMap<String, String> {
         let default = self.environments.key("");
@@ -454,7 +468,8 @@ impl Worker {
             return;
         }
         if let Err(error) = self.runtime.ensure() {
-            self.health.handle_test(Err(error.to_string()), now);
+            self.health
+                .handle_test(Err(error.to_string()), self.next_serial, now);
             return;
         }
         let folder = self.runtime.folder().to_owned();
@@ -474,7 +489,7 @@ impl Worker {
             });
         if let Err(error) = thread {
             let reason = format!("cannot start a thread: {error}");
-            self.health.handle_test(Err(reason), now);
+            self.health.handle_test(Err(reason), self.next_serial, now);
         }
     }
 }

@@ -8,6 +8,7 @@ use casparian::protocol::Payload;
 
 use crate::common::*;
 use crate::dispatcher::*;
+use crate::stderr::limit_files;
 
 #[test]
 fn no_exit_hides_an_exception() {
@@ -637,4 +638,41 @@ fn a_stopping_worker_does_not_wait_for_environments() {
         (&"QUEUED".into(), &"RETURNED".into()),
         "{job}"
     );
+}
+
+const LARGE: &str = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [os.urandom(1 << 20)]})\n";
+
+/// The self-test writes less than the jobs do, and succeeds.
+#[test]
+fn a_healed_worker_tries_one_job_before_it_takes_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "large", LARGE);
+    let inputs: Vec<_> = (0..12)
+        .map(|number| {
+            let path = dir.path().join(format!("in{number}"));
+            std::fs::write(&path, number.to_string()).unwrap();
+            path
+        })
+        .collect();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "4"]);
+    worker.line_with("connected to the sentinel");
+    limit_files(&worker, Some(600 << 10));
+    let jobs = submit(&database, "large", &inputs);
+    worker.line_with("works again");
+    worker.seen.clear();
+    for round in 1..=3 {
+        if round == 3 {
+            worker.line_with("in trouble");
+            limit_files(&worker, None);
+        }
+        worker.line_with("works again");
+        let ends = |line: &&String| line.contains("failed:") || line.contains(": done");
+        let count = worker.seen.iter().filter(ends).count();
+        assert_eq!(count, 1, "round {round}: {:#?}", worker.seen);
+        worker.seen.clear();
+    }
+    for job in jobs {
+        assert_eq!(ended(&database, job)["status"], "COMPLETED");
+    }
 }
