@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use mio::unix::pipe::{self, Receiver};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -192,7 +193,8 @@ impl Warm {
     }
 
     /// Asks for a child that runs the job. `key` names it in the events: a job may have two
-    /// children for a moment, when a further attempt comes before the first has gone.
+    /// children for a moment, when a further attempt comes before the first has gone. An interpreter
+    /// that has closed its socket and has not exited yet takes requests too: how it ends is seen soon.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
         let variables: std::collections::BTreeMap<_, _> = variables(job).into_iter().collect();
         let request = serde_json::json!({
@@ -211,18 +213,22 @@ impl Warm {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(
+        let sent = rustix::net::sendmsg(
             &self.control,
             &[IoSlice::new(request.as_bytes())],
             &mut ancillary,
             SendFlags::NOSIGNAL,
-        )
-        .map_err(|error| match error {
-            rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Error::Gone,
+        );
+        match sent {
+            Ok(_) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) if self.process.has_exited() => {
+                return Err(Error::Gone);
+            }
+            Err(Errno::PIPE | Errno::CONNRESET) => {}
             // The latter: too many descriptors are on their way.
-            rustix::io::Errno::AGAIN | rustix::io::Errno::TOOMANYREFS => Error::Full,
-            error => error.into(),
-        })?;
+            Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Err(Error::Full),
+            Err(error) => return Err(error.into()),
+        }
         Ok(Pipes { stdout, stderr })
     }
 
