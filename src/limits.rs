@@ -364,6 +364,8 @@ pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
 /// them. They are kept in memory as long as a reader is there.
 pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
+/// Columns of a table of a SQLite database (SQLITE_MAX_COLUMN).
+pub const TABLE_COLUMNS_MAX: usize = 2000;
 /// Wait of a SQLite sink for its database while others have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
 /// The same wait for a database that another job of the worker has waited for in vain.
