@@ -83,12 +83,16 @@ impl Scene {
     }
 
     fn introduce(&mut self, capabilities: &[&str]) {
+        self.introduce_with(capabilities, &[]);
+    }
+
+    fn introduce_with(&mut self, capabilities: &[&str], running: &[Attempt]) {
         self.sequence += 1;
         let identify = Identify {
             capabilities: capabilities.iter().map(|name| (*name).into()).collect(),
             worker_id: Some("w".into()),
             slots: Some(2),
-            running: Some(vec![]),
+            running: Some(running.to_vec()),
             instance: Some("a".into()),
             sequence: Some(self.sequence),
             ..Identify::default()
@@ -261,10 +265,8 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
     }
 }
 
-/// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
-/// with a job.
-fn behind_others(others: &str) -> Scene {
-    let mut scene = Scene::new();
+/// Deploys the plugin `p`; gives a file version for its jobs.
+fn deployed(scene: &Scene) -> i64 {
     let mut store = Store::open(&scene.dir.path().join("q.db"), Open::Existing).unwrap();
     let mut turn = store.begin().unwrap();
     let deploy = store::Deploy {
@@ -277,13 +279,46 @@ fn behind_others(others: &str) -> Scene {
     turn.deploy(&deploy, 1).unwrap();
     let file = turn.register_file("/data", "a", 1, 0.0, "h", 1).unwrap();
     turn.commit().unwrap();
+    file.version_id
+}
+
+#[test]
+fn a_job_that_must_run_alone_does_so_after_a_restart_too() {
+    for (losses, neighbour) in [(0, "RUNNING"), (limits::SHARED_LOSSES_TOGETHER, "QUEUED")] {
+        let mut scene = Scene::new();
+        let version = deployed(&scene);
+        let queue = |scene: &Scene, job_id: i64, losses: i64| {
+            scene.sql(&format!(
+                "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status, \
+                 shared_count) VALUES ({job_id}, {version}, 'p', 'QUEUED', {losses})"
+            ));
+        };
+        queue(&scene, 1, losses);
+        scene.identify();
+        scene.settle();
+        assert_eq!(scene.status(1), "RUNNING");
+        scene.restart(LEASE);
+        queue(&scene, 2, 0);
+        scene.introduce_with(&["*"], &[Attempt::new(1, 1)]);
+        scene.settle();
+        assert_eq!(
+            (scene.status(1), scene.status(2)),
+            ("RUNNING".into(), neighbour.into())
+        );
+    }
+}
+
+/// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
+/// with a job.
+fn behind_others(others: &str) -> Scene {
+    let mut scene = Scene::new();
+    let version = deployed(&scene);
     scene.sql(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
-         SELECT {0}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
+         SELECT {version}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
          INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
-         VALUES (99999, {0}, 'p', 'QUEUED')",
-        file.version_id
+         VALUES (99999, {version}, 'p', 'QUEUED')"
     ));
     let (now, at) = scene.now();
     // The sentinel has looked at the queue before its worker comes.
