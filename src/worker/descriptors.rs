@@ -13,7 +13,6 @@ use super::slot::Failure;
 use crate::guest::process::Process;
 use crate::job::Cause;
 use crate::limits;
-use crate::sink;
 
 /// The soft limit that the program was started with.
 static AT_START: OnceLock<Option<u64>> = OnceLock::new();
@@ -22,7 +21,7 @@ static AT_START: OnceLock<Option<u64>> = OnceLock::new();
 #[cfg(feature = "cli")]
 pub(crate) fn raise_limit() -> io::Result<()> {
     AT_START.get_or_init(|| getrlimit(Resource::Nofile).current);
-    sink::raise_descriptor_limit().map(|_| ())
+    crate::sink::raise_descriptor_limit().map(|_| ())
 }
 
 /// Gives a process that was just started the soft limit that the program was started with.
