@@ -352,9 +352,21 @@ pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Descriptors that a worker opens beside its slots: event loop, waker, control socket, signals,
+/// locks, a tool that makes an environment, a self-test, a settlement, an interpreter or process that
+/// is being started.
+pub const WORKER_DESCRIPTORS: u64 = 48;
+/// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the
+/// plugin's source (6); output of two topics and the stage of SQLite sinks (3); while another job of
+/// the slot is published, a SQLite database, its journal, WAL index and stage, folder and record (6).
+pub const SLOT_DESCRIPTORS: u64 = 15;
+/// Descriptors of a warm interpreter: its socket and its pidfd. Each job may need one of its own.
+pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
 /// them. They are kept in memory as long as a reader is there.
 pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
+/// Columns of a table of a SQLite database (SQLITE_MAX_COLUMN).
+pub const TABLE_COLUMNS_MAX: usize = 2000;
 /// Wait of a SQLite sink for its database while others have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
 /// The same wait for a database that another job of the worker has waited for in vain.

@@ -61,11 +61,7 @@ thread_local! {
 
 fn holds(plan: &mut Unstructured<'_>) -> Option<Vec<Attempt>> {
     let count = plan.int_in_range(0..=4u8).unwrap_or(0);
-    (count < 4).then(|| {
-        (0..count)
-            .map(|_| attempt(plan))
-            .collect()
-    })
+    (count < 4).then(|| (0..count).map(|_| attempt(plan)).collect())
 }
 
 fn attempt(plan: &mut Unstructured<'_>) -> Attempt {
@@ -128,6 +124,10 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
             environments: match plan.ratio(1, 8).unwrap_or(false) {
                 true => BTreeMap::from([(String::new(), "no uv".to_owned())]),
                 false => BTreeMap::new(),
+            },
+            takes: match plan.ratio(1, 8).unwrap_or(false) {
+                true => plan.arbitrary().ok(),
+                false => None,
             },
             answer: None,
         }),

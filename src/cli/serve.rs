@@ -278,10 +278,11 @@ pub(super) fn worker(
     worker.run().map_err(failed)
 }
 
-/// A descriptor a topic of a running job: the soft limit, often 1024, is raised to the hard one.
+/// Slots and topics of running jobs need descriptors: the soft limit, often 1024, is raised to the
+/// hard one.
 #[cfg(feature = "worker")]
 pub(super) fn raise_worker_descriptor_limit() {
-    if let Err(error) = crate::sink::raise_descriptor_limit() {
+    if let Err(error) = worker::raise_limit() {
         log::warn!("cannot raise the limit of open files: {error}");
     }
 }

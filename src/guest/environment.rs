@@ -66,6 +66,8 @@ pub enum Error {
         what: String,
         /// How long it might take.
         limit: Duration,
+        /// Its last lines.
+        tail: String,
     },
     /// Whoever wanted it has stopped.
     Cancelled,
@@ -114,8 +116,12 @@ impl fmt::Display for Error {
             Error::Hash { hash, reason } => write!(f, "environment {hash:?}: {reason}"),
             Error::Tool(reason) => f.write_str(reason),
             Error::Failed { what, tail } => write!(f, "{what} failed: {tail}"),
-            Error::Timeout { what, limit } => {
-                write!(f, "{what} took longer than {} s", limit.as_secs())
+            Error::Timeout { what, limit, tail } => {
+                write!(f, "{what} took longer than {} s", limit.as_secs())?;
+                match tail.is_empty() {
+                    true => f.write_str(" and printed nothing"),
+                    false => write!(f, ": {tail}"),
+                }
             }
             Error::Cancelled => f.write_str("interrupted"),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),

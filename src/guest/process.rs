@@ -12,7 +12,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use mio::unix::pipe::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, prlimit,
+};
 
 use super::{Exit, Job, code_variable, kept_variables, variables, write_plugin};
 
@@ -108,6 +110,16 @@ impl Process {
     /// Its ID; at its start it leads the process group of the same number.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
+    }
+
+    /// Sets the soft limit of open files of a process that has not been reaped.
+    pub fn limit_descriptors(&self, soft: Option<u64>) -> io::Result<()> {
+        let limit = Rlimit {
+            current: soft,
+            ..getrlimit(Resource::Nofile)
+        };
+        prlimit(Some(self.pid), Resource::Nofile, limit)?;
+        Ok(())
     }
 
     /// True when the worker reaps it.

@@ -620,7 +620,12 @@ class ForkServer:
                 return True
             job = request["job"]
             if len(fds) != 3:
-                raise ValueError(f"{len(fds)} descriptors instead of 3")
+                import resource
+
+                limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+                raise ValueError(
+                    f"{len(fds)} of 3 descriptors arrived: it has too many open files"
+                    f" (limit {limit}); raise it with `ulimit -n`")
             parent = getpid()
             pid = os.fork()
             if pid == 0:

@@ -100,7 +100,10 @@ mod tests {
             ("echo no codec; exit 1", format!("{name} failed: no codec")),
             ("exit 3", format!("{name} failed: exit status: 3")),
             ("kill -9 $$", format!("{name} failed: signal: 9 (SIGKILL)")),
-            ("sleep 1000", format!("{name} took longer than 1 s")),
+            (
+                "sleep 1000",
+                format!("{name} took longer than 1 s and printed nothing"),
+            ),
         ] {
             make(text);
             let error = ask(&python, "x = 1\n", 1).unwrap_err();

@@ -38,7 +38,7 @@ const GUARD: &str = "exec 3<&0 </dev/null
 exec 3<&- \"$@\"";
 
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines. The tool and what it starts in its group end with this process, however that ends: the
+/// lines, and so does a time-out. The tool and what it starts in its group end with this process, however that ends: the
 /// kernel closes the pipe.
 pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;
@@ -116,7 +116,13 @@ pub(super) fn output(
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let waited = wait(&child, &mut printed, what, limit, cancel);
     let status = end(&mut child);
-    waited?;
+    if !waited? {
+        return Err(Error::Timeout {
+            what: what.to_owned(),
+            limit,
+            tail: printed.rest(),
+        });
+    }
     let status = status.ok_or_else(|| fail(io::Error::other("its end was not seen")))?;
     let tail = match status.success() {
         true => String::new(),
@@ -137,30 +143,28 @@ fn quiet(command: &mut Command) {
         .env("UV_NO_PROGRESS", "1");
 }
 
-/// Reads what a tool prints until it has exited. It is not reaped, so its group has its number.
+/// Reads what a tool prints until it has exited; false when it has not in time. It is not reaped, so
+/// its group has its number.
 fn wait(
     child: &Child,
     printed: &mut Printed,
     what: &str,
     limit: Duration,
     cancel: &AtomicBool,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let deadline = BootTime::now() + limit;
     let id = WaitId::Pid(Pid::from_child(child));
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     loop {
         let exited = waitid(id.clone(), options).map_err(|e| Error::failed(what, e.into()))?;
         if exited.is_some() {
-            return Ok(());
+            return Ok(true);
         }
         if cancel.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
         if BootTime::now() >= deadline {
-            return Err(Error::Timeout {
-                what: what.to_owned(),
-                limit,
-            });
+            return Ok(false);
         }
         printed.read();
     }
@@ -305,6 +309,7 @@ impl Lock {
                 return Err(Error::Timeout {
                     what: format!("waiting for {}", path.display()),
                     limit: 2 * limits::PROVISION_TIMEOUT,
+                    tail: "another program holds this lock".to_owned(),
                 });
             }
             std::thread::sleep(POLL_INTERVAL);
@@ -434,6 +439,20 @@ mod tests {
         assert_eq!(error.to_string(), "sh failed: exit status: 3");
         let cancelled = run(&shell("sleep 1000"), "sleep", &AtomicBool::new(true));
         assert!(matches!(cancelled, Err(Error::Cancelled)));
+    }
+
+    #[test]
+    fn a_tool_that_takes_too_long_says_its_last_lines() {
+        let cancel = AtomicBool::new(false);
+        let limit = Duration::from_secs(1);
+        let fails = |script: &str| {
+            let ended = output(&mut shell(script), "sh", limit, &cancel);
+            ended.err().expect("it takes too long").to_string()
+        };
+        let reason = fails("echo waiting for x >&2; printf half; sleep 1000");
+        assert_eq!(reason, "sh took longer than 1 s: waiting for x\nhalf");
+        let reason = fails("exec sleep 1000");
+        assert_eq!(reason, "sh took longer than 1 s and printed nothing");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use mio::unix::pipe::{self, Receiver};
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -35,8 +36,8 @@ pub enum WarmEvent {
     Started {
         /// Of the request.
         key: u64,
-        /// Its process, which leads its own group; none when it cannot be watched.
-        process: Option<Process>,
+        /// Its process, which leads its own group; else why it cannot be watched.
+        process: io::Result<Process>,
     },
     /// The job's child has exited and its group is dead.
     Exited {
@@ -192,7 +193,8 @@ impl Warm {
     }
 
     /// Asks for a child that runs the job. `key` names it in the events: a job may have two
-    /// children for a moment, when a further attempt comes before the first has gone.
+    /// children for a moment, when a further attempt comes before the first has gone. An interpreter
+    /// that has closed its socket and has not exited yet takes requests too: how it ends is seen soon.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
         let variables: std::collections::BTreeMap<_, _> = variables(job).into_iter().collect();
         let request = serde_json::json!({
@@ -211,33 +213,44 @@ impl Warm {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(
+        let sent = rustix::net::sendmsg(
             &self.control,
             &[IoSlice::new(request.as_bytes())],
             &mut ancillary,
             SendFlags::NOSIGNAL,
-        )
-        .map_err(|error| match error {
-            rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => Error::Gone,
+        );
+        match sent {
+            Ok(_) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) if self.process.has_exited() => {
+                return Err(Error::Gone);
+            }
+            Err(Errno::PIPE | Errno::CONNRESET) => {}
             // The latter: too many descriptors are on their way.
-            rustix::io::Errno::AGAIN | rustix::io::Errno::TOOMANYREFS => Error::Full,
-            error => error.into(),
-        })?;
+            Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Err(Error::Full),
+            Err(error) => return Err(error.into()),
+        }
         Ok(Pipes { stdout, stderr })
     }
 
     /// A child by its number, and by its pidfd where the interpreter could send one (Python 3.9
     /// and later). Without one it must still be the interpreter's child after it was opened.
-    fn child_process(&self, pid: i32, pidfd: Option<OwnedFd>) -> Option<Process> {
-        let pid = Pid::from_raw(pid)?;
+    fn child_process(&self, pid: i32, pidfd: Option<OwnedFd>) -> io::Result<Process> {
+        let number = pid;
+        let pid = Pid::from_raw(pid)
+            .ok_or_else(|| io::Error::other(format!("{number} is no process ID")))?;
         if let Some(pidfd) = pidfd {
-            return Some(Process::adopt(pid, pidfd));
+            return Ok(Process::adopt(pid, pidfd));
         }
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-        let (_, fields) = stat.rsplit_once(')')?;
-        let parent: i32 = fields.split_ascii_whitespace().nth(1)?.parse().ok()?;
-        (parent == self.process.id()).then(|| Process::adopt(pid, pidfd))
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat"))?;
+        let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+        let parent = fields.split_ascii_whitespace().nth(1);
+        match parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id()) {
+            true => Ok(Process::adopt(pid, pidfd)),
+            false => Err(io::Error::other(format!(
+                "process {number} has ended already"
+            ))),
+        }
     }
 
     /// Takes one answer; none when there is none now.
@@ -328,5 +341,24 @@ mod tests {
         let refused = (0..100_000).find_map(|key| warm.request(key, &job).err());
         assert!(matches!(refused, Some(Error::Full)), "{refused:?}");
         assert!(!warm.process().has_exited());
+    }
+
+    #[test]
+    fn a_child_that_cannot_be_watched_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = dir.path().join("shim");
+        std::fs::write(&shim, "exec sleep 1000").unwrap();
+        let warm = Warm::start(Path::new("/bin/sh"), &shim, &[]).unwrap();
+        let ours = i32::try_from(std::process::id()).unwrap();
+        // Beyond the kernel's highest process ID; none of its children; no number of a process.
+        let cases = [
+            (1 << 30, "No such process (os error 3)"),
+            (ours, "has ended already"),
+            (0, "0 is no process ID"),
+        ];
+        for (pid, words) in cases {
+            let error = warm.child_process(pid, None).unwrap_err().to_string();
+            assert!(error.contains(words), "{pid}: {error}");
+        }
     }
 }

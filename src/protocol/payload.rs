@@ -239,6 +239,9 @@ pub struct Heartbeat {
     /// Why the worker takes no job for now, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Jobs that the worker takes beyond those in `running`; absent = as many as it has free slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takes: Option<u32>,
     /// Environments whose jobs fail on the worker for now, each with the reason: it takes none of
     /// them. Key: the lockfile's hash as in DISPATCH.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]

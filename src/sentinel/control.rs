@@ -314,6 +314,7 @@ impl Control {
             heartbeat.trouble,
             heartbeat.environments,
         );
+        self.limit_jobs(from.routing_id, heartbeat.takes, &running);
         None
     }
 

@@ -8,6 +8,7 @@ use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use super::Error;
+use crate::limits;
 
 /// Schema metadata that is the bridge's, not the data's.
 const TOPIC_KEY: &str = "casparian.topic";
@@ -35,7 +36,8 @@ pub(super) fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
         if !names.insert(field.name()) {
             return Err(Error::Column {
                 column: field.name().clone(),
-                reason: "there is more than one column of this name".to_owned(),
+                reason: "there is more than one column of this name; give each a name of its own"
+                    .to_owned(),
             });
         }
     }
@@ -48,6 +50,39 @@ pub(super) fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
     let mut metadata = schema.metadata().clone();
     metadata.remove(TOPIC_KEY);
     Ok(Arc::new(Schema::new_with_metadata(fields, metadata)))
+}
+
+/// Refuses names that no table of a SQLite database can have, of a schema with the ids.
+pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
+    let ids = schema.fields().len().saturating_sub(2);
+    let mut names = BTreeSet::new();
+    for (index, field) in schema.fields().iter().take(ids).enumerate() {
+        let name = field.name().to_ascii_lowercase();
+        let reason = if name.contains('\0') {
+            "its name has a NUL; rename it for a SQLite sink".to_owned()
+        } else if [JOB_ID, FILE_VERSION_ID].contains(&name.as_str()) {
+            "the engine adds a column of this name, and SQLite takes names without regard to \
+             case; rename yours"
+                .to_owned()
+        } else if index + 2 >= limits::TABLE_COLUMNS_MAX {
+            format!(
+                "a SQLite table has at most {} columns, with the 2 of the engine; use a Parquet \
+                 sink, or publish fewer",
+                limits::TABLE_COLUMNS_MAX
+            )
+        } else if !names.insert(name) {
+            "there is another column of this name, and SQLite takes names without regard to case; \
+             rename one"
+                .to_owned()
+        } else {
+            continue;
+        };
+        return Err(Error::Column {
+            column: field.name().clone(),
+            reason,
+        });
+    }
+    Ok(())
 }
 
 /// Parquet has no timestamps in seconds: the writer would store bare integers.

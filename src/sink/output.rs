@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
-use super::columns::{conform, with_ids};
+use super::columns::{check_table, conform, with_ids};
 use super::folder::{Folder, Name};
 use super::names::{self, Holder};
 use super::parquet::ParquetFile;
@@ -210,6 +210,7 @@ impl JobOutput {
                 Writer::Parquet(Box::new(file.map_err(|error| self.folder.refusal(error))?))
             }
             Target::Sqlite { .. } => {
+                check_table(&schema)?;
                 let stage = match self.stage.take() {
                     Some(stage) => stage,
                     None => {

@@ -1,4 +1,4 @@
-//! Tests of the storage side: what is written (`writing`, `tables`), whose it is (`identity`), what
+//! Tests of the storage side: what is written (`writing`, `columns`, `tables`), whose it is (`identity`), what
 //! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), roots (`roots`),
 //! paths that lead to one file (`places`), tables of others (`strangers`), and databases that are
 //! moved (`moved`).
@@ -13,6 +13,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use super::*;
 use crate::job::{Attempt, Job, Plugin, Sink};
 
+mod columns;
 mod fence;
 mod identity;
 mod modes;

@@ -1,5 +1,8 @@
 //! Ends of plugin processes, and the messages of the warm interpreters that they are children of.
 
+use std::io;
+
+use super::descriptors::worker_failure;
 use super::environments::State;
 use super::job::{Guest, Run};
 use super::serve::Worker;
@@ -88,10 +91,16 @@ impl Worker {
         }
     }
 
-    fn warm_started(&mut self, index: usize, key: u64, process: Option<Process>, now: BootTime) {
+    fn warm_started(
+        &mut self,
+        index: usize,
+        key: u64,
+        process: io::Result<Process>,
+        now: BootTime,
+    ) {
         let Some((place, _)) = self.warm_run(index, key) else {
             // Its job was given up before it started.
-            if let Some(process) = process {
+            if let Ok(process) = process {
                 self.leftovers.add(process);
             }
             return;
@@ -101,15 +110,11 @@ impl Worker {
         };
         let registry = self.reactor.registry();
         let killed = matches!(run.guest, Guest::Requested { kill: true });
-        let watched = match process {
-            Some(process) => run.watch_process(process, place, registry),
-            // Without a pidfd its end could be missed; it may also have ended already.
-            None => Err(std::io::Error::other("it has no pidfd")),
-        };
+        // Without a pidfd its end could be missed; it may also have ended already.
+        let watched = process.and_then(|process| run.watch_process(process, place, registry));
         if let Err(error) = watched {
-            let message = format!("cannot watch the plugin's process: {error}");
-            run.slot
-                .handle_start_failed(Failure::new(Cause::Worker, message));
+            let failure = worker_failure("cannot watch the plugin's process", &error);
+            run.slot.handle_start_failed(failure);
             return;
         }
         run.slot.handle_started(now);

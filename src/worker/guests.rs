@@ -9,6 +9,7 @@ use mio::Interest;
 use mio::net::UnixListener;
 
 use super::control::{env_ready, error_payload};
+use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::Health;
@@ -192,9 +193,14 @@ impl Worker {
                     process::spawn(interpreter, &shim, &job).map_err(|error| {
                         Failure::new(
                             spawn_cause(environment, &error),
-                            format!("cannot start {}: {error}", interpreter.display()),
+                            format!(
+                                "cannot start {}: {}",
+                                interpreter.display(),
+                                descriptors::explained(&error)
+                            ),
                         )
                     })?;
+                descriptors::restore_limit(&process);
                 run.watch_process(process, place, registry)
                     .map_err(worker("event loop"))?;
                 run.slot.handle_started(now);
@@ -271,6 +277,10 @@ impl Worker {
                     self.avoid(hash, &failure.message, until, now);
                     return Err(failure);
                 }
+                Err(warm::Error::Io(error)) => {
+                    let what = "the warm interpreter cannot be asked";
+                    return Err(descriptors::worker_failure(what, &error));
+                }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
             }
         }
@@ -306,8 +316,9 @@ impl Worker {
             }
             ThreadEvent::Settled { attempt, result } => self.handle_settled(attempt, result),
             ThreadEvent::SelfTest(result) => {
-                if self.health.handle_test(result, now) {
+                if self.health.handle_test(result, self.next_serial, now) {
                     log::info!("this worker works again");
+                    self.heartbeat_at = now;
                 }
             }
             ThreadEvent::Environment { hash, result } => {
@@ -421,10 +432,15 @@ impl Worker {
         let is_innocent = failure.is_some_and(|failure| failure.is_innocent);
         let failed = failure.map(|failure| (failure.cause, failure.message.as_str()));
         let was_in_trouble = self.health.trouble().is_some();
+        if self.health.tries_after().is_some() {
+            // The next job is tried, or the others may come.
+            self.heartbeat_at = now;
+        }
         let avoided = self.health.avoided(now).count();
         let is_contention = failure.is_some_and(|failure| failure.is_contention);
         if !is_innocent && !is_contention {
-            self.health.handle_end(&run.order.environment, failed, now);
+            self.health
+                .handle_end(run.serial, &run.order.environment, failed, now);
         }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
             log::error!("this worker is in trouble: {reason}");
@@ -454,6 +470,14 @@ impl Worker {
         self.health.trouble().map(str::to_owned)
     }
 
+    /// Jobs that the worker takes beyond those that it has, when not one for each free slot.
+    pub(super) fn takes(&self) -> Option<u32> {
+        let after = self.health.tries_after()?;
+        let mut runs = self.slots.iter().flatten().chain(&self.publishing);
+        let is_trying = !self.backlog.is_empty() || runs.any(|run| run.serial > after);
+        Some(u32::from(!is_trying))
+    }
+
     /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.
     pub(super) fn avoided(&self, now: BootTime) -> BTreeMap<String, String> {
         let default = self.environments.key("");
@@ -472,7 +496,8 @@ impl Worker {
             return;
         }
         if let Err(error) = self.runtime.ensure() {
-            self.health.handle_test(Err(error.to_string()), now);
+            self.health
+                .handle_test(Err(error.to_string()), self.next_serial, now);
             return;
         }
         let folder = self.runtime.folder().to_owned();
@@ -492,14 +517,14 @@ impl Worker {
             });
         if let Err(error) = thread {
             let reason = format!("cannot start a thread: {error}");
-            self.health.handle_test(Err(reason), now);
+            self.health.handle_test(Err(reason), self.next_serial, now);
         }
     }
 }
 
 /// An error of the operating system that is the worker's own.
 fn worker(what: &'static str) -> impl Fn(io::Error) -> Failure {
-    move |error| Failure::new(Cause::Worker, format!("{what}: {error}"))
+    move |error| descriptors::worker_failure(what, &error)
 }
 
 /// What no process can be given as a path.

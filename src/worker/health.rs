@@ -3,8 +3,9 @@
 //! Failures that are the worker's own (its folders, processes, memory) are counted while they
 //! come in a row; at [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no
 //! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
-//! A worker that has healed is on probation until a job shows that it works: one more failure of
-//! its own is trouble again, and the pauses go on growing.
+//! A worker that has healed is on probation until a job that it has started since shows that it
+//! works: it takes one job at a time, one more failure of its own is trouble again, and the pauses
+//! go on growing.
 //! An environment that failed is avoided for a pause, which grows with each failure after it and
 //! ends with the first success: its jobs wait or go elsewhere, and the others stay usable.
 //!
@@ -59,6 +60,15 @@ struct Broken {
 }
 
 /// See the module's head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Probation {
+    /// The pause before the test that healed the worker.
+    pause: Duration,
+    /// The last job that it had been given before, by number in its life.
+    after: u64,
+}
+
+/// See the module's head.
 #[derive(Debug)]
 pub(super) struct Health {
     worker: Row,
@@ -66,8 +76,8 @@ pub(super) struct Health {
     test: Test,
     /// Jobs whose writers were given up and have not ended, by number in the worker's life.
     silent: BTreeSet<u64>,
-    /// The pause before the test that healed it; none once a job has shown that it works.
-    probation: Option<Duration>,
+    /// None once a job has shown that it works.
+    probation: Option<Probation>,
 }
 
 impl Health {
@@ -84,8 +94,10 @@ impl Health {
 
     /// A job has ended, with its failure or with success. Failures of other causes show that
     /// worker and environment work, except those that an operator caused, which show nothing.
+    /// `serial` = the job's number in the worker's life.
     pub(super) fn handle_end(
         &mut self,
+        serial: u64,
         environment: &str,
         failure: Option<(Cause, &str)>,
         now: BootTime,
@@ -110,7 +122,8 @@ impl Health {
             Some((Cause::Plugin | Cause::Input, _)) | None => {
                 self.environments.remove(environment);
                 // In trouble only a self-test heals: jobs that were started before may still end.
-                if self.test == Test::None {
+                let is_old = self.tries_after().is_some_and(|after| serial <= after);
+                if self.test == Test::None && !is_old {
                     self.worker = Row::default();
                     self.probation = None;
                 }
@@ -122,7 +135,7 @@ impl Health {
     fn expect_test(&mut self, now: BootTime) {
         if self.worker.trouble().is_some() && self.test == Test::None {
             let pause = match self.probation {
-                Some(pause) => (pause * 2).min(limits::SELF_TEST_PAUSE_MAX),
+                Some(tried) => (tried.pause * 2).min(limits::SELF_TEST_PAUSE_MAX),
                 None => limits::SELF_TEST_PAUSE_MIN,
             };
             let at = now + pause;
@@ -189,6 +202,12 @@ impl Health {
         self.worker.trouble()
     }
 
+    /// On probation the number of the last job that the worker had been given before: one at a time
+    /// behind it is tried.
+    pub(super) fn tries_after(&self) -> Option<u64> {
+        self.probation.map(|probation| probation.after)
+    }
+
     /// Environments whose jobs the worker should not take now, and why.
     pub(super) fn avoided(&self, now: BootTime) -> impl Iterator<Item = (&str, &str)> {
         self.environments
@@ -216,14 +235,20 @@ impl Health {
         }
     }
 
-    /// A self-test has ended. True when the worker has just healed.
-    pub(super) fn handle_test(&mut self, result: Result<(), String>, now: BootTime) -> bool {
+    /// A self-test has ended. True when the worker has just healed. `last` = the number of the last
+    /// job that it has been given.
+    pub(super) fn handle_test(
+        &mut self,
+        result: Result<(), String>,
+        last: u64,
+        now: BootTime,
+    ) -> bool {
         let Test::Running { pause } = self.test else {
             return false;
         };
         match result {
             Ok(()) if !self.has_silent_writers() => {
-                self.probation = Some(pause);
+                self.probation = Some(Probation { pause, after: last });
                 self.test = Test::None;
                 self.worker = Row::default();
                 return true;
@@ -249,7 +274,7 @@ mod tests {
     fn after(ends: &[(&str, Option<(Cause, &str)>)]) -> Health {
         let mut health = Health::new();
         for (environment, failure) in ends {
-            health.handle_end(environment, *failure, NOW);
+            health.handle_end(1, environment, *failure, NOW);
         }
         health
     }
@@ -262,16 +287,32 @@ mod tests {
             let due = health.poll_timeout().unwrap();
             assert_eq!(due, now + Duration::from_secs(pause));
             now = due;
-            assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
+            assert!(health.poll_test(now) && health.handle_test(Ok(()), 0, now));
             assert_eq!(health.trouble(), None);
-            health.handle_end("a", WORKER, now);
+            health.handle_end(1, "a", WORKER, now);
             assert_eq!(health.trouble(), Some("no space"), "one failure is enough");
         }
         now = health.poll_timeout().unwrap();
-        assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
-        health.handle_end("a", None, now);
-        health.handle_end("a", WORKER, now);
+        assert!(health.poll_test(now) && health.handle_test(Ok(()), 0, now));
+        health.handle_end(1, "a", None, now);
+        health.handle_end(1, "a", WORKER, now);
         assert_eq!(health.trouble(), None, "a job has ended well");
+    }
+
+    #[test]
+    fn only_a_job_of_after_the_test_ends_a_probation() {
+        let mut health = after(&[("a", WORKER), ("a", WORKER), ("a", WORKER)]);
+        assert_eq!(health.tries_after(), None);
+        let due = health.poll_timeout().unwrap();
+        assert!(health.poll_test(due) && health.handle_test(Ok(()), 7, due));
+        assert_eq!(health.tries_after(), Some(7));
+        let operator = Some((Cause::Operator, "aborted"));
+        for (serial, end) in [(7, None), (8, operator), (8, ENVIRONMENT)] {
+            health.handle_end(serial, "a", end, due);
+            assert_eq!(health.tries_after(), Some(7), "{serial} {end:?}");
+        }
+        health.handle_end(8, "a", None, due);
+        assert_eq!(health.tries_after(), None);
     }
 
     #[test]
@@ -338,14 +379,14 @@ mod tests {
             assert!(!health.poll_test(now), "one at a time");
             assert_eq!(health.poll_timeout(), None);
             // A job that ends well meanwhile does not heal it.
-            health.handle_end("a", None, now);
-            assert!(!health.handle_test(Err("still full".to_owned()), now));
+            health.handle_end(1, "a", None, now);
+            assert!(!health.handle_test(Err("still full".to_owned()), 0, now));
             assert_eq!(health.trouble(), Some("still full"));
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
         let at = health.poll_timeout().unwrap();
         assert!(health.poll_test(at));
-        assert!(health.handle_test(Ok(()), at));
+        assert!(health.handle_test(Ok(()), 0, at));
         assert_eq!((health.trouble(), health.poll_timeout()), (None, None));
     }
 
@@ -355,9 +396,9 @@ mod tests {
         let mut now = NOW;
         let mut pauses = Vec::new();
         for _ in 0..7 {
-            health.handle_end("a", ENVIRONMENT, now);
+            health.handle_end(1, "a", ENVIRONMENT, now);
             // Its neighbours end in the same way.
-            health.handle_end("a", ENVIRONMENT, now);
+            health.handle_end(1, "a", ENVIRONMENT, now);
             let until = health.environments["a"].until;
             assert_eq!(
                 health.avoided(now).collect::<Vec<_>>(),
@@ -368,8 +409,8 @@ mod tests {
             now = until;
         }
         assert_eq!(pauses, [10, 20, 40, 80, 160, 300, 300]);
-        health.handle_end("a", None, now);
-        health.handle_end("a", ENVIRONMENT, now);
+        health.handle_end(1, "a", None, now);
+        health.handle_end(1, "a", ENVIRONMENT, now);
         let until = health.environments["a"].until;
         assert_eq!(until.saturating_duration_since(now).as_secs(), 10);
     }
@@ -386,12 +427,12 @@ mod tests {
         assert_eq!(health.avoided(until).count(), 0);
         assert_eq!(health.trouble(), None);
         // The first failure has the first pause.
-        health.handle_end("a", ENVIRONMENT, until);
+        health.handle_end(1, "a", ENVIRONMENT, until);
         let broken = health.environments["a"].until;
         assert_eq!(broken, until + environments::pause_after(0));
         // A job that ends well ends the pause.
         health.avoid("b", "an interpreter died", until);
-        health.handle_end("b", None, NOW);
+        health.handle_end(1, "b", None, NOW);
         assert_eq!(health.avoided(NOW).count(), 1);
         for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
             health.avoid(&number.to_string(), "died", until);
@@ -410,7 +451,10 @@ mod tests {
             now = health.poll_timeout().unwrap();
             assert!(health.poll_test(now));
             assert!(!health.poll_test(now), "one at a time");
-            assert!(!health.handle_test(Ok(()), now), "the disk of others works");
+            assert!(
+                !health.handle_test(Ok(()), 0, now),
+                "the disk of others works"
+            );
             assert_eq!(health.trouble(), Some("no answer"));
         }
         health.handle_writer_end(7, now);
@@ -418,7 +462,7 @@ mod tests {
         health.handle_writer_end(8, now);
         assert_eq!(health.poll_timeout(), Some(now), "at once");
         assert!(!health.is_silent(8) && health.trouble().is_some());
-        assert!(health.poll_test(now) && health.handle_test(Ok(()), now));
+        assert!(health.poll_test(now) && health.handle_test(Ok(()), 0, now));
         assert_eq!(health.trouble(), None);
     }
 
@@ -426,7 +470,7 @@ mod tests {
     fn environments_that_fail_are_remembered_up_to_a_bound() {
         let mut health = Health::new();
         for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
-            health.handle_end(&number.to_string(), ENVIRONMENT, NOW);
+            health.handle_end(1, &number.to_string(), ENVIRONMENT, NOW);
         }
         assert_eq!(health.environments.len(), limits::WORKER_ENVIRONMENTS_MAX);
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use mio::Interest;
 use mio::unix::SourceFd;
 
+use super::descriptors;
 use super::serve::WARM;
 use super::slot::Failure;
 use super::watchdog::{Order, Watchdog};
@@ -103,16 +104,19 @@ impl Interpreters {
         }
         let started = Warm::start(&environment.interpreter, shim, &environment.preload);
         let warm = started.map_err(|error| {
+            let reason = match &error {
+                warm::Error::Io(error) => descriptors::explained(error),
+                error => error.to_string(),
+            };
+            let interpreter = environment.interpreter.display();
             let failure = Failure::new(
                 start_cause(environment, &error),
-                format!(
-                    "cannot start {}: {error}",
-                    environment.interpreter.display()
-                ),
+                format!("cannot start {interpreter}: {reason}"),
             );
             self.count_loss(hash, failure.clone(), now);
             failure
         })?;
+        descriptors::restore_limit(warm.process());
         let index = match self.table.iter().position(Option::is_none) {
             Some(index) => index,
             None => {
@@ -124,7 +128,7 @@ impl Interpreters {
         for fd in watched(&warm) {
             registry
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
-                .map_err(|error| Failure::new(Cause::Worker, format!("event loop: {error}")))?;
+                .map_err(|error| descriptors::worker_failure("event loop", &error))?;
         }
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {

@@ -8,6 +8,7 @@ use mio::net::{UnixListener, UnixStream};
 use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
+use super::descriptors::worker_failure;
 use super::log_tail::LogTail;
 use super::permit::Permit;
 use super::slot::{Failure, Slot, Timeouts};
@@ -212,7 +213,8 @@ impl Run {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
-                    self.bridge_broken(Cause::Worker, format!("cannot accept: {error}"));
+                    self.slot
+                        .handle_bridge_broken(worker_failure("cannot accept", &error));
                     return;
                 }
             };
@@ -225,7 +227,8 @@ impl Run {
             }
             let token = token::new(owner::STREAM, place);
             if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
-                self.bridge_broken(Cause::Worker, format!("cannot watch the bridge: {error}"));
+                self.slot
+                    .handle_bridge_broken(worker_failure("cannot watch the bridge", &error));
                 return;
             }
             self.stream = Some(stream);

@@ -23,6 +23,7 @@
 
 mod cleaner;
 mod control;
+mod descriptors;
 mod environments;
 mod event;
 mod exits;
@@ -44,6 +45,8 @@ pub mod slot;
 mod watchdog;
 mod writer;
 
+#[cfg(feature = "cli")]
+pub(crate) use descriptors::raise_limit;
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use runtime::locked as lock_folder;
 pub use serve::{Error, GuestStart, Options, Worker};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::descriptors;
 use super::environments::Environments;
 use super::event::ThreadEvent;
 use super::health::Health;
@@ -107,6 +108,8 @@ pub enum Error {
         /// Its reason.
         reason: String,
     },
+    /// The limit of open files does not suffice for one slot.
+    Descriptors(String),
     /// Something of the operating system is not to be had.
     Io {
         /// What for.
@@ -121,6 +124,7 @@ impl fmt::Display for Error {
         match self {
             Error::Output(error) => write!(f, "output folder: {error}"),
             Error::Refused { reason } => write!(f, "refused by the sentinel: {reason}"),
+            Error::Descriptors(reason) => f.write_str(reason),
             Error::Io { what, source } => write!(f, "{what}: {source}"),
         }
     }
@@ -183,6 +187,17 @@ impl Worker {
             |path: &PathBuf| std::path::absolute(path).map_err(io_error("the working directory"));
         options.home = absolute(&options.home)?;
         options.shim = options.shim.as_ref().map(absolute).transpose()?;
+        options.slots = options.slots.clamp(1, limits::WORKER_SLOTS_MAX);
+        match descriptors::check(options.slots, options.guest_start) {
+            Ok(()) => {}
+            Err(shortage) if shortage.slots == 0 => {
+                return Err(Error::Descriptors(shortage.to_string()));
+            }
+            Err(shortage) => {
+                log::warn!("{shortage}");
+                options.slots = shortage.slots;
+            }
+        }
         let root_options = RootOptions {
             share: options.share_output,
             is_closed: options.closed_output,
@@ -227,7 +242,7 @@ impl Worker {
         };
         let (report_sender, reports) = channel();
         let stopper = Stopper::new(waker.clone());
-        let slots = options.slots.clamp(1, limits::WORKER_SLOTS_MAX);
+        let slots = options.slots;
         Ok(Worker {
             environments: Environments::new(
                 options.home.clone(),

@@ -8,6 +8,7 @@ use casparian::protocol::Payload;
 
 use crate::common::*;
 use crate::dispatcher::*;
+use crate::stderr::limit_files;
 
 #[test]
 fn no_exit_hides_an_exception() {
@@ -427,13 +428,42 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
             for receipt in &receipts {
                 let cause = Some(Cause::Environment);
                 assert_eq!(receipt.cause, cause, "{start} {name}: {receipt:?}");
+                let said = first_line(receipt).contains(words);
+                assert!(said, "{start} {name}: {receipts:?}");
             }
-            // One that is asked for a job in the moment of its end has not been reaped.
-            let said = receipts
-                .iter()
-                .any(|found| first_line(found).contains(words));
-            assert!(said, "{start} {name}: {receipts:?}");
         }
+    }
+}
+
+/// The kernel closes the files of a process before its end can be seen.
+#[test]
+fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {
+    let mut rig = Rig::with(&["--slots", "2"], |command, dir| {
+        command.env("HOME", dir);
+    });
+    let (input, closed) = (rig.path("in"), rig.path("closed"));
+    let hash = "a".repeat(64);
+    let bin = rig.path(&format!(".casparian_flow/venvs/{hash}/bin"));
+    std::fs::create_dir_all(&bin).unwrap();
+    let python = Path::new(&bin).join("python");
+    let script = format!("#!/bin/sh\nexec 0<&-\n: > {closed}\nsleep 0.5\nkill -SEGV $$\n");
+    std::fs::write(&python, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&python, executable).unwrap();
+    let source = handler("pass");
+    let first = rig.dispatcher.dispatch(&source, &input, &hash);
+    until("its socket is closed", || {
+        Path::new(&closed).exists().then_some(())
+    });
+    let second = rig.dispatcher.dispatch(&source, &input, &hash);
+    for job in [first, second] {
+        let receipt = rig.dispatcher.receipt(job);
+        let line = first_line(&receipt);
+        assert_eq!(
+            line,
+            "the environment's interpreter does not start: the warm interpreter has died: signal 11 (SIGSEGV)"
+        );
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
     }
 }
 
@@ -637,4 +667,41 @@ fn a_stopping_worker_does_not_wait_for_environments() {
         (&"QUEUED".into(), &"RETURNED".into()),
         "{job}"
     );
+}
+
+const LARGE: &str = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [os.urandom(1 << 20)]})\n";
+
+/// The self-test writes less than the jobs do, and succeeds.
+#[test]
+fn a_healed_worker_tries_one_job_before_it_takes_the_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "large", LARGE);
+    let inputs: Vec<_> = (0..12)
+        .map(|number| {
+            let path = dir.path().join(format!("in{number}"));
+            std::fs::write(&path, number.to_string()).unwrap();
+            path
+        })
+        .collect();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "4"]);
+    worker.line_with("connected to the sentinel");
+    limit_files(&worker, Some(600 << 10));
+    let jobs = submit(&database, "large", &inputs);
+    worker.line_with("works again");
+    worker.seen.clear();
+    for round in 1..=3 {
+        if round == 3 {
+            worker.line_with("in trouble");
+            limit_files(&worker, None);
+        }
+        worker.line_with("works again");
+        let ends = |line: &&String| line.contains("failed:") || line.contains(": done");
+        let count = worker.seen.iter().filter(ends).count();
+        assert_eq!(count, 1, "round {round}: {:#?}", worker.seen);
+        worker.seen.clear();
+    }
+    for job in jobs {
+        assert_eq!(ended(&database, job)["status"], "COMPLETED");
+    }
 }

@@ -7,6 +7,7 @@ mod common;
 mod crash;
 mod curve;
 mod deadlines;
+mod descriptors;
 mod dispatcher;
 mod environments;
 mod failures;

@@ -195,7 +195,7 @@ fn a_sentinel_whose_database_may_not_grow_says_so_and_goes_on_later() {
 }
 
 /// Sets how large files may become that a running program writes.
-fn limit_files(program: &Background, bytes: Option<u64>) {
+pub(crate) fn limit_files(program: &Background, bytes: Option<u64>) {
     let pid = rustix::process::Pid::from_raw(i32::try_from(program.pid()).unwrap());
     let limit = rustix::process::Rlimit {
         current: bytes,

@@ -178,6 +178,22 @@ impl Control {
         }
     }
 
+    /// How many jobs a worker takes beyond those that it lists; what is on its way to it is one of
+    /// them.
+    pub(super) fn limit_jobs(
+        &mut self,
+        routing_id: &[u8],
+        takes: Option<u32>,
+        running: &[Attempt],
+    ) {
+        let Some(worker) = self.workers.get_mut(routing_id) else {
+            return;
+        };
+        let listed = |hold: &&Hold| running.contains(&hold.attempt);
+        let count = worker.holds.iter().filter(listed).count();
+        worker.holds_max = takes.map(|takes| count.saturating_add(takes as usize));
+    }
+
     /// What a worker reports of its state.
     pub(super) fn set_state(
         &mut self,

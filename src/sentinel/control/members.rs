@@ -33,6 +33,8 @@ pub(super) struct Worker {
     pub(super) draining: bool,
     /// Why it takes no jobs for now.
     pub(super) trouble: Option<String>,
+    /// Attempts that it may hold for now, when it does not take a job for each free slot.
+    pub(super) holds_max: Option<usize>,
     /// Environments whose jobs it takes none of for now, with the reason.
     pub(super) avoids: BTreeMap<String, String>,
     /// What is queued for it fills its connection: it takes no jobs before it is heard again.
@@ -79,6 +81,7 @@ impl Worker {
         let running = self.holds.iter().filter(occupies);
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
         let slots = self.slots.saturating_sub(running.count());
+        let held_max = self.holds_max.map_or(held_max, |max| max.min(held_max));
         slots.min(held_max.saturating_sub(self.holds.len()))
     }
 
@@ -350,6 +353,7 @@ impl Control {
             environments: BTreeSet::new(),
             draining: identify.draining,
             trouble: None,
+            holds_max: None,
             is_backed_up: false,
             avoids: BTreeMap::new(),
             request: None,

@@ -459,6 +459,37 @@ fn workers_that_drain_or_are_in_trouble_get_no_jobs() {
 }
 
 #[test]
+fn a_worker_gets_no_more_jobs_than_it_takes_beyond_what_it_lists() {
+    let free = |control: &Control| control.open_slots(at(1)).get(&b"w.a"[..]).copied();
+    let mut control = with_process(at(0));
+    assert_eq!(free(&control), Some(2));
+    let report = |control: &mut Control, sequence, takes, running: &[Attempt]| {
+        let payload = Payload::Heartbeat(Heartbeat {
+            running: Some(running.to_vec()),
+            sequence: Some(sequence),
+            takes,
+            ..Heartbeat::default()
+        });
+        control.handle_message(&from(1, b"w.a"), 0, payload, at(1));
+    };
+    report(&mut control, 2, Some(0), &[]);
+    assert_eq!(free(&control), None);
+    report(&mut control, 3, Some(1), &[]);
+    assert_eq!(free(&control), Some(1));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "")], at(1));
+    assert_eq!(free(&control), None);
+    // The job is on its way: it is the one that the worker takes.
+    report(&mut control, 4, Some(1), &[]);
+    assert_eq!(free(&control), None);
+    report(&mut control, 5, Some(0), &[Attempt::new(5, 1)]);
+    assert_eq!(free(&control), None);
+    report(&mut control, 6, Some(1), &[Attempt::new(5, 1)]);
+    assert_eq!(free(&control), Some(1));
+    report(&mut control, 7, None, &[Attempt::new(5, 1)]);
+    assert_eq!(free(&control), Some(1));
+}
+
+#[test]
 fn a_dispatch_that_cannot_be_sent_fails_alone() {
     let mut control = with_process(at(0));
     let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "")];

@@ -91,16 +91,16 @@ impl Scene {
     }
 
     fn introduce(&mut self, capabilities: &[&str]) {
-        self.introduce_as("w", capabilities);
+        self.introduce_as("w", capabilities, &[]);
     }
 
-    fn introduce_as(&mut self, worker: &str, capabilities: &[&str]) {
+    fn introduce_as(&mut self, worker: &str, capabilities: &[&str], running: &[Attempt]) {
         self.sequence += 1;
         let identify = Identify {
             capabilities: capabilities.iter().map(|name| (*name).into()).collect(),
             worker_id: Some(worker.to_owned().into()),
             slots: Some(2),
-            running: Some(vec![]),
+            running: Some(running.to_vec()),
             instance: Some(format!("{worker}.a").into()),
             sequence: Some(self.sequence),
             ..Identify::default()
@@ -292,18 +292,43 @@ impl Scene {
     }
 }
 
+#[test]
+fn a_job_that_must_run_alone_does_so_after_a_restart_too() {
+    for (losses, neighbour) in [(0, "RUNNING"), (limits::SHARED_LOSSES_TOGETHER, "QUEUED")] {
+        let mut scene = Scene::new();
+        let version = scene.deploy("p");
+        let queue = |scene: &Scene, job_id: i64, losses: i64| {
+            scene.sql(&format!(
+                "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status, \
+                 shared_count) VALUES ({job_id}, {version}, 'p', 'QUEUED', {losses})"
+            ));
+        };
+        queue(&scene, 1, losses);
+        scene.identify();
+        scene.settle();
+        assert_eq!(scene.status(1), "RUNNING");
+        scene.restart(LEASE);
+        queue(&scene, 2, 0);
+        scene.introduce_as("w", &["*"], &[Attempt::new(1, 1)]);
+        scene.settle();
+        assert_eq!(
+            (scene.status(1), scene.status(2)),
+            ("RUNNING".into(), neighbour.into())
+        );
+    }
+}
+
 /// Plugins whose jobs no worker may run, the first in the order of names, and behind them `p`
 /// with a job.
 fn behind_others(others: &str) -> Scene {
     let mut scene = Scene::new();
-    let version_id = scene.deploy("p");
+    let version = scene.deploy("p");
     scene.sql(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
-         SELECT {0}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
+         SELECT {version}, printf('a%05d', i), 'QUEUED' FROM n; {others}; \
          INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
-         VALUES (99999, {0}, 'p', 'QUEUED')",
-        version_id
+         VALUES (99999, {version}, 'p', 'QUEUED')"
     ));
     let (now, at) = scene.now();
     // The sentinel has looked at the queue before its worker comes.

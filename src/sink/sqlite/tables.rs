@@ -250,7 +250,10 @@ fn make_table(
         if !is_needed {
             continue;
         }
-        if staged.iter().any(|column| column == name) {
+        if staged
+            .iter()
+            .any(|column| column.eq_ignore_ascii_case(name))
+        {
             return Err(Error::Column {
                 column: name.to_owned(),
                 reason: "the engine adds a column of this name; rename yours".to_owned(),

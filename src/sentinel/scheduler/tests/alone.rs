@@ -60,7 +60,7 @@ fn full(capabilities: [&[&str]; 2]) -> Scene {
     let version_id = scene.deploy("p");
     scene.queue(version_id, 1..=4, false);
     for (worker, capabilities) in ["v", "w"].into_iter().zip(capabilities) {
-        scene.introduce_as(worker, capabilities);
+        scene.introduce_as(worker, capabilities, &[]);
     }
     scene.pass(&["v", "w"]);
     assert_eq!(scene.running(), 4);
@@ -128,7 +128,7 @@ fn a_job_that_runs_alone_takes_an_idle_worker_beside_another_one() {
 fn workers_are_emptied_for_what_they_may_run() {
     let mut scene = full([&["*"], &["*"]]);
     let other = scene.deploy("q");
-    scene.introduce_as("u", &["q"]);
+    scene.introduce_as("u", &["q"], &[]);
     scene.sql(&format!(
         "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status, priority, \
          shared_count) VALUES (21, {other}, 'q', 'QUEUED', 9, 9), (20, {other}, 'q', 'QUEUED', 9, 0)"

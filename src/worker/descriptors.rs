@@ -1,0 +1,172 @@
+//! File descriptors (RLIMIT_NOFILE): how many a worker may have, and for how many slots they
+//! suffice.
+
+use std::fmt;
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+
+use super::serve::GuestStart;
+use super::slot::Failure;
+use crate::guest::process::Process;
+use crate::job::Cause;
+use crate::limits;
+
+/// The soft limit that the program was started with.
+static AT_START: OnceLock<Option<u64>> = OnceLock::new();
+
+/// Raises the soft limit to the hard limit. Plugin processes get the one of before.
+#[cfg(feature = "cli")]
+pub(crate) fn raise_limit() -> io::Result<()> {
+    AT_START.get_or_init(|| getrlimit(Resource::Nofile).current);
+    crate::sink::raise_descriptor_limit().map(|_| ())
+}
+
+/// Gives a process that was just started the soft limit that the program was started with.
+pub(super) fn restore_limit(process: &Process) {
+    if let Some(limit) = AT_START.get()
+        && let Err(error) = process.limit_descriptors(*limit)
+    {
+        log::debug!("process {}: cannot limit its files: {error}", process.id());
+    }
+}
+
+/// The limit does not suffice for the slots that were asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shortage {
+    wanted: usize,
+    needed: u64,
+    limit: u64,
+    /// Slots for which it suffices.
+    pub(super) slots: usize,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Shortage {
+            wanted,
+            needed,
+            limit,
+            slots,
+        } = self;
+        let noun = if *wanted == 1 {
+            "slot needs"
+        } else {
+            "slots need"
+        };
+        write!(
+            f,
+            "{wanted} {noun} {needed} descriptors, the limit is {limit}"
+        )?;
+        match slots {
+            0 => f.write_str(": it suffices for no slot")?,
+            slots => write!(f, ": runs with {slots}")?,
+        }
+        f.write_str("; raise it with `ulimit -n`")
+    }
+}
+
+/// Whether the present limit suffices for so many slots.
+pub(super) fn check(wanted: usize, start: GuestStart) -> Result<(), Shortage> {
+    // A folder of /proc that cannot be read says nothing.
+    let open = std::fs::read_dir("/proc/self/fd").map_or(3, Iterator::count);
+    shortage(
+        wanted,
+        start,
+        open as u64,
+        getrlimit(Resource::Nofile).current,
+    )
+}
+
+fn shortage(
+    wanted: usize,
+    start: GuestStart,
+    open: u64,
+    limit: Option<u64>,
+) -> Result<(), Shortage> {
+    let Some(limit) = limit else {
+        return Ok(());
+    };
+    let slot = match start {
+        GuestStart::Warm => limits::SLOT_DESCRIPTORS + limits::INTERPRETER_DESCRIPTORS,
+        GuestStart::Spawn => limits::SLOT_DESCRIPTORS,
+    };
+    let base = open.saturating_add(limits::WORKER_DESCRIPTORS);
+    let needed = base.saturating_add(slot.saturating_mul(wanted as u64));
+    if needed <= limit {
+        return Ok(());
+    }
+    let slots = limit.saturating_sub(base) / slot;
+    Err(Shortage {
+        wanted,
+        needed,
+        limit,
+        slots: usize::try_from(slots).unwrap_or(usize::MAX),
+    })
+}
+
+/// An error of the operating system, with what to do when it is a lack of descriptors.
+pub(super) fn explained(error: &io::Error) -> String {
+    match Errno::from_io_error(error) {
+        Some(Errno::MFILE) => match getrlimit(Resource::Nofile).current {
+            Some(limit) => format!(
+                "too many open files (limit {limit}); raise it with `ulimit -n`, or use fewer --slots"
+            ),
+            None => error.to_string(),
+        },
+        _ => error.to_string(),
+    }
+}
+
+/// A failure of a job because of an error of the operating system that is the worker's own.
+pub(super) fn worker_failure(what: &str, error: &io::Error) -> Failure {
+    Failure::new(Cause::Worker, format!("{what}: {}", explained(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_bounded_by_the_limit() {
+        let per_slot = limits::SLOT_DESCRIPTORS;
+        let base = 10 + limits::WORKER_DESCRIPTORS;
+        let slots = |wanted, limit| {
+            let found = shortage(wanted, GuestStart::Spawn, 10, Some(limit));
+            found.map_or_else(|shortage| shortage.slots, |()| wanted)
+        };
+        assert_eq!(slots(64, base + 64 * per_slot), 64);
+        assert_eq!(slots(64, base + 64 * per_slot - 1), 63);
+        assert_eq!(slots(64, base + per_slot), 1);
+        assert_eq!(slots(64, base + per_slot - 1), 0);
+        assert_eq!(slots(1, 0), 0);
+        assert_eq!(shortage(1024, GuestStart::Warm, 10, None), Ok(()));
+        let warm = shortage(64, GuestStart::Warm, 10, Some(base + 64 * per_slot));
+        assert!(warm.is_err(), "each job may need an interpreter of its own");
+        let text = shortage(1, GuestStart::Spawn, 0, Some(5))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("the limit is 5: it suffices for no slot"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_says_what_to_do() {
+        let full = io::Error::from_raw_os_error(Errno::MFILE.raw_os_error());
+        let failure = worker_failure("bridge", &full);
+        assert_eq!(failure.cause, Cause::Worker);
+        assert!(
+            failure
+                .message
+                .starts_with("bridge: too many open files (limit ")
+        );
+        assert!(failure.message.contains("ulimit -n"), "{}", failure.message);
+        let other = io::Error::from_raw_os_error(Errno::NOSPC.raw_os_error());
+        let failure = worker_failure("bridge", &other);
+        assert_eq!(failure.message, format!("bridge: {other}"));
+    }
+}

@@ -1,0 +1,86 @@
+//! Limits of open files (RLIMIT_NOFILE): a worker runs as many jobs as they allow, and says so.
+
+use std::process::Command;
+
+use crate::common::*;
+use crate::dispatcher::*;
+
+/// The command, run by a shell that sets a limit before.
+fn limited(command: &Command, limit: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .args(["-c", &format!("ulimit {limit} && exec \"$0\" \"$@\"")])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
+}
+
+const SLOW: &str = "import time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        time.sleep(0.2)\n        yield pa.table({'x': [1]})\n";
+
+#[test]
+fn a_worker_takes_no_more_jobs_than_its_descriptors_allow() {
+    for start in ["warm", "spawn"] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "slow", SLOW);
+        let inputs: Vec<_> = (0..40)
+            .map(|number| {
+                let path = dir.path().join(format!("in{number}"));
+                std::fs::write(&path, number.to_string()).unwrap();
+                path
+            })
+            .collect();
+        sql(
+            &database,
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES ('slow', 'rows', 'sqlite://rows.db/rows', 'append'), ('slow', 'files', 'parquet://files.parquet', 'append')",
+        );
+        let jobs = submit(&database, "slow", &inputs);
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let mut command = program("casparian-worker");
+        command
+            .args(["--connect", &endpoint, "--slots", "64"])
+            .args(["--guest-start", start, "--output"])
+            .arg(dir.path().join("out"));
+        let mut worker = Background::start(&mut limited(&command, "-n 120"));
+        let line = worker.line_with("ulimit -n");
+        assert!(line.contains("64 slots need "), "{line}");
+        assert!(line.contains("the limit is 120"), "{line}");
+        for id in jobs {
+            let job = ended(&database, id);
+            let shown = (job["status"].as_str(), job["attempt"].as_i64());
+            assert_eq!(shown, (Some("COMPLETED"), Some(1)), "{start}: {job}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_without_descriptors_for_one_slot_does_not_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = program("casparian-worker");
+    command
+        .args(["--connect", "tcp://127.0.0.1:1", "--output"])
+        .arg(dir.path().join("out"));
+    let mut worker = Background::start(&mut limited(&command, "-n 24"));
+    assert_eq!(worker.wait(), Some(1), "{:#?}", worker.seen);
+    let text = worker.seen.join("\n");
+    assert!(text.contains("the limit is 24"), "{text}");
+    assert!(text.contains("ulimit -n"), "{text}");
+}
+
+#[test]
+fn a_plugin_process_has_the_limit_that_the_worker_was_started_with() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::with(&["--slots", "2", "--guest-start", start], |command, _| {
+            *command = limited(command, "-S -n 300");
+        });
+        let job = rig.run(
+            "import resource\nraise ValueError(resource.getrlimit(resource.RLIMIT_NOFILE)[0])",
+        );
+        assert_eq!(first_line(&job), "ValueError: 300", "{start}");
+    }
+}
