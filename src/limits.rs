@@ -312,6 +312,9 @@ pub const CLEAN_AT_STOP: Duration = Duration::from_secs(2);
 pub const TROUBLE_FAILURES: u32 = 3;
 /// First pause before a worker in trouble tests itself; it doubles.
 pub const SELF_TEST_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// A job that a healed worker tries and that has run for so long is likely to end well: others are
+/// tried beside it.
+pub const TRIAL_TIME: Duration = Duration::from_secs(10);
 /// Longest pause before a worker in trouble tests itself.
 pub const SELF_TEST_PAUSE_MAX: Duration = Duration::from_secs(60);
 

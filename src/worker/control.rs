@@ -297,7 +297,7 @@ impl Worker {
             waiting: self.waiting(),
             draining: self.draining_until.is_some(),
             trouble: self.trouble(),
-            takes: self.takes(),
+            takes: self.takes(now),
             environments: self.avoided(now),
             answer: None,
         });

@@ -12,7 +12,7 @@ use super::control::{env_ready, error_payload};
 use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
-use super::health::Health;
+use super::health::{Health, tries};
 use super::interpreters::spawn_cause;
 use super::job::{Guest, Order, Run, owner};
 use super::runtime;
@@ -471,11 +471,14 @@ impl Worker {
     }
 
     /// Jobs that the worker takes beyond those that it has, when not one for each free slot.
-    pub(super) fn takes(&self) -> Option<u32> {
+    pub(super) fn takes(&self, now: BootTime) -> Option<u32> {
         let after = self.health.tries_after()?;
-        let mut runs = self.slots.iter().flatten().chain(&self.publishing);
-        let is_trying = !self.backlog.is_empty() || runs.any(|run| run.serial > after);
-        Some(u32::from(!is_trying))
+        let runs = self.slots.iter().flatten().chain(&self.publishing);
+        let tried = runs.filter(|run| run.serial > after);
+        let started: Vec<BootTime> = tried.map(|run| run.dispatched_at).collect();
+        let starts = |order: &Order| !self.environments.is_making(&order.environment);
+        let is_next = self.backlog.iter().any(starts);
+        Some(if is_next { 0 } else { tries(&started, now) })
     }
 
     /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.

@@ -4,7 +4,8 @@
 //! come in a row; at [`limits::TROUBLE_FAILURES`] the worker is in trouble and should take no
 //! jobs. It then tests itself, again and again with growing pauses, until a test succeeds.
 //! A worker that has healed is on probation until a job that it has started since shows that it
-//! works: it takes one job at a time, one more failure of its own is trouble again, and the pauses
+//! works: it takes one job at a time (beside long ones more, see [`tries`]), one more failure of its
+//! own is trouble again, and the pauses
 //! go on growing.
 //! An environment that failed is avoided for a pause, which grows with each failure after it and
 //! ends with the first success: its jobs wait or go elsewhere, and the others stay usable.
@@ -202,8 +203,8 @@ impl Health {
         self.worker.trouble()
     }
 
-    /// On probation the number of the last job that the worker had been given before: one at a time
-    /// behind it is tried.
+    /// On probation the number of the last job that the worker had been given before: those behind
+    /// it are tried, see [`tries`].
     pub(super) fn tries_after(&self) -> Option<u64> {
         self.probation.map(|probation| probation.after)
     }
@@ -263,6 +264,16 @@ impl Health {
     }
 }
 
+/// How many further jobs a worker on probation tries, beside those that it began to try at these
+/// moments: one, and as many again as have run for so long that they are likely to end well.
+pub(super) fn tries(started: &[BootTime], now: BootTime) -> u32 {
+    let is_young = |at: &BootTime| now < *at + limits::TRIAL_TIME;
+    match started.iter().any(is_young) {
+        true => 0,
+        false => u32::try_from(started.len().max(1)).unwrap_or(u32::MAX),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,6 +324,26 @@ mod tests {
         }
         health.handle_end(8, "a", None, due);
         assert_eq!(health.tries_after(), None);
+    }
+
+    #[test]
+    fn long_jobs_of_a_probation_let_others_in() {
+        let started = |seconds: &[u64]| -> Vec<BootTime> {
+            let at = |seconds: &u64| NOW + Duration::from_secs(*seconds);
+            seconds.iter().map(at).collect()
+        };
+        let now = NOW + Duration::from_secs(20);
+        for (seconds, want) in [
+            (&[][..], 1),
+            (&[19], 0),
+            (&[11], 0),
+            (&[10], 1),
+            (&[0, 10], 2),
+            (&[0, 10, 10, 15], 0),
+            (&[0, 1, 2, 3], 4),
+        ] {
+            assert_eq!(tries(&started(seconds), now), want, "{seconds:?}");
+        }
     }
 
     #[test]
