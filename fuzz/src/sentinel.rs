@@ -125,6 +125,10 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
                 true => BTreeMap::from([(String::new(), "no uv".to_owned())]),
                 false => BTreeMap::new(),
             },
+            waiting: match plan.ratio(1, 8).unwrap_or(false) {
+                true => holds(plan).unwrap_or_default(),
+                false => Vec::new(),
+            },
             takes: match plan.ratio(1, 8).unwrap_or(false) {
                 true => plan.arbitrary().ok(),
                 false => None,
