@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::args::{Command, Flag, Typed};
 use super::table::{first_line, octets, render, thousands};
 use super::{Failure, failed, say};
+use crate::job::ARTIFACTS_TRUNCATED;
 use crate::store::{
     AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
     WorkerSession, format_time, lock_database, parse_location,
@@ -363,6 +364,12 @@ fn describe(detail: &JobDetail) -> String {
             "output",
             artifact.get("uri").and_then(Value::as_str).unwrap_or(""),
         );
+    }
+    let truncated = receipt.get("metrics");
+    let truncated = truncated.and_then(|metrics| metrics.get(ARTIFACTS_TRUNCATED)?.as_i64());
+    if let Some(count) = truncated {
+        let more = format!("and {count} more, for which the receipt had no room");
+        line("output", &more);
     }
     line("log", &text(&detail.log_tail));
     if !detail.attempts.is_empty() {

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 pub use attempt::{Attempt, Loss};
 pub use history::{History, Past, PastEnd};
-pub use receipt::{BARRED_BY, Cause, JobStatus, Receipt};
+pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};
 pub use sink::{Compression, Mode, Sink, SinkError, Target, default_uri, parse_uri};
 #[cfg(feature = "worker")]

@@ -10,6 +10,8 @@ use super::Attempt;
 /// are. Where the database knows of no attempt with that number, a copy of it has set the bar, or
 /// it was restored from a backup.
 pub const BARRED_BY: &str = "barred_by";
+/// The metric of a receipt that has no room for all files: how many it leaves out.
+pub const ARTIFACTS_TRUNCATED: &str = "artifacts_truncated";
 
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! The worker's side of the control protocol.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,9 @@ use super::job::Order;
 use super::plugins::Plugins;
 use super::serve::Worker;
 use crate::guest::environment::Environment;
-use crate::job::{Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError, text};
+use crate::job::{
+    ARTIFACTS_TRUNCATED, Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError, text,
+};
 use crate::limits;
 use crate::protocol::{
     Answer, Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload,
@@ -338,7 +340,8 @@ impl Worker {
     }
 }
 
-/// A receipt that always fits a message: of an oversized one the list of files is left out.
+/// A receipt that always fits a message: an oversized one lists the first of its files, and how many
+/// others there are ([`ARTIFACTS_TRUNCATED`]).
 fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
     let size =
         |receipt: &Receipt| serde_json::to_vec(receipt).map_or(usize::MAX, |json| json.len());
@@ -352,13 +355,26 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
         }
     }
     if size(&receipt) > limits::RECEIPT_SIZE_MAX {
-        let count = receipt.artifacts.len();
-        log::warn!("{attempt}: its receipt is too large; the list of {count} files is left out");
-        receipt.artifacts.clear();
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        receipt
-            .metrics
-            .insert("artifacts_truncated".to_owned(), count);
+        let artifacts = std::mem::take(&mut receipt.artifacts);
+        let all = artifacts.len();
+        let name = ARTIFACTS_TRUNCATED.to_owned();
+        receipt.metrics.insert(name, i64::MAX);
+        let mut room = limits::RECEIPT_SIZE_MAX.saturating_sub(size(&receipt));
+        let fits = |artifact: &BTreeMap<String, String>| {
+            // With the comma behind it.
+            let size = serde_json::to_vec(artifact).map_or(usize::MAX, |json| json.len() + 1);
+            let left = room.checked_sub(size);
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        receipt.artifacts = artifacts.into_iter().take_while(fits).collect();
+        let left_out = all - receipt.artifacts.len();
+        log::warn!(
+            "{attempt}: its receipt has no room for {left_out} of its {all} files; they are there"
+        );
+        let name = ARTIFACTS_TRUNCATED.to_owned();
+        let left_out = i64::try_from(left_out).unwrap_or(i64::MAX);
+        receipt.metrics.insert(name, left_out);
     }
     receipt
 }
@@ -425,4 +441,29 @@ pub(super) fn error_payload(message: &str) -> Payload<'static> {
         traceback: None,
         refused: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_oversized_receipt_lists_the_files_that_fit_and_counts_the_others() {
+        let artifact = |number: usize| {
+            let uri = format!("file:///{}/{number}", "x".repeat(1 << 20));
+            BTreeMap::from([("uri".to_owned(), uri)])
+        };
+        for (files, want) in [(0, 0), (7, 7), (8, 7), (100, 7)] {
+            let receipt = Receipt {
+                artifacts: (0..files).map(artifact).collect(),
+                ..Receipt::default()
+            };
+            let sent = bounded(Attempt::new(1, 1), receipt);
+            let size = serde_json::to_vec(&sent).unwrap().len();
+            assert!(size <= limits::RECEIPT_SIZE_MAX, "{size}");
+            let left_out = sent.metrics.get(ARTIFACTS_TRUNCATED).copied();
+            assert_eq!(sent.artifacts.len(), want);
+            assert_eq!(left_out.unwrap_or(0) as usize, files - want);
+        }
+    }
 }
