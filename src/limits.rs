@@ -206,6 +206,8 @@ pub const WORKER_SLOTS_MAX: usize = 1024;
 pub const WORKER_SESSIONS_MAX: i64 = 10_000;
 /// Retries of a job after failures of environments and workers, at the least.
 pub const INFRA_RETRIES_MAX: u32 = 10;
+/// Retries of a job whose input changes while it runs: it may change for ever.
+pub const INPUT_RETRIES_MAX: u32 = 3;
 /// After so many losses of workers that held other jobs too a job runs alone on its worker: if it
 /// is what ends them, its neighbours are spared and it is found out. One loss may be a restart.
 pub const SHARED_LOSSES_TOGETHER: i64 = 2;

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
@@ -236,7 +236,7 @@ pub(super) fn mtime_s(metadata: &std::fs::Metadata) -> f64 {
 }
 
 /// What a file's content is now.
-pub(super) fn fingerprint(path: &Path) -> Result<Fingerprint, Failure> {
+pub(super) fn fingerprint(path: &Path, interrupted: &AtomicBool) -> Result<Fingerprint, Failure> {
     use sha2::{Digest, Sha256};
     let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
     let mut file = open_file(path).map_err(fail)?;
@@ -245,6 +245,9 @@ pub(super) fn fingerprint(path: &Path) -> Result<Fingerprint, Failure> {
     let mut space = vec![0u8; 256 << 10];
     let mut size_bytes = 0;
     loop {
+        if interrupted.load(Ordering::Relaxed) {
+            return Err(Failure::Interrupted("interrupted"));
+        }
         match file.read(&mut space).map_err(fail)? {
             0 => break,
             count => {
@@ -380,7 +383,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         // The files are read before the transaction, so that no other program waits for it.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
-            match fingerprint(&input.path) {
+            match fingerprint(&input.path, &AtomicBool::new(false)) {
                 Ok(print) => prints.push((input, print)),
                 Err(Failure::Failed(reason)) => {
                     tell(format_args!("casparian: {reason}"));

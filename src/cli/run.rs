@@ -102,7 +102,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when the plugin cannot\ntake it any more, its earlier output goes. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -186,6 +186,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         &found.files,
         typed.has("force"),
         &root,
+        &interrupted,
     )?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
@@ -205,7 +206,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             &mut items,
             &mut progress,
             &interrupted,
-            &mut |item| queue_again(&database, item),
+            &mut |item| queue_again(&database, item, &interrupted),
         );
         if !matches!(end, Err(End::Lost(_))) {
             end = end.and(settle(&database).map_err(End::Failed));
@@ -213,7 +214,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     progress.finish();
     if end.is_ok() {
-        end = remove_stale(&mut items, &database, &root).map_err(End::Failed);
+        end = remove_stale(&mut items, &database, &root, &interrupted).map_err(End::Failed);
     }
     let failure = match end {
         Ok(()) => None,

@@ -17,8 +17,12 @@ pub(super) struct Item {
     pub(super) job_id: Option<i64>,
     /// The job's outputs before this run.
     pub(super) old_outputs: BTreeSet<String>,
-    /// Those that were removed because it fails now.
+    /// Hash of the content that they were made of, where that is known.
+    pub(super) old_hash: Option<String>,
+    /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
+    /// The file fails, and its earlier output stays.
+    pub(super) is_kept: bool,
     pub(super) outcome: Outcome,
     /// What it is run over; none when it could not be read.
     pub(super) source: Option<Source>,
@@ -149,13 +153,18 @@ impl Summary {
         if !failures.is_empty() {
             out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
             out.push('\n');
-            match items.iter().filter(|item| !item.removed.is_empty()).count() {
-                0 => {}
-                1 => out.push_str("The earlier output of 1 failed file was removed.\n\n"),
-                count => out.push_str(&format!(
-                    "The earlier output of {} failed files was removed.\n\n",
-                    thousands(count as u64)
-                )),
+            let removed = items.iter().filter(|item| !item.removed.is_empty()).count();
+            let kept = items.iter().filter(|item| item.is_kept).count();
+            for (count, what) in [(removed, "was removed"), (kept, "was kept")] {
+                let files = match count {
+                    0 => continue,
+                    1 => "1 failed file".to_owned(),
+                    count => format!("{} failed files", thousands(count as u64)),
+                };
+                out.push_str(&format!("The earlier output of {files} {what}.\n"));
+            }
+            if removed + kept > 0 {
+                out.push('\n');
             }
         }
         let mut header = vec!["FILES", "DONE", "SKIPPED", "FAILED"];
@@ -230,6 +239,10 @@ fn item_json(item: &Item) -> serde_json::Value {
     }
     if let Some(value) = value.as_object_mut().filter(|_| !item.removed.is_empty()) {
         value.insert("removed".to_owned(), item.removed.clone().into());
+    }
+    if let Some(value) = value.as_object_mut().filter(|_| item.is_kept) {
+        let kept: Vec<&String> = item.old_outputs.iter().collect();
+        value.insert("kept".to_owned(), serde_json::json!(kept));
     }
     value
 }

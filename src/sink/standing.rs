@@ -27,6 +27,7 @@ pub struct Standing<'a> {
     database: &'a str,
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
+    locked: Option<Error>,
 }
 
 impl<'a> Standing<'a> {
@@ -36,7 +37,13 @@ impl<'a> Standing<'a> {
             root,
             database,
             tables: HashMap::new(),
+            locked: None,
         }
+    }
+
+    /// Why it is not known what stands in a table: another program locks its database.
+    pub fn locked(&self) -> Option<&Error> {
+        self.locked.as_ref()
     }
 
     /// Refuses tables below the root that belong to another database, unless they are shared.
@@ -123,6 +130,9 @@ impl<'a> Standing<'a> {
             Ok(tables) => tables,
             Err(error) => {
                 log::warn!("{error}");
+                if error.is_contention() {
+                    self.locked = Some(error);
+                }
                 None
             }
         });

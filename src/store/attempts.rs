@@ -63,6 +63,7 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
      worker_pid = iif(?2 IN ('COMPLETED', 'FAILED'), worker_pid, NULL), \
      claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL), \
+     published_version_id = iif(?2 = 'COMPLETED', file_version_id, published_version_id), \
      attempt = coalesce(?17, attempt), attempt_key = iif(?17 IS NULL, attempt_key, NULL) \
      WHERE id = ?1 AND status = 'RUNNING'";
 

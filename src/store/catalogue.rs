@@ -44,11 +44,15 @@ pub struct Publication {
     pub attempt: Attempt,
     /// That attempt's key, 0 where it is not known.
     pub key: i64,
+    /// Hash of the content that it was made of, where that is known.
+    pub content_hash: Option<String>,
 }
 
 /// What a job has published, and the attempt that did.
 pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.receipt), q.attempt, \
-     a.attempt, a.attempt_key FROM cf_processing_queue q LEFT JOIN cf_job_attempt a \
+     a.attempt, a.attempt_key, \
+     (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) \
+     FROM cf_processing_queue q LEFT JOIN cf_job_attempt a \
      ON a.job_id = q.id AND a.attempt = (SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED') WHERE q.id = ?1";
 
@@ -204,6 +208,7 @@ impl Turn<'_> {
                 uris: published(cell(row, 0)),
                 attempt: Attempt::new(job_id, number),
                 key,
+                content_hash: shown(cell(row, 4)),
             })
         });
         Ok(found.optional()?)

@@ -10,7 +10,8 @@
 //!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
 //!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
 //!   More than 20 such losses are FAILED as well.
-//! - `environment`, `worker`, and `input` where the input changed while the job ran: counted in `infra_count`, apart, so that such a fault never uses up
+//! - `environment`, `worker`, and `input` where the input changed while the job ran (at most
+//!   [`limits::INPUT_RETRIES_MAX`] times): counted in `infra_count`, apart, so that such a fault never uses up
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
@@ -136,7 +137,8 @@ pub(super) fn decide(
         Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
         Some(Cause::Input) if detail == Detail::InputChanged => {
-            (&mut failures.infra, 0, retries.infra)
+            let retries = retries.infra.min(limits::INPUT_RETRIES_MAX);
+            (&mut failures.infra, 0, retries)
         }
         Some(Cause::Plugin | Cause::Input | Cause::Operator) | None => return Next::Failed,
     };

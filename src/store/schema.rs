@@ -18,7 +18,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("environments.sql"),
     include_str!("incarnations.sql"),
     include_str!("running.sql"),
-    include_str!("job_sinks.sql"),
+    include_str!("ran_with.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

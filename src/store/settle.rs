@@ -180,7 +180,8 @@ impl Turn<'_> {
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
-        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
+        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3, \
+             published_version_id = file_version_id WHERE id = ?1";
         let parameters = params![job_id, json.to_string(), uris(receipt)];
         self.change_job(job_id, publish, parameters)?;
         let complete = "UPDATE cf_processing_queue SET status = 'COMPLETED', error_message = NULL, \

@@ -366,3 +366,120 @@ fn files_are_run_again_when_their_sinks_have_changed() {
     );
     assert_eq!(totals(&summary), (2, 0, 0, 3), "{summary}");
 }
+
+/// A plugin that does something to its input the first time, and then fails or goes on.
+fn plugin_that(first: &str) -> String {
+    format!(
+        "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        rows = open(path).read().split()\n        folder = os.path.dirname(path)\n        mark = folder + '-' + os.path.basename(path)\n        if not os.path.exists(mark):\n            open(mark, 'w').close()\n            {first}\n        yield pa.table({{'line': rows}})\n"
+    )
+}
+
+/// The earlier output is of the content that is there, or nobody knows what is there now.
+#[test]
+fn a_failure_over_the_same_content_costs_no_output() {
+    for (plugin, reason) in [
+        (
+            "class Handler:\n    def execute(self, path): raise ValueError('a typo')\n".to_owned(),
+            "a typo",
+        ),
+        (
+            "import nothing_of_that_name\n".to_owned(),
+            "nothing_of_that_name",
+        ),
+        (
+            "import os\nclass Handler:\n    def execute(self, path): os.kill(os.getpid(), 9)\n"
+                .to_owned(),
+            "signal 9",
+        ),
+        (
+            plugin_that(
+                "os.rename(folder, folder + '-away')\n            raise ValueError('gone')",
+            ),
+            "gone",
+        ),
+    ] {
+        let tables = Folder::with_table();
+        let files = Folder::new(&[("a", "1\n2\n"), ("b", "3\n")]);
+        files.run(&[]);
+        for folder in [&tables, &files] {
+            folder.write("count.py", &plugin);
+            let (summary, code) = folder.run(&["--slots", "1"]);
+            assert_eq!((totals(&summary).2, code), (2, Some(1)), "{summary}");
+            for name in ["/a", "/b"] {
+                let file = of_file(&summary, name);
+                assert!(file["removed"].is_null(), "{file}");
+                assert_eq!(file["kept"].as_array().unwrap().len(), 1, "{file}");
+            }
+            assert!(summary.to_string().contains(reason), "{summary}");
+        }
+        assert_eq!(tables.rows(), ["1", "2", "3"]);
+        assert_eq!(visible_files(Path::new(&files.path("out"))).len(), 2);
+    }
+    // It is told, and the next run that succeeds replaces it.
+    let folder = Folder::new(&[("a", "1\n2\n")]);
+    folder.run(&[]);
+    let good = fs::read_to_string(folder.path("count.py")).unwrap();
+    folder.write("count.py", "x = (\n");
+    folder.write(
+        "count.py",
+        "class Handler:\n    def execute(self, path): raise ValueError('x')\n",
+    );
+    let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+    let output = casparian(&[&words[..], &[&folder.path("out")]].concat());
+    let text = stdout(&output);
+    assert!(
+        text.contains("The earlier output of 1 failed file was kept"),
+        "{text}"
+    );
+    folder.write("count.py", &good);
+    assert_eq!(totals(&folder.run(&[]).0), (1, 0, 0, 2));
+    assert_eq!(visible_files(Path::new(&folder.path("out"))).len(), 1);
+}
+
+/// The plugin fails because of content that is other a moment later.
+#[test]
+fn a_file_that_changes_while_its_job_fails_is_run_again() {
+    let folder = Folder::new(&[("a", "1\n")]);
+    folder.run(&[]);
+    folder.write("in/a", "half");
+    folder.write(
+        "count.py",
+        &plugin_that(
+            "open(path, 'w').write('5\\n6\\n')\n            raise ValueError('half a file')",
+        ),
+    );
+    let (summary, code) = folder.run(&[]);
+    assert_eq!(
+        (totals(&summary), code),
+        ((1, 0, 0, 2), Some(0)),
+        "{summary}"
+    );
+    // Now the one that it was before is the newest, and it is not there any more.
+    fs::remove_file(folder.path("in-a")).unwrap();
+    folder.write(
+        "count.py",
+        &plugin_that("open(path, 'w').write(str(os.times()))\n            os.remove(mark)\n            raise ValueError('never whole')"),
+    );
+    let (summary, code) = folder.run(&[]);
+    assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
+    assert!(
+        summary.to_string().contains("it changed each time"),
+        "{summary}"
+    );
+    assert_eq!(of_file(&summary, "/a")["kept"].as_array().unwrap().len(), 1);
+}
+
+/// What stands in a table that another program locks is not known: nothing is done over again.
+#[test]
+fn a_table_that_others_lock_at_the_start_ends_the_run() {
+    let folder = Folder::with_table();
+    let other = rusqlite::Connection::open(folder.path("out/x.db")).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+    let output = casparian(&[&words[..], &[&folder.path("out")]].concat());
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("x.db") && text.contains("lock"), "{text}");
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(totals(&folder.run(&[]).0).1, 2, "both are skipped");
+}

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cli::plugin::now;
+use crate::cli::plugin::{mtime_s, now};
 use crate::cli::stderr::tell;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
@@ -142,15 +143,23 @@ fn is_inside(file: &Path, output: &Path) -> bool {
         && folder.is_some_and(|real| real.is_ok_and(|real| real.starts_with(output)))
 }
 
-/// Removes outputs of earlier runs that the newest run of their file no longer has: a topic that is
-/// gone, or a file that the plugin cannot take any more. What is left in the folder is what the
-/// newest runs made; a fault of the machine costs no output.
+/// Removes outputs of earlier runs that are of content which is not there any more: topics that a
+/// file no longer has, and the output of a file whose content has changed since and which the plugin
+/// cannot take now. Other failures cost no output.
 pub(super) fn remove_stale(
     items: &mut [Item],
     database: &Path,
     root: &Root,
+    interrupted: &AtomicBool,
 ) -> Result<(), Failure> {
+    // A sink that others lock costs one wait, not one a file.
+    let mut is_blocked = false;
     for item in items {
+        let is_failed = matches!(item.outcome, Outcome::Failed { .. });
+        item.is_kept = is_failed && !item.old_outputs.is_empty();
+        if interrupted.load(Ordering::SeqCst) || is_blocked {
+            continue;
+        }
         match (&item.outcome, item.job_id) {
             (Outcome::Done { outputs, .. }, _) => {
                 let current: BTreeSet<String> = outputs.iter().cloned().collect();
@@ -158,8 +167,17 @@ pub(super) fn remove_stale(
                     remove_file(uri, root.path());
                 }
             }
-            (Outcome::Failed { is_final: true, .. }, Some(job_id)) => {
-                item.removed = withdraw(job_id, database, root)?;
+            (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
+                let (removed, left) = withdraw(job_id, database, root)?;
+                item.is_kept = !left.is_empty();
+                is_blocked = left.iter().any(sink::Error::is_contention);
+                for error in &left {
+                    let file = item.path.display();
+                    tell(format_args!(
+                        "casparian: earlier output of {file} cannot be removed: {error}"
+                    ));
+                }
+                item.removed = removed;
             }
             _ => {}
         }
@@ -177,28 +195,42 @@ fn remove_file(uri: &str, output: &Path) {
     }
 }
 
-/// Removes what a job has published, files and rows of tables; gives their URIs.
-fn withdraw(job_id: i64, database: &Path, root: &Root) -> Result<Vec<String>, Failure> {
+/// True when a file is what its job ran over, and its earlier output is of other content.
+fn is_outdated(item: &Item) -> bool {
+    let (Some(source), Some(old_hash)) = (&item.source, &item.old_hash) else {
+        return false;
+    };
+    let print = &source.print;
+    let is_there = fs::metadata(&item.path)
+        .is_ok_and(|found| found.len() == print.size_bytes && mtime_s(&found) == print.mtime_s);
+    is_there && print.hash != *old_hash
+}
+
+/// Removes what a job has published, files and rows of tables; gives their URIs, and why the rest
+/// stays.
+fn withdraw(
+    job_id: i64,
+    database: &Path,
+    root: &Root,
+) -> Result<(Vec<String>, Vec<sink::Error>), Failure> {
     let mut store = Store::open(database, Open::Existing).map_err(failed)?;
     let id = store.database_id();
-    let mut turn = store.begin().map_err(failed)?;
-    let Some(before) = turn.publication(job_id).map_err(failed)? else {
-        return Ok(Vec::new());
+    let turn = store.begin().map_err(failed)?;
+    let before = turn.publication(job_id).map_err(failed)?;
+    // Nobody else changes the row meanwhile, and a sink may be locked for long.
+    drop(turn);
+    let Some(before) = before.filter(|before| !before.uris.is_empty()) else {
+        return Ok(Default::default());
     };
-    if before.uris.is_empty() {
-        return Ok(Vec::new());
-    }
     let standing = Standing::new(root, &id);
     let withdrawn = standing.withdraw(before.attempt, before.key, before.uris.iter());
     let (removed, left) = withdrawn.map_err(failed)?;
-    for error in &left {
-        log::error!("cannot remove old output: {error}");
-    }
     if left.is_empty() && !removed.is_empty() {
+        let mut turn = store.begin().map_err(failed)?;
         turn.forget_publication(job_id).map_err(failed)?;
+        turn.commit().map_err(failed)?;
     }
-    turn.commit().map_err(failed)?;
-    Ok(removed)
+    Ok((removed, left))
 }
 
 /// Refuses an output folder of another database before anything is done for it.

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
+use super::watch::GO_ON;
 use crate::cli::input::{Input, LeftOut};
 use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
 use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
@@ -12,8 +14,9 @@ use crate::limits;
 use crate::sink::{Root, Standing};
 use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
 
-/// Retries after faults of the worker. A user waits for the run, so it must end in seconds.
-const RETRIES: u32 = 3;
+/// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
+/// the time that a run waits for a disk with room.
+const RETRIES: u32 = 8;
 /// How often a file is run over again in one run, because it changes.
 const REQUEUES_MAX: u32 = 3;
 /// An input that is no file, and so fails without a job.
@@ -22,7 +25,9 @@ pub(super) fn unusable(input: LeftOut) -> Item {
         path: input.path,
         job_id: None,
         old_outputs: BTreeSet::new(),
+        old_hash: None,
         removed: Vec::new(),
+        is_kept: false,
         outcome: unusable_outcome(input.reason),
         source: None,
     }
@@ -44,16 +49,19 @@ pub(super) fn enqueue(
     files: &[Input],
     force: bool,
     root: &Root,
+    interrupted: &AtomicBool,
 ) -> Result<Vec<Item>, Failure> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
     for input in files {
         let path = input.path.clone();
-        items.push(match fingerprint(&path) {
+        items.push(match fingerprint(&path, interrupted) {
             Ok(print) => Item {
                 path,
                 job_id: None,
                 old_outputs: BTreeSet::new(),
+                old_hash: None,
                 removed: Vec::new(),
+                is_kept: false,
                 outcome: Outcome::Waiting,
                 source: Some(Source {
                     input: input.clone(),
@@ -92,6 +100,9 @@ pub(super) fn enqueue(
     };
     let mut standing = Standing::new(root, &id);
     standing.check_owners(&code.sinks).map_err(failed)?;
+    if let Some(error) = standing.locked() {
+        return Err(failed(format!("{error}; once it is free, {GO_ON}")));
+    }
     let artifact = artifact_hash(&plugin.source, lockfile);
     for item in &mut items {
         let Some(Source { input, print, .. }) = &item.source else {
@@ -110,7 +121,12 @@ pub(super) fn enqueue(
                 && last.content_hash == print.hash
                 && last.artifact_hash.as_deref() == Some(&artifact)
                 && turn.has_same_sinks(last.job_id, &code).map_err(failed)?;
-            if is_unchanged && !force && standing.has(before.attempt, before.key, &outputs) {
+            let stands =
+                is_unchanged && !force && standing.has(before.attempt, before.key, &outputs);
+            if let Some(error) = standing.locked() {
+                return Err(failed(format!("{error}; once it is free, {GO_ON}")));
+            }
+            if stands {
                 let (rows, size_bytes) = counts(receipt);
                 item.outcome = Outcome::Skipped {
                     rows,
@@ -120,6 +136,7 @@ pub(super) fn enqueue(
                 continue;
             }
             item.old_outputs = before.uris.into_iter().collect();
+            item.old_hash = before.content_hash;
         }
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
@@ -140,9 +157,17 @@ pub(super) fn enqueue(
 
 /// Queues a job again whose file is not any more what it was when its job was queued; false when
 /// there is no need.
-pub(super) fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Failure> {
-    let (Outcome::Done { .. }, Some(source), Some(job_id)) =
-        (&item.outcome, &mut item.source, item.job_id)
+pub(super) fn queue_again(
+    database: &Path,
+    item: &mut Item,
+    interrupted: &AtomicBool,
+) -> Result<bool, Failure> {
+    // Other failures were tried again.
+    let is_over_content = matches!(
+        item.outcome,
+        Outcome::Done { .. } | Outcome::Failed { is_final: true, .. }
+    );
+    let (true, Some(source), Some(job_id)) = (is_over_content, &mut item.source, item.job_id)
     else {
         return Ok(false);
     };
@@ -158,12 +183,14 @@ pub(super) fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Fail
     if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
         return Ok(false);
     }
-    let print = match fingerprint(&item.path) {
+    let print = match fingerprint(&item.path, interrupted) {
         Ok(print) => print,
         Err(Failure::Failed(reason)) => {
             item.outcome = unusable_outcome(reason);
             return Ok(false);
         }
+        // Its job is left as it is.
+        Err(Failure::Interrupted(_)) => return Ok(false),
         Err(other) => return Err(other),
     };
     if print.hash == source.print.hash {
@@ -176,14 +203,17 @@ pub(super) fn queue_again(database: &Path, item: &mut Item) -> Result<bool, Fail
         return Ok(false);
     }
     source.requeued += 1;
-    source.print = print;
+    let hash = std::mem::replace(&mut source.print, print).hash;
     let mut store = Store::open(database, Open::Existing).map_err(failed)?;
     let mut turn = store.begin().map_err(failed)?;
     let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
     let is_queued = turn.requeue(job_id, version.version_id).map_err(failed)?;
     turn.commit().map_err(failed)?;
-    if let (true, Outcome::Done { outputs, .. }) = (is_queued, &item.outcome) {
-        item.old_outputs.extend(outputs.iter().cloned());
+    if is_queued {
+        if let Outcome::Done { outputs, .. } = &item.outcome {
+            item.old_outputs.extend(outputs.iter().cloned());
+            item.old_hash = Some(hash);
+        }
         item.outcome = Outcome::Waiting;
     }
     Ok(is_queued)

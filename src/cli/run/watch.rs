@@ -13,6 +13,9 @@ use crate::store::{Error, Open, Store};
 /// What to do about an end that is no file's fault.
 pub(super) const GO_ON: &str = "the same command goes on with the rest";
 
+/// A worker that was not in trouble for so long has recovered.
+const RECOVERED_AFTER: Duration = Duration::from_secs(60);
+
 /// The output folder and the queue as they were at the start.
 pub(super) struct Watch {
     output: PathBuf,
@@ -22,8 +25,10 @@ pub(super) struct Watch {
     queue: Store,
     /// How long queue and worker may fail.
     longest: Duration,
-    /// Since when the worker takes no jobs.
+    /// Since when the worker takes no jobs, but for those that it tries after its tests.
     trouble_since: Option<Instant>,
+    /// When it was last seen to take none.
+    trouble_seen: Option<Instant>,
 }
 
 fn inode(found: &fs::Metadata) -> (u64, u64) {
@@ -45,6 +50,7 @@ impl Watch {
             queue,
             longest,
             trouble_since: None,
+            trouble_seen: None,
         })
     }
 
@@ -86,13 +92,22 @@ impl Watch {
         )
     }
 
+    /// A file is done.
+    pub(super) fn note_success(&mut self) {
+        self.trouble_since = None;
+    }
+
     /// What is to be said of a worker that takes no jobs any more. Fails when it has taken none for
-    /// too long.
+    /// too long: in between it may seem to work until it tries a job.
     pub(super) fn look_at_worker(&mut self, now: Instant) -> Result<Option<String>, String> {
         let Some(trouble) = self.trouble() else {
-            self.trouble_since = None;
+            let is_over = |seen: Instant| now.saturating_duration_since(seen) >= RECOVERED_AFTER;
+            if self.trouble_seen.is_none_or(is_over) {
+                self.trouble_since = None;
+            }
             return Ok(None);
         };
+        self.trouble_seen = Some(now);
         let seconds = self.longest.as_secs();
         match self.trouble_since {
             None => {

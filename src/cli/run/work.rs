@@ -69,6 +69,9 @@ pub(super) fn work(
             };
             if let Some(item) = items.get_mut(index) {
                 item.outcome = outcome(end);
+                if matches!(item.outcome, Outcome::Done { .. }) {
+                    watch.note_success();
+                }
                 match again(item) {
                     Ok(true) => drop(waiting.insert(job_id, index)),
                     Ok(false) => report(progress, item),
