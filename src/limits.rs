@@ -140,8 +140,7 @@ pub const CHANGES_MAX: usize = 100_000;
 pub const CONTENDER_WAIT: Duration = Duration::from_secs(2);
 /// Second workers that wait at a time.
 pub const CONTENDERS_MAX: usize = 1000;
-/// Attempts that a worker may hold per slot: running, and waiting for exclusive sinks or their
-/// environments.
+/// Attempts that a worker may hold per slot: running, and waiting for exclusive sinks.
 pub const HELD_PER_SLOT_MAX: usize = 4;
 /// Exclusive sinks of one attempt.
 pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
@@ -403,6 +402,8 @@ pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 pub const WARM_INTERPRETERS_MAX: usize = 8;
 /// Plugin versions whose sources a worker keeps in memory.
 pub const PLUGIN_VERSIONS_MAX: usize = 256;
+/// Attempts that a worker may hold whose environments are being created.
+pub const WAITING_MAX: usize = 256;
 /// An environment whose creation takes longer is reported to the sentinel, so that the worker gets
 /// other jobs meanwhile.
 pub const ENVIRONMENT_SLOW: Duration = Duration::from_secs(1);

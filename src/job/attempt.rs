@@ -53,6 +53,8 @@ pub enum Loss {
     Shared,
     /// Another process has taken over its ID. The attempt may still publish within its lease.
     Displaced,
+    /// By its last word the attempt had not started, because its environment was being created.
+    Waiting,
 }
 
 #[cfg(test)]

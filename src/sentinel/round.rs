@@ -179,7 +179,9 @@ pub(super) fn claim(
             if claimed.alone {
                 let worker = &opening.worker_id;
                 log::info!("worker {worker} runs one job alone, whose workers were lost before");
-                outcome.alone.push(opening.routing_id.clone());
+                let attempts = claimed.jobs.iter().map(|job| job.attempt);
+                let alone = attempts.map(|attempt| (opening.routing_id.clone(), attempt));
+                outcome.alone.extend(alone);
             }
             if claimed.is_reserved {
                 let capabilities = opening.capabilities.clone();

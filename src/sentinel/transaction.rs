@@ -87,8 +87,8 @@ pub(super) struct Outcome {
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
     pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
-    /// Workers whose only job is to stay that.
-    pub(super) alone: Vec<Vec<u8>>,
+    /// Jobs that are to stay the only ones of their workers.
+    pub(super) alone: Vec<(Vec<u8>, Attempt)>,
     /// Workers that get nothing more until they are idle.
     pub(super) emptied: Vec<(Vec<u8>, Capabilities)>,
     settlements: Vec<(Settlement, Option<String>)>,
@@ -377,8 +377,8 @@ impl Iteration<'_> {
         for (routing_id, jobs) in outcome.claimed {
             self.control.handle_claimed(&routing_id, jobs, self.now);
         }
-        for routing_id in outcome.alone {
-            self.control.keep_alone(&routing_id);
+        for (routing_id, attempt) in outcome.alone {
+            self.control.keep_alone(&routing_id, attempt);
         }
     }
 }

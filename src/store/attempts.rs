@@ -159,7 +159,7 @@ impl Turn<'_> {
             detail: match loss {
                 Loss::Alone => Detail::None,
                 Loss::Shared => Detail::Shared,
-                Loss::Displaced => Detail::Displaced,
+                Loss::Displaced | Loss::Waiting => Detail::Displaced,
             },
             cause: Some(cause),
             reason: Some(reason),

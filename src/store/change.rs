@@ -19,6 +19,8 @@ pub(super) struct Refused {
     /// How often changes of a job's row were refused.
     jobs: HashMap<i64, u32>,
     workers: HashSet<String>,
+    /// Jobs that were refused, and are tried again.
+    forgiven: HashSet<i64>,
 }
 
 impl Refused {
@@ -30,6 +32,11 @@ impl Refused {
     /// The claim of a job was refused: at most its end is tried.
     pub(super) fn is_noted(&self, job_id: i64) -> bool {
         self.jobs.contains_key(&job_id)
+    }
+
+    /// A change of a job's row was refused, until it was last forgiven.
+    pub(super) fn was_refused(&self, job_id: i64) -> bool {
+        self.forgiven.contains(&job_id)
     }
 
     /// No change of a job's row is tried.
@@ -61,6 +68,7 @@ impl Store {
     /// Rows whose changes were refused are tried again. Gives whether there were any.
     pub fn forgive(&mut self) -> bool {
         let refused = std::mem::take(&mut self.refused);
+        self.refused.forgiven = refused.jobs.keys().copied().collect();
         !refused.jobs.is_empty() || !refused.workers.is_empty()
     }
 }

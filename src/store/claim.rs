@@ -1,7 +1,7 @@
 //! Claiming: QUEUED rows become RUNNING jobs of a worker.
 //!
-//! The claim reads `ix_casparian_claim (plugin_name, priority DESC, id)` a plugin at a time and
-//! merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
+//! The claim reads `ix_casparian_claim`, which orders the rows of a plugin by whether they run
+//! alone, priority and ID, a plugin at a time, and merges by priority in memory. A row that cannot be used ends as FAILED and the claim goes on
 //! behind it, up to a bound for one transaction; [`Claimed::more`] is set when it was reached. A
 //! priority that is no number (SQLite sorts it first) cannot be used.
 //!
@@ -84,10 +84,12 @@ struct Candidate {
     runs_alone: bool,
 }
 
-/// The claim's range of one plugin.
-pub(super) const CLAIM_QUERY: &str = "SELECT id, priority, shared_count FROM cf_processing_queue \
-     INDEXED BY ix_casparian_claim \
-     WHERE status = 'QUEUED' AND plugin_name = ?1 ORDER BY priority DESC, id LIMIT ?2";
+/// The claim's range of one plugin: rows that run alone (?3 = 1), or the others (0). The bound is
+/// [`limits::SHARED_LOSSES_TOGETHER`].
+pub(super) const CLAIM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
+     INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
+     AND (coalesce(shared_count, 0) >= 2) = ?3 ORDER BY priority DESC, id LIMIT ?2";
+const _: () = assert!(limits::SHARED_LOSSES_TOGETHER == 2);
 
 /// Everything that a job needs of its rows.
 pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overrides, q.attempt, \
@@ -154,13 +156,10 @@ impl Turn<'_> {
             }
         }
         let mut claimed = Claimed::default();
-        // Those that have to run alone, on another worker.
-        let mut skipped: HashSet<i64> = HashSet::new();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
             let mut look_again = false;
-            let passed_over = skipped.len().saturating_add(self.refused.len());
-            let mut heap = self.candidates(&codes, want.saturating_add(passed_over))?;
+            let mut heap = self.candidates(&codes, want)?;
             while claimed.jobs.len() < claim.limit
                 && let Some(Reverse(candidate)) = heap.pop()
             {
@@ -168,18 +167,15 @@ impl Turn<'_> {
                 let Some(code) = codes.get(candidate.plugin) else {
                     continue;
                 };
-                if skipped.contains(&job_id) || self.refused.is_given_up(job_id) {
+                if self.refused.is_given_up(job_id) {
                     continue;
                 }
                 let alone = candidate.runs_alone;
-                if alone && !(claim.is_idle && claimed.jobs.is_empty()) {
-                    if !self.emptying.contains(&code.plugin.name) {
-                        self.emptying.extend(claim.plugins.iter().cloned());
-                        claimed.is_reserved = true;
-                        return Ok(claimed);
-                    }
-                    skipped.insert(job_id);
-                    look_again = true;
+                let must_wait = alone && !(claim.is_idle && claimed.jobs.is_empty());
+                // One that was refused before takes a worker that is idle anyway.
+                let is_behind =
+                    self.emptying.contains(&code.plugin.name) || self.refused.was_refused(job_id);
+                if must_wait && is_behind {
                     continue;
                 }
                 if self.unusable_left == 0 {
@@ -192,6 +188,11 @@ impl Turn<'_> {
                     None => self.resolve(job_id, code)?,
                 };
                 let reason = match resolved {
+                    Ok(_) if must_wait => {
+                        self.emptying.extend(claim.plugins.iter().cloned());
+                        claimed.is_reserved = true;
+                        return Ok(claimed);
+                    }
                     Ok(resolved) => match self.take(job_id, claim, code, resolved, now_ms)? {
                         Some(job) => {
                             claimed.jobs.push(job);
@@ -224,16 +225,21 @@ impl Turn<'_> {
         Ok(claimed)
     }
 
+    /// The next rows of each plugin: `want`, and one that runs alone.
     fn candidates(
         &self,
         codes: &[Arc<PluginCode>],
-        limit: usize,
+        want: usize,
     ) -> Result<BinaryHeap<Reverse<Candidate>>, Error> {
         let mut heap = BinaryHeap::new();
         let mut statement = self.transaction.prepare_cached(CLAIM_QUERY)?;
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        for (plugin, code) in codes.iter().enumerate() {
-            let mut rows = statement.query(params![code.plugin.name, limit])?;
+        let kinds = [(want, false), (1, true)];
+        let ranges = codes.iter().enumerate();
+        let ranges = ranges.flat_map(|range| kinds.map(|kind| (range, kind)));
+        for ((plugin, code), (want, runs_alone)) in ranges {
+            let limit = want.saturating_add(self.refused.len());
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let mut rows = statement.query(params![code.plugin.name, limit, runs_alone])?;
             while let Some(row) = rows.next()? {
                 let job_id = row.get(0)?;
                 let value = cell(row, 1);
@@ -251,7 +257,7 @@ impl Turn<'_> {
                     rank: (Reverse(priority), job_id),
                     plugin,
                     malformed,
-                    runs_alone: count(cell(row, 2)) >= limits::SHARED_LOSSES_TOGETHER,
+                    runs_alone,
                 }));
             }
         }

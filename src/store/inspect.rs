@@ -249,12 +249,13 @@ impl Inspector {
             }
             if detail.waiting_for.is_none() {
                 let foreign = schema::foreign_code(&self.connection)?;
-                detail.waiting_for = foreign.first().map(|name| {
+                let free = "a free slot of a worker that may run it".to_owned();
+                detail.waiting_for = Some(foreign.first().map_or(free, |name| {
                     format!(
                         "a free slot, if nothing of other programs in the database ({name}) refuses \
                          its claim; the sentinel's log names jobs that it passes over for that"
                     )
-                });
+                }));
             }
         } else if detail.row.is_set_aside() {
             detail.waiting_for = Some(SET_ASIDE.to_owned());

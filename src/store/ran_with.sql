@@ -2,3 +2,9 @@
 ALTER TABLE cf_processing_queue ADD COLUMN sinks_hash TEXT;
 -- The file version that the output in `published` was made of; NULL in rows of earlier releases.
 ALTER TABLE cf_processing_queue ADD COLUMN published_version_id INTEGER;
+
+-- Rows that run alone are claimed apart: however many wait, the others are found without reading them.
+DROP INDEX IF EXISTS ix_casparian_claim;
+CREATE INDEX ix_casparian_claim
+    ON cf_processing_queue (plugin_name, (coalesce(shared_count, 0) >= 2), priority DESC, id)
+    WHERE status = 'QUEUED';

@@ -94,7 +94,8 @@ pub(super) enum Detail {
     NotStarted,
     /// A worker that was stopped while the job ran gave it back.
     Stopped,
-    /// Another process has taken over the ID of its worker: it may have left output.
+    /// Another process has taken over the ID of its worker, or that was lost while it created the
+    /// environment: it may have left output.
     Displaced,
     /// Its run was interrupted: it may have left output.
     Interrupted,

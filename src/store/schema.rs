@@ -25,7 +25,8 @@ const MIGRATIONS: &[&str] = &[
 /// have dropped one.
 const INDEXES: &str = "
 CREATE INDEX IF NOT EXISTS ix_casparian_claim
-    ON cf_processing_queue (plugin_name, priority DESC, id) WHERE status = 'QUEUED';
+    ON cf_processing_queue (plugin_name, (coalesce(shared_count, 0) >= 2), priority DESC, id)
+    WHERE status = 'QUEUED';
 CREATE INDEX IF NOT EXISTS ix_casparian_running
     ON cf_processing_queue (id) WHERE status = 'RUNNING';
 CREATE INDEX IF NOT EXISTS ix_casparian_retry

@@ -1,6 +1,6 @@
 //! The worker's side of the control protocol.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,28 @@ impl Worker {
                 }
                 None => self.backlog.push_back(order),
             }
+        }
+    }
+
+    /// Of the jobs that wait for an environment whose creation takes long one stays, which fails with
+    /// it. The others may find the environment elsewhere.
+    pub(super) fn give_back_surplus(&mut self, now: BootTime) {
+        let slow: BTreeSet<String> = self.environments.slow(now).map(str::to_owned).collect();
+        if slow.is_empty() {
+            return;
+        }
+        let mut kept: BTreeSet<String> = BTreeSet::new();
+        let backlog = std::mem::take(&mut self.backlog);
+        for order in backlog {
+            let environment = &order.environment;
+            let stays = !slow.contains(environment) || kept.insert(environment.clone());
+            if stays || order.lease.is_none() {
+                self.backlog.push_back(order);
+                continue;
+            }
+            self.give_back_because(&order, "its environment is being created", false);
+            // The sentinel must know first that the environment is.
+            self.heartbeat_at = now;
         }
     }
 

@@ -313,6 +313,7 @@ impl Worker {
             }
             self.tend(now);
             self.start_jobs(now);
+            self.give_back_surplus(now);
             self.act(now);
             self.publish(now);
             // What frees a slot follows what the worker wants no jobs of.

@@ -474,6 +474,12 @@ fn other_jobs_run_while_an_environment_is_being_created() {
     assert_eq!(rig.dispatcher.avoided(&hash), "it is being created");
     let waiting: Vec<i64> = rig.dispatcher.waiting.iter().map(|at| at.job_id).collect();
     assert_eq!(waiting, [first as i64]);
+    // One job is enough to wait; others may find the environment elsewhere.
+    let surplus = rig.dispatcher.dispatch(&source, &input, &hash);
+    let receipt = rig.dispatcher.receipt(surplus);
+    let reason = receipt.error_message.as_deref();
+    assert_eq!(reason, Some("its environment is being created"));
+    assert!(receipt.returned, "{receipt:?}");
     for _ in 0..2 {
         let source = handler("yield pa.table({'x': [1]})");
         let second = rig.dispatcher.dispatch(&source, &input, "");

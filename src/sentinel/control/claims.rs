@@ -70,11 +70,11 @@ impl Control {
         }
     }
 
-    /// The one job that a worker has been given is to stay the only one.
-    pub fn keep_alone(&mut self, routing_id: &[u8]) {
+    /// A job that a worker has been given is to stay the only one that runs there.
+    pub fn keep_alone(&mut self, routing_id: &[u8], attempt: Attempt) {
         let worker = self.workers.get_mut(routing_id);
         for hold in worker.into_iter().flat_map(|worker| &mut worker.holds) {
-            hold.is_alone = true;
+            hold.is_alone |= hold.attempt == attempt;
         }
     }
 
@@ -121,7 +121,7 @@ impl Control {
                     pid: worker.pid,
                     capabilities: worker.capabilities.clone(),
                     free: worker.free(),
-                    is_idle: worker.holds.is_empty(),
+                    is_idle: worker.holds.iter().all(|hold| hold.is_waiting),
                     avoids: worker.avoids.keys().cloned().collect(),
                 };
                 (worker.holds.len(), opening)

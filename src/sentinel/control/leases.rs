@@ -24,7 +24,7 @@ pub(super) struct Hold {
     pub(super) wants_since: u64,
     /// Its worker gets no other job.
     pub(super) is_alone: bool,
-    /// Its environment is being created.
+    /// Its environment is being created, by its worker's last word.
     pub(super) is_waiting: bool,
 }
 
@@ -242,7 +242,7 @@ impl Control {
     /// renewed while they are connected.
     pub(super) fn expire(&mut self, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
-        let mut expired: Vec<(Attempt, String, bool)> = Vec::new();
+        let mut expired: Vec<(Attempt, String, Option<Loss>)> = Vec::new();
         let mut next: Option<BootTime> = None;
         let mut note = |until: BootTime| next = Some(next.map_or(until, |at| at.min(until)));
         for worker in self.workers.values_mut() {
@@ -260,7 +260,7 @@ impl Control {
                     note(hold.until);
                     return true;
                 }
-                expired.push((hold.attempt, worker_id.clone(), false));
+                expired.push((hold.attempt, worker_id.clone(), own_loss(hold, false)));
                 match peer {
                     Some(_) if has_instance => abort.push(hold.attempt),
                     Some(peer) => outgoing.push(abort_message(peer, hold.attempt)),
@@ -274,21 +274,22 @@ impl Control {
                 note(orphan.hold.until);
                 return true;
             }
-            expired.push((*attempt, orphan.worker_id.clone(), orphan.is_displaced));
+            let loss = own_loss(&orphan.hold, orphan.is_displaced);
+            expired.push((*attempt, orphan.worker_id.clone(), loss));
             false
         });
         self.next_expiry = next;
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, worker_id, _) in &expired {
+        for (_, worker_id, _) in expired.iter().filter(|(_, _, loss)| loss.is_none()) {
             *counts.entry(worker_id).or_default() += 1;
         }
-        let losses = expired.iter().map(|(_, worker_id, is_displaced)| {
+        let losses = expired.iter().map(|(_, worker_id, loss)| {
             let count = counts.get(worker_id.as_str()).copied();
-            match count {
-                _ if *is_displaced => Loss::Displaced,
+            let shared = match count {
                 Some(2..) => Loss::Shared,
                 _ => Loss::Alone,
-            }
+            };
+            loss.unwrap_or(shared)
         });
         let losses: Vec<Loss> = losses.collect();
         if expired.len() > limits::ENDS_LOGGED_MAX {
@@ -313,6 +314,9 @@ impl Control {
                         Loss::Displaced => {
                             format!("its worker lost the ID {worker_id} to another process")
                         }
+                        Loss::Waiting => format!(
+                            "worker {worker_id} was lost while it created the job's environment"
+                        ),
                         _ => format!("worker {worker_id} was lost: its lease ran out"),
                     },
                 });
@@ -382,6 +386,15 @@ impl Control {
         if self.ending.insert(attempt) {
             self.changes.push(Change::GiveBack { attempt, reason });
         }
+    }
+}
+
+/// How an attempt is lost whatever else its worker held.
+fn own_loss(hold: &Hold, is_displaced: bool) -> Option<Loss> {
+    match (is_displaced, hold.is_waiting) {
+        (true, _) => Some(Loss::Displaced),
+        (false, true) => Some(Loss::Waiting),
+        (false, false) => None,
     }
 }
 

@@ -74,15 +74,21 @@ impl Worker {
     /// Slots without a job. What waits for an exclusive sink or for its environment occupies none,
     /// but is bounded.
     pub(super) fn free(&self) -> usize {
-        if self.holds.iter().any(|hold| hold.is_alone) {
+        let is_alone = |hold: &Hold| hold.is_alone && !hold.is_waiting;
+        let waiting = self.holds.iter().filter(|hold| hold.is_waiting).count();
+        if self.holds.iter().any(is_alone) || waiting >= limits::WAITING_MAX {
             return 0;
         }
         let occupies = |hold: &&Hold| hold.wants.is_empty() && !hold.is_waiting;
-        let running = self.holds.iter().filter(occupies);
+        let running = self.holds.iter().filter(occupies).count();
+        let started = self.holds.len() - waiting;
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
-        let slots = self.slots.saturating_sub(running.count());
-        let held_max = self.holds_max.map_or(held_max, |max| max.min(held_max));
-        slots.min(held_max.saturating_sub(self.holds.len()))
+        let slots = self.slots.saturating_sub(running);
+        let slots = slots.min(held_max.saturating_sub(started));
+        match self.holds_max {
+            Some(max) => slots.min(max.saturating_sub(self.holds.len())),
+            None => slots,
+        }
     }
 
     pub(super) fn online(&self) -> Change {
@@ -139,6 +145,7 @@ impl Control {
         present: PeerId,
         now: BootTime,
     ) {
+        self.identify_orphans(from, identify, worker_id);
         self.note_displaced(identify.instance.as_deref());
         if self.contenders.len() >= limits::CONTENDERS_MAX {
             return;
@@ -227,6 +234,22 @@ impl Control {
                 user: contender.user.as_ref(),
             };
             self.admit(&from, &contender.identify, worker_id, now);
+        }
+    }
+
+    /// Attempts that an earlier sentinel gave to a worker with this ID, and that this process lists,
+    /// are its own.
+    fn identify_orphans(&mut self, from: &Sender<'_>, identify: &Identify<'_>, worker_id: &str) {
+        let listed = identify.running.iter().flatten();
+        for attempt in listed.take(limits::WORKER_SLOTS_MAX * 2) {
+            if let Some(orphan) = self.orphans.get_mut(attempt)
+                && orphan.worker_id == worker_id
+                && orphan.instance.is_none()
+                && !are_different(orphan.user.as_ref(), from.user)
+            {
+                orphan.instance = identify.instance.as_deref().map(str::to_owned);
+                orphan.routing_id = Some(from.routing_id.to_vec());
+            }
         }
     }
 

@@ -419,6 +419,34 @@ fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
     }
 }
 
+/// The same after a restart of the sentinel, which knows of no processes.
+#[test]
+fn a_process_whose_id_was_taken_while_the_sentinel_restarted_costs_its_jobs_no_attempt() {
+    let (first, second) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let mut control = control();
+    for attempt in [first, second] {
+        control.inherit(attempt, "w", None, at(0));
+    }
+    control.handle_message(&from(2, b"w.b"), 0, introduce("b", 1, &[]), at(1));
+    control.handle_message(
+        &from(1, b"w.a"),
+        0,
+        introduce("a", 5, &[first, second]),
+        at(2),
+    );
+    control.handle_message(&from(2, b"w.b"), 0, introduce("b", 2, &[]), at(3));
+    control.handle_timeout(at(3));
+    let mut returned = Receipt::failed(first, Cause::Operator, "its worker was stopped");
+    returned.returned = true;
+    control.handle_message(&from(1, b"w.a"), 5, Payload::Conclude(returned), at(3));
+    let changes = commit(&mut control);
+    let is_end =
+        |change: &Change| matches!(change, Change::End { attempt, .. } if *attempt == first);
+    assert!(changes.iter().any(is_end), "{changes:?}");
+    control.handle_timeout(at(100));
+    assert_eq!(lost(&mut control), [(second, Loss::Displaced)]);
+}
+
 fn introduce_as(worker_id: &'static str, instance: &'static str) -> Payload<'static> {
     Payload::Identify(Identify {
         capabilities: vec!["*".into()],

@@ -16,7 +16,8 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (queue::NEXT_PLUGIN_QUERY, vec![Value::Blob(b"p".to_vec())]),
         (queue::RUNNING_QUERY, vec![number(0), number(10)]),
         (holds::HELD_QUERY, vec![number(1), number(1), text("w")]),
-        (claim::CLAIM_QUERY, vec![text("p"), number(8)]),
+        (claim::CLAIM_QUERY, vec![text("p"), number(8), number(0)]),
+        (claim::CLAIM_QUERY, vec![text("p"), number(8), number(1)]),
         (claim::RESOLVE_QUERY, vec![number(150)]),
         (claim::REMEMBER, vec![number(150)]),
         (catalogue::PUBLICATION_QUERY, vec![number(150)]),
@@ -66,8 +67,9 @@ fn filled(mut scene: Scene, rows: usize) -> Scene {
     scene.enqueue("p", 0);
     scene.sql(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) \
-         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
-         SELECT 1, 'p', 'QUEUED', i % 7 FROM n"
+         INSERT INTO cf_processing_queue \
+         (file_version_id, plugin_name, status, priority, shared_count) \
+         SELECT 1, 'p', 'QUEUED', i % 7, i % 3 FROM n"
     ));
     for _ in 0..3 {
         let attempt = scene.claim(&["p"], 1).jobs[0].attempt;

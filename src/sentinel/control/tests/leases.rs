@@ -529,8 +529,62 @@ fn what_waits_for_its_environment_occupies_no_slot_within_a_bound() {
         control.handle_message(&from(1, b"w.a"), 0, Payload::Heartbeat(heartbeat), at(1));
         assert!(control.take_freed());
     }
-    assert_eq!(waiting.len(), slots * limits::HELD_PER_SLOT_MAX);
+    assert!(waiting.len() >= limits::WAITING_MAX, "{}", waiting.len());
+    assert!(waiting.len() < limits::WAITING_MAX + slots);
     // The environment is there: they occupy slots, more than there are.
     control.handle_message(&from(1, b"w.a"), 0, request(900, None, &waiting), at(1));
     assert_eq!((free(&control), control.take_freed()), (0, false));
+}
+
+/// What a worker has not started by its last word counts neither as a loss nor as a neighbour of one.
+#[test]
+fn a_lost_worker_costs_what_waits_for_its_environment_nothing() {
+    let (runs, waits) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    let jobs = vec![assignment(5, 1, ""), assignment(6, 1, "slow")];
+    control.handle_claimed(b"w.a", jobs, at(0));
+    let Payload::Heartbeat(heartbeat) = request(2, Some(1), &[runs, waits]) else {
+        panic!()
+    };
+    let heartbeat = Heartbeat {
+        waiting: vec![waits],
+        ..heartbeat
+    };
+    control.handle_message(&from(1, b"w.a"), 0, Payload::Heartbeat(heartbeat), at(1));
+    answers(&mut control, at(1));
+    control.take_changes();
+    control.handle_timeout(at(13));
+    let mut lost = lost(&mut control);
+    lost.sort_by_key(|(attempt, _)| *attempt);
+    assert_eq!(lost, [(runs, Loss::Alone), (waits, Loss::Waiting)]);
+}
+
+/// A worker that creates an environment is idle for a job that runs alone, and one that waits for its
+/// own environment keeps no slot from others.
+#[test]
+fn environments_that_are_created_and_jobs_that_run_alone_do_not_wait_for_each_other() {
+    let mut control = with_process(at(0));
+    answers(&mut control, at(0));
+    let (alone, other) = (Attempt::new(5, 1), Attempt::new(6, 1));
+    control.handle_claimed(b"w.a", vec![assignment(5, 1, "slow")], at(0));
+    control.keep_alone(b"w.a", alone);
+    assert!(control.openings(at(0)).is_empty());
+    let waiting = |sequence: u64, waiting: &[Attempt], running: &[Attempt]| {
+        let Payload::Heartbeat(heartbeat) = request(sequence, Some(1), running) else {
+            panic!()
+        };
+        Payload::Heartbeat(Heartbeat {
+            waiting: waiting.to_vec(),
+            ..heartbeat
+        })
+    };
+    control.handle_message(&from(1, b"w.a"), 0, waiting(2, &[alone], &[alone]), at(1));
+    let open = control.openings(at(1));
+    assert!(open[0].is_idle && open[0].free == 2, "{open:?}");
+    control.handle_claimed(b"w.a", vec![assignment(6, 1, "")], at(1));
+    assert!(!control.openings(at(1))[0].is_idle);
+    // The environment is there.
+    control.handle_message(&from(1, b"w.a"), 0, waiting(3, &[], &[alone, other]), at(2));
+    assert!(control.openings(at(2)).is_empty());
 }

@@ -140,3 +140,23 @@ fn workers_are_emptied_for_what_they_may_run() {
     let first = scene.jobs_of("u")[0];
     assert_eq!(first, 20);
 }
+
+/// However many rows run alone, workers that are busy find the others behind them.
+#[test]
+fn many_rows_that_run_alone_do_not_stall_those_behind_them() {
+    let both = ["v", "w"];
+    let mut scene = full([&["*"], &["*"]]);
+    scene.sql(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority, \
+         shared_count) SELECT file_version_id, 'p', 'QUEUED', 5, {} \
+         FROM n, (SELECT file_version_id FROM cf_processing_queue WHERE id = 1)",
+        limits::SHARED_LOSSES_TOGETHER
+    ));
+    let (of_v, of_w) = (scene.jobs_of("v"), scene.jobs_of("w"));
+    scene.end("v", of_v[0]);
+    scene.end("w", of_w[0]);
+    scene.pass(&both);
+    assert_eq!(scene.running(), 3, "one is emptied");
+    assert_eq!(scene.status(7), "RUNNING");
+}
