@@ -357,8 +357,8 @@ pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Descriptors that a worker opens beside its slots: event loop, waker, control socket, signals,
-/// locks, a tool that makes an environment, a self-test, a settlement, an interpreter or process that
-/// is being started.
+/// locks, the output folder, a tool that makes an environment, a self-test, a settlement, an
+/// interpreter or process that is being started.
 pub const WORKER_DESCRIPTORS: u64 = 48;
 /// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the
 /// plugin's source (6); output of two topics and the stage of SQLite sinks (3); while another job of

@@ -48,7 +48,7 @@ pub(super) const INIT: Command = Command {
             help: "Give a copied or restored database an identity of its own",
         },
     ],
-    notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.\n\nOutput belongs to a database by its identity. After a database was copied, or restored from a\nbackup, stop its sentinel and run `casparian init --new-identity DB` on the copy. Its jobs then\nleave alone what was published before; they publish into an output folder of their own, or\nshare one with `--share-output`.",
+    notes: "A database of the old system is kept as it is and gets new columns, tables and\nindexes; the old programs go on working with it.\n\nOutput belongs to a database by its identity. After a database was copied, or restored from a\nbackup, stop its sentinel and run `casparian init --new-identity DB` on the copy. Its jobs then\nleave alone what was published before, also by jobs that were RUNNING or not settled, which are\nnamed. They publish into an output folder of their own, or share one with `--share-output`.",
 };
 
 pub(super) const JOBS: Command = Command {
@@ -124,8 +124,20 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if typed.has("new-identity") {
         let _lock = lock_database(&path, Open::Existing).map_err(failed)?;
         let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
+        let (count, jobs) = store.without_word(10).map_err(failed)?;
         let id = store.new_identity().map_err(failed)?;
-        return say(&format!("{} has the identity {id}\n", path.display()));
+        let mut text = format!("{} has the identity {id}\n", path.display());
+        if count > 0 {
+            let jobs: Vec<String> = jobs.iter().map(i64::to_string).collect();
+            let more = if count > jobs.len() { ", …" } else { "" };
+            text.push_str(&format!(
+                "Jobs that were RUNNING or not settled: {count} ({}{more}). What they had published \
+                 under the earlier identity\nstays, and no row names it: look for their files in \
+                 the output folders.\n",
+                jobs.join(", ")
+            ));
+        }
+        return say(&text);
     }
     let was_there = path.exists();
     Store::open(&path, Open::Create).map_err(failed)?;

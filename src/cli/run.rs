@@ -8,6 +8,7 @@ mod work;
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -169,7 +170,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.exclusive = true;
     sentinel_options.outage_max = Some(outage_max);
     let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
-    let mut watch = Watch::new(&output, &database, outage_max)?;
     check_code(&database)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
@@ -177,7 +177,8 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         share,
         is_closed: true,
     };
-    let root = Root::open(&output, options).map_err(failed)?;
+    let root = Arc::new(Root::open(&output, options).map_err(failed)?);
+    let mut watch = Watch::new(root.clone(), &database, outage_max)?;
     settle_interrupted(&database, &root)?;
     let mut items = enqueue(
         &database,

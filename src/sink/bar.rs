@@ -26,8 +26,9 @@ impl Root {
         if !attempt.is_numbered() {
             return Ok(());
         }
+        self.check()?;
         let folder = self.bars(&database, attempt.job_id);
-        files::create_own(&folder)?;
+        files::create_own(self.path(), &folder)?;
         let bar = folder.join(attempt.number.to_string());
         files::create(&bar).map_err(|error| Error::io(&bar, error))?;
         // A folder that another worker claims meanwhile may escape one pass, so two must find none.
@@ -52,7 +53,7 @@ impl Root {
                 });
             }
         }
-        Ok(())
+        self.check()
     }
 
     /// The highest attempt up to which the job's attempts are barred, when the given one is among

@@ -26,12 +26,10 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The output folder was taken away while the job ran.
+    /// The output folder is not there any more, or another one is in its place.
     RootGone {
         /// The output folder.
         path: PathBuf,
-        /// Another one is in its place.
-        is_replaced: bool,
     },
     /// Two sinks of the job mean the same file.
     SameFile {
@@ -179,13 +177,12 @@ impl fmt::Display for Error {
                 "{}: {reason}; change the sink's URI, or what is there",
                 path.display()
             ),
-            Error::RootGone { path, is_replaced } => {
-                let what = match is_replaced {
-                    true => "was replaced or emptied while the job ran",
-                    false => "is missing; it was removed, renamed or unmounted",
-                };
-                write!(f, "{}: the output folder {what}", path.display())
-            }
+            Error::RootGone { path } => write!(
+                f,
+                "the output folder {} is not the one that this worker has opened (unmounted, \
+                 renamed or removed): put it back, or restart the worker",
+                path.display()
+            ),
             Error::SameFile { path } => {
                 let path = path.display();
                 write!(f, "two sinks of the job write the same file {path}")
@@ -365,6 +362,11 @@ impl Error {
     /// True when others hold or move what is needed: it says nothing about the worker.
     pub fn is_contention(&self) -> bool {
         matches!(self, Error::Locked { .. } | Error::Moved { .. })
+    }
+
+    /// True when the worker can run no job before that is repaired.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, Error::RootGone { .. })
     }
 
     pub(super) fn place(path: &Path, reason: impl Into<String>) -> Self {

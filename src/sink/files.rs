@@ -168,11 +168,12 @@ pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
     written.map_err(|error| Error::io(path, error))
 }
 
-/// Creates a folder with those above it, and makes their names durable.
-pub(super) fn create_folders(folder: &Path) -> Result<(), Error> {
+/// Creates a folder below the root with those above it, but never the root, and makes their names
+/// durable.
+pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), Error> {
     let mut missing: Vec<PathBuf> = Vec::new();
     let mut at = folder;
-    while !at.is_dir() {
+    while at != root && !at.is_dir() {
         missing.push(at.to_owned());
         match at.parent() {
             Some(parent) => at = parent,
@@ -195,9 +196,9 @@ pub(super) fn create_folders(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Creates a folder of ours, with those above it. It must be where its path says: a symbolic link
+/// Creates a folder of ours below the root, with those above it. It must be where its path says: a symbolic link
 /// in an output folder that came from elsewhere leads nowhere.
-pub(super) fn create_own(folder: &Path) -> Result<(), Error> {
+pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
     let there = match folder.exists() {
         true => folder,
         false => existing_folder(folder),
@@ -207,7 +208,7 @@ pub(super) fn create_own(folder: &Path) -> Result<(), Error> {
         let reason = format!("a symbolic link leads to {}", real.display());
         return Err(Error::place(there, reason));
     }
-    create_folders(folder)
+    create_folders(root, folder)
 }
 
 /// True for a path that leads to a place below the folder that it is joined to, as far as its text
@@ -259,7 +260,6 @@ fn check_root(root: &Path) -> Result<(), Error> {
         Err(error) if !is_absent(&error) => Err(Error::io(root, error)),
         _ => Err(Error::RootGone {
             path: root.to_owned(),
-            is_replaced: false,
         }),
     }
 }

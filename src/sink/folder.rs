@@ -13,9 +13,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::anchor::{Anchor, Place, place};
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
@@ -132,9 +133,8 @@ pub(super) fn checked(database: &str) -> Result<String, Error> {
 pub(super) struct Folder {
     pub(super) name: Name,
     path: PathBuf,
-    root: PathBuf,
-    /// Device and inode of the staging folder.
-    staging: (u64, u64),
+    anchor: Arc<Anchor>,
+    staging: Place,
     mount: files::Mount,
     /// Folders that hold a bay, below the root, each with its mount.
     bays: Vec<(String, files::Mount)>,
@@ -144,6 +144,7 @@ pub(super) struct Folder {
 impl Folder {
     /// Creates the folder of an attempt that starts.
     pub(super) fn create(root: &Root, name: Name) -> Result<Self, Error> {
+        root.check()?;
         let path = root.staging().join(name.text());
         // Complete before it has its name, so that it never lacks its worker.
         let new = root.staging().join(format!("{NEW}{}", root.unique()));
@@ -169,12 +170,14 @@ impl Folder {
                 false => Error::io(&path, error),
             });
         }
+        // What is renamed from the folder stays in the root that it is in.
+        root.check()?;
         Ok(Folder {
             staging: place(root.staging())?,
             mount: files::mount(&path)?,
             name,
             path,
-            root: root.path().to_owned(),
+            anchor: root.anchor().clone(),
             bays: Vec::new(),
             is_left: false,
         })
@@ -183,6 +186,7 @@ impl Folder {
     /// Takes over the folder of an attempt that may not go on, with its bays; none when another
     /// worker was faster.
     pub(super) fn claim(root: &Root, name: &Name) -> Result<Option<Self>, Error> {
+        root.check()?;
         let from = root.staging().join(name.text());
         let claimed = Name {
             claimed_by: Some(root.unique()),
@@ -199,7 +203,7 @@ impl Folder {
             mount: files::mount(&path)?,
             name: claimed,
             path,
-            root: root.path().to_owned(),
+            anchor: root.anchor().clone(),
             bays: Vec::new(),
             is_left: true,
         };
@@ -211,7 +215,7 @@ impl Folder {
 
     /// Moves a bay to the name of this folder, from whatever claim it is under.
     fn claim_bay(&mut self, parent: &str) -> Result<(), Error> {
-        let base = self.root.join(parent);
+        let base = self.root().join(parent);
         let entries = match fs::read_dir(&base) {
             Ok(entries) => entries,
             Err(error) if is_absent(&error) => return Ok(()),
@@ -255,6 +259,10 @@ impl Folder {
         }
     }
 
+    fn root(&self) -> &Path {
+        self.anchor.root()
+    }
+
     /// A path in the folder itself.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
@@ -263,7 +271,7 @@ impl Folder {
     /// A path in the folder or in a bay.
     pub(super) fn path_in(&self, bay: Option<&str>, name: &str) -> PathBuf {
         match bay {
-            Some(parent) => self.root.join(parent).join(self.name.text()).join(name),
+            Some(parent) => self.root().join(parent).join(self.name.text()).join(name),
             None => self.path(name),
         }
     }
@@ -271,7 +279,7 @@ impl Folder {
     /// The bay whose files can be renamed into the folder of `target`, a path below the root;
     /// none for the folder itself. It is created when it is new.
     pub(super) fn bay(&mut self, target: &Path) -> Result<Option<String>, Error> {
-        let target = self.root.join(target);
+        let target = self.root().join(target);
         let folder = files::existing_folder(&target);
         let mount = files::mount(folder)?;
         if mount == self.mount {
@@ -281,13 +289,13 @@ impl Folder {
             return Ok(Some(parent.clone()));
         }
         let parent = folder.join(".casparian");
-        let outside = || match self.root.is_dir() {
-            true => Error::Outside {
+        let outside = || match self.anchor.check() {
+            Ok(()) => Error::Outside {
                 path: target.clone(),
             },
-            false => self.gone(),
+            Err(error) => error,
         };
-        let below = parent.strip_prefix(&self.root).map_err(|_| outside())?;
+        let below = parent.strip_prefix(self.root()).map_err(|_| outside())?;
         let below = below.to_str().ok_or_else(outside)?.to_owned();
         self.bays.push((below.clone(), mount));
         let parents: Vec<&str> = self.bays.iter().map(|(bay, _)| bay.as_str()).collect();
@@ -296,7 +304,7 @@ impl Folder {
         fs::write(&new, list).map_err(|error| self.refusal(Error::io(&new, error)))?;
         files::rename(&new, &path).map_err(|error| self.refusal(error))?;
         let bay = parent.join(self.name.text());
-        fs::create_dir_all(&bay).map_err(|error| Error::io(&bay, error))?;
+        files::create_folders(self.root(), &bay)?;
         Ok(Some(below))
     }
 
@@ -305,19 +313,22 @@ impl Folder {
         self.path.exists()
     }
 
-    /// Why the folder does not exist: it was claimed, so the attempt is barred, or the root was
-    /// taken away.
+    /// Why the folder does not exist: it was claimed, so the attempt is barred, or the root or the
+    /// staging folder was taken away.
     pub(super) fn gone(&self) -> Error {
-        let now = self.path.parent().map(place);
-        match (now, self.root.is_dir()) {
-            (Some(Ok(now)), _) if now == self.staging => {
+        if let Err(error) = self.anchor.check() {
+            return error;
+        }
+        let staging = self.path.parent().unwrap_or(&self.path);
+        match place(staging) {
+            Ok(now) if now == self.staging => {
                 let attempt = self.name.attempt;
                 let by = attempt.number;
                 Error::Barred { attempt, by }
             }
-            (_, is_replaced) => Error::RootGone {
-                path: self.root.clone(),
-                is_replaced,
+            _ => Error::Io {
+                path: staging.to_owned(),
+                source: std::io::Error::other("it was removed or replaced while the job ran"),
             },
         }
     }
@@ -348,7 +359,7 @@ impl Drop for Folder {
         }
         // The folder goes last: its list is what finds the bays.
         let bays = self.bays.iter();
-        let bays = bays.map(|(bay, _)| self.root.join(bay).join(self.name.text()));
+        let bays = bays.map(|(bay, _)| self.root().join(bay).join(self.name.text()));
         for path in bays.chain([self.path.clone()]) {
             match fs::remove_dir_all(&path) {
                 Err(error) if !is_absent(&error) => {
@@ -358,12 +369,6 @@ impl Drop for Folder {
             }
         }
     }
-}
-
-/// Device and inode.
-fn place(folder: &Path) -> Result<(u64, u64), Error> {
-    let found = fs::metadata(folder).map_err(|error| Error::io(folder, error))?;
-    Ok((found.dev(), found.ino()))
 }
 
 fn is_occupied(error: &std::io::Error) -> bool {

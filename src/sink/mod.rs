@@ -16,7 +16,7 @@
 //! - No path leaves the output root, whatever the URI or a symbolic link says.
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
-//! Files: `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
+//! Files: `anchor` (which folder the root is), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`; `place` (one file under several paths);
 //! `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
@@ -33,6 +33,7 @@
     )
 )]
 
+mod anchor;
 mod bar;
 mod claims;
 mod columns;

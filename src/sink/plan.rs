@@ -306,7 +306,7 @@ fn plan_file(
     let target = root.path().join(&given);
     files::inside(root.path(), &target)?;
     if let Some(parent) = target.parent() {
-        files::create_folders(parent)?;
+        files::create_folders(root.path(), parent)?;
     }
     let staged = folder.path_in(sink.bay.as_deref(), &format!("s{}", sink.index));
     let identity = files::identity(&staged)?;
@@ -382,7 +382,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
         if database.is_relative() {
             files::inside(root.path(), &path)?;
             if let Some(parent) = path.parent() {
-                files::create_folders(parent)?;
+                files::create_folders(root.path(), parent)?;
             }
             // The database itself may be a link.
             if path.symlink_metadata().is_ok() {

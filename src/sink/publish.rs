@@ -137,6 +137,7 @@ impl Staged {
         if !sinks.is_empty() && !claims::acquire(&self.root, &self.folder, &sinks, is_granted)? {
             return Ok(None);
         }
+        self.check_folder()?;
         let Plan {
             mut record,
             tables,
@@ -145,6 +146,7 @@ impl Staged {
         if record.outputs.is_empty() && !has_earlier {
             return Ok(Some(Published::default()));
         }
+        self.root.check()?;
         let Some(prepared) = self.prepare(&tables, is_granted)? else {
             return Ok(None);
         };
@@ -240,6 +242,7 @@ impl Staged {
     }
 
     fn check_folder(&self) -> Result<(), Error> {
+        self.root.check()?;
         match self.folder.exists() {
             true => Ok(()),
             false => Err(self.folder.gone()),
@@ -310,6 +313,8 @@ impl Staged {
         }
         hook(Step::Sync)?;
         recover::sync_parents(&self.root, record.outputs.files.iter())?;
+        // The root may have gone between the check and the renames.
+        self.root.check()?;
         for (at, transaction) in prepared.into_iter().enumerate() {
             // After the first commit nothing brings the rows back that it has replaced. The lock
             // on the others keeps successors from them.

@@ -244,6 +244,7 @@ impl Record {
     /// Writes and syncs the record of the folder's job. It is renamed from the folder, so a barred
     /// attempt cannot.
     pub(super) fn write(&self, root: &Root, folder: &Folder) -> Result<(), Error> {
+        root.check()?;
         let path = path(root, &folder.name);
         let new = folder.path("record");
         let text = serde_json::to_vec(self).map_err(|error| Error::Record {
@@ -251,7 +252,7 @@ impl Record {
             reason: error.to_string(),
         })?;
         let parent = path.parent().unwrap_or(root.base());
-        files::create_own(parent)?;
+        files::create_own(root.path(), parent)?;
         files::write_synced(&new, &text).map_err(|error| folder.refusal(error))?;
         files::rename(&new, &path).map_err(|error| folder.refusal(error))?;
         files::sync_folder(parent)

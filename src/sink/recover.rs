@@ -126,6 +126,7 @@ fn take_away(root: &Root, folder: &Folder, index: usize, file: &FileOutput) -> R
 /// Before the commit: puts back what was there before, and the record of it. Staged files are
 /// in the folder again afterwards.
 pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), Error> {
+    root.check()?;
     let mut restored = record.previous.clone();
     let previous = record.previous.files.iter().enumerate();
     let places: HashMap<&str, usize> = previous

@@ -3,13 +3,15 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
+use super::anchor::Anchor;
 use super::files;
 use super::folder::{self, Folder, Name};
 use super::sqlite::Stuck;
 use super::{Error, names, recover};
+use crate::job::Cause;
 
 /// How a root is used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -32,7 +34,7 @@ pub struct Root {
     staging: PathBuf,
     options: RootOptions,
     worker: String,
-    lock: Mutex<File>,
+    anchor: Arc<Anchor>,
     count: AtomicU64,
     stuck: Stuck,
 }
@@ -77,7 +79,7 @@ fn check_text(path: &Path) -> Result<(), Error> {
 fn create_own(root: &Path) -> Result<(), Error> {
     for name in FOLDERS {
         let folder = root.join(".casparian").join(name);
-        files::create_own(&folder)?;
+        files::create_own(root, &folder)?;
         if files::mount(&folder)? != files::mount(root)? {
             let reason = "it is on another file system or mount than the output folder, and \
                           files cannot be renamed between them; unmount it";
@@ -99,14 +101,16 @@ impl Root {
         check_text(&path)?;
         create_own(&path)?;
         let base = path.join(".casparian");
-        let (worker, lock) = register(&base.join("workers"))?;
+        let workers = base.join("workers");
+        let (worker, lock) = register(&workers)?;
+        let anchor = Anchor::new(&path, workers.join(&worker), lock)?;
         let root = Root {
             path,
             staging: base.join("staging"),
             base,
             options,
             worker,
-            lock: Mutex::new(lock),
+            anchor: Arc::new(anchor),
             count: AtomicU64::new(0),
             stuck: Stuck::default(),
         };
@@ -114,27 +118,22 @@ impl Root {
         Ok(root)
     }
 
-    /// Creates again what was removed from under the worker: its folders, and its own file, which
-    /// shows others that it lives.
+    /// Creates again what was removed from `.casparian`: its folders, and the worker's own file,
+    /// which shows others that it lives. The root itself is never created again.
     pub fn ensure(&self) -> Result<(), Error> {
-        create_own(&self.path)?;
-        let path = self.base.join("workers").join(&self.worker);
-        let file = match File::create_new(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) => return Err(Error::io(&path, error)),
-        };
-        match file.try_lock() {
-            Ok(()) => {
-                *self.lock.lock().unwrap_or_else(PoisonError::into_inner) = file;
-                Ok(())
-            }
-            // Another worker asks at this moment; the next call locks a file of its own.
-            Err(fs::TryLockError::WouldBlock) => {
-                fs::remove_file(&path).map_err(|error| Error::io(&path, error))
-            }
-            Err(fs::TryLockError::Error(error)) => Err(Error::io(&path, error)),
-        }
+        self.check()?;
+        let created = create_own(&self.path).and_then(|()| self.anchor.ensure_own());
+        created.map_err(|error| self.judged(error))?;
+        self.check()
+    }
+
+    /// [`Error::RootGone`] where the root's path does not name the folder that was opened.
+    pub fn check(&self) -> Result<(), Error> {
+        self.anchor.check()
+    }
+
+    pub(super) fn anchor(&self) -> &Arc<Anchor> {
+        &self.anchor
     }
 
     /// The output root, canonical.
@@ -239,8 +238,14 @@ impl Root {
         }
     }
 
-    /// The same error, as it counts in this root.
-    pub(super) fn judged(&self, mut error: Error) -> Error {
+    /// The same error, as it counts in this root. What was found in another folder counts for
+    /// nothing.
+    pub fn judged(&self, mut error: Error) -> Error {
+        if error.cause() != Cause::Plugin
+            && let Err(gone @ Error::RootGone { .. }) = self.check()
+        {
+            return gone;
+        }
         if let Error::OtherDatabase { is_final, .. } = &mut error {
             *is_final = self.is_closed();
         }
@@ -287,7 +292,7 @@ impl Root {
     /// Gives up the worker's lock, as the end of its process does.
     #[cfg(test)]
     pub(super) fn die(&self) {
-        self.lock.lock().unwrap().unlock().unwrap();
+        self.anchor.unlock();
     }
 }
 
@@ -298,10 +303,7 @@ impl Drop for Root {
             log::warn!("{error}");
         }
         // After its name: no worker finds a free lock of one that ends.
-        let lock = self.lock.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = lock.unlock() {
-            log::warn!("cannot unlock {}: {error}", path.display());
-        }
+        self.anchor.unlock();
     }
 }
 

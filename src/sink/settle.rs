@@ -22,6 +22,7 @@ impl Root {
         if !name.is_numbered() {
             return Ok(Vec::new());
         }
+        self.check()?;
         // What the attempt itself could not undo.
         recover::recover(self, &name)?;
         if name.attempt.ordinal() > 1 {
@@ -30,7 +31,7 @@ impl Root {
             self.bar(&name.database, before)?;
         }
         if record::read(self, &name)?.is_none() {
-            return Ok(Vec::new());
+            return self.check().map(|()| Vec::new());
         }
         let mut folder = Folder::create(self, name)?;
         let settled = self.settle_in(&job.previous, &job.history, &mut folder);
@@ -64,7 +65,7 @@ impl Root {
                 && !history.is_foreign(record.attempt, record.key, name.attempt)
         };
         let Some(record) = record::read(self, &name)? else {
-            return Ok(None);
+            return self.check().map(|()| None);
         };
         if !(settlement.keep && is_silent(&record) && record.stands(self, &name)?) {
             let mut folder = Folder::create(self, name.clone())?;
@@ -75,9 +76,10 @@ impl Root {
             settled?;
         }
         let Some(record) = record::read(self, &name)? else {
-            return Ok(None);
+            return self.check().map(|()| None);
         };
         let stands = is_silent(&record) && record.stands(self, &name)?;
+        self.check()?;
         Ok(stands.then(|| (record.attempt, record.artifacts(self))))
     }
 

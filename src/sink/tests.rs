@@ -13,6 +13,7 @@ use arrow::array::{ArrayRef, Int64Array, RecordBatch};
 use super::*;
 use crate::job::{Attempt, Job, Plugin, Sink};
 
+mod away;
 mod columns;
 mod fence;
 mod identity;

@@ -46,7 +46,26 @@ pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attem
      WHERE job_id = ?1 AND attempt > ?2 AND (status = 'RETURNED' OR \
      status = 'FAILED' AND (cause IS NULL OR cause NOT IN ('lost', 'worker')))";
 
+/// Jobs that may have output which no receipt names.
+const WITHOUT_WORD_QUERY: &str =
+    "SELECT id FROM cf_processing_queue WHERE status = 'RUNNING' OR unsettled = 1 ORDER BY id";
+
 impl Store {
+    /// Jobs that may have output which no receipt names, because they run or are to be settled: how
+    /// many, and the IDs of the first `limit`.
+    pub fn without_word(&self, limit: usize) -> Result<(usize, Vec<i64>), Error> {
+        let mut statement = self.connection.prepare(WITHOUT_WORD_QUERY)?;
+        let (mut found, mut first) = (0, Vec::new());
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            found += 1;
+            if first.len() < limit {
+                first.push(row.get(0)?);
+            }
+        }
+        Ok((found, first))
+    }
+
     /// IDs above `after` of jobs to settle, rising, at most [`limits::SETTLED_PER_TURN`].
     pub fn unsettled(&self, after: i64) -> Result<Vec<i64>, Error> {
         let mut statement = self.connection.prepare_cached(UNSETTLED_QUERY)?;

@@ -314,7 +314,14 @@ impl Worker {
                     Report::Discarded => run.slot.handle_discarded(),
                 }
             }
-            ThreadEvent::Settled { attempt, result } => self.handle_settled(attempt, result),
+            ThreadEvent::Settled { attempt, result } => {
+                if let Err(failure) = &result
+                    && failure.is_trouble
+                {
+                    self.note_trouble(&failure.message, now);
+                }
+                self.handle_settled(attempt, result);
+            }
             ThreadEvent::SelfTest(result) => {
                 if self.health.handle_test(result, self.next_serial, now) {
                     log::info!("this worker works again");
@@ -425,6 +432,15 @@ impl Worker {
         Some(run)
     }
 
+    /// Something is missing without which no job can run.
+    fn note_trouble(&mut self, reason: &str, now: BootTime) {
+        if self.health.trouble().is_none() {
+            log::error!("this worker is in trouble: {reason}");
+            self.heartbeat_at = now;
+        }
+        self.health.handle_trouble(reason, now);
+    }
+
     /// The job is over: its receipt goes out.
     pub(super) fn conclude(&mut self, run: Run, now: BootTime) {
         let attempt = run.order.job.attempt;
@@ -441,6 +457,9 @@ impl Worker {
         if !is_innocent && !is_contention {
             self.health
                 .handle_end(run.serial, &run.order.environment, failed, now);
+        }
+        if let Some(failure) = failure.filter(|failure| failure.is_trouble) {
+            self.health.handle_trouble(&failure.message, now);
         }
         if let (false, Some(reason)) = (was_in_trouble, self.health.trouble()) {
             log::error!("this worker is in trouble: {reason}");

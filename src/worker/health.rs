@@ -13,6 +13,8 @@
 //! A writer thread that does not answer is trouble at once, and a self-test cannot end it before
 //! the thread has ended: its storage hangs, and each further job could cost a thread.
 //!
+//! An output folder that is not there any more is trouble at once too.
+//!
 //! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
 //! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].
 
@@ -132,6 +134,13 @@ impl Health {
         }
     }
 
+    /// Something is missing without which no job can run.
+    pub(super) fn handle_trouble(&mut self, reason: &str, now: BootTime) {
+        self.worker.add(reason);
+        self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
+        self.expect_test(now);
+    }
+
     /// In trouble, a first self-test follows.
     fn expect_test(&mut self, now: BootTime) {
         if self.worker.trouble().is_some() && self.test == Test::None {
@@ -147,9 +156,7 @@ impl Health {
     /// A job's writer was given up: its thread has not answered.
     pub(super) fn handle_silent_writer(&mut self, serial: u64, reason: &str, now: BootTime) {
         self.silent.insert(serial);
-        self.worker.add(reason);
-        self.worker.count = self.worker.count.max(limits::TROUBLE_FAILURES);
-        self.expect_test(now);
+        self.handle_trouble(reason, now);
     }
 
     /// True while a writer that was given up has not ended.
@@ -308,6 +315,21 @@ mod tests {
         health.handle_end(1, "a", None, now);
         health.handle_end(1, "a", WORKER, now);
         assert_eq!(health.trouble(), None, "a job has ended well");
+    }
+
+    #[test]
+    fn what_no_job_can_run_without_is_trouble_until_a_test_finds_it() {
+        let mut health = Health::new();
+        health.handle_trouble("the output folder is gone\nmore", NOW);
+        assert_eq!(health.trouble(), Some("the output folder is gone"));
+        let due = health.poll_timeout().unwrap();
+        assert!(health.poll_test(due));
+        health.handle_end(1, "a", None, due);
+        assert!(health.trouble().is_some(), "it may have published before");
+        health.handle_trouble("the output folder is gone", due);
+        assert_eq!(health.poll_timeout(), None, "one test at a time");
+        assert!(health.handle_test(Ok(()), 1, due));
+        assert_eq!(health.trouble(), None);
     }
 
     #[test]

@@ -263,12 +263,15 @@ mod tests {
         let output = dir.path().join("out");
         let root = Root::open(&output, crate::sink::RootOptions::default()).unwrap();
         self_test(dir.path(), &root).unwrap();
-        fs::remove_dir_all(&output).unwrap();
+        fs::remove_dir_all(output.join(".casparian")).unwrap();
         self_test(dir.path(), &root).unwrap();
         assert!(output.join(".casparian/staging").is_dir());
         let workers = fs::read_dir(output.join(".casparian/workers")).unwrap();
         assert_eq!(workers.count(), 1, "others see that the worker lives");
         fs::remove_dir_all(&output).unwrap();
+        let error = self_test(dir.path(), &root).unwrap_err().to_string();
+        assert!(error.contains("put it back"), "{error}");
+        assert!(!output.exists());
         fs::write(&output, "a file").unwrap();
         let error = self_test(dir.path(), &root).unwrap_err().to_string();
         assert!(error.contains("out"), "{error}");

@@ -47,7 +47,8 @@ impl Worker {
         let started = std::thread::Builder::new()
             .name("settlement".to_owned())
             .spawn(move || {
-                let result = root.settle(&settlement).map_err(Failure::from);
+                let result = root.settle(&settlement);
+                let result = result.map_err(|error| root.judged(error).into());
                 // The loop ends only when the whole worker stops.
                 if events
                     .send(ThreadEvent::Settled { attempt, result })

@@ -241,7 +241,7 @@ impl Task {
         let written = self.write();
         // What stands by the number of the attempt is not its own.
         let is_copy = matches!(written, Err(sink::Error::Copied { .. }));
-        let report = written.unwrap_or_else(|error| Report::Failed(error.into()));
+        let report = written.unwrap_or_else(|error| Report::Failed(self.root.judged(error).into()));
         // The receipt of an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed

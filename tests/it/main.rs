@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod away;
 mod common;
 mod crash;
 mod curve;

@@ -389,6 +389,16 @@ fn a_copy_gets_an_identity_of_its_own_while_no_sentinel_works_on_it() {
     let said = casparian_ok(&["init", "--new-identity", text]);
     let second = identity();
     assert!(said.contains(&second) && second != first, "{said}");
+    assert!(!said.contains("RUNNING"), "{said}");
+    let insert = "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status)";
+    let rows = "(7, 1, 'p', 'RUNNING'), (8, 1, 'p', 'QUEUED'), (9, 1, 'p', 'FAILED')";
+    sql(&database, &format!("{insert} VALUES {rows}"));
+    sql(
+        &database,
+        "UPDATE cf_processing_queue SET unsettled = 1 WHERE id = 9",
+    );
+    let said = casparian_ok(&["init", "--new-identity", text]);
+    assert!(said.contains("not settled: 2 (7, 9)"), "{said}");
     let missing = dir.path().join("missing.sqlite");
     let refused = casparian(&["init", "--new-identity", missing.to_str().unwrap()]);
     assert!(stderr(&refused).contains("no such file"));

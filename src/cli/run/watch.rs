@@ -1,13 +1,12 @@
 //! What a run cannot go on without: its queue, its output folder, and a worker that takes jobs.
 
-use std::fs;
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cli::{Failure, failed};
 use crate::limits;
+use crate::sink::{self, Root};
 use crate::store::{Error, Open, Store};
 
 /// What to do about an end that is no file's fault.
@@ -18,9 +17,7 @@ const RECOVERED_AFTER: Duration = Duration::from_secs(60);
 
 /// The output folder and the queue as they were at the start.
 pub(super) struct Watch {
-    output: PathBuf,
-    /// Device and inode.
-    folder: (u64, u64),
+    root: Arc<Root>,
     database: PathBuf,
     queue: Store,
     /// How long queue and worker may fail.
@@ -31,21 +28,18 @@ pub(super) struct Watch {
     trouble_seen: Option<Instant>,
 }
 
-fn inode(found: &fs::Metadata) -> (u64, u64) {
-    (found.dev(), found.ino())
-}
-
 impl Watch {
-    pub(super) fn new(output: &Path, database: &Path, longest: Duration) -> Result<Self, Failure> {
+    pub(super) fn new(
+        root: Arc<Root>,
+        database: &Path,
+        longest: Duration,
+    ) -> Result<Self, Failure> {
         let queue = Store::open(database, Open::Existing).map_err(failed)?;
         queue
             .set_busy_timeout(limits::STORE_BUSY_TIMEOUT)
             .map_err(failed)?;
-        let found = fs::metadata(output)
-            .map_err(|error| failed(format!("output {}: {error}", output.display())))?;
         Ok(Watch {
-            output: output.to_owned(),
-            folder: inode(&found),
+            root,
             database: database.to_owned(),
             queue,
             longest,
@@ -57,22 +51,12 @@ impl Watch {
     /// Fails when folder or queue are not any more what they were, so that waiting is in vain.
     /// Other failures may pass.
     pub(super) fn check(&self) -> Result<(), String> {
-        let output = self.output.display();
-        match fs::metadata(&self.output) {
-            Ok(found) if inode(&found) == self.folder => {}
-            Ok(_) => {
-                return Err(format!(
-                    "output {output}: another folder is in its place; put it back, and {GO_ON}"
-                ));
-            }
-            Err(error)
-                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
-            {
-                return Err(format!(
-                    "output {output}: it was removed, renamed or unmounted; put it back, and {GO_ON}"
-                ));
-            }
-            Err(_) => {}
+        if let Err(sink::Error::RootGone { path }) = self.root.check() {
+            return Err(format!(
+                "output {}: it was removed, renamed or unmounted, or another folder is in its \
+                 place; put it back, and {GO_ON}",
+                path.display()
+            ));
         }
         match self.queue.check_identity() {
             Err(Error::Replaced { path, reason }) => Err(format!(

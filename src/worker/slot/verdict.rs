@@ -17,6 +17,8 @@ pub struct Failure {
     pub is_innocent: bool,
     /// Others hold what the job needs: it counts, and says nothing about the worker.
     pub is_contention: bool,
+    /// The worker can run no job before that is repaired.
+    pub is_trouble: bool,
     /// The number up to which attempts of the job are barred, when that is the reason.
     pub barred_by: Option<i64>,
     /// The input changed while the job ran.
@@ -32,6 +34,7 @@ impl Failure {
             exit: None,
             is_innocent: false,
             is_contention: false,
+            is_trouble: false,
             barred_by: None,
             input_changed: false,
         }
@@ -42,6 +45,7 @@ impl From<sink::Error> for Failure {
     fn from(error: sink::Error) -> Self {
         Failure {
             is_contention: error.is_contention(),
+            is_trouble: error.is_trouble(),
             barred_by: error.barred_by(),
             ..Failure::new(error.cause(), error.to_string())
         }

@@ -1,0 +1,145 @@
+//! Which folder the root is: the one that the worker has opened, whatever is at its path later.
+//!
+//! It is the same as long as its device and inode are. The folder is kept open, so that no other
+//! one gets its inode number. A file system that is mounted again may have another device number:
+//! then it is the same where the worker's own file is in it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Error;
+use super::files::{self, is_absent};
+
+/// Device and inode.
+pub(super) type Place = (u64, u64);
+
+/// A root as it was when it was opened.
+#[derive(Debug)]
+pub(super) struct Anchor {
+    root: PathBuf,
+    /// The worker's own file in the root.
+    own: PathBuf,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    folder: File,
+    place: Place,
+    /// The worker's own file, locked.
+    lock: File,
+    inode: u64,
+}
+
+/// Device and inode of what is at a path.
+pub(super) fn place(path: &Path) -> Result<Place, Error> {
+    let found = fs::metadata(path).map_err(|error| Error::io(path, error))?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// Opens a folder, and tells which it is.
+fn open(folder: &Path) -> Result<(File, Place), Error> {
+    let fail = |error| Error::io(folder, error);
+    let file = File::open(folder).map_err(fail)?;
+    let found = file.metadata().map_err(fail)?;
+    Ok((file, (found.dev(), found.ino())))
+}
+
+fn inode(file: &File, path: &Path) -> Result<u64, Error> {
+    let found = file.metadata().map_err(|error| Error::io(path, error))?;
+    Ok(found.ino())
+}
+
+impl Anchor {
+    /// For a root in which the worker has created its own file, and locked it.
+    pub(super) fn new(root: &Path, own: PathBuf, lock: File) -> Result<Self, Error> {
+        let (folder, place) = open(root)?;
+        let held = Held {
+            folder,
+            place,
+            inode: inode(&lock, &own)?,
+            lock,
+        };
+        Ok(Anchor {
+            root: root.to_owned(),
+            own,
+            held: Mutex::new(held),
+        })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The root's path.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// [`Error::RootGone`] where the root's path does not name the folder that was opened.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let gone = || Error::RootGone {
+            path: self.root.clone(),
+        };
+        let found = match fs::metadata(&self.root) {
+            Ok(found) => (found.dev(), found.ino()),
+            Err(error) if is_absent(&error) => return Err(gone()),
+            Err(error) => return Err(Error::io(&self.root, error)),
+        };
+        let (place, inode) = {
+            let held = self.held();
+            (held.place, held.inode)
+        };
+        if found == place {
+            return Ok(());
+        }
+        match files::identity(&self.own)? {
+            Some(own) if own.inode == inode => self.hold_again(),
+            _ => Err(gone()),
+        }
+    }
+
+    /// Holds the root that was mounted again, and the lock there.
+    fn hold_again(&self) -> Result<(), Error> {
+        let file = files::open(&self.own).map_err(|error| Error::io(&self.own, error))?;
+        // Not free where the earlier lock still holds.
+        if file.try_lock().is_ok() {
+            let (folder, place) = open(&self.root)?;
+            let mut held = self.held();
+            held.lock = file;
+            held.folder = folder;
+            held.place = place;
+        }
+        Ok(())
+    }
+
+    /// Creates the worker's own file again where it was removed.
+    pub(super) fn ensure_own(&self) -> Result<(), Error> {
+        let fail = |error| Error::io(&self.own, error);
+        let file = match File::create_new(&self.own) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) => return Err(fail(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => {
+                let mut held = self.held();
+                held.inode = inode(&file, &self.own)?;
+                held.lock = file;
+                Ok(())
+            }
+            // Another worker asks at this moment; the next call locks a file of its own.
+            Err(fs::TryLockError::WouldBlock) => fs::remove_file(&self.own).map_err(fail),
+            Err(fs::TryLockError::Error(error)) => Err(fail(error)),
+        }
+    }
+
+    /// Gives up the lock: others take the worker for ended.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = self.held().lock.unlock() {
+            log::warn!("cannot unlock {}: {error}", self.own.display());
+        }
+    }
+}

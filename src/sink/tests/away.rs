@@ -1,0 +1,300 @@
+//! A root that is renamed, replaced or unmounted while a worker has it open: nothing is created
+//! where it was, and what was published counts again once it is back.
+
+use super::roots::Mount;
+use super::*;
+use crate::job::{Cause, Settlement};
+
+const SINKS: &[(&str, &str, &str)] = &[("a", "parquet://set/a.parquet", "append")];
+const SINK_LISTS: [&[(&str, &str, &str)]; 5] = [
+    SINKS,
+    &[("a", "parquet://a.parquet", "replace")],
+    &[("a", "parquet://a.parquet", "error"), SINKS[0]],
+    &[("a", "sqlite://x.db/rows", "append")],
+    &[("a", "sqlite://x.db/rows", "replace"), SINKS[0]],
+];
+
+fn of(job_id: i64, number: i64) -> Job {
+    job(Some(A), Attempt::new(job_id, number), SINKS)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Nothing is in its place.
+    Renamed,
+    /// An empty folder is.
+    Replaced,
+    /// The root of another worker is.
+    Used,
+    /// It was a mount, and the folder below it is there now.
+    Unmounted,
+}
+
+/// An output folder that is taken away and put back.
+struct Place {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+    way: Way,
+    mount: Option<Mount>,
+    other: Option<Arc<Root>>,
+}
+
+impl Place {
+    /// None where this process may not mount.
+    fn new(way: Way) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().canonicalize().unwrap().join("out");
+        let mut place = Place {
+            dir,
+            path,
+            way,
+            mount: None,
+            other: None,
+        };
+        if way == Way::Unmounted {
+            fs::create_dir(place.away()).unwrap();
+            place.give();
+            place.mount.as_ref()?;
+        }
+        Some(place)
+    }
+
+    fn away(&self) -> PathBuf {
+        self.dir.path().join("away")
+    }
+
+    fn take(&mut self) {
+        if self.way == Way::Unmounted {
+            self.mount = None;
+            return;
+        }
+        fs::rename(&self.path, self.away()).unwrap();
+        match self.way {
+            Way::Replaced => fs::create_dir(&self.path).unwrap(),
+            Way::Used => self.other = Some(open(&self.path)),
+            Way::Renamed | Way::Unmounted => {}
+        }
+    }
+
+    fn give(&mut self) {
+        if self.way == Way::Unmounted {
+            let away = self.away();
+            self.mount = Mount::new(&["--bind", away.to_str().unwrap()], self.path.clone());
+            return;
+        }
+        self.other = None;
+        if self.way != Way::Renamed {
+            fs::remove_dir_all(&self.path).unwrap();
+        }
+        fs::rename(self.away(), &self.path).unwrap();
+    }
+
+    /// Every path below the folder; none where it does not exist.
+    fn all(&self) -> Option<Vec<String>> {
+        self.path.exists().then(|| {
+            let mut found = Vec::new();
+            let mut folders = vec![self.path.clone()];
+            while let Some(folder) = folders.pop() {
+                for name in names_in(&folder) {
+                    let path = folder.join(name);
+                    found.push(path.to_string_lossy().into_owned());
+                    folders.extend(path.is_dir().then_some(path));
+                }
+            }
+            found.sort();
+            found
+        })
+    }
+}
+
+/// Renames are always tried, mounts where this process may mount.
+fn each_way(run: impl Fn(Place)) {
+    for way in [Way::Renamed, Way::Replaced, Way::Used, Way::Unmounted] {
+        match Place::new(way) {
+            Some(place) => run(place),
+            None => eprintln!("without a mount: this process may not mount"),
+        }
+    }
+}
+
+fn assert_gone(error: &Error, place: &Path, case: &str) {
+    let want = format!(
+        "the output folder {} is not the one that this worker has opened (unmounted, renamed or \
+         removed): put it back, or restart the worker",
+        place.display()
+    );
+    assert_eq!(error.to_string(), want, "{case}");
+    assert_eq!(error.cause(), Cause::Worker, "{case}");
+}
+
+fn settlement() -> Settlement {
+    Settlement {
+        attempt: Attempt::new(1, 2),
+        database: A.to_owned(),
+        previous: Vec::new(),
+        history: Default::default(),
+        keep: false,
+    }
+}
+
+#[test]
+fn nothing_is_created_in_the_place_of_a_root_that_is_away() {
+    each_way(|mut place| {
+        let root = open(&place.path);
+        publish(&root, &of(1, 1), &[1]).unwrap();
+        let staged = stage(&root, &of(2, 1), &[2]).unwrap();
+        let mut output = JobOutput::new(root.clone(), Arc::new(of(3, 1))).unwrap();
+        place.take();
+        let before = place.all();
+        let written = output.write(None, &numbers(&[3]));
+        let written = written.and_then(|()| output.stage()).and_then(granted);
+        let errors = [
+            ("publish", granted(staged).err()),
+            ("write", written.map_err(|error| root.judged(error)).err()),
+            ("start", stage(&root, &of(4, 1), &[4]).err()),
+            ("ensure", root.ensure().err()),
+            ("bar", root.bar(A, Attempt::new(5, 1)).err()),
+            ("settle", root.settle(&settlement()).err()),
+            ("settle_failed", root.settle_failed(&of(1, 2)).err()),
+        ];
+        for (what, error) in errors {
+            let case = format!("{what} {:?}", place.way);
+            assert_gone(&error.expect(&case), &place.path, &case);
+            assert_eq!(place.all(), before, "{case}");
+        }
+        place.give();
+        root.ensure().unwrap();
+        for (job_id, number) in [(2, 2), (3, 2), (4, 1)] {
+            publish(&root, &of(job_id, number), &[job_id]).unwrap();
+        }
+        let files: Vec<String> = (1..5).map(|id| format!("set/a_{id}.parquet")).collect();
+        assert_eq!(visible(&place.path), files, "{:?}", place.way);
+        assert_eq!(names_in(&place.path.join(".casparian/staging")), [""; 0]);
+    });
+}
+
+#[test]
+fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
+    for sinks in SINK_LISTS {
+        each_way(|place| {
+            let place = std::cell::RefCell::new(place);
+            let root = open(&place.borrow().path);
+            for stop in 0.. {
+                let attempt = |number| job(Some(A), Attempt::new(stop + 1, number), sinks);
+                if sinks[0].2 == "error" {
+                    let path = &place.borrow().path;
+                    for file in visible(path) {
+                        fs::remove_file(path.join(file)).unwrap();
+                    }
+                }
+                let staged = stage(&root, &attempt(1), &[1]).unwrap();
+                let (at, before) = (std::cell::Cell::new(0), std::cell::RefCell::new(None));
+                let hook = |step| {
+                    if at.replace(at.get() + 1) == stop {
+                        place.borrow_mut().take();
+                        *before.borrow_mut() = Some((place.borrow().all(), step));
+                    }
+                    Ok(())
+                };
+                let result = staged.publish_by_steps(&[], &|| true, &hook);
+                let Some((before, step)) = before.take() else {
+                    result.unwrap();
+                    assert!(stop > 3);
+                    break;
+                };
+                let case = format!("{sinks:?} {:?} {step:?}", place.borrow().way);
+                match result {
+                    Err(Refused::Failed(error)) => {
+                        assert_gone(&error, &place.borrow().path, &case);
+                    }
+                    other => panic!("{case}: {other:?}"),
+                }
+                assert_eq!(place.borrow().all(), before, "{case}");
+                place.borrow_mut().give();
+                let published = publish(&root, &attempt(2), &[2]).unwrap();
+                assert_eq!(published.artifacts.len(), sinks.len(), "{case}");
+                for artifact in published.artifacts {
+                    if let Some(file) = artifact.uri.strip_prefix("file://") {
+                        assert_eq!(values(Path::new(file)), [2], "{case}");
+                    }
+                }
+                let table = place.borrow().path.join("x.db");
+                if table.exists() {
+                    let query = "SELECT x FROM rows WHERE _job_id = ?1";
+                    let table = rusqlite::Connection::open(table).unwrap();
+                    let value = table.query_row(query, [stop + 1], |row| row.get(0));
+                    assert_eq!(value, Ok(2), "{case}");
+                }
+                let staging = place.borrow().path.join(".casparian/staging");
+                assert_eq!(names_in(&staging), [""; 0], "{case}");
+            }
+        });
+    }
+}
+
+/// File systems give an inode number again.
+#[test]
+fn a_root_that_was_removed_is_another_one_when_it_is_created_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().canonicalize().unwrap().join("out");
+    let root = open(&path);
+    publish(&root, &of(1, 1), &[1]).unwrap();
+    fs::remove_dir_all(&path).unwrap();
+    assert_gone(&root.ensure().unwrap_err(), &path, "removed");
+    assert!(!path.exists());
+    for _ in 0..100 {
+        fs::create_dir(&path).unwrap();
+        assert_gone(&root.ensure().unwrap_err(), &path, "created again");
+        let error = stage(&root, &of(2, 1), &[2]).err().unwrap();
+        assert_gone(&error, &path, "created again");
+        assert_eq!(names_in(&path), [""; 0]);
+        fs::remove_dir(&path).unwrap();
+    }
+    let again = open(&path);
+    publish(&again, &of(2, 2), &[2]).unwrap();
+}
+
+/// A file system that is mounted again may have another device number, and its folders with it.
+#[test]
+fn a_root_with_the_workers_own_file_is_the_one_that_it_has_opened() {
+    let mut place = Place::new(Way::Renamed).unwrap();
+    let root = open(&place.path);
+    let own = format!(".casparian/workers/{}", root.worker());
+    let staged = stage(&root, &of(1, 1), &[1]).unwrap();
+    place.take();
+    fs::create_dir_all(place.path.join(".casparian/workers")).unwrap();
+    // A file of this name alone is not it.
+    fs::write(place.path.join(&own), "").unwrap();
+    assert_gone(&root.ensure().unwrap_err(), &place.path, "a copy");
+    fs::remove_dir_all(&place.path).unwrap();
+    // Another folder with the same files.
+    let copied = std::process::Command::new("cp")
+        .arg("-al")
+        .args([place.away(), place.path.clone()])
+        .status();
+    assert!(copied.unwrap().success());
+    root.ensure().unwrap();
+    granted(staged).unwrap();
+    publish(&root, &of(2, 1), &[2]).unwrap();
+    assert_eq!(visible(&place.path), ["set/a_1.parquet", "set/a_2.parquet"]);
+    assert_eq!(visible(&place.away()), [""; 0]);
+}
+
+#[test]
+fn the_folder_of_ours_alone_is_created_again() {
+    let fixture = Fixture::new();
+    let staged = stage(&fixture.root, &of(1, 1), &[1]).unwrap();
+    let output = JobOutput::new(fixture.root.clone(), Arc::new(of(2, 1))).unwrap();
+    fs::remove_dir_all(fixture.path(".casparian")).unwrap();
+    let error = granted(staged).unwrap_err();
+    assert_eq!(error.cause(), Cause::Worker, "{error}");
+    let error = stage(&fixture.root, &of(3, 1), &[3]).err().unwrap();
+    assert_eq!(error.cause(), Cause::Worker, "{error}");
+    fixture.root.ensure().unwrap();
+    drop(output);
+    for job_id in 1..4 {
+        publish(&fixture.root, &of(job_id, 2), &[1]).unwrap();
+    }
+    assert_eq!(fixture.files().len(), 3);
+    assert_eq!(names_in(&fixture.path(".casparian/workers")).len(), 1);
+}
