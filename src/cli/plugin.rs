@@ -34,7 +34,7 @@ pub(super) const DEPLOY: Command = Command {
         },
         Flag {
             long: "version",
-            short: None,
+            short: Some('V'),
             value: Some("V"),
             help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
         },

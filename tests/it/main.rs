@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod commands;
 mod common;
 mod crash;
 mod curve;
