@@ -130,10 +130,14 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
+/// A file's text without a byte order mark.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open_file(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    match text.strip_prefix('\u{feff}') {
+        Some(text) => Ok(text.to_owned()),
+        None => Ok(text),
+    }
 }
 
 /// Makes SIGINT and SIGTERM set a flag; a second one ends the process at once.
@@ -411,5 +415,26 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             "{count} of {} files could not be read and are not queued; the others are",
             found.files.len() + found.left_out.len()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_requirements_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = PluginFile {
+            name: "p".to_owned(),
+            source: "class Handler: pass\n".to_owned(),
+        };
+        let list = |text: &str| {
+            let file = dir.path().join("requirements.txt");
+            std::fs::write(&file, text).unwrap();
+            requirements_lockfile(&file, &dir.path().join("p.py"), &plugin).unwrap()
+        };
+        assert_eq!(list("\u{feff}pyarrow\nnumpy\n"), list("pyarrow\nnumpy\n"));
+        assert_eq!(list("\u{feff}# a comment\n"), list(""));
     }
 }
