@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
-use super::{Code, Error, WorkerSession, code, connect, schema, settle};
+use super::{Code, Error, WorkerSession, check_ours, code, connect, schema, settle};
 use crate::job::Attempt;
 use crate::limits;
 
@@ -192,6 +192,7 @@ impl Inspector {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = connect(path, flags)?;
+        check_ours(&connection, path)?;
         let version = schema::version(&connection)?;
         if version < schema::VERSION {
             return Err(Error::NotMigrated {

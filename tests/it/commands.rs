@@ -29,3 +29,29 @@ fn deploy_takes_a_version() {
         assert!(said.starts_with("casparian 0."), "{said}");
     }
 }
+
+#[test]
+fn another_programs_database_is_refused_by_every_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("app.db");
+    sql(&database, "CREATE TABLE users (id INTEGER)");
+    let before = std::fs::read(&database).unwrap();
+    let text = database.to_str().unwrap();
+    let plugin = dir.path().join("one.py");
+    std::fs::write(&plugin, ONE_ROW).unwrap();
+    let plugin = plugin.to_str().unwrap();
+    for words in [
+        &["init", text][..],
+        &["init", "--new-identity", text],
+        &["deploy", plugin, "-d", text],
+        &["submit", "--plugin", "one", plugin, "-d", text],
+        &["jobs", "-d", text],
+        &["sentinel", "--bind", "tcp://127.0.0.1:0", "-d", text],
+    ] {
+        let refused = casparian(words);
+        let error = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{words:?}: {error}");
+        assert!(error.contains("of another program"), "{words:?}: {error}");
+        assert!(std::fs::read(&database).unwrap() == before, "{words:?}");
+    }
+}
