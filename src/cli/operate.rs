@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde_json::Value;
 
 use super::args::{Command, Flag, Typed};
-use super::table::{first_line, octets, render, thousands};
-use super::{Failure, failed, say};
+use super::table::{first_line, octets, one_line, render, thousands};
+use super::{Failure, failed, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::store::{
     AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
@@ -125,7 +125,8 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         let _lock = lock_database(&path, Open::Existing).map_err(failed)?;
         let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
         let id = store.new_identity().map_err(failed)?;
-        return say(&format!("{} has the identity {id}\n", path.display()));
+        let done = format!("{} has the identity {id}", path.display());
+        return say_done(&format!("{done}\n"), &done);
     }
     let was_there = path.exists();
     Store::open(&path, Open::Create).map_err(failed)?;
@@ -139,7 +140,8 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     } else {
         "created"
     };
-    say(&format!("{} {what}\n", path.display()))
+    let done = format!("{} {what}", path.display());
+    say_done(&format!("{done}\n"), &done)
 }
 
 /// Permissions in octal, the owner's among them.
@@ -330,11 +332,11 @@ fn describe(detail: &JobDetail) -> String {
     line("job", &row.job_id.to_string());
     line("status", &row.status);
     line("waits for", &text(&detail.waiting_for));
-    line("plugin", &row.plugin_name);
-    line("file", &text(&row.file_path));
+    line("plugin", &one_line(&row.plugin_name));
+    line("file", &one_line(&text(&row.file_path)));
     line("priority", &row.priority.to_string());
     line("attempt", &row.attempt.ordinal().to_string());
-    line("worker", &text(&row.worker_id));
+    line("worker", &one_line(&text(&row.worker_id)));
     line("claimed", &text(&row.claim_time));
     line("ended", &text(&row.end_time));
     line("overrides", &text(&detail.config_overrides));
@@ -360,10 +362,8 @@ fn describe(detail: &JobDetail) -> String {
         .into_iter()
         .flatten()
     {
-        line(
-            "output",
-            artifact.get("uri").and_then(Value::as_str).unwrap_or(""),
-        );
+        let uri = artifact.get("uri").and_then(Value::as_str).unwrap_or("");
+        line("output", &one_line(uri));
     }
     let truncated = receipt.get("metrics");
     let truncated = truncated.and_then(|metrics| metrics.get(ARTIFACTS_TRUNCATED)?.as_i64());

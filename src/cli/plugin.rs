@@ -14,7 +14,8 @@ use super::args::{Command, Flag};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
-use super::{Failure, failed, say};
+use super::table::one_line;
+use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, syntax};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -347,7 +348,31 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     } else {
         "was known, now runs again"
     };
-    say(&format!("{} {} {what}\n", plugin.name, deployed.version))
+    let done = format!("{} {} {what}", plugin.name, deployed.version);
+    say_done(&format!("{}\n", one_line(&done)), &done)
+}
+
+/// What has become of jobs whose IDs cannot be printed.
+fn queued(jobs: &[i64], left: usize) -> String {
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for &job in jobs {
+        match ranges.last_mut() {
+            Some((_, last)) if job.checked_sub(1) == Some(*last) => *last = job,
+            _ => ranges.push((job, job)),
+        }
+    }
+    let ids: Vec<String> = ranges
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    let rest = match left {
+        0 => String::new(),
+        left => format!("; {left} more files are not queued"),
+    };
+    format!("the jobs are queued (IDs {}){rest}", ids.join(", "))
 }
 
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -380,7 +405,9 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     }
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();
+    let mut done = 0;
     for batch in found.files.chunks(limits::SUBMIT_BATCH) {
+        done += batch.len();
         // The files are read before the transaction, so that no other program waits for it.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
@@ -398,16 +425,17 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
             return Err(not_now(reason));
         }
-        let mut out = String::new();
+        let mut jobs = Vec::with_capacity(prints.len());
         for (input, print) in &prints {
             let version = register(&mut turn, input, print, now_ms)?;
             let job = turn
                 .enqueue(&plugin, version.version_id, priority, now_ms)
                 .map_err(failed)?;
-            out.push_str(&format!("{job}\n"));
+            jobs.push(job);
         }
         turn.commit().map_err(failed)?;
-        say(&out)?;
+        let out: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        say_done(&out, queued(&jobs, found.files.len() - done))?;
     }
     match unreadable {
         0 => Ok(()),

@@ -1,5 +1,7 @@
 //! What the commands say and refuse.
 
+use std::process::Command;
+
 use crate::common::*;
 
 const ONE_ROW: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
@@ -54,4 +56,94 @@ fn another_programs_database_is_refused_by_every_command() {
         assert!(error.contains("of another program"), "{words:?}: {error}");
         assert!(std::fs::read(&database).unwrap() == before, "{words:?}");
     }
+}
+
+#[test]
+fn no_text_moves_the_cursor_of_a_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join("odd\x1b[2J\u{9b}1m\nname");
+    std::fs::create_dir(&odd).unwrap();
+    let database = database_with(&odd, "o\x1b[31mne", ONE_ROW);
+    let text = database.to_str().unwrap();
+    let input = odd.join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    std::os::unix::fs::symlink("nowhere", odd.join("broken\x1b[2J")).unwrap();
+    let submitted = casparian(&[
+        "submit",
+        "-p",
+        "o\x1b[31mne",
+        "-d",
+        text,
+        odd.to_str().unwrap(),
+    ]);
+    let id = stdout(&submitted);
+    let id = id.lines().next().unwrap();
+    let missing = odd.join("missing");
+    let missing = missing.to_str().unwrap();
+    let plugin = odd.join("o\x1b[31mne.py");
+    for words in [
+        &["job", id, "-d", text][..],
+        &["jobs", "-d", text],
+        &["workers", "-d", text],
+        &["job", id, "-d", text, "--json"],
+        &["deploy", plugin.to_str().unwrap(), "-d", text],
+        &["job", "99", "-d", text],
+        &["jobs", "-d", missing],
+        &["init", text],
+        &["jobs", "-d", text, "--plugin\x1b[2J"],
+        &["\x1b[2J"],
+    ] {
+        let said = casparian(words);
+        for text in [stdout(&said), stderr(&said)] {
+            let odd = text.find(|c: char| c.is_control() && c != '\n');
+            assert_eq!(odd, None, "{words:?}: {text:?}");
+        }
+    }
+    let error = stderr(&submitted);
+    assert!(error.contains("broken\\u001b[2J"), "{error}");
+    assert!(!error.contains('\x1b'), "{error}");
+    let shown = casparian_ok(&["job", id, "-d", text]);
+    let line = shown.lines().find(|line| line.starts_with("file"));
+    assert!(line.unwrap().contains("name/"), "{shown}");
+    assert_eq!(job(&database, id.parse().unwrap())["plugin"], "o\x1b[31mne");
+}
+
+#[test]
+fn what_was_done_is_said_when_stdout_takes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let text = database.to_str().unwrap();
+    let mut files = Vec::new();
+    for name in ["a", "b", "c"] {
+        files.push(dir.path().join(name));
+        std::fs::write(&files[files.len() - 1], name).unwrap();
+    }
+    let full = |command: &mut Command| {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let said = command.stdout(full.unwrap()).output().unwrap();
+        assert_eq!(said.status.code(), Some(1));
+        stderr(&said)
+    };
+    let mut submit = program("casparian");
+    let error = full(
+        submit
+            .args(["submit", "-p", "one", "-d", text])
+            .args(&files),
+    );
+    assert!(error.contains("stdout"), "{error}");
+    assert!(error.contains("the jobs are queued (IDs 1-3)"), "{error}");
+    assert_eq!(job(&database, 3)["status"], "QUEUED");
+    let plugin = dir.path().join("two.py");
+    std::fs::write(&plugin, ONE_ROW).unwrap();
+    let mut deploy = program("casparian");
+    let error = full(deploy.args(["deploy", "-d", text]).arg(&plugin));
+    assert!(
+        error.contains("stdout") && error.contains("two 1.0.0 deployed"),
+        "{error}"
+    );
+    let error = full(program("casparian").args(["jobs", "-d", text]));
+    assert!(
+        error.contains("cannot write to stdout: No space left"),
+        "{error}"
+    );
 }
