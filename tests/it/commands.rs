@@ -1,5 +1,6 @@
 //! What the commands say and refuse.
 
+use std::path::Path;
 use std::process::Command;
 
 use crate::common::*;
@@ -146,4 +147,43 @@ fn what_was_done_is_said_when_stdout_takes_nothing() {
         error.contains("cannot write to stdout: No space left"),
         "{error}"
     );
+}
+
+#[test]
+fn an_owner_file_that_cannot_be_one_is_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("one.py");
+    std::fs::write(&plugin, ONE_ROW).unwrap();
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    let fifo = |path: &Path| {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+        ("fifo", &fifo),
+        ("folder", &|path| std::fs::create_dir(path).unwrap()),
+        ("junk", &|path| std::fs::write(path, "junk\n").unwrap()),
+        ("binary", &|path| std::fs::write(path, [0xff; 32]).unwrap()),
+        ("large", &|path| {
+            std::fs::write(path, [b'a'; 100_000]).unwrap()
+        }),
+    ];
+    for (name, make) in cases {
+        let out = dir.path().join(name);
+        std::fs::create_dir_all(out.join(".casparian")).unwrap();
+        let owner = out.join(".casparian/owner");
+        make(&owner);
+        for share in [&["--share-output"][..], &[]] {
+            let mut run = program("casparian");
+            run.arg("run").args([&plugin, &input]);
+            let mut worker = program("casparian-worker");
+            worker.args(["-c", "ipc:///nowhere"]);
+            for command in [&mut run, &mut worker] {
+                let mut refused = Background::start(command.arg("-o").arg(&out).args(share));
+                refused.line_with(owner.to_str().unwrap());
+                assert_eq!(refused.wait(), Some(1), "{name}: {:?}", refused.seen);
+                assert_eq!(refused.seen.len(), 1, "{name}: {:?}", refused.seen);
+            }
+        }
+    }
 }
