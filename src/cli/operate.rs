@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::args::{Command, Flag, Typed};
+use super::plugin::unix_ms;
 use super::table::{first_line, octets, one_line, render, thousands};
 use super::{Failure, failed, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
@@ -93,7 +94,7 @@ pub(super) const WORKERS: Command = Command {
     about: "Lists the workers that a sentinel has heard",
     usage: "--database DB [OPTIONS]",
     flags: &[DATABASE_FLAG, JSON_FLAG],
-    notes: "NOTE says why a worker takes no jobs.",
+    notes: "STATUS (`status` of --json) is ONLINE for a worker that is connected to the sentinel of the\ndatabase, and OFFLINE for all while no sentinel works on it. NOTE says why a worker takes no jobs.",
 };
 
 const STATUSES: &[&str] = &[
@@ -108,6 +109,13 @@ const STATUSES: &[&str] = &[
 pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Failure> {
     let text = command.required(typed, "database")?;
     Ok(parse_location(&text).map_err(|error| command.usage_error(error))?)
+}
+
+/// The database as it is now.
+fn inspect(path: &Path) -> Result<Inspector, Failure> {
+    let mut inspector = Inspector::open(path).map_err(failed)?;
+    inspector.look_for_sentinel(unix_ms()).map_err(failed)?;
+    Ok(inspector)
 }
 
 pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -176,7 +184,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             .into());
     }
     let limit = JOBS.number(&typed, "limit", 1..=10_000_000)?.unwrap_or(100);
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let filter = JobFilter {
         status,
         plugin: JOBS.text(&typed, "plugin")?,
@@ -304,7 +312,7 @@ pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), F
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| JOB.usage_error(format!("{:?} is no job id", id.to_string_lossy())))?;
     let path = database(&JOB, &typed)?;
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let Some(detail) = inspector.job(id).map_err(failed)? else {
         return Err(failed(format!(
             "there is no job {id} in {}",
@@ -423,7 +431,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
         return Err(WORKERS.usage_error(message).into());
     }
     let path = database(&WORKERS, &typed)?;
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let workers = inspector.workers().map_err(failed)?;
     if typed.has("json") {
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();

@@ -34,6 +34,44 @@ fn deploy_takes_a_version() {
 }
 
 #[test]
+fn without_a_sentinel_workers_are_offline_and_jobs_say_why_they_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let text = database.to_str().unwrap();
+    let input = dir.path().join("in.csv");
+    std::fs::write(&input, "1\n").unwrap();
+    let status = || {
+        let workers = casparian_ok(&["workers", "--json", "-d", text]);
+        let workers: serde_json::Value = serde_json::from_str(&workers).unwrap();
+        workers[0]["status"].as_str().unwrap().to_owned()
+    };
+    let (sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    let first = submit(&database, "one", std::slice::from_ref(&input))[0];
+    assert_eq!(ended(&database, first)["status"], "COMPLETED");
+    assert_eq!(status(), "ONLINE");
+    // The lock file is not all that counts.
+    std::fs::remove_file(dir.path().join("queue.sqlite.sentinel-lock")).unwrap();
+    assert_eq!(status(), "ONLINE");
+    sentinel.signal("-KILL");
+    drop(sentinel);
+    assert_eq!(status(), "OFFLINE");
+    let table = casparian_ok(&["workers", "-d", text]);
+    assert!(table.contains("OFFLINE"), "{table}");
+    let id = submit(&database, "one", &[input])[0];
+    let why = "a sentinel: none works on this database";
+    assert_eq!(job(&database, id)["waiting_for"], why);
+    for words in [&["job", &id.to_string()][..], &["jobs"]] {
+        let shown = casparian_ok(&[words, &["-d", text]].concat());
+        assert!(shown.contains(why), "{shown}");
+    }
+    // Whoever asked has not kept the lock.
+    let (_sentinel, _) = crate::common::sentinel(&database, &[]);
+    assert_eq!(job(&database, id)["status"], "QUEUED");
+    assert_ne!(job(&database, id)["waiting_for"], why);
+}
+
+#[test]
 fn another_programs_database_is_refused_by_every_command() {
     let dir = tempfile::tempdir().unwrap();
     let database = dir.path().join("app.db");
