@@ -197,7 +197,8 @@ fn an_owner_file_that_cannot_be_one_is_refused_at_the_start() {
     let fifo = |path: &Path| {
         assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     };
-    let cases: [(&str, &dyn Fn(&Path)); 5] = [
+    type Make<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, Make<'_>); 5] = [
         ("fifo", &fifo),
         ("folder", &|path| std::fs::create_dir(path).unwrap()),
         ("junk", &|path| std::fs::write(path, "junk\n").unwrap()),
