@@ -134,6 +134,13 @@ pub const LEASE_MARGIN: Duration = Duration::from_secs(2);
 pub const WORKER_GRACE: Duration = Duration::from_secs(3);
 /// How often connected workers are noted in the database as seen.
 pub const SEEN_INTERVAL: Duration = Duration::from_secs(10);
+/// A connected worker that was noted as seen longer ago has no sentinel, where the sentinel's lock
+/// cannot be looked at. Three times [`SEEN_INTERVAL`], for a sentinel may wait for its database.
+pub const SEEN_AGE_MAX: Duration = Duration::from_secs(30);
+/// How often a sentinel's lock is tried: whoever asks for a sentinel holds it for microseconds.
+pub const LOCK_TRIES: usize = 5;
+/// The pause between these.
+pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Changes that wait for a database that fails; at the limit nothing more is read.
 pub const CHANGES_MAX: usize = 100_000;
 /// A second worker that asks for a connected worker's ID waits this long for its sign of life.

@@ -57,8 +57,6 @@ impl Command {
         let usage = |error: lexopt::Error| Refusal::Usage(format!("{error}; {}", self.hint()));
         while let Some(argument) = parser.next().map_err(usage)? {
             let flag = match argument {
-                Arg::Long("help") | Arg::Short('h') => return Err(Refusal::Help(self.help())),
-                Arg::Long("version") | Arg::Short('V') => return Err(Refusal::Version),
                 Arg::Long(long) => self.flags.iter().find(|flag| flag.long == long),
                 Arg::Short(short) => self.flags.iter().find(|flag| flag.short == Some(short)),
                 Arg::Value(value) => {
@@ -66,8 +64,11 @@ impl Command {
                     continue;
                 }
             };
+            // A command's own flags come first: `--version` may be one of them.
             let Some(flag) = flag else {
                 let unknown = match argument {
+                    Arg::Long("help") | Arg::Short('h') => return Err(Refusal::Help(self.help())),
+                    Arg::Long("version") | Arg::Short('V') => return Err(Refusal::Version),
                     Arg::Long(long) => format!("--{long}"),
                     Arg::Short(short) => format!("-{short}"),
                     Arg::Value(_) => String::new(),
@@ -226,6 +227,40 @@ mod tests {
         assert_eq!(typed.last("output"), Some("y".into()));
         assert_eq!(typed.positionals, ["a", "b", "--c"]);
         assert!(COMMAND.number(&typed, "slots", 1..=9).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_commands_own_flags_come_before_those_of_the_program() {
+        const OWN: Command = Command {
+            flags: &[
+                Flag {
+                    long: "version",
+                    short: Some('V'),
+                    value: Some("V"),
+                    help: "Its version",
+                },
+                Flag {
+                    long: "help",
+                    short: Some('h'),
+                    value: None,
+                    help: "Its help",
+                },
+            ],
+            ..COMMAND
+        };
+        for words in [
+            &["--version", "1.0"][..],
+            &["--version=1.0"],
+            &["-V", "1.0"],
+        ] {
+            let typed = OWN.parse(words.iter().map(OsString::from)).unwrap();
+            assert_eq!(typed.last("version"), Some("1.0".into()), "{words:?}");
+            assert!(matches!(parse(words), Err(Refusal::Version)), "{words:?}");
+        }
+        for word in ["--help", "-h"] {
+            assert!(OWN.parse([word.into()]).unwrap().has("help"));
+            assert!(matches!(parse(&[word]), Err(Refusal::Help(_))));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use globset::{Glob, GlobMatcher};
 use walkdir::WalkDir;
@@ -169,8 +169,25 @@ fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
     Ok(Input { path, root })
 }
 
+/// The components of a glob that are neither empty nor `.`.
+fn parts(text: &str) -> impl Iterator<Item = Component<'_>> {
+    let parts = Path::new(text).components();
+    parts.filter(|part| *part != Component::CurDir)
+}
+
+/// A glob as the paths that are found are written: `a//./b` is `a/b`. One that ends with a slash
+/// means folders, and so no file.
+fn normal(text: &str) -> String {
+    let path: PathBuf = parts(text).collect();
+    let end = match text.ends_with('/') || text.ends_with("/.") {
+        true => "/",
+        false => "",
+    };
+    format!("{}{end}", path.display())
+}
+
 fn glob(text: &str) -> Result<GlobMatcher, String> {
-    globset::GlobBuilder::new(text.strip_prefix("./").unwrap_or(text))
+    globset::GlobBuilder::new(&normal(text))
         .literal_separator(true)
         .build()
         .map(|glob: Glob| glob.compile_matcher())
@@ -180,7 +197,7 @@ fn glob(text: &str) -> Result<GlobMatcher, String> {
 /// The folder above the first component with a glob character.
 fn fixed_part(text: &str) -> PathBuf {
     let mut base = PathBuf::new();
-    for part in Path::new(text.strip_prefix("./").unwrap_or(text)).components() {
+    for part in parts(text) {
         let part = part.as_os_str();
         if part
             .to_str()
@@ -368,6 +385,25 @@ mod tests {
         );
         let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
+        // Slashes and dots that change nothing.
+        for glob in [
+            "/*.csv",
+            "./*.csv",
+            ".//.///*.csv",
+            "sub/../*.csv",
+            "/sub/.././*.csv",
+        ] {
+            let found = collect(
+                &[format!("{}/{glob}", root.display()).into()],
+                Choice::default(),
+            );
+            let found = found.map(|found| found.files);
+            assert_eq!(names(&found.unwrap()), ["a.csv", "b.csv"], "{glob}");
+        }
+        for glob in ["*.csv/", "*.csv/.", "*.csv//"] {
+            let error = find(glob, None).unwrap_err();
+            assert!(error.contains("no file found"), "{glob}: {error}");
+        }
         // The folder that was given is the root of what is below it.
         let roots = |input: &str| -> Vec<PathBuf> {
             let files = find(input, None).unwrap();

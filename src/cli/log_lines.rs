@@ -12,6 +12,7 @@ use std::time::Duration;
 use env_logger::fmt::{ConfigurableFormat, TimestampPrecision};
 use env_logger::{Target, WriteStyle};
 
+use super::clean::is_unsafe;
 use super::stderr;
 
 use crate::job::text::CUT_MARK;
@@ -141,7 +142,7 @@ impl Message {
 impl Write for Message {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for c in text.chars() {
-            match c.is_control() && !matches!(c, '\n' | '\t') {
+            match is_unsafe(c) {
                 true => c.escape_default().try_for_each(|c| self.push(c))?,
                 false => self.push(c)?,
             }

@@ -16,6 +16,7 @@
 // Some of it serves commands that only the whole program has.
 #[cfg_attr(not(all(feature = "sentinel", feature = "worker")), allow(dead_code))]
 mod args;
+mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
 mod log_lines;
@@ -73,10 +74,24 @@ pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
 
 /// Writes results to stdout; a reader that has gone away (`| head`) is no error.
 pub(crate) fn say(text: &str) -> Result<(), Failure> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
+    match std::io::stdout()
+        .lock()
+        .write_all(clean::clean(text).as_bytes())
+    {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(failed(format!("cannot write to stdout: {error}")))
+        }
         _ => Ok(()),
     }
+}
+
+/// Like [`say`], of what is done; where stdout cannot be written, the error says it, too.
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+pub(crate) fn say_done(text: &str, done: impl std::fmt::Display) -> Result<(), Failure> {
+    say(text).map_err(|failure| match failure {
+        Failure::Failed(reason) => failed(format!("{reason}; {done}")),
+        other => other,
+    })
 }
 
 /// The program as a whole: the error line and the exit code.

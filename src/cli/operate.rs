@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::args::{Command, Flag, Typed};
-use super::table::{first_line, octets, render, thousands};
-use super::{Failure, failed, say};
+use super::plugin::unix_ms;
+use super::table::{first_line, octets, one_line, render, thousands};
+use super::{Failure, failed, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::store::{
     AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
@@ -93,7 +94,7 @@ pub(super) const WORKERS: Command = Command {
     about: "Lists the workers that a sentinel has heard",
     usage: "--database DB [OPTIONS]",
     flags: &[DATABASE_FLAG, JSON_FLAG],
-    notes: "NOTE says why a worker takes no jobs.",
+    notes: "STATUS (`status` of --json) is ONLINE for a worker that is connected to the sentinel of the\ndatabase, and OFFLINE for all while no sentinel works on it. NOTE says why a worker takes no jobs.",
 };
 
 const STATUSES: &[&str] = &[
@@ -108,6 +109,13 @@ const STATUSES: &[&str] = &[
 pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Failure> {
     let text = command.required(typed, "database")?;
     Ok(parse_location(&text).map_err(|error| command.usage_error(error))?)
+}
+
+/// The database as it is now.
+fn inspect(path: &Path) -> Result<Inspector, Failure> {
+    let mut inspector = Inspector::open(path).map_err(failed)?;
+    inspector.look_for_sentinel(unix_ms()).map_err(failed)?;
+    Ok(inspector)
 }
 
 pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -126,7 +134,8 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
         let (count, jobs) = store.without_word(10).map_err(failed)?;
         let id = store.new_identity().map_err(failed)?;
-        let mut text = format!("{} has the identity {id}\n", path.display());
+        let done = format!("{} has the identity {id}", path.display());
+        let mut text = format!("{done}\n");
         if count > 0 {
             let jobs: Vec<String> = jobs.iter().map(i64::to_string).collect();
             let more = if count > jobs.len() { ", …" } else { "" };
@@ -137,7 +146,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
                 jobs.join(", ")
             ));
         }
-        return say(&text);
+        return say_done(&text, &done);
     }
     let was_there = path.exists();
     Store::open(&path, Open::Create).map_err(failed)?;
@@ -151,7 +160,8 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     } else {
         "created"
     };
-    say(&format!("{} {what}\n", path.display()))
+    let done = format!("{} {what}", path.display());
+    say_done(&format!("{done}\n"), &done)
 }
 
 /// Permissions in octal, the owner's among them.
@@ -186,7 +196,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             .into());
     }
     let limit = JOBS.number(&typed, "limit", 1..=10_000_000)?.unwrap_or(100);
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let filter = JobFilter {
         status,
         plugin: JOBS.text(&typed, "plugin")?,
@@ -314,7 +324,7 @@ pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), F
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| JOB.usage_error(format!("{:?} is no job id", id.to_string_lossy())))?;
     let path = database(&JOB, &typed)?;
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let Some(detail) = inspector.job(id).map_err(failed)? else {
         return Err(failed(format!(
             "there is no job {id} in {}",
@@ -342,11 +352,11 @@ fn describe(detail: &JobDetail) -> String {
     line("job", &row.job_id.to_string());
     line("status", &row.status);
     line("waits for", &text(&detail.waiting_for));
-    line("plugin", &row.plugin_name);
-    line("file", &text(&row.file_path));
+    line("plugin", &one_line(&row.plugin_name));
+    line("file", &one_line(&text(&row.file_path)));
     line("priority", &row.priority.to_string());
     line("attempt", &row.attempt.ordinal().to_string());
-    line("worker", &text(&row.worker_id));
+    line("worker", &one_line(&text(&row.worker_id)));
     line("claimed", &text(&row.claim_time));
     line("ended", &text(&row.end_time));
     line("overrides", &text(&detail.config_overrides));
@@ -372,10 +382,8 @@ fn describe(detail: &JobDetail) -> String {
         .into_iter()
         .flatten()
     {
-        line(
-            "output",
-            artifact.get("uri").and_then(Value::as_str).unwrap_or(""),
-        );
+        let uri = artifact.get("uri").and_then(Value::as_str).unwrap_or("");
+        line("output", &one_line(uri));
     }
     let truncated = receipt.get("metrics");
     let truncated = truncated.and_then(|metrics| metrics.get(ARTIFACTS_TRUNCATED)?.as_i64());
@@ -435,7 +443,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
         return Err(WORKERS.usage_error(message).into());
     }
     let path = database(&WORKERS, &typed)?;
-    let inspector = Inspector::open(&path).map_err(failed)?;
+    let inspector = inspect(&path)?;
     let workers = inspector.workers().map_err(failed)?;
     if typed.has("json") {
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();

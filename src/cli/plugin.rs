@@ -14,7 +14,8 @@ use super::args::{Command, Flag};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
-use super::{Failure, failed, say};
+use super::table::one_line;
+use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, syntax};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -34,7 +35,7 @@ pub(super) const DEPLOY: Command = Command {
         },
         Flag {
             long: "version",
-            short: None,
+            short: Some('V'),
             value: Some("V"),
             help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
         },
@@ -130,10 +131,14 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
+/// A file's text without a byte order mark.
 fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open_file(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    match text.strip_prefix('\u{feff}') {
+        Some(text) => Ok(text.to_owned()),
+        None => Ok(text),
+    }
 }
 
 /// Makes SIGINT and SIGTERM set a flag; a second one ends the process at once.
@@ -346,7 +351,31 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     } else {
         "was known, now runs again"
     };
-    say(&format!("{} {} {what}\n", plugin.name, deployed.version))
+    let done = format!("{} {} {what}", plugin.name, deployed.version);
+    say_done(&format!("{}\n", one_line(&done)), &done)
+}
+
+/// What has become of jobs whose IDs cannot be printed.
+fn queued(jobs: &[i64], left: usize) -> String {
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for &job in jobs {
+        match ranges.last_mut() {
+            Some((_, last)) if job.checked_sub(1) == Some(*last) => *last = job,
+            _ => ranges.push((job, job)),
+        }
+    }
+    let ids: Vec<String> = ranges
+        .iter()
+        .map(|(first, last)| match first == last {
+            true => first.to_string(),
+            false => format!("{first}-{last}"),
+        })
+        .collect();
+    let rest = match left {
+        0 => String::new(),
+        left => format!("; {left} more files are not queued"),
+    };
+    format!("the jobs are queued (IDs {}){rest}", ids.join(", "))
 }
 
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -379,7 +408,9 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     }
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();
+    let mut done = 0;
     for batch in found.files.chunks(limits::SUBMIT_BATCH) {
+        done += batch.len();
         // The files are read before the transaction, so that no other program waits for it.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
@@ -397,16 +428,17 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
             return Err(not_now(reason));
         }
-        let mut out = String::new();
+        let mut jobs = Vec::with_capacity(prints.len());
         for (input, print) in &prints {
             let version = register(&mut turn, input, print, now_ms)?;
             let job = turn
                 .enqueue(&plugin, version.version_id, priority, now_ms)
                 .map_err(failed)?;
-            out.push_str(&format!("{job}\n"));
+            jobs.push(job);
         }
         turn.commit().map_err(failed)?;
-        say(&out)?;
+        let out: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        say_done(&out, queued(&jobs, found.files.len() - done))?;
     }
     match unreadable {
         0 => Ok(()),
@@ -414,5 +446,26 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             "{count} of {} files could not be read and are not queued; the others are",
             found.files.len() + found.left_out.len()
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_requirements_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = PluginFile {
+            name: "p".to_owned(),
+            source: "class Handler: pass\n".to_owned(),
+        };
+        let list = |text: &str| {
+            let file = dir.path().join("requirements.txt");
+            std::fs::write(&file, text).unwrap();
+            requirements_lockfile(&file, &dir.path().join("p.py"), &plugin).unwrap()
+        };
+        assert_eq!(list("\u{feff}pyarrow\nnumpy\n"), list("pyarrow\nnumpy\n"));
+        assert_eq!(list("\u{feff}# a comment\n"), list(""));
     }
 }

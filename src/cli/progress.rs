@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::clean::clean;
 use super::stderr::tell;
 use super::table::{first_line, one_line, thousands};
 
@@ -41,7 +42,7 @@ impl Progress {
     /// What goes on before the first file.
     pub(super) fn message(&self, text: &str) {
         match self {
-            Progress::Bar(bar) => bar.set_message(text.to_owned()),
+            Progress::Bar(bar) => bar.set_message(clean(text).into_owned()),
             Progress::Lines { .. } => tell(text),
             Progress::Quiet => {}
         }
@@ -60,7 +61,7 @@ impl Progress {
         let file = one_line(ended.file);
         let text = match ended.error {
             None => format!("{file}: {} rows", thousands(ended.rows)),
-            Some(error) => format!("{file}: FAILED: {}", first_line(error, 120)),
+            Some(error) => format!("{file}: FAILED: {}", clean(&first_line(error, 120))),
         };
         match self {
             Progress::Bar(bar) => {

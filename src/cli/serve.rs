@@ -1,16 +1,18 @@
 //! `sentinel` and `worker`.
 
 use std::ffi::OsString;
+#[cfg(feature = "worker")]
+use std::path::Path;
 use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
 use crate::limits;
 use crate::reactor::Endpoint;
-#[cfg(feature = "worker")]
-use crate::worker;
 #[cfg(feature = "sentinel")]
 use crate::{sentinel, store};
+#[cfg(feature = "worker")]
+use crate::{sink, worker};
 
 #[cfg(feature = "sentinel")]
 const SENTINEL_FLAGS: &[Flag] = &[
@@ -287,6 +289,25 @@ pub(super) fn raise_worker_descriptor_limit() {
     }
 }
 
+/// Refuses an output folder whose `.casparian/owner` names no database.
+#[cfg(feature = "worker")]
+fn check_owner_file(output: &Path) -> Result<(), Failure> {
+    let path = output.join(".casparian").join("owner");
+    if std::fs::symlink_metadata(&path).is_err() {
+        return Ok(());
+    }
+    let owner = sink::owner(output).map_err(failed)?.unwrap_or_default();
+    let is_id = owner.len() == 32 && owner.bytes().all(|digit| digit.is_ascii_hexdigit());
+    match is_id {
+        true => Ok(()),
+        false => Err(failed(format!(
+            "output {}: {} holds no ID of a database; put back what was there, or use another folder",
+            output.display(),
+            path.display()
+        ))),
+    }
+}
+
 /// Flags that `worker` and `run` share.
 #[cfg(feature = "worker")]
 pub(super) fn worker_options(
@@ -294,6 +315,7 @@ pub(super) fn worker_options(
     typed: &Typed,
     options: &mut worker::Options,
 ) -> Result<(), Failure> {
+    check_owner_file(&options.output)?;
     if let Some(slots) = command.number(typed, "slots", 1..=limits::WORKER_SLOTS_MAX as u64)? {
         options.slots = usize::try_from(slots).unwrap_or(1);
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::clean::clean;
 use crate::limits;
 
 /// Writes a line, however long its reader takes.
@@ -13,12 +14,13 @@ pub(super) fn tell(line: impl std::fmt::Display) {
     // There is nowhere to say that it failed.
     let _ = io::stderr()
         .lock()
-        .write_all(format!("{line}\n").as_bytes());
+        .write_all(clean(&format!("{line}\n")).as_bytes());
 }
 
 /// Writes a program's last line, unless its reader takes too long.
 pub(super) fn tell_last(line: impl std::fmt::Display) {
-    write(format!("{line}\n").as_bytes(), limits::LAST_LINE_TIMEOUT);
+    let line = format!("{line}\n");
+    write(clean(&line).as_bytes(), limits::LAST_LINE_TIMEOUT);
 }
 
 /// Writes as much as is taken without a wait of more than `wait` for a part; gives how much.

@@ -60,7 +60,31 @@ pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.recei
 pub(super) const ROOT_QUERY: &str =
     "SELECT 1 FROM cf_source_root WHERE path IN (?1, ?2) AND active IS NOT 0";
 
+/// IDs from here on are left to SQLite.
+const ID_END: i64 = 1 << 62;
+
+/// The highest ID of a table, or that rows of others have of it: they may outlive what they name.
+pub(super) const HIGHEST_ROOT_QUERY: &str = "SELECT max(\
+     coalesce((SELECT max(id) FROM cf_source_root), 0), \
+     coalesce((SELECT CAST(source_root_id AS INTEGER) FROM cf_file_location \
+     WHERE source_root_id < ?1 ORDER BY source_root_id DESC LIMIT 1), 0))";
+pub(super) const HIGHEST_LOCATION_QUERY: &str = "SELECT max(\
+     coalesce((SELECT max(id) FROM cf_file_location), 0), \
+     coalesce((SELECT CAST(location_id AS INTEGER) FROM cf_file_version \
+     WHERE location_id < ?1 ORDER BY location_id DESC LIMIT 1), 0))";
+pub(super) const HIGHEST_VERSION_QUERY: &str = "SELECT max(\
+     coalesce((SELECT max(id) FROM cf_file_version), 0), \
+     coalesce((SELECT CAST(file_version_id AS INTEGER) FROM cf_processing_queue \
+     WHERE file_version_id < ?1 ORDER BY file_version_id DESC LIMIT 1), 0))";
+
 impl Turn<'_> {
+    /// An ID that no row has or names; none when SQLite is to choose it.
+    fn new_id(&self, highest: &str) -> Result<Option<i64>, Error> {
+        let mut statement = self.transaction.prepare_cached(highest)?;
+        let highest: i64 = statement.query_row([ID_END], |row| row.get(0))?;
+        Ok((highest < ID_END).then(|| highest + 1))
+    }
+
     /// The longest active root that contains an absolute path: each folder above it is looked up.
     pub fn root_of(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
         let mut statement = self.transaction.prepare_cached(ROOT_QUERY)?;
@@ -74,7 +98,8 @@ impl Turn<'_> {
         Ok(None)
     }
 
-    /// Finds or adds root, location, content and version of a file.
+    /// Finds or adds root, location, content and version of a file. What is added has IDs that no
+    /// row names, of whatever was deleted: a job never gets another file.
     pub fn register_file(
         &mut self,
         root: &str,
@@ -96,9 +121,10 @@ impl Turn<'_> {
             None => {
                 transaction
                     .prepare_cached(
-                        "INSERT INTO cf_source_root (path, type, active) VALUES (?1, 'local', 1)",
+                        "INSERT INTO cf_source_root (id, path, type, active) \
+                         VALUES (?1, ?2, 'local', 1)",
                     )?
-                    .execute([root])?;
+                    .execute(params![self.new_id(HIGHEST_ROOT_QUERY)?, root])?;
                 transaction.last_insert_rowid()
             }
         };
@@ -114,10 +140,16 @@ impl Turn<'_> {
                 let filename = rel_path.rsplit('/').next().unwrap_or(rel_path);
                 transaction
                     .prepare_cached(
-                        "INSERT INTO cf_file_location (source_root_id, rel_path, filename, \
-                         discovered_time) VALUES (?1, ?2, ?3, ?4)",
+                        "INSERT INTO cf_file_location (id, source_root_id, rel_path, filename, \
+                         discovered_time) VALUES (?1, ?2, ?3, ?4, ?5)",
                     )?
-                    .execute(params![root_id, rel_path, filename, now])?;
+                    .execute(params![
+                        self.new_id(HIGHEST_LOCATION_QUERY)?,
+                        root_id,
+                        rel_path,
+                        filename,
+                        now
+                    ])?;
                 transaction.last_insert_rowid()
             }
         };
@@ -140,10 +172,18 @@ impl Turn<'_> {
                 let modified = format_time((mtime_s * 1000.0) as i64);
                 transaction
                     .prepare_cached(
-                        "INSERT INTO cf_file_version (location_id, content_hash, size_bytes, \
-                         modified_time, detected_at, applied_tags) VALUES (?1, ?2, ?3, ?4, ?5, '')",
+                        "INSERT INTO cf_file_version (id, location_id, content_hash, size_bytes, \
+                         modified_time, detected_at, applied_tags) \
+                         VALUES (?1, ?2, ?3, ?4, ?5, ?6, '')",
                     )?
-                    .execute(params![location_id, content_hash, size, modified, now])?;
+                    .execute(params![
+                        self.new_id(HIGHEST_VERSION_QUERY)?,
+                        location_id,
+                        content_hash,
+                        size,
+                        modified,
+                        now
+                    ])?;
                 (transaction.last_insert_rowid(), true)
             }
         };

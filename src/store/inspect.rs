@@ -1,18 +1,21 @@
 //! The read side, for the command line: it never waits for the writer and never writes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
-use super::{Code, Error, WorkerSession, code, connect, schema, settle};
+use super::{Code, Error, WorkerSession, check_ours, code, connect, lock, schema, settle};
 use crate::job::Attempt;
 use crate::limits;
 
 /// A reading connection.
 pub struct Inspector {
     connection: Connection,
+    path: PathBuf,
+    /// False when it is known that no sentinel works on the database.
+    has_sentinel: bool,
 }
 
 /// Which jobs to list.
@@ -56,6 +59,9 @@ pub struct JobRow {
     /// The cause of its failure.
     pub cause: Option<String>,
 }
+
+/// What jobs wait for without one.
+const NO_SENTINEL: &str = "a sentinel: none works on this database";
 
 /// Why a job is [`JobRow::is_set_aside`], and what can be done.
 pub const SET_ASIDE: &str =
@@ -104,7 +110,7 @@ pub struct AttemptRow {
 pub struct WorkerRow {
     /// What it reported.
     pub session: WorkerSession,
-    /// ONLINE or OFFLINE.
+    /// ONLINE or OFFLINE; see [`Inspector::look_for_sentinel`].
     pub status: String,
     /// When it was last heard from, milliseconds since the epoch.
     pub last_seen_ms: i64,
@@ -192,6 +198,7 @@ impl Inspector {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = connect(path, flags)?;
+        check_ours(&connection, path)?;
         let version = schema::version(&connection)?;
         if version < schema::VERSION {
             return Err(Error::NotMigrated {
@@ -205,7 +212,29 @@ impl Inspector {
                 known: schema::VERSION,
             });
         }
-        Ok(Inspector { connection })
+        Ok(Inspector {
+            connection,
+            path: path.to_owned(),
+            has_sentinel: true,
+        })
+    }
+
+    /// Finds out whether a sentinel works on the database. Without one no worker is ONLINE, and jobs
+    /// wait for it. Until this is called, one is taken to be there.
+    pub fn look_for_sentinel(&mut self, now_ms: i64) -> Result<(), Error> {
+        self.has_sentinel = match lock::has_sentinel(&self.path) {
+            Some(found) => found,
+            None => {
+                let seen: Option<i64> = self.connection.query_row(
+                    "SELECT max(last_seen_ms) FROM cf_worker_session WHERE status = 'ONLINE'",
+                    [],
+                    |row| Ok(number(cell(row, 0))),
+                )?;
+                let age_max = i64::try_from(limits::SEEN_AGE_MAX.as_millis()).unwrap_or(i64::MAX);
+                seen.is_none_or(|seen| now_ms.saturating_sub(seen) <= age_max)
+            }
+        };
+        Ok(())
     }
 
     /// Jobs, newest first.
@@ -260,8 +289,13 @@ impl Inspector {
         } else if detail.row.is_set_aside() {
             detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {
-            let reason = "a worker that looks for output which an attempt may have left";
+            let reason = match self.has_sentinel {
+                true => "a worker that looks for output which an attempt may have left",
+                false => NO_SENTINEL,
+            };
             detail.waiting_for = Some(reason.to_owned());
+        } else if detail.row.status == "PENDING" && !self.has_sentinel {
+            detail.waiting_for = Some(NO_SENTINEL.to_owned());
         }
         detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
@@ -306,9 +340,13 @@ impl Inspector {
              ORDER BY status = 'ONLINE' DESC, last_seen_ms DESC, worker_id"
         ))?;
         let rows = statement.query_map([], |row| {
+            let status = shown(cell(row, 8)).unwrap_or_default();
             Ok(WorkerRow {
                 session: session(row),
-                status: shown(cell(row, 8)).unwrap_or_default(),
+                status: match status == "ONLINE" && !self.has_sentinel {
+                    true => "OFFLINE".to_owned(),
+                    false => status,
+                },
                 last_seen_ms: number(cell(row, 9)).unwrap_or(0),
             })
         })?;
@@ -321,6 +359,9 @@ impl Inspector {
             Code::Waits(reason) => return Ok(Some(reason)),
             Code::Runs(code) => code,
         };
+        if !self.has_sentinel {
+            return Ok(Some(NO_SENTINEL.to_owned()));
+        }
         let mut statement = self.connection.prepare_cached(&format!(
             "SELECT {SESSION_COLUMNS} FROM cf_worker_session WHERE status = 'ONLINE'"
         ))?;

@@ -21,6 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
 use super::{Error, Open};
+use crate::limits;
 
 /// The right to be the one sentinel of a database, until it is dropped.
 #[derive(Debug)]
@@ -96,18 +97,7 @@ impl Inode {
             reason,
         };
         let mut files = files();
-        let known = std::fs::metadata(database)
-            .ok()
-            .map(|found| key(&found))
-            .filter(|key| files.contains_key(key));
-        let key = match known {
-            Some(key) => key,
-            None => {
-                let (key, file) = open_database(database, open)?;
-                files.entry(key).or_default().descriptors.push(file);
-                key
-            }
-        };
+        let key = open_once(&mut files, database, open)?;
         let opened = files.entry(key).or_default();
         let locked = || Error::Locked {
             path: database.to_owned(),
@@ -119,7 +109,7 @@ impl Inode {
         if let Some(file) = opened.descriptors.first()
             && is_independent(file)
         {
-            match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            match lock_exclusively(file) {
                 Ok(()) => {}
                 Err(error) if error == rustix::io::Errno::WOULDBLOCK => return Err(locked()),
                 Err(error) => return Err(fail(format!("cannot lock it: {error}"))),
@@ -127,6 +117,18 @@ impl Inode {
         }
         opened.is_locked = true;
         Ok(Inode { key })
+    }
+
+    /// Whether somebody has locked the file at a path; none where that cannot be known.
+    fn is_locked(database: &Path) -> Option<bool> {
+        let mut files = files();
+        let key = open_once(&mut files, database, Open::Existing).ok()?;
+        let opened = files.get(&key)?;
+        match opened.descriptors.first() {
+            _ if opened.is_locked => Some(true),
+            Some(file) if is_independent(file) => is_locked(file),
+            _ => Some(false),
+        }
     }
 }
 
@@ -143,6 +145,42 @@ impl Drop for Inode {
         {
             log::debug!("database lock: {error}");
         }
+    }
+}
+
+/// The key of the file at a path, which is opened unless it is open already.
+fn open_once(files: &mut BTreeMap<Key, Opened>, database: &Path, open: Open) -> Result<Key, Error> {
+    if let Ok(found) = std::fs::metadata(database)
+        && files.contains_key(&key(&found))
+    {
+        return Ok(key(&found));
+    }
+    let (key, file) = open_database(database, open)?;
+    files.entry(key).or_default().descriptors.push(file);
+    Ok(key)
+}
+
+/// Locks a file, or gives WOULDBLOCK when another program keeps it locked. One that only asks
+/// ([`has_sentinel`]) has it for a moment.
+fn lock_exclusively(file: &File) -> rustix::io::Result<()> {
+    for _ in 1..limits::LOCK_TRIES {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(limits::LOCK_PAUSE),
+            result => return result,
+        }
+    }
+    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+/// Whether somebody has locked a file exclusively; none where that cannot be known.
+fn is_locked(file: &File) -> Option<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => {
+            rustix::fs::flock(file, FlockOperation::Unlock).ok()?;
+            Some(false)
+        }
+        Err(rustix::io::Errno::WOULDBLOCK) => Some(true),
+        Err(_) => None,
     }
 }
 
@@ -201,7 +239,7 @@ fn is_independent(_file: &File) -> bool {
 /// How often a lock file that was removed meanwhile is opened again.
 const TRIES_MAX: usize = 10;
 
-/// Locks a database against other sentinels; does not wait. See the module's head: the lock is on
+/// Locks a database against other sentinels; does not wait for one. See the module's head: the lock is on
 /// the file that the path leads to, symbolic links followed, and on its lock file.
 ///
 /// # Errors
@@ -226,7 +264,7 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
         if !opened.is_file() {
             return Err(fail("it is not a regular file".to_owned()));
         }
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match lock_exclusively(&file) {
             Ok(()) => {}
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
                 return Err(Error::Locked {
@@ -243,6 +281,27 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
         }
     }
     Err(fail("another program keeps removing it".to_owned()))
+}
+
+/// Whether a sentinel works on a database; does not wait, and keeps no sentinel from starting. None
+/// where it cannot be known: the lock file is another user's.
+pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
+    let found = std::fs::metadata(database).ok()?;
+    // A lock of this process is not tried: that would change it.
+    if files()
+        .get(&key(&found))
+        .is_some_and(|opened| opened.is_locked)
+    {
+        return Some(true);
+    }
+    let path = lock_path(database).ok()?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
+        Ok(file) => is_locked(&File::from(file)),
+        // There was no sentinel yet, or its lock file was removed.
+        Err(rustix::io::Errno::NOENT) => Inode::is_locked(database),
+        Err(_) => None,
+    }
 }
 
 fn lock_path(database: &Path) -> Result<PathBuf, Error> {
@@ -304,6 +363,45 @@ mod tests {
         for (_, path) in &names {
             lock_database(path, Open::Existing).unwrap();
         }
+    }
+
+    #[test]
+    fn whoever_asks_for_a_sentinel_neither_takes_nor_breaks_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = dir.path().join("q.db");
+        assert_eq!(has_sentinel(&database), None, "there is no database");
+        std::fs::write(&database, "").unwrap();
+        let lock_file = dir.path().join("q.db.sentinel-lock");
+        for _ in 0..2 {
+            assert_eq!(has_sentinel(&database), Some(false));
+            let lock = lock_database(&database, Open::Existing).unwrap();
+            for is_removed in [false, true] {
+                assert_eq!(has_sentinel(&database), Some(true), "{is_removed}");
+                refused(&database);
+                let _ = std::fs::remove_file(&lock_file);
+            }
+            drop(lock);
+        }
+        // As another process has it.
+        let open = |path: &Path| {
+            File::options()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+        };
+        for path in [&lock_file, &database] {
+            let _ = std::fs::remove_file(&lock_file);
+            let file = open(path).unwrap();
+            file.lock().unwrap();
+            assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
+            assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
+            drop(file);
+            assert_eq!(has_sentinel(&database), Some(false), "{}", path.display());
+        }
+        let _ = std::fs::remove_file(&lock_file);
+        symlink("elsewhere", &lock_file).unwrap();
+        assert_eq!(has_sentinel(&database), None);
     }
 
     #[test]

@@ -104,6 +104,11 @@ pub enum Error {
         /// SQLite's reason.
         reason: String,
     },
+    /// The database is another program's.
+    Foreign {
+        /// The path.
+        path: PathBuf,
+    },
     /// The schema is newer than this program.
     Newer {
         /// The path.
@@ -164,6 +169,11 @@ impl fmt::Display for Error {
                 path.display()
             ),
             Error::Open { path, reason } => write!(f, "database {}: {reason}", path.display()),
+            Error::Foreign { path } => write!(
+                f,
+                "database {}: it is one of another program (it has tables, but no job queue) and is left as it is; use another file",
+                path.display()
+            ),
             Error::Newer {
                 path,
                 version,
@@ -291,6 +301,7 @@ impl Store {
             Open::Existing => {}
         }
         let mut connection = connect(path, flags)?;
+        check_ours(&connection, path)?;
         let describe = |error: rusqlite::Error| open_error(path, &error);
         connection
             .pragma_update(None, "journal_mode", "WAL")
@@ -302,8 +313,12 @@ impl Store {
             .pragma_update(None, "foreign_keys", false)
             .map_err(describe)?;
         connection.set_prepared_statement_cache_capacity(128);
-        schema::migrate(&mut connection, path)?;
-        let identity = identity::Identity::read(&mut connection, path)?;
+        let name = |error: Error| match error {
+            Error::Sqlite(error) => describe(error),
+            other => other,
+        };
+        schema::migrate(&mut connection, path).map_err(name)?;
+        let identity = identity::Identity::read(&mut connection, path).map_err(name)?;
         let data_version = data_version(&connection)?;
         // Not 0, which means that it is not known.
         let key = connection.query_row("SELECT random() | 1", [], |row| row.get(0))?;
@@ -414,6 +429,16 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
     Ok(connection)
 }
 
+/// Refuses a database that is another program's, which is asked before anything is changed.
+fn check_ours(connection: &Connection, path: &Path) -> Result<(), Error> {
+    match schema::is_foreign(connection)? {
+        true => Err(Error::Foreign {
+            path: path.to_owned(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// A file that SQLite keeps beside a database. Links to the database are followed, as SQLite does.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -461,8 +486,30 @@ const LOCKED: &str = "another program keeps it locked";
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
+    Error::Open {
+        path: path.to_owned(),
+        reason: open_reason(path, error, is_full(path)),
+    }
+}
+
+/// Whether the file system of a database has no space left, as far as that can be known.
+fn is_full(path: &Path) -> bool {
+    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let found = rustix::fs::statvfs(folder.unwrap_or(Path::new(".")));
+    found.is_ok_and(|found| found.f_bavail == 0 || (found.f_files > 0 && found.f_favail == 0))
+}
+
+/// SQLite says `disk I/O error` of a write that fails for lack of space in some places.
+fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
     use rusqlite::ErrorCode;
-    let reason = match error.sqlite_error_code() {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => "the disk is full".to_owned(),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_full => {
+            "the disk is full".to_owned()
+        }
         Some(ErrorCode::NotADatabase) => "it is no SQLite database".to_owned(),
         Some(ErrorCode::CannotOpen) => match std::fs::File::open(path) {
             Err(io) if io.kind() != std::io::ErrorKind::NotFound => format!("cannot open it: {io}"),
@@ -475,12 +522,7 @@ fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
         }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LOCKED.to_owned(),
         Some(ErrorCode::DatabaseCorrupt) => "it is damaged".to_owned(),
-        Some(ErrorCode::DiskFull) => "the disk is full".to_owned(),
         _ => error.to_string(),
-    };
-    Error::Open {
-        path: path.to_owned(),
-        reason,
     }
 }
 

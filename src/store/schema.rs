@@ -81,6 +81,26 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Er
     }
 }
 
+/// Whether a database is another program's: it has tables or views, and none of the reference
+/// system, which every database of ours has.
+pub(super) fn is_foreign(connection: &Connection) -> Result<bool, Error> {
+    let legacy = MIGRATIONS.first().copied().unwrap_or_default();
+    let mut statement = connection.prepare(
+        "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') \
+         AND name NOT LIKE 'sqlite!_%' ESCAPE '!'",
+    )?;
+    let mut rows = statement.query([])?;
+    let mut is_empty = true;
+    while let Some(row) = rows.next()? {
+        is_empty = false;
+        let name = super::value::shown(super::value::cell(row, 0)).unwrap_or_default();
+        if legacy.contains(&format!("CREATE TABLE IF NOT EXISTS {name} (")) {
+            return Ok(false);
+        }
+    }
+    Ok(!is_empty)
+}
+
 /// Names of triggers and views that the migrations do not make, or make otherwise.
 pub(super) fn foreign_code(connection: &Connection) -> Result<Vec<String>, Error> {
     let own = Connection::open_in_memory()?;

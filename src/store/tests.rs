@@ -3,6 +3,7 @@
 use super::*;
 use crate::job::{Attempt, Cause, JobStatus, Loss, Mode, Receipt};
 
+mod catalogue;
 mod claims;
 mod ends;
 mod identity;

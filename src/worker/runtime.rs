@@ -157,28 +157,38 @@ fn open_lock(path: &Path) -> io::Result<fs::File> {
 
 /// A folder below the first of the usual ones that has a short name and can be used.
 fn create() -> io::Result<(PathBuf, fs::File)> {
-    let bases = [
-        Some(std::env::temp_dir()),
-        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
-        Some(PathBuf::from("/tmp")),
-        Some(PathBuf::from("/dev/shm")),
-    ];
-    let usable = |base: &PathBuf| {
-        base.is_absolute()
-            && base
-                .to_str()
-                .is_some_and(|text| text.len() <= BASE_SIZE_MAX)
-    };
-    let mut failed = io::Error::other("no folder for sockets has a short enough name; set TMPDIR");
-    for base in bases.into_iter().flatten().filter(usable) {
-        match create_in(&base) {
-            Ok(created) => return Ok(created),
-            Err(error) => {
-                failed = io::Error::new(error.kind(), format!("{}: {error}", base.display()));
+    let variable = |name| std::env::var_os(name).map(|value| (name, PathBuf::from(value)));
+    let usual = ["/tmp", "/dev/shm"].map(|base| Some(("", PathBuf::from(base))));
+    let bases = [variable("TMPDIR"), variable("XDG_RUNTIME_DIR")];
+    create_below(bases.into_iter().chain(usual).flatten())
+}
+
+/// A folder below the first base that can be used. Each has the name of the variable it is from.
+fn create_below(
+    bases: impl Iterator<Item = (&'static str, PathBuf)>,
+) -> io::Result<(PathBuf, fs::File)> {
+    let mut reasons = Vec::new();
+    for (variable, base) in bases {
+        let size = base.as_os_str().len();
+        let reason = if !base.is_absolute() {
+            "it is not an absolute path".to_owned()
+        } else if size > BASE_SIZE_MAX {
+            format!("its {size} bytes are more than {BASE_SIZE_MAX}")
+        } else if base.to_str().is_none() {
+            "it is not UTF-8".to_owned()
+        } else {
+            match create_in(&base) {
+                Ok(created) => return Ok(created),
+                Err(error) => error.to_string(),
             }
-        }
+        };
+        let equals = if variable.is_empty() { "" } else { "=" };
+        reasons.push(format!("{variable}{equals}{}: {reason}", base.display()));
     }
-    Err(failed)
+    let reasons = reasons.join("; ");
+    Err(io::Error::other(format!(
+        "{reasons}; set TMPDIR to a folder that can be used"
+    )))
 }
 
 fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
@@ -255,6 +265,32 @@ mod tests {
         runtime.clear(1);
         drop(runtime);
         assert!(!last.exists());
+    }
+
+    #[test]
+    fn each_folder_that_cannot_be_used_is_named_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("missing");
+        let long = PathBuf::from(format!("/{}", "x".repeat(200)));
+        let bases = [
+            ("TMPDIR", long.clone()),
+            ("XDG_RUNTIME_DIR", PathBuf::from("here")),
+            ("", missing.clone()),
+        ];
+        let error = create_below(bases.clone().into_iter())
+            .unwrap_err()
+            .to_string();
+        for want in [
+            format!("TMPDIR={}: its 201 bytes", long.display()),
+            "XDG_RUNTIME_DIR=here: it is not an absolute path".to_owned(),
+            format!("; {}: No such file", missing.display()),
+            "set TMPDIR".to_owned(),
+        ] {
+            assert!(error.contains(&want), "{error}");
+        }
+        let usable = ("", dir.path().to_owned());
+        let (folder, _lock) = create_below(bases.into_iter().chain([usable])).unwrap();
+        assert!(folder.starts_with(dir.path()));
     }
 
     #[test]

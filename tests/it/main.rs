@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod away;
+mod commands;
 mod common;
 mod crash;
 mod curve;

@@ -23,7 +23,7 @@ fn a_submitted_job_runs_and_shows_its_receipt() {
         waiting["waiting_for"]
             .as_str()
             .unwrap()
-            .contains("no worker"),
+            .contains("a sentinel"),
         "{waiting}"
     );
     let (mut sentinel, endpoint) = sentinel(&database, &[]);

@@ -144,6 +144,54 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
 }
 
 #[test]
+fn another_programs_database_is_left_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, script, is_foreign) in [
+        ("table", "CREATE TABLE users (id INTEGER PRIMARY KEY)", true),
+        ("view", "CREATE VIEW one AS SELECT 1", true),
+        (
+            "versioned",
+            "CREATE TABLE users (id INTEGER); PRAGMA user_version = 3",
+            true,
+        ),
+        (
+            "current",
+            "CREATE TABLE users (id INTEGER); PRAGMA user_version = {VERSION}",
+            true,
+        ),
+        ("prefix", "CREATE TABLE cf_cache (key TEXT)", true),
+        ("empty", "", false),
+        (
+            "beside",
+            "CREATE TABLE users (id INTEGER); \
+             CREATE TABLE cf_routing_rule (id INTEGER NOT NULL, pattern VARCHAR(500) NOT NULL, \
+             tag VARCHAR(50) NOT NULL, priority INTEGER, PRIMARY KEY (id))",
+            false,
+        ),
+    ] {
+        let path = dir.path().join(name);
+        let connection = Connection::open(&path).unwrap();
+        let script = script.replace("{VERSION}", &crate::store::schema::VERSION.to_string());
+        connection.execute_batch(&script).unwrap();
+        // An empty file is one of 0 bytes.
+        drop(connection);
+        let before = std::fs::read(&path).unwrap();
+        if !is_foreign {
+            Store::open(&path, Open::Existing).unwrap();
+            Store::open(&path, Open::Create).unwrap();
+            continue;
+        }
+        for open in [Open::Create, Open::Existing] {
+            let error = Store::open(&path, open).unwrap_err().to_string();
+            assert!(error.contains("of another program"), "{name}: {error}");
+        }
+        let error = Inspector::open(&path).unwrap_err().to_string();
+        assert!(error.contains("of another program"), "{name}: {error}");
+        assert!(std::fs::read(&path).unwrap() == before, "{name}");
+    }
+}
+
+#[test]
 fn programs_that_migrate_at_once_do_it_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("legacy.sqlite");
@@ -156,4 +204,27 @@ fn programs_that_migrate_at_once_do_it_once() {
             thread.join().unwrap().unwrap();
         }
     });
+}
+
+#[test]
+fn a_full_disk_is_named_where_sqlite_says_something_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let reason = |code: i32, is_full| {
+        let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        open_reason(&dir.path().join("q.db"), &error, is_full)
+    };
+    for code in [
+        rusqlite::ffi::SQLITE_IOERR_WRITE,
+        rusqlite::ffi::SQLITE_IOERR_SHMSIZE,
+        rusqlite::ffi::SQLITE_CANTOPEN,
+    ] {
+        assert_eq!(reason(code, true), "the disk is full");
+        assert!(!reason(code, false).contains("full"), "{code}");
+    }
+    assert_eq!(
+        reason(rusqlite::ffi::SQLITE_FULL, false),
+        "the disk is full"
+    );
+    assert!(reason(rusqlite::ffi::SQLITE_BUSY, true).contains("locked"));
+    assert!(!is_full(&dir.path().join("q.db")));
 }

@@ -150,3 +150,40 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
         assert_eq!(nodes("ONLINE"), online);
     }
 }
+
+#[test]
+fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let age_max = i64::try_from(limits::SEEN_AGE_MAX.as_millis()).unwrap();
+    let look = |scene: &Scene, at: i64| {
+        let mut inspector = Inspector::open(&scene.path()).unwrap();
+        inspector.look_for_sentinel(DAY_MS + at).unwrap();
+        let status = inspector.workers().unwrap();
+        let status = status.first().map(|row| row.status.clone());
+        (status, inspector.job(id).unwrap().unwrap().waiting_for)
+    };
+    let none = Some("a sentinel: none works on this database".to_owned());
+    assert_eq!(look(&scene, 0), (None, none.clone()));
+    // One that is no file of ours, as another user's.
+    let lock = scene.dir.path().join("q.db.sentinel-lock");
+    std::os::unix::fs::symlink("elsewhere", lock).unwrap();
+    let (_, waits) = look(&scene, 0);
+    assert_eq!(waits.unwrap(), "no worker is connected to a sentinel");
+    let session = WorkerSession {
+        worker_id: "w".into(),
+        user_id: None,
+        hostname: "h".into(),
+        pid: None,
+        capabilities: vec!["*".to_owned()],
+        slots: 1,
+        trouble: None,
+        environments: Default::default(),
+    };
+    let mut turn = scene.store.begin().unwrap();
+    turn.save_worker(&session, DAY_MS).unwrap();
+    turn.commit().unwrap();
+    assert_eq!(look(&scene, age_max), (Some("ONLINE".to_owned()), None));
+    let gone = (Some("OFFLINE".to_owned()), none);
+    assert_eq!(look(&scene, age_max + 1), gone);
+}
