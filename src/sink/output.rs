@@ -202,7 +202,10 @@ impl JobOutput {
         let writer = match &sink.target {
             Target::Parquet { path, compression } => {
                 let compression = *compression;
-                files::inside(self.root.path(), &self.root.path().join(path))?;
+                let target = self.root.path().join(path);
+                files::inside(self.root.path(), &target)?;
+                let below = place::below(self.root.path(), &target);
+                place::check_below(&target, below.as_deref())?;
                 let holder = Holder::new(self.folder.name.attempt, None);
                 sink.bay = self.folder.bay(&names::file(path, &holder))?;
                 let staged = self.staged(index);

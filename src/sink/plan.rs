@@ -305,6 +305,8 @@ fn plan_file(
     let given = names::file(path, holder);
     let target = root.path().join(&given);
     files::inside(root.path(), &target)?;
+    let real = place::below(root.path(), &target);
+    place::check_below(&target, real.as_deref())?;
     if let Some(parent) = target.parent() {
         files::create_folders(parent)?;
     }
@@ -313,7 +315,6 @@ fn plan_file(
     let Some(identity) = identity else {
         return Err(folder.refusal(Error::io(&staged, std::io::ErrorKind::NotFound.into())));
     };
-    let real = place::below(root.path(), &target);
     let path = real.or_else(|| given.to_str().map(str::to_owned));
     Ok(FileOutput {
         topic: sink.topic.clone(),
@@ -381,6 +382,8 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
         let path = root.path().join(database);
         if database.is_relative() {
             files::inside(root.path(), &path)?;
+        let (_, below) = place::database(root.path(), &path.to_string_lossy());
+        place::check_below(&path, below.as_deref())?;
             if let Some(parent) = path.parent() {
                 files::create_folders(parent)?;
             }
