@@ -9,6 +9,9 @@ use crate::job::text::prefix;
 use crate::job::{Attempt, Cause, SinkError};
 use crate::limits;
 
+/// Columns that a message names.
+const COLUMNS_SHOWN: usize = 10;
+
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
@@ -110,10 +113,10 @@ pub enum Error {
     TableColumns {
         /// The database and table.
         path: PathBuf,
-        /// The table's columns.
-        expected: String,
-        /// The job's.
-        got: String,
+        /// Columns of the job's rows that the table lacks.
+        missing: Vec<String>,
+        /// Columns of the table that the job's rows lack.
+        extra: Vec<String>,
     },
     /// A table has other rows than those that were inserted, or keeps some that were deleted.
     Rows {
@@ -247,13 +250,9 @@ impl fmt::Display for Error {
             }
             Error::TableColumns {
                 path,
-                expected,
-                got,
-            } => write!(
-                f,
-                "table {}: it has the columns {expected}, the job's rows have {got}",
-                path.display()
-            ),
+                missing,
+                extra,
+            } => write_columns(f, path, missing, extra),
             Error::Rows {
                 path,
                 table,
@@ -294,6 +293,34 @@ fn write_rows(
     f: &mut fmt::Formatter<'_>,
     path: &Path,
     table: &str,
+fn write_columns(
+    f: &mut fmt::Formatter<'_>,
+    path: &Path,
+    missing: &[String],
+    extra: &[String],
+) -> fmt::Result {
+    write!(
+        f,
+        "table {} has other columns than the output:",
+        path.display()
+    )?;
+    for (word, names) in [(" it lacks", missing), (" it also has", extra)] {
+        let shown = names.iter().take(COLUMNS_SHOWN);
+        let shown: Vec<String> = shown
+            .map(|name| format!("{:?}", prefix(name, 60)))
+            .collect();
+        if !shown.is_empty() {
+            write!(f, "{word} {}", shown.join(", "))?;
+            let more = names.len() - shown.len();
+            if more > 0 {
+                write!(f, " and {more} more")?;
+            }
+            write!(f, ";")?;
+        }
+    }
+    write!(f, " change the table, or use another one")
+}
+
     triggers: &[String],
     [found, expected]: [u64; 2],
 ) -> fmt::Result {
@@ -327,7 +354,6 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             Error::SchemaChanged { .. }
-            | Error::TableColumns { .. }
             | Error::Column { .. }
             | Error::Parquet(_)
             | Error::Topics { .. } => Cause::Plugin,
@@ -340,6 +366,7 @@ impl Error {
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
             | Error::Rows { .. }
+            | Error::TableColumns { .. }
             | Error::OtherDatabase { is_final: true, .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
