@@ -45,6 +45,8 @@ pub enum Error {
     Exists {
         /// The output.
         path: PathBuf,
+        /// Whose it is; none when it is no other job's of the same database by any record.
+        by: Option<Attempt>,
     },
     /// A file or rows that no record and no receipt of the job names are where its output goes.
     NotOurs {
@@ -193,11 +195,13 @@ impl fmt::Display for Error {
                 let path = path.display();
                 write!(f, "two sinks of the job write the same file {path}")
             }
-            Error::Exists { path } => write!(
-                f,
-                "{} exists already and the sink's mode is error",
-                path.display()
-            ),
+            Error::Exists { path, by } => {
+                write!(f, "{} exists already", path.display())?;
+                if let Some(by) = by {
+                    write!(f, " (output of job {})", by.job_id)?;
+                }
+                write!(f, " and the sink's mode is error")
+            }
             Error::NotOurs { path } => write!(
                 f,
                 "{} is not output of this job according to any record or receipt; move it away",
@@ -289,10 +293,6 @@ impl fmt::Display for Error {
     }
 }
 
-fn write_rows(
-    f: &mut fmt::Formatter<'_>,
-    path: &Path,
-    table: &str,
 fn write_columns(
     f: &mut fmt::Formatter<'_>,
     path: &Path,
@@ -321,6 +321,10 @@ fn write_columns(
     write!(f, " change the table, or use another one")
 }
 
+fn write_rows(
+    f: &mut fmt::Formatter<'_>,
+    path: &Path,
+    table: &str,
     triggers: &[String],
     [found, expected]: [u64; 2],
 ) -> fmt::Result {
@@ -362,11 +366,11 @@ impl Error {
             | Error::Place { .. }
             | Error::SameFile { .. }
             | Error::Exists { .. }
+            | Error::TableColumns { .. }
             | Error::NotOurs { .. }
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
             | Error::Rows { .. }
-            | Error::TableColumns { .. }
             | Error::OtherDatabase { is_final: true, .. }
             | Error::Record { .. } => Cause::Operator,
             Error::Barred { .. } => Cause::Lost,
@@ -385,6 +389,14 @@ impl Error {
     pub fn barred_by(&self) -> Option<i64> {
         match self {
             Error::Barred { by, .. } => Some(*by),
+            _ => None,
+        }
+    }
+
+    /// The attempt of another job whose output is in the way, when that is the reason.
+    pub fn taken_by(&self) -> Option<Attempt> {
+        match self {
+            Error::Exists { by, .. } => *by,
             _ => None,
         }
     }

@@ -11,7 +11,7 @@ use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
-use super::{Error, Root};
+use super::{Error, Root, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 
 /// A publish that may be carried out.
@@ -337,14 +337,16 @@ fn others(
     folder: &Folder,
     own: &FileOutput,
 ) -> Result<Vec<FileOutput>, Error> {
-    if sink.mode == Mode::Append {
-        return Ok(Vec::new());
+    match sink.mode {
+        Mode::Append => return Ok(Vec::new()),
+        Mode::Error => {
+            siblings::refuse(root, &folder.name, path, holder)?;
+            return Ok(Vec::new());
+        }
+        Mode::Replace => {}
     }
     let mut found = Vec::new();
     for (path, other) in names::siblings(&root.path().join(path), holder) {
-        if sink.mode == Mode::Error {
-            return Err(Error::Exists { path });
-        }
         if other.suffix != holder.suffix {
             continue;
         }
@@ -380,10 +382,10 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
             continue;
         };
         let path = root.path().join(database);
-        if database.is_relative() {
-            files::inside(root.path(), &path)?;
         let (_, below) = place::database(root.path(), &path.to_string_lossy());
         place::check_below(&path, below.as_deref())?;
+        if database.is_relative() {
+            files::inside(root.path(), &path)?;
             if let Some(parent) = path.parent() {
                 files::create_folders(parent)?;
             }
