@@ -236,6 +236,10 @@ pub const REFUSED_ROWS_MAX: usize = 10_000;
 pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
 /// Rows that roll back the transaction of one iteration, before it ends without it.
 pub const ROLLBACKS_PER_ITERATION: usize = 256;
+/// How often the pause of a job doubles that waits for the output of another job: up to 32 s.
+pub const WAIT_DOUBLINGS_MAX: i64 = 5;
+/// How often a job waits for the settlement of another one that has ended: some ten minutes.
+pub const UNSETTLED_WAITS_MAX: i64 = 20;
 /// Rows whose retry is due, which one transaction queues.
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
 /// Ended attempts that the database keeps of a job.

@@ -13,6 +13,12 @@ pub const BARRED_BY: &str = "barred_by";
 /// The metric of a receipt that has no room for all files: how many it leaves out.
 pub const ARTIFACTS_TRUNCATED: &str = "artifacts_truncated";
 
+/// The metric of a receipt whose attempt found output of another job of the same database in its
+/// sink of mode `error`: that job.
+const TAKEN_BY: &str = "taken_by";
+/// The metric beside it: the number of the attempt whose output it is.
+const TAKEN_BY_ATTEMPT: &str = "taken_by_attempt";
+
 /// How an attempt ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JobStatus {
@@ -140,6 +146,27 @@ impl Receipt {
             && barring.incarnation() == attempt.incarnation()
             && barring.ordinal() < i64::from(u32::MAX);
         (self.status == JobStatus::Failed && is_possible).then_some(by)
+    }
+
+    /// The attempt of another job whose output is the reason of the failure.
+    pub fn taken_by(&self) -> Option<Attempt> {
+        let metric = |name| self.metrics.get(name).copied();
+        let by = Attempt::new(metric(TAKEN_BY)?, metric(TAKEN_BY_ATTEMPT)?);
+        let is_refused = self.status == JobStatus::Failed && self.cause == Some(Cause::Operator);
+        (is_refused && !self.returned).then_some(by)
+    }
+
+    /// Notes which attempts were the reason of a failure: the one that barred this one, and the one
+    /// whose output was there.
+    pub fn note_others(&mut self, barred_by: Option<i64>, taken_by: Option<Attempt>) {
+        let mut put = |name: &str, value| self.metrics.insert(name.to_owned(), value);
+        if let Some(by) = barred_by {
+            put(BARRED_BY, by);
+        }
+        if let Some(by) = taken_by {
+            put(TAKEN_BY, by.job_id);
+            put(TAKEN_BY_ATTEMPT, by.number);
+        }
     }
 
     /// A failure with its cause.

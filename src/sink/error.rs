@@ -9,6 +9,9 @@ use crate::job::text::prefix;
 use crate::job::{Attempt, Cause, SinkError};
 use crate::limits;
 
+/// Columns that a message names.
+const COLUMNS_SHOWN: usize = 10;
+
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
@@ -40,6 +43,8 @@ pub enum Error {
     Exists {
         /// The output.
         path: PathBuf,
+        /// Whose it is; none when it is no other job's of the same database by any record.
+        by: Option<Attempt>,
     },
     /// A file or rows that no record and no receipt of the job names are where its output goes.
     NotOurs {
@@ -108,10 +113,10 @@ pub enum Error {
     TableColumns {
         /// The database and table.
         path: PathBuf,
-        /// The table's columns.
-        expected: String,
-        /// The job's.
-        got: String,
+        /// Columns of the job's rows that the table lacks.
+        missing: Vec<String>,
+        /// Columns of the table that the job's rows lack.
+        extra: Vec<String>,
     },
     /// A table has other rows than those that were inserted, or keeps some that were deleted.
     Rows {
@@ -187,11 +192,13 @@ impl fmt::Display for Error {
                 let path = path.display();
                 write!(f, "two sinks of the job write the same file {path}")
             }
-            Error::Exists { path } => write!(
-                f,
-                "{} exists already and the sink's mode is error",
-                path.display()
-            ),
+            Error::Exists { path, by } => {
+                write!(f, "{} exists already", path.display())?;
+                if let Some(by) = by {
+                    write!(f, " (output of job {})", by.job_id)?;
+                }
+                write!(f, " and the sink's mode is error")
+            }
             Error::NotOurs { path } => write!(
                 f,
                 "{} is not output of this job according to any record or receipt; move it away",
@@ -244,13 +251,9 @@ impl fmt::Display for Error {
             }
             Error::TableColumns {
                 path,
-                expected,
-                got,
-            } => write!(
-                f,
-                "table {}: it has the columns {expected}, the job's rows have {got}",
-                path.display()
-            ),
+                missing,
+                extra,
+            } => write_columns(f, path, missing, extra),
             Error::Rows {
                 path,
                 table,
@@ -285,6 +288,34 @@ impl fmt::Display for Error {
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
         }
     }
+}
+
+fn write_columns(
+    f: &mut fmt::Formatter<'_>,
+    path: &Path,
+    missing: &[String],
+    extra: &[String],
+) -> fmt::Result {
+    write!(
+        f,
+        "table {} has other columns than the output:",
+        path.display()
+    )?;
+    for (word, names) in [(" it lacks", missing), (" it also has", extra)] {
+        let shown = names.iter().take(COLUMNS_SHOWN);
+        let shown: Vec<String> = shown
+            .map(|name| format!("{:?}", prefix(name, 60)))
+            .collect();
+        if !shown.is_empty() {
+            write!(f, "{word} {}", shown.join(", "))?;
+            let more = names.len() - shown.len();
+            if more > 0 {
+                write!(f, " and {more} more")?;
+            }
+            write!(f, ";")?;
+        }
+    }
+    write!(f, " change the table, or use another one")
 }
 
 fn write_rows(
@@ -324,7 +355,6 @@ impl Error {
     pub fn cause(&self) -> Cause {
         match self {
             Error::SchemaChanged { .. }
-            | Error::TableColumns { .. }
             | Error::Column { .. }
             | Error::Parquet(_)
             | Error::Topics { .. } => Cause::Plugin,
@@ -333,6 +363,7 @@ impl Error {
             | Error::Place { .. }
             | Error::SameFile { .. }
             | Error::Exists { .. }
+            | Error::TableColumns { .. }
             | Error::NotOurs { .. }
             | Error::DatabaseName { .. }
             | Error::Copied { .. }
@@ -355,6 +386,14 @@ impl Error {
     pub fn barred_by(&self) -> Option<i64> {
         match self {
             Error::Barred { by, .. } => Some(*by),
+            _ => None,
+        }
+    }
+
+    /// The attempt of another job whose output is in the way, when that is the reason.
+    pub fn taken_by(&self) -> Option<Attempt> {
+        match self {
+            Error::Exists { by, .. } => *by,
             _ => None,
         }
     }

@@ -18,7 +18,7 @@
 //!
 //! Files: `anchor` (which folder the root is), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`; `place` (one file under several paths);
-//! `output`, `columns`, `parquet`, `sqlite` (writing).
+//! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
 //! protocol.
@@ -51,6 +51,7 @@ mod record;
 mod recover;
 mod root;
 mod settle;
+mod siblings;
 mod sqlite;
 mod standing;
 

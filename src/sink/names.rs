@@ -94,6 +94,18 @@ pub(super) fn siblings(path: &Path, own: &Holder) -> Vec<(PathBuf, Holder)> {
         .collect()
 }
 
+/// The other way to read the name of a file of this holder: `o_1_01234567` is of job 1 of another
+/// database and sink `o`, or of job 01234567 and sink `o_1`.
+pub(super) fn other_reading(path: &Path, holder: &Holder) -> Option<Holder> {
+    let stem = path.file_stem()?.to_str()?;
+    let (before, last) = stem.rsplit_once('_')?;
+    let other = match holder.suffix {
+        Some(_) => Holder::parse(last),
+        None => Holder::parse(&format!("{}_{last}", before.rsplit_once('_')?.1)),
+    };
+    other.filter(|other| is_of(path, other))
+}
+
 /// True when a file's name is one that a holder's output has.
 pub(super) fn is_of(path: &Path, holder: &Holder) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str());

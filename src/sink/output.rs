@@ -14,7 +14,7 @@ use super::parquet::ParquetFile;
 use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::sqlite::{Rows, Stage};
-use super::{Error, Root, Staged, files};
+use super::{Error, Root, Staged, files, siblings};
 use crate::job::{self, Job, Mode, Target, default_uri};
 use crate::limits;
 
@@ -97,11 +97,10 @@ impl JobOutput {
         }
         if let Target::Parquet { path, .. } = &sink.target
             && sink.mode == Mode::Error
-            && let Some((other, _)) = names::siblings(&self.root.path().join(path), &holder)
-                .into_iter()
-                .find(|(_, other)| !is_same_job(other, &holder))
         {
-            return Err(Error::Exists { path: other });
+            let name = &self.folder.name;
+            let own = Holder::new(name.attempt, self.root.mark(name)?);
+            siblings::refuse(&self.root, name, path, &own)?;
         }
         let topic = names::topic(&sink.topic);
         let indices = self.topics.entry(topic.clone()).or_default();
@@ -202,7 +201,10 @@ impl JobOutput {
         let writer = match &sink.target {
             Target::Parquet { path, compression } => {
                 let compression = *compression;
-                files::inside(self.root.path(), &self.root.path().join(path))?;
+                let target = self.root.path().join(path);
+                files::inside(self.root.path(), &target)?;
+                let below = place::below(self.root.path(), &target);
+                place::check_below(&target, below.as_deref())?;
                 let holder = Holder::new(self.folder.name.attempt, None);
                 sink.bay = self.folder.bay(&names::file(path, &holder))?;
                 let staged = self.staged(index);
@@ -286,9 +288,4 @@ impl JobOutput {
             sinks: staged,
         })
     }
-}
-
-/// The same job under whatever mark of its database: at the start the mark is not known.
-fn is_same_job(one: &Holder, other: &Holder) -> bool {
-    (one.job_id, one.incarnation) == (other.job_id, other.incarnation)
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{files, names};
+use super::{Error, files, names};
 
 /// A file, by whatever path: device and inode of the last part of the path that exists, and what
 /// follows it.
@@ -74,6 +74,15 @@ fn strip_root(root: &Path, real: &Path) -> Option<String> {
 /// out of the root, or is not UTF-8.
 pub(super) fn below(root: &Path, file: &Path) -> Option<String> {
     strip_root(root, &real_name(file)?)
+}
+
+/// Refuses a sink's file whose path below the root, links followed, is among our own files.
+pub(super) fn check_below(file: &Path, below: Option<&str>) -> Result<(), Error> {
+    let is_own = |below: &str| Path::new(below).iter().any(|part| part == ".casparian");
+    match below.is_some_and(is_own) {
+        true => Err(Error::place(file, "the sink's path leads into .casparian")),
+        false => Ok(()),
+    }
 }
 
 /// The path of a database with all links followed, and its path below the root if it is there.

@@ -11,7 +11,7 @@ use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
-use super::{Error, Root};
+use super::{Error, Root, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 
 /// A publish that may be carried out.
@@ -305,6 +305,8 @@ fn plan_file(
     let given = names::file(path, holder);
     let target = root.path().join(&given);
     files::inside(root.path(), &target)?;
+    let real = place::below(root.path(), &target);
+    place::check_below(&target, real.as_deref())?;
     if let Some(parent) = target.parent() {
         files::create_folders(root.path(), parent)?;
     }
@@ -313,7 +315,6 @@ fn plan_file(
     let Some(identity) = identity else {
         return Err(folder.refusal(Error::io(&staged, std::io::ErrorKind::NotFound.into())));
     };
-    let real = place::below(root.path(), &target);
     let path = real.or_else(|| given.to_str().map(str::to_owned));
     Ok(FileOutput {
         topic: sink.topic.clone(),
@@ -336,14 +337,16 @@ fn others(
     folder: &Folder,
     own: &FileOutput,
 ) -> Result<Vec<FileOutput>, Error> {
-    if sink.mode == Mode::Append {
-        return Ok(Vec::new());
+    match sink.mode {
+        Mode::Append => return Ok(Vec::new()),
+        Mode::Error => {
+            siblings::refuse(root, &folder.name, path, holder)?;
+            return Ok(Vec::new());
+        }
+        Mode::Replace => {}
     }
     let mut found = Vec::new();
     for (path, other) in names::siblings(&root.path().join(path), holder) {
-        if sink.mode == Mode::Error {
-            return Err(Error::Exists { path });
-        }
         if other.suffix != holder.suffix {
             continue;
         }
@@ -379,6 +382,8 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
             continue;
         };
         let path = root.path().join(database);
+        let (_, below) = place::database(root.path(), &path.to_string_lossy());
+        place::check_below(&path, below.as_deref())?;
         if database.is_relative() {
             files::inside(root.path(), &path)?;
             if let Some(parent) = path.parent() {

@@ -6,14 +6,17 @@
 //! rename, or the last SQLite transaction.
 
 use std::collections::HashSet;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
+use super::names::Holder;
 use super::place::{self, Place};
 use super::{Artifact, Error, Root, names, sqlite};
+use crate::job::Attempt;
 use crate::limits;
 
 const VERSION: u32 = 1;
@@ -339,9 +342,59 @@ pub(super) fn path(root: &Root, name: &Name) -> PathBuf {
     outputs.join(job.div_euclid(1000).to_string()).join(file)
 }
 
+/// The attempt that published a file at a path below the root, by the record of a job of the same
+/// database. Number 0 of its incarnation where only a receipt knows the attempt.
+pub(super) fn publisher(
+    root: &Root,
+    name: &Name,
+    holder: &Holder,
+    (path, identity): (&str, Identity),
+) -> Option<Attempt> {
+    let record = of_other(root, name, holder.job_id, holder.incarnation)?;
+    let has = |files: &[FileOutput]| {
+        let mut files = files.iter();
+        files.any(|file| file.path == path && file.identity == identity)
+    };
+    let number = if has(&record.outputs.files) || has(&record.removes) {
+        record.attempt
+    } else if has(&record.previous.files) {
+        record.previous_attempt.max(holder.incarnation << 32)
+    } else {
+        return None;
+    };
+    Some(Attempt::new(holder.job_id, number))
+}
+
+/// True when a record of a job says that it published this file, in whatever database the job is.
+pub(super) fn is_published_by(
+    root: &Root,
+    holder: &Holder,
+    file: (&str, Identity),
+) -> Result<bool, Error> {
+    let outputs = root.base().join("outputs");
+    let entries = fs::read_dir(&outputs).map_err(|error| Error::io(&outputs, error))?;
+    for entry in entries.flatten() {
+        let database = entry.file_name();
+        let Some(database) = database.to_str() else {
+            continue;
+        };
+        let is_its = |suffix: &String| names::suffix(database) == *suffix;
+        if !holder.suffix.as_ref().is_none_or(is_its) {
+            continue;
+        }
+        let Ok(name) = Name::numbered(database, Attempt::new(holder.job_id, 0)) else {
+            continue;
+        };
+        if publisher(root, &name, holder, file).is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The record of another job of the same database.
 pub(super) fn of_other(root: &Root, name: &Name, job: i64, incarnation: i64) -> Option<Record> {
     let mut other = name.clone();
-    other.attempt = crate::job::Attempt::new(job, incarnation << 32);
+    other.attempt = Attempt::new(job, incarnation << 32);
     read_files(root, &other).ok().flatten()
 }

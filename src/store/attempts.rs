@@ -6,7 +6,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::published;
-use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped};
+use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped, pause_ms};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt};
@@ -227,7 +227,13 @@ impl Turn<'_> {
             true => self.stopped_before(full)?,
             false => 0,
         };
-        let next = if end.success || (is_returned && !is_stopped) {
+        let wait = match end.receipt {
+            Some(receipt) => self.waits_for(full, receipt)?,
+            None => None,
+        };
+        let next = if let Some(wait) = &wait {
+            Next::After(pause_ms(wait.before.min(limits::WAIT_DOUBLINGS_MAX), full))
+        } else if end.success || (is_returned && !is_stopped) {
             Next::Queued
         } else {
             let retries = Retries::new(end.retries_max, self.own_retries(&held.plugin)?);
@@ -264,11 +270,19 @@ impl Turn<'_> {
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
         };
+        let reason = match &wait {
+            Some(wait) => Some(wait.reason(reason.as_deref().unwrap_or_default())),
+            None => reason,
+        };
         let receipt = end.receipt.filter(|_| !is_returned);
         let json = receipt.map(|receipt| {
+            let mut metrics = receipt.metrics.clone();
+            for (name, value) in wait.iter().flat_map(|wait| &wait.counts) {
+                metrics.insert((*name).to_owned(), *value);
+            }
             serde_json::json!({
                 "status": receipt.status,
-                "metrics": receipt.metrics,
+                "metrics": metrics,
                 "artifacts": receipt.artifacts,
             })
             .to_string()
@@ -306,7 +320,7 @@ impl Turn<'_> {
             json,
             now_published,
             receipt.and_then(|receipt| receipt.log_tail.as_deref()),
-            end.cause.map(Cause::as_str),
+            end.cause.filter(|_| wait.is_none()).map(Cause::as_str),
             failures.lost,
             failures.infra,
             next_run,

@@ -47,6 +47,7 @@ mod settle;
 mod sinks;
 mod time;
 mod value;
+mod waits;
 mod workers;
 
 use std::collections::{HashMap, HashSet};

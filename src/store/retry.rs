@@ -19,6 +19,8 @@
 //!   is not counted at all, unless its workers were stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
 //!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
 //!   other jobs until it runs alone, then alone.
+//! - An attempt that is refused because of output of another job, which may still go (`waits.rs`),
+//!   is not counted at all. Its pause doubles up to 32 s.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
 //! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
 //!
@@ -183,7 +185,7 @@ fn pause_range_ms(before: i64) -> u64 {
 }
 
 /// The pause after `before` earlier ones.
-fn pause_ms(before: i64, attempt: Attempt) -> u64 {
+pub(super) fn pause_ms(before: i64, attempt: Attempt) -> u64 {
     let pause = pause_range_ms(before);
     // 800 to 1200 thousandths.
     let share = 800 + scramble(attempt) % 401;

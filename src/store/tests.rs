@@ -13,6 +13,7 @@ mod property;
 mod registry;
 mod schema;
 mod settle;
+mod waits;
 mod workers;
 
 const DAY_MS: i64 = 1_766_232_000_000;

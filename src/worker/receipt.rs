@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::job::Run;
 use super::slot::Failure;
-use crate::job::{BARRED_BY, JobStatus, Receipt, text};
+use crate::job::{JobStatus, Receipt, text};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::Artifact;
@@ -35,16 +35,13 @@ impl Run {
     /// The receipt.
     pub(super) fn conclude(&self, failure: Option<&Failure>, now: BootTime) -> Receipt {
         let (log, summary) = self.log();
-        let mut metrics = self.metrics(&summary, now);
-        let barred_by = failure.and_then(|failure| failure.barred_by);
-        metrics.extend(barred_by.map(|by| (BARRED_BY.to_owned(), by)));
-        Receipt {
+        let mut receipt = Receipt {
             status: if failure.is_some() {
                 JobStatus::Failed
             } else {
                 JobStatus::Success
             },
-            metrics,
+            metrics: self.metrics(&summary, now),
             artifacts: self.artifacts.iter().map(described).collect(),
             error_message: failure.map(|failure| self.describe(failure)),
             cause: failure.map(|failure| failure.cause),
@@ -53,7 +50,11 @@ impl Run {
             was_running: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),
             log_tail: (!log.is_empty()).then_some(log),
+        };
+        if let Some(failure) = failure {
+            receipt.note_others(failure.barred_by, failure.taken_by);
         }
+        receipt
     }
 
     fn metrics(&self, summary: &Summary, now: BootTime) -> BTreeMap<String, i64> {

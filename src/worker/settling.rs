@@ -7,7 +7,7 @@ use super::event::ThreadEvent;
 use super::receipt;
 use super::serve::Worker;
 use super::slot::Failure;
-use crate::job::{Attempt, BARRED_BY, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
+use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
 use crate::sink::Artifact;
 
@@ -84,8 +84,7 @@ impl Worker {
                     attempt.job_id
                 );
                 let mut receipt = Receipt::failed(attempt, Cause::Worker, message);
-                let barred_by = failure.barred_by.map(|by| (BARRED_BY.to_owned(), by));
-                receipt.metrics.extend(barred_by);
+                receipt.note_others(failure.barred_by, None);
                 receipt
             }
         };

@@ -257,3 +257,28 @@ fn a_row_that_is_set_back_to_its_first_attempt_costs_no_file() {
     assert!(reason.contains("published already"), "{reason}");
     assert_eq!(visible_files(&out), files);
 }
+
+/// The worker of a job of mode `error` dies after it has published, and another job finds the output.
+#[test]
+fn output_that_goes_fails_no_other_job_of_mode_error() {
+    let scene = Scene::published(Some("parquet://o.parquet"));
+    scene.sql("UPDATE cf_topic_config SET mode = 'error'");
+    let input = scene.dir.path().join("second");
+    std::fs::write(&input, "second").unwrap();
+    assert_eq!(submit(&scene.database, "gated", &[input]), [2]);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "15"]);
+    let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+    let waiting = until("the second job waits for the first", || {
+        let job = job(&scene.database, 2);
+        assert_ne!(job["status"], "FAILED", "{job}");
+        (job["status"] == "PENDING").then_some(job)
+    });
+    let reason = waiting["error"].as_str().unwrap();
+    let want = "waits for job 1, whose output is not settled: ";
+    assert!(reason.starts_with(want), "{reason}");
+    scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 1");
+    let done = ended(&scene.database, 2);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    let files = visible_files(&scene.out());
+    assert_eq!(files, [scene.out().join("o_2.parquet")]);
+}

@@ -64,13 +64,16 @@ impl Storage {
         barred.filter(|barred| *barred >= attempt.number)
     }
 
-    /// True when another job has output in the sink of mode `error`.
-    pub(crate) fn is_taken(&self, attempt: Attempt) -> bool {
-        self.exclusive_jobs.contains(&attempt.job_id)
-            && self
-                .exclusive_jobs
-                .iter()
-                .any(|job| *job != attempt.job_id && self.visible.contains_key(job))
+    /// The attempt of another job that has output in the sink of mode `error`.
+    pub(crate) fn taken_by(&self, attempt: Attempt) -> Option<Attempt> {
+        if !self.exclusive_jobs.contains(&attempt.job_id) {
+            return None;
+        }
+        let mut others = self.exclusive_jobs.iter();
+        others.find_map(|job| {
+            let number = self.visible.get(job).filter(|_| *job != attempt.job_id)?;
+            Some(Attempt::new(*job, *number))
+        })
     }
 
     /// The last step of a settlement, whose attempt must not be barred: gives the attempt whose
@@ -103,7 +106,7 @@ impl Storage {
             "{attempt} replaced the output of attempt {before:?}"
         );
         assert!(
-            !self.is_taken(attempt),
+            self.taken_by(attempt).is_none(),
             "{attempt}: a second job published into an exclusive sink"
         );
         true

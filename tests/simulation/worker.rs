@@ -364,17 +364,18 @@ impl Worker {
                 }
             }
             Step::CheckBar => {
-                let is_taken = storage.is_taken(attempt);
-                let barred = if is_taken {
+                let taken_by = storage.taken_by(attempt);
+                let barred = if taken_by.is_some() {
                     Cause::Operator
                 } else {
                     Cause::Worker
                 };
                 let barred_by = storage.barred_by(attempt);
-                if barred_by.is_some() || is_taken {
+                if barred_by.is_some() || taken_by.is_some() {
                     storage.remove_folder(attempt);
                     run.slot.handle_output_failed(Failure {
                         barred_by,
+                        taken_by,
                         ..Failure::new(barred, "barred or taken")
                     });
                     return self.act(run, false, now, storage);
@@ -425,8 +426,7 @@ impl Worker {
         let receipt = match failure {
             Some(failure) => {
                 let mut receipt = Receipt::failed(attempt, failure.cause, failure.message);
-                let barred_by = failure.barred_by.map(|by| (BARRED_BY.to_owned(), by));
-                receipt.metrics.extend(barred_by);
+                receipt.note_others(failure.barred_by, failure.taken_by);
                 receipt
             }
             None => Receipt {

@@ -742,6 +742,14 @@ impl<'a> World<'a> {
             );
             assert!(attempt <= 40, "job {job}: {attempt} attempts");
         }
+        let refused = self.count(
+            "SELECT count(*) FROM cf_processing_queue WHERE status = 'FAILED' \
+             AND error_message = 'barred or taken'",
+        );
+        assert!(
+            refused == 0 || !self.storage.visible.is_empty(),
+            "{refused} job(s) failed because of output that went"
+        );
         for (worker, _) in &self.workers {
             assert!(!worker.is_busy(), "worker {} still has jobs", worker.name);
         }

@@ -125,13 +125,18 @@ pub(super) fn insert(
         [Marks::DATABASE, Marks::INCARNATION].contains(&name.as_str()) && !first.contains(name)
     };
     let data: Vec<&String> = columns.iter().filter(|name| !is_mark(name)).collect();
-    let has_all = staged.iter().all(|name| data.contains(&name));
-    if !has_all || data.len() != staged.len() {
-        let names: Vec<&str> = data.iter().map(|name| name.as_str()).collect();
+    let missing: Vec<String> = staged
+        .iter()
+        .filter(|name| !data.contains(name))
+        .cloned()
+        .collect();
+    let extra = data.into_iter().filter(|name| !staged.contains(name));
+    let extra: Vec<String> = extra.cloned().collect();
+    if !missing.is_empty() || !extra.is_empty() {
         return Err(Error::TableColumns {
             path: target.database.join(&sink.name),
-            expected: names.join(", "),
-            got: staged.join(", "),
+            missing,
+            extra,
         });
     }
     check_types(target, connection, sink)?;

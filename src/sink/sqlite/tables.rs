@@ -14,7 +14,7 @@ use super::wait::{self, Patience};
 use super::{
     Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted, triggers,
 };
-use crate::job::{History, Mode};
+use crate::job::{Attempt, History, Mode};
 use crate::sink::folder::Name;
 use crate::sink::{Error, names};
 
@@ -337,7 +337,8 @@ fn make_room(
         Ok(has_rows || has_empty(connection, &first.name, run).map_err(fail)?)
     };
     if is_exclusive && is_taken()? {
-        return Err(Error::Exists { path });
+        let by = other_writer(connection, &first.name, run).map_err(fail)?;
+        return Err(Error::Exists { path, by });
     }
     if is_ours {
         let path = &target.database;
@@ -362,6 +363,30 @@ fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Resu
         ),
         |row| row.get(0),
     )
+}
+
+/// An attempt of another job that has published into a table; none when the table has output of
+/// another database, or of nobody that is known.
+fn other_writer(
+    connection: &Connection,
+    table: &str,
+    run: &Name,
+) -> rusqlite::Result<Option<Attempt>> {
+    let found: Option<(bool, i64, i64)> = connection
+        .query_row(
+            "SELECT database = ?2, job, max(attempt) FROM main._casparian_output
+             WHERE sink_table = ?1 AND present AND (database, job, incarnation) != (?2, ?3, ?4)
+             GROUP BY database, job, incarnation ORDER BY 1 LIMIT 1",
+            (
+                key(table),
+                &run.database,
+                run.attempt.job_id,
+                run.attempt.incarnation(),
+            ),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .optional()?;
+    Ok(found.and_then(|(is_ours, job, number)| is_ours.then(|| Attempt::new(job, number))))
 }
 
 /// Deletes rows of other jobs of the same database, as far as they are recorded.

@@ -174,3 +174,165 @@ fn a_job_that_is_paused_in_a_replace_holds_up_others_for_a_bounded_time() {
     );
     assert_eq!(fixture.files(), ["a_2.parquet"]);
 }
+
+#[test]
+fn a_refusal_names_the_attempt_whose_output_is_there() {
+    let other_job = |uri: &str| job(Some(A), Attempt::new(1, 3), &[("a", uri, "append")]);
+    let refused = |fixture: &Fixture, uri: &str| {
+        let second = job(Some(A), Attempt::new(2, 1), &[("a", uri, "error")]);
+        publish(&fixture.root, &second, &[2]).unwrap_err()
+    };
+    let [files, rows] = ["parquet://a.parquet", "sqlite://a.db/rows"];
+    for uri in [files, rows] {
+        let fixture = Fixture::new();
+        publish(&fixture.root, &other_job(uri), &[1]).unwrap();
+        let error = refused(&fixture, uri);
+        assert_eq!(error.taken_by(), Some(Attempt::new(1, 3)), "{error}");
+        // Without a row it is output too.
+        publish(
+            &fixture.root,
+            &job(Some(A), Attempt::new(1, 4), &[("a", uri, "append")]),
+            &[],
+        )
+        .unwrap();
+        let error = refused(&fixture, uri);
+        assert_eq!(error.taken_by(), Some(Attempt::new(1, 4)), "{error}");
+        assert!(
+            uri == rows || error.to_string().contains("(output of job 1)"),
+            "{error}"
+        );
+    }
+    // Of a job that runs under the ID of a deleted one.
+    let fixture = Fixture::new();
+    let reused = Attempt::new(1, (1 << 32) + 1);
+    publish(
+        &fixture.root,
+        &job(Some(A), reused, &[("a", files, "append")]),
+        &[1],
+    )
+    .unwrap();
+    assert_eq!(refused(&fixture, files).taken_by(), Some(reused));
+    // Of nobody, or not as a record names it.
+    let fixture = Fixture::new();
+    fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
+    assert_eq!(refused(&fixture, files).taken_by(), None);
+    fs::remove_file(fixture.path("a_1.parquet")).unwrap();
+    publish(&fixture.root, &other_job(files), &[1]).unwrap();
+    fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
+    assert_eq!(refused(&fixture, files).taken_by(), None);
+    // Rows of nobody.
+    let fixture = Fixture::new();
+    let table =
+        "CREATE TABLE rows (x, _job_id, _file_version_id); INSERT INTO rows VALUES (1, 1, 1)";
+    let database = rusqlite::Connection::open(fixture.path("a.db")).unwrap();
+    database.execute_batch(table).unwrap();
+    assert_eq!(refused(&fixture, rows).taken_by(), None);
+    // Of another database.
+    for uri in [files, rows] {
+        let fixture = Fixture::new();
+        publish(&fixture.root, &other_job(uri), &[1]).unwrap();
+        let share = RootOptions {
+            share: true,
+            ..RootOptions::default()
+        };
+        let shared = Arc::new(Root::open(fixture.dir.path(), share).unwrap());
+        for id in [1, 2] {
+            let second = job(Some(B), Attempt::new(id, 1), &[("a", uri, "error")]);
+            let error = publish(&shared, &second, &[2]).unwrap_err();
+            assert!(matches!(error, Error::Exists { by: None, .. }), "{error}");
+        }
+    }
+}
+
+/// The first job has renamed its file, and its rows are not committed.
+#[test]
+fn output_that_is_taken_back_keeps_no_other_job_from_its_sink() {
+    use crate::sink::publish::Step;
+    let fixture = Fixture::new();
+    let other = open(fixture.dir.path());
+    let sinks = [
+        ("a", "parquet://a.parquet", "error"),
+        ("b", "sqlite://x.db/rows", "append"),
+    ];
+    let mut output = JobOutput::new(
+        fixture.root.clone(),
+        Arc::new(job(Some(A), Attempt::new(1, 1), &sinks)),
+    )
+    .unwrap();
+    for topic in ["a", "b"] {
+        output.write(Some(topic), &numbers(&[1])).unwrap();
+    }
+    let hook = |step| {
+        if step != Step::Table(0) {
+            return Ok(());
+        }
+        let error = JobOutput::new(other.clone(), Arc::new(of(2, "error"))).err();
+        let by = error.and_then(|error| error.taken_by());
+        assert_eq!(by, Some(Attempt::new(1, 1)));
+        Err(Error::Moved {
+            path: PathBuf::new(),
+        })
+    };
+    let staged = output.stage().unwrap();
+    staged.publish_by_steps(&[], &|| true, &hook).unwrap_err();
+    publish(&other, &of(2, "error"), &[2]).unwrap();
+    assert_eq!(fixture.files(), ["a_2.parquet", "x.db"]);
+}
+
+/// `o_1_12345678.parquet` is of job 12345678 and the sink `o_1.parquet`, or of job 1 of the database
+/// 12345678… and the sink `o.parquet`.
+#[test]
+fn output_of_another_sink_does_not_count_because_of_its_name() {
+    const DIGITS: &str = "12345678000000000000000000000003";
+    let share = RootOptions {
+        share: true,
+        ..RootOptions::default()
+    };
+    let attempt = |id| Attempt::new(id, 1);
+    for (database, id, uri, refused) in [
+        (
+            A,
+            12345678,
+            "parquet://o_1.parquet",
+            Some("parquet://o_1.parquet"),
+        ),
+        (
+            DIGITS,
+            1,
+            "parquet://o.parquet",
+            Some("parquet://o.parquet"),
+        ),
+        // A file of nobody counts for both.
+        ("", 0, "", None),
+    ] {
+        let fixture = Fixture::new();
+        let root = Arc::new(Root::open(fixture.dir.path(), share).unwrap());
+        publish(
+            &root,
+            &job(Some(A), attempt(5), &[("t", "parquet://z.parquet", "")]),
+            &[5],
+        )
+        .unwrap();
+        match database {
+            "" => fs::write(fixture.path("o_1_12345678.parquet"), "mine").unwrap(),
+            _ => drop(
+                publish(
+                    &root,
+                    &job(Some(database), attempt(id), &[("t", uri, "")]),
+                    &[1],
+                )
+                .unwrap(),
+            ),
+        }
+        assert_eq!(fixture.files(), ["o_1_12345678.parquet", "z_5.parquet"]);
+        for uri in ["parquet://o.parquet", "parquet://o_1.parquet"] {
+            let published = publish(
+                &root,
+                &job(Some(A), attempt(20), &[("t", uri, "error")]),
+                &[2],
+            );
+            let want = refused.is_none_or(|refused| refused == uri);
+            assert_eq!(published.is_err(), want, "{database} {uri}: {published:?}");
+        }
+    }
+}

@@ -408,3 +408,33 @@ fn a_root_whose_own_folders_are_on_another_mount_is_refused() {
         }
     }
 }
+
+#[test]
+fn a_link_leads_no_sink_into_casparians_own_folder() {
+    for uri in [
+        "parquet://priv/x.parquet",
+        "parquet://priv/staging/x.parquet",
+        "parquet://a/up/x.parquet",
+        "sqlite://priv/x.db/rows",
+        "sqlite://own.db/rows",
+        "sqlite://ROOT/priv/x.db/rows",
+    ] {
+        let (fixture, _outside) = linked();
+        symlink(".casparian", fixture.path("priv")).unwrap();
+        symlink("../.casparian/outputs", fixture.path("a/up")).unwrap();
+        symlink(".casparian/own.db", fixture.path("own.db")).unwrap();
+        rusqlite::Connection::open(fixture.path(".casparian/own.db"))
+            .unwrap()
+            .execute_batch("CREATE TABLE other (x)")
+            .unwrap();
+        let root = fixture.path("");
+        let uri = uri.replace("ROOT", root.to_str().unwrap().trim_end_matches('/'));
+        let error = publish(&fixture.root, &of(1, &uri), &[1]).unwrap_err();
+        assert!(
+            error.to_string().contains("leads into .casparian"),
+            "{uri}: {error}"
+        );
+        assert_eq!(error.cause(), crate::job::Cause::Operator);
+        assert!(!fixture.path(".casparian/x.db").exists(), "{uri}");
+    }
+}

@@ -320,3 +320,28 @@ fn a_fifo_beside_a_database_keeps_no_recovery_waiting() {
     assert_eq!(published.removed.len(), 1);
     assert_eq!(stored(&fixture, 7), [""; 0]);
 }
+
+#[test]
+fn a_table_with_other_columns_is_the_operators_fault_and_they_are_named() {
+    for (change, want) in [
+        ("ALTER TABLE rows ADD COLUMN note", "it also has \"note\""),
+        (
+            "ALTER TABLE rows RENAME COLUMN x TO y",
+            "it lacks \"x\"; it also has \"y\"",
+        ),
+        ("ALTER TABLE rows DROP COLUMN x", "it lacks \"x\""),
+    ] {
+        let fixture = Fixture::new();
+        let of = |number| {
+            let sinks = [("t", "sqlite://x.db/rows", "append")];
+            job(Some(A), Attempt::new(7, number), &sinks)
+        };
+        publish(&fixture.root, &of(1), &[1]).unwrap();
+        let database = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+        database.execute_batch(change).unwrap();
+        let error = publish(&fixture.root, &of(2), &[2]).unwrap_err();
+        assert_eq!(error.cause(), crate::job::Cause::Operator, "{error}");
+        let want = format!("has other columns than the output: {want}; change the table");
+        assert!(error.to_string().contains(&want), "{error}");
+    }
+}

@@ -42,7 +42,10 @@ fn rows_go_into_a_sqlite_table_once_per_job() {
         )
         .unwrap();
     let error = finish(output).unwrap_err().to_string();
-    assert!(error.contains("x, _job_id"), "{error}");
+    assert!(
+        error.contains("it lacks \"other\"; it also has \"x\""),
+        "{error}"
+    );
     assert_eq!(table(&root, count), 3);
 }
 

@@ -1,7 +1,7 @@
 //! What the statements of the hot path cost with any statistics.
 
 use super::*;
-use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, settle, sinks};
+use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, settle, sinks, waits};
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
 
@@ -54,6 +54,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
         (settle::SILENT_QUERY, vec![number(10)]),
         (settle::SETTLE_QUERY, vec![number(1)]),
+        (waits::OTHER_QUERY, vec![number(1), number(1)]),
         (settle::WITHOUT_OUTPUT_QUERY, vec![number(1), number(0)]),
         (
             attempts::STOPPED_QUERY,

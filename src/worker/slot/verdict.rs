@@ -1,7 +1,7 @@
 //! How a plugin ended, from what its process and its bridge show.
 
 use crate::guest::Exit;
-use crate::job::Cause;
+use crate::job::{Attempt, Cause};
 use crate::sink;
 
 /// Why a job failed.
@@ -21,6 +21,8 @@ pub struct Failure {
     pub is_trouble: bool,
     /// The number up to which attempts of the job are barred, when that is the reason.
     pub barred_by: Option<i64>,
+    /// The attempt of another job whose output is in the way, when that is the reason.
+    pub taken_by: Option<Attempt>,
     /// The input changed while the job ran.
     pub input_changed: bool,
 }
@@ -36,6 +38,7 @@ impl Failure {
             is_contention: false,
             is_trouble: false,
             barred_by: None,
+            taken_by: None,
             input_changed: false,
         }
     }
@@ -47,6 +50,7 @@ impl From<sink::Error> for Failure {
             is_contention: error.is_contention(),
             is_trouble: error.is_trouble(),
             barred_by: error.barred_by(),
+            taken_by: error.taken_by(),
             ..Failure::new(error.cause(), error.to_string())
         }
     }

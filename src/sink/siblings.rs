@@ -1,0 +1,57 @@
+//! What keeps a sink of mode `error` from publishing files: those of other jobs, and files of nobody
+//! that have a name of its output.
+
+use std::path::Path;
+
+use super::folder::Name;
+use super::names::{self, Holder};
+use super::{Error, Root, files, place, record};
+use crate::job::Attempt;
+
+/// How often a file is looked at that others replace meanwhile.
+const LOOKS_MAX: u32 = 10;
+
+/// An error when the sink at a path below the root has output of another job than `own`.
+pub(super) fn refuse(root: &Root, name: &Name, sink: &Path, own: &Holder) -> Result<(), Error> {
+    for (path, holder) in names::siblings(&root.path().join(sink), own) {
+        if let Some(by) = whose(root, name, &path, (&holder, own))? {
+            return Err(Error::Exists { path, by });
+        }
+    }
+    Ok(())
+}
+
+/// Whose a file is that by its name is of a job in the sink: of an attempt of the same database, or
+/// of nobody that is known. None when it has gone, or is of another sink.
+fn whose(
+    root: &Root,
+    name: &Name,
+    path: &Path,
+    (holder, own): (&Holder, &Holder),
+) -> Result<Option<Option<Attempt>>, Error> {
+    let below = place::below(root.path(), path);
+    for _ in 0..LOOKS_MAX {
+        let Some(identity) = files::identity(path)? else {
+            return Ok(None);
+        };
+        let Some(below) = below.as_deref() else {
+            break;
+        };
+        let file = (below, identity);
+        if holder.suffix == own.suffix
+            && let Some(by) = record::publisher(root, name, holder, file)
+        {
+            return Ok(Some(Some(by)));
+        }
+        if let Some(other) = names::other_reading(path, holder)
+            && record::is_published_by(root, &other, file)?
+        {
+            return Ok(None);
+        }
+        // A file is in the record of its job before it appears, and until it has gone.
+        if files::identity(path)? == Some(identity) {
+            break;
+        }
+    }
+    Ok(Some(None))
+}
