@@ -183,7 +183,9 @@ fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session, DAY_MS).unwrap();
     turn.commit().unwrap();
-    assert_eq!(look(&scene, age_max), (Some("ONLINE".to_owned()), None));
+    let (status, waits) = look(&scene, age_max);
+    assert_eq!(status.as_deref(), Some("ONLINE"));
+    assert!(waits.unwrap().contains("free slot"));
     let gone = (Some("OFFLINE".to_owned()), none);
     assert_eq!(look(&scene, age_max + 1), gone);
 }
