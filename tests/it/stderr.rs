@@ -150,11 +150,11 @@ fn a_limit_of_file_sizes_ends_no_program() {
         limited("casparian", 2000)
             .arg("run")
             .args([&dir.path().join("large.py"), &input])
-            .arg("-o")
+            .args(["--outage-timeout", "3", "-o"])
             .arg(dir.path().join("out-of-run")),
     );
     assert_eq!(run.status.code(), Some(1), "{run:?}");
-    assert!(stdout(&run).contains("File too large"), "{run:?}");
+    assert!(stderr(&run).contains("File too large"), "{run:?}");
     let (_sentinel, endpoint) = sentinel(&database, &["--retries", "0"]);
     let mut worker = Background::start(
         limited("casparian-worker", 2000)
