@@ -228,12 +228,16 @@ pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
 /// Longest pause before a job is retried, without the jitter of a fifth.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
 /// Rows that cannot be used, which one transaction ends or skips: the others go on meanwhile.
-pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 1000;
+pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 250;
+/// Pause after such a transaction, so that other programs can write.
+pub const BOUNDED_PAUSE: Duration = Duration::from_millis(25);
 /// Rows that are passed over because code in the schema refuses their changes; of more, all are
 /// tried again.
-pub const REFUSED_ROWS_MAX: usize = 10_000;
-/// For how long they are.
+pub const REFUSED_ROWS_MAX: usize = 100_000;
+/// For how long they are at first; the pause doubles while some are refused again.
 pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
+/// For how long they are at most.
+pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 /// Rows that roll back the transaction of one iteration, before it ends without it.
 pub const ROLLBACKS_PER_ITERATION: usize = 256;
 /// How often the pause of a job doubles that waits for the output of another job: up to 32 s.

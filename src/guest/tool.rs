@@ -38,7 +38,8 @@ const GUARD: &str = "exec 3<&0 </dev/null
 exec 3<&- \"$@\"";
 
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines, and so does a time-out. The tool and what it starts in its group end with this process, however that ends: the
+/// lines, and so does a time-out. The tool and what it starts in its group end with this process,
+/// however that ends: the
 /// kernel closes the pipe.
 pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;

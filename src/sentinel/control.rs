@@ -41,7 +41,7 @@ use settling::Settling;
 use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
-pub use exchange::{Body, Change, Opening, Outgoing, Sender};
+pub use exchange::{Able, Body, Change, Opening, Outgoing, Sender};
 
 /// Durations that an operator may set.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::control::{Capabilities, Control, Opening};
+use super::control::{Able, Control, Opening};
 use super::transaction::Outcome;
 use crate::job::Job;
 use crate::limits;
@@ -15,9 +15,11 @@ pub(crate) struct Round {
     pub(crate) is_stale: bool,
     /// It has begun, and there are plugins that no claim has looked at.
     is_open: bool,
+    /// The last transaction stopped at its bound of rows that cannot be used.
+    pub(crate) is_bounded: bool,
     /// Workers that get nothing more until they are idle, so that a job can run alone there: by
     /// routing ID.
-    emptied: BTreeMap<Vec<u8>, Capabilities>,
+    emptied: BTreeMap<Vec<u8>, Able>,
 }
 
 impl Round {
@@ -26,6 +28,7 @@ impl Round {
         Round {
             is_stale: true,
             is_open: false,
+            is_bounded: false,
             emptied: BTreeMap::new(),
         }
     }
@@ -59,7 +62,7 @@ impl Round {
     }
 
     /// These workers get nothing more in this round.
-    pub(super) fn empty(&mut self, workers: Vec<(Vec<u8>, Capabilities)>) {
+    pub(super) fn empty(&mut self, workers: Vec<(Vec<u8>, Able)>) {
         self.emptied.extend(workers);
     }
 
@@ -74,12 +77,12 @@ impl Round {
         &self,
         turn: &mut store::Turn<'_>,
         deployed: &[Deployed],
-        alone: &[Capabilities],
+        alone: &[Able],
         openings: &mut Vec<Opening>,
     ) {
         for one in deployed {
             let mut kept = self.emptied.values().chain(alone);
-            if kept.any(|worker| worker.allows(&one.plugin)) {
+            if kept.any(|worker| worker.runs(&one.plugin, &one.env_hash)) {
                 turn.empty_none_for(&one.plugin);
             }
         }
@@ -143,9 +146,7 @@ pub(super) fn claim(
     let mut open: Vec<(&Opening, Vec<String>, Vec<Job>)> = openings
         .iter()
         .map(|opening| {
-            let takes = |one: &&Deployed| {
-                opening.capabilities.allows(&one.plugin) && !opening.avoids.contains(&one.env_hash)
-            };
+            let takes = |one: &&Deployed| opening.able.runs(&one.plugin, &one.env_hash);
             let plugins = deployed.iter().filter(takes);
             let plugins: Vec<String> = plugins.map(|one| one.plugin.clone()).collect();
             (opening, plugins, Vec::new())
@@ -176,6 +177,7 @@ pub(super) fn claim(
                 outcome.note_end(failed.job_id, Ended::Failed, None, reason);
             }
             outcome.more |= claimed.more;
+            outcome.is_bounded |= claimed.more;
             if claimed.alone {
                 let worker = &opening.worker_id;
                 log::info!("worker {worker} runs one job alone, whose workers were lost before");
@@ -184,8 +186,7 @@ pub(super) fn claim(
                 outcome.alone.extend(alone);
             }
             if claimed.is_reserved {
-                let capabilities = opening.capabilities.clone();
-                let emptied = (opening.routing_id.clone(), capabilities);
+                let emptied = (opening.routing_id.clone(), opening.able.clone());
                 outcome.emptied.push(emptied);
             }
             let is_done = claimed.alone || claimed.is_reserved;

@@ -47,6 +47,9 @@ pub struct Scheduler {
     holds_look_at: BootTime,
     /// When rows that code in the schema protects are tried again.
     forgive_at: BootTime,
+    forgive_pause: Duration,
+    /// What this program worked in the last iteration.
+    last_work: Duration,
     queue_poll_at: BootTime,
     slow_poll_at: BootTime,
     outage: Outage,
@@ -101,6 +104,8 @@ impl Scheduler {
             sweep_at: now,
             holds_look_at: now,
             forgive_at: now,
+            forgive_pause: limits::REFUSED_ROWS_PAUSE,
+            last_work: Duration::ZERO,
             queue_poll_at: now,
             slow_poll_at: now,
             outage: Outage::default(),
@@ -120,6 +125,7 @@ impl Scheduler {
     /// This program has used a processor for so long. Being slow by one's own work is no absence.
     pub fn note_work(&mut self, worked: Duration) {
         self.worked += worked;
+        self.last_work = worked;
     }
 
     /// One iteration: time passes, the transaction runs, and what may leave is given. While the
@@ -182,8 +188,13 @@ impl Scheduler {
         }
         let holds = self.sweep.is_open() && now >= self.sweep_at;
         if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
-            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
-            self.round.is_stale |= self.store.forgive();
+            let were_refused = self.store.forgive();
+            self.forgive_pause = match were_refused {
+                true => (self.forgive_pause * 2).min(limits::REFUSED_ROWS_PAUSE_MAX),
+                false => limits::REFUSED_ROWS_PAUSE,
+            };
+            self.forgive_at = now + self.forgive_pause;
+            self.round.is_stale |= were_refused;
         }
         let due = Due {
             retries: is_slow,
@@ -221,7 +232,11 @@ impl Scheduler {
         let has_openings = self.control.has_openings(now);
         let works = self.outage.since.is_none();
         if works && self.round.is_due() && has_openings {
-            return Some(now);
+            // Other programs get a chance to write.
+            return Some(match self.round.is_bounded {
+                true => now + self.last_work + limits::BOUNDED_PAUSE,
+                false => now,
+            });
         }
         [
             self.control.poll_timeout(),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::control::{Capabilities, Change, Control};
+use super::control::{Able, Change, Control};
 use super::round::{Round, claim, deployed};
 use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
@@ -90,12 +90,14 @@ pub(super) struct Outcome {
     /// Jobs that are to stay the only ones of their workers.
     pub(super) alone: Vec<(Vec<u8>, Attempt)>,
     /// Workers that get nothing more until they are idle.
-    pub(super) emptied: Vec<(Vec<u8>, Capabilities)>,
+    pub(super) emptied: Vec<(Vec<u8>, Able)>,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
     ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
+    /// A claim stopped at its bound of rows that cannot be used.
+    pub(super) is_bounded: bool,
     /// Claims took all that was asked for, or stopped at a bound of work: there may be more.
     pub(super) more: bool,
 }
@@ -284,6 +286,7 @@ impl Iteration<'_> {
         outcome.revoked = revoked;
         self.round.empty(std::mem::take(&mut outcome.emptied));
         self.round.is_stale |= outcome.queued || outcome.more;
+        self.round.is_bounded = outcome.is_bounded;
         self.absorb(outcome);
         self.sweep.held_after = held_after;
         if due.holds {

@@ -39,6 +39,12 @@ pub(super) fn place(path: &Path) -> Result<Place, Error> {
     Ok((found.dev(), found.ino()))
 }
 
+/// True when the folder that is found has the worker's own file on another device. On the same
+/// device that is a copy by hard links.
+fn is_mounted_again(place: Place, inode: u64, found: Place, own: Option<u64>) -> bool {
+    own == Some(inode) && found.0 != place.0
+}
+
 /// Opens a folder, and tells which it is.
 fn open(folder: &Path) -> Result<(File, Place), Error> {
     let fail = |error| Error::io(folder, error);
@@ -92,12 +98,17 @@ impl Anchor {
             let held = self.held();
             (held.place, held.inode)
         };
+        // Paths are compared with the one that was opened: a link there is another place.
+        if fs::canonicalize(&self.root).is_ok_and(|real| real != self.root) {
+            return Err(gone());
+        }
         if found == place {
             return Ok(());
         }
-        match files::identity(&self.own)? {
-            Some(own) if own.inode == inode => self.hold_again(),
-            _ => Err(gone()),
+        let own = files::identity(&self.own)?.map(|own| own.inode);
+        match is_mounted_again(place, inode, found, own) {
+            true => self.hold_again(),
+            false => Err(gone()),
         }
     }
 
@@ -140,6 +151,26 @@ impl Anchor {
     pub(super) fn unlock(&self) {
         if let Err(error) = self.held().lock.unlock() {
             log::warn!("cannot unlock {}: {error}", self.own.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_mounted_again_where_the_own_file_is_on_another_device() {
+        let was = (1, 20);
+        for (found, own, want) in [
+            ((2, 20), Some(7), true),
+            ((2, 99), Some(7), true),
+            ((2, 20), Some(8), false),
+            ((2, 20), None, false),
+            ((1, 99), Some(7), false),
+        ] {
+            let got = is_mounted_again(was, 7, found, own);
+            assert_eq!(got, want, "{found:?} {own:?}");
         }
     }
 }

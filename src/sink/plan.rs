@@ -280,14 +280,9 @@ fn add_named(
                 .iter()
                 .any(|other| other.database == database && other.table.eq_ignore_ascii_case(table));
             if !is_known {
-                earlier.tables.push(TableOutput {
-                    topic: String::new(),
-                    database,
-                    below,
-                    table: table.to_owned(),
-                    rows: 0,
-                    mode: String::new(),
-                });
+                earlier
+                    .tables
+                    .push(TableOutput::named(database, below, table));
             }
         }
     }

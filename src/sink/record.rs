@@ -61,6 +61,18 @@ pub(super) struct TableOutput {
 }
 
 impl TableOutput {
+    /// A table of which no more than the place is known.
+    pub(super) fn named(database: String, below: Option<String>, table: &str) -> Self {
+        TableOutput {
+            topic: String::new(),
+            database,
+            below,
+            table: table.to_owned(),
+            rows: 0,
+            mode: String::new(),
+        }
+    }
+
     /// What distinguishes the table from every other, whatever path leads to its database.
     pub(super) fn identity(&self) -> (Place, String) {
         let place = Place::of(Path::new(&self.database));

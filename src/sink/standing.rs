@@ -1,11 +1,11 @@
 //! Whether published output is still what a receipt says, and its removal: for a program that has
 //! root and database to itself.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::folder::Name;
-use super::record::{self, Record, TableOutput};
+use super::record::{self, FileOutput, Record, TableOutput};
 use super::sqlite::{self, Tables};
 use super::{Error, Root, files, names, place};
 use crate::job::{Attempt, Sink, Target};
@@ -85,6 +85,22 @@ impl<'a> Standing<'a> {
         if !outputs.is_empty() && !record.as_ref().is_none_or(is_ours) {
             return false;
         }
+        // A receipt may have no room for all files.
+        let stands = |file: &FileOutput| {
+            let found = files::identity(&self.root.path().join(&file.path));
+            let known = file.identity;
+            found.is_ok_and(|found| {
+                found.is_some_and(|found| {
+                    (known.size, known.modified_s, known.modified_ns)
+                        == (found.size, found.modified_s, found.modified_ns)
+                })
+            })
+        };
+        if let Some(record) = &record
+            && !record.outputs.files.iter().all(stands)
+        {
+            return false;
+        }
         // Several topics may go into one table.
         let mut rows: HashMap<&str, u64> = HashMap::new();
         for output in outputs {
@@ -150,12 +166,20 @@ impl<'a> Standing<'a> {
     ) -> Result<(Vec<String>, Vec<Error>), Error> {
         let name = Name::numbered(self.database, publisher)?;
         let (mut removed, mut left) = (Vec::new(), Vec::new());
-        if let Some(record) = record::read(self.root, &name)?
-            && !is_by(&record, publisher, key)
+        let record = record::read(self.root, &name)?;
+        if record
+            .as_ref()
+            .is_some_and(|record| !is_by(record, publisher, key))
         {
             return Ok((removed, left));
         }
-        for uri in uris {
+        // A receipt may have no room for all files.
+        let mut all: BTreeSet<String> = uris.cloned().collect();
+        for file in record.iter().flat_map(|record| &record.outputs.files) {
+            let path = self.root.path().join(&file.path);
+            all.insert(format!("file://{}", path.display()));
+        }
+        for uri in &all {
             let gone = match (names::file_of(uri), names::table_of(uri)) {
                 (Some(path), _) => self.remove_file(path),
                 (None, Some((database, table))) => self.clear(&name, key, database, table),
@@ -185,14 +209,7 @@ impl<'a> Standing<'a> {
         if below.is_none() || !sqlite::is_usable(Path::new(&database)) {
             return Ok(false);
         }
-        let output = TableOutput {
-            topic: String::new(),
-            database,
-            below,
-            table: table.to_owned(),
-            rows: 0,
-            mode: String::new(),
-        };
+        let output = TableOutput::named(database, below, table);
         match key {
             0 => sqlite::clear(&output, name, name.attempt.number),
             key => sqlite::clear_exact(&output, name, key),

@@ -10,7 +10,7 @@
 //! behind the job. Of the workers that may run such a job no second one is emptied while one is, or
 //! while one runs a job alone.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BinaryHeap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -339,7 +339,13 @@ impl Turn<'_> {
         let parameters = params![job_id, format_time(now_ms), reason, cause];
         let changed = self.change_job(job_id, FAIL, parameters)?;
         if changed.is_none() {
-            log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
+            match self.refused.len().cmp(&limits::ENDS_LOGGED_MAX) {
+                Ordering::Less => {
+                    log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
+                }
+                Ordering::Equal => log::warn!("more jobs are passed over, which cannot be ended"),
+                Ordering::Greater => {}
+            }
         }
         Ok(changed == Some(1))
     }

@@ -297,7 +297,11 @@ pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
     let path = lock_path(database).ok()?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::openat(CWD, &path, flags, Mode::empty()) {
-        Ok(file) => is_locked(&File::from(file)),
+        Ok(file) => match is_locked(&File::from(file)) {
+            Some(true) => Some(true),
+            // It may have been put in the place of the one that is locked.
+            _ => Inode::is_locked(database),
+        },
         // There was no sentinel yet, or its lock file was removed.
         Err(rustix::io::Errno::NOENT) => Inode::is_locked(database),
         Err(_) => None,

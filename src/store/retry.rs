@@ -11,12 +11,14 @@
 //!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
 //!   More than 20 such losses are FAILED as well.
 //! - `environment`, `worker`, and `input` where the input changed while the job ran (at most
-//!   [`limits::INPUT_RETRIES_MAX`] times): counted in `infra_count`, apart, so that such a fault never uses up
+//!   [`limits::INPUT_RETRIES_MAX`] times): counted in `infra_count`, apart, so that such a fault
+//!   never uses up
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
 //! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
-//!   is not counted at all, unless its workers were stopped while it ran more than [`limits::GIVEN_BACK_MAX`] times in a row, which
+//!   is not counted at all, unless its workers were stopped while it ran more than
+//!   [`limits::GIVEN_BACK_MAX`] times in a row, which
 //!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
 //!   other jobs until it runs alone, then alone.
 //! - An attempt that is refused because of output of another job, which may still go (`waits.rs`),

@@ -143,7 +143,8 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// A job whose process is to be started. Its time-out counts from [`Slot::handle_started`] to the moment when the process has exited and the output is staged.
+    /// A job whose process is to be started. Its time-out counts from [`Slot::handle_started`] to the
+    /// moment when the process has exited and the output is staged.
     pub fn new(timeouts: Timeouts) -> Self {
         Slot {
             bridge: Bridge::Waiting,

@@ -483,3 +483,18 @@ fn a_table_that_others_lock_at_the_start_ends_the_run() {
     other.execute_batch("ROLLBACK").unwrap();
     assert_eq!(totals(&folder.run(&[]).0).1, 2, "both are skipped");
 }
+
+/// The old name of an output leads to the new one, by a link.
+#[test]
+fn a_folder_that_was_moved_and_linked_keeps_what_is_run_again() {
+    let folder = Folder::new(&[("a", "1\n2\n"), ("b", "3\n")]);
+    folder.run(&[]);
+    fs::rename(folder.path("out"), folder.path("moved")).unwrap();
+    std::os::unix::fs::symlink("moved", folder.path("out")).unwrap();
+    folder.write("in/a", "7\n");
+    for more in [&[][..], &["--force"]] {
+        let (summary, code) = folder.run(more);
+        assert_eq!((totals(&summary).2, code), (0, Some(0)), "{summary}");
+        assert_eq!(visible_files(Path::new(&folder.path("moved"))).len(), 2);
+    }
+}

@@ -69,8 +69,6 @@ MUTANTS = [
     ("the output of a lost job is not reported", "src/store/settle.rs",
      "        let Some(standing) = standing.filter(|_| settled == Some(1)) else {",
      "        let Some(standing) = standing.filter(|_| false && settled == Some(1)) else {"),
-    ("a worker that is to become idle is not looked at again", "src/sentinel/scheduler.rs",
-     "self.round.is_stale |= is_slow && self.round.is_emptying();", ""),
     ("a cancelled attempt that publishes is not barred", "src/sentinel/transaction.rs",
      "        control.inherit_silent(attempt, now);\n", "        let _ = attempt;\n"),
     ("any attempt's receipt ends the job", "src/store/attempts.rs",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -163,8 +163,13 @@ pub(super) fn remove_stale(
         match (&item.outcome, item.job_id) {
             (Outcome::Done { outputs, .. }, _) => {
                 let current: BTreeSet<String> = outputs.iter().cloned().collect();
+                // An old name may lead to a new file, through a link.
+                let files: BTreeSet<(u64, u64)> =
+                    outputs.iter().filter_map(|uri| file(uri)).collect();
                 for uri in item.old_outputs.difference(&current) {
-                    remove_file(uri, root.path());
+                    if file(uri).is_none_or(|old| !files.contains(&old)) {
+                        remove_file(uri, root.path());
+                    }
                 }
             }
             (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
@@ -183,6 +188,12 @@ pub(super) fn remove_stale(
         }
     }
     Ok(())
+}
+
+/// Device and inode of the file that a URI names.
+fn file(uri: &str) -> Option<(u64, u64)> {
+    let found = fs::metadata(uri.strip_prefix("file://")?).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 fn remove_file(uri: &str, output: &Path) {

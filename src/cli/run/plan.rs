@@ -19,6 +19,7 @@ use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
 const RETRIES: u32 = 8;
 /// How often a file is run over again in one run, because it changes.
 const REQUEUES_MAX: u32 = 3;
+
 /// An input that is no file, and so fails without a job.
 pub(super) fn unusable(input: LeftOut) -> Item {
     Item {

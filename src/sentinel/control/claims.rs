@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::leases::Hold;
 use super::members::{Worker, remember};
-use super::{Body, Capabilities, Change, Control, Opening, Outgoing};
+use super::{Able, Body, Change, Control, Opening, Outgoing};
 use crate::job::{Attempt, Cause, Job, Lease, Loss, Plugin, text};
 use crate::limits;
 use crate::protocol::{DispatchPart, Payload, PrepareEnv};
@@ -79,10 +79,10 @@ impl Control {
     }
 
     /// What the workers may run that run a job alone.
-    pub fn alone(&self) -> Vec<Capabilities> {
+    pub fn alone(&self) -> Vec<Able> {
         let is_alone = |worker: &&Worker| worker.holds.iter().any(|hold| hold.is_alone);
         let workers = self.workers.values().filter(is_alone);
-        workers.map(|worker| worker.capabilities.clone()).collect()
+        workers.map(able).collect()
     }
 
     /// True when some connected worker may run the plugin.
@@ -119,10 +119,9 @@ impl Control {
                     worker_id: worker.worker_id.clone(),
                     hostname: worker.hostname.clone(),
                     pid: worker.pid,
-                    capabilities: worker.capabilities.clone(),
+                    able: able(worker),
                     free: worker.free(),
                     is_idle: worker.holds.iter().all(|hold| hold.is_waiting),
-                    avoids: worker.avoids.keys().cloned().collect(),
                 };
                 (worker.holds.len(), opening)
             })
@@ -235,6 +234,13 @@ impl Control {
             !matches!(change, Change::WorkerOnline { worker_id: other, .. } if other == worker_id)
         });
         self.changes.push(online);
+    }
+}
+
+fn able(worker: &Worker) -> Able {
+    Able {
+        capabilities: worker.capabilities.clone(),
+        avoids: worker.avoids.keys().cloned().collect(),
     }
 }
 

@@ -137,6 +137,23 @@ impl Outgoing {
     }
 }
 
+/// What a worker may run now.
+#[derive(Clone, Debug)]
+pub struct Able {
+    /// Its plugins.
+    pub capabilities: Capabilities,
+    /// Environments whose jobs it does not take now.
+    pub avoids: Vec<String>,
+}
+
+impl Able {
+    /// True for jobs of a plugin with this environment.
+    pub fn runs(&self, plugin: &str, env_hash: &str) -> bool {
+        let avoids = || self.avoids.iter().any(|avoided| avoided == env_hash);
+        self.capabilities.allows(plugin) && !avoids()
+    }
+}
+
 /// A worker with free slots.
 #[derive(Clone, Debug)]
 pub struct Opening {
@@ -149,11 +166,9 @@ pub struct Opening {
     /// Its process.
     pub pid: Option<i64>,
     /// What it may run.
-    pub capabilities: Capabilities,
+    pub able: Able,
     /// Free slots.
     pub free: usize,
-    /// It holds no job.
+    /// It holds no job, but such as wait for their environments.
     pub is_idle: bool,
-    /// Environments whose jobs it does not take now.
-    pub avoids: Vec<String>,
 }

@@ -280,7 +280,9 @@ impl Control {
         });
         self.next_expiry = next;
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, worker_id, _) in expired.iter().filter(|(_, _, loss)| loss.is_none()) {
+        // What creates an environment may be what ends the worker.
+        let is_neighbour = |loss: &Option<Loss>| *loss != Some(Loss::Displaced);
+        for (_, worker_id, _) in expired.iter().filter(|(_, _, loss)| is_neighbour(loss)) {
             *counts.entry(worker_id).or_default() += 1;
         }
         let losses = expired.iter().map(|(_, worker_id, loss)| {

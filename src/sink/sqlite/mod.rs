@@ -238,6 +238,13 @@ fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Erro
     open().map_err(|error| failure(path, &error))
 }
 
+/// The database that a table belongs to, where that is noted.
+fn owner_of(connection: &Connection, table: &str) -> rusqlite::Result<Option<String>> {
+    let query = "SELECT database FROM main._casparian_table WHERE sink_table = ?1";
+    let found = connection.query_row(query, [key(table)], |row| row.get(0));
+    found.optional()
+}
+
 /// The attempt whose rows are in a table.
 fn attempt_in(connection: &Connection, table: &str, name: &Name) -> rusqlite::Result<Option<i64>> {
     connection.query_row(
@@ -341,14 +348,7 @@ fn clear_where(
     if !goes(&transaction).map_err(fail)? || columns.is_empty() {
         return Ok(false);
     }
-    let owner: Option<String> = transaction
-        .query_row(
-            "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
-            [key(table)],
-            |row| row.get(0),
-        )
-        .optional()
-        .map_err(fail)?;
+    let owner = owner_of(&transaction, table).map_err(fail)?;
     let marks = Marks::new(&owner.unwrap_or_default(), name);
     delete_job(path, &transaction, table, &columns, name, &marks)?;
     wait::limit(&transaction, until).map_err(fail)?;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
-use super::{Marks, attempt_in, column_names, is_by, key, open_existing, quoted, wait};
+use super::{Marks, attempt_in, column_names, is_by, key, open_existing, owner_of, quoted, wait};
 use crate::sink::Error;
 use crate::sink::folder::Name;
 
@@ -46,11 +46,7 @@ impl Tables {
 
     /// The database that a table belongs to, where that is known.
     pub(in crate::sink) fn owner(&self, table: &str) -> Option<String> {
-        let query = "SELECT database FROM main._casparian_table WHERE sink_table = ?1";
-        let found = self
-            .connection
-            .query_row(query, [key(table)], |row| row.get(0));
-        found.optional().ok().flatten()
+        owner_of(&self.connection, table).ok().flatten()
     }
 
     /// True when the job has so many rows in a table, by the attempt with this key. Without a key the

@@ -12,7 +12,8 @@ use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{
-    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, quoted, triggers,
+    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, owner_of, quoted,
+    triggers,
 };
 use crate::job::{Attempt, History, Mode};
 use crate::sink::folder::Name;
@@ -186,15 +187,7 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
 fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String, Error> {
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let ours = &target.run.database;
-    let owner: Option<String> = connection
-        .query_row(
-            "SELECT database FROM main._casparian_table WHERE sink_table = ?1",
-            [key(table)],
-            |row| row.get(0),
-        )
-        .optional()
-        .map_err(fail)?;
-    match owner {
+    match owner_of(connection, table).map_err(fail)? {
         Some(owner) if &owner == ours || !target.run.is_numbered() || target.share => Ok(owner),
         Some(owner) => Err(Error::OtherDatabase {
             path: target.database.join(table),

@@ -339,7 +339,7 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
     let mut scene = Scene::new();
     let good = scene.enqueue("p", 0);
     scene.sql(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
          SELECT 999, 'p', 'QUEUED', 5 FROM n",
     );
@@ -347,7 +347,7 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
     for (unresolved, more, jobs) in [
         (max, true, vec![]),
         (max, true, vec![]),
-        (500, false, vec![good]),
+        (100, false, vec![good]),
     ] {
         let claimed = scene.claim(&["p"], 2);
         assert_eq!(claimed.unresolved.len(), unresolved);
@@ -355,12 +355,12 @@ fn rows_that_cannot_be_used_do_not_stall_those_behind_them_and_their_work_is_bou
     }
     // So is that of rows that belong to no plugin.
     scene.sql(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1500) \
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 400) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
          SELECT 1, CASE i % 2 WHEN 0 THEN x'00' ELSE CAST(x'ff' AS TEXT) END, 'QUEUED' FROM n",
     );
     let queued = "SELECT count(*) FROM cf_processing_queue WHERE status = 'QUEUED'";
-    for want in [500, 0] {
+    for want in [150, 0] {
         let found = scene.store.queued_plugins(9, DAY_MS).unwrap();
         assert_eq!((found.names.len(), found.is_end), (0, want == 0));
         assert_eq!(scene.text(queued), format!("Integer({want})"));
@@ -633,7 +633,7 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
     let mut scene = Scene::new();
     let good = scene.enqueue("p", 0);
     scene.sql(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 600) \
          INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
          SELECT 1, 'p', 'QUEUED', 5 FROM n; \
          CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \

@@ -536,7 +536,7 @@ fn what_waits_for_its_environment_occupies_no_slot_within_a_bound() {
     assert_eq!((free(&control), control.take_freed()), (0, false));
 }
 
-/// What a worker has not started by its last word counts neither as a loss nor as a neighbour of one.
+/// What a worker has not started by its last word is no loss of its own, and a neighbour of others.
 #[test]
 fn a_lost_worker_costs_what_waits_for_its_environment_nothing() {
     let (runs, waits) = (Attempt::new(5, 1), Attempt::new(6, 1));
@@ -557,7 +557,7 @@ fn a_lost_worker_costs_what_waits_for_its_environment_nothing() {
     control.handle_timeout(at(13));
     let mut lost = lost(&mut control);
     lost.sort_by_key(|(attempt, _)| *attempt);
-    assert_eq!(lost, [(runs, Loss::Alone), (waits, Loss::Waiting)]);
+    assert_eq!(lost, [(runs, Loss::Shared), (waits, Loss::Waiting)]);
 }
 
 /// A worker that creates an environment is idle for a job that runs alone, and one that waits for its

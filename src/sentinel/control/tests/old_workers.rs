@@ -65,7 +65,7 @@ fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
     control.inherit(Attempt::new(9, 2), "old", None, now);
     control.handle_message(&from(1, b"old"), 0, heartbeat(Some(9), None), now);
     assert_eq!(
-        control.openings(now)[0].capabilities,
+        control.openings(now)[0].able.capabilities,
         Capabilities::Plugins(vec!["p".into()])
     );
     assert_eq!(control.held_count(), 1);
