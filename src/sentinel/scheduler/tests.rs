@@ -276,13 +276,17 @@ fn a_lease_that_no_sentinel_gives_counts_as_the_default() {
 impl Scene {
     /// Deploys a plugin; gives the ID of a file's version.
     fn deploy(&self, plugin_name: &str) -> i64 {
+        self.deploy_with(plugin_name, "")
+    }
+
+    fn deploy_with(&self, plugin_name: &str, lockfile_content: &str) -> i64 {
         let mut store = Store::open(&self.dir.path().join("q.db"), Open::Existing).unwrap();
         let mut turn = store.begin().unwrap();
         let deploy = store::Deploy {
             plugin_name,
             version: None,
             source_code: "class Handler: pass",
-            lockfile_content: "",
+            lockfile_content,
             sinks: &[],
         };
         turn.deploy(&deploy, 1).unwrap();

@@ -160,3 +160,42 @@ fn many_rows_that_run_alone_do_not_stall_those_behind_them() {
     assert_eq!(scene.running(), 3, "one is emptied");
     assert_eq!(scene.status(7), "RUNNING");
 }
+
+/// A worker that runs a job alone does not keep another one from being emptied for jobs of an
+/// environment that it avoids.
+#[test]
+fn a_worker_that_avoids_an_environment_is_not_kept_for_it() {
+    for (avoids, want) in [(false, 3), (true, 2)] {
+        let mut scene = full([&["*"], &["*"]]);
+        let other = scene.deploy_with("q", "six==1.16.0");
+        let env_hash =
+            scene.text("SELECT env_hash FROM cf_plugin_manifest WHERE plugin_name = 'q'");
+        for job_id in scene.jobs_of("v") {
+            scene.end("v", job_id);
+        }
+        scene.pass(&["v", "w"]);
+        assert_eq!(scene.jobs_of("v"), [5], "alone");
+        scene.sql("DELETE FROM cf_processing_queue WHERE id = 6");
+        scene.sql(&format!(
+            "INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status, priority, \
+             shared_count) VALUES (30, {other}, 'q', 'QUEUED', 9, 2)"
+        ));
+        scene.sequence += 1;
+        let environments = BTreeMap::from([(env_hash, "no uv".to_owned())]);
+        let heartbeat = Heartbeat {
+            running: Some(scene.runs("v")),
+            sequence: Some(scene.sequence),
+            environments: if avoids {
+                environments
+            } else {
+                BTreeMap::new()
+            },
+            ..Heartbeat::default()
+        };
+        scene.send_as("v", 0, Payload::Heartbeat(heartbeat));
+        let done = scene.jobs_of("w")[0];
+        scene.end("w", done);
+        scene.pass(&["w"]);
+        assert_eq!(scene.running(), want, "{avoids}");
+    }
+}
