@@ -1,5 +1,5 @@
 //! Tests of the storage side: what is written (`writing`, `columns`, `tables`), whose it is (`identity`), what
-//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), roots (`roots`),
+//! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), what stands (`standing`), roots (`roots`),
 //! paths that lead to one file (`places`), tables of others (`strangers`), and databases that are
 //! moved (`moved`).
 
@@ -22,6 +22,7 @@ mod moved;
 mod places;
 mod roots;
 mod settle;
+mod standing;
 mod steps;
 mod strangers;
 mod tables;

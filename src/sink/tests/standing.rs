@@ -1,0 +1,36 @@
+//! Whether what a receipt says still stands, and its removal.
+
+use super::*;
+use crate::sink::{Receipted, Standing};
+
+const SINKS: &[(&str, &str, &str)] = &[
+    ("a", "parquet://a.parquet", "append"),
+    ("b", "parquet://b.parquet", "append"),
+];
+
+/// A receipt that names one of two files, as one does that has no room for both.
+#[test]
+fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
+    let fixture = Fixture::new();
+    let attempt = Attempt::new(1, 1);
+    let published = publish(&fixture.root, &job(Some(A), attempt, SINKS), &[1, 2]).unwrap();
+    let first = &published.artifacts[0];
+    let listed = [Receipted {
+        uri: first.uri.clone(),
+        rows: first.rows,
+        size_bytes: Some(first.size_bytes),
+    }];
+    let stands = || Standing::new(&fixture.root, A).has(attempt, 0, &listed);
+    assert_eq!(fixture.files(), ["a_1.parquet", "b_1.parquet"]);
+    assert!(stands());
+    let other = fixture.path("b_1.parquet");
+    fs::rename(&other, fixture.path("c")).unwrap();
+    assert!(!stands());
+    fs::rename(fixture.path("c"), &other).unwrap();
+    assert!(stands());
+    let uris = [first.uri.clone()];
+    let standing = Standing::new(&fixture.root, A);
+    let (removed, left) = standing.withdraw(attempt, 0, uris.iter()).unwrap();
+    assert_eq!((removed.len(), left.len()), (2, 0), "{removed:?} {left:?}");
+    assert_eq!(fixture.files(), [""; 0]);
+}
