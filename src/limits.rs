@@ -384,6 +384,9 @@ pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
 /// them. They are kept in memory as long as a reader is there.
 pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
+/// A SQLite database in which a table that has no index on `_job_id` gets one while a job publishes: it
+/// takes a scan of the table, seconds for so much, while the database is locked.
+pub const SQLITE_INDEXED_SIZE_MAX: u64 = 1 << 30;
 /// Columns of a table of a SQLite database (SQLITE_MAX_COLUMN).
 pub const TABLE_COLUMNS_MAX: usize = 2000;
 /// Wait of a SQLite sink for its database while others have it locked.

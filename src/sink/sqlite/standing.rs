@@ -86,7 +86,7 @@ impl Tables {
     }
 }
 
-/// The rows of a table by their marks. One pass: the mark of a job has no index.
+/// The rows of a table by their marks. One pass, for many jobs are asked for.
 fn count(connection: &Connection, table: &str) -> rusqlite::Result<HashMap<Mark, u64>> {
     let columns = column_names(connection, "main", table)?;
     let has = |name: &str| columns.iter().any(|column| column == name);

@@ -12,8 +12,8 @@ use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{
-    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, key, key_of, owner_of, quoted,
-    triggers,
+    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence, index, key,
+    key_of, own_rows, owner_of, quoted, triggers,
 };
 use crate::job::{Attempt, History, Mode};
 use crate::sink::folder::Name;
@@ -156,8 +156,7 @@ fn fill(target: &Target, connection: &Connection, sinks: &[&Table]) -> Result<()
             )
             .map_err(fail)?;
     }
-    let condition = Marks::condition(&columns);
-    let rows = format!("main.{} WHERE {condition}", quoted(&first.name));
+    let rows = own_rows(&first.name, &columns);
     let job_id = target.run.attempt.job_id;
     triggers::check(
         &target.database,
@@ -209,7 +208,8 @@ fn owner(target: &Target, connection: &Connection, table: &str) -> Result<String
     }
 }
 
-/// Creates the table, or checks its columns and adds those of the marks. Gives its columns.
+/// Creates the table, or checks its columns and adds those of the marks; and the index. Gives the
+/// columns.
 fn make_table(
     target: &Target,
     connection: &Connection,
@@ -220,7 +220,8 @@ fn make_table(
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let table = quoted(&sink.name);
     let mut columns = column_names(connection, "main", &sink.name).map_err(fail)?;
-    if columns.is_empty() {
+    let is_new = columns.is_empty();
+    if is_new {
         let definition: String = connection
             .query_row(
                 "SELECT sql FROM staging.sqlite_master WHERE name = ?1",
@@ -258,6 +259,10 @@ fn make_table(
                 .map_err(fail)?;
             columns.push(name.to_owned());
         }
+    }
+    if columns.iter().any(|column| column == "_job_id") {
+        let ensured = index::ensure(connection, &target.database, &sink.name, is_new);
+        ensured.map_err(fail)?;
     }
     Ok(columns)
 }
@@ -299,17 +304,10 @@ fn make_room(
         _ => {}
     }
     let path = target.database.join(&first.name);
-    let table = quoted(&first.name);
-    let condition = Marks::condition(columns);
     let own = (attempt.job_id, &marks.database, &marks.incarnation);
-    let exists = |condition: &str| -> Result<bool, Error> {
-        connection
-            .query_row(
-                &format!("SELECT EXISTS (SELECT 1 FROM main.{table} WHERE {condition})"),
-                own,
-                |row| row.get(0),
-            )
-            .map_err(fail)
+    let exists = |rows: &str| -> Result<bool, Error> {
+        let found = connection.query_row(&existence(rows), own, |row| row.get(0));
+        found.map_err(fail)
     };
     let standing = attempt_in(connection, &first.name, run).map_err(fail)?;
     if let Some(recorded) = standing.filter(|_| run.is_numbered()) {
@@ -321,12 +319,13 @@ fn make_room(
     let is_recorded = standing.is_some();
     let uri = names::table_uri(&target.database, &first.name);
     let is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
-    if !is_ours && exists(&condition)? {
+    if !is_ours && exists(&own_rows(&first.name, columns))? {
         return Err(Error::NotOurs { path });
     }
     let is_exclusive = sinks.iter().any(|sink| sink.mode == Mode::Error);
     let is_taken = || -> Result<bool, Error> {
-        let has_rows = exists(&format!("NOT ({condition})"))?;
+        // Ends at the first one.
+        let has_rows = exists(&rows_of_others(&first.name, columns))?;
         Ok(has_rows || has_empty(connection, &first.name, run).map_err(fail)?)
     };
     if is_exclusive && is_taken()? {
@@ -382,6 +381,35 @@ fn other_writer(
     Ok(found.and_then(|(is_ours, job, number)| is_ours.then(|| Attempt::new(job, number))))
 }
 
+/// Rows of others in a table with these columns, as what follows FROM; parameters as of
+/// [`own_rows`].
+fn rows_of_others(table: &str, columns: &[String]) -> String {
+    let condition = Marks::condition(columns);
+    format!("main.{} WHERE NOT ({condition})", quoted(table))
+}
+
+/// The rows of jobs of a database, as far as they are recorded, in a table with these columns, as
+/// what follows FROM: `?1` the table's key, `?2` the database, `?3` its mark.
+pub(super) fn replaced_rows(table: &str, columns: &[String]) -> String {
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    let mut condition = String::new();
+    if has(Marks::INCARNATION) {
+        condition.push_str(" AND NULLIF(o.incarnation, 0) IS t._incarnation");
+    }
+    condition.push_str(match has(Marks::DATABASE) {
+        true => " AND t._database IS ?3",
+        false => " AND ?3 IS NULL",
+    });
+    // The list is what the index is asked for.
+    let recorded = "FROM main._casparian_output AS o
+         WHERE o.sink_table = ?1 AND o.database = ?2 AND o.present";
+    format!(
+        "main.{} AS t WHERE t._job_id IN (SELECT o.job {recorded})
+         AND EXISTS (SELECT 1 {recorded} AND o.job = t._job_id {condition})",
+        quoted(table)
+    )
+}
+
 /// Deletes rows of other jobs of the same database, as far as they are recorded.
 fn replace(
     target: &Target,
@@ -393,31 +421,17 @@ fn replace(
     let path = &target.database;
     let fail = |error: rusqlite::Error| failure(path, &error);
     let run = &target.run;
-    let has = |name: &str| columns.iter().any(|column| column == name);
-    let mut condition = String::new();
-    if has(Marks::INCARNATION) {
-        condition.push_str(" AND NULLIF(o.incarnation, 0) IS t._incarnation");
-    }
-    condition.push_str(match has(Marks::DATABASE) {
-        true => " AND t._database IS ?3",
-        false => " AND ?3 IS NULL",
-    });
-    let rows = format!(
-        "main.{} AS t WHERE EXISTS (SELECT 1 FROM main._casparian_output AS o
-         WHERE o.sink_table = ?1 AND o.database = ?2 AND o.job = t._job_id AND o.present
-         {condition})",
-        quoted(name)
-    );
+    let rows = replaced_rows(name, columns);
     let table = key(name);
     let parameters = (&table, &run.database, &marks.database);
     connection
-        .execute(&format!("DELETE FROM {rows}"), parameters)
+        .execute(&deletion(&rows), parameters)
         .map_err(fail)?;
     triggers::check(path, connection, name, false, (&rows, parameters), 0)?;
     connection
         .execute(
             "UPDATE main._casparian_output SET present = 0, rows = 0
-             WHERE sink_table = ?1 AND database = ?2",
+             WHERE sink_table = ?1 AND database = ?2 AND present",
             (&table, &run.database),
         )
         .map_err(fail)?;

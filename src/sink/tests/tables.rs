@@ -528,3 +528,82 @@ fn a_copied_database_does_not_take_the_rows_of_the_original() {
         assert_eq!(table(&first, "SELECT sum(x) FROM t"), number);
     }
 }
+
+/// Names of the indexes of `x.db`.
+fn indexes(fixture: &Fixture) -> Vec<String> {
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    let query =
+        "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY 1";
+    let mut statement = connection.prepare(query).unwrap();
+    let names = statement.query_map([], |row| row.get(0)).unwrap();
+    names.collect::<Result<_, _>>().unwrap()
+}
+
+#[test]
+fn a_table_has_an_index_of_its_jobs_whoever_made_it() {
+    const COLUMNS: &str = "(x INTEGER, _job_id INTEGER, _file_version_id INTEGER";
+    let first = "_casparian_job_rows";
+    let cases = [
+        (String::new(), vec![first]),
+        (format!("CREATE TABLE rows {COLUMNS})"), vec![first]),
+        (
+            format!("CREATE TABLE Rows {COLUMNS}, PRIMARY KEY (x)) WITHOUT ROWID"),
+            vec![first],
+        ),
+        // One that the table has already is enough.
+        (
+            format!("CREATE TABLE rows {COLUMNS}); CREATE INDEX own ON rows (_job_id, x)"),
+            vec!["own"],
+        ),
+        (
+            format!(
+                "CREATE TABLE rows {COLUMNS}); CREATE INDEX part ON rows (_job_id) WHERE x > 9"
+            ),
+            vec![first, "part"],
+        ),
+        // The name is taken: by the index of a table that was renamed, by a table.
+        (
+            format!(
+                "CREATE TABLE rows {COLUMNS}); CREATE INDEX {first} ON rows (_job_id);
+                 ALTER TABLE rows RENAME TO rows_2025"
+            ),
+            vec![first, "_casparian_job_rows_2"],
+        ),
+        (
+            "CREATE TABLE _casparian_job_ROWS (x)".to_owned(),
+            vec!["_casparian_job_rows_2"],
+        ),
+    ];
+    for (before, want) in cases {
+        let fixture = Fixture::new();
+        let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+        connection.execute_batch(&before).unwrap();
+        publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap();
+        publish(&fixture.root, &of(A, 8, 1, ""), &[2]).unwrap();
+        assert_eq!(indexes(&fixture), want, "{before}");
+        assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 3, "{before}");
+        // Who drops it, or has a table of an earlier release, gets it with the next job.
+        for name in want.iter().filter(|name| name.starts_with("_casparian")) {
+            connection
+                .execute_batch(&format!("DROP INDEX {name}"))
+                .unwrap();
+        }
+        publish(&fixture.root, &of(A, 7, 2, ""), &[4]).unwrap();
+        assert!(!indexes(&fixture).is_empty(), "{before}");
+        assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 6, "{before}");
+    }
+}
+
+#[test]
+fn a_view_in_the_place_of_a_table_is_refused_as_before() {
+    let fixture = Fixture::new();
+    let connection = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    let view = "CREATE TABLE u (x INTEGER, _job_id INTEGER, _file_version_id INTEGER);
+         CREATE VIEW rows AS SELECT * FROM u;
+         CREATE TRIGGER i INSTEAD OF INSERT ON rows BEGIN
+         INSERT INTO u VALUES (NEW.x, NEW._job_id, NEW._file_version_id); END";
+    connection.execute_batch(view).unwrap();
+    let error = publish(&fixture.root, &of(A, 7, 1, ""), &[1]).unwrap_err();
+    assert!(matches!(error, Error::Rows { .. }), "{error}");
+    assert_eq!(indexes(&fixture), [""; 0]);
+}
