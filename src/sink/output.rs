@@ -1,7 +1,7 @@
 //! The output of a job while its batches come.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Int64Array, RecordBatch};
@@ -13,8 +13,8 @@ use super::names::{self, Holder};
 use super::parquet::ParquetFile;
 use super::place::{self, Place};
 use super::publish::StagedSink;
-use super::sqlite::{Rows, Stage};
-use super::{Error, Root, Staged, files, siblings};
+use super::sqlite::{self, Rows, Stage};
+use super::{Error, Root, Staged, files, plan, siblings};
 use crate::job::{self, Job, Mode, Target, default_uri};
 use crate::limits;
 
@@ -82,7 +82,7 @@ impl JobOutput {
         let holder = Holder::new(self.folder.name.attempt, None);
         let (file, is_database) = match &sink.target {
             Target::Parquet { path, .. } => (Some(names::file(path, &holder)), false),
-            // Storage outside the root is left alone until the job publishes.
+            // Storage outside the root is compared when the job publishes.
             Target::Sqlite { database, .. } if database.is_absolute() => (None, true),
             Target::Sqlite { database, .. } => {
                 (Some(place::real(&self.root.path().join(database))), true)
@@ -102,6 +102,11 @@ impl JobOutput {
             let own = Holder::new(name.attempt, self.root.mark(name)?);
             siblings::refuse(&self.root, name, path, &own)?;
         }
+        if let Target::Sqlite { database, table } = &sink.target
+            && sink.mode == Mode::Error
+        {
+            self.refuse_taken(database, table)?;
+        }
         let topic = names::topic(&sink.topic);
         let indices = self.topics.entry(topic.clone()).or_default();
         indices.push(self.sinks.len());
@@ -115,6 +120,27 @@ impl JobOutput {
             rows: 0,
         });
         Ok(())
+    }
+
+    /// An error when the table of a sink of mode `error` has output of another job. What else is wrong
+    /// with the sink is found when the job publishes.
+    fn refuse_taken(&self, database: &Path, table: &str) -> Result<(), Error> {
+        let path = self.root.path().join(database);
+        if !path.exists() {
+            return Ok(());
+        }
+        let Ok((path, _)) = plan::locate(&self.root, database) else {
+            return Ok(());
+        };
+        let path = PathBuf::from(path);
+        let share = self.root.shares();
+        match sqlite::look(&path, table, &self.folder.name, share) {
+            Ok(Some(by)) => Err(Error::Exists {
+                path: path.join(table),
+                by,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Writes a batch to the sinks of its topic; without a topic to every configured sink. A

@@ -376,26 +376,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
         let Target::Sqlite { database, table } = &sink.target else {
             continue;
         };
-        let path = root.path().join(database);
-        let (_, below) = place::database(root.path(), &path.to_string_lossy());
-        place::check_below(&path, below.as_deref())?;
-        if database.is_relative() {
-            files::inside(root.path(), &path)?;
-            if let Some(parent) = path.parent() {
-                files::create_folders(root.path(), parent)?;
-            }
-            // The database itself may be a link.
-            if path.symlink_metadata().is_ok() {
-                files::inside(root.path(), &files::real(&path)?)?;
-            }
-        }
-        let (path, below) = place::database(root.path(), &path.to_string_lossy());
-        if below.is_none() && root.is_closed() {
-            let reason = "casparian run writes into its output folder alone; use a sentinel and \
-                          workers for a sink elsewhere";
-            return Err(Error::place(Path::new(&path), reason));
-        }
-        sqlite::check_file(Path::new(&path))?;
+        let (path, below) = locate(root, database)?;
         let key = below.as_ref().unwrap_or(&path);
         let key = keys
             .entry(Place::of(Path::new(&path)))
@@ -414,6 +395,32 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
         });
     }
     Ok(databases.into_values().collect())
+}
+
+/// The path of a sink's database, and its path below the root if it is there; an error where it may
+/// not be used. Creates its folders below the root.
+pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<String>), Error> {
+    let path = root.path().join(database);
+    let (_, below) = place::database(root.path(), &path.to_string_lossy());
+    place::check_below(&path, below.as_deref())?;
+    if database.is_relative() {
+        files::inside(root.path(), &path)?;
+        if let Some(parent) = path.parent() {
+            files::create_folders(root.path(), parent)?;
+        }
+        // The database itself may be a link.
+        if path.symlink_metadata().is_ok() {
+            files::inside(root.path(), &files::real(&path)?)?;
+        }
+    }
+    let (path, below) = place::database(root.path(), &path.to_string_lossy());
+    if below.is_none() && root.is_closed() {
+        let reason = "casparian run writes into its output folder alone; use a sentinel and \
+                      workers for a sink elsewhere";
+        return Err(Error::place(Path::new(&path), reason));
+    }
+    sqlite::check_file(Path::new(&path))?;
+    Ok((path, below))
 }
 
 /// URIs of outputs that no receipt of the job names.

@@ -258,27 +258,36 @@ fn a_row_that_is_set_back_to_its_first_attempt_costs_no_file() {
     assert_eq!(visible_files(&out), files);
 }
 
-/// The worker of a job of mode `error` dies after it has published, and another job finds the output.
+/// The worker of a job of mode `error` dies after it has published, and another job finds the output
+/// while its plugin has given nothing yet.
 #[test]
 fn output_that_goes_fails_no_other_job_of_mode_error() {
-    let scene = Scene::published(Some("parquet://o.parquet"));
-    scene.sql("UPDATE cf_topic_config SET mode = 'error'");
-    let input = scene.dir.path().join("second");
-    std::fs::write(&input, "second").unwrap();
-    assert_eq!(submit(&scene.database, "gated", &[input]), [2]);
-    let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "15"]);
-    let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
-    let waiting = until("the second job waits for the first", || {
-        let job = job(&scene.database, 2);
-        assert_ne!(job["status"], "FAILED", "{job}");
-        (job["status"] == "PENDING").then_some(job)
-    });
-    let reason = waiting["error"].as_str().unwrap();
-    let want = "waits for job 1, whose output is not settled: ";
-    assert!(reason.starts_with(want), "{reason}");
-    scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 1");
-    let done = ended(&scene.database, 2);
-    assert_eq!(done["status"], "COMPLETED", "{done}");
-    let files = visible_files(&scene.out());
-    assert_eq!(files, [scene.out().join("o_2.parquet")]);
+    for uri in ["parquet://o.parquet", "sqlite://x.db/rows"] {
+        let scene = Scene::published(Some(uri));
+        let gate = scene.dir.path().join("gate");
+        std::fs::remove_file(&gate).unwrap();
+        scene.sql("UPDATE cf_topic_config SET mode = 'error'");
+        let input = scene.dir.path().join("second");
+        std::fs::write(&input, "second").unwrap();
+        assert_eq!(submit(&scene.database, "gated", &[input]), [2]);
+        let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "15"]);
+        let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+        let waiting = until("the second job waits for the first", || {
+            let job = job(&scene.database, 2);
+            assert_ne!(job["status"], "FAILED", "{job}");
+            (job["status"] == "PENDING").then_some(job)
+        });
+        let reason = waiting["error"].as_str().unwrap();
+        let want = "waits for job 1, whose output is not settled: ";
+        assert!(reason.starts_with(want), "{reason}");
+        std::fs::write(&gate, "").unwrap();
+        scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 1");
+        let done = ended(&scene.database, 2);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+        let files = visible_files(&scene.out());
+        match uri.starts_with("sqlite") {
+            true => assert_eq!(scene.rows(), Some(0)),
+            false => assert_eq!(files, [scene.out().join("o_2.parquet")]),
+        }
+    }
 }

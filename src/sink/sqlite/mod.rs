@@ -37,7 +37,7 @@ use crate::job::Cause;
 pub(super) use commit::Prepared;
 pub(super) use rows::{Rows, Stage};
 pub(super) use standing::{Tables, is_usable};
-pub(super) use tables::{Table, Target, prepare};
+pub(super) use tables::{Table, Target, look, prepare};
 pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "

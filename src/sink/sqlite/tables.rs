@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -13,7 +13,7 @@ use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{
     Marks, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence, index, key,
-    key_of, own_rows, owner_of, quoted, triggers,
+    key_of, open_existing, own_rows, owner_of, quoted, triggers,
 };
 use crate::job::{Attempt, History, Mode};
 use crate::sink::folder::Name;
@@ -281,19 +281,7 @@ fn make_room(
     };
     let run = &target.run;
     let attempt = run.attempt;
-    let last: Option<i64> = connection
-        .query_row(
-            "SELECT max(attempt) FROM main._casparian_output WHERE sink_table = ?1
-             AND database = ?2 AND job = ?3 AND incarnation = ?4",
-            (
-                key(&first.name),
-                &run.database,
-                attempt.job_id,
-                attempt.incarnation(),
-            ),
-            |row| row.get(0),
-        )
-        .map_err(fail)?;
+    let last = last_attempt(connection, &first.name, run).map_err(fail)?;
     match last {
         Some(last) if run.is_numbered() && last > attempt.number => {
             return Err(Error::Barred { attempt, by: last });
@@ -323,13 +311,9 @@ fn make_room(
         return Err(Error::NotOurs { path });
     }
     let is_exclusive = sinks.iter().any(|sink| sink.mode == Mode::Error);
-    let is_taken = || -> Result<bool, Error> {
-        // Ends at the first one.
-        let has_rows = exists(&rows_of_others(&first.name, columns))?;
-        Ok(has_rows || has_empty(connection, &first.name, run).map_err(fail)?)
-    };
-    if is_exclusive && is_taken()? {
-        let by = other_writer(connection, &first.name, run).map_err(fail)?;
+    if is_exclusive
+        && let Some(by) = taken(connection, &first.name, run, columns, marks).map_err(fail)?
+    {
         return Err(Error::Exists { path, by });
     }
     if is_ours {
@@ -340,6 +324,67 @@ fn make_room(
         replace(target, connection, &first.name, columns, marks)?;
     }
     Ok(())
+}
+
+/// What keeps a sink of mode `error` from a table: rows of others, or output of another job without
+/// rows. Gives whose that is, as far as it is known.
+fn taken(
+    connection: &Connection,
+    table: &str,
+    run: &Name,
+    columns: &[String],
+    marks: &Marks,
+) -> rusqlite::Result<Option<Option<Attempt>>> {
+    // Ends at the first one.
+    let rows = existence(&rows_of_others(table, columns));
+    let own = (run.attempt.job_id, &marks.database, &marks.incarnation);
+    let has_rows: bool = connection.query_row(&rows, own, |row| row.get(0))?;
+    match has_rows || has_empty(connection, table, run)? {
+        true => other_writer(connection, table, run).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// Whose output keeps a sink of mode `error` from a table of a database, as far as it is known. Only
+/// a look before the job runs, which waits for no lock: what it cannot tell is found when the job
+/// publishes.
+pub(in crate::sink) fn look(
+    path: &Path,
+    table: &str,
+    run: &Name,
+    share: bool,
+) -> Result<Option<Option<Attempt>>, Error> {
+    let Some(connection) = open_existing(path, Instant::now())? else {
+        return Ok(None);
+    };
+    let look = || {
+        let columns = column_names(&connection, "main", table)?;
+        let owner = owner_of(&connection, table)?.unwrap_or_else(|| run.database.clone());
+        let is_usable = share || owner == run.database;
+        // A job that has published there may be one of a copied database.
+        if columns.is_empty() || !is_usable || last_attempt(&connection, table, run)?.is_some() {
+            return Ok(None);
+        }
+        let marks = Marks::new(&owner, run);
+        taken(&connection, table, run, &columns, &marks)
+    };
+    look().map_err(|error| failure(path, &error))
+}
+
+/// The last attempt of the job that has published into a table, whether or not its rows are there.
+fn last_attempt(connection: &Connection, table: &str, run: &Name) -> rusqlite::Result<Option<i64>> {
+    let attempt = run.attempt;
+    connection.query_row(
+        "SELECT max(attempt) FROM main._casparian_output WHERE sink_table = ?1
+         AND database = ?2 AND job = ?3 AND incarnation = ?4",
+        (
+            key(table),
+            &run.database,
+            attempt.job_id,
+            attempt.incarnation(),
+        ),
+        |row| row.get(0),
+    )
 }
 
 /// True when another job has published into a table without a row.

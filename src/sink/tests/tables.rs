@@ -607,3 +607,48 @@ fn a_view_in_the_place_of_a_table_is_refused_as_before() {
     assert!(matches!(error, Error::Rows { .. }), "{error}");
     assert_eq!(indexes(&fixture), [""; 0]);
 }
+
+/// What a table of mode `error` has of another job is told before the plugin has given anything.
+#[test]
+fn a_table_that_is_taken_is_refused_before_the_job_runs() {
+    let fixture = Fixture::new();
+    let absolute = format!("sqlite://{}/Rows", fixture.path("x.db").display());
+    let attempt = |id, number, uri: &str| {
+        let sinks = [("t", uri, "error")];
+        job(Some(A), Attempt::new(id, number), &sinks)
+    };
+    let start = |job: Job| JobOutput::new(fixture.root.clone(), Arc::new(job)).map(drop);
+    // There is no database yet.
+    start(attempt(1, 1, ROWS)).unwrap();
+    assert_eq!(fixture.files(), [""; 0]);
+    for values in [&[1][..], &[]] {
+        publish(
+            &fixture.root,
+            &of(A, 1, 1 + i64::from(values.is_empty()), ""),
+            values,
+        )
+        .unwrap();
+        for uri in [ROWS, &absolute] {
+            let error = start(attempt(2, 1, uri)).unwrap_err();
+            let by = Attempt::new(1, 1 + i64::from(values.is_empty()));
+            assert_eq!(error.taken_by(), Some(by), "{error}");
+        }
+        start(attempt(1, 9, ROWS)).unwrap();
+        start(attempt(2, 1, "sqlite://x.db/free")).unwrap();
+        start(of(A, 2, 1, "replace")).unwrap();
+    }
+    // What cannot be told now is found when the job publishes.
+    let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    start(attempt(2, 1, ROWS)).unwrap();
+    lock.execute_batch("ROLLBACK; DELETE FROM _casparian_output")
+        .unwrap();
+    start(attempt(2, 1, ROWS)).unwrap();
+    lock.execute_batch("DROP TABLE rows; CREATE TABLE rows (x)")
+        .unwrap();
+    start(attempt(2, 1, ROWS)).unwrap();
+    fs::write(fixture.path("y.db"), "no database").unwrap();
+    start(attempt(2, 1, "sqlite://y.db/rows")).unwrap();
+    fs::create_dir(fixture.path("z.db")).unwrap();
+    start(attempt(2, 1, "sqlite://z.db/rows")).unwrap();
+}
