@@ -3,8 +3,9 @@
 //!
 //! Such a row has `unsettled = 1`, from the moment when the attempt ended without its worker's word.
 //! When no attempt follows, a worker settles the output by a [`Settlement`], which is an attempt
-//! of its own, so that it bars those before it. A row that is queued again needs none: its next
-//! attempt replaces what an earlier one left. A row of which no settlement can be made has
+//! of its own, so that it bars those before it. A row that is queued again, or will be (PENDING with
+//! `next_run`), needs none: its next attempt replaces what an earlier one left. Every other status
+//! but RUNNING is an end, whatever another program has written there. A row of which no settlement can be made has
 //! `unsettled = 2`, so that it is not looked at again.
 
 use rusqlite::types::ValueRef;
@@ -21,7 +22,8 @@ use crate::limits;
 /// Rows to settle above an ID.
 pub(super) const UNSETTLED_QUERY: &str = "SELECT id FROM cf_processing_queue \
      INDEXED BY ix_casparian_unsettled WHERE unsettled = 1 AND id > ?1 \
-     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING') ORDER BY id LIMIT ?2";
+     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
+     AND (status IS NOT 'PENDING' OR next_run IS NULL) ORDER BY id LIMIT ?2";
 
 /// The last attempts of rows that may have to be settled.
 pub(super) const SILENT_QUERY: &str = "SELECT id, attempt FROM cf_processing_queue \
@@ -35,7 +37,8 @@ pub(super) const SETTLE_QUERY: &str = "SELECT attempt, status, failure_cause, wo
      (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
      FROM cf_casparian WHERE key = 'incarnation')) \
      FROM cf_processing_queue WHERE id = ?1 AND unsettled = 1 \
-     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED', 'PENDING')";
+     AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
+     AND (status IS NOT 'PENDING' OR next_run IS NULL)";
 
 /// The attempt behind which nothing is to be settled.
 const SETTLED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \

@@ -47,6 +47,10 @@ enum End {
     Failure(Option<Cause>),
     Loss,
     Sql(&'static str),
+    /// What follows `SET status =`.
+    SqlValue(&'static str),
+    /// Lost, and set aside while it waits.
+    LossThenPending,
     /// The second attempt fails, and the first one was lost, given back or reported.
     After(Option<Cause>, bool),
     /// The second attempt fails, and another program queued the first one again.
@@ -74,7 +78,16 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         (Sql("FAILED"), true),
         (Sql("COMPLETED"), true),
         (Sql("QUEUED"), false),
-        (Sql("PENDING"), false),
+        (Sql("PENDING"), true),
+        (Sql("DONE"), true),
+        (Sql("running"), true),
+        (Sql("5"), true),
+        (Sql(""), true),
+        (SqlValue("NULL"), true),
+        (SqlValue("7"), true),
+        (SqlValue("x'ff'"), true),
+        (SqlValue("'PENDING', next_run = '2099-01-01'"), false),
+        (LossThenPending, true),
         (After(Some(Cause::Lost), false), true),
         (After(Some(Cause::Worker), false), true),
         (After(Some(Cause::Environment), false), false),
@@ -89,8 +102,12 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         let id = scene.enqueue("p", 0);
         let again = matches!(
             end,
-            After(..) | AfterSql | LossThenSql | Interrupted | InterruptedThenSql
+            After(..) | AfterSql | LossThenSql | LossThenPending | Interrupted | InterruptedThenSql
         );
+        let set_value = |scene: &Scene, value: &str| {
+            let set = format!("UPDATE cf_processing_queue SET status = {value} WHERE id = {id}");
+            scene.sql(&set);
+        };
         if !again {
             scene.no_retries();
         }
@@ -99,8 +116,9 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         match end {
             Success => drop(scene.report("w", first, &success(&[]), 0)),
             Failure(cause) => drop(scene.report("w", first, &failure(cause, "x"), 0)),
-            Loss | LossThenSql => drop(scene.release(first, 0)),
+            Loss | LossThenSql | LossThenPending => drop(scene.release(first, 0)),
             Sql(status) => scene.set_status(id, status),
+            SqlValue(value) => set_value(&scene, value),
             AfterSql => scene.set_status(id, "QUEUED"),
             Interrupted | InterruptedThenSql => {
                 let mut turn = scene.store.begin().unwrap();
@@ -116,6 +134,7 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             }
         }
         match end {
+            LossThenPending => set_value(&scene, "'PENDING', next_run = NULL"),
             LossThenSql | InterruptedThenSql => scene.set_status(id, "SKIPPED"),
             _ if again => {
                 let second = scene.claim(&["p"], 1).jobs[0].attempt;
@@ -128,7 +147,8 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
         assert_eq!(scene.unsettled(), want, "{end:?}");
         // Those that wait for another attempt may still be published.
         let silent = scene.store.silent().unwrap();
-        let waits = matches!(end, Sql("QUEUED" | "PENDING"));
+        let waits = matches!(end, Sql("QUEUED"))
+            || matches!(end, SqlValue(value) if value.contains("next_run"));
         assert_eq!(silent.len(), want.len() + usize::from(waits), "{end:?}");
     }
 }
