@@ -134,6 +134,10 @@ impl Store {
             reason,
         };
         match std::fs::metadata(&self.identity.path) {
+            // SQLite removes the WAL of an empty file, so this comes first.
+            Ok(found) if inode(&found) == self.identity.file && found.len() == 0 => {
+                return Err(replaced("it was truncated"));
+            }
             Ok(found) if inode(&found) == self.identity.file => {}
             Ok(_) => return Err(replaced("it was replaced by another file")),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -301,6 +301,75 @@ fn what_stands_beside_a_database_is_the_operators_fault() {
     }
 }
 
+/// A journal as a crash leaves it: of a transaction over several databases, whose list of journals
+/// is in the file `list`.
+fn hot_journal(list: &Path) -> Vec<u8> {
+    const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+    let mut journal = MAGIC.to_vec();
+    // No page; a database of two pages; sectors and pages.
+    for number in [0u32, 0, 2, 512, 4096] {
+        journal.extend(number.to_be_bytes());
+    }
+    journal.resize(512, 0);
+    let name = list.to_str().unwrap().as_bytes();
+    let sum = name.iter().map(|&byte| u32::from(byte)).sum::<u32>();
+    journal.extend([0, 4, 0, 1]);
+    journal.extend(name);
+    journal.extend(u32::try_from(name.len()).unwrap().to_be_bytes());
+    journal.extend(sum.to_be_bytes());
+    journal.extend(MAGIC);
+    journal
+}
+
+/// SQLite reads, and may remove, a file that a journal names.
+#[test]
+fn a_journal_that_somebody_made_removes_nothing_but_a_list_that_names_it() {
+    const LIST: &str = "other.db-mj0123459AB";
+    for (name, names_journal, stays) in [
+        ("notes.txt", false, true),
+        ("notes.txt", true, true),
+        (LIST, false, true),
+        (LIST, true, false),
+    ] {
+        let (fixture, outside) = (Fixture::new(), Fixture::new());
+        sql(&fixture, "CREATE TABLE other (x)");
+        fs::copy(fixture.path("x.db"), outside.path("other.db")).unwrap();
+        let other = fs::read(outside.path("other.db")).unwrap();
+        let journal = fixture.path("x.db-journal");
+        let mut content = format!("{}\0", outside.path("other.db-journal").display());
+        if names_journal {
+            content.push_str(&format!("{}\0", journal.display()));
+        }
+        let list = outside.path(name);
+        fs::write(&list, &content).unwrap();
+        fs::write(&journal, hot_journal(&list)).unwrap();
+        fixture.publish(1, URI, "append").unwrap();
+        assert_eq!(stored(&fixture, 1).len(), 3);
+        assert!(!journal.exists(), "it was rolled back");
+        assert_eq!(list.exists(), stays, "{name} {names_journal}");
+        assert_eq!(fs::read(outside.path("other.db")).unwrap(), other);
+    }
+}
+
+#[test]
+fn a_truncated_database_is_called_damaged() {
+    for size in [100, 4096, 6000] {
+        let fixture = Fixture::new();
+        fixture.publish(1, URI, "append").unwrap();
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(fixture.path("x.db"));
+        file.unwrap().set_len(size).unwrap();
+        let error = fixture.publish(2, URI, "append").unwrap_err();
+        assert_eq!(error.cause(), Cause::Operator, "{size}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("malformed") && text.contains("x.db"),
+            "{size}: {text}"
+        );
+    }
+}
+
 /// The sink of a job changes, or the job fails, while a FIFO stands beside the database of before.
 #[test]
 fn a_fifo_beside_a_database_keeps_no_recovery_waiting() {

@@ -54,6 +54,22 @@ fn a_database_that_is_removed_or_replaced_is_noticed() {
     assert!(error.contains("replaced by another file"), "{error}");
 }
 
+/// SQLite removes the WAL of an empty database when another program opens it.
+#[test]
+fn a_database_that_is_truncated_is_not_called_one_without_its_wal() {
+    let scene = Scene::new();
+    let file = std::fs::OpenOptions::new().write(true).open(scene.path());
+    file.unwrap().set_len(0).unwrap();
+    let other = rusqlite::Connection::open(scene.path()).unwrap();
+    let tables = "SELECT count(*) FROM sqlite_master";
+    let tables: i64 = other.query_row(tables, [], |row| row.get(0)).unwrap();
+    assert_eq!(tables, 0);
+    assert!(!super::beside(&scene.path(), "-wal").exists());
+    let error = scene.store.check_identity().unwrap_err();
+    assert!(matches!(error, Error::Replaced { .. }), "{error}");
+    assert!(error.to_string().contains("it was truncated"), "{error}");
+}
+
 #[test]
 fn a_wal_that_is_removed_or_replaced_is_noticed() {
     for (suffix, names) in [("-wal", "its -wal file"), ("-shm", "its -shm file")] {
