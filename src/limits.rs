@@ -395,6 +395,8 @@ pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
 pub const SQLITE_STUCK_WAIT: Duration = Duration::from_secs(1);
 /// Databases of which a worker remembers that.
 pub const SQLITE_STUCK_MAX: usize = 1000;
+/// Mount points of sinks' folders that a worker remembers.
+pub const MOUNTS_MAX: usize = 1000;
 /// A job's writer that was ordered to remove the output must have answered, or done a step of its
 /// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
 /// database, which such a step may contain.

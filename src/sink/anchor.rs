@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Error;
 use super::files::{self, is_absent};
+use super::mounts::Mounts;
 
 /// Device and inode.
 pub(super) type Place = (u64, u64);
@@ -22,6 +23,7 @@ pub(super) struct Anchor {
     /// The worker's own file in the root.
     own: PathBuf,
     held: Mutex<Held>,
+    mounts: Mounts,
 }
 
 #[derive(Debug)]
@@ -72,6 +74,7 @@ impl Anchor {
             root: root.to_owned(),
             own,
             held: Mutex::new(held),
+            mounts: Mounts::default(),
         })
     }
 
@@ -110,6 +113,11 @@ impl Anchor {
             true => self.hold_again(),
             false => Err(gone()),
         }
+    }
+
+    /// An error when what was mounted above a sink's file is not any more.
+    pub(super) fn check_mounts(&self, file: &Path) -> Result<(), Error> {
+        self.mounts.check(&self.root, file)
     }
 
     /// Holds the root that was mounted again, and the lock there.

@@ -280,6 +280,7 @@ impl Folder {
     /// none for the folder itself. It is created when it is new.
     pub(super) fn bay(&mut self, target: &Path) -> Result<Option<String>, Error> {
         let target = self.root().join(target);
+        self.anchor.check_mounts(&target)?;
         let folder = files::existing_folder(&target);
         let mount = files::mount(folder)?;
         if mount == self.mount {

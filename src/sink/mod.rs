@@ -40,6 +40,7 @@ mod columns;
 mod error;
 mod files;
 mod folder;
+mod mounts;
 mod names;
 mod output;
 mod panics;

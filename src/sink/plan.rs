@@ -299,6 +299,7 @@ fn plan_file(
 ) -> Result<FileOutput, Error> {
     let given = names::file(path, holder);
     let target = root.path().join(&given);
+    root.anchor().check_mounts(&target)?;
     files::inside(root.path(), &target)?;
     let real = place::below(root.path(), &target);
     place::check_below(&target, real.as_deref())?;
@@ -401,6 +402,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
 /// not be used. Creates its folders below the root.
 pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<String>), Error> {
     let path = root.path().join(database);
+    root.anchor().check_mounts(&path)?;
     let (_, below) = place::database(root.path(), &path.to_string_lossy());
     place::check_below(&path, below.as_deref())?;
     if database.is_relative() {

@@ -170,11 +170,21 @@ impl Record {
         self.outputs.tables.is_empty() && self.outputs.files.len() == 1
     }
 
+    /// An error when what was mounted above an output is not any more: it cannot be looked at.
+    fn check_mounts(&self, root: &Root) -> Result<(), Error> {
+        let files = self.outputs.files.iter();
+        let files = files.map(|file| root.path().join(&file.path));
+        let tables = self.outputs.tables.iter();
+        let mut all = files.chain(tables.map(|table| PathBuf::from(&table.database)));
+        all.try_for_each(|file| root.anchor().check_mounts(&file))
+    }
+
     /// True when the attempt's output stands.
     pub(super) fn is_committed(&self, root: &Root, name: &Name) -> Result<bool, Error> {
         if self.state == State::Committed {
             return Ok(true);
         }
+        self.check_mounts(root)?;
         if !self.outputs.tables.is_empty() {
             for table in &self.outputs.tables {
                 if !sqlite::is_published(table, name, self.key)? {
@@ -201,6 +211,7 @@ impl Record {
         if self.outputs.is_empty() || !self.is_committed(root, &name)? {
             return Ok(false);
         }
+        self.check_mounts(root)?;
         for file in &self.outputs.files {
             if files::identity(&root.path().join(&file.path))? != Some(file.identity) {
                 return Ok(false);

@@ -82,7 +82,9 @@ pub(super) fn finish(root: &Root, folder: &Folder, record: &mut Record) -> Resul
     }
     for table in record.cleared() {
         let uri = names::table_uri(Path::new(&table.database), &table.table);
-        note(sqlite::clear(table, &folder.name, record.attempt), uri);
+        let mounted = root.anchor().check_mounts(Path::new(&table.database));
+        let cleared = mounted.and_then(|()| sqlite::clear(table, &folder.name, record.attempt));
+        note(cleared, uri);
     }
     sync_parents(root, record.removes.iter())?;
     let has_leftovers = finished.left.is_some();
@@ -144,6 +146,7 @@ pub(super) fn undo(root: &Root, folder: &Folder, record: &Record) -> Result<(), 
     }
     sync_parents(root, record.outputs.files.iter())?;
     for table in &record.outputs.tables {
+        root.anchor().check_mounts(Path::new(&table.database))?;
         sqlite::clear_exact(table, &folder.name, record.key)?;
     }
     let before = Before {

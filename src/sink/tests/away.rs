@@ -305,3 +305,58 @@ fn the_folder_of_ours_alone_is_created_again() {
     assert_eq!(fixture.files().len(), 3);
     assert_eq!(names_in(&fixture.path(".casparian/workers")).len(), 1);
 }
+
+/// What is mounted on the folder of a sink goes, below the root or outside it, and comes back.
+#[test]
+fn nothing_is_published_into_the_folder_below_a_mount_that_went() {
+    let outside = tempfile::tempdir().unwrap();
+    let absolute = outside.path().canonicalize().unwrap().join("mount");
+    for is_bind in [false, true] {
+        for (below, uri) in [
+            ("", "parquet://set/a.parquet".to_owned()),
+            ("/sub", "parquet://set/sub/a.parquet".to_owned()),
+            ("", "sqlite://set/x.db/rows".to_owned()),
+            ("/sub", "sqlite://set/sub/x.db/rows".to_owned()),
+            ("", format!("sqlite://{}/x.db/rows", absolute.display())),
+        ] {
+            let (fixture, away) = (Fixture::new(), tempfile::tempdir().unwrap());
+            let kind = match is_bind {
+                true => ["--bind", away.path().to_str().unwrap()].to_vec(),
+                false => vec!["-t", "tmpfs", "tmpfs"],
+            };
+            let point = match uri.contains("set") {
+                true => fixture.path("set"),
+                false => absolute.clone(),
+            };
+            let case = format!("{kind:?} {uri}");
+            let of = |job_id| {
+                let sinks = [("a", &uri[..], "append")];
+                job(Some(A), Attempt::new(job_id, 1), &sinks)
+            };
+            let Some(mount) = Mount::new(&kind, point.clone()) else {
+                eprintln!("skipped: this process may not mount");
+                return;
+            };
+            publish(&fixture.root, &of(1), &[1]).unwrap();
+            drop(mount);
+            for job_id in [2, 3] {
+                let error = publish(&fixture.root, &of(job_id), &[2]).unwrap_err();
+                assert_eq!(error.cause(), Cause::Worker, "{case}: {error}");
+                let text = error.to_string();
+                let want = format!("{}: a file system was mounted there", point.display());
+                assert!(text.contains(&want), "{case}: {text}");
+                assert_eq!(names_in(&point), [""; 0], "{case}");
+            }
+            // Nor is what was published taken for removed.
+            let error = fixture.root.settle(&settlement()).unwrap_err();
+            assert!(error.to_string().contains("was mounted"), "{case}: {error}");
+            fs::remove_dir(&point).unwrap();
+            publish(&fixture.root, &of(4), &[2]).unwrap_err();
+            assert!(!point.exists(), "{case}");
+            // It may have another device number then.
+            let _mount = Mount::new(&kind, point.clone()).unwrap();
+            publish(&fixture.root, &of(5), &[3]).unwrap();
+            assert!(point.join(below.trim_start_matches('/')).is_dir(), "{case}");
+        }
+    }
+}

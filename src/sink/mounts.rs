@@ -1,0 +1,66 @@
+//! Mount points on the way to the files of sinks, below the root and outside it.
+//!
+//! A folder that was a mount point when something was first published below it must be one
+//! whenever something is again. Otherwise it is the folder below the mount. Which file system is
+//! mounted there is not compared: one that is mounted again may have another device number.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::files::{self, is_absent};
+use super::{Error, place};
+use crate::limits;
+
+/// The mount points that this worker has seen.
+#[derive(Debug, Default)]
+pub(super) struct Mounts(Mutex<BTreeSet<PathBuf>>);
+
+impl Mounts {
+    /// An error when what was mounted above a sink's file is not any more.
+    pub(super) fn check(&self, root: &Path, file: &Path) -> Result<(), Error> {
+        let file = place::real(file);
+        // Storage may not respond, so it is not asked under the lock.
+        let known = self.known().clone();
+        for point in known.iter().filter(|point| file.starts_with(point)) {
+            if !is_mount_point(point)? {
+                let reason = "a file system was mounted there and is not any more: mount it \
+                              again, or restart the worker";
+                return Err(Error::io(point, std::io::Error::other(reason)));
+            }
+        }
+        if let Some(point) = mount_point(&file)?
+            && !root.starts_with(&point)
+            && known.len() < limits::MOUNTS_MAX
+        {
+            self.known().insert(point);
+        }
+        Ok(())
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_mount_point(folder: &Path) -> Result<bool, Error> {
+    let Some(above) = folder.parent() else {
+        return Ok(true);
+    };
+    match files::mount(folder) {
+        Ok(mount) => Ok(mount != files::mount(above)?),
+        Err(Error::Io { source, .. }) if is_absent(&source) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The mount point that a file is below; none for the root of all.
+fn mount_point(file: &Path) -> Result<Option<PathBuf>, Error> {
+    let mut folders = files::existing_folder(file).ancestors();
+    let point = folders.find_map(|folder| match is_mount_point(folder) {
+        Ok(false) => None,
+        found => Some(found.map(|_| folder.to_owned())),
+    });
+    let point = point.transpose()?;
+    Ok(point.filter(|point| point.parent().is_some()))
+}
