@@ -198,6 +198,8 @@ pub const PLUGINS_CACHED_MAX: usize = 10_000;
 /// How long a sentinel's statement waits for another program's transaction: answers to workers
 /// wait as long.
 pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a statement waits for another program's transaction where nothing tries again.
+pub const STORE_OPEN_WAIT: Duration = Duration::from_secs(5);
 /// First pause after a failed transaction; it doubles.
 pub const STORE_RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause after a failed transaction.

@@ -19,7 +19,9 @@ use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, syntax};
 use crate::limits;
 use crate::reactor::BootTime;
-use crate::store::{Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest};
+use crate::store::{
+    self, Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest,
+};
 
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",
@@ -279,8 +281,8 @@ pub(super) fn register(
     input: &Input,
     print: &Fingerprint,
     now_ms: i64,
-) -> Result<FileVersion, Failure> {
-    let root = match turn.root_of(&input.path).map_err(failed)? {
+) -> Result<FileVersion, store::Error> {
+    let root = match turn.root_of(&input.path)? {
         Some(root) => root,
         None => input.root.clone(),
     };
@@ -293,7 +295,6 @@ pub(super) fn register(
         &print.hash,
         now_ms,
     )
-    .map_err(failed)
 }
 
 pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
@@ -430,7 +431,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         }
         let mut jobs = Vec::with_capacity(prints.len());
         for (input, print) in &prints {
-            let version = register(&mut turn, input, print, now_ms)?;
+            let version = register(&mut turn, input, print, now_ms).map_err(failed)?;
             let job = turn
                 .enqueue(&plugin, version.version_id, priority, now_ms)
                 .map_err(failed)?;

@@ -2,6 +2,7 @@
 
 mod output;
 mod plan;
+mod queue;
 mod watch;
 mod work;
 
@@ -13,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::output::{check_code, check_owner, open_output, remove_stale, settle_interrupted};
-use self::plan::{enqueue, queue_again, settle, unusable};
+use self::plan::{Declared, enqueue, queue_again, settle, unusable};
+use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
-use self::work::{End, report, work};
+use self::work::{report, work};
 use super::args::{Command, Flag};
 use super::input::Choice;
 use super::plugin::{
@@ -88,7 +90,7 @@ pub(super) const COMMAND: Command = Command {
             long: "outage-timeout",
             short: None,
             value: Some("SECONDS"),
-            help: "How long the run waits while its queue cannot be written, or its\nworker cannot work (full disk, locked database; default 300)",
+            help: "How long the run waits at a time, from its start to its end, while\nits queue cannot be written, or its worker cannot work (full disk,\nlocked database; default 300)",
         },
         Flag {
             long: "guest-start",
@@ -103,7 +105,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -145,9 +147,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let (output, _lock) = open_output(&output)?;
     let database = output.join(".casparian").join("queue.sqlite");
     let share = worker_options.share_output;
-    if !share {
-        check_owner(&output, &database)?;
-    }
     let choice = Choice {
         pattern: pattern.as_deref(),
         skip: Some(&output),
@@ -159,6 +158,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     let interrupted = interruptible()?;
     let mut progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
+    let mut queue = Queue::new(&database, outage_max, &interrupted);
+    if !share {
+        check_owner(&output, &mut queue, &progress)?;
+    }
     let python = provision(&lockfile, &progress, &interrupted)?;
     check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
 
@@ -169,8 +172,13 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     sentinel_options.outage_max = Some(outage_max);
-    let sentinel = Sentinel::open(sentinel_options).map_err(failed)?;
-    check_code(&database)?;
+    let sentinel = queue.wait_for(&progress, |_| {
+        Sentinel::open(sentinel_options.clone()).map_err(|error| match error {
+            sentinel::Error::Store(error) => Stop::Queue(error),
+            other => Stop::Other(failed(other)),
+        })
+    })?;
+    check_code(&mut queue, &progress)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
     let options = RootOptions {
@@ -178,17 +186,15 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         is_closed: true,
     };
     let root = Arc::new(Root::open(&output, options).map_err(failed)?);
-    let mut watch = Watch::new(root.clone(), &database, outage_max)?;
-    settle_interrupted(&database, &root)?;
-    let mut items = enqueue(
-        &database,
-        &plugin,
-        &lockfile,
-        &found.files,
-        typed.has("force"),
-        &root,
-        &interrupted,
-    )?;
+    let store = queue.wait_for(&progress, |queue| Ok(queue.open()?))?;
+    let mut watch = Watch::new(root.clone(), &database, store, outage_max);
+    settle_interrupted(&mut queue, &progress, &root)?;
+    let declared = Declared {
+        plugin: &plugin,
+        lockfile: &lockfile,
+    };
+    let force = typed.has("force");
+    let mut items = enqueue(&mut queue, &progress, &declared, &found.files, force, &root)?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
@@ -207,21 +213,17 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             &mut items,
             &mut progress,
             &interrupted,
-            &mut |item| queue_again(&database, item, &interrupted),
+            &mut |item, progress| queue_again(&mut queue, progress, item),
         );
         if !matches!(end, Err(End::Lost(_))) {
-            end = end.and(settle(&database).map_err(End::Failed));
+            end = end.and(settle(&mut queue, &progress));
         }
     }
-    progress.finish();
     if end.is_ok() {
-        end = remove_stale(&mut items, &database, &root, &interrupted).map_err(End::Failed);
+        end = remove_stale(&mut items, &mut queue, &progress, &root);
     }
-    let failure = match end {
-        Ok(()) => None,
-        Err(End::Failed(failure)) => Some(failure),
-        Err(End::Lost(reason)) => Some(Failure::Failed(reason)),
-    };
+    progress.finish();
+    let failure = end.err().map(Failure::from);
     let summary = Summary::new(&items, started.elapsed());
     if json {
         say(&format!(

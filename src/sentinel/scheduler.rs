@@ -72,7 +72,17 @@ impl Scheduler {
         now: BootTime,
         at: &Now,
     ) -> Result<Self, store::Error> {
-        let mut store = Store::open(database, Open::Create)?;
+        let store = Store::open(database, Open::Create)?;
+        Self::on(store, settings, now, at)
+    }
+
+    /// As [`Scheduler::open`], on an open database.
+    pub fn on(
+        mut store: Store,
+        settings: Settings,
+        now: BootTime,
+        at: &Now,
+    ) -> Result<Self, store::Error> {
         store.set_busy_timeout(limits::STORE_BUSY_TIMEOUT)?;
         let mut control = Control::new(control::Settings {
             lease: settings.lease,

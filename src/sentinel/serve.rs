@@ -19,7 +19,7 @@ use crate::socket::{
     curve::{AuthorizedKeys, Clients},
     keyfile::AuthorizedKeysFile,
 };
-use crate::store::{self, Now};
+use crate::store::{self, Now, Open, Store};
 
 /// What a sentinel is told.
 #[derive(Clone, Debug)]
@@ -47,7 +47,8 @@ pub struct Options {
     /// Nobody else works on this database: RUNNING rows found at the start are nobody's.
     pub exclusive: bool,
     /// How long the database may fail. After that, and when it is removed or replaced, the
-    /// sentinel ends with the reason. None: it waits until the database works again.
+    /// sentinel ends with the reason. None: it waits until the database works again. With a bound
+    /// it waits only for a moment when it opens the database: its owner tries again.
     pub outage_max: Option<Duration>,
 }
 
@@ -184,7 +185,12 @@ impl Sentinel {
             retries_max: options.retries_max,
             exclusive: options.exclusive,
         };
-        let mut scheduler = Scheduler::open(&options.database, settings, now, &moment(now))?;
+        let wait = match options.outage_max {
+            Some(_) => limits::STORE_BUSY_TIMEOUT,
+            None => limits::STORE_OPEN_WAIT,
+        };
+        let store = Store::open_within(&options.database, Open::Create, wait)?;
+        let mut scheduler = Scheduler::on(store, settings, now, &moment(now))?;
         if let Some(longest) = options.outage_max {
             scheduler.give_up_after(longest);
         }

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use rusqlite::types::ValueRef;
 
 use super::value::{Malformed, cell, integer, malformed, number, shown};
-use super::{Error, Store};
+use super::{Error, Store, io_passes};
 use crate::job::Attempt;
 
 /// The incarnation that the triggers do not go beyond. It may have been given several times.
@@ -75,6 +75,7 @@ impl Identity {
     pub(super) fn read(connection: &mut Connection, path: &Path) -> Result<Self, Error> {
         let fail = |error: std::io::Error| Error::Open {
             path: path.to_owned(),
+            passes: io_passes(&error),
             reason: error.to_string(),
         };
         // Absolute, so that a change of the working directory does not matter.
@@ -146,6 +147,7 @@ impl Store {
             Err(error) => {
                 return Err(Error::Open {
                     path: self.identity.path.clone(),
+                    passes: io_passes(&error),
                     reason: error.to_string(),
                 });
             }

@@ -197,7 +197,7 @@ impl Inspector {
             });
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = connect(path, flags)?;
+        let connection = connect(path, flags, limits::STORE_OPEN_WAIT)?;
         check_ours(&connection, path)?;
         let version = schema::version(&connection)?;
         if version < schema::VERSION {

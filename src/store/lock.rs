@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
-use super::{Error, Open};
+use super::{Error, Open, io_passes};
 use crate::limits;
 
 /// The right to be the one sentinel of a database, until it is dropped.
@@ -92,10 +92,6 @@ struct Inode {
 impl Inode {
     /// Locks the file at a path, which is created or must exist.
     fn lock(database: &Path, open: Open) -> Result<Self, Error> {
-        let fail = |reason: String| Error::Open {
-            path: database.to_owned(),
-            reason,
-        };
         let mut files = files();
         let key = open_once(&mut files, database, open)?;
         let opened = files.entry(key).or_default();
@@ -112,7 +108,7 @@ impl Inode {
             match lock_exclusively(file) {
                 Ok(()) => {}
                 Err(error) if error == rustix::io::Errno::WOULDBLOCK => return Err(locked()),
-                Err(error) => return Err(fail(format!("cannot lock it: {error}"))),
+                Err(error) => return Err(refusal(database, "cannot lock it", error.into())),
             }
         }
         opened.is_locked = true;
@@ -185,9 +181,10 @@ fn is_locked(file: &File) -> Option<bool> {
 }
 
 fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
-    let fail = |reason: String| Error::Open {
+    let fail = |reason: &str| Error::Open {
         path: database.to_owned(),
-        reason,
+        reason: reason.to_owned(),
+        passes: false,
     };
     let create = match open {
         Open::Create => OFlags::CREATE,
@@ -210,15 +207,25 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
                 path: database.to_owned(),
             });
         }
-        Err(rustix::io::Errno::ISDIR) => return Err(fail("it is a directory".to_owned())),
-        Err(error) => return Err(fail(format!("cannot open it: {error}"))),
+        Err(rustix::io::Errno::ISDIR) => return Err(fail("it is a directory")),
+        Err(error) => return Err(refusal(database, "cannot open it", error.into())),
     };
     let file = File::from(descriptor);
-    let found = file.metadata().map_err(|error| fail(error.to_string()))?;
+    let found = file.metadata();
+    let found = found.map_err(|error| refusal(database, "cannot look at it", error))?;
     match found.is_file() {
         true => Ok((key(&found), file)),
-        false if found.is_dir() => Err(fail("it is a directory".to_owned())),
-        false => Err(fail("it is not a regular file".to_owned())),
+        false if found.is_dir() => Err(fail("it is a directory")),
+        false => Err(fail("it is not a regular file")),
+    }
+}
+
+/// Why a database cannot be opened.
+fn refusal(database: &Path, what: &str, error: std::io::Error) -> Error {
+    Error::Open {
+        path: database.to_owned(),
+        passes: io_passes(&error),
+        reason: format!("{what}: {error}"),
     }
 }
 
@@ -249,20 +256,27 @@ const TRIES_MAX: usize = 10;
 pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
     let inode = Inode::lock(database, open)?;
     let path = lock_path(database)?;
-    let fail = |reason: String| Error::Lock {
+    let fail = |what: &str, error: std::io::Error| Error::Lock {
         lock: path.clone(),
-        reason,
+        passes: io_passes(&error),
+        reason: format!("{what}: {error}"),
+    };
+    let no_file = |reason: &str| Error::Lock {
+        lock: path.clone(),
+        reason: reason.to_owned(),
+        passes: false,
     };
     // Not blocking, so that a FIFO of that name does not hang.
     let flags =
         OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     for _ in 0..TRIES_MAX {
         let descriptor = rustix::fs::openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| fail(format!("cannot open it: {error}")))?;
+            .map_err(|error| fail("cannot open it", error.into()))?;
         let file = File::from(descriptor);
-        let opened = file.metadata().map_err(|error| fail(error.to_string()))?;
+        let opened = file.metadata();
+        let opened = opened.map_err(|error| fail("cannot look at it", error))?;
         if !opened.is_file() {
-            return Err(fail("it is not a regular file".to_owned()));
+            return Err(no_file("it is not a regular file"));
         }
         match lock_exclusively(&file) {
             Ok(()) => {}
@@ -272,7 +286,7 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
                     lock: path,
                 });
             }
-            Err(error) => return Err(fail(format!("cannot lock it: {error}"))),
+            Err(error) => return Err(fail("cannot lock it", error.into())),
         }
         let same = std::fs::symlink_metadata(&path)
             .is_ok_and(|named| (named.dev(), named.ino()) == (opened.dev(), opened.ino()));
@@ -280,7 +294,7 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
             return Ok(Lock { path, file, inode });
         }
     }
-    Err(fail("another program keeps removing it".to_owned()))
+    Err(no_file("another program keeps removing it"))
 }
 
 /// Whether a sentinel works on a database; does not wait, and keeps no sentinel from starting. None
@@ -309,14 +323,17 @@ pub(super) fn has_sentinel(database: &Path) -> Option<bool> {
 }
 
 fn lock_path(database: &Path) -> Result<PathBuf, Error> {
-    let fail = |reason: String| Error::Open {
-        path: database.to_owned(),
-        reason,
-    };
-    let real = std::fs::canonicalize(database).map_err(|error| fail(error.to_string()))?;
+    let real = std::fs::canonicalize(database);
+    let real = real.map_err(|error| refusal(database, "cannot look at it", error))?;
     let mut name: OsString = real
         .file_name()
-        .ok_or_else(|| fail("it names no file".to_owned()))?
+        .ok_or_else(|| {
+            refusal(
+                database,
+                "its path",
+                std::io::ErrorKind::IsADirectory.into(),
+            )
+        })?
         .to_owned();
     name.push(".sentinel-lock");
     Ok(real.with_file_name(name))

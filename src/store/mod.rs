@@ -104,6 +104,8 @@ pub enum Error {
         path: PathBuf,
         /// SQLite's reason.
         reason: String,
+        /// See [`Error::may_pass`].
+        passes: bool,
     },
     /// The database is another program's.
     Foreign {
@@ -137,6 +139,8 @@ pub enum Error {
         lock: PathBuf,
         /// Why.
         reason: String,
+        /// See [`Error::may_pass`].
+        passes: bool,
     },
     /// The database is no longer the one that was opened.
     Replaced {
@@ -169,7 +173,9 @@ impl fmt::Display for Error {
                 path.display(),
                 path.display()
             ),
-            Error::Open { path, reason } => write!(f, "database {}: {reason}", path.display()),
+            Error::Open { path, reason, .. } => {
+                write!(f, "database {}: {reason}", path.display())
+            }
             Error::Foreign { path } => write!(
                 f,
                 "database {}: it is one of another program (it has tables, but no job queue) and is left as it is; use another file",
@@ -196,7 +202,7 @@ impl fmt::Display for Error {
                 path.display(),
                 lock.display()
             ),
-            Error::Lock { lock, reason } => write!(
+            Error::Lock { lock, reason, .. } => write!(
                 f,
                 "lock file {}: {reason}; the folder of the database must be writable, and the file a regular one of this user",
                 lock.display()
@@ -231,6 +237,60 @@ impl Error {
             _ => false,
         }
     }
+
+    /// True when the same may work later without a change of the database: another program keeps it
+    /// locked, or its storage is full or fails.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Error::Open { passes, .. } | Error::Lock { passes, .. } => *passes,
+            Error::Sqlite(error) => passes(error),
+            _ => false,
+        }
+    }
+
+    /// What is wrong, without the place.
+    pub fn reason(&self) -> String {
+        match self {
+            Error::Open { reason, .. } | Error::Row(reason) => reason.clone(),
+            Error::Sqlite(error) => error.to_string(),
+            other => other.to_string(),
+        }
+    }
+}
+
+fn passes(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{
+        DatabaseBusy, DatabaseLocked, DiskFull, FileLockingProtocolFailed, OutOfMemory,
+        SystemIoFailure,
+    };
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            DatabaseBusy
+                | DatabaseLocked
+                | DiskFull
+                | FileLockingProtocolFailed
+                | OutOfMemory
+                | SystemIoFailure
+        )
+    )
+}
+
+/// The same of a file beside SQLite.
+fn io_passes(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let passing = [
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+    ];
+    let code = error.raw_os_error();
+    passing
+        .iter()
+        .any(|errno| code == Some(errno.raw_os_error()))
 }
 
 impl From<rusqlite::Error> for Error {
@@ -288,6 +348,12 @@ impl Store {
     /// Opens a database, in place, and brings its schema up to date. A new one has mode 600,
     /// whatever the umask: who can write to it decides what the workers run.
     pub fn open(path: &Path, open: Open) -> Result<Self, Error> {
+        Self::open_within(path, open, limits::STORE_OPEN_WAIT)
+    }
+
+    /// As [`Store::open`]; each statement, these and later ones, waits for so long for another
+    /// program's transaction.
+    pub fn open_within(path: &Path, open: Open, wait: Duration) -> Result<Self, Error> {
         if open == Open::Create {
             create_private(path);
         }
@@ -301,7 +367,7 @@ impl Store {
             }
             Open::Existing => {}
         }
-        let mut connection = connect(path, flags)?;
+        let mut connection = connect(path, flags, wait)?;
         check_ours(&connection, path)?;
         let describe = |error: rusqlite::Error| open_error(path, &error);
         connection
@@ -335,7 +401,7 @@ impl Store {
         })
     }
 
-    /// Begins a transaction that may write; waits for another writer's at most 5 s.
+    /// Begins a transaction that may write; waits for another writer's for a bounded time.
     pub fn begin(&mut self) -> Result<Turn<'_>, Error> {
         let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         let version = data_version(&transaction)?;
@@ -392,7 +458,7 @@ fn data_version(connection: &Connection) -> Result<i64, Error> {
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, Error> {
     // Opening a FIFO to read would wait for a writer.
     if let Ok(metadata) = std::fs::metadata(path)
         && !metadata.is_file()
@@ -404,6 +470,7 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         return Err(Error::Open {
             path: path.to_owned(),
             reason: reason.to_owned(),
+            passes: false,
         });
     }
     for suffix in ["-journal", "-wal", "-shm"] {
@@ -412,13 +479,14 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
             return Err(Error::Open {
                 path: path.to_owned(),
                 reason: format!("{} is not a regular file; remove it", beside.display()),
+                passes: false,
             });
         }
     }
     let connection =
         Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
     let configured = connection
-        .busy_timeout(BUSY_TIMEOUT)
+        .busy_timeout(wait)
         .and_then(|()| harden(&connection));
     configured.map_err(|error| open_error(path, &error))?;
     // SQLite reads nothing at open; this finds out whether it is a database.
@@ -482,14 +550,15 @@ pub fn shared_with(path: &Path) -> Option<&'static str> {
 
 /// Why a database that another program keeps locked cannot be opened.
 const LOCKED: &str = "another program keeps it locked";
-
-/// How long a statement waits for another program's transaction.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Why one on a full disk cannot.
+const FULL: &str = "the disk is full";
 
 fn open_error(path: &Path, error: &rusqlite::Error) -> Error {
+    let reason = open_reason(path, error, is_full(path));
     Error::Open {
         path: path.to_owned(),
-        reason: open_reason(path, error, is_full(path)),
+        passes: reason == FULL || passes(error),
+        reason,
     }
 }
 
@@ -507,10 +576,8 @@ fn is_full(path: &Path) -> bool {
 fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
     use rusqlite::ErrorCode;
     match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => "the disk is full".to_owned(),
-        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_full => {
-            "the disk is full".to_owned()
-        }
+        Some(ErrorCode::DiskFull) => FULL.to_owned(),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_full => FULL.to_owned(),
         Some(ErrorCode::NotADatabase) => "it is no SQLite database".to_owned(),
         Some(ErrorCode::CannotOpen) => match std::fs::File::open(path) {
             Err(io) if io.kind() != std::io::ErrorKind::NotFound => format!("cannot open it: {io}"),

@@ -7,12 +7,12 @@ use crate::common::*;
 use crate::run::{Folder, run_json, totals};
 
 /// A run over three files, of which the first is done and the others wait for a gate.
-struct Scene {
+pub(crate) struct Scene {
     folder: Folder,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Folder::new(&[("f0", "1\n"), ("f1", "1\n"), ("f2", "1\n")]);
         let gate = folder.path("gate");
         folder.write(
@@ -24,12 +24,12 @@ impl Scene {
         Scene { folder }
     }
 
-    fn at(&self, name: &str) -> String {
+    pub(crate) fn at(&self, name: &str) -> String {
         self.folder.path(name)
     }
 
     /// A run of which the first file is done.
-    fn start(&self, more: &[&str]) -> Background {
+    pub(crate) fn start(&self, more: &[&str]) -> Background {
         let mut command = program("casparian");
         command
             .args(["run", &self.at("count.py"), &self.at("in")])
@@ -45,7 +45,7 @@ impl Scene {
     }
 
     /// The next run does the rest.
-    fn assert_next_run_is_right(&self, why: &str) {
+    pub(crate) fn assert_next_run_is_right(&self, why: &str) {
         self.open_gate();
         let (summary, code) = self.folder.run(&[]);
         let (done, skipped, failed, rows) = totals(&summary);
@@ -134,7 +134,7 @@ fn an_output_folder_that_goes_ends_the_run() {
     }
 }
 
-fn lock(database: &str) -> rusqlite::Connection {
+pub(crate) fn lock(database: &str) -> rusqlite::Connection {
     let lock = rusqlite::Connection::open(database).unwrap();
     lock.busy_timeout(DEADLINE).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();

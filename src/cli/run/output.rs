@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::queue::{End, Queue};
 use crate::cli::plugin::{mtime_s, now};
-use crate::cli::stderr::tell;
+use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
 use crate::sink::{self, Root, Standing, create_folder};
-use crate::store::{Open, Store};
 use crate::worker;
 
 /// How long an output folder may seem to be in use.
@@ -84,34 +84,39 @@ fn check_private(private: &Path) -> Result<(), Failure> {
 }
 
 /// An output folder may come from elsewhere: code in its database must be ours.
-pub(super) fn check_code(database: &Path) -> Result<(), Failure> {
-    let store = Store::open(database, Open::Existing).map_err(failed)?;
-    match store.foreign_code().map_err(failed)?.first() {
+pub(super) fn check_code(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
+    let found = queue.step(progress, |store| Ok(store.foreign_code()?))?;
+    match found.first() {
         None => Ok(()),
         Some(name) => Err(failed(format!(
             "{}: {name:?} is a trigger or view of another program; drop it, or use another output folder",
-            database.display()
-        ))),
+            queue.database().display()
+        ))
+        .into()),
     }
 }
 
 /// Jobs of interrupted runs may have published without a receipt, and their files may not be among
 /// the inputs of this run: complete output completes its job, other output goes.
-pub(super) fn settle_interrupted(database: &Path, root: &Root) -> Result<(), Failure> {
-    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
-    let mut turn = store.begin().map_err(failed)?;
-    turn.fail_unsettled("its run was interrupted", &now())
-        .map_err(failed)?;
-    turn.commit().map_err(failed)?;
-    let mut found = store.unsettled(0).map_err(failed)?;
-    if found.is_empty() {
-        return Ok(());
-    }
+pub(super) fn settle_interrupted(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    root: &Root,
+) -> Result<(), End> {
+    let mut found = queue.step(progress, |store| {
+        let mut turn = store.begin()?;
+        turn.fail_unsettled("its run was interrupted", &now())?;
+        turn.commit()?;
+        Ok(store.unsettled(0)?)
+    })?;
     while let Some(last) = found.last().copied() {
         for job_id in found {
-            let mut turn = store.begin().map_err(failed)?;
-            let taken = turn.take_settlement(job_id).map_err(failed)?;
-            turn.commit().map_err(failed)?;
+            let taken = queue.step(progress, |store| {
+                let mut turn = store.begin()?;
+                let taken = turn.take_settlement(job_id)?;
+                turn.commit()?;
+                Ok(taken)
+            })?;
             let Some((settlement, _)) = taken else {
                 continue;
             };
@@ -120,18 +125,18 @@ pub(super) fn settle_interrupted(database: &Path, root: &Root) -> Result<(), Fai
                 Ok(standing) => standing,
                 // Its row stays unsettled for the next run.
                 Err(error) => {
-                    tell(format_args!(
-                        "casparian: job {job_id} of an interrupted run: {error}"
-                    ));
+                    progress.note(&format!("job {job_id} of an interrupted run: {error}"));
                     continue;
                 }
             };
-            let mut turn = store.begin().map_err(failed)?;
-            turn.settle(attempt, &worker::settled(attempt, standing), &now())
-                .map_err(failed)?;
-            turn.commit().map_err(failed)?;
+            let receipt = worker::settled(attempt, standing);
+            queue.step(progress, |store| {
+                let mut turn = store.begin()?;
+                turn.settle(attempt, &receipt, &now())?;
+                Ok(turn.commit()?)
+            })?;
         }
-        found = store.unsettled(last).map_err(failed)?;
+        found = queue.step(progress, |store| Ok(store.unsettled(last)?))?;
     }
     Ok(())
 }
@@ -148,16 +153,16 @@ fn is_inside(file: &Path, output: &Path) -> bool {
 /// cannot take now. Other failures cost no output.
 pub(super) fn remove_stale(
     items: &mut [Item],
-    database: &Path,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
     root: &Root,
-    interrupted: &AtomicBool,
-) -> Result<(), Failure> {
+) -> Result<(), End> {
     // A sink that others lock costs one wait, not one a file.
     let mut is_blocked = false;
     for item in items {
         let is_failed = matches!(item.outcome, Outcome::Failed { .. });
         item.is_kept = is_failed && !item.old_outputs.is_empty();
-        if interrupted.load(Ordering::SeqCst) || is_blocked {
+        if queue.interrupted().load(Ordering::SeqCst) || is_blocked {
             continue;
         }
         match (&item.outcome, item.job_id) {
@@ -173,13 +178,13 @@ pub(super) fn remove_stale(
                 }
             }
             (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
-                let (removed, left) = withdraw(job_id, database, root)?;
+                let (removed, left) = withdraw(job_id, queue, progress, root)?;
                 item.is_kept = !left.is_empty();
                 is_blocked = left.iter().any(sink::Error::is_contention);
                 for error in &left {
                     let file = item.path.display();
-                    tell(format_args!(
-                        "casparian: earlier output of {file} cannot be removed: {error}"
+                    progress.note(&format!(
+                        "earlier output of {file} cannot be removed: {error}"
                     ));
                 }
                 item.removed = removed;
@@ -221,15 +226,16 @@ fn is_outdated(item: &Item) -> bool {
 /// stays.
 fn withdraw(
     job_id: i64,
-    database: &Path,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
     root: &Root,
-) -> Result<(Vec<String>, Vec<sink::Error>), Failure> {
-    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
-    let id = store.database_id();
-    let turn = store.begin().map_err(failed)?;
-    let before = turn.publication(job_id).map_err(failed)?;
+) -> Result<(Vec<String>, Vec<sink::Error>), End> {
     // Nobody else changes the row meanwhile, and a sink may be locked for long.
-    drop(turn);
+    let (id, before) = queue.step(progress, |store| {
+        let id = store.database_id();
+        let before = store.begin()?.publication(job_id)?;
+        Ok((id, before))
+    })?;
     let Some(before) = before.filter(|before| !before.uris.is_empty()) else {
         return Ok(Default::default());
     };
@@ -237,23 +243,29 @@ fn withdraw(
     let withdrawn = standing.withdraw(before.attempt, before.key, before.uris.iter());
     let (removed, left) = withdrawn.map_err(failed)?;
     if left.is_empty() && !removed.is_empty() {
-        let mut turn = store.begin().map_err(failed)?;
-        turn.forget_publication(job_id).map_err(failed)?;
-        turn.commit().map_err(failed)?;
+        queue.step(progress, |store| {
+            let mut turn = store.begin()?;
+            turn.forget_publication(job_id)?;
+            Ok(turn.commit()?)
+        })?;
     }
     Ok((removed, left))
 }
 
 /// Refuses an output folder of another database before anything is done for it.
-pub(super) fn check_owner(output: &Path, database: &Path) -> Result<(), Failure> {
+pub(super) fn check_owner(
+    output: &Path,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+) -> Result<(), End> {
+    let database = queue.database();
     let Some(owner) = sink::owner(output).map_err(failed)? else {
         return Ok(());
     };
     let (is_own, queue) = match database.exists() {
         false => (false, "its queue is missing".to_owned()),
         true => {
-            let queue = Store::open(database, Open::Existing).map_err(failed)?;
-            let id = queue.database_id();
+            let id = queue.wait_for(progress, |queue| Ok(queue.open()?.database_id()))?;
             (*id == *owner, format!("its queue is that of {id}"))
         }
     };
@@ -264,6 +276,7 @@ pub(super) fn check_owner(output: &Path, database: &Path) -> Result<(), Failure>
              use another output folder, or --share-output for files with names of their own",
             output.display(),
             database.display()
-        ))),
+        ))
+        .into()),
     }
 }

@@ -3,22 +3,29 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
+use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::input::{Input, LeftOut};
 use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
+use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
 use crate::cli::{Failure, failed};
 use crate::limits;
 use crate::sink::{Root, Standing};
-use crate::store::{Code, Deploy, LastJob, Open, Store, artifact_hash};
+use crate::store::{Code, Deploy, LastJob, Store, artifact_hash};
 
 /// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
 /// the time that a run waits for a disk with room.
 const RETRIES: u32 = 8;
 /// How often a file is run over again in one run, because it changes.
 const REQUEUES_MAX: u32 = 3;
+
+/// What a run is to run.
+pub(super) struct Declared<'a> {
+    pub(super) plugin: &'a PluginFile,
+    pub(super) lockfile: &'a str,
+}
 
 /// An input that is no file, and so fails without a job.
 pub(super) fn unusable(input: LeftOut) -> Item {
@@ -44,18 +51,17 @@ fn unusable_outcome(reason: String) -> Outcome {
 
 /// Registers plugin and files and queues what is to be done.
 pub(super) fn enqueue(
-    database: &Path,
-    plugin: &PluginFile,
-    lockfile: &str,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    code: &Declared<'_>,
     files: &[Input],
     force: bool,
     root: &Root,
-    interrupted: &AtomicBool,
-) -> Result<Vec<Item>, Failure> {
+) -> Result<Vec<Item>, End> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
     for input in files {
         let path = input.path.clone();
-        items.push(match fingerprint(&path, interrupted) {
+        items.push(match fingerprint(&path, queue.interrupted()) {
             Ok(print) => Item {
                 path,
                 job_id: None,
@@ -71,15 +77,31 @@ pub(super) fn enqueue(
                 }),
             },
             Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
-            Err(other) => return Err(other),
+            Err(other) => return Err(other.into()),
         });
     }
+    let database = queue.database();
+    queue.step(progress, |store| {
+        plan(store, database, code, force, root, &mut items)
+    })?;
+    Ok(items)
+}
+
+/// The transaction of [`enqueue`]. What it notes in the items replaces what an earlier try noted.
+fn plan(
+    store: &mut Store,
+    database: &Path,
+    declared: &Declared<'_>,
+    force: bool,
+    root: &Root,
+    items: &mut [Item],
+) -> Result<(), Stop> {
+    let Declared { plugin, lockfile } = *declared;
     let now_ms = unix_ms();
-    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
     let id = store.database_id();
-    let mut turn = store.begin().map_err(failed)?;
+    let mut turn = store.begin()?;
     // What an earlier command line queued and did not finish is not asked for by this one.
-    turn.park_queued().map_err(failed)?;
+    turn.park_queued()?;
     turn.deploy(
         &Deploy {
             plugin_name: &plugin.name,
@@ -89,43 +111,44 @@ pub(super) fn enqueue(
             sinks: &[],
         },
         now_ms,
-    )
-    .map_err(failed)?;
-    turn.set_retries(&plugin.name, RETRIES).map_err(failed)?;
-    let code = match turn.plugin_code(&plugin.name).map_err(failed)? {
+    )?;
+    turn.set_retries(&plugin.name, RETRIES)?;
+    let code = match turn.plugin_code(&plugin.name)? {
         Code::Runs(code) => code,
         Code::Waits(reason) => {
             let database = database.display();
-            return Err(failed(format!("database {database}: {reason}")));
+            return Err(failed(format!("database {database}: {reason}")).into());
         }
     };
     let mut standing = Standing::new(root, &id);
     standing.check_owners(&code.sinks).map_err(failed)?;
     if let Some(error) = standing.locked() {
-        return Err(failed(format!("{error}; once it is free, {GO_ON}")));
+        return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
     let artifact = artifact_hash(&plugin.source, lockfile);
-    for item in &mut items {
+    for item in items {
         let Some(Source { input, print, .. }) = &item.source else {
             continue;
         };
+        item.outcome = Outcome::Waiting;
+        item.job_id = None;
+        item.old_outputs = BTreeSet::new();
+        item.old_hash = None;
         let version = register(&mut turn, input, print, now_ms)?;
-        let last = turn
-            .last_job(&plugin.name, version.location_id)
-            .map_err(failed)?;
+        let last = turn.last_job(&plugin.name, version.location_id)?;
         if let Some(last) = &last
-            && let Some(before) = turn.publication(last.job_id).map_err(failed)?
+            && let Some(before) = turn.publication(last.job_id)?
         {
             let receipt = last.receipt.as_deref();
             let outputs = receipted(receipt);
             let is_unchanged = last.status == "COMPLETED"
                 && last.content_hash == print.hash
                 && last.artifact_hash.as_deref() == Some(&artifact)
-                && turn.has_same_sinks(last.job_id, &code).map_err(failed)?;
+                && turn.has_same_sinks(last.job_id, &code)?;
             let stands =
                 is_unchanged && !force && standing.has(before.attempt, before.key, &outputs);
             if let Some(error) = standing.locked() {
-                return Err(failed(format!("{error}; once it is free, {GO_ON}")));
+                return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
             }
             if stands {
                 let (rows, size_bytes) = counts(receipt);
@@ -141,28 +164,21 @@ pub(super) fn enqueue(
         }
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
-            Some(LastJob { job_id, .. })
-                if turn.requeue(job_id, version.version_id).map_err(failed)? =>
-            {
-                job_id
-            }
-            _ => turn
-                .enqueue(&plugin.name, version.version_id, 0, now_ms)
-                .map_err(failed)?,
+            Some(LastJob { job_id, .. }) if turn.requeue(job_id, version.version_id)? => job_id,
+            _ => turn.enqueue(&plugin.name, version.version_id, 0, now_ms)?,
         };
         item.job_id = Some(job_id);
     }
-    turn.commit().map_err(failed)?;
-    Ok(items)
+    Ok(turn.commit()?)
 }
 
 /// Queues a job again whose file is not any more what it was when its job was queued; false when
 /// there is no need.
 pub(super) fn queue_again(
-    database: &Path,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
     item: &mut Item,
-    interrupted: &AtomicBool,
-) -> Result<bool, Failure> {
+) -> Result<bool, End> {
     // Other failures were tried again.
     let is_over_content = matches!(
         item.outcome,
@@ -184,7 +200,7 @@ pub(super) fn queue_again(
     if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
         return Ok(false);
     }
-    let print = match fingerprint(&item.path, interrupted) {
+    let print = match fingerprint(&item.path, queue.interrupted()) {
         Ok(print) => print,
         Err(Failure::Failed(reason)) => {
             item.outcome = unusable_outcome(reason);
@@ -192,7 +208,7 @@ pub(super) fn queue_again(
         }
         // Its job is left as it is.
         Err(Failure::Interrupted(_)) => return Ok(false),
-        Err(other) => return Err(other),
+        Err(other) => return Err(other.into()),
     };
     if print.hash == source.print.hash {
         return Ok(false);
@@ -205,11 +221,13 @@ pub(super) fn queue_again(
     }
     source.requeued += 1;
     let hash = std::mem::replace(&mut source.print, print).hash;
-    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
-    let mut turn = store.begin().map_err(failed)?;
-    let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
-    let is_queued = turn.requeue(job_id, version.version_id).map_err(failed)?;
-    turn.commit().map_err(failed)?;
+    let is_queued = queue.step(progress, |store| {
+        let mut turn = store.begin()?;
+        let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
+        let is_queued = turn.requeue(job_id, version.version_id)?;
+        turn.commit()?;
+        Ok(is_queued)
+    })?;
     if is_queued {
         if let Outcome::Done { outputs, .. } = &item.outcome {
             item.old_outputs.extend(outputs.iter().cloned());
@@ -221,14 +239,14 @@ pub(super) fn queue_again(
 }
 
 /// No job stays RUNNING after the run.
-pub(super) fn settle(database: &Path) -> Result<(), Failure> {
-    let mut store = Store::open(database, Open::Existing).map_err(failed)?;
+pub(super) fn settle(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     loop {
-        let mut turn = store.begin().map_err(failed)?;
-        let put_back = turn
-            .release_all("the run ended", limits::EXPIRED_PER_TURN, &now())
-            .map_err(failed)?;
-        turn.commit().map_err(failed)?;
+        let put_back = queue.step(progress, |store| {
+            let mut turn = store.begin()?;
+            let put_back = turn.release_all("the run ended", limits::EXPIRED_PER_TURN, &now())?;
+            turn.commit()?;
+            Ok(put_back)
+        })?;
         if put_back < limits::EXPIRED_PER_TURN {
             return Ok(());
         }

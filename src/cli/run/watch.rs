@@ -4,10 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cli::{Failure, failed};
-use crate::limits;
+use super::queue;
 use crate::sink::{self, Root};
-use crate::store::{Error, Open, Store};
+use crate::store::{Error, Store};
 
 /// What to do about an end that is no file's fault.
 pub(super) const GO_ON: &str = "the same command goes on with the rest";
@@ -29,23 +28,15 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(
-        root: Arc<Root>,
-        database: &Path,
-        longest: Duration,
-    ) -> Result<Self, Failure> {
-        let queue = Store::open(database, Open::Existing).map_err(failed)?;
-        queue
-            .set_busy_timeout(limits::STORE_BUSY_TIMEOUT)
-            .map_err(failed)?;
-        Ok(Watch {
+    pub(super) fn new(root: Arc<Root>, database: &Path, queue: Store, longest: Duration) -> Self {
+        Watch {
             root,
             database: database.to_owned(),
             queue,
             longest,
             trouble_since: None,
             trouble_seen: None,
-        })
+        }
     }
 
     /// Fails when folder or queue are not any more what they were, so that waiting is in vain.
@@ -59,21 +50,14 @@ impl Watch {
             ));
         }
         match self.queue.check_identity() {
-            Err(Error::Replaced { path, reason }) => Err(format!(
-                "queue {}: {reason}; put it back if you can, and {GO_ON}",
-                path.display()
-            )),
+            Err(error @ Error::Replaced { .. }) => Err(queue::replaced(&error)),
             _ => Ok(()),
         }
     }
 
     /// Why a queue that failed for too long is given up.
     pub(super) fn given_up(&self, error: &Error) -> String {
-        format!(
-            "queue {}: {error}; it failed for {} s (--outage-timeout); once it works, {GO_ON}",
-            self.database.display(),
-            self.longest.as_secs()
-        )
+        queue::given_up(&self.database, error, self.longest)
     }
 
     /// A file is done.

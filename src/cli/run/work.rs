@@ -6,10 +6,11 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::queue::End;
 use super::watch::{GO_ON, Watch};
+use crate::cli::failed;
 use crate::cli::progress::{Ended, Progress};
 use crate::cli::summary::{Item, Outcome};
-use crate::cli::{Failure, failed};
 use crate::job::Cause;
 use crate::sentinel::{self, JobEnd, Sentinel};
 use crate::worker::Worker;
@@ -18,14 +19,6 @@ use crate::worker::Worker;
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
 /// How often queue, output folder and worker are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Why a run ended before its jobs.
-pub(super) enum End {
-    /// It failed, and its queue can be used.
-    Failed(Failure),
-    /// The queue or the output folder cannot be used: nothing in them is touched any more.
-    Lost(String),
-}
 
 /// Runs sentinel and worker until every queued item has ended, somebody interrupts, or it cannot
 /// go on. `again` queues an item again where that is needed, and gives whether it did.
@@ -36,7 +29,7 @@ pub(super) fn work(
     items: &mut [Item],
     progress: &mut Progress,
     interrupted: &AtomicBool,
-    again: &mut dyn FnMut(&mut Item) -> Result<bool, Failure>,
+    again: &mut dyn FnMut(&mut Item, &Progress) -> Result<bool, End>,
 ) -> Result<(), End> {
     let mut waiting: BTreeMap<i64, usize> = items
         .iter()
@@ -72,7 +65,7 @@ pub(super) fn work(
                 if matches!(item.outcome, Outcome::Done { .. }) {
                     watch.note_success();
                 }
-                match again(item) {
+                match again(item, progress) {
                     Ok(true) => drop(waiting.insert(job_id, index)),
                     Ok(false) => report(progress, item),
                     Err(error) => {
@@ -83,7 +76,7 @@ pub(super) fn work(
             }
         }
         if let Some(failure) = failure {
-            break Err(End::Failed(failure));
+            break Err(failure);
         }
         if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
             break Ok(());

@@ -228,3 +228,31 @@ fn a_full_disk_is_named_where_sqlite_says_something_else() {
     assert!(reason(rusqlite::ffi::SQLITE_BUSY, true).contains("locked"));
     assert!(!is_full(&dir.path().join("q.db")));
 }
+
+#[test]
+fn what_may_pass_by_itself_is_told_apart() {
+    use rusqlite::ffi;
+    for (code, passes) in [
+        (ffi::SQLITE_BUSY, true),
+        (ffi::SQLITE_LOCKED, true),
+        (ffi::SQLITE_FULL, true),
+        (ffi::SQLITE_IOERR_WRITE, true),
+        (ffi::SQLITE_CANTOPEN, false),
+        (ffi::SQLITE_CORRUPT, false),
+        (ffi::SQLITE_NOTADB, false),
+        (ffi::SQLITE_READONLY, false),
+        (ffi::SQLITE_CONSTRAINT, false),
+    ] {
+        let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        assert_eq!(Error::from(error()).may_pass(), passes, "{code}");
+        let at_open = open_error(std::path::Path::new("/missing/q.db"), &error());
+        assert_eq!(at_open.may_pass(), passes, "{at_open}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Store::open(&dir.path().join("q.db"), Open::Existing).unwrap_err();
+    let folder = lock_database(dir.path(), Open::Create).unwrap_err();
+    assert!(!missing.may_pass() && !folder.may_pass());
+    let full = std::io::Error::from(rustix::io::Errno::NOSPC);
+    let refused = std::io::Error::from(rustix::io::Errno::ACCESS);
+    assert!(io_passes(&full) && !io_passes(&refused));
+}
