@@ -20,7 +20,7 @@ use crate::guest::{environment, script, syntax};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
-    self, Code, Deploy, FileVersion, Now, Open, Store, Turn, boot_id, read_manifest,
+    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id, read_manifest,
 };
 
 pub(super) const DEPLOY: Command = Command {
@@ -182,6 +182,23 @@ pub(super) fn check_syntax(
     }
 }
 
+/// Version and sinks of a plugin's MANIFEST.
+pub(super) fn declared(
+    path: &Path,
+    plugin: &PluginFile,
+) -> Result<(Option<String>, Vec<ManifestSink>), Failure> {
+    let fail = |reason: String| failed(format!("plugin {}: {reason}", path.display()));
+    let manifest = read_manifest(&plugin.source).map_err(|error| fail(error.to_string()))?;
+    let Some(manifest) = manifest else {
+        return Ok(Default::default());
+    };
+    for sink in &manifest.sinks {
+        crate::job::parse_uri(&sink.uri)
+            .map_err(|error| fail(format!("MANIFEST: sink of {:?}: {error}", sink.topic)))?;
+    }
+    Ok((manifest.version, manifest.sinks))
+}
+
 /// The lockfile of a plugin's own metadata; the default environment without any.
 pub(super) fn own_lockfile(path: &Path, plugin: &PluginFile) -> Result<String, Failure> {
     let script = script::metadata(&plugin.source)
@@ -321,17 +338,9 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
         }
     };
-    let fail = |reason: String| failed(format!("plugin {}: {reason}", path.display()));
     let python = environment::python().map_err(failed)?;
     check_syntax(&python, &path, &plugin, &cancel)?;
-    let manifest = read_manifest(&plugin.source).map_err(|error| fail(error.to_string()))?;
-    let (said_version, sinks) = manifest
-        .map(|manifest| (manifest.version, manifest.sinks))
-        .unwrap_or_default();
-    for sink in &sinks {
-        crate::job::parse_uri(&sink.uri)
-            .map_err(|error| fail(format!("MANIFEST: sink of {:?}: {error}", sink.topic)))?;
-    }
+    let (said_version, sinks) = declared(&path, &plugin)?;
     let version = version.or(said_version);
     let mut turn = store.begin().map_err(failed)?;
     let deployed = turn

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::input::{Input, LeftOut};
-use crate::cli::plugin::{self, Fingerprint, PluginFile, fingerprint, now, register, unix_ms};
+use crate::cli::plugin::{self, Fingerprint, fingerprint, now, register, unix_ms};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
 use crate::cli::{Failure, failed};
@@ -20,12 +20,6 @@ use crate::store::{Code, Deploy, LastJob, Store, artifact_hash};
 const RETRIES: u32 = 8;
 /// How often a file is run over again in one run, because it changes.
 const REQUEUES_MAX: u32 = 3;
-
-/// What a run is to run.
-pub(super) struct Declared<'a> {
-    pub(super) plugin: &'a PluginFile,
-    pub(super) lockfile: &'a str,
-}
 
 /// An input that is no file, and so fails without a job.
 pub(super) fn unusable(input: LeftOut) -> Item {
@@ -53,7 +47,7 @@ fn unusable_outcome(reason: String) -> Outcome {
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     progress: &Progress,
-    code: &Declared<'_>,
+    own: &Deploy<'_>,
     files: &[Input],
     force: bool,
     root: &Root,
@@ -82,7 +76,7 @@ pub(super) fn enqueue(
     }
     let database = queue.database();
     queue.step(progress, |store| {
-        plan(store, database, code, force, root, &mut items)
+        plan(store, database, own, force, root, &mut items)
     })?;
     Ok(items)
 }
@@ -91,29 +85,20 @@ pub(super) fn enqueue(
 fn plan(
     store: &mut Store,
     database: &Path,
-    declared: &Declared<'_>,
+    own: &Deploy<'_>,
     force: bool,
     root: &Root,
     items: &mut [Item],
 ) -> Result<(), Stop> {
-    let Declared { plugin, lockfile } = *declared;
+    let plugin = own.plugin_name;
     let now_ms = unix_ms();
     let id = store.database_id();
     let mut turn = store.begin()?;
     // What an earlier command line queued and did not finish is not asked for by this one.
     turn.park_queued()?;
-    turn.deploy(
-        &Deploy {
-            plugin_name: &plugin.name,
-            version: None,
-            source_code: &plugin.source,
-            lockfile_content: lockfile,
-            sinks: &[],
-        },
-        now_ms,
-    )?;
-    turn.set_retries(&plugin.name, RETRIES)?;
-    let code = match turn.plugin_code(&plugin.name)? {
+    turn.deploy(own, now_ms)?;
+    turn.set_retries(plugin, RETRIES)?;
+    let code = match turn.plugin_code(plugin)? {
         Code::Runs(code) => code,
         Code::Waits(reason) => {
             let database = database.display();
@@ -125,7 +110,7 @@ fn plan(
     if let Some(error) = standing.locked() {
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
-    let artifact = artifact_hash(&plugin.source, lockfile);
+    let artifact = artifact_hash(own.source_code, own.lockfile_content);
     for item in items {
         let Some(Source { input, print, .. }) = &item.source else {
             continue;
@@ -135,7 +120,7 @@ fn plan(
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
         let version = register(&mut turn, input, print, now_ms)?;
-        let last = turn.last_job(&plugin.name, version.location_id)?;
+        let last = turn.last_job(plugin, version.location_id)?;
         if let Some(last) = &last
             && let Some(before) = turn.publication(last.job_id)?
         {
@@ -165,7 +150,7 @@ fn plan(
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
             Some(LastJob { job_id, .. }) if turn.requeue(job_id, version.version_id)? => job_id,
-            _ => turn.enqueue(&plugin.name, version.version_id, 0, now_ms)?,
+            _ => turn.enqueue(plugin, version.version_id, 0, now_ms)?,
         };
         item.job_id = Some(job_id);
     }
