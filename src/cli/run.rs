@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use self::output::{check_code, check_owner, open_output, remove_stale, settle_interrupted};
-use self::plan::{enqueue, queue_again, settle, unusable};
+use self::plan::{check_artifact, enqueue, queue_again, settle, unusable};
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
@@ -106,7 +106,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. A file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -199,7 +199,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         sinks: &sinks,
     };
     let force = typed.has("force");
-    let mut items = enqueue(&mut queue, &progress, &own, &found.files, force, &root)?;
+    let (mut items, sinks) = enqueue(&mut queue, &progress, &own, &found.files, force, &root)?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.output = output.clone();
@@ -218,7 +218,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             &mut items,
             &mut progress,
             &interrupted,
-            &mut |item, progress| queue_again(&mut queue, progress, item),
+            &mut |item, progress| {
+                check_artifact(&mut queue, progress, &own, item)?;
+                queue_again(&mut queue, progress, item)
+            },
         );
         if !matches!(end, Err(End::Lost(_))) {
             end = end.and(settle(&mut queue, &progress));
@@ -229,7 +232,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     progress.finish();
     let failure = end.err().map(Failure::from);
-    let summary = Summary::new(&items, started.elapsed());
+    let summary = Summary::new(&items, &sinks, started.elapsed());
     if json {
         say(&format!(
             "{}\n",

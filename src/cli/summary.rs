@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::input::Input;
 use super::plugin::Fingerprint;
 use super::table::{first_line, octets, render, thousands};
+use crate::job::{Mode, Sink};
 use crate::sink::Receipted;
 
 /// A file of the command line and what became of it.
@@ -19,6 +20,10 @@ pub(super) struct Item {
     pub(super) old_outputs: BTreeSet<String>,
     /// Hash of the content that they were made of, where that is known.
     pub(super) old_hash: Option<String>,
+    /// Other jobs of the plugin for the file that have output, with the hash of its content.
+    pub(super) others: Vec<(i64, String)>,
+    /// Topics of its output.
+    pub(super) topics: BTreeSet<String>,
     /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
     /// The file fails, and its earlier output stays.
@@ -83,6 +88,14 @@ pub(super) fn receipted(receipt: Option<&str>) -> Vec<Receipted> {
         .collect()
 }
 
+/// The topics of these.
+pub(super) fn topics(receipt: Option<&str>) -> BTreeSet<String> {
+    let receipt = receipt_json(receipt);
+    let artifacts = receipt.get("artifacts").and_then(Value::as_array);
+    let topic = |artifact: &Value| Some(artifact.get("topic")?.as_str()?.to_owned());
+    artifacts.into_iter().flatten().filter_map(topic).collect()
+}
+
 pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
     let receipt = receipt_json(receipt);
     let metric = |name: &str| {
@@ -94,6 +107,32 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
     (metric("rows"), metric("size_bytes"))
 }
 
+/// A sink of mode `replace` that several files have output for.
+pub(super) struct Replaced {
+    topic: String,
+    sink: String,
+    files: usize,
+}
+
+fn replaced(items: &[Item], sinks: &[Sink]) -> Vec<Replaced> {
+    let count = |sink: &Sink| {
+        let ended = items.iter().filter(|item| {
+            let outcome = &item.outcome;
+            matches!(outcome, Outcome::Done { .. } | Outcome::Skipped { .. })
+        });
+        ended
+            .filter(|item| item.topics.contains(&sink.topic))
+            .count()
+    };
+    let of_mode = sinks.iter().filter(|sink| sink.mode == Mode::Replace);
+    let counted = of_mode.map(|sink| Replaced {
+        topic: sink.topic.clone(),
+        sink: sink.uri.clone(),
+        files: count(sink),
+    });
+    counted.filter(|replaced| replaced.files > 1).collect()
+}
+
 pub(super) struct Summary {
     pub(super) done: u64,
     pub(super) skipped: u64,
@@ -102,10 +141,11 @@ pub(super) struct Summary {
     pub(super) rows: u64,
     pub(super) size_bytes: u64,
     pub(super) seconds: f64,
+    pub(super) replaced: Vec<Replaced>,
 }
 
 impl Summary {
-    pub(super) fn new(items: &[Item], elapsed: Duration) -> Self {
+    pub(super) fn new(items: &[Item], sinks: &[Sink], elapsed: Duration) -> Self {
         let mut summary = Summary {
             done: 0,
             skipped: 0,
@@ -114,6 +154,7 @@ impl Summary {
             rows: 0,
             size_bytes: 0,
             seconds: elapsed.as_secs_f64(),
+            replaced: replaced(items, sinks),
         };
         for item in items {
             match &item.outcome {
@@ -185,13 +226,20 @@ impl Summary {
             format!("{:.2}", self.seconds),
         ]);
         out.push_str(&render(&header, &[true; 8], &[row]));
+        for Replaced { topic, sink, files } in &self.replaced {
+            let files = thousands(*files as u64);
+            out.push_str(&format!(
+                "Topic {topic} goes to {sink} by mode replace: of {files} files only the output of \
+                 the one that was published last stands.\n"
+            ));
+        }
         out.push_str(&format!("output: {}\n", output.display()));
         out
     }
 
     pub(super) fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
         let files: Vec<serde_json::Value> = items.iter().map(item_json).collect();
-        serde_json::json!({
+        let mut value = serde_json::json!({
             "plugin": plugin,
             "output": output.to_string_lossy(),
             "files": files,
@@ -205,7 +253,16 @@ impl Summary {
                 "size_bytes": self.size_bytes,
                 "seconds": self.seconds,
             },
-        })
+        });
+        let replaced = self.replaced.iter().map(|replaced| {
+            let Replaced { topic, sink, files } = replaced;
+            serde_json::json!({"topic": topic, "sink": sink, "files": files})
+        });
+        let replaced: Vec<serde_json::Value> = replaced.collect();
+        if let Some(value) = value.as_object_mut().filter(|_| !replaced.is_empty()) {
+            value.insert("replaced".to_owned(), replaced.into());
+        }
+        value
     }
 }
 

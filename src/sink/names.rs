@@ -106,6 +106,15 @@ pub(super) fn other_reading(path: &Path, holder: &Holder) -> Option<Holder> {
     other.filter(|other| is_of(path, other))
 }
 
+/// The path of the sink that a holder's file was published for; none where the name is not one of
+/// the holder's.
+pub(super) fn sink_of(path: &Path, holder: &Holder) -> Option<PathBuf> {
+    let stem = path.file_stem()?.to_str()?;
+    let stem = stem.strip_suffix(&format!("_{}", holder.text()))?;
+    let extension = path.extension()?.to_str()?;
+    Some(path.with_file_name(format!("{stem}.{extension}")))
+}
+
 /// True when a file's name is one that a holder's output has.
 pub(super) fn is_of(path: &Path, holder: &Holder) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
@@ -171,6 +180,8 @@ mod tests {
             let path = file(Path::new("d/o.parquet"), &holder);
             assert_eq!(path, Path::new(name));
             assert!(is_of(&path, &holder), "{name}");
+            let sink = PathBuf::from("d/o.parquet");
+            assert_eq!(sink_of(&path, &holder), Some(sink));
             for other in [Attempt::new(70, 1), Attempt::new(8, 1)] {
                 assert!(!is_of(&path, &Holder::new(other, None)), "{name}");
             }

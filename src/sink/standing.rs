@@ -5,10 +5,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::folder::Name;
+use super::names::Holder;
 use super::record::{self, FileOutput, Record, TableOutput};
 use super::sqlite::{self, Tables};
 use super::{Error, Root, files, names, place};
-use crate::job::{Attempt, Sink, Target};
+use crate::job::{Attempt, Mode, Sink, Target};
 
 /// An output as a receipt names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Standing<'a> {
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
+    /// Sinks of mode `replace` by place and topic: whether output of a job stands there.
+    replaced: HashMap<(PathBuf, String), bool>,
 }
 
 impl<'a> Standing<'a> {
@@ -38,6 +41,7 @@ impl<'a> Standing<'a> {
             database,
             tables: HashMap::new(),
             locked: None,
+            replaced: HashMap::new(),
         }
     }
 
@@ -73,7 +77,8 @@ impl<'a> Standing<'a> {
 
     /// True when all of this stands as the attempt with this key published it. Files are compared by
     /// size and time of modification, tables by the number of the job's rows. What cannot be read
-    /// does not stand.
+    /// does not stand. What another job of the database has replaced by mode `replace` counts as
+    /// standing, while that job's output stands.
     pub fn has(&mut self, publisher: Attempt, key: i64, outputs: &[Receipted]) -> bool {
         let Ok(name) = Name::numbered(self.database, publisher) else {
             return false;
@@ -86,20 +91,10 @@ impl<'a> Standing<'a> {
             return false;
         }
         // A receipt may have no room for all files.
-        let stands = |file: &FileOutput| {
-            let found = files::identity(&self.root.path().join(&file.path));
-            let known = file.identity;
-            found.is_ok_and(|found| {
-                found.is_some_and(|found| {
-                    (known.size, known.modified_s, known.modified_ns)
-                        == (found.size, found.modified_s, found.modified_ns)
-                })
-            })
-        };
-        if let Some(record) = &record
-            && !record.outputs.files.iter().all(stands)
-        {
-            return false;
+        for file in record.iter().flat_map(|record| &record.outputs.files) {
+            if !self.stands(file) && !self.is_file_replaced(&name, file) {
+                return false;
+            }
         }
         // Several topics may go into one table.
         let mut rows: HashMap<&str, u64> = HashMap::new();
@@ -109,18 +104,117 @@ impl<'a> Standing<'a> {
         outputs.iter().all(|output| {
             let rows = rows.get(output.uri.as_str()).copied().unwrap_or(0);
             match (names::file_of(&output.uri), names::table_of(&output.uri)) {
-                (Some(path), _) => self.has_file(path, output, record.as_ref()),
-                (None, Some((database, table))) => self
-                    .tables_of(database)
-                    .is_some_and(|tables| tables.has(table, &name, key, rows)),
+                (Some(path), _) => self.has_file(path, output, record.as_ref(), &name),
+                (None, Some((database, table))) => {
+                    let stands = |tables: &mut Tables| tables.has(table, &name, key, rows);
+                    self.tables_of(database).is_some_and(stands)
+                        || self.is_table_replaced(&name, record.as_ref(), database, table)
+                }
                 (None, None) => false,
             }
         })
     }
 
-    fn has_file(&self, path: &Path, output: &Receipted, record: Option<&Record>) -> bool {
-        let Ok(Some(found)) = files::identity(path) else {
+    /// True when a file is there as a record knows it.
+    fn stands(&self, file: &FileOutput) -> bool {
+        let found = files::identity(&self.root.path().join(&file.path));
+        let known = file.identity;
+        matches!(found, Ok(Some(found)) if (known.size, known.modified_s, known.modified_ns)
+            == (found.size, found.modified_s, found.modified_ns))
+    }
+
+    /// True when a file has gone, and a file of another job stands in its sink of mode `replace`.
+    fn is_file_replaced(&mut self, name: &Name, file: &FileOutput) -> bool {
+        let path = self.root.path().join(&file.path);
+        if file.mode != Mode::Replace.as_str() || !matches!(files::identity(&path), Ok(None)) {
             return false;
+        }
+        let suffixes = [None, Some(names::suffix(self.database))];
+        let holders = suffixes.map(|suffix| Holder::new(name.attempt, suffix));
+        let sinks = holders.into_iter();
+        let Some((holder, sink)) = sinks
+            .filter_map(|holder| Some((holder.clone(), names::sink_of(&path, &holder)?)))
+            .next()
+        else {
+            return false;
+        };
+        let known = (sink, file.topic.clone());
+        if let Some(stands) = self.replaced.get(&known) {
+            return *stands;
+        }
+        let mut others = names::siblings(&known.0, &holder).into_iter();
+        let stands = others.any(|(path, other)| {
+            let of_other = record::of_other(self.root, name, other.job_id, other.incarnation);
+            let files = of_other.into_iter().flat_map(|record| record.outputs.files);
+            let below = Path::new(&file.path).with_file_name(path.file_name().unwrap_or_default());
+            let mut files = files.filter(|other| Path::new(&other.path) == below);
+            other.suffix == holder.suffix
+                && files.any(|other| {
+                    (&other.mode, &other.topic) == (&file.mode, &file.topic) && self.stands(&other)
+                })
+        });
+        self.replaced.insert(known, stands);
+        stands
+    }
+
+    /// True when the job's rows have gone from a table, and rows of another job stand there, where
+    /// both were published by mode `replace` for one topic.
+    fn is_table_replaced(
+        &mut self,
+        name: &Name,
+        record: Option<&Record>,
+        database: &str,
+        table: &str,
+    ) -> bool {
+        let (path, _) = place::database(self.root.path(), database);
+        let replaces = |record: &Record, topic: Option<&str>| {
+            let mut tables = record.outputs.tables.iter().filter(|output| {
+                output.database == path && output.table.eq_ignore_ascii_case(table)
+            });
+            let found = tables.find(|output| {
+                output.mode == Mode::Replace.as_str()
+                    && topic.is_none_or(|topic| output.topic == topic)
+            });
+            found.map(|output| output.topic.clone())
+        };
+        let Some(topic) = record.and_then(|record| replaces(record, None)) else {
+            return false;
+        };
+        let known = (PathBuf::from(&path).join(table), topic);
+        if let Some(stands) = self.replaced.get(&known) {
+            return *stands;
+        }
+        let others = self
+            .tables_of(database)
+            .map(|tables| tables.others(table, name));
+        let mut others = others.unwrap_or_default().into_iter();
+        let stands = others.any(|(attempt, rows)| {
+            let other = Name::numbered(self.database, attempt);
+            let record = other.and_then(|name| Ok((record::read(self.root, &name)?, name)));
+            let Ok((Some(record), other)) = record else {
+                return false;
+            };
+            replaces(&record, Some(&known.1)).is_some()
+                && self
+                    .tables_of(database)
+                    .is_some_and(|tables| tables.has(table, &other, 0, rows))
+        });
+        self.replaced.insert(known, stands);
+        stands
+    }
+
+    fn has_file(
+        &mut self,
+        path: &Path,
+        output: &Receipted,
+        record: Option<&Record>,
+        name: &Name,
+    ) -> bool {
+        let Ok(Some(found)) = files::identity(path) else {
+            let below = place::below(self.root.path(), path);
+            let mut files = record.into_iter().flat_map(|record| &record.outputs.files);
+            let file = files.find(|file| Some(&file.path) == below.as_ref());
+            return file.is_some_and(|file| self.is_file_replaced(name, file));
         };
         let Some(record) = record else {
             return found.inode != 0 && output.size_bytes.is_none_or(|size| size == found.size);

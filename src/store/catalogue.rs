@@ -20,9 +20,9 @@ pub struct FileVersion {
     pub new: bool,
 }
 
-/// The newest job of a plugin for a location.
+/// A job of a plugin for a location.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastJob {
+pub struct FileJob {
     /// The job.
     pub job_id: i64,
     /// Its status.
@@ -200,25 +200,24 @@ impl Turn<'_> {
         })
     }
 
-    /// The newest job of a plugin for any version of the file at a location.
-    pub fn last_job(&self, plugin: &str, location_id: i64) -> Result<Option<LastJob>, Error> {
+    /// The jobs of a plugin for any version of the file at a location, by rising ID.
+    pub fn jobs_of_file(&self, plugin: &str, location_id: i64) -> Result<Vec<FileJob>, Error> {
         let mut statement = self.transaction.prepare_cached(
             "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
              FROM cf_file_version v JOIN cf_processing_queue q \
              ON q.file_version_id = v.id AND q.plugin_name = ?1 \
-             WHERE v.location_id = ?2 ORDER BY q.id DESC LIMIT 1",
+             WHERE v.location_id = ?2 ORDER BY q.id",
         )?;
-        Ok(statement
-            .query_row(params![plugin, location_id], |row| {
-                Ok(LastJob {
-                    job_id: row.get(0)?,
-                    status: shown(cell(row, 1)).unwrap_or_default(),
-                    content_hash: shown(cell(row, 2)).unwrap_or_default(),
-                    artifact_hash: shown(cell(row, 3)),
-                    receipt: shown(cell(row, 4)),
-                })
+        let jobs = statement.query_map(params![plugin, location_id], |row| {
+            Ok(FileJob {
+                job_id: row.get(0)?,
+                status: shown(cell(row, 1)).unwrap_or_default(),
+                content_hash: shown(cell(row, 2)).unwrap_or_default(),
+                artifact_hash: shown(cell(row, 3)),
+                receipt: shown(cell(row, 4)),
             })
-            .optional()?)
+        })?;
+        Ok(jobs.collect::<Result<_, _>>()?)
     }
 
     /// True when a job would have the sinks again that its last attempt had.

@@ -61,7 +61,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use crate::limits;
 
 pub use attempts::{Completion, Ended};
-pub use catalogue::{FileVersion, LastJob, Publication};
+pub use catalogue::{FileJob, FileVersion, Publication};
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};
 pub use code::{Code, PluginCode};

@@ -145,6 +145,14 @@ impl Store {
         Ok(is_full && failed > 0)
     }
 
+    /// Hash of the code that a job's last attempt ran; none where that is not known.
+    pub fn ran_with(&self, job_id: i64) -> Result<Option<String>, Error> {
+        let query = "SELECT artifact_hash FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| Ok(shown(cell(row, 0))));
+        Ok(found.optional()?.flatten())
+    }
+
     /// All RUNNING rows.
     pub fn running(&self) -> Result<Vec<Running>, Error> {
         self.running_after(i64::MIN, usize::MAX)

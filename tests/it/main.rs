@@ -28,6 +28,7 @@ mod operate;
 mod run;
 mod run_again;
 mod run_ends;
+mod run_jobs;
 mod run_sinks;
 mod run_waits;
 mod secrets;

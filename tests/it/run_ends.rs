@@ -40,7 +40,7 @@ impl Scene {
         run
     }
 
-    fn open_gate(&self) {
+    pub(crate) fn open_gate(&self) {
         fs::write(self.at("gate"), "").unwrap();
     }
 

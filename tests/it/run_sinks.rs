@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::common::*;
 use crate::run::{Folder, totals};
 
@@ -69,4 +71,44 @@ fn sinks_of_the_manifest_count_as_for_deploy() {
         text.contains("MANIFEST") && text.contains("nowhere"),
         "{text}"
     );
+}
+
+/// The output of each but one was replaced by another's, and nothing is to be done.
+#[test]
+fn files_of_one_sink_of_mode_replace_are_skipped_while_one_output_stands() {
+    for sink in [
+        "parquet://all.parquet",
+        "parquet://all/",
+        "sqlite://x.db/rows",
+    ] {
+        let folder = Folder::new(&[("a", "1\n"), ("b", "2\n3\n"), ("c", "4\n")]);
+        let sinks = format!("{{'output': {{'uri': '{sink}', 'mode': 'replace'}}}}");
+        folder.write("count.py", &plugin(&sinks));
+        let run = |want: (u64, u64), why: &str| {
+            let (summary, code) = folder.run(&["--slots", "1"]);
+            let (done, skipped, failed, _) = totals(&summary);
+            let got = ((done, skipped), failed, code);
+            assert_eq!(got, (want, 0, Some(0)), "{sink} {why}: {summary}");
+            let replaced = json!([{"topic": "output", "sink": sink, "files": 3}]);
+            assert_eq!(summary["replaced"], replaced, "{sink} {why}: {summary}");
+            assert_eq!(names(&folder).len(), 1, "{sink} {why}");
+        };
+        run((3, 0), "first");
+        run((0, 3), "unchanged");
+        folder.write("in/a", "5\n6\n");
+        run((1, 2), "one has changed");
+        if sink.starts_with("sqlite") {
+            let rows = sql(Path::new(&folder.path("out/x.db")), "SELECT line FROM rows");
+            assert_eq!(rows, "5\n6");
+        } else {
+            assert!(names(&folder)[0].ends_with("_1.parquet"), "{sink}");
+        }
+        run((0, 3), "unchanged again");
+        fs::remove_file(Path::new(&folder.path("out")).join(&names(&folder)[0])).unwrap();
+        run((3, 0), "nothing stands");
+        run((0, 3), "unchanged at last");
+        let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+        let text = casparian_ok(&[&words[..], &[&folder.path("out")]].concat());
+        assert_eq!(text.matches("mode replace").count(), 1, "{text}");
+    }
 }

@@ -157,13 +157,26 @@ pub(super) fn remove_stale(
     progress: &Progress,
     root: &Root,
 ) -> Result<(), End> {
-    // A sink that others lock costs one wait, not one a file.
+    // A sink that others lock costs one wait, not one a file; the next run tries again.
     let mut is_blocked = false;
     for item in items {
         let is_failed = matches!(item.outcome, Outcome::Failed { .. });
         item.is_kept = is_failed && !item.old_outputs.is_empty();
         if queue.interrupted().load(Ordering::SeqCst) || is_blocked {
             continue;
+        }
+        let is_gone = match &item.outcome {
+            Outcome::Done { .. } | Outcome::Skipped { .. } => true,
+            Outcome::Failed { is_final, .. } => *is_final && is_as_it_ran(item),
+            Outcome::Waiting => false,
+        };
+        let hash = item.source.as_ref().map(|source| &source.print.hash);
+        for (job_id, of) in &item.others {
+            if !is_gone || hash == Some(of) || is_blocked {
+                continue;
+            }
+            let (_, left) = withdraw(*job_id, queue, progress, root)?;
+            is_blocked = say_left(&left, &item.path, progress);
         }
         match (&item.outcome, item.job_id) {
             (Outcome::Done { outputs, .. }, _) => {
@@ -180,19 +193,24 @@ pub(super) fn remove_stale(
             (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
                 let (removed, left) = withdraw(job_id, queue, progress, root)?;
                 item.is_kept = !left.is_empty();
-                is_blocked = left.iter().any(sink::Error::is_contention);
-                for error in &left {
-                    let file = item.path.display();
-                    progress.note(&format!(
-                        "earlier output of {file} cannot be removed: {error}"
-                    ));
-                }
+                is_blocked |= say_left(&left, &item.path, progress);
                 item.removed = removed;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// Says why earlier output stays; true when a sink is locked.
+fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
+    for error in left {
+        let file = file.display();
+        progress.note(&format!(
+            "earlier output of {file} cannot be removed: {error}"
+        ));
+    }
+    left.iter().any(sink::Error::is_contention)
 }
 
 /// Device and inode of the file that a URI names.
@@ -211,15 +229,19 @@ fn remove_file(uri: &str, output: &Path) {
     }
 }
 
+/// True when a file is what its job ran over.
+fn is_as_it_ran(item: &Item) -> bool {
+    item.source.as_ref().is_some_and(|source| {
+        let print = &source.print;
+        fs::metadata(&item.path)
+            .is_ok_and(|found| found.len() == print.size_bytes && mtime_s(&found) == print.mtime_s)
+    })
+}
+
 /// True when a file is what its job ran over, and its earlier output is of other content.
 fn is_outdated(item: &Item) -> bool {
-    let (Some(source), Some(old_hash)) = (&item.source, &item.old_hash) else {
-        return false;
-    };
-    let print = &source.print;
-    let is_there = fs::metadata(&item.path)
-        .is_ok_and(|found| found.len() == print.size_bytes && mtime_s(&found) == print.mtime_s);
-    is_there && print.hash != *old_hash
+    let hash = item.source.as_ref().map(|source| &source.print.hash);
+    item.old_hash.is_some() && item.old_hash.as_ref() != hash && is_as_it_ran(item)
 }
 
 /// Removes what a job has published, files and rows of tables; gives their URIs, and why the rest

@@ -9,11 +9,12 @@ use super::watch::GO_ON;
 use crate::cli::input::{Input, LeftOut};
 use crate::cli::plugin::{self, Fingerprint, fingerprint, now, register, unix_ms};
 use crate::cli::progress::Progress;
-use crate::cli::summary::{Item, Outcome, Source, counts, receipted};
+use crate::cli::summary::{Item, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
+use crate::job::Sink;
 use crate::limits;
 use crate::sink::{Root, Standing};
-use crate::store::{Code, Deploy, LastJob, Store, artifact_hash};
+use crate::store::{Code, Deploy, FileJob, Store, artifact_hash};
 
 /// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
 /// the time that a run waits for a disk with room.
@@ -28,6 +29,8 @@ pub(super) fn unusable(input: LeftOut) -> Item {
         job_id: None,
         old_outputs: BTreeSet::new(),
         old_hash: None,
+        others: Vec::new(),
+        topics: BTreeSet::new(),
         removed: Vec::new(),
         is_kept: false,
         outcome: unusable_outcome(input.reason),
@@ -43,7 +46,7 @@ fn unusable_outcome(reason: String) -> Outcome {
     }
 }
 
-/// Registers plugin and files and queues what is to be done.
+/// Registers plugin and files and queues what is to be done. Gives the plugin's sinks, too.
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     progress: &Progress,
@@ -51,7 +54,7 @@ pub(super) fn enqueue(
     files: &[Input],
     force: bool,
     root: &Root,
-) -> Result<Vec<Item>, End> {
+) -> Result<(Vec<Item>, Vec<Sink>), End> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
     for input in files {
         let path = input.path.clone();
@@ -61,6 +64,8 @@ pub(super) fn enqueue(
                 job_id: None,
                 old_outputs: BTreeSet::new(),
                 old_hash: None,
+                others: Vec::new(),
+                topics: BTreeSet::new(),
                 removed: Vec::new(),
                 is_kept: false,
                 outcome: Outcome::Waiting,
@@ -75,10 +80,10 @@ pub(super) fn enqueue(
         });
     }
     let database = queue.database();
-    queue.step(progress, |store| {
+    let sinks = queue.step(progress, |store| {
         plan(store, database, own, force, root, &mut items)
     })?;
-    Ok(items)
+    Ok((items, sinks))
 }
 
 /// The transaction of [`enqueue`]. What it notes in the items replaces what an earlier try noted.
@@ -89,7 +94,7 @@ fn plan(
     force: bool,
     root: &Root,
     items: &mut [Item],
-) -> Result<(), Stop> {
+) -> Result<Vec<Sink>, Stop> {
     let plugin = own.plugin_name;
     let now_ms = unix_ms();
     let id = store.database_id();
@@ -119,8 +124,20 @@ fn plan(
         item.job_id = None;
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
+        item.others.clear();
         let version = register(&mut turn, input, print, now_ms)?;
-        let last = turn.last_job(plugin, version.location_id)?;
+        // Others were queued by other programs. They have output of their own.
+        let mut jobs = turn.jobs_of_file(plugin, version.location_id)?.into_iter();
+        let last = jobs.next();
+        for other in jobs {
+            let published = turn.publication(other.job_id)?;
+            if let Some(hash) = published
+                .filter(|published| !published.uris.is_empty())
+                .and_then(|published| published.content_hash)
+            {
+                item.others.push((other.job_id, hash));
+            }
+        }
         if let Some(last) = &last
             && let Some(before) = turn.publication(last.job_id)?
         {
@@ -136,6 +153,7 @@ fn plan(
                 return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
             }
             if stands {
+                item.topics = topics(receipt);
                 let (rows, size_bytes) = counts(receipt);
                 item.outcome = Outcome::Skipped {
                     rows,
@@ -149,12 +167,47 @@ fn plan(
         }
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
-            Some(LastJob { job_id, .. }) if turn.requeue(job_id, version.version_id)? => job_id,
+            Some(FileJob { job_id, .. }) if turn.requeue(job_id, version.version_id)? => job_id,
             _ => turn.enqueue(plugin, version.version_id, 0, now_ms)?,
         };
         item.job_id = Some(job_id);
     }
-    Ok(turn.commit()?)
+    turn.commit()?;
+    Ok(code.sinks.to_vec())
+}
+
+/// Fails when a job's end is not that of the run's own code: another program has deployed other code
+/// under the plugin's name, and the file does not count as done.
+pub(super) fn check_artifact(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    own: &Deploy<'_>,
+    item: &Item,
+) -> Result<(), End> {
+    let (true, Some(job_id)) = (is_over_content(item), item.job_id) else {
+        return Ok(());
+    };
+    let ran = queue.step(progress, |store| Ok(store.ran_with(job_id)?))?;
+    if ran == Some(artifact_hash(own.source_code, own.lockfile_content)) {
+        return Ok(());
+    }
+    Err(failed(format!(
+        "plugin {}: other code was deployed under this name into queue {} during the run \
+         (`casparian deploy`), and ran over {}, which does not count; deploy into a database of its \
+         own, and {GO_ON}",
+        own.plugin_name,
+        queue.database().display(),
+        item.path.display()
+    ))
+    .into())
+}
+
+/// True for an end that the content of the file decides. Other failures were tried again.
+fn is_over_content(item: &Item) -> bool {
+    matches!(
+        item.outcome,
+        Outcome::Done { .. } | Outcome::Failed { is_final: true, .. }
+    )
 }
 
 /// Queues a job again whose file is not any more what it was when its job was queued; false when
@@ -164,11 +217,7 @@ pub(super) fn queue_again(
     progress: &Progress,
     item: &mut Item,
 ) -> Result<bool, End> {
-    // Other failures were tried again.
-    let is_over_content = matches!(
-        item.outcome,
-        Outcome::Done { .. } | Outcome::Failed { is_final: true, .. }
-    );
+    let is_over_content = is_over_content(item);
     let (true, Some(source), Some(job_id)) = (is_over_content, &mut item.source, item.job_id)
     else {
         return Ok(false);

@@ -61,6 +61,9 @@ pub(super) fn work(
                 continue;
             };
             if let Some(item) = items.get_mut(index) {
+                let artifacts = end.receipt.iter().flat_map(|receipt| &receipt.artifacts);
+                let topics = artifacts.filter_map(|artifact| artifact.get("topic"));
+                item.topics = topics.cloned().collect();
                 item.outcome = outcome(end);
                 if matches!(item.outcome, Outcome::Done { .. }) {
                     watch.note_success();

@@ -6,6 +6,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::{Marks, attempt_in, column_names, is_by, key, open_existing, owner_of, quoted, wait};
+use crate::job::Attempt;
 use crate::sink::Error;
 use crate::sink::folder::Name;
 
@@ -59,6 +60,14 @@ impl Tables {
             })
     }
 
+    /// Other jobs of the database whose rows are in a table: their attempts, and how many rows.
+    pub(in crate::sink) fn others(&self, table: &str, name: &Name) -> Vec<(Attempt, u64)> {
+        others(&self.connection, table, name).unwrap_or_else(|error| {
+            log::warn!("table {table}: {error}");
+            Vec::new()
+        })
+    }
+
     fn has_rows(
         &mut self,
         table: &str,
@@ -84,6 +93,25 @@ impl Tables {
         let found = counts.and_then(|counts| counts.get(&mark)).copied();
         Ok(found.unwrap_or(0) == rows)
     }
+}
+
+fn others(
+    connection: &Connection,
+    table: &str,
+    name: &Name,
+) -> rusqlite::Result<Vec<(Attempt, u64)>> {
+    let mut statement = connection.prepare(
+        "SELECT job, max(attempt), sum(rows) FROM main._casparian_output WHERE sink_table = ?1
+         AND database = ?2 AND present AND (job, incarnation) != (?3, ?4)
+         GROUP BY job, incarnation",
+    )?;
+    let (job, incarnation) = (name.attempt.job_id, name.attempt.incarnation());
+    let rows = statement.query_map((key(table), &name.database, job, incarnation), |row| {
+        let rows: i64 = row.get(2)?;
+        let attempt = Attempt::new(row.get(0)?, row.get(1)?);
+        Ok((attempt, u64::try_from(rows).unwrap_or(0)))
+    })?;
+    rows.collect()
 }
 
 /// The rows of a table by their marks. One pass, for many jobs are asked for.

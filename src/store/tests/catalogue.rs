@@ -16,7 +16,7 @@ fn enqueue(scene: &mut Scene, file: FileVersion) -> i64 {
 
 fn last_job(scene: &mut Scene, file: FileVersion) -> Option<i64> {
     let turn = scene.store.begin().unwrap();
-    let last = turn.last_job("p", file.location_id).unwrap();
+    let last = turn.jobs_of_file("p", file.location_id).unwrap().pop();
     last.map(|last| last.job_id)
 }
 

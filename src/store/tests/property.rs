@@ -164,7 +164,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         .register_file("/data", "c.csv", 1, 0.0, "c", DAY_MS)
         .unwrap();
     turn.root_of(Path::new("/data/c.csv")).unwrap();
-    turn.last_job("p", file.location_id).unwrap();
+    turn.jobs_of_file("p", file.location_id).unwrap();
     turn.enqueue("p", file.version_id, 0, DAY_MS).unwrap();
     turn.wake_due(&now(1_000_000)).unwrap();
     for plugin in &waiting {

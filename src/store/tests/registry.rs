@@ -134,14 +134,14 @@ fn a_file_keeps_its_location_and_gets_versions_and_its_last_job_is_found() {
     );
     assert!(two.location_id == one.location_id && two.version_id != one.version_id);
     let job = turn.enqueue("p", one.version_id, 0, DAY_MS).unwrap();
-    let last = turn.last_job("p", one.location_id).unwrap().unwrap();
+    let last = turn.jobs_of_file("p", one.location_id).unwrap().remove(0);
     assert_eq!((last.job_id, last.content_hash.as_str()), (job, "h1"));
-    assert!(turn.last_job("q", one.location_id).unwrap().is_none());
+    assert!(turn.jobs_of_file("q", one.location_id).unwrap().is_empty());
     assert!(turn.requeue(job, two.version_id).unwrap());
     assert_eq!(
-        turn.last_job("p", one.location_id)
+        turn.jobs_of_file("p", one.location_id)
             .unwrap()
-            .unwrap()
+            .remove(0)
             .content_hash,
         "h2"
     );
