@@ -160,6 +160,16 @@ impl Command {
         }
     }
 
+    /// The last value of a flag, as a path.
+    pub(crate) fn path(&self, typed: &Typed, long: &str) -> Result<Option<PathBuf>, Refusal> {
+        match typed.last(long) {
+            Some(value) if value.is_empty() => {
+                Err(self.usage_error(format!("--{long} is empty: expected a path")))
+            }
+            value => Ok(value.map(PathBuf::from)),
+        }
+    }
+
     /// The value of a flag that must be there, as text.
     pub(crate) fn required(&self, typed: &Typed, long: &str) -> Result<String, Refusal> {
         self.text(typed, long)?
@@ -178,10 +188,6 @@ impl Typed {
             .rev()
             .find(|(name, _)| *name == long)
             .map(|(_, value)| value.clone())
-    }
-
-    pub(crate) fn path(&self, long: &str) -> Option<PathBuf> {
-        self.last(long).map(PathBuf::from)
     }
 }
 

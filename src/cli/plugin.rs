@@ -327,7 +327,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let home = environment::home();
     let cancel = interruptible()?;
     let mut message = |line: &str| tell(line);
-    let lockfile = match typed.path("lockfile") {
+    let lockfile = match DEPLOY.path(&typed, "lockfile")? {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         Some(file) => {
             let list = requirements_lockfile(&file, &path, &plugin)?;
@@ -388,6 +388,17 @@ fn queued(jobs: &[i64], left: usize) -> String {
     format!("the jobs are queued (IDs {}){rest}", ids.join(", "))
 }
 
+/// What is said of a plugin's file where its name is expected.
+fn file_for_name(text: &str) -> Option<String> {
+    let file = Path::new(text);
+    let is_file = text.contains('/') || file.extension().is_some_and(|extension| extension == "py");
+    let name = file.file_stem().filter(|_| is_file)?.to_string_lossy();
+    Some(format!(
+        "--plugin {text}: expected the plugin's name (`{name}`), not its file; `casparian deploy \
+         {text}` registers it first, and `casparian run {text}` runs it without that"
+    ))
+}
+
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let typed = SUBMIT.parse(arguments)?;
     let plugin = SUBMIT.required(&typed, "plugin")?;
@@ -400,7 +411,10 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .unwrap_or(0);
     let pattern = SUBMIT.text(&typed, "pattern")?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
-    let not_now = |reason| failed(format!("database {}: {reason}", location.display()));
+    let not_now = |reason| {
+        let reason = file_for_name(&plugin).unwrap_or(reason);
+        failed(format!("database {}: {reason}", location.display()))
+    };
     let mut turn = store.begin().map_err(failed)?;
     if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
         return Err(not_now(reason));

@@ -123,10 +123,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if inputs.is_empty() {
         return Err(COMMAND.usage_error("expected at least one input").into());
     }
-    let output = typed
-        .path("output")
+    let output = COMMAND
+        .path(&typed, "output")?
         .ok_or_else(|| COMMAND.usage_error("--output is missing"))?;
     let pattern = COMMAND.text(&typed, "pattern")?;
+    let requirements = COMMAND.path(&typed, "requirements")?;
     let json = typed.has("json");
     let nowhere = Endpoint::Ipc(PathBuf::new());
     let mut worker_options = worker::Options::new(nowhere, output.clone());
@@ -141,7 +142,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 
     let plugin_path = PathBuf::from(plugin_path);
     let plugin = read(&plugin_path)?;
-    let lockfile = match typed.path("requirements") {
+    let lockfile = match requirements {
         Some(file) => requirements_lockfile(&file, &plugin_path, &plugin)?,
         None => own_lockfile(&plugin_path, &plugin)?,
     };
@@ -281,11 +282,9 @@ struct SocketFolder {
 
 impl SocketFolder {
     fn new() -> Result<Self, Failure> {
-        let folder = tempfile::Builder::new()
-            .prefix("casparian-")
-            .tempdir()
-            .map_err(failed)?;
-        let lock = worker::lock_folder(folder.path()).map_err(failed)?;
+        let made = worker::private_folder();
+        let (folder, lock) =
+            made.map_err(|error| failed(format!("folder of the control socket: {error}")))?;
         Ok(SocketFolder {
             folder,
             _lock: lock,

@@ -19,9 +19,9 @@ pub(super) fn sentinel(
 ) -> Result<(), Failure> {
     use crate::socket::curve::{Clients, CurveServer};
     use crate::socket::keyfile::{AuthorizedKeysFile, read_secret_key};
-    let list = typed.path("authorized-keys");
+    let list = command.path(typed, "authorized-keys")?;
     let any = typed.has("authorize-any-key");
-    let Some(secret) = typed.path("curve-secret-key") else {
+    let Some(secret) = command.path(typed, "curve-secret-key")? else {
         if list.is_some() || any {
             return Err(command
                 .usage_error("--authorized-keys and --authorize-any-key need --curve-secret-key")
@@ -56,7 +56,7 @@ pub(super) fn sentinel(
 pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failure> {
     use crate::socket::curve::{CurveClient, SecretKey};
     use crate::socket::keyfile::{read_public_key, read_secret_key};
-    let secret = typed.path("curve-secret-key");
+    let secret = command.path(typed, "curve-secret-key")?;
     let Some(server) = command.text(typed, "curve-server-key")? else {
         return match secret {
             Some(_) => Err(command

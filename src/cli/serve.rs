@@ -241,7 +241,9 @@ pub(super) fn worker(
         let what = format!("--connect: {connect} names no one place; give the sentinel's own port");
         return Err(command.usage_error(what).into());
     }
-    let output = typed.path("output").unwrap_or_else(|| "output".into());
+    let output = command
+        .path(&typed, "output")?
+        .unwrap_or_else(|| "output".into());
     let is_local = connect.is_local();
     let mut options = worker::Options::new(connect, output);
     options.security = security::worker(command, &typed)?;
@@ -262,7 +264,7 @@ pub(super) fn worker(
         }
     }
     options.share_output = typed.has("share-output");
-    options.shim = typed.path("shim");
+    options.shim = command.path(&typed, "shim")?;
     if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {
         return Err(command
             .usage_error("--shim needs --guest-start spawn")

@@ -572,6 +572,12 @@ fn is_full(path: &Path) -> bool {
     found.is_ok_and(|found| found.f_bavail == 0 || (found.f_files > 0 && found.f_favail == 0))
 }
 
+/// Bytes of a database's path as SQLite uses it: absolute, links followed.
+fn path_size(path: &Path) -> usize {
+    let real = std::fs::canonicalize(path).or_else(|_| std::path::absolute(path));
+    real.map_or(0, |real| real.as_os_str().len())
+}
+
 /// SQLite says `disk I/O error` of a write that fails for lack of space in some places.
 fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
     use rusqlite::ErrorCode;
@@ -579,6 +585,11 @@ fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
         Some(ErrorCode::DiskFull) => FULL.to_owned(),
         Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_full => FULL.to_owned(),
         Some(ErrorCode::NotADatabase) => "it is no SQLite database".to_owned(),
+        Some(ErrorCode::CannotOpen) if path_size(path) > limits::SQLITE_PATH_SIZE_MAX => format!(
+            "its absolute path is too long: {} bytes, and SQLite takes {} at most; use a shorter one",
+            path_size(path),
+            limits::SQLITE_PATH_SIZE_MAX
+        ),
         Some(ErrorCode::CannotOpen) => match std::fs::File::open(path) {
             Err(io) if io.kind() != std::io::ErrorKind::NotFound => format!("cannot open it: {io}"),
             _ => {

@@ -48,7 +48,7 @@ mod writer;
 #[cfg(feature = "cli")]
 pub(crate) use descriptors::raise_limit;
 #[cfg(all(feature = "sentinel", feature = "cli"))]
-pub(crate) use runtime::locked as lock_folder;
+pub(crate) use runtime::private_folder;
 pub use serve::{Error, GuestStart, Options, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;

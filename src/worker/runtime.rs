@@ -157,16 +157,31 @@ fn open_lock(path: &Path) -> io::Result<fs::File> {
 
 /// A folder below the first of the usual ones that has a short name and can be used.
 fn create() -> io::Result<(PathBuf, fs::File)> {
+    create_below(usual_bases(), create_in)
+}
+
+/// A locked folder for a socket, at a place as a worker's: workers sweep those of ended programs.
+#[cfg(all(feature = "sentinel", feature = "cli"))]
+pub(crate) fn private_folder() -> io::Result<(tempfile::TempDir, fs::File)> {
+    create_below(usual_bases(), |base| {
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)?;
+        let lock = locked(folder.path())?;
+        Ok((folder, lock))
+    })
+}
+
+fn usual_bases() -> impl Iterator<Item = (&'static str, PathBuf)> {
     let variable = |name| std::env::var_os(name).map(|value| (name, PathBuf::from(value)));
     let usual = ["/tmp", "/dev/shm"].map(|base| Some(("", PathBuf::from(base))));
     let bases = [variable("TMPDIR"), variable("XDG_RUNTIME_DIR")];
-    create_below(bases.into_iter().chain(usual).flatten())
+    bases.into_iter().chain(usual).flatten()
 }
 
-/// A folder below the first base that can be used. Each has the name of the variable it is from.
-fn create_below(
+/// What is made below the first base that can be used. Each has the name of the variable it is from.
+fn create_below<T>(
     bases: impl Iterator<Item = (&'static str, PathBuf)>,
-) -> io::Result<(PathBuf, fs::File)> {
+    create: impl Fn(&Path) -> io::Result<T>,
+) -> io::Result<T> {
     let mut reasons = Vec::new();
     for (variable, base) in bases {
         let size = base.as_os_str().len();
@@ -177,7 +192,7 @@ fn create_below(
         } else if base.to_str().is_none() {
             "it is not UTF-8".to_owned()
         } else {
-            match create_in(&base) {
+            match create(&base) {
                 Ok(created) => return Ok(created),
                 Err(error) => error.to_string(),
             }
@@ -202,7 +217,7 @@ fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
 
 /// Creates the lock file of a folder whose name begins with `casparian-`: while the file is held, no
 /// worker sweeps the folder. It gets its name once it is locked, so that no sweep finds it free.
-pub(crate) fn locked(folder: &Path) -> io::Result<fs::File> {
+fn locked(folder: &Path) -> io::Result<fs::File> {
     let fresh = folder.join("lock.new");
     let lock = fs::File::create(&fresh)?;
     lock.try_lock().map_err(io::Error::other)?;
@@ -277,7 +292,7 @@ mod tests {
             ("XDG_RUNTIME_DIR", PathBuf::from("here")),
             ("", missing.clone()),
         ];
-        let error = create_below(bases.clone().into_iter())
+        let error = create_below(bases.clone().into_iter(), create_in)
             .unwrap_err()
             .to_string();
         for want in [
@@ -289,7 +304,7 @@ mod tests {
             assert!(error.contains(&want), "{error}");
         }
         let usable = ("", dir.path().to_owned());
-        let (folder, _lock) = create_below(bases.into_iter().chain([usable])).unwrap();
+        let (folder, _lock) = create_below(bases.into_iter().chain([usable]), create_in).unwrap();
         assert!(folder.starts_with(dir.path()));
     }
 

@@ -23,6 +23,7 @@ mod killers;
 mod manifest;
 #[path = "../support/memory.rs"]
 mod memory;
+mod mistakes;
 mod old_system;
 mod operate;
 mod run;
