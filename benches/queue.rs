@@ -64,6 +64,7 @@ fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
                 plugins: &plugins,
                 limit: batch,
                 is_idle: true,
+                is_old: false,
                 lease_until_ms: 60_000,
             },
             1,

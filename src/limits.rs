@@ -368,6 +368,9 @@ pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
 /// Memory of all row groups of a job that are being written; of more, the largest is flushed.
 pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
+/// How far the clock of a file system may be behind the sentinel's where the time of a file says
+/// that a worker of the old system wrote it.
+pub const OLD_PEER_CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Bytes of a record of what a job has published: the names of its files, twice.
 pub const RECORD_SIZE_MAX: u64 = 64 << 20;
 /// Bytes of a file that holds one name.

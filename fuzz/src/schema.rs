@@ -72,6 +72,7 @@ pub fn run(data: &[u8]) {
                         plugins: &found.names,
                         limit: 10,
                         is_idle: true,
+                        is_old: false,
                         lease_until_ms: 1,
                     };
                     for job_id in unsettled {

@@ -40,6 +40,10 @@ pub struct History {
     /// The attempts before, rising. The first ones of very many are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub past: Vec<Past>,
+    /// Since when a sentinel or a worker of the old system may have run the job, in milliseconds
+    /// since the epoch. They keep no records of what they publish under the names of its output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_since_ms: Option<i64>,
 }
 
 impl History {
@@ -95,6 +99,7 @@ mod tests {
                 past(4, 0, PastEnd::Failed),
                 past(6, 9, PastEnd::Unknown),
             ],
+            ..History::default()
         };
         let current = Attempt::new(1, 7);
         for (number, key, want) in [

@@ -167,6 +167,7 @@ pub(super) fn claim(
                     plugins: &plugins,
                     limit,
                     is_idle: opening.is_idle && jobs.is_empty(),
+                    is_old: opening.is_old,
                     lease_until_ms: at.unix_ms.saturating_add(lease_ms),
                 },
                 at.unix_ms,

@@ -12,8 +12,8 @@ use crate::limits;
 
 /// Schema metadata that is the bridge's, not the data's.
 const TOPIC_KEY: &str = "casparian.topic";
-const JOB_ID: &str = "_job_id";
-const FILE_VERSION_ID: &str = "_file_version_id";
+pub(super) const JOB_ID: &str = "_job_id";
+pub(super) const FILE_VERSION_ID: &str = "_file_version_id";
 
 /// The sink's schema: the batch's, with the two ids behind it.
 pub(super) fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {

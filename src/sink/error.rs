@@ -50,6 +50,8 @@ pub enum Error {
     NotOurs {
         /// The file, or database and table.
         path: PathBuf,
+        /// The condition on the rows in the table.
+        rows: Option<String>,
     },
     /// The root or the table belongs to another database.
     OtherDatabase {
@@ -199,9 +201,20 @@ impl fmt::Display for Error {
                 }
                 write!(f, " and the sink's mode is error")
             }
-            Error::NotOurs { path } => write!(
+            Error::NotOurs { path, rows: None } => write!(
                 f,
-                "{} is not output of this job according to any record or receipt; move it away",
+                "{} is not output of this job of this database according to any record or \
+                 receipt; move it away and queue the job again",
+                path.display()
+            ),
+            Error::NotOurs {
+                path,
+                rows: Some(rows),
+            } => write!(
+                f,
+                "table {} has rows with {rows} that are not output of this job of this database \
+                 according to any record or receipt; move these rows to another table and queue \
+                 the job again",
                 path.display()
             ),
             Error::OtherDatabase {
@@ -406,6 +419,11 @@ impl Error {
     /// True when the worker can run no job before that is repaired.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Error::RootGone { .. })
+    }
+
+    /// A file that nothing names.
+    pub(super) fn not_ours(path: PathBuf) -> Self {
+        Error::NotOurs { path, rows: None }
     }
 
     pub(super) fn place(path: &Path, reason: impl Into<String>) -> Self {

@@ -42,6 +42,7 @@ mod files;
 mod folder;
 mod mounts;
 mod names;
+mod old_peers;
 mod output;
 mod panics;
 mod parquet;

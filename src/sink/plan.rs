@@ -11,7 +11,7 @@ use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
-use super::{Error, Root, siblings};
+use super::{Error, Root, old_peers, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 
 /// A publish that may be carried out.
@@ -124,12 +124,15 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             let found = files::identity(&target)?;
             let is_known = known.contains(&file.path);
             match found {
-                Some(identity) if !is_known && !name.is_numbered() => {
+                Some(identity) if !is_known => {
                     // An old sentinel's job owns the file that is named after it.
-                    let (path, identity) = (file.path.clone(), identity);
-                    earlier.files.push(named_file(path, identity));
+                    let is_its = !name.is_numbered()
+                        || old_peers::is_output(root, job, &holder, (&target, identity))?;
+                    if !is_its {
+                        return Err(Error::not_ours(target));
+                    }
+                    earlier.files.push(named_file(file.path.clone(), identity));
                 }
-                Some(_) if !is_known => return Err(Error::NotOurs { path: target }),
                 _ => {}
             }
             removes.extend(others(root, sink, path, &holder, folder, &file)?);
@@ -197,6 +200,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         tables: found.tables,
         run: name.clone(),
         previous: named.iter().cloned().collect(),
+        file_version_id: job.file_version_id,
         history: job.history.clone(),
         share: root.shares(),
     });

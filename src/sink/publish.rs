@@ -263,7 +263,7 @@ impl Staged {
             let found = files::identity(&kept)?;
             // A copy has another inode, but its size.
             if found.map(|found| found.size) != Some(earlier.identity.size) {
-                return Err(Error::NotOurs { path });
+                return Err(Error::not_ours(path));
             }
         }
         Ok(())
@@ -308,7 +308,7 @@ impl Staged {
             if earlier.contains_key(file.path.as_str()) {
                 files::rename(&staged, &path).map_err(refusal)?;
             } else if !files::rename_new(&staged, &path).map_err(refusal)? {
-                return Err(Error::NotOurs { path });
+                return Err(Error::not_ours(path));
             }
         }
         hook(Step::Sync)?;

@@ -52,7 +52,7 @@ pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, p
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
 
-/// The end itself. A NULL in ?7 keeps `published`, and one in ?17 the attempt.
+/// The end itself. ?18: a worker that keeps records has completed the job. A NULL in ?7 keeps `published`, and one in ?17 the attempt.
 pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
@@ -64,7 +64,8 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      worker_pid = iif(?2 IN ('COMPLETED', 'FAILED'), worker_pid, NULL), \
      claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL), \
      published_version_id = iif(?2 = 'COMPLETED', file_version_id, published_version_id), \
-     attempt = coalesce(?17, attempt), attempt_key = iif(?17 IS NULL, attempt_key, NULL) \
+     attempt = coalesce(?17, attempt), attempt_key = iif(?17 IS NULL, attempt_key, NULL), \
+     old_since_ms = iif(?18, NULL, old_since_ms) \
      WHERE id = ?1 AND status = 'RUNNING'";
 
 /// The row of an ended attempt.
@@ -329,6 +330,7 @@ impl Turn<'_> {
             failures.shared,
             unsettled,
             barred_by,
+            end.success && receipt.is_some_and(|receipt| receipt.attempt.is_some()),
         ];
         if self.change_job(attempt.job_id, END, parameters)? != Some(1) {
             log::warn!("{attempt}: a constraint or trigger of the database refuses its end");

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::code::PluginCode;
 use super::identity::last_attempt;
@@ -40,6 +40,8 @@ pub struct Claim<'a> {
     pub limit: usize,
     /// The worker holds no job.
     pub is_idle: bool,
+    /// It is of the old system.
+    pub is_old: bool,
     /// End of the first lease, milliseconds since the epoch; for display only.
     pub lease_until_ms: i64,
 }
@@ -103,13 +105,18 @@ pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overr
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
 
-/// The claim itself.
+/// The claim itself. ?11 is its time where the worker is of the old system.
 pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING', \
      attempt = ?8, claim_time = ?2, lease_until_ms = ?3, worker_id = ?4, worker_host = ?5, \
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
-     next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9, sinks_hash = ?10 \
+     next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9, sinks_hash = ?10, \
+     old_since_ms = coalesce(old_since_ms, ?11) \
      WHERE id = ?1 AND status = 'QUEUED'";
+
+/// Since when the old system may have run a job.
+pub(super) const OLD_SINCE_QUERY: &str =
+    "SELECT old_since_ms FROM cf_processing_queue WHERE id = ?1";
 
 /// The last attempt of a row, where another program has removed it from the history: the record of
 /// its output names its key.
@@ -289,6 +296,7 @@ impl Turn<'_> {
             resolved.attempt,
             key,
             sinks::hash(&resolved.sinks),
+            claim.is_old.then_some(now_ms),
         ];
         if self.change_job(job_id, TAKE, parameters)? != Some(1) {
             return Ok(None);
@@ -309,7 +317,13 @@ impl Turn<'_> {
     pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
         let mut history = History {
             key: self.key,
-            past: Vec::new(),
+            old_since_ms: self
+                .transaction
+                .prepare_cached(OLD_SINCE_QUERY)?
+                .query_row([attempt.job_id], |row| Ok(number(cell(row, 0))))
+                .optional()?
+                .flatten(),
+            ..History::default()
         };
         if attempt.ordinal() <= 1 {
             return Ok(history);

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("incarnations.sql"),
     include_str!("running.sql"),
     include_str!("ran_with.sql"),
+    include_str!("old_peers.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

@@ -8,6 +8,7 @@ mod claims;
 mod ends;
 mod identity;
 mod malformed;
+mod old_peers;
 mod plans;
 mod property;
 mod registry;
@@ -68,17 +69,28 @@ impl Scene {
     }
 
     fn claim(&mut self, plugins: &[&str], limit: usize) -> Claimed {
+        self.claim_for("w", plugins, limit, false)
+    }
+
+    fn claim_for(
+        &mut self,
+        worker_id: &str,
+        plugins: &[&str],
+        limit: usize,
+        is_old: bool,
+    ) -> Claimed {
         let plugins: Vec<String> = plugins.iter().map(|name| (*name).to_owned()).collect();
         let mut turn = self.store.begin().unwrap();
         let claimed = turn
             .claim(
                 &Claim {
-                    worker_id: "w",
+                    worker_id,
                     hostname: "host",
                     pid: Some(1),
                     plugins: &plugins,
                     limit,
                     is_idle: true,
+                    is_old,
                     lease_until_ms: DAY_MS + 1000,
                 },
                 DAY_MS,

@@ -1,6 +1,7 @@
 //! Programs of the old system on the other end.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -378,4 +379,87 @@ fn a_legacy_database_is_served_in_place() {
     assert!(out.join("other_2.parquet").exists(), "the override's sink");
     assert_eq!(job(&database, 4)["status"], "FAILED");
     assert_eq!(job(&database, 6)["status"], "PENDING");
+}
+
+/// What a job's rows say of its output, and the files that are there.
+fn named_and_visible(database: &Path, id: i64, out: &Path) -> (String, Vec<String>) {
+    let named = sql(
+        database,
+        &format!("SELECT published FROM cf_processing_queue WHERE id = {id}"),
+    );
+    let files = visible_files(out);
+    let files = files.iter().map(|file| file.display().to_string());
+    (named, files.collect())
+}
+
+#[test]
+fn a_job_is_done_again_after_an_upgrade_of_the_sentinel() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let input = inputs(dir.path(), 1);
+    let id = submit(&database, "one", &input)[0];
+    let jobs = dir.path().join("jobs.json");
+    let dispatch = serde_json::json!([{"job_id": id, "payload": {
+        "plugin_name": "one", "file_path": input[0], "file_version_id": 42, "env_hash": "",
+        "source_code": ONE_ROW, "artifact_hash": null,
+        "sinks": [{"topic": "output", "uri": "parquet://one_output.parquet", "mode": "append", "schema_def": null}],
+    }}]);
+    std::fs::write(&jobs, dispatch.to_string()).unwrap();
+    let mut old = Background::start(peer("old_sentinel.py").arg(&jobs));
+    let endpoint = old.event("bound")["endpoint"].as_str().unwrap().to_owned();
+    let mut first = worker(&endpoint, &out, &[]);
+    assert_eq!(old.wait(), Some(0), "{:#?}", old.seen);
+    first.kill();
+    // As the old sentinel left it when it did not read the receipt.
+    let running = "UPDATE cf_processing_queue SET status = 'RUNNING', \
+                   claim_time = datetime('now'), worker_host = 'h', worker_pid = 1";
+    sql(&database, running);
+    let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
+    let _worker = worker(&endpoint, &out, &[]);
+    let done = ended(&database, id);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(done["attempt"], 1);
+    let (named, files) = named_and_visible(&database, id, &out);
+    assert_eq!(named, format!("[\"file://{}\"]", files[0]));
+    assert_eq!(files.len(), 1);
+}
+
+#[test]
+fn what_a_dead_old_worker_has_published_is_replaced() {
+    use arrow::array::{ArrayRef, Int64Array, RecordBatch};
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
+    let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
+    let old = [
+        "--connect",
+        &endpoint,
+        "--die-on-job",
+        "1",
+        "--delay-ms",
+        "60000",
+    ];
+    let mut old = Background::start(peer("old_worker.py").args(old));
+    let version = old.event("dispatch")["payload"]["file_version_id"]
+        .as_i64()
+        .unwrap();
+    let column = |value: i64| Arc::new(Int64Array::from(vec![value; 3])) as ArrayRef;
+    let columns = [("x", 9), ("_job_id", id), ("_file_version_id", version)];
+    let batch = RecordBatch::try_from_iter(columns.map(|(name, value)| (name, column(value))));
+    let batch = batch.unwrap();
+    std::fs::create_dir(&out).unwrap();
+    let file = std::fs::File::create(out.join(format!("one_output_{id}.parquet"))).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    old.kill();
+    let _worker = worker(&endpoint, &out, &[]);
+    let done = ended(&database, id);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(done["attempt"], 2);
+    let (named, files) = named_and_visible(&database, id, &out);
+    assert_eq!(named, format!("[\"file://{}\"]", files[0]));
+    assert_eq!(files.len(), 1);
 }

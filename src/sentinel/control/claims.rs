@@ -122,6 +122,7 @@ impl Control {
                     able: able(worker),
                     free: worker.free(),
                     is_idle: worker.holds.iter().all(|hold| hold.is_waiting),
+                    is_old: worker.instance.is_none(),
                 };
                 (worker.holds.len(), opening)
             })

@@ -171,4 +171,6 @@ pub struct Opening {
     pub free: usize,
     /// It holds no job, but such as wait for their environments.
     pub is_idle: bool,
+    /// It is of the old system.
+    pub is_old: bool,
 }

@@ -302,10 +302,12 @@ impl Control {
             );
         } else {
             for (attempt, worker_id, _) in &expired {
-                log::warn!("{attempt}: worker {worker_id} was not heard until its lease ran out");
+                let worker = shown(worker_id);
+                log::warn!("{attempt}: {worker} was not heard until its lease ran out");
             }
         }
         for ((attempt, worker_id, _), loss) in expired.into_iter().zip(losses) {
+            let worker = shown(&worker_id);
             self.exclusive.abandon(attempt);
             if self.ending.insert(attempt) {
                 self.expired.push_back(Change::Release {
@@ -316,10 +318,10 @@ impl Control {
                         Loss::Displaced => {
                             format!("its worker lost the ID {worker_id} to another process")
                         }
-                        Loss::Waiting => format!(
-                            "worker {worker_id} was lost while it created the job's environment"
-                        ),
-                        _ => format!("worker {worker_id} was lost: its lease ran out"),
+                        Loss::Waiting => {
+                            format!("{worker} was lost while it created the job's environment")
+                        }
+                        _ => format!("{worker} was lost: its lease ran out"),
                     },
                 });
             }
@@ -388,6 +390,14 @@ impl Control {
         if self.ending.insert(attempt) {
             self.changes.push(Change::GiveBack { attempt, reason });
         }
+    }
+}
+
+/// A worker in a reason. Rows of the old system name none.
+fn shown(worker_id: &str) -> String {
+    match worker_id {
+        "" => "its worker, which the row does not name,".to_owned(),
+        _ => format!("worker {worker_id}"),
     }
 }
 

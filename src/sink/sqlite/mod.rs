@@ -216,6 +216,20 @@ impl Marks {
         condition
     }
 
+    /// The same condition as an operator would write it.
+    fn shown(&self, columns: &[String], job_id: i64) -> String {
+        let incarnation = self.incarnation.map(|number| number.to_string());
+        let database = self.database.as_ref().map(|suffix| format!("'{suffix}'"));
+        let mut shown = format!("_job_id = {job_id}");
+        for (name, value) in [(Self::DATABASE, database), (Self::INCARNATION, incarnation)] {
+            if columns.iter().any(|column| column == name) {
+                let value = value.as_deref().unwrap_or("NULL");
+                shown.push_str(&format!(" AND {name} IS {value}"));
+            }
+        }
+        shown
+    }
+
     fn new(owner: &str, name: &Name) -> Self {
         let incarnation = name.attempt.incarnation();
         let is_own = owner == name.database || !name.is_numbered();

@@ -16,7 +16,8 @@ use super::{
     key_of, open_existing, own_rows, owner_of, quoted, triggers,
 };
 use crate::job::{Attempt, History, Mode};
-use crate::sink::folder::Name;
+use crate::sink::columns::FILE_VERSION_ID;
+use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
 /// Wait for readers before the lease is asked for again.
@@ -40,6 +41,8 @@ pub(in crate::sink) struct Target {
     pub(in crate::sink) run: Name,
     /// URIs that receipts of the job name.
     pub(in crate::sink) previous: Vec<String>,
+    /// The version of the job's file.
+    pub(in crate::sink) file_version_id: i64,
     /// The attempts before, and this one's key.
     pub(in crate::sink) history: History,
     /// Tables of other databases may be used.
@@ -306,9 +309,15 @@ fn make_room(
     }
     let is_recorded = standing.is_some();
     let uri = names::table_uri(&target.database, &first.name);
-    let is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
-    if !is_ours && exists(&own_rows(&first.name, columns))? {
-        return Err(Error::NotOurs { path });
+    let mut is_ours = is_recorded || !run.is_numbered() || target.previous.contains(&uri);
+    let rows = own_rows(&first.name, columns);
+    if !is_ours && exists(&rows)? {
+        let noted = || has_noted_rows(connection, &first.name, &rows, own).map_err(fail);
+        is_ours = is_of_old_peer(target, columns, &exists, &rows, &noted)?;
+        if !is_ours {
+            let rows = Some(marks.shown(columns, attempt.job_id));
+            return Err(Error::NotOurs { path, rows });
+        }
     }
     let is_exclusive = sinks.iter().any(|sink| sink.mode == Mode::Error);
     if is_exclusive
@@ -385,6 +394,46 @@ fn last_attempt(connection: &Connection, table: &str, run: &Name) -> rusqlite::R
         ),
         |row| row.get(0),
     )
+}
+
+/// True when the old system may have had the job, and the rows of its ID are those that a worker of
+/// ours has noted for an old sentinel, or all of its file: a worker of the old system notes nothing.
+fn is_of_old_peer(
+    target: &Target,
+    columns: &[String],
+    exists: &dyn Fn(&str) -> Result<bool, Error>,
+    rows: &str,
+    are_noted: &dyn Fn() -> Result<bool, Error>,
+) -> Result<bool, Error> {
+    let is_theirs = target.history.old_since_ms.is_some() && target.run.attempt.incarnation() == 0;
+    if !is_theirs {
+        return Ok(false);
+    }
+    if are_noted()? {
+        return Ok(true);
+    }
+    if !columns.iter().any(|column| column == FILE_VERSION_ID) {
+        return Ok(false);
+    }
+    let version = target.file_version_id;
+    let other = format!("{rows} AND {FILE_VERSION_ID} IS NOT {version}");
+    Ok(!exists(&other)?)
+}
+
+/// True when a table has as many rows of a job as our workers have noted for an old sentinel.
+fn has_noted_rows(
+    connection: &Connection,
+    table: &str,
+    own_rows: &str,
+    own: (i64, &Option<String>, &Option<i64>),
+) -> rusqlite::Result<bool> {
+    let query = format!(
+        "SELECT (SELECT sum(rows) FROM main._casparian_output WHERE sink_table = ?4
+         AND database = ?5 AND job = ?1 AND present)
+         IS (SELECT count(*) FROM {own_rows})"
+    );
+    let parameters = (own.0, own.1, own.2, key(table), OLD);
+    connection.query_row(&query, parameters, |row| row.get(0))
 }
 
 /// True when another job has published into a table without a row.

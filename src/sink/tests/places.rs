@@ -112,6 +112,7 @@ fn a_root_that_has_another_path_now_is_settled() {
         history: History {
             key: 0,
             past: vec![past(1)],
+            ..History::default()
         },
         keep,
     };

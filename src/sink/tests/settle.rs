@@ -16,6 +16,7 @@ fn history(completed: i64, failed: &[i64]) -> History {
     History {
         key: 0,
         past: completed.into_iter().chain(failed).collect(),
+        ..History::default()
     }
 }
 
@@ -173,7 +174,11 @@ fn a_copied_database_neither_takes_nor_removes_what_the_original_published() {
             key: 6,
             end,
         }];
-        let copy = History { key: 6, past };
+        let copy = History {
+            key: 6,
+            past,
+            ..History::default()
+        };
         for root in [&other, &fixture.root] {
             let error = publish(root, &job_of(2, copy.clone(), &["a"]), &[2]).unwrap_err();
             assert!(matches!(error, Error::Copied { .. }), "{end:?} {error}");

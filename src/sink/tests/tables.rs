@@ -499,6 +499,7 @@ fn a_copied_database_does_not_take_the_rows_of_the_original() {
         job.history = History {
             key,
             past: past.collect(),
+            ..Default::default()
         };
         let mut output = JobOutput::new(root.root.clone(), Arc::new(job)).unwrap();
         output.write(None, &numbers(&[number])).unwrap();

@@ -127,6 +127,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
             plugins: &plugins,
             limit,
             is_idle,
+            is_old: false,
             lease_until_ms: 0,
         };
         let claimed = turn.claim(&claim, DAY_MS).unwrap();

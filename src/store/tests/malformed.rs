@@ -582,6 +582,7 @@ impl Scene {
                 plugins: &plugins,
                 limit: 9,
                 is_idle: true,
+                is_old: false,
                 lease_until_ms: 0,
             };
             let mut turn = self.store.begin().unwrap();

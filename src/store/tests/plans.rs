@@ -22,7 +22,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (claim::REMEMBER, vec![number(150)]),
         (catalogue::PUBLICATION_QUERY, vec![number(150)]),
         (claim::TAKE, {
-            let mut values = vec![Value::Null; 10];
+            let mut values = vec![Value::Null; 11];
             (values[0], values[7]) = (number(150), number(1));
             values
         }),
@@ -32,7 +32,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ),
         (attempts::HELD_QUERY, vec![number(1), text("w"), number(1)]),
         (attempts::END, {
-            let mut values = vec![Value::Null; 17];
+            let mut values = vec![Value::Null; 18];
             (values[0], values[1]) = (number(1), text("COMPLETED"));
             values
         }),
@@ -50,6 +50,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (retry::DUE_QUERY, start()),
         (retry::WAKE, vec![number(150)]),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
+        (claim::OLD_SINCE_QUERY, vec![number(150)]),
         (claim::HISTORY_QUERY, vec![number(1), number(9), number(9)]),
         (settle::UNSETTLED_QUERY, vec![number(0), number(10)]),
         (settle::SILENT_QUERY, vec![number(10)]),

@@ -177,6 +177,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         plugins: &waiting,
         limit: 10,
         is_idle: true,
+        is_old: false,
         lease_until_ms: 1,
     };
     let claimed = turn.claim(&claim, DAY_MS).unwrap();

@@ -588,3 +588,25 @@ fn environments_that_are_created_and_jobs_that_run_alone_do_not_wait_for_each_ot
     control.handle_message(&from(1, b"w.a"), 0, waiting(3, &[], &[alone, other]), at(2));
     assert!(control.openings(at(2)).is_empty());
 }
+
+#[test]
+fn the_loss_of_a_row_without_a_worker_says_so() {
+    let mut control = control();
+    control.inherit(Attempt::new(3, 0), "", None, at(0));
+    control.inherit(Attempt::new(4, 1), "w", None, at(0));
+    control.handle_timeout(at(13));
+    let changes = control.take_changes().into_iter();
+    let reasons: Vec<String> = changes
+        .filter_map(|change| match change {
+            Change::Release { reason, .. } => Some(reason),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "its worker, which the row does not name, was lost: its lease ran out",
+            "worker w was lost: its lease ran out",
+        ]
+    );
+}
