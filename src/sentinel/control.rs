@@ -87,6 +87,8 @@ pub struct Control {
     remembered: BTreeMap<String, Identify<'static>>,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
+    /// When a worker was last logged that asked for the ID of another user's.
+    refusal_logged_at: Option<BootTime>,
 }
 
 /// A hold whose worker is not known (any more).
@@ -126,6 +128,7 @@ impl Control {
             dispatch_parts: BTreeMap::new(),
             remembered: BTreeMap::new(),
             error_logged_at: None,
+            refusal_logged_at: None,
         }
     }
 

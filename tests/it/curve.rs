@@ -318,3 +318,48 @@ fn any_key_is_let_in_by_an_option_of_that_name() {
     );
     worker.line_with("connected");
 }
+
+#[test]
+fn a_worker_with_the_id_of_another_keys_worker_ends_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let (secret, key) = keygen(dir.path(), "sentinel");
+    let keys = ["first", "second"].map(|name| keygen(dir.path(), name));
+    let list = dir.path().join("authorized");
+    let lines = keys.each_ref().map(|(_, key)| key.as_str()).join("\n");
+    std::fs::write(&list, lines + "\n").unwrap();
+    let (_sentinel, endpoint) = sentinel(
+        &database,
+        &[
+            "--curve-secret-key",
+            text(&secret),
+            "--authorized-keys",
+            text(&list),
+        ],
+    );
+    let [mut first, mut second] = keys.each_ref().map(|(secret, _)| {
+        let mut started = worker(
+            &endpoint,
+            &dir.path().join("out"),
+            &[
+                "--worker-id",
+                "w-1",
+                "--curve-secret-key",
+                text(secret),
+                "--curve-server-key",
+                &key,
+            ],
+        );
+        started.line_with("connected");
+        until("the ID is taken", || {
+            let shown = casparian_ok(&["workers", "--database", text(&database)]);
+            shown.contains("w-1").then_some(())
+        });
+        started
+    });
+    assert_eq!(second.wait(), Some(1));
+    let refused = second.seen.join("\n");
+    assert!(refused.contains("--worker-id"), "{refused}");
+    first.signal("-TERM");
+    assert_eq!(first.wait(), Some(0), "{:#?}", first.seen);
+}

@@ -117,7 +117,12 @@ impl Control {
             _ => printable(from.routing_id),
         };
         if self.belongs_to_another(&worker_id, from.user) {
-            return Some(ANOTHERS);
+            // Old workers are not ended by an ERR.
+            if identify.instance.is_none() {
+                return Some(ANOTHERS);
+            }
+            self.refuse_anothers(from, &worker_id, now);
+            return None;
         }
         let present = self.routes.get(&worker_id);
         let present = present

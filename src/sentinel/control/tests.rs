@@ -641,3 +641,34 @@ fn slots_that_are_freed_without_a_change_are_reported() {
     control.handle_message(&from(1, b"w.a"), 0, request(9, Some(1), &[]), at(8));
     assert_eq!(free(&control, 8), Some(all));
 }
+
+#[test]
+fn a_worker_that_asks_for_another_users_id_is_told_and_changes_nothing() {
+    let now = at(0);
+    let mut control = control();
+    let by = |text: &str, number: u64, routing_id: &'static [u8]| Sender {
+        user: Some(user(text)),
+        ..from(number, routing_id)
+    };
+    control.handle_message(&by(ANN, 1, b"w/a"), 0, introduce("a", 1, &[]), now);
+    commit(&mut control);
+    for number in 1..=3 {
+        let bob = by(BOB, 2, b"w/b");
+        let job = Attempt::new(5, 1);
+        let sent = control.handle_message(&bob, 0, introduce("b", number, &[job]), now);
+        assert_eq!(sent, None);
+        let messages = control.take_outgoing();
+        let [refusal] = messages.as_slice() else {
+            panic!("{messages:?}");
+        };
+        assert_eq!(refusal.peer, peer(2));
+        let Body::Payload(Payload::Err(error)) = &refusal.body else {
+            panic!("{refusal:?}");
+        };
+        assert!(error.refused && error.message.contains("--worker-id"));
+        // Not who the other is, or where.
+        assert!(!error.message.contains("77") && !error.message.contains("ann"));
+    }
+    assert!(control.take_changes().is_empty());
+    assert_eq!(control.online_count(), 1);
+}

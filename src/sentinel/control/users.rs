@@ -1,7 +1,13 @@
 //! Whose a worker is: no user speaks for another user's worker.
 
+use std::time::Duration;
+
 use super::{Control, Sender, printable};
 use crate::job::User;
+use crate::reactor::BootTime;
+
+/// Between two log lines about workers that were refused.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Control {
     /// True when a peer has connected under the routing ID of another user's worker. It must not
@@ -12,6 +18,24 @@ impl Control {
                 .workers
                 .get(from.routing_id)
                 .is_some_and(|worker| are_different(worker.user.as_ref(), from.user))
+    }
+
+    /// Tells a worker that asks for the ID of another user's why it gets nothing, which ends it. It
+    /// learns no more than that the ID is taken.
+    pub(super) fn refuse_anothers(&mut self, from: &Sender<'_>, worker_id: &str, now: BootTime) {
+        let message = format!(
+            "worker ID {worker_id} belongs to a worker of another user; give this worker an ID of \
+             its own with --worker-id"
+        );
+        if self
+            .refusal_logged_at
+            .is_none_or(|at| at + LOG_INTERVAL <= now)
+        {
+            self.refusal_logged_at = Some(now);
+            let who = from.user.map(ToString::to_string).unwrap_or_default();
+            log::warn!("a worker of user {who} was refused: {message}");
+        }
+        self.send_error(from.peer, 0, message, true);
     }
 
     /// True when a worker that is known, or that holds attempts, is another user's.
