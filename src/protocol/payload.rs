@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
-use crate::job::{Attempt, History, Job, Lease, Plugin, Receipt, Settlement, Sink, SinkError};
+use crate::job::{
+    Attempt, Cause, History, Job, JobStatus, Lease, Plugin, Receipt, Settlement, Sink, SinkError,
+};
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -423,6 +425,25 @@ impl<'a> Payload<'a> {
         })
     }
 
+    /// As [`Payload::decode`], but a receipt that is JSON and cannot be read is one of a failure: its
+    /// sender has ended the job, and would not say so again in other words.
+    pub fn decode_or_fail(view: &View<'a>) -> Result<Payload<'a>, Error> {
+        let error = match Self::decode(view) {
+            Err(error) if view.header.opcode == OpCode::Conclude => error,
+            decoded => return decoded,
+        };
+        let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(view.payload) else {
+            return Err(error);
+        };
+        Ok(Payload::Conclude(Receipt {
+            status: JobStatus::Failed,
+            error_message: Some(format!("its worker's receipt cannot be read: {error}")),
+            cause: Some(Cause::Worker),
+            attempt: fields.get("attempt").and_then(serde_json::Value::as_i64),
+            ..Receipt::default()
+        }))
+    }
+
     /// Encodes header and payload.
     pub fn encode(&self, job_id: u64) -> Result<([u8; HEADER_SIZE], Vec<u8>), Error> {
         let (opcode, octets) = match self {
@@ -524,6 +545,50 @@ mod tests {
             decode(&frames).unwrap_or_else(|error| panic!("{case}: {error}"));
             frames.push(b"extra".to_vec());
             decode(&frames).expect("extra frames are ignored");
+        }
+    }
+
+    #[test]
+    fn a_receipt_that_cannot_be_read_is_one_of_a_failure() {
+        let read = |opcode: OpCode, text: &str| {
+            let view = View {
+                header: Header {
+                    opcode,
+                    job_id: 7,
+                    payload_size: 0,
+                },
+                payload: text.as_bytes(),
+            };
+            match Payload::decode_or_fail(&view) {
+                Ok(Payload::Conclude(receipt)) => Some(receipt),
+                Ok(other) => panic!("{other:?}"),
+                Err(_) => None,
+            }
+        };
+        let good = read(OpCode::Conclude, r#"{"status": "SUCCESS"}"#).unwrap();
+        assert_eq!((good.status, good.cause), (JobStatus::Success, None));
+        for (text, attempt) in [
+            (r#"{"status": "success", "attempt": 3}"#, Some(3)),
+            (
+                r#"{"status": "SUCCESS", "metrics": {"rows": 1180591620717411303424}}"#,
+                None,
+            ),
+            (r#"{"attempt": "3"}"#, None),
+        ] {
+            let receipt = read(OpCode::Conclude, text).unwrap();
+            assert_eq!(receipt.status, JobStatus::Failed, "{text}");
+            assert_eq!(receipt.attempt, attempt, "{text}");
+            assert_eq!(receipt.cause, Some(Cause::Worker));
+            let reason = receipt.error_message.unwrap();
+            assert!(reason.contains("cannot be read"), "{reason}");
+        }
+        for (opcode, text) in [
+            (OpCode::Conclude, "[]"),
+            (OpCode::Conclude, "{"),
+            (OpCode::Conclude, ""),
+            (OpCode::Identify, r#"{"capabilities": 7}"#),
+        ] {
+            assert_eq!(read(opcode, text), None, "{text}");
         }
     }
 

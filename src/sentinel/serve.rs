@@ -302,8 +302,9 @@ impl Sentinel {
                 routing_id,
                 user: user.as_ref(),
             };
-            let decoded = View::decode(message.iter())
-                .and_then(|view| Payload::decode(&view).map(|payload| (view.header, payload)));
+            let decoded = View::decode(message.iter()).and_then(|view| {
+                Payload::decode_or_fail(&view).map(|payload| (view.header, payload))
+            });
             let refused = match decoded {
                 Ok((header, payload)) => self
                     .scheduler

@@ -463,3 +463,27 @@ fn what_a_dead_old_worker_has_published_is_replaced() {
     assert_eq!(named, format!("[\"file://{}\"]", files[0]));
     assert_eq!(files.len(), 1);
 }
+
+/// It has ended the job, and is alive: the job must not wait for the end of its connection.
+#[test]
+fn a_receipt_that_cannot_be_read_fails_its_attempt_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "one", ONE_ROW);
+    let id = submit(&database, "one", &inputs(dir.path(), 1))[0];
+    let (_sentinel, endpoint) = sentinel(&database, &["--lease", "2"]);
+    let old = ["--connect", &endpoint, "--jobs", "0", "--metrics"];
+    let huge = "{\"rows\": 1180591620717411303424}";
+    let mut old = Background::start(peer("old_worker.py").args(old).arg(huge));
+    old.event("concluded");
+    let failed = until("the attempt fails", || {
+        let job = job(&database, id);
+        let first = job["attempts"][0].clone();
+        (!first.is_null()).then_some(first)
+    });
+    assert_eq!(failed["cause"], "worker", "{failed}");
+    let reason = failed["error"].as_str().unwrap();
+    assert!(reason.contains("receipt cannot be read"), "{reason}");
+    old.kill();
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    assert_eq!(ended(&database, id)["status"], "COMPLETED");
+}
