@@ -85,6 +85,8 @@ pub struct Control {
     dispatch_parts: BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
     /// Workers that earlier sentinels on this database knew, by worker ID.
     remembered: BTreeMap<String, Identify<'static>>,
+    /// The IDs of those whose routing ID is another, by that as text.
+    remembered_routes: BTreeMap<String, String>,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
     /// When a worker was last logged that asked for the ID of another user's.
@@ -127,6 +129,7 @@ impl Control {
             draining: false,
             dispatch_parts: BTreeMap::new(),
             remembered: BTreeMap::new(),
+            remembered_routes: BTreeMap::new(),
             error_logged_at: None,
             refusal_logged_at: None,
         }
@@ -134,8 +137,24 @@ impl Control {
 
     /// A worker that an earlier sentinel on this database knew. One of the old system identifies
     /// itself once in its life, so when it is heard again this stands for it.
-    pub fn remember_worker(&mut self, worker_id: &str, identify: Identify<'static>) {
+    /// `routing_id` is what it is heard by, as text, where that is not its ID.
+    pub fn remember_worker(
+        &mut self,
+        worker_id: &str,
+        routing_id: Option<String>,
+        identify: Identify<'static>,
+    ) {
+        if let Some(routing_id) = routing_id {
+            self.remembered_routes
+                .insert(routing_id, worker_id.to_owned());
+        }
         self.remembered.insert(worker_id.to_owned(), identify);
+    }
+
+    /// The ID of the worker that a sender without IDENTIFY is, as far as that can be known.
+    fn presumed_id(&self, routing_id: &[u8]) -> String {
+        let text = printable(routing_id);
+        self.remembered_routes.get(&text).cloned().unwrap_or(text)
     }
 
     /// From now on no job is dispatched.
@@ -217,7 +236,7 @@ impl Control {
             Some(worker) => users::are_different(worker.user.as_ref(), from.user),
             // IDENTIFY may bring another ID than the routing ID.
             None if matches!(payload, Payload::Identify(_)) => false,
-            None => self.belongs_to_another(&printable(routing_id), from.user),
+            None => self.belongs_to_another(&self.presumed_id(routing_id), from.user),
         };
         if is_anothers {
             return Some(ANOTHERS);
@@ -284,7 +303,7 @@ impl Control {
             // Old workers only: newer ones identify themselves on each connection.
             let remembered = match heartbeat.sequence {
                 Some(_) => None,
-                None => self.remembered.remove(&printable(from.routing_id)),
+                None => self.remembered.remove(&self.presumed_id(from.routing_id)),
             };
             let Some(mut identify) = remembered else {
                 self.ask_to_identify(from.peer);
@@ -357,7 +376,7 @@ impl Control {
                 }
                 return None;
             }
-            let worker_id = printable(from.routing_id);
+            let worker_id = self.presumed_id(from.routing_id);
             let known = self.orphans.iter().find(|(attempt, orphan)| {
                 attempt.job_id == job_id && orphan.worker_id == worker_id
             });

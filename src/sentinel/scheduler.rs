@@ -91,6 +91,7 @@ impl Scheduler {
         for worker in store.workers()? {
             control.remember_worker(
                 &worker.worker_id,
+                worker.routing_id,
                 Identify {
                     capabilities: worker.capabilities,
                     worker_id: Some(worker.worker_id.clone().into()),

@@ -403,6 +403,7 @@ fn apply(
             slots,
             trouble,
             environments,
+            routing_id,
         } => {
             let session = WorkerSession {
                 worker_id: worker_id.clone(),
@@ -413,6 +414,7 @@ fn apply(
                 slots: i64::try_from(*slots).unwrap_or(i64::MAX),
                 trouble: trouble.clone(),
                 environments: environments.clone(),
+                routing_id: routing_id.clone(),
             };
             turn.save_worker(&session, at.unix_ms)?;
         }

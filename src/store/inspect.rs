@@ -340,14 +340,14 @@ impl Inspector {
              ORDER BY status = 'ONLINE' DESC, last_seen_ms DESC, worker_id"
         ))?;
         let rows = statement.query_map([], |row| {
-            let status = shown(cell(row, 8)).unwrap_or_default();
+            let status = shown(cell(row, 9)).unwrap_or_default();
             Ok(WorkerRow {
                 session: session(row),
                 status: match status == "ONLINE" && !self.has_sentinel {
                     true => "OFFLINE".to_owned(),
                     false => status,
                 },
-                last_seen_ms: number(cell(row, 9)).unwrap_or(0),
+                last_seen_ms: number(cell(row, 10)).unwrap_or(0),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

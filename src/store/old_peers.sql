@@ -13,3 +13,7 @@ BEGIN
             coalesce(old_since_ms, (strftime('%s', OLD.claim_time) - 86400) * 1000))
         WHERE id = NEW.id AND strftime('%s', OLD.claim_time) IS NOT NULL;
 END;
+
+-- The routing ID of a worker of the old system that has chosen one other than its ID: it identifies
+-- itself once in its life, so a later sentinel knows it by that. NULL = as its ID, or not of use.
+ALTER TABLE cf_worker_session ADD COLUMN routing_id TEXT;

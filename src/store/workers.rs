@@ -27,6 +27,9 @@ pub struct WorkerSession {
     pub trouble: Option<String>,
     /// Environments whose jobs fail there for now, with the reason. It gets no such jobs.
     pub environments: BTreeMap<String, String>,
+    /// What a worker of the old system is known by after a restart of the sentinel, where that is
+    /// not its ID: its routing ID as text.
+    pub routing_id: Option<String>,
 }
 
 /// A worker's row, of any types. Capabilities that cannot be read are none.
@@ -42,12 +45,13 @@ pub(super) fn session(row: &Row<'_>) -> WorkerSession {
         slots: count(cell(row, 4)),
         trouble: shown(cell(row, 6)),
         environments: serde_json::from_str(&environments).unwrap_or_default(),
+        routing_id: shown(cell(row, 8)),
     }
 }
 
 /// Columns as [`session`] reads them.
-pub(super) const SESSION_COLUMNS: &str =
-    "worker_id, hostname, pid, capabilities, slots, user_id, trouble, environments";
+pub(super) const SESSION_COLUMNS: &str = "worker_id, hostname, pid, capabilities, slots, user_id, trouble, environments, \
+     routing_id";
 
 impl Store {
     /// Workers that a sentinel has heard, the latest first.
@@ -76,10 +80,11 @@ impl Turn<'_> {
         self.change_worker(id, before, [id])?;
         let session = "INSERT INTO cf_worker_session \
              (worker_id, hostname, pid, capabilities, slots, status, last_seen_ms, user_id, \
-             trouble, environments) VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8, ?9) \
+             trouble, environments, routing_id) \
+             VALUES (?1, ?2, ?3, ?4, ?5, 'ONLINE', ?6, ?7, ?8, ?9, ?10) \
              ON CONFLICT (worker_id) DO UPDATE SET hostname = ?2, pid = ?3, \
              capabilities = ?4, slots = ?5, status = 'ONLINE', last_seen_ms = ?6, \
-             user_id = ?7, trouble = ?8, environments = ?9";
+             user_id = ?7, trouble = ?8, environments = ?9, routing_id = ?10";
         let parameters = params![
             id,
             worker.hostname,
@@ -89,7 +94,8 @@ impl Turn<'_> {
             now_ms,
             worker.user_id,
             worker.trouble,
-            environments
+            environments,
+            worker.routing_id
         ];
         self.change_worker(id, session, parameters)?;
         let node = "INSERT INTO cf_worker_node \

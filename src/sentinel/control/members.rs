@@ -20,6 +20,8 @@ pub(super) struct Worker {
     pub(super) user: Option<User>,
     /// Its process; none of an old worker, which asks for no leases.
     pub(super) instance: Option<String>,
+    /// The routing ID by which the next sentinel knows an old worker, where it is not the ID.
+    known_by: Option<String>,
     /// Its connection; none while it is disconnected.
     pub(super) peer: Option<PeerId>,
     pub(super) capabilities: Capabilities,
@@ -101,6 +103,7 @@ impl Worker {
             slots: self.slots,
             trouble: self.trouble.clone(),
             environments: self.avoids.clone(),
+            routing_id: self.known_by.clone(),
         }
     }
 }
@@ -368,10 +371,16 @@ impl Control {
             None => worker_id.clone(),
         };
         let slots = identify.slots.unwrap_or(1) as usize;
+        // One that a socket has made up begins with a zero, and is another's later.
+        let is_chosen = from.routing_id.first().is_some_and(|octet| *octet != 0);
+        let known_by = Some(printable(from.routing_id));
+        let known_by =
+            known_by.filter(|text| instance.is_none() && is_chosen && *text != worker_id);
         let worker = Worker {
             worker_id: worker_id.clone(),
             user: from.user.cloned(),
             instance,
+            known_by,
             peer: Some(from.peer),
             capabilities: Capabilities::new(&identify.capabilities),
             slots: slots.clamp(1, limits::WORKER_SLOTS_MAX),

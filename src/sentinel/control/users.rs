@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Control, Sender, printable};
+use super::{Control, Sender};
 use crate::job::User;
 use crate::reactor::BootTime;
 
@@ -13,7 +13,7 @@ impl Control {
     /// True when a peer has connected under the routing ID of another user's worker. It must not
     /// keep that ID from its owner.
     pub fn is_anothers(&self, from: &Sender<'_>) -> bool {
-        self.belongs_to_another(&printable(from.routing_id), from.user)
+        self.belongs_to_another(&self.presumed_id(from.routing_id), from.user)
             || self
                 .workers
                 .get(from.routing_id)

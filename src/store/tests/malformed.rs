@@ -261,6 +261,7 @@ pub(super) fn two_plugins() -> Scene {
         slots: 1,
         trouble: None,
         environments: Default::default(),
+        routing_id: None,
     };
     turn.save_worker(&worker, DAY_MS).unwrap();
     let first = turn
@@ -610,6 +611,7 @@ impl Scene {
                 slots: 1,
                 trouble: None,
                 environments: Default::default(),
+                routing_id: None,
             };
             turn.save_worker(&worker, DAY_MS)?;
         }

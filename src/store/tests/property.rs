@@ -228,6 +228,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         slots: 1,
         trouble: None,
         environments: Default::default(),
+        routing_id: None,
     };
     turn.save_worker(&worker, DAY_MS).unwrap();
     turn.touch_workers(&["w".to_owned()], DAY_MS).unwrap();

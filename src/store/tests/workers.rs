@@ -24,6 +24,7 @@ fn the_reason_of_waiting_is_told() {
         slots: 1,
         trouble: None,
         environments: Default::default(),
+        routing_id: None,
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session("x"), DAY_MS).unwrap();
@@ -95,6 +96,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
         slots: 1,
         trouble: None,
         environments: Default::default(),
+        routing_id: None,
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session("w", None), DAY_MS).unwrap();
@@ -179,6 +181,7 @@ fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
         slots: 1,
         trouble: None,
         environments: Default::default(),
+        routing_id: None,
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session, DAY_MS).unwrap();

@@ -56,6 +56,7 @@ fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
     let mut control = control();
     control.remember_worker(
         "old",
+        None,
         Identify {
             capabilities: vec!["p".into()],
             slots: Some(2),
@@ -71,6 +72,69 @@ fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
     assert_eq!(control.held_count(), 1);
     control.handle_message(&from(2, b"new"), 0, heartbeat(None, None), now);
     assert_eq!(kinds(&mut control), ["Reload 0"]);
+}
+
+/// The old system lets a worker choose any routing ID beside its ID.
+#[test]
+fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
+    let now = at(0);
+    let named = || Identify {
+        worker_id: Some("w-1".into()),
+        capabilities: vec!["p".into()],
+        ..Identify::default()
+    };
+    let known_by = |routing_id: &[u8]| {
+        let mut control = control();
+        control.handle_message(&from(1, routing_id), 0, Payload::Identify(named()), now);
+        let online = control.take_changes().into_iter();
+        let mut online = online.filter_map(|change| match change {
+            Change::WorkerOnline { routing_id, .. } => Some(routing_id),
+            _ => None,
+        });
+        online.next().unwrap()
+    };
+    assert_eq!(known_by(b"r-1").as_deref(), Some("r-1"));
+    assert_eq!(known_by(b"w-1"), None);
+    assert_eq!(known_by(b"\0\x01\x02\x03\x04"), None, "made up by a socket");
+    let restarted = || {
+        let mut control = control();
+        control.remember_worker("w-1", Some("r-1".to_owned()), named());
+        control.inherit(Attempt::new(9, 2), "w-1", Some(User::parse(ANN)), now);
+        control
+    };
+    // Idle, busy, and with its receipt as the first word.
+    let mut idle = restarted();
+    idle.handle_message(&from(1, b"r-1"), 0, heartbeat(None, None), now);
+    assert_eq!(idle.openings(now)[0].worker_id, "w-1");
+    let mut busy = restarted();
+    busy.handle_message(&from(1, b"r-1"), 0, heartbeat(Some(9), None), now);
+    assert_eq!(busy.held_count(), 1);
+    let mut done = restarted();
+    done.handle_message(&from(1, b"r-1"), 9, conclude(None), now);
+    let changes = done.take_changes();
+    let [
+        Change::End {
+            attempt, worker_id, ..
+        },
+    ] = changes.as_slice()
+    else {
+        panic!("{changes:?}");
+    };
+    assert_eq!((*attempt, worker_id.as_str()), (Attempt::new(9, 2), "w-1"));
+    // Not for another user, who knows the routing ID.
+    for payload in [heartbeat(Some(9), None), conclude(None)] {
+        let mut control = restarted();
+        let bob = Sender {
+            user: Some(user(BOB)),
+            ..from(2, b"r-1")
+        };
+        assert!(control.is_anothers(&bob));
+        assert_eq!(
+            control.handle_message(&bob, 9, payload, now),
+            Some(ANOTHERS)
+        );
+        assert!(control.take_changes().is_empty());
+    }
 }
 
 #[test]
