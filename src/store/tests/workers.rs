@@ -24,7 +24,7 @@ fn the_reason_of_waiting_is_told() {
         slots: 1,
         trouble: None,
         environments: Default::default(),
-        routing_id: None,
+        routing_id: Some("r-1".to_owned()),
     };
     let mut turn = scene.store.begin().unwrap();
     turn.save_worker(&session("x"), DAY_MS).unwrap();
@@ -45,6 +45,11 @@ fn the_reason_of_waiting_is_told() {
     assert!(reason(&scene, id).unwrap().contains("no uv"));
     let workers = scene.store.workers().unwrap();
     assert!(workers.iter().any(|worker| worker.environments == no_uv));
+    assert!(
+        workers
+            .iter()
+            .all(|worker| worker.routing_id.as_deref() == Some("r-1"))
+    );
     for trouble in [Some("its disk is full"), None] {
         let mut turn = scene.store.begin().unwrap();
         let session = WorkerSession {
