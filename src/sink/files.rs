@@ -244,12 +244,10 @@ pub(super) fn inside(root: &Path, file: &Path) -> Result<(), Error> {
             path: file.to_owned(),
         });
     }
-    let may_write = rustix::fs::access(&real, Access::WRITE_OK | Access::EXEC_OK);
-    match may_write {
-        Err(Errno::ACCESS) if real != root => Err(Error::place(
-            folder,
-            "this user may not create files in the sink's folder",
-        )),
+    match may_create(&real) {
+        Err(errno @ (Errno::ACCESS | Errno::PERM)) if real != root => {
+            Err(sink_failure(folder, file, errno.into()))
+        }
         _ => Ok(()),
     }
 }
@@ -325,26 +323,42 @@ pub(super) fn check_parent(file: &Path) -> Result<(), Error> {
     }
 }
 
+/// Whether this user may create files in a folder.
+fn may_create(folder: &Path) -> rustix::io::Result<()> {
+    rustix::fs::access(folder, Access::WRITE_OK | Access::EXEC_OK)
+}
+
 /// Why a file cannot be created or written; none when it can. One that exists is not opened: to
 /// close it would end the locks that other connections of this process have on a database.
 pub(super) fn write_refusal(file: &Path) -> Option<Error> {
-    use rustix::fs::access;
     let folder = file.parent().unwrap_or(file);
+    if let Err(errno) = may_create(folder) {
+        return Some(sink_failure(folder, file, errno.into()));
+    }
     let opened = match file.symlink_metadata() {
         // It may be that no descriptor is left.
-        Ok(_) => access(file, Access::READ_OK | Access::WRITE_OK)
+        Ok(_) => rustix::fs::access(file, Access::READ_OK | Access::WRITE_OK)
             .map_err(io::Error::from)
             .and_then(|()| File::open("/")),
         Err(_) => File::create_new(file),
     };
-    let access = access(folder, Access::WRITE_OK | Access::EXEC_OK);
-    let error = opened.and(access.map_err(io::Error::from)).err()?;
-    Some(match Errno::from_io_error(&error) {
+    opened.err().map(|error| sink_failure(file, file, error))
+}
+
+/// Why a sink's file cannot be written, from the error of a call on it or on its folder. What the sink's URI, or what is there,
+/// brings about is the operator's; [`Root::judged`](super::Root::judged) takes the output folder
+/// itself out.
+pub(super) fn sink_failure(at: &Path, file: &Path, error: io::Error) -> Error {
+    match Errno::from_io_error(&error) {
         Some(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-            Error::place(file, format!("the sink cannot write there: {error}"))
+            let file = file.display();
+            Error::place(
+                at,
+                format!("the sink's file {file} cannot be written: {error}"),
+            )
         }
-        _ => Error::io(file, error),
-    })
+        _ => Error::io(at, error),
+    }
 }
 
 /// Device and mount of a folder.

@@ -147,21 +147,16 @@ impl Folder {
         root.check()?;
         let path = root.staging().join(name.text());
         // Complete before it has its name, so that it never lacks its worker.
-        let new = root.staging().join(format!("{NEW}{}", root.unique()));
-        fs::create_dir(&new).map_err(|error| Error::io(&new, error))?;
-        let worker = new.join(WORKER);
-        fs::write(&worker, root.worker()).map_err(|error| Error::io(&worker, error))?;
-        let mut moved = fs::rename(&new, &path);
+        let new = Unnamed::create(root)?;
+        let (staging, mount) = (place(root.staging())?, files::mount(&new.0)?);
+        let mut moved = fs::rename(&new.0, &path);
         if let Err(error) = &moved
             && is_occupied(error)
         {
             super::recover::recover_dead(root, &path, &name)?;
-            moved = fs::rename(&new, &path);
+            moved = fs::rename(&new.0, &path);
         }
         if let Err(error) = moved {
-            if let Err(error) = fs::remove_dir_all(&new) {
-                log::warn!("cannot remove {}: {error}", new.display());
-            }
             return Err(match is_occupied(&error) {
                 true => Error::Copied {
                     attempt: name.attempt,
@@ -170,17 +165,18 @@ impl Folder {
                 false => Error::io(&path, error),
             });
         }
-        // What is renamed from the folder stays in the root that it is in.
-        root.check()?;
-        Ok(Folder {
-            staging: place(root.staging())?,
-            mount: files::mount(&path)?,
+        let folder = Folder {
+            staging,
+            mount,
             name,
             path,
             anchor: root.anchor().clone(),
             bays: Vec::new(),
             is_left: false,
-        })
+        };
+        // What is renamed from the folder stays in the root that it is in.
+        root.check()?;
+        Ok(folder)
     }
 
     /// Takes over the folder of an attempt that may not go on, with its bays; none when another
@@ -362,13 +358,38 @@ impl Drop for Folder {
         let bays = self.bays.iter();
         let bays = bays.map(|(bay, _)| self.root().join(bay).join(self.name.text()));
         for path in bays.chain([self.path.clone()]) {
-            match fs::remove_dir_all(&path) {
-                Err(error) if !is_absent(&error) => {
-                    log::warn!("cannot remove {}: {error}", path.display());
-                }
-                _ => {}
-            }
+            remove(&path);
         }
+    }
+}
+
+/// A folder that gets its name later. Dropping it before that removes it.
+struct Unnamed(PathBuf);
+
+impl Unnamed {
+    /// Creates one with the file that names the worker.
+    fn create(root: &Root) -> Result<Self, Error> {
+        let path = root.staging().join(format!("{NEW}{}", root.unique()));
+        fs::create_dir(&path).map_err(|error| Error::io(&path, error))?;
+        let new = Unnamed(path);
+        let worker = new.0.join(WORKER);
+        fs::write(&worker, root.worker()).map_err(|error| Error::io(&worker, error))?;
+        Ok(new)
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
+fn remove(folder: &Path) {
+    match fs::remove_dir_all(folder) {
+        Err(error) if !is_absent(&error) => {
+            log::warn!("cannot remove {}: {error}", folder.display());
+        }
+        _ => {}
     }
 }
 

@@ -1,10 +1,13 @@
 //! The output root: its `.casparian` folder, and the workers that share it.
 
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::Access;
 
 use super::anchor::Anchor;
 use super::files;
@@ -48,7 +51,7 @@ pub fn create_folder(folder: &Path) -> Result<(), Error> {
         match found.filter(|path| !path.is_dir()) {
             Some(path) => Error::Io {
                 path: path.to_owned(),
-                source: std::io::Error::other("it is not a folder"),
+                source: io::Error::other("it is not a folder"),
             },
             None => Error::io(folder, error),
         }
@@ -67,9 +70,7 @@ fn check_text(path: &Path) -> Result<(), Error> {
         Some(_) => Ok(()),
         None => Err(Error::Io {
             path: path.to_owned(),
-            source: std::io::Error::other(
-                "the path of an output folder must be UTF-8; use another one",
-            ),
+            source: io::Error::other("the path of an output folder must be UTF-8; use another one"),
         }),
     }
 }
@@ -85,7 +86,7 @@ fn create_own(root: &Path) -> Result<(), Error> {
                           files cannot be renamed between them; unmount it";
             return Err(Error::Io {
                 path: folder,
-                source: std::io::Error::other(reason),
+                source: io::Error::other(reason),
             });
         }
     }
@@ -214,7 +215,7 @@ impl Root {
             // One of several wins.
             match fs::hard_link(&new, &path) {
                 Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(_) => {
                     files::rename_new(&new, &path)?;
                 }
@@ -249,7 +250,50 @@ impl Root {
         if let Error::OtherDatabase { is_final, .. } = &mut error {
             *is_final = self.is_closed();
         }
-        error
+        match error {
+            Error::Place { path, reason } => self.judged_place(path, reason),
+            error => error,
+        }
+    }
+
+    /// A place that cannot be used is the operator's, but the output folder itself is the worker's, and
+    /// while it cannot be used nothing is known of what is below it.
+    fn judged_place(&self, path: PathBuf, reason: String) -> Error {
+        if path == self.path {
+            let source = io::Error::other(reason);
+            return Error::Io { path, source };
+        }
+        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        match rustix::fs::access(&self.path, all) {
+            Err(errno) => Error::io(&self.path, errno.into()),
+            Ok(()) => Error::Place { path, reason },
+        }
+    }
+
+    /// Tries what a publish needs of the root: a durable file is renamed into it.
+    pub fn test(&self) -> Result<(), Error> {
+        self.ensure()?;
+        let tried = self.try_file();
+        tried.map_err(|error| self.judged(Error::io(&self.path, error)))
+    }
+
+    fn try_file(&self) -> io::Result<()> {
+        let folder = tempfile::Builder::new()
+            .prefix("test-")
+            .tempdir_in(&self.base)?;
+        let path = folder.path().join("a");
+        let mut file = File::create_new(&path)?;
+        // As much as a small output: a disk that has less left is full.
+        file.write_all(&[1; 256 << 10])?;
+        file.sync_all()?;
+        // The same name for all workers, so that what killed ones leave does not gather.
+        let public = self.path.join(".casparian-test");
+        fs::rename(&path, &public)?;
+        match fs::remove_file(&public) {
+            Err(error) if !files::is_absent(&error) => return Err(error),
+            _ => {}
+        }
+        File::open(&self.path)?.sync_all()
     }
 
     fn sweep(&self) -> Result<(), Error> {

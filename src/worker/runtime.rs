@@ -228,22 +228,15 @@ fn locked(folder: &Path) -> io::Result<fs::File> {
 /// Tries what jobs need of the runtime folder and the output root: folders, sockets, durable
 /// files. Blocks for as long as the disk does.
 pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
-    let output = root.path();
-    let named = |path: &Path, error: io::Error| {
-        io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-    };
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", runtime.display()));
     let test = tempfile::Builder::new()
         .prefix("t")
         .tempdir_in(runtime)
-        .map_err(|error| named(runtime, error))?;
-    drop(UnixListener::bind(test.path().join("s")).map_err(|error| named(runtime, error))?);
-    durable_file(test.path()).map_err(|error| named(runtime, error))?;
-    root.ensure().map_err(io::Error::other)?;
-    let test = tempfile::Builder::new()
-        .prefix("test-")
-        .tempdir_in(output.join(".casparian"));
-    test.and_then(|test| durable_file(test.path()))
-        .map_err(|error| named(output, error))
+        .map_err(named)?;
+    drop(UnixListener::bind(test.path().join("s")).map_err(named)?);
+    durable_file(test.path()).map_err(named)?;
+    root.test().map_err(io::Error::other)
 }
 
 fn durable_file(folder: &Path) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! An output folder that is renamed or unmounted under a running worker.
+//! An output folder that is renamed, unmounted or protected under a running worker.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,4 +104,82 @@ fn a_worker_waits_for_its_output_folder_and_goes_on_when_it_is_back() {
         }
         assert_eq!(visible_files(&out.path).len(), 4);
     }
+}
+
+/// A worker without the superuser's right to write where permissions forbid it.
+fn plain_worker(endpoint: &str, out: &Path, more: &[&str]) -> Background {
+    let worker = program("casparian-worker");
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => {
+            let mut command = Command::new("setpriv");
+            command
+                .arg("--bounding-set=-dac_override,-dac_read_search")
+                .arg(worker.get_program())
+                .env("HOME", home());
+            command
+        }
+        false => worker,
+    };
+    let command = command.args(["--connect", endpoint, "--output"]);
+    Background::start(command.arg(out).args(more))
+}
+
+/// Whatever its sink, no job fails for good because of the folder, and the worker does not believe
+/// that it works before it does.
+#[test]
+fn an_output_folder_without_write_permission_fails_no_job() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "files", PLUGIN);
+    for plugin in ["rows", "below"] {
+        let source = dir.path().join(format!("{plugin}.py"));
+        fs::write(&source, PLUGIN).unwrap();
+        let database = database.to_str().unwrap();
+        casparian_ok(&["deploy", source.to_str().unwrap(), "--database", database]);
+    }
+    let insert = "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) VALUES";
+    sql(
+        &database,
+        &format!(
+            "{insert} ('rows', 'output', 'sqlite://x.db/t', 'append'), \
+             ('below', 'output', 'sqlite://set/x.db/t', 'append')"
+        ),
+    );
+    let out = dir.path().join("out");
+    let protect = |mode: u32| {
+        fs::set_permissions(&out, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let submit = |at: usize| -> Vec<i64> {
+        let input = dir.path().join(format!("in{at}"));
+        fs::write(&input, "x").unwrap();
+        let plugins = ["rows", "below", "files"];
+        let jobs = plugins.map(|plugin| submit(&database, plugin, &[input.clone()])[0]);
+        jobs.to_vec()
+    };
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut worker = plain_worker(&endpoint, &out, &["--slots", "2"]);
+    for id in submit(0) {
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+    for (mode, place) in [(0o555, ""), (0o000, "/.casparian")] {
+        protect(mode);
+        let jobs: Vec<i64> = (1..4).flat_map(submit).collect();
+        worker.line_with("in trouble");
+        // What the self-test has found.
+        let reason = format!("{}{place}: Permission denied", out.display());
+        until("the self-test names the folder", || {
+            let workers = casparian_ok(&["workers", "-d", database.to_str().unwrap()]);
+            workers.contains(&reason).then_some(())
+        });
+        protect(0o755);
+        worker.line_with("works again");
+        for id in jobs {
+            let done = ended(&database, id);
+            assert_eq!(done["status"], "COMPLETED", "{mode:o}: {done}");
+        }
+    }
+    let hidden = fs::read_dir(&out).unwrap();
+    let hidden = hidden.map(|entry| entry.unwrap().file_name());
+    let hidden = hidden.filter(|name| name.as_encoded_bytes().starts_with(b"."));
+    assert_eq!(hidden.collect::<Vec<_>>(), [".casparian"]);
 }

@@ -26,7 +26,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 
 use super::Error;
 use super::folder::Name;
@@ -78,6 +78,11 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
             | ErrorCode::CannotOpen
             | ErrorCode::OperationInterrupted,
         ) => Cause::Worker,
+        // Not the file, but its folder or what stands beside it, and only at that moment:
+        // `write_refusal` has found no reason.
+        Some(ErrorCode::ReadOnly) if extended_code(error) != Some(ffi::SQLITE_READONLY) => {
+            Cause::Worker
+        }
         // Rows against a constraint, too many columns, a value beyond SQLite's limit.
         Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::Unknown) => {
             Cause::Plugin
@@ -93,8 +98,11 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
 
 /// True when SQLite does not find the file that it has opened at its path.
 fn is_moved(error: &rusqlite::Error) -> bool {
-    let code = error.sqlite_error().map(|error| error.extended_code);
-    code == Some(rusqlite::ffi::SQLITE_READONLY_DBMOVED)
+    extended_code(error) == Some(ffi::SQLITE_READONLY_DBMOVED)
+}
+
+fn extended_code(error: &rusqlite::Error) -> Option<i32> {
+    error.sqlite_error().map(|error| error.extended_code)
 }
 
 /// A failure in a sink's database. When that cannot be written at all, it says why. A statement

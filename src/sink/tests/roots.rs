@@ -365,3 +365,64 @@ fn a_root_that_is_taken_away_is_the_workers_fault() {
         }
     }
 }
+
+/// A fault of the output folder itself is the worker's, whatever the sink and the error. Below it only
+/// what the URI, or what is there, brings about is the operator's.
+#[test]
+fn whose_fault_a_sink_is_depends_on_the_place_and_the_error() {
+    use crate::job::Cause::{self, Operator, Worker};
+    use rustix::io::Errno;
+    let fixture = Fixture::new();
+    let root = fixture.root.path().to_owned();
+    let of_place = [Errno::ACCESS, Errno::PERM];
+    let of_worker = [
+        Errno::ROFS,
+        Errno::NOSPC,
+        Errno::DQUOT,
+        Errno::IO,
+        Errno::STALE,
+        Errno::MFILE,
+    ];
+    let check = |errno: Errno, at: &Path, want: Cause| {
+        for name in ["x.db", "o.parquet"] {
+            let file = root.join("set").join(name);
+            let error = files::sink_failure(at, &file, errno.into());
+            let error = fixture.root.judged(error);
+            assert_eq!(error.cause(), want, "{errno} {at:?}: {error}");
+            let is_named = error.to_string().contains(at.to_str().unwrap());
+            assert!(is_named, "{errno} {at:?}: {error}");
+        }
+    };
+    for below in ["set", "set/deep", "set/x.db"] {
+        let below = root.join(below);
+        for errno in of_place {
+            check(errno, &below, Operator);
+        }
+        for errno in of_worker {
+            check(errno, &below, Worker);
+        }
+    }
+    for errno in of_place.into_iter().chain(of_worker) {
+        check(errno, &root, Worker);
+    }
+}
+
+#[test]
+fn an_attempt_that_finds_the_root_full_leaves_nothing_in_staging() {
+    let fixture = Fixture::new();
+    let kind = ["-t", "tmpfs", "-o", "size=1m", "tmpfs"];
+    let Some(mount) = Mount::new(&kind, fixture.path("full")) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    let root = open(&mount.0);
+    let filler = mount.0.join("filler");
+    assert!(fs::write(&filler, vec![1; 2 << 20]).is_err());
+    for number in 1..5 {
+        let error = JobOutput::new(root.clone(), Arc::new(of(1, number))).map(drop);
+        assert_eq!(error.unwrap_err().cause(), crate::job::Cause::Worker);
+        assert_eq!(names_in(&mount.0.join(".casparian/staging")), [""; 0]);
+    }
+    fs::remove_file(&filler).unwrap();
+    publish(&root, &of(1, 5), &[1]).unwrap();
+}
