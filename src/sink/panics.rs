@@ -9,8 +9,9 @@ thread_local! {
     static MESSAGE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Runs a function and gives its panic's message and source position as an error. Such a panic
-/// writes nothing to the terminal; those of other threads are reported as before.
+/// Runs a function and gives its panic's message as an error; its source position goes into the log,
+/// for it has a path of the machine that built the program. Such a panic writes nothing else; those
+/// of other threads are reported as before.
 pub fn quiet_panics<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -20,10 +21,9 @@ pub fn quiet_panics<T>(run: impl FnOnce() -> T) -> Result<T, String> {
                 return before(info);
             }
             let text = message(info.payload());
-            let text = match info.location() {
-                Some(at) => format!("{text} ({}:{})", at.file(), at.line()),
-                None => text,
-            };
+            if let Some(at) = info.location() {
+                log::info!("panic at {}:{}: {text}", at.file(), at.line());
+            }
             MESSAGE.with(|message| *message.borrow_mut() = Some(text));
         }));
     });

@@ -131,11 +131,11 @@ impl Turn<'_> {
                 true => Some(Cause::Lost),
                 false => receipt.cause.filter(|_| !success),
             },
-            reason: match (success, &receipt.error_message) {
-                (true, _) => None,
-                (false, Some(message)) => Some(message.as_str()),
-                (false, None) if receipt.returned => Some("the worker stopped"),
-                (false, None) => Some("the worker gave no reason"),
+            reason: match &receipt.error_message {
+                _ if success => None,
+                Some(message) if !message.trim().is_empty() => Some(message.as_str()),
+                _ if receipt.returned => Some("the worker stopped"),
+                _ => Some("the worker gave no reason"),
             },
             receipt: Some(receipt),
             retries_max,

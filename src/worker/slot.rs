@@ -222,6 +222,10 @@ impl Slot {
         } else {
             Cause::Plugin
         };
+        let text = match text.trim().is_empty() {
+            true => "the plugin failed and gave no reason".to_owned(),
+            false => text,
+        };
         self.fail(Failure::new(cause, text));
         self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }

@@ -194,7 +194,8 @@ fn the_limit_of_descriptors_is_raised_and_named() {
 #[test]
 fn panics_are_errors_and_quiet() {
     let text = quiet_panics(|| panic!("no kernel for {}", 5)).unwrap_err();
-    assert!(text.starts_with("no kernel for 5 (src/sink"), "{text}");
+    // No path of the machine that built the program.
+    assert_eq!(text, "no kernel for 5");
     assert_eq!(quiet_panics(|| 7), Ok(7));
     let nested = quiet_panics(|| quiet_panics(|| panic!("inner")).unwrap_err());
     assert!(nested.unwrap().starts_with("inner"));

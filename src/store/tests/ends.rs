@@ -111,6 +111,22 @@ fn the_cause_decides_what_becomes_of_a_job() {
 }
 
 #[test]
+fn a_failure_without_a_word_has_a_reason() {
+    for message in [None, Some(""), Some(" \n\t")] {
+        let mut scene = Scene::new();
+        scene.enqueue("p", 0);
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        let receipt = Receipt {
+            error_message: message.map(str::to_owned),
+            ..failure(Some(Cause::Plugin), "")
+        };
+        assert_eq!(scene.report("w", attempt, &receipt, 0), Ended::Failed);
+        let reason = scene.text("SELECT error_message FROM cf_processing_queue");
+        assert_eq!(reason, "the worker gave no reason", "{message:?}");
+    }
+}
+
+#[test]
 fn a_job_that_loses_its_worker_too_often_fails_and_infrastructure_counts_apart() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);

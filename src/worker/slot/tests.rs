@@ -93,7 +93,14 @@ fn the_reason_does_not_depend_on_what_is_seen_first() {
     /// Cause, words of the message, exit that is named with it.
     type Want = Option<(Cause, &'static str, Option<&'static str>)>;
     let environment: Step = |slot| slot.handle_failure("environment: no pyarrow".into(), NOW);
-    let cases: [(&str, Step, Exit, Want); 10] = [
+    let wordless: Step = |slot| slot.handle_failure(" \n".into(), NOW);
+    let cases: [(&str, Step, Exit, Want); 11] = [
+        (
+            "fails without a word",
+            wordless,
+            code(0),
+            Some((Cause::Plugin, "gave no reason", None)),
+        ),
         (
             "no pyarrow",
             environment,
