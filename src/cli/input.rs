@@ -1,6 +1,6 @@
 //! Which files a command line means: files, folders and globs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
@@ -35,7 +35,8 @@ pub(crate) struct Found {
     /// What could not be used below folders.
     pub(crate) left_out: Vec<LeftOut>,
     /// Lines about what is passed over: links to folders above them, whose files are found there,
-    /// links that lead out of the folder, and what is neither file nor folder.
+    /// links that lead out of the folder, what is neither file nor folder, and how many names
+    /// begin with a dot.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Choice<'a> {
 
 /// The files that `inputs` mean.
 ///
-/// A folder means every file below it that is chosen (hidden ones left out); a glob (`*`, `?`,
+/// A folder means every file below it that is chosen, but what has a name that begins with a dot; a glob (`*`, `?`,
 /// `[`, `{`) means every file whose path matches; anything else must be a file. One that means
 /// nothing is an error: it is most likely a typing mistake.
 pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
@@ -224,12 +225,13 @@ fn walk(
 ) -> Result<Vec<PathBuf>, String> {
     let root = real(base).map_err(|out| out.reason)?;
     let warnings = RefCell::new(Vec::new());
+    let hidden_count = Cell::new(0);
     let hidden = |entry: &walkdir::DirEntry| {
-        entry.depth() > 0
-            && entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.starts_with('.'))
+        let is_hidden = entry.depth() > 0 && entry.file_name().as_encoded_bytes().starts_with(b".");
+        if is_hidden && entry.file_name() != ".casparian" && wanted(entry.path()) {
+            hidden_count.set(hidden_count.get() + 1);
+        }
+        is_hidden
     };
     let skipped = |entry: &walkdir::DirEntry| {
         choice.skip.is_some_and(|skip| {
@@ -298,6 +300,15 @@ fn walk(
         }
     }
     found.warnings.append(&mut warnings.borrow_mut());
+    let names = match hidden_count.get() {
+        0 => return Ok(files),
+        1 => "1 name that begins with '.' is".to_owned(),
+        count => format!("{count} names that begin with '.' are"),
+    };
+    let base = base.display();
+    found
+        .warnings
+        .push(format!("input {base}: {names} passed over"));
     Ok(files)
 }
 
@@ -385,6 +396,19 @@ mod tests {
         );
         let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
+        // What is passed over is told, as far as it is meant otherwise.
+        std::fs::write(root.join(".z.csv"), "").unwrap();
+        std::fs::create_dir(root.join(".casparian")).unwrap();
+        for (input, want) in [
+            ("", "2 names that begin with '.' are passed over"),
+            ("*.csv", "1 name that begins with '.' is passed over"),
+            ("c*", ""),
+        ] {
+            let found = collect(&[root.join(input).into()], Choice::default()).unwrap();
+            let told = found.warnings.join("\n");
+            assert_eq!(told.is_empty(), want.is_empty(), "{input}: {told}");
+            assert!(told.ends_with(want), "{input}: {told}");
+        }
         // Slashes and dots that change nothing.
         for glob in [
             "/*.csv",
@@ -471,11 +495,14 @@ mod tests {
                 warned.extend(lines.find(|line| line.starts_with(&start)).map(|_| name));
             }
             assert_eq!(warned.len(), 3, "{:?}", found.warnings);
-            assert_eq!(found.warnings.len(), 3, "{:?}", found.warnings);
+            let hidden = "1 name that begins with '.' is passed over";
+            assert_eq!(found.warnings.len(), 4, "{:?}", found.warnings);
+            assert!(found.warnings[3].ends_with(hidden), "{:?}", found.warnings);
             let found = find(input, true).unwrap();
             let all = ["a.csv", "b.csv", "e.csv", "c.csv", "d.csv"];
             assert_eq!(names(&found.files), all, "{input}");
-            assert_eq!(found.warnings, [""; 0]);
+            assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
+            assert!(found.warnings[0].ends_with(hidden), "{:?}", found.warnings);
             let roots: Vec<&Path> = found.files.iter().map(|file| file.root.as_path()).collect();
             let (two, out) = (dir.join("in2"), dir.join("out"));
             assert_eq!(roots, [&*root, &root, &two, &out, &out]);

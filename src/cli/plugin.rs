@@ -76,7 +76,7 @@ pub(super) const SUBMIT: Command = Command {
             help: "Follow symbolic links that lead out of a folder, too",
         },
     ],
-    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued.\nA folder becomes the source root of the files below it, unless one above it is known.",
+    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued.\nBelow a folder, names that begin with '.' are passed over; a line on stderr says how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
 /// Milliseconds since the epoch.

@@ -215,7 +215,7 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
             }
             Component::Normal(name) => path.push(name),
             Component::CurDir => {}
-            Component::ParentDir => return Err("the path leaves the output folder"),
+            Component::ParentDir => return Err("the path has a part `..`, which is not allowed"),
             Component::RootDir | Component::Prefix(_) => {
                 return Err("the path must be relative to the output folder");
             }
