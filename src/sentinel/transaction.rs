@@ -433,18 +433,19 @@ fn apply(
                 retries_max,
             };
             let ended = turn.complete(&completion, at)?;
+            let is_success = receipt.status == JobStatus::Success;
+            let reason = match &receipt.error_message {
+                None if is_success && ended != Ended::Completed => Some(store::OTHER_ROW),
+                reason => reason.as_deref(),
+            };
             match ended {
                 Ended::Stale => {
                     log::warn!("{attempt}: receipt of {worker_id} ignored: not the holder")
                 }
-                _ => log_end(
-                    *attempt,
-                    &ended,
-                    receipt.error_message.as_deref().unwrap_or(""),
-                ),
+                _ => log_end(*attempt, &ended, reason.unwrap_or("")),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            outcome.note_end(attempt.job_id, ended, Some(receipt), None);
+            outcome.note_end(attempt.job_id, ended, Some(receipt), reason);
             outcome.ended.push((routing_id.clone(), *attempt));
         }
         Change::Settled {

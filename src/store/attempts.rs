@@ -12,6 +12,9 @@ use super::{Error, Now, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt};
 use crate::limits;
 
+/// Why a receipt does not count that is not of what the row means now.
+pub(crate) const OTHER_ROW: &str = "another program gave the row another file version or plugin";
+
 /// The end of an attempt, as its holder reports it.
 #[derive(Clone, Copy, Debug)]
 pub struct Completion<'a> {
@@ -47,7 +50,9 @@ pub enum Ended {
 /// that is no number, or a negative one, counts as 0.
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
-     CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key FROM cf_processing_queue \
+     CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key, \
+     dispatched IS NOT NULL AND dispatched IS NOT file_version_id || ' ' || plugin_name \
+     FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
      AND (?3 <= 0 AND ?2 IS NOT NULL \
      OR ?3 = iif(typeof(attempt) = 'integer', max(attempt, 0), 0))";
@@ -65,7 +70,8 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      claim_time = iif(?2 IN ('COMPLETED', 'FAILED'), claim_time, NULL), \
      published_version_id = iif(?2 = 'COMPLETED', file_version_id, published_version_id), \
      attempt = coalesce(?17, attempt), attempt_key = iif(?17 IS NULL, attempt_key, NULL), \
-     old_since_ms = iif(?18, NULL, old_since_ms) \
+     old_since_ms = iif(?18, NULL, old_since_ms), \
+     dispatched = NULL \
      WHERE id = ?1 AND status = 'RUNNING'";
 
 /// The row of an ended attempt.
@@ -94,6 +100,8 @@ struct Held {
     started: Option<String>,
     /// `published` where the row does not have it yet: the URIs of its receipt.
     published: Option<String>,
+    /// Another program has given the row another file version or plugin since it was claimed.
+    is_other: bool,
 }
 
 /// How an attempt ended.
@@ -221,6 +229,17 @@ impl Turn<'_> {
         let Some(held) = held else {
             return Ok(Ended::Stale);
         };
+        // The receipt is not of what the row means now.
+        let other = End {
+            success: false,
+            detail: Detail::Displaced,
+            cause: Some(Cause::Lost),
+            reason: Some(OTHER_ROW),
+            receipt: None,
+            retries_max: end.retries_max,
+        };
+        let is_other = held.is_other && end.receipt.is_some() && !end.detail.is_returned();
+        let end = if is_other { &other } else { end };
         let mut failures = held.failures;
         let full = Attempt::new(attempt.job_id, held.attempt);
         let (is_returned, is_stopped) = (end.detail.is_returned(), end.detail.was_stopped());
@@ -428,6 +447,7 @@ fn held(row: &Row<'_>) -> Held {
         started: shown(cell(row, 7)),
         published: (receipt != ValueRef::Null)
             .then(|| serde_json::Value::from(published(receipt)).to_string()),
+        is_other: cell(row, 11) == ValueRef::Integer(1),
     }
 }
 

@@ -111,7 +111,8 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      worker_pid = ?6, artifact_hash = ?7, end_time = NULL, error_message = NULL, \
      result_summary = NULL, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
      next_run_boot_id = NULL, unsettled = NULL, attempt_key = ?9, sinks_hash = ?10, \
-     old_since_ms = coalesce(old_since_ms, ?11) \
+     old_since_ms = coalesce(old_since_ms, ?11), \
+     dispatched = file_version_id || ' ' || plugin_name \
      WHERE id = ?1 AND status = 'QUEUED'";
 
 /// Since when the old system may have run a job.

@@ -60,6 +60,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use crate::limits;
 
+pub(crate) use attempts::OTHER_ROW;
 pub use attempts::{Completion, Ended};
 pub use catalogue::{FileJob, FileVersion, Publication};
 pub use claim::{Claim, Claimed, Unresolved};

@@ -327,6 +327,33 @@ fn rows_that_another_program_changed_while_they_ran_end() {
     }
 }
 
+/// What was dispatched is not what the row says now.
+#[test]
+fn a_row_that_gets_another_file_while_it_runs_is_run_again() {
+    let scene = Scene::new(2);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let _worker = worker(&endpoint, &scene.out(), &[]);
+    scene.wait_started(0);
+    let (first, second) = (scene.ids[0], scene.ids[1]);
+    let of = |id: i64| format!("SELECT file_version_id FROM cf_processing_queue WHERE id = {id}");
+    let version = sql(&scene.database, &of(second));
+    let update = format!("file_version_id = {version} WHERE id = {first}");
+    sql(
+        &scene.database,
+        &format!("UPDATE cf_processing_queue SET {update}"),
+    );
+    scene.open_gate();
+    let done = ended(&scene.database, first);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(done["attempt"], 2, "{done}");
+    assert_eq!(ended(&scene.database, second)["status"], "COMPLETED");
+    let version: i64 = version.parse().unwrap();
+    for engine in read_parquet(&scene.out()) {
+        let sum = engine["rows"].as_i64().unwrap() * version;
+        assert_eq!(engine["sums"]["_file_version_id"], sum, "{engine}");
+    }
+}
+
 fn inode(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     std::fs::metadata(path).unwrap().ino()

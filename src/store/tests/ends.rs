@@ -197,6 +197,44 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
     assert_eq!(detail.attempts[8].status, "RETURNED");
 }
 
+/// The receipt is that of another file or plugin than the row's.
+#[test]
+fn a_row_that_means_another_job_meanwhile_is_queued_uncounted_within_a_bound() {
+    for change in ["file_version_id = file_version_id + 1", "plugin_name = 'q'"] {
+        for receipt in [success(&["file:///a"]), failure(Some(Cause::Plugin), "no")] {
+            let mut scene = Scene::new();
+            let id = scene.enqueue("p", 0);
+            let other = Connection::open(scene.path()).unwrap();
+            other.pragma_update(None, "foreign_keys", false).unwrap();
+            let set = |change: &str| {
+                let update = format!("UPDATE cf_processing_queue SET {change}");
+                other.execute(&update, []).unwrap();
+            };
+            for round in 0..=limits::GIVEN_BACK_MAX {
+                let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+                let number = |column: &str| -> i64 {
+                    let query = format!("SELECT {column} FROM cf_processing_queue");
+                    other.query_row(&query, [], |row| row.get(0)).unwrap()
+                };
+                let file = number("file_version_id");
+                set(change);
+                let ended = scene.report("w", attempt, &receipt, 0);
+                let is_counted = round == limits::GIVEN_BACK_MAX;
+                assert_eq!(ended == Ended::Queued, !is_counted, "{change}: {ended:?}");
+                assert_eq!(number("unsettled"), 1);
+                let detail = scene.inspect(id);
+                let reason = detail.attempts.last().unwrap().error_message.as_deref();
+                assert!(reason.unwrap().contains("another program"), "{reason:?}");
+                set(&format!("file_version_id = {file}, plugin_name = 'p'"));
+            }
+            set("status = 'QUEUED'");
+            let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+            let done = scene.report("w", attempt, &success(&["file:///a"]), 0);
+            assert_eq!(done, Ended::Completed);
+        }
+    }
+}
+
 /// Its output, if it left any, is settled; its worker may have had to stop because of it.
 #[test]
 fn a_job_whose_worker_loses_its_id_is_queued_uncounted_within_a_bound() {
