@@ -153,7 +153,7 @@ fn an_output_folder_without_write_permission_fails_no_job() {
         let input = dir.path().join(format!("in{at}"));
         fs::write(&input, "x").unwrap();
         let plugins = ["rows", "below", "files"];
-        let jobs = plugins.map(|plugin| submit(&database, plugin, &[input.clone()])[0]);
+        let jobs = plugins.map(|plugin| submit(&database, plugin, std::slice::from_ref(&input))[0]);
         jobs.to_vec()
     };
     let (_sentinel, endpoint) = sentinel(&database, &[]);
