@@ -238,13 +238,15 @@ pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 250;
 pub const BOUNDED_PAUSE: Duration = Duration::from_millis(25);
 /// Rows that are passed over because code in the schema refuses their changes; of more, all are
 /// tried again.
-pub const REFUSED_ROWS_MAX: usize = 100_000;
+pub const REFUSED_ROWS_MAX: usize = 250_000;
 /// For how long they are at first; the pause doubles while some are refused again.
 pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
 /// For how long they are at most.
 pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
+/// Of them so many are tried again at a time, once a second: the others are not held up.
+pub const FORGIVEN_PER_TURN: usize = 1000;
 /// Rows that roll back the transaction of one iteration, before it ends without it.
-pub const ROLLBACKS_PER_ITERATION: usize = 256;
+pub const ROLLBACKS_PER_ITERATION: usize = 32;
 /// How often the pause of a job doubles that waits for the output of another job: up to 32 s.
 pub const WAIT_DOUBLINGS_MAX: i64 = 5;
 /// How often a job waits for the settlement of another one that has ended: some ten minutes.

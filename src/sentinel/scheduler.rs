@@ -199,13 +199,15 @@ impl Scheduler {
         }
         let holds = self.sweep.is_open() && now >= self.sweep_at;
         if is_slow && self.outage.since.is_none() && now >= self.forgive_at {
-            let were_refused = self.store.forgive();
-            self.forgive_pause = match were_refused {
-                true => (self.forgive_pause * 2).min(limits::REFUSED_ROWS_PAUSE_MAX),
-                false => limits::REFUSED_ROWS_PAUSE,
-            };
-            self.forgive_at = now + self.forgive_pause;
-            self.round.is_stale |= were_refused;
+            let forgiven = self.store.forgive();
+            if !forgiven.more {
+                self.forgive_pause = match forgiven.any {
+                    true => (self.forgive_pause * 2).min(limits::REFUSED_ROWS_PAUSE_MAX),
+                    false => limits::REFUSED_ROWS_PAUSE,
+                };
+                self.forgive_at = now + self.forgive_pause;
+            }
+            self.round.is_stale |= forgiven.any;
         }
         let due = Due {
             retries: is_slow,
@@ -225,8 +227,13 @@ impl Scheduler {
             now,
             at,
         };
-        if !iteration.run(due)? {
-            self.forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+        let is_done = iteration.run(due)?;
+        if !is_done || self.round.is_bounded {
+            // The pause counts from the end of the look that finds them.
+            let forgive_at = now + limits::REFUSED_ROWS_PAUSE;
+            self.forgive_at = self.forgive_at.max(forgive_at);
+        }
+        if !is_done {
             return Ok(());
         }
         if due.holds {

@@ -183,33 +183,44 @@ impl Iteration<'_> {
             )
         };
         self.round.is_stale |= changes.iter().any(frees);
-        let mut done = self.transact(&changes, due);
-        for tries in 0.. {
-            let Err(error) = &done else {
-                return Ok(true);
-            };
-            // What this look has found was not claimed.
-            self.store.look_again();
-            self.round.reopen();
-            let is_of_row = matches!(error, store::Error::RolledBack { .. });
-            if !is_of_row {
-                break;
+        let (mut changes, mut due, mut claims) = (changes, due, true);
+        let mut rollbacks = 0;
+        let done = loop {
+            let done = self.transact(&changes, due, claims);
+            match &done {
+                Ok(()) if claims => return Ok(true),
+                // What the claims meet does not undo the rest.
+                Ok(()) => (changes, due, claims) = (Vec::new(), Due::default(), true),
+                Err(error) => {
+                    // What this look has found was not claimed.
+                    self.store.look_again();
+                    self.round.reopen();
+                    if !matches!(error, store::Error::RolledBack { .. }) {
+                        break done;
+                    }
+                    // The row is passed over from now on.
+                    let count = self.store.refused_rows();
+                    if count <= limits::ENDS_LOGGED_MAX {
+                        log::warn!("{error}");
+                    } else if count == limits::ENDS_LOGGED_MAX + 1 {
+                        log::warn!("more rows roll back the transactions that change them");
+                    }
+                    claims = changes.is_empty();
+                    rollbacks += 1;
+                    if rollbacks > limits::ROLLBACKS_PER_ITERATION {
+                        break Ok(());
+                    }
+                }
             }
-            // The row is passed over from now on.
-            log::warn!("{error}");
-            if tries == limits::ROLLBACKS_PER_ITERATION {
-                done = Ok(());
-                break;
-            }
-            done = self.transact(&changes, due);
-        }
+        };
         self.control.restore_changes(changes);
         done.map(|()| false)
     }
 
-    fn transact(&mut self, changes: &[Change], due: Due) -> Result<(), store::Error> {
+    /// One transaction: changes, claims where they are wanted, and what else is due.
+    fn transact(&mut self, changes: &[Change], due: Due, claims: bool) -> Result<(), store::Error> {
         let mut outcome = Outcome::default();
-        let plugins = match self.control.has_openings(self.now) {
+        let plugins = match claims && self.control.has_openings(self.now) {
             true => self.round.look(self.store, self.at)?,
             false => Vec::new(),
         };

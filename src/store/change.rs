@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 
 use rusqlite::{ErrorCode, Params, ffi};
 
+use super::passed::Passed;
 use super::{Error, Store, Turn};
 use crate::limits;
 
@@ -21,6 +22,9 @@ pub(super) struct Refused {
     workers: HashSet<String>,
     /// Jobs that were refused, and are tried again.
     forgiven: HashSet<i64>,
+    /// Jobs that are to be tried again next.
+    left: Vec<i64>,
+    pub(super) passed: Passed,
 }
 
 impl Refused {
@@ -52,9 +56,22 @@ impl Refused {
 
     fn make_room(&mut self) {
         if self.jobs.len() + self.workers.len() >= limits::REFUSED_ROWS_MAX {
-            *self = Refused::default();
+            self.jobs.clear();
+            self.workers.clear();
+            self.forgiven.clear();
+            self.left.clear();
+            self.passed.clear();
         }
     }
+}
+
+/// What [`Store::forgive`] has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forgiven {
+    /// Rows are tried again.
+    pub any: bool,
+    /// Others are left for the next call.
+    pub more: bool,
 }
 
 /// What became of a statement.
@@ -65,11 +82,32 @@ enum Done {
 }
 
 impl Store {
-    /// Rows whose changes were refused are tried again. Gives whether there were any.
-    pub fn forgive(&mut self) -> bool {
-        let refused = std::mem::take(&mut self.refused);
-        self.refused.forgiven = refused.jobs.keys().copied().collect();
-        !refused.jobs.is_empty() || !refused.workers.is_empty()
+    /// Rows whose changes were refused are tried again, the first of them at most
+    /// [`limits::FORGIVEN_PER_TURN`]; the next call goes on with those that are left.
+    pub fn forgive(&mut self) -> Forgiven {
+        let refused = &mut self.refused;
+        let workers = std::mem::take(&mut refused.workers);
+        if refused.left.is_empty() {
+            refused.left = refused.jobs.keys().copied().collect();
+            refused.forgiven.clear();
+        }
+        let keep = refused.left.len().saturating_sub(limits::FORGIVEN_PER_TURN);
+        let forgiven = refused.left.split_off(keep);
+        for job_id in &forgiven {
+            refused.jobs.remove(job_id);
+        }
+        let any = !forgiven.is_empty() || !workers.is_empty();
+        refused.forgiven.extend(forgiven);
+        refused.passed.clear();
+        Forgiven {
+            any,
+            more: !refused.left.is_empty(),
+        }
+    }
+
+    /// How many rows are passed over.
+    pub fn refused_rows(&self) -> usize {
+        self.refused.jobs.len() + self.refused.workers.len()
     }
 }
 

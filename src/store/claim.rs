@@ -15,8 +15,8 @@ use std::collections::{BinaryHeap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::types::ValueRef;
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
 use super::code::PluginCode;
 use super::identity::last_attempt;
@@ -86,11 +86,21 @@ struct Candidate {
     runs_alone: bool,
 }
 
-/// The claim's range of one plugin: rows that run alone (?3 = 1), or the others (0). The bound is
+/// The claim's range of one plugin: rows that run alone (?2 = 1), or the others (0). The bound is
 /// [`limits::SHARED_LOSSES_TOGETHER`].
 pub(super) const CLAIM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
      INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
-     AND (coalesce(shared_count, 0) >= 2) = ?3 ORDER BY priority DESC, id LIMIT ?2";
+     AND (coalesce(shared_count, 0) >= 2) = ?2 ORDER BY priority DESC, id";
+
+/// Of that range the rows of one priority (?3), from an ID on.
+pub(super) const CLAIM_FROM_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
+     INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
+     AND (coalesce(shared_count, 0) >= 2) = ?2 AND priority IS ?3 AND id >= ?4 ORDER BY id";
+
+/// Of that range the rows of lower priorities, without those that have none.
+pub(super) const CLAIM_BELOW_QUERY: &str = "SELECT id, priority FROM cf_processing_queue \
+     INDEXED BY ix_casparian_claim WHERE status = 'QUEUED' AND plugin_name = ?1 \
+     AND (coalesce(shared_count, 0) >= 2) = ?2 AND priority < ?3 ORDER BY priority DESC, id";
 const _: () = assert!(limits::SHARED_LOSSES_TOGETHER == 2);
 
 /// Everything that a job needs of its rows.
@@ -163,6 +173,7 @@ impl Turn<'_> {
                 codes.push(code);
             }
         }
+        self.begin_claim();
         let mut claimed = Claimed::default();
         while claimed.jobs.len() < claim.limit {
             let want = claim.limit - claimed.jobs.len();
@@ -203,6 +214,7 @@ impl Turn<'_> {
                     }
                     Ok(resolved) => match self.take(job_id, claim, code, resolved, now_ms)? {
                         Some(job) => {
+                            self.note_claimed();
                             claimed.jobs.push(job);
                             claimed.alone = alone;
                             if alone {
@@ -217,8 +229,9 @@ impl Turn<'_> {
                 look_again = true;
                 self.unusable_left -= 1;
                 let is_ended = self.fail(job_id, &reason, now_ms)?;
-                if !is_ended {
-                    self.refused.give_up(job_id);
+                match is_ended {
+                    true => self.note_claimed(),
+                    false => self.refused.give_up(job_id),
                 }
                 claimed.unresolved.push(Unresolved {
                     job_id,
@@ -235,41 +248,78 @@ impl Turn<'_> {
 
     /// The next rows of each plugin: `want`, and one that runs alone.
     fn candidates(
-        &self,
+        &mut self,
         codes: &[Arc<PluginCode>],
         want: usize,
     ) -> Result<BinaryHeap<Reverse<Candidate>>, Error> {
         let mut heap = BinaryHeap::new();
-        let mut statement = self.transaction.prepare_cached(CLAIM_QUERY)?;
-        let kinds = [(want, false), (1, true)];
-        let ranges = codes.iter().enumerate();
-        let ranges = ranges.flat_map(|range| kinds.map(|kind| (range, kind)));
-        for ((plugin, code), (want, runs_alone)) in ranges {
-            let limit = want.saturating_add(self.refused.len());
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let mut rows = statement.query(params![code.plugin.name, limit, runs_alone])?;
-            while let Some(row) = rows.next()? {
-                let job_id = row.get(0)?;
-                let value = cell(row, 1);
-                let (priority, malformed) = match value {
-                    ValueRef::Null => (None, None),
-                    ValueRef::Integer(priority) => (Some(priority), None),
-                    ValueRef::Real(priority) => (Some(priority as i64), None),
-                    _ => {
-                        let column = "cf_processing_queue.priority";
-                        let reason = malformed(column, job_id, value, "a whole number");
-                        (Some(i64::MAX), Some(reason))
-                    }
-                };
-                heap.push(Reverse(Candidate {
-                    rank: (Reverse(priority), job_id),
-                    plugin,
-                    malformed,
-                    runs_alone,
+        for (plugin, code) in codes.iter().enumerate() {
+            for (want, runs_alone) in [(want, false), (1, true)] {
+                let found = self.range(&code.plugin.name, runs_alone, want)?;
+                heap.extend(found.into_iter().map(|(rank, malformed)| {
+                    Reverse(Candidate {
+                        rank,
+                        plugin,
+                        malformed,
+                        runs_alone,
+                    })
                 }));
             }
         }
         Ok(heap)
+    }
+
+    /// The first rows of a range that are not given up, at most `want`, and why they cannot be used.
+    /// Rows at its head that are given up are not read again while the range is as it was.
+    fn range(
+        &mut self,
+        plugin: &str,
+        runs_alone: bool,
+        want: usize,
+    ) -> Result<Vec<(Rank, Option<Malformed>)>, Error> {
+        let begin = self.refused.passed.get(plugin, runs_alone).cloned();
+        let key = |last: [Value; 2]| {
+            let [third, fourth] = last;
+            let plugin = Value::Text(plugin.to_owned());
+            [plugin, Value::from(runs_alone), third, fourth]
+        };
+        let mut parts = vec![(CLAIM_QUERY, 2, key([Value::Null, Value::Null]))];
+        if let Some((priority, job_id)) = &begin {
+            let from = Value::Integer(job_id.saturating_add(1));
+            parts = vec![(CLAIM_FROM_QUERY, 4, key([priority.clone(), from]))];
+            if *priority != Value::Null {
+                let from = Value::Integer(i64::MIN);
+                parts.push((CLAIM_BELOW_QUERY, 3, key([priority.clone(), Value::Null])));
+                parts.push((CLAIM_FROM_QUERY, 4, key([Value::Null, from])));
+            }
+        }
+        let mut found = Vec::new();
+        let mut passed = None;
+        'parts: for (sql, count, values) in &parts {
+            let mut statement = self.transaction.prepare_cached(sql)?;
+            let mut rows = statement.query(params_from_iter(values.iter().take(*count)))?;
+            while found.len() < want
+                && let Some(row) = rows.next()?
+            {
+                let job_id = row.get(0)?;
+                let is_given_up = self.refused.is_given_up(job_id);
+                match (is_given_up, found.is_empty()) {
+                    (true, true) => passed = kept(cell(row, 1)).map(|value| (value, job_id)),
+                    (true, false) => {}
+                    (false, _) => {
+                        let (priority, malformed) = ranked(job_id, cell(row, 1));
+                        found.push(((Reverse(priority), job_id), malformed));
+                    }
+                }
+            }
+            if found.len() >= want {
+                break 'parts;
+            }
+        }
+        if let Some(passed) = passed {
+            self.refused.passed.set(plugin, runs_alone, passed);
+        }
+        Ok(found)
     }
 
     /// None when the database refuses the change.
@@ -371,6 +421,28 @@ impl Turn<'_> {
         Ok(statement.query_row([job_id], |row| {
             Ok(resolved(row, job_id, code).map_err(|error| error.to_string()))
         })?)
+    }
+}
+
+/// A priority to go on behind. One that is long or no text is not kept: rows are read again.
+fn kept(priority: ValueRef<'_>) -> Option<Value> {
+    match priority {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) if bytes.len() > 64 => None,
+        value => value.try_into().ok(),
+    }
+}
+
+/// The priority by which a row is ordered, and why the row cannot be used, where it is no number.
+fn ranked(job_id: i64, priority: ValueRef<'_>) -> (Option<i64>, Option<Malformed>) {
+    match priority {
+        ValueRef::Null => (None, None),
+        ValueRef::Integer(priority) => (Some(priority), None),
+        ValueRef::Real(priority) => (Some(priority as i64), None),
+        value => {
+            let column = "cf_processing_queue.priority";
+            let reason = malformed(column, job_id, value, "a whole number");
+            (Some(i64::MAX), Some(reason))
+        }
     }
 }
 

@@ -39,6 +39,7 @@ mod inspect;
 mod location;
 mod lock;
 mod manifest;
+mod passed;
 mod queue;
 mod registry;
 mod retry;
@@ -63,6 +64,7 @@ use crate::limits;
 pub(crate) use attempts::OTHER_ROW;
 pub use attempts::{Completion, Ended};
 pub use catalogue::{FileJob, FileVersion, Publication};
+pub use change::Forgiven;
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};
 pub use code::{Code, PluginCode};
@@ -406,7 +408,10 @@ impl Store {
     pub fn begin(&mut self) -> Result<Turn<'_>, Error> {
         let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
         let version = data_version(&transaction)?;
-        if version != self.cache.data_version || self.cache.uncommitted {
+        let is_changed = version != self.cache.data_version;
+        let changes = transaction.total_changes();
+        self.refused.passed.begin(is_changed, changes);
+        if is_changed || self.cache.uncommitted {
             self.cache.data_version = version;
             self.cache.uncommitted = false;
             self.cache.codes.clear();
@@ -436,8 +441,10 @@ impl Store {
 impl Turn<'_> {
     /// Makes everything of this transaction durable.
     pub fn commit(self) -> Result<(), Error> {
+        let changes = self.transaction.total_changes();
         self.transaction.commit()?;
         self.cache.uncommitted = false;
+        self.refused.passed.commit(changes);
         Ok(())
     }
 }

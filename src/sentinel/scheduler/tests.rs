@@ -511,3 +511,55 @@ fn a_sentinel_that_is_slow_by_its_own_work_was_not_absent() {
         assert!(want.contains(&scene.seconds), "{works}: {}", scene.seconds);
     }
 }
+
+/// Rows at the head of the queue that the schema refuses, whatever its code does: those behind them
+/// run after a bounded number of short iterations, between which messages are answered.
+#[test]
+fn rows_that_the_schema_refuses_do_not_stall_those_behind_them() {
+    let rows: usize = 6000;
+    let in_parts = rows.div_ceil(limits::UNUSABLE_ROWS_PER_TRANSACTION);
+    let rolled_back = (2 * rows).div_ceil(limits::ROLLBACKS_PER_ITERATION);
+    for (code, most, work) in [
+        ("RAISE(ABORT, 'no')", in_parts, 0),
+        ("abs(-9223372036854775808)", in_parts, 0),
+        ("RAISE(ROLLBACK, 'no')", rolled_back, 0),
+        // The first rows are not tried again before the last ones have been.
+        ("RAISE(ABORT, 'no')", in_parts, 1),
+    ] {
+        let work = Duration::from_secs(work);
+        let mut scene = Scene::new();
+        let version = scene.deploy("p");
+        scene.sql(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) \
+             INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
+             SELECT {version}, 'p', 'QUEUED', 5 FROM n; \
+             INSERT INTO cf_processing_queue (id, file_version_id, plugin_name, status) \
+             VALUES (999999, {version}, 'p', 'QUEUED'); \
+             CREATE TRIGGER theirs AFTER UPDATE ON cf_processing_queue WHEN OLD.priority = 5 \
+             BEGIN SELECT {code}; END"
+        ));
+        scene.introduce(&["p"]);
+        let (begin, at) = scene.now();
+        let (mut now, mut count) = (begin, 0);
+        while scene.status(999_999) != "RUNNING" {
+            scene.sequence += 1;
+            let request = Heartbeat {
+                running: Some(vec![]),
+                sequence: Some(scene.sequence),
+                ..Heartbeat::default()
+            };
+            scene.send(0, Payload::Heartbeat(request));
+            let scheduler = scene.scheduler.as_mut().unwrap();
+            let outgoing = scheduler.iterate(now, &at);
+            scheduler.note_work(work);
+            assert!(!outgoing.is_empty(), "{code}: the request is answered");
+            count += 1;
+            assert!(count <= most + 9, "{code}: {count} iterations");
+            now = scheduler.poll_timeout(now).unwrap().max(now);
+            scene.seconds = now.saturating_duration_since(begin).as_secs();
+        }
+        let waited = now.saturating_duration_since(begin);
+        let waited = waited.saturating_sub(work * u32::try_from(count).unwrap());
+        assert!(waited < Duration::from_secs(2), "{code}: {waited:?}");
+    }
+}

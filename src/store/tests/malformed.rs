@@ -656,6 +656,157 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
     // They are tried again when somebody asks for it.
     scene.sql("DROP TRIGGER theirs");
     assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
-    assert!(scene.store.forgive());
+    assert!(scene.store.forgive().any);
     assert_eq!(scene.claim(&["p"], 2).jobs.len(), 2);
+}
+
+/// Claims until one gets a job; gives how many, and the steps of SQLite's that reading the ranges took.
+fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32) {
+    let good = scene.enqueue("p", -5);
+    scene.sql(&format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows}) \
+         INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, priority) \
+         SELECT 1, 'p', 'QUEUED', CASE i % 4 WHEN 0 THEN 'x' WHEN 1 THEN 7 ELSE i % 2 END FROM n; \
+         CREATE TRIGGER theirs AFTER UPDATE ON cf_processing_queue WHEN OLD.id <> {good} \
+         BEGIN SELECT {code}; END"
+    ));
+    let mut claims = 0;
+    let jobs = loop {
+        claims += 1;
+        assert!(claims < 2 * rows + 9, "{code}");
+        let plugins = ["p".to_owned()];
+        let claim = Claim {
+            worker_id: "w",
+            hostname: "host",
+            pid: None,
+            plugins: &plugins,
+            limit: 2,
+            is_idle: true,
+            lease_until_ms: 0,
+        };
+        let mut turn = scene.store.begin().unwrap();
+        match turn.claim(&claim, DAY_MS) {
+            Err(Error::RolledBack { .. }) => continue,
+            claimed => turn.commit().map(|()| claimed).unwrap().unwrap(),
+        };
+        if scene.status(good) == "RUNNING" {
+            break claims;
+        }
+    };
+    let steps = [
+        claim::CLAIM_QUERY,
+        claim::CLAIM_FROM_QUERY,
+        claim::CLAIM_BELOW_QUERY,
+    ]
+    .map(|sql| {
+        let statement = scene.store.connection.prepare_cached(sql).unwrap();
+        statement.get_status(rusqlite::StatementStatus::VmStep)
+    });
+    (jobs, steps.iter().sum())
+}
+
+#[test]
+fn rows_that_are_given_up_are_not_read_again_by_each_claim() {
+    for code in [
+        "RAISE(ABORT, 'no')",
+        "RAISE(ROLLBACK, 'no')",
+        "abs(-9223372036854775808)",
+    ] {
+        let [(_, few), (claims, many)] =
+            [500, 2000].map(|rows| claims_until_a_job(&mut Scene::new(), code, rows));
+        assert!(many < 6 * few, "{code}: {few} steps, then {many}");
+        let max = limits::UNUSABLE_ROWS_PER_TRANSACTION;
+        assert!(
+            code.contains("ROLLBACK") || claims <= 2000 / max + 1,
+            "{code}: {claims}"
+        );
+    }
+}
+
+/// Rows that are given up at the head of the queue hide none that come before them later.
+#[test]
+fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
+    let mut scene = Scene::new();
+    let bad: Vec<i64> = (0..9)
+        .map(|number| scene.enqueue("p", number % 3))
+        .collect();
+    scene.sql(
+        "UPDATE cf_processing_queue SET status = 'PENDING' WHERE id = 5; \
+         CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.id < 10 AND OLD.id <> 5 \
+         BEGIN SELECT RAISE(ABORT, 'no'); END",
+    );
+    assert_eq!(scene.claim(&["p"], 2).unresolved.len(), bad.len() - 1);
+    // By another program: between them, at their head, and with no priority.
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 5");
+    assert_eq!(ids(&scene.claim(&["p"], 2)), [5]);
+    let last = scene.enqueue("p", -1);
+    scene.sql(&format!(
+        "UPDATE cf_processing_queue SET priority = NULL WHERE id = {last}"
+    ));
+    assert_eq!(ids(&scene.claim(&["p"], 1)), [last]);
+    // By us, in the transaction of the claim and before it.
+    let first = scene.enqueue("p", 9);
+    assert_eq!(ids(&scene.claim(&["p"], 1)), [first]);
+    for retries in 0..2 {
+        let mut turn = scene.store.begin().unwrap();
+        let version = 1;
+        let job = turn.enqueue("p", version, 1, DAY_MS).unwrap();
+        let plugins = ["p".to_owned()];
+        let claim = Claim {
+            worker_id: "w",
+            hostname: "host",
+            pid: None,
+            plugins: &plugins,
+            limit: 2,
+            is_idle: true,
+            lease_until_ms: 0,
+        };
+        assert_eq!(
+            ids(&turn.claim(&claim, DAY_MS).unwrap()),
+            [job],
+            "{retries}"
+        );
+        // It is not committed: the job is not there.
+        drop(turn);
+        assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0], "{retries}");
+    }
+    // A claim that is not committed took a row that is there again.
+    let job = scene.enqueue("p", 1);
+    let mut turn = scene.store.begin().unwrap();
+    let plugins = ["p".to_owned()];
+    let claim = Claim {
+        worker_id: "w",
+        hostname: "host",
+        pid: None,
+        plugins: &plugins,
+        limit: 2,
+        is_idle: true,
+        lease_until_ms: 0,
+    };
+    assert_eq!(ids(&turn.claim(&claim, DAY_MS).unwrap()), [job]);
+    assert_eq!(ids(&turn.claim(&claim, DAY_MS).unwrap()), [0i64; 0]);
+    drop(turn);
+    assert_eq!(ids(&scene.claim(&["p"], 2)), [job]);
+}
+
+#[test]
+fn rows_that_are_given_up_are_tried_again_in_parts() {
+    let mut scene = Scene::new();
+    let rows = 2 * limits::FORGIVEN_PER_TURN + 100;
+    claims_until_a_job(&mut scene, "RAISE(ABORT, 'no')", rows);
+    let mut tried = Vec::new();
+    for more in [true, true, false] {
+        assert_eq!(scene.store.forgive(), Forgiven { any: true, more });
+        let count = loop {
+            let claimed = scene.claim(&["p"], 1);
+            tried.extend(claimed.unresolved.iter().map(|one| one.job_id));
+            if !claimed.more {
+                break tried.len();
+            }
+        };
+        assert!(count % limits::FORGIVEN_PER_TURN == 0 || !more, "{count}");
+    }
+    tried.sort_unstable();
+    tried.dedup();
+    assert_eq!(tried.len(), rows, "each of them once");
 }

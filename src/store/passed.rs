@@ -1,0 +1,92 @@
+//! How far the claim's ranges begin with rows that are given up ([`super::change`]), so that a claim
+//! does not read them again.
+//!
+//! Such a place holds while nobody changes rows. Another program's commit ends it, and so do our
+//! own changes: before a claim they may have queued rows, and when the transaction is rolled back
+//! the rows that it took are there again.
+
+use std::collections::HashMap;
+
+use rusqlite::types::Value;
+
+use super::Turn;
+
+/// Priority and ID of the last row that is passed over.
+pub(super) type Place = (Value, i64);
+
+/// By plugin, and by whether the rows run alone.
+type Places = HashMap<(String, bool), Place>;
+
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    places: Places,
+    /// Those before this transaction changed rows.
+    before: Option<Places>,
+    /// Changes of the connection that they take into account.
+    changes: u64,
+}
+
+impl Passed {
+    /// The place in a range.
+    pub(super) fn get(&self, plugin: &str, runs_alone: bool) -> Option<&Place> {
+        match self.places.is_empty() {
+            true => None,
+            false => self.places.get(&(plugin.to_owned(), runs_alone)),
+        }
+    }
+
+    pub(super) fn set(&mut self, plugin: &str, runs_alone: bool, place: Place) {
+        self.places.insert((plugin.to_owned(), runs_alone), place);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.places.clear();
+        self.before = None;
+    }
+
+    /// A transaction begins. The last one may not have been committed.
+    pub(super) fn begin(&mut self, is_changed: bool, changes: u64) {
+        if let Some(before) = self.before.take() {
+            self.places = before;
+        }
+        if is_changed {
+            self.places.clear();
+        }
+        self.changes = changes;
+    }
+
+    /// A claim begins.
+    fn claim(&mut self, changes: u64) {
+        if changes != self.changes {
+            self.keep(changes);
+            self.places.clear();
+        }
+    }
+
+    /// The transaction has changed rows.
+    fn keep(&mut self, changes: u64) {
+        self.before.get_or_insert_with(|| self.places.clone());
+        self.changes = changes;
+    }
+
+    /// The transaction is committed.
+    pub(super) fn commit(&mut self, changes: u64) {
+        if self.before.is_some() || changes != self.changes {
+            self.clear();
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// To be called before a claim reads rows.
+    pub(super) fn begin_claim(&mut self) {
+        let changes = self.transaction.total_changes();
+        self.refused.passed.claim(changes);
+    }
+
+    /// A claim has changed a row: it is before no row that the claim has not read.
+    pub(super) fn note_claimed(&mut self) {
+        let changes = self.transaction.total_changes();
+        self.refused.passed.keep(changes);
+    }
+}
