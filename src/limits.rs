@@ -351,6 +351,12 @@ pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
 pub const TOOL_STDERR_TIMEOUT: Duration = Duration::from_secs(2);
 /// One step of making an environment: resolving, downloading, installing.
 pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the lock of an environment is waited for: as long as others may take to make it.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
+/// How long, while the process that holds it is stopped (SIGSTOP): it makes nothing.
+pub const LOCK_STOPPED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked who holds it.
+pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An interpreter must have said whether a plugin's source is Python: it starts, which takes a while
 /// on a cold disk, and compiles the source.
 pub const SYNTAX_CHECK_TIMEOUT: Duration = Duration::from_secs(60);

@@ -19,7 +19,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
-use super::tool::{Building, Lock, Scratch, displace, made, run};
+use super::lock::{self, Lock};
+use super::tool::{Building, Scratch, displace, made, run};
 use super::uv;
 use crate::job::Cause;
 
@@ -68,6 +69,13 @@ pub enum Error {
         limit: Duration,
         /// Its last lines.
         tail: String,
+    },
+    /// Another process holds a lock for too long.
+    Held {
+        /// Who, and which.
+        what: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// Whoever wanted it has stopped.
     Cancelled,
@@ -122,6 +130,9 @@ impl fmt::Display for Error {
                     true => f.write_str(" and printed nothing"),
                     false => write!(f, ": {tail}"),
                 }
+            }
+            Error::Held { what, waited } => {
+                write!(f, "{what}: given up after {} s", waited.as_secs())
             }
             Error::Cancelled => f.write_str("interrupted"),
             Error::Io { path, source } => write!(f, "{}: {source}", path.display()),
@@ -204,6 +215,17 @@ pub fn preload(lockfile: &str) -> Vec<String> {
 pub fn find(home: &Path, hash: &str) -> Option<PathBuf> {
     let interpreter = home.join("venvs").join(hash).join("bin/python");
     (is_hash(hash) && interpreter.exists()).then_some(interpreter)
+}
+
+/// The file that is locked while an environment is made.
+fn lock_file(home: &Path, hash: &str) -> PathBuf {
+    home.join("venvs").join(format!(".{hash}.lock"))
+}
+
+/// The other process that an environment which is being made waits for.
+pub fn waits_for(home: &Path, hash: &str) -> Option<String> {
+    let locks = [lock_file(home, hash), uv::lock_file(home)];
+    locks.iter().find_map(|path| lock::held_by_another(path))
 }
 
 fn is_hash(text: &str) -> bool {
@@ -310,7 +332,7 @@ pub fn provision(
     }
     let venvs = home.join("venvs");
     fs::create_dir_all(&venvs).map_err(|error| Error::io(&venvs, error))?;
-    let _lock = Lock::take(&venvs.join(format!(".{hash}.lock")), cancel, message)?;
+    let _lock = Lock::take(&lock_file(home, &hash), cancel, message)?;
     if let Some(interpreter) = find(home, &hash) {
         return Ok(Environment {
             interpreter,

@@ -26,6 +26,7 @@
 
 pub mod bridge;
 pub mod environment;
+mod lock;
 pub mod process;
 pub mod script;
 pub mod source;

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -13,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
@@ -21,7 +19,7 @@ use crate::limits;
 use crate::reactor::BootTime;
 
 /// How often a tool or a lock is asked.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Waits, but not when it is cancelled.
 pub fn sleep(wait: Duration, cancel: &AtomicBool) {
@@ -270,54 +268,6 @@ fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), Interrupted | WouldBlock)
 }
 
-/// A file lock that is held until it is dropped.
-pub(super) struct Lock {
-    _file: fs::File,
-}
-
-impl Lock {
-    pub(super) fn take(
-        path: &Path,
-        cancel: &AtomicBool,
-        message: &mut dyn FnMut(&str),
-    ) -> Result<Self, Error> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        }
-        // A FIFO in its place must not make it wait.
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
-            .open(path)
-            .map_err(|error| Error::io(path, error))?;
-        let mut said = false;
-        let deadline = BootTime::now() + 2 * limits::PROVISION_TIMEOUT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
-                Err(fs::TryLockError::WouldBlock) => {}
-                Err(fs::TryLockError::Error(error)) => return Err(Error::io(path, error)),
-            }
-            if !std::mem::replace(&mut said, true) {
-                message("another program makes the same environment: waiting for it");
-            }
-            if cancel.load(Ordering::Relaxed) {
-                return Err(Error::Cancelled);
-            }
-            if BootTime::now() >= deadline {
-                return Err(Error::Timeout {
-                    what: format!("waiting for {}", path.display()),
-                    limit: 2 * limits::PROVISION_TIMEOUT,
-                    tail: "another program holds this lock".to_owned(),
-                });
-            }
-            std::thread::sleep(POLL_INTERVAL);
-        }
-    }
-}
-
 /// A folder that goes when it is dropped.
 pub(super) struct Scratch {
     folder: tempfile::TempDir,
@@ -541,14 +491,5 @@ mod tests {
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
         drop(Building::new(dir.path(), ".x.new").unwrap());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_lock_whose_place_a_fifo_takes_does_not_hang() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("lock");
-        let made = Command::new("mkfifo").arg(&path).status().unwrap();
-        assert!(made.success());
-        assert!(Lock::take(&path, &AtomicBool::new(false), &mut |_| {}).is_err());
     }
 }

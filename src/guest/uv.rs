@@ -5,7 +5,13 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::environment::{self, Error};
-use super::tool::{Building, Lock, displace, made, run};
+use super::lock::Lock;
+use super::tool::{Building, displace, made, run};
+
+/// The file that is locked while uv is installed.
+pub(super) fn lock_file(home: &Path) -> PathBuf {
+    home.join("uv.lock")
+}
 
 /// uv on PATH; else the private one below `home`, installed there when it is missing.
 pub fn find_or_install(
@@ -21,7 +27,7 @@ pub fn find_or_install(
     if program.exists() {
         return Ok(program);
     }
-    let _lock = Lock::take(&home.join("uv.lock"), cancel, message)?;
+    let _lock = Lock::take(&lock_file(home), cancel, message)?;
     if program.exists() {
         return Ok(program);
     }

@@ -140,6 +140,11 @@ impl Environments {
         slow.map(|(hash, _)| hash.as_str())
     }
 
+    /// The process of another program that an environment in creation waits for.
+    pub(super) fn waits_for(&self, hash: &str) -> Option<String> {
+        environment::waits_for(&self.home, hash)
+    }
+
     /// Until when an environment that could not be created is not tried again.
     pub(super) fn paused_until(&self, hash: &str) -> Option<BootTime> {
         let known = self.known.get(hash)?;

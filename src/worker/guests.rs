@@ -507,9 +507,14 @@ impl Worker {
             let hash = if hash == default { "" } else { hash };
             (hash.to_owned(), reason.to_owned())
         };
-        let slow = self.environments.slow(now);
-        let slow = slow.map(|hash| (hash, "it is being created"));
-        slow.chain(self.health.avoided(now)).map(owned).collect()
+        let slow = self.environments.slow(now).map(|hash| {
+            let reason = match self.environments.waits_for(hash) {
+                Some(other) => format!("it is being created: {other}"),
+                None => "it is being created".to_owned(),
+            };
+            owned((hash, &reason))
+        });
+        slow.chain(self.health.avoided(now).map(owned)).collect()
     }
 
     /// Tests the worker itself when that is due, on a thread: the disk may not answer.

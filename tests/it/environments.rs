@@ -438,16 +438,14 @@ fn a_run_that_was_killed_while_it_made_an_environment_is_run_again() {
     }
 }
 
-/// A job occupies no slot while its environment is being created, and the worker asks for no others
-/// of that environment.
-#[test]
-fn other_jobs_run_while_an_environment_is_being_created() {
-    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+/// A rig of one slot that has the environment of jobs which name none, and whose `uv` waits for a
+/// file `gate`.
+fn rig_with_gate() -> Rig {
     let other = requirements_lockfile(&[], None, &[]);
     let shared = home().join(".casparian_flow");
     make(&shared, &other).unwrap();
     let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
-    let mut rig = Rig::with(&["--slots", "1"], |command, dir| {
+    Rig::with(&["--slots", "1"], |command, dir| {
         let bin = dir.join("bin");
         let gate = dir.join("gate");
         let script = format!(
@@ -464,7 +462,59 @@ fn other_jobs_run_while_an_environment_is_being_created() {
             .env("PATH", path)
             .env("HOME", dir)
             .env("UV_CACHE_DIR", cache);
+    })
+}
+
+/// A process that holds the lock of an environment and is stopped makes nothing: who waits for it
+/// says so at once, goes on with other jobs, and gives up after a while.
+#[test]
+fn a_stopped_process_that_holds_the_lock_of_an_environment_is_named_and_given_up() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let hash = hash(&lockfile);
+    let mut rig = rig_with_gate();
+    rig.dispatcher.gives_leases = true;
+    let lock = rig.path(&format!(".casparian_flow/venvs/.{hash}.lock"));
+    let script = "import fcntl, os, signal, sys\n\
+         lock = open(sys.argv[1], 'w')\n\
+         fcntl.flock(lock, fcntl.LOCK_EX)\n\
+         print('locked', file=sys.stderr, flush=True)\n\
+         os.kill(os.getpid(), signal.SIGSTOP)\n";
+    let mut python = Command::new("python3");
+    let mut holder = Background::start(python.args(["-c", script]).arg(&lock));
+    holder.line_with("locked");
+    until("it is stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", holder.pid())).unwrap();
+        stat.contains(") T ").then_some(())
     });
+    rig.dispatcher.prepare(&hash, &lockfile);
+    let input = rig.path("in");
+    let first = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
+    let wants = [
+        format!("process {}", holder.pid()),
+        lock.clone(),
+        "is stopped".to_owned(),
+    ];
+    let names_it = |text: &str| wants.iter().all(|want| text.contains(want));
+    let said = rig.dispatcher.avoided(&hash);
+    assert!(said.starts_with("it is being created: "), "{said}");
+    assert!(names_it(&said), "{said}");
+    rig.worker.line_with(&wants[0]);
+    let source = handler("yield pa.table({'x': [1]})");
+    let other = rig.dispatcher.dispatch(&source, &input, "");
+    let receipt = rig.dispatcher.receipt(other);
+    assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
+    let receipt = rig.dispatcher.receipt(first);
+    assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+    assert!(names_it(first_line(&receipt)), "{receipt:?}");
+    holder.kill();
+}
+
+/// A job occupies no slot while its environment is being created, and the worker asks for no others
+/// of that environment.
+#[test]
+fn other_jobs_run_while_an_environment_is_being_created() {
+    let lockfile = requirements_lockfile(&["six==1.16.0".to_owned()], None, &[]);
+    let mut rig = rig_with_gate();
     rig.dispatcher.gives_leases = true;
     let hash = hash(&lockfile);
     rig.dispatcher.prepare(&hash, &lockfile);
