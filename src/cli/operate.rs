@@ -461,7 +461,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
                 session.slots.to_string(),
                 first_line(&session.capabilities.join(","), 40),
                 seen.get(..19).unwrap_or(&seen).to_owned(),
-                first_line(&note(session), 100),
+                first_line(&note(session), NOTE_SHOWN_MAX),
             ]
         })
         .collect();
@@ -477,6 +477,9 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
     let right = [false, false, false, true];
     say(&render(&header, &right, &lines))
 }
+
+/// Characters of a note: it comes last in its line, and its end says what to do.
+const NOTE_SHOWN_MAX: usize = 2000;
 
 /// Why a worker takes no jobs, or which not.
 fn note(session: &WorkerSession) -> String {

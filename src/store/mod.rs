@@ -115,6 +115,15 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// A table lacks columns.
+    Columns {
+        /// The path.
+        path: PathBuf,
+        /// The table.
+        table: String,
+        /// What it lacks.
+        columns: Vec<String>,
+    },
     /// The schema is newer than this program.
     Newer {
         /// The path.
@@ -184,6 +193,16 @@ impl fmt::Display for Error {
                 "database {}: it is one of another program (it has tables, but no job queue) and is left as it is; use another file",
                 path.display()
             ),
+            Error::Columns {
+                path,
+                table,
+                columns,
+            } => write!(
+                f,
+                "database {}: its table {table} has no column {}; add what is missing (ALTER TABLE {table} ADD COLUMN), or use another file",
+                path.display(),
+                columns.join(", ")
+            ),
             Error::Newer {
                 path,
                 version,
@@ -219,7 +238,7 @@ impl fmt::Display for Error {
                 f,
                 "database: a trigger or constraint rolls back the transaction that changes {row}"
             ),
-            Error::Sqlite(error) => write!(f, "database: {error}"),
+            Error::Sqlite(error) => write!(f, "database: {}", without_statement(error)),
             Error::Row(reason) => write!(f, "database: {reason}"),
         }
     }
@@ -609,7 +628,15 @@ fn open_reason(path: &Path, error: &rusqlite::Error, is_full: bool) -> String {
         }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LOCKED.to_owned(),
         Some(ErrorCode::DatabaseCorrupt) => "it is damaged".to_owned(),
-        _ => error.to_string(),
+        _ => without_statement(error),
+    }
+}
+
+/// SQLite's reason; of a statement that cannot be prepared without its text, which may be long.
+fn without_statement(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
+        error => error.to_string(),
     }
 }
 

@@ -46,8 +46,65 @@ pub(super) fn version(connection: &Connection) -> Result<i64, Error> {
 }
 
 /// Runs what is missing, each migration in one transaction with its version number; safe when
-/// several programs do it at once.
+/// several programs do it at once. Tables without columns that they must have are named.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Error> {
+    let columns = |missing: Vec<(String, Vec<String>)>| {
+        missing
+            .into_iter()
+            .next()
+            .map(|(table, columns)| Error::Columns {
+                path: path.to_owned(),
+                table,
+                columns,
+            })
+    };
+    if version(connection)? == 0 {
+        let missing = missing_columns(connection, 0)?.into_iter();
+        let queue = missing.filter(|(table, _)| table == "cf_processing_queue");
+        if let Some(error) = columns(queue.collect()) {
+            return Err(error);
+        }
+    }
+    match run_migrations(connection, path) {
+        Err(Error::Sqlite(error)) => {
+            let version = version(connection)?;
+            Err(columns(missing_columns(connection, version)?).unwrap_or(error.into()))
+        }
+        done => done,
+    }
+}
+
+/// Tables that lack columns which a version gives them, and these columns. Tables that are not there
+/// are left out.
+fn missing_columns(
+    connection: &Connection,
+    version: i64,
+) -> Result<Vec<(String, Vec<String>)>, Error> {
+    let own = Connection::open_in_memory()?;
+    let count = usize::try_from(version).unwrap_or(0).max(1);
+    for script in MIGRATIONS.iter().take(count) {
+        own.execute_batch(script)?;
+    }
+    let columns = |connection: &Connection, table: &str| -> Result<Vec<String>, Error> {
+        let mut statement = connection.prepare("SELECT name FROM pragma_table_info(?1)")?;
+        let names = statement.query_map([table], |row| row.get(0))?;
+        Ok(names.collect::<Result<_, _>>()?)
+    };
+    let mut tables = own.prepare("SELECT name FROM sqlite_master WHERE type = 'table'")?;
+    let mut missing = Vec::new();
+    for table in tables.query_map([], |row| row.get::<_, String>(0))? {
+        let table = table?;
+        let found = columns(connection, &table)?;
+        let lacks = |name: &String| !found.iter().any(|other| other.eq_ignore_ascii_case(name));
+        let lacking: Vec<String> = columns(&own, &table)?.into_iter().filter(lacks).collect();
+        if !found.is_empty() && !lacking.is_empty() {
+            missing.push((table, lacking));
+        }
+    }
+    Ok(missing)
+}
+
+fn run_migrations(connection: &mut Connection, path: &Path) -> Result<(), Error> {
     loop {
         let found = version(connection)?;
         if found > VERSION {

@@ -20,6 +20,9 @@ use crate::protocol::{
 use crate::reactor::BootTime;
 use crate::socket::Event;
 
+/// Why a worker that stops gives its jobs back.
+pub(super) const STOPPED: &str = "its worker was stopped";
+
 impl Worker {
     pub(super) fn receive(&mut self, clock: Instant, now: BootTime) {
         for _ in 0..limits::MESSAGES_PER_TURN {
@@ -112,7 +115,7 @@ impl Worker {
             }
         }
         if self.draining_until.is_some() {
-            self.give_back(&order);
+            self.give_back(&order, STOPPED, false);
         } else if self.backlog.len() >= limits::BACKLOG_MAX {
             let receipt = Receipt::failed(attempt, Cause::Worker, "too many jobs dispatched");
             self.report(attempt, order.lease.is_some(), receipt);
@@ -121,18 +124,8 @@ impl Worker {
         }
     }
 
-    /// The job goes back to the sentinel, because this worker stops. It has not started.
-    pub(super) fn give_back(&mut self, order: &Order) {
-        self.give_back_because(order, "its worker was stopped", false);
-    }
-
-    /// The job goes back to the sentinel, because this worker stops while it runs.
-    pub(super) fn give_back_running(&mut self, order: &Order) {
-        self.give_back_because(order, "its worker was stopped", true);
-    }
-
     /// The job goes back to the sentinel.
-    fn give_back_because(&mut self, order: &Order, reason: &str, was_running: bool) {
+    pub(super) fn give_back(&mut self, order: &Order, reason: &str, was_running: bool) {
         let attempt = order.job.attempt;
         let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
         receipt.returned = true;
@@ -140,7 +133,7 @@ impl Worker {
         match order.lease {
             Some(_) => self.leases.owe(attempt, receipt),
             // An old sentinel would end the job as failed.
-            None => log::warn!("{attempt} is left to the sentinel: this worker stops"),
+            None => log::warn!("{attempt} is left to the sentinel: {reason}"),
         }
     }
 
@@ -152,7 +145,7 @@ impl Worker {
             match order.lease {
                 Some(_) => {
                     let reason = "its worker's storage does not respond";
-                    self.give_back_because(&order, reason, false);
+                    self.give_back(&order, reason, false);
                 }
                 None => self.backlog.push_back(order),
             }
@@ -175,7 +168,7 @@ impl Worker {
                 self.backlog.push_back(order);
                 continue;
             }
-            self.give_back_because(&order, "its environment is being created", false);
+            self.give_back(&order, "its environment is being created", false);
             // The sentinel must know first that the environment is.
             self.heartbeat_at = now;
         }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use super::control::STOPPED;
 use super::descriptors;
 use super::environments::Environments;
 use super::event::ThreadEvent;
@@ -321,7 +322,7 @@ impl Worker {
             self.send_receipts(now);
             self.socket.flush();
             if let Some(reason) = self.refused.take() {
-                self.close();
+                self.close(&format!("its worker was refused: {reason}"));
                 return Err(Error::Refused { reason });
             }
             if self.is_over(now) {
@@ -329,7 +330,7 @@ impl Worker {
             }
             self.wait(clock, now)?;
         }
-        self.close();
+        self.close(STOPPED);
         Ok(())
     }
 
@@ -406,7 +407,7 @@ impl Worker {
                 log::info!("stopping: waiting for {count} running job(s), again to stop at once");
                 self.draining_until = Some(now + self.options.drain_timeout);
                 for order in std::mem::take(&mut self.backlog) {
-                    self.give_back(&order);
+                    self.give_back(&order, STOPPED, false);
                 }
                 self.heartbeat_at = now;
                 self.heartbeat(now);
@@ -419,12 +420,12 @@ impl Worker {
         }
     }
 
-    /// Plugin processes are killed, staged output is removed, their jobs are given back, and
-    /// receipts get a moment to be acknowledged.
-    fn close(&mut self) {
+    /// Plugin processes are killed, staged output is removed, their jobs are given back for this
+    /// reason, and receipts get a moment to be acknowledged.
+    fn close(&mut self, reason: &str) {
         self.environments.cancel();
         for order in std::mem::take(&mut self.backlog) {
-            self.give_back(&order);
+            self.give_back(&order, reason, false);
         }
         let mut unfinished: Vec<(Order, bool)> = Vec::new();
         let slots = self.slots.iter_mut().filter_map(Option::take);
@@ -439,10 +440,7 @@ impl Worker {
             }
         }
         for (order, was_running) in unfinished {
-            match was_running {
-                true => self.give_back_running(&order),
-                false => self.give_back(&order),
-            }
+            self.give_back(&order, reason, was_running);
         }
         let deadline = Instant::now() + limits::LINGER;
         loop {

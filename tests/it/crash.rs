@@ -396,6 +396,13 @@ fn a_second_worker_with_a_live_ones_id_is_refused() {
         "{refused}"
     );
     scene.wait_started(1);
+    // The same while the first one stops.
+    first.signal("-TERM");
+    first.line_with("stopping: waiting for 2 running job(s)");
+    let mut second = worker(&endpoint, &scene.out(), &more);
+    assert_eq!(second.wait(), Some(1));
+    let refused = second.seen.join("\n");
+    assert!(refused.contains("which is stopping: start"), "{refused}");
     first.kill();
     let mut third = worker(&endpoint, &scene.out(), &more);
     third.line_with("connected to the sentinel");
@@ -422,6 +429,7 @@ fn a_worker_that_loses_its_id_while_it_is_stopped_costs_no_attempt() {
             true => {
                 first.signal("-CONT");
                 assert_eq!(first.wait(), Some(1));
+                sentinel.line_with("its worker was refused: worker ID w-1 is in use by process");
             }
             false => first.kill(),
         }

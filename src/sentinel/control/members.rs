@@ -205,9 +205,13 @@ impl Control {
             if let Some(worker) = connected
                 && worker.heard_at > contender.since
             {
+                let advice = match worker.draining {
+                    true => ", which is stopping: start this worker when it has ended, or",
+                    false => ";",
+                };
                 let message = format!(
-                    "worker ID {worker_id} is in use by process {} on {}; give this worker an ID \
-                     of its own with --worker-id",
+                    "worker ID {worker_id} is in use by process {} on {}{advice} give this worker \
+                     an ID of its own with --worker-id",
                     worker.pid.unwrap_or(0),
                     worker.hostname,
                 );

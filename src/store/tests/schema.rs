@@ -144,6 +144,39 @@ fn what_is_no_database_of_ours_is_refused_in_one_line() {
 }
 
 #[test]
+fn columns_that_a_table_lacks_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("partial");
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch("CREATE TABLE cf_processing_queue (id INTEGER PRIMARY KEY, Status TEXT)")
+        .unwrap();
+    drop(connection);
+    let refused = |path: &Path| Store::open(path, Open::Existing).unwrap_err().to_string();
+    let error = refused(&path);
+    let wants = "table cf_processing_queue has no column file_version_id, plugin_name, ";
+    assert!(error.contains(wants), "{error}");
+    assert!(!error.contains("status"), "{error}");
+    // Of the current version.
+    let path = dir.path().join("dropped");
+    drop(Store::open(&path, Open::Create).unwrap());
+    let connection = Connection::open(&path).unwrap();
+    connection
+        .execute_batch(
+            "DROP INDEX ix_casparian_claim; \
+             ALTER TABLE cf_processing_queue DROP COLUMN shared_count",
+        )
+        .unwrap();
+    drop(connection);
+    let more = refused(&path);
+    let wants = "table cf_processing_queue has no column shared_count; ";
+    assert!(more.contains(wants), "{more}");
+    for error in [error, more] {
+        assert!(!error.contains('\n') && error.len() < 600, "{error}");
+    }
+}
+
+#[test]
 fn another_programs_database_is_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     for (name, script, is_foreign) in [
