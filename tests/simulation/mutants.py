@@ -79,6 +79,9 @@ MUTANTS = [
     ("a second process takes the ID at once", MEMBERS,
      "            && let Some(peer) = worker.peer\n        {\n            self.contend",
      "            && let Some(peer) = worker.peer.filter(|_| false)\n        {\n            self.contend"),
+    ("output that may go fails others for good", "src/store/attempts.rs",
+     "Some(receipt) => self.waits_for(full, receipt)?,",
+     "Some(receipt) => self.waits_for(full, receipt)?.filter(|_| false),"),
     ("a draining worker gets jobs", "src/sentinel/control/claims.rs",
      "            && !worker.draining\n", ""),
 ]

@@ -401,6 +401,12 @@ impl Worker {
         true
     }
 
+    /// True while the sentinel has not acknowledged the receipt of a publish.
+    pub(crate) fn owes_output(&self) -> bool {
+        let mut owed = self.leases.owed();
+        owed.any(|attempt| self.published.contains(&attempt))
+    }
+
     /// True between a publish's last check and its rename.
     pub(crate) fn is_renaming(&self) -> bool {
         let mut steps = self.publishing.iter().map(|run| run.step);
