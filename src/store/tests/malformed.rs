@@ -676,6 +676,7 @@ fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32
         assert!(claims < 2 * rows + 9, "{code}");
         let plugins = ["p".to_owned()];
         let claim = Claim {
+            is_old: false,
             worker_id: "w",
             hostname: "host",
             pid: None,
@@ -753,6 +754,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         let job = turn.enqueue("p", version, 1, DAY_MS).unwrap();
         let plugins = ["p".to_owned()];
         let claim = Claim {
+            is_old: false,
             worker_id: "w",
             hostname: "host",
             pid: None,
@@ -775,6 +777,7 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let mut turn = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
     let claim = Claim {
+        is_old: false,
         worker_id: "w",
         hostname: "host",
         pid: None,
