@@ -418,6 +418,9 @@ mod tests {
             assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
             assert_eq!(has_sentinel(&database), Some(true), "{}", path.display());
             drop(file);
+            // Others that ask in the same moment are no sentinel.
+            let file = open(path).unwrap();
+            file.lock_shared().unwrap();
             assert_eq!(has_sentinel(&database), Some(false), "{}", path.display());
         }
         let _ = std::fs::remove_file(&lock_file);
