@@ -120,6 +120,9 @@ pub const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 
+/// Rows of its waiting jobs that `casparian run` compares with the queue in a look, once a second.
+pub const WAITING_PER_LOOK: usize = 10_000;
+
 /// Messages a sentinel or worker takes per turn of its loop.
 pub const MESSAGES_PER_TURN: usize = 4096;
 /// Bound of a lease. A worker asks again every quarter of it.

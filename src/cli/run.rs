@@ -190,7 +190,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     let root = Arc::new(Root::open(&output, options).map_err(failed)?);
     let store = queue.wait_for(&progress, |queue| Ok(queue.open()?))?;
-    let mut watch = Watch::new(root.clone(), &database, store, outage_max);
+    let mut watch = Watch::new(root.clone(), &database, store, &plugin.name, outage_max);
     settle_interrupted(&mut queue, &progress, &root)?;
     let own = Deploy {
         plugin_name: &plugin.name,

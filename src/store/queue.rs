@@ -4,7 +4,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::value::{abridged, cell, count, shown};
-use super::{Error, Store, Turn, format_time};
+use super::{Code, Error, Store, Turn, code, format_time};
 use crate::job::{Attempt, User};
 use crate::limits;
 
@@ -151,6 +151,45 @@ impl Store {
         let mut statement = self.connection.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| Ok(shown(cell(row, 0))));
         Ok(found.optional()?.flatten())
+    }
+
+    /// Why jobs of a plugin wait, if they do: no code of it can run.
+    pub fn waits(&self, plugin: &str) -> Result<Option<String>, Error> {
+        Ok(match code::read(&self.connection, plugin)? {
+            Code::Waits(reason) => Some(reason),
+            Code::Runs(_) => None,
+        })
+    }
+
+    /// Why a job of a plugin that waits or not will not end by itself: another program has removed
+    /// or changed its row, or the plugin cannot run. None while the job runs, or is to run.
+    pub fn is_stuck(
+        &self,
+        job_id: i64,
+        plugin: &str,
+        waits: Option<&str>,
+    ) -> Result<Option<String>, Error> {
+        let query = "SELECT status, plugin_name, next_run IS NOT NULL FROM cf_processing_queue \
+             WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| {
+            let text = |index| shown(cell(row, index)).unwrap_or_default();
+            Ok((text(0), text(1), row.get(2)?))
+        });
+        let Some((status, name, has_next_run)) = found.optional()? else {
+            let reason = "its row was removed from the queue by another program";
+            return Ok(Some(reason.to_owned()));
+        };
+        match (status.as_str(), has_next_run) {
+            ("RUNNING", _) | ("PENDING", true) => Ok(None),
+            ("QUEUED", _) if name == plugin => Ok(waits.map(str::to_owned)),
+            ("QUEUED", _) => Ok(Some(format!(
+                "another program has given its row in the queue to plugin {name}"
+            ))),
+            _ => Ok(Some(format!(
+                "another program has set its row in the queue to status {status}"
+            ))),
+        }
     }
 
     /// All RUNNING rows.

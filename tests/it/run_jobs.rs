@@ -83,3 +83,85 @@ fn a_file_that_was_submitted_too_stays_with_the_first_job() {
     run((1, 0, 0, 1), 1);
     run((0, 1, 0, 1), 1);
 }
+
+/// A run ends though its own rows do not: another program has changed them.
+#[test]
+fn jobs_that_others_remove_or_end_do_not_keep_a_run_from_its_end() {
+    for (change, reason) in [
+        ("DELETE FROM cf_processing_queue WHERE id = 3", "removed"),
+        (
+            "UPDATE cf_processing_queue SET id = 77 WHERE id = 3",
+            "removed",
+        ),
+        (
+            "UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 3",
+            "SKIPPED",
+        ),
+        (
+            "UPDATE cf_processing_queue SET status = 'PENDING' WHERE id = 3",
+            "PENDING",
+        ),
+        (
+            "UPDATE cf_processing_queue SET status = 'COMPLETED' WHERE id = 3",
+            "COMPLETED",
+        ),
+        (
+            "UPDATE cf_processing_queue SET status = 'nonsense' WHERE id = 3",
+            "nonsense",
+        ),
+        (
+            "UPDATE cf_processing_queue SET plugin_name = 'zz' WHERE id = 3",
+            "zz",
+        ),
+        (
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('count', 'output', 5, 'append')",
+            "cf_topic_config",
+        ),
+    ] {
+        let scene = Scene::new();
+        let queue = scene.at("out/.casparian/queue.sqlite");
+        let mut run = scene.start(&["--slots", "1"]);
+        let database = rusqlite::Connection::open(&queue).unwrap();
+        database.busy_timeout(DEADLINE).unwrap();
+        database.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+        database.execute_batch(change).unwrap();
+        scene.open_gate();
+        assert_eq!(run.wait(), Some(1), "{change}: {:#?}", run.seen);
+        let text = run.seen.join("\n");
+        let row = "3     2        0       1";
+        assert!(text.contains(row), "{change}: {text}");
+        let told = run
+            .seen
+            .iter()
+            .any(|line| line.contains("/f2 ") && line.contains(reason));
+        assert!(told, "{change}: {text}");
+        database
+            .execute_batch("DELETE FROM cf_topic_config")
+            .unwrap();
+        scene.assert_next_run_is_right(change);
+    }
+}
+
+/// A RUNNING job, too.
+#[test]
+fn a_running_job_that_another_program_removes_does_not_keep_a_run_from_its_end() {
+    let scene = Scene::new();
+    let mut run = scene.start(&["--slots", "1"]);
+    let queue = scene.at("out/.casparian/queue.sqlite");
+    let is_running = || {
+        sql(
+            Path::new(&queue),
+            "SELECT status FROM cf_processing_queue WHERE id = 2",
+        )
+    };
+    until("f1 runs", || (is_running() == "RUNNING").then_some(()));
+    sql(
+        Path::new(&queue),
+        "DELETE FROM cf_processing_queue WHERE id = 2",
+    );
+    run.line_with("f1");
+    scene.open_gate();
+    assert_eq!(run.wait(), Some(1), "{:#?}", run.seen);
+    scene.assert_next_run_is_right("removed");
+}

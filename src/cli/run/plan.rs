@@ -38,7 +38,8 @@ pub(super) fn unusable(input: LeftOut) -> Item {
     }
 }
 
-fn unusable_outcome(reason: String) -> Outcome {
+/// A failure that is not for good.
+pub(super) fn unusable_outcome(reason: String) -> Outcome {
     Outcome::Failed {
         reason,
         log: None,

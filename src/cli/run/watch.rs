@@ -1,10 +1,13 @@
 //! What a run cannot go on without: its queue, its output folder, and a worker that takes jobs.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::queue;
+use crate::limits;
 use crate::sink::{self, Root};
 use crate::store::{Error, Store};
 
@@ -19,6 +22,12 @@ pub(super) struct Watch {
     root: Arc<Root>,
     database: PathBuf,
     queue: Store,
+    /// The plugin of the run's jobs.
+    plugin: String,
+    /// Jobs that could not end at the last look.
+    suspects: BTreeSet<i64>,
+    /// The last job that was looked at.
+    looked_up_to: i64,
     /// How long queue and worker may fail.
     longest: Duration,
     /// Since when the worker takes no jobs, but for those that it tries after its tests.
@@ -28,11 +37,20 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(root: Arc<Root>, database: &Path, queue: Store, longest: Duration) -> Self {
+    pub(super) fn new(
+        root: Arc<Root>,
+        database: &Path,
+        queue: Store,
+        plugin: &str,
+        longest: Duration,
+    ) -> Self {
         Watch {
             root,
             database: database.to_owned(),
             queue,
+            plugin: plugin.to_owned(),
+            suspects: BTreeSet::new(),
+            looked_up_to: i64::MIN,
             longest,
             trouble_since: None,
             trouble_seen: None,
@@ -58,6 +76,35 @@ impl Watch {
     /// Why a queue that failed for too long is given up.
     pub(super) fn given_up(&self, error: &Error) -> String {
         queue::given_up(&self.database, error, self.longest)
+    }
+
+    /// Which of the jobs of the run's plugin cannot end, because another program has changed their
+    /// rows, and why: jobs of which that was so at two looks, for the sentinel may be about to report
+    /// the end. A look reads a bounded number of rows; the next one goes on behind them.
+    pub(super) fn stuck(&mut self, waiting: &BTreeMap<i64, usize>) -> Vec<(i64, String)> {
+        let before = std::mem::take(&mut self.suspects);
+        let from = (Bound::Excluded(self.looked_up_to), Bound::Unbounded);
+        let part = waiting.range(from).take(limits::WAITING_PER_LOOK);
+        let part: Vec<i64> = part.map(|(job_id, _)| *job_id).collect();
+        self.looked_up_to = match part.len() < limits::WAITING_PER_LOOK {
+            true => i64::MIN,
+            false => part.last().copied().unwrap_or(i64::MIN),
+        };
+        let mut stuck = Vec::new();
+        let waits = self.queue.waits(&self.plugin).ok().flatten();
+        let again = before.iter().filter(|job_id| waiting.contains_key(job_id));
+        for job_id in again.chain(&part) {
+            // Other failures of the queue are looked at by those who write it.
+            let Ok(Some(reason)) = self.queue.is_stuck(*job_id, &self.plugin, waits.as_deref())
+            else {
+                continue;
+            };
+            match before.contains(job_id) {
+                true => stuck.push((*job_id, reason)),
+                false => drop(self.suspects.insert(*job_id)),
+            }
+        }
+        stuck
     }
 
     /// A file is done.

@@ -6,6 +6,7 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::plan::unusable_outcome;
 use super::queue::End;
 use super::watch::{GO_ON, Watch};
 use crate::cli::failed;
@@ -80,6 +81,15 @@ pub(super) fn work(
         }
         if let Some(failure) = failure {
             break Err(failure);
+        }
+        if is_due {
+            for (job_id, reason) in watch.stuck(&waiting) {
+                let index = waiting.remove(&job_id);
+                if let Some(item) = index.and_then(|index| items.get_mut(index)) {
+                    item.outcome = unusable_outcome(reason);
+                    report(progress, item);
+                }
+            }
         }
         if waiting.is_empty() || interrupted.load(Ordering::SeqCst) {
             break Ok(());
