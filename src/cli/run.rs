@@ -13,8 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use self::output::{check_code, check_owner, open_output, remove_stale, settle_interrupted};
-use self::plan::{check_artifact, enqueue, queue_again, settle, unusable};
+use self::output::{
+    check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
+};
+use self::plan::{check_artifact, enqueue, enqueue_freed, queue_again, settle, unusable};
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
@@ -25,7 +27,7 @@ use super::plugin::{
 };
 use super::progress::Progress;
 use super::stderr::tell;
-use super::summary::Summary;
+use super::summary::{Item, Summary};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
 use crate::reactor::Endpoint;
@@ -175,12 +177,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     sentinel_options.outage_max = Some(outage_max);
-    let sentinel = queue.wait_for(&progress, |_| {
-        Sentinel::open(sentinel_options.clone()).map_err(|error| match error {
-            sentinel::Error::Store(error) => Stop::Queue(error),
-            other => Stop::Other(failed(other)),
-        })
-    })?;
+    let mut sentinel = Some(open_sentinel(&mut queue, &progress, &sentinel_options)?);
     check_code(&mut queue, &progress)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];
@@ -208,28 +205,53 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for item in &items {
         report(&mut progress, item);
     }
-    let mut end = Ok(());
-    if items.iter().any(|item| item.job_id.is_some()) {
-        super::serve::raise_worker_descriptor_limit();
-        let worker = Worker::open(worker_options).map_err(failed)?;
-        end = work(
-            sentinel,
-            worker,
-            &mut watch,
-            &mut items,
-            &mut progress,
-            &interrupted,
-            &mut |item, progress| {
+    super::serve::raise_worker_descriptor_limit();
+    let mut pass = |items: &mut [Item], progress: &mut Progress| -> Result<bool, End> {
+        if items.iter().any(Item::is_waiting) {
+            let sentinel = match sentinel.take() {
+                Some(sentinel) => sentinel,
+                None => open_sentinel(&mut queue, progress, &sentinel_options)?,
+            };
+            let worker = Worker::open(worker_options.clone()).map_err(failed)?;
+            let mut again = |item: &mut Item, progress: &Progress| {
                 check_artifact(&mut queue, progress, &own, item)?;
                 queue_again(&mut queue, progress, item)
-            },
-        );
-        if !matches!(end, Err(End::Lost(_))) {
-            end = end.and(settle(&mut queue, &progress));
+            };
+            let end = work(
+                sentinel,
+                worker,
+                &mut watch,
+                items,
+                progress,
+                &interrupted,
+                &mut again,
+            );
+            if matches!(end, Err(End::Lost(_))) {
+                return end.map(|()| false);
+            }
+            end.and(settle(&mut queue, progress))?;
         }
-    }
-    if end.is_ok() {
-        end = remove_stale(&mut items, &mut queue, &progress, &root);
+        // Output that goes may have kept other files from their sink: they are run now.
+        let frees = remove_stale(items, &mut queue, progress, &root)?;
+        let mut goes_on = frees && !interrupted.load(Ordering::SeqCst);
+        if goes_on {
+            enqueue_freed(&mut queue, progress, &own, items, &root)?;
+            goes_on = items.iter().any(Item::is_waiting);
+        }
+        if !goes_on {
+            note_kept(items, &mut queue, progress, &root)?;
+        }
+        Ok(goes_on)
+    };
+    let end = loop {
+        match pass(&mut items, &mut progress) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(end) => break Err(end),
+        }
+    };
+    if !matches!(end, Err(End::Lost(_))) {
+        items.iter_mut().for_each(Item::forget_replaced);
     }
     progress.finish();
     let failure = end.err().map(Failure::from);
@@ -255,6 +277,19 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     } else {
         Ok(())
     }
+}
+
+fn open_sentinel(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    options: &sentinel::Options,
+) -> Result<Sentinel, End> {
+    queue.wait_for(progress, |_| {
+        Sentinel::open(options.clone()).map_err(|error| match error {
+            sentinel::Error::Store(error) => Stop::Queue(error),
+            other => Stop::Other(failed(other)),
+        })
+    })
 }
 
 /// Makes the plugin's environment while somebody watches.

@@ -26,11 +26,39 @@ pub(super) struct Item {
     pub(super) topics: BTreeSet<String>,
     /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
-    /// The file fails, and its earlier output stays.
-    pub(super) is_kept: bool,
+    /// Earlier outputs that stay though the file fails.
+    pub(super) kept: Vec<String>,
+    /// Its stale output was looked for.
+    pub(super) is_cleared: bool,
     pub(super) outcome: Outcome,
     /// What it is run over; none when it could not be read.
     pub(super) source: Option<Source>,
+}
+
+impl Item {
+    /// Its job is to end yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.job_id.is_some() && matches!(self.outcome, Outcome::Waiting)
+    }
+
+    /// Output of others may be the reason why it was not run, or failed.
+    pub(super) fn may_be_freed(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Skipped { .. } | Outcome::Failed { is_taken: true, .. }
+        )
+    }
+
+    /// Forgets files of its output that another file's output has replaced since.
+    pub(super) fn forget_replaced(&mut self) {
+        if let Outcome::Skipped { outputs, .. } | Outcome::Done { outputs, .. } = &mut self.outcome
+        {
+            outputs.retain(|uri| {
+                let path = uri.strip_prefix("file://").map(Path::new);
+                path.is_none_or(|path| path.symlink_metadata().is_ok())
+            });
+        }
+    }
 }
 
 /// A file as it was when its job was queued.
@@ -59,6 +87,8 @@ pub(super) enum Outcome {
         log: Option<String>,
         /// The plugin cannot take the file as it is now; no fault of the machine.
         is_final: bool,
+        /// Output of another job is in its sink of mode `error`.
+        is_taken: bool,
     },
 }
 
@@ -195,7 +225,7 @@ impl Summary {
             out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
             out.push('\n');
             let removed = items.iter().filter(|item| !item.removed.is_empty()).count();
-            let kept = items.iter().filter(|item| item.is_kept).count();
+            let kept = items.iter().filter(|item| !item.kept.is_empty()).count();
             for (count, what) in [(removed, "was removed"), (kept, "was kept")] {
                 let files = match count {
                     0 => continue,
@@ -297,9 +327,8 @@ fn item_json(item: &Item) -> serde_json::Value {
     if let Some(value) = value.as_object_mut().filter(|_| !item.removed.is_empty()) {
         value.insert("removed".to_owned(), item.removed.clone().into());
     }
-    if let Some(value) = value.as_object_mut().filter(|_| item.is_kept) {
-        let kept: Vec<&String> = item.old_outputs.iter().collect();
-        value.insert("kept".to_owned(), serde_json::json!(kept));
+    if let Some(value) = value.as_object_mut().filter(|_| !item.kept.is_empty()) {
+        value.insert("kept".to_owned(), item.kept.clone().into());
     }
     value
 }

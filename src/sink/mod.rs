@@ -62,7 +62,7 @@ pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
 pub use root::{Root, RootOptions, create_folder, owner};
-pub use standing::{Receipted, Standing};
+pub use standing::{Publisher, Receipted, Standing};
 
 #[cfg(test)]
 mod tests;

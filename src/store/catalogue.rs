@@ -56,6 +56,14 @@ pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.recei
      ON a.job_id = q.id AND a.attempt = (SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED') WHERE q.id = ?1";
 
+/// Whether a job is COMPLETED with this code. Another program may have set the status: then what the
+/// job has published may be of other content.
+pub(super) const DONE_QUERY: &str = "SELECT 1 FROM cf_processing_queue q WHERE q.id = ?1 \
+     AND q.status = 'COMPLETED' AND q.plugin_name = ?2 AND q.artifact_hash = ?3 \
+     AND (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id) IS \
+     (SELECT content_hash FROM cf_file_version \
+     WHERE id = coalesce(q.published_version_id, q.file_version_id))";
+
 /// Whether a folder is an active root.
 pub(super) const ROOT_QUERY: &str =
     "SELECT 1 FROM cf_source_root WHERE path IN (?1, ?2) AND active IS NOT 0";
@@ -218,6 +226,20 @@ impl Turn<'_> {
             })
         })?;
         Ok(jobs.collect::<Result<_, _>>()?)
+    }
+
+    /// True when a job's last attempt has done its file with this code of the plugin, and with the
+    /// sinks that it would have again.
+    pub fn is_done(
+        &self,
+        job_id: i64,
+        plugin: &str,
+        artifact_hash: &str,
+        code: &PluginCode,
+    ) -> Result<bool, Error> {
+        let mut statement = self.transaction.prepare_cached(DONE_QUERY)?;
+        Ok(statement.exists(params![job_id, plugin, artifact_hash])?
+            && self.has_same_sinks(job_id, code)?)
     }
 
     /// True when a job would have the sinks again that its last attempt had.

@@ -12,6 +12,7 @@ use crate::cli::plugin::{mtime_s, now};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
+use crate::job::Attempt;
 use crate::sink::{self, Root, Standing, create_folder};
 use crate::worker;
 
@@ -150,21 +151,22 @@ fn is_inside(file: &Path, output: &Path) -> bool {
 
 /// Removes outputs of earlier runs that are of content which is not there any more: topics that a
 /// file no longer has, and the output of a file whose content has changed since and which the plugin
-/// cannot take now. Other failures cost no output.
+/// cannot take now. Other failures cost no output. True when the output of a job was removed: others
+/// may have been kept from its sink.
 pub(super) fn remove_stale(
     items: &mut [Item],
     queue: &mut Queue<'_>,
     progress: &Progress,
     root: &Root,
-) -> Result<(), End> {
+) -> Result<bool, End> {
     // A sink that others lock costs one wait, not one a file; the next run tries again.
     let mut is_blocked = false;
-    for item in items {
-        let is_failed = matches!(item.outcome, Outcome::Failed { .. });
-        item.is_kept = is_failed && !item.old_outputs.is_empty();
+    let mut frees = false;
+    for item in items.iter_mut().filter(|item| !item.is_cleared) {
         if queue.interrupted().load(Ordering::SeqCst) || is_blocked {
             continue;
         }
+        item.is_cleared = true;
         let is_gone = match &item.outcome {
             Outcome::Done { .. } | Outcome::Skipped { .. } => true,
             Outcome::Failed { is_final, .. } => *is_final && is_as_it_ran(item),
@@ -175,7 +177,8 @@ pub(super) fn remove_stale(
             if !is_gone || hash == Some(of) || is_blocked {
                 continue;
             }
-            let (_, left) = withdraw(*job_id, queue, progress, root)?;
+            let (removed, left) = withdraw(*job_id, queue, progress, root)?;
+            frees |= !removed.is_empty();
             is_blocked = say_left(&left, &item.path, progress);
         }
         match (&item.outcome, item.job_id) {
@@ -192,12 +195,37 @@ pub(super) fn remove_stale(
             }
             (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
                 let (removed, left) = withdraw(job_id, queue, progress, root)?;
-                item.is_kept = !left.is_empty();
                 is_blocked |= say_left(&left, &item.path, progress);
+                frees |= !removed.is_empty();
                 item.removed = removed;
             }
             _ => {}
         }
+    }
+    Ok(frees)
+}
+
+/// Notes which files have earlier output though they fail.
+pub(super) fn note_kept(
+    items: &mut [Item],
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    root: &Root,
+) -> Result<(), End> {
+    let id = queue.step(progress, |store| Ok(store.database_id()))?;
+    let mut standing = Standing::new(root, &id);
+    for item in items {
+        let (Outcome::Failed { .. }, Some(job_id)) = (&item.outcome, item.job_id) else {
+            continue;
+        };
+        let old = item.old_outputs.iter();
+        let mut old = old.filter(|uri| !item.removed.contains(uri)).peekable();
+        if old.peek().is_none() {
+            continue;
+        }
+        let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
+        let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
+        item.kept = standing.present(attempt, old).map_err(failed)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::cli::{Failure, failed};
 use crate::job::Sink;
 use crate::limits;
 use crate::sink::{Root, Standing};
-use crate::store::{Code, Deploy, FileJob, Store, artifact_hash};
+use crate::store::{Code, Deploy, Turn, artifact_hash};
 
 /// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
 /// the time that a run waits for a disk with room.
@@ -32,7 +32,8 @@ pub(super) fn unusable(input: LeftOut) -> Item {
         others: Vec::new(),
         topics: BTreeSet::new(),
         removed: Vec::new(),
-        is_kept: false,
+        kept: Vec::new(),
+        is_cleared: false,
         outcome: unusable_outcome(input.reason),
         source: None,
     }
@@ -44,6 +45,7 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
         reason,
         log: None,
         is_final: false,
+        is_taken: false,
     }
 }
 
@@ -68,7 +70,8 @@ pub(super) fn enqueue(
                 others: Vec::new(),
                 topics: BTreeSet::new(),
                 removed: Vec::new(),
-                is_kept: false,
+                kept: Vec::new(),
+                is_cleared: false,
                 outcome: Outcome::Waiting,
                 source: Some(Source {
                     input: input.clone(),
@@ -82,28 +85,58 @@ pub(super) fn enqueue(
     }
     let database = queue.database();
     let sinks = queue.step(progress, |store| {
-        plan(store, database, own, force, root, &mut items)
+        let id = store.database_id();
+        let mut turn = store.begin()?;
+        // What an earlier command line queued and did not finish is not asked for by this one.
+        turn.park_queued()?;
+        turn.deploy(own, unix_ms())?;
+        turn.set_retries(own.plugin_name, RETRIES)?;
+        let mut standing = Standing::new(root, &id);
+        let items = items.iter_mut();
+        let sinks = plan(&mut turn, database, own, force, &mut standing, items)?;
+        turn.commit()?;
+        Ok(sinks)
     })?;
     Ok((items, sinks))
 }
 
-/// The transaction of [`enqueue`]. What it notes in the items replaces what an earlier try noted.
-fn plan(
-    store: &mut Store,
+/// Queues files whose sinks had output of others that has been removed since: those that were skipped
+/// beside it, and those that it refused.
+pub(super) fn enqueue_freed(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    own: &Deploy<'_>,
+    items: &mut [Item],
+    root: &Root,
+) -> Result<(), End> {
+    let mut freed: Vec<&mut Item> = items
+        .iter_mut()
+        .filter(|item| item.may_be_freed())
+        .collect();
+    let database = queue.database();
+    queue.step(progress, |store| {
+        let id = store.database_id();
+        let mut turn = store.begin()?;
+        let mut standing = Standing::new(root, &id);
+        let items = freed.iter_mut().map(|item| &mut **item);
+        plan(&mut turn, database, own, false, &mut standing, items)?;
+        turn.commit()?;
+        Ok(())
+    })
+}
+
+/// Decides which of the items are to be run, and queues them. What it notes in the items replaces
+/// what an earlier try noted.
+fn plan<'i>(
+    turn: &mut Turn<'_>,
     database: &Path,
     own: &Deploy<'_>,
     force: bool,
-    root: &Root,
-    items: &mut [Item],
+    standing: &mut Standing<'_>,
+    items: impl Iterator<Item = &'i mut Item>,
 ) -> Result<Vec<Sink>, Stop> {
     let plugin = own.plugin_name;
     let now_ms = unix_ms();
-    let id = store.database_id();
-    let mut turn = store.begin()?;
-    // What an earlier command line queued and did not finish is not asked for by this one.
-    turn.park_queued()?;
-    turn.deploy(own, now_ms)?;
-    turn.set_retries(plugin, RETRIES)?;
     let code = match turn.plugin_code(plugin)? {
         Code::Runs(code) => code,
         Code::Waits(reason) => {
@@ -111,12 +144,13 @@ fn plan(
             return Err(failed(format!("database {database}: {reason}")).into());
         }
     };
-    let mut standing = Standing::new(root, &id);
     standing.check_owners(&code.sinks).map_err(failed)?;
     if let Some(error) = standing.locked() {
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
     let artifact = artifact_hash(own.source_code, own.lockfile_content);
+    // They are queued last: what is skipped must not depend on the order of the files.
+    let mut wanted = Vec::new();
     for item in items {
         let Some(Source { input, print, .. }) = &item.source else {
             continue;
@@ -126,7 +160,8 @@ fn plan(
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
         item.others.clear();
-        let version = register(&mut turn, input, print, now_ms)?;
+        item.is_cleared = false;
+        let version = register(turn, input, print, now_ms)?;
         // Others were queued by other programs. They have output of their own.
         let mut jobs = turn.jobs_of_file(plugin, version.location_id)?.into_iter();
         let last = jobs.next();
@@ -144,12 +179,27 @@ fn plan(
         {
             let receipt = last.receipt.as_deref();
             let outputs = receipted(receipt);
-            let is_unchanged = last.status == "COMPLETED"
-                && last.content_hash == print.hash
-                && last.artifact_hash.as_deref() == Some(&artifact)
-                && turn.has_same_sinks(last.job_id, &code)?;
-            let stands =
-                is_unchanged && !force && standing.has(before.attempt, before.key, &outputs);
+            let is_unchanged = last.content_hash == print.hash
+                && turn.is_done(last.job_id, plugin, &artifact, &code)?;
+            let mut failure = None;
+            let mut others = |job_id: i64| {
+                let found = match turn.is_done(job_id, plugin, &artifact, &code) {
+                    Ok(true) => turn.publication(job_id),
+                    Ok(false) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                let found = found.unwrap_or_else(|error| {
+                    failure = Some(error);
+                    None
+                });
+                found.map(|found| (found.attempt, found.key))
+            };
+            let stands = is_unchanged
+                && !force
+                && standing.has(before.attempt, before.key, &outputs, &mut others);
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
             if let Some(error) = standing.locked() {
                 return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
             }
@@ -166,14 +216,16 @@ fn plan(
             item.old_outputs = before.uris.into_iter().collect();
             item.old_hash = before.content_hash;
         }
+        wanted.push((item, last.map(|last| last.job_id), version.version_id));
+    }
+    for (item, last, version_id) in wanted {
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
-            Some(FileJob { job_id, .. }) if turn.requeue(job_id, version.version_id)? => job_id,
-            _ => turn.enqueue(plugin, version.version_id, 0, now_ms)?,
+            Some(job_id) if turn.requeue(job_id, version_id)? => job_id,
+            _ => turn.enqueue(plugin, version_id, 0, now_ms)?,
         };
         item.job_id = Some(job_id);
     }
-    turn.commit()?;
     Ok(code.sinks.to_vec())
 }
 

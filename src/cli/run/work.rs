@@ -35,6 +35,7 @@ pub(super) fn work(
     let mut waiting: BTreeMap<i64, usize> = items
         .iter()
         .enumerate()
+        .filter(|(_, item)| item.is_waiting())
         .filter_map(|(index, item)| Some((item.job_id?, index)))
         .collect();
     let (observer, ends) = channel();
@@ -141,11 +142,13 @@ fn spawn<T: Send + 'static>(
 fn outcome(end: JobEnd) -> Outcome {
     let receipt = end.receipt.unwrap_or_default();
     if !end.is_completed {
+        let is_taken = receipt.taken_by().is_some();
         return Outcome::Failed {
             reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
             is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))
                 && !receipt.input_changed,
             log: receipt.log_tail,
+            is_taken,
         };
     }
     let metric = |name: &str| {

@@ -6,7 +6,6 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::{Marks, attempt_in, column_names, is_by, key, open_existing, owner_of, quoted, wait};
-use crate::job::Attempt;
 use crate::sink::Error;
 use crate::sink::folder::Name;
 
@@ -60,12 +59,23 @@ impl Tables {
             })
     }
 
-    /// Other jobs of the database whose rows are in a table: their attempts, and how many rows.
-    pub(in crate::sink) fn others(&self, table: &str, name: &Name) -> Vec<(Attempt, u64)> {
-        others(&self.connection, table, name).unwrap_or_else(|error| {
+    /// Jobs of a database, with their incarnations, whose rows are in a table.
+    pub(in crate::sink) fn jobs(&self, table: &str, database: &str) -> Vec<(i64, i64)> {
+        jobs(&self.connection, table, database).unwrap_or_else(|error| {
             log::warn!("table {table}: {error}");
             Vec::new()
         })
+    }
+
+    /// True when rows of the job are in a table, or that cannot be read.
+    pub(in crate::sink) fn has_any(&mut self, table: &str, name: &Name) -> bool {
+        self.count_of(table, name).map_or_else(
+            |error| {
+                log::warn!("table {table}: {error}");
+                true
+            },
+            |count| count > 0,
+        )
     }
 
     fn has_rows(
@@ -83,6 +93,11 @@ impl Tables {
         if !is_there {
             return Ok(false);
         }
+        Ok(self.count_of(table, name)? == rows)
+    }
+
+    /// The number of the job's rows in a table.
+    fn count_of(&mut self, table: &str, name: &Name) -> rusqlite::Result<u64> {
         let marks = Marks::new(&self.owner(table).unwrap_or_default(), name);
         if !self.counts.contains_key(&key(table)) {
             let counts = count(&self.connection, table)?;
@@ -91,26 +106,16 @@ impl Tables {
         let mark = (name.attempt.job_id, marks.database, marks.incarnation);
         let counts = self.counts.get(&key(table));
         let found = counts.and_then(|counts| counts.get(&mark)).copied();
-        Ok(found.unwrap_or(0) == rows)
+        Ok(found.unwrap_or(0))
     }
 }
 
-fn others(
-    connection: &Connection,
-    table: &str,
-    name: &Name,
-) -> rusqlite::Result<Vec<(Attempt, u64)>> {
+fn jobs(connection: &Connection, table: &str, database: &str) -> rusqlite::Result<Vec<(i64, i64)>> {
     let mut statement = connection.prepare(
-        "SELECT job, max(attempt), sum(rows) FROM main._casparian_output WHERE sink_table = ?1
-         AND database = ?2 AND present AND (job, incarnation) != (?3, ?4)
-         GROUP BY job, incarnation",
+        "SELECT DISTINCT job, incarnation FROM main._casparian_output WHERE sink_table = ?1
+         AND database = ?2 AND present",
     )?;
-    let (job, incarnation) = (name.attempt.job_id, name.attempt.incarnation());
-    let rows = statement.query_map((key(table), &name.database, job, incarnation), |row| {
-        let rows: i64 = row.get(2)?;
-        let attempt = Attempt::new(row.get(0)?, row.get(1)?);
-        Ok((attempt, u64::try_from(rows).unwrap_or(0)))
-    })?;
+    let rows = statement.query_map((key(table), database), |row| Ok((row.get(0)?, row.get(1)?)))?;
     rows.collect()
 }
 

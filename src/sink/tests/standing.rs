@@ -20,7 +20,7 @@ fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
         rows: first.rows,
         size_bytes: Some(first.size_bytes),
     }];
-    let stands = || Standing::new(&fixture.root, A).has(attempt, 0, &listed);
+    let stands = || Standing::new(&fixture.root, A).has(attempt, 0, &listed, &mut |_| None);
     assert_eq!(fixture.files(), ["a_1.parquet", "b_1.parquet"]);
     assert!(stands());
     let other = fixture.path("b_1.parquet");
