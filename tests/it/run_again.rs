@@ -173,6 +173,30 @@ fn rows_of_a_file_that_fails_now_go_as_its_files_do() {
     assert_eq!(tables.rows(), ["3", "4"]);
 }
 
+#[test]
+fn rows_that_a_constraint_of_the_table_refuses_cost_no_output() {
+    let folder = Folder::with_table();
+    folder.sql(
+        "x.db",
+        "CREATE UNIQUE INDEX one ON rows (line); CREATE TRIGGER small BEFORE INSERT ON rows \
+         WHEN new.line = '9' BEGIN SELECT RAISE(ABORT, 'too large'); END",
+    );
+    for (text, reason) in [("3\n", "UNIQUE"), ("9\n", "too large")] {
+        folder.write("in/a", text);
+        let (summary, code) = folder.run(&[]);
+        assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
+        let file = of_file(&summary, "/a");
+        let error = file["error"].as_str().unwrap();
+        assert!(error.contains(reason) && error.contains("x.db"), "{file}");
+        assert!(file["removed"].is_null(), "{file}");
+        assert_eq!(file["kept"].as_array().unwrap().len(), 1, "{file}");
+        assert_eq!(folder.rows(), ["1", "2", "3"]);
+        let queue = folder.path("out/.casparian/queue.sqlite");
+        let cause = "SELECT failure_cause FROM cf_processing_queue WHERE id = 1";
+        assert_eq!(sql(Path::new(&queue), cause), "operator");
+    }
+}
+
 /// The fault of a machine costs no output; what is left of before goes when the plugin fails.
 #[test]
 fn output_goes_with_a_later_failure_of_the_plugin_too() {

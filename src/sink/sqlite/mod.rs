@@ -55,6 +55,35 @@ CREATE TABLE IF NOT EXISTS main._casparian_key (
     PRIMARY KEY (sink_table, database, job, incarnation)
 ) WITHOUT ROWID;";
 
+/// Columns of these tables that statements name.
+const SIDE_COLUMNS: [(&str, &[&str]); 3] = [
+    ("_casparian_table", &["sink_table", "database"]),
+    (
+        "_casparian_output",
+        &[
+            "sink_table",
+            "database",
+            "job",
+            "incarnation",
+            "topic",
+            "attempt",
+            "rows",
+            "present",
+        ],
+    ),
+    (
+        "_casparian_key",
+        &[
+            "sink_table",
+            "database",
+            "job",
+            "incarnation",
+            "attempt",
+            "key",
+        ],
+    ),
+];
+
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -83,10 +112,9 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
         Some(ErrorCode::ReadOnly) if extended_code(error) != Some(ffi::SQLITE_READONLY) => {
             Cause::Worker
         }
-        // Rows against a constraint, too many columns, a value beyond SQLite's limit.
-        Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::Unknown) => {
-            Cause::Plugin
-        }
+        // Too many columns, a value beyond SQLite's limit.
+        Some(ErrorCode::TooBig | ErrorCode::Unknown) => Cause::Plugin,
+        // A constraint, too: tables that a sink creates have none.
         _ => Cause::Operator,
     };
     Error::Sqlite {
@@ -106,8 +134,7 @@ fn extended_code(error: &rusqlite::Error) -> Option<i32> {
 }
 
 /// A failure in a sink's database. When that cannot be written at all, it says why. A statement
-/// that fails there, but for a constraint, fails because of what is there: a view, a text encoding,
-/// a trigger.
+/// that fails there fails because of what is there: a view, a text encoding, a trigger.
 fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
     if error.sqlite_error_code() == Some(ErrorCode::Unknown) {
         return Error::Sqlite {

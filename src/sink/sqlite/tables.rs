@@ -12,11 +12,11 @@ use super::insert::insert;
 use super::target_failure as failure;
 use super::wait::{self, Patience};
 use super::{
-    Marks, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence, index, key,
-    key_of, open_existing, own_rows, owner_of, quoted, triggers,
+    Marks, SIDE_COLUMNS, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence,
+    index, key, key_of, open_existing, own_rows, owner_of, quoted, triggers,
 };
-use crate::job::{Attempt, History, Mode};
-use crate::sink::columns::FILE_VERSION_ID;
+use crate::job::{Attempt, Cause, History, Mode};
+use crate::sink::columns::{FILE_VERSION_ID, JOB_ID};
 use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
@@ -67,6 +67,7 @@ pub(in crate::sink) fn prepare(
     // wait for it with each page would take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;
+    check_side_tables(path, &connection)?;
     let mut tables: BTreeMap<String, Vec<&Table>> = BTreeMap::new();
     for table in &target.tables {
         tables.entry(key(&table.name)).or_default().push(table);
@@ -87,6 +88,26 @@ pub(in crate::sink) fn prepare(
         run: target.run.clone(),
         key: target.history.key,
     }))
+}
+
+/// Refuses a database in which another program has made tables of the names of ours.
+fn check_side_tables(path: &Path, connection: &Connection) -> Result<(), Error> {
+    for (table, wanted) in SIDE_COLUMNS {
+        let found =
+            column_names(connection, "main", table).map_err(|error| failure(path, &error))?;
+        let mut wanted = wanted.iter();
+        if let Some(column) = wanted.find(|name| !found.iter().any(|found| found == *name)) {
+            return Err(Error::Sqlite {
+                path: path.to_owned(),
+                reason: format!(
+                    "its table {table} is another program's: it lacks the column {column}; rename \
+                     it, or use another database"
+                ),
+                cause: Cause::Operator,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Starts a transaction. False when the lease ended while the database was locked.
@@ -263,10 +284,18 @@ fn make_table(
             columns.push(name.to_owned());
         }
     }
-    if columns.iter().any(|column| column == "_job_id") {
-        let ensured = index::ensure(connection, &target.database, &sink.name, is_new);
-        ensured.map_err(fail)?;
+    if !columns.iter().any(|column| column == JOB_ID) {
+        let differ = |some: &[String], other: &[String]| {
+            let names = some.iter().filter(|name| !other.contains(name));
+            names.cloned().collect()
+        };
+        return Err(Error::TableColumns {
+            path: target.database.join(&sink.name),
+            missing: differ(staged, &columns),
+            extra: differ(&columns, staged),
+        });
     }
+    index::ensure(connection, &target.database, &sink.name, is_new).map_err(fail)?;
     Ok(columns)
 }
 
@@ -371,7 +400,8 @@ pub(in crate::sink) fn look(
         let owner = owner_of(&connection, table)?.unwrap_or_else(|| run.database.clone());
         let is_usable = share || owner == run.database;
         // A job that has published there may be one of a copied database.
-        if columns.is_empty() || !is_usable || last_attempt(&connection, table, run)?.is_some() {
+        let has_jobs = columns.iter().any(|column| column == JOB_ID);
+        if !has_jobs || !is_usable || last_attempt(&connection, table, run)?.is_some() {
             return Ok(None);
         }
         let marks = Marks::new(&owner, run);

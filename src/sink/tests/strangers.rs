@@ -141,14 +141,48 @@ fn a_table_that_does_not_keep_rows_fails_the_job_that_meets_it() {
 
 #[test]
 fn what_stands_in_the_place_of_a_table_is_the_operators_fault() {
-    for code in [
-        "CREATE VIEW t AS SELECT 1 AS x, 2 AS _job_id, 3 AS _file_version_id",
-        "PRAGMA encoding = 'UTF-16'; CREATE TABLE other (x)",
+    for (code, want) in [
+        (
+            "CREATE VIEW t AS SELECT 1 AS x, 2 AS _job_id, 3 AS _file_version_id",
+            "t because it is a view",
+        ),
+        (
+            "PRAGMA encoding = 'UTF-16'; CREATE TABLE other (x)",
+            "encoding",
+        ),
+        (
+            "CREATE TABLE t (x INTEGER)",
+            "it lacks \"_job_id\", \"_file_version_id\"",
+        ),
+        (
+            "CREATE TABLE t (_job_id INTEGER, y)",
+            "it lacks \"x\", \"_file_version_id\"; it also has \"y\"",
+        ),
+        (
+            "CREATE TABLE _casparian_output (a, b)",
+            "its table _casparian_output is another program's: it lacks the column sink_table",
+        ),
+        (
+            "CREATE VIEW _casparian_key AS SELECT 1 AS x",
+            "its table _casparian_key is another program's",
+        ),
+        (
+            "CREATE TABLE _casparian_table (sink_table)",
+            "it lacks the column database",
+        ),
     ] {
-        let fixture = Fixture::new();
-        sql(&fixture, code);
-        let error = fixture.publish(1, URI, "append").unwrap_err();
-        assert_eq!(error.cause(), Cause::Operator, "{code}: {error}");
+        for mode in ["append", "replace", "error"] {
+            // The view has a row.
+            if (mode, want) == ("error", "t because it is a view") {
+                continue;
+            }
+            let fixture = Fixture::new();
+            sql(&fixture, code);
+            let error = fixture.publish(1, URI, mode).unwrap_err();
+            assert_eq!(error.cause(), Cause::Operator, "{code}: {error}");
+            let text = error.to_string();
+            assert!(text.contains(want), "{code} {mode}: {text}");
+        }
     }
 }
 

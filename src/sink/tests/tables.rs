@@ -284,7 +284,7 @@ fn a_failure_in_one_database_leaves_the_other_as_it_was() {
     let of = |number| job(Some(A), Attempt::new(7, number), &sinks);
     publish(&fixture.root, &of(1), &[1]).unwrap();
     let error = publish(&fixture.root, &of(2), &[9]).unwrap_err();
-    assert_eq!(error.cause(), crate::job::Cause::Plugin, "{error}");
+    assert_eq!(error.cause(), crate::job::Cause::Operator, "{error}");
     assert_eq!(table(&fixture, "SELECT sum(x) FROM rows"), 1);
     assert_eq!(values(&fixture.path("o_7.parquet")), [1]);
 }
