@@ -79,6 +79,16 @@ impl Progress {
         }
     }
 
+    /// Files that had ended are run again.
+    pub(super) fn again(&mut self, count: usize) {
+        let count = count as u64;
+        match self {
+            Progress::Bar(bar) => bar.dec(count),
+            Progress::Lines { done, .. } => *done = done.saturating_sub(count),
+            Progress::Quiet => {}
+        }
+    }
+
     pub(super) fn finish(self) {
         if let Progress::Bar(bar) = self {
             bar.finish_and_clear();

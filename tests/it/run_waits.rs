@@ -51,6 +51,14 @@ fn a_queue_that_is_locked_at_the_start_for_too_long_is_given_up() {
     for want in [&queue, "lock", "1 s (--outage-timeout)", "the same command"] {
         assert!(last.contains(want), "{:#?}", run.seen);
     }
+    let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+    let more = [&folder.path("out"), "--json", "--outage-timeout", "1"];
+    let output = casparian(&[&words[..], &more[..]].concat());
+    assert_eq!(
+        (output.status.code(), stdout(&output).as_str()),
+        (Some(1), "")
+    );
+    assert!(stderr(&output).contains("--outage-timeout"));
     drop(lock);
     assert_eq!(totals(&folder.run(&[]).0), (1, 0, 0, 2));
 }
