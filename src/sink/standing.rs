@@ -27,6 +27,9 @@ pub struct Receipted {
 /// that of other jobs.
 pub type Publisher<'p> = dyn FnMut(i64) -> Option<(Attempt, i64)> + 'p;
 
+/// Jobs and their incarnations.
+type Jobs = Rc<[(i64, i64)]>;
+
 /// Looks at the output of many jobs. Tables are read once: what changes meanwhile is not seen.
 pub struct Standing<'a> {
     root: &'a Root,
@@ -34,8 +37,8 @@ pub struct Standing<'a> {
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
-    /// Sinks of mode `replace` by place and topic: jobs and incarnations whose output stands there.
-    holders: HashMap<(PathBuf, String), Rc<[(i64, i64)]>>,
+    /// Sinks of mode `replace` by place and topic: jobs whose output stands there.
+    holders: HashMap<(PathBuf, String), Jobs>,
 }
 
 impl<'a> Standing<'a> {
@@ -215,7 +218,7 @@ impl<'a> Standing<'a> {
     }
 
     /// Jobs whose rows stand in a table, published by mode `replace` for this topic.
-    fn holders_of(&mut self, output: &TableOutput, others: &mut Publisher<'_>) -> Rc<[(i64, i64)]> {
+    fn holders_of(&mut self, output: &TableOutput, others: &mut Publisher<'_>) -> Jobs {
         let (database, table) = (&output.database, &output.table);
         let id = self.database;
         let tables = self.tables_of(database);
