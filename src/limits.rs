@@ -248,6 +248,9 @@ pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
 pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
 /// Of them so many are tried again at a time, once a second: the others are not held up.
 pub const FORGIVEN_PER_TURN: usize = 1000;
+/// Attempts of a job in a row whose row another program has changed while they ran; from the next one on
+/// the job is claimed again after a pause only.
+pub const STRAY_ATTEMPTS_MAX: u32 = 2;
 /// Rows that roll back the transaction of one iteration, before it ends without it.
 pub const ROLLBACKS_PER_ITERATION: usize = 32;
 /// How often the pause of a job doubles that waits for the output of another job: up to 32 s.

@@ -86,6 +86,8 @@ pub(super) struct Outcome {
     ended: Vec<(Vec<u8>, Attempt)>,
     released: Vec<Attempt>,
     revoked: Vec<Attempt>,
+    /// Ends of attempts, and whether the rows were still theirs.
+    strays: Vec<(Attempt, bool)>,
     pub(super) claimed: Vec<(Vec<u8>, Vec<Job>)>,
     /// Jobs that are to stay the only ones of their workers.
     pub(super) alone: Vec<(Vec<u8>, Attempt)>,
@@ -312,11 +314,26 @@ impl Iteration<'_> {
                 log::warn!("{attempt}: another program changed its row; its worker is stopped");
             }
             self.control.handle_revoked(*attempt);
+            self.note_stray(*attempt, true);
         }
         note_more(
             "rows of running jobs were changed by another program",
             revoked.len(),
         );
+    }
+
+    /// An attempt has ended, or is stopped; true when its row is another's.
+    fn note_stray(&mut self, attempt: Attempt, is_stray: bool) {
+        if !is_stray {
+            self.store.note_no_stray(attempt.job_id);
+        } else if let Some((times, pause_ms)) = self.store.note_stray(attempt, self.at.boot_ms) {
+            log::warn!(
+                "job {}: another program changed its row during each of its last {times} attempts: \
+                 it is not claimed for {} s",
+                attempt.job_id,
+                pause_ms.div_ceil(1000)
+            );
+        }
     }
 
     /// RUNNING rows that nobody holds here, because another program changed their attempt or
@@ -376,6 +393,9 @@ impl Iteration<'_> {
                     break;
                 }
             }
+        }
+        for (attempt, is_stray) in outcome.strays {
+            self.note_stray(attempt, is_stray);
         }
         for (routing_id, attempt) in outcome.ended {
             self.control.handle_ended(&routing_id, attempt);
@@ -456,6 +476,7 @@ fn apply(
                 _ => log_end(*attempt, &ended, reason.unwrap_or("")),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.strays.push((*attempt, ended == Ended::Stale));
             outcome.note_end(attempt.job_id, ended, Some(receipt), reason);
             outcome.ended.push((routing_id.clone(), *attempt));
         }
@@ -487,6 +508,7 @@ fn apply(
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }
+            outcome.strays.push((*attempt, ended == Ended::Stale));
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
@@ -497,6 +519,7 @@ fn apply(
                 log_end(*attempt, &ended, reason);
             }
             outcome.queued |= matches!(ended, Ended::Queued);
+            outcome.strays.push((*attempt, ended == Ended::Stale));
             outcome.released.push(*attempt);
         }
     }

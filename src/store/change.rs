@@ -8,9 +8,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::{ErrorCode, Params, ffi};
+use rusqlite::{ErrorCode, Params, ToSql, ffi};
 
 use super::passed::Passed;
+use super::strays::Strays;
 use super::{Error, Store, Turn};
 use crate::limits;
 
@@ -25,6 +26,7 @@ pub(super) struct Refused {
     /// Jobs that are to be tried again next.
     left: Vec<i64>,
     pub(super) passed: Passed,
+    pub(super) strays: Strays,
 }
 
 impl Refused {
@@ -46,6 +48,11 @@ impl Refused {
     /// No change of a job's row is tried.
     pub(super) fn is_given_up(&self, job_id: i64) -> bool {
         self.jobs.get(&job_id).is_some_and(|times| *times > 1)
+    }
+
+    /// A claim does not look at the job.
+    pub(super) fn is_passed_over(&self, job_id: i64) -> bool {
+        self.is_given_up(job_id) || self.strays.is_paused(job_id)
     }
 
     /// Neither the claim nor the end of a job is possible.
@@ -73,6 +80,9 @@ pub struct Forgiven {
     /// Others are left for the next call.
     pub more: bool,
 }
+
+/// A query that gives a row when a change stands, and its parameters.
+pub(super) type Check<'a> = (&'a str, &'a [&'a dyn ToSql]);
 
 /// What became of a statement.
 enum Done {
@@ -120,10 +130,34 @@ impl Turn<'_> {
         sql: &str,
         parameters: impl Params,
     ) -> Result<Option<usize>, Error> {
+        self.change_job_if(job_id, sql, parameters, None)
+    }
+
+    /// Changes a job's row; true when `check` finds it changed afterwards. Code in the schema that
+    /// runs after the change may undo it, change the row further or delete it. Then all of it is
+    /// undone, as when that code refuses the change.
+    pub(super) fn change_job_to(
+        &mut self,
+        job_id: i64,
+        sql: &str,
+        parameters: impl Params,
+        check: Check<'_>,
+    ) -> Result<bool, Error> {
+        let changed = self.change_job_if(job_id, sql, parameters, Some(check))?;
+        Ok(changed.is_some())
+    }
+
+    fn change_job_if(
+        &mut self,
+        job_id: i64,
+        sql: &str,
+        parameters: impl Params,
+        check: Option<Check<'_>>,
+    ) -> Result<Option<usize>, Error> {
         if self.refused.is_given_up(job_id) {
             return Ok(None);
         }
-        match self.change(sql, parameters)? {
+        match self.change(sql, parameters, check)? {
             Done::Changed(rows) => Ok(Some(rows)),
             Done::Refused => Ok(None),
             Done::RolledBack => {
@@ -146,7 +180,7 @@ impl Turn<'_> {
         if self.refused.workers.contains(worker_id) {
             return Ok(());
         }
-        match self.change(sql, parameters)? {
+        match self.change(sql, parameters, None)? {
             Done::Changed(_) => {}
             Done::Refused => {
                 log::warn!("worker {worker_id}: code in the database refuses to record it");
@@ -168,7 +202,7 @@ impl Turn<'_> {
         sql: &str,
         parameters: impl Params,
     ) -> Result<Option<usize>, Error> {
-        match self.change(sql, parameters)? {
+        match self.change(sql, parameters, None)? {
             Done::Changed(rows) => Ok(Some(rows)),
             Done::Refused => Ok(None),
             Done::RolledBack => Err(Error::RolledBack {
@@ -177,7 +211,12 @@ impl Turn<'_> {
         }
     }
 
-    fn change(&self, sql: &str, parameters: impl Params) -> Result<Done, Error> {
+    fn change(
+        &self,
+        sql: &str,
+        parameters: impl Params,
+        check: Option<Check<'_>>,
+    ) -> Result<Done, Error> {
         let run = |sql| -> Result<(), Error> {
             self.transaction.prepare_cached(sql)?.execute([])?;
             Ok(())
@@ -186,8 +225,20 @@ impl Turn<'_> {
         run("SAVEPOINT one_row")?;
         match statement.execute(parameters) {
             Ok(rows) => {
+                let stands = match check {
+                    Some((query, values)) => {
+                        self.transaction.prepare_cached(query)?.exists(values)?
+                    }
+                    None => true,
+                };
+                if !stands {
+                    run("ROLLBACK TO one_row")?;
+                }
                 run("RELEASE one_row")?;
-                Ok(Done::Changed(rows))
+                Ok(match stands {
+                    true => Done::Changed(rows),
+                    false => Done::Refused,
+                })
             }
             Err(error) if !self.is_of_schema(&error, sql) => Err(error.into()),
             Err(_) if self.transaction.is_autocommit() => Ok(Done::RolledBack),

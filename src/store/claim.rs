@@ -18,6 +18,7 @@ use std::sync::Arc;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{OptionalExtension, Row, params, params_from_iter};
 
+use super::change::Check;
 use super::code::PluginCode;
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
@@ -125,6 +126,11 @@ pub(super) const TAKE: &str = "UPDATE cf_processing_queue SET status = 'RUNNING'
      dispatched = file_version_id || ' ' || plugin_name \
      WHERE id = ?1 AND status = 'QUEUED'";
 
+/// Finds a row as [`TAKE`] left it.
+pub(super) const TAKEN: &str = "SELECT 1 FROM cf_processing_queue WHERE id = ?1 \
+     AND status = 'RUNNING' AND attempt = ?2 AND attempt_key = ?3 AND worker_id = ?4 \
+     AND dispatched = file_version_id || ' ' || plugin_name";
+
 /// Since when the old system may have run a job.
 pub(super) const OLD_SINCE_QUERY: &str =
     "SELECT old_since_ms FROM cf_processing_queue WHERE id = ?1";
@@ -144,8 +150,12 @@ pub(super) const HISTORY_QUERY: &str = "SELECT attempt, attempt_key, status, cau
 pub(super) const FAIL: &str = "UPDATE cf_processing_queue SET status = 'FAILED', end_time = ?2, \
      error_message = ?3, failure_cause = ?4 WHERE id = ?1 AND status = 'QUEUED'";
 
+/// Finds a row as [`FAIL`] left it.
+pub(super) const IS_FAILED: &str =
+    "SELECT 1 FROM cf_processing_queue WHERE id = ?1 AND status = 'FAILED'";
+
 /// Why a row is not claimed that code in the schema protects.
-const REFUSED: &str = "a constraint or trigger of the database refuses the claim";
+const REFUSED: &str = "a constraint or trigger of the database refuses or undoes the claim";
 
 struct Resolved {
     attempt: i64,
@@ -186,7 +196,7 @@ impl Turn<'_> {
                 let Some(code) = codes.get(candidate.plugin) else {
                     continue;
                 };
-                if self.refused.is_given_up(job_id) {
+                if self.refused.is_passed_over(job_id) {
                     continue;
                 }
                 let alone = candidate.runs_alone;
@@ -269,8 +279,8 @@ impl Turn<'_> {
         Ok(heap)
     }
 
-    /// The first rows of a range that are not given up, at most `want`, and why they cannot be used.
-    /// Rows at its head that are given up are not read again while the range is as it was.
+    /// The first rows of a range that are not passed over, at most `want`, and why they cannot be used.
+    /// Rows at its head that are passed over are not read again while the range is as it was.
     fn range(
         &mut self,
         plugin: &str,
@@ -302,8 +312,8 @@ impl Turn<'_> {
                 && let Some(row) = rows.next()?
             {
                 let job_id = row.get(0)?;
-                let is_given_up = self.refused.is_given_up(job_id);
-                match (is_given_up, found.is_empty()) {
+                let is_passed_over = self.refused.is_passed_over(job_id);
+                match (is_passed_over, found.is_empty()) {
                     (true, true) => passed = kept(cell(row, 1)).map(|value| (value, job_id)),
                     (true, false) => {}
                     (false, _) => {
@@ -349,7 +359,8 @@ impl Turn<'_> {
             sinks::hash(&resolved.sinks),
             claim.is_old.then_some(now_ms),
         ];
-        if self.change_job(job_id, TAKE, parameters)? != Some(1) {
+        let check: Check<'_> = (TAKEN, &[&job_id, &resolved.attempt, &key, &claim.worker_id]);
+        if !self.change_job_to(job_id, TAKE, parameters, check)? {
             return Ok(None);
         }
         Ok(Some(Job {
@@ -402,8 +413,8 @@ impl Turn<'_> {
     pub(super) fn fail(&mut self, job_id: i64, reason: &str, now_ms: i64) -> Result<bool, Error> {
         let cause = Cause::Operator.as_str();
         let parameters = params![job_id, format_time(now_ms), reason, cause];
-        let changed = self.change_job(job_id, FAIL, parameters)?;
-        if changed.is_none() {
+        let is_ended = self.change_job_to(job_id, FAIL, parameters, (IS_FAILED, &[&job_id]))?;
+        if !is_ended {
             match self.refused.len().cmp(&limits::ENDS_LOGGED_MAX) {
                 Ordering::Less => {
                     log::warn!("job {job_id} is passed over, it cannot be ended: {reason}");
@@ -412,7 +423,7 @@ impl Turn<'_> {
                 Ordering::Greater => {}
             }
         }
-        Ok(changed == Some(1))
+        Ok(is_ended)
     }
 
     /// What a job needs of its rows, or why it cannot be had.

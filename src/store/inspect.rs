@@ -142,6 +142,10 @@ pub struct JobDetail {
     pub attempts: Vec<AttemptRow>,
 }
 
+const TAKEN_QUERY: &str = "SELECT count(*) FROM cf_job_attempt WHERE job_id = ?1 \
+     AND status = 'TAKEN' AND attempt > coalesce((SELECT max(attempt) FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status IS NOT 'TAKEN'), 0)";
+
 const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, q.status, q.priority, \
      CASE WHEN r.path IS NOT NULL THEN rtrim(r.path, '/') || '/' || l.rel_path END, \
      q.attempt, q.worker_id, q.claim_time, q.end_time, q.error_message, q.receipt, \
@@ -276,6 +280,13 @@ impl Inspector {
                 let reason = "a worker without other jobs: it was lost with others before";
                 detail.waiting_for = Some(reason.to_owned());
             }
+            let taken = self.taken_attempts(job_id)?;
+            if detail.waiting_for.is_none() && taken > limits::STRAY_ATTEMPTS_MAX.into() {
+                detail.waiting_for = Some(format!(
+                    "a free slot, after a pause: another program changed its row during each of its \
+                     last {taken} attempts"
+                ));
+            }
             if detail.waiting_for.is_none() {
                 let foreign = schema::foreign_code(&self.connection)?;
                 let free = "a free slot of a worker that may run it".to_owned();
@@ -299,6 +310,12 @@ impl Inspector {
         }
         detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
+    }
+
+    /// How many attempts another program has taken from the job, in a row.
+    fn taken_attempts(&self, job_id: i64) -> Result<i64, Error> {
+        let mut statement = self.connection.prepare_cached(TAKEN_QUERY)?;
+        Ok(statement.query_row([job_id], |row| row.get(0))?)
     }
 
     fn is_unsettled(&self, job_id: i64) -> Result<bool, Error> {

@@ -46,6 +46,7 @@ mod retry;
 mod schema;
 mod settle;
 mod sinks;
+mod strays;
 mod time;
 mod value;
 mod waits;

@@ -218,6 +218,10 @@ pub(super) const DUE_QUERY: &str = "SELECT id FROM cf_processing_queue \
 pub(super) const WAKE: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL, \
      next_run_boot_ms = NULL, next_run_boot_id = NULL WHERE id = ?1";
 
+/// Finds a row as [`WAKE`] left it.
+pub(super) const IS_QUEUED: &str =
+    "SELECT 1 FROM cf_processing_queue WHERE id = ?1 AND status = 'QUEUED'";
+
 /// A row's pause on this machine's clock.
 const ADOPT: &str = "UPDATE cf_processing_queue SET next_run_boot_ms = ?2, next_run_boot_id = ?3 \
      WHERE id = ?1";
@@ -292,9 +296,9 @@ impl Turn<'_> {
                 continue;
             }
             left -= 1;
-            match self.change_job(job_id, WAKE, [job_id])? {
-                Some(rows) => changed += rows,
-                None => self.refused.give_up(job_id),
+            match self.change_job_to(job_id, WAKE, [job_id], (IS_QUEUED, &[&job_id]))? {
+                true => changed += 1,
+                false => self.refused.give_up(job_id),
             }
         }
         Ok(changed)

@@ -7,7 +7,7 @@ mod alone;
 use super::*;
 use crate::job::{Attempt, JobStatus, Receipt, Settlement};
 use crate::protocol::{Heartbeat, Payload, View};
-use crate::sentinel::control::Sender;
+use crate::sentinel::control::{Body, Sender};
 use crate::socket::PeerId;
 
 const LEASE: Duration = Duration::from_secs(10);
@@ -402,6 +402,63 @@ fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
     scene.settle();
     let running = "SELECT '' || count(*) FROM cf_processing_queue WHERE status = 'RUNNING'";
     assert_eq!(scene.text(running), "2", "as many as there are slots");
+}
+
+impl Scene {
+    /// Ends all that worker `w` has been given, in the order of its dispatches; gives the jobs.
+    fn end_dispatched(&mut self, outgoing: &[Outgoing]) -> Vec<i64> {
+        let mut jobs = Vec::new();
+        for message in outgoing {
+            if let Body::Dispatch { attempt, .. } = &message.body {
+                jobs.push(attempt.job_id);
+                let receipt = Receipt {
+                    status: JobStatus::Success,
+                    attempt: Some(attempt.number),
+                    ..Receipt::default()
+                };
+                self.send(attempt.job_id, Payload::Conclude(receipt));
+            }
+        }
+        jobs
+    }
+}
+
+/// Another program queues a row again right after each of its claims, in a transaction of its own.
+#[test]
+fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
+    for back in ["status = 'QUEUED'", "status = 'QUEUED', attempt = 0"] {
+        let mut scene = Scene::new();
+        let version = scene.deploy("p");
+        scene.sql(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6) \
+             INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+             SELECT {version}, 'p', 'QUEUED' FROM n"
+        ));
+        let mut dispatched = Vec::new();
+        for _ in 0..60 {
+            scene.introduce_as("w", &["*"], &[]);
+            let outgoing = scene.tick();
+            scene.sql(&format!(
+                "UPDATE cf_processing_queue SET {back} WHERE id = 1 AND status = 'RUNNING'"
+            ));
+            dispatched.extend(scene.end_dispatched(&outgoing));
+        }
+        let of = |job_id: i64| dispatched.iter().filter(|id| **id == job_id).count();
+        assert!((4..=10).contains(&of(1)), "{back}: {dispatched:?}");
+        for job_id in 2..=6 {
+            assert_eq!((of(job_id), scene.status(job_id)), (1, "COMPLETED".into()));
+        }
+        let inspector = store::Inspector::open(&scene.dir.path().join("q.db")).unwrap();
+        let reason = inspector.job(1).unwrap().unwrap().waiting_for.unwrap();
+        assert!(reason.contains("another program"), "{reason}");
+        // It runs to its end once nobody does that any more.
+        for _ in 0..200 {
+            scene.introduce_as("w", &["*"], &[]);
+            let outgoing = scene.tick();
+            scene.end_dispatched(&outgoing);
+        }
+        assert_eq!(scene.status(1), "COMPLETED", "{back}");
+    }
 }
 
 /// RUNNING rows of workers that are gone.

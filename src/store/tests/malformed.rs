@@ -438,11 +438,13 @@ fn a_protected_row_does_not_keep_others_from_their_retry() {
     }
     scene.sql(
         "CREATE TRIGGER theirs BEFORE UPDATE ON cf_processing_queue WHEN OLD.id = 2 \
-         BEGIN SELECT RAISE(ABORT, 'no'); END",
+         BEGIN SELECT RAISE(ABORT, 'no'); END; \
+         CREATE TRIGGER undone AFTER UPDATE OF status ON cf_processing_queue WHEN OLD.id = 1 \
+         BEGIN UPDATE cf_processing_queue SET status = OLD.status WHERE id = 1; END",
     );
-    assert_eq!(scene.wake(&now(60_000)), 2);
+    assert_eq!(scene.wake(&now(60_000)), 1);
     let statuses = [1, 2, 3].map(|id| scene.status(id));
-    assert_eq!(statuses, ["QUEUED", "PENDING", "QUEUED"]);
+    assert_eq!(statuses, ["PENDING", "PENDING", "QUEUED"]);
 }
 
 /// In UTF-16 a text may hold half of a surrogate pair, which UTF-8 cannot say.
@@ -530,6 +532,51 @@ fn code_in_the_schema_that_fails_costs_the_row_that_it_fails_for() {
         assert!(["QUEUED", "FAILED"].contains(&status.as_str()), "{code}");
         let attempt = scene.text("SELECT attempt FROM cf_processing_queue WHERE id = 1");
         assert_eq!(attempt, "Integer(0)", "{code}: it was changed");
+    }
+}
+
+/// What code in the schema does with the row of job 1, at once after its claim.
+const UNDONE: [&str; 6] = [
+    "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1",
+    "UPDATE cf_processing_queue SET attempt = attempt + 5 WHERE id = 1",
+    "UPDATE cf_processing_queue SET worker_id = 'nobody' WHERE id = 1",
+    "UPDATE cf_processing_queue SET attempt_key = 1 WHERE id = 1",
+    "UPDATE cf_processing_queue SET file_version_id = 77 WHERE id = 1",
+    "DELETE FROM cf_processing_queue WHERE id = 1",
+];
+
+#[test]
+fn a_claim_that_the_schema_undoes_costs_its_row_alone() {
+    for code in UNDONE {
+        for (when, status) in [("NEW.status = 'RUNNING'", "FAILED"), ("true", "QUEUED")] {
+            let mut scene = Scene::new();
+            for _ in 0..3 {
+                scene.enqueue("p", 0);
+            }
+            scene.sql(&format!(
+                "CREATE TRIGGER t AFTER UPDATE OF status ON cf_processing_queue \
+                 WHEN NEW.id = 1 AND NEW.status <> 'QUEUED' AND {when} BEGIN {code}; END"
+            ));
+            let claimed = scene.claim(&["p"], 9);
+            assert_eq!(ids(&claimed), [2, 3], "{code}");
+            // What leaves the end as it is does not refuse that.
+            let undoes_the_end = code.contains("status") || code.contains("DELETE");
+            let status = if undoes_the_end { status } else { "FAILED" };
+            let [unresolved] = claimed.unresolved.as_slice() else {
+                panic!("{code}: {claimed:?}");
+            };
+            assert_eq!(unresolved.is_ended, status == "FAILED", "{code}");
+            assert_eq!(scene.status(1), status, "{code}");
+            if when.contains("RUNNING") {
+                let reason = scene.inspect(1).row.error_message.unwrap();
+                assert!(reason.contains("undoes the claim"), "{code}: {reason}");
+                let attempts = scene.inspect(1).attempts;
+                assert!(attempts.is_empty(), "{code}: {attempts:?}");
+            }
+            // It is not tried again at once.
+            let again = scene.claim(&["p"], 9);
+            assert!(again.jobs.is_empty() && again.unresolved.is_empty());
+        }
     }
 }
 

@@ -39,6 +39,11 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             values
         }),
         (
+            claim::TAKEN,
+            vec![number(150), number(1), number(1), text("w")],
+        ),
+        (claim::IS_FAILED, vec![number(150)]),
+        (
             claim::FAIL,
             vec![number(150), Value::Null, Value::Null, Value::Null],
         ),
@@ -61,6 +66,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (catalogue::HIGHEST_VERSION_QUERY, vec![number(1 << 62)]),
         (retry::DUE_QUERY, start()),
         (retry::WAKE, vec![number(150)]),
+        (retry::IS_QUEUED, vec![number(150)]),
         (retry::NEXT_DUE_QUERY, vec![text("this-start")]),
         (claim::OLD_SINCE_QUERY, vec![number(150)]),
         (claim::HISTORY_QUERY, vec![number(1), number(9), number(9)]),
