@@ -83,10 +83,11 @@ pub struct Control {
     draining: bool,
     /// Serialised parts of DISPATCH by plugin name, each with the version that it is of.
     dispatch_parts: BTreeMap<String, (Arc<Plugin>, DispatchPart)>,
-    /// Workers that earlier sentinels on this database knew, by worker ID.
-    remembered: BTreeMap<String, Identify<'static>>,
-    /// The IDs of those whose routing ID is another, by that as text.
-    remembered_routes: BTreeMap<String, String>,
+    /// Workers that earlier sentinels on this database knew, and their users, by worker ID.
+    remembered: BTreeMap<String, (Option<User>, Identify<'static>)>,
+    /// The IDs of those that are known by their routing ID, and their users, by that as text: the one
+    /// that had it last comes first.
+    remembered_routes: BTreeMap<String, Vec<(Option<User>, String)>>,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
     /// When a worker was last logged that asked for the ID of another user's.
@@ -137,24 +138,45 @@ impl Control {
 
     /// A worker that an earlier sentinel on this database knew. One of the old system identifies
     /// itself once in its life, so when it is heard again this stands for it.
-    /// `routing_id` is what it is heard by, as text, where that is not its ID.
+    /// `routing_id` is what it is heard by, as text. Of workers with one routing ID the one that was
+    /// heard last must come first.
     pub fn remember_worker(
         &mut self,
         worker_id: &str,
+        user: Option<User>,
         routing_id: Option<String>,
         identify: Identify<'static>,
     ) {
         if let Some(routing_id) = routing_id {
-            self.remembered_routes
-                .insert(routing_id, worker_id.to_owned());
+            let known = self.remembered_routes.entry(routing_id).or_default();
+            known.push((user.clone(), worker_id.to_owned()));
         }
-        self.remembered.insert(worker_id.to_owned(), identify);
+        let worker = (user, identify);
+        self.remembered.insert(worker_id.to_owned(), worker);
     }
 
-    /// The ID of the worker that a sender without IDENTIFY is, as far as that can be known.
-    fn presumed_id(&self, routing_id: &[u8]) -> String {
-        let text = printable(routing_id);
-        self.remembered_routes.get(&text).cloned().unwrap_or(text)
+    /// The ID of the worker that a sender without IDENTIFY is, as far as that can be known: the last
+    /// one of its user that had its routing ID.
+    fn presumed_id(&self, from: &Sender<'_>) -> String {
+        let text = printable(from.routing_id);
+        let known = self.remembered_routes.get(&text);
+        let theirs = known.into_iter().flatten();
+        let mut theirs = theirs.filter(|(user, _)| !users::are_different(user.as_ref(), from.user));
+        match theirs.next() {
+            Some((_, worker_id)) => worker_id.clone(),
+            None => text,
+        }
+    }
+
+    /// What is known of a worker that earlier sentinels have heard, unless it is another user's.
+    fn take_remembered(&mut self, from: &Sender<'_>) -> Option<Identify<'static>> {
+        let worker_id = self.presumed_id(from);
+        let (user, _) = self.remembered.get(&worker_id)?;
+        if users::are_different(user.as_ref(), from.user) {
+            return None;
+        }
+        let (_, identify) = self.remembered.remove(&worker_id)?;
+        Some(identify)
     }
 
     /// From now on no job is dispatched.
@@ -236,7 +258,7 @@ impl Control {
             Some(worker) => users::are_different(worker.user.as_ref(), from.user),
             // IDENTIFY may bring another ID than the routing ID.
             None if matches!(payload, Payload::Identify(_)) => false,
-            None => self.belongs_to_another(&self.presumed_id(routing_id), from.user),
+            None => self.is_anothers_route(from),
         };
         if is_anothers {
             return Some(ANOTHERS);
@@ -303,7 +325,7 @@ impl Control {
             // Old workers only: newer ones identify themselves on each connection.
             let remembered = match heartbeat.sequence {
                 Some(_) => None,
-                None => self.remembered.remove(&self.presumed_id(from.routing_id)),
+                None => self.take_remembered(from),
             };
             let Some(mut identify) = remembered else {
                 self.ask_to_identify(from.peer);
@@ -376,7 +398,7 @@ impl Control {
                 }
                 return None;
             }
-            let worker_id = self.presumed_id(from.routing_id);
+            let worker_id = self.presumed_id(from);
             let known = self.orphans.iter().find(|(attempt, orphan)| {
                 attempt.job_id == job_id && orphan.worker_id == worker_id
             });

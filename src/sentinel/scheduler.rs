@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::control::{self, Control, Outgoing};
 use super::round::Round;
 use super::transaction::{self, Due, Iteration, JobEnd, Sweep};
+use crate::job::User;
 use crate::limits;
 use crate::protocol::Identify;
 use crate::reactor::BootTime;
@@ -91,6 +92,7 @@ impl Scheduler {
         for worker in store.workers()? {
             control.remember_worker(
                 &worker.worker_id,
+                worker.user_id.as_deref().map(User::parse),
                 worker.routing_id,
                 Identify {
                     capabilities: worker.capabilities,

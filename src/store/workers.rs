@@ -27,8 +27,8 @@ pub struct WorkerSession {
     pub trouble: Option<String>,
     /// Environments whose jobs fail there for now, with the reason. It gets no such jobs.
     pub environments: BTreeMap<String, String>,
-    /// What a worker of the old system is known by after a restart of the sentinel, where that is
-    /// not its ID: its routing ID as text.
+    /// What a worker of the old system is known by after a restart of the sentinel: its routing ID as
+    /// text. Rows of earlier releases have none where that is its ID.
     pub routing_id: Option<String>,
 }
 
@@ -98,6 +98,12 @@ impl Turn<'_> {
             worker.routing_id
         ];
         self.change_worker(id, session, parameters)?;
+        if let Some(routing_id) = &worker.routing_id {
+            // Its user's worker that had the routing ID before is known by it no more.
+            let reused = "UPDATE cf_worker_session SET routing_id = NULL \
+                 WHERE routing_id = ?1 AND worker_id <> ?2 AND user_id IS ?3";
+            self.change_worker(id, reused, params![routing_id, id, worker.user_id])?;
+        }
         let node = "INSERT INTO cf_worker_node \
              (hostname, pid, started_at, last_heartbeat, status) \
              VALUES (?1, ?2, ?3, ?3, 'ONLINE') ON CONFLICT (hostname, pid) DO UPDATE SET \

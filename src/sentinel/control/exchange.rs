@@ -39,7 +39,7 @@ pub enum Change {
         trouble: Option<String>,
         /// Environments whose jobs fail there for now, with the reason.
         environments: BTreeMap<String, String>,
-        /// What an old worker is known by after a restart, where that is not its ID.
+        /// What an old worker is known by after a restart.
         routing_id: Option<String>,
     },
     /// A worker is disconnected.

@@ -20,7 +20,7 @@ pub(super) struct Worker {
     pub(super) user: Option<User>,
     /// Its process; none of an old worker, which asks for no leases.
     pub(super) instance: Option<String>,
-    /// The routing ID by which the next sentinel knows an old worker, where it is not the ID.
+    /// The routing ID by which the next sentinel knows an old worker.
     known_by: Option<String>,
     /// Its connection; none while it is disconnected.
     pub(super) peer: Option<PeerId>,
@@ -378,8 +378,7 @@ impl Control {
         // One that a socket has made up begins with a zero, and is another's later.
         let is_chosen = from.routing_id.first().is_some_and(|octet| *octet != 0);
         let known_by = Some(printable(from.routing_id));
-        let known_by =
-            known_by.filter(|text| instance.is_none() && is_chosen && *text != worker_id);
+        let known_by = known_by.filter(|_| instance.is_none() && is_chosen);
         let worker = Worker {
             worker_id: worker_id.clone(),
             user: from.user.cloned(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Control, Sender};
+use super::{Control, Sender, printable};
 use crate::job::User;
 use crate::reactor::BootTime;
 
@@ -13,11 +13,20 @@ impl Control {
     /// True when a peer has connected under the routing ID of another user's worker. It must not
     /// keep that ID from its owner.
     pub fn is_anothers(&self, from: &Sender<'_>) -> bool {
-        self.belongs_to_another(&self.presumed_id(from.routing_id), from.user)
+        self.is_anothers_route(from)
             || self
                 .workers
                 .get(from.routing_id)
                 .is_some_and(|worker| are_different(worker.user.as_ref(), from.user))
+    }
+
+    /// True when the routing ID was last that of another user's worker, which is known or holds
+    /// attempts.
+    pub(super) fn is_anothers_route(&self, from: &Sender<'_>) -> bool {
+        let text = printable(from.routing_id);
+        let known = self.remembered_routes.get(&text);
+        let last = known.and_then(|known| known.first());
+        self.belongs_to_another(last.map_or(&text, |(_, worker_id)| worker_id), from.user)
     }
 
     /// Tells a worker that asks for the ID of another user's why it gets nothing, which ends it. It

@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 
 mod alone;
+mod routes;
 
 use super::*;
 use crate::job::{Attempt, JobStatus, Receipt, Settlement};

@@ -57,6 +57,7 @@ fn an_old_worker_of_an_earlier_sentinel_is_remembered_or_asked() {
     control.remember_worker(
         "old",
         None,
+        None,
         Identify {
             capabilities: vec!["p".into()],
             slots: Some(2),
@@ -94,11 +95,16 @@ fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
         online.next().unwrap()
     };
     assert_eq!(known_by(b"r-1").as_deref(), Some("r-1"));
-    assert_eq!(known_by(b"w-1"), None);
+    assert_eq!(known_by(b"w-1").as_deref(), Some("w-1"));
     assert_eq!(known_by(b"\0\x01\x02\x03\x04"), None, "made up by a socket");
     let restarted = || {
         let mut control = control();
-        control.remember_worker("w-1", Some("r-1".to_owned()), named());
+        control.remember_worker(
+            "w-1",
+            Some(User::parse(ANN)),
+            Some("r-1".to_owned()),
+            named(),
+        );
         control.inherit(Attempt::new(9, 2), "w-1", Some(User::parse(ANN)), now);
         control
     };
@@ -134,6 +140,53 @@ fn an_old_worker_with_a_routing_id_of_its_own_is_remembered_by_that() {
             Some(ANOTHERS)
         );
         assert!(control.take_changes().is_empty());
+    }
+}
+
+/// A worker of another user has had the routing ID before.
+#[test]
+fn a_routing_id_makes_no_worker_one_of_another_user() {
+    let now = at(0);
+    let named = |id: &'static str| Identify {
+        worker_id: Some(id.into()),
+        ..Identify::default()
+    };
+    let restarted = || {
+        let mut control = control();
+        for (id, user) in [("b-1", BOB), ("a-1", ANN)] {
+            let (user, routing_id) = (Some(User::parse(user)), Some("r".to_owned()));
+            control.remember_worker(id, user, routing_id, named(id));
+        }
+        control
+    };
+    for (text, want) in [(ANN, "a-1"), (BOB, "b-1")] {
+        let mut control = restarted();
+        let from = Sender {
+            user: Some(user(text)),
+            ..from(1, b"r")
+        };
+        assert!(!control.is_anothers(&from));
+        control.handle_message(&from, 0, heartbeat(None, None), now);
+        assert_eq!(control.openings(now)[0].worker_id, want);
+    }
+    // A third user is asked who it is.
+    let mut control = restarted();
+    let carl = User::parse("4444444444444444444444444444444444444444 carl");
+    let third = Sender {
+        user: Some(&carl),
+        ..from(1, b"r")
+    };
+    control.handle_message(&third, 0, heartbeat(None, None), now);
+    assert_eq!(kinds(&mut control), ["Reload 0"]);
+    // While the last one holds a job, it is its own.
+    let mut control = restarted();
+    control.inherit(Attempt::new(9, 2), "b-1", Some(User::parse(BOB)), now);
+    for (text, is_anothers) in [(ANN, true), (BOB, false)] {
+        let from = Sender {
+            user: Some(user(text)),
+            ..from(1, b"r")
+        };
+        assert_eq!(control.is_anothers(&from), is_anothers, "{text}");
     }
 }
 
