@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("ran_with.sql"),
     include_str!("old_peers.sql"),
     include_str!("dispatched.sql"),
+    include_str!("overwritten.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

@@ -34,6 +34,61 @@ fn attempts_count_on_from_the_last_one_that_is_known() {
     }
 }
 
+/// Another program changes the row of an attempt that runs.
+#[test]
+fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
+    for change in [
+        "attempt = 0",
+        "attempt = 7",
+        "attempt = -1",
+        "attempt_key = 99",
+        "attempt = 0, attempt_key = 99, worker_id = 'other'",
+        "attempt = 0, status = 'QUEUED'",
+        "attempt_key = NULL, unsettled = 1, status = 'QUEUED'",
+    ] {
+        let mut scene = Scene::new();
+        let id = scene.enqueue("p", 0);
+        let first = scene.claim(&["p"], 1).jobs[0].attempt;
+        let key = scene.store.key;
+        scene.sql(&format!("UPDATE cf_processing_queue SET {change}"));
+        for running in scene.store.running().unwrap() {
+            scene.release(running.attempt, 0);
+        }
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED', attempt = max(attempt, 0)");
+        let job = scene.claim(&["p"], 1).jobs.remove(0);
+        assert!(job.attempt > first, "{change}: {:?}", job.attempt);
+        let known = |past: &&crate::job::Past| (past.number, past.key) == (first.number, key);
+        let past = &job.history.past;
+        assert!(past.iter().any(|past| known(&past)), "{change}: {past:?}");
+        assert_eq!(scene.status(id), "RUNNING");
+    }
+}
+
+#[test]
+fn an_attempt_that_has_ended_stays_as_it_ended_when_its_number_is_set_again() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    let first = scene.claim(&["p"], 1).jobs[0].attempt;
+    scene.report("w", first, &success(&["file:///a"]), 0);
+    let first_key = scene.store.key;
+    let path = scene.path();
+    scene.store = Store::open(&path, Open::Existing).unwrap();
+    let second_key = scene.store.key;
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    assert_eq!(scene.claim(&["p"], 1).jobs[0].attempt.number, 2);
+    scene.sql("UPDATE cf_processing_queue SET attempt = 1");
+    assert_eq!(scene.release(first, 0), Ended::Queued);
+    let job = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_eq!(job.attempt.number, 3);
+    let past = job.history.past.iter();
+    let past: Vec<_> = past.map(|past| (past.number, past.key, past.end)).collect();
+    let want = [
+        (1, first_key, crate::job::PastEnd::Completed),
+        (2, second_key, crate::job::PastEnd::Unknown),
+    ];
+    assert_eq!(past, want);
+}
+
 #[test]
 fn only_the_holder_of_the_attempt_ends_a_job() {
     let mut scene = Scene::new();
