@@ -540,6 +540,9 @@ fn log_end(attempt: Attempt, ended: &Ended, reason: &str) {
         Ended::Failed => log::warn!("{attempt}: failed: {reason}"),
         Ended::Queued => log::info!("{attempt}: queued again: {reason}"),
         Ended::Waits { .. } => log::warn!("{attempt}: tried again later: {reason}"),
+        Ended::Refused => log::warn!(
+            "{attempt}: a constraint or trigger of the database refuses its end: it stays RUNNING"
+        ),
         Ended::Stale => {}
     }
 }

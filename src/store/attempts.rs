@@ -44,6 +44,8 @@ pub enum Ended {
     },
     /// The attempt was not current; nothing was changed.
     Stale,
+    /// Code in the schema refuses the end; nothing was changed.
+    Refused,
 }
 
 /// A RUNNING job of a worker; ?3 = its attempt, 0 where an old worker did not send it. An attempt
@@ -143,7 +145,7 @@ impl Turn<'_> {
             },
             cause: match stopped {
                 true => Some(Cause::Lost),
-                false => receipt.cause.filter(|_| !success),
+                false => receipt.cause.filter(|_| !success && !returned),
             },
             reason: match &receipt.error_message {
                 _ if success => None,
@@ -212,7 +214,7 @@ impl Turn<'_> {
                 retries_max: 0,
             };
             let ended = self.end(running.attempt, None, &end, now)?;
-            released += usize::from(ended != Ended::Stale);
+            released += usize::from(!matches!(ended, Ended::Stale | Ended::Refused));
         }
         Ok(released)
     }
@@ -358,8 +360,7 @@ impl Turn<'_> {
             end.success && receipt.is_some_and(|receipt| receipt.attempt.is_some()),
         ];
         if self.change_job(attempt.job_id, END, parameters)? != Some(1) {
-            log::warn!("{attempt}: a constraint or trigger of the database refuses its end");
-            return Ok(Ended::Stale);
+            return Ok(Ended::Refused);
         }
         let status = match ended {
             Ended::Completed => "COMPLETED",

@@ -135,7 +135,7 @@ pub struct JobDetail {
     pub artifact_hash: Option<String>,
     /// The plugin's last lines.
     pub log_tail: Option<String>,
-    /// Why a QUEUED job is not running (none = it waits for a free slot), what an ended one
+    /// Why a QUEUED job is not running, what may keep a RUNNING one from its end, what an ended one
     /// still waits for, or why a PENDING one is not queued by itself.
     pub waiting_for: Option<String>,
     /// Its attempts that have ended, the first first.
@@ -288,15 +288,21 @@ impl Inspector {
                 ));
             }
             if detail.waiting_for.is_none() {
-                let foreign = schema::foreign_code(&self.connection)?;
                 let free = "a free slot of a worker that may run it".to_owned();
-                detail.waiting_for = Some(foreign.first().map_or(free, |name| {
+                detail.waiting_for = Some(self.foreign_code()?.map_or(free, |name| {
                     format!(
                         "a free slot, if nothing of other programs in the database ({name}) refuses \
                          its claim; the sentinel's log names jobs that it passes over for that"
                     )
                 }));
             }
+        } else if detail.row.status == "RUNNING" {
+            detail.waiting_for = self.foreign_code()?.map(|name| {
+                format!(
+                    "its end, if nothing of other programs in the database ({name}) refuses it; the \
+                     sentinel's log names jobs whose ends are refused"
+                )
+            });
         } else if detail.row.is_set_aside() {
             detail.waiting_for = Some(SET_ASIDE.to_owned());
         } else if self.is_unsettled(job_id)? {
@@ -310,6 +316,12 @@ impl Inspector {
         }
         detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
+    }
+
+    /// A trigger or view that another program has put into the database.
+    fn foreign_code(&self) -> Result<Option<String>, Error> {
+        let names = schema::foreign_code(&self.connection)?;
+        Ok(names.into_iter().next())
     }
 
     /// How many attempts another program has taken from the job, in a row.

@@ -128,6 +128,7 @@ impl Worker {
     pub(super) fn give_back(&mut self, order: &Order, reason: &str, was_running: bool) {
         let attempt = order.job.attempt;
         let mut receipt = Receipt::failed(attempt, Cause::Operator, reason);
+        receipt.cause = None;
         receipt.returned = true;
         receipt.was_running = was_running;
         match order.lease {

@@ -445,6 +445,39 @@ fn log_lines_are_bounded_and_clean_whatever_the_database_holds() {
     );
 }
 
+#[test]
+fn the_log_names_rows_whose_claims_and_ends_the_database_refuses() {
+    for refuse in ["RAISE(ABORT, 'no')", "RAISE(IGNORE)"] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "one", ONE_ROW);
+        let input = dir.path().join("in.csv");
+        std::fs::write(&input, "1\n").unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.extend(submit(&database, "one", std::slice::from_ref(&input)));
+        }
+        let (never, endless) = (ids[0], ids[1]);
+        let store = rusqlite::Connection::open(&database).unwrap();
+        store
+            .execute_batch(&format!(
+                "CREATE TRIGGER theirs BEFORE UPDATE OF status ON cf_processing_queue \
+                 WHEN NEW.id = {never} OR NEW.id = {endless} AND NEW.status <> 'RUNNING' \
+                 BEGIN SELECT {refuse}; END"
+            ))
+            .unwrap();
+        let (mut sentinel, endpoint) = sentinel(&database, &[]);
+        let _worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "1"]);
+        sentinel.line_with(&format!("job {never} is passed over, it cannot be ended"));
+        sentinel.line_with(&format!("job {endless} attempt 1: a constraint or trigger"));
+        assert_eq!(ended(&database, ids[2])["status"], "COMPLETED");
+        let reason = |id| job(&database, id)["waiting_for"].to_string();
+        assert!(reason(never).contains("theirs"), "{}", reason(never));
+        assert!(reason(endless).contains("theirs"), "{}", reason(endless));
+        let log = sentinel.seen.join("\n");
+        assert!(!log.contains("not the holder"), "{log}");
+    }
+}
+
 /// Together they exceed what may be queued for a connection.
 #[test]
 fn a_worker_with_many_slots_gets_many_large_plugins() {

@@ -243,11 +243,16 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
         assert_eq!(attempt.number, round);
         let returned = Receipt {
             returned: true,
+            // Workers of earlier releases name one.
+            cause: Some(Cause::Operator),
             ..Receipt::default()
         };
         assert_eq!(scene.report("w", attempt, &returned, 0), Ended::Queued);
     }
     let detail = scene.inspect(id);
+    // It is nobody's fault.
+    let causes = detail.attempts.iter().map(|attempt| &attempt.cause);
+    assert!(causes.chain([&detail.row.cause]).all(Option::is_none));
     assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
     assert_eq!(detail.attempts[8].status, "RETURNED");
 }

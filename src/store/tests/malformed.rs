@@ -389,8 +389,10 @@ fn rows_that_a_trigger_of_another_program_protects_are_passed_over() {
          WHEN OLD.id = {good} BEGIN SELECT RAISE(ABORT, 'no'); END"
     ));
     let attempt = claimed.jobs[0].attempt;
-    assert_eq!(scene.report("w", attempt, &success(&[]), 0), Ended::Stale);
-    assert_eq!(scene.release(attempt, 0), Ended::Stale);
+    assert_eq!(scene.report("w", attempt, &success(&[]), 0), Ended::Refused);
+    assert_eq!(scene.release(attempt, 0), Ended::Refused);
+    let reason = scene.inspect(good).waiting_for.unwrap();
+    assert!(reason.contains("(theirs) refuses it"), "{reason}");
     let mut turn = scene.store.begin().unwrap();
     assert_eq!(turn.release_all("x", 9, &now(0)).unwrap(), 0);
 }
@@ -609,7 +611,7 @@ fn code_in_the_schema_that_fails_keeps_no_other_end_and_no_worker_from_the_datab
                 ends => break ends.unwrap(),
             }
         };
-        let want = [Ended::Stale, Ended::Completed, Ended::Completed];
+        let want = [Ended::Refused, Ended::Completed, Ended::Completed];
         assert_eq!(ends, want, "{code}");
         assert_eq!(scene.status(1), "RUNNING", "{code}");
         let workers = scene.store.workers().unwrap();
