@@ -65,6 +65,22 @@ fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
 }
 
 #[test]
+fn a_row_that_gets_another_id_while_it_runs_takes_no_attempt_along() {
+    let mut scene = Scene::new();
+    scene.enqueue("p", 0);
+    scene.claim(&["p"], 1);
+    scene.sql("UPDATE cf_processing_queue SET id = 50");
+    assert_eq!(
+        scene.text("SELECT count(*) FROM cf_job_attempt"),
+        "Integer(0)"
+    );
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+    let job = scene.claim(&["p"], 1).jobs.remove(0);
+    assert_eq!(job.attempt.job_id, 50);
+    assert!(job.history.past.is_empty(), "{:?}", job.history);
+}
+
+#[test]
 fn an_attempt_that_has_ended_stays_as_it_ended_when_its_number_is_set_again() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
