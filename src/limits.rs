@@ -327,6 +327,13 @@ pub const WARM_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const WARM_DEATHS_MAX: u32 = 2;
 /// Jobs that a worker remembers because an interpreter died while they ran.
 pub const SUSPECTS_MAX: usize = 1024;
+/// How soon a worker looks again for processes that were killed and have not ended; it doubles.
+pub const LEFTOVERS_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest pause before it looks again.
+pub const LEFTOVERS_INTERVAL_MAX: Duration = Duration::from_secs(2);
+/// How long a worker that ends waits for its fork servers to kill what plugins have started, and for
+/// what lost ones have left.
+pub const LEFTOVERS_WAIT: Duration = Duration::from_secs(2);
 /// Killed processes that have not ended, that a worker watches.
 pub const LEFTOVERS_MAX: usize = 256;
 /// Connections taken from a bridge's listener per call.

@@ -136,6 +136,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
     worker_options.share_output = typed.has("share-output");
     worker_options.closed_output = true;
+    worker_options.owns_process = true;
     let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
         Some(seconds) => Duration::from_secs(seconds),
         None => OUTAGE_MAX,

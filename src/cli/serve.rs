@@ -264,6 +264,7 @@ pub(super) fn worker(
         }
     }
     options.share_output = typed.has("share-output");
+    options.owns_process = true;
     options.shim = command.path(&typed, "shim")?;
     if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {
         return Err(command

@@ -30,6 +30,7 @@ mod lock;
 pub mod process;
 pub mod script;
 pub mod source;
+pub mod strays;
 pub mod syntax;
 mod tool;
 mod uv;
@@ -63,6 +64,8 @@ pub struct Job<'a> {
     pub file_path: &'a str,
     /// The plugin's source.
     pub source: &'a source::Source,
+    /// The program that runs the plugin, instead of our own shim.
+    pub shim: Option<&'a Path>,
     /// Where the worker listens.
     pub socket_path: &'a Path,
     /// The guest's private directory; also its HOME and TMPDIR.
@@ -113,8 +116,8 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The variables of a plugin process that come from its job. The source reaches it by the file
-/// that CASPARIAN_PLUGIN_FILE names, which the caller adds.
+/// The variables of a plugin process that come from its job. The source reaches our own shim by a
+/// descriptor.
 fn variables(job: &Job<'_>) -> Vec<(&'static str, String)> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     vec![
@@ -149,7 +152,7 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
     })
 }
 
-/// Writes the plugin's source where its guest reads it.
+/// Writes the plugin's source where another shim than our own reads it.
 fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {
     let path = job.work_dir.join("plugin.py");
     std::fs::write(&path, &job.source.plugin().source_code)?;

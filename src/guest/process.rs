@@ -1,14 +1,13 @@
-//! A plugin process: started fresh by the worker, or a warm interpreter's child.
+//! A process of the worker's: a fork server, or a plugin process, which is a fork server's child.
 //!
 //! Either is watched and killed through a pidfd, which names the exact process: neither a
 //! process group that it has left nor a stopped parent matters. A process that the worker
-//! started is its child, and is reaped here; a warm interpreter reaps its own children.
+//! started is its child, and is reaped here; a fork server reaps its own children.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus};
 
 use mio::unix::pipe::Receiver;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,7 +15,8 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitId, WaitIdOptions, getrlimit, prlimit,
 };
 
-use super::{Exit, Job, code_variable, kept_variables, variables, write_plugin};
+use super::{Exit, strays};
+use crate::reactor::BootTime;
 
 /// The process's stdout and stderr.
 #[derive(Debug)]
@@ -36,40 +36,6 @@ pub struct Process {
     /// None of a warm interpreter's child.
     child: Option<Child>,
     reaped: bool,
-}
-
-/// Starts an interpreter for one job: own process group, scrubbed environment, working
-/// directory of its own. The shim asks the kernel to be killed with its parent.
-pub fn spawn(interpreter: &Path, shim: &Path, job: &Job<'_>) -> io::Result<(Process, Pipes)> {
-    let plugin_file = write_plugin(job)?;
-    let mut child = Command::new(interpreter)
-        .arg(shim)
-        .env_clear()
-        .envs(variables(job))
-        .env("CASPARIAN_PLUGIN_FILE", &plugin_file)
-        .envs(
-            code_variable(&job.source.plugin().source_code)
-                .map(|code| ("BRIDGE_PLUGIN_CODE", code)),
-        )
-        .env("CASPARIAN_PARENT", std::process::id().to_string())
-        .envs(kept_variables())
-        .current_dir(job.work_dir)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()?;
-    let pipes = |child: &mut Child| -> io::Result<Pipes> {
-        let missing = || io::Error::other("a pipe of the child is missing");
-        let stdout = Receiver::from(child.stdout.take().ok_or_else(missing)?);
-        let stderr = Receiver::from(child.stderr.take().ok_or_else(missing)?);
-        stdout.set_nonblocking(true)?;
-        stderr.set_nonblocking(true)?;
-        Ok(Pipes { stdout, stderr })
-    };
-    let pipes = pipes(&mut child);
-    let process = Process::of_child(child)?;
-    Ok((process, pipes?))
 }
 
 impl Process {
@@ -122,11 +88,6 @@ impl Process {
         Ok(())
     }
 
-    /// True when the worker reaps it.
-    pub fn is_child(&self) -> bool {
-        self.child.is_some()
-    }
-
     /// Kills the process, also in another process group, and the group that it led.
     pub fn kill(&self) {
         // Fails with ESRCH once it has been reaped; then its number may be another's.
@@ -144,6 +105,18 @@ impl Process {
             tv_nsec: 0,
         };
         poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits until it has exited, at most until then.
+    pub fn wait_until(&self, until: BootTime) {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let left = until.saturating_duration_since(BootTime::now());
+        let left = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        // An interruption counts as its end.
+        let _ = poll(&mut fds, Some(&left));
     }
 
     /// Reaps a child of the worker once it has exited, and returns how it ended. Its group is
@@ -164,6 +137,7 @@ impl Process {
             return Ok(None);
         };
         self.reaped = true;
+        strays::forget(self.pid);
         Ok(Some(exit_of(status)))
     }
 
@@ -219,6 +193,9 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
     use super::*;
 
     fn start(script: &str) -> Process {

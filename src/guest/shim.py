@@ -9,13 +9,15 @@ Fresh mode (no arguments): the job comes in the environment.
     CASPARIAN_PLUGIN_NAME    for tracebacks
     CASPARIAN_MEMORY_MAX     address space in bytes
 
-Warm mode (--warm FD MODULE...): a fork server. It imports pyarrow and the modules once, then
-forks a child for every request on the seqpacket socket FD. A request is JSON {"job", "env",
-"cwd"} with three file descriptors, the child's stdout and stderr and a file with the plugin's
-source; or {"ping": number}. Answers
+Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
+socket FD. --warm imports pyarrow and the modules before. A request is JSON {"job", "env", "cwd"}
+with three file descriptors, the child's stdout and stderr and a file with the plugin's source; with
+"shim" the child runs that program instead of this one. {"ping": number} is a request too. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
-{"failed": job, "message"}, and
-{"exited": job, "code" | "signal", "rss_max_kib"}.
+{"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
+the death of all that the child has started, whatever process group or session it is in: each child
+is a subreaper, so its descendants stay below it, and become children of the fork server when it
+ends. When the worker's end of the socket closes, everything is killed and the fork server ends.
 
 Frames: u32 big-endian length, then one complete Arrow IPC stream. Length 0 ends the output;
 0xFFFFFFFF starts a failure: u32 length, UTF-8 text, then the 0. The topic of published data
@@ -35,6 +37,7 @@ import struct
 import stat
 import sys
 import threading
+import time
 import traceback
 import types
 
@@ -54,6 +57,8 @@ FRAMES_MAX = 40
 PARTS_MAX = 10
 # Seconds that a failure waits for a thread that is in the middle of a frame.
 FRAME_WAIT = 30
+# Seconds in which a fork server kills what an ended child has left, before it goes on meanwhile.
+STRAYS_WAIT = 1.0
 # Variables that a forked child keeps of its interpreter.
 KEPT_VARIABLES = ("PATH", "LANG", "TZ")
 
@@ -519,16 +524,48 @@ def limit_resources():
         resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
 
 
-def die_with_parent(parent):
-    """Linux: the kernel kills this process when its parent dies."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
-    PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, 9)
+
+def prctl(option, value):
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def die_with_parent(parent):
+    """The kernel kills this process when its parent dies."""
+    prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         _exit(1)
+
+
+def own_children():
+    """Process IDs of this process's children, adopted ones too; zombies are among them."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                found += map(int, file.read().split())
+        except FileNotFoundError:
+            # A thread that has ended, or a kernel without these files.
+            if task == str(getpid()):
+                return children_by_parent(str(getpid()))
+    return found
+
+
+def children_by_parent(parent):
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[1] == parent:
+                    found.append(int(pid))
+        except OSError:
+            pass
+    return found
 
 
 def pidfd_open(pid):
@@ -544,7 +581,7 @@ def pidfd_open(pid):
 
 
 class ForkServer:
-    """Warm mode."""
+    """Forks a child for each job."""
 
     def __init__(self, fd):
         import select
@@ -559,6 +596,9 @@ class ForkServer:
         os.dup2(null, fd)
         os.close(null)
         self.children = {}
+        # Children that modules have started when they were imported.
+        self.kept = set()
+        self.has_strays = False
         self.wake_in, self.wake_out = os.pipe()
         os.set_blocking(self.wake_in, False)
         os.set_blocking(self.wake_out, False)
@@ -588,12 +628,19 @@ class ForkServer:
     def serve(self):
         # Again: a module may have changed it.
         self.watch_children()
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.kept = set(own_children())
+        # From here on it is told of the worker's end by its socket. If it is stopped, it goes on.
+        prctl(PR_SET_PDEATHSIG, self.signal.SIGCONT)
         self.say(ready=True, python=sys.version.split()[0])
         poll = self.select.poll()
         poll.register(self.control, self.select.POLLIN)
         poll.register(self.wake_in, self.select.POLLIN)
         while True:
-            for fd, _events in poll.poll():
+            ready = poll.poll(100 if self.has_strays else None)
+            if self.has_strays:
+                self.kill_strays(0)
+            for fd, _events in ready:
                 if fd == self.wake_in:
                     try:
                         os.read(self.wake_in, 4096)
@@ -630,11 +677,6 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 self.child(request, fds, parent)
-            # Also done by the child; whoever is first, the group exists when it is needed.
-            try:
-                os.setpgid(pid, pid)
-            except OSError:
-                pass
             self.children[pid] = job
             self.say_started(job, pid)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -647,8 +689,9 @@ class ForkServer:
     def child(self, request, fds, parent):
         code = 1
         try:
-            os.setpgid(0, 0)
+            os.setsid()
             die_with_parent(parent)
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
             self.signal.set_wakeup_fd(-1)
             self.signal.signal(self.signal.SIGCHLD, self.signal.SIG_DFL)
             self.signal.signal(self.signal.SIGINT, self.signal.SIG_DFL)
@@ -663,8 +706,10 @@ class ForkServer:
                 if name not in KEPT_VARIABLES and not name.startswith("LC_"):
                     del os.environ[name]
             os.environ.update(request["env"])
-            os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             os.chdir(request["cwd"])
+            if "shim" in request:
+                os.execv(sys.executable, [sys.executable, request["shim"]])
+            os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             numpy = sys.modules.get("numpy")
             if numpy is not None:
                 numpy.random.seed()
@@ -679,8 +724,8 @@ class ForkServer:
                 _exit(code)
 
     def reap(self):
-        """Reports children that have exited, after their whole group is dead."""
-        while self.children:
+        """Reports children that have exited, after all that they have started is dead."""
+        while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
@@ -688,11 +733,14 @@ class ForkServer:
             if found is None:
                 return
             pid = found.si_pid
+            if pid not in self.children:
+                self.kept.discard(pid)
+                os.waitpid(pid, 0)
+                continue
             self.kill_group(pid)
             _pid, status, usage = os.wait4(pid, 0)
-            job = self.children.pop(pid, None)
-            if job is None:
-                continue
+            job = self.children.pop(pid)
+            self.kill_strays(STRAYS_WAIT)
             answer = {"exited": job, "rss_max_kib": usage.ru_maxrss}
             if os.WIFSIGNALED(status):
                 answer["signal"] = os.WTERMSIG(status)
@@ -706,9 +754,38 @@ class ForkServer:
         except OSError:
             pass
 
+    def kill_strays(self, wait):
+        """Kills what children that have ended have left; the children of these follow. Takes
+        at most so many seconds, and notes whether something is left."""
+        until = time.monotonic() + wait
+        while True:
+            known = self.kept | self.children.keys()
+            strays = [pid for pid in own_children() if pid not in known]
+            self.has_strays = bool(strays)
+            for pid in strays:
+                try:
+                    os.kill(pid, self.signal.SIGKILL)
+                    os.waitpid(pid, os.WNOHANG)
+                except OSError:
+                    pass
+            if not strays or time.monotonic() >= until:
+                return
+            time.sleep(0.001)
+
     def kill_all(self):
         for pid in self.children:
             self.kill_group(pid)
+        self.children.clear()
+        self.kept.clear()
+        self.kill_strays(STRAYS_WAIT)
+
+
+def bare(fd):
+    import ctypes  # noqa: F401  loaded before the fork, used after it
+    import linecache  # noqa: F401
+    import resource  # noqa: F401
+
+    ForkServer(fd).serve()
 
 
 def warm(arguments):
@@ -730,12 +807,13 @@ def warm(arguments):
 
 
 def main():
-    if len(sys.argv) > 2 and sys.argv[1] == "--warm":
+    if len(sys.argv) > 2:
         die_with_parent(int(os.environ.get("CASPARIAN_PARENT", os.getppid())))
-        warm(sys.argv[2:])
+        if sys.argv[1] == "--warm":
+            warm(sys.argv[2:])
+        else:
+            bare(int(sys.argv[2]))
         return 0
-    if "CASPARIAN_PARENT" in os.environ:
-        die_with_parent(int(os.environ["CASPARIAN_PARENT"]))
     code = run_job()
     sys.stdout.flush()
     sys.stderr.flush()

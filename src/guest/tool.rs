@@ -14,6 +14,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
+use super::strays;
 use super::environment::Error;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -105,12 +106,11 @@ pub(super) fn output(
     quiet(command);
     let (pipe, writer) = io::pipe().map_err(fail)?;
     let mut printed = Printed::new(pipe).map_err(fail)?;
-    let mut child = command
+    command
         .stdout(writer.try_clone().map_err(fail)?)
         .stderr(writer)
-        .process_group(0)
-        .spawn()
-        .map_err(fail)?;
+        .process_group(0);
+    let mut child = strays::spawn(command).map_err(fail)?;
     // The command holds the pipe until it has others.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let waited = wait(&child, &mut printed, what, limit, cancel);
@@ -175,12 +175,14 @@ fn end(child: &mut Child) -> Option<ExitStatus> {
     // ESRCH: it has just ended by itself.
     let _ = rustix::process::kill_process_group(group, Signal::KILL);
     let until = BootTime::now() + limits::TOOL_STDERR_TIMEOUT;
-    loop {
+    let status = loop {
         match child.try_wait() {
             Ok(None) if BootTime::now() < until => std::thread::sleep(POLL_INTERVAL),
-            end => return end.ok().flatten(),
+            end => break end.ok().flatten(),
         }
-    }
+    };
+    strays::forget(group);
+    status
 }
 
 /// What a tool prints: its last lines are kept.

@@ -5,6 +5,7 @@
 //! [`Warm`] kills it without waiting for its end. Its children ask the kernel to be killed with
 //! it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -23,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
 
 use super::process::{Pipes, Process};
-use super::{Exit, Job, kept_variables, variables};
+use super::{Exit, Job, code_variable, strays, kept_variables, variables, write_plugin};
 
 /// What a warm interpreter tells.
 #[derive(Debug)]
@@ -133,8 +134,13 @@ pub struct Warm {
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 impl Warm {
-    /// Starts an interpreter; its imports go on in the background.
-    pub fn start(interpreter: &Path, shim: &Path, preload: &[String]) -> Result<Self, Error> {
+    /// Starts an interpreter; its imports go on in the background. Without `preload` it imports
+    /// nothing, not even pyarrow.
+    pub fn start(
+        interpreter: &Path,
+        shim: &Path,
+        preload: Option<&[String]>,
+    ) -> Result<Self, Error> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -143,11 +149,12 @@ impl Warm {
         )?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         // Handed on as stdin: the one descriptor that reaches a child without being marked.
-        let child = Command::new(interpreter)
+        let mut command = Command::new(interpreter);
+        command
             .arg(shim)
-            .arg("--warm")
+            .arg(if preload.is_some() { "--warm" } else { "--bare" })
             .arg("0")
-            .args(preload)
+            .args(preload.unwrap_or_default())
             .env_clear()
             .envs(kept_variables())
             .env("PYTHONIOENCODING", "utf-8:backslashreplace")
@@ -156,10 +163,9 @@ impl Warm {
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
-            .process_group(0)
-            .spawn()?;
+            .process_group(0);
         Ok(Warm {
-            process: Process::of_child(child)?,
+            process: Process::of_child(strays::spawn(&mut command)?)?,
             control: ours,
             pings: 0,
         })
@@ -196,13 +202,22 @@ impl Warm {
     /// children for a moment, when a further attempt comes before the first has gone. An interpreter
     /// that has closed its socket and has not exited yet takes requests too: how it ends is seen soon.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
-        let variables: std::collections::BTreeMap<_, _> = variables(job).into_iter().collect();
-        let request = serde_json::json!({
+        let mut variables: BTreeMap<_, _> = variables(job).into_iter().collect();
+        if job.shim.is_some() {
+            let file = write_plugin(job)?;
+            variables.insert("CASPARIAN_PLUGIN_FILE", file.to_string_lossy().into_owned());
+            let code = code_variable(&job.source.plugin().source_code);
+            variables.extend(code.map(|code| ("BRIDGE_PLUGIN_CODE", code)));
+        }
+        let mut request = serde_json::json!({
             "job": key,
             "env": variables,
             "cwd": job.work_dir.to_string_lossy(),
-        })
-        .to_string();
+        });
+        if let Some(shim) = job.shim {
+            request["shim"] = shim.to_string_lossy().into();
+        }
+        let request = request.to_string();
         let (stdout_write, stdout) = pipe_pair()?;
         let (stderr_write, stderr) = pipe_pair()?;
         let fds = [
@@ -327,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, &[]).unwrap();
+        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[])).unwrap();
         let source = Source::new(Plugin::default().into()).unwrap();
         let job = Job {
             job_id: 1,
@@ -335,6 +350,7 @@ mod tests {
             plugin_name: "p",
             file_path: "in",
             source: &source,
+            shim: None,
             socket_path: &shim,
             work_dir: dir.path(),
         };
@@ -348,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let warm = Warm::start(Path::new("/bin/sh"), &shim, &[]).unwrap();
+        let warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[])).unwrap();
         let ours = i32::try_from(std::process::id()).unwrap();
         // Beyond the kernel's highest process ID; none of its children; no number of a process.
         let cases = [

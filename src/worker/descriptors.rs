@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::serve::GuestStart;
 use super::slot::Failure;
 use crate::guest::process::Process;
 use crate::job::Cause;
@@ -69,12 +68,11 @@ impl fmt::Display for Shortage {
 }
 
 /// Whether the present limit suffices for so many slots.
-pub(super) fn check(wanted: usize, start: GuestStart) -> Result<(), Shortage> {
+pub(super) fn check(wanted: usize) -> Result<(), Shortage> {
     // A folder of /proc that cannot be read says nothing.
     let open = std::fs::read_dir("/proc/self/fd").map_or(3, Iterator::count);
     shortage(
         wanted,
-        start,
         open as u64,
         getrlimit(Resource::Nofile).current,
     )
@@ -82,17 +80,13 @@ pub(super) fn check(wanted: usize, start: GuestStart) -> Result<(), Shortage> {
 
 fn shortage(
     wanted: usize,
-    start: GuestStart,
     open: u64,
     limit: Option<u64>,
 ) -> Result<(), Shortage> {
     let Some(limit) = limit else {
         return Ok(());
     };
-    let slot = match start {
-        GuestStart::Warm => limits::SLOT_DESCRIPTORS + limits::INTERPRETER_DESCRIPTORS,
-        GuestStart::Spawn => limits::SLOT_DESCRIPTORS,
-    };
+    let slot = limits::SLOT_DESCRIPTORS + limits::INTERPRETER_DESCRIPTORS;
     let base = open.saturating_add(limits::WORKER_DESCRIPTORS);
     let needed = base.saturating_add(slot.saturating_mul(wanted as u64));
     if needed <= limit {
@@ -134,7 +128,7 @@ mod tests {
         let per_slot = limits::SLOT_DESCRIPTORS;
         let base = 10 + limits::WORKER_DESCRIPTORS;
         let slots = |wanted, limit| {
-            let found = shortage(wanted, GuestStart::Spawn, 10, Some(limit));
+            let found = shortage(wanted, 10, Some(limit));
             found.map_or_else(|shortage| shortage.slots, |()| wanted)
         };
         assert_eq!(slots(64, base + 64 * per_slot), 64);
@@ -142,10 +136,10 @@ mod tests {
         assert_eq!(slots(64, base + per_slot), 1);
         assert_eq!(slots(64, base + per_slot - 1), 0);
         assert_eq!(slots(1, 0), 0);
-        assert_eq!(shortage(1024, GuestStart::Warm, 10, None), Ok(()));
-        let warm = shortage(64, GuestStart::Warm, 10, Some(base + 64 * per_slot));
+        assert_eq!(shortage(1024, 10, None), Ok(()));
+        let warm = shortage(64, 10, Some(base + 64 * per_slot));
         assert!(warm.is_err(), "each job may need an interpreter of its own");
-        let text = shortage(1, GuestStart::Spawn, 0, Some(5))
+        let text = shortage(1, 0, Some(5))
             .unwrap_err()
             .to_string();
         assert!(

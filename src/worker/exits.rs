@@ -19,7 +19,7 @@ impl Worker {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return;
         };
-        let Guest::Running(process) = &mut run.guest else {
+        let Guest::Running(process) = &run.guest else {
             return;
         };
         let registry = self.reactor.registry();
@@ -27,18 +27,7 @@ impl Worker {
         if !process.has_exited() {
             return;
         }
-        if !process.is_child() {
-            run.handle_exit_seen(place, registry, now);
-            return;
-        }
-        match process.try_exit() {
-            Ok(None) => {}
-            Ok(Some(exit)) => run.handle_exit(exit, place, registry, now),
-            Err(error) => {
-                log::error!("job {}: {error}", run.order.job.attempt.job_id);
-                run.handle_exit(Exit::UNKNOWN, place, registry, now);
-            }
-        }
+        run.handle_exit_seen(place, registry, now);
     }
 
     /// A warm interpreter has sent something, or has exited.
@@ -101,7 +90,7 @@ impl Worker {
         let Some((place, _)) = self.warm_run(index, key) else {
             // Its job was given up before it started.
             if let Ok(process) = process {
-                self.leftovers.add(process);
+                self.leftovers.add(process, now);
             }
             return;
         };
@@ -186,12 +175,12 @@ impl Worker {
                 run.asked_again = true;
                 again.push(place);
             } else if let Some(process) = run.handle_lost(failure.clone(), place, registry, now) {
-                self.leftovers.add(process);
+                self.leftovers.add(process, now);
             }
         }
         // Last: as long as it lives, the kernel keeps how its children ended.
         if let Some(process) = self.interpreters.remove(index, registry) {
-            self.leftovers.add(process);
+            self.leftovers.add(process, now);
         }
         for place in again {
             self.ask_again(place, now);
@@ -223,7 +212,7 @@ impl Worker {
     /// Checks what no readiness is reported for: interpreters that do not answer, processes that
     /// were killed, the worker's own health.
     pub(super) fn tend(&mut self, now: BootTime) {
-        self.leftovers.reap();
+        self.leftovers.reap(now);
         let used = self.interpreters_in_use();
         let silent = self.interpreters.check(&|index| used.contains(&index), now);
         for index in silent {
@@ -239,6 +228,7 @@ impl Worker {
             .poll_timeout(&|index| used.contains(&index))
             .into_iter()
             .chain(self.health.poll_timeout())
+            .chain(self.leftovers.poll_timeout())
             .min()
     }
 }

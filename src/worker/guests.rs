@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use mio::Interest;
@@ -13,7 +12,6 @@ use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::{Health, tries};
-use super::interpreters::spawn_cause;
 use super::job::{Guest, Order, Run, owner};
 use super::runtime;
 use super::serve::{GuestStart, Worker};
@@ -21,7 +19,7 @@ use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
 use crate::guest::process::Pipes;
-use crate::guest::{Job, process, warm};
+use crate::guest::{Job, warm};
 use crate::job::{Attempt, Cause};
 use crate::limits;
 use crate::reactor::{BootTime, token};
@@ -166,90 +164,69 @@ impl Worker {
         let order = run.order.clone();
         let socket_path = self.runtime.socket(serial);
         let work_dir = self.runtime.work_path(serial);
-        let registry = self.reactor.registry();
         run.started_at = Some(now);
+        let shim = self.options.shim.clone();
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
             file_version_id: order.job.file_version_id,
             plugin_name: &order.job.plugin.name,
             file_path: &order.job.file_path,
             source: &order.source,
+            shim: shim.as_deref(),
             socket_path: &socket_path,
             work_dir: &work_dir,
-        };
-        let shim = match &self.options.shim {
-            Some(shim) => shim.clone(),
-            None => self.runtime.shim(),
         };
         log::debug!(
             "job {}: starting for {}",
             order.job.attempt.job_id,
             order.job.file_path
         );
-        let pipes = match self.options.guest_start {
-            GuestStart::Spawn => {
-                let interpreter = &environment.interpreter;
-                let (process, pipes) =
-                    process::spawn(interpreter, &shim, &job).map_err(|error| {
-                        Failure::new(
-                            spawn_cause(environment, &error),
-                            format!(
-                                "cannot start {}: {}",
-                                interpreter.display(),
-                                descriptors::explained(&error)
-                            ),
-                        )
-                    })?;
-                descriptors::restore_limit(&process);
-                run.watch_process(process, place, registry)
-                    .map_err(worker("event loop"))?;
-                run.slot.handle_started(now);
-                pipes
-            }
-            GuestStart::Warm => {
-                let (index, pipes) = self.request(&order, environment, serial, &job, &shim, now)?;
-                let Some(Some(run)) = self.slots.get_mut(place) else {
-                    return Ok(());
-                };
-                run.interpreter = Some(index);
-                run.guest = Guest::Requested { kill: false };
-                run.slot.handle_requested();
-                pipes
-            }
-        };
+        let (index, pipes) = self.request(&order, environment, serial, &job, now)?;
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return Ok(());
         };
+        run.interpreter = Some(index);
+        run.guest = Guest::Requested { kill: false };
+        run.slot.handle_requested();
         run.watch_pipes(pipes, place, self.reactor.registry())
             .map_err(worker("event loop"))
     }
 
-    /// Asks the warm interpreter of a job for a process. One that has died meanwhile is replaced.
+    /// Asks the interpreter of a job for a process. One that has died meanwhile is replaced.
     fn request(
         &mut self,
         order: &Order,
         environment: &Environment,
         serial: u64,
         job: &Job<'_>,
-        shim: &Path,
         now: BootTime,
     ) -> Result<(usize, Pipes), Failure> {
+        let is_bare = self.options.guest_start == GuestStart::Spawn;
         let job_id = order.job.attempt.job_id;
         let hash = &order.environment;
         let mut replaced = false;
         loop {
             let registry = self.reactor.registry();
-            let index = match self.interpreters.find(job_id, hash) {
+            let found = self.interpreters.find(job_id, hash);
+            let index = match found.filter(|_| !is_bare) {
                 Some(index) => index,
                 None => {
                     let used = self.interpreters_in_use();
                     let is_used = |index| used.contains(&index);
                     if let Some(process) = self.interpreters.make_room(&is_used, registry) {
-                        self.leftovers.add(process);
+                        self.leftovers.add(process, now);
                     }
                     let interpreters = &mut self.interpreters;
-                    let started =
-                        interpreters.start(job_id, hash, environment, shim, registry, now);
+                    let shim = self.runtime.shim();
+                    let started = interpreters.start(
+                        job_id,
+                        is_bare,
+                        hash,
+                        environment,
+                        &shim,
+                        registry,
+                        now,
+                    );
                     if let Err(failure) = &started
                         && failure.is_innocent
                         && let Some(until) = interpreters.paused_until(hash)
@@ -329,6 +306,7 @@ impl Worker {
                 }
             }
             ThreadEvent::Environment { hash, result } => {
+                self.leftovers.check_soon(now);
                 match &result {
                     Ok(environment) => {
                         let payload = env_ready(&hash, environment, environment.cached);
@@ -397,7 +375,7 @@ impl Worker {
                         self.heartbeat_at = now;
                     }
                     Some(Action::Conclude(failure)) => {
-                        if let Some(mut run) = self.leave_slot(index, failure.is_none()) {
+                        if let Some(mut run) = self.leave_slot(index, failure.is_none(), now) {
                             run.failure = failure;
                             self.conclude(run, now);
                             self.start_jobs(now);
@@ -409,7 +387,12 @@ impl Worker {
     }
 
     /// Takes a job whose process is over out of its slot, and gives back what the process had.
-    pub(super) fn leave_slot(&mut self, index: usize, is_good: bool) -> Option<Run> {
+    pub(super) fn leave_slot(
+        &mut self,
+        index: usize,
+        is_good: bool,
+        now: BootTime,
+    ) -> Option<Run> {
         let mut run = self.slots.get_mut(index)?.take()?;
         let attempt = run.order.job.attempt;
         if let Guest::Running(process) = std::mem::replace(&mut run.guest, Guest::None) {
@@ -419,14 +402,14 @@ impl Worker {
                     process.id()
                 );
             }
-            self.leftovers.add(process);
+            self.leftovers.add(process, now);
         }
         let registry = self.reactor.registry();
         let unused = self
             .interpreters
-            .handle_job_end(attempt.job_id, is_good, registry);
+            .handle_job_end(attempt.job_id, run.interpreter, is_good, registry);
         if let Some(process) = unused {
-            self.leftovers.add(process);
+            self.leftovers.add(process, now);
         }
         self.runtime.clear(run.serial);
         Some(run)

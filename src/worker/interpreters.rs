@@ -29,6 +29,8 @@ struct Interpreter {
     hash: String,
     /// The job that has it to itself.
     only: Option<i64>,
+    /// For one attempt, and without imports.
+    is_bare: bool,
     warm: Warm,
     watchdog: Watchdog,
 }
@@ -65,7 +67,7 @@ impl Interpreters {
         self.table.iter().position(|entry| {
             entry
                 .as_ref()
-                .is_some_and(|found| found.hash == hash && found.only == only)
+                .is_some_and(|found| found.hash == hash && found.only == only && !found.is_bare)
         })
     }
 
@@ -79,7 +81,8 @@ impl Interpreters {
         in_use: &dyn Fn(usize) -> bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
-        if self.table.iter().flatten().count() < limits::WARM_INTERPRETERS_MAX {
+        let shared = self.table.iter().flatten().filter(|found| !found.is_bare);
+        if shared.count() < limits::WARM_INTERPRETERS_MAX {
             return None;
         }
         let has = |index: usize| self.table.get(index).is_some_and(Option::is_some);
@@ -87,10 +90,12 @@ impl Interpreters {
         self.remove(idle, registry)
     }
 
-    /// Starts the interpreter for a job, unless those of its environment were lost just now.
+    /// Starts the interpreter for a job, unless those of its environment were lost just now. One
+    /// that `is_bare` has imported nothing, and is for this attempt alone.
     pub(super) fn start(
         &mut self,
         job_id: i64,
+        is_bare: bool,
         hash: &str,
         environment: &Environment,
         shim: &std::path::Path,
@@ -102,7 +107,8 @@ impl Interpreters {
         {
             return Err(losses.reason.clone());
         }
-        let started = Warm::start(&environment.interpreter, shim, &environment.preload);
+        let preload = (!is_bare).then_some(environment.preload.as_slice());
+        let started = Warm::start(&environment.interpreter, shim, preload);
         let warm = started.map_err(|error| {
             let reason = match &error {
                 warm::Error::Io(error) => descriptors::explained(error),
@@ -133,7 +139,8 @@ impl Interpreters {
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
-                only: self.suspects.contains_key(&job_id).then_some(job_id),
+                only: (is_bare || self.suspects.contains_key(&job_id)).then_some(job_id),
+                is_bare,
                 warm,
                 watchdog: Watchdog::new(self.start_timeout, now),
             });
@@ -341,23 +348,28 @@ impl Interpreters {
         };
     }
 
-    /// A job has ended: an interpreter of its own is needed no more, and one that succeeded is
-    /// no suspect. What has to be killed is returned.
+    /// Closes all: each kills what it has started, and ends.
+    pub(super) fn close(&mut self, registry: &mio::Registry) -> Vec<Process> {
+        (0..self.table.len())
+            .filter_map(|index| self.remove(index, registry))
+            .collect()
+    }
+
+    /// A job has ended that ran in the interpreter of that index: one of its own is needed no
+    /// more, and a job that succeeded is no suspect. What has to be killed is returned.
     pub(super) fn handle_job_end(
         &mut self,
         job_id: i64,
+        index: Option<usize>,
         succeeded: bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
         if succeeded {
             self.suspects.remove(&job_id);
         }
-        let index = self.table.iter().position(|entry| {
-            entry
-                .as_ref()
-                .is_some_and(|found| found.only == Some(job_id))
-        })?;
-        self.remove(index, registry)
+        let index = index?;
+        let is_own = self.at(index)?.only == Some(job_id);
+        is_own.then(|| self.remove(index, registry))?
     }
 }
 
@@ -376,7 +388,7 @@ fn start_cause(environment: &Environment, error: &warm::Error) -> Cause {
 }
 
 /// Whose fault it is that an interpreter could not be started.
-pub(super) fn spawn_cause(environment: &Environment, error: &std::io::Error) -> Cause {
+fn spawn_cause(environment: &Environment, error: &std::io::Error) -> Cause {
     use std::io::ErrorKind;
     match error.kind() {
         // The working directory may be what is missing.
@@ -429,7 +441,7 @@ mod tests {
             let start = |interpreters: &mut Interpreters, now| {
                 let shim = std::path::Path::new("/nonexistent");
                 let started =
-                    interpreters.start(1, "hash", &environment, shim, poll.registry(), now);
+                    interpreters.start(1, false, "hash", &environment, shim, poll.registry(), now);
                 started.unwrap_err()
             };
             for _ in 0..2 {

@@ -1,30 +1,79 @@
 //! Processes that were killed and have not ended yet, apart from the slots and never waited for:
-//! one that hangs in the kernel may take its time.
+//! one that hangs in the kernel may take its time. What lost fork servers and tools have left is killed
+//! here as well.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::guest::process::Process;
+use crate::guest::strays;
 use crate::limits;
+use crate::reactor::BootTime;
 
 /// See the module's head. At most [`limits::LEFTOVERS_MAX`] are watched.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Leftovers {
     processes: VecDeque<Process>,
+    /// Children that this worker has not started are killed.
+    kills_strays: bool,
+    /// When to look again.
+    due_at: Option<BootTime>,
+    pause: Duration,
 }
 
 impl Leftovers {
+    pub(super) fn new(kills_strays: bool) -> Self {
+        Leftovers {
+            processes: VecDeque::new(),
+            kills_strays,
+            due_at: None,
+            pause: limits::LEFTOVERS_INTERVAL,
+        }
+    }
+
     /// Kills a process and watches it.
-    pub(super) fn add(&mut self, process: Process) {
+    pub(super) fn add(&mut self, process: Process, now: BootTime) {
         process.kill();
         if self.processes.len() >= limits::LEFTOVERS_MAX {
             self.processes.pop_front();
         }
         self.processes.push_back(process);
-        self.reap();
+        self.check_soon(now);
     }
 
-    /// Reaps those that have ended.
-    pub(super) fn reap(&mut self) {
+    /// Waits at most [`limits::LEFTOVERS_WAIT`] for processes that end by themselves, and kills them and
+    /// what they have left.
+    pub(super) fn end(&mut self, processes: Vec<Process>) {
+        let until = BootTime::now() + limits::LEFTOVERS_WAIT;
+        for process in processes {
+            process.wait_until(until);
+            self.add(process, BootTime::now());
+        }
+        while let Some(due) = self.due_at
+            && due < until
+        {
+            let now = BootTime::now();
+            std::thread::sleep(due.saturating_duration_since(now));
+            self.reap(BootTime::now());
+        }
+    }
+
+    /// A process of ours has ended, which may have left others.
+    pub(super) fn check_soon(&mut self, now: BootTime) {
+        self.pause = limits::LEFTOVERS_INTERVAL;
+        self.due_at = Some(now);
+    }
+
+    /// When [`Leftovers::reap`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<BootTime> {
+        self.due_at
+    }
+
+    /// Reaps those that have ended, and kills what they have left.
+    pub(super) fn reap(&mut self, now: BootTime) {
+        if self.due_at.is_none_or(|due| now < due) {
+            return;
+        }
         self.processes.retain_mut(|process| {
             if !process.has_exited() {
                 return true;
@@ -34,5 +83,8 @@ impl Leftovers {
             }
             false
         });
+        let has_strays = self.kills_strays && strays::kill();
+        self.due_at = (has_strays || !self.processes.is_empty()).then(|| now + self.pause);
+        self.pause = (self.pause * 2).min(limits::LEFTOVERS_INTERVAL_MAX);
     }
 }

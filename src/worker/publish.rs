@@ -29,7 +29,7 @@ impl Worker {
         for index in 0..self.slots.len() {
             let slot = self.slots.get(index).and_then(Option::as_ref);
             if slot.is_some_and(|run| run.slot.is_staged()) {
-                let run = self.leave_slot(index, true);
+                let run = self.leave_slot(index, true, now);
                 self.publishing.extend(run);
                 left = true;
             }

@@ -20,7 +20,7 @@ use super::leftovers::Leftovers;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
 use super::settling::Settlements;
-use crate::guest::environment;
+use crate::guest::{environment, strays};
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Root, RootOptions};
@@ -72,6 +72,9 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Take SIGINT, SIGTERM and SIGHUP over.
     pub signals: bool,
+    /// The process has no children but this worker's. Then what plugin processes leave behind comes to
+    /// it as its children, and is killed.
+    pub owns_process: bool,
 }
 
 impl Options {
@@ -95,6 +98,7 @@ impl Options {
             home: environment::home(),
             drain_timeout: limits::DRAIN_TIMEOUT,
             signals: true,
+            owns_process: false,
         }
     }
 }
@@ -189,7 +193,7 @@ impl Worker {
         options.home = absolute(&options.home)?;
         options.shim = options.shim.as_ref().map(absolute).transpose()?;
         options.slots = options.slots.clamp(1, limits::WORKER_SLOTS_MAX);
-        match descriptors::check(options.slots, options.guest_start) {
+        match descriptors::check(options.slots) {
             Ok(()) => {}
             Err(shortage) if shortage.slots == 0 => {
                 return Err(Error::Descriptors(shortage.to_string()));
@@ -251,7 +255,7 @@ impl Worker {
                 waker.clone(),
             ),
             interpreters: Interpreters::new(options.interpreter_start_timeout),
-            leftovers: Leftovers::default(),
+            leftovers: Leftovers::new(options.owns_process),
             health: Health::new(),
             settlements: Settlements::default(),
             slots: (0..slots).map(|_| None).collect(),
@@ -299,6 +303,11 @@ impl Worker {
             self.slots.len(),
             self.options.connect
         );
+        if self.options.owns_process
+            && let Err(error) = strays::adopt()
+        {
+            log::warn!("what plugins leave behind is not killed when their interpreter is: {error}");
+        }
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
             self.receive(clock, now);
@@ -442,6 +451,7 @@ impl Worker {
         for (order, was_running) in unfinished {
             self.give_back(&order, reason, was_running);
         }
+        let interpreters = self.interpreters.close(self.reactor.registry());
         let deadline = Instant::now() + limits::LINGER;
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
@@ -463,6 +473,7 @@ impl Worker {
                 }
             }
         }
+        self.leftovers.end(interpreters);
         log::info!("worker {} stopped", self.worker_id);
     }
 }

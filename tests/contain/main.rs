@@ -6,5 +6,6 @@
 #[allow(dead_code)]
 #[path = "../it/common.rs"]
 mod common;
+mod descendants;
 mod folders;
 mod processes;
