@@ -408,7 +408,7 @@ pub const WORKER_DESCRIPTORS: u64 = 48;
 /// plugin's source (6); output of two topics and the stage of SQLite sinks (3); while another job of
 /// the slot is published, a SQLite database, its journal, WAL index and stage, folder and record (6).
 pub const SLOT_DESCRIPTORS: u64 = 15;
-/// Descriptors of a warm interpreter: its socket and its pidfd. Each job may need one of its own.
+/// Descriptors of a fork server: its socket and its pidfd. Each job may need one of its own.
 pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
 /// them. They are kept in memory as long as a reader is there.

@@ -44,7 +44,9 @@ pub fn adopt() -> io::Result<()> {
 /// Kills and reaps the strays; true when some have not ended yet or may have left others.
 pub fn kill() -> bool {
     let known = known();
-    let strays = children().into_iter().filter(|pid| !known.contains(&pid.as_raw_pid()));
+    let strays = children()
+        .into_iter()
+        .filter(|pid| !known.contains(&pid.as_raw_pid()));
     strays.fold(false, |_, pid| {
         // Fails for one that has ended, which is still there to be reaped.
         let _ = kill_process(pid, Signal::KILL);
@@ -56,7 +58,12 @@ pub fn kill() -> bool {
 /// This process's children; those that have ended and were not waited for are among them.
 fn children() -> Vec<Pid> {
     let pid = |text: &str| Pid::from_raw(text.parse().ok()?);
-    let tasks = || fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let tasks = || {
+        fs::read_dir("/proc/self/task")
+            .into_iter()
+            .flatten()
+            .flatten()
+    };
     let lists: Vec<String> = tasks()
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
         .collect();

@@ -14,8 +14,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
-use super::strays;
 use super::environment::Error;
+use super::strays;
 use crate::limits;
 use crate::reactor::BootTime;
 

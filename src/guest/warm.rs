@@ -24,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
 
 use super::process::{Pipes, Process};
-use super::{Exit, Job, code_variable, strays, kept_variables, variables, write_plugin};
+use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
 
 /// What a warm interpreter tells.
 #[derive(Debug)]
@@ -152,7 +152,11 @@ impl Warm {
         let mut command = Command::new(interpreter);
         command
             .arg(shim)
-            .arg(if preload.is_some() { "--warm" } else { "--bare" })
+            .arg(if preload.is_some() {
+                "--warm"
+            } else {
+                "--bare"
+            })
             .arg("0")
             .args(preload.unwrap_or_default())
             .env_clear()

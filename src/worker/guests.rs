@@ -387,12 +387,7 @@ impl Worker {
     }
 
     /// Takes a job whose process is over out of its slot, and gives back what the process had.
-    pub(super) fn leave_slot(
-        &mut self,
-        index: usize,
-        is_good: bool,
-        now: BootTime,
-    ) -> Option<Run> {
+    pub(super) fn leave_slot(&mut self, index: usize, is_good: bool, now: BootTime) -> Option<Run> {
         let mut run = self.slots.get_mut(index)?.take()?;
         let attempt = run.order.job.attempt;
         if let Guest::Running(process) = std::mem::replace(&mut run.guest, Guest::None) {
@@ -405,9 +400,9 @@ impl Worker {
             self.leftovers.add(process, now);
         }
         let registry = self.reactor.registry();
-        let unused = self
-            .interpreters
-            .handle_job_end(attempt.job_id, run.interpreter, is_good, registry);
+        let unused =
+            self.interpreters
+                .handle_job_end(attempt.job_id, run.interpreter, is_good, registry);
         if let Some(process) = unused {
             self.leftovers.add(process, now);
         }

@@ -306,7 +306,9 @@ impl Worker {
         if self.options.owns_process
             && let Err(error) = strays::adopt()
         {
-            log::warn!("what plugins leave behind is not killed when their interpreter is: {error}");
+            log::warn!(
+                "what plugins leave behind is not killed when their interpreter is: {error}"
+            );
         }
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());

@@ -80,8 +80,8 @@ fn a_job_that_kills_a_worker_which_is_always_full_is_given_up_alone() {
     }
 }
 
-/// Tells its worker, which is its parent, to stop at once.
-const STOPPER: &str = "import os, time\nclass Handler:\n    def execute(self, path):\n        pid = os.getppid()\n        while True:\n            os.kill(pid, 15)\n            time.sleep(0.05)\n";
+/// Tells its worker, the parent of its fork server, to stop at once.
+const STOPPER: &str = "import os, time\nclass Handler:\n    def execute(self, path):\n        pid = int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])\n        while True:\n            os.kill(pid, 15)\n            time.sleep(0.05)\n";
 
 #[test]
 fn a_job_that_stops_its_workers_is_given_up() {
