@@ -30,6 +30,8 @@ pub mod job;
 pub mod limits;
 pub mod protocol;
 pub mod reactor;
+#[cfg(feature = "worker")]
+pub mod sandbox;
 #[cfg(feature = "sentinel")]
 pub mod sentinel;
 #[cfg(feature = "worker")]

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The rooms in the order of the data's way: a room uses only rooms before it.
 const ROOMS: &[&str] = &[
-    "zmtp", "reactor", "socket", "job", "protocol", "store", "sentinel", "sink", "guest", "worker",
-    "cli",
+    "zmtp", "reactor", "socket", "job", "protocol", "store", "sentinel", "sink", "sandbox",
+    "guest", "worker", "cli",
 ];
 
 /// Rooms that do not know each other although one stands before the other.

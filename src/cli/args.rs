@@ -189,6 +189,13 @@ impl Typed {
             .find(|(name, _)| *name == long)
             .map(|(_, value)| value.clone())
     }
+
+    /// Every value of a flag that may be repeated.
+    #[cfg(feature = "worker")]
+    pub(crate) fn paths(&self, long: &str) -> Vec<PathBuf> {
+        let given = self.flags.iter().filter(|(name, _)| *name == long);
+        given.map(|(_, value)| PathBuf::from(value)).collect()
+    }
 }
 
 #[cfg(test)]

@@ -171,17 +171,45 @@ pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode 
 /// `casparian-worker`.
 #[cfg(feature = "worker")]
 pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.next_if(is_launch).is_some() {
+        return launch(arguments);
+    }
     set_up_signals();
     hide_memory();
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
 }
 
+/// True for the argument of a program that runs a plugin's interpreter in its sandbox.
+#[cfg(feature = "worker")]
+fn is_launch(argument: &OsString) -> bool {
+    argument == crate::sandbox::launch::ARGUMENT
+}
+
+/// Becomes the interpreter, or says why not. A probe prints what the kernel offers.
+#[cfg(feature = "worker")]
+fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match crate::sandbox::launch::main(arguments) {
+        Ok(text) => {
+            println!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            tell_last(&format!("sandbox: {reason}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// `casparian`.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut arguments = arguments.into_iter().peekable();
+    if arguments.next_if(is_launch).is_some() {
+        return launch(arguments);
+    }
     set_up_signals();
     hide_memory();
-    let mut arguments = arguments.into_iter();
     let Some(command) = arguments.next() else {
         tell_last("casparian: no command given; see `casparian --help`");
         return ExitCode::from(2);

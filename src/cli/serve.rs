@@ -9,6 +9,8 @@ use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
 use crate::limits;
 use crate::reactor::Endpoint;
+#[cfg(feature = "worker")]
+use crate::sandbox::{Mode, Support, launch};
 #[cfg(feature = "sentinel")]
 use crate::{sentinel, store};
 #[cfg(feature = "worker")]
@@ -204,6 +206,14 @@ const WORKER_FLAGS: &[Flag] = &[
         value: Some("FILE"),
         help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
     },
+    SANDBOX_FLAG,
+    PROTECT_FLAG,
+    Flag {
+        long: "check-sandbox",
+        short: None,
+        value: None,
+        help: "Print what the kernel offers for --sandbox, and end; the exit\ncode is 1 when something of it is missing",
+    },
     Flag {
         long: "curve-server-key",
         short: None,
@@ -212,6 +222,22 @@ const WORKER_FLAGS: &[Flag] = &[
     },
     SECRET_KEY_FLAG,
 ];
+
+#[cfg(feature = "worker")]
+pub(super) const SANDBOX_FLAG: Flag = Flag {
+    long: "sandbox",
+    short: None,
+    value: Some("MODE"),
+    help: "on (default): plugins cannot change the output folder,\nenvironments or other jobs' files, nor signal or trace\nprocesses that are not theirs; strict: they write to their\nworking directory alone, read their input, environment and the\nsystem's files, and use no network; off",
+};
+
+#[cfg(feature = "worker")]
+pub(super) const PROTECT_FLAG: Flag = Flag {
+    long: "protect",
+    short: None,
+    value: Some("PATH"),
+    help: "Another file or folder that plugins cannot change, such as the\nsentinel's database; may be repeated",
+};
 
 #[cfg(feature = "worker")]
 const fn worker_command(name: &'static str) -> Command {
@@ -236,6 +262,9 @@ pub(super) fn worker(
 ) -> Result<(), Failure> {
     let typed = command.parse(arguments)?;
     no_positionals(command, &typed)?;
+    if typed.has("check-sandbox") {
+        return check_sandbox();
+    }
     let connect = endpoint(command, &typed, "connect")?;
     if !connect.is_definite() {
         let what = format!("--connect: {connect} names no one place; give the sentinel's own port");
@@ -272,6 +301,11 @@ pub(super) fn worker(
             .into());
     }
     log_lines::start("info");
+    if let Some(sandbox) = &options.sandbox
+        && sandbox.mode != Mode::Off
+    {
+        log_sandbox(sandbox);
+    }
     if !is_local && !options.security.is_encrypted() {
         log::warn!(
             "the way to {} is not encrypted: anybody on it can run code here",
@@ -325,6 +359,7 @@ pub(super) fn worker_options(
     if let Some(seconds) = command.number(typed, "job-timeout", 1..=31_536_000)? {
         options.job_timeout = Duration::from_secs(seconds);
     }
+    options.sandbox = Some(sandbox_options(command, typed)?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
         None | Some("warm") => worker::GuestStart::Warm,
         Some("spawn") => worker::GuestStart::Spawn,
@@ -335,6 +370,62 @@ pub(super) fn worker_options(
         }
     };
     Ok(())
+}
+
+/// `--sandbox` and `--protect`.
+#[cfg(feature = "worker")]
+fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOptions, Failure> {
+    let name = command
+        .text(typed, "sandbox")?
+        .unwrap_or_else(|| "on".to_owned());
+    let Some(mode) = Mode::from_name(&name) else {
+        let what = format!("--sandbox {name}: expected off, on or strict");
+        return Err(command.usage_error(what).into());
+    };
+    let launcher = std::env::current_exe().map_err(failed)?;
+    Ok(worker::SandboxOptions {
+        mode,
+        support: probe(&launcher),
+        launcher,
+        hidden: typed.paths("curve-secret-key"),
+        read_only: typed.paths("protect"),
+    })
+}
+
+/// Logs how plugin processes are held, and what is missing.
+#[cfg(feature = "worker")]
+fn log_sandbox(sandbox: &worker::SandboxOptions) {
+    log::info!("sandbox {}: {}", sandbox.mode.name(), sandbox.support);
+    for missing in sandbox.support.lacks() {
+        log::warn!("sandbox: {missing}");
+    }
+}
+
+/// `--check-sandbox`: what the kernel offers, and what is missing.
+#[cfg(feature = "worker")]
+fn check_sandbox() -> Result<(), Failure> {
+    let support = probe(&std::env::current_exe().map_err(failed)?);
+    super::say(&format!("{support}\n"))?;
+    for missing in support.lacks() {
+        super::say(&format!("{missing}\n"))?;
+    }
+    match support.lacks().is_empty() {
+        true => Ok(()),
+        false => Err(failed("not all of the sandbox is to be had")),
+    }
+}
+
+/// What the kernel offers a program of ours.
+#[cfg(feature = "worker")]
+fn probe(launcher: &Path) -> Support {
+    let printed = launch::probe_command(launcher).output();
+    match printed {
+        Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            Support::none(reason.trim())
+        }),
+        Err(error) => Support::none(&error.to_string()),
+    }
 }
 
 fn no_positionals(command: &Command, typed: &Typed) -> Result<(), Failure> {

@@ -38,6 +38,7 @@ pub mod warm;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 pub use uv::find_or_install as uv;
@@ -66,10 +67,25 @@ pub struct Job<'a> {
     pub source: &'a source::Source,
     /// The program that runs the plugin, instead of our own shim.
     pub shim: Option<&'a Path>,
+    /// What it may do; none = all that its user may.
+    pub sandbox: Option<Sandbox<'a>>,
     /// Where the worker listens.
     pub socket_path: &'a Path,
     /// The guest's private directory; also its HOME and TMPDIR.
     pub work_dir: &'a Path,
+}
+
+/// The second layer of [`crate::sandbox`], as a plugin process applies it to itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Sandbox<'a> {
+    /// The folder of which it sees its own paths alone; none without a mount namespace.
+    pub hide: Option<&'a Path>,
+    /// Its own paths there.
+    pub keep: &'a [&'a Path],
+    /// A Landlock ruleset.
+    pub ruleset: Option<BorrowedFd<'a>>,
+    /// A file with a seccomp filter.
+    pub seccomp: Option<BorrowedFd<'a>>,
 }
 
 /// How a guest's process ended.

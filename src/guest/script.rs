@@ -13,6 +13,8 @@ pub struct Script {
     pub requires_python: Option<String>,
     /// Modules a warm interpreter imports before it forks (`[tool.casparian] preload`).
     pub preload: Vec<String>,
+    /// It is to be held as closely as can be (`[tool.casparian] sandbox = "strict"`).
+    pub is_strict: bool,
 }
 
 /// Why a block is refused.
@@ -49,6 +51,7 @@ struct Tool {
 struct Casparian {
     #[serde(default)]
     preload: Vec<String>,
+    sandbox: Option<String>,
 }
 
 /// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
@@ -102,7 +105,17 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     {
         return Err(fail(&format!("preload {name:?} is no module name")));
     }
+    let is_strict = match table.tool.casparian.sandbox.as_deref() {
+        None | Some("on") => false,
+        Some("strict") => true,
+        Some(other) => {
+            return Err(fail(&format!(
+                "sandbox {other:?}: expected \"on\" or \"strict\""
+            )));
+        }
+    };
     Ok(Some(Script {
+        is_strict,
         dependencies: table.dependencies,
         requires_python: table.requires_python,
         preload: table.tool.casparian.preload,

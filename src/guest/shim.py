@@ -12,7 +12,8 @@ Fresh mode (no arguments): the job comes in the environment.
 Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
 socket FD. --warm imports pyarrow and the modules before. A request is JSON {"job", "env", "cwd"}
 with three file descriptors, the child's stdout and stderr and a file with the plugin's source; with
-"shim" the child runs that program instead of this one. {"ping": number} is a request too. Answers
+"shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
+`contain`). {"ping": number} is a request too. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
 {"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
 the death of all that the child has started, whatever process group or session it is in: each child
@@ -525,7 +526,17 @@ def limit_resources():
 
 
 PR_SET_PDEATHSIG = 1
+PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+SECCOMP_MODE_FILTER = 2
+SYS_LANDLOCK_RESTRICT_SELF = 446
+CLONE_NEWNS = 0x20000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
+CAPABILITY_VERSION = 0x20080522
+# Capabilities that root's plugins keep, by number: those over files of other users, user IDs and
+# sockets, not those over the machine, its devices, mounts and other processes.
+ROOT_KEEPS = (0, 1, 3, 4, 6, 7, 8, 10, 13, 18, 23, 24, 31)
 
 
 def prctl(option, value):
@@ -540,6 +551,54 @@ def die_with_parent(parent):
     prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         _exit(1)
+
+
+def contain(sandbox, ruleset, seccomp):
+    """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
+    paths in "keep" are seen from here on, or None. `ruleset`: descriptor of a Landlock ruleset, or
+    None. `seccomp`: descriptor of a file with a seccomp filter, or None."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def done(result, what):
+        if result < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"sandbox: {what}: {os.strerror(number)}")
+
+    def mount(source, target, kind, flags, data=None):
+        words = [word and os.fsencode(word) for word in (source, target, kind, data)]
+        done(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+
+    if sandbox.get("hide"):
+        done(libc.unshare(CLONE_NEWNS), "unshare")
+        kept = [(path, os.open(path, os.O_PATH)) for path in sandbox["keep"]]
+        mount("none", sandbox["hide"], "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
+        for path, fd in kept:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                os.mkdir(path)
+            else:
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
+            os.close(fd)
+        mount(None, sandbox["hide"], None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+    keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    # Effective, permitted and inheritable ones, 32 each, and the three with the rest.
+    sets = (ctypes.c_uint32 * 6)()
+    done(libc.capget(header, sets), "capget")
+    for index in range(6):
+        first = index // 3 * 32
+        sets[index] &= sum(1 << number - first for number in keeps if first <= number < first + 32)
+    done(libc.capset(header, sets), "capset")
+    done(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    if ruleset is not None:
+        done(libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0), "Landlock")
+    if seccomp is not None:
+        code = ctypes.create_string_buffer(os.pread(seccomp, 1 << 20, 0))
+        # Instructions of 8 bytes; the buffer has a NUL behind them.
+        program = struct.pack("@HP", len(code) // 8, ctypes.addressof(code))
+        done(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
 def own_children():
@@ -578,6 +637,21 @@ def pidfd_open(pid):
     if fd < 0:
         raise OSError(ctypes.get_errno(), "pidfd_open")
     return fd
+
+
+def contain_child(request, fds):
+    """Restricts a plugin process. One that cannot be restricted does not run its plugin."""
+    sandbox = request["sandbox"]
+    left = list(fds)
+    ruleset = left.pop(0) if sandbox.get("ruleset") else None
+    seccomp = left.pop(0) if sandbox.get("seccomp") else None
+    try:
+        contain(sandbox, ruleset, seccomp)
+    except Exception as error:
+        report(Bridge(request["env"]["BRIDGE_SOCKET"]), EnvironmentFailure(str(error)))
+        _exit(1)
+    for fd in fds:
+        os.close(fd)
 
 
 class ForkServer:
@@ -654,7 +728,7 @@ class ForkServer:
     def request(self):
         """Takes one request; False when the worker is gone."""
         try:
-            message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 3)
+            message, fds, _flags, _address = socket.recv_fds(self.control, 1 << 20, 5)
         except OSError:
             return False
         if not message:
@@ -666,12 +740,14 @@ class ForkServer:
                 self.say(pong=request["ping"])
                 return True
             job = request["job"]
-            if len(fds) != 3:
+            sandbox = request.get("sandbox", {})
+            expected = 3 + bool(sandbox.get("ruleset")) + bool(sandbox.get("seccomp"))
+            if len(fds) != expected:
                 import resource
 
                 limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
                 raise ValueError(
-                    f"{len(fds)} of 3 descriptors arrived: it has too many open files"
+                    f"{len(fds)} of {expected} descriptors arrived: it has too many open files"
                     f" (limit {limit}); raise it with `ulimit -n`")
             parent = getpid()
             pid = os.fork()
@@ -702,6 +778,8 @@ class ForkServer:
             os.dup2(fds[1], 2)
             for fd in fds[:2]:
                 os.close(fd)
+            if "sandbox" in request:
+                contain_child(request, fds[3:])
             for name in list(os.environ):
                 if name not in KEPT_VARIABLES and not name.startswith("LC_"):
                     del os.environ[name]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::script;
 use crate::job::Plugin;
 
 /// A version of a plugin with its source as a sealed memory file: processes read it, and none can
@@ -14,6 +15,7 @@ use crate::job::Plugin;
 pub struct Source {
     plugin: Arc<Plugin>,
     file: Arc<OwnedFd>,
+    is_strict: bool,
 }
 
 impl Source {
@@ -24,10 +26,17 @@ impl Source {
         file.write_all(plugin.source_code.as_bytes())?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals)?;
+        let script = script::metadata(&plugin.source_code);
         Ok(Source {
+            is_strict: script.is_ok_and(|script| script.is_some_and(|script| script.is_strict)),
             plugin,
             file: Arc::new(OwnedFd::from(file)),
         })
+    }
+
+    /// The plugin asks to be held as closely as can be. Metadata that cannot be read asks for nothing.
+    pub fn is_strict(&self) -> bool {
+        self.is_strict
     }
 
     /// What it is the source of.

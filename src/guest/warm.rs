@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use super::process::{Pipes, Process};
 use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
+use crate::sandbox::{Mounts, launch};
 
 /// What a warm interpreter tells.
 #[derive(Debug)]
@@ -135,11 +136,12 @@ const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 impl Warm {
     /// Starts an interpreter; its imports go on in the background. Without `preload` it imports
-    /// nothing, not even pyarrow.
+    /// nothing, not even pyarrow. The launcher is a program of ours that runs it with those mounts.
     pub fn start(
         interpreter: &Path,
         shim: &Path,
         preload: Option<&[String]>,
+        launcher: Option<(&Path, &Mounts)>,
     ) -> Result<Self, Error> {
         let (ours, theirs) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -149,7 +151,10 @@ impl Warm {
         )?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         // Handed on as stdin: the one descriptor that reaches a child without being marked.
-        let mut command = Command::new(interpreter);
+        let mut command = match launcher {
+            Some((program, mounts)) => launch::command(program, mounts, interpreter)?,
+            None => Command::new(interpreter),
+        };
         command
             .arg(shim)
             .arg(if preload.is_some() {
@@ -221,15 +226,26 @@ impl Warm {
         if let Some(shim) = job.shim {
             request["shim"] = shim.to_string_lossy().into();
         }
+        if let Some(sandbox) = &job.sandbox {
+            request["sandbox"] = serde_json::json!({
+                "hide": sandbox.hide,
+                "keep": sandbox.keep,
+                "ruleset": sandbox.ruleset.is_some(),
+                "seccomp": sandbox.seccomp.is_some(),
+            });
+        }
         let request = request.to_string();
         let (stdout_write, stdout) = pipe_pair()?;
         let (stderr_write, stderr) = pipe_pair()?;
-        let fds = [
+        let mut fds = vec![
             stdout_write.as_fd(),
             stderr_write.as_fd(),
             job.source.as_fd(),
         ];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        if let Some(sandbox) = &job.sandbox {
+            fds.extend(sandbox.ruleset.into_iter().chain(sandbox.seccomp));
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
         ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         let sent = rustix::net::sendmsg(
@@ -346,7 +362,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[])).unwrap();
+        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[]), None).unwrap();
         let source = Source::new(Plugin::default().into()).unwrap();
         let job = Job {
             job_id: 1,
@@ -355,6 +371,7 @@ mod tests {
             file_path: "in",
             source: &source,
             shim: None,
+            sandbox: None,
             socket_path: &shim,
             work_dir: dir.path(),
         };
@@ -368,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[])).unwrap();
+        let warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[]), None).unwrap();
         let ours = i32::try_from(std::process::id()).unwrap();
         // Beyond the kernel's highest process ID; none of its children; no number of a process.
         let cases = [

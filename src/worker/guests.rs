@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use mio::Interest;
@@ -14,6 +15,7 @@ use super::event::ThreadEvent;
 use super::health::{Health, tries};
 use super::job::{Guest, Order, Run, owner};
 use super::runtime;
+use super::sandbox::Reachable;
 use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
@@ -166,6 +168,24 @@ impl Worker {
         let work_dir = self.runtime.work_path(serial);
         run.started_at = Some(now);
         let shim = self.options.shim.clone();
+        let own_shim = self.runtime.shim();
+        let shared = self.sandbox.clone();
+        let layer = match &shared {
+            Some(sandbox) => Some(sandbox.layer(&Reachable {
+                source: &order.source,
+                input: Path::new(&order.job.file_path),
+                work_dir: &work_dir,
+                shims: [Some(own_shim.as_path()), shim.as_deref()],
+                environment,
+            })?),
+            None => None,
+        };
+        let keep = [socket_path.as_path(), &work_dir, &own_shim];
+        let folder = self.runtime.folder().to_owned();
+        let sandbox = match (&shared, &layer) {
+            (Some(sandbox), Some(layer)) => sandbox.of_process(layer, &folder, &keep),
+            _ => None,
+        };
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
             file_version_id: order.job.file_version_id,
@@ -173,6 +193,7 @@ impl Worker {
             file_path: &order.job.file_path,
             source: &order.source,
             shim: shim.as_deref(),
+            sandbox,
             socket_path: &socket_path,
             work_dir: &work_dir,
         };
@@ -218,12 +239,24 @@ impl Worker {
                     }
                     let interpreters = &mut self.interpreters;
                     let shim = self.runtime.shim();
+                    let mounts = self.sandbox.as_ref().and_then(|sandbox| {
+                        let output = self.staging.path();
+                        sandbox.mounts(
+                            output,
+                            &self.options.home,
+                            self.runtime.folder(),
+                            &shim,
+                            environment,
+                        )
+                    });
+                    let launcher = mounts.as_ref().map(|(program, mounts)| (*program, mounts));
                     let started = interpreters.start(
                         job_id,
                         is_bare,
                         hash,
                         environment,
                         &shim,
+                        launcher,
                         registry,
                         now,
                     );

@@ -24,6 +24,7 @@ use crate::guest::{Exit, Job};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::{BootTime, token};
+use crate::sandbox::Mounts;
 
 struct Interpreter {
     hash: String,
@@ -99,6 +100,7 @@ impl Interpreters {
         hash: &str,
         environment: &Environment,
         shim: &std::path::Path,
+        launcher: Option<(&std::path::Path, &Mounts)>,
         registry: &mio::Registry,
         now: BootTime,
     ) -> Result<usize, Failure> {
@@ -108,7 +110,7 @@ impl Interpreters {
             return Err(losses.reason.clone());
         }
         let preload = (!is_bare).then_some(environment.preload.as_slice());
-        let started = Warm::start(&environment.interpreter, shim, preload);
+        let started = Warm::start(&environment.interpreter, shim, preload, launcher);
         let warm = started.map_err(|error| {
             let reason = match &error {
                 warm::Error::Io(error) => descriptors::explained(error),
@@ -440,8 +442,16 @@ mod tests {
             let mut interpreters = Interpreters::new(Duration::from_secs(1));
             let start = |interpreters: &mut Interpreters, now| {
                 let shim = std::path::Path::new("/nonexistent");
-                let started =
-                    interpreters.start(1, false, "hash", &environment, shim, poll.registry(), now);
+                let started = interpreters.start(
+                    1,
+                    false,
+                    "hash",
+                    &environment,
+                    shim,
+                    None,
+                    poll.registry(),
+                    now,
+                );
                 started.unwrap_err()
             };
             for _ in 0..2 {

@@ -39,6 +39,7 @@ mod plugins;
 mod publish;
 mod receipt;
 mod runtime;
+mod sandbox;
 mod serve;
 mod settling;
 pub mod slot;
@@ -49,6 +50,7 @@ mod writer;
 pub(crate) use descriptors::raise_limit;
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use runtime::private_folder;
+pub use sandbox::SandboxOptions;
 pub use serve::{Error, GuestStart, Options, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;

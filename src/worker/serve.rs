@@ -19,6 +19,7 @@ use super::leases::Leases;
 use super::leftovers::Leftovers;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
+use super::sandbox::{Sandbox, SandboxOptions};
 use super::settling::Settlements;
 use crate::guest::{environment, strays};
 use crate::limits;
@@ -70,6 +71,8 @@ pub struct Options {
     pub home: PathBuf,
     /// How long to wait for running jobs at a stop.
     pub drain_timeout: Duration,
+    /// How plugin processes are restricted; none = not at all.
+    pub sandbox: Option<SandboxOptions>,
     /// Take SIGINT, SIGTERM and SIGHUP over.
     pub signals: bool,
     /// The process has no children but this worker's. Then what plugin processes leave behind comes to
@@ -97,6 +100,7 @@ impl Options {
             shim: None,
             home: environment::home(),
             drain_timeout: limits::DRAIN_TIMEOUT,
+            sandbox: None,
             signals: true,
             owns_process: false,
         }
@@ -169,6 +173,7 @@ pub struct Worker {
     pub(super) environments: Environments,
     pub(super) interpreters: Interpreters,
     pub(super) leftovers: Leftovers,
+    pub(super) sandbox: Option<Arc<Sandbox>>,
     pub(super) health: Health,
     pub(super) settlements: Settlements,
     pub(super) reports: Receiver<ThreadEvent>,
@@ -256,6 +261,10 @@ impl Worker {
             ),
             interpreters: Interpreters::new(options.interpreter_start_timeout),
             leftovers: Leftovers::new(options.owns_process),
+            sandbox: options
+                .sandbox
+                .clone()
+                .map(|sandbox| Arc::new(Sandbox::new(sandbox))),
             health: Health::new(),
             settlements: Settlements::default(),
             slots: (0..slots).map(|_| None).collect(),

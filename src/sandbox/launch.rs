@@ -1,0 +1,222 @@
+//! The first layer: a program of ours that changes what it sees of the file system and becomes the
+//! interpreter.
+//!
+//! It is a process of its own because namespaces are entered by a process with one thread, and because
+//! nothing can be done between fork and exec without `unsafe`. As root it unshares its mounts. Any
+//! other user needs a user namespace for that: there it keeps its IDs, and CAP_SYS_ADMIN over these
+//! mounts alone, which the plugin processes use for their own layer and give up.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change,
+    mount_remount,
+};
+use rustix::thread::{
+    CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
+};
+
+use super::{Mounts, Support, rules};
+
+/// First argument of a program that is run as the launcher.
+pub const ARGUMENT: &str = "sandbox-launch";
+/// Second argument with which it only prints what the kernel offers, as JSON.
+const PROBE: &str = "--probe";
+
+/// A command that runs `interpreter` in the first layer, by this program itself.
+pub fn command(program: &Path, mounts: &Mounts, interpreter: &Path) -> io::Result<Command> {
+    let mut command = Command::new(program);
+    command
+        .arg(ARGUMENT)
+        .arg(serde_json::to_string(mounts).map_err(io::Error::other)?)
+        .arg(interpreter);
+    Ok(command)
+}
+
+/// A command that prints what the kernel offers.
+pub fn probe_command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.args([ARGUMENT, PROBE]);
+    command
+}
+
+/// The launcher: `mounts interpreter arguments…`, or `--probe`. Gives why the interpreter does not
+/// run; as a probe it returns what to print.
+pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, String> {
+    let first = arguments.next().unwrap_or_default();
+    if first == OsStr::new(PROBE) {
+        let probed = serde_json::to_string(&probe());
+        return probed.map_err(|error| error.to_string());
+    }
+    let mounts: Mounts = first
+        .to_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .ok_or("the mounts are not readable")?;
+    let interpreter = arguments.next().ok_or("the interpreter is missing")?;
+    enter(&mounts)?;
+    let error = Command::new(&interpreter).args(arguments).exec();
+    Err(format!("{}: {error}", Path::new(&interpreter).display()))
+}
+
+/// Tries everything in this process, which is of no more use after that.
+fn probe() -> Support {
+    let landlock = rules::landlock_version();
+    let no_namespaces = enter(&Mounts::default()).err();
+    Support {
+        no_namespaces,
+        landlock,
+        no_seccomp: rules::try_seccomp().err(),
+    }
+}
+
+/// Enters namespaces of its own, and changes the mounts there.
+fn enter(mounts: &Mounts) -> Result<(), String> {
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| format!("{what}: {error}")
+    };
+    unshare_mounts().map_err(failed("unshare"))?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
+    for path in &mounts.writable {
+        mount_bind_recursive(path, path)
+            .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+    }
+    for path in &mounts.read_only {
+        read_only(path, &mounts.writable).map_err(failed(&path.display().to_string()))?;
+    }
+    for path in mounts.hidden.iter().filter(|path| path.exists()) {
+        mount_bind("/dev/null", path)
+            .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+    }
+    Ok(())
+}
+
+fn unshare_mounts() -> io::Result<()> {
+    let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+    if user.is_root() && unshare(CloneFlags::CLONE_NEWNS).is_ok() {
+        return Ok(());
+    }
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    let maps = [
+        ("setgroups", "deny".to_owned()),
+        ("uid_map", format!("{0} {0} 1", user.as_raw())),
+        ("gid_map", format!("{0} {0} 1", group.as_raw())),
+    ];
+    for (name, text) in maps {
+        fs::write(format!("/proc/self/{name}"), text)?;
+    }
+    // What the plugin processes need is kept over exec.
+    let mut sets = capabilities(None)?;
+    sets.inheritable = CapabilitySet::SYS_ADMIN;
+    set_capabilities(None, sets)?;
+    configure_capability_in_ambient_set(CapabilitySet::SYS_ADMIN, true)?;
+    Ok(())
+}
+
+/// Makes a path and all mounts below it read-only, but for some.
+fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let path = fs::canonicalize(path)?;
+    mount_bind_recursive(&path, &path)?;
+    let listed = fs::read("/proc/self/mountinfo")?;
+    let is_spared = |place: &Path| spared.iter().any(|spared| place.starts_with(spared));
+    let found = mounts_below(&listed, &path);
+    for (place, flags) in found.into_iter().filter(|(place, _)| !is_spared(place)) {
+        mount_remount(&place, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
+    }
+    Ok(())
+}
+
+/// The mounts at and below a path in `/proc/self/mountinfo`, with the flags that a remount must repeat:
+/// in a user namespace they cannot be taken away.
+fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
+    let parse = |line: &[u8]| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let place = unescaped(fields.nth(4)?);
+        let options = std::str::from_utf8(fields.next()?).ok()?;
+        let flags = options
+            .split(',')
+            .fold(MountFlags::empty(), |flags, option| {
+                flags
+                    | match option {
+                        "nosuid" => MountFlags::NOSUID,
+                        "nodev" => MountFlags::NODEV,
+                        "noexec" => MountFlags::NOEXEC,
+                        "noatime" => MountFlags::NOATIME,
+                        "nodiratime" => MountFlags::NODIRATIME,
+                        "relatime" => MountFlags::RELATIME,
+                        _ => MountFlags::empty(),
+                    }
+            });
+        place.starts_with(path).then_some((place, flags))
+    };
+    let mut found: Vec<_> = listed
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse)
+        .collect();
+    // The last of several at one place is the one that is seen.
+    found.reverse();
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|(place, _)| seen.insert(place.clone()));
+    found
+}
+
+/// A path of mountinfo, where blanks and backslashes are octal numbers.
+fn unescaped(text: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.get(..3).and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_below_a_path_are_found_with_their_flags() {
+        let listed = b"22 1 0:2 / / rw,relatime - ext4 /dev/a rw\n\
+            23 22 0:3 / /out rw - ext4 /dev/b rw\n\
+            24 23 0:4 / /out/a\\040b rw,nosuid,nodev,noatime shared:1 - tmpfs t rw\n\
+            25 22 0:5 / /output rw - ext4 /dev/c rw\n\
+            26 23 0:6 / /out rw,noexec - ext4 /dev/d rw\n";
+        let found = mounts_below(listed, Path::new("/out"));
+        let expected = [
+            ("/out", MountFlags::NOEXEC),
+            (
+                "/out/a b",
+                MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME,
+            ),
+        ];
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|(path, flags)| (PathBuf::from(path), flags))
+            .collect();
+        assert_eq!(found, expected);
+    }
+}

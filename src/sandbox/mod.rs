@@ -1,0 +1,151 @@
+//! What plugin processes may do beside reading their input and giving their output.
+//!
+//! Two layers. The first is around a fork server: [`launch`] puts it into a mount namespace of its own,
+//! where the output root, the environments and the shim are read-only and keys are hidden, and runs the
+//! interpreter there. The second is each plugin process's own, applied by `shim.py` before the plugin's
+//! code: the folders of other jobs are hidden, the capabilities that the first layer needed are given
+//! up, and a Landlock ruleset and a seccomp filter ([`rules`]) hold for all that the process starts.
+//!
+//! [`Mode::On`] takes nothing away from a plugin that reads, writes and talks to the network as its user
+//! may, but for writing to what is named above, and for signalling, tracing or reading the memory of
+//! processes other than those it has started. [`Mode::Strict`] lets it write to its working directory
+//! alone, read its input, its environment and the system's files, and use no network.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
+pub mod launch;
+pub mod rules;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// How closely plugin processes are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// Not at all.
+    Off,
+    /// What plugins that were written without a sandbox never do is refused.
+    #[default]
+    On,
+    /// Only what a plugin needs to turn its input into output is allowed.
+    Strict,
+}
+
+impl Mode {
+    /// By its name on the command line and in `[tool.casparian]`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "off" => Some(Mode::Off),
+            "on" => Some(Mode::On),
+            "strict" => Some(Mode::Strict),
+            _ => None,
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Off => "off",
+            Mode::On => "on",
+            Mode::Strict => "strict",
+        }
+    }
+}
+
+/// What the kernel offers this process for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Support {
+    /// Why there is no mount namespace; none when there is.
+    pub no_namespaces: Option<String>,
+    /// Version of Landlock's interface; 0 = none.
+    pub landlock: u32,
+    /// Why there are no seccomp filters; none when there are.
+    pub no_seccomp: Option<String>,
+}
+
+impl Support {
+    /// Nothing, for that reason.
+    pub fn none(reason: &str) -> Self {
+        Support {
+            no_namespaces: Some(reason.to_owned()),
+            landlock: 0,
+            no_seccomp: Some(reason.to_owned()),
+        }
+    }
+
+    /// Why [`Mode::Strict`] cannot be had; none when it can. It needs Landlock's rules for files and TCP
+    /// (version 4, Linux 6.7) and seccomp.
+    pub fn strict_lacks(&self) -> Option<String> {
+        match (&self.no_seccomp, self.landlock) {
+            (Some(reason), _) => Some(format!("seccomp: {reason}")),
+            (None, 0) => Some("Landlock is not there".to_owned()),
+            (None, version) if version < LANDLOCK_STRICT => Some(format!(
+                "Landlock has version {version} here, and {LANDLOCK_STRICT} is needed (Linux 6.7)"
+            )),
+            (None, _) => None,
+        }
+    }
+
+    /// What of [`Mode::On`] cannot be had, a line each.
+    pub fn lacks(&self) -> Vec<String> {
+        let mut lacks = Vec::new();
+        if let Some(reason) = &self.no_namespaces {
+            lacks.push(format!(
+                "no mount namespace ({reason}): plugins can change the output folder, environments and other jobs' folders"
+            ));
+        }
+        match self.landlock {
+            0 => lacks.push(
+                "no Landlock: plugins can signal processes of their user, and read their memory"
+                    .to_owned(),
+            ),
+            version if version < LANDLOCK_SIGNALS => lacks.push(format!(
+                "Landlock version {version} (before Linux 6.12): plugins can signal processes of their user"
+            )),
+            _ => {}
+        }
+        if let Some(reason) = &self.no_seccomp {
+            lacks.push(format!("no seccomp ({reason}): no system call is refused"));
+        }
+        lacks
+    }
+}
+
+impl fmt::Display for Support {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let has = |reason: &Option<String>| if reason.is_none() { "yes" } else { "no" };
+        write!(
+            f,
+            "mount namespace {}, Landlock {}, seccomp {}",
+            has(&self.no_namespaces),
+            self.landlock,
+            has(&self.no_seccomp)
+        )
+    }
+}
+
+/// Landlock's version that scopes signals (Linux 6.12).
+const LANDLOCK_SIGNALS: u32 = 6;
+/// Landlock's version with rules for TCP (Linux 6.7).
+const LANDLOCK_STRICT: u32 = 4;
+
+/// The first layer: what [`launch`] does before it runs the interpreter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mounts {
+    /// Files and folders that can be read and not changed, with all that is mounted below.
+    pub read_only: Vec<PathBuf>,
+    /// Folders that stay as they are where they lie in one of these.
+    pub writable: Vec<PathBuf>,
+    /// Files that are found empty.
+    pub hidden: Vec<PathBuf>,
+}

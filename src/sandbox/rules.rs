@@ -1,0 +1,216 @@
+//! The second layer's Landlock rulesets and seccomp filters. A plugin process gets them as descriptors and
+//! puts itself under them.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+};
+use rustix::fs::MemfdFlags;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+
+/// The newest of Landlock's versions whose rules are used.
+const VERSION: ABI = ABI::V6;
+
+/// Version of Landlock's interface that the kernel has; 0 = none.
+pub fn landlock_version() -> u32 {
+    // Each version is asked for what it brought; the crate does not give the number.
+    let has = |version: u32, ruleset: Result<Ruleset, landlock::RulesetError>| {
+        let created = ruleset.and_then(Ruleset::create);
+        created.is_ok().then_some(version)
+    };
+    let hard = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let versions = [
+        has(6, hard().scope(Scope::Signal)),
+        has(5, hard().handle_access(AccessFs::IoctlDev)),
+        has(4, hard().handle_access(AccessNet::ConnectTcp)),
+        has(3, hard().handle_access(AccessFs::Truncate)),
+        has(2, hard().handle_access(AccessFs::Refer)),
+        has(1, hard().handle_access(AccessFs::MakeBlock)),
+    ];
+    versions.into_iter().flatten().max().unwrap_or(0)
+}
+
+/// The ruleset of [`super::Mode::On`]: processes cannot signal those outside it, nor connect to their
+/// abstract sockets, and by being in it at all cannot trace them or read their memory. None where the
+/// kernel has no Landlock.
+pub fn on(version: u32) -> io::Result<Option<OwnedFd>> {
+    let ruleset = Ruleset::default();
+    let ruleset = match version {
+        // Version 1 would refuse renames between folders.
+        0 | 1 => return Ok(None),
+        // What it handles must be something: renames between folders, which are allowed.
+        2..=5 => ruleset.handle_access(AccessFs::Refer),
+        _ => ruleset.scope(Scope::from_all(VERSION)),
+    };
+    let mut created = ruleset
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    if version < 6 {
+        let everywhere = PathFd::new("/").map_err(io::Error::other)?;
+        created = created
+            .add_rule(PathBeneath::new(everywhere, AccessFs::Refer))
+            .map_err(io::Error::other)?;
+    }
+    Ok(created.into())
+}
+
+/// What a process under [`super::Mode::Strict`] may reach.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach<'a> {
+    /// Read and run, with all below.
+    pub readable: &'a [&'a Path],
+    /// Changed, with all below.
+    pub writable: &'a [&'a Path],
+}
+
+/// The ruleset of [`super::Mode::Strict`]. Paths that are not there are left out.
+pub fn strict(reach: Reach<'_>) -> io::Result<Option<OwnedFd>> {
+    let all = AccessFs::from_all(VERSION);
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(all)
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(VERSION)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(VERSION)))
+        .and_then(Ruleset::create)
+        .map_err(io::Error::other)?;
+    let rules = |paths: &[&Path], access: BitFlags<AccessFs>| {
+        let rules = paths.iter().filter_map(|path| {
+            let found = PathFd::new(path).ok()?;
+            let access = match path.is_dir() {
+                true => access,
+                false => access & AccessFs::from_file(VERSION),
+            };
+            Some(Ok::<_, landlock::RulesetError>(PathBeneath::new(
+                found, access,
+            )))
+        });
+        rules.collect::<Vec<_>>()
+    };
+    let read = AccessFs::from_read(VERSION);
+    let mut ruleset = ruleset;
+    for rules in [rules(reach.readable, read), rules(reach.writable, all)] {
+        ruleset = ruleset.add_rules(rules).map_err(io::Error::other)?;
+    }
+    Ok(ruleset.into())
+}
+
+/// The seccomp filter of a mode, as a memory file with its instructions.
+pub fn seccomp(is_strict: bool) -> io::Result<OwnedFd> {
+    let program = filter(is_strict).map_err(io::Error::other)?;
+    let bytes: Vec<u8> = program
+        .iter()
+        .flat_map(|step| {
+            let [a, b] = step.code.to_ne_bytes();
+            let [e, f, g, h] = step.k.to_ne_bytes();
+            [a, b, step.jt, step.jf, e, f, g, h]
+        })
+        .collect();
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)?);
+    file.write_all(&bytes)?;
+    Ok(file.into())
+}
+
+/// Puts this process under the filter of [`super::Mode::On`].
+pub(super) fn try_seccomp() -> Result<(), String> {
+    let program = filter(false)?;
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+}
+
+fn filter(is_strict: bool) -> Result<BpfProgram, String> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in REFUSED {
+        rules.insert(*call, Vec::new());
+    }
+    if is_strict {
+        for call in REFUSED_STRICTLY {
+            rules.insert(*call, Vec::new());
+        }
+        // Sockets between processes of the plugin's own are allowed.
+        let other = SeccompCondition::new(
+            0,
+            SeccompCmpArgLen::Dword,
+            SeccompCmpOp::Ne,
+            libc::AF_UNIX as u64,
+        )
+        .and_then(|condition| SeccompRule::new(vec![condition]))
+        .map_err(|error| error.to_string())?;
+        rules.insert(libc::SYS_socket, vec![other]);
+    }
+    let arch = std::env::consts::ARCH
+        .try_into()
+        .map_err(|error: seccompiler::BackendError| error.to_string())?;
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM as u32),
+        arch,
+    );
+    filter
+        .and_then(BpfProgram::try_from)
+        .map_err(|error| error.to_string())
+}
+
+/// System calls that no plugin needs and that reach beyond its process: the kernel's keyrings and
+/// programs, files by handles that pass by mounts, modules, the machine's state.
+const REFUSED: &[i64] = &[
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+];
+
+/// What goes past the other rules of [`super::Mode::Strict`].
+const REFUSED_STRICTLY: &[i64] = &[
+    libc::SYS_io_uring_setup,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_userfaultfd,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_can_be_made() {
+        for is_strict in [false, true] {
+            assert!(!filter(is_strict).unwrap().is_empty());
+            seccomp(is_strict).unwrap();
+        }
+    }
+
+    #[test]
+    fn rulesets_can_be_made() {
+        let version = landlock_version();
+        assert_eq!(on(version).unwrap().is_some(), version > 1);
+        let missing = Path::new("/nonexistent");
+        let reach = Reach {
+            readable: &[Path::new("/usr"), Path::new("/dev/null"), missing],
+            writable: &[Path::new("/tmp"), missing],
+        };
+        assert_eq!(strict(reach).unwrap().is_some(), version > 0);
+    }
+}

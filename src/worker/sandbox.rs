@@ -1,0 +1,196 @@
+//! The sandbox of a worker's plugin processes: what is asked for, what the kernel offers, and what
+//! their processes have in common.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::slot::Failure;
+use crate::guest;
+use crate::guest::environment::Environment;
+use crate::guest::source::Source;
+use crate::job::Cause;
+use crate::sandbox::{Mode, Mounts, Support, rules};
+
+/// What a worker is told of it.
+#[derive(Clone, Debug)]
+pub struct SandboxOptions {
+    /// How closely plugin processes are held. Plugins may ask for more.
+    pub mode: Mode,
+    /// A program whose `main` calls [`crate::sandbox::launch::main`] when its first argument is
+    /// [`crate::sandbox::launch::ARGUMENT`].
+    pub launcher: PathBuf,
+    /// What the kernel offers such a program.
+    pub support: Support,
+    /// Files that plugins find empty, such as secret keys.
+    pub hidden: Vec<PathBuf>,
+    /// More files and folders that they cannot change.
+    pub read_only: Vec<PathBuf>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Sandbox {
+    options: SandboxOptions,
+    /// That of [`Mode::On`].
+    ruleset: io::Result<Option<OwnedFd>>,
+    filter: io::Result<OwnedFd>,
+    strict_filter: io::Result<OwnedFd>,
+}
+
+/// What one job's process is restricted by.
+#[derive(Debug)]
+pub(super) struct Layer {
+    mode: Mode,
+    /// The job's own ruleset.
+    strict: Option<OwnedFd>,
+}
+
+/// What a strictly held process is let to.
+pub(super) struct Reachable<'a> {
+    pub(super) source: &'a Source,
+    pub(super) input: &'a Path,
+    pub(super) work_dir: &'a Path,
+    pub(super) shims: [Option<&'a Path>; 2],
+    pub(super) environment: &'a Environment,
+}
+
+impl Sandbox {
+    pub(super) fn new(options: SandboxOptions) -> Self {
+        Sandbox {
+            ruleset: rules::on(options.support.landlock),
+            filter: rules::seccomp(false),
+            strict_filter: rules::seccomp(true),
+            options,
+        }
+    }
+
+    /// What restricts a job's process; refused where the kernel cannot enforce what is asked for.
+    pub(super) fn layer(&self, reachable: &Reachable<'_>) -> Result<Layer, Failure> {
+        let mode = match reachable.source.is_strict() {
+            true => Mode::Strict,
+            false => self.options.mode,
+        };
+        if mode != Mode::Strict {
+            return Ok(Layer { mode, strict: None });
+        }
+        let refused = |reason: &dyn std::fmt::Display| {
+            let message = format!("the sandbox \"strict\" cannot be had here: {reason}");
+            Failure::new(Cause::Environment, message)
+        };
+        if let Some(reason) = self.options.support.strict_lacks() {
+            return Err(refused(&reason));
+        }
+        let strict = strict_ruleset(reachable).map_err(|error| refused(&error))?;
+        Ok(Layer { mode, strict })
+    }
+
+    /// That of a process of the job, as it applies it to itself.
+    pub(super) fn of_process<'a>(
+        &'a self,
+        layer: &'a Layer,
+        folder: &'a Path,
+        keep: &'a [&'a Path],
+    ) -> Option<guest::Sandbox<'a>> {
+        if layer.mode == Mode::Off {
+            return None;
+        }
+        let shared = self.ruleset.as_ref().ok().and_then(Option::as_ref);
+        let filter = match layer.mode {
+            Mode::Strict => &self.strict_filter,
+            _ => &self.filter,
+        };
+        let has_seccomp = self.options.support.no_seccomp.is_none();
+        let has_namespaces = self.options.support.no_namespaces.is_none();
+        Some(guest::Sandbox {
+            hide: has_namespaces.then_some(folder),
+            keep,
+            ruleset: layer.strict.as_ref().or(shared).map(AsFd::as_fd),
+            seccomp: filter
+                .as_ref()
+                .ok()
+                .filter(|_| has_seccomp)
+                .map(AsFd::as_fd),
+        })
+    }
+
+    /// The mounts of fork servers, and the program that makes them; none without namespaces, and where
+    /// plugins are not held unless they ask for it.
+    pub(super) fn mounts(
+        &self,
+        output: &Path,
+        home: &Path,
+        folder: &Path,
+        shim: &Path,
+        environment: &Environment,
+    ) -> Option<(&Path, Mounts)> {
+        if self.options.support.no_namespaces.is_some() {
+            return None;
+        }
+        let mut mounts = Mounts {
+            writable: vec![folder.to_owned()],
+            ..Mounts::default()
+        };
+        if self.options.mode != Mode::Off {
+            let ours = [output, home, shim].map(Path::to_owned);
+            mounts.read_only = ours.into_iter().chain(tool_folders()).collect();
+            mounts.read_only.extend(prefixes(environment));
+            mounts.read_only.extend(self.options.read_only.clone());
+            mounts.hidden = self.options.hidden.clone();
+        }
+        Some((&self.options.launcher, mounts))
+    }
+}
+
+/// Folders of uv, whose files environments share by hard links.
+fn tool_folders() -> Vec<PathBuf> {
+    let named = |name| std::env::var_os(name).map(PathBuf::from);
+    let home = named("HOME");
+    let below = |path: &str| home.as_ref().map(|home| home.join(path));
+    let cache = named("UV_CACHE_DIR").or_else(|| below(".cache/uv"));
+    let pythons = named("UV_PYTHON_INSTALL_DIR").or_else(|| below(".local/share/uv"));
+    cache.into_iter().chain(pythons).collect()
+}
+
+/// The folders of an environment and of the Python installation that it is made of.
+fn prefixes(environment: &Environment) -> Vec<PathBuf> {
+    let interpreter = &environment.interpreter;
+    let base = fs::canonicalize(interpreter).ok();
+    let both = [Some(interpreter), base.as_ref()];
+    let prefix = |path: &PathBuf| {
+        let prefix = path.parent()?.parent()?;
+        (prefix != Path::new("/")).then(|| prefix.to_owned())
+    };
+    both.into_iter().flatten().filter_map(prefix).collect()
+}
+
+fn strict_ruleset(reachable: &Reachable<'_>) -> io::Result<Option<OwnedFd>> {
+    let own = prefixes(reachable.environment);
+    let mut readable: Vec<&Path> = SYSTEM.iter().map(Path::new).collect();
+    readable.extend(own.iter().map(PathBuf::as_path));
+    readable.extend(reachable.shims.iter().flatten());
+    readable.push(reachable.input);
+    let writable = [reachable.work_dir, Path::new("/dev/null")];
+    rules::strict(rules::Reach {
+        readable: &readable,
+        writable: &writable,
+    })
+}
+
+/// What interpreters and libraries read of the system.
+const SYSTEM: &[&str] = &[
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/etc",
+    "/proc",
+    "/sys",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+];
