@@ -128,6 +128,9 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     mount_bind_recursive(&path, &path)?;
     let listed = fs::read("/proc/self/mountinfo")?;
+    // What is named in a folder that is spared is meant.
+    let spared = spared.iter().filter(|spared| !path.starts_with(spared));
+    let spared: Vec<_> = spared.collect();
     let is_spared = |place: &Path| spared.iter().any(|spared| place.starts_with(spared));
     let found = mounts_below(&listed, &path);
     for (place, flags) in found.into_iter().filter(|(place, _)| !is_spared(place)) {

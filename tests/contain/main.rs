@@ -9,3 +9,4 @@ mod common;
 mod descendants;
 mod folders;
 mod processes;
+mod sandbox;

@@ -1,0 +1,238 @@
+//! What a plugin can do to others of its user, by `--sandbox`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+
+use crate::common::*;
+
+/// Does what its input names, and gives "done" or the name of the error.
+const ATTACKER: &str = r#"
+import ctypes, os, signal, socket, subprocess, sys, time
+import pyarrow as pa
+
+runtime = os.path.dirname(os.environ["BRIDGE_SOCKET"])
+
+def parent(pid):
+    return int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+
+def write(path):
+    with open(path, "a") as file:
+        file.write("x")
+
+def call(number, *arguments):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(number, *arguments) < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+def shell(command):
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    if done.returncode:
+        raise PermissionError(done.stderr)
+
+def others():
+    known = {"shim.py", os.path.basename(os.getcwd()), os.path.basename(os.environ["BRIDGE_SOCKET"])}
+    if set(os.listdir(runtime)) - known == set():
+        raise PermissionError("nothing of others is seen")
+
+def attacks(out, path):
+    worker = parent(parent(os.getpid()))
+    interpreter = parent(os.getpid())
+    return {
+        "write output": lambda: write(out + "/new.parquet"),
+        "remove output": lambda: os.rename(out + "/.casparian", out + "/moved"),
+        "write queue": lambda: write(out + "/.casparian/queue.sqlite"),
+        "write record": lambda: write(out + "/.casparian/owner"),
+        "link into output": lambda: os.link(path, out + "/linked"),
+        "write environment": lambda: write(sys.prefix + "/pyvenv.cfg"),
+        "write installation": lambda: write(os.__file__),
+        "write shim": lambda: write(runtime + "/shim.py"),
+        "folders of others": others,
+        "output through the worker": lambda: write(f"/proc/{worker}/root{out}/new.parquet"),
+        "output through init": lambda: write(f"/proc/1/root{out}/new.parquet"),
+        "unmount": lambda: shell(f"umount {out}"),
+        "remount": lambda: shell(f"mount -o remount,bind,rw {out}"),
+        "remount in namespaces": lambda: shell(f"unshare -Urm sh -c 'mount -o remount,bind,rw {out} && touch {out}/new.parquet'"),
+        "signal worker": lambda: os.kill(worker, 0),
+        "signal interpreter": lambda: os.kill(interpreter, 0),
+        "signal init": lambda: os.kill(1, 0),
+        "signal all": lambda: os.kill(-1, 0),
+        "trace worker": lambda: call(101, 16, worker, 0, 0),
+        "memory of worker": lambda: open(f"/proc/{worker}/mem", "rb").read(1),
+        "environment of interpreter": lambda: open(f"/proc/{interpreter}/environ", "rb").read(1),
+        "keyring": lambda: call(248, b"user", b"x", b"x", 1, -3),
+        "write beside input": lambda: write(path + ".beside"),
+        "read beside input": lambda: open(os.path.dirname(path) + "/../p.py").read(),
+        "temporary file": lambda: write("/tmp/casparian-test-" + str(os.getpid())) or os.unlink("/tmp/casparian-test-" + str(os.getpid())),
+        "network": lambda: socket.socket(socket.AF_INET).close(),
+        "local sockets": lambda: socket.socketpair(),
+        "child": lambda: subprocess.run(["true"], check=True),
+        "signal child": lambda: signal_child(),
+        "work folder": lambda: write("here"),
+        "rename between folders": lambda: (os.mkdir("d"), write("f"), os.rename("f", "d/f")),
+        "threads": lambda: __import__("concurrent.futures").futures.ThreadPoolExecutor(2).submit(abs, -1).result(),
+    }
+
+def signal_child():
+    child = subprocess.Popen(["sleep", "100"])
+    child.send_signal(signal.SIGTERM)
+    child.wait()
+
+class Handler:
+    def execute(self, path):
+        name, out = open(path).read().split("|")
+        try:
+            attacks(out, path)[name]()
+            result = "done"
+        except OSError as error:
+            result = "refused"
+        except Exception as error:
+            result = type(error).__name__ + ": " + str(error)
+        yield pa.table({"attack": [name], "result": [result]})
+"#;
+
+/// What the modes "on" and "strict" let a plugin do.
+const TABLE: &[(&str, bool, bool)] = &[
+    ("write output", false, false),
+    ("remove output", false, false),
+    ("write queue", false, false),
+    ("write record", false, false),
+    ("link into output", false, false),
+    ("write environment", false, false),
+    ("write installation", false, false),
+    ("write shim", false, false),
+    ("folders of others", false, false),
+    ("output through the worker", false, false),
+    ("output through init", false, false),
+    ("unmount", false, false),
+    ("remount", false, false),
+    ("remount in namespaces", false, false),
+    ("signal worker", false, false),
+    ("signal interpreter", false, false),
+    ("signal init", false, false),
+    ("trace worker", false, false),
+    ("memory of worker", false, false),
+    ("environment of interpreter", false, false),
+    ("keyring", false, false),
+    ("write beside input", true, false),
+    ("read beside input", true, false),
+    ("temporary file", true, false),
+    ("network", true, false),
+    ("local sockets", true, true),
+    ("child", true, true),
+    ("signal child", true, true),
+    ("work folder", true, true),
+    ("rename between folders", true, true),
+    ("threads", true, true),
+];
+
+/// What is possible without a sandbox, and harms nobody here.
+const POSSIBLE: &[&str] = &[
+    "write output",
+    "link into output",
+    "folders of others",
+    "output through the worker",
+    "signal worker",
+    "signal interpreter",
+    "environment of interpreter",
+    "write beside input",
+    "network",
+];
+
+/// A run of all attacks; the results by name.
+fn attack(
+    dir: &Path,
+    names: &[&str],
+    mode: &str,
+    start: &str,
+    user: Option<u32>,
+) -> BTreeMap<String, String> {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let (inputs, out) = (dir.join("in"), dir.join("out"));
+    fs::create_dir(&inputs).unwrap();
+    fs::write(dir.join("p.py"), ATTACKER).unwrap();
+    for (number, name) in names.iter().enumerate() {
+        let text = format!("{name}|{}", out.display());
+        fs::write(inputs.join(format!("{number:02}")), text).unwrap();
+    }
+    let mut command = program("casparian");
+    if let Some(user) = user {
+        for folder in ["", "in", "p.py"] {
+            std::os::unix::fs::chown(dir.join(folder), Some(user), Some(user)).unwrap();
+        }
+        let copy = dir.join("casparian");
+        fs::copy(command.get_program(), &copy).unwrap();
+        command = std::process::Command::new(copy);
+        command
+            .uid(user)
+            .gid(user)
+            .env("HOME", dir)
+            .env("PATH", "/usr/bin:/bin");
+    }
+    command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    command.args(["--sandbox", mode, "--guest-start", start, "--slots", "2"]);
+    let output = output(&mut command);
+    assert!(
+        output.status.success(),
+        "{}{}",
+        stdout(&output),
+        stderr(&output)
+    );
+    for made in ["new.parquet", "linked"] {
+        let made = out.join(made);
+        assert_eq!(made.exists(), mode == "off", "{mode}: {}", made.display());
+        let _ = fs::remove_file(made);
+    }
+    let files = visible_files(&out);
+    assert_eq!(files.len(), names.len());
+    let read = "import sys, pyarrow.parquet as pq\nfor path in sys.argv[1:]:\n    for row in pq.read_table(path).to_pylist(): print(row['attack'], row['result'], sep='|')";
+    let mut command = std::process::Command::new(python());
+    let read = crate::common::output(command.args(["-c", read]).args(files));
+    assert!(read.status.success(), "{}", stderr(&read));
+    stdout(&read)
+        .lines()
+        .filter_map(|line| line.split_once('|'))
+        .map(|(name, result)| (name.to_owned(), result.to_owned()))
+        .collect()
+}
+
+fn check(mode: &str, start: &str, user: Option<u32>) {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<&str> = match mode {
+        "off" => POSSIBLE.to_vec(),
+        _ => TABLE.iter().map(|(name, ..)| *name).collect(),
+    };
+    let results = attack(dir.path(), &names, mode, start, user);
+    for (name, on, strict) in TABLE.iter().filter(|(name, ..)| names.contains(name)) {
+        let allowed = match mode {
+            "off" => true,
+            "on" => *on,
+            _ => *strict,
+        };
+        let expected = if allowed { "done" } else { "refused" };
+        assert_eq!(results[*name], expected, "{mode} {start} {user:?}: {name}");
+    }
+}
+
+#[test]
+fn a_plugin_reaches_what_its_mode_says() {
+    for start in ["warm", "spawn"] {
+        for mode in ["off", "on", "strict"] {
+            check(mode, start, None);
+        }
+    }
+}
+
+/// Another user has no rights over mounts, and gets them by a user namespace.
+#[test]
+fn plugins_of_a_user_who_is_not_root_reach_no_more() {
+    if !rustix::process::getuid().is_root() {
+        // The other test is this one.
+        return;
+    }
+    for mode in ["on", "strict"] {
+        check(mode, "warm", Some(65_534));
+    }
+}
