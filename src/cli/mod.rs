@@ -195,7 +195,7 @@ fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(reason) => {
-            tell_last(&format!("sandbox: {reason}"));
+            tell_last(format!("sandbox: {reason}"));
             ExitCode::FAILURE
         }
     }

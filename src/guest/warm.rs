@@ -5,6 +5,7 @@
 //! [`Warm`] kills it without waiting for its end. Its children ask the kernel to be killed with
 //! it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -21,7 +22,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 use rustix::process::{Pid, PidfdFlags};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::process::{Pipes, Process};
 use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
@@ -83,6 +84,27 @@ enum Answer {
         #[serde(default)]
         rss_max_kib: u64,
     },
+}
+
+/// What a fork server is asked for.
+#[derive(Serialize)]
+struct Request<'a> {
+    job: u64,
+    env: BTreeMap<&'static str, String>,
+    cwd: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shim: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sandbox: Option<Restricted<'a>>,
+}
+
+/// [`super::Sandbox`], with what of its descriptors comes with the request.
+#[derive(Serialize)]
+struct Restricted<'a> {
+    hide: Option<&'a Path>,
+    keep: &'a [&'a Path],
+    ruleset: bool,
+    seccomp: bool,
 }
 
 /// Why a warm interpreter is of no more use.
@@ -218,23 +240,19 @@ impl Warm {
             let code = code_variable(&job.source.plugin().source_code);
             variables.extend(code.map(|code| ("BRIDGE_PLUGIN_CODE", code)));
         }
-        let mut request = serde_json::json!({
-            "job": key,
-            "env": variables,
-            "cwd": job.work_dir.to_string_lossy(),
-        });
-        if let Some(shim) = job.shim {
-            request["shim"] = shim.to_string_lossy().into();
-        }
-        if let Some(sandbox) = &job.sandbox {
-            request["sandbox"] = serde_json::json!({
-                "hide": sandbox.hide,
-                "keep": sandbox.keep,
-                "ruleset": sandbox.ruleset.is_some(),
-                "seccomp": sandbox.seccomp.is_some(),
-            });
-        }
-        let request = request.to_string();
+        let request = Request {
+            job: key,
+            env: variables,
+            cwd: job.work_dir.to_string_lossy(),
+            shim: job.shim.map(Path::to_string_lossy),
+            sandbox: job.sandbox.as_ref().map(|sandbox| Restricted {
+                hide: sandbox.hide,
+                keep: sandbox.keep,
+                ruleset: sandbox.ruleset.is_some(),
+                seccomp: sandbox.seccomp.is_some(),
+            }),
+        };
+        let request = serde_json::to_string(&request).map_err(io::Error::other)?;
         let (stdout_write, stdout) = pipe_pair()?;
         let (stderr_write, stderr) = pipe_pair()?;
         let mut fds = vec![

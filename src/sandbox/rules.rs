@@ -105,6 +105,8 @@ pub fn strict(reach: Reach<'_>) -> io::Result<Option<OwnedFd>> {
 /// The seccomp filter of a mode, as a memory file with its instructions.
 pub fn seccomp(is_strict: bool) -> io::Result<OwnedFd> {
     let program = filter(is_strict).map_err(io::Error::other)?;
+    // The kernel reads its own order.
+    #[allow(clippy::host_endian_bytes)]
     let bytes: Vec<u8> = program
         .iter()
         .flat_map(|step| {

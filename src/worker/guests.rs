@@ -13,6 +13,7 @@ use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::{Health, tries};
+use super::interpreters::Start;
 use super::job::{Guest, Order, Run, owner};
 use super::runtime;
 use super::sandbox::Reachable;
@@ -250,16 +251,15 @@ impl Worker {
                         )
                     });
                     let launcher = mounts.as_ref().map(|(program, mounts)| (*program, mounts));
-                    let started = interpreters.start(
+                    let start = Start {
                         job_id,
                         is_bare,
                         hash,
                         environment,
-                        &shim,
+                        shim: &shim,
                         launcher,
-                        registry,
-                        now,
-                    );
+                    };
+                    let started = interpreters.start(&start, registry, now);
                     if let Err(failure) = &started
                         && failure.is_innocent
                         && let Some(until) = interpreters.paused_until(hash)

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
 use std::time::Duration;
 
 use mio::Interest;
@@ -34,6 +35,18 @@ struct Interpreter {
     is_bare: bool,
     warm: Warm,
     watchdog: Watchdog,
+}
+
+/// The interpreter that a job needs.
+pub(super) struct Start<'a> {
+    pub(super) job_id: i64,
+    /// It imports nothing, and is for this attempt alone.
+    pub(super) is_bare: bool,
+    pub(super) hash: &'a str,
+    pub(super) environment: &'a Environment,
+    pub(super) shim: &'a Path,
+    /// A program of ours that runs it with those mounts.
+    pub(super) launcher: Option<(&'a Path, &'a Mounts)>,
 }
 
 /// Interpreters of an environment that were lost in a row.
@@ -91,26 +104,32 @@ impl Interpreters {
         self.remove(idle, registry)
     }
 
-    /// Starts the interpreter for a job, unless those of its environment were lost just now. One
-    /// that `is_bare` has imported nothing, and is for this attempt alone.
+    /// Starts an interpreter, unless those of its environment were lost just now.
     pub(super) fn start(
         &mut self,
-        job_id: i64,
-        is_bare: bool,
-        hash: &str,
-        environment: &Environment,
-        shim: &std::path::Path,
-        launcher: Option<(&std::path::Path, &Mounts)>,
+        start: &Start<'_>,
         registry: &mio::Registry,
         now: BootTime,
     ) -> Result<usize, Failure> {
+        let Start {
+            job_id,
+            is_bare,
+            hash,
+            environment,
+            ..
+        } = *start;
         if let Some(losses) = self.losses.get(hash)
             && now < losses.start_at
         {
             return Err(losses.reason.clone());
         }
         let preload = (!is_bare).then_some(environment.preload.as_slice());
-        let started = Warm::start(&environment.interpreter, shim, preload, launcher);
+        let started = Warm::start(
+            &environment.interpreter,
+            start.shim,
+            preload,
+            start.launcher,
+        );
         let warm = started.map_err(|error| {
             let reason = match &error {
                 warm::Error::Io(error) => descriptors::explained(error),
@@ -441,17 +460,15 @@ mod tests {
         for cause in [Cause::Worker, Cause::Plugin, Cause::Environment] {
             let mut interpreters = Interpreters::new(Duration::from_secs(1));
             let start = |interpreters: &mut Interpreters, now| {
-                let shim = std::path::Path::new("/nonexistent");
-                let started = interpreters.start(
-                    1,
-                    false,
-                    "hash",
-                    &environment,
-                    shim,
-                    None,
-                    poll.registry(),
-                    now,
-                );
+                let start = Start {
+                    job_id: 1,
+                    is_bare: false,
+                    hash: "hash",
+                    environment: &environment,
+                    shim: Path::new("/nonexistent"),
+                    launcher: None,
+                };
+                let started = interpreters.start(&start, poll.registry(), now);
                 started.unwrap_err()
             };
             for _ in 0..2 {
