@@ -81,7 +81,11 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         let what = what.to_owned();
         move |error: io::Error| format!("{what}: {error}")
     };
-    unshare_mounts().map_err(failed("unshare"))?;
+    unshare_mounts().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOSPC) => "user.max_user_namespaces allows none".to_owned(),
+        Some(libc::EPERM) => "this user may create none".to_owned(),
+        _ => error.to_string(),
+    })?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
     for path in &mounts.writable {

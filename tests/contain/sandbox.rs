@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use crate::common::*;
 
@@ -141,14 +142,29 @@ const POSSIBLE: &[&str] = &[
     "network",
 ];
 
-/// A run of all attacks; the results by name.
-fn attack(
-    dir: &Path,
-    names: &[&str],
-    mode: &str,
-    start: &str,
-    user: Option<u32>,
-) -> BTreeMap<String, String> {
+/// Who runs it.
+#[derive(Clone, Copy, Debug)]
+enum By {
+    /// The user of the test.
+    Us,
+    /// A user who is not root.
+    User(u32),
+    /// A process that may have no mount namespaces.
+    Unprivileged,
+}
+
+/// The program, as [`By::Unprivileged`] runs it.
+fn unprivileged(program: &str) -> Command {
+    let script = "echo 0 > /proc/sys/user/max_user_namespaces\n\
+        exec setpriv --bounding-set=-all --inh-caps=-all \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", script, "sh"]);
+    command.arg(program).env("HOME", home());
+    command
+}
+
+/// A run of attacks; the results by name.
+fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeMap<String, String> {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let (inputs, out) = (dir.join("in"), dir.join("out"));
     fs::create_dir(&inputs).unwrap();
@@ -158,18 +174,21 @@ fn attack(
         fs::write(inputs.join(format!("{number:02}")), text).unwrap();
     }
     let mut command = program("casparian");
-    if let Some(user) = user {
+    if let By::User(user) = by {
         for folder in ["", "in", "p.py"] {
             std::os::unix::fs::chown(dir.join(folder), Some(user), Some(user)).unwrap();
         }
         let copy = dir.join("casparian");
         fs::copy(command.get_program(), &copy).unwrap();
-        command = std::process::Command::new(copy);
+        command = Command::new(copy);
         command
             .uid(user)
             .gid(user)
             .env("HOME", dir)
             .env("PATH", "/usr/bin:/bin");
+    }
+    if matches!(by, By::Unprivileged) {
+        command = unprivileged(command.get_program().to_str().unwrap());
     }
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
     command.args(["--sandbox", mode, "--guest-start", start, "--slots", "2"]);
@@ -182,13 +201,14 @@ fn attack(
     );
     for made in ["new.parquet", "linked"] {
         let made = out.join(made);
-        assert_eq!(made.exists(), mode == "off", "{mode}: {}", made.display());
+        let is_open = mode == "off" || matches!(by, By::Unprivileged);
+        assert_eq!(made.exists(), is_open, "{mode}: {}", made.display());
         let _ = fs::remove_file(made);
     }
     let files = visible_files(&out);
     assert_eq!(files.len(), names.len());
     let read = "import sys, pyarrow.parquet as pq\nfor path in sys.argv[1:]:\n    for row in pq.read_table(path).to_pylist(): print(row['attack'], row['result'], sep='|')";
-    let mut command = std::process::Command::new(python());
+    let mut command = Command::new(python());
     let read = crate::common::output(command.args(["-c", read]).args(files));
     assert!(read.status.success(), "{}", stderr(&read));
     stdout(&read)
@@ -198,13 +218,13 @@ fn attack(
         .collect()
 }
 
-fn check(mode: &str, start: &str, user: Option<u32>) {
+fn check(mode: &str, start: &str, by: By) {
     let dir = tempfile::tempdir().unwrap();
     let names: Vec<&str> = match mode {
         "off" => POSSIBLE.to_vec(),
         _ => TABLE.iter().map(|(name, ..)| *name).collect(),
     };
-    let results = attack(dir.path(), &names, mode, start, user);
+    let results = attack(dir.path(), &names, mode, start, by);
     for (name, on, strict) in TABLE.iter().filter(|(name, ..)| names.contains(name)) {
         let allowed = match mode {
             "off" => true,
@@ -212,7 +232,7 @@ fn check(mode: &str, start: &str, user: Option<u32>) {
             _ => *strict,
         };
         let expected = if allowed { "done" } else { "refused" };
-        assert_eq!(results[*name], expected, "{mode} {start} {user:?}: {name}");
+        assert_eq!(results[*name], expected, "{mode} {start} {by:?}: {name}");
     }
 }
 
@@ -220,7 +240,7 @@ fn check(mode: &str, start: &str, user: Option<u32>) {
 fn a_plugin_reaches_what_its_mode_says() {
     for start in ["warm", "spawn"] {
         for mode in ["off", "on", "strict"] {
-            check(mode, start, None);
+            check(mode, start, By::Us);
         }
     }
 }
@@ -233,6 +253,67 @@ fn plugins_of_a_user_who_is_not_root_reach_no_more() {
         return;
     }
     for mode in ["on", "strict"] {
-        check(mode, "warm", Some(65_534));
+        check(mode, "warm", By::User(65_534));
+    }
+}
+
+#[test]
+fn without_namespaces_the_rest_holds_and_is_said() {
+    let worker = program("casparian-worker");
+    let mut check = unprivileged(worker.get_program().to_str().unwrap());
+    let output = output(check.arg("--check-sandbox"));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let said = stdout(&output);
+    assert!(said.contains("mount namespace no"), "{said}");
+    assert!(said.contains("can change the output folder"), "{said}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let refused = [
+        "signal worker",
+        "trace worker",
+        "memory of worker",
+        "environment of interpreter",
+        "output through the worker",
+        "keyring",
+    ];
+    let allowed = ["write output", "link into output", "network", "child"];
+    let names = [refused.as_slice(), &allowed].concat();
+    let results = attack(dir.path(), &names, "on", "warm", By::Unprivileged);
+    for (names, expected) in [(refused.as_slice(), "refused"), (&allowed, "done")] {
+        for name in names {
+            assert_eq!(results[*name], expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_plugin_can_ask_to_be_held_more_closely() {
+    for mode in ["off", "on"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let beside = path("beside");
+        let source = format!(
+            "# /// script\n# dependencies = [\"pyarrow\"]\n# [tool.casparian]\n\
+             # sandbox = \"strict\"\n# ///\n\
+             class Handler:\n    def execute(self, path):\n        open({beside:?}, 'w')\n"
+        );
+        fs::write(path("p.py"), source).unwrap();
+        fs::write(path("in"), "").unwrap();
+        let output = casparian(&[
+            "run",
+            &path("p.py"),
+            &path("in"),
+            "-o",
+            &path("out"),
+            "--sandbox",
+            mode,
+        ]);
+        assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+        assert!(
+            stdout(&output).contains("PermissionError"),
+            "{}",
+            stdout(&output)
+        );
+        assert!(!Path::new(&beside).exists());
     }
 }
