@@ -69,6 +69,10 @@ enum Answer {
         #[allow(dead_code)]
         pong: u64,
     },
+    /// Of the launcher.
+    Unstarted {
+        unstarted: String,
+    },
     Started {
         started: u64,
         pid: i32,
@@ -116,6 +120,8 @@ pub enum Error {
     Gone,
     /// It has not read the requests before this one, and the kernel keeps no more of them.
     Full,
+    /// Its launcher could not start it.
+    Unstarted(String),
     /// It answered what it must not.
     Answer(String),
 }
@@ -126,6 +132,7 @@ impl fmt::Display for Error {
             Error::Io(error) => write!(f, "the warm interpreter cannot be used: {error}"),
             Error::Gone => f.write_str("the warm interpreter has died"),
             Error::Full => f.write_str("the warm interpreter takes no more requests now"),
+            Error::Unstarted(reason) => f.write_str(reason),
             Error::Answer(text) => write!(f, "the warm interpreter gave an odd answer: {text}"),
         }
     }
@@ -337,6 +344,7 @@ impl Warm {
         Ok(Some(match answer {
             Answer::Ready { .. } => WarmEvent::Ready,
             Answer::Pong { .. } => WarmEvent::Pong,
+            Answer::Unstarted { unstarted } => return Err(Error::Unstarted(unstarted)),
             Answer::Started { started, pid } => WarmEvent::Started {
                 key: started,
                 process: self.child_process(pid, pidfd),

@@ -6,10 +6,10 @@
 //! other user needs a user namespace for that: there it keeps its IDs, and CAP_SYS_ADMIN over these
 //! mounts alone, which the plugin processes use for their own layer and give up.
 
-use std::ffi::{OsStr, OsString};
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -18,6 +18,7 @@ use rustix::mount::{
     MountFlags, MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change,
     mount_remount,
 };
+use rustix::net::SendFlags;
 use rustix::thread::{
     CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
 };
@@ -46,22 +47,48 @@ pub fn probe_command(program: &Path) -> Command {
     command
 }
 
-/// The launcher: `mounts interpreter arguments…`, or `--probe`. Gives why the interpreter does not
-/// run; as a probe it returns what to print.
+/// The launcher: `mounts interpreter arguments…`, or `--probe`. Gives why the interpreter does not run,
+/// after a message `{"unstarted": reason}` to the socket on stdin; as a probe it returns what to print.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, String> {
     let first = arguments.next().unwrap_or_default();
     if first == OsStr::new(PROBE) {
         let probed = serde_json::to_string(&probe());
         return probed.map_err(|error| error.to_string());
     }
-    let mounts: Mounts = first
+    let reason = match become_interpreter(&first, arguments) {
+        Ok(never) => match never {},
+        Err(reason) => reason,
+    };
+    // Whoever started it reads there what an interpreter says.
+    let message = serde_json::json!({ "unstarted": reason }).to_string();
+    let _ = rustix::net::send(io::stdin(), message.as_bytes(), SendFlags::NOSIGNAL);
+    Err(reason)
+}
+
+fn become_interpreter(
+    mounts: &OsStr,
+    mut arguments: impl Iterator<Item = OsString>,
+) -> Result<Infallible, String> {
+    let mounts: Mounts = mounts
         .to_str()
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or("the mounts are not readable")?;
     let interpreter = arguments.next().ok_or("the interpreter is missing")?;
-    enter(&mounts)?;
-    let error = Command::new(&interpreter).args(arguments).exec();
-    Err(format!("{}: {error}", Path::new(&interpreter).display()))
+    enter(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
+    let text = |word: &OsStr| CString::new(word.as_encoded_bytes()).map_err(|e| e.to_string());
+    let program = text(&interpreter)?;
+    let mut words = vec![program.clone()];
+    for argument in arguments {
+        words.push(text(&argument)?);
+    }
+    // Not `Command::exec`, which runs what is no program by a shell.
+    nix::unistd::execv(&program, &words).map_err(|error| {
+        format!(
+            "cannot start {}: {}",
+            Path::new(&interpreter).display(),
+            io::Error::from(error)
+        )
+    })
 }
 
 /// Tries everything in this process, which is of no more use after that.

@@ -83,7 +83,7 @@ fn given_back(receipt: &Receipt, words: &str) {
 
 #[test]
 fn a_stopped_interpreter_is_replaced_and_its_jobs_are_innocent() {
-    let mut rig = Rig::new(&["--slots", "4"]);
+    let mut rig = Rig::new(&["--slots", "4", "--sandbox", "off"]);
     rig.dispatcher.gives_leases = true;
     let (gate, mark) = (rig.path("gate"), rig.path("mark"));
     let waits = marked(
@@ -157,7 +157,7 @@ fn an_interpreter_whose_socket_another_process_holds_is_missed_when_it_dies() {
 
 #[test]
 fn jobs_that_come_while_no_interpreter_is_started_are_given_back() {
-    let mut rig = Rig::new(&["--slots", "1"]);
+    let mut rig = Rig::new(&["--slots", "1", "--sandbox", "off"]);
     rig.dispatcher.gives_leases = true;
     let input = rig.path("in");
     let kills = handler("os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(1000)");
@@ -205,7 +205,7 @@ fn an_idle_interpreter_that_is_killed_costs_no_job() {
 
 #[test]
 fn a_job_that_kills_its_interpreter_is_blamed_alone() {
-    let mut rig = Rig::new(&["--slots", "2"]);
+    let mut rig = Rig::new(&["--slots", "2", "--sandbox", "off"]);
     rig.dispatcher.gives_leases = true;
     let (gate, mark) = (rig.path("gate"), rig.path("mark"));
     let input = rig.path("in");

@@ -51,6 +51,7 @@ fn a_job_that_kills_a_worker_which_is_always_full_is_given_up_alone() {
         let (_sentinel, endpoint) = sentinel(&database, &more);
         let start_worker = || {
             let more = ["--slots", "3", "--worker-id", "w", "--guest-start", start];
+            let more = [more.as_slice(), &["--sandbox", "off"]].concat();
             let worker = worker(&endpoint, &dir.path().join("out"), &more);
             std::fs::write(dir.path().join("pid.new"), worker.pid().to_string()).unwrap();
             std::fs::rename(dir.path().join("pid.new"), &pid).unwrap();
@@ -96,7 +97,7 @@ fn a_job_that_stops_its_workers_is_given_up() {
         let mut command = program("casparian-worker");
         command
             .args(["--connect", &endpoint, "--slots", "2", "--guest-start"])
-            .args(["spawn", "--output"])
+            .args(["spawn", "--sandbox", "off", "--output"])
             .arg(dir.path().join("out"));
         assert_eq!(Background::start(&mut command).wait(), Some(0));
     }
