@@ -4,41 +4,16 @@
 //! name: a line that can stand in a list of authorized keys as it is. Lines that begin with
 //! `# ` are comments in all of them.
 
-use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use zeroize::Zeroizing;
 
 use super::curve::{AuthorizedKeys, PublicKey, SecretKey};
+use super::secured::{KeyList, KeyListFile};
+use super::secured::{fail, key_lines, read, refuse_existing, refuse_secret, write};
 use crate::limits;
 
-/// Why a key file was not taken: one line with the file, what is wrong and what to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyFileError {
-    path: PathBuf,
-    what: String,
-}
-
-impl fmt::Display for KeyFileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path.display(), self.what)
-    }
-}
-
-impl std::error::Error for KeyFileError {}
-
-fn fail(path: &Path) -> impl Fn(String) -> KeyFileError {
-    let path = path.to_path_buf();
-    move |what| KeyFileError {
-        path: path.clone(),
-        what,
-    }
-}
+pub use super::secured::{KeyFileError, public_path};
 
 /// Reads a secret key. A file that others than its owner can read, write or run is refused, and
 /// one that belongs to another user.
@@ -82,7 +57,7 @@ pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
         });
     }
     let (text, _) = read(path, 0, limits::KEY_FILE_SIZE_MAX)?;
-    refuse_secret(path, &text)?;
+    refuse_secret(path, &text, SECRET_MARK)?;
     let Some(line) = key_lines(&text).next() else {
         return Err(fail("no key in it".to_owned()));
     };
@@ -98,24 +73,6 @@ fn is_key(text: &str) -> bool {
 /// The comment that begins a secret file.
 const SECRET_MARK: &str = "# CURVE secret key of Casparian";
 
-/// Refuses a secret file where a public key is wanted: both are 40 characters.
-fn refuse_secret(path: &Path, text: &str) -> Result<(), KeyFileError> {
-    match text.starts_with(SECRET_MARK) {
-        true => Err(fail(path)(format!(
-            "is the file of a secret key; the public one is in {}",
-            public_path(path).display()
-        ))),
-        false => Ok(()),
-    }
-}
-
-/// The file of the public key that belongs to a secret one: the same name and `.pub`.
-pub fn public_path(secret: &Path) -> PathBuf {
-    let mut name = secret.as_os_str().to_owned();
-    name.push(".pub");
-    PathBuf::from(name)
-}
-
 /// Writes a secret key (readable by its owner alone) and its public file. Files that are there
 /// already are replaced only when `replace` says so. Gives the public file's line.
 pub fn write_key_pair(
@@ -125,12 +82,8 @@ pub fn write_key_pair(
     replace: bool,
 ) -> Result<String, KeyFileError> {
     let public = public_path(path);
-    for path in [path, public.as_path()] {
-        if !replace && path.symlink_metadata().is_ok() {
-            return Err(fail(path)(
-                "is there already, and is replaced only when asked to (--force)".to_owned(),
-            ));
-        }
+    if !replace {
+        refuse_existing(path, &public)?;
     }
     let line = public_line(secret, name);
     let mut text = Zeroizing::new(String::with_capacity(256));
@@ -152,219 +105,26 @@ pub fn public_line(secret: &SecretKey, name: &str) -> String {
     }
 }
 
-/// Through a file of another name, so that a crash leaves the old file or the new one. Without
-/// `replace` a file that came meanwhile is kept as well.
-fn write(path: &Path, octets: &[u8], mode: u32, replace: bool) -> Result<(), KeyFileError> {
-    let fail = fail(path);
-    let mut staged = path.as_os_str().to_owned();
-    staged.push(format!(".{}.tmp", std::process::id()));
-    let staged = PathBuf::from(staged);
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&staged)?;
-        file.write_all(octets)?;
-        file.sync_all()?;
-        if replace {
-            fs::rename(&staged, path)
-        } else {
-            fs::hard_link(&staged, path)?;
-            fs::remove_file(&staged)
-        }
-    };
-    write().map_err(|error| {
-        // What is left of the attempt may hold a secret.
-        if let Err(error) = fs::remove_file(&staged)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            log::warn!("{}: cannot be removed: {error}", staged.display());
-        }
-        fail(format!("cannot be written: {error}"))
-    })
-}
+/// The list of those who may connect.
+pub type AuthorizedKeysFile = KeyListFile<AuthorizedKeys>;
 
-/// Lines that are no comments.
-fn key_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && *line != "#" && !line.starts_with("# "))
-}
+impl KeyList for AuthorizedKeys {
+    const SECRET_MARK: &'static str = SECRET_MARK;
 
-/// Reads a plain file of at most `size_max` octets, none of whose permission bits is in
-/// `forbidden`.
-fn read(
-    path: &Path,
-    forbidden: u32,
-    size_max: u64,
-) -> Result<(Zeroizing<String>, fs::Metadata), KeyFileError> {
-    let fail = fail(path);
-    let unreadable = |error: io::Error| fail(format!("cannot be read: {error}"));
-    // Opening a FIFO would wait for a writer otherwise.
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)
-        .map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(fail("is not a file".to_owned()));
-    }
-    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if forbidden != 0 && owner != us && owner != 0 {
-        return Err(fail(format!(
-            "belongs to user {owner}, who can read and change it; run `chown {us} {}`",
-            path.display()
-        )));
-    }
-    let mode = metadata.mode() & 0o777;
-    if mode & forbidden != 0 {
-        let (who, fix) = match forbidden {
-            0o022 => ("others can change it", "go-w"),
-            _ => ("others can read it", "600"),
-        };
-        return Err(fail(format!(
-            "{who} (mode {mode:03o}); run `chmod {fix} {}`",
-            path.display()
-        )));
-    }
-    if metadata.len() > size_max {
-        return Err(fail(format!("larger than {size_max} octets")));
-    }
-    // Read into a buffer that never moves, so that no copy of a secret stays behind.
-    let mut octets = Zeroizing::new(Vec::with_capacity(size_max.min(metadata.len() + 1) as usize));
-    (&mut file)
-        .take(metadata.len())
-        .read_to_end(&mut octets)
-        .map_err(unreadable)?;
-    match std::str::from_utf8(&octets) {
-        Ok(text) => Ok((Zeroizing::new(text.to_owned()), metadata)),
-        Err(_) => Err(fail("is not text".to_owned())),
-    }
-}
-
-/// What tells one state of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: Option<SystemTime>,
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(metadata: &fs::Metadata) -> Self {
-        Stamp {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size: metadata.len(),
-            modified: metadata.modified().ok(),
-            // Follows the mode and the owner as well.
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
+    fn parse(text: &str) -> Result<Self, String> {
+        AuthorizedKeys::parse(text).map_err(|error| error.to_string())
     }
 
-    /// A later change might have left the same stamp, as file systems count time coarsely.
-    fn is_fresh(&self, now: SystemTime) -> bool {
-        let settled = |at: SystemTime| at.checked_add(Duration::from_secs(2));
-        self.modified
-            .and_then(settled)
-            .is_none_or(|settled| settled > now)
-    }
-}
-
-/// A list of authorized keys that is read again when its file changes.
-///
-/// A file that others can change is refused. One that cannot be read or has a wrong line keeps
-/// the list as it was, and keys go only when two looks in a row miss them: neither a slip of an
-/// editor nor a file caught half-written shuts anybody out.
-#[derive(Clone, Debug)]
-pub struct AuthorizedKeysFile {
-    path: PathBuf,
-    keys: Arc<AuthorizedKeys>,
-    /// None: to be read at the next look.
-    stamp: Option<Stamp>,
-    /// A list with fewer keys, to be seen once more.
-    smaller: Option<AuthorizedKeys>,
-    /// The last complaint, so that it is made once.
-    complaint: Option<KeyFileError>,
-}
-
-impl AuthorizedKeysFile {
-    /// Reads the list for the first time.
-    pub fn open(path: &Path) -> Result<Self, KeyFileError> {
-        let (keys, stamp) = Self::load(path)?;
-        Ok(AuthorizedKeysFile {
-            path: path.to_path_buf(),
-            keys: Arc::new(keys),
-            stamp,
-            smaller: None,
-            complaint: None,
-        })
-    }
-
-    /// The list as it was read last.
-    pub fn keys(&self) -> Arc<AuthorizedKeys> {
-        self.keys.clone()
-    }
-
-    /// Its file.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Looks whether the file has changed and reads it again: the list when it is another one.
-    /// `force` reads it in any case. A complaint is given once for as long as it stays the same,
-    /// or again with `force`.
-    pub fn look(&mut self, force: bool) -> Result<Option<Arc<AuthorizedKeys>>, KeyFileError> {
-        let stamp = fs::metadata(&self.path)
-            .ok()
-            .map(|metadata| Stamp::of(&metadata));
-        if !force && stamp.is_some() && stamp == self.stamp {
-            return Ok(None);
-        }
-        match Self::load(&self.path) {
-            Ok((keys, stamp)) => {
-                self.stamp = stamp;
-                self.complaint = None;
-                let seen_before = self.smaller.take();
-                if keys == *self.keys {
-                    return Ok(None);
-                }
-                if !force && !keys.has_all_of(&self.keys) && seen_before.as_ref() != Some(&keys) {
-                    self.stamp = None;
-                    self.smaller = Some(keys);
-                    return Ok(None);
-                }
-                self.keys = Arc::new(keys);
-                Ok(Some(self.keys()))
-            }
-            Err(error) => {
-                self.stamp = None;
-                if !force && self.complaint.as_ref() == Some(&error) {
-                    return Ok(None);
-                }
-                self.complaint = Some(error.clone());
-                Err(error)
-            }
-        }
-    }
-
-    fn load(path: &Path) -> Result<(AuthorizedKeys, Option<Stamp>), KeyFileError> {
-        let (text, metadata) = read(path, 0o022, limits::AUTHORIZED_KEYS_SIZE_MAX)?;
-        refuse_secret(path, &text)?;
-        let keys = AuthorizedKeys::parse(&text).map_err(|error| fail(path)(error.to_string()))?;
-        let stamp = Stamp::of(&metadata);
-        let stable = !stamp.is_fresh(SystemTime::now());
-        Ok((keys, stable.then_some(stamp)))
+    fn has_all_of(&self, other: &Self) -> bool {
+        AuthorizedKeys::has_all_of(self, other)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 

@@ -66,6 +66,8 @@ mod log_limit;
 mod monitor;
 mod options;
 mod peers;
+#[cfg(feature = "curve")]
+pub mod secured;
 mod time;
 mod transfer;
 
