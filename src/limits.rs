@@ -276,6 +276,35 @@ pub const SINKS_MAX: usize = 10_000;
 pub const SUBMIT_BATCH: usize = 500;
 /// Environments a sentinel remembers per worker, and a worker knows at a time.
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
+/// Bytes of a plugin's name.
+pub const PLUGIN_NAME_SIZE_MAX: usize = 100;
+/// Bytes of a plugin's version.
+pub const PLUGIN_VERSION_SIZE_MAX: usize = 50;
+/// Bytes of the directory ID of a publisher.
+pub const AZURE_OID_SIZE_MAX: usize = 36;
+/// Entries of `system_requirements` in DEPLOY.
+pub const SYSTEM_REQUIREMENTS_MAX: usize = 100;
+/// Bytes of a pattern in the MANIFEST of a plugin that a client deploys.
+pub const MANIFEST_PATTERN_SIZE_MAX: usize = 500;
+/// The same of a sink's URI.
+pub const MANIFEST_URI_SIZE_MAX: usize = 1000;
+/// The same in number of sinks, and of subscriptions.
+pub const MANIFEST_ENTRIES_MAX: usize = 1000;
+/// Bytes of sources and lockfiles of deployments that wait for a transaction; the last one may
+/// exceed it.
+pub const DEPLOYS_WAITING_SIZE_MAX: usize = 64 << 20;
+/// What such a deployment counts beside its source and lockfile.
+pub const DEPLOY_OVERHEAD: usize = 64 << 10;
+/// Pause between log lines about deployments that were refused.
+pub const DEPLOY_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Bytes of the reason why a deployment is refused.
+pub const DEPLOY_REASON_SIZE_MAX: usize = 2000;
+/// Wait of `casparian deploy --connect` for the sentinel's answer.
+pub const DEPLOY_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same for a connection that is not there.
+pub const DEPLOY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Keys of one trusted publisher: a signature is compared with each.
+pub const PUBLISHER_KEYS_MAX: usize = 16;
 /// Lists in lists of a plugin's MANIFEST.
 pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Bytes of a log record's message: what it contains comes from others, and a disk holds it for

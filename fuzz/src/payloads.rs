@@ -1,6 +1,11 @@
-//! Every JSON payload: what is decoded is encoded and decoded to the same.
+//! Every JSON payload: what is decoded is encoded and decoded to the same. A deployment is checked as
+//! a sentinel does it, with hashes that are right, as chance does not find them.
 
-use casparian::protocol::{Header, OpCode, Payload, View};
+use casparian::limits;
+use casparian::protocol::{Deploy, Header, OpCode, Payload, View};
+use casparian::sentinel::control::deploy::check;
+use casparian::sentinel::publishers::Trust;
+use casparian::store::{artifact_hash, sha256_hex};
 
 const OPCODES: [OpCode; 11] = [
     OpCode::Unknown,
@@ -35,6 +40,9 @@ pub fn run(data: &[u8]) {
             assert_eq!(again.header.opcode, opcode);
             let again = Payload::decode(&again).expect("our own payload");
             assert_eq!(again, payload);
+            if let Payload::Deploy(deploy) = again {
+                checked(*deploy);
+            }
         }
         Err(error) => {
             assert!(!error.to_string().is_empty());
@@ -43,5 +51,33 @@ pub fn run(data: &[u8]) {
                 return;
             }
         }
+    }
+}
+
+/// What is taken is within its bounds and what was sent.
+fn checked(mut deploy: Deploy<'_>) {
+    let hash = artifact_hash(&deploy.source_code, &deploy.lockfile_content);
+    let trust = Trust {
+        publishers: None,
+        allow_unsigned: true,
+    };
+    if deploy.artifact_hash != hash {
+        assert!(
+            check(deploy.clone(), &trust).is_err() || deploy.artifact_hash.to_lowercase() == hash
+        );
+    }
+    deploy.env_hash = sha256_hex(&[deploy.lockfile_content.as_bytes()]).into();
+    deploy.artifact_hash = hash.into();
+    assert!(check(deploy.clone(), &Trust::default()).is_err());
+    match check(deploy.clone(), &trust) {
+        Ok(upload) => {
+            assert_eq!(upload.source_code, deploy.source_code);
+            assert_eq!(upload.signature, None, "nobody's signature was verified");
+            assert!(!upload.plugin_name.is_empty());
+            assert!(upload.plugin_name.len() <= limits::PLUGIN_NAME_SIZE_MAX);
+            assert!(!upload.plugin_name.contains(['/', '\0', '\n']));
+            assert!(upload.manifest.sinks.len() <= limits::MANIFEST_ENTRIES_MAX);
+        }
+        Err(refusal) => assert!(!refusal.reason.is_empty()),
     }
 }

@@ -27,6 +27,8 @@ mod plugin;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod progress;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod publish;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod run;
 mod security;
 mod serve;
@@ -224,8 +226,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "workers" => operate::workers(arguments),
         "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
         "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
-        #[cfg(feature = "curve")]
         "keygen" => security::keygen(arguments),
+        "sign" => publish::sign(arguments),
         "-h" | "--help" | "help" => Err(Refusal::Help(overview()).into()),
         "-V" | "--version" => Err(Refusal::Version.into()),
         _ => Err(Refusal::Usage(format!(
@@ -271,8 +273,8 @@ fn commands() -> Vec<&'static args::Command> {
         &operate::WORKERS,
         &serve::CASPARIAN_SENTINEL,
         &serve::CASPARIAN_WORKER,
-        #[cfg(feature = "curve")]
         &security::KEYGEN,
+        &publish::SIGN,
     ]
 }
 

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
-use super::args::{Command, Flag};
+use super::args::{Command, Flag, Typed};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
@@ -23,24 +23,43 @@ use crate::store::{
     self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id, read_manifest,
 };
 
+pub(super) const LOCKFILE_FLAG: Flag = Flag {
+    long: "lockfile",
+    short: Some('l'),
+    value: Some("FILE"),
+    help: "uv.lock or requirements of its environment (default:\nthe plugin's PEP 723 metadata, pinned; else pyarrow)",
+};
+
+pub(super) const VERSION_FLAG: Flag = Flag {
+    long: "version",
+    short: Some('V'),
+    value: Some("V"),
+    help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
+};
+
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",
     about: "Registers a plugin in a database: new jobs run this version",
-    usage: "PLUGIN.py --database DB [OPTIONS]",
+    usage: "PLUGIN.py (--database DB | --connect ENDPOINT) [OPTIONS]",
     flags: &[
         DATABASE_FLAG,
+        LOCKFILE_FLAG,
+        VERSION_FLAG,
         Flag {
-            long: "lockfile",
-            short: Some('l'),
-            value: Some("FILE"),
-            help: "uv.lock or requirements of its environment (default:\nthe plugin's PEP 723 metadata, pinned; else pyarrow)",
+            long: "connect",
+            short: Some('c'),
+            value: Some("ENDPOINT"),
+            help: "Deploy through this sentinel instead of its database; the\nplugin needs a MANIFEST, and a signature unless the sentinel\nhas --allow-unsigned. PLUGIN.py may be a file that\n`casparian sign` has made",
         },
+        super::publish::PUBLISHER_KEY_FLAG,
         Flag {
-            long: "version",
-            short: Some('V'),
-            value: Some("V"),
-            help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
+            long: "publisher",
+            short: None,
+            value: Some("NAME"),
+            help: "Who deploys, where nothing is signed (default: the user's\nname)",
         },
+        super::publish::SERVER_KEY_FLAG,
+        super::publish::SECRET_KEY_FLAG,
     ],
     notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for.",
 };
@@ -133,10 +152,14 @@ fn open_file(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A file's text without a byte order mark.
-fn read_text(path: &Path) -> io::Result<String> {
+/// The text of a file of at most `size_max` bytes, without a byte order mark.
+pub(super) fn read_text(path: &Path, size_max: u64) -> io::Result<String> {
     let mut text = String::new();
-    open_file(path)?.read_to_string(&mut text)?;
+    let file = open_file(path)?;
+    if file.metadata()?.len() > size_max {
+        return Err(io::Error::other(format!("larger than {size_max} bytes")));
+    }
+    file.take(size_max).read_to_string(&mut text)?;
     match text.strip_prefix('\u{feff}') {
         Some(text) => Ok(text.to_owned()),
         None => Ok(text),
@@ -217,7 +240,7 @@ pub(super) fn requirements_lockfile(
     path: &Path,
     plugin: &PluginFile,
 ) -> Result<String, Failure> {
-    let text = read_text(file)
+    let text = read_text(file, limits::SOURCE_SIZE_MAX as u64)
         .map_err(|error| failed(format!("requirements {}: {error}", file.display())))?;
     let script = script::metadata(&plugin.source)
         .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
@@ -236,7 +259,8 @@ pub(super) fn requirements_lockfile(
 
 fn read_lockfile(file: &Path) -> Result<String, Failure> {
     let fail = |reason: String| failed(format!("lockfile {}: {reason}", file.display()));
-    let text = read_text(file).map_err(|error| fail(error.to_string()))?;
+    let text =
+        read_text(file, limits::SOURCE_SIZE_MAX as u64).map_err(|error| fail(error.to_string()))?;
     environment::check_lockfile(&text).map_err(fail)?;
     Ok(text)
 }
@@ -314,20 +338,27 @@ pub(super) fn register(
     )
 }
 
-pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
-    let typed = DEPLOY.parse(arguments)?;
+/// A plugin as it is deployed: pinned, and checked as far as that can be done here.
+pub(super) struct Prepared {
+    pub(super) plugin: PluginFile,
+    pub(super) lockfile: String,
+    /// That of the command line, else that of its MANIFEST.
+    pub(super) version: Option<String>,
+    pub(super) sinks: Vec<ManifestSink>,
+}
+
+/// Reads a plugin's file, `--lockfile` and `--version` of a command.
+pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
     let [path] = typed.positionals.as_slice() else {
-        return Err(DEPLOY.usage_error("expected one plugin file").into());
+        return Err(command.usage_error("expected one plugin file").into());
     };
     let path = PathBuf::from(path);
-    let location = database(&DEPLOY, &typed)?;
-    let version = DEPLOY.text(&typed, "version")?;
+    let version = command.text(typed, "version")?;
     let plugin = read(&path)?;
-    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
     let home = environment::home();
     let cancel = interruptible()?;
     let mut message = |line: &str| tell(line);
-    let lockfile = match DEPLOY.path(&typed, "lockfile")? {
+    let lockfile = match command.path(typed, "lockfile")? {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         Some(file) => {
             let list = requirements_lockfile(&file, &path, &plugin)?;
@@ -341,16 +372,40 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let python = environment::python().map_err(failed)?;
     check_syntax(&python, &path, &plugin, &cancel)?;
     let (said_version, sinks) = declared(&path, &plugin)?;
-    let version = version.or(said_version);
+    Ok(Prepared {
+        plugin,
+        lockfile,
+        version: version.or(said_version),
+        sinks,
+    })
+}
+
+pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let typed = DEPLOY.parse(arguments)?;
+    if typed.has("connect") {
+        return super::publish::deploy(&typed);
+    }
+    if let Some(flag) = super::publish::FLAGS.iter().find(|flag| typed.has(flag)) {
+        return Err(DEPLOY
+            .usage_error(format!("--{flag} needs --connect"))
+            .into());
+    }
+    if typed.positionals.len() != 1 {
+        return Err(DEPLOY.usage_error("expected one plugin file").into());
+    }
+    let location = database(&DEPLOY, &typed)?;
+    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let prepared = prepare(&DEPLOY, &typed)?;
+    let plugin = &prepared.plugin;
     let mut turn = store.begin().map_err(failed)?;
     let deployed = turn
         .deploy(
             &Deploy {
                 plugin_name: &plugin.name,
-                version: version.as_deref(),
+                version: prepared.version.as_deref(),
                 source_code: &plugin.source,
-                lockfile_content: &lockfile,
-                sinks: &sinks,
+                lockfile_content: &prepared.lockfile,
+                sinks: &prepared.sinks,
             },
             unix_ms(),
         )

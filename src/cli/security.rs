@@ -7,7 +7,7 @@ use crate::sentinel;
 #[cfg(feature = "worker")]
 use crate::socket::Security;
 
-#[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) use keygen::{COMMAND as KEYGEN, keygen};
 
 /// What `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key` say.
@@ -106,21 +106,26 @@ pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failu
     Ok(Security::Null)
 }
 
-#[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod keygen {
     use std::ffi::OsString;
     use std::path::Path;
 
     use crate::cli::args::{Command, Flag};
     use crate::cli::{Failure, failed, say};
-    use crate::socket::curve::SecretKey;
-    use crate::socket::keyfile::{public_line, read_secret_key, write_key_pair};
+    use crate::sentinel::publishers::{is_name, read_publisher, write_publisher};
 
     pub(in crate::cli) const COMMAND: Command = Command {
         name: "casparian keygen",
-        about: "Makes a CURVE key pair for a sentinel or a worker",
+        about: "Makes a key pair: of a sentinel or worker, or of a publisher",
         usage: "[OPTIONS] FILE",
         flags: &[
+            Flag {
+                long: "publisher",
+                short: None,
+                value: None,
+                help: "A key that signs plugins (Ed25519) instead of one for connections\n(CURVE)",
+            },
             Flag {
                 long: "name",
                 short: None,
@@ -142,7 +147,9 @@ mod keygen {
         ],
         notes: "FILE gets the secret key, for --curve-secret-key; only its owner may read it.\n\
                 FILE.pub gets the public key and the name, which are printed as well: the line for\n\
-                the sentinel's --authorized-keys, or the key for the workers' --curve-server-key.",
+                the sentinel's --authorized-keys, or the key for the workers' --curve-server-key.\n\
+                With --publisher FILE is for --publisher-key of `sign` and `deploy`, and the line for the\n\
+                sentinel's --trusted-publishers.",
     };
 
     pub(in crate::cli) fn keygen(
@@ -172,12 +179,39 @@ mod keygen {
                 .usage_error("--name must be at most 255 octets without control characters")
                 .into());
         }
-        let line = if typed.has("show") {
-            public_line(&read_secret_key(path).map_err(failed)?, &name)
-        } else {
-            let secret = SecretKey::generate().map_err(failed)?;
-            write_key_pair(path, &secret, &name, typed.has("force")).map_err(failed)?
+        let (show, replace) = (typed.has("show"), typed.has("force"));
+        let line = match typed.has("publisher") {
+            true if !is_name(&name) => {
+                let what = "--name must not be empty, and no blanks may stand at its ends";
+                return Err(COMMAND.usage_error(what).into());
+            }
+            // The name stands with the key.
+            true if show => read_publisher(path).map_err(failed)?.public_line(),
+            true => write_publisher(path, &name, replace).map_err(failed)?,
+            false => connection_key(path, &name, show, replace)?,
         };
         say(&format!("{line}\n"))
+    }
+
+    #[cfg(feature = "curve")]
+    fn connection_key(
+        path: &Path,
+        name: &str,
+        show: bool,
+        replace: bool,
+    ) -> Result<String, Failure> {
+        use crate::socket::curve::SecretKey;
+        use crate::socket::keyfile::{public_line, read_secret_key, write_key_pair};
+        if show {
+            return Ok(public_line(&read_secret_key(path).map_err(failed)?, name));
+        }
+        let secret = SecretKey::generate().map_err(failed)?;
+        write_key_pair(path, &secret, name, replace).map_err(failed)
+    }
+
+    #[cfg(not(feature = "curve"))]
+    fn connection_key(_: &Path, _: &str, _: bool, _: bool) -> Result<String, Failure> {
+        let what = "this build has no CURVE (feature `curve`); only --publisher is possible";
+        Err(COMMAND.usage_error(what).into())
     }
 }

@@ -61,6 +61,18 @@ const SENTINEL_FLAGS: &[Flag] = &[
         value: None,
         help: "With CURVE, any worker that knows our public key may connect",
     },
+    Flag {
+        long: "trusted-publishers",
+        short: None,
+        value: Some("FILE"),
+        help: "Clients may deploy plugins that one of these publishers has\nsigned: a public key and a name a line; followed while it\nruns, and read again at SIGHUP",
+    },
+    Flag {
+        long: "allow-unsigned",
+        short: None,
+        value: None,
+        help: "Whoever may connect may deploy plugins, without a signature",
+    },
 ];
 
 #[cfg(any(feature = "sentinel", feature = "worker"))]
@@ -116,7 +128,21 @@ pub(super) fn sentinel(
     if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);
     }
+    if let Some(path) = command.path(&typed, "trusted-publishers")? {
+        let file = sentinel::publishers::PublishersFile::open(&path).map_err(failed)?;
+        options.trusted_publishers = Some(file);
+    }
+    options.allow_unsigned = typed.has("allow-unsigned");
     log_lines::start("info");
+    if let Some(file) = &options.trusted_publishers
+        && file.keys().is_empty()
+    {
+        let path = file.path().display();
+        log::warn!("{path} lists no publisher: no client can deploy with a signature");
+    }
+    if options.allow_unsigned {
+        log::warn!("--allow-unsigned: whoever may connect can run code on the workers");
+    }
     #[cfg(feature = "curve")]
     if let Some(file) = &options.authorized_keys
         && file.keys().is_empty()

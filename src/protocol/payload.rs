@@ -12,6 +12,7 @@ use super::{Error, HEADER_SIZE, Header, OpCode, View};
 use crate::job::{
     Attempt, Cause, History, Job, JobStatus, Lease, Plugin, Receipt, Settlement, Sink, SinkError,
 };
+use crate::limits;
 
 /// IDENTIFY.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,8 +370,56 @@ pub struct Deploy<'a> {
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub azure_oid: Option<Cow<'a, str>>,
     /// What the host must have.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "few",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub system_requirements: Option<Vec<String>>,
+}
+
+/// A short list or null: a long one of short texts would take many times its own size.
+fn few<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    struct Few(Vec<String>);
+    impl<'de> Deserialize<'de> for Few {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_seq(FewVisitor).map(Few)
+        }
+    }
+    struct FewVisitor;
+    impl<'de> serde::de::Visitor<'de> for FewVisitor {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {} texts", limits::SYSTEM_REQUIREMENTS_MAX)
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut seq: A,
+        ) -> Result<Vec<String>, A::Error> {
+            let mut texts = Vec::new();
+            while let Some(text) = seq.next_element()? {
+                if texts.len() == limits::SYSTEM_REQUIREMENTS_MAX {
+                    return Err(serde::de::Error::invalid_length(texts.len() + 1, &self));
+                }
+                texts.push(text);
+            }
+            Ok(texts)
+        }
+    }
+    Ok(Option::<Few>::deserialize(from)?.map(|few| few.0))
+}
+
+/// A parser's reason without the text that it found: that may be a plugin's source, and reasons are
+/// logged.
+fn without_values(reason: &str) -> String {
+    let quotes = reason.find('"').zip(reason.rfind('"'));
+    let parts = quotes.and_then(|(from, to)| reason.get(..from).zip(reason.get(to + 1..)));
+    match parts {
+        Some((before, after)) => format!("{before}\"…\"{after}"),
+        None => reason.to_owned(),
+    }
 }
 
 /// Any payload.
@@ -406,7 +455,7 @@ impl<'a> Payload<'a> {
         fn json<'a, T: Deserialize<'a>>(opcode: OpCode, octets: &'a [u8]) -> Result<T, Error> {
             serde_json::from_slice(octets).map_err(|error| Error::BadPayload {
                 opcode,
-                reason: error.to_string(),
+                reason: without_values(&error.to_string()),
             })
         }
         let (opcode, octets) = (view.header.opcode, view.payload);
@@ -606,6 +655,49 @@ mod tests {
         }
         let missing = View::decode([[4u8; 16].as_slice()].into_iter());
         assert_eq!(missing, Err(Error::MissingFrame { got: 1 }));
+    }
+
+    /// Reasons are logged, and a plugin's source may stand anywhere in a payload.
+    #[test]
+    fn a_reason_does_not_repeat_the_text_that_is_wrong() {
+        for opcode in [OpCode::Dispatch, OpCode::Deploy, OpCode::Conclude] {
+            for json in [
+                r#""the source""#,
+                r#"{"plugin_name": "p", "sinks": "the \"source", "system_requirements": "the source"}"#,
+                r#"{"plugin_name": ["the source"]}"#,
+            ] {
+                let header = Header {
+                    opcode,
+                    job_id: 1,
+                    payload_size: json.len() as u32,
+                };
+                let view = View {
+                    header,
+                    payload: json.as_bytes(),
+                };
+                let reason = Payload::decode(&view).unwrap_err().to_string();
+                assert!(!reason.contains("source"), "{reason}");
+                assert!(reason.contains("line 1 column"), "{reason}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_list_of_requirements_is_refused_while_it_is_read() {
+        let with = |texts: &str| {
+            let json = format!(
+                r#"{{"plugin_name":"p","version":"1","source_code":"","lockfile_content":"",
+                "env_hash":"","artifact_hash":"","signature":"","publisher_name":"a",
+                "system_requirements":{texts}}}"#
+            );
+            serde_json::from_str::<Deploy<'_>>(&json).map(|deploy| deploy.system_requirements)
+        };
+        assert_eq!(with("null").unwrap(), None);
+        assert_eq!(with("[]").unwrap(), Some(Vec::new()));
+        let many = |count: usize| format!("[{}]", vec![r#""a""#; count].join(","));
+        assert_eq!(with(&many(100)).unwrap().unwrap().len(), 100);
+        let error = with(&many(101)).unwrap_err().to_string();
+        assert!(error.contains("at most 100 texts"), "{error}");
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::socket::PeerId;
 
 mod capabilities;
 mod claims;
+pub mod deploy;
 mod exchange;
 mod exclusive;
 mod leases;
@@ -34,6 +35,7 @@ mod members;
 mod settling;
 mod users;
 
+use super::publishers::Trust;
 use exclusive::Exclusive;
 use leases::Hold;
 use members::{Contender, Worker};
@@ -92,6 +94,13 @@ pub struct Control {
     error_logged_at: Option<BootTime>,
     /// When a worker was last logged that asked for the ID of another user's.
     refusal_logged_at: Option<BootTime>,
+    /// Whose deployments are taken.
+    trust: Trust,
+    /// Bytes of the deployments in `changes`.
+    deploys_size: usize,
+    /// When a deployment that was refused was last logged, and how many were since then.
+    deploy_refusal_logged_at: Option<BootTime>,
+    refusals_unlogged: u64,
 }
 
 /// A hold whose worker is not known (any more).
@@ -133,6 +142,10 @@ impl Control {
             remembered_routes: BTreeMap::new(),
             error_logged_at: None,
             refusal_logged_at: None,
+            trust: Trust::default(),
+            deploys_size: 0,
+            deploy_refusal_logged_at: None,
+            refusals_unlogged: 0,
         }
     }
 
@@ -217,11 +230,13 @@ impl Control {
 
     /// Changes for the iteration's transaction, in order.
     pub fn take_changes(&mut self) -> Vec<Change> {
+        self.deploys_size = 0;
         std::mem::take(&mut self.changes)
     }
 
     /// The transaction failed: its changes come first in the next one.
     pub fn restore_changes(&mut self, mut changes: Vec<Change>) {
+        self.deploys_size += Self::deploys_size(&changes);
         changes.append(&mut self.changes);
         self.changes = changes;
     }
@@ -280,14 +295,7 @@ impl Control {
                     members::remember(&mut worker.environments, &ready.env_hash);
                 }
             }
-            Payload::Deploy(deploy) => {
-                let message = format!(
-                    "plugin {:?} was not deployed: this sentinel takes deployments through \
-                     `casparian deploy` only",
-                    deploy.plugin_name
-                );
-                self.send_error(peer, job_id, message, false);
-            }
+            Payload::Deploy(deploy) => self.handle_deploy(from, job_id, *deploy, now),
             // Accepted and ignored.
             Payload::Unknown => {}
             Payload::Dispatch(_) | Payload::Abort | Payload::Reload | Payload::PrepareEnv(_) => {

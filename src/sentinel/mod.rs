@@ -21,6 +21,7 @@
 )]
 
 pub mod control;
+pub mod publishers;
 mod round;
 pub mod scheduler;
 mod serve;

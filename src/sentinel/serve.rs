@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::control::deploy::Refusal;
 use super::control::{Body, Outgoing, Sender};
+use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
 use super::transaction::JobEnd;
 use crate::job::User;
 use crate::limits;
-use crate::protocol::{Payload, View};
+use crate::protocol::{OpCode, Payload, View};
 use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, thread_time, token};
 use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
@@ -32,6 +34,11 @@ pub struct Options {
     /// SIGHUP; a worker whose key has gone from it is closed.
     #[cfg(feature = "curve")]
     pub authorized_keys: Option<AuthorizedKeysFile>,
+    /// Whose signatures let clients deploy plugins; followed while the sentinel runs and read again
+    /// at SIGHUP.
+    pub trusted_publishers: Option<PublishersFile>,
+    /// Clients may deploy plugins without such a signature.
+    pub allow_unsigned: bool,
     /// The database file; made when it is missing.
     pub database: PathBuf,
     /// Bound of a lease: how long a worker may publish without asking again.
@@ -60,6 +67,8 @@ impl Options {
             security: Security::Null,
             #[cfg(feature = "curve")]
             authorized_keys: None,
+            trusted_publishers: None,
+            allow_unsigned: false,
             database,
             lease: limits::LEASE,
             lease_margin: limits::LEASE_MARGIN,
@@ -137,6 +146,7 @@ pub struct Sentinel {
     draining_until: Option<BootTime>,
     #[cfg(feature = "curve")]
     keys_poll_at: Instant,
+    publishers_poll_at: Instant,
     /// Events of the socket that were too many, so far.
     events_dropped: u64,
 }
@@ -146,6 +156,15 @@ pub struct Sentinel {
 fn warn_of_shared_names(keys: &AuthorizedKeys) {
     for name in keys.shared_names() {
         log::warn!("authorized keys: several have the name {name:?} and count as one user");
+    }
+}
+
+/// Whose deployments are taken.
+fn trust(options: &Options) -> Trust {
+    let file = options.trusted_publishers.as_ref();
+    Trust {
+        publishers: file.map(PublishersFile::keys),
+        allow_unsigned: options.allow_unsigned,
     }
 }
 
@@ -194,6 +213,7 @@ impl Sentinel {
         if let Some(longest) = options.outage_max {
             scheduler.give_up_after(longest);
         }
+        scheduler.control.set_trust(trust(&options));
         lock.check(&options.database)?;
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
@@ -231,6 +251,7 @@ impl Sentinel {
             draining_until: None,
             #[cfg(feature = "curve")]
             keys_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
+            publishers_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
             events_dropped: 0,
             options,
         })
@@ -276,6 +297,7 @@ impl Sentinel {
             }
             let requests = self.signals.as_mut().map(Signals::take).unwrap_or_default();
             self.poll_keys(requests.reload, clock, now);
+            self.poll_publishers(requests.reload, clock);
             if self.is_over(requests, now) {
                 break;
             }
@@ -302,15 +324,23 @@ impl Sentinel {
                 routing_id,
                 user: user.as_ref(),
             };
-            let decoded = View::decode(message.iter()).and_then(|view| {
-                Payload::decode_or_fail(&view).map(|payload| (view.header, payload))
-            });
-            let refused = match decoded {
-                Ok((header, payload)) => self
-                    .scheduler
-                    .control
-                    .handle_message(&from, header.job_id, payload, now)
-                    .map(str::to_owned),
+            let control = &mut self.scheduler.control;
+            let refused = match View::decode(message.iter()) {
+                Ok(view) => match Payload::decode_or_fail(&view) {
+                    Ok(payload) => control
+                        .handle_message(&from, view.header.job_id, payload, now)
+                        .map(str::to_owned),
+                    // A client waits for the answer.
+                    Err(error) if view.header.opcode == OpCode::Deploy => {
+                        let refusal = Refusal {
+                            kind: "its payload is not that of DEPLOY",
+                            reason: error.to_string(),
+                        };
+                        control.refuse_deploy(&from, view.header.job_id, &refusal, now);
+                        None
+                    }
+                    Err(error) => Some(error.to_string()),
+                },
                 Err(error) => Some(error.to_string()),
             };
             if let Some(reason) = refused {
@@ -436,6 +466,29 @@ impl Sentinel {
         None
     }
 
+    /// Follows the list of trusted publishers.
+    fn poll_publishers(&mut self, reload: bool, clock: Instant) {
+        let Some(file) = &mut self.options.trusted_publishers else {
+            return;
+        };
+        if !reload && clock < self.publishers_poll_at {
+            return;
+        }
+        self.publishers_poll_at = clock + limits::KEY_LOOK_INTERVAL;
+        match file.look(reload) {
+            Ok(None) if reload => log::info!("trusted publishers: unchanged"),
+            Ok(None) => {}
+            Ok(Some(keys)) => {
+                log::info!(
+                    "trusted publishers: read again, {} key(s) listed",
+                    keys.len()
+                );
+                self.scheduler.control.set_trust(trust(&self.options));
+            }
+            Err(error) => log::warn!("trusted publishers stay as they were: {error}"),
+        }
+    }
+
     fn is_over(&mut self, requests: Requests, now: BootTime) -> bool {
         if self.stopper.wants_stop() {
             return true;
@@ -463,8 +516,12 @@ impl Sentinel {
             let ours = self.scheduler.poll_timeout(now);
             let ours = ours.into_iter().chain(self.draining_until).min();
             let ours = ours.map(|at| limits::after(clock, at.saturating_duration_since(now)));
-            [ours, self.socket.poll_timeout(), self.next_keys_poll()]
+            let publishers = self.options.trusted_publishers.as_ref();
+            let publishers = publishers.map(|_| self.publishers_poll_at);
+            let keys = [self.next_keys_poll(), publishers];
+            [ours, self.socket.poll_timeout()]
                 .into_iter()
+                .chain(keys)
                 .flatten()
                 .min()
         };

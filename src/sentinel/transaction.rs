@@ -10,7 +10,8 @@ use super::round::{Round, claim, deployed};
 use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
-use crate::store::{self, Completion, Ended, Now, Store, WorkerSession};
+use crate::socket::PeerId;
+use crate::store::{self, Completion, Deployed, Ended, Now, Store, Upload, WorkerSession};
 
 /// What one transaction works on.
 pub(crate) struct Iteration<'a> {
@@ -95,6 +96,8 @@ pub(super) struct Outcome {
     pub(super) emptied: Vec<(Vec<u8>, Able)>,
     settlements: Vec<(Settlement, Option<String>)>,
     settled: Vec<(Vec<u8>, Attempt, bool)>,
+    /// Connection and job ID of deployments: the manifest, or why the database refused it.
+    uploaded: Vec<(PeerId, u64, Result<i64, String>)>,
     ends: Vec<JobEnd>,
     /// Rows were queued.
     queued: bool,
@@ -182,6 +185,7 @@ impl Iteration<'_> {
                     | Change::End { .. }
                     | Change::Release { .. }
                     | Change::GiveBack { .. }
+                    | Change::Deploy { .. }
             )
         };
         self.round.is_stale |= changes.iter().any(frees);
@@ -408,6 +412,9 @@ impl Iteration<'_> {
             self.control.handle_settled(&routing_id, attempt, is_done);
         }
         self.control.handle_unsettled(outcome.settlements, self.now);
+        for (peer, job_id, result) in outcome.uploaded {
+            self.control.handle_deployed(peer, job_id, result);
+        }
         for (routing_id, jobs) in outcome.claimed {
             self.control.handle_claimed(&routing_id, jobs, self.now);
         }
@@ -513,6 +520,17 @@ fn apply(
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
         }
+        Change::Deploy {
+            peer,
+            job_id,
+            from,
+            upload,
+        } => {
+            let done = turn.deploy_upload(upload, at.unix_ms)?;
+            log_upload(from, upload, &done);
+            let done = done.map(|deployed| deployed.manifest_id);
+            outcome.uploaded.push((*peer, *job_id, done));
+        }
         Change::GiveBack { attempt, reason } => {
             let ended = turn.give_back(*attempt, reason, at)?;
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
@@ -524,6 +542,24 @@ fn apply(
         }
     }
     Ok(())
+}
+
+fn log_upload(from: &str, upload: &Upload, done: &Result<Deployed, String>) {
+    let (plugin, author) = (&upload.plugin_name, &upload.author.name);
+    let how = match upload.signature {
+        Some(_) => "signed by",
+        None => "not signed, as of",
+    };
+    match done {
+        Ok(done) => log::info!(
+            "plugin {plugin:?} {:?} deployed by {from}, {how} {author:?}: manifest {}",
+            done.version,
+            done.manifest_id
+        ),
+        Err(reason) => {
+            log::warn!("plugin {plugin:?} not deployed by {from}, {how} {author:?}: {reason}")
+        }
+    }
 }
 
 /// What is not logged one by one.

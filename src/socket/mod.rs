@@ -66,7 +66,7 @@ mod log_limit;
 mod monitor;
 mod options;
 mod peers;
-#[cfg(feature = "curve")]
+#[cfg(any(feature = "curve", feature = "sentinel"))]
 pub mod secured;
 mod time;
 mod transfer;

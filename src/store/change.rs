@@ -21,6 +21,8 @@ pub(super) struct Refused {
     /// How often changes of a job's row were refused.
     jobs: HashMap<i64, u32>,
     workers: HashSet<String>,
+    /// Deployments, by plugin and artifact hash.
+    deployments: HashSet<String>,
     /// Jobs that were refused, and are tried again.
     forgiven: HashSet<i64>,
     /// Jobs that are to be tried again next.
@@ -62,9 +64,11 @@ impl Refused {
     }
 
     fn make_room(&mut self) {
-        if self.jobs.len() + self.workers.len() >= limits::REFUSED_ROWS_MAX {
+        let count = self.jobs.len() + self.workers.len() + self.deployments.len();
+        if count >= limits::REFUSED_ROWS_MAX {
             self.jobs.clear();
             self.workers.clear();
+            self.deployments.clear();
             self.forgiven.clear();
             self.left.clear();
             self.passed.clear();
@@ -211,6 +215,44 @@ impl Turn<'_> {
         }
     }
 
+    /// Runs the statements of a deployment: all of them, or none where the database refuses one. An
+    /// error is one of the database itself, which the next try may not have.
+    pub(super) fn change_deployment<T>(
+        &mut self,
+        name: &str,
+        run: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<Result<T, String>, Error> {
+        let again =
+            "the database has rolled it back: a trigger does so, or its disk is full".to_owned();
+        if self.refused.deployments.contains(name) {
+            return Ok(Err(again));
+        }
+        self.transaction.execute_batch("SAVEPOINT deployment")?;
+        let error = match run(self) {
+            Ok(done) => {
+                self.transaction.execute_batch("RELEASE deployment")?;
+                return Ok(Ok(done));
+            }
+            Err(error) => error,
+        };
+        if self.transaction.is_autocommit() {
+            self.refused.make_room();
+            self.refused.deployments.insert(name.to_owned());
+            return Err(Error::RolledBack {
+                row: "a deployment".to_owned(),
+            });
+        }
+        match error {
+            Error::Sqlite(error) if is_of_statement(&error) => {
+                self.transaction
+                    .execute_batch("ROLLBACK TO deployment; RELEASE deployment")?;
+                self.cache.uncommitted = true;
+                Ok(Err(format!("the database refuses it: {error}")))
+            }
+            other => Err(other),
+        }
+    }
+
     fn change(
         &self,
         sql: &str,
@@ -264,5 +306,21 @@ impl Turn<'_> {
                     && self.transaction.prepare(sql).is_ok()
             }
         }
+    }
+}
+
+/// True when what is written, or its size, is why a statement failed: others may not fail.
+fn is_of_statement(error: &rusqlite::Error) -> bool {
+    match error {
+        rusqlite::Error::SqliteFailure(failure, _) => matches!(
+            failure.extended_code & 0xff,
+            ffi::SQLITE_ERROR
+                | ffi::SQLITE_CONSTRAINT
+                | ffi::SQLITE_TOOBIG
+                | ffi::SQLITE_MISMATCH
+                | ffi::SQLITE_FULL
+        ),
+        // A table that has been changed by others: no such column, a value of another type.
+        _ => true,
     }
 }

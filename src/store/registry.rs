@@ -107,7 +107,10 @@ impl Turn<'_> {
             self.transaction.execute(
                 "UPDATE cf_plugin_manifest SET status = 'ACTIVE', deployed_at = ?2, \
                  env_hash = ?3, artifact_hash = ?4, version = ?5, source_code = ?6, \
-                 plugin_name = ?7 WHERE id = ?1",
+                 plugin_name = ?7, \
+                 signature = CASE WHEN artifact_hash IS ?4 THEN signature END, \
+                 publisher_id = CASE WHEN artifact_hash IS ?4 THEN publisher_id END \
+                 WHERE id = ?1",
                 params![
                     manifest_id,
                     now,

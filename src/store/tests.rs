@@ -14,6 +14,7 @@ mod property;
 mod registry;
 mod schema;
 mod settle;
+mod upload;
 mod waits;
 mod workers;
 

@@ -9,6 +9,7 @@ mod common;
 mod crash;
 mod curve;
 mod deadlines;
+mod deploy;
 mod descriptors;
 mod dispatcher;
 mod environments;

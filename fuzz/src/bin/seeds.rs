@@ -124,6 +124,9 @@ fn zmtp() {
     }
 }
 
+/// A deployment that a sentinel takes.
+const DEPLOY: &str = r#"{"plugin_name":"sales","version":"1","source_code":"MANIFEST = PluginMetadata(pattern='*.csv', topic='t', sinks={'t': 'parquet://t/'})\n","lockfile_content":"version = 1\n","env_hash":"","artifact_hash":"","signature":"","publisher_name":"ana","system_requirements":["glibc_2.31"]}"#;
+
 fn protocol() {
     let vectors: Value = serde_json::from_slice(&data("protocol/v4.json")).unwrap();
     for group in ["valid", "tolerated", "invalid"] {
@@ -144,6 +147,11 @@ fn protocol() {
             seed("payloads", name, &[&[opcode], &payload[..]].concat());
         }
     }
+    seed(
+        "payloads",
+        "deploy-taken",
+        &[&[10], DEPLOY.as_bytes()].concat(),
+    );
 }
 
 fn texts() {

@@ -1,11 +1,13 @@
 //! What the control state and the loop around it pass to each other.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Capabilities;
 use crate::job::{Attempt, Cause, Loss, Receipt, User};
 use crate::protocol::{self, HEADER_SIZE, Header, OpCode, Payload};
 use crate::socket::PeerId;
+use crate::store::Upload;
 
 /// The sender of a message.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,17 @@ pub enum Change {
         loss: Loss,
         /// In words.
         reason: String,
+    },
+    /// A client deploys a plugin.
+    Deploy {
+        /// Its connection.
+        peer: PeerId,
+        /// The job ID of its message, which the answer repeats.
+        job_id: u64,
+        /// Who it is, for the log.
+        from: String,
+        /// What is deployed.
+        upload: Arc<Upload>,
     },
     /// An attempt was never started by its worker: it is queued again, and nothing is counted.
     GiveBack {

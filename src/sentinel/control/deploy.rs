@@ -1,0 +1,346 @@
+//! DEPLOY: what of a deployment is checked before it may reach the database.
+//!
+//! Sizes come first, then the signature over the hash that the client states, then the hash itself:
+//! who is not trusted costs no hashing. MANIFEST is read as literals. A refusal is answered with its
+//! reason; what is logged of it is the kind of reason, never a part of the source.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Body, Change, Control, Sender, printable};
+use crate::job::{JobStatus, Receipt, parse_uri, text};
+use crate::limits;
+use crate::protocol::{Deploy, Payload};
+use crate::reactor::BootTime;
+use crate::sentinel::publishers::{Trust, decode_hash, is_name};
+use crate::socket::PeerId;
+use crate::store::{Author, Manifest, Upload, artifact_hash, read_manifest, sha256_hex};
+
+/// Why a deployment is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// What is wrong, for the log.
+    pub kind: &'static str,
+    /// What is wrong, for the client.
+    pub reason: String,
+}
+
+fn refusal(kind: &'static str) -> impl Fn(String) -> Refusal {
+    move |reason| Refusal { kind, reason }
+}
+
+/// The bytes of a deployment that waits for its transaction.
+fn size(upload: &Upload) -> usize {
+    upload.source_code.len() + upload.lockfile_content.len() + limits::DEPLOY_OVERHEAD
+}
+
+impl Control {
+    /// From now on these deployments are taken.
+    pub fn set_trust(&mut self, trust: Trust) {
+        self.trust = trust;
+    }
+
+    pub(super) fn handle_deploy(
+        &mut self,
+        from: &Sender<'_>,
+        job_id: u64,
+        deploy: Deploy<'_>,
+        now: BootTime,
+    ) {
+        let checked = match self.deploys_size < limits::DEPLOYS_WAITING_SIZE_MAX {
+            true => check(deploy, &self.trust),
+            false => Err(refusal("too many at a time")(
+                "other deployments wait for the database; try again later".to_owned(),
+            )),
+        };
+        match checked {
+            Ok(upload) => {
+                self.deploys_size += size(&upload);
+                self.changes.push(Change::Deploy {
+                    peer: from.peer,
+                    job_id,
+                    from: who(from),
+                    upload: Arc::new(upload),
+                });
+            }
+            Err(refusal) => self.refuse_deploy(from, job_id, &refusal, now),
+        }
+    }
+
+    /// Answers a deployment with ERR.
+    pub fn refuse_deploy(
+        &mut self,
+        from: &Sender<'_>,
+        job_id: u64,
+        refusal: &Refusal,
+        now: BootTime,
+    ) {
+        let is_due = |at: BootTime| at + limits::DEPLOY_LOG_INTERVAL <= now;
+        self.refusals_unlogged += 1;
+        if self.deploy_refusal_logged_at.is_none_or(is_due) {
+            self.deploy_refusal_logged_at = Some(now);
+            let more = match std::mem::take(&mut self.refusals_unlogged) - 1 {
+                0 => String::new(),
+                more => format!(" ({more} more since the last one)"),
+            };
+            log::warn!(
+                "deployment by {} refused: {}{more}",
+                who(from),
+                refusal.kind
+            );
+        }
+        self.send_deploy_error(from.peer, job_id, &refusal.reason);
+    }
+
+    fn send_deploy_error(&mut self, peer: PeerId, job_id: u64, reason: &str) {
+        let mut reason = format!("not deployed: {reason}");
+        text::cut(&mut reason, limits::DEPLOY_REASON_SIZE_MAX);
+        self.send_error(peer, job_id, reason, false);
+    }
+
+    /// The transaction of a deployment is committed: its manifest, or why it was refused.
+    pub(in crate::sentinel) fn handle_deployed(
+        &mut self,
+        peer: PeerId,
+        job_id: u64,
+        result: Result<i64, String>,
+    ) {
+        let manifest_id = match result {
+            Ok(manifest_id) => manifest_id,
+            Err(reason) => return self.send_deploy_error(peer, job_id, &reason),
+        };
+        let receipt = Receipt {
+            status: JobStatus::Success,
+            metrics: BTreeMap::from([("manifest_id".to_owned(), manifest_id)]),
+            ..Receipt::default()
+        };
+        self.outgoing.push(super::Outgoing {
+            peer,
+            job_id,
+            body: Body::Payload(Payload::Conclude(receipt)),
+        });
+    }
+
+    /// Bytes of the deployments among changes.
+    pub(super) fn deploys_size(changes: &[Change]) -> usize {
+        let sizes = changes.iter().map(|change| match change {
+            Change::Deploy { upload, .. } => size(upload),
+            _ => 0,
+        });
+        sizes.sum()
+    }
+}
+
+fn who(from: &Sender<'_>) -> String {
+    let id = printable(from.routing_id);
+    let id = text::prefix(&id, 64);
+    match from.user {
+        Some(user) => format!("{id} ({user})"),
+        None => id.to_owned(),
+    }
+}
+
+/// A deployment with everything about it checked, or why it is refused.
+pub fn check(deploy: Deploy<'_>, trust: &Trust) -> Result<Upload, Refusal> {
+    if !trust.takes_any() {
+        return Err(refusal("none are taken")(
+            "this sentinel takes no deployments from clients; start it with --trusted-publishers \
+             FILE, or use `casparian deploy --database` on its host"
+                .to_owned(),
+        ));
+    }
+    check_fields(&deploy).map_err(refusal("a field is out of bounds"))?;
+    let stated = decode_hash(&deploy.artifact_hash).ok_or_else(|| {
+        refusal("artifact hash")("artifact_hash is not a SHA-256 in hexadecimal".to_owned())
+    })?;
+    let signature = trust
+        .check(&deploy.publisher_name, &stated, &deploy.signature)
+        .map_err(refusal("signature"))?;
+    let actual = artifact_hash(&deploy.source_code, &deploy.lockfile_content);
+    if decode_hash(&actual) != Some(stated) {
+        return Err(refusal("artifact hash")(format!(
+            "artifact_hash is not the SHA-256 of source_code and lockfile_content, which is {actual}"
+        )));
+    }
+    check_environment(&deploy).map_err(refusal("environment"))?;
+    let manifest = read_manifest(&deploy.source_code)
+        .map_err(|error| error.to_string())
+        .and_then(|found| {
+            found.ok_or_else(|| "the source has no MANIFEST with pattern and topic".to_owned())
+        })
+        .and_then(|manifest| check_manifest(manifest, &deploy.plugin_name))
+        .map_err(refusal("MANIFEST"))?;
+    let owned = |text: Option<Cow<'_, str>>| {
+        text.filter(|text| !text.is_empty())
+            .map(|text| text.into_owned())
+    };
+    Ok(Upload {
+        plugin_name: deploy.plugin_name.into_owned(),
+        version: owned(Some(deploy.version)),
+        source_code: deploy.source_code.into_owned(),
+        lockfile_content: deploy.lockfile_content.into_owned(),
+        signature,
+        author: Author {
+            name: deploy.publisher_name.into_owned(),
+            email: owned(deploy.publisher_email),
+            azure_oid: owned(deploy.azure_oid),
+        },
+        system_requirements: deploy.system_requirements.unwrap_or_default(),
+        manifest,
+    })
+}
+
+/// Sizes and characters. An absent version, as an empty text, is the next one.
+fn check_fields(deploy: &Deploy<'_>) -> Result<(), String> {
+    let texts = [
+        (
+            "plugin_name",
+            &*deploy.plugin_name,
+            limits::PLUGIN_NAME_SIZE_MAX,
+        ),
+        ("version", &*deploy.version, limits::PLUGIN_VERSION_SIZE_MAX),
+        (
+            "publisher_name",
+            &*deploy.publisher_name,
+            limits::NAME_SIZE_MAX,
+        ),
+        (
+            "publisher_email",
+            deploy.publisher_email.as_deref().unwrap_or(""),
+            limits::NAME_SIZE_MAX,
+        ),
+        (
+            "azure_oid",
+            deploy.azure_oid.as_deref().unwrap_or(""),
+            limits::AZURE_OID_SIZE_MAX,
+        ),
+    ];
+    let requirements = deploy.system_requirements.iter().flatten();
+    let requirements =
+        requirements.map(|text| ("system_requirements", text.as_str(), limits::NAME_SIZE_MAX));
+    for (field, text, size_max) in texts.into_iter().chain(requirements) {
+        if text.len() > size_max {
+            return Err(format!(
+                "{field} has {} bytes, at most {size_max}",
+                text.len()
+            ));
+        }
+        if text.contains(char::is_control) {
+            return Err(format!("{field} contains control characters"));
+        }
+    }
+    let count = deploy.system_requirements.as_ref().map_or(0, Vec::len);
+    if count > limits::SYSTEM_REQUIREMENTS_MAX {
+        let most = limits::SYSTEM_REQUIREMENTS_MAX;
+        return Err(format!(
+            "system_requirements has {count} entries, at most {most}"
+        ));
+    }
+    for (field, text) in [
+        ("source_code", &*deploy.source_code),
+        ("lockfile_content", &*deploy.lockfile_content),
+    ] {
+        if text.len() > limits::SOURCE_SIZE_MAX {
+            let most = limits::SOURCE_SIZE_MAX;
+            return Err(format!("{field} has {} bytes, at most {most}", text.len()));
+        }
+        if text.contains('\0') {
+            return Err(format!("{field} contains a zero byte"));
+        }
+    }
+    if !is_name(&deploy.publisher_name) {
+        return Err("publisher_name is empty, or blanks stand at its ends".to_owned());
+    }
+    check_plugin_name(&deploy.plugin_name)
+}
+
+/// A plugin is named like a file without `.py`, and its default output is named after it.
+fn check_plugin_name(name: &str) -> Result<(), String> {
+    let is_usable = !name.is_empty()
+        && name.trim() == name
+        && !name.starts_with('.')
+        && !name.contains(['/', '\\', '?', '#', '%', '*', ',']);
+    match is_usable && parse_uri(&format!("parquet://{name}_output.parquet")).is_ok() {
+        true => Ok(()),
+        false => Err(format!("plugin_name {name:?} is not one of a plugin")),
+    }
+}
+
+/// The lockfile's hash and form. A signature is over source and lockfile without a boundary between
+/// them: what may begin a lockfile must not stand in a source, or one signature would be good for
+/// two artifacts.
+fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
+    let lockfile = &*deploy.lockfile_content;
+    let actual = sha256_hex(&[lockfile.as_bytes()]);
+    let stated = &*deploy.env_hash;
+    let is_default = lockfile.is_empty() && stated.is_empty();
+    if !is_default && !stated.eq_ignore_ascii_case(&actual) {
+        return Err(format!(
+            "env_hash is not the SHA-256 of lockfile_content, which is {actual}"
+        ));
+    }
+    let first = lockfile.lines().next();
+    let is_lockfile = lockfile.starts_with(REQUIREMENTS_MARK) || first.is_some_and(is_uv_version);
+    if !lockfile.is_empty() && !is_lockfile {
+        return Err(
+            "lockfile_content is no uv.lock: it does not begin with its version".to_owned(),
+        );
+    }
+    if deploy.source_code.contains(REQUIREMENTS_MARK) {
+        return Err(format!(
+            "source_code contains what begins a list of requirements ({REQUIREMENTS_MARK:?})"
+        ));
+    }
+    Ok(())
+}
+
+/// What a list of requirements in the place of a uv.lock begins with.
+const REQUIREMENTS_MARK: &str = "# casparian requirements ";
+
+/// `version = 1`, with which every uv.lock begins.
+fn is_uv_version(line: &str) -> bool {
+    let value = line.strip_prefix("version").map(str::trim_start);
+    let value = value.and_then(|rest| rest.strip_prefix('=')).map(str::trim);
+    value.is_some_and(|value| value.parse::<u32>().is_ok())
+}
+
+fn check_manifest(manifest: Manifest, plugin: &str) -> Result<Manifest, String> {
+    let bounded = |what: &str, text: &str, size_max: usize| match text.len() > size_max {
+        true => Err(format!(
+            "MANIFEST: {what} has {} bytes, at most {size_max}",
+            text.len()
+        )),
+        false => Ok(()),
+    };
+    bounded(
+        "pattern",
+        &manifest.pattern,
+        limits::MANIFEST_PATTERN_SIZE_MAX,
+    )?;
+    bounded("topic", &manifest.topic, limits::NAME_SIZE_MAX)?;
+    for topic in &manifest.subscriptions {
+        bounded("a subscription", topic, limits::NAME_SIZE_MAX)?;
+    }
+    for (what, count) in [
+        ("sinks", manifest.sinks.len()),
+        ("subscriptions", manifest.subscriptions.len()),
+    ] {
+        if count > limits::MANIFEST_ENTRIES_MAX {
+            let most = limits::MANIFEST_ENTRIES_MAX;
+            return Err(format!(
+                "MANIFEST of {plugin}: {count} {what}, at most {most}"
+            ));
+        }
+    }
+    for sink in &manifest.sinks {
+        bounded("a sink's topic", &sink.topic, limits::NAME_SIZE_MAX)?;
+        bounded("a sink's URI", &sink.uri, limits::MANIFEST_URI_SIZE_MAX)?;
+        parse_uri(&sink.uri)
+            .map_err(|error| format!("MANIFEST: sink of {:?}: {error}", sink.topic))?;
+    }
+    Ok(manifest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,311 @@
+use std::time::Duration;
+
+use super::*;
+use crate::sentinel::control::Settings;
+use crate::sentinel::publishers::{Publisher, Publishers};
+use crate::socket::secured::KeyList;
+
+const SOURCE: &str =
+    "MANIFEST = PluginMetadata(pattern='*.csv', topic='sales')\nclass Handler: pass\n";
+const LOCK: &str = "version = 1\nrequires-python = \">=3.10\"\n";
+
+fn ana() -> Publisher {
+    Publisher::new(&[1; 32], "ana").unwrap()
+}
+
+fn trust() -> Trust {
+    let list = Publishers::parse(&ana().public_line()).unwrap();
+    Trust {
+        publishers: Some(Arc::new(list)),
+        allow_unsigned: false,
+    }
+}
+
+/// A deployment that ana has signed.
+fn signed(source: &str, lockfile: &str) -> Deploy<'static> {
+    let hash = artifact_hash(source, lockfile);
+    Deploy {
+        plugin_name: "sales".into(),
+        version: "1.2.0".into(),
+        source_code: source.to_owned().into(),
+        lockfile_content: lockfile.to_owned().into(),
+        env_hash: sha256_hex(&[lockfile.as_bytes()]).into(),
+        signature: ana().sign(&hash).unwrap().into(),
+        artifact_hash: hash.into(),
+        publisher_name: "ana".into(),
+        publisher_email: Some("ana@example.com".into()),
+        azure_oid: None,
+        system_requirements: Some(vec!["glibc_2.31".to_owned()]),
+    }
+}
+
+fn reason(deploy: Deploy<'_>) -> String {
+    match check(deploy, &trust()) {
+        Err(refusal) => refusal.reason,
+        Ok(upload) => panic!("{upload:?} was taken"),
+    }
+}
+
+#[test]
+fn a_signed_deployment_is_taken_as_it_is() {
+    let upload = check(signed(SOURCE, LOCK), &trust()).unwrap();
+    assert_eq!(
+        upload.signature.as_deref(),
+        Some(&*signed(SOURCE, LOCK).signature)
+    );
+    assert_eq!(
+        (
+            upload.source_code.as_str(),
+            upload.lockfile_content.as_str()
+        ),
+        (SOURCE, LOCK)
+    );
+    assert_eq!(upload.manifest.pattern, "*.csv");
+    assert_eq!(upload.author.email.as_deref(), Some("ana@example.com"));
+    // Upper-case hashes, and the default environment in both spellings.
+    let mut upper = signed(SOURCE, LOCK);
+    upper.artifact_hash = upper.artifact_hash.to_uppercase().into();
+    upper.env_hash = upper.env_hash.to_uppercase().into();
+    check(upper, &trust()).unwrap();
+    for env_hash in [String::new(), sha256_hex(&[b""])] {
+        let deploy = Deploy {
+            env_hash: env_hash.into(),
+            version: "".into(),
+            ..signed(SOURCE, "")
+        };
+        assert_eq!(check(deploy, &trust()).unwrap().version, None);
+    }
+    assert_eq!(
+        check(signed(SOURCE, LOCK), &Trust::default())
+            .unwrap_err()
+            .kind,
+        "none are taken"
+    );
+}
+
+#[test]
+fn what_is_malformed_is_refused_with_its_reason() {
+    type Change = fn(&mut Deploy<'static>);
+    let cases: &[(Change, &str)] = &[
+        (|d| d.plugin_name = "".into(), "plugin_name"),
+        (|d| d.plugin_name = "a/b".into(), "plugin_name"),
+        (|d| d.plugin_name = "..".into(), "plugin_name"),
+        (|d| d.plugin_name = " a".into(), "plugin_name"),
+        (|d| d.plugin_name = "*".into(), "plugin_name"),
+        (
+            |d| d.plugin_name = "a?compression=none".into(),
+            "plugin_name",
+        ),
+        (
+            |d| d.plugin_name = "a\nb".into(),
+            "plugin_name contains control",
+        ),
+        (
+            |d| d.plugin_name = "x".repeat(101).into(),
+            "plugin_name has 101 bytes, at most 100",
+        ),
+        (
+            |d| d.version = "1".repeat(51).into(),
+            "version has 51 bytes",
+        ),
+        (
+            |d| d.version = "1\x1b[2J".into(),
+            "version contains control",
+        ),
+        (|d| d.publisher_name = "".into(), "publisher_name"),
+        (
+            |d| d.publisher_name = "x".repeat(256).into(),
+            "publisher_name has 256",
+        ),
+        (
+            |d| d.publisher_name = "bob".into(),
+            "not one of the sentinel's trusted",
+        ),
+        (
+            |d| d.publisher_email = Some("x".repeat(256).into()),
+            "publisher_email has 256",
+        ),
+        (
+            |d| d.azure_oid = Some("x".repeat(37).into()),
+            "azure_oid has 37",
+        ),
+        (
+            |d| d.system_requirements = Some(vec!["x".repeat(256)]),
+            "system_requirements has 256",
+        ),
+        (
+            |d| d.system_requirements = Some(vec![String::new(); 101]),
+            "101 entries, at most 100",
+        ),
+        (
+            |d| d.source_code = "x".repeat((8 << 20) + 1).into(),
+            "source_code has 8388609 bytes",
+        ),
+        (
+            |d| d.lockfile_content = "x".repeat((8 << 20) + 1).into(),
+            "lockfile_content has",
+        ),
+        (
+            |d| d.source_code.to_mut().push('\0'),
+            "source_code contains a zero",
+        ),
+        (
+            |d| d.source_code.to_mut().push(' '),
+            "artifact_hash is not the SHA-256",
+        ),
+        (
+            |d| d.lockfile_content = "".into(),
+            "artifact_hash is not the SHA-256",
+        ),
+        (
+            |d| d.artifact_hash = "".into(),
+            "artifact_hash is not a SHA-256",
+        ),
+        (
+            |d| d.artifact_hash = "zz".repeat(32).into(),
+            "artifact_hash is not a SHA-256",
+        ),
+        (
+            |d| d.artifact_hash = "ee".repeat(32).into(),
+            "signature is not one by",
+        ),
+        (|d| d.signature = "".into(), "signature is missing"),
+        (
+            |d| d.signature.to_mut().truncate(126),
+            "signature is not 64 bytes",
+        ),
+        (
+            |d| d.signature = "ff".repeat(64).into(),
+            "signature is not one by",
+        ),
+        (
+            |d| d.env_hash = "dd".repeat(32).into(),
+            "env_hash is not the SHA-256",
+        ),
+        (|d| d.env_hash = "".into(), "env_hash is not the SHA-256"),
+    ];
+    for (change, want) in cases {
+        let mut deploy = signed(SOURCE, LOCK);
+        change(&mut deploy);
+        let reason = reason(deploy);
+        assert!(reason.contains(want), "{want}: {reason}");
+    }
+}
+
+#[test]
+fn the_manifest_is_needed_and_read_as_data() {
+    let with =
+        |arguments: &str| format!("MANIFEST = PluginMetadata({arguments})\nclass Handler: pass\n");
+    let many: Vec<String> = (0..1001).map(|number| format!("'t{number}'")).collect();
+    for (source, want) in [
+        ("class Handler: pass\n".to_owned(), "no MANIFEST"),
+        (with("topic='t'"), "pattern is missing"),
+        (with("pattern='*'"), "topic is missing"),
+        (
+            with("pattern='*', topic=__import__('os').system('true')"),
+            "MANIFEST",
+        ),
+        (
+            with("pattern='*', topic='t', sinks={'t': 'ftp://x'}"),
+            "sink of \"t\"",
+        ),
+        (
+            with(&format!("pattern='{}', topic='t'", "x".repeat(501))),
+            "pattern has 501 bytes",
+        ),
+        (
+            with(&format!(
+                "pattern='*', topic='t', subscriptions=[{}]",
+                many.join(",")
+            )),
+            "1001 subscriptions, at most 1000",
+        ),
+    ] {
+        let reason = reason(signed(&source, ""));
+        assert!(reason.contains(want), "{want}: {reason}");
+    }
+}
+
+/// The hash says nothing of where the source ends: neither part may take bytes of the other.
+#[test]
+fn a_signature_is_good_for_one_division_into_source_and_lockfile() {
+    let list = "# casparian requirements 1\nsix\n";
+    for (source, lockfile) in [(SOURCE, LOCK), (SOURCE, list), (SOURCE.trim_end(), list)] {
+        let whole = format!("{source}{lockfile}");
+        check(signed(source, lockfile), &trust()).unwrap();
+        for at in (0..=whole.len()).filter(|at| *at != source.len()) {
+            let (head, tail) = whole.split_at(at);
+            let moved = check(signed(head, tail), &trust());
+            // Source and a whole uv.lock is no Python.
+            let is_not_python = tail.is_empty() && lockfile == LOCK;
+            assert!(moved.is_err() || is_not_python, "{head:?} {tail:?}");
+        }
+    }
+    assert!(reason(signed(SOURCE, "requests==2\n")).contains("no uv.lock"));
+}
+
+#[test]
+fn a_refusal_is_answered_and_logs_nothing_of_the_source() {
+    let mut control = Control::new(Settings {
+        lease: Duration::from_secs(10),
+        margin: Duration::from_secs(2),
+    });
+    let from = Sender {
+        peer: PeerId::from_u64(1),
+        routing_id: b"client",
+        user: None,
+    };
+    let now = BootTime::after_boot(Duration::from_secs(1));
+    control.set_trust(trust());
+    let deploy = |deploy| Payload::Deploy(Box::new(deploy));
+    control.handle_message(&from, 9, deploy(signed("secret", LOCK)), now);
+    assert!(control.take_changes().is_empty());
+    let [answer] = &control.take_outgoing()[..] else {
+        panic!("one answer is expected");
+    };
+    assert_eq!(answer.job_id, 9);
+    assert!(matches!(&answer.body, Body::Payload(Payload::Err(error)) if !error.refused));
+    // A good one is answered after its transaction alone.
+    control.handle_message(&from, 9, deploy(signed(SOURCE, LOCK)), now);
+    let changes = control.take_changes();
+    assert!(control.take_outgoing().is_empty());
+    assert!(!format!("{changes:?}").contains("Handler"));
+    control.handle_deployed(PeerId::from_u64(1), 9, Ok(5));
+    let [answer] = &control.take_outgoing()[..] else {
+        panic!("one answer is expected");
+    };
+    match &answer.body {
+        Body::Payload(Payload::Conclude(receipt)) => assert_eq!(receipt.metrics["manifest_id"], 5),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
+    let mut control = Control::new(Settings {
+        lease: Duration::from_secs(10),
+        margin: Duration::from_secs(2),
+    });
+    let from = Sender {
+        peer: PeerId::from_u64(1),
+        routing_id: b"client",
+        user: None,
+    };
+    let now = BootTime::after_boot(Duration::from_secs(1));
+    control.set_trust(trust());
+    let big = format!("{SOURCE}#{}", "x".repeat(7 << 20));
+    let deploy = signed(&big, LOCK);
+    for _ in 0..20 {
+        control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy.clone())), now);
+    }
+    assert_eq!(control.take_outgoing().len(), 10, "answered with ERR");
+    let changes = control.take_changes();
+    assert_eq!(changes.len(), 10);
+    // They are in the transaction that fails, and wait again.
+    control.restore_changes(changes);
+    control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy.clone())), now);
+    assert_eq!(control.take_outgoing().len(), 1);
+    assert_eq!(control.take_changes().len(), 10);
+    control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy)), now);
+    assert_eq!(control.take_changes().len(), 1);
+}

@@ -1,0 +1,243 @@
+//! Who may have plugins deployed over the wire: Ed25519 keys (RFC 8032) of publishers, and what
+//! counts as their signature.
+//!
+//! A signature is over the 32 bytes of `artifact_hash`, the SHA-256 of source and lockfile. It is
+//! verified strictly: no key or point of small order, no second form of a number. A key belongs to
+//! the name that stands behind it in the list, and signs for no other name.
+//!
+//! Keys and signatures are text: hexadecimal, as it is written here, or Base64.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+
+use crate::limits;
+use crate::socket::secured::{KeyList, KeyListFile};
+
+mod files;
+
+pub use files::{SECRET_MARK, read_publisher, write_publisher};
+
+/// A file with trusted publishers, which is followed.
+pub type PublishersFile = KeyListFile<Publishers>;
+
+/// The bytes of a hexadecimal or Base64 text, if there are `N` of them.
+fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    if text.len() == 2 * N {
+        let mut octets = [0; N];
+        for (octet, pair) in octets.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let [high, low] = pair else { return None };
+            let digit = |digit: &u8| char::from(*digit).to_digit(16);
+            *octet = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
+        }
+        return Some(octets);
+    }
+    let config =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    // Longer texts are not decoded at all.
+    let fits = text.len() <= N.div_ceil(3) * 4;
+    let decoded = fits.then(|| GeneralPurpose::new(&STANDARD, config).decode(text));
+    decoded?.ok()?.try_into().ok()
+}
+
+/// Bytes as lower-case hexadecimal text.
+fn encode(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+}
+
+/// The bytes of a SHA-256 as hexadecimal text.
+pub(super) fn decode_hash(text: &str) -> Option<[u8; 32]> {
+    let is_hex = text.len() == 64;
+    is_hex.then(|| decode(text)).flatten()
+}
+
+/// A name as it may stand in a list: not empty, of one line, without blanks at its ends.
+pub fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= limits::NAME_SIZE_MAX
+        && name.trim() == name
+        && !name.contains(char::is_control)
+}
+
+/// A publisher's public key as it stands in a list; the error says what is wrong with it.
+fn public_key(text: &str) -> Result<VerifyingKey, String> {
+    let octets: [u8; 32] = decode(text).ok_or_else(|| {
+        format!(
+            "a publisher's key is 64 hexadecimal digits or Base64 of 32 bytes, this is {} characters",
+            text.chars().count()
+        )
+    })?;
+    let key = VerifyingKey::from_bytes(&octets).map_err(|_| "no Ed25519 public key".to_owned())?;
+    let is_canonical = key.to_edwards().compress().to_bytes() == octets;
+    match key.is_weak() || !is_canonical {
+        true => Err(
+            "no usable Ed25519 public key: its order is small, or it has another form".to_owned(),
+        ),
+        false => Ok(key),
+    }
+}
+
+/// A publisher's secret key and name; never shown, and wiped when it is dropped.
+pub struct Publisher {
+    key: SigningKey,
+    name: String,
+}
+
+impl Publisher {
+    /// The key of 32 bytes. None when [`is_name`] refuses the name.
+    pub fn new(secret: &[u8; 32], name: &str) -> Option<Self> {
+        is_name(name).then(|| Publisher {
+            key: SigningKey::from_bytes(secret),
+            name: name.to_owned(),
+        })
+    }
+
+    /// As whom it signs.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `KEY NAME`, as it stands in a public file and in a list of trusted publishers.
+    pub fn public_line(&self) -> String {
+        let key = self.key.verifying_key();
+        format!("{} {}", encode(key.as_bytes()), self.name)
+    }
+
+    /// The signature over an artifact hash, as text. None when that is no SHA-256.
+    pub fn sign(&self, artifact_hash: &str) -> Option<String> {
+        let hash = decode_hash(artifact_hash)?;
+        Some(encode(&self.key.sign(&hash).to_bytes()))
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Trusted publishers: names with their keys. The text has a key and a name on each line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Publishers {
+    keys: BTreeMap<String, Vec<VerifyingKey>>,
+}
+
+impl Publishers {
+    /// How many keys are listed.
+    pub fn len(&self) -> usize {
+        self.keys.values().map(Vec::len).sum()
+    }
+
+    /// True when nobody is trusted.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+impl KeyList for Publishers {
+    const SECRET_MARK: &'static str = SECRET_MARK;
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut list = Publishers::default();
+        let mut seen = std::collections::BTreeSet::new();
+        for (index, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let fail = |what: String| format!("line {}: {what}", index + 1);
+            let (key, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let key = public_key(key).map_err(fail)?;
+            let name = name.trim();
+            if !is_name(name) {
+                return Err(fail(
+                    "a key and the publisher's name are expected".to_owned(),
+                ));
+            }
+            if !seen.insert(key.to_bytes()) {
+                return Err(fail("the key stands there twice".to_owned()));
+            }
+            let keys = list.keys.entry(name.to_owned()).or_default();
+            keys.push(key);
+            // Each signature is compared with all of them.
+            if keys.len() > limits::PUBLISHER_KEYS_MAX {
+                let most = limits::PUBLISHER_KEYS_MAX;
+                return Err(fail(format!("{name} has more than {most} keys")));
+            }
+        }
+        Ok(list)
+    }
+
+    fn has_all_of(&self, other: &Self) -> bool {
+        other.keys.iter().all(|(name, theirs)| {
+            let ours = self.keys.get(name);
+            theirs
+                .iter()
+                .all(|key| ours.is_some_and(|ours| ours.contains(key)))
+        })
+    }
+}
+
+/// Whose deployments are taken over the wire. By default nobody's.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    /// Whose signatures count; none: there is no list.
+    pub publishers: Option<Arc<Publishers>>,
+    /// Deployments without a signature of a listed publisher are taken, too.
+    pub allow_unsigned: bool,
+}
+
+impl Trust {
+    /// True when deployments can be taken at all.
+    pub fn takes_any(&self) -> bool {
+        self.publishers.is_some() || self.allow_unsigned
+    }
+
+    /// Checks who deploys: the signature in one spelling when it is a listed publisher's, none
+    /// when it need not be one. The error is the reason.
+    pub fn check(
+        &self,
+        name: &str,
+        artifact_hash: &[u8; 32],
+        signature: &str,
+    ) -> Result<Option<String>, String> {
+        let listed = self
+            .publishers
+            .as_ref()
+            .and_then(|list| list.keys.get(name));
+        let Some(keys) = listed else {
+            return match self.allow_unsigned {
+                true => Ok(None),
+                false => Err(format!(
+                    "{name:?} is not one of the sentinel's trusted publishers"
+                )),
+            };
+        };
+        // The name of a listed publisher cannot be had without the key, whatever is allowed.
+        if signature.is_empty() {
+            return Err(format!(
+                "{name:?} is a trusted publisher, and its signature is missing"
+            ));
+        }
+        let octets: [u8; 64] = decode(signature)
+            .ok_or("the signature is not 64 bytes as hexadecimal or Base64 text")?;
+        let parsed = Signature::from_bytes(&octets);
+        let is_theirs = |key: &&VerifyingKey| key.verify_strict(artifact_hash, &parsed).is_ok();
+        match keys.iter().find(is_theirs) {
+            Some(_) => Ok(Some(encode(&octets))),
+            None => Err(format!(
+                "the signature is not one by {name:?} over the 32 bytes of artifact_hash"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

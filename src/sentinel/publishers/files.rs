@@ -1,0 +1,69 @@
+//! Files of publishers' keys. A secret file holds one secret key and the publisher's name, and its
+//! public file the line for the list of trusted publishers.
+
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::{Publisher, decode};
+use crate::limits;
+use crate::socket::secured::{
+    KeyFileError, fail, key_lines, public_path, read, refuse_existing, write,
+};
+
+/// The comment that begins a secret file.
+pub const SECRET_MARK: &str = "# Ed25519 secret key of a Casparian publisher";
+
+/// Reads a secret key. A file that others than its owner can read or write is refused.
+pub fn read_publisher(path: &Path) -> Result<Publisher, KeyFileError> {
+    let fail = fail(path);
+    let (text, _) = read(path, 0o077, limits::KEY_FILE_SIZE_MAX)?;
+    if !text.starts_with(SECRET_MARK) {
+        return Err(fail(
+            "is not the secret key of a publisher; `casparian keygen --publisher` makes one"
+                .to_owned(),
+        ));
+    }
+    let mut lines = key_lines(&text);
+    let (Some(line), None) = (lines.next(), lines.next()) else {
+        return Err(fail(
+            "one line with a key and a name is expected".to_owned(),
+        ));
+    };
+    let (key, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+    // Neither is shown: it may be the secret itself.
+    let secret = decode(key).map(Zeroizing::<[u8; 32]>::new);
+    secret
+        .and_then(|secret| Publisher::new(&secret, name.trim()))
+        .ok_or_else(|| fail("its key or its name is not usable".to_owned()))
+}
+
+/// Makes a key pair: a secret file, readable by its owner alone, and its public file. Files that
+/// are there already are replaced only when `replace` says so. Gives the public file's line.
+pub fn write_publisher(path: &Path, name: &str, replace: bool) -> Result<String, KeyFileError> {
+    let public = public_path(path);
+    if !replace {
+        refuse_existing(path, &public)?;
+    }
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret)
+        .map_err(|error| fail(path)(format!("the system has no randomness: {error}")))?;
+    let publisher = Publisher::new(&secret, name)
+        .ok_or_else(|| fail(path)("the publisher's name is not usable".to_owned()))?;
+    // Written into space that never moves, so that no copy stays behind.
+    let mut text = Zeroizing::new(String::with_capacity(1024));
+    text.push_str(SECRET_MARK);
+    text.push_str(": whoever reads it can sign in its owner's name.\n");
+    for octet in secret.iter() {
+        for digit in [octet >> 4, octet & 15] {
+            text.extend(char::from_digit(u32::from(digit), 16));
+        }
+    }
+    text.push(' ');
+    text.push_str(name);
+    text.push('\n');
+    let line = publisher.public_line();
+    write(path, text.as_bytes(), 0o600, replace)?;
+    write(&public, format!("{line}\n").as_bytes(), 0o644, replace)?;
+    Ok(line)
+}

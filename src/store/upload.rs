@@ -1,0 +1,169 @@
+//! What a client deploys over the wire: the rows that the reference system writes for it.
+
+use std::fmt;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::{Deploy, Deployed, Error, Manifest, Turn, artifact_hash, format_time};
+
+/// Who publishes a plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Author {
+    /// Their name.
+    pub name: String,
+    /// Their mail address.
+    pub email: Option<String>,
+    /// Their directory ID.
+    pub azure_oid: Option<String>,
+}
+
+/// A deployment whose fields, hashes and signature have been checked.
+#[derive(Clone, PartialEq)]
+pub struct Upload {
+    /// The plugin.
+    pub plugin_name: String,
+    /// Its version; the next patch number when absent.
+    pub version: Option<String>,
+    /// The source.
+    pub source_code: String,
+    /// The lockfile; empty = the default environment.
+    pub lockfile_content: String,
+    /// The signature over the artifact hash, when it was verified.
+    pub signature: Option<String>,
+    /// Who publishes it.
+    pub author: Author,
+    /// What a host must have.
+    pub system_requirements: Vec<String>,
+    /// The source's MANIFEST.
+    pub manifest: Manifest,
+}
+
+/// Without source and lockfile.
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upload")
+            .field("plugin_name", &self.plugin_name)
+            .field("version", &self.version)
+            .field("author", &self.author)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Turn<'_> {
+    /// Registers what a client deploys, with its publisher and routing, and makes it what runs.
+    /// All of it or nothing: the inner error is why the database refuses this deployment.
+    pub fn deploy_upload(
+        &mut self,
+        upload: &Upload,
+        now_ms: i64,
+    ) -> Result<Result<Deployed, String>, Error> {
+        let artifact = artifact_hash(&upload.source_code, &upload.lockfile_content);
+        let name = format!("{}\0{artifact}", upload.plugin_name);
+        let done = self.change_deployment(&name, |turn| {
+            let author_id = match turn.author(&upload.author, now_ms)? {
+                Ok(id) => id,
+                Err(reason) => return Ok(Err(reason)),
+            };
+            turn.upload(upload, author_id, now_ms).map(Ok)
+        })?;
+        Ok(done.and_then(|done| done))
+    }
+
+    fn upload(&mut self, upload: &Upload, author_id: i64, now_ms: i64) -> Result<Deployed, Error> {
+        let deployed = self.deploy(
+            &Deploy {
+                plugin_name: &upload.plugin_name,
+                version: upload.version.as_deref(),
+                source_code: &upload.source_code,
+                lockfile_content: &upload.lockfile_content,
+                sinks: &upload.manifest.sinks,
+            },
+            now_ms,
+        )?;
+        let requirements =
+            serde_json::to_string(&upload.system_requirements).unwrap_or_else(|_| "[]".to_owned());
+        self.transaction.execute(
+            "UPDATE cf_plugin_manifest SET signature = ?2, publisher_id = ?3, \
+             system_requirements = ?4, validation_error = NULL WHERE id = ?1",
+            params![
+                deployed.manifest_id,
+                upload.signature,
+                author_id,
+                requirements
+            ],
+        )?;
+        self.route(&upload.plugin_name, &upload.manifest)?;
+        Ok(deployed)
+    }
+
+    /// The row of a publisher, which is known by its name. A directory ID that is another
+    /// publisher's is refused.
+    fn author(&mut self, author: &Author, now_ms: i64) -> Result<Result<i64, String>, Error> {
+        let now = format_time(now_ms);
+        if let Some(oid) = &author.azure_oid {
+            let query = "SELECT EXISTS (SELECT 1 FROM cf_publisher \
+                         WHERE azure_oid = ?1 AND name IS NOT ?2)";
+            let row = params![oid, author.name];
+            if self.transaction.query_row(query, row, |row| row.get(0))? {
+                return Ok(Err("azure_oid is that of another publisher".to_owned()));
+            }
+        }
+        let found: Option<i64> = self
+            .transaction
+            .query_row(
+                "SELECT id FROM cf_publisher WHERE name = ?1 \
+                 ORDER BY azure_oid IS ?2 DESC, id LIMIT 1",
+                params![author.name, author.azure_oid],
+                |row| row.get(0),
+            )
+            .optional()?;
+        if let Some(id) = found {
+            self.transaction.execute(
+                "UPDATE cf_publisher SET last_active = ?2, email = coalesce(?3, email), \
+                 azure_oid = coalesce(azure_oid, ?4) WHERE id = ?1",
+                params![id, now, author.email, author.azure_oid],
+            )?;
+            return Ok(Ok(id));
+        }
+        self.transaction.execute(
+            "INSERT INTO cf_publisher (azure_oid, name, email, created_at, last_active) \
+             VALUES (?1, ?2, ?3, ?4, ?4)",
+            params![author.azure_oid, author.name, author.email, now],
+        )?;
+        Ok(Ok(self.transaction.last_insert_rowid()))
+    }
+
+    /// Files whose names match the pattern get the plugin's own tag, to which it subscribes. What
+    /// operators have added stays.
+    fn route(&mut self, plugin: &str, manifest: &Manifest) -> Result<(), Error> {
+        let tag = format!("auto_{plugin}");
+        let changed = self.transaction.execute(
+            "UPDATE cf_routing_rule SET pattern = ?2, priority = ?3 \
+             WHERE id = (SELECT min(id) FROM cf_routing_rule WHERE tag = ?1)",
+            params![tag, manifest.pattern, manifest.priority],
+        )?;
+        if changed == 0 {
+            self.transaction.execute(
+                "INSERT INTO cf_routing_rule (pattern, tag, priority) VALUES (?2, ?1, ?3)",
+                params![tag, manifest.pattern, manifest.priority],
+            )?;
+        }
+        self.transaction.execute(
+            "UPDATE cf_plugin_config SET default_parameters = coalesce(default_parameters, '{}'), \
+             subscription_tags = CASE \
+             WHEN coalesce(subscription_tags, '') = '' THEN ?2 \
+             WHEN instr(',' || replace(subscription_tags, ' ', '') || ',', \
+                 ',' || replace(?2, ' ', '') || ',') > 0 THEN subscription_tags \
+             ELSE subscription_tags || ',' || ?2 END WHERE plugin_name = ?1",
+            params![plugin, tag],
+        )?;
+        for topic in &manifest.subscriptions {
+            self.transaction.execute(
+                "INSERT INTO cf_plugin_subscription (plugin_name, topic_name, is_active) \
+                 VALUES (?1, ?2, 1) ON CONFLICT (plugin_name, topic_name) DO NOTHING",
+                params![plugin, topic],
+            )?;
+        }
+        Ok(())
+    }
+}
