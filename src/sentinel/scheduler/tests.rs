@@ -3,6 +3,7 @@
 use rusqlite::Connection;
 
 mod alone;
+mod deploy;
 mod routes;
 
 use super::*;
