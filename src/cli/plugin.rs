@@ -393,6 +393,11 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     if typed.positionals.len() != 1 {
         return Err(DEPLOY.usage_error("expected one plugin file").into());
     }
+    // Python would take it for an expression.
+    if super::publish::signed_file(&typed).is_some() {
+        let what = "a signed plugin goes through a sentinel: it needs --connect";
+        return Err(DEPLOY.usage_error(what).into());
+    }
     let location = database(&DEPLOY, &typed)?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
     let prepared = prepare(&DEPLOY, &typed)?;

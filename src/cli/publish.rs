@@ -154,16 +154,7 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     let parsed: Result<Endpoint, _> = endpoint.parse();
     let endpoint = parsed.map_err(|error| DEPLOY.usage_error(format!("--connect: {error}")))?;
     let security = security::worker(&DEPLOY, typed)?;
-    let signed = match typed.positionals.as_slice() {
-        [path]
-            if Path::new(path)
-                .extension()
-                .is_some_and(|extension| extension == "json") =>
-        {
-            Some(PathBuf::from(path))
-        }
-        _ => None,
-    };
+    let signed = signed_file(typed);
     let text;
     let message = match signed {
         Some(path) => {
@@ -184,6 +175,15 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     let manifest_id = exchange(&endpoint, security, message, &interrupted)?;
     let done = format!("{plugin_name} deployed at {endpoint}, manifest {manifest_id}");
     say_done(&format!("{}\n", one_line(&done)), &done)
+}
+
+/// The file on the command line, when it is one that `sign` has made.
+pub(super) fn signed_file(typed: &Typed) -> Option<PathBuf> {
+    let [path] = typed.positionals.as_slice() else {
+        return None;
+    };
+    let path = PathBuf::from(path);
+    (path.extension()? == "json").then_some(path)
 }
 
 fn read_signed(path: &Path) -> Result<String, Failure> {

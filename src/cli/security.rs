@@ -181,12 +181,12 @@ mod keygen {
         }
         let (show, replace) = (typed.has("show"), typed.has("force"));
         let line = match typed.has("publisher") {
+            // The name stands with the key.
+            true if show => read_publisher(path).map_err(failed)?.public_line(),
             true if !is_name(&name) => {
                 let what = "--name must not be empty, and no blanks may stand at its ends";
                 return Err(COMMAND.usage_error(what).into());
             }
-            // The name stands with the key.
-            true if show => read_publisher(path).map_err(failed)?.public_line(),
             true => write_publisher(path, &name, replace).map_err(failed)?,
             false => connection_key(path, &name, show, replace)?,
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::control::deploy::Refusal;
-use super::control::{Body, Outgoing, Sender};
+use super::control::{Body, Control, Outgoing, Sender};
 use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
 use super::transaction::JobEnd;
@@ -157,6 +157,19 @@ fn warn_of_shared_names(keys: &AuthorizedKeys) {
     for name in keys.shared_names() {
         log::warn!("authorized keys: several have the name {name:?} and count as one user");
     }
+}
+
+/// A message's payload. A large DEPLOY is not read where none is taken.
+fn decode<'a>(view: &View<'a>, control: &Control) -> Result<Payload<'a>, Refusal> {
+    if view.header.opcode == OpCode::Deploy
+        && let Some(refusal) = control.closed_to_deployments()
+    {
+        return Err(refusal);
+    }
+    Payload::decode_or_fail(view).map_err(|error| Refusal {
+        kind: "its payload is not that of DEPLOY",
+        reason: error.to_string(),
+    })
 }
 
 /// Whose deployments are taken.
@@ -326,20 +339,16 @@ impl Sentinel {
             };
             let control = &mut self.scheduler.control;
             let refused = match View::decode(message.iter()) {
-                Ok(view) => match Payload::decode_or_fail(&view) {
+                Ok(view) => match decode(&view, control) {
                     Ok(payload) => control
                         .handle_message(&from, view.header.job_id, payload, now)
                         .map(str::to_owned),
                     // A client waits for the answer.
-                    Err(error) if view.header.opcode == OpCode::Deploy => {
-                        let refusal = Refusal {
-                            kind: "its payload is not that of DEPLOY",
-                            reason: error.to_string(),
-                        };
+                    Err(refusal) if view.header.opcode == OpCode::Deploy => {
                         control.refuse_deploy(&from, view.header.job_id, &refusal, now);
                         None
                     }
-                    Err(error) => Some(error.to_string()),
+                    Err(refusal) => Some(refusal.reason),
                 },
                 Err(error) => Some(error.to_string()),
             };

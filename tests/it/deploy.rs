@@ -218,6 +218,9 @@ fn without_a_list_deployments_are_refused_unless_they_need_no_signature() {
             &json!({"payload": signed}),
         ));
         assert!(reason.contains("--trusted-publishers"), "{reason}");
+        let nonsense = json!({"raw": "nonsense"});
+        let unread = refusal(&ask(&mut old_client(&endpoint), &nonsense));
+        assert_eq!(unread, reason, "it is not read");
     }
     let mut unsigned = signed.clone();
     (unsigned["signature"], unsigned["publisher_name"]) = (json!(""), json!("bob"));
@@ -395,6 +398,11 @@ fn wrong_command_lines_about_deployments_say_what_to_do() {
     let plain = plain.to_str().unwrap();
     let nowhere = "ipc:///nowhere/socket";
     for (arguments, code, want) in [
+        (
+            &["deploy", "x.json", "-d", database][..],
+            2,
+            "needs --connect",
+        ),
         (
             &["deploy", plain, "--publisher-key", key, "-d", database][..],
             2,

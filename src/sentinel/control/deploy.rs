@@ -30,6 +30,14 @@ fn refusal(kind: &'static str) -> impl Fn(String) -> Refusal {
     move |reason| Refusal { kind, reason }
 }
 
+fn none_are_taken() -> Refusal {
+    refusal("none are taken")(
+        "this sentinel takes no deployments from clients; start it with --trusted-publishers \
+         FILE, or use `casparian deploy --database` on its host"
+            .to_owned(),
+    )
+}
+
 /// The bytes of a deployment that waits for its transaction.
 fn size(upload: &Upload) -> usize {
     upload.source_code.len() + upload.lockfile_content.len() + limits::DEPLOY_OVERHEAD
@@ -41,6 +49,18 @@ impl Control {
         self.trust = trust;
     }
 
+    /// Why no deployment is taken now, whatever it is: it need not even be decoded.
+    pub fn closed_to_deployments(&self) -> Option<Refusal> {
+        if !self.trust.takes_any() {
+            return Some(none_are_taken());
+        }
+        let is_full = self.deploys_size >= limits::DEPLOYS_WAITING_SIZE_MAX;
+        is_full.then(|| Refusal {
+            kind: "too many at a time",
+            reason: "other deployments wait for the database; try again later".to_owned(),
+        })
+    }
+
     pub(super) fn handle_deploy(
         &mut self,
         from: &Sender<'_>,
@@ -48,11 +68,9 @@ impl Control {
         deploy: Deploy<'_>,
         now: BootTime,
     ) {
-        let checked = match self.deploys_size < limits::DEPLOYS_WAITING_SIZE_MAX {
-            true => check(deploy, &self.trust),
-            false => Err(refusal("too many at a time")(
-                "other deployments wait for the database; try again later".to_owned(),
-            )),
+        let checked = match self.closed_to_deployments() {
+            Some(refusal) => Err(refusal),
+            None => check(deploy, &self.trust),
         };
         match checked {
             Ok(upload) => {
@@ -144,11 +162,7 @@ fn who(from: &Sender<'_>) -> String {
 /// A deployment with everything about it checked, or why it is refused.
 pub fn check(deploy: Deploy<'_>, trust: &Trust) -> Result<Upload, Refusal> {
     if !trust.takes_any() {
-        return Err(refusal("none are taken")(
-            "this sentinel takes no deployments from clients; start it with --trusted-publishers \
-             FILE, or use `casparian deploy --database` on its host"
-                .to_owned(),
-        ));
+        return Err(none_are_taken());
     }
     check_fields(&deploy).map_err(refusal("a field is out of bounds"))?;
     let stated = decode_hash(&deploy.artifact_hash).ok_or_else(|| {
