@@ -423,6 +423,8 @@ pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
 pub const OLD_PEER_CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Bytes of a record of what a job has published: the names of its files, twice.
 pub const RECORD_SIZE_MAX: u64 = 64 << 20;
+/// Bytes of a file that are read at a time to hash it.
+pub const CHECK_READ_SIZE: usize = 64 << 10;
 /// Bytes of a file that holds one name.
 pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 /// Topics of a job, configured or published.

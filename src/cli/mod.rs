@@ -18,6 +18,8 @@
 mod args;
 mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod fsck;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
 mod log_lines;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
@@ -224,6 +226,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "jobs" => operate::jobs(arguments),
         "job" => operate::job(arguments),
         "workers" => operate::workers(arguments),
+        "fsck" => fsck::main(arguments),
         "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
         "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
         "keygen" => security::keygen(arguments),
@@ -271,6 +274,7 @@ fn commands() -> Vec<&'static args::Command> {
         &operate::JOBS,
         &operate::JOB,
         &operate::WORKERS,
+        &fsck::COMMAND,
         &serve::CASPARIAN_SENTINEL,
         &serve::CASPARIAN_WORKER,
         &security::KEYGEN,

@@ -24,7 +24,7 @@ pub(super) const DATABASE_FLAG: Flag = Flag {
     help: "Path or sqlite:// URL",
 };
 
-const JSON_FLAG: Flag = Flag {
+pub(super) const JSON_FLAG: Flag = Flag {
     long: "json",
     short: None,
     value: None,
@@ -112,7 +112,7 @@ pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Fail
 }
 
 /// The database as it is now.
-fn inspect(path: &Path) -> Result<Inspector, Failure> {
+pub(super) fn inspect(path: &Path) -> Result<Inspector, Failure> {
     let mut inspector = Inspector::open(path).map_err(failed)?;
     inspector.look_for_sentinel(unix_ms()).map_err(failed)?;
     Ok(inspector)

@@ -187,7 +187,7 @@ impl Record {
         self.check_mounts(root)?;
         if !self.outputs.tables.is_empty() {
             for table in &self.outputs.tables {
-                if !sqlite::is_published(table, name, self.key)? {
+                if !sqlite::is_published(table, name, self.key, root.access())? {
                     return Ok(false);
                 }
             }
@@ -218,7 +218,7 @@ impl Record {
             }
         }
         for table in &self.outputs.tables {
-            if !sqlite::is_published(table, &name, self.key)? {
+            if !sqlite::is_published(table, &name, self.key, root.access())? {
                 return Ok(false);
             }
         }

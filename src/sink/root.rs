@@ -7,12 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::Access;
-
 use super::anchor::Anchor;
 use super::files;
 use super::folder::{self, Folder, Name};
-use super::sqlite::Stuck;
+use super::sqlite::{Access, Stuck};
 use super::{Error, names, recover};
 use crate::job::Cause;
 
@@ -27,7 +25,7 @@ pub struct RootOptions {
 }
 
 /// Folders in `.casparian`.
-const FOLDERS: [&str; 4] = ["staging", "workers", "barred", "outputs"];
+pub(super) const FOLDERS: [&str; 4] = ["staging", "workers", "barred", "outputs"];
 
 /// An output root, opened by one worker. Several workers, of several databases, may share one.
 #[derive(Debug)]
@@ -119,6 +117,42 @@ impl Root {
         Ok(root)
     }
 
+    /// Opens a root that exists, to read it: nothing is created, recovered or locked. What would
+    /// change something must not be called.
+    pub fn look(path: &Path, options: RootOptions) -> Result<Self, Error> {
+        let fail = |error| Error::io(path, error);
+        let real = fs::canonicalize(path).map_err(fail)?;
+        check_text(&real)?;
+        let folder = File::open(&real).map_err(fail)?;
+        if !folder.metadata().map_err(fail)?.is_dir() {
+            return Err(fail(std::io::Error::other("it is not a folder")));
+        }
+        let base = real.join(".casparian");
+        Ok(Root {
+            anchor: Arc::new(Anchor::new(&real, real.clone(), folder)?),
+            path: real,
+            staging: base.join("staging"),
+            base,
+            options,
+            worker: String::new(),
+            count: AtomicU64::new(0),
+            stuck: Stuck::default(),
+        })
+    }
+
+    /// It was opened by [`Root::look`].
+    pub(super) fn is_reader(&self) -> bool {
+        self.worker.is_empty()
+    }
+
+    /// What sinks' databases are opened for.
+    pub(super) fn access(&self) -> Access {
+        match self.is_reader() {
+            true => Access::Read,
+            false => Access::Write,
+        }
+    }
+
     /// Creates again what was removed from `.casparian`: its folders, and the worker's own file,
     /// which shows others that it lives. The root itself is never created again.
     pub fn ensure(&self) -> Result<(), Error> {
@@ -179,10 +213,13 @@ impl Root {
     /// True unless the worker's process has ended. Its lock says so, and only a free one: what
     /// cannot be asked is taken for alive.
     pub(super) fn is_alive(&self, worker: &str) -> bool {
+        if worker.is_empty() {
+            return false;
+        }
         if worker == self.worker {
             return true;
         }
-        if worker.is_empty() || worker.contains('/') {
+        if worker.contains('/') {
             return false;
         }
         match files::open(&self.base.join("workers").join(worker)) {
@@ -263,7 +300,10 @@ impl Root {
             let source = io::Error::other(reason);
             return Error::Io { path, source };
         }
-        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        let all = {
+            use rustix::fs::Access;
+            Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK
+        };
         match rustix::fs::access(&self.path, all) {
             Err(errno) => Error::io(&self.path, errno.into()),
             Ok(()) => Error::Place { path, reason },
@@ -342,6 +382,9 @@ impl Root {
 
 impl Drop for Root {
     fn drop(&mut self) {
+        if self.is_reader() {
+            return;
+        }
         let path = self.base.join("workers").join(&self.worker);
         if let Err(error) = files::remove(&path) {
             log::warn!("{error}");

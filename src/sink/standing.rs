@@ -32,8 +32,8 @@ type Jobs = Rc<[(i64, i64)]>;
 
 /// Looks at the output of many jobs. Tables are read once: what changes meanwhile is not seen.
 pub struct Standing<'a> {
-    root: &'a Root,
-    database: &'a str,
+    pub(super) root: &'a Root,
+    pub(super) database: &'a str,
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
@@ -51,6 +51,13 @@ impl<'a> Standing<'a> {
             locked: None,
             holders: HashMap::new(),
         }
+    }
+
+    /// Reads tables anew, and closes their databases.
+    pub(super) fn forget(&mut self) {
+        self.tables.clear();
+        self.holders.clear();
+        self.locked = None;
     }
 
     /// Why it is not known what stands in a table: another program locks its database.
@@ -144,7 +151,7 @@ impl<'a> Standing<'a> {
     }
 
     /// True when a file has gone, and a file of another job stands in its sink of mode `replace`.
-    fn is_file_replaced(
+    pub(super) fn is_file_replaced(
         &mut self,
         name: &Name,
         file: &FileOutput,
@@ -188,7 +195,7 @@ impl<'a> Standing<'a> {
 
     /// True when the job's rows have gone from a table, and rows of another job stand there, where
     /// both were published by mode `replace` for the same topics.
-    fn is_table_replaced(
+    pub(super) fn is_table_replaced(
         &mut self,
         name: &Name,
         record: Option<&Record>,
@@ -286,12 +293,12 @@ impl<'a> Standing<'a> {
         })
     }
 
-    fn tables_of(&mut self, database: &str) -> Option<&mut Tables> {
+    pub(super) fn tables_of(&mut self, database: &str) -> Option<&mut Tables> {
         let (path, below) = place::database(self.root.path(), database);
         below?;
         let path = PathBuf::from(path);
         let found = self.tables.entry(path.clone());
-        let opened = found.or_insert_with(|| match Tables::open(&path) {
+        let opened = found.or_insert_with(|| match Tables::open(&path, self.root.access()) {
             Ok(tables) => tables,
             Err(error) => {
                 log::warn!("{error}");
@@ -398,7 +405,7 @@ fn is_by_other(found: &[(i64, i64)], name: &Name) -> bool {
 }
 
 /// True for the record of that attempt. Without a key the attempt may be a later one.
-fn is_by(record: &Record, publisher: Attempt, key: i64) -> bool {
+pub(super) fn is_by(record: &Record, publisher: Attempt, key: i64) -> bool {
     match key {
         0 => record.attempt <= publisher.number,
         key => record.attempt == publisher.number && [0, key].contains(&record.key),

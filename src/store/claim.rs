@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::types::{Value, ValueRef};
-use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::change::Check;
 use super::code::PluginCode;
@@ -377,36 +377,7 @@ impl Turn<'_> {
 
     /// The attempts before one, which has this sentinel's key.
     pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
-        let mut history = History {
-            key: self.key,
-            old_since_ms: self
-                .transaction
-                .prepare_cached(OLD_SINCE_QUERY)?
-                .query_row([attempt.job_id], |row| Ok(number(cell(row, 0))))
-                .optional()?
-                .flatten(),
-            ..History::default()
-        };
-        if attempt.ordinal() <= 1 {
-            return Ok(history);
-        }
-        let mut statement = self.transaction.prepare_cached(HISTORY_QUERY)?;
-        let limit = i64::try_from(limits::HISTORY_MAX).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![attempt.job_id, attempt.number, limit], |row| {
-            let text = |index| shown(cell(row, index)).unwrap_or_default();
-            Ok(Past {
-                number: count(cell(row, 0)),
-                key: number(cell(row, 1)).unwrap_or(0),
-                end: match (text(2).as_str(), Cause::parse(&text(3))) {
-                    ("COMPLETED", _) => PastEnd::Completed,
-                    ("FAILED", Some(cause)) if cause.is_final() => PastEnd::Failed,
-                    _ => PastEnd::Unknown,
-                },
-            })
-        })?;
-        history.past = rows.collect::<Result<_, _>>()?;
-        history.past.reverse();
-        Ok(history)
+        history(&self.transaction, self.key, attempt)
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
@@ -531,6 +502,43 @@ pub(super) fn previous(
         }
         _ => Ok(published(value)),
     }
+}
+
+/// The attempts before one, which has this key.
+pub(super) fn history(
+    connection: &Connection,
+    key: i64,
+    attempt: Attempt,
+) -> Result<History, Error> {
+    let mut history = History {
+        key,
+        old_since_ms: connection
+            .prepare_cached(OLD_SINCE_QUERY)?
+            .query_row([attempt.job_id], |row| Ok(number(cell(row, 0))))
+            .optional()?
+            .flatten(),
+        ..History::default()
+    };
+    if attempt.ordinal() <= 1 {
+        return Ok(history);
+    }
+    let mut statement = connection.prepare_cached(HISTORY_QUERY)?;
+    let limit = i64::try_from(limits::HISTORY_MAX).unwrap_or(i64::MAX);
+    let rows = statement.query_map(params![attempt.job_id, attempt.number, limit], |row| {
+        let text = |index| shown(cell(row, index)).unwrap_or_default();
+        Ok(Past {
+            number: count(cell(row, 0)),
+            key: number(cell(row, 1)).unwrap_or(0),
+            end: match (text(2).as_str(), Cause::parse(&text(3))) {
+                ("COMPLETED", _) => PastEnd::Completed,
+                ("FAILED", Some(cause)) if cause.is_final() => PastEnd::Failed,
+                _ => PastEnd::Unknown,
+            },
+        })
+    })?;
+    history.past = rows.collect::<Result<_, _>>()?;
+    history.past.reverse();
+    Ok(history)
 }
 
 /// URIs of artifacts: of `published` (a list of them) or of a receipt. What is neither gives none.

@@ -170,7 +170,7 @@ fn is_wal(connection: &Connection) -> Result<bool, Error> {
     Ok(mode.as_deref() == Some("wal"))
 }
 
-fn database_id(connection: &Connection) -> Result<Option<Arc<str>>, Error> {
+pub(super) fn database_id(connection: &Connection) -> Result<Option<Arc<str>>, Error> {
     let id = connection
         .prepare_cached("SELECT value FROM cf_casparian WHERE key = 'database'")?
         .query_row([], |row| Ok(shown(cell(row, 0))))

@@ -12,10 +12,10 @@ use crate::limits;
 
 /// A reading connection.
 pub struct Inspector {
-    connection: Connection,
+    pub(super) connection: Connection,
     path: PathBuf,
     /// False when it is known that no sentinel works on the database.
-    has_sentinel: bool,
+    pub(super) has_sentinel: bool,
 }
 
 /// Which jobs to list.

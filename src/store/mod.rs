@@ -28,6 +28,7 @@
 )]
 
 mod attempts;
+mod audit;
 mod catalogue;
 mod change;
 mod claim;
@@ -65,6 +66,7 @@ use crate::limits;
 
 pub(crate) use attempts::OTHER_ROW;
 pub use attempts::{Completion, Ended};
+pub use audit::{Audited, Claimant, Output};
 pub use catalogue::{FileJob, FileVersion, Publication};
 pub use change::Forgiven;
 pub use claim::{Claim, Claimed, Unresolved};

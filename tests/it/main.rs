@@ -17,6 +17,7 @@ mod failures;
 #[allow(dead_code)]
 #[path = "../chaos/faults.rs"]
 mod faults;
+mod fsck;
 mod guests;
 mod hangs;
 mod interop;

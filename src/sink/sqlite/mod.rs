@@ -284,15 +284,31 @@ fn harden(connection: &Connection) -> rusqlite::Result<()> {
     Ok(())
 }
 
+/// What a database is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::sink) enum Access {
+    Read,
+    Write,
+}
+
 /// Opens a database for recovery; none when it does not exist or is not one of our targets. Its
 /// statements wait for locks of others until then.
 fn open_existing(path: &Path, until: Instant) -> Result<Option<Connection>, Error> {
+    open_as(path, until, Access::Write)
+}
+
+/// As [`open_existing`]. To read leaves a journal that SQLite would roll back as it is, and fails.
+fn open_as(path: &Path, until: Instant, access: Access) -> Result<Option<Connection>, Error> {
     if !path.is_file() {
         return Ok(None);
     }
     check_beside(path)?;
     let open = || -> rusqlite::Result<Option<Connection>> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let access = match access {
+            Access::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            Access::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        };
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags)?;
         harden(&connection)?;
         wait::limit(&connection, until)?;
@@ -353,9 +369,14 @@ fn is_by(connection: &Connection, table: &str, name: &Name, key: i64) -> rusqlit
 }
 
 /// True when the rows of the job in a table are those of exactly this attempt with this key.
-pub(super) fn is_published(output: &TableOutput, name: &Name, key: i64) -> Result<bool, Error> {
+pub(super) fn is_published(
+    output: &TableOutput,
+    name: &Name,
+    key: i64,
+    access: Access,
+) -> Result<bool, Error> {
     let path = Path::new(&output.database);
-    match open_existing(path, wait::end())? {
+    match open_as(path, wait::end(), access)? {
         None => Ok(false),
         Some(connection) => {
             is_by(&connection, &output.table, name, key).map_err(|error| failure(path, &error))

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{Marks, attempt_in, column_names, is_by, key, open_existing, owner_of, quoted, wait};
+use super::{
+    Access, Marks, attempt_in, column_names, is_by, key, open_as, own_rows, owner_of, quoted, wait,
+};
 use crate::sink::Error;
 use crate::sink::folder::Name;
 
@@ -17,6 +19,8 @@ pub(in crate::sink) struct Tables {
     connection: Connection,
     /// Number of rows by table and mark.
     counts: HashMap<String, HashMap<Mark, u64>>,
+    /// The jobs whose rows are counted; none for all.
+    jobs: Option<(i64, i64)>,
 }
 
 /// True for a database that can be opened without waiting for anything but locks.
@@ -33,15 +37,37 @@ pub(in crate::sink) fn is_usable(path: &Path) -> bool {
 
 impl Tables {
     /// None where there is no database of a sink.
-    pub(in crate::sink) fn open(path: &Path) -> Result<Option<Self>, Error> {
+    pub(in crate::sink) fn open(path: &Path, access: Access) -> Result<Option<Self>, Error> {
         if !is_usable(path) {
             return Ok(None);
         }
-        let connection = open_existing(path, wait::end())?;
+        let connection = open_as(path, wait::end(), access)?;
         Ok(connection.map(|connection| Tables {
             connection,
             counts: HashMap::new(),
+            jobs: None,
         }))
+    }
+
+    /// Counts rows of jobs with these IDs from now on, and anew: what is kept is bounded by them.
+    pub(in crate::sink) fn count_jobs(&mut self, first: i64, last: i64) {
+        if self.jobs != Some((first, last)) {
+            self.jobs = Some((first, last));
+            self.counts.clear();
+        }
+    }
+
+    /// How many rows a job has in a table; none where no attempt of it has rows there.
+    pub(in crate::sink) fn rows(&mut self, table: &str, name: &Name) -> Result<Option<u64>, Error> {
+        let found = self.rows_of(table, name);
+        found.map_err(|error| super::failure(Path::new(table), &error))
+    }
+
+    fn rows_of(&mut self, table: &str, name: &Name) -> rusqlite::Result<Option<u64>> {
+        match attempt_in(&self.connection, table, name)? {
+            Some(_) => self.count_of(table, name).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The database that a table belongs to, where that is known.
@@ -99,11 +125,21 @@ impl Tables {
     /// The number of the job's rows in a table.
     fn count_of(&mut self, table: &str, name: &Name) -> rusqlite::Result<u64> {
         let marks = Marks::new(&self.owner(table).unwrap_or_default(), name);
+        let job_id = name.attempt.job_id;
+        if let Some((first, last)) = self.jobs
+            && !(first..=last).contains(&job_id)
+        {
+            let columns = column_names(&self.connection, "main", table)?;
+            let query = format!("SELECT count(*) FROM {}", own_rows(table, &columns));
+            let own = (job_id, marks.database, marks.incarnation);
+            let found: i64 = self.connection.query_row(&query, own, |row| row.get(0))?;
+            return Ok(u64::try_from(found).unwrap_or(0));
+        }
         if !self.counts.contains_key(&key(table)) {
-            let counts = count(&self.connection, table)?;
+            let counts = count(&self.connection, table, self.jobs)?;
             self.counts.insert(key(table), counts);
         }
-        let mark = (name.attempt.job_id, marks.database, marks.incarnation);
+        let mark = (job_id, marks.database, marks.incarnation);
         let counts = self.counts.get(&key(table));
         let found = counts.and_then(|counts| counts.get(&mark)).copied();
         Ok(found.unwrap_or(0))
@@ -120,7 +156,11 @@ fn jobs(connection: &Connection, table: &str, database: &str) -> rusqlite::Resul
 }
 
 /// The rows of a table by their marks. One pass, for many jobs are asked for.
-fn count(connection: &Connection, table: &str) -> rusqlite::Result<HashMap<Mark, u64>> {
+fn count(
+    connection: &Connection,
+    table: &str,
+    jobs: Option<(i64, i64)>,
+) -> rusqlite::Result<HashMap<Mark, u64>> {
     let columns = column_names(connection, "main", table)?;
     let has = |name: &str| columns.iter().any(|column| column == name);
     let mut counts = HashMap::new();
@@ -128,13 +168,17 @@ fn count(connection: &Connection, table: &str) -> rusqlite::Result<HashMap<Mark,
         return Ok(counts);
     }
     let column = |name| if has(name) { name } else { "NULL" };
+    let range = jobs.map_or("", |_| "WHERE _job_id BETWEEN ?1 AND ?2");
     let mut statement = connection.prepare(&format!(
-        "SELECT _job_id, {}, {} FROM main.{}",
+        "SELECT _job_id, {}, {} FROM main.{} {range}",
         column(Marks::DATABASE),
         column(Marks::INCARNATION),
         quoted(table)
     ))?;
-    let mut rows = statement.query([])?;
+    let mut rows = match jobs {
+        Some(jobs) => statement.query(<[i64; 2]>::from(jobs))?,
+        None => statement.query([])?,
+    };
     while let Some(row) = rows.next()? {
         // Rows of others may hold anything.
         let mark = (row.get(0), row.get(1), row.get(2));

@@ -1,0 +1,353 @@
+//! `fsck`: the database against its output folders. What it reads is read in parts of a thousand
+//! jobs, beside a sentinel and workers that go on: a row that changes meanwhile is compared again.
+
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use report::{Finding, Report, Severity};
+
+use super::args::{Command, Flag, Typed};
+use super::operate::{DATABASE_FLAG, JSON_FLAG, database, inspect};
+use super::plugin::unix_ms;
+use super::{Failure, failed, log_lines};
+use crate::sink::{Check, Expected, Named, Problem, Publishers, Root, RootOptions};
+use crate::store::{Audited, Inspector};
+
+pub(super) const COMMAND: Command = Command {
+    name: "casparian fsck",
+    about: "Compares a database with its output folders",
+    usage: "--database DB --output DIR [OPTIONS]",
+    flags: &[
+        DATABASE_FLAG,
+        Flag {
+            long: "output",
+            short: Some('o'),
+            value: Some("DIR"),
+            help: "An output folder of its workers; may be repeated",
+        },
+        JSON_FLAG,
+    ],
+    notes: "Nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, ...}}.\n\nExit code: 0 no errors and warnings (notes do not count), 1 some, or it could not check; 2 the\ncommand line is wrong.",
+};
+
+/// Rows and records that are compared at a time.
+const PART: i64 = 1000;
+/// How often a job that changes meanwhile is compared.
+const TRIES_MAX: u32 = 3;
+/// A worker that was heard of so recently may just be reconnecting.
+const SEEN_AGE_MAX_MS: i64 = 60_000;
+
+pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
+    let typed = COMMAND.parse(arguments)?;
+    if let Some(word) = typed.positionals.first() {
+        let message = format!("unexpected argument {:?}", word.to_string_lossy());
+        return Err(COMMAND.usage_error(message).into());
+    }
+    let path = database(&COMMAND, &typed)?;
+    let outputs = outputs(&typed)?;
+    log_lines::start("error");
+    let inspector = inspect(&path)?;
+    let id = inspector.database_id().map_err(failed)?;
+    let id = id.ok_or_else(|| {
+        failed(format!(
+            "database {}: it has no identity; `casparian init {0}` gives it one",
+            path.display()
+        ))
+    })?;
+    let mut report = Report::new(typed.has("json"));
+    let roots = outputs.iter().map(|output| {
+        Root::look(output, RootOptions::default())
+            .map_err(|error| failed(format!("output folder: {error}")))
+    });
+    let roots: Vec<Root> = roots.collect::<Result<_, _>>()?;
+    let mut checks = Vec::new();
+    for root in &roots {
+        let check = Check::new(root, &id, publishers(&inspector));
+        let (problems, is_usable) = check.folders();
+        for problem in problems {
+            report.add(&Finding::of(problem, None))?;
+        }
+        if is_usable {
+            for problem in check.staging(unix_ms() / 1000) {
+                report.add(&Finding::of(problem, None))?;
+            }
+            checks.push(check);
+        }
+    }
+    let mut scan = Scan {
+        inspector: &inspector,
+        checks,
+        report,
+    };
+    scan.claimants(unix_ms())?;
+    scan.jobs()?;
+    match scan.report.finish(&id, false)? {
+        true => Err(Failure::Said),
+        false => Ok(()),
+    }
+}
+
+/// The output folders, each once.
+fn outputs(typed: &Typed) -> Result<Vec<PathBuf>, Failure> {
+    let mut outputs: Vec<PathBuf> = Vec::new();
+    for output in typed.paths("output") {
+        let real = std::fs::canonicalize(&output)
+            .map_err(|error| failed(format!("output folder {}: {error}", output.display())))?;
+        if !outputs.contains(&real) {
+            outputs.push(real);
+        }
+    }
+    match outputs.is_empty() {
+        true => Err(COMMAND.usage_error("--output is missing").into()),
+        false => Ok(outputs),
+    }
+}
+
+/// A pass over all jobs.
+struct Scan<'a> {
+    inspector: &'a Inspector,
+    checks: Vec<Check<'a>>,
+    report: Report,
+}
+
+impl Scan<'_> {
+    /// RUNNING rows whose worker is not there.
+    fn claimants(&mut self, now_ms: i64) -> Result<(), Failure> {
+        let has_sentinel = self.inspector.has_sentinel();
+        let mut after = i64::MIN;
+        loop {
+            let rows = self.inspector.claimants(after, PART as usize);
+            let rows = rows.map_err(failed)?;
+            let Some(last) = rows.last() else {
+                return Ok(());
+            };
+            after = last.job_id;
+            for row in rows {
+                let age = row.last_seen_ms.map(|seen| now_ms.saturating_sub(seen));
+                let is_recent = has_sentinel && age.is_some_and(|age| age < SEEN_AGE_MAX_MS);
+                if row.is_connected || is_recent {
+                    continue;
+                }
+                let (what, to_do) = match has_sentinel {
+                    true => (
+                        "it is RUNNING, and its worker is not connected",
+                        "nothing: the sentinel queues it again when its lease has passed",
+                    ),
+                    false => (
+                        "it is RUNNING, and no sentinel works on the database",
+                        "start the sentinel: it queues the job again when a lease has passed",
+                    ),
+                };
+                self.report.add(&Finding {
+                    severity: Severity::Warning,
+                    kind: "no-holder",
+                    job: Some(row.job_id),
+                    place: format!("worker {:?}", row.worker_id),
+                    what: what.to_owned(),
+                    to_do,
+                    done: None,
+                })?;
+            }
+        }
+    }
+
+    fn jobs(&mut self) -> Result<(), Failure> {
+        let mut parts = BTreeSet::new();
+        for check in &self.checks {
+            parts.extend(check.parts().map_err(failed)?);
+        }
+        let mut from = Some(i64::MIN);
+        loop {
+            let row = match from {
+                Some(from) => self.inspector.next_job(from).map_err(failed)?,
+                None => None,
+            };
+            let row = row.map(|id| id.div_euclid(PART));
+            let Some(part) = parts.first().copied().into_iter().chain(row).min() else {
+                return Ok(());
+            };
+            parts.remove(&part);
+            let first = part.saturating_mul(PART);
+            let last = first.saturating_add(PART - 1);
+            self.part(part, first, last)?;
+            if row == Some(part) {
+                from = last.checked_add(1);
+            }
+        }
+    }
+
+    /// A thousand jobs.
+    fn part(&mut self, part: i64, first: i64, last: i64) -> Result<(), Failure> {
+        let rows = self.inspector.audited(first, last).map_err(failed)?;
+        let mut rows: BTreeMap<i64, Audited> =
+            rows.into_iter().map(|row| (row.job_id, row)).collect();
+        let mut recorded = BTreeSet::new();
+        for (index, check) in self.checks.iter_mut().enumerate() {
+            check.begin(first, last);
+            let found = check.recorded(part).map_err(failed)?;
+            recorded.extend(found.into_iter().map(|(job, number)| (job, number, index)));
+        }
+        let jobs: BTreeSet<i64> = recorded
+            .iter()
+            .map(|(job, ..)| *job)
+            .chain(rows.keys().copied())
+            .collect();
+        for job_id in jobs {
+            let incarnation = match rows.remove(&job_id) {
+                Some(row) => {
+                    let incarnation = row.last.incarnation();
+                    self.job(row)?;
+                    Some(incarnation)
+                }
+                None => None,
+            };
+            let records = recorded.range((job_id, i64::MIN, 0)..=(job_id, i64::MAX, usize::MAX));
+            for (_, number, index) in records {
+                if Some(*number) == incarnation {
+                    continue;
+                }
+                self.without_row(job_id, *number, *index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A record of no row.
+    fn without_row(&mut self, job_id: i64, number: i64, index: usize) -> Result<(), Failure> {
+        let check = self.checks.get(index);
+        let Some(problem) = check.and_then(|check| check.without_row(job_id, number)) else {
+            return Ok(());
+        };
+        // It may have been added meanwhile.
+        let row = self
+            .inspector
+            .audited(job_id, job_id)
+            .map_err(failed)?
+            .pop();
+        match row.is_some_and(|row| row.last.incarnation() == number) {
+            true => Ok(()),
+            false => self.report.add(&Finding::of(problem, Some(job_id))),
+        }
+    }
+
+    fn job(&mut self, mut row: Audited) -> Result<(), Failure> {
+        for _ in 0..TRIES_MAX {
+            let looked = look(&mut self.checks, &row);
+            if !looked.problems.is_empty() {
+                let again = self.inspector.audited(row.job_id, row.job_id);
+                match again.map_err(failed)?.pop() {
+                    Some(again) if again == row => {}
+                    Some(again) => {
+                        row = again;
+                        self.checks.iter_mut().for_each(Check::forget);
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
+            self.report.counts.jobs += 1;
+            self.report.counts.outputs += looked.compared;
+            self.report.counts.elsewhere += looked.elsewhere;
+            for (_, problem) in looked.problems {
+                self.report.add(&finding(problem, &row))?;
+            }
+            if row.is_unsettled && !row.runs_again() {
+                self.report
+                    .add(&unsettled(&row, self.inspector.has_sentinel()))?;
+            }
+            return Ok(());
+        }
+        Ok(())
+    }
+}
+
+/// What a job has in all roots.
+struct Looked {
+    /// Each with the position of its root.
+    problems: Vec<(usize, Problem)>,
+    compared: u64,
+    elsewhere: u64,
+}
+
+fn look(checks: &mut [Check<'_>], row: &Audited) -> Looked {
+    let outputs: Vec<Named> = row
+        .outputs
+        .iter()
+        .map(|output| Named {
+            uri: output.uri.clone(),
+            rows: output.rows,
+            size_bytes: output.size_bytes,
+            sha256: output.sha256.clone(),
+        })
+        .collect();
+    let expected = Expected {
+        last: row.last,
+        is_running: row.status == "RUNNING",
+        runs_again: row.runs_again(),
+        is_unsettled: row.is_unsettled,
+        publisher: row.publisher,
+        key: row.publisher_key,
+        outputs: &outputs,
+        is_truncated: row.is_truncated,
+        history: &row.history,
+    };
+    let mut named = BTreeSet::new();
+    let mut problems = Vec::new();
+    for (index, check) in checks.iter_mut().enumerate() {
+        let found = check.job(&expected);
+        named.extend(found.named);
+        problems.extend(found.problems.into_iter().map(|problem| (index, problem)));
+    }
+    Looked {
+        problems,
+        compared: named.len() as u64,
+        elsewhere: (outputs.len() - named.len()) as u64,
+    }
+}
+
+/// A difference of a job. Output of a job that has failed since is not missed by anybody's receipt.
+fn finding(problem: Problem, row: &Audited) -> Finding {
+    let mut finding = Finding::of(problem, Some(row.job_id));
+    let is_of_receipt = ["missing", "changed", "rows", "damaged"].contains(&finding.kind);
+    if is_of_receipt && row.status != "COMPLETED" {
+        finding.severity = Severity::Warning;
+        finding.to_do = "run the job again, if its output is needed";
+    }
+    finding
+}
+
+fn unsettled(row: &Audited, has_sentinel: bool) -> Finding {
+    let (severity, to_do) = match has_sentinel {
+        true => (
+            Severity::Note,
+            "nothing: a connected worker settles it within seconds",
+        ),
+        false => (
+            Severity::Warning,
+            "start a sentinel and a worker, or use --repair, which settles it",
+        ),
+    };
+    Finding {
+        severity,
+        kind: "unsettled",
+        job: Some(row.job_id),
+        place: format!("worker {:?}", row.worker_id.as_deref().unwrap_or_default()),
+        what: "an attempt of the job may have left output without a receipt".to_owned(),
+        to_do,
+        done: None,
+    }
+}
+
+/// Whose output may stand for that of another job.
+fn publishers(inspector: &Inspector) -> Publishers<'_> {
+    Rc::new(|job_id| {
+        inspector.publisher(job_id).unwrap_or_else(|error| {
+            log::warn!("job {job_id}: {error}");
+            None
+        })
+    })
+}

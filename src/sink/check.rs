@@ -1,0 +1,758 @@
+//! Compares a root with what a database knows of it: receipts and records with files and tables,
+//! the staging folder, bars, the owner, and the folders of `.casparian`. Nothing is changed: the
+//! root is opened by [`Root::look`], or by a program that repairs it and has it to itself.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ::parquet::file::metadata::ParquetMetaDataReader;
+use sha2::{Digest, Sha256};
+
+use super::files::{self, Identity};
+use super::folder::{self, Entry, Name};
+use super::record::{self, FileOutput, Record, TableOutput};
+use super::root::{self, FOLDERS};
+use super::sqlite::{self, Tables};
+use super::standing::is_by;
+use super::{Error, Root, Standing, names, place, quiet_panics};
+use crate::job::{Attempt, History};
+use crate::limits;
+
+/// What kind of difference was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A folder of `.casparian` cannot be used.
+    Folder,
+    /// Other users may change a folder or file of ours.
+    Permissions,
+    /// The root belongs to another database, or its owner cannot be read.
+    Owner,
+    /// An attempt whose worker has ended left a folder in staging.
+    DeadAttempt,
+    /// A record cannot be read.
+    Record,
+    /// Output of a job was published by an attempt that the database does not know.
+    Foreign,
+    /// An attempt ended between its renames or commits.
+    Unfinished,
+    /// Output that a record names and no receipt.
+    NoReceipt,
+    /// Output of a job whose row was deleted.
+    NoRow,
+    /// Output of a job of which another root has the receipt's.
+    Duplicate,
+    /// Attempts that the database has not had are barred.
+    Barred,
+    /// A file, a database or rows that a receipt names are not there.
+    Missing,
+    /// A file has another size or content than its receipt says.
+    Changed,
+    /// A file or table has another number of rows than its receipt says.
+    Rows,
+    /// A file cannot be read as Parquet.
+    Damaged,
+    /// Another program has written a file again, with the same size and rows.
+    Touched,
+    /// It cannot be compared now.
+    Unchecked,
+}
+
+/// A difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its kind.
+    pub kind: Kind,
+    /// The file, folder or table.
+    pub place: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Problem {
+    fn new(kind: Kind, place: impl std::fmt::Display, what: impl Into<String>) -> Self {
+        Problem {
+            kind,
+            place: place.to_string(),
+            what: what.into(),
+        }
+    }
+
+    fn at(kind: Kind, path: &Path, what: impl Into<String>) -> Self {
+        Problem::new(kind, path.display(), what)
+    }
+
+    fn unchecked(place: impl std::fmt::Display, error: &Error) -> Self {
+        Problem::new(Kind::Unchecked, place, error.to_string())
+    }
+}
+
+/// An output that a receipt names. Counts are none where the receipt does not have them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// Where it is.
+    pub uri: String,
+    /// Its rows.
+    pub rows: Option<u64>,
+    /// Bytes of a file.
+    pub size_bytes: Option<u64>,
+    /// Hash of the file's content, in lower-case hex digits.
+    pub sha256: Option<String>,
+}
+
+/// What a database knows of a job.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    /// The number of its last attempt.
+    pub last: Attempt,
+    /// An attempt runs: what stands may change at any time.
+    pub is_running: bool,
+    /// An attempt runs or will: it replaces what earlier ones left.
+    pub runs_again: bool,
+    /// It is to be settled.
+    pub is_unsettled: bool,
+    /// The last attempt with a receipt for its output.
+    pub publisher: Attempt,
+    /// Its key; 0 where that is not known.
+    pub key: i64,
+    /// What its receipt names.
+    pub outputs: &'a [Named],
+    /// The receipt had no room for all files.
+    pub is_truncated: bool,
+    /// All its attempts.
+    pub history: &'a History,
+}
+
+/// What was found of a job in one root.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// What differs.
+    pub problems: Vec<Problem>,
+    /// Positions in [`Expected::outputs`] of those that belong to this root.
+    pub named: BTreeSet<usize>,
+}
+
+/// A folder that has lost the name of its worker so recently is being removed.
+const GOING_AGE_MAX_S: i64 = 60;
+/// Sinks' databases that are kept open.
+const TABLES_MAX: usize = 16;
+/// Names that are read of a folder of records: of a thousand jobs, and their incarnations.
+const NAMES_MAX: usize = 100_000;
+/// Bytes of a Parquet footer.
+const FOOTER_SIZE_MAX: u64 = 64 << 20;
+
+/// Gives the last attempt of a job with a receipt for its output, and its key.
+pub type Publishers<'a> = Rc<dyn Fn(i64) -> Option<(Attempt, i64)> + 'a>;
+
+/// Checks one root for one database.
+pub struct Check<'a> {
+    root: &'a Root,
+    database: &'a str,
+    standing: Standing<'a>,
+    publishers: Publishers<'a>,
+    jobs: (i64, i64),
+    tables: HashMap<PathBuf, Option<Tables>>,
+}
+
+impl<'a> Check<'a> {
+    /// Of a database with that UUID.
+    pub fn new(root: &'a Root, database: &'a str, publishers: Publishers<'a>) -> Self {
+        Check {
+            publishers,
+            root,
+            database,
+            standing: Standing::new(root, database),
+            jobs: (0, 0),
+            tables: HashMap::new(),
+        }
+    }
+
+    /// Jobs from `first` to `last` are checked next: rows of tables are counted for them alone.
+    pub fn begin(&mut self, first: i64, last: i64) {
+        self.jobs = (first, last);
+        self.forget();
+    }
+
+    /// Reads tables anew.
+    pub fn forget(&mut self) {
+        self.tables.clear();
+        self.standing.forget();
+    }
+
+    /// The folders of `.casparian`, its owner, and who may change them. What `bool` says is whether
+    /// the rest can be checked.
+    pub fn folders(&self) -> (Vec<Problem>, bool) {
+        let mut problems = Vec::new();
+        let base = self.root.base();
+        let mut is_usable = true;
+        for (index, name) in [""].iter().chain(&FOLDERS).enumerate() {
+            let path = match index {
+                0 => base.to_owned(),
+                _ => base.join(name),
+            };
+            let found = match fs::symlink_metadata(&path) {
+                Ok(found) => found,
+                // Nothing was published here yet.
+                Err(error) if files::is_absent(&error) && index == 0 => return (problems, false),
+                Err(error) if files::is_absent(&error) => continue,
+                Err(error) => {
+                    problems.push(Problem::at(Kind::Folder, &path, error.to_string()));
+                    is_usable = false;
+                    continue;
+                }
+            };
+            if !found.is_dir() {
+                let what = match found.is_symlink() {
+                    true => "it is a symbolic link",
+                    false => "it is not a folder",
+                };
+                problems.push(Problem::at(Kind::Folder, &path, what));
+                is_usable = false;
+            } else if let Err(error) = fs::read_dir(&path) {
+                problems.push(Problem::at(Kind::Folder, &path, error.to_string()));
+                is_usable = false;
+            } else if files::mount(&path).ok() != files::mount(self.root.path()).ok() {
+                let what = "it is on another file system or mount than the output folder";
+                problems.push(Problem::at(Kind::Folder, &path, what));
+            }
+            if !found.is_symlink() && found.permissions().mode() & 0o002 != 0 {
+                let what = "every user may change it";
+                problems.push(Problem::at(Kind::Permissions, &path, what));
+            }
+        }
+        problems.extend(self.owner());
+        (problems, is_usable)
+    }
+
+    fn owner(&self) -> Option<Problem> {
+        let path = self.root.base().join("owner");
+        let other = match root::owner(self.root.path()) {
+            Ok(Some(owner)) if owner == self.database => return None,
+            Ok(owner) => owner?,
+            Err(error) => return Some(Problem::at(Kind::Owner, &path, error.to_string())),
+        };
+        // Shared: files have names of their own.
+        if folder::checked(&other).is_ok() && self.of_database("outputs").is_dir() {
+            return None;
+        }
+        let what = format!(
+            "the output folder belongs to database {other}, this one is {}",
+            self.database
+        );
+        Some(Problem::at(Kind::Owner, &path, what))
+    }
+
+    /// `.casparian/<folder>/<database>`
+    fn of_database(&self, folder: &str) -> PathBuf {
+        self.root.base().join(folder).join(self.database)
+    }
+
+    /// What attempts of dead workers left in staging, sorted by name. `now_s` is the present in
+    /// seconds since the epoch.
+    pub fn staging(&self, now_s: i64) -> Vec<Problem> {
+        let entries = match folder::entries(self.root) {
+            Ok(entries) => entries,
+            Err(_) if !self.root.staging().exists() => return Vec::new(),
+            Err(error) => return vec![Problem::unchecked(self.root.staging().display(), &error)],
+        };
+        let mut problems: Vec<Problem> = entries
+            .into_iter()
+            .filter_map(|entry| {
+                let (path, worker) = match entry {
+                    Entry::Attempt(name, worker) => (name.path_in(self.root), worker),
+                    Entry::Unnamed(path, worker) => (path, worker),
+                    Entry::Legacy(path) => {
+                        let free = files::open(&path.join("lock"));
+                        free.is_ok_and(|file| file.try_lock_shared().is_ok())
+                            .then_some((path, String::new()))?
+                    }
+                };
+                // An attempt may have ended since, and its folder was removed, or is being
+                // removed: the file that names its worker goes first.
+                let changed = fs::symlink_metadata(&path).ok()?.mtime();
+                let is_going = worker.is_empty() && now_s.saturating_sub(changed) < GOING_AGE_MAX_S;
+                let is_left = !is_going && !self.root.is_alive(&worker);
+                let what = "its worker has ended";
+                is_left.then(|| Problem::at(Kind::DeadAttempt, &path, what))
+            })
+            .collect();
+        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        problems
+    }
+
+    /// How many other workers have the root open.
+    pub fn workers(&self) -> Result<usize, Error> {
+        let folder = self.root.base().join("workers");
+        let names = names_in(&folder, usize::MAX)?;
+        let alive = names
+            .iter()
+            .filter(|name| *name != self.root.worker() && self.root.is_alive(name));
+        Ok(alive.count())
+    }
+
+    /// The thousands of job IDs of which there are records or bars, rising.
+    pub fn parts(&self) -> Result<BTreeSet<i64>, Error> {
+        let mut parts = BTreeSet::new();
+        for folder in ["outputs", "barred"] {
+            let names = names_in(&self.of_database(folder), usize::MAX)?;
+            parts.extend(names.iter().filter_map(|name| name.parse::<i64>().ok()));
+        }
+        Ok(parts)
+    }
+
+    /// Jobs of a thousand that have records, each with its incarnation.
+    pub fn recorded(&self, part: i64) -> Result<BTreeSet<(i64, i64)>, Error> {
+        let folder = self.of_database("outputs").join(part.to_string());
+        let parse = |name: &String| {
+            let (job, incarnation) = name.split_once('r').unwrap_or((name, "0"));
+            let found: (i64, i64) = (job.parse().ok()?, incarnation.parse().ok()?);
+            let name = Name::numbered(self.database, Attempt::new(found.0, found.1 << 32)).ok()?;
+            let is_its = record::path(self.root, &name).file_name()
+                == Some(name_of(job, incarnation).as_ref());
+            (is_its && found.0.div_euclid(1000) == part).then_some(found)
+        };
+        Ok(names_in(&folder, NAMES_MAX)?
+            .iter()
+            .filter_map(parse)
+            .collect())
+    }
+
+    /// Output of a job whose row was deleted.
+    pub fn without_row(&self, job_id: i64, incarnation: i64) -> Option<Problem> {
+        let attempt = Attempt::new(job_id, incarnation << 32);
+        let name = Name::numbered(self.database, attempt).ok()?;
+        let place = record::path(self.root, &name);
+        let record = match record::read(self.root, &name) {
+            Ok(record) => record?,
+            Err(error) => return Some(Problem::at(Kind::Record, &place, reason(&error))),
+        };
+        let mut uris: Vec<String> = record
+            .outputs
+            .files
+            .iter()
+            .filter(|file| self.is_as_recorded(file))
+            .map(|file| names::file_uri(&self.root.path().join(&file.path)))
+            .collect();
+        let tables = record.outputs.tables.iter();
+        uris.extend(tables.map(|table| names::table_uri(table.database.as_ref(), &table.table)));
+        let (first, count) = (uris.first()?, uris.len());
+        let more = match count {
+            1 => String::new(),
+            _ => format!(" and {} more", count - 1),
+        };
+        let what = format!(
+            "its record ({}) is of a row that was deleted{more}",
+            place.display()
+        );
+        Some(Problem::new(Kind::NoRow, first, what))
+    }
+
+    /// True for a file that is the one that its record means.
+    fn is_as_recorded(&self, file: &FileOutput) -> bool {
+        let path = self.root.path().join(&file.path);
+        files::identity(&path).ok().flatten() == Some(file.identity)
+    }
+
+    /// What a job has here, against what the database knows.
+    pub fn job(&mut self, expected: &Expected<'_>) -> Found {
+        let mut found = Found::default();
+        let name = match Name::numbered(self.database, expected.last) {
+            Ok(name) => name,
+            Err(error) => {
+                found.problems.push(Problem::unchecked("", &error));
+                return found;
+            }
+        };
+        let place = record::path(self.root, &name);
+        let record = match record::read(self.root, &name) {
+            Ok(record) => record,
+            Err(error) => {
+                let problem = Problem::at(Kind::Record, &place, reason(&error));
+                found.problems.push(problem);
+                None
+            }
+        };
+        if !expected.is_running {
+            found.problems.extend(self.bars(expected));
+        }
+        let is_current = record
+            .as_ref()
+            .is_none_or(|record| is_by(record, expected.publisher, expected.key));
+        for (index, output) in expected.outputs.iter().enumerate() {
+            let known = record.as_ref().filter(|_| is_current);
+            let Some(target) = self.locate(&output.uri, record.as_ref()) else {
+                continue;
+            };
+            found.named.insert(index);
+            if expected.runs_again || expected.is_unsettled {
+                continue;
+            }
+            let problem = match target {
+                Target::File(below) => match is_current || !has_file(record.as_ref(), &below) {
+                    true => self.file(&below, output, known, &name),
+                    // A later attempt has replaced it, which the record is asked for.
+                    false => None,
+                },
+                Target::Table(database, table) => {
+                    self.table(&database, &table, output, known, &name)
+                }
+            };
+            found.problems.extend(problem);
+        }
+        if let Some(record) = &record
+            && !expected.is_running
+        {
+            let problem = self.record(record, expected, &name);
+            found.problems.extend(problem);
+        }
+        found
+    }
+
+    /// Where a receipt's output is in this root; none for what is elsewhere.
+    fn locate(&self, uri: &str, record: Option<&Record>) -> Option<Target> {
+        let root = self.root.path();
+        if let Some((database, table)) = names::table_of(uri) {
+            let (path, below) = place::database(root, database);
+            let is_recorded = || {
+                let tables = record.into_iter().flat_map(|record| &record.outputs.tables);
+                let mut tables = tables.filter(|known| known.table.eq_ignore_ascii_case(table));
+                tables.any(|known| known.database == path)
+            };
+            let is_here = below.is_some() || is_recorded();
+            return is_here.then(|| Target::Table(path.into(), table.to_owned()));
+        }
+        let path = names::file_of(uri)?;
+        if let Some(below) = place::below(root, path) {
+            return Some(Target::File(below));
+        }
+        // The root has had another path.
+        let mut files = record?.outputs.files.iter();
+        let file = files.find(|file| path.ends_with(&file.path))?;
+        Some(Target::File(file.path.clone()))
+    }
+
+    fn file(
+        &mut self,
+        below: &str,
+        output: &Named,
+        record: Option<&Record>,
+        name: &Name,
+    ) -> Option<Problem> {
+        let path = self.root.path().join(below);
+        let known = record.and_then(|record| {
+            let mut files = record.outputs.files.iter();
+            files.find(|file| file.path == below)
+        });
+        let found = match files::identity(&path) {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                let is_replaced = known.is_some_and(|file| {
+                    let publishers = self.publishers.clone();
+                    let others = &mut |job| publishers(job);
+                    self.standing.is_file_replaced(name, file, others)
+                });
+                let missing = Problem::at(Kind::Missing, &path, "the file is not there");
+                return (!is_replaced).then_some(missing);
+            }
+            Err(error) => return Some(Problem::unchecked(path.display(), &error)),
+        };
+        if found == Identity::default() {
+            return Some(Problem::at(
+                Kind::Changed,
+                &path,
+                "it is not a regular file",
+            ));
+        }
+        let size = output.size_bytes.or(known.map(|file| file.identity.size));
+        if let Some(size) = size.filter(|size| *size != found.size) {
+            let what = format!("it has {} bytes, its receipt says {size}", found.size);
+            return Some(Problem::at(Kind::Changed, &path, what));
+        }
+        match rows_in(&path, found.size) {
+            Err(Footer::Damaged(reason)) => {
+                let what = format!("it cannot be read as Parquet: {reason}");
+                return Some(Problem::at(Kind::Damaged, &path, what));
+            }
+            Err(Footer::Unchecked(reason)) => {
+                return Some(Problem::at(Kind::Unchecked, &path, reason));
+            }
+            Ok(rows) => {
+                let expected = output.rows.or(known.map(|file| file.rows));
+                if let Some(expected) = expected.filter(|expected| *expected != rows) {
+                    let what = format!("it has {rows} rows, its receipt says {expected}");
+                    return Some(Problem::at(Kind::Rows, &path, what));
+                }
+            }
+        }
+        if let Some(hash) = &output.sha256 {
+            match sha256(&path) {
+                Ok(found) if found == *hash => {}
+                Ok(found) => {
+                    let what = format!("its SHA-256 is {found}, its receipt says {hash}");
+                    return Some(Problem::at(Kind::Changed, &path, what));
+                }
+                Err(error) => return Some(Problem::unchecked(path.display(), &error)),
+            }
+        }
+        if known.is_some_and(|file| file.identity != found) {
+            let what = "it has another inode or time of modification than when it was published";
+            return Some(Problem::at(Kind::Touched, &path, what));
+        }
+        None
+    }
+
+    fn table(
+        &mut self,
+        database: &Path,
+        table: &str,
+        output: &Named,
+        record: Option<&Record>,
+        name: &Name,
+    ) -> Option<Problem> {
+        let place = database.join(table);
+        let text = database.to_string_lossy();
+        let missing = |what: &str| Some(Problem::at(Kind::Missing, &place, what));
+        let rows = match self.tables_of(database) {
+            Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+            Ok(None) => None,
+            Ok(Some(tables)) => match tables.rows(table, name) {
+                Ok(rows) => rows,
+                Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+            },
+        };
+        let is_replaced = |check: &mut Self| {
+            let publishers = check.publishers.clone();
+            let others = &mut |job| publishers(job);
+            let standing = &mut check.standing;
+            standing.is_table_replaced(name, record, &text, table, others)
+        };
+        match (rows, output.rows) {
+            (None, Some(0)) => None,
+            (None, _) if is_replaced(self) => None,
+            (None, _) => missing("the job's rows are not there"),
+            (Some(found), Some(expected)) if found != expected => {
+                let what = format!("the job has {found} rows there, its receipt says {expected}");
+                Some(Problem::at(Kind::Rows, &place, what))
+            }
+            _ => None,
+        }
+    }
+
+    fn tables_of(&mut self, database: &Path) -> Result<Option<&mut Tables>, Error> {
+        if !self.tables.contains_key(database) {
+            if self.tables.len() >= TABLES_MAX {
+                self.tables.clear();
+            }
+            let mut tables = Tables::open(database, self.root.access())?;
+            if let Some(tables) = &mut tables {
+                tables.count_jobs(self.jobs.0, self.jobs.1);
+            }
+            self.tables.insert(database.to_owned(), tables);
+        }
+        Ok(self.tables.get_mut(database).and_then(Option::as_mut))
+    }
+
+    /// What is wrong with a job's record, and with output that only it names.
+    fn record(&self, record: &Record, expected: &Expected<'_>, name: &Name) -> Option<Problem> {
+        let place = record::path(self.root, name);
+        let mut next = expected.last;
+        next.number = next.number.saturating_add(1);
+        let is_foreign = record.attempt > expected.last.number
+            || expected
+                .history
+                .is_foreign(record.attempt, record.key, next);
+        if is_foreign {
+            let ordinal = Attempt::new(name.attempt.job_id, record.attempt).ordinal();
+            let what = format!(
+                "attempt {ordinal} of the job has published, and the database does not know it: \
+                 the database was copied or restored"
+            );
+            return Some(Problem::at(Kind::Foreign, &place, what));
+        }
+        if expected.runs_again || expected.is_unsettled {
+            return None;
+        }
+        let is_current = is_by(record, expected.publisher, expected.key);
+        if record.attempt <= expected.history.completed() && !is_current {
+            return self.duplicate(record, expected);
+        }
+        let mut of_record = name.clone();
+        of_record.attempt.number = record.attempt;
+        match record.is_committed(self.root, &of_record) {
+            Ok(true) => {}
+            Ok(false) if is_current => return None,
+            Ok(false) => {
+                let what = "an attempt ended while it published";
+                return Some(Problem::at(Kind::Unfinished, &place, what));
+            }
+            Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+        }
+        let uris = self.unnamed(record, expected);
+        let first = uris.first()?;
+        match is_current && expected.is_truncated {
+            true => None,
+            false => {
+                let what = format!("no receipt names it, its record does ({})", place.display());
+                Some(Problem::new(Kind::NoReceipt, first, what))
+            }
+        }
+    }
+
+    /// Output of an earlier attempt than that of the receipt, which is in another root.
+    fn duplicate(&self, record: &Record, expected: &Expected<'_>) -> Option<Problem> {
+        let uris = self.unnamed(record, expected);
+        let what = "the job's receipt names output in another folder";
+        Some(Problem::new(Kind::Duplicate, uris.first()?, what))
+    }
+
+    /// URIs of what a record's attempt has published, which stands and which no receipt names.
+    fn unnamed(&self, record: &Record, expected: &Expected<'_>) -> Vec<String> {
+        let uris: Vec<String> = expected
+            .outputs
+            .iter()
+            .map(|output| output.uri.clone())
+            .collect();
+        let named = place::named(self.root.path(), &uris);
+        let is_named = |below: &str| {
+            let paths = uris.iter().filter_map(|uri| names::file_of(uri));
+            let uri = names::file_uri(&self.root.path().join(below));
+            named.contains(&uri) || paths.into_iter().any(|path| path.ends_with(below))
+        };
+        let files = record.outputs.files.iter();
+        let files = files
+            .filter(|file| !is_named(&file.path) && self.is_as_recorded(file))
+            .map(|file| names::file_uri(&self.root.path().join(&file.path)));
+        let tables = record.outputs.tables.iter();
+        let tables = tables
+            .filter(|table| self.has_rows(table, record, expected.last))
+            .map(|table| names::table_uri(Path::new(&table.database), &table.table))
+            .filter(|uri| !named.contains(uri));
+        files.chain(tables).collect()
+    }
+
+    fn has_rows(&self, table: &TableOutput, record: &Record, last: Attempt) -> bool {
+        let attempt = Attempt::new(last.job_id, record.attempt);
+        let access = self.root.access();
+        Name::numbered(self.database, attempt).is_ok_and(|name| {
+            sqlite::is_published(table, &name, record.key, access).unwrap_or(false)
+        })
+    }
+
+    fn bars(&self, expected: &Expected<'_>) -> Option<Problem> {
+        let first = Attempt::new(expected.last.job_id, expected.last.number.saturating_add(1));
+        let place = self.of_database("barred");
+        match self.root.barred_by(self.database, first) {
+            Ok(Some(by)) if Attempt::new(first.job_id, by).incarnation() == first.incarnation() => {
+                let what = format!(
+                    "attempts of the job up to {} are barred, its last one was {}: the database \
+                     was copied or restored",
+                    Attempt::new(first.job_id, by).ordinal(),
+                    expected.last.ordinal()
+                );
+                Some(Problem::at(Kind::Barred, &place, what))
+            }
+            Ok(_) => None,
+            Err(error) => Some(Problem::unchecked(place.display(), &error)),
+        }
+    }
+}
+
+/// An output in a root.
+enum Target {
+    /// Its path below the root.
+    File(String),
+    /// A database and a table.
+    Table(PathBuf, String),
+}
+
+fn has_file(record: Option<&Record>, below: &str) -> bool {
+    record.is_some_and(|record| record.outputs.files.iter().any(|file| file.path == below))
+}
+
+/// Why a record cannot be read, without its path.
+fn reason(error: &Error) -> String {
+    match error {
+        Error::Record { reason, .. } => reason.clone(),
+        Error::Io { source, .. } => source.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn name_of(job: &str, incarnation: &str) -> String {
+    match incarnation {
+        "0" => job.to_owned(),
+        incarnation => format!("{job}r{incarnation}"),
+    }
+}
+
+/// Names in a folder of ours, at most so many; none where it is missing.
+fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if files::is_absent(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(folder, error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
+        if names.len() >= names_max {
+            let reason = format!("it has more than {names_max} names");
+            return Err(Error::io(folder, std::io::Error::other(reason)));
+        }
+        names.extend(entry.file_name().into_string());
+    }
+    Ok(names)
+}
+
+/// Why the rows of a file are not known.
+enum Footer {
+    Damaged(String),
+    Unchecked(String),
+}
+
+/// The rows of a Parquet file, by its footer.
+fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
+    let unchecked = |error: std::io::Error| Footer::Unchecked(error.to_string());
+    let damaged = |reason: &str| Err(Footer::Damaged(reason.to_owned()));
+    let file = files::open(path).map_err(unchecked)?;
+    let Some(end) = size.checked_sub(8) else {
+        return damaged("it is too short");
+    };
+    let mut tail = [0; 8];
+    file.read_exact_at(&mut tail, end).map_err(unchecked)?;
+    let [a, b, c, d, magic @ ..] = tail;
+    let footer = u64::from(u32::from_le_bytes([a, b, c, d]));
+    if magic != *b"PAR1" || footer > end {
+        return damaged("it has no footer");
+    }
+    if footer > FOOTER_SIZE_MAX {
+        return Err(Footer::Unchecked(format!("its footer has {footer} bytes")));
+    }
+    let parsed = quiet_panics(|| ParquetMetaDataReader::new().parse_and_finish(&file));
+    match parsed {
+        Ok(Ok(found)) => u64::try_from(found.file_metadata().num_rows())
+            .map_err(|_| Footer::Damaged("its number of rows is negative".to_owned())),
+        Ok(Err(error)) => Err(Footer::Damaged(error.to_string())),
+        Err(panic) => Err(Footer::Damaged(panic)),
+    }
+}
+
+/// Hash of a file's content.
+fn sha256(path: &Path) -> Result<String, Error> {
+    let fail = |error| Error::io(path, error);
+    let mut file = files::open(path).map_err(fail)?;
+    let mut hasher = Sha256::new();
+    let mut part = vec![0; limits::CHECK_READ_SIZE];
+    loop {
+        let read = file.read(&mut part).map_err(fail)?;
+        match part.get(..read) {
+            Some(bytes) if read > 0 => hasher.update(bytes),
+            _ => break,
+        }
+    }
+    let hash = hasher.finalize();
+    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+}

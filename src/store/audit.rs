@@ -1,0 +1,254 @@
+//! What the rows of the queue say about output, read in parts for `casparian fsck`, and the changes
+//! by which it brings a row in line with what it has found.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row, params};
+
+use super::claim::{history, published};
+use super::value::{cell, count, number, shown};
+use super::{Error, Inspector, Turn, identity};
+use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History};
+use crate::limits;
+
+/// Rows with IDs in a range, rising.
+pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker_id, q.unsettled, \
+     q.next_run, q.file_version_id, q.published, q.receipt, \
+     (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id) \
+     FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
+
+/// The last attempt of a job with a receipt for its output.
+pub(super) const PUBLISHER_QUERY: &str = "SELECT attempt, attempt_key FROM cf_job_attempt \
+     WHERE job_id = ?1 AND status = 'COMPLETED' ORDER BY attempt DESC LIMIT 1";
+
+/// The first ID from one on.
+const NEXT_QUERY: &str = "SELECT min(id) FROM cf_processing_queue WHERE id >= ?1";
+
+/// RUNNING rows above an ID, each with its worker as it was last seen.
+const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_seen_ms \
+     FROM cf_processing_queue q INDEXED BY ix_casparian_running \
+     LEFT JOIN cf_worker_session s ON s.worker_id = q.worker_id \
+     WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";
+
+/// An output that a row's receipt names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Output {
+    /// Where it is.
+    pub uri: String,
+    /// Its rows, where the receipt has their number.
+    pub rows: Option<u64>,
+    /// Bytes of a file, where the receipt has their number.
+    pub size_bytes: Option<u64>,
+    /// Hash of the file's content in lower-case hex digits, where the receipt has it.
+    pub sha256: Option<String>,
+}
+
+/// A row, as far as output is concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audited {
+    /// The job.
+    pub job_id: i64,
+    /// Its status.
+    pub status: String,
+    /// The number of its last attempt.
+    pub last: Attempt,
+    /// The worker that has or had it.
+    pub worker_id: Option<String>,
+    /// An attempt may have left output without a receipt.
+    pub is_unsettled: bool,
+    /// It is queued again by itself.
+    pub has_next_run: bool,
+    /// The version of its input.
+    pub file_version_id: i64,
+    /// What its receipts name.
+    pub outputs: Vec<Output>,
+    /// The receipt had no room for all files.
+    pub is_truncated: bool,
+    /// The last attempt with a receipt for its output, and its key; 0 where that is not known.
+    pub publisher: Attempt,
+    /// Its key.
+    pub publisher_key: i64,
+    /// Its attempts.
+    pub history: History,
+}
+
+impl Audited {
+    /// True when another attempt replaces what an earlier one has left.
+    pub fn runs_again(&self) -> bool {
+        matches!(self.status.as_str(), "QUEUED" | "RUNNING")
+            || (self.status == "PENDING" && self.has_next_run)
+    }
+}
+
+/// A RUNNING row and its worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimant {
+    /// The job.
+    pub job_id: i64,
+    /// The worker's ID; empty where the row has none.
+    pub worker_id: String,
+    /// The worker is connected to the sentinel of the database.
+    pub is_connected: bool,
+    /// When the worker was last heard from, milliseconds since the epoch.
+    pub last_seen_ms: Option<i64>,
+}
+
+impl Inspector {
+    /// The database's UUID; none where it has none that can be used.
+    pub fn database_id(&self) -> Result<Option<Arc<str>>, Error> {
+        identity::database_id(&self.connection)
+    }
+
+    /// Whether a sentinel works on the database, as [`Inspector::look_for_sentinel`] has found.
+    pub fn has_sentinel(&self) -> bool {
+        self.has_sentinel
+    }
+
+    /// The first job from an ID on.
+    pub fn next_job(&self, from: i64) -> Result<Option<i64>, Error> {
+        let mut statement = self.connection.prepare_cached(NEXT_QUERY)?;
+        Ok(statement.query_row([from], |row| row.get(0))?)
+    }
+
+    /// Rows with IDs from `first` to `last`, rising.
+    pub fn audited(&self, first: i64, last: i64) -> Result<Vec<Audited>, Error> {
+        audited(&self.connection, first, last)
+    }
+
+    /// The last attempt of a job with a receipt for its output, and its key.
+    pub fn publisher(&self, job_id: i64) -> Result<Option<(Attempt, i64)>, Error> {
+        let mut statement = self.connection.prepare_cached(PUBLISHER_QUERY)?;
+        let mut known = statement.query([job_id])?;
+        let known = known.next()?;
+        let read = |row: &Row<'_>| {
+            let attempt = Attempt::new(job_id, count(cell(row, 0)));
+            (attempt, number(cell(row, 1)).unwrap_or(0))
+        };
+        Ok(known.map(read))
+    }
+
+    /// RUNNING rows with IDs above `after`, rising, at most `limit`.
+    pub fn claimants(&self, after: i64, limit: usize) -> Result<Vec<Claimant>, Error> {
+        let mut statement = self.connection.prepare_cached(HELD_QUERY)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map([after, limit], |row| {
+            let is_online = shown(cell(row, 2)).as_deref() == Some("ONLINE");
+            Ok(Claimant {
+                job_id: row.get(0)?,
+                worker_id: shown(cell(row, 1)).unwrap_or_default(),
+                is_connected: self.has_sentinel && is_online,
+                last_seen_ms: number(cell(row, 3)),
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn audited(connection: &Connection, first: i64, last: i64) -> Result<Vec<Audited>, Error> {
+    let mut statement = connection.prepare_cached(AUDIT_QUERY)?;
+    let rows = statement.query_map([first, last], read)?;
+    let mut found: Vec<Audited> = rows.collect::<Result<_, _>>()?;
+    let mut publisher = connection.prepare_cached(PUBLISHER_QUERY)?;
+    for row in &mut found {
+        let mut known = publisher.query([row.job_id])?;
+        if let Some(known) = known.next()? {
+            row.publisher.number = count(cell(known, 0));
+            row.publisher_key = number(cell(known, 1)).unwrap_or(0);
+        }
+        let mut next = row.last;
+        next.number = next.number.saturating_add(1);
+        row.history = history(connection, 0, next)?;
+    }
+    Ok(found)
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
+    let job_id = row.get(0)?;
+    let text = |index| shown(cell(row, index));
+    let attempt = count(cell(row, 2));
+    let last = attempt.max(count(cell(row, 9)));
+    let mut described = described(cell(row, 8));
+    let receipt = cell(row, 8);
+    let named = match cell(row, 7) {
+        ValueRef::Null => published(receipt),
+        named => published(named),
+    };
+    let mut seen = HashSet::new();
+    let named = named.into_iter().filter(|uri| seen.insert(uri.clone()));
+    let outputs = named.map(|uri| {
+        let known = described.outputs.remove(&uri);
+        known.unwrap_or(Output {
+            uri,
+            ..Output::default()
+        })
+    });
+    Ok(Audited {
+        job_id,
+        status: text(1).unwrap_or_default(),
+        last: Attempt::new(job_id, last),
+        worker_id: text(3),
+        is_unsettled: number(cell(row, 4)) == Some(1),
+        has_next_run: cell(row, 5) != ValueRef::Null,
+        file_version_id: number(cell(row, 6)).unwrap_or(0),
+        outputs: outputs.collect(),
+        is_truncated: described.is_truncated,
+        publisher: Attempt::new(job_id, attempt),
+        publisher_key: 0,
+        history: History::default(),
+    })
+}
+
+/// The artifacts of a receipt.
+#[derive(Default)]
+struct Described {
+    /// By URI. Several topics may go into one table: their rows are added.
+    outputs: HashMap<String, Output>,
+    is_truncated: bool,
+}
+
+fn described(receipt: ValueRef<'_>) -> Described {
+    use serde_json::Value;
+    let mut described = Described::default();
+    let ValueRef::Text(bytes) = receipt else {
+        return described;
+    };
+    if bytes.len() > limits::PUBLISHED_SIZE_MAX {
+        return described;
+    }
+    let Ok(receipt) = serde_json::from_slice::<Value>(bytes) else {
+        return described;
+    };
+    let metrics = receipt.get("metrics");
+    described.is_truncated =
+        metrics.is_some_and(|metrics| metrics.get(ARTIFACTS_TRUNCATED).is_some());
+    let artifacts = receipt.get("artifacts").and_then(Value::as_array);
+    for artifact in artifacts.into_iter().flatten() {
+        let text = |name: &str| artifact.get(name).and_then(Value::as_str);
+        let Some(uri) = text("uri") else { continue };
+        let counted = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
+        let output = described.outputs.entry(uri.to_owned()).or_insert(Output {
+            uri: uri.to_owned(),
+            rows: Some(0),
+            size_bytes: counted("size_bytes"),
+            sha256: text("sha256").map(str::to_ascii_lowercase),
+        });
+        output.rows = match (output.rows, counted("rows")) {
+            (Some(before), Some(rows)) => Some(before.saturating_add(rows)),
+            _ => None,
+        };
+    }
+    described
+}
+
+impl Turn<'_> {
+    /// Output of a job may not be what its row says: it is to be settled. False when the job runs
+    /// (again), or is gone.
+    pub fn unsettle(&mut self, job_id: i64) -> Result<bool, Error> {
+        let unsettle = "UPDATE cf_processing_queue SET unsettled = 1 WHERE id = ?1 \
+             AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
+             AND (status IS NOT 'PENDING' OR next_run IS NULL)";
+        Ok(self.change_job(job_id, unsettle, params![job_id])? == Some(1))
+    }
+}

@@ -1,0 +1,251 @@
+//! `casparian fsck`: what it finds, what it leaves as it is, and what it repairs.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::*;
+
+const THREE_ROWS: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1, 2, 3]})\n";
+
+struct Scene {
+    dir: tempfile::TempDir,
+    database: PathBuf,
+}
+
+impl Scene {
+    /// So many jobs have published files, and after them one rows into a table; no program of ours
+    /// runs.
+    fn published(files: i64) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", THREE_ROWS);
+        let scene = Scene { database, dir };
+        let plugin = scene.dir.path().join("t.py");
+        fs::write(&plugin, THREE_ROWS).unwrap();
+        let text = scene.database.to_str().unwrap();
+        casparian_ok(&["deploy", plugin.to_str().unwrap(), "--database", text]);
+        scene.sql(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('t', 'output', 'sqlite://x.db/rows', 'append')",
+        );
+        let inputs: Vec<PathBuf> = (0..=files)
+            .map(|number| {
+                let path = scene.dir.path().join(format!("in{number}"));
+                fs::write(&path, number.to_string()).unwrap();
+                path
+            })
+            .collect();
+        submit(&scene.database, "p", &inputs[1..]);
+        submit(&scene.database, "t", &inputs[..1]);
+        scene.run(files + 1);
+        scene
+    }
+
+    /// A sentinel and a worker until jobs have ended.
+    fn run(&self, jobs: i64) {
+        let (mut sentinel, endpoint) = sentinel(&self.database, &[]);
+        let mut worker = worker(&endpoint, &self.out(), &["--worker-id", "w-1"]);
+        for id in 1..=jobs {
+            let job = ended(&self.database, id);
+            assert_eq!(job["status"], "COMPLETED", "{job}");
+        }
+        worker.signal("-TERM");
+        worker.wait();
+        sentinel.signal("-TERM");
+        sentinel.wait();
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    fn private(&self, name: &str) -> PathBuf {
+        self.out().join(".casparian").join(name)
+    }
+
+    fn id(&self) -> String {
+        fs::read_to_string(self.private("owner")).unwrap()
+    }
+
+    fn file(&self, job: i64) -> PathBuf {
+        self.out().join(format!("p_output_{job}.parquet"))
+    }
+
+    fn record(&self, job: i64) -> PathBuf {
+        self.private("outputs")
+            .join(self.id())
+            .join(format!("0/{job}"))
+    }
+
+    fn sql(&self, sql: &str) {
+        let store = rusqlite::Connection::open(&self.database).unwrap();
+        store.execute_batch(sql).unwrap();
+    }
+
+    fn fsck(&self, more: &[&str]) -> (Option<i32>, String) {
+        let mut command = program("casparian");
+        command.args(["fsck", "--database"]).arg(&self.database);
+        command.arg("--output").arg(self.out()).args(more);
+        let output = output(&mut command);
+        (output.status.code(), stdout(&output) + &stderr(&output))
+    }
+
+    fn json(&self, more: &[&str]) -> Value {
+        let (_, text) = self.fsck(&[&["--json"], more].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Kind and job of each finding.
+    fn kinds(&self) -> Vec<(String, Option<i64>)> {
+        let findings = self.json(&[])["findings"].take();
+        let kind = |finding: &Value| {
+            let kind = finding["kind"].as_str().unwrap();
+            (kind.to_owned(), finding["job"].as_i64())
+        };
+        findings.as_array().unwrap().iter().map(kind).collect()
+    }
+}
+
+/// Everything below a folder: path, size, inode, mode and time of modification.
+fn state(folder: &Path) -> Vec<(PathBuf, u64, u64, u32, i64, i64)> {
+    let entries = walkdir::WalkDir::new(folder).sort_by_file_name();
+    let look = |entry: walkdir::Result<walkdir::DirEntry>| {
+        let entry = entry.unwrap();
+        let found = entry.metadata().unwrap();
+        let time = (found.mtime(), found.mtime_nsec());
+        let path = entry.into_path();
+        (
+            path,
+            found.size(),
+            found.ino(),
+            found.mode(),
+            time.0,
+            time.1,
+        )
+    };
+    entries.into_iter().map(look).collect()
+}
+
+fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn each_difference_is_found_and_nothing_is_changed() {
+    let scene = Scene::published(12);
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(
+        text,
+        "13 jobs, 13 outputs compared; 0 errors, 0 warnings, 0 notes\n"
+    );
+    let id = scene.id();
+
+    fs::remove_file(scene.file(1)).unwrap();
+    change(&scene.file(2), |bytes| bytes.truncate(bytes.len() - 1));
+    change(&scene.file(3), |bytes| {
+        let end = bytes.len() - 4;
+        bytes[end..].copy_from_slice(b"none");
+    });
+    change(&scene.file(4), |_| {});
+    scene.sql("UPDATE cf_processing_queue SET receipt = replace(receipt, '\"rows\":\"3\"', '\"rows\":\"4\"') WHERE id = 5");
+    scene.sql("UPDATE cf_processing_queue SET status = 'SKIPPED', published = '[]', receipt = NULL WHERE id = 6");
+    scene.sql("UPDATE cf_job_attempt SET status = 'FAILED', cause = 'lost' WHERE job_id = 6");
+    scene.sql("DELETE FROM cf_processing_queue WHERE id = 7");
+    scene.sql("UPDATE cf_processing_queue SET status = 'RUNNING', worker_id = 'w-9' WHERE id = 8");
+    scene.sql("UPDATE cf_processing_queue SET attempt_key = 5 WHERE id = 9; UPDATE cf_job_attempt SET attempt_key = 5 WHERE job_id = 9");
+    let bars = scene.private("barred").join(&id).join("0/10");
+    fs::create_dir_all(&bars).unwrap();
+    fs::write(bars.join("9"), "").unwrap();
+    fs::write(scene.record(11), "{").unwrap();
+    scene.sql("UPDATE cf_processing_queue SET receipt = replace(receipt, '\"rows\":\"3\"', '\"rows\":\"3\",\"sha256\":\"00\"') WHERE id = 12");
+    let table = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+    table.execute("DELETE FROM rows WHERE x = 2", []).unwrap();
+    drop(table);
+    let dead = scene.private("staging").join(format!("{id}.1.2"));
+    fs::create_dir_all(&dead).unwrap();
+    fs::write(dead.join("worker"), "1-0").unwrap();
+    let open = fs::Permissions::from_mode(0o777);
+    fs::set_permissions(scene.private("outputs"), open).unwrap();
+
+    let before = state(&scene.out());
+    let found = scene.kinds();
+    let want = [
+        ("permissions", None),
+        ("dead-attempt", None),
+        ("no-holder", Some(8)),
+        ("missing", Some(1)),
+        ("changed", Some(2)),
+        ("damaged", Some(3)),
+        ("touched", Some(4)),
+        ("rows", Some(5)),
+        ("no-receipt", Some(6)),
+        ("no-row", Some(7)),
+        ("foreign", Some(9)),
+        ("barred", Some(10)),
+        ("record", Some(11)),
+        ("changed", Some(12)),
+        ("rows", Some(13)),
+    ];
+    let want: Vec<_> = want.map(|(kind, job)| (kind.to_owned(), job)).into();
+    assert_eq!(found, want);
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(text.lines().count(), want.len() + 1, "{text}");
+    assert_eq!(scene.fsck(&[]), (code, text.clone()));
+    let out = scene.out().canonicalize().unwrap();
+    let missing = format!(
+        "error: missing: {}/p_output_1.parquet (job 1): the file is not there; run the job again",
+        out.display()
+    );
+    assert!(text.contains(&missing), "{missing}\n{text}");
+    assert_eq!(state(&scene.out()), before);
+}
+
+/// Jobs start and end while it looks, and their files are replaced.
+#[test]
+fn it_finds_nothing_beside_a_sentinel_and_a_worker_that_go_on() {
+    let scene = Scene::published(8);
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let _worker = worker(&endpoint, &scene.out(), &[]);
+    for _ in 0..5 {
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE status = 'COMPLETED'");
+        until("the jobs have ended", || {
+            let (code, text) = scene.fsck(&[]);
+            assert_eq!(code, Some(0), "{text}");
+            let store = rusqlite::Connection::open(&scene.database).unwrap();
+            let left = "SELECT count(*) FROM cf_processing_queue WHERE status != 'COMPLETED'";
+            let left: i64 = store.query_row(left, [], |row| row.get(0)).unwrap();
+            (left == 0).then_some(())
+        });
+    }
+    assert!(scene.fsck(&["--json"]).1.contains("\"errors\":0"));
+}
+
+#[test]
+fn command_lines_that_cannot_work_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = dir.path().join("q.db");
+    casparian_ok(&["init", database.to_str().unwrap()]);
+    let (database, missing) = (database.to_str().unwrap(), dir.path().join("none"));
+    let missing = missing.to_str().unwrap();
+    for (arguments, code, want) in [
+        (vec!["--database", database], 2, "--output is missing"),
+        (vec!["--output", "x"], 2, "--database is missing"),
+        (vec!["--database", database, "-o", missing], 1, "none"),
+        (vec!["--database", missing, "-o", "/tmp"], 1, "none"),
+        (
+            vec!["--database", database, "-o", "/tmp", "x"],
+            2,
+            "unexpected",
+        ),
+    ] {
+        let output = casparian(&[vec!["fsck"], arguments].concat());
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(stderr(&output).contains(want), "{}", stderr(&output));
+    }
+}
