@@ -1,6 +1,7 @@
 //! `fsck`: the database against its output folders. What it reads is read in parts of a thousand
 //! jobs, beside a sentinel and workers that go on: a row that changes meanwhile is compared again.
 
+mod repair;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +9,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use repair::{Done, Repair};
 use report::{Finding, Report, Severity};
 
 use super::args::{Command, Flag, Typed};
@@ -29,9 +31,15 @@ pub(super) const COMMAND: Command = Command {
             value: Some("DIR"),
             help: "An output folder of its workers; may be repeated",
         },
+        Flag {
+            long: "repair",
+            short: None,
+            value: None,
+            help: "Put right what can be; refused while a sentinel or worker runs",
+        },
         JSON_FLAG,
     ],
-    notes: "Nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, ...}}.\n\nExit code: 0 no errors and warnings (notes do not count), 1 some, or it could not check; 2 the\ncommand line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged. It removes\nonly what a record of this database names. RUNNING jobs are left to the next sentinel.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Rows and records that are compared at a time.
@@ -50,6 +58,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let path = database(&COMMAND, &typed)?;
     let outputs = outputs(&typed)?;
     log_lines::start("error");
+    let is_repair = typed.has("repair");
+    let mut repair = match is_repair {
+        true => Some(Repair::open(&path)?),
+        false => None,
+    };
     let inspector = inspect(&path)?;
     let id = inspector.database_id().map_err(failed)?;
     let id = id.ok_or_else(|| {
@@ -59,36 +72,67 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         ))
     })?;
     let mut report = Report::new(typed.has("json"));
-    let roots = outputs.iter().map(|output| {
-        Root::look(output, RootOptions::default())
-            .map_err(|error| failed(format!("output folder: {error}")))
-    });
-    let roots: Vec<Root> = roots.collect::<Result<_, _>>()?;
-    let mut checks = Vec::new();
-    for root in &roots {
-        let check = Check::new(root, &id, publishers(&inspector));
-        let (problems, is_usable) = check.folders();
-        for problem in problems {
-            report.add(&Finding::of(problem, None))?;
-        }
-        if is_usable {
-            for problem in check.staging(unix_ms() / 1000) {
-                report.add(&Finding::of(problem, None))?;
-            }
-            checks.push(check);
+    let mut roots = Vec::new();
+    for output in &outputs {
+        let look = Root::look(output, RootOptions::default());
+        let look = look.map_err(|error| failed(format!("output folder: {error}")))?;
+        if let Some(root) = folders(
+            &look,
+            &id,
+            is_repair.then_some((&path, output)),
+            &mut report,
+        )? {
+            roots.push(root.unwrap_or(look));
         }
     }
     let mut scan = Scan {
         inspector: &inspector,
-        checks,
+        checks: roots
+            .iter()
+            .map(|root| Check::new(root, &id).with_publishers(publishers(&inspector)))
+            .collect(),
+        roots: roots.iter().collect(),
+        repair: repair.as_mut(),
         report,
     };
     scan.claimants(unix_ms())?;
     scan.jobs()?;
-    match scan.report.finish(&id, false)? {
+    match scan.report.finish(&id, is_repair)? {
         true => Err(Failure::Said),
         false => Ok(()),
     }
+}
+
+/// Reports on the folders of a root; none where nothing else in it can be checked. To repair it opens
+/// the root.
+fn folders(
+    look: &Root,
+    id: &str,
+    repair: Option<(&PathBuf, &PathBuf)>,
+    report: &mut Report,
+) -> Result<Option<Option<Root>>, Failure> {
+    let check = Check::new(look, id);
+    let (problems, is_usable) = check.folders();
+    for problem in problems {
+        report.add(&Finding::of(problem, None))?;
+    }
+    if !is_usable {
+        return Ok(None);
+    }
+    let now_s = unix_ms() / 1000;
+    let found = check.staging(now_s);
+    let opened = match repair {
+        Some((database, output)) => Some(Repair::open_root(database, output)?),
+        None => None,
+    };
+    let left = opened.as_ref().map(|_| check.staging(now_s));
+    for problem in found {
+        let is_left = left.as_ref().is_none_or(|left| left.contains(&problem));
+        let mut finding = Finding::of(problem, None);
+        finding.done = (!is_left).then(|| "finished or undone".to_owned());
+        report.add(&finding)?;
+    }
+    Ok(Some(opened))
 }
 
 /// The output folders, each once.
@@ -111,6 +155,8 @@ fn outputs(typed: &Typed) -> Result<Vec<PathBuf>, Failure> {
 struct Scan<'a> {
     inspector: &'a Inspector,
     checks: Vec<Check<'a>>,
+    roots: Vec<&'a Root>,
+    repair: Option<&'a mut Repair>,
     report: Report,
 }
 
@@ -235,35 +281,90 @@ impl Scan<'_> {
     }
 
     fn job(&mut self, mut row: Audited) -> Result<(), Failure> {
+        let mut repaired = 0;
         for _ in 0..TRIES_MAX {
             let looked = look(&mut self.checks, &row);
-            if !looked.problems.is_empty() {
-                let again = self.inspector.audited(row.job_id, row.job_id);
-                match again.map_err(failed)?.pop() {
+            let is_unsettled = row.is_unsettled && !row.runs_again();
+            let is_clean = looked.problems.is_empty() && !is_unsettled;
+            if !is_clean && self.repair.is_none() {
+                match self.again(&row)? {
                     Some(again) if again == row => {}
                     Some(again) => {
                         row = again;
-                        self.checks.iter_mut().for_each(Check::forget);
                         continue;
                     }
                     None => return Ok(()),
                 }
             }
-            self.report.counts.jobs += 1;
-            self.report.counts.outputs += looked.compared;
-            self.report.counts.elsewhere += looked.elsewhere;
-            for (_, problem) in looked.problems {
-                self.report.add(&finding(problem, &row))?;
+            let done = match &mut self.repair {
+                Some(repair) if !is_clean && repaired < TRIES_MAX - 1 => {
+                    repair.job(&row, &looked.problems, &self.roots)?
+                }
+                _ => None,
+            };
+            self.report_job(&row, looked, done.as_ref())?;
+            match done {
+                None => return Ok(()),
+                Some(_) => repaired += 1,
             }
-            if row.is_unsettled && !row.runs_again() {
-                self.report
-                    .add(&unsettled(&row, self.inspector.has_sentinel()))?;
+            match self.again(&row)? {
+                Some(again) => row = again,
+                None => return Ok(()),
             }
-            return Ok(());
+        }
+        Ok(())
+    }
+
+    /// The row as it is now, to be compared with output as it is now.
+    fn again(&mut self, row: &Audited) -> Result<Option<Audited>, Failure> {
+        self.checks.iter_mut().for_each(Check::forget);
+        let again = self.inspector.audited(row.job_id, row.job_id);
+        Ok(again.map_err(failed)?.pop())
+    }
+
+    /// Reports on a job: what a repair has done concerns the findings that it is meant for.
+    fn report_job(
+        &mut self,
+        row: &Audited,
+        looked: Looked,
+        done: Option<&Done>,
+    ) -> Result<(), Failure> {
+        let is_unsettled = row.is_unsettled && !row.runs_again();
+        let unsettled = is_unsettled.then(|| unsettled(row, self.inspector.has_sentinel()));
+        let problems = looked.problems.into_iter();
+        let findings = problems.map(|(_, problem)| finding(problem, row));
+        for mut finding in findings.chain(unsettled) {
+            finding.done = match done {
+                Some(Done::Settled(what)) if SETTLED.contains(&finding.kind) => {
+                    Some((*what).to_owned())
+                }
+                Some(Done::QueuedAgain) if QUEUED_AGAIN.contains(&finding.kind) => {
+                    Some("the job is queued again".to_owned())
+                }
+                // It is compared again after the repair.
+                Some(_) => continue,
+                None => None,
+            };
+            self.report.add(&finding)?;
+        }
+        let counts = &mut self.report.counts;
+        match done {
+            Some(Done::Settled(_)) => counts.settled += 1,
+            Some(Done::QueuedAgain) => counts.queued += 1,
+            None => {
+                counts.jobs += 1;
+                counts.outputs += looked.compared;
+                counts.elsewhere += looked.elsewhere;
+            }
         }
         Ok(())
     }
 }
+
+/// Kinds of findings that a settlement puts right.
+const SETTLED: [&str; 4] = ["no-receipt", "unfinished", "duplicate", "unsettled"];
+/// Kinds that another attempt puts right.
+const QUEUED_AGAIN: [&str; 4] = ["missing", "changed", "rows", "damaged"];
 
 /// What a job has in all roots.
 struct Looked {
@@ -312,8 +413,7 @@ fn look(checks: &mut [Check<'_>], row: &Audited) -> Looked {
 /// A difference of a job. Output of a job that has failed since is not missed by anybody's receipt.
 fn finding(problem: Problem, row: &Audited) -> Finding {
     let mut finding = Finding::of(problem, Some(row.job_id));
-    let is_of_receipt = ["missing", "changed", "rows", "damaged"].contains(&finding.kind);
-    if is_of_receipt && row.status != "COMPLETED" {
+    if QUEUED_AGAIN.contains(&finding.kind) && row.status != "COMPLETED" {
         finding.severity = Severity::Warning;
         finding.to_do = "run the job again, if its output is needed";
     }

@@ -159,15 +159,21 @@ pub struct Check<'a> {
 
 impl<'a> Check<'a> {
     /// Of a database with that UUID.
-    pub fn new(root: &'a Root, database: &'a str, publishers: Publishers<'a>) -> Self {
+    pub fn new(root: &'a Root, database: &'a str) -> Self {
         Check {
-            publishers,
+            publishers: Rc::new(|_| None),
             root,
             database,
             standing: Standing::new(root, database),
             jobs: (0, 0),
             tables: HashMap::new(),
         }
+    }
+
+    /// Output of the jobs that these know may stand for that of others.
+    pub fn with_publishers(mut self, publishers: Publishers<'a>) -> Self {
+        self.publishers = publishers;
+        self
     }
 
     /// Jobs from `first` to `last` are checked next: rows of tables are counted for them alone.
@@ -430,7 +436,7 @@ impl<'a> Check<'a> {
         }
         // The root has had another path.
         let mut files = record?.outputs.files.iter();
-        let file = files.find(|file| path.ends_with(&file.path))?;
+        let file = files.find(|file| path.ends_with(&file.path) && !path.exists())?;
         Some(Target::File(file.path.clone()))
     }
 
@@ -619,7 +625,10 @@ impl<'a> Check<'a> {
         let is_named = |below: &str| {
             let paths = uris.iter().filter_map(|uri| names::file_of(uri));
             let uri = names::file_uri(&self.root.path().join(below));
-            named.contains(&uri) || paths.into_iter().any(|path| path.ends_with(below))
+            named.contains(&uri)
+                || paths
+                    .into_iter()
+                    .any(|path| path.ends_with(below) && !path.exists())
         };
         let files = record.outputs.files.iter();
         let files = files

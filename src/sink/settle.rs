@@ -83,6 +83,45 @@ impl Root {
         Ok(stands.then(|| (record.attempt, record.artifacts(self))))
     }
 
+    /// True when a settlement's job has a record here.
+    pub fn has_record(&self, settlement: &Settlement) -> Result<bool, Error> {
+        let name = Name::numbered(&settlement.database, settlement.attempt)?;
+        Ok(record::read(self, &name)?.is_some())
+    }
+
+    /// Removes output of an attempt before the one that the job's receipt is of, whose output is in
+    /// another root: what the record names, and stands as it was published. After
+    /// [`Root::settle`]. Gives the URIs of what was removed.
+    pub fn settle_duplicate(&self, settlement: &Settlement) -> Result<Vec<String>, Error> {
+        let name = Name::numbered(&settlement.database, settlement.attempt)?;
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(Vec::new());
+        };
+        // The root may have had another path, which the receipt names: no other root has the file.
+        let named = settlement.previous.iter();
+        let mut named = named.filter_map(|uri| names::file_of(uri));
+        let is_recorded = |path: &Path| {
+            let mut files = record.outputs.files.iter();
+            files.any(|file| path.ends_with(&file.path))
+        };
+        if named.any(|path| is_recorded(path) && !path.exists()) {
+            return Ok(Vec::new());
+        }
+        // None of the attempts has a receipt for what is here.
+        let mut own = settlement.history.clone();
+        for past in &mut own.past {
+            if past.end == PastEnd::Completed {
+                past.end = PastEnd::Unknown;
+            }
+        }
+        let mut folder = Folder::create(self, name)?;
+        let settled = self.settle_in(&settlement.previous, &own, &mut folder);
+        if settled.is_err() {
+            folder.leave();
+        }
+        settled
+    }
+
     fn settle_in(
         &self,
         previous: &[String],

@@ -84,6 +84,12 @@ impl Scene {
         store.execute_batch(sql).unwrap();
     }
 
+    fn status(&self, job: i64) -> String {
+        let store = rusqlite::Connection::open(&self.database).unwrap();
+        let query = "SELECT status FROM cf_processing_queue WHERE id = ?1";
+        store.query_row(query, [job], |row| row.get(0)).unwrap()
+    }
+
     fn fsck(&self, more: &[&str]) -> (Option<i32>, String) {
         let mut command = program("casparian");
         command.args(["fsck", "--database"]).arg(&self.database);
@@ -248,4 +254,110 @@ fn command_lines_that_cannot_work_are_refused() {
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert!(stderr(&output).contains(want), "{}", stderr(&output));
     }
+}
+
+#[test]
+fn what_can_be_repaired_is_and_a_run_does_the_rest() {
+    let scene = Scene::published(9);
+    fs::remove_file(scene.file(1)).unwrap();
+    change(&scene.file(2), |bytes| bytes.truncate(bytes.len() - 1));
+    change(&scene.file(3), |bytes| {
+        let end = bytes.len() - 4;
+        bytes[end..].copy_from_slice(b"none");
+    });
+    let table = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+    table.execute("DELETE FROM rows WHERE x = 2", []).unwrap();
+    drop(table);
+    // Lost after they had published: to be settled, and settled by nobody.
+    scene.sql(
+        "UPDATE cf_processing_queue SET status = 'FAILED', failure_cause = 'lost', \
+         published = '[]', receipt = NULL, unsettled = iif(id = 4, 1, 0) WHERE id IN (4, 5); \
+         UPDATE cf_job_attempt SET status = 'FAILED', cause = 'lost' WHERE job_id IN (4, 5)",
+    );
+    // Cancelled by another program.
+    scene.sql(
+        "UPDATE cf_processing_queue SET status = 'SKIPPED', published = '[]', receipt = NULL \
+         WHERE id = 6; UPDATE cf_job_attempt SET status = 'TAKEN' WHERE job_id = 6",
+    );
+    scene.sql("UPDATE cf_processing_queue SET status = 'FAILED' WHERE id = 7");
+    fs::remove_file(scene.file(7)).unwrap();
+    scene.sql("DELETE FROM cf_processing_queue WHERE id = 8");
+    let dead = scene.private("staging").join(format!("{}.1.2", scene.id()));
+    fs::create_dir_all(&dead).unwrap();
+    fs::write(dead.join("worker"), "1-0").unwrap();
+    // It has a name of ours, and nothing says that it is.
+    let strangers = scene.out().join("p_output_99.parquet");
+    fs::write(&strangers, "").unwrap();
+
+    let value = scene.json(&["--repair"]);
+    let summary = &value["summary"];
+    let counts = [
+        "errors",
+        "warnings",
+        "notes",
+        "repaired",
+        "queued_again",
+        "settled",
+    ];
+    let counts = counts.map(|name| summary[name].as_u64().unwrap());
+    // Job 7 is not COMPLETED: nothing asks for its output.
+    assert_eq!(counts, [0, 1, 1, 8, 4, 3], "{value}");
+    assert!(!dead.exists() && strangers.exists());
+    assert!(scene.file(8).exists() && !scene.file(6).exists());
+    for (job, status) in [
+        (1, "QUEUED"),
+        (4, "COMPLETED"),
+        (5, "COMPLETED"),
+        (6, "SKIPPED"),
+    ] {
+        assert_eq!(scene.status(job), status, "{job}");
+    }
+    scene.sql("UPDATE cf_processing_queue SET published = '[]' WHERE id = 7");
+    let (sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let worker = worker(&endpoint, &scene.out(), &[]);
+    for job in [1, 2, 3, 10] {
+        assert_eq!(ended(&scene.database, job)["status"], "COMPLETED");
+    }
+    drop((worker, sentinel));
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn a_repair_is_refused_while_a_sentinel_or_a_worker_works() {
+    let scene = Scene::published(1);
+    fs::remove_file(scene.file(1)).unwrap();
+    let (mut sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let mut worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+    worker.line_with("connected");
+    for (what, ends) in [("sentinel", &mut sentinel), ("workers", &mut worker)] {
+        let (code, text) = scene.fsck(&["--repair"]);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(what), "{text}");
+        assert_eq!(scene.status(1), "COMPLETED");
+        ends.kill();
+    }
+    assert_eq!(scene.fsck(&["--repair"]).0, Some(0));
+    assert_eq!(scene.status(1), "QUEUED");
+}
+
+/// Two workers with folders of their own have published the job.
+#[test]
+fn output_of_a_job_in_a_second_folder_is_found_and_removed() {
+    let scene = Scene::published(1);
+    let second = scene.dir.path().join("second");
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1");
+    let (sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let worker = worker(&endpoint, &second, &[]);
+    assert_eq!(ended(&scene.database, 1)["status"], "COMPLETED");
+    drop((worker, sentinel));
+    let (code, text) = scene.fsck(&[]);
+    assert!(text.contains("warning: duplicate: file://"), "{text}");
+    assert_eq!(code, Some(1), "{text}");
+    let both = ["--output", second.to_str().unwrap()];
+    let (code, text) = scene.fsck(&[&both[..], &["--repair"]].concat());
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!scene.file(1).exists());
+    assert!(second.join("p_output_1.parquet").exists());
+    assert_eq!(scene.fsck(&both).0, Some(0));
 }

@@ -1,0 +1,186 @@
+//! `--repair`: what of the findings is put right. The database is locked as by a sentinel, and no
+//! worker has an output folder open, so nothing else changes rows or output meanwhile.
+
+use std::path::{Path, PathBuf};
+
+use crate::cli::plugin::now;
+use crate::cli::{Failure, failed};
+use crate::job::{Cause, Receipt, Settlement};
+use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions};
+use crate::store::{self, Audited, Lock, Open, Store, lock_database};
+use crate::worker;
+
+/// The right to change a database and its output folders.
+pub(super) struct Repair {
+    pub(super) store: Store,
+    _lock: Lock,
+}
+
+/// What was done about a job.
+pub(super) enum Done {
+    Settled(&'static str),
+    QueuedAgain,
+}
+
+/// How often a settlement that is barred is tried with a number above the bar.
+const TRIES_MAX: u32 = 3;
+
+impl Repair {
+    /// Locks the database; refused while a sentinel works on it.
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let lock = lock_database(path, Open::Existing).map_err(|error| match error {
+            store::Error::Locked { .. } => failed(format!(
+                "{error}; stop the sentinel (or casparian run), or check without changing anything"
+            )),
+            error => failed(error),
+        })?;
+        let store = Store::open(path, Open::Existing).map_err(failed)?;
+        Ok(Repair { store, _lock: lock })
+    }
+
+    /// Opens an output folder, which finishes or undoes what dead attempts left in it; refused while
+    /// a worker has it open.
+    pub(super) fn open_root(database: &Path, output: &PathBuf) -> Result<Root, Failure> {
+        let options = RootOptions {
+            share: true,
+            is_closed: is_of_run(database, output),
+        };
+        let fail = |error: Error| failed(format!("output folder: {error}"));
+        let refuse = |root: &Root| match Check::new(root, "").workers().map_err(fail)? {
+            0 => Ok(()),
+            count => Err(failed(format!(
+                "output folder {}: {count} workers have it open; stop them, or check without \
+                 changing anything",
+                output.display()
+            ))),
+        };
+        refuse(&Root::look(output, options).map_err(fail)?)?;
+        let root = Root::open(output, options).map_err(fail)?;
+        // One may have started meanwhile.
+        refuse(&root)?;
+        Ok(root)
+    }
+
+    /// Puts right what was found of a job; none where it cannot.
+    pub(super) fn job(
+        &mut self,
+        row: &Audited,
+        problems: &[(usize, Problem)],
+        roots: &[&Root],
+    ) -> Result<Option<Done>, Failure> {
+        let has = |kinds: &[Kind]| {
+            let mut problems = problems.iter();
+            problems.any(|(_, problem)| kinds.contains(&problem.kind))
+        };
+        if has(&[Kind::Foreign, Kind::Record, Kind::Barred, Kind::Unchecked]) || row.runs_again() {
+            return Ok(None);
+        }
+        if row.is_unsettled || has(&[Kind::NoReceipt, Kind::Unfinished, Kind::Duplicate]) {
+            let duplicates = problems.iter();
+            let duplicates: Vec<usize> = duplicates
+                .filter(|(_, problem)| problem.kind == Kind::Duplicate)
+                .map(|(index, _)| *index)
+                .collect();
+            return self.settle(row, roots, &duplicates);
+        }
+        let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
+        if is_damaged && row.status == "COMPLETED" {
+            let mut turn = self.store.begin().map_err(failed)?;
+            let is_queued = turn.requeue(row.job_id, row.file_version_id);
+            let is_queued = is_queued.map_err(failed)?;
+            turn.commit().map_err(failed)?;
+            return Ok(is_queued.then_some(Done::QueuedAgain));
+        }
+        Ok(None)
+    }
+
+    /// Settles a job in the roots, as workers do.
+    fn settle(
+        &mut self,
+        row: &Audited,
+        roots: &[&Root],
+        duplicates: &[usize],
+    ) -> Result<Option<Done>, Failure> {
+        for _ in 0..TRIES_MAX {
+            let Some(settlement) = self.take(row.job_id).map_err(failed)? else {
+                return Ok(None);
+            };
+            let receipt = match settle_in(&settlement, roots, duplicates) {
+                Ok((standing, is_removed)) => {
+                    let receipt = worker::settled(settlement.attempt, standing.clone());
+                    let is_completed = self.note(&settlement, &receipt).map_err(failed)?;
+                    return Ok(Some(Done::Settled(match (standing, is_completed) {
+                        (Some(_), true) => "settled: the job is COMPLETED by this output",
+                        (Some(_), false) => "settled: the output stays and has a receipt",
+                        (None, _) if is_removed => "settled: the output was removed",
+                        (None, _) => "settled: no output is left without a receipt",
+                    })));
+                }
+                Err(error) => {
+                    let mut receipt =
+                        Receipt::failed(settlement.attempt, Cause::Worker, error.to_string());
+                    receipt.note_others(barred_by(&error), None);
+                    receipt
+                }
+            };
+            self.note(&settlement, &receipt).map_err(failed)?;
+            if receipt.barred_by(settlement.attempt).is_none() {
+                let reason = receipt.error_message.unwrap_or_default();
+                crate::cli::stderr::tell(format_args!("job {}: {reason}", row.job_id));
+                return Ok(None);
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(&mut self, job_id: i64) -> Result<Option<Settlement>, store::Error> {
+        let mut turn = self.store.begin()?;
+        turn.unsettle(job_id)?;
+        let taken = turn.take_settlement(job_id)?;
+        turn.commit()?;
+        Ok(taken.map(|(settlement, _)| settlement))
+    }
+
+    fn note(&mut self, settlement: &Settlement, receipt: &Receipt) -> Result<bool, store::Error> {
+        let mut turn = self.store.begin()?;
+        let is_completed = turn.settle(settlement.attempt, receipt, &now())?;
+        turn.commit()?;
+        Ok(is_completed)
+    }
+}
+
+type Standing = Option<(i64, Vec<crate::sink::Artifact>)>;
+
+/// Settles a job in each root: what stands without a receipt, and whether something was removed.
+fn settle_in(
+    settlement: &Settlement,
+    roots: &[&Root],
+    duplicates: &[usize],
+) -> Result<(Standing, bool), Error> {
+    let mut standing = None;
+    let mut is_removed = false;
+    for (index, root) in roots.iter().enumerate() {
+        let before = root.has_record(settlement)?;
+        let found = root.settle(settlement)?;
+        is_removed |= before && !root.has_record(settlement)?;
+        standing = standing.or(found);
+        if duplicates.contains(&index) {
+            is_removed |= !root.settle_duplicate(settlement)?.is_empty();
+        }
+    }
+    Ok((standing, is_removed))
+}
+
+fn barred_by(error: &Error) -> Option<i64> {
+    match error {
+        Error::Barred { by, .. } => Some(*by),
+        _ => None,
+    }
+}
+
+/// True for the queue of `casparian run` in its output folder, whose sinks stay in it.
+fn is_of_run(database: &Path, output: &Path) -> bool {
+    let queue = output.join(".casparian").join("queue.sqlite");
+    let real = std::fs::canonicalize(database);
+    real.is_ok_and(|real| std::fs::canonicalize(queue).is_ok_and(|queue| queue == real))
+}
