@@ -1,12 +1,13 @@
 //! `fsck`: the database against its output folders. What it reads is read in parts of a thousand
 //! jobs, beside a sentinel and workers that go on: a row that changes meanwhile is compared again.
 
+mod adopt;
 mod repair;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use repair::{Done, Repair};
@@ -37,15 +38,24 @@ pub(super) const COMMAND: Command = Command {
             value: None,
             help: "Put right what can be; refused while a sentinel or worker runs",
         },
+        Flag {
+            long: "adopt",
+            short: None,
+            value: None,
+            help: "Make a copied or restored database the owner of the output\nthat its receipts name; refused like --repair",
+        },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged. It removes\nonly what a record of this database names. RUNNING jobs are left to the next sentinel.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged. It removes\nonly what a record of this database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and rows count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Rows and records that are compared at a time.
 const PART: i64 = 1000;
 /// How often a job that changes meanwhile is compared.
 const TRIES_MAX: u32 = 3;
+/// What may be done about a job one after the other: attempts and files that are adopted, a
+/// settlement, another attempt.
+const REPAIRS_MAX: u32 = 5;
 /// A worker that was heard of so recently may just be reconnecting.
 const SEEN_AGE_MAX_MS: i64 = 60_000;
 
@@ -58,8 +68,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let path = database(&COMMAND, &typed)?;
     let outputs = outputs(&typed)?;
     log_lines::start("error");
+    let is_adopting = typed.has("adopt");
     let is_repair = typed.has("repair");
-    let mut repair = match is_repair {
+    let may_change = is_repair || is_adopting;
+    let mut repair = match may_change {
         true => Some(Repair::open(&path)?),
         false => None,
     };
@@ -76,13 +88,22 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for output in &outputs {
         let look = Root::look(output, RootOptions::default());
         let look = look.map_err(|error| failed(format!("output folder: {error}")))?;
-        if let Some(root) = folders(
-            &look,
-            &id,
-            is_repair.then_some((&path, output)),
-            &mut report,
-        )? {
+        if let Some(root) = folders(&look, may_change.then_some((&path, output)), &mut report)? {
             roots.push(root.unwrap_or(look));
+        }
+    }
+    let roots: Vec<&Root> = roots.iter().collect();
+    let mut id = id.to_string();
+    if is_adopting
+        && let Some(repair) = &mut repair
+        && let Some(taken) = repair.take_identity(&id, &roots, &inspector)?
+    {
+        report.add(&identity(&path, &id, &taken))?;
+        id = taken;
+    }
+    for root in &roots {
+        for problem in Check::new(root, &id).owner() {
+            report.add(&Finding::of(problem, None))?;
         }
     }
     let mut scan = Scan {
@@ -91,13 +112,15 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             .iter()
             .map(|root| Check::new(root, &id).with_publishers(publishers(&inspector)))
             .collect(),
-        roots: roots.iter().collect(),
+        roots: roots.clone(),
         repair: repair.as_mut(),
+        is_repair,
+        is_adopting,
         report,
     };
     scan.claimants(unix_ms())?;
     scan.jobs()?;
-    match scan.report.finish(&id, is_repair)? {
+    match scan.report.finish(&id, may_change)? {
         true => Err(Failure::Said),
         false => Ok(()),
     }
@@ -107,11 +130,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 /// the root.
 fn folders(
     look: &Root,
-    id: &str,
     repair: Option<(&PathBuf, &PathBuf)>,
     report: &mut Report,
 ) -> Result<Option<Option<Root>>, Failure> {
-    let check = Check::new(look, id);
+    let check = Check::new(look, "");
     let (problems, is_usable) = check.folders();
     for problem in problems {
         report.add(&Finding::of(problem, None))?;
@@ -157,6 +179,8 @@ struct Scan<'a> {
     checks: Vec<Check<'a>>,
     roots: Vec<&'a Root>,
     repair: Option<&'a mut Repair>,
+    is_repair: bool,
+    is_adopting: bool,
     report: Report,
 }
 
@@ -282,8 +306,8 @@ impl Scan<'_> {
 
     fn job(&mut self, mut row: Audited) -> Result<(), Failure> {
         let mut repaired = 0;
-        for _ in 0..TRIES_MAX {
-            let looked = look(&mut self.checks, &row);
+        for _ in 0..TRIES_MAX + REPAIRS_MAX {
+            let looked = look(&mut self.checks, &row, self.is_adopting);
             let is_unsettled = row.is_unsettled && !row.runs_again();
             let is_clean = looked.problems.is_empty() && !is_unsettled;
             if !is_clean && self.repair.is_none() {
@@ -297,8 +321,13 @@ impl Scan<'_> {
                 }
             }
             let done = match &mut self.repair {
-                Some(repair) if !is_clean && repaired < TRIES_MAX - 1 => {
-                    repair.job(&row, &looked.problems, &self.roots)?
+                Some(repair) if !is_clean && repaired < REPAIRS_MAX => {
+                    let (problems, roots) = (&looked.problems, &self.roots);
+                    match self.is_adopting && repair.adopt(&row, problems, roots)? {
+                        true => Some(Done::Adopted),
+                        false if self.is_repair => repair.job(&row, problems, roots)?,
+                        false => None,
+                    }
                 }
                 _ => None,
             };
@@ -341,6 +370,9 @@ impl Scan<'_> {
                 Some(Done::QueuedAgain) if QUEUED_AGAIN.contains(&finding.kind) => {
                     Some("the job is queued again".to_owned())
                 }
+                Some(Done::Adopted) if ADOPTED.contains(&finding.kind) => {
+                    Some("the database owns it now".to_owned())
+                }
                 // It is compared again after the repair.
                 Some(_) => continue,
                 None => None,
@@ -351,6 +383,7 @@ impl Scan<'_> {
         match done {
             Some(Done::Settled(_)) => counts.settled += 1,
             Some(Done::QueuedAgain) => counts.queued += 1,
+            Some(Done::Adopted) => counts.adopted += 1,
             None => {
                 counts.jobs += 1;
                 counts.outputs += looked.compared;
@@ -363,6 +396,8 @@ impl Scan<'_> {
 
 /// Kinds of findings that a settlement puts right.
 const SETTLED: [&str; 4] = ["no-receipt", "unfinished", "duplicate", "unsettled"];
+/// Kinds that adoption puts right.
+const ADOPTED: [&str; 3] = ["foreign", "barred", "touched"];
 /// Kinds that another attempt puts right.
 const QUEUED_AGAIN: [&str; 4] = ["missing", "changed", "rows", "damaged"];
 
@@ -374,7 +409,7 @@ struct Looked {
     elsewhere: u64,
 }
 
-fn look(checks: &mut [Check<'_>], row: &Audited) -> Looked {
+fn look(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Looked {
     let outputs: Vec<Named> = row
         .outputs
         .iter()
@@ -387,7 +422,7 @@ fn look(checks: &mut [Check<'_>], row: &Audited) -> Looked {
         .collect();
     let expected = Expected {
         last: row.last,
-        is_running: row.status == "RUNNING",
+        is_running: row.status == "RUNNING" && !is_adopting,
         runs_again: row.runs_again(),
         is_unsettled: row.is_unsettled,
         publisher: row.publisher,
@@ -395,6 +430,7 @@ fn look(checks: &mut [Check<'_>], row: &Audited) -> Looked {
         outputs: &outputs,
         is_truncated: row.is_truncated,
         history: &row.history,
+        is_adopting: is_adopting && row.status == "COMPLETED",
     };
     let mut named = BTreeSet::new();
     let mut problems = Vec::new();
@@ -418,6 +454,19 @@ fn finding(problem: Problem, row: &Audited) -> Finding {
         finding.to_do = "run the job again, if its output is needed";
     }
     finding
+}
+
+/// The database has taken the identity of the folders' owner.
+fn identity(path: &Path, before: &str, taken: &str) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        kind: "owner",
+        job: None,
+        place: path.display().to_string(),
+        what: format!("its identity was {before}, and its receipts name output of {taken}"),
+        to_do: "",
+        done: Some(format!("its identity is {taken}")),
+    }
 }
 
 fn unsettled(row: &Audited, has_sentinel: bool) -> Finding {

@@ -124,6 +124,8 @@ pub struct Expected<'a> {
     pub is_truncated: bool,
     /// All its attempts.
     pub history: &'a History,
+    /// The receipt's files are those here, whatever folder it names.
+    pub is_adopting: bool,
 }
 
 /// What was found of a job in one root.
@@ -188,7 +190,7 @@ impl<'a> Check<'a> {
         self.standing.forget();
     }
 
-    /// The folders of `.casparian`, its owner, and who may change them. What `bool` says is whether
+    /// The folders of `.casparian`, and who may change them. What `bool` says is whether
     /// the rest can be checked.
     pub fn folders(&self) -> (Vec<Problem>, bool) {
         let mut problems = Vec::new();
@@ -229,11 +231,11 @@ impl<'a> Check<'a> {
                 problems.push(Problem::at(Kind::Permissions, &path, what));
             }
         }
-        problems.extend(self.owner());
         (problems, is_usable)
     }
 
-    fn owner(&self) -> Option<Problem> {
+    /// Whose the root is.
+    pub fn owner(&self) -> Option<Problem> {
         let path = self.root.base().join("owner");
         let other = match root::owner(self.root.path()) {
             Ok(Some(owner)) if owner == self.database => return None,
@@ -241,7 +243,7 @@ impl<'a> Check<'a> {
             Err(error) => return Some(Problem::at(Kind::Owner, &path, error.to_string())),
         };
         // Shared: files have names of their own.
-        if folder::checked(&other).is_ok() && self.of_database("outputs").is_dir() {
+        if self.root.has_records(self.database) {
             return None;
         }
         let what = format!(
@@ -389,23 +391,31 @@ impl<'a> Check<'a> {
             .is_none_or(|record| is_by(record, expected.publisher, expected.key));
         for (index, output) in expected.outputs.iter().enumerate() {
             let known = record.as_ref().filter(|_| is_current);
-            let Some(target) = self.locate(&output.uri, record.as_ref()) else {
+            let Some(target) = self.locate(&output.uri, record.as_ref(), expected.is_adopting)
+            else {
                 continue;
             };
             found.named.insert(index);
             if expected.runs_again || expected.is_unsettled {
                 continue;
             }
+            // What a later attempt has replaced is asked of its record.
+            if !is_current && record.as_ref().is_some_and(|record| target.is_in(record)) {
+                continue;
+            }
+            let now = target.uri(self.root.path());
             let problem = match target {
-                Target::File(below) => match is_current || !has_file(record.as_ref(), &below) {
-                    true => self.file(&below, output, known, &name),
-                    // A later attempt has replaced it, which the record is asked for.
-                    false => None,
-                },
+                Target::File(below) => self.file(&below, output, known, &name),
                 Target::Table(database, table) => {
                     self.table(&database, &table, output, known, &name)
                 }
             };
+            let moved = || {
+                let what = format!("its receipt names {}", output.uri);
+                Problem::new(Kind::Touched, &now, what)
+            };
+            let is_moved = expected.is_adopting && is_current && now != output.uri;
+            let problem = problem.or_else(|| is_moved.then(moved));
             found.problems.extend(problem);
         }
         if let Some(record) = &record
@@ -418,25 +428,32 @@ impl<'a> Check<'a> {
     }
 
     /// Where a receipt's output is in this root; none for what is elsewhere.
-    fn locate(&self, uri: &str, record: Option<&Record>) -> Option<Target> {
+    fn locate(&self, uri: &str, record: Option<&Record>, is_adopting: bool) -> Option<Target> {
         let root = self.root.path();
+        // The root may have had another path.
+        let is_here =
+            |path: &Path, below: &str| path.ends_with(below) && (is_adopting || !path.exists());
         if let Some((database, table)) = names::table_of(uri) {
             let (path, below) = place::database(root, database);
-            let is_recorded = || {
-                let tables = record.into_iter().flat_map(|record| &record.outputs.tables);
-                let mut tables = tables.filter(|known| known.table.eq_ignore_ascii_case(table));
-                tables.any(|known| known.database == path)
-            };
-            let is_here = below.is_some() || is_recorded();
-            return is_here.then(|| Target::Table(path.into(), table.to_owned()));
+            if below.is_some() {
+                return Some(Target::Table(path.into(), table.to_owned()));
+            }
+            let mut tables = record?.outputs.tables.iter();
+            let known = tables.find(|known| {
+                let below = known.below.as_deref();
+                known.table.eq_ignore_ascii_case(table)
+                    && (known.database == path
+                        || below.is_some_and(|below| is_here(database.as_ref(), below)))
+            })?;
+            let database = PathBuf::from(&known.database);
+            return Some(Target::Table(database, known.table.clone()));
         }
         let path = names::file_of(uri)?;
         if let Some(below) = place::below(root, path) {
             return Some(Target::File(below));
         }
-        // The root has had another path.
         let mut files = record?.outputs.files.iter();
-        let file = files.find(|file| path.ends_with(&file.path) && !path.exists())?;
+        let file = files.find(|file| is_here(path, &file.path))?;
         Some(Target::File(file.path.clone()))
     }
 
@@ -622,24 +639,27 @@ impl<'a> Check<'a> {
             .map(|output| output.uri.clone())
             .collect();
         let named = place::named(self.root.path(), &uris);
-        let is_named = |below: &str| {
-            let paths = uris.iter().filter_map(|uri| names::file_of(uri));
-            let uri = names::file_uri(&self.root.path().join(below));
-            named.contains(&uri)
-                || paths
-                    .into_iter()
-                    .any(|path| path.ends_with(below) && !path.exists())
-        };
-        let files = record.outputs.files.iter();
-        let files = files
-            .filter(|file| !is_named(&file.path) && self.is_as_recorded(file))
-            .map(|file| names::file_uri(&self.root.path().join(&file.path)));
-        let tables = record.outputs.tables.iter();
-        let tables = tables
-            .filter(|table| self.has_rows(table, record, expected.last))
-            .map(|table| names::table_uri(Path::new(&table.database), &table.table))
-            .filter(|uri| !named.contains(uri));
-        files.chain(tables).collect()
+        // The root may have had another path, or be a copy.
+        let is_current = is_by(record, expected.publisher, expected.key);
+        let is_here =
+            |path: &Path, below: &str| path.ends_with(below) && (is_current || !path.exists());
+        let files = record.outputs.files.iter().filter(|file| {
+            let mut paths = uris.iter().filter_map(|uri| names::file_of(uri));
+            self.is_as_recorded(file) && !paths.any(|path| is_here(path, &file.path))
+        });
+        let files = files.map(|file| names::file_uri(&self.root.path().join(&file.path)));
+        let tables = record.outputs.tables.iter().filter(|table| {
+            let mut tables = uris.iter().filter_map(|uri| names::table_of(uri));
+            let below = table.below.as_deref();
+            let is_named = tables.any(|(path, name)| {
+                name.eq_ignore_ascii_case(&table.table)
+                    && below.is_some_and(|below| is_here(path.as_ref(), below))
+            });
+            !is_named && self.has_rows(table, record, expected.last)
+        });
+        let tables = tables.map(|table| names::table_uri(table.database.as_ref(), &table.table));
+        let all = files.chain(tables);
+        all.filter(|uri| !named.contains(uri)).collect()
     }
 
     fn has_rows(&self, table: &TableOutput, record: &Record, last: Attempt) -> bool {
@@ -651,21 +671,38 @@ impl<'a> Check<'a> {
     }
 
     fn bars(&self, expected: &Expected<'_>) -> Option<Problem> {
-        let first = Attempt::new(expected.last.job_id, expected.last.number.saturating_add(1));
+        let last = expected.last;
         let place = self.of_database("barred");
-        match self.root.barred_by(self.database, first) {
-            Ok(Some(by)) if Attempt::new(first.job_id, by).incarnation() == first.incarnation() => {
+        match self.root.bar_of(self.database, last) {
+            Ok(by) => {
                 let what = format!(
                     "attempts of the job up to {} are barred, its last one was {}: the database \
                      was copied or restored",
-                    Attempt::new(first.job_id, by).ordinal(),
-                    expected.last.ordinal()
+                    Attempt::new(last.job_id, by?).ordinal(),
+                    last.ordinal()
                 );
                 Some(Problem::at(Kind::Barred, &place, what))
             }
-            Ok(_) => None,
             Err(error) => Some(Problem::unchecked(place.display(), &error)),
         }
+    }
+}
+
+impl Root {
+    /// True when jobs of a database have records here.
+    pub fn has_records(&self, database: &str) -> bool {
+        let is_name = folder::checked(database).is_ok();
+        is_name && self.base().join("outputs").join(database).is_dir()
+    }
+
+    /// The highest bar above the last attempt of a job.
+    pub fn bar_of(&self, database: &str, last: Attempt) -> Result<Option<i64>, Error> {
+        let database = folder::checked(database)?;
+        let mut first = last;
+        first.number = first.number.saturating_add(1);
+        let by = self.barred_by(&database, first)?;
+        let is_its = |by: &i64| Attempt::new(last.job_id, *by).incarnation() == last.incarnation();
+        Ok(by.filter(is_its))
     }
 }
 
@@ -677,8 +714,24 @@ enum Target {
     Table(PathBuf, String),
 }
 
-fn has_file(record: Option<&Record>, below: &str) -> bool {
-    record.is_some_and(|record| record.outputs.files.iter().any(|file| file.path == below))
+impl Target {
+    /// True for one that a record's attempt has published.
+    fn is_in(&self, record: &Record) -> bool {
+        let Record { outputs, .. } = record;
+        match self {
+            Target::File(below) => outputs.files.iter().any(|file| file.path == *below),
+            Target::Table(database, table) => outputs.tables.iter().any(|known| {
+                Path::new(&known.database) == database && known.table.eq_ignore_ascii_case(table)
+            }),
+        }
+    }
+
+    fn uri(&self, root: &Path) -> String {
+        match self {
+            Target::File(below) => names::file_uri(&root.join(below)),
+            Target::Table(database, table) => names::table_uri(database, table),
+        }
+    }
 }
 
 /// Why a record cannot be read, without its path.

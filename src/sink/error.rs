@@ -225,7 +225,8 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "{} belongs to another database; use another output folder or --share-output \
-                 (it holds output of {owner}, the job is of {database})",
+                 (it holds output of {owner}, the job is of {database}); a copy of that database \
+                 becomes its owner by `casparian fsck --adopt`",
                 path.display()
             ),
             Error::DatabaseName { name } => {
@@ -236,9 +237,10 @@ impl fmt::Display for Error {
             }
             Error::Copied { attempt, recorded } => write!(
                 f,
-                "{attempt}: its attempt {} is published already, so the database is a copy; \
-                 `casparian init --new-identity DB` gives it an identity of its own, and \
-                 --share-output lets it publish here then",
+                "{attempt}: its attempt {} is published already, so the database was copied or \
+                 restored; `casparian init --new-identity DB` gives it an identity of its own, and \
+                 --share-output lets it publish here then; or `casparian fsck --adopt` makes it the \
+                 owner of what is here",
                 Attempt::new(attempt.job_id, *recorded).ordinal()
             ),
             Error::Barred { attempt, .. } => {

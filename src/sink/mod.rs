@@ -17,7 +17,7 @@
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
 //! Files: `anchor` (which folder the root is), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`; `place` (one file under several paths);
+//! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
 //! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
@@ -33,6 +33,7 @@
     )
 )]
 
+mod adopt;
 mod anchor;
 mod bar;
 mod check;
@@ -58,6 +59,7 @@ mod siblings;
 mod sqlite;
 mod standing;
 
+pub use adopt::Adopted;
 pub use check::{Check, Expected, Found, Kind, Named, Problem, Publishers};
 pub use error::{Error, Refused, raise_descriptor_limit};
 pub use output::JobOutput;

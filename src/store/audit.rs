@@ -5,12 +5,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::claim::{history, published};
 use super::value::{cell, count, number, shown};
-use super::{Error, Inspector, Turn, identity};
-use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History};
+use super::{Error, Inspector, Now, Turn, attempts, format_time, identity};
+use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
 use crate::limits;
 
 /// Rows with IDs in a range, rising.
@@ -127,6 +127,18 @@ impl Inspector {
             (attempt, number(cell(row, 1)).unwrap_or(0))
         };
         Ok(known.map(read))
+    }
+
+    /// What the last receipt of a job names, also where a new identity of the database has
+    /// disclaimed it; the number of its last attempt. None when there is no such row.
+    pub fn received(&self, job_id: i64) -> Result<Option<(Attempt, Vec<String>)>, Error> {
+        let query = "SELECT attempt, receipt FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| {
+            let attempt = Attempt::new(job_id, count(cell(row, 0)));
+            Ok((attempt, published(cell(row, 1))))
+        });
+        Ok(found.optional()?)
     }
 
     /// RUNNING rows with IDs above `after`, rising, at most `limit`.
@@ -250,5 +262,52 @@ impl Turn<'_> {
              AND coalesce(status, '') NOT IN ('RUNNING', 'QUEUED') \
              AND (status IS NOT 'PENDING' OR next_run IS NULL)";
         Ok(self.change_job(job_id, unsettle, params![job_id])? == Some(1))
+    }
+
+    /// An attempt that the database did not know has published, and counts as its own from now on:
+    /// with a receipt for its output, or as one that may have left output. `key` is the attempt's.
+    pub fn adopt(
+        &mut self,
+        attempt: Attempt,
+        key: i64,
+        receipt: Option<&Receipt>,
+        now: &Now,
+    ) -> Result<(), Error> {
+        let job_id = attempt.job_id;
+        let status = match receipt {
+            Some(_) => "COMPLETED",
+            None => "INTERRUPTED",
+        };
+        let note = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key) \
+             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (job_id, attempt) DO UPDATE \
+             SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL";
+        let ended = format_time(now.unix_ms);
+        self.change_job(
+            job_id,
+            note,
+            params![job_id, attempt.number, ended, status, key],
+        )?;
+        self.count_on(attempt, Some(key))?;
+        let Some(receipt) = receipt else {
+            return self.unsettle(job_id).map(drop);
+        };
+        let json = serde_json::json!({
+            "status": receipt.status,
+            "metrics": receipt.metrics,
+            "artifacts": receipt.artifacts,
+        });
+        let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
+        let parameters = params![job_id, json.to_string(), attempts::uris(receipt)];
+        self.change_job(job_id, publish, parameters)?;
+        Ok(())
+    }
+
+    /// The next attempt of a job has a number above this one, whose key it is.
+    pub fn count_on(&mut self, attempt: Attempt, key: Option<i64>) -> Result<(), Error> {
+        let count_on = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \
+             WHERE id = ?1 AND (typeof(attempt) IS NOT 'integer' OR attempt <= ?2)";
+        let parameters = params![attempt.job_id, attempt.number, key];
+        self.change_job(attempt.job_id, count_on, parameters)?;
+        Ok(())
     }
 }

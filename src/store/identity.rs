@@ -123,6 +123,28 @@ impl Store {
         Ok(self.identity.database.clone())
     }
 
+    /// Gives the database the identity of the one that it is a copy of, and takes back that it
+    /// disclaimed what its receipts name ([`Store::new_identity`]).
+    pub fn take_identity(&mut self, id: &str) -> Result<(), Error> {
+        let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+        transaction.execute(
+            "UPDATE cf_casparian SET value = ?1 WHERE key = 'database'",
+            [id],
+        )?;
+        transaction.execute(
+            "UPDATE cf_processing_queue SET published = NULL \
+             WHERE status = 'COMPLETED' AND published = '[]' AND receipt IS NOT NULL",
+            [],
+        )?;
+        let taken = database_id(&transaction)?;
+        let taken = taken
+            .filter(|taken| **taken == *id)
+            .ok_or_else(|| Error::Row(format!("{id:?} is no identity of a database")))?;
+        transaction.commit()?;
+        self.identity.database = taken;
+        Ok(())
+    }
+
     /// Checks that the path still names the file that was opened, that its WAL is the one that this
     /// connection writes to, and that the UUID in it is the same. Cheap: some `stat`s and a lookup.
     ///

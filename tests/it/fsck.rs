@@ -43,6 +43,16 @@ impl Scene {
         scene
     }
 
+    /// Runs a job again; gives how it ends.
+    fn run_again(&self, job: i64) -> Value {
+        self.sql(&format!(
+            "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = {job}"
+        ));
+        let (_sentinel, endpoint) = sentinel(&self.database, &[]);
+        let _worker = worker(&endpoint, &self.out(), &[]);
+        ended(&self.database, job)
+    }
+
     /// A sentinel and a worker until jobs have ended.
     fn run(&self, jobs: i64) {
         let (mut sentinel, endpoint) = sentinel(&self.database, &[]);
@@ -58,7 +68,11 @@ impl Scene {
     }
 
     fn out(&self) -> PathBuf {
-        self.dir.path().join("out")
+        let copy = self.dir.path().join("copy");
+        match copy.exists() {
+            true => copy,
+            false => self.dir.path().join("out"),
+        }
     }
 
     fn private(&self, name: &str) -> PathBuf {
@@ -360,4 +374,111 @@ fn output_of_a_job_in_a_second_folder_is_found_and_removed() {
     assert!(!scene.file(1).exists());
     assert!(second.join("p_output_1.parquet").exists());
     assert_eq!(scene.fsck(&both).0, Some(0));
+}
+
+/// Both ways out of a refusal are named by it.
+fn assert_refused(job: &Value) {
+    assert_eq!(job["status"], "FAILED", "{job}");
+    let error = job["error"].as_str().unwrap();
+    assert!(error.contains("casparian fsck --adopt"), "{error}");
+}
+
+#[test]
+fn a_restored_database_adopts_what_was_published_after_its_backup() {
+    let scene = Scene::published(3);
+    let backup = scene.dir.path().join("backup");
+    fs::copy(&scene.database, &backup).unwrap();
+    scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id != 3");
+    scene.run(4);
+    fs::copy(&backup, &scene.database).unwrap();
+    let foreign = [1, 2, 4].map(|job| ("foreign".to_owned(), Some(job)));
+    assert_eq!(scene.kinds(), foreign);
+    let refused = scene.run_again(2);
+    assert_refused(&refused);
+    assert!(
+        refused["error"]
+            .as_str()
+            .unwrap()
+            .contains("--new-identity")
+    );
+
+    let (code, text) = scene.fsck(&["--adopt"]);
+    // The refused job is settled by the next sentinel.
+    assert_eq!(
+        text.matches("the database owns it now").count(),
+        3,
+        "{text}"
+    );
+    assert_eq!(code, Some(0), "{text}");
+    for job in [1, 2, 4] {
+        let done = scene.run_again(job);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+        assert!(done["attempt"].as_i64().unwrap() > 2, "{done}");
+    }
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+    assert_eq!(visible_files(&scene.out()).len(), 4);
+}
+
+#[test]
+fn a_copy_with_another_identity_adopts_the_output_of_its_original() {
+    let scene = Scene::published(1);
+    let id = scene.id();
+    let text = scene.database.to_str().unwrap();
+    casparian_ok(&["init", "--new-identity", text]);
+    let other = scene.dir.path().join("other.db");
+    casparian_ok(&["init", other.to_str().unwrap()]);
+    let out = scene.out();
+    let arguments = [
+        "fsck",
+        "--adopt",
+        "--database",
+        other.to_str().unwrap(),
+        "--output",
+    ];
+    let refused = casparian(&[&arguments[..], &[out.to_str().unwrap()]].concat());
+    assert!(
+        stderr(&refused).contains("no receipt"),
+        "{}",
+        stderr(&refused)
+    );
+
+    let (code, text) = scene.fsck(&[]);
+    assert!(text.contains("error: owner: "), "{text}");
+    assert_eq!(code, Some(1), "{text}");
+    let (code, text) = scene.fsck(&["--adopt"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains(&format!("its identity is {id}")), "{text}");
+    for job in [1, 2] {
+        let done = scene.run_again(job);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+    }
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+    assert_eq!(visible_files(&scene.out()).len(), 2);
+}
+
+/// Files have other inodes there, and receipts name the folder that they were copied from.
+#[test]
+fn a_copied_output_folder_is_adopted() {
+    for is_moved in [false, true] {
+        let scene = Scene::published(1);
+        let (out, copy) = (scene.out(), scene.dir.path().join("copy"));
+        let status = std::process::Command::new("cp")
+            .arg("-a")
+            .args([&out, &copy])
+            .status();
+        assert!(status.unwrap().success());
+        if is_moved {
+            fs::remove_dir_all(&out).unwrap();
+        }
+        let (code, text) = scene.fsck(&["--adopt"]);
+        assert_eq!(code, Some(0), "{is_moved} {text}");
+        for job in [1, 2] {
+            let done = scene.run_again(job);
+            assert_eq!(done["status"], "COMPLETED", "{is_moved} {done}");
+        }
+        let (code, text) = scene.fsck(&[]);
+        assert_eq!(code, Some(0), "{is_moved} {text}");
+        assert!(text.starts_with("2 jobs, 2 outputs compared;"), "{text}");
+        assert_eq!(visible_files(&copy).len(), 2);
+    }
 }

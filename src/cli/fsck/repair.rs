@@ -20,6 +20,7 @@ pub(super) struct Repair {
 pub(super) enum Done {
     Settled(&'static str),
     QueuedAgain,
+    Adopted,
 }
 
 /// How often a settlement that is barred is tried with a number above the bar.

@@ -323,7 +323,8 @@ pub(super) fn check_owner(
         true => Ok(()),
         false => Err(failed(format!(
             "output {}: it belongs to another database ({owner}; {queue}); put back that one as {}, \
-             use another output folder, or --share-output for files with names of their own",
+             use another output folder, or --share-output for files with names of their own; a copy \
+             of that database becomes the owner by `casparian fsck --adopt`",
             output.display(),
             database.display()
         ))

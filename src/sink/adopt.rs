@@ -1,0 +1,99 @@
+//! Output of a root that a copied or restored database takes for its own.
+
+use std::path::Path;
+
+use super::folder::{Folder, Name};
+use super::record::{self, State};
+use super::{Artifact, Error, Root, files, names, place};
+use crate::job::Attempt;
+
+/// What a job's record says of the attempt that has published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// Its number.
+    pub attempt: i64,
+    /// Its key.
+    pub key: i64,
+    /// What it has published and the receipt names, under the paths of now.
+    pub artifacts: Vec<Artifact>,
+    /// How much else it has published.
+    pub others: usize,
+}
+
+impl Root {
+    /// True when a record of `owner` names a file or table that is among `uris`.
+    pub fn is_output_of(&self, owner: &str, job: Attempt, uris: &[String]) -> Result<bool, Error> {
+        let name = Name::numbered(owner, job)?;
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(false);
+        };
+        let artifacts = record.artifacts(self);
+        Ok(artifacts.iter().any(|artifact| self.names(uris, artifact)))
+    }
+
+    /// Takes what a job's record names for the database's own, as it is now: files of the recorded
+    /// size that were restored or copied count as those that were published. `uris` are those of
+    /// the job's receipt. None where the job has no complete output by its record.
+    pub fn adopt(
+        &self,
+        database: &str,
+        job: Attempt,
+        uris: &[String],
+    ) -> Result<Option<Adopted>, Error> {
+        let mut name = Name::numbered(database, job)?;
+        let Some(mut record) = record::read(self, &name)? else {
+            return Ok(None);
+        };
+        name.attempt.number = record.attempt;
+        let mut is_changed = false;
+        for file in &mut record.outputs.files {
+            let found = files::identity(&self.path().join(&file.path))?;
+            if let Some(found) = found
+                && found.inode != 0
+                && found != file.identity
+                && found.size == file.identity.size
+            {
+                file.identity = found;
+                is_changed = true;
+            }
+        }
+        if !record.is_committed(self, &name)? {
+            return Ok(None);
+        }
+        if is_changed {
+            record.state = State::Committed;
+            let folder = Folder::create(self, name)?;
+            record.write(self, &folder)?;
+        }
+        let all = record.artifacts(self).into_iter();
+        let (artifacts, others): (Vec<_>, Vec<_>) =
+            all.partition(|artifact| self.names(uris, artifact));
+        Ok(Some(Adopted {
+            attempt: record.attempt,
+            key: record.key,
+            artifacts,
+            others: others.len(),
+        }))
+    }
+
+    /// True when a receipt names an artifact, under whatever path the root was then.
+    fn names(&self, uris: &[String], artifact: &Artifact) -> bool {
+        if let Some(path) = names::file_of(&artifact.uri) {
+            let below = place::below(self.path(), path);
+            let mut named = uris.iter().filter_map(|uri| names::file_of(uri));
+            return below.is_some_and(|below| named.any(|path| path.ends_with(&below)));
+        }
+        let Some((database, table)) = names::table_of(&artifact.uri) else {
+            return false;
+        };
+        let (_, below) = place::database(self.path(), database);
+        let mut named = uris.iter().filter_map(|uri| names::table_of(uri));
+        named.any(|(other, of)| {
+            let is_same = match &below {
+                Some(below) => Path::new(other).ends_with(below),
+                None => other == database,
+            };
+            is_same && of.eq_ignore_ascii_case(table)
+        })
+    }
+}
