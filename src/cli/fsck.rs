@@ -102,7 +102,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         id = taken;
     }
     for root in &roots {
-        for problem in Check::new(root, &id).owner() {
+        if let Some(problem) = Check::new(root, &id).owner() {
             report.add(&Finding::of(problem, None))?;
         }
     }

@@ -187,6 +187,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let options = RootOptions {
         share,
         is_closed: true,
+        sink_roots: None,
     };
     let root = Arc::new(Root::open(&output, options).map_err(failed)?);
     let store = queue.wait_for(&progress, |queue| Ok(queue.open()?))?;

@@ -197,6 +197,12 @@ const WORKER_FLAGS: &[Flag] = &[
         help: "Publish into an output folder of another database too; the\nnames of the files then end with 8 digits of the database's ID",
     },
     Flag {
+        long: "sink-root",
+        short: None,
+        value: Some("DIR"),
+        help: "SQLite sinks stay in the output folder or in this one, links\nfollowed; may be repeated (default: a sink with an absolute\npath may be anywhere but in a job queue)",
+    },
+    Flag {
         long: "worker-id",
         short: None,
         value: Some("ID"),
@@ -319,6 +325,7 @@ pub(super) fn worker(
         }
     }
     options.share_output = typed.has("share-output");
+    options.sink_roots = typed.has("sink-root").then(|| typed.paths("sink-root"));
     options.owns_process = true;
     options.shim = command.path(&typed, "shim")?;
     if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {

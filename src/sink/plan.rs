@@ -276,7 +276,7 @@ fn add_named(
             }
         } else if let Some((database, table)) = names::table_of(uri) {
             let (database, below) = place::database(root.path(), database);
-            if below.is_none() && root.is_closed() {
+            if !root.may_hold(database.as_ref(), below.as_deref()) {
                 continue;
             }
             let is_known = earlier
@@ -420,9 +420,16 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
         }
     }
     let (path, below) = place::database(root.path(), &path.to_string_lossy());
-    if below.is_none() && root.is_closed() {
-        let reason = "casparian run writes into its output folder alone; use a sentinel and \
-                      workers for a sink elsewhere";
+    if !root.may_hold(path.as_ref(), below.as_deref()) {
+        let reason = match root.is_closed() {
+            true => {
+                "casparian run writes into its output folder alone; use a sentinel and workers for \
+                 a sink elsewhere"
+            }
+            false => {
+                "it is neither in the output folder nor in one that the worker's --sink-root names"
+            }
+        };
         return Err(Error::place(Path::new(&path), reason));
     }
     sqlite::check_file(Path::new(&path))?;

@@ -299,7 +299,7 @@ pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
                 table.locate(root);
             }
             // The folder may come from elsewhere.
-            list.retain(|table| table.below.is_some() || !root.is_closed());
+            list.retain(|table| root.may_hold(table.database.as_ref(), table.below.as_deref()));
         }
     }
     Ok(record)

@@ -15,13 +15,15 @@ use super::{Error, names, recover};
 use crate::job::Cause;
 
 /// How a root is used.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RootOptions {
     /// Databases other than the root's first one may publish here (`--share-output`). Names of
     /// their files end with 8 digits of the database's UUID.
     pub share: bool,
     /// SQLite sinks stay below the root.
     pub is_closed: bool,
+    /// SQLite sinks stay below the root or one of these folders (`--sink-root`); none for anywhere.
+    pub sink_roots: Option<Vec<PathBuf>>,
 }
 
 /// Folders in `.casparian`.
@@ -94,8 +96,12 @@ fn create_own(root: &Path) -> Result<(), Error> {
 impl Root {
     /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
     /// What cannot be recovered is logged and stays.
-    pub fn open(path: &Path, options: RootOptions) -> Result<Self, Error> {
+    pub fn open(path: &Path, mut options: RootOptions) -> Result<Self, Error> {
         create_folder(path)?;
+        // Links that are followed at the start lead nowhere else later.
+        for folder in options.sink_roots.iter_mut().flatten() {
+            *folder = fs::canonicalize(&*folder).map_err(|error| Error::io(folder, error))?;
+        }
         let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
         check_text(&path)?;
         create_own(&path)?;
@@ -179,6 +185,16 @@ impl Root {
     /// SQLite sinks stay below the root.
     pub(super) fn is_closed(&self) -> bool {
         self.options.is_closed
+    }
+
+    /// True where a SQLite sink may have its database: `path` has its links followed, and `below` is
+    /// the path below the root, if it is there.
+    pub(super) fn may_hold(&self, path: &Path, below: Option<&str>) -> bool {
+        let mut folders = self.options.sink_roots.iter().flatten();
+        below.is_some()
+            || (!self.options.is_closed
+                && (self.options.sink_roots.is_none()
+                    || folders.any(|folder| path != folder && path.starts_with(folder))))
     }
 
     /// Tables and the root may be those of another database.
@@ -300,10 +316,9 @@ impl Root {
             let source = io::Error::other(reason);
             return Error::Io { path, source };
         }
-        let all = {
-            use rustix::fs::Access;
-            Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK
-        };
+        let all = rustix::fs::Access::READ_OK
+            | rustix::fs::Access::WRITE_OK
+            | rustix::fs::Access::EXEC_OK;
         match rustix::fs::access(&self.path, all) {
             Err(errno) => Error::io(&self.path, errno.into()),
             Ok(()) => Error::Place { path, reason },

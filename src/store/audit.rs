@@ -24,10 +24,10 @@ pub(super) const PUBLISHER_QUERY: &str = "SELECT attempt, attempt_key FROM cf_jo
      WHERE job_id = ?1 AND status = 'COMPLETED' ORDER BY attempt DESC LIMIT 1";
 
 /// The first ID from one on.
-const NEXT_QUERY: &str = "SELECT min(id) FROM cf_processing_queue WHERE id >= ?1";
+pub(super) const NEXT_QUERY: &str = "SELECT min(id) FROM cf_processing_queue WHERE id >= ?1";
 
 /// RUNNING rows above an ID, each with its worker as it was last seen.
-const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_seen_ms \
+pub(super) const HELD_QUERY: &str = "SELECT q.id, q.worker_id, s.status, s.last_seen_ms \
      FROM cf_processing_queue q INDEXED BY ix_casparian_running \
      LEFT JOIN cf_worker_session s ON s.worker_id = q.worker_id \
      WHERE q.status = 'RUNNING' AND q.id > ?1 ORDER BY q.id LIMIT ?2";

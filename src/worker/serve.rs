@@ -49,6 +49,8 @@ pub struct Options {
     pub share_output: bool,
     /// SQLite sinks outside the output root are refused.
     pub closed_output: bool,
+    /// Folders beside the output root in which SQLite sinks may be; none = anywhere.
+    pub sink_roots: Option<Vec<PathBuf>>,
     /// Its ID; generated when absent.
     pub worker_id: Option<String>,
     /// Jobs at a time.
@@ -89,6 +91,7 @@ impl Options {
             output,
             share_output: false,
             closed_output: false,
+            sink_roots: None,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
@@ -211,6 +214,7 @@ impl Worker {
         let root_options = RootOptions {
             share: options.share_output,
             is_closed: options.closed_output,
+            sink_roots: options.sink_roots.clone(),
         };
         let staging = Arc::new(Root::open(&options.output, root_options).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;

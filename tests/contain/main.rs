@@ -10,3 +10,4 @@ mod descendants;
 mod folders;
 mod processes;
 mod sandbox;
+mod sinks;

@@ -45,6 +45,7 @@ impl Repair {
         let options = RootOptions {
             share: true,
             is_closed: is_of_run(database, output),
+            sink_roots: None,
         };
         let fail = |error: Error| failed(format!("output folder: {error}"));
         let refuse = |root: &Root| match Check::new(root, "").workers().map_err(fail)? {
@@ -55,7 +56,7 @@ impl Repair {
                 output.display()
             ))),
         };
-        refuse(&Root::look(output, options).map_err(fail)?)?;
+        refuse(&Root::look(output, options.clone()).map_err(fail)?)?;
         let root = Root::open(output, options).map_err(fail)?;
         // One may have started meanwhile.
         refuse(&root)?;

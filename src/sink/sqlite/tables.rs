@@ -22,6 +22,8 @@ use crate::sink::{Error, names};
 
 /// Wait for readers before the lease is asked for again.
 const READER_WAIT: Duration = Duration::from_secs(1);
+/// A table of a job queue, also of one of the old system.
+const QUEUE: &str = "cf_processing_queue";
 
 /// A sink's rows.
 pub(in crate::sink) struct Table {
@@ -66,6 +68,13 @@ pub(in crate::sink) fn prepare(
     // Rows that do not fit into the cache go into the database early when no reader is there. To
     // wait for it with each page would take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
+    if !column_names(&connection, "main", QUEUE)
+        .map_err(fail)?
+        .is_empty()
+    {
+        let reason = format!("it is a job queue (it has a table {QUEUE}), which takes no output");
+        return Err(Error::place(path, reason));
+    }
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;
     check_side_tables(path, &connection)?;
     let mut tables: BTreeMap<String, Vec<&Table>> = BTreeMap::new();

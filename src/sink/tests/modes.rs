@@ -306,7 +306,7 @@ fn output_of_another_sink_does_not_count_because_of_its_name() {
         ("", 0, "", None),
     ] {
         let fixture = Fixture::new();
-        let root = Arc::new(Root::open(fixture.dir.path(), share).unwrap());
+        let root = Arc::new(Root::open(fixture.dir.path(), share.clone()).unwrap());
         publish(
             &root,
             &job(Some(A), attempt(5), &[("t", "parquet://z.parquet", "")]),
