@@ -482,3 +482,31 @@ fn a_copied_output_folder_is_adopted() {
         assert_eq!(visible_files(&copy).len(), 2);
     }
 }
+
+/// Jobs whose output another one has replaced stay COMPLETED, and their receipts name what went.
+#[test]
+fn output_that_another_job_has_replaced_is_not_missed() {
+    for uri in ["parquet://o.parquet", "sqlite://o.db/rows"] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", THREE_ROWS);
+        let scene = Scene { database, dir };
+        scene.sql(&format!(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', '{uri}', 'replace')"
+        ));
+        for id in 1..=3 {
+            let input = scene.dir.path().join(format!("in{id}"));
+            fs::write(&input, id.to_string()).unwrap();
+            submit(&scene.database, "p", &[input]);
+            scene.run(id);
+        }
+        let (code, text) = scene.fsck(&[]);
+        assert_eq!(code, Some(0), "{text}");
+        // Where that one has gone, too, all of them are.
+        match uri.starts_with("parquet") {
+            true => fs::remove_file(scene.out().join("o_3.parquet")).unwrap(),
+            false => fs::remove_file(scene.out().join("o.db")).unwrap(),
+        }
+        assert_eq!(scene.kinds().len(), 3, "{:?}", scene.kinds());
+    }
+}

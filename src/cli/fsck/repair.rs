@@ -1,7 +1,7 @@
 //! `--repair`: what of the findings is put right. The database is locked as by a sentinel, and no
 //! worker has an output folder open, so nothing else changes rows or output meanwhile.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
@@ -41,7 +41,7 @@ impl Repair {
 
     /// Opens an output folder, which finishes or undoes what dead attempts left in it; refused while
     /// a worker has it open.
-    pub(super) fn open_root(database: &Path, output: &PathBuf) -> Result<Root, Failure> {
+    pub(super) fn open_root(database: &Path, output: &Path) -> Result<Root, Failure> {
         let options = RootOptions {
             share: true,
             is_closed: is_of_run(database, output),
