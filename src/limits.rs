@@ -218,6 +218,8 @@ pub const CAPABILITIES_MAX: usize = 10_000;
 pub const WORKER_SLOTS_MAX: usize = 1024;
 /// Workers that a database remembers; of more, those that have gone are forgotten.
 pub const WORKER_SESSIONS_MAX: i64 = 10_000;
+/// How long a database remembers a worker that has gone.
+pub const WORKER_SESSION_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Retries of a job after failures of environments and workers, at the least.
 pub const INFRA_RETRIES_MAX: u32 = 10;
 /// Retries of a job whose input changes while it runs: it may change for ever.
@@ -305,6 +307,18 @@ pub const DEPLOY_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DEPLOY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys of one trusted publisher: a signature is compared with each.
 pub const PUBLISHER_KEYS_MAX: usize = 16;
+/// Plugins, and sinks of all plugins, that a sentinel looks at once to tell workers of changes.
+pub const DEPLOYMENTS_MAX: usize = 10_000;
+/// How often that is done when no other program has changed the database.
+pub const DEPLOYMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// Environments that workers prepare before there are jobs; others are created for their first job.
+pub const ENVIRONMENTS_WANTED_MAX: usize = 64;
+/// Environments that a worker is asked to prepare at once, before jobs need them.
+pub const PREPARED_AT_ONCE: usize = 2;
+/// How long a worker that does not answer counts as preparing an environment.
+pub const PREPARE_WAIT: Duration = Duration::from_secs(60);
+/// Lockfiles that leave at once, of up to [`SOURCE_SIZE_MAX`] each.
+pub const PREPARES_PER_LOOK: usize = 16;
 /// Lists in lists of a plugin's MANIFEST.
 pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Bytes of a log record's message: what it contains comes from others, and a disk holds it for

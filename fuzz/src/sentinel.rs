@@ -158,6 +158,7 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
             message: "failed".into(),
             traceback: None,
             refused: false,
+            env_hash: None,
         }),
         7 => Payload::EnvReady(EnvReady {
             env_hash: "hash".into(),

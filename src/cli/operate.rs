@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::args::{Command, Flag, Typed};
 use super::plugin::unix_ms;
@@ -258,7 +258,7 @@ fn metric(row: &JobRow, name: &str) -> Option<u64> {
 }
 
 fn row_json(row: &JobRow) -> serde_json::Value {
-    serde_json::json!({
+    json!({
         "id": row.job_id,
         "plugin": row.plugin_name,
         "status": row.status,
@@ -290,6 +290,9 @@ fn detail_json(detail: &JobDetail) -> serde_json::Value {
         );
         let attempts: Vec<Value> = detail.attempts.iter().map(attempt_json).collect();
         map.insert("attempts".into(), attempts.into());
+        let environment = detail.environment.as_ref();
+        let environment = environment.map(|(hash, ready)| json!({"hash": hash, "ready_on": ready}));
+        map.insert("environment".into(), environment.into());
         map.insert("artifact_hash".into(), detail.artifact_hash.clone().into());
         map.insert("log".into(), detail.log_tail.clone().into());
         map.insert("waiting_for".into(), detail.waiting_for.clone().into());
@@ -298,7 +301,7 @@ fn detail_json(detail: &JobDetail) -> serde_json::Value {
 }
 
 fn attempt_json(row: &AttemptRow) -> Value {
-    serde_json::json!({
+    json!({
         "attempt": row.attempt.ordinal(),
         "status": row.status,
         "cause": row.cause,
@@ -353,6 +356,15 @@ fn describe(detail: &JobDetail) -> String {
     line("status", &row.status);
     line("waits for", &text(&detail.waiting_for));
     line("plugin", &one_line(&row.plugin_name));
+    if let Some((hash, ready)) = &detail.environment {
+        let on = match ready {
+            0 => "ready on no connected worker".to_owned(),
+            1 => "ready on 1 connected worker".to_owned(),
+            count => format!("ready on {count} connected workers"),
+        };
+        let short = hash.get(..12).unwrap_or(hash);
+        line("environment", &format!("{}, {on}", one_line(short)));
+    }
     line("file", &one_line(&text(&row.file_path)));
     line("priority", &row.priority.to_string());
     line("attempt", &row.attempt.ordinal().to_string());
@@ -460,6 +472,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
                 session.hostname.clone(),
                 session.slots.to_string(),
                 first_line(&session.capabilities.join(","), 40),
+                row.ready.len().to_string(),
                 seen.get(..19).unwrap_or(&seen).to_owned(),
                 first_line(&note(session), NOTE_SHOWN_MAX),
             ]
@@ -471,10 +484,11 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
         "HOST",
         "SLOTS",
         "PLUGINS",
+        "READY",
         "LAST SEEN",
         "NOTE",
     ];
-    let right = [false, false, false, true];
+    let right = [false, false, false, true, false, true];
     say(&render(&header, &right, &lines))
 }
 
@@ -499,7 +513,7 @@ fn note(session: &WorkerSession) -> String {
 
 fn worker_json(row: &WorkerRow) -> Value {
     let session = &row.session;
-    serde_json::json!({
+    json!({
         "id": session.worker_id,
         "status": row.status,
         "host": session.hostname,
@@ -510,5 +524,11 @@ fn worker_json(row: &WorkerRow) -> Value {
         "last_seen_at": format_time(row.last_seen_ms),
         "trouble": session.trouble,
         "environments": session.environments,
+        "ready": row.ready.iter().map(|ready| json!({
+            "environment": ready.env_hash,
+            "interpreter": ready.interpreter_path,
+            "cached": ready.cached,
+            "at": ready.ready_at,
+        })).collect::<Vec<Value>>(),
     })
 }

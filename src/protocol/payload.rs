@@ -306,6 +306,9 @@ pub struct Err<'a> {
     /// The sentinel does not take this worker; it must not try again as it is.
     #[serde(default, skip_serializing_if = "is_false")]
     pub refused: bool,
+    /// The environment that the worker has not got, when that is what went wrong.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub env_hash: Option<Cow<'a, str>>,
 }
 
 /// PREPARE_ENV.

@@ -28,6 +28,7 @@ use crate::socket::PeerId;
 mod capabilities;
 mod claims;
 pub mod deploy;
+mod environments;
 mod exchange;
 mod exclusive;
 mod leases;
@@ -43,6 +44,7 @@ use settling::Settling;
 use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
+pub use environments::Wanted;
 pub use exchange::{Able, Body, Change, Opening, Outgoing, Sender};
 
 /// Durations that an operator may set.
@@ -90,6 +92,9 @@ pub struct Control {
     /// The IDs of those that are known by their routing ID, and their users, by that as text: the one
     /// that had it last comes first.
     remembered_routes: BTreeMap<String, Vec<(Option<User>, String)>>,
+    /// Environments that workers are to have, the most urgent first, and how often that has changed.
+    wanted: Vec<Wanted>,
+    wanted_number: u64,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
     /// When a worker was last logged that asked for the ID of another user's.
@@ -140,6 +145,8 @@ impl Control {
             dispatch_parts: BTreeMap::new(),
             remembered: BTreeMap::new(),
             remembered_routes: BTreeMap::new(),
+            wanted: Vec::new(),
+            wanted_number: 0,
             error_logged_at: None,
             refusal_logged_at: None,
             trust: Trust::default(),
@@ -290,10 +297,7 @@ impl Control {
             Payload::Conclude(receipt) => return self.conclude(from, job_id, receipt),
             Payload::Err(error) => return self.failed(from, job_id, &error, now),
             Payload::EnvReady(ready) => {
-                if let Some(worker) = self.workers.get_mut(routing_id) {
-                    log::debug!("{}: environment {} ready", worker.worker_id, ready.env_hash);
-                    members::remember(&mut worker.environments, &ready.env_hash);
-                }
+                self.environment_ready(routing_id, &ready);
             }
             Payload::Deploy(deploy) => self.handle_deploy(from, job_id, *deploy, now),
             // Accepted and ignored.
@@ -313,6 +317,7 @@ impl Control {
                 message: message.into(),
                 traceback: None,
                 refused,
+                env_hash: None,
             })),
         });
     }
@@ -465,6 +470,9 @@ impl Control {
         now: BootTime,
     ) -> Option<&'static str> {
         if job_id == 0 {
+            if let Some(hash) = &error.env_hash {
+                self.environment_failed(from.routing_id, hash);
+            }
             let second = Duration::from_secs(1);
             if self.error_logged_at.is_none_or(|at| at + second <= now) {
                 self.error_logged_at = Some(now);

@@ -21,6 +21,7 @@
 )]
 
 pub mod control;
+mod deployments;
 pub mod publishers;
 mod round;
 pub mod scheduler;

@@ -9,6 +9,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{self, Control, Outgoing};
+use super::deployments::Deployments;
 use super::round::Round;
 use super::transaction::{self, Due, Iteration, JobEnd, Sweep};
 use crate::job::User;
@@ -37,6 +38,8 @@ pub struct Scheduler {
     store: Store,
     settings: Settings,
     round: Round,
+    /// None where no environment is prepared before there are jobs.
+    deployments: Option<Deployments>,
     /// At the last slow poll.
     open_slots: BTreeMap<Vec<u8>, usize>,
     /// Another program has committed since holds were compared with the rows.
@@ -111,6 +114,8 @@ impl Scheduler {
             store,
             settings,
             round: Round::stale(),
+            // `casparian run` has one worker, for what is queued now.
+            deployments: (!settings.exclusive).then(|| Deployments::new(now)),
             open_slots: BTreeMap::new(),
             holds_changed: false,
             sweep: Sweep::default(),
@@ -175,6 +180,9 @@ impl Scheduler {
             let changed = self.store.changed()?;
             self.round.is_stale |= changed;
             self.holds_changed |= changed;
+            if let Some(deployments) = &mut self.deployments {
+                deployments.is_stale |= changed;
+            }
         }
         let is_slow = now >= self.slow_poll_at;
         if is_slow {
@@ -247,7 +255,10 @@ impl Scheduler {
         if due.lease {
             self.lease_noted_at = None;
         }
-        Ok(())
+        match &mut self.deployments {
+            Some(deployments) if is_slow => deployments.tell(&self.store, &mut self.control, now),
+            _ => Ok(()),
+        }
     }
 
     /// When [`Scheduler::iterate`] is due without a message.

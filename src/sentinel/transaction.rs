@@ -257,11 +257,11 @@ impl Iteration<'_> {
         for change in changes {
             apply(&mut turn, change, self.retries_max, self.at, &mut outcome)?;
         }
-        if changes
-            .iter()
-            .any(|change| matches!(change, Change::WorkerOnline { .. }))
-        {
-            turn.forget_old_workers()?;
+        // The second comes at intervals while a worker is connected.
+        let cleans =
+            |change: &Change| matches!(change, Change::WorkerOnline { .. } | Change::Seen { .. });
+        if changes.iter().any(cleans) {
+            turn.forget_old_workers(self.at.unix_ms)?;
         }
         if due.lease {
             turn.set_lease_ms(self.control.lease_ms(), 0, self.at)?;
@@ -457,6 +457,16 @@ fn apply(
             turn.save_worker(&session, at.unix_ms)?;
         }
         Change::WorkerOffline { worker_id } => turn.worker_offline(worker_id, at.unix_ms)?,
+        Change::EnvironmentReady {
+            worker_id,
+            env_hash,
+            interpreter_path,
+            cached,
+        } => turn.environment_ready(worker_id, env_hash, interpreter_path, *cached, at.unix_ms)?,
+        Change::EnvironmentFailed {
+            worker_id,
+            env_hash,
+        } => turn.environment_failed(worker_id, env_hash)?,
         Change::Seen { workers } => turn.touch_workers(workers, at.unix_ms)?,
         Change::End {
             routing_id,

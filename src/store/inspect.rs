@@ -6,7 +6,9 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
-use super::{Code, Error, WorkerSession, check_ours, code, connect, lock, schema, settle};
+use super::{
+    Code, Error, WorkerEnvironment, WorkerSession, check_ours, code, connect, lock, schema, settle,
+};
 use crate::job::Attempt;
 use crate::limits;
 
@@ -114,6 +116,8 @@ pub struct WorkerRow {
     pub status: String,
     /// When it was last heard from, milliseconds since the epoch.
     pub last_seen_ms: i64,
+    /// Environments that it has reported as ready.
+    pub ready: Vec<WorkerEnvironment>,
 }
 
 /// Everything about one job.
@@ -138,6 +142,9 @@ pub struct JobDetail {
     /// Why a QUEUED job is not running, what may keep a RUNNING one from its end, what an ended one
     /// still waits for, or why a PENDING one is not queued by itself.
     pub waiting_for: Option<String>,
+    /// The plugin's environment, unless it is the default one, and how many connected workers have
+    /// reported it as ready.
+    pub environment: Option<(String, i64)>,
     /// Its attempts that have ended, the first first.
     pub attempts: Vec<AttemptRow>,
 }
@@ -188,6 +195,7 @@ fn job_detail(row: &Row<'_>) -> rusqlite::Result<JobDetail> {
         artifact_hash: text(18),
         log_tail: text(19),
         waiting_for: None,
+        environment: None,
         attempts: Vec::new(),
     })
 }
@@ -314,6 +322,7 @@ impl Inspector {
         } else if detail.row.status == "PENDING" && !self.has_sentinel {
             detail.waiting_for = Some(NO_SENTINEL.to_owned());
         }
+        detail.environment = self.readiness(&detail.row.plugin_name)?;
         detail.attempts = self.attempts(job_id)?;
         Ok(Some(detail))
     }
@@ -377,9 +386,54 @@ impl Inspector {
                     false => status,
                 },
                 last_seen_ms: number(cell(row, 10)).unwrap_or(0),
+                ready: Vec::new(),
+            })
+        })?;
+        let mut workers: Vec<WorkerRow> = rows.collect::<Result<_, _>>()?;
+        for worker in &mut workers {
+            worker.ready = self.environments(&worker.session.worker_id)?;
+        }
+        Ok(workers)
+    }
+
+    /// Environments that a worker has reported as ready.
+    fn environments(&self, worker_id: &str) -> Result<Vec<WorkerEnvironment>, Error> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT env_hash, interpreter_path, cached, ready_at FROM cf_worker_environment \
+             WHERE worker_id = ?1 ORDER BY env_hash",
+        )?;
+        let rows = statement.query_map([worker_id], |row| {
+            let text = |index| shown(cell(row, index)).unwrap_or_default();
+            Ok(WorkerEnvironment {
+                env_hash: text(0),
+                interpreter_path: text(1),
+                cached: count(cell(row, 2)) != 0,
+                ready_at: text(3),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// The environment of a plugin, and how many connected workers have reported it as ready; none
+    /// for the default environment.
+    fn readiness(&self, plugin: &str) -> Result<Option<(String, i64)>, Error> {
+        let Code::Runs(code) = code::read(&self.connection, plugin)? else {
+            return Ok(None);
+        };
+        let hash = &code.plugin.env_hash;
+        if hash.is_empty() {
+            return Ok(None);
+        }
+        let ready = self.connection.query_row(
+            "SELECT count(*) FROM cf_worker_environment JOIN cf_worker_session \
+             USING (worker_id) WHERE env_hash = ?1 AND status = 'ONLINE'",
+            [hash],
+            |row| row.get(0),
+        )?;
+        Ok(Some((
+            hash.clone(),
+            if self.has_sentinel { ready } else { 0 },
+        )))
     }
 
     /// Why jobs of a plugin cannot run now; none = a worker that may run them is connected.

@@ -22,6 +22,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("old_peers.sql"),
     include_str!("dispatched.sql"),
     include_str!("overwritten.sql"),
+    include_str!("worker_environments.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

@@ -114,8 +114,17 @@ impl Turn<'_> {
     }
 
     /// Any peer that may connect can invent IDs, so only so many of the workers that are offline
-    /// are kept; those with RUNNING jobs are.
-    pub fn forget_old_workers(&mut self) -> Result<(), Error> {
+    /// are kept, and for [`limits::WORKER_SESSION_KEPT`] at most; those with RUNNING jobs are. What is
+    /// known of environments goes with its worker.
+    pub fn forget_old_workers(&mut self, now_ms: i64) -> Result<(), Error> {
+        let kept_ms = i64::try_from(limits::WORKER_SESSION_KEPT.as_millis()).unwrap_or(i64::MAX);
+        let oldest_ms = now_ms.saturating_sub(kept_ms);
+        let aged = "DELETE FROM cf_worker_session WHERE status = 'OFFLINE' AND last_seen_ms < ?1 \
+             AND worker_id NOT IN (SELECT worker_id FROM cf_processing_queue \
+             INDEXED BY ix_casparian_running WHERE status = 'RUNNING' AND worker_id IS NOT NULL)";
+        self.change_rows(aged, [oldest_ms])?;
+        let aged = "DELETE FROM cf_worker_node WHERE status = 'OFFLINE' AND last_heartbeat < ?1";
+        self.change_rows(aged, [format_time(oldest_ms)])?;
         for (table, script) in [
             (
                 "cf_worker_session",
@@ -141,6 +150,9 @@ impl Turn<'_> {
                 self.change_rows(script, [excess])?;
             }
         }
+        let environments = "DELETE FROM cf_worker_environment WHERE worker_id NOT IN \
+             (SELECT worker_id FROM cf_worker_session)";
+        self.change_rows(environments, [])?;
         Ok(())
     }
 

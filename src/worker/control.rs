@@ -53,7 +53,7 @@ impl Worker {
                             self.dispatched(read, is_leased, now);
                         }
                         Err(_) => {
-                            answer = Some((header.job_id, error_payload("impossible job ID")))
+                            answer = Some((header.job_id, error_payload("impossible job ID", None)))
                         }
                     }
                 }
@@ -451,11 +451,12 @@ pub(super) fn env_ready(hash: &str, environment: &Environment, cached: bool) -> 
     })
 }
 
-pub(super) fn error_payload(message: &str) -> Payload<'static> {
+pub(super) fn error_payload(message: &str, env_hash: Option<&str>) -> Payload<'static> {
     Payload::Err(ErrPayload {
         message: message.to_owned().into(),
         traceback: None,
         refused: false,
+        env_hash: env_hash.map(|hash| hash.to_owned().into()),
     })
 }
 

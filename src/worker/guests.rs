@@ -348,7 +348,7 @@ impl Worker {
                     Err(failure) => {
                         let message = format!("environment {hash}: {}", failure.message);
                         log::error!("{message}");
-                        self.send(0, &error_payload(&message));
+                        self.send(0, &error_payload(&message, Some(&hash)));
                     }
                 }
                 let failure = result.as_ref().err().cloned();

@@ -28,6 +28,7 @@ mod memory;
 mod mistakes;
 mod old_system;
 mod operate;
+mod prepare;
 mod run;
 mod run_again;
 mod run_ends;

@@ -295,6 +295,7 @@ fn our_encodings_decode_with_a_python_reader() {
                 message: "bad".into(),
                 traceback: None,
                 refused: false,
+                env_hash: None,
             }),
         ),
         (0, Payload::Reload),

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use super::environments::prepare_env;
 use super::leases::Hold;
-use super::members::{Worker, remember};
+use super::members::Worker;
 use super::{Able, Body, Change, Control, Opening, Outgoing};
 use crate::job::{Attempt, Cause, Job, Lease, Loss, Plugin, text};
 use crate::limits;
-use crate::protocol::{DispatchPart, Payload, PrepareEnv};
+use crate::protocol::DispatchPart;
 use crate::reactor::BootTime;
 
 impl Control {
@@ -44,17 +45,11 @@ impl Control {
                 is_waiting: false,
             });
             let plugin = &job.plugin;
-            if !plugin.env_hash.is_empty() && !worker.environments.contains(&plugin.env_hash) {
-                remember(&mut worker.environments, &plugin.env_hash);
-                self.outgoing.push(Outgoing {
-                    peer,
-                    job_id: 0,
-                    body: Body::Payload(Payload::PrepareEnv(PrepareEnv {
-                        env_hash: plugin.env_hash.clone().into(),
-                        lockfile_content: plugin.lockfile_content.clone().into(),
-                        python_version: None,
-                    })),
-                });
+            if !plugin.env_hash.is_empty() && !worker.environments.knows(&plugin.env_hash) {
+                worker.environments.ask(&plugin.env_hash);
+                let lockfile = &plugin.lockfile_content;
+                let prepare = prepare_env(peer, &plugin.env_hash, lockfile);
+                self.outgoing.push(prepare);
             }
             self.outgoing.push(Outgoing {
                 peer,

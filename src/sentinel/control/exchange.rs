@@ -49,6 +49,24 @@ pub enum Change {
         /// Its ID.
         worker_id: String,
     },
+    /// A worker reports an environment as ready.
+    EnvironmentReady {
+        /// The worker's ID.
+        worker_id: String,
+        /// The lockfile's hash.
+        env_hash: String,
+        /// Its `bin/python` there.
+        interpreter_path: String,
+        /// It was there already.
+        cached: bool,
+    },
+    /// A worker has not got an environment.
+    EnvironmentFailed {
+        /// The worker's ID.
+        worker_id: String,
+        /// The lockfile's hash.
+        env_hash: String,
+    },
     /// Workers are still connected.
     Seen {
         /// Their IDs.

@@ -1,7 +1,8 @@
 //! Workers: how they become known, come back, and leave.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::environments::Environments;
 use super::leases::{Hold, Request};
 use super::users::{ANOTHERS, are_different};
 use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, printable};
@@ -30,7 +31,7 @@ pub(super) struct Worker {
     pub(super) pid: Option<i64>,
     pub(super) holds: Vec<Hold>,
     /// Environments it has been asked to prepare.
-    pub(super) environments: BTreeSet<String>,
+    pub(super) environments: Environments,
     /// It takes no further jobs.
     pub(super) draining: bool,
     /// Why it takes no jobs for now.
@@ -127,6 +128,10 @@ impl Control {
             self.refuse_anothers(from, &worker_id, now);
             return None;
         }
+        if self.has_identified(from, identify, &worker_id) {
+            self.identified_again(from.routing_id, identify, now);
+            return None;
+        }
         let present = self.routes.get(&worker_id);
         let present = present
             .filter(|route| route.as_slice() != from.routing_id)
@@ -142,6 +147,30 @@ impl Control {
         }
         self.admit(from, identify, worker_id, now);
         None
+    }
+
+    /// The process of this connection has identified itself before: it was asked by RELOAD.
+    fn has_identified(&self, from: &Sender<'_>, identify: &Identify<'_>, worker_id: &str) -> bool {
+        let instance = identify.instance.as_deref();
+        let instance = instance.map(|text| prefix(text, limits::NAME_SIZE_MAX));
+        self.workers.get(from.routing_id).is_some_and(|worker| {
+            worker.peer == Some(from.peer)
+                && worker.worker_id == worker_id
+                && instance.is_some()
+                && worker.instance.as_deref() == instance
+        })
+    }
+
+    /// What is on its way to it is not listed, and what it reported of its state stays.
+    fn identified_again(&mut self, routing_id: &[u8], identify: &Identify<'_>, now: BootTime) {
+        if let Some(worker) = self.workers.get_mut(routing_id) {
+            worker.draining = identify.draining;
+        }
+        if let Some(sequence) = identify.sequence {
+            self.handle_request(routing_id, sequence, now);
+        }
+        let running = identify.running.clone().unwrap_or_default();
+        self.adopt(routing_id, &running, now);
     }
 
     /// The ID's present worker is asked for a sign of life, which decides.
@@ -390,7 +419,7 @@ impl Control {
             hostname,
             pid: identify.pid.map(i64::from),
             holds: Vec::new(),
-            environments: BTreeSet::new(),
+            environments: Environments::default(),
             draining: identify.draining,
             trouble: None,
             holds_max: None,
@@ -506,13 +535,4 @@ impl Worker {
         self.settle.clear();
         self.acknowledged.clear();
     }
-}
-
-/// Remembers an environment. The set is bounded by starting over, which costs a message that the
-/// worker answers from its cache.
-pub(super) fn remember(environments: &mut BTreeSet<String>, hash: &str) {
-    if environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
-        environments.clear();
-    }
-    environments.insert(prefix(hash, limits::NAME_SIZE_MAX).to_owned());
 }

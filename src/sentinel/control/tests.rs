@@ -233,6 +233,7 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
             message: "boom".into(),
             traceback: Some("tb".into()),
             refused: false,
+            env_hash: None,
         })
     };
     control.handle_message(&from(1, b"w"), 0, error(), now);

@@ -4,6 +4,7 @@ use rusqlite::Connection;
 
 mod alone;
 mod deploy;
+mod deployments;
 mod routes;
 
 use super::*;

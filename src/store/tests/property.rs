@@ -233,7 +233,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
     turn.save_worker(&worker, DAY_MS).unwrap();
     turn.touch_workers(&["w".to_owned()], DAY_MS).unwrap();
     turn.worker_offline("w", DAY_MS).unwrap();
-    turn.forget_old_workers().unwrap();
+    turn.forget_old_workers(DAY_MS).unwrap();
     for source in ["class Handler: name = \"p\"", "class Handler: new = 1"] {
         let deploy = Deploy {
             plugin_name: "p",

@@ -127,7 +127,7 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
         turn.worker_offline(&worker_id, DAY_MS + count).unwrap();
     }
     turn.worker_offline("w", DAY_MS - 1).unwrap();
-    turn.forget_old_workers().unwrap();
+    turn.forget_old_workers(DAY_MS).unwrap();
     turn.commit().unwrap();
     let known = scene.store.workers().unwrap();
     let kept = crate::limits::WORKER_SESSIONS_MAX * 9 / 10;

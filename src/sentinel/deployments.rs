@@ -1,0 +1,93 @@
+//! Noticing what is deployed: workers prepare the environments of plugins that they may run before
+//! there are jobs, and are told when a plugin or its sinks have changed.
+
+use std::collections::BTreeMap;
+
+use super::control::{Control, Wanted};
+use crate::limits;
+use crate::reactor::BootTime;
+use crate::store::{self, Deployment, Store};
+
+/// What the last look has found.
+#[derive(Debug)]
+pub(super) struct Deployments {
+    /// The state of each plugin; none before the first look.
+    states: Option<BTreeMap<String, u64>>,
+    /// Another program has committed since.
+    pub(super) is_stale: bool,
+    look_at: BootTime,
+}
+
+impl Deployments {
+    pub(super) fn new(now: BootTime) -> Self {
+        Deployments {
+            states: None,
+            is_stale: true,
+            look_at: now,
+        }
+    }
+
+    /// Once a second: looks for deployments and sinks if the database has changed, and tells
+    /// workers. What this program commits itself is found a little later.
+    pub(super) fn tell(
+        &mut self,
+        store: &Store,
+        control: &mut Control,
+        now: BootTime,
+    ) -> Result<(), store::Error> {
+        if self.is_stale || now >= self.look_at {
+            let found = store.deployments()?;
+            self.is_stale = false;
+            self.look_at = now + limits::DEPLOYMENTS_LOOK_INTERVAL;
+            control.want_environments(wanted(found.plugins));
+            if let Some(before) = self.states.replace(found.states) {
+                let after = self.states.iter().flatten();
+                let is_new = |(name, state): &(&String, &u64)| before.get(*name) != Some(*state);
+                let gone = before.keys();
+                let is_gone = |name: &&String| {
+                    let states = self.states.as_ref();
+                    states.is_some_and(|states| !states.contains_key(*name))
+                };
+                let changed: Vec<&str> = after
+                    .filter(is_new)
+                    .map(|(name, _)| name.as_str())
+                    .chain(gone.filter(is_gone).map(String::as_str))
+                    .collect();
+                if !changed.is_empty() {
+                    log::info!("plugins or their sinks have changed: workers are told");
+                    control.reload(&changed);
+                }
+            }
+        }
+        for (routing_id, hash) in control.to_prepare(limits::PREPARES_PER_LOOK, now) {
+            match store.lockfile(&hash)? {
+                Some(lockfile) => control.prepare(&routing_id, &hash, &lockfile, now),
+                None => control.want_no_longer(&hash),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Environments that are to be prepared: those with waiting jobs first, then those that were
+/// deployed last, so many that a worker may hold them all.
+fn wanted(mut plugins: Vec<Deployment>) -> Vec<Wanted> {
+    plugins.retain(|one| !one.env_hash.is_empty());
+    plugins.sort_by_key(|one| std::cmp::Reverse((one.has_jobs, one.order)));
+    let mut found: Vec<Wanted> = Vec::new();
+    for one in plugins {
+        let has_room = found.len() < limits::ENVIRONMENTS_WANTED_MAX;
+        let known = found
+            .iter_mut()
+            .find(|known| known.env_hash == one.env_hash);
+        match known {
+            Some(known) => known.plugins.push(one.plugin_name),
+            None if has_room => found.push(Wanted {
+                env_hash: one.env_hash,
+                plugins: vec![one.plugin_name],
+            }),
+            None => {}
+        }
+    }
+    found
+}
