@@ -399,6 +399,16 @@ pub const SELF_TEST_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Tries to make an environment before jobs that need it fail.
 pub const PROVISION_ATTEMPTS: u32 = 3;
+/// How long a worker waits for another program that looks at an environment, or evicts it.
+pub const EVICTION_PAUSE: Duration = Duration::from_millis(10);
+/// Environments that a worker creates at once. One whose tool hangs must not keep the others waiting.
+pub const ENVIRONMENTS_MADE_AT_ONCE: usize = 4;
+/// How long an environment that nothing runs in stays locked, so that it is not locked for each job.
+pub const ENVIRONMENT_IDLE: Duration = Duration::from_secs(10);
+/// How often an environment that is in use is noted as used.
+pub const ENVIRONMENT_NOTED_INTERVAL: Duration = Duration::from_secs(60);
+/// Bytes that the environments of a home may have before those not used for longest go.
+pub const ENVIRONMENT_CACHE_SIZE_MAX: u64 = 20_000_000_000;
 /// Pause between these tries; it doubles.
 pub const PROVISION_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the lockfiles that a worker keeps, to make environments again.
@@ -446,13 +456,13 @@ pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
 /// Descriptors that a worker opens beside its slots: event loop, waker, control socket, signals,
-/// locks, the output folder, a tool that makes an environment, a self-test, a settlement, an
+/// locks, also those of environments, the output folder, tools that make an environment, a self-test, a settlement, an
 /// interpreter or process that is being started.
-pub const WORKER_DESCRIPTORS: u64 = 48;
+pub const WORKER_DESCRIPTORS: u64 = 56;
 /// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the
-/// plugin's source (6); output of two topics and the stage of SQLite sinks (3); while another job of
+/// plugin's source, the lock of its environment (7); output of two topics and the stage of SQLite sinks (3); while another job of
 /// the slot is published, a SQLite database, its journal, WAL index and stage, folder and record (6).
-pub const SLOT_DESCRIPTORS: u64 = 15;
+pub const SLOT_DESCRIPTORS: u64 = 16;
 /// Descriptors of a fork server: its socket and its pidfd. Each job may need one of its own.
 pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes

@@ -160,6 +160,18 @@ impl Command {
         }
     }
 
+    /// The last value of a flag, as a number of bytes: `500M`, `20G` or, by powers of 1024, `20Gi`.
+    pub(crate) fn size(&self, typed: &Typed, long: &str) -> Result<Option<u64>, Refusal> {
+        let Some(text) = self.text(typed, long)? else {
+            return Ok(None);
+        };
+        size(&text).map(Some).ok_or_else(|| {
+            self.usage_error(format!(
+                "--{long} {text}: expected bytes, such as 500M or 20G"
+            ))
+        })
+    }
+
     /// The last value of a flag, as a path.
     pub(crate) fn path(&self, typed: &Typed, long: &str) -> Result<Option<PathBuf>, Refusal> {
         match typed.last(long) {
@@ -196,6 +208,26 @@ impl Typed {
         let given = self.flags.iter().filter(|(name, _)| *name == long);
         given.map(|(_, value)| PathBuf::from(value)).collect()
     }
+}
+
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..)?.trim_end_matches('B');
+    let (letter, base) = match unit.strip_suffix('i') {
+        Some(letter) => (letter, 1024u64),
+        None => (unit, 1000),
+    };
+    let power = match letter {
+        "" if base == 1000 => 0,
+        "K" | "k" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return None,
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|octet| octet.is_ascii_digit());
+    let number: u64 = digits.parse().ok().filter(|_| is_number)?;
+    number.checked_mul(base.pow(power))
 }
 
 #[cfg(test)]
@@ -300,6 +332,32 @@ mod tests {
             panic!()
         };
         assert!(line.contains("from 1 to 9"), "{line}");
+    }
+
+    #[test]
+    fn sizes_have_units_by_powers_of_1000_or_1024() {
+        let sizes = [
+            ("0", Some(0)),
+            ("17", Some(17)),
+            ("17B", Some(17)),
+            ("500M", Some(500_000_000)),
+            ("2GB", Some(2_000_000_000)),
+            ("2Gi", Some(2 << 30)),
+            ("1TiB", Some(1 << 40)),
+            ("3k", Some(3000)),
+            ("", None),
+            ("G", None),
+            ("1i", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5G", None),
+            ("1E", None),
+            ("99999999T", None),
+            ("ü", None),
+        ];
+        for (text, want) in sizes {
+            assert_eq!(size(text), want, "{text}");
+        }
     }
 
     #[test]

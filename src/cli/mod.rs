@@ -18,6 +18,8 @@
 mod args;
 mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod env;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod fsck;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod input;
@@ -227,6 +229,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         "job" => operate::job(arguments),
         "workers" => operate::workers(arguments),
         "fsck" => fsck::main(arguments),
+        "env" => env::main(arguments),
         "sentinel" => serve::sentinel(&serve::CASPARIAN_SENTINEL, arguments),
         "worker" => serve::worker(&serve::CASPARIAN_WORKER, arguments),
         "keygen" => security::keygen(arguments),
@@ -275,6 +278,7 @@ fn commands() -> Vec<&'static args::Command> {
         &operate::JOB,
         &operate::WORKERS,
         &fsck::COMMAND,
+        &env::COMMAND,
         &serve::CASPARIAN_SENTINEL,
         &serve::CASPARIAN_WORKER,
         &security::KEYGEN,

@@ -101,6 +101,7 @@ pub(super) const COMMAND: Command = Command {
             value: Some("HOW"),
             help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
         },
+        super::serve::ENV_CACHE_FLAG,
         super::serve::SANDBOX_FLAG,
         super::serve::PROTECT_FLAG,
         Flag {

@@ -238,6 +238,7 @@ const WORKER_FLAGS: &[Flag] = &[
         value: Some("FILE"),
         help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
     },
+    ENV_CACHE_FLAG,
     SANDBOX_FLAG,
     PROTECT_FLAG,
     Flag {
@@ -254,6 +255,14 @@ const WORKER_FLAGS: &[Flag] = &[
     },
     SECRET_KEY_FLAG,
 ];
+
+#[cfg(feature = "worker")]
+pub(super) const ENV_CACHE_FLAG: Flag = Flag {
+    long: "env-cache-max",
+    short: None,
+    value: Some("SIZE"),
+    help: "Bytes that Python environments may have before those not used\nfor longest go (default 20G; 0: any)",
+};
 
 #[cfg(feature = "worker")]
 pub(super) const SANDBOX_FLAG: Flag = Flag {
@@ -391,6 +400,9 @@ pub(super) fn worker_options(
     }
     if let Some(seconds) = command.number(typed, "job-timeout", 1..=31_536_000)? {
         options.job_timeout = Duration::from_secs(seconds);
+    }
+    if let Some(size) = command.size(typed, "env-cache-max")? {
+        options.cache_max = size;
     }
     options.sandbox = Some(sandbox_options(command, typed)?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {

@@ -228,7 +228,7 @@ pub fn waits_for(home: &Path, hash: &str) -> Option<String> {
     locks.iter().find_map(|path| lock::held_by_another(path))
 }
 
-fn is_hash(text: &str) -> bool {
+pub(super) fn is_hash(text: &str) -> bool {
     text.len() == 64
         && text
             .bytes()

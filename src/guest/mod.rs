@@ -25,6 +25,7 @@
 )]
 
 pub mod bridge;
+pub mod cache;
 pub mod environment;
 mod lock;
 pub mod process;

@@ -344,7 +344,7 @@ impl Drop for Building {
 }
 
 /// Removes a file or a folder of ours; what cannot be removed stays for the next attempt.
-fn sweep(path: &Path) {
+pub(super) fn sweep(path: &Path) {
     let result = match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => fs::remove_dir_all(path),
         Ok(_) => fs::remove_file(path),

@@ -4,9 +4,13 @@
 //! fails the jobs that wait for it. It is tried again for a job that comes once a pause that grows
 //! is over; jobs that come before are innocent of the failure. Lockfiles are kept for that, within
 //! a bound.
+//!
+//! A few are created at once; those that jobs wait for come first. What jobs and interpreters run in is
+//! locked (`guest/cache.rs`). Where an environment has been created, those that were not used for
+//! longest are evicted when all are too large.
 
-use std::collections::HashMap;
-use std::path::PathBuf;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -14,6 +18,7 @@ use std::time::Duration;
 
 use super::event::ThreadEvent;
 use super::slot::Failure;
+use crate::guest::cache::{self, InUse, Taken};
 use crate::guest::environment::{self, Environment, provision};
 use crate::job::Cause;
 use crate::limits;
@@ -54,8 +59,22 @@ impl Known {
     }
 }
 
+/// The lock of an environment that is used here.
+struct Held {
+    lock: InUse,
+    used_at: BootTime,
+    noted_at: BootTime,
+}
+
 pub(super) struct Environments {
     home: PathBuf,
+    /// Bytes of all environments of the home; 0 = as many as there are.
+    cache_max: u64,
+    held: HashMap<String, Held>,
+    /// Environments in creation that have no thread yet.
+    queue: VecDeque<(String, Arc<str>)>,
+    /// Threads that create one.
+    threads: usize,
     known: HashMap<String, Known>,
     /// The environment of jobs that name none.
     default_lockfile: Arc<str>,
@@ -66,10 +85,19 @@ pub(super) struct Environments {
 }
 
 impl Environments {
-    pub(super) fn new(home: PathBuf, events: Sender<ThreadEvent>, waker: Arc<mio::Waker>) -> Self {
+    pub(super) fn new(
+        home: PathBuf,
+        cache_max: u64,
+        events: Sender<ThreadEvent>,
+        waker: Arc<mio::Waker>,
+    ) -> Self {
         let default_lockfile = environment::requirements_lockfile(&[], None, &[]);
         Environments {
             home,
+            cache_max,
+            held: HashMap::new(),
+            queue: VecDeque::new(),
+            threads: 0,
             known: HashMap::new(),
             default_hash: environment::hash(&default_lockfile),
             default_lockfile: default_lockfile.into(),
@@ -89,8 +117,82 @@ impl Environments {
 
     /// The state of an environment that a job needs. One that is new here is searched for on
     /// disk, the default one is created, and one that failed or was removed is created again,
-    /// unless [`Environments::paused_until`] says otherwise.
+    /// unless [`Environments::paused_until`] says otherwise. One that is ready is locked.
     pub(super) fn state(&mut self, hash: &str) -> State {
+        match self.unlocked(hash) {
+            State::Ready(environment) => self.hold(hash, environment),
+            State::Making => {
+                // A job waits for it: it comes before those that none waits for.
+                let place = self.queue.iter().position(|(queued, _)| queued == hash);
+                if let Some(entry) = place.and_then(|place| self.queue.remove(place)) {
+                    self.queue.push_front(entry);
+                }
+                State::Making
+            }
+            failed => failed,
+        }
+    }
+
+    /// Locks an environment that is ready. While another program looks at it or evicts it, a thread
+    /// waits for what becomes of it, as if it were created.
+    fn hold(&mut self, hash: &str, environment: Environment) -> State {
+        let now = BootTime::now();
+        if let Some(held) = self.held.get_mut(hash) {
+            held.used_at = now;
+            if held.noted_at + limits::ENVIRONMENT_NOTED_INTERVAL <= now {
+                held.noted_at = now;
+                held.lock.touch();
+            }
+            return State::Ready(environment);
+        }
+        match InUse::take(&self.home, hash) {
+            Taken::Held(lock) => self.keep(hash, lock, now),
+            Taken::Unlockable => {}
+            Taken::Busy | Taken::Gone => {
+                let known = self.known.get(hash);
+                if let Some(lockfile) = known.and_then(|known| known.lockfile.clone()) {
+                    self.known.remove(hash);
+                    return self.make(hash, lockfile);
+                }
+                if hash == self.default_hash {
+                    return self.make(hash, self.default_lockfile.clone());
+                }
+            }
+        }
+        State::Ready(environment)
+    }
+
+    fn keep(&mut self, hash: &str, lock: InUse, now: BootTime) {
+        let held = Held {
+            lock,
+            used_at: now,
+            noted_at: now,
+        };
+        self.held.insert(hash.to_owned(), held);
+    }
+
+    /// True when locks of environments may be given up.
+    pub(super) fn has_idle(&self, now: BootTime) -> bool {
+        let mut held = self.held.values();
+        held.any(|held| held.used_at + limits::ENVIRONMENT_IDLE <= now)
+    }
+
+    /// Gives up the locks of environments in which nothing runs.
+    pub(super) fn release(&mut self, in_use: &BTreeSet<&str>, now: BootTime) {
+        self.held.retain(|hash, held| {
+            if in_use.contains(hash.as_str()) {
+                held.used_at = now;
+                return true;
+            }
+            let stays = held.used_at + limits::ENVIRONMENT_IDLE > now;
+            if !stays {
+                held.lock.touch();
+            }
+            stays
+        });
+    }
+
+    fn unlocked(&mut self, hash: &str) -> State {
         if let Some(known) = self.known.get(hash) {
             return match (&known.state, known.lockfile.clone()) {
                 (State::Making, _) => State::Making,
@@ -170,12 +272,12 @@ impl Environments {
             None => 0,
         };
         self.make_room(hash, lockfile.len());
-        let state = match self.start(hash, lockfile.clone()) {
-            Ok(()) => State::Making,
-            Err(error) => State::Failed(Failure::new(
-                Cause::Worker,
-                format!("cannot start a thread: {error}"),
-            )),
+        let state = match self.threads < limits::ENVIRONMENTS_MADE_AT_ONCE {
+            true => self.start(hash, lockfile.clone()),
+            false => {
+                self.queue.push_back((hash.to_owned(), lockfile.clone()));
+                State::Making
+            }
         };
         let known = Known {
             state: state.clone(),
@@ -206,24 +308,52 @@ impl Environments {
         }
     }
 
-    fn start(&self, hash: &str, lockfile: Arc<str>) -> std::io::Result<()> {
+    fn start(&mut self, hash: &str, lockfile: Arc<str>) -> State {
         let (home, cancel) = (self.home.clone(), self.cancel.clone());
         let (events, waker) = (self.events.clone(), self.waker.clone());
+        let cache_max = self.cache_max;
         let hash = hash.to_owned();
-        std::thread::Builder::new()
+        let started = std::thread::Builder::new()
             .name("provision".to_owned())
             .spawn(move || {
-                let result = try_to_make(&home, &lockfile, &hash, &cancel);
+                let made = make_and_lock(&home, &lockfile, &hash, &cancel);
+                let (result, lock) = match made {
+                    Ok((environment, lock)) => (Ok(environment), lock),
+                    Err(failure) => (Err(failure), None),
+                };
+                let is_new = result.as_ref().is_ok_and(|made| !made.cached);
+                let event = ThreadEvent::Environment { hash, result, lock };
                 // The loop is gone only when the whole worker stops.
-                if events
-                    .send(ThreadEvent::Environment { hash, result })
-                    .is_ok()
+                if events.send(event).is_ok()
                     && let Err(error) = waker.wake()
                 {
                     log::error!("cannot wake the worker: {error}");
                 }
-            })?;
-        Ok(())
+                if is_new {
+                    evict(&home, cache_max, &cancel);
+                }
+            });
+        match started {
+            Ok(_) => {
+                self.threads += 1;
+                State::Making
+            }
+            Err(error) => State::Failed(Failure::new(
+                Cause::Worker,
+                format!("cannot start a thread: {error}"),
+            )),
+        }
+    }
+
+    /// Brings the environments that are there within their bound, on a thread.
+    pub(super) fn evict(&self) {
+        let (home, cancel, cache_max) = (self.home.clone(), self.cancel.clone(), self.cache_max);
+        let started = std::thread::Builder::new()
+            .name("evict".to_owned())
+            .spawn(move || evict(&home, cache_max, &cancel));
+        if let Err(error) = started {
+            log::warn!("cannot start a thread: {error}");
+        }
     }
 
     /// A thread has ended.
@@ -231,8 +361,19 @@ impl Environments {
         &mut self,
         hash: &str,
         result: Result<Environment, Failure>,
+        lock: Option<InUse>,
         now: BootTime,
     ) {
+        if let Some(lock) = lock {
+            self.keep(hash, lock, now);
+        }
+        self.threads = self.threads.saturating_sub(1);
+        if let Some((next, lockfile)) = self.queue.pop_front() {
+            let state = self.start(&next, lockfile);
+            if let Some(known) = self.known.get_mut(&next) {
+                known.state = state;
+            }
+        }
         let Some(known) = self.known.get_mut(hash) else {
             return;
         };
@@ -262,10 +403,47 @@ pub(super) fn pause_after(failures: u32) -> Duration {
         .min(limits::ENVIRONMENT_RETRY_AFTER_MAX)
 }
 
+/// Creates an environment and locks it before it is used: another program may evict it between.
+fn make_and_lock(
+    home: &Path,
+    lockfile: &str,
+    hash: &str,
+    cancel: &AtomicBool,
+) -> Result<(Environment, Option<InUse>), Failure> {
+    loop {
+        let environment = try_to_make(home, lockfile, hash, cancel)?;
+        match InUse::take(home, hash) {
+            Taken::Held(lock) => return Ok((environment, Some(lock))),
+            Taken::Unlockable => return Ok((environment, None)),
+            Taken::Busy | Taken::Gone if cancel.load(Ordering::Relaxed) => {
+                let reason = "interrupted".to_owned();
+                return Err(Failure::new(Cause::Worker, reason));
+            }
+            Taken::Busy | Taken::Gone => environment::sleep(limits::EVICTION_PAUSE, cancel),
+        }
+    }
+}
+
+/// Evicts environments that were not used for longest when all are too large.
+fn evict(home: &Path, cache_max: u64, cancel: &AtomicBool) {
+    if cache_max == 0 {
+        return;
+    }
+    match cache::evict(home, cache_max, cancel) {
+        Ok(gone) => {
+            for one in gone {
+                let hash = &one.hash;
+                log::info!("environment {hash}: evicted, it was not used for longest");
+            }
+        }
+        Err(error) => log::warn!("environments that are not used stay: {error}"),
+    }
+}
+
 /// A tool may fail for a moment (a registry that does not answer, a full disk), which should not
 /// fail every job that waits.
 fn try_to_make(
-    home: &std::path::Path,
+    home: &Path,
     lockfile: &str,
     hash: &str,
     cancel: &AtomicBool,

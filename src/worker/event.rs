@@ -3,6 +3,7 @@
 use super::settling::Standing;
 use super::slot::Failure;
 use super::writer::Report;
+use crate::guest::cache::InUse;
 use crate::guest::environment::Environment;
 use crate::job::Attempt;
 
@@ -14,6 +15,8 @@ pub(super) enum ThreadEvent {
     Environment {
         hash: String,
         result: Result<Environment, Failure>,
+        /// Keeps it from being evicted before it is used.
+        lock: Option<InUse>,
     },
     /// A job's output is settled, or could not be.
     Settled {

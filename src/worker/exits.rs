@@ -219,6 +219,19 @@ impl Worker {
             self.warm_lost(index, "the warm interpreter does not answer", now);
         }
         self.test_health(now);
+        self.release_environments(now);
+    }
+
+    /// Locks of environments in which nothing runs are given up.
+    fn release_environments(&mut self, now: BootTime) {
+        if !self.environments.has_idle(now) {
+            return;
+        }
+        let running = self.slots.iter().flatten().map(|run| &run.order);
+        let orders = running.chain(&self.backlog);
+        let orders = orders.map(|order| order.environment.as_str());
+        let in_use = orders.chain(self.interpreters.environments()).collect();
+        self.environments.release(&in_use, now);
     }
 
     /// When [`Worker::tend`] is due.

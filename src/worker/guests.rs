@@ -338,7 +338,7 @@ impl Worker {
                     self.heartbeat_at = now;
                 }
             }
-            ThreadEvent::Environment { hash, result } => {
+            ThreadEvent::Environment { hash, result, lock } => {
                 self.leftovers.check_soon(now);
                 match &result {
                     Ok(environment) => {
@@ -352,7 +352,7 @@ impl Worker {
                     }
                 }
                 let failure = result.as_ref().err().cloned();
-                self.environments.handle_made(&hash, result, now);
+                self.environments.handle_made(&hash, result, lock, now);
                 if let (Some(failure), Some(until)) =
                     (&failure, self.environments.paused_until(&hash))
                 {

@@ -85,6 +85,11 @@ impl Interpreters {
         })
     }
 
+    /// The environments that interpreters run in.
+    pub(super) fn environments(&self) -> impl Iterator<Item = &str> {
+        self.table.iter().flatten().map(|found| found.hash.as_str())
+    }
+
     fn only(&self, job_id: i64) -> Option<i64> {
         self.suspects.contains_key(&job_id).then_some(job_id)
     }

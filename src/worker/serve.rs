@@ -71,6 +71,8 @@ pub struct Options {
     pub shim: Option<PathBuf>,
     /// Where environments and the private uv live.
     pub home: PathBuf,
+    /// Bytes that the environments there may have before those not used for longest go; 0 = any.
+    pub cache_max: u64,
     /// How long to wait for running jobs at a stop.
     pub drain_timeout: Duration,
     /// How plugin processes are restricted; none = not at all.
@@ -102,6 +104,7 @@ impl Options {
             interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
             home: environment::home(),
+            cache_max: limits::ENVIRONMENT_CACHE_SIZE_MAX,
             drain_timeout: limits::DRAIN_TIMEOUT,
             sandbox: None,
             signals: true,
@@ -260,6 +263,7 @@ impl Worker {
         Ok(Worker {
             environments: Environments::new(
                 options.home.clone(),
+                options.cache_max,
                 report_sender.clone(),
                 waker.clone(),
             ),
@@ -323,6 +327,7 @@ impl Worker {
                 "what plugins leave behind is not killed when their interpreter is: {error}"
             );
         }
+        self.environments.evict();
         loop {
             let (clock, now) = (Instant::now(), BootTime::now());
             self.receive(clock, now);

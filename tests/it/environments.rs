@@ -203,7 +203,7 @@ fn a_uv_that_hangs_ends_with_its_worker() {
     }
 }
 
-fn program_in(bin: &Path, name: &str, script: &str) {
+pub(crate) fn program_in(bin: &Path, name: &str, script: &str) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::create_dir_all(bin).unwrap();
     let path = bin.join(name);

@@ -12,6 +12,7 @@ mod deadlines;
 mod deploy;
 mod descriptors;
 mod dispatcher;
+mod env_cache;
 mod environments;
 mod failures;
 #[allow(dead_code)]

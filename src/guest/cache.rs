@@ -1,0 +1,399 @@
+//! The cache of environments, `<home>/venvs`: which are in use, and which go when all of them are too
+//! large.
+//!
+//! Whoever uses an environment holds a shared lock on its folder, which the kernel takes back from a
+//! process that was killed. An environment is evicted only under the exclusive lock: it is renamed,
+//! and removed after that, so that its name never stands for half of one. What a program that died
+//! meanwhile has renamed is removed by the next one. The time of last use is the folder's time of
+//! modification; a clock that jumps changes the order at worst, and locks do not depend on it.
+//!
+//! Bytes are those that the file system has allocated. A file with several links, as uv makes them of
+//! its own cache, counts once for all environments.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_OMIT, futimens};
+
+use super::environment::{Error, is_hash};
+use super::tool::sweep;
+
+/// How names of folders begin that hold evicted environments.
+const EVICTED: &str = ".evicted-";
+/// The lock of who evicts.
+const EVICT_LOCK: &str = ".evict.lock";
+
+/// An environment that is not evicted while this lives.
+#[derive(Debug)]
+pub struct InUse {
+    folder: File,
+}
+
+/// What [`InUse::take`] has found.
+#[derive(Debug)]
+pub enum Taken {
+    /// It is locked.
+    Held(InUse),
+    /// It is there, and its file system or its place allows no lock; it is never evicted.
+    Unlockable,
+    /// Another program has the exclusive lock, for a moment: it looks at it, or evicts it.
+    Busy,
+    /// It is not there.
+    Gone,
+}
+
+impl InUse {
+    /// Locks an environment, and notes that it is used. Does not wait.
+    pub fn take(home: &Path, hash: &str) -> Taken {
+        let place = home.join("venvs").join(hash);
+        let folder = match open_folder(&place) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
+            Err(_) => return Taken::Unlockable,
+        };
+        match folder.try_lock_shared() {
+            Ok(()) => {}
+            Err(fs::TryLockError::WouldBlock) => return Taken::Busy,
+            Err(fs::TryLockError::Error(_)) => return Taken::Unlockable,
+        }
+        // It may have been renamed between these.
+        if !is_at(&folder, &place) {
+            return Taken::Gone;
+        }
+        let taken = InUse { folder };
+        taken.touch();
+        Taken::Held(taken)
+    }
+
+    /// Notes that it is used now.
+    pub fn touch(&self) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let now = now.unwrap_or_default();
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+            last_modification: Timespec {
+                tv_sec: i64::try_from(now.as_secs()).unwrap_or(0),
+                tv_nsec: now.subsec_nanos().into(),
+            },
+        };
+        // Another user's, or on a file system that cannot be written: its order is a guess.
+        let _ = futimens(&self.folder, &times);
+    }
+}
+
+/// One environment of the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The lockfile's hash.
+    pub hash: String,
+    /// When it was used last.
+    pub used_at: SystemTime,
+    /// A program uses it.
+    pub in_use: bool,
+    /// Bytes that those used after it do not have.
+    pub size: u64,
+}
+
+/// The environments below a home, those in use first and then the last used.
+fn entries(venvs: &Path) -> Vec<Entry> {
+    let now = SystemTime::now();
+    let mut found = Vec::new();
+    for entry in fs::read_dir(venvs).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(hash) = name.to_str().filter(|name| is_hash(name)) else {
+            continue;
+        };
+        let Ok(folder) = open_folder(&entry.path()) else {
+            continue;
+        };
+        let used_at = folder.metadata().and_then(|found| found.modified());
+        found.push(Entry {
+            hash: hash.to_owned(),
+            // What was used in a future that a clock has left is no better than the last used.
+            used_at: used_at.map_or(SystemTime::UNIX_EPOCH, |at| at.min(now)),
+            in_use: folder.try_lock().is_err(),
+            size: 0,
+        });
+    }
+    found.sort_by(|a, b| (b.in_use, b.used_at, &a.hash).cmp(&(a.in_use, a.used_at, &b.hash)));
+    found
+}
+
+/// The environments below a home with their sizes, those in use first and then the last used.
+pub fn list(home: &Path) -> Vec<Entry> {
+    let venvs = home.join("venvs");
+    let mut found = entries(&venvs);
+    let mut seen = HashSet::new();
+    for entry in &mut found {
+        entry.size = size(&venvs.join(&entry.hash), &mut seen, &AtomicBool::new(false));
+    }
+    found
+}
+
+/// Which of the listed environments have to go so that the others have at most `size_max` bytes: all
+/// that were used before one that has no room. Those in use stay.
+pub fn excess(listed: &[Entry], size_max: u64) -> Vec<Entry> {
+    let mut sum = 0u64;
+    let over = |entry: &&Entry| {
+        sum = sum.saturating_add(entry.size);
+        sum > size_max && !entry.in_use
+    };
+    listed.iter().filter(over).cloned().collect()
+}
+
+/// Evicts the environments that were not used for longest until the others have at most `size_max`
+/// bytes; gives those that went. Blocks for as long as reading and removing the files takes. Does
+/// nothing while another program evicts.
+pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entry>, Error> {
+    let venvs = home.join("venvs");
+    let Some(_lock) = lock(&venvs)? else {
+        return Ok(Vec::new());
+    };
+    for entry in fs::read_dir(&venvs).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if name.as_encoded_bytes().starts_with(EVICTED.as_bytes()) {
+            sweep(&entry.path());
+        }
+    }
+    let mut listed = entries(&venvs);
+    let mut seen = HashSet::new();
+    let mut sum = 0u64;
+    for entry in &mut listed {
+        // Those behind go as well.
+        if sum > size_max && !entry.in_use {
+            entry.size = 0;
+            continue;
+        }
+        entry.size = size(&venvs.join(&entry.hash), &mut seen, cancel);
+        sum = sum.saturating_add(entry.size);
+    }
+    let mut gone = Vec::new();
+    // The one used longest ago first.
+    for entry in excess(&listed, size_max).into_iter().rev() {
+        if cancel.load(Ordering::Relaxed) {
+            break;
+        }
+        if remove(&venvs, &entry.hash)? {
+            gone.push(entry);
+        }
+    }
+    Ok(gone)
+}
+
+/// Removes an environment; false when it is in use, or not there any more.
+fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
+    let place = venvs.join(hash);
+    let Ok(folder) = open_folder(&place) else {
+        return Ok(false);
+    };
+    if folder.try_lock().is_err() || !is_at(&folder, &place) {
+        return Ok(false);
+    }
+    let away = tempfile::Builder::new()
+        .prefix(EVICTED)
+        .tempdir_in(venvs)
+        .map_err(|error| Error::io(venvs, error))?
+        .keep();
+    let moved = fs::rename(&place, away.join("it"));
+    drop(folder);
+    sweep(&away);
+    moved.map_err(|error| Error::io(&place, error))?;
+    Ok(true)
+}
+
+/// The right to evict; none while another program has it, or where there are no environments.
+fn lock(venvs: &Path) -> Result<Option<File>, Error> {
+    let path = venvs.join(EVICT_LOCK);
+    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
+    let opened = fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(&path);
+    let file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(&path, error)),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(Error::io(&path, error)),
+    }
+}
+
+fn open_folder(place: &Path) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits().cast_signed())
+        .open(place)
+}
+
+fn is_at(folder: &File, place: &Path) -> bool {
+    let there = fs::symlink_metadata(place).map(|found| (found.dev(), found.ino()));
+    let here = folder.metadata().map(|found| (found.dev(), found.ino()));
+    matches!((there, here), (Ok(there), Ok(here)) if there == here)
+}
+
+/// Bytes allocated for a folder and what is in it, but files of several links that were seen before.
+fn size(folder: &Path, seen: &mut HashSet<(u64, u64)>, cancel: &AtomicBool) -> u64 {
+    let mut sum = 0u64;
+    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        if cancel.load(Ordering::Relaxed) {
+            break;
+        }
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Ok(found) = entry.metadata() else {
+                continue;
+            };
+            if found.is_dir() {
+                folders.push(entry.path());
+            } else if found.nlink() > 1 && !seen.insert((found.dev(), found.ino())) {
+                continue;
+            }
+            // Blocks of 512 bytes, whatever the file system's are.
+            sum = sum.saturating_add(found.blocks().saturating_mul(512));
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIB: u64 = 1 << 10;
+
+    fn hash(number: u32) -> String {
+        format!("{number:064x}")
+    }
+
+    /// A home with environments of 64 KiB each, used so many seconds after 2020.
+    fn home(used: &[(u32, u64)]) -> tempfile::TempDir {
+        let home = tempfile::tempdir().unwrap();
+        for (number, at) in used {
+            let place = home.path().join("venvs").join(hash(*number));
+            fs::create_dir_all(place.join("bin")).unwrap();
+            fs::write(place.join("bin/python"), vec![b'x'; 64 << 10]).unwrap();
+            set_used(&place, *at);
+        }
+        home
+    }
+
+    fn set_used(place: &Path, at: u64) {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_577_836_800 + at);
+        open_folder(place).unwrap().set_modified(time).unwrap();
+    }
+
+    /// The numbers of the environments that are left, and how many other names.
+    fn left(home: &Path) -> (Vec<u32>, usize) {
+        let names = fs::read_dir(home.join("venvs")).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let (hashes, others): (Vec<_>, Vec<_>) = names
+            .filter(|name| !name.ends_with(".lock"))
+            .partition(|name| is_hash(name));
+        let number = |hash: &String| u32::from_str_radix(hash, 16).unwrap();
+        let mut numbers: Vec<u32> = hashes.iter().map(number).collect();
+        numbers.sort_unstable();
+        (numbers, others.len())
+    }
+
+    fn evicted(home: &Path, size_max: u64) -> usize {
+        evict(home, size_max, &AtomicBool::new(false))
+            .unwrap()
+            .len()
+    }
+
+    #[test]
+    fn those_used_longest_ago_go_and_no_more_than_have_to() {
+        let home = home(&[(1, 30), (2, 10), (3, 20), (4, 40)]);
+        assert_eq!(evicted(home.path(), u64::MAX), 0);
+        assert_eq!(evicted(home.path(), 160 * KIB), 2);
+        assert_eq!(left(home.path()), (vec![1, 4], 0));
+        // The use of one puts the other to the end.
+        assert!(matches!(InUse::take(home.path(), &hash(1)), Taken::Held(_)));
+        assert_eq!(evicted(home.path(), 100 * KIB), 1);
+        assert_eq!(left(home.path()), (vec![1], 0));
+        assert_eq!(evicted(home.path(), 0), 1);
+        assert!(matches!(InUse::take(home.path(), &hash(1)), Taken::Gone));
+    }
+
+    #[test]
+    fn one_in_use_stays_whatever_the_clock_said() {
+        let home = home(&[(1, 10), (2, 20), (3, 30)]);
+        let Taken::Held(in_use) = InUse::take(home.path(), &hash(1)) else {
+            panic!("it is there");
+        };
+        set_used(&home.path().join("venvs").join(hash(1)), 0);
+        // Another was used in a year that has not come.
+        set_used(&home.path().join("venvs").join(hash(3)), 10_000_000_000);
+        let listed = list(home.path());
+        assert!(listed[0].in_use && listed[0].hash == hash(1), "{listed:?}");
+        assert!(
+            listed
+                .iter()
+                .all(|entry| entry.used_at <= SystemTime::now())
+        );
+        assert_eq!(evicted(home.path(), 0), 2);
+        assert_eq!(left(home.path()), (vec![1], 0));
+        drop(in_use);
+        assert_eq!(evicted(home.path(), 0), 1);
+    }
+
+    #[test]
+    fn a_file_of_several_links_counts_once() {
+        let home = home(&[(1, 10), (2, 20)]);
+        let file = |number: u32| home.path().join("venvs").join(hash(number)).join("shared");
+        fs::write(file(1), vec![b'x'; 1 << 20]).unwrap();
+        fs::hard_link(file(1), file(2)).unwrap();
+        let sizes: Vec<u64> = list(home.path())
+            .iter()
+            .map(|entry| entry.size / KIB)
+            .collect();
+        assert!(sizes[0] >= 1024 + 64 && sizes[1] < 128, "{sizes:?}");
+        assert_eq!(evicted(home.path(), 1300 * KIB), 0);
+        assert_eq!(excess(&list(home.path()), 1100 * KIB).len(), 1);
+    }
+
+    #[test]
+    fn what_an_eviction_that_was_killed_has_left_goes_and_nothing_else() {
+        let home = home(&[(1, 10)]);
+        let venvs = home.path().join("venvs");
+        for name in [".evicted-a/it/bin", ".evicted-b", ".0.new-x", "notes"] {
+            fs::create_dir_all(venvs.join(name)).unwrap();
+        }
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(other.path(), venvs.join(hash(2))).unwrap();
+        assert_eq!(evicted(home.path(), u64::MAX), 0);
+        assert_eq!(left(home.path()), (vec![1, 2], 2));
+        assert_eq!(evicted(home.path(), 0), 1);
+        assert_eq!(left(home.path()), (vec![2], 2), "a link is an operator's");
+        assert!(matches!(
+            InUse::take(home.path(), &hash(2)),
+            Taken::Unlockable
+        ));
+    }
+
+    #[test]
+    fn while_another_program_evicts_nothing_goes() {
+        let home = home(&[(1, 10)]);
+        let held = lock(&home.path().join("venvs")).unwrap();
+        assert!(held.is_some());
+        assert_eq!(evicted(home.path(), 0), 0);
+        drop(held);
+        assert_eq!(evicted(home.path(), 0), 1);
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(evicted(empty.path(), 0), 0);
+    }
+}
