@@ -60,8 +60,6 @@ PARTS_MAX = 10
 FRAME_WAIT = 30
 # Seconds in which a fork server kills what an ended child has left, before it goes on meanwhile.
 STRAYS_WAIT = 1.0
-# Variables that a forked child keeps of its interpreter.
-KEPT_VARIABLES = ("PATH", "LANG", "TZ")
 
 
 class Bridge:
@@ -673,6 +671,10 @@ class ForkServer:
         # Children that modules have started when they were imported.
         self.kept = set()
         self.has_strays = False
+        # Threads of Python beside this one: they are not in a child, which may wait for them for ever.
+        self.threads = 0
+        self.is_told = False
+        self.modules = []
         self.wake_in, self.wake_out = os.pipe()
         os.set_blocking(self.wake_in, False)
         os.set_blocking(self.wake_out, False)
@@ -749,6 +751,7 @@ class ForkServer:
                 raise ValueError(
                     f"{len(fds)} of {expected} descriptors arrived: it has too many open files"
                     f" (limit {limit}); raise it with `ulimit -n`")
+            self.look_for_threads()
             parent = getpid()
             pid = os.fork()
             if pid == 0:
@@ -780,14 +783,16 @@ class ForkServer:
                 os.close(fd)
             if "sandbox" in request:
                 contain_child(request, fds[3:])
-            for name in list(os.environ):
-                if name not in KEPT_VARIABLES and not name.startswith("LC_"):
-                    del os.environ[name]
+            # What a preload has changed stays: a fresh interpreter gets it by the plugin's own import.
+            os.environ.pop("CASPARIAN_PARENT", None)
             os.environ.update(request["env"])
             os.chdir(request["cwd"])
             if "shim" in request:
                 os.execv(sys.executable, [sys.executable, request["shim"]])
             os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
+            if self.threads:
+                os.set_inheritable(fds[2], True)
+                os.execv(sys.executable, [sys.executable, os.path.abspath(__file__)])
             numpy = sys.modules.get("numpy")
             if numpy is not None:
                 numpy.random.seed()
@@ -825,6 +830,16 @@ class ForkServer:
             else:
                 answer["code"] = os.WEXITSTATUS(status)
             self.say(**answer)
+
+    def look_for_threads(self):
+        """While threads run, children become fresh interpreters; that is said once."""
+        known, self.threads = self.threads, len(sys._current_frames()) - 1
+        if self.threads > 0 and known == 0 and not self.is_told:
+            self.is_told = True
+            print(f"the preload of {', '.join(self.modules) or 'this environment'} leaves"
+                  f" {self.threads} thread(s) running, which a fork does not copy: each job starts an"
+                  " interpreter of its own. Start threads in the plugin, or leave the module out of"
+                  " `preload`", file=sys.stderr, flush=True)
 
     def kill_group(self, pid):
         try:
@@ -874,6 +889,7 @@ def warm(arguments):
     import resource  # noqa: F401
 
     server = ForkServer(int(arguments[0]))
+    server.modules = arguments[1:]
     for name in ["pyarrow.ipc", "pyarrow.csv", *arguments[1:]]:
         try:
             importlib.import_module(name)

@@ -227,6 +227,11 @@ impl Background {
         }
     }
 
+    /// How many lines with a text have been read so far.
+    pub(crate) fn count(&self, text: &str) -> usize {
+        self.seen.iter().filter(|line| line.contains(text)).count()
+    }
+
     pub(crate) fn write(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().unwrap();
         writeln!(stdin, "{line}").unwrap();

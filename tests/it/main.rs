@@ -29,6 +29,7 @@ mod memory;
 mod mistakes;
 mod old_system;
 mod operate;
+mod preloads;
 mod prepare;
 mod run;
 mod run_again;
