@@ -203,10 +203,15 @@ impl Typed {
     }
 
     /// Every value of a flag that may be repeated.
+    pub(crate) fn all(&self, long: &str) -> impl Iterator<Item = &OsString> {
+        let given = self.flags.iter().filter(move |(name, _)| *name == long);
+        given.map(|(_, value)| value)
+    }
+
+    /// The same as paths.
     #[cfg(feature = "worker")]
     pub(crate) fn paths(&self, long: &str) -> Vec<PathBuf> {
-        let given = self.flags.iter().filter(|(name, _)| *name == long);
-        given.map(|(_, value)| PathBuf::from(value)).collect()
+        self.all(long).map(PathBuf::from).collect()
     }
 }
 

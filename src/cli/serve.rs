@@ -48,6 +48,12 @@ const SENTINEL_FLAGS: &[Flag] = &[
         value: None,
         help: "Bind an address that other hosts reach without encryption",
     },
+    Flag {
+        long: "allow-uid",
+        short: None,
+        value: Some("UID"),
+        help: "Without CURVE, another user of this host that may connect, by\nnumber; may be repeated (default: its own user and root)",
+    },
     SECRET_KEY_FLAG,
     Flag {
         long: "authorized-keys",
@@ -114,6 +120,11 @@ pub(super) fn sentinel(
     let is_local = bind.is_local();
     let mut options = sentinel::Options::new(bind, database);
     security::sentinel(command, &typed, &mut options)?;
+    options.allowed_uids = allowed_uids(command, &typed)?;
+    if !options.allowed_uids.is_empty() && options.security.is_encrypted() {
+        let what = "--allow-uid is for peers without CURVE";
+        return Err(command.usage_error(what).into());
+    }
     let is_open = !is_local && !options.security.is_encrypted();
     if is_open && !typed.has("insecure") {
         return Err(failed(format!(
@@ -163,6 +174,21 @@ pub(super) fn sentinel(
         }
     };
     sentinel.run().map_err(failed)
+}
+
+/// `--allow-uid`.
+#[cfg(feature = "sentinel")]
+fn allowed_uids(command: &Command, typed: &Typed) -> Result<Vec<u32>, Failure> {
+    let given = typed.all("allow-uid").map(|text| {
+        let number = text.to_str().and_then(|text| text.parse::<u32>().ok());
+        // The last number is no user's: it means "unchanged" to the system.
+        number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
+            let text = text.display();
+            let what = format!("--allow-uid {text}: expected the number of a user (`id -u NAME`)");
+            Failure::from(command.usage_error(what))
+        })
+    });
+    given.collect()
 }
 
 /// A descriptor a worker: the soft limit, often 1024, is raised to the hard one.

@@ -15,7 +15,7 @@ use crate::job::User;
 use crate::limits;
 use crate::protocol::{OpCode, Payload, View};
 use crate::reactor::{BootTime, Endpoint, Reactor, Requests, Signals, Stopper, thread_time, token};
-use crate::socket::{self, Event, PeerId, Security, Socket, SocketType};
+use crate::socket::{self, Event, LocalUsers, PeerId, Security, Socket, SocketType};
 #[cfg(feature = "curve")]
 use crate::socket::{
     curve::{AuthorizedKeys, Clients},
@@ -30,6 +30,9 @@ pub struct Options {
     pub bind: Endpoint,
     /// How workers prove who they are.
     pub security: Security,
+    /// Users of this host that may connect beside our own and root, where `security` proves
+    /// nobody.
+    pub allowed_uids: Vec<u32>,
     /// The list behind `security`, which is followed while the sentinel runs and read again at
     /// SIGHUP; a worker whose key has gone from it is closed.
     #[cfg(feature = "curve")]
@@ -65,6 +68,7 @@ impl Options {
         Options {
             bind,
             security: Security::Null,
+            allowed_uids: Vec::new(),
             #[cfg(feature = "curve")]
             authorized_keys: None,
             trusted_publishers: None,
@@ -181,6 +185,31 @@ fn trust(options: &Options) -> Trust {
     }
 }
 
+/// Who of this host may connect; none where every peer may that reaches the endpoint.
+fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
+    if !matches!(options.security, Security::Null) {
+        return Ok(None);
+    }
+    let users = LocalUsers::and(&options.allowed_uids);
+    let Endpoint::Tcp { .. } = options.bind else {
+        return Ok(Some(users));
+    };
+    match LocalUsers::check() {
+        Ok(()) => Ok(Some(users)),
+        Err(error) if options.allowed_uids.is_empty() => {
+            log::warn!(
+                "any user of this host may connect and run code on the workers, because \
+                 /proc/net/tcp does not show whose a connection is ({error}); use CURVE"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(Error::Io(io::Error::new(
+            error.kind(),
+            format!("--allow-uid needs /proc/net/tcp, which cannot be read: {error}"),
+        ))),
+    }
+}
+
 /// The moment as the database notes it.
 fn moment(now: BootTime) -> Now {
     let unix_ms = SystemTime::now()
@@ -235,6 +264,10 @@ impl Sentinel {
             .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
             .security(options.security.clone());
+        let socket_options = match local_users(&options)? {
+            Some(users) => socket_options.local_users(users),
+            None => socket_options,
+        };
         let mut socket = Socket::new(
             SocketType::Router,
             socket_options,

@@ -107,6 +107,9 @@ pub struct Socket {
     pub(super) random: RandomState,
     pub(super) random_count: u64,
     pub(super) identity_next: u32,
+    /// Accepted peers whose user has not been looked up yet; empty between calls.
+    #[cfg(feature = "process")]
+    pub(super) unasked: Vec<PeerId>,
 }
 
 pub(super) struct Bound {
@@ -175,6 +178,8 @@ impl Socket {
             random,
             random_count: 0,
             identity_next,
+            #[cfg(feature = "process")]
+            unasked: Vec::new(),
         })
     }
 

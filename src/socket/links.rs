@@ -112,6 +112,12 @@ impl Socket {
     }
 
     pub(super) fn accept(&mut self, now: Instant) {
+        self.accept_all(now);
+        #[cfg(feature = "process")]
+        self.find_owners();
+    }
+
+    fn accept_all(&mut self, now: Instant) {
         for place in 0..self.listeners.len() {
             for _ in 0..limits::ACCEPTS_PER_TURN {
                 let Some(Some(bound)) = self.listeners.get_mut(place) else {
@@ -206,6 +212,10 @@ impl Socket {
         }
         self.ready.push_back(id);
         self.dirty.push(id);
+        #[cfg(feature = "process")]
+        if self.options.local_users.is_some() {
+            self.unasked.push(id);
+        }
         self.handshakes += 1;
         self.pending.push_back(id);
         if self.pending.len() > 2 * self.handshakes + 64 {
@@ -243,6 +253,11 @@ impl Socket {
 
     /// The handshake of `id` is done. False when the peer was refused.
     pub(super) fn establish(&mut self, id: PeerId, now: Instant) -> bool {
+        #[cfg(feature = "process")]
+        if let Some(why) = self.not_admitted(id) {
+            self.refuse(id, DisconnectReason::NotAdmitted(why), now);
+            return false;
+        }
         let Some(peer) = self.peers.get_mut(id) else {
             return false;
         };
@@ -269,14 +284,7 @@ impl Socket {
                 && old != id
             {
                 if !self.may_take_over(old, &newcomer) {
-                    let Some(Link::Up(_, connection)) =
-                        self.peers.get_mut(id).map(|peer| &mut peer.link)
-                    else {
-                        return false;
-                    };
-                    connection.refuse(&DisconnectReason::IdentityInUse.to_string());
-                    self.flush_peer(id);
-                    self.lose(id, DisconnectReason::IdentityInUse, now);
+                    self.refuse(id, DisconnectReason::IdentityInUse, now);
                     return false;
                 }
                 self.routes.remove(&identity);
@@ -311,6 +319,15 @@ impl Socket {
         self.note_timeout(id, timeout);
         self.tell(Event::Established { peer: id, identity });
         true
+    }
+
+    /// Ends a peer whose handshake is done, with the reason.
+    fn refuse(&mut self, id: PeerId, reason: DisconnectReason, now: Instant) {
+        if let Some(Link::Up(_, connection)) = self.peers.get_mut(id).map(|peer| &mut peer.link) {
+            connection.refuse(&reason.to_string());
+            self.flush_peer(id);
+        }
+        self.lose(id, reason, now);
     }
 
     /// Whether a newcomer may have the routing id of a peer: by option, and only from somebody

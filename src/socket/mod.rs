@@ -65,6 +65,8 @@ mod links;
 mod log_limit;
 mod monitor;
 mod options;
+#[cfg(feature = "process")]
+mod owners;
 mod peers;
 #[cfg(any(feature = "curve", feature = "sentinel"))]
 pub mod secured;
@@ -75,6 +77,8 @@ pub use self::core::Socket;
 pub use blocking::{Dealer, Router};
 pub use monitor::{Counters, DisconnectReason, Event};
 pub use options::{Options, ReconnectStop};
+#[cfg(feature = "process")]
+pub use owners::{LocalUsers, NotAdmitted};
 pub use peers::PeerId;
 
 pub use crate::reactor::Endpoint;

@@ -119,6 +119,9 @@ pub enum DisconnectReason {
     Handover,
     /// The identity belongs to a living peer, and handover is off.
     IdentityInUse,
+    /// Its user may not connect ([`Options::local_users`](super::Options::local_users)).
+    #[cfg(feature = "process")]
+    NotAdmitted(super::NotAdmitted),
     /// A bound on connections or pending handshakes was reached.
     TooMany,
     /// Its message needs more memory than is left for all peers' together.
@@ -147,6 +150,8 @@ impl fmt::Display for DisconnectReason {
             DisconnectReason::Protocol(error) => error.fmt(f),
             DisconnectReason::Handover => f.write_str("its identity was taken over"),
             DisconnectReason::IdentityInUse => f.write_str("its identity is in use"),
+            #[cfg(feature = "process")]
+            DisconnectReason::NotAdmitted(why) => why.fmt(f),
             DisconnectReason::TooMany => f.write_str("too many connections"),
             DisconnectReason::OutOfMemory => {
                 f.write_str("no memory left for the messages of all peers")
@@ -231,6 +236,8 @@ impl Counters {
             }
             DisconnectReason::Protocol(zmtp::Error::Unauthorized { .. })
             | DisconnectReason::Revoked => self.unauthorized += 1,
+            #[cfg(feature = "process")]
+            DisconnectReason::NotAdmitted(_) => self.unauthorized += 1,
             DisconnectReason::Protocol(_) | DisconnectReason::Rejected(_) => {
                 self.protocol_errors += 1;
             }

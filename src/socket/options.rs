@@ -65,6 +65,8 @@ pub struct Options {
     pub(super) handshakes_max: usize,
     pub(super) metadata: Vec<(String, Vec<u8>)>,
     pub(super) security: Security,
+    #[cfg(feature = "process")]
+    pub(super) local_users: Option<super::LocalUsers>,
 }
 
 impl Default for Options {
@@ -95,6 +97,8 @@ impl Default for Options {
             handshakes_max: limits::HANDSHAKES_MAX,
             metadata: Vec::new(),
             security: Security::Null,
+            #[cfg(feature = "process")]
+            local_users: None,
         }
     }
 }
@@ -329,6 +333,15 @@ impl Options {
     #[must_use]
     pub fn security(mut self, security: Security) -> Self {
         self.security = security;
+        self
+    }
+
+    /// Lets only these users of this host connect to our listeners; peers of other hosts are not
+    /// asked. For mechanisms that prove nobody, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
+    #[cfg(feature = "process")]
+    #[must_use]
+    pub fn local_users(mut self, users: super::LocalUsers) -> Self {
+        self.local_users = Some(users);
         self
     }
 

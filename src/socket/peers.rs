@@ -113,6 +113,9 @@ pub(super) struct Peer {
     /// Failed attempts since the last established connection.
     pub(super) failures: u32,
     pub(super) address: String,
+    /// Whose its end of the connection is.
+    #[cfg(feature = "process")]
+    pub(super) owner: super::owners::Owner,
 }
 
 impl Peer {
@@ -141,6 +144,8 @@ impl Peer {
             lookup: None,
             failures: 0,
             address,
+            #[cfg(feature = "process")]
+            owner: super::owners::Owner::NotAsked,
         }
     }
 }

@@ -1,0 +1,271 @@
+//! Which user of this host is at the other end of a connection: by `SO_PEERCRED` for ipc, by the
+//! owner of the peer's socket in `/proc/net/tcp` and `tcp6` for tcp.
+//!
+//! A socket that its process has closed has no owner there any more (inode 0, user 0), so its user
+//! counts as unknown and not as root.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::peers::Link;
+use super::{PeerId, Socket};
+use crate::limits;
+use crate::reactor::Stream;
+
+/// The users of this host that may connect where the mechanism proves nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalUsers {
+    uids: BTreeSet<u32>,
+}
+
+impl LocalUsers {
+    /// Our own user, root, and others.
+    pub fn and(others: &[u32]) -> Self {
+        let own = rustix::process::geteuid().as_raw();
+        LocalUsers {
+            uids: others.iter().copied().chain([own, 0]).collect(),
+        }
+    }
+
+    /// Whether the system shows whose tcp sockets are: it fails where it does not.
+    pub fn check() -> io::Result<()> {
+        let mut table = BufReader::new(File::open(TABLES[0])?);
+        let mut line = String::new();
+        table.by_ref().take(LINE_SIZE_MAX).read_line(&mut line)?;
+        let has = |name: &str| line.split_whitespace().any(|column| column == name);
+        match has("uid") && has("inode") {
+            true => Ok(()),
+            false => Err(io::Error::other("it has no columns `uid` and `inode`")),
+        }
+    }
+}
+
+/// Whose the other end of a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Not asked for: the peer is on another host, or every peer may connect.
+    NotAsked,
+    /// This user's.
+    User(u32),
+    /// It is on this host, and the system does not show whose it is.
+    Unknown,
+}
+
+/// Why a peer of this host may not connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAdmitted {
+    /// Its user, where it is known.
+    pub uid: Option<u32>,
+}
+
+impl fmt::Display for NotAdmitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.uid {
+            Some(uid) => write!(
+                f,
+                "user {uid} of this host may not connect: it is neither the sentinel's own user \
+                 nor named by --allow-uid; use --allow-uid {uid}, or CURVE"
+            ),
+            None => f.write_str(
+                "the user of this connection cannot be determined (its process has closed it, or \
+                 it is in another network namespace); use CURVE",
+            ),
+        }
+    }
+}
+
+const TABLES: [&str; 2] = ["/proc/net/tcp", "/proc/net/tcp6"];
+/// Bytes of a line of these tables; they have some 150.
+const LINE_SIZE_MAX: u64 = 4 << 10;
+
+/// Both ends of a tcp connection as its peer sees them: its own address, and ours.
+type Ends = (SocketAddr, SocketAddr);
+
+impl Socket {
+    /// Looks up whose the connections are that were accepted since the last call, by one read of
+    /// the tables for all of them.
+    pub(super) fn find_owners(&mut self) {
+        let mut wanted: HashMap<Ends, PeerId> = HashMap::new();
+        for id in std::mem::take(&mut self.unasked) {
+            let Some(peer) = self.peers.get_mut(id) else {
+                continue;
+            };
+            let Link::Up(stream, _) = &peer.link else {
+                continue;
+            };
+            peer.owner = Owner::Unknown;
+            match stream {
+                Stream::Unix(stream) => {
+                    peer.owner = owner_of(stream);
+                }
+                Stream::Tcp(stream) => match (stream.peer_addr(), stream.local_addr()) {
+                    (Ok(theirs), Ok(ours)) if is_on_this_host(theirs, ours) => {
+                        wanted.insert((canonical(theirs), canonical(ours)), id);
+                    }
+                    (Ok(_), Ok(_)) => peer.owner = Owner::NotAsked,
+                    // It has been closed.
+                    _ => {}
+                },
+            }
+        }
+        // A table may miss a line that moves while it is read.
+        for _ in 0..limits::OWNER_READS_MAX {
+            if wanted.is_empty() {
+                return;
+            }
+            for table in TABLES {
+                let found = File::open(table)
+                    .and_then(|file| owners_in(BufReader::with_capacity(64 << 10, file), &wanted));
+                match found {
+                    Ok(found) => {
+                        for (ends, owner) in found {
+                            let id = wanted.remove(&ends);
+                            if let Some(peer) = id.and_then(|id| self.peers.get_mut(id)) {
+                                peer.owner = owner;
+                            }
+                        }
+                    }
+                    // Without IPv6 the second table is absent.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        self.warn(format_args!("{table}: {error}"), self.now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why a peer may not connect, if it may not.
+    pub(super) fn not_admitted(&self, id: PeerId) -> Option<NotAdmitted> {
+        let users = self.options.local_users.as_ref()?;
+        match self.peers.get(id)?.owner {
+            Owner::User(uid) if !users.uids.contains(&uid) => Some(NotAdmitted { uid: Some(uid) }),
+            Owner::Unknown => Some(NotAdmitted { uid: None }),
+            Owner::User(_) | Owner::NotAsked => None,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn owner_of(stream: &mio::net::UnixStream) -> Owner {
+    match rustix::net::sockopt::socket_peercred(stream) {
+        Ok(user) => Owner::User(user.uid.as_raw()),
+        Err(_) => Owner::Unknown,
+    }
+}
+
+/// Elsewhere the permissions of the socket's file decide.
+#[cfg(not(target_os = "linux"))]
+fn owner_of(_: &mio::net::UnixStream) -> Owner {
+    Owner::NotAsked
+}
+
+/// True when both ends of a connection must be on this host.
+fn is_on_this_host(theirs: SocketAddr, ours: SocketAddr) -> bool {
+    let (theirs, ours) = (theirs.ip().to_canonical(), ours.ip().to_canonical());
+    theirs.is_loopback() || theirs == ours
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// The owners of those sockets of a table that are wanted.
+fn owners_in(
+    mut table: impl BufRead,
+    wanted: &HashMap<Ends, PeerId>,
+) -> io::Result<Vec<(Ends, Owner)>> {
+    let mut found = Vec::new();
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if table.by_ref().take(LINE_SIZE_MAX).read_line(&mut line)? == 0 {
+            return Ok(found);
+        }
+        if let Some((ends, owner)) = row(&line)
+            && wanted.contains_key(&ends)
+        {
+            found.push((ends, owner));
+        }
+    }
+}
+
+/// A row: `sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode …`
+fn row(line: &str) -> Option<(Ends, Owner)> {
+    let mut columns = line.split_ascii_whitespace().skip(1);
+    let ends = (address(columns.next()?)?, address(columns.next()?)?);
+    let uid = columns.nth(4)?.parse().ok()?;
+    let inode: u64 = columns.nth(1)?.parse().ok()?;
+    let owner = match inode {
+        0 => Owner::Unknown,
+        _ => Owner::User(uid),
+    };
+    Some((ends, owner))
+}
+
+/// An address of a table: 32-bit words in the order of this machine's bytes, and a port.
+fn address(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..ip.len()).step_by(8) {
+        let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
+        // The kernel prints the words of an address as numbers of this machine.
+        #[allow(clippy::host_endian_bytes)]
+        bytes.extend_from_slice(&word.to_ne_bytes());
+    }
+    let ip = match bytes.len() {
+        4 => IpAddr::from(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        _ => IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+    };
+    Some(SocketAddr::new(ip.to_canonical(), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn rows_of_the_kernels_tables_are_read() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode";
+        let four = "   1: 0100007F:A2C4 0200007F:15B3 01 00000000:00000000 00:00000000 00000000  1001        0 8391 1 0 20 4 30 10 -1";
+        let mapped = "   2: 0000000000000000FFFF00000100007F:A2C4 0000000000000000FFFF00000200007F:15B3 01 00000000:00000000 00:00000000 00000000  1001        0 8391 1 0";
+        let six = "   3: 00000000000000000000000001000000:A2C4 00000000000000000000000001000000:15B3 01 00000000:00000000 00:00000000 00000000     0        0 77 1 0";
+        let closed = "   4: 0100007F:A2C4 0200007F:15B3 05 00000000:00000000 00:00000000 00000000     0        0 0 1 0";
+        let ends = |theirs: &str, ours: &str| (theirs.parse().unwrap(), ours.parse().unwrap());
+        let v4 = ends("127.0.0.1:41668", "127.0.0.2:5555");
+        let v6 = ends("[::1]:41668", "[::1]:5555");
+        for (line, want) in [
+            (head, None),
+            (four, Some((v4, Owner::User(1001)))),
+            (mapped, Some((v4, Owner::User(1001)))),
+            (six, Some((v6, Owner::User(0)))),
+            (closed, Some((v4, Owner::Unknown))),
+            ("", None),
+            ("1: 0100007F:A2C4", None),
+            ("1: 01é0007F:A2C4 0 0 0 0 0 0 0 0", None),
+            ("1: 010000:A2C4 0100007F:1 1 1 1 1 1 1 1", None),
+        ] {
+            assert_eq!(row(line), want, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_peer_is_on_this_host_by_its_address() {
+        for (theirs, ours, want) in [
+            ("127.0.0.1:1", "127.0.0.1:2", true),
+            ("127.8.0.1:1", "127.0.0.1:2", true),
+            ("[::1]:1", "[::1]:2", true),
+            ("[::ffff:127.0.0.1]:1", "127.0.0.1:2", true),
+            ("10.0.0.1:1", "10.0.0.1:2", true),
+            ("10.0.0.2:1", "10.0.0.1:2", false),
+        ] {
+            let (theirs, ours) = (theirs.parse().unwrap(), ours.parse().unwrap());
+            assert_eq!(is_on_this_host(theirs, ours), want, "{theirs} {ours}");
+        }
+    }
+}
