@@ -134,6 +134,11 @@ pub const LEASE_SECONDS_MAX: i64 = 86_400;
 /// Added to a lease before its attempt is given away: how far two clocks may drift apart in a
 /// lease.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(2);
+/// A worker must end an attempt within this time, or it loses it: far above [`JOB_TIMEOUT`], because
+/// workers of the old system have no bound on a job.
+pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(86_400);
+/// The same where the workers are our own, which end each job.
+pub const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 /// How long a worker may be disconnected before it is reported offline: longer than a reconnect
 /// takes.
 pub const WORKER_GRACE: Duration = Duration::from_secs(3);

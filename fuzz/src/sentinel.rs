@@ -230,6 +230,7 @@ pub fn run(data: &[u8]) {
         let settings = Settings {
             lease: Duration::from_secs(10),
             lease_margin: Duration::from_secs(2),
+            attempt_timeout: Duration::from_secs(100),
             retries_max: 3,
             exclusive: false,
         };

@@ -180,6 +180,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
+    sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;
     sentinel_options.outage_max = Some(outage_max);
     let mut sentinel = Some(open_sentinel(&mut queue, &progress, &sentinel_options)?);
     check_code(&mut queue, &progress)?;

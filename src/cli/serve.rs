@@ -37,6 +37,12 @@ const SENTINEL_FLAGS: &[Flag] = &[
         help: "How long a worker may go on without an answer of the sentinel;\nits jobs go to others 2 s later (default 10)",
     },
     Flag {
+        long: "attempt-timeout",
+        short: None,
+        value: Some("SECONDS"),
+        help: "A job that its worker has not ended by then goes to another one;\nlonger than any job, and than --job-timeout of the workers\n(default 86400)",
+    },
+    Flag {
         long: "retries",
         short: None,
         value: Some("N"),
@@ -135,6 +141,9 @@ pub(super) fn sentinel(
     }
     if let Some(seconds) = command.number(&typed, "lease", 1..=limits::LEASE_SECONDS_MAX as u64)? {
         options.lease = Duration::from_secs(seconds);
+    }
+    if let Some(seconds) = command.number(&typed, "attempt-timeout", 1..=31_536_000)? {
+        options.attempt_timeout = Duration::from_secs(seconds);
     }
     if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);

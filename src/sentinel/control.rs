@@ -55,6 +55,8 @@ pub struct Settings {
     /// Added to a lease before its attempt is released: what the clocks of two hosts may drift
     /// apart in that time.
     pub margin: Duration,
+    /// Time in which a worker must end an attempt.
+    pub attempt_timeout: Duration,
 }
 
 /// See the module's head.
@@ -425,6 +427,14 @@ impl Control {
             hold.attempt.job_id == job_id && receipt.attempt.is_none_or(|sent| sent == number)
         });
         let held = index.map(|index| worker.holds.swap_remove(index));
+        worker.overdue.retain(|attempt| attempt.job_id != job_id);
+        if held.as_ref().is_some_and(|hold| hold.is_overdue)
+            && receipt.status == JobStatus::Failed
+            && receipt.cause.is_none_or(|cause| cause == Cause::Operator)
+        {
+            // It was told to stop.
+            receipt.cause = Some(Cause::Lost);
+        }
         let worker_id = worker.worker_id.clone();
         let attempt = match held {
             Some(hold) => hold.attempt,
@@ -531,6 +541,7 @@ impl Control {
         let orphans = self.orphans.values_mut().map(|orphan| &mut orphan.hold);
         for hold in holds.chain(orphans) {
             hold.until = hold.until + away;
+            hold.due = hold.due + away;
         }
         let contenders = self.contenders.values_mut();
         for contender in contenders.filter(|contender| contender.since < now) {

@@ -25,6 +25,8 @@ pub struct Settings {
     pub lease: Duration,
     /// Added to a lease before its job is given to another worker.
     pub lease_margin: Duration,
+    /// Time in which a worker must end an attempt.
+    pub attempt_timeout: Duration,
     /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
     /// No other program works on this database: RUNNING rows found at the start have no holder.
@@ -91,6 +93,7 @@ impl Scheduler {
         let mut control = Control::new(control::Settings {
             lease: settings.lease,
             margin: settings.lease_margin,
+            attempt_timeout: settings.attempt_timeout,
         });
         for worker in store.workers()? {
             control.remember_worker(

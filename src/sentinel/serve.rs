@@ -48,6 +48,8 @@ pub struct Options {
     pub lease: Duration,
     /// Added to a lease before its job is given to another worker.
     pub lease_margin: Duration,
+    /// Time in which a worker must end an attempt; then the job goes to another one.
+    pub attempt_timeout: Duration,
     /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
     /// How long to wait for running jobs at a stop.
@@ -76,6 +78,7 @@ impl Options {
             database,
             lease: limits::LEASE,
             lease_margin: limits::LEASE_MARGIN,
+            attempt_timeout: limits::ATTEMPT_TIMEOUT,
             retries_max: limits::RETRIES_MAX,
             drain_timeout: limits::DRAIN_TIMEOUT,
             signals: true,
@@ -243,6 +246,7 @@ impl Sentinel {
         let settings = scheduler::Settings {
             lease: options.lease,
             lease_margin: options.lease_margin,
+            attempt_timeout: options.attempt_timeout,
             retries_max: options.retries_max,
             exclusive: options.exclusive,
         };

@@ -142,3 +142,33 @@ peer.close()
     let workers = casparian_ok(&["workers", "--json", "-d", database.to_str().unwrap()]);
     assert!(!workers.contains("thief"), "{workers}");
 }
+
+#[test]
+fn a_worker_that_only_beats_loses_its_job_and_nobody_else_pays() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, ids) = queue(dir.path(), 1);
+    let flags = ["--attempt-timeout", "1", "--lease", "1"];
+    let (_sentinel, endpoint) = sentinel(&database, &flags);
+    let mut hoarder = Background::start(&mut hostile(&endpoint, "hoarder"));
+    hoarder.write("IDENTIFY 0 1 {'capabilities': ['*'], 'slots': 1}");
+    next_of(&mut hoarder, &["DISPATCH"]);
+    hoarder.write(&format!(
+        "HEARTBEAT 0 50 {{'status': 'BUSY', 'current_job_id': {}}}",
+        ids[0]
+    ));
+    next_of(&mut hoarder, &["ABORT"]);
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    let more = submit(&database, "p", &[dir.path().join("in-0")]);
+    for id in ids.iter().chain(&more) {
+        let done = ended(&database, *id);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+    }
+    let done = job(&database, ids[0]);
+    assert_eq!(done["attempt"], 2, "{done}");
+    let text = done.to_string();
+    assert!(
+        text.contains("worker hoarder did not end it within 1 s"),
+        "{text}"
+    );
+    assert_eq!(job(&database, more[0])["attempt"], 1);
+}

@@ -547,6 +547,7 @@ impl<'a> World<'a> {
             let settings = Settings {
                 lease: Duration::from_secs(if self.random.chance(30) { 4 } else { 10 }),
                 lease_margin: Duration::from_secs(2),
+                attempt_timeout: Duration::from_secs(86_400),
                 retries_max: self.retries_max,
                 exclusive: false,
             };

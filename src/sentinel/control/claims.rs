@@ -34,10 +34,13 @@ impl Control {
         let mut first: Option<BootTime> = None;
         for job in jobs {
             let until = worker.request.map_or(now, |request| request.received_at) + bound;
-            first = Some(first.map_or(until, |at| at.min(until)));
+            let due = now + self.settings.attempt_timeout;
+            first = Some(first.map_or(until, |at| at.min(until)).min(due));
             worker.holds.push(Hold {
                 attempt: job.attempt,
                 until,
+                due,
+                is_overdue: false,
                 sent_after: worker.answered,
                 wants: Vec::new(),
                 wants_since: 0,

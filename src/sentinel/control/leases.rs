@@ -1,6 +1,6 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Body, Change, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, Loss, User};
@@ -18,6 +18,10 @@ pub(super) struct Hold {
     /// The worker's last answered request when DISPATCH was sent: once a later one is answered,
     /// DISPATCH has arrived.
     pub(super) sent_after: Option<u64>,
+    /// Its worker must have ended it by then.
+    pub(super) due: BootTime,
+    /// It was not: its lease is not renewed, and its worker is asked to stop it.
+    pub(super) is_overdue: bool,
     /// Exclusive sinks that it waits for.
     pub(super) wants: Vec<String>,
     /// Order among the attempts that wait: the first to ask has the lowest number.
@@ -50,6 +54,8 @@ impl Control {
         let hold = Hold {
             attempt,
             until,
+            due: now + self.settings.attempt_timeout,
+            is_overdue: false,
             sent_after: None,
             wants: Vec::new(),
             wants_since: 0,
@@ -140,13 +146,20 @@ impl Control {
             });
             let keep = !has_arrived || running.contains(&hold.attempt);
             if !keep {
-                missing.push(hold.attempt);
+                missing.push((hold.attempt, hold.is_overdue));
             }
             keep
         });
+        worker.overdue.retain(|attempt| running.contains(attempt));
         let worker_id = worker.worker_id.clone();
-        for attempt in missing {
-            self.give_back(attempt, format!("worker {worker_id} does not have it"));
+        for (attempt, is_overdue) in missing {
+            if is_overdue {
+                self.exclusive.release(attempt);
+                let reason = self.overdue_reason(&worker_id);
+                self.release(attempt, Cause::Lost, Loss::Alone, reason);
+            } else {
+                self.give_back(attempt, format!("worker {worker_id} does not have it"));
+            }
         }
     }
 
@@ -212,18 +225,22 @@ impl Control {
             let Some((request, peer)) = worker.request.zip(worker.peer) else {
                 continue;
             };
-            for hold in &mut worker.holds {
+            for hold in worker.holds.iter_mut().filter(|hold| !hold.is_overdue) {
                 hold.until = hold.until.max(request.received_at + bound);
             }
             worker.answered = Some(request.sequence);
+            let mut abort = std::mem::take(&mut worker.abort);
+            let overdue = worker.holds.iter().filter(|hold| hold.is_overdue);
+            abort.extend(overdue.map(|hold| hold.attempt));
+            let leases = worker.holds.iter().filter(|hold| !hold.is_overdue);
             let answer = Answer {
                 sequence: request.sequence,
                 lease_ms,
-                leases: worker.holds.iter().map(|hold| hold.attempt).collect(),
+                leases: leases.map(|hold| hold.attempt).collect(),
                 acknowledged: std::mem::take(&mut worker.acknowledged),
                 publish: std::mem::take(&mut worker.publish),
                 bar: std::mem::take(&mut worker.bar),
-                abort: std::mem::take(&mut worker.abort),
+                abort,
                 settle: std::mem::take(&mut worker.settle),
             };
             answers.push(Outgoing {
@@ -242,16 +259,22 @@ impl Control {
     /// renewed while they are connected.
     pub(super) fn expire(&mut self, now: BootTime) {
         let bound = self.settings.lease + self.settings.margin;
+        self.note_overdue(now);
         let mut expired: Vec<(Attempt, String, Option<Loss>)> = Vec::new();
+        let mut overdue = BTreeSet::new();
         let mut next: Option<BootTime> = None;
         let mut note = |until: BootTime| next = Some(next.map_or(until, |at| at.min(until)));
         for worker in self.workers.values_mut() {
             let renew = worker.instance.is_none() && worker.peer.is_some();
             let (worker_id, peer) = (&worker.worker_id, worker.peer);
             let (abort, outgoing) = (&mut worker.abort, &mut self.outgoing);
+            let kept = &mut worker.overdue;
             let has_instance = worker.instance.is_some();
             worker.holds.retain_mut(|hold| {
-                if renew {
+                if !hold.is_overdue {
+                    note(hold.due);
+                }
+                if renew && !hold.is_overdue {
                     hold.until = now + bound;
                     note(now + self.settings.lease / 3);
                     return true;
@@ -259,6 +282,10 @@ impl Control {
                 if hold.until > now {
                     note(hold.until);
                     return true;
+                }
+                if hold.is_overdue {
+                    kept.push(hold.attempt);
+                    overdue.insert(hold.attempt);
                 }
                 expired.push((hold.attempt, worker_id.clone(), own_loss(hold, false)));
                 match peer {
@@ -275,6 +302,9 @@ impl Control {
                 return true;
             }
             let loss = own_loss(&orphan.hold, orphan.is_displaced);
+            if orphan.hold.is_overdue {
+                overdue.insert(*attempt);
+            }
             expired.push((*attempt, orphan.worker_id.clone(), loss));
             false
         });
@@ -309,12 +339,14 @@ impl Control {
         for ((attempt, worker_id, _), loss) in expired.into_iter().zip(losses) {
             let worker = shown(&worker_id);
             self.exclusive.abandon(attempt);
+            let was_overdue = overdue.contains(&attempt);
             if self.ending.insert(attempt) {
                 self.expired.push_back(Change::Release {
                     attempt,
                     cause: Cause::Lost,
                     loss,
                     reason: match loss {
+                        _ if was_overdue => self.overdue_reason(&worker_id),
                         Loss::Displaced => {
                             format!("its worker lost the ID {worker_id} to another process")
                         }
@@ -326,6 +358,34 @@ impl Control {
                 });
             }
         }
+    }
+
+    /// Attempts that their workers have not ended in time: their leases are not renewed any more.
+    fn note_overdue(&mut self, now: BootTime) {
+        let timeout = self.settings.attempt_timeout.as_secs();
+        for worker in self.workers.values_mut() {
+            let holds = worker.holds.iter_mut();
+            for hold in holds.filter(|hold| !hold.is_overdue && hold.due <= now) {
+                hold.is_overdue = true;
+                log::warn!(
+                    "{}: worker {} has not ended it within {timeout} s (--attempt-timeout)",
+                    hold.attempt,
+                    worker.worker_id
+                );
+                match (&worker.instance, worker.peer) {
+                    (Some(_), _) => worker.answer_due = true,
+                    (None, Some(peer)) => self.outgoing.push(abort_message(peer, hold.attempt)),
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+
+    fn overdue_reason(&self, worker_id: &str) -> String {
+        format!(
+            "worker {worker_id} did not end it within {} s (--attempt-timeout of the sentinel)",
+            self.settings.attempt_timeout.as_secs()
+        )
     }
 
     /// Passes what has expired on to the next transaction, as much as one may take.
@@ -403,10 +463,12 @@ fn shown(worker_id: &str) -> String {
 
 /// How an attempt is lost whatever else its worker held.
 fn own_loss(hold: &Hold, is_displaced: bool) -> Option<Loss> {
-    match (is_displaced, hold.is_waiting) {
-        (true, _) => Some(Loss::Displaced),
-        (false, true) => Some(Loss::Waiting),
-        (false, false) => None,
+    match (is_displaced, hold.is_overdue, hold.is_waiting) {
+        (true, ..) => Some(Loss::Displaced),
+        // It took its time whatever else its worker held.
+        (false, true, _) => Some(Loss::Alone),
+        (false, false, true) => Some(Loss::Waiting),
+        (false, false, false) => None,
     }
 }
 

@@ -30,6 +30,9 @@ pub(super) struct Worker {
     pub(super) hostname: String,
     pub(super) pid: Option<i64>,
     pub(super) holds: Vec<Hold>,
+    /// Attempts that it has lost because it did not end them in time. Each occupies a slot until the
+    /// worker reports its end.
+    pub(super) overdue: Vec<Attempt>,
     /// Environments it has been asked to prepare.
     pub(super) environments: Environments,
     /// It takes no further jobs.
@@ -86,7 +89,7 @@ impl Worker {
         let running = self.holds.iter().filter(occupies).count();
         let started = self.holds.len() - waiting;
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
-        let slots = self.slots.saturating_sub(running);
+        let slots = self.slots.saturating_sub(running + self.overdue.len());
         let slots = slots.min(held_max.saturating_sub(started));
         match self.holds_max {
             Some(max) => slots.min(max.saturating_sub(self.holds.len())),
@@ -419,6 +422,7 @@ impl Control {
             hostname,
             pid: identify.pid.map(i64::from),
             holds: Vec::new(),
+            overdue: Vec::new(),
             environments: Environments::default(),
             draining: identify.draining,
             trouble: None,

@@ -4,6 +4,7 @@ use super::*;
 use crate::job::{Job, Loss, Plugin};
 use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest, View};
 
+mod hoarders;
 mod leases;
 mod old_workers;
 mod settling;
@@ -15,6 +16,7 @@ fn control() -> Control {
     Control::new(Settings {
         lease: LEASE,
         margin: MARGIN,
+        attempt_timeout: limits::ATTEMPT_TIMEOUT,
     })
 }
 

@@ -51,6 +51,7 @@ impl Scene {
         let settings = Settings {
             lease,
             lease_margin: Duration::ZERO,
+            attempt_timeout: limits::ATTEMPT_TIMEOUT,
             retries_max: 0,
             exclusive: false,
         };
