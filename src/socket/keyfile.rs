@@ -47,7 +47,8 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
     }
 }
 
-/// A public key as its Z85 text, or the path of a file that begins with one.
+/// A public key as its Z85 text, or the path of a file that begins with one. A file that others
+/// can change is refused, as it says which server is trusted.
 pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
     let path = Path::new(text);
     let fail = fail(path);
@@ -56,7 +57,7 @@ pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
             fail(format!("neither a file nor a key: {wrong}"))
         });
     }
-    let (text, _) = read(path, 0, limits::KEY_FILE_SIZE_MAX)?;
+    let (text, _) = read(path, 0o022, limits::KEY_FILE_SIZE_MAX)?;
     refuse_secret(path, &text, SECRET_MARK)?;
     let Some(line) = key_lines(&text).next() else {
         return Err(fail("no key in it".to_owned()));
@@ -301,6 +302,46 @@ mod tests {
         }
         let error = read_secret_key(&path).unwrap_err();
         assert!(error.to_string().contains("chown 0"), "{error}");
-        assert!(AuthorizedKeysFile::open(&public_path(&path)).is_err());
+        let public = public_path(&path);
+        assert!(AuthorizedKeysFile::open(&public).is_err());
+        let error = read_public_key(public.to_str().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("chown 0"), "{error}");
+        // A stranger's link to a file of ours.
+        for path in [&path, &public] {
+            std::os::unix::fs::chown(path, Some(0), None).unwrap();
+        }
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&public, &link).unwrap();
+        assert!(read_public_key(link.to_str().unwrap()).is_ok());
+        std::os::unix::fs::lchown(&link, Some(65_534), None).unwrap();
+        let error = read_public_key(link.to_str().unwrap()).unwrap_err();
+        assert!(error.to_string().contains("link of user 65534"), "{error}");
+        assert!(AuthorizedKeysFile::open(&link).is_err());
+    }
+
+    #[test]
+    fn a_servers_key_is_taken_from_a_plain_file_that_no_others_can_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let secret = SecretKey::from_bytes([7; 32]);
+        write_key_pair(&path, &secret, "", false).unwrap();
+        let public = public_path(&path);
+        let read = || read_public_key(public.to_str().unwrap()).map_err(|error| error.to_string());
+        for (mode, allowed) in [(0o644, true), (0o600, true), (0o664, false), (0o646, false)] {
+            set_mode(&public, mode);
+            let read = read();
+            assert_eq!(read.is_ok(), allowed, "{mode:o}: {read:?}");
+            assert!(allowed || read.unwrap_err().contains("chmod go-w"));
+        }
+        fs::write(&public, vec![b'#'; 1 << 20]).unwrap();
+        set_mode(&public, 0o644);
+        assert!(read().unwrap_err().contains("larger"));
+        fs::remove_file(&public).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&public).status();
+        assert!(made.unwrap().success());
+        assert!(read().unwrap_err().contains("is not a file"));
+        fs::remove_file(&public).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("none"), &public).unwrap();
+        assert!(read().unwrap_err().contains("cannot be read"));
     }
 }

@@ -92,7 +92,7 @@ pub(crate) fn key_lines(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Reads a plain file of at most `size_max` octets, none of whose permission bits is in
-/// `forbidden`.
+/// `forbidden`. It must belong to us or to root, and so must a link that leads to it.
 pub(crate) fn read(
     path: &Path,
     forbidden: u32,
@@ -100,6 +100,15 @@ pub(crate) fn read(
 ) -> Result<(Zeroizing<String>, fs::Metadata), KeyFileError> {
     let fail = fail(path);
     let unreadable = |error: io::Error| fail(format!("cannot be read: {error}"));
+    let us = rustix::process::geteuid().as_raw();
+    let is_strangers = |owner: u32| owner != us && owner != 0;
+    let link = path.symlink_metadata().map_err(unreadable)?;
+    if link.is_symlink() && is_strangers(link.uid()) {
+        return Err(fail(format!(
+            "is a link of user {}, who can let it lead elsewhere; name the file itself",
+            link.uid()
+        )));
+    }
     // Opening a FIFO would wait for a writer otherwise.
     let mut file = OpenOptions::new()
         .read(true)
@@ -110,8 +119,8 @@ pub(crate) fn read(
     if !metadata.is_file() {
         return Err(fail("is not a file".to_owned()));
     }
-    let (owner, us) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if forbidden != 0 && owner != us && owner != 0 {
+    let owner = metadata.uid();
+    if is_strangers(owner) {
         return Err(fail(format!(
             "belongs to user {owner}, who can read and change it; run `chown {us} {}`",
             path.display()
