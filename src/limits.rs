@@ -331,6 +331,12 @@ pub const MANIFEST_DEPTH_MAX: usize = 32;
 /// Bytes of a log record's message: what it contains comes from others, and a disk holds it for
 /// long.
 pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
+/// Bytes of one message on stderr: the last lines of a failed tool, or a backtrace, are the longest.
+pub const STDERR_MESSAGE_SIZE_MAX: usize = 64 << 10;
+/// Characters of a cell of a table for people: the longest paths there are in use have some hundred.
+pub const TABLE_CELL_MAX: usize = 500;
+/// Log lines that one place in the source writes each second, debug lines apart.
+pub const LOG_LINES_PER_SECOND: u32 = 20;
 /// Bytes that are written to stderr at a time: a pipe that polls as writable takes so many
 /// (PIPE_BUF) without a wait.
 pub const STDERR_PART_SIZE: usize = 4 << 10;

@@ -1,10 +1,17 @@
-//! Text for a terminal: no file name, plugin or database moves its cursor or changes its colours.
+//! Text for a terminal: no file name, plugin, worker or database moves its cursor, changes its
+//! colours, or reorders what is shown.
 
 use std::borrow::Cow;
 
-/// A control character other than a line end and a tab.
+/// A control character other than a line end and a tab, or one of Unicode that changes the direction
+/// of text or ends a line or paragraph.
 pub(super) fn is_unsafe(c: char) -> bool {
-    c.is_control() && !matches!(c, '\n' | '\t')
+    match c {
+        '\n' | '\t' => false,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' => true,
+        '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => true,
+        c => c.is_control(),
+    }
 }
 
 /// A text with its unsafe characters as JSON escapes them (`\u001b`): the text of a JSON value goes
@@ -34,6 +41,10 @@ mod tests {
             (
                 "\x1b[2J\r\u{9b}\x7f\0",
                 r"\u001b[2J\u000d\u009b\u007f\u0000",
+            ),
+            (
+                "a\u{202e}b\u{2066}c\u{200f}d\u{2028}e",
+                r"a\u202eb\u2066c\u200fd\u2028e",
             ),
         ] {
             assert_eq!(clean(text), want);

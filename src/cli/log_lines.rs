@@ -2,12 +2,17 @@
 //! message of a record is bounded, and its control characters are escaped: no text can move a
 //! terminal's cursor.
 //!
+//! Of the lines that one place in the source logs, a bounded number is written each second, so that
+//! no peer or plugin can fill a disk with what it causes. What was left out is counted.
+//!
 //! A log line never waits for whoever reads stderr. What is not taken at once is dropped and
 //! counted.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::io::{self, IsTerminal};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use env_logger::fmt::{ConfigurableFormat, TimestampPrecision};
 use env_logger::{Target, WriteStyle};
@@ -15,7 +20,7 @@ use env_logger::{Target, WriteStyle};
 use super::clean::is_unsafe;
 use super::stderr;
 
-use crate::job::text::CUT_MARK;
+use crate::job::text::{self, CUT_MARK};
 use crate::limits;
 
 /// Starts the log at `level`, unless `RUST_LOG` has another one.
@@ -25,6 +30,7 @@ pub(super) fn start(level: &str) {
     format
         .target(false)
         .timestamp(Some(TimestampPrecision::Millis));
+    let sites = Mutex::new(Sites::default());
     let mut builder = env_logger::Builder::from_env(environment);
     if is_coloured() {
         builder.write_style(WriteStyle::Always);
@@ -34,14 +40,34 @@ pub(super) fn start(level: &str) {
             stderr::write(bytes, Duration::ZERO)
         }))))
         .format(move |formatter, record| {
-            let message = Message::new(*record.args());
-            format.format(
-                formatter,
-                &log::Record::builder()
-                    .metadata(record.metadata().clone())
-                    .args(format_args!("{message}"))
-                    .build(),
-            )
+            let mut write = |metadata: &log::Metadata<'_>, message: &dyn fmt::Display| {
+                format.format(
+                    formatter,
+                    &log::Record::builder()
+                        .metadata(metadata.clone())
+                        .args(format_args!("{message}"))
+                        .build(),
+                )
+            };
+            // Who asks for debug lines wants them all.
+            if record.level() > log::Level::Info {
+                return write(record.metadata(), &Message::new(*record.args()));
+            }
+            let site = (record.file_static(), record.line());
+            let now = Instant::now();
+            let (is_written, omitted) = {
+                let mut sites = sites.lock().unwrap_or_else(PoisonError::into_inner);
+                let omitted = sites.take_omitted(now);
+                (sites.admit(site, now, *record.args()), omitted)
+            };
+            for Omitted { count, example } in omitted {
+                let notice = format!("{count} more lines were left out like: {example}");
+                write(record.metadata(), &notice)?;
+            }
+            match is_written {
+                true => write(record.metadata(), &Message::new(*record.args())),
+                false => Ok(()),
+            }
         })
         .try_init();
     if let Err(error) = started {
@@ -116,6 +142,83 @@ impl<T: FnMut(&[u8]) -> usize> io::Write for Lines<T> {
     }
 }
 
+/// A place in the source that logs.
+type Site = (Option<&'static str>, Option<u32>);
+
+/// What each place in the source has logged within the last second.
+#[derive(Default)]
+struct Sites {
+    sites: BTreeMap<Site, Window>,
+    /// Places of whose lines some were left out.
+    omitting: BTreeSet<Site>,
+}
+
+struct Window {
+    began: Instant,
+    written: u32,
+    omitted: u64,
+    example: String,
+}
+
+/// Lines that were left out.
+#[derive(Debug, PartialEq)]
+struct Omitted {
+    count: u64,
+    /// One of them, shortened.
+    example: String,
+}
+
+impl Sites {
+    /// Whether a line may be written.
+    fn admit(&mut self, site: Site, now: Instant, message: fmt::Arguments<'_>) -> bool {
+        let window = self.sites.entry(site).or_insert_with(|| Window {
+            began: now,
+            written: 0,
+            omitted: 0,
+            example: String::new(),
+        });
+        if now.saturating_duration_since(window.began) >= WINDOW {
+            (window.began, window.written) = (now, 0);
+        }
+        if window.written < limits::LOG_LINES_PER_SECOND {
+            window.written += 1;
+            return true;
+        }
+        if window.omitted == 0 {
+            let mut example = Message::new(message).0.replace('\n', " ");
+            text::cut(&mut example, EXAMPLE_SIZE_MAX);
+            window.example = example;
+            self.omitting.insert(site);
+        }
+        window.omitted += 1;
+        false
+    }
+
+    /// What was left out in seconds that are over.
+    fn take_omitted(&mut self, now: Instant) -> Vec<Omitted> {
+        let mut omitted = Vec::new();
+        let sites = &mut self.sites;
+        self.omitting.retain(|site| {
+            let Some(window) = sites.get_mut(site) else {
+                return false;
+            };
+            let is_over = now.saturating_duration_since(window.began) >= WINDOW;
+            if is_over {
+                omitted.push(Omitted {
+                    count: std::mem::take(&mut window.omitted),
+                    example: std::mem::take(&mut window.example),
+                });
+            }
+            !is_over
+        });
+        omitted
+    }
+}
+
+const WINDOW: Duration = Duration::from_secs(1);
+/// Bytes of a line that stands for those that were left out.
+const EXAMPLE_SIZE_MAX: usize = 200;
+
 /// A record's message, as it is written.
 struct Message(String);
 
@@ -187,6 +290,34 @@ mod tests {
             String::from_utf8(taken.take()).unwrap(),
             "first\nseco\n2 lo\n3 log lines were dropped, because stderr did not take them\nfifth\nsixth\n"
         );
+    }
+
+    #[test]
+    fn each_place_writes_a_bounded_number_of_lines_and_counts_the_others() {
+        let (start, flood, other) = (Instant::now(), (Some("a.rs"), Some(1)), (None, Some(2)));
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut sites = Sites::default();
+        let write = |sites: &mut Sites, site, now| {
+            let omitted = sites.take_omitted(now);
+            (
+                sites.admit(site, now, format_args!("w\n{}", "x".repeat(9999))),
+                omitted,
+            )
+        };
+        let max = limits::LOG_LINES_PER_SECOND as usize;
+        let written = (0..1000)
+            .filter(|_| write(&mut sites, flood, at(0)).0)
+            .count();
+        assert_eq!(written, max);
+        // Others go on, and say what was left out once its second is over.
+        assert_eq!(write(&mut sites, other, at(999)), (true, vec![]));
+        let (is_written, omitted) = write(&mut sites, other, at(1000));
+        assert!(is_written);
+        assert_eq!(omitted[0].count, (1000 - max) as u64);
+        assert!(omitted[0].example.starts_with("w x"), "{omitted:?}");
+        assert!(omitted[0].example.len() <= EXAMPLE_SIZE_MAX);
+        assert_eq!(write(&mut sites, flood, at(1000)), (true, vec![]));
+        assert_eq!(sites.sites.len(), 2);
     }
 
     #[test]

@@ -166,6 +166,7 @@ fn exit_after(said: Result<(), Failure>) -> ExitCode {
 /// `casparian-sentinel`.
 #[cfg(feature = "sentinel")]
 pub fn sentinel_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    stderr::report_panics();
     set_up_signals();
     hide_memory();
     finish(
@@ -181,6 +182,7 @@ pub fn worker_main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if arguments.next_if(is_launch).is_some() {
         return launch(arguments);
     }
+    stderr::report_panics();
     set_up_signals();
     hide_memory();
     finish("casparian-worker", serve::worker(&serve::WORKER, arguments))
@@ -196,10 +198,7 @@ fn is_launch(argument: &OsString) -> bool {
 #[cfg(feature = "worker")]
 fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match crate::sandbox::launch::main(arguments) {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+        Ok(text) => exit_after(say(&format!("{text}\n"))),
         Err(reason) => {
             tell_last(format!("sandbox: {reason}"));
             ExitCode::FAILURE
@@ -214,6 +213,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if arguments.next_if(is_launch).is_some() {
         return launch(arguments);
     }
+    stderr::report_panics();
     set_up_signals();
     hide_memory();
     let Some(command) = arguments.next() else {

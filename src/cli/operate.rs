@@ -386,7 +386,7 @@ fn describe(detail: &JobDetail) -> String {
         .into_iter()
         .flatten()
     {
-        line(name, &value.to_string());
+        line(&one_line(name), &value.to_string());
     }
     for artifact in receipt
         .get("artifacts")

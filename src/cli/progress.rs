@@ -42,7 +42,7 @@ impl Progress {
     /// What goes on before the first file.
     pub(super) fn message(&self, text: &str) {
         match self {
-            Progress::Bar(bar) => bar.set_message(clean(text).into_owned()),
+            Progress::Bar(bar) => bar.set_message(one_line(text)),
             Progress::Lines { .. } => tell(text),
             Progress::Quiet => {}
         }

@@ -7,20 +7,42 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clean::clean;
+use crate::job::text::cut;
 use crate::limits;
 
 /// Writes a line, however long its reader takes.
 pub(super) fn tell(line: impl std::fmt::Display) {
     // There is nowhere to say that it failed.
-    let _ = io::stderr()
-        .lock()
-        .write_all(clean(&format!("{line}\n")).as_bytes());
+    let _ = io::stderr().lock().write_all(shown(line).as_bytes());
+}
+
+/// A message as it is written: clean, of bounded length, with its further lines indented, so that a
+/// name with a line end in it does not begin a line.
+fn shown(message: impl std::fmt::Display) -> String {
+    let mut text = message.to_string();
+    cut(&mut text, limits::STDERR_MESSAGE_SIZE_MAX);
+    let text = clean(text.trim_end_matches('\n')).replace('\n', "\n    ");
+    format!("{text}\n")
+}
+
+/// Panics are reported like other errors: what they show may come from others as well.
+pub(super) fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?").to_owned();
+        let trace = std::backtrace::Backtrace::capture();
+        match trace.status() {
+            std::backtrace::BacktraceStatus::Captured => {
+                tell_last(format_args!("thread {name}: {panic}\n{trace}"));
+            }
+            _ => tell_last(format_args!("thread {name}: {panic}")),
+        }
+    }));
 }
 
 /// Writes a program's last line, unless its reader takes too long.
 pub(super) fn tell_last(line: impl std::fmt::Display) {
-    let line = format!("{line}\n");
-    write(clean(&line).as_bytes(), limits::LAST_LINE_TIMEOUT);
+    write(shown(line).as_bytes(), limits::LAST_LINE_TIMEOUT);
 }
 
 /// Writes as much as is taken without a wait of more than `wait` for a part; gives how much.
@@ -48,4 +70,25 @@ fn is_writable(stderr: &io::Stderr, wait: Duration) -> bool {
     };
     let mut waiting = [PollFd::new(stderr, PollFlags::OUT)];
     rustix::io::retry_on_intr(|| poll(&mut waiting, Some(&wait))).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_begins_one_line_and_is_bounded() {
+        for (text, want) in [
+            ("plain", "plain\n"),
+            ("lines\nof a tool\n", "lines\n    of a tool\n"),
+            (
+                "a\n[error] forged\x1b[2J\r",
+                "a\n    [error] forged\\u001b[2J\\u000d\n",
+            ),
+        ] {
+            assert_eq!(shown(text), want);
+        }
+        let long = shown("\x1b".repeat(1 << 20));
+        assert!(long.len() <= 6 * limits::STDERR_MESSAGE_SIZE_MAX + 1);
+    }
 }

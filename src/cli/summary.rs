@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::input::Input;
 use super::plugin::Fingerprint;
-use super::table::{first_line, octets, render, thousands};
+use super::table::{first_line, octets, one_line, render, thousands};
 use crate::job::{Mode, Sink};
 use crate::sink::Receipted;
 
@@ -258,12 +258,14 @@ impl Summary {
         out.push_str(&render(&header, &[true; 8], &[row]));
         for Replaced { topic, sink, files } in &self.replaced {
             let files = thousands(*files as u64);
+            let (topic, sink) = (one_line(topic), one_line(sink));
             out.push_str(&format!(
                 "Topic {topic} goes to {sink} by mode replace: of {files} files only the output of \
                  the one that was published last stands.\n"
             ));
         }
-        out.push_str(&format!("output: {}\n", output.display()));
+        let output = one_line(&output.display().to_string());
+        out.push_str(&format!("output: {output}\n"));
         out
     }
 

@@ -1,10 +1,29 @@
 //! Text tables for people.
 
+use super::clean::is_unsafe;
+use crate::limits;
+
 /// A text on one line: control characters, which file names may hold, become `?`.
 pub(crate) fn one_line(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '?' } else { c })
+        .map(|c| {
+            if c.is_control() || is_unsafe(c) {
+                '?'
+            } else {
+                c
+            }
+        })
         .collect()
+}
+
+/// A cell on one line, of bounded width: one long word does not widen all rows.
+fn cell(text: &str) -> String {
+    let mut cell = one_line(text);
+    if let Some((end, _)) = cell.char_indices().nth(limits::TABLE_CELL_MAX) {
+        cell.truncate(end);
+        cell.push('…');
+    }
+    cell
 }
 
 /// Columns padded to their widest cell, two spaces apart; `right` says which columns hold
@@ -12,7 +31,7 @@ pub(crate) fn one_line(text: &str) -> String {
 pub(crate) fn render(header: &[&str], right: &[bool], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows
         .iter()
-        .map(|row| row.iter().map(|cell| one_line(cell)).collect())
+        .map(|row| row.iter().map(|text| cell(text)).collect())
         .collect();
     let width = |column: usize| {
         rows.iter()
@@ -109,6 +128,9 @@ mod tests {
             render(&["x"], &[], &[vec!["a\nb\u{1b}".to_owned()]]),
             "x\na?b?\n"
         );
+        assert_eq!(one_line("a\u{202e}b\u{2028}"), "a?b?");
+        let wide = render(&["x"], &[], &[vec!["w".repeat(1 << 20)]]);
+        assert!(wide.len() < 4 * limits::TABLE_CELL_MAX, "{}", wide.len());
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(12), "12");
         assert_eq!(octets(999), "999 B");

@@ -172,3 +172,125 @@ fn a_worker_that_only_beats_loses_its_job_and_nobody_else_pays() {
     );
     assert_eq!(job(&database, more[0])["attempt"], 1);
 }
+
+/// Text that moves cursors, forges lines and reorders what is shown.
+const HOSTILE: &str = "w\\x1b[2J\\r\\n[ERROR] forged\\u202e\\x9b\\u2066\\u2028\\x00";
+
+fn assert_harmless(what: &str, shown: &str) {
+    let is_unsafe = |c: char| {
+        (c.is_control() && !matches!(c, '\n' | '\t'))
+            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let found = shown.chars().find(|c| is_unsafe(*c));
+    assert_eq!(found, None, "{what}: {shown:?}");
+    for line in shown.lines() {
+        assert!(!line.starts_with("[ERROR] forged"), "{what}: {shown:?}");
+    }
+}
+
+#[test]
+fn text_of_peers_and_rows_is_shown_without_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, _) = queue(dir.path(), 1);
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let mut peer = Background::start(&mut hostile(&endpoint, "w"));
+    peer.write(&format!(
+        "IDENTIFY 0 1 {{'capabilities': ['p', '{HOSTILE}'], 'worker_id': '{HOSTILE}', \
+         'hostname': '{HOSTILE}'}}"
+    ));
+    let job_id = next_of(&mut peer, &["DISPATCH"])["job_id"].clone();
+    peer.write(&format!(
+        "HEARTBEAT 0 1 {{'status': 'BUSY', 'trouble': '{HOSTILE}', 'environments': {{'{HOSTILE}': '{HOSTILE}'}}}}"
+    ));
+    peer.write(&format!("ERR 0 1 {{'message': '{HOSTILE}'}}"));
+    peer.write(&format!(
+        "CONCLUDE {job_id} 1 {{'status': 'FAILED', 'metrics': {{'{HOSTILE}': 1}}, \
+         'artifacts': [{{'uri': '{HOSTILE}', '{HOSTILE}': '{HOSTILE}'}}], \
+         'error_message': '{HOSTILE}', 'log_tail': '{HOSTILE}'}}"
+    ));
+    ended(&database, job_id.as_i64().unwrap());
+    let text = "'x' || char(27) || '[2J' || char(13, 10) || '[ERROR] forged' || char(8238)";
+    sql(
+        &database,
+        &format!(
+            "INSERT INTO cf_processing_queue (plugin_name, file_version_id, status, error_message, \
+             config_overrides) SELECT {text}, file_version_id, 'QUEUED', {text}, {text} FROM cf_processing_queue"
+        ),
+    );
+    let path = database.to_str().unwrap();
+    let id = job_id.to_string();
+    for words in [
+        &["workers"][..],
+        &["workers", "--json"],
+        &["jobs"],
+        &["jobs", "--json"],
+        &["job", &id],
+        &["job", &id, "--json"],
+        &["job", "2"],
+        &["job", "2", "--json"],
+    ] {
+        let shown = casparian_ok(&[words, &["-d", path]].concat());
+        assert_harmless(&format!("{words:?}"), &shown);
+    }
+    let name = "\u{1b}[2J\r\n[ERROR] forged\u{202e}";
+    for words in [
+        &["jobs", name][..],
+        &[name],
+        &["job", name, "-d", path],
+        &["jobs", "-d", name],
+        &["jobs", &format!("--{name}")],
+        &["jobs", "--limit", name, "-d", path],
+        &["submit", "-p", "p", "-d", path, name],
+        &["run", name, name],
+        &["deploy", name, "-d", path],
+    ] {
+        let refused = casparian(words);
+        assert!(!refused.status.success(), "{words:?}");
+        assert_harmless(&format!("{words:?}"), &stderr(&refused));
+    }
+    sentinel.signal("-TERM");
+    sentinel.wait();
+    assert_harmless("log", &sentinel.seen.join("\n"));
+    assert!(sentinel.seen.iter().any(|line| line.contains("forged")));
+}
+
+#[test]
+fn a_worker_cannot_flood_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, ids) = queue(dir.path(), 1);
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let mut peer = Background::start(&mut hostile(&endpoint, "w"));
+    let started = std::time::Instant::now();
+    peer.write("IDENTIFY 0 3000 {'capabilities': ['none']}");
+    peer.write("HEARTBEAT 0 3000 {'status': 'IDLE', 'trouble': 'flooded'}");
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    assert_eq!(ended(&database, ids[0])["status"], "COMPLETED");
+    let workers = ["workers", "-d", database.to_str().unwrap()];
+    until("the flood has been read", || {
+        casparian_ok(&workers).contains("flooded").then_some(())
+    });
+    // What was left out is counted when its second is over.
+    until("a second has passed", || {
+        (started.elapsed().as_millis() > 1100).then_some(())
+    });
+    sentinel.signal("-TERM");
+    sentinel.wait();
+    let seconds = 2 + started.elapsed().as_secs() as usize;
+    let lines = |text: &str| {
+        sentinel
+            .seen
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
+    assert!(
+        lines("worker w connected") <= 22 * seconds,
+        "{:#?}",
+        sentinel.seen
+    );
+    assert!(
+        lines("more lines were left out like: worker w connected") > 0,
+        "{:#?}",
+        sentinel.seen
+    );
+}
