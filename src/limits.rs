@@ -165,6 +165,8 @@ pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
 pub const UNREPORTED_MAX: usize = 1000;
 /// Bytes of a worker's reason for taking no jobs.
 pub const TROUBLE_SIZE_MAX: usize = 1000;
+/// Bytes of the reason that a worker reports for avoiding an environment.
+pub const ENVIRONMENT_REASON_SIZE_MAX: usize = 500;
 /// How often a job may lose its worker; more is most likely the job's own doing.
 pub const RETRIES_MAX: u32 = 3;
 /// Wait for running jobs at a stop.
@@ -221,6 +223,24 @@ pub const STORE_RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const STORE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Names in one IDENTIFY.
 pub const CAPABILITIES_MAX: usize = 10_000;
+/// Bytes of these names: the database keeps them of each worker that it remembers.
+pub const CAPABILITIES_SIZE_MAX: usize = 256 << 10;
+/// Bytes of a message that a worker sends, receipts apart: lists of what it runs and of environments.
+pub const WORKER_MESSAGE_SIZE_MAX: usize = 1 << 20;
+/// Bytes of messages that a sentinel takes per iteration of its loop.
+pub const MESSAGE_BYTES_PER_TURN: usize = 32 << 20;
+/// Attempts that a worker lists: what it holds, and what it has not been acknowledged.
+pub const LISTED_ATTEMPTS_MAX: usize = 16_384;
+/// Attempts that one answer asks a worker to stop, beside its own.
+pub const ABORTS_MAX: usize = 4096;
+/// Metrics of a receipt; our own worker has some thirty.
+pub const METRICS_MAX: usize = 256;
+/// Fields of an artifact of a receipt; our own worker has six.
+pub const ARTIFACT_FIELDS_MAX: usize = 32;
+/// Bytes of such a field: a URI with a path of 4096 bytes, escaped.
+pub const ARTIFACT_TEXT_SIZE_MAX: usize = 16 << 10;
+/// Bytes of receipts that wait for a transaction; at the limit nothing more is read.
+pub const RECEIPTS_SIZE_MAX: usize = 64 << 20;
 /// Slots of one worker.
 pub const WORKER_SLOTS_MAX: usize = 1024;
 /// Workers that a database remembers; of more, those that have gone are forgotten.

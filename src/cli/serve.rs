@@ -43,6 +43,12 @@ const SENTINEL_FLAGS: &[Flag] = &[
         help: "A job that its worker has not ended by then goes to another one;\nlonger than any job, and than --job-timeout of the workers\n(default 86400)",
     },
     Flag {
+        long: "max-message-size",
+        short: None,
+        value: Some("BYTES"),
+        help: "A larger message of a worker costs it its connection (default\n1048576); receipts may have 8 MiB at least",
+    },
+    Flag {
         long: "retries",
         short: None,
         value: Some("N"),
@@ -144,6 +150,10 @@ pub(super) fn sentinel(
     }
     if let Some(seconds) = command.number(&typed, "attempt-timeout", 1..=31_536_000)? {
         options.attempt_timeout = Duration::from_secs(seconds);
+    }
+    let sizes = limits::WORKER_MESSAGE_SIZE_MAX as u64..=limits::ZMTP_MESSAGE_SIZE_MAX;
+    if let Some(size) = command.number(&typed, "max-message-size", sizes)? {
+        options.message_size_max = usize::try_from(size).unwrap_or(usize::MAX);
     }
     if let Some(count) = command.number(&typed, "retries", 0..=1_000_000)? {
         options.retries_max = u32::try_from(count).unwrap_or(u32::MAX);

@@ -91,6 +91,15 @@ pub enum Error {
         /// The parser's reason.
         reason: String,
     },
+    /// The payload is larger than its receiver takes of the opcode.
+    PayloadOverLimit {
+        /// The opcode.
+        opcode: OpCode,
+        /// Its length.
+        got: usize,
+        /// What is taken.
+        limit: usize,
+    },
     /// The payload does not fit the header's 32-bit length.
     PayloadTooLarge {
         /// Its length.
@@ -116,6 +125,12 @@ impl fmt::Display for Error {
             }
             Error::BadPayload { opcode, reason } => {
                 write!(f, "payload of {opcode:?} refused: {reason}")
+            }
+            Error::PayloadOverLimit { opcode, got, limit } => {
+                write!(
+                    f,
+                    "payload of {opcode:?} of {got} bytes, the limit is {limit}"
+                )
             }
             Error::PayloadTooLarge { got } => {
                 write!(f, "payload of {got} octets, at most {} fit", u32::MAX)
@@ -203,5 +218,17 @@ impl<'a> View<'a> {
             });
         }
         Ok(View { header, payload })
+    }
+
+    /// Fails when the payload is larger than `limit`.
+    pub fn check_size(&self, limit: usize) -> Result<(), Error> {
+        match self.payload.len() {
+            got if got > limit => Err(Error::PayloadOverLimit {
+                opcode: self.header.opcode,
+                got,
+                limit,
+            }),
+            _ => Ok(()),
+        }
     }
 }

@@ -26,6 +26,7 @@ use crate::reactor::BootTime;
 use crate::socket::PeerId;
 
 mod capabilities;
+mod caps;
 mod claims;
 pub mod deploy;
 mod environments;
@@ -44,6 +45,7 @@ use settling::Settling;
 use users::ANOTHERS;
 
 pub use capabilities::Capabilities;
+pub use caps::payload_size_max;
 pub use environments::Wanted;
 pub use exchange::{Able, Body, Change, Opening, Outgoing, Sender};
 
@@ -80,6 +82,8 @@ pub struct Control {
     /// A slot was freed without a change for the database.
     has_freed: bool,
     changes: Vec<Change>,
+    /// Bytes of receipts in `changes`.
+    receipts_size: usize,
     outgoing: Vec<Outgoing>,
     /// No lease runs out before.
     next_expiry: Option<BootTime>,
@@ -139,6 +143,7 @@ impl Control {
             settling: Settling::default(),
             has_freed: false,
             changes: Vec::new(),
+            receipts_size: 0,
             outgoing: Vec::new(),
             next_expiry: None,
             seen_at: None,
@@ -240,19 +245,21 @@ impl Control {
     /// Changes for the iteration's transaction, in order.
     pub fn take_changes(&mut self) -> Vec<Change> {
         self.deploys_size = 0;
+        self.receipts_size = 0;
         std::mem::take(&mut self.changes)
     }
 
     /// The transaction failed: its changes come first in the next one.
     pub fn restore_changes(&mut self, mut changes: Vec<Change>) {
         self.deploys_size += Self::deploys_size(&changes);
+        self.receipts_size += changes.iter().map(Change::receipt_size).sum::<usize>();
         changes.append(&mut self.changes);
         self.changes = changes;
     }
 
     /// True when so many changes wait for a failing database that nothing more may be read.
     pub fn is_full(&self) -> bool {
-        self.changes.len() >= limits::CHANGES_MAX
+        self.changes.len() >= limits::CHANGES_MAX || self.receipts_size >= limits::RECEIPTS_SIZE_MAX
     }
 
     /// IDs of workers with a live connection.
@@ -333,6 +340,9 @@ impl Control {
         if heartbeat.answer.is_some() {
             return Some("only a sentinel answers requests");
         }
+        if let Some(why) = caps::refuse_heartbeat(&heartbeat) {
+            return Some(why);
+        }
         if !self.workers.contains_key(from.routing_id) {
             if self.contenders.contains_key(from.routing_id) {
                 return None;
@@ -396,12 +406,11 @@ impl Control {
         let Ok(job_id) = i64::try_from(job_id) else {
             return Some("a receipt for an impossible job ID");
         };
+        caps::bound(&mut receipt);
         let is_known = self.workers.contains_key(from.routing_id);
         if is_known && self.settled(from.routing_id, job_id, &receipt) {
             return None;
         }
-        shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
-        shorten(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
         let Some(worker) = self.workers.get_mut(from.routing_id) else {
             if let Some(number) = receipt.attempt {
                 let attempt = Attempt::new(job_id, number);
@@ -464,6 +473,7 @@ impl Control {
         if attempt.is_numbered() && !self.ending.insert(attempt) {
             return;
         }
+        self.receipts_size += caps::size(&receipt);
         self.changes.push(Change::End {
             routing_id: routing_id.to_vec(),
             worker_id,
@@ -577,12 +587,6 @@ impl Control {
                 reason,
             });
         }
-    }
-}
-
-fn shorten(text: &mut Option<String>, size_max: usize) {
-    if let Some(text) = text {
-        text::cut(text, size_max);
     }
 }
 

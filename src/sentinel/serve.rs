@@ -50,6 +50,8 @@ pub struct Options {
     pub lease_margin: Duration,
     /// Time in which a worker must end an attempt; then the job goes to another one.
     pub attempt_timeout: Duration,
+    /// Bytes of a message of a worker, receipts apart, which may have 8 MiB.
+    pub message_size_max: usize,
     /// How often a job is retried after it lost its worker.
     pub retries_max: u32,
     /// How long to wait for running jobs at a stop.
@@ -79,6 +81,7 @@ impl Options {
             lease: limits::LEASE,
             lease_margin: limits::LEASE_MARGIN,
             attempt_timeout: limits::ATTEMPT_TIMEOUT,
+            message_size_max: limits::WORKER_MESSAGE_SIZE_MAX,
             retries_max: limits::RETRIES_MAX,
             drain_timeout: limits::DRAIN_TIMEOUT,
             signals: true,
@@ -167,13 +170,16 @@ fn warn_of_shared_names(keys: &AuthorizedKeys) {
 }
 
 /// A message's payload. A large DEPLOY is not read where none is taken.
-fn decode<'a>(view: &View<'a>, control: &Control) -> Result<Payload<'a>, Refusal> {
+fn decode<'a>(view: &View<'a>, control: &Control, size_max: usize) -> Result<Payload<'a>, Refusal> {
     if view.header.opcode == OpCode::Deploy
         && let Some(refusal) = control.closed_to_deployments()
     {
         return Err(refusal);
     }
-    Payload::decode_or_fail(view).map_err(|error| Refusal {
+    let size_max = super::control::payload_size_max(view.header.opcode, size_max);
+    let sized = view.check_size(size_max);
+    let decoded = sized.and_then(|()| Payload::decode_or_fail(view));
+    decoded.map_err(|error| Refusal {
         kind: "its payload is not that of DEPLOY",
         reason: error.to_string(),
     })
@@ -359,7 +365,11 @@ impl Sentinel {
 
     /// Takes messages, a bounded number, so that a flood cannot delay the commit.
     fn receive(&mut self, clock: Instant, now: BootTime) {
+        let mut taken = 0;
         for _ in 0..limits::MESSAGES_PER_TURN {
+            if taken >= limits::MESSAGE_BYTES_PER_TURN || self.scheduler.control.is_full() {
+                return;
+            }
             let Some(id) = self.socket.receive(clock) else {
                 return;
             };
@@ -376,17 +386,20 @@ impl Sentinel {
             };
             let control = &mut self.scheduler.control;
             let refused = match View::decode(message.iter()) {
-                Ok(view) => match decode(&view, control) {
-                    Ok(payload) => control
-                        .handle_message(&from, view.header.job_id, payload, now)
-                        .map(str::to_owned),
-                    // A client waits for the answer.
-                    Err(refusal) if view.header.opcode == OpCode::Deploy => {
-                        control.refuse_deploy(&from, view.header.job_id, &refusal, now);
-                        None
+                Ok(view) => {
+                    taken = taken.saturating_add(view.payload.len());
+                    match decode(&view, control, self.options.message_size_max) {
+                        Ok(payload) => control
+                            .handle_message(&from, view.header.job_id, payload, now)
+                            .map(str::to_owned),
+                        // A client waits for the answer.
+                        Err(refusal) if view.header.opcode == OpCode::Deploy => {
+                            control.refuse_deploy(&from, view.header.job_id, &refusal, now);
+                            None
+                        }
+                        Err(refusal) => Some(refusal.reason),
                     }
-                    Err(refusal) => Some(refusal.reason),
-                },
+                }
                 Err(error) => Some(error.to_string()),
             };
             if let Some(reason) = refused {

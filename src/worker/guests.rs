@@ -23,7 +23,7 @@ use super::writer::{Address, Report, Writer};
 use crate::guest::environment::Environment;
 use crate::guest::process::Pipes;
 use crate::guest::{Job, warm};
-use crate::job::{Attempt, Cause};
+use crate::job::{Attempt, Cause, text};
 use crate::limits;
 use crate::reactor::{BootTime, token};
 use crate::sink::Root;
@@ -516,6 +516,8 @@ impl Worker {
         let default = self.environments.key("");
         let owned = |(hash, reason): (&str, &str)| {
             let hash = if hash == default { "" } else { hash };
+            // All of them fit into one message.
+            let reason = text::prefix(reason, limits::ENVIRONMENT_REASON_SIZE_MAX);
             (hash.to_owned(), reason.to_owned())
         };
         let slow = self.environments.slow(now).map(|hash| {

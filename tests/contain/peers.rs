@@ -294,3 +294,64 @@ fn a_worker_cannot_flood_the_log() {
         sentinel.seen
     );
 }
+
+#[test]
+fn messages_that_are_too_large_cost_their_sender_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, _) = queue(dir.path(), 1);
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    for (message, event, reason) in [
+        (
+            "HEARTBEAT 0 1 {'status': 'IDLE', 'trouble': 'x' * (2 << 20)}",
+            "closed",
+            "payload of Heartbeat of",
+        ),
+        (
+            "ERR 0 1 {'message': 'x' * (2 << 20)}",
+            "closed",
+            "payload of Err of",
+        ),
+        (
+            "ENV_READY 0 1 {'env_hash': 'x' * (2 << 20), 'interpreter_path': ''}",
+            "closed",
+            "payload of EnvReady of",
+        ),
+        (
+            "CONCLUDE 1 1 {'status': 'SUCCESS', 'error_message': 'x' * (9 << 20)}",
+            "closed",
+            "payload of Conclude of",
+        ),
+        (
+            "HEARTBEAT 0 1 {'status': 'IDLE', 'sequence': 1, 'running': [{'job_id': 1, 'attempt': 1}] * 20000}",
+            "closed",
+            "more attempts than a worker can hold",
+        ),
+        (
+            "IDENTIFY 0 1 {'capabilities': ['x' * 50] * 10001}",
+            "ERR",
+            "at most 10000",
+        ),
+    ] {
+        let mut peer = Background::start(&mut hostile(&endpoint, "w"));
+        peer.write("IDENTIFY 0 1 {'capabilities': ['none'], 'slots': 1}");
+        peer.write(message);
+        next_of(&mut peer, &[event]);
+        sentinel.line_with(reason);
+        let id = submit(&database, "p", &[dir.path().join("in-0")])[0];
+        assert_eq!(ended(&database, id)["status"], "COMPLETED", "{message:.60}");
+    }
+}
+
+#[test]
+fn an_option_allows_larger_messages() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, _) = queue(dir.path(), 1);
+    let (_sentinel, endpoint) = sentinel(&database, &["--max-message-size", "4194304"]);
+    let mut peer = Background::start(&mut hostile(&endpoint, "w"));
+    peer.write("IDENTIFY 0 1 {'capabilities': ['none'], 'slots': 1}");
+    peer.write("HEARTBEAT 0 1 {'status': 'IDLE', 'trouble': 'x' * (2 << 20)}");
+    peer.write("IDENTIFY 0 1 {'capabilities': ['p'], 'slots': 1}");
+    let event = next_of(&mut peer, &["DISPATCH", "closed"]);
+    assert_eq!(event["event"], "DISPATCH");
+}

@@ -187,6 +187,7 @@ impl Control {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
+        let running: HashSet<&Attempt> = running.iter().collect();
         let listed = |hold: &&Hold| running.contains(&hold.attempt);
         let count = worker.holds.iter().filter(listed).count();
         worker.holds_max = takes.map(|takes| count.saturating_add(takes as usize));

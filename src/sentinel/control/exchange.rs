@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::Capabilities;
+use super::{Capabilities, caps};
 use crate::job::{Attempt, Cause, Loss, Receipt, User};
 use crate::protocol::{self, HEADER_SIZE, Header, OpCode, Payload};
 use crate::socket::PeerId;
@@ -122,6 +122,16 @@ pub enum Change {
         /// In words.
         reason: String,
     },
+}
+
+impl Change {
+    /// Bytes of the receipt in it, roughly.
+    pub(super) fn receipt_size(&self) -> usize {
+        match self {
+            Change::End { receipt, .. } | Change::Settled { receipt, .. } => caps::size(receipt),
+            _ => 0,
+        }
+    }
 }
 
 /// A message that may leave once the transaction is committed.

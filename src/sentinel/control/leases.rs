@@ -1,6 +1,6 @@
 //! Leases: which attempts a worker holds, until when, and the answers that renew them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{Body, Change, Control, Orphan, Outgoing};
 use crate::job::{Attempt, Cause, Loss, User};
@@ -139,6 +139,7 @@ impl Control {
             return;
         };
         let mut missing = Vec::new();
+        let running: HashSet<&Attempt> = running.iter().collect();
         worker.holds.retain(|hold| {
             let has_arrived = answered.is_some_and(|answered| {
                 hold.sent_after
@@ -170,7 +171,14 @@ impl Control {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
-        for listed in running.iter().take(limits::WORKER_SLOTS_MAX * 2) {
+        // One of the old system runs one job a slot and is sent a message for each.
+        let listed_max = match worker.instance {
+            Some(_) => limits::WORKER_SLOTS_MAX * 2,
+            None => worker.slots,
+        };
+        for listed in running.iter().take(listed_max) {
+            let of_job =
+                Attempt::new(listed.job_id, i64::MIN)..=Attempt::new(listed.job_id, i64::MAX);
             let is_same = |attempt: &Attempt| {
                 attempt.job_id == listed.job_id
                     && (!listed.is_numbered() || attempt.number == listed.number)
@@ -180,7 +188,7 @@ impl Control {
             }
             let orphan = self
                 .orphans
-                .iter()
+                .range(of_job.clone())
                 .find(|(attempt, orphan)| is_same(attempt) && orphan.worker_id == worker.worker_id);
             let orphan = orphan.map(|(attempt, _)| *attempt);
             if let Some(orphan) = orphan.and_then(|attempt| self.orphans.remove(&attempt)) {
@@ -196,10 +204,12 @@ impl Control {
                 }
                 hold.sent_after = None;
                 worker.holds.push(hold);
-            } else if self.ending.iter().any(is_same) || self.settling.has(*listed) {
+            } else if self.ending.range(of_job).any(is_same) || self.settling.has(*listed) {
                 // Its receipt is on its way, or waits for the transaction.
             } else if worker.instance.is_some() {
-                worker.abort.push(*listed);
+                if worker.abort.len() < limits::ABORTS_MAX {
+                    worker.abort.push(*listed);
+                }
                 worker.answer_due = true;
             } else if let Some(peer) = worker.peer {
                 self.outgoing.push(Outgoing {

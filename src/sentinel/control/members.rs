@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::environments::Environments;
 use super::leases::{Hold, Request};
 use super::users::{ANOTHERS, are_different};
-use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, printable};
+use super::{Body, Capabilities, Change, Control, Orphan, Outgoing, Sender, caps, printable};
 use crate::job::text::prefix;
 use crate::job::{Attempt, Settlement, User};
 use crate::limits;
@@ -119,6 +119,11 @@ impl Control {
         identify: &Identify<'_>,
         now: BootTime,
     ) -> Option<&'static str> {
+        if let Some(why) = caps::refuse_identify(identify) {
+            log::warn!("{} was refused: {why}", printable(from.routing_id));
+            self.send_error(from.peer, 0, why, true);
+            return None;
+        }
         let worker_id = match &identify.worker_id {
             Some(name) if !name.is_empty() => prefix(name, limits::NAME_SIZE_MAX).to_owned(),
             _ => printable(from.routing_id),

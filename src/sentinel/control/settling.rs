@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::members::Worker;
-use super::{Change, Control};
+use super::{Change, Control, caps};
 use crate::job::{Attempt, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -126,6 +126,7 @@ impl Control {
         if !self.settling.has(attempt) {
             return false;
         }
+        self.receipts_size += caps::size(receipt);
         self.changes.push(Change::Settled {
             routing_id: routing_id.to_vec(),
             attempt,

@@ -4,6 +4,7 @@ use super::*;
 use crate::job::{Job, Loss, Plugin};
 use crate::protocol::{Answer, Deploy, EnvReady, HeartbeatStatus, PublishRequest, View};
 
+mod caps;
 mod hoarders;
 mod leases;
 mod old_workers;
