@@ -71,7 +71,7 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "authorized-keys",
         short: None,
         value: Some("FILE"),
-        help: "Workers that may connect, with CURVE: a public key and a name\na line; followed while it runs, and read again at SIGHUP",
+        help: "Workers that may connect, with CURVE: a public key and a name\na line, then slots=N and plugins=A,B as limits where wanted;\nfollowed while it runs, and read again at SIGHUP",
     },
     Flag {
         long: "authorize-any-key",

@@ -48,6 +48,7 @@ pub use capabilities::Capabilities;
 pub use caps::payload_size_max;
 pub use environments::Wanted;
 pub use exchange::{Able, Body, Change, Opening, Outgoing, Sender};
+pub use users::UserLimits;
 
 /// Durations that an operator may set.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,8 @@ pub struct Control {
     /// Environments that workers are to have, the most urgent first, and how often that has changed.
     wanted: Vec<Wanted>,
     wanted_number: u64,
+    /// By the users' keys.
+    user_limits: BTreeMap<String, UserLimits>,
     /// When an error that a worker reported was last logged: one a second at most.
     error_logged_at: Option<BootTime>,
     /// When a worker was last logged that asked for the ID of another user's.
@@ -154,6 +157,7 @@ impl Control {
             remembered_routes: BTreeMap::new(),
             wanted: Vec::new(),
             wanted_number: 0,
+            user_limits: BTreeMap::new(),
             error_logged_at: None,
             refusal_logged_at: None,
             trust: Trust::default(),
@@ -535,6 +539,7 @@ impl Control {
         self.release_expired();
         if self.seen_at.is_some_and(|at| at <= now) {
             self.seen_at = (!self.workers.is_empty()).then(|| now + limits::SEEN_INTERVAL);
+            self.apply_user_limits();
             let workers = self.online();
             if !workers.is_empty() && !self.is_full() {
                 self.changes.push(Change::Seen { workers });

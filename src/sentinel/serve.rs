@@ -1,5 +1,7 @@
 //! The loop around the control state.
 
+#[cfg(feature = "curve")]
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::control::deploy::Refusal;
 use super::control::{Body, Control, Outgoing, Sender};
 use super::publishers::{PublishersFile, Trust};
+}
+
+use super::control::{Body, Outgoing, Sender};
+#[cfg(feature = "curve")]
+use super::control::{Capabilities, UserLimits};
 use super::scheduler::{self, Scheduler};
 use super::transaction::JobEnd;
 use crate::job::User;
@@ -194,6 +201,20 @@ fn trust(options: &Options) -> Trust {
     }
 }
 
+/// The limits of a list of keys, by the keys' text.
+#[cfg(feature = "curve")]
+fn user_limits(keys: &AuthorizedKeys) -> BTreeMap<String, UserLimits> {
+    let limits = keys.limited().map(|(key, limits)| {
+        let plugins = limits.plugins.as_ref();
+        let limits = UserLimits {
+            slots: limits.slots,
+            plugins: plugins.map(|names| Capabilities::new(names)),
+        };
+        (key.to_string(), limits)
+    });
+    limits.collect()
+}
+
 /// Who of this host may connect; none where every peer may that reaches the endpoint.
 fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
     if !matches!(options.security, Security::Null) {
@@ -267,6 +288,11 @@ impl Sentinel {
         }
         scheduler.control.set_trust(trust(&options));
         lock.check(&options.database)?;
+        #[cfg(feature = "curve")]
+        if let Some(file) = &options.authorized_keys {
+            let limits = user_limits(&file.keys());
+            scheduler.control.set_user_limits(limits);
+        }
         let reactor = Reactor::new()?;
         let socket_options = socket::Options::new()
             .router_handover(true)
@@ -494,6 +520,8 @@ impl Sentinel {
             Ok(Some(keys)) => {
                 log::info!("authorized keys: read again, {} listed", keys.len());
                 warn_of_shared_names(&keys);
+                let limits = user_limits(&keys);
+                self.scheduler.control.set_user_limits(limits);
                 if let Security::CurveServer(server) = &self.options.security {
                     let mut server = server.clone();
                     server.clients = Clients::Listed(keys);

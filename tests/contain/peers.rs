@@ -355,3 +355,50 @@ fn an_option_allows_larger_messages() {
     let event = next_of(&mut peer, &["DISPATCH", "closed"]);
     assert_eq!(event["event"], "DISPATCH");
 }
+
+#[cfg(feature = "curve")]
+#[test]
+fn a_key_has_the_slots_and_plugins_of_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, ids) = queue(dir.path(), 3);
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    casparian_ok(&["keygen", &path("sentinel")]);
+    let line = casparian_ok(&["keygen", &path("worker"), "--name", "ann"]);
+    let list = path("authorized");
+    let limit =
+        |limits: &str| std::fs::write(&list, format!("{} {limits}\n", line.trim())).unwrap();
+    limit("slots=1 plugins=other,q");
+    let keys = [
+        "--curve-secret-key",
+        &path("sentinel"),
+        "--authorized-keys",
+        &list,
+    ];
+    let (_sentinel, endpoint) = sentinel(&database, &keys);
+    let flags = [
+        "--slots",
+        "4",
+        "--curve-secret-key",
+        &path("worker"),
+        "--curve-server-key",
+        &path("sentinel.pub"),
+    ];
+    let _worker = worker(&endpoint, &dir.path().join("out"), &flags);
+    let shown = |slots: i64, plugins: &str| {
+        until("the worker is listed with its key's limits", || {
+            let text = casparian_ok(&["workers", "--json", "-d", database.to_str().unwrap()]);
+            let rows: Value = serde_json::from_str(&text).unwrap();
+            let row = rows.get(0)?;
+            let is_so = row["slots"] == slots && row["plugins"].to_string() == plugins;
+            is_so.then_some(())
+        });
+    };
+    shown(1, "[\"other\",\"q\"]");
+    assert_eq!(job(&database, ids[0])["status"], "QUEUED");
+    // The list is followed.
+    limit("slots=2 plugins=p");
+    shown(2, "[\"p\"]");
+    for id in ids {
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+}

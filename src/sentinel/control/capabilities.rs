@@ -37,6 +37,18 @@ impl Capabilities {
         }
     }
 
+    /// Those of them that are among others.
+    pub fn within(&self, others: &Capabilities) -> Capabilities {
+        match (self, others) {
+            (_, Capabilities::Any) => self.clone(),
+            (Capabilities::Any, _) => others.clone(),
+            (Capabilities::Plugins(names), _) => {
+                let names = names.iter().filter(|name| others.allows(name));
+                Capabilities::Plugins(names.cloned().collect())
+            }
+        }
+    }
+
     /// The names as IDENTIFY lists them.
     pub fn names(&self) -> Vec<String> {
         match self {

@@ -174,7 +174,7 @@ impl Control {
         // One of the old system runs one job a slot and is sent a message for each.
         let listed_max = match worker.instance {
             Some(_) => limits::WORKER_SLOTS_MAX * 2,
-            None => worker.slots,
+            None => worker.asked.slots,
         };
         for listed in running.iter().take(listed_max) {
             let of_job =
@@ -319,6 +319,9 @@ impl Control {
             false
         });
         self.next_expiry = next;
+        if !expired.is_empty() {
+            self.apply_user_limits();
+        }
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         // What creates an environment may be what ends the worker.
         let is_neighbour = |loss: &Option<Loss>| *loss != Some(Loss::Displaced);

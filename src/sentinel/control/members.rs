@@ -25,6 +25,9 @@ pub(super) struct Worker {
     known_by: Option<String>,
     /// Its connection; none while it is disconnected.
     pub(super) peer: Option<PeerId>,
+    /// What it asks for.
+    pub(super) asked: Asked,
+    /// What it gets of that, by its user's limits.
     pub(super) capabilities: Capabilities,
     pub(super) slots: usize,
     pub(super) hostname: String,
@@ -60,6 +63,13 @@ pub(super) struct Worker {
     absent_since: Option<BootTime>,
 }
 
+/// What a worker may run and how much at a time, by its IDENTIFY.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) capabilities: Capabilities,
+    pub(super) slots: usize,
+}
+
 /// A connection that asks for the ID of a worker that is connected.
 #[derive(Debug)]
 pub(super) struct Contender {
@@ -85,16 +95,20 @@ impl Worker {
         if self.holds.iter().any(is_alone) || waiting >= limits::WAITING_MAX {
             return 0;
         }
-        let occupies = |hold: &&Hold| hold.wants.is_empty() && !hold.is_waiting;
-        let running = self.holds.iter().filter(occupies).count();
         let started = self.holds.len() - waiting;
         let held_max = self.slots.saturating_mul(limits::HELD_PER_SLOT_MAX);
-        let slots = self.slots.saturating_sub(running + self.overdue.len());
+        let slots = self.slots.saturating_sub(self.occupied());
         let slots = slots.min(held_max.saturating_sub(started));
         match self.holds_max {
             Some(max) => slots.min(max.saturating_sub(self.holds.len())),
             None => slots,
         }
+    }
+
+    /// Slots with a job, or with one that it has lost and not ended.
+    pub(super) fn occupied(&self) -> usize {
+        let occupies = |hold: &&Hold| hold.wants.is_empty() && !hold.is_waiting;
+        self.holds.iter().filter(occupies).count() + self.overdue.len()
     }
 
     pub(super) fn online(&self) -> Change {
@@ -416,14 +430,19 @@ impl Control {
         let is_chosen = from.routing_id.first().is_some_and(|octet| *octet != 0);
         let known_by = Some(printable(from.routing_id));
         let known_by = known_by.filter(|_| instance.is_none() && is_chosen);
+        let asked = Asked {
+            capabilities: Capabilities::new(&identify.capabilities),
+            slots: slots.clamp(1, limits::WORKER_SLOTS_MAX),
+        };
         let worker = Worker {
             worker_id: worker_id.clone(),
             user: from.user.cloned(),
             instance,
             known_by,
             peer: Some(from.peer),
-            capabilities: Capabilities::new(&identify.capabilities),
-            slots: slots.clamp(1, limits::WORKER_SLOTS_MAX),
+            capabilities: asked.capabilities.clone(),
+            slots: asked.slots,
+            asked,
             hostname,
             pid: identify.pid.map(i64::from),
             holds: Vec::new(),
@@ -470,6 +489,7 @@ impl Control {
             }
         }
         self.adopt(from.routing_id, &running, now);
+        self.apply_user_limits();
         if let Some(sequence) = identify.sequence {
             self.handle_request(from.routing_id, sequence, now);
         }
@@ -480,9 +500,12 @@ impl Control {
 
     /// A known worker talks on this connection.
     pub(super) fn connected(&mut self, from: &Sender<'_>) {
-        if let Some(worker) = self.workers.get_mut(from.routing_id) {
-            worker.peer = Some(from.peer);
-            worker.absent_since = None;
+        let Some(worker) = self.workers.get_mut(from.routing_id) else {
+            return;
+        };
+        worker.absent_since = None;
+        if worker.peer.replace(from.peer).is_none() {
+            self.apply_user_limits();
         }
     }
 
@@ -509,6 +532,7 @@ impl Control {
         {
             log::info!("worker {} is disconnected", worker.worker_id);
             worker.disconnect(now);
+            self.apply_user_limits();
         }
     }
 

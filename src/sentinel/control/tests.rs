@@ -9,6 +9,7 @@ mod hoarders;
 mod leases;
 mod old_workers;
 mod settling;
+mod user_limits;
 
 const LEASE: Duration = Duration::from_secs(10);
 const MARGIN: Duration = Duration::from_secs(2);

@@ -1,15 +1,104 @@
-//! Whose a worker is: no user speaks for another user's worker.
+//! Whose a worker is: no user speaks for another user's worker, and a user's limits hold for all its
+//! workers together.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use super::{Control, Sender, printable};
+use super::members::Worker;
+use super::{Capabilities, Control, Sender, printable};
 use crate::job::User;
 use crate::reactor::BootTime;
 
 /// Between two log lines about workers that were refused.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What the workers of a user may do, whatever they ask for. None: as they ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserLimits {
+    /// Jobs at a time, of all its workers together.
+    pub slots: Option<usize>,
+    /// Plugins that they may run.
+    pub plugins: Option<Capabilities>,
+}
+
 impl Control {
+    /// Limits by the users' keys, instead of those before.
+    pub fn set_user_limits(&mut self, limits: BTreeMap<String, UserLimits>) {
+        let had_any = !self.user_limits.is_empty();
+        self.user_limits = limits;
+        if had_any {
+            self.limit_workers();
+        } else {
+            self.apply_user_limits();
+        }
+    }
+
+    /// Workers have come or gone, or what they hold has: the slots of each limited user are divided
+    /// among its workers anew.
+    pub(super) fn apply_user_limits(&mut self) {
+        if !self.user_limits.is_empty() {
+            self.limit_workers();
+        }
+    }
+
+    fn limit_workers(&mut self) {
+        // By name: the same name is the same user.
+        let mut used: HashMap<String, usize> = HashMap::new();
+        // Jobs that no connected worker has may run yet.
+        let orphans = self.orphans.values().map(|orphan| (&orphan.user, 1));
+        let workers = self.workers.values();
+        let away = workers.filter(|worker| worker.peer.is_none());
+        let away = away.map(|worker| (&worker.user, worker.occupied()));
+        for (user, jobs) in orphans.chain(away) {
+            if let Some(user) = user {
+                *used.entry(user.name.clone()).or_default() += jobs;
+            }
+        }
+        let limits = &self.user_limits;
+        let limits_of = |worker: &Worker| {
+            let key = worker.user.as_ref()?.key.as_deref()?;
+            limits.get(key)
+        };
+        // First for what each runs already, then for what else it asks for.
+        let mut slots: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+        for is_first in [true, false] {
+            for (routing_id, worker) in &self.workers {
+                let max = limits_of(worker).and_then(|limits| limits.slots);
+                let (Some(user), Some(max), Some(_)) = (&worker.user, max, worker.peer) else {
+                    continue;
+                };
+                let granted = slots.entry(routing_id.clone()).or_default();
+                let asked = match is_first {
+                    true => worker.occupied().min(worker.asked.slots),
+                    false => worker.asked.slots,
+                };
+                let used = used.entry(user.name.clone()).or_default();
+                let more = asked
+                    .saturating_sub(*granted)
+                    .min(max.saturating_sub(*used));
+                *granted += more;
+                *used += more;
+            }
+        }
+        let mut changed = Vec::new();
+        for (routing_id, worker) in &mut self.workers {
+            let plugins = limits_of(worker).and_then(|limits| limits.plugins.as_ref());
+            let plugins = plugins.unwrap_or(&Capabilities::Any);
+            let capabilities = worker.asked.capabilities.within(plugins);
+            let slots = slots.get(routing_id).copied();
+            let slots = slots.unwrap_or(worker.asked.slots);
+            if (&capabilities, slots) != (&worker.capabilities, worker.slots) {
+                self.has_freed = true;
+                worker.capabilities = capabilities;
+                worker.slots = slots;
+                changed.push(worker.online());
+            }
+        }
+        for online in changed {
+            self.push_online(online);
+        }
+    }
+
     /// True when a peer has connected under the routing ID of another user's worker. It must not
     /// keep that ID from its owner.
     pub fn is_anothers(&self, from: &Sender<'_>) -> bool {

@@ -174,14 +174,61 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
     Ok(key)
 }
 
-/// Who may connect: public keys and the names they are known by.
+/// What the workers of a key may do, whatever they ask for. None: as they ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyLimits {
+    /// Jobs at a time, of all its workers together.
+    pub slots: Option<usize>,
+    /// Plugins that they may run.
+    pub plugins: Option<Vec<String>>,
+}
+
+impl KeyLimits {
+    /// Takes the last words of a line that are limits; gives the text before them.
+    fn parse(mut text: &str) -> Result<(Self, &str), KeyError> {
+        let mut limits = KeyLimits::default();
+        loop {
+            let (before, word) = text.rsplit_once(char::is_whitespace).unwrap_or(("", text));
+            let is_twice = match word.split_once('=') {
+                Some(("slots", count)) => {
+                    let count = count.parse().map_err(|_| {
+                        KeyError::new("slots= needs a whole number of jobs, such as slots=4")
+                    })?;
+                    limits.slots.replace(count).is_some()
+                }
+                Some(("plugins", names)) => {
+                    let names: Vec<String> = names.split(',').map(str::to_owned).collect();
+                    if names.iter().any(String::is_empty) {
+                        return Err(KeyError::new(
+                            "plugins= needs names with commas between them, such as plugins=a,b",
+                        ));
+                    }
+                    limits.plugins.replace(names).is_some()
+                }
+                _ => return Ok((limits, text)),
+            };
+            if is_twice {
+                return Err(KeyError::new("slots= or plugins= stands there twice"));
+            }
+            text = before.trim_end();
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    name: String,
+    limits: KeyLimits,
+}
+
+/// Who may connect: public keys, the names they are known by, and limits.
 ///
 /// The text has one key and a name on each line, separated by white space; the name may be
-/// left out. Empty lines and lines that begin with `# ` or are a lone `#` are skipped (a key
+/// left out. Last words `slots=4` and `plugins=a,b` are limits. Empty lines and lines that begin with `# ` or are a lone `#` are skipped (a key
 /// may begin with `#` as well, but has no space behind it).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuthorizedKeys {
-    keys: BTreeMap<PublicKey, String>,
+    keys: BTreeMap<PublicKey, Entry>,
 }
 
 impl AuthorizedKeys {
@@ -201,12 +248,13 @@ impl AuthorizedKeys {
             let key: PublicKey = key
                 .parse()
                 .map_err(|error: KeyError| fail(error.to_string()))?;
+            let (limits, name) = KeyLimits::parse(name).map_err(|error| fail(error.to_string()))?;
             let shown = name.chars().filter(|c| !c.is_control()).take(255);
             let mut name: String = shown.collect();
             if name.is_empty() {
                 name = key.to_string();
             }
-            if keys.insert(key, name).is_some() {
+            if keys.insert(key, Entry { name, limits }).is_some() {
                 return Err(fail("the key stands there twice".to_owned()));
             }
         }
@@ -215,12 +263,16 @@ impl AuthorizedKeys {
 
     /// The name of a listed key.
     pub fn name(&self, key: &PublicKey) -> Option<&str> {
-        self.keys.get(key).map(String::as_str)
+        self.keys.get(key).map(|entry| entry.name.as_str())
     }
 
     /// Names that several keys have, in order; their holders are one user.
     pub fn shared_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self.keys.values().map(String::as_str).collect();
+        let mut names: Vec<&str> = self
+            .keys
+            .values()
+            .map(|entry| entry.name.as_str())
+            .collect();
         names.sort_unstable();
         let mut shared: Vec<&str> = names
             .windows(2)
@@ -231,6 +283,12 @@ impl AuthorizedKeys {
             .collect();
         shared.dedup();
         shared
+    }
+
+    /// The keys that have limits.
+    pub fn limited(&self) -> impl Iterator<Item = (&PublicKey, &KeyLimits)> {
+        let all = self.keys.iter().map(|(key, entry)| (key, &entry.limits));
+        all.filter(|(_, limits)| **limits != KeyLimits::default())
     }
 
     /// Whether every key of another list is here, too.
@@ -252,7 +310,13 @@ impl AuthorizedKeys {
 impl FromIterator<(PublicKey, String)> for AuthorizedKeys {
     fn from_iter<I: IntoIterator<Item = (PublicKey, String)>>(keys: I) -> Self {
         AuthorizedKeys {
-            keys: keys.into_iter().collect(),
+            keys: keys
+                .into_iter()
+                .map(|(key, name)| {
+                    let limits = KeyLimits::default();
+                    (key, Entry { name, limits })
+                })
+                .collect(),
         }
     }
 }

@@ -26,7 +26,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use keys::{AuthorizedKeys, KeyError, PublicKey, SecretKey};
+pub use keys::{AuthorizedKeys, KeyError, KeyLimits, PublicKey, SecretKey};
 
 pub(super) use client::Client;
 pub(super) use server::Server;

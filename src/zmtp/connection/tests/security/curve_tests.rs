@@ -606,7 +606,32 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
         })
         .collect();
     assert_eq!(keys.shared_names(), ["a", "b"]);
+    for (line, name, slots, plugins) in [
+        ("node 1", "node 1", None, None),
+        ("node 1 slots=4", "node 1", Some(4), None),
+        ("n plugins=a,b slots=0", "n", Some(0), Some(vec!["a", "b"])),
+        (
+            "slots=2  plugins=*",
+            &*key.to_string(),
+            Some(2),
+            Some(vec!["*"]),
+        ),
+        // Only last words, and only these.
+        ("slots=2 n", "slots=2 n", None, None),
+        ("team=blue", "team=blue", None, None),
+    ] {
+        let keys = AuthorizedKeys::parse(&format!("{text} {line}")).unwrap();
+        assert_eq!(keys.name(&key), Some(name), "{line}");
+        let limits = keys.limited().next().map(|(_, limits)| limits.clone());
+        let limits = limits.unwrap_or_default();
+        let plugins = plugins.map(|names| names.into_iter().map(str::to_owned).collect());
+        assert_eq!((limits.slots, limits.plugins), (slots, plugins), "{line}");
+    }
     for (list, want) in [
+        (format!("{text} n slots=many"), "line 1: slots= needs"),
+        (format!("{text} n slots=-1"), "line 1: slots= needs"),
+        (format!("{text} n plugins=a,,b"), "line 1: plugins= needs"),
+        (format!("{text} slots=1 slots=2"), "stands there twice"),
         (
             format!("{text} a\n{text} b"),
             "line 2: the key stands there twice",
