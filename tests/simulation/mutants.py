@@ -36,7 +36,7 @@ MUTANTS = [
      "map_or(now, |request| request.received_at) + bound;",
      "map_or(now, |request| request.received_at) + bound / 4;"),
     ("renewals do not reach jobs", LEASES,
-     "leases: worker.holds.iter().map(|hold| hold.attempt).collect(),", "leases: Vec::new(),"),
+     "leases: leases.map(|hold| hold.attempt).collect(),", "leases: Vec::new(),"),
     ("folders of earlier attempts stay", STORAGE,
      "other.job_id != attempt.job_id || other.number > attempt.number", "true"),
     ("a bar is not read", STORAGE,
