@@ -404,3 +404,28 @@ fn a_key_has_the_slots_and_plugins_of_its_line() {
         assert_eq!(ended(&database, id)["status"], "COMPLETED");
     }
 }
+
+#[test]
+fn arguments_that_are_not_utf_8_are_refused_with_what_they_are() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = tempfile::tempdir().unwrap();
+    let bad = std::ffi::OsStr::from_bytes(b"\xff");
+    for (name, words, said) in [
+        ("casparian", &[][..], "unknown command"),
+        ("casparian", &["jobs"][..], "unexpected argument"),
+        ("casparian", &["jobs", "-d"], "not UTF-8"),
+        ("casparian", &["init"], "not UTF-8"),
+        ("casparian-sentinel", &["--bind"], "not UTF-8"),
+        ("casparian-sentinel", &["--allow-uid"], "number of a user"),
+        ("casparian-sentinel", &["--database"], "not UTF-8"),
+        ("casparian-worker", &["--worker-id"], "not UTF-8"),
+        ("casparian-worker", &["--output"], "must be UTF-8"),
+    ] {
+        let mut command = program(name);
+        command.args(words).arg(bad).current_dir(dir.path());
+        let refused = output(&mut command);
+        assert!(matches!(refused.status.code(), Some(1 | 2)), "{words:?}");
+        let text = stderr(&refused);
+        assert!(text.contains(said), "{name} {words:?}: {text}");
+    }
+}
