@@ -10,12 +10,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::control::deploy::Refusal;
 use super::control::{Body, Control, Outgoing, Sender};
-use super::publishers::{PublishersFile, Trust};
-}
-
-use super::control::{Body, Outgoing, Sender};
 #[cfg(feature = "curve")]
 use super::control::{Capabilities, UserLimits};
+use super::publishers::{PublishersFile, Trust};
 use super::scheduler::{self, Scheduler};
 use super::transaction::JobEnd;
 use crate::job::User;

@@ -101,6 +101,7 @@ impl Store {
     pub fn forgive(&mut self) -> Forgiven {
         let refused = &mut self.refused;
         let workers = std::mem::take(&mut refused.workers);
+        refused.deployments.clear();
         if refused.left.is_empty() {
             refused.left = refused.jobs.keys().copied().collect();
             refused.forgiven.clear();

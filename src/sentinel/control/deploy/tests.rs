@@ -247,6 +247,7 @@ fn a_signature_is_good_for_one_division_into_source_and_lockfile() {
 #[test]
 fn a_refusal_is_answered_and_logs_nothing_of_the_source() {
     let mut control = Control::new(Settings {
+        attempt_timeout: limits::ATTEMPT_TIMEOUT,
         lease: Duration::from_secs(10),
         margin: Duration::from_secs(2),
     });
@@ -283,6 +284,7 @@ fn a_refusal_is_answered_and_logs_nothing_of_the_source() {
 #[test]
 fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
     let mut control = Control::new(Settings {
+        attempt_timeout: limits::ATTEMPT_TIMEOUT,
         lease: Duration::from_secs(10),
         margin: Duration::from_secs(2),
     });
