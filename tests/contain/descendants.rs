@@ -172,7 +172,9 @@ fn what_a_plugin_leaves_ends_with_its_worker_and_with_its_interpreter() {
                 let file = input(dir.path(), "in", &format!("{leave}/{end}"));
                 submit(&database, "leaver", std::slice::from_ref(&file));
                 let (_sentinel, endpoint) = sentinel(&database, &[]);
-                let more = ["--slots", "1", "--guest-start", start];
+                // With a sandbox no plugin can kill its interpreter.
+                let sandbox = if signal.is_empty() { "off" } else { "on" };
+                let more = ["--slots", "1", "--guest-start", start, "--sandbox", sandbox];
                 let mut worker = worker(&endpoint, &dir.path().join("out"), &more);
                 left(&file);
                 match signal {
