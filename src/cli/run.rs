@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use self::output::{
     check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
 };
-use self::plan::{check_artifact, enqueue, enqueue_freed, queue_again, settle, unusable};
+use self::plan::{
+    check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle, unusable,
+};
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
@@ -221,6 +223,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             let worker = Worker::open(worker_options.clone()).map_err(failed)?;
             let mut again = |item: &mut Item, progress: &Progress| {
                 check_artifact(&mut queue, progress, &own, item)?;
+                if !check_file(&mut queue, progress, item)? {
+                    return Ok(false);
+                }
                 queue_again(&mut queue, progress, item)
             };
             let end = work(

@@ -67,6 +67,8 @@ pub(super) struct Source {
     pub(super) print: Fingerprint,
     /// How often it was queued again, because it had changed meanwhile.
     pub(super) requeued: u32,
+    /// The file version that its job was queued for.
+    pub(super) version_id: i64,
 }
 
 #[derive(Clone)]

@@ -493,7 +493,8 @@ fn apply(
                 _ => log_end(*attempt, &ended, reason.unwrap_or("")),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            outcome.strays.push((*attempt, ended == Ended::Stale));
+            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            outcome.strays.push((*attempt, is_stray));
             outcome.note_end(attempt.job_id, ended, Some(receipt), reason);
             outcome.ended.push((routing_id.clone(), *attempt));
         }
@@ -525,7 +526,8 @@ fn apply(
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }
-            outcome.strays.push((*attempt, ended == Ended::Stale));
+            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            outcome.strays.push((*attempt, is_stray));
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
             outcome.released.push(*attempt);
@@ -547,7 +549,8 @@ fn apply(
                 log_end(*attempt, &ended, reason);
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            outcome.strays.push((*attempt, ended == Ended::Stale));
+            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            outcome.strays.push((*attempt, is_stray));
             outcome.released.push(*attempt);
         }
     }

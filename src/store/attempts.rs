@@ -372,6 +372,17 @@ impl Turn<'_> {
         Ok(ended)
     }
 
+    /// True when code in the schema has undone the end of a job: it is queued again at once.
+    pub fn is_end_undone(&self, job_id: i64, ended: Ended) -> Result<bool, Error> {
+        if !matches!(ended, Ended::Completed | Ended::Failed) {
+            return Ok(false);
+        }
+        let query = "SELECT status = 'QUEUED' FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.transaction.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| Ok(number(cell(row, 0)) == Some(1)));
+        Ok(found.optional()?.unwrap_or(false))
+    }
+
     fn stopped_before(&self, attempt: Attempt) -> Result<i64, Error> {
         let mut statement = self.transaction.prepare_cached(STOPPED_QUERY)?;
         let first = attempt.incarnation() << 32;

@@ -26,9 +26,17 @@ pub(super) fn last_attempt(
     given: ValueRef<'_>,
     job_id: i64,
 ) -> Result<Attempt, Malformed> {
-    let last = usable_attempt(row, given, job_id)?;
-    let known = usable_attempt(history, given, job_id);
-    Ok(known.map_or(last, |known| known.max(last)))
+    let last = usable_attempt(row, given, job_id);
+    let known = match history {
+        ValueRef::Null => None,
+        history => usable_attempt(history, given, job_id).ok(),
+    };
+    match (last, known) {
+        (Ok(last), known) => Ok(known.map_or(last, |known| known.max(last))),
+        // What another program has written over it says nothing.
+        (Err(_), Some(known)) => Ok(known),
+        (Err(error), None) => Err(error),
+    }
 }
 
 fn usable_attempt(

@@ -3,7 +3,7 @@
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::value::{abridged, cell, count, shown};
+use super::value::{abridged, cell, count, number, shown};
 use super::{Code, Error, Store, Turn, code, format_time};
 use crate::job::{Attempt, User};
 use crate::limits;
@@ -150,6 +150,15 @@ impl Store {
         let query = "SELECT artifact_hash FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.connection.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| Ok(shown(cell(row, 0))));
+        Ok(found.optional()?.flatten())
+    }
+
+    /// The file version that a job's last attempt ran over, or its next one will; none where that is
+    /// not known.
+    pub fn file_version(&self, job_id: i64) -> Result<Option<i64>, Error> {
+        let query = "SELECT file_version_id FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.connection.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| Ok(number(cell(row, 0))));
         Ok(found.optional()?.flatten())
     }
 

@@ -77,6 +77,7 @@ pub(super) fn enqueue(
                     input: input.clone(),
                     print,
                     requeued: 0,
+                    version_id: 0,
                 }),
             },
             Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
@@ -225,6 +226,9 @@ fn plan<'i>(
             _ => turn.enqueue(plugin, version_id, 0, now_ms)?,
         };
         item.job_id = Some(job_id);
+        if let Some(source) = &mut item.source {
+            source.version_id = version_id;
+        }
     }
     Ok(code.sinks.to_vec())
 }
@@ -253,6 +257,26 @@ pub(super) fn check_artifact(
         item.path.display()
     ))
     .into())
+}
+
+/// Fails the file of a job that has run over another file, because another program has changed the
+/// file version of its row; false when it has.
+pub(super) fn check_file(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    item: &mut Item,
+) -> Result<bool, End> {
+    let (true, Some(source), Some(job_id)) = (is_over_content(item), &item.source, item.job_id)
+    else {
+        return Ok(true);
+    };
+    let ran = queue.step(progress, |store| Ok(store.file_version(job_id)?))?;
+    if ran == Some(source.version_id) {
+        return Ok(true);
+    }
+    let reason = "another program has given its row in the queue to another file";
+    item.outcome = unusable_outcome(reason.to_owned());
+    Ok(false)
 }
 
 /// True for an end that the content of the file decides. Other failures were tried again.
@@ -308,13 +332,14 @@ pub(super) fn queue_again(
     }
     source.requeued += 1;
     let hash = std::mem::replace(&mut source.print, print).hash;
-    let is_queued = queue.step(progress, |store| {
+    let (is_queued, version_id) = queue.step(progress, |store| {
         let mut turn = store.begin()?;
         let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
         let is_queued = turn.requeue(job_id, version.version_id)?;
         turn.commit()?;
-        Ok(is_queued)
+        Ok((is_queued, version.version_id))
     })?;
+    source.version_id = version_id;
     if is_queued {
         if let Outcome::Done { outputs, .. } = &item.outcome {
             item.old_outputs.extend(outputs.iter().cloned());

@@ -8,7 +8,7 @@ mod deployments;
 mod routes;
 
 use super::*;
-use crate::job::{Attempt, JobStatus, Receipt, Settlement};
+use crate::job::{Attempt, Cause, JobStatus, Receipt, Settlement};
 use crate::protocol::{Heartbeat, Payload, View};
 use crate::sentinel::control::{Body, Sender};
 use crate::socket::PeerId;
@@ -411,12 +411,25 @@ fn rows_that_roll_the_transaction_back_cost_themselves_alone() {
 impl Scene {
     /// Ends all that worker `w` has been given, in the order of its dispatches; gives the jobs.
     fn end_dispatched(&mut self, outgoing: &[Outgoing]) -> Vec<i64> {
+        self.end_dispatched_as(outgoing, |_| false)
+    }
+
+    fn end_dispatched_as(
+        &mut self,
+        outgoing: &[Outgoing],
+        fails: impl Fn(i64) -> bool,
+    ) -> Vec<i64> {
         let mut jobs = Vec::new();
         for message in outgoing {
             if let Body::Dispatch { attempt, .. } = &message.body {
                 jobs.push(attempt.job_id);
+                let (status, cause) = match fails(attempt.job_id) {
+                    true => (JobStatus::Failed, Some(Cause::Plugin)),
+                    false => (JobStatus::Success, None),
+                };
                 let receipt = Receipt {
-                    status: JobStatus::Success,
+                    status,
+                    cause,
                     attempt: Some(attempt.number),
                     ..Receipt::default()
                 };
@@ -462,6 +475,34 @@ fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
             scene.end_dispatched(&outgoing);
         }
         assert_eq!(scene.status(1), "COMPLETED", "{back}");
+    }
+}
+
+/// A trigger of another program, for example one that tries again what has failed.
+#[test]
+fn a_row_that_is_queued_again_when_it_ends_does_not_stall_those_behind_it() {
+    for (condition, fails) in [("new.id = 1", false), ("new.status = 'FAILED'", true)] {
+        let mut scene = Scene::new();
+        let version = scene.deploy("p");
+        scene.sql(&format!(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6) \
+             INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+             SELECT {version}, 'p', 'QUEUED' FROM n; \
+             CREATE TRIGGER again AFTER UPDATE OF status ON cf_processing_queue \
+             WHEN new.status IN ('COMPLETED', 'FAILED') AND {condition} \
+             BEGIN UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = new.id; END"
+        ));
+        let mut dispatched = Vec::new();
+        for _ in 0..60 {
+            scene.introduce_as("w", &["*"], &[]);
+            let outgoing = scene.tick();
+            dispatched.extend(scene.end_dispatched_as(&outgoing, |job_id| fails && job_id == 1));
+        }
+        let of = |job_id: i64| dispatched.iter().filter(|id| **id == job_id).count();
+        assert!((4..=10).contains(&of(1)), "{condition}: {dispatched:?}");
+        for job_id in 2..=6 {
+            assert_eq!((of(job_id), scene.status(job_id)), (1, "COMPLETED".into()));
+        }
     }
 }
 

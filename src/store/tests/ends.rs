@@ -41,6 +41,8 @@ fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
         "attempt = 0",
         "attempt = 7",
         "attempt = -1",
+        "attempt = 'abc'",
+        "attempt = (9 << 32) + 1",
         "attempt_key = 99",
         "attempt = 0, attempt_key = 99, worker_id = 'other'",
         "attempt = 0, status = 'QUEUED'",
@@ -54,7 +56,7 @@ fn the_attempt_that_runs_is_known_whatever_is_written_over_it() {
         for running in scene.store.running().unwrap() {
             scene.release(running.attempt, 0);
         }
-        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED', attempt = max(attempt, 0)");
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
         let job = scene.claim(&["p"], 1).jobs.remove(0);
         assert!(job.attempt > first, "{change}: {:?}", job.attempt);
         let known = |past: &&crate::job::Past| (past.number, past.key) == (first.number, key);
