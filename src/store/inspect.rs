@@ -272,6 +272,8 @@ impl Inspector {
 
     /// Everything about one job; none when there is no such job.
     pub fn job(&self, job_id: i64) -> Result<Option<JobDetail>, Error> {
+        // The row and its attempts of one moment. Its end is that of the reads.
+        let _snapshot = self.connection.unchecked_transaction()?;
         let query = format!("{JOB_COLUMNS} WHERE q.id = ?1");
         let detail = self
             .connection
