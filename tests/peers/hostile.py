@@ -3,7 +3,8 @@
 A pyzmq DEALER that does not connect again. Each line on stdin is `OPCODE JOB TIMES PAYLOAD`, where
 PAYLOAD is a Python expression: the message is sent so often. Events are JSON lines on stdout:
 
-  sent {opcode}      closed {}      and each message that comes: OPCODE {job_id, payload}
+  sent {opcode}      unsent {opcode}      closed {}
+  and each message that comes: OPCODE {job_id, payload}
 
 Usage: hostile.py ENDPOINT IDENTITY [UID]. With UID it becomes that user first.
 """
@@ -55,9 +56,13 @@ def main():
             for line in lines:
                 opcode, job_id, times, payload = line.decode().split(" ", 3)
                 frames = wire.encode(opcode, int(job_id), eval(payload))
-                for _ in range(int(times)):
-                    socket.send_multipart(frames)
-                emit("sent", opcode=opcode)
+                try:
+                    for _ in range(int(times)):
+                        socket.send_multipart(frames, zmq.NOBLOCK)
+                    emit("sent", opcode=opcode)
+                except zmq.Again:
+                    # The connection has been closed: without one, a send would wait for ever.
+                    emit("unsent", opcode=opcode)
 
 
 main()
