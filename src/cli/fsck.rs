@@ -33,6 +33,12 @@ pub(super) const COMMAND: Command = Command {
             help: "An output folder of its workers; may be repeated",
         },
         Flag {
+            long: "quick",
+            short: None,
+            value: None,
+            help: "Do not read the content of files: SHA-256 is not compared",
+        },
+        Flag {
             long: "repair",
             short: None,
             value: None,
@@ -46,7 +52,7 @@ pub(super) const COMMAND: Command = Command {
         },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and SHA-256 where the receipt has one. So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged. It removes\nonly what a record of this database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and rows count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged. It removes\nonly what a record of this database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Rows and records that are compared at a time.
@@ -110,7 +116,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         inspector: &inspector,
         checks: roots
             .iter()
-            .map(|root| Check::new(root, &id).with_publishers(publishers(&inspector)))
+            .map(|root| {
+                Check::new(root, &id)
+                    .with_content(!typed.has("quick"))
+                    .with_publishers(publishers(&inspector))
+            })
             .collect(),
         roots: roots.clone(),
         repair: repair.as_mut(),

@@ -17,6 +17,7 @@ use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, syntax};
+use crate::job::text;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
@@ -304,15 +305,10 @@ pub(super) fn fingerprint(path: &Path, interrupted: &AtomicBool) -> Result<Finge
             }
         }
     }
-    let hash = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
     Ok(Fingerprint {
         size_bytes,
         mtime_s: mtime_s(&metadata),
-        hash,
+        hash: text::hex(&hasher.finalize()),
     })
 }
 

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use super::lock::{self, Lock};
 use super::tool::{Building, Scratch, displace, made, run};
 use super::uv;
-use crate::job::Cause;
+use crate::job::{Cause, text};
 
 pub use super::tool::sleep;
 
@@ -154,10 +154,7 @@ pub fn home() -> PathBuf {
 
 /// SHA-256 of a lockfile as lower-case hex.
 pub fn hash(lockfile: &str) -> String {
-    Sha256::digest(lockfile.as_bytes())
-        .iter()
-        .map(|octet| format!("{octet:02x}"))
-        .collect()
+    text::hex(&Sha256::digest(lockfile.as_bytes()))
 }
 
 /// The lockfile of a requirements list, in one spelling: sorted, each once. pyarrow is always in

@@ -21,6 +21,17 @@ pub(crate) fn cut(text: &mut String, size_max: usize) {
     }
 }
 
+/// Bytes as lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    let digits = String::with_capacity(2 * bytes.len());
+    bytes.iter().fold(digits, |mut digits, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(digits, "{byte:02x}");
+        digits
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -599,10 +599,7 @@ impl Control {
 pub(crate) fn printable(routing_id: &[u8]) -> String {
     match std::str::from_utf8(routing_id) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
-        _ => routing_id
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        _ => text::hex(routing_id),
     }
 }
 

@@ -16,6 +16,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
+use crate::job::text;
 use crate::limits;
 use crate::socket::secured::{KeyList, KeyListFile};
 
@@ -43,11 +44,6 @@ fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let fits = text.len() <= N.div_ceil(3) * 4;
     let decoded = fits.then(|| GeneralPurpose::new(&STANDARD, config).decode(text));
     decoded?.ok()?.try_into().ok()
-}
-
-/// Bytes as lower-case hexadecimal text.
-fn encode(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
 /// The bytes of a SHA-256 as hexadecimal text.
@@ -105,13 +101,13 @@ impl Publisher {
     /// `KEY NAME`, as it stands in a public file and in a list of trusted publishers.
     pub fn public_line(&self) -> String {
         let key = self.key.verifying_key();
-        format!("{} {}", encode(key.as_bytes()), self.name)
+        format!("{} {}", text::hex(key.as_bytes()), self.name)
     }
 
     /// The signature over an artifact hash, as text. None when that is no SHA-256.
     pub fn sign(&self, artifact_hash: &str) -> Option<String> {
         let hash = decode_hash(artifact_hash)?;
-        Some(encode(&self.key.sign(&hash).to_bytes()))
+        Some(text::hex(&self.key.sign(&hash).to_bytes()))
     }
 }
 
@@ -231,7 +227,7 @@ impl Trust {
         let parsed = Signature::from_bytes(&octets);
         let is_theirs = |key: &&VerifyingKey| key.verify_strict(artifact_hash, &parsed).is_ok();
         match keys.iter().find(is_theirs) {
-            Some(_) => Ok(Some(encode(&octets))),
+            Some(_) => Ok(Some(text::hex(&octets))),
             None => Err(format!(
                 "the signature is not one by {name:?} over the 32 bytes of artifact_hash"
             )),

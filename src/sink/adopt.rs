@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::folder::{Folder, Name};
 use super::record::{self, State};
-use super::{Artifact, Error, Root, files, names, place};
+use super::{Artifact, Error, Root, check, files, names, place};
 use crate::job::Attempt;
 
 /// What a job's record says of the attempt that has published.
@@ -32,7 +32,7 @@ impl Root {
     }
 
     /// Takes what a job's record names for the database's own, as it is now: files of the recorded
-    /// size that were restored or copied count as those that were published. `uris` are those of
+    /// size and content that were restored or copied count as those that were published. `uris` are those of
     /// the job's receipt. None where the job has no complete output by its record.
     pub fn adopt(
         &self,
@@ -47,12 +47,18 @@ impl Root {
         name.attempt.number = record.attempt;
         let mut is_changed = false;
         for file in &mut record.outputs.files {
-            let found = files::identity(&self.path().join(&file.path))?;
-            if let Some(found) = found
-                && found.inode != 0
+            let path = self.path().join(&file.path);
+            let Some(found) = files::identity(&path)? else {
+                continue;
+            };
+            let is_copy = found.inode != 0
                 && found != file.identity
                 && found.size == file.identity.size
-            {
+                && match &file.sha256 {
+                    Some(hash) => check::sha256(&path)? == *hash,
+                    None => true,
+                };
+            if is_copy {
                 file.identity = found;
                 is_changed = true;
             }

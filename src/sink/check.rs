@@ -19,7 +19,7 @@ use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::standing::is_by;
 use super::{Error, Root, Standing, names, place, quiet_panics};
-use crate::job::{Attempt, History};
+use crate::job::{Attempt, History, text};
 use crate::limits;
 
 /// What kind of difference was found.
@@ -155,6 +155,7 @@ pub struct Check<'a> {
     database: &'a str,
     standing: Standing<'a>,
     publishers: Publishers<'a>,
+    reads_content: bool,
     jobs: (i64, i64),
     tables: HashMap<PathBuf, Option<Tables>>,
 }
@@ -164,6 +165,7 @@ impl<'a> Check<'a> {
     pub fn new(root: &'a Root, database: &'a str) -> Self {
         Check {
             publishers: Rc::new(|_| None),
+            reads_content: true,
             root,
             database,
             standing: Standing::new(root, database),
@@ -175,6 +177,12 @@ impl<'a> Check<'a> {
     /// Output of the jobs that these know may stand for that of others.
     pub fn with_publishers(mut self, publishers: Publishers<'a>) -> Self {
         self.publishers = publishers;
+        self
+    }
+
+    /// Whether files are read whole and their hashes compared; they are by default.
+    pub fn with_content(mut self, is_read: bool) -> Self {
+        self.reads_content = is_read;
         self
     }
 
@@ -510,7 +518,9 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        if let Some(hash) = &output.sha256 {
+        let hash = output.sha256.as_ref();
+        let hash = hash.or(known.and_then(|file| file.sha256.as_ref()));
+        if let Some(hash) = hash.filter(|_| self.reads_content) {
             match sha256(&path) {
                 Ok(found) if found == *hash => {}
                 Ok(found) => {
@@ -803,7 +813,7 @@ fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
 }
 
 /// Hash of a file's content.
-fn sha256(path: &Path) -> Result<String, Error> {
+pub(super) fn sha256(path: &Path) -> Result<String, Error> {
     let fail = |error| Error::io(path, error);
     let mut file = files::open(path).map_err(fail)?;
     let mut hasher = Sha256::new();
@@ -815,6 +825,5 @@ fn sha256(path: &Path) -> Result<String, Error> {
             _ => break,
         }
     }
-    let hash = hasher.finalize();
-    Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(text::hex(&hasher.finalize()))
 }

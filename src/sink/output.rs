@@ -291,9 +291,12 @@ impl JobOutput {
             let Some((_, writer)) = sink.open else {
                 continue;
             };
-            if let Writer::Parquet(file) = writer {
-                file.finish().map_err(|error| self.folder.refusal(error))?;
-            }
+            let sha256 = match writer {
+                Writer::Parquet(file) => {
+                    Some(file.finish().map_err(|error| self.folder.refusal(error))?)
+                }
+                Writer::Table(_) => None,
+            };
             staged.push(StagedSink {
                 topic: sink.topic,
                 target: sink.target,
@@ -301,6 +304,7 @@ impl JobOutput {
                 bay: sink.bay,
                 index,
                 rows: sink.rows,
+                sha256,
             });
         }
         if let Some(stage) = self.stage {

@@ -1,6 +1,7 @@
 //! The Parquet writer of one sink.
 
 use std::fs::File;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -9,15 +10,34 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use sha2::{Digest, Sha256};
 
 use super::{Error, files};
-use crate::job::Compression;
+use crate::job::{Compression, text::hex};
 use crate::limits;
 
 /// A file in staging that grows a row group at a time.
 pub(super) struct ParquetFile {
     path: PathBuf,
-    writer: ArrowWriter<File>,
+    writer: ArrowWriter<Hashed>,
+}
+
+/// A file and the hash of all that was written to it. Parquet is written from start to end.
+struct Hashed {
+    file: File,
+    hash: Sha256,
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(bytes)?;
+        self.hash.update(bytes.get(..count).unwrap_or(bytes));
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
 }
 
 impl ParquetFile {
@@ -39,6 +59,10 @@ impl ParquetFile {
             .set_max_row_group_row_count(Some(limits::ROW_GROUP_ROWS_MAX))
             .set_created_by(format!("casparian {}", env!("CARGO_PKG_VERSION")))
             .build();
+        let file = Hashed {
+            file,
+            hash: Sha256::new(),
+        };
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
             .map_err(|error| failure(path, error))?;
         Ok(ParquetFile {
@@ -79,14 +103,17 @@ impl ParquetFile {
             .map_err(|error| failure(&self.path, error))
     }
 
-    /// Writes the footer and syncs.
-    pub(super) fn finish(mut self) -> Result<(), Error> {
+    /// Writes the footer and syncs. The file's SHA-256 in hex digits.
+    pub(super) fn finish(mut self) -> Result<String, Error> {
         self.writer
             .finish()
             .map_err(|error| failure(&self.path, error))?;
-        let file = self.writer.inner();
-        file.sync_all()
-            .map_err(|error| Error::io(&self.path, error))
+        let written = self.writer.inner();
+        written
+            .file
+            .sync_all()
+            .map_err(|error| Error::io(&self.path, error))?;
+        Ok(hex(&written.hash.clone().finalize()))
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Artifact {
     pub rows: u64,
     /// Bytes of the file; 0 for a table.
     pub size_bytes: u64,
+    /// SHA-256 of the file in hex digits. None for a table, and for a file of an earlier release.
+    pub sha256: Option<String>,
 }
 
 /// What publishing changed.
@@ -70,6 +72,8 @@ pub(super) struct StagedSink {
     /// Its file is `s<index>`, its table in the stage too.
     pub(super) index: usize,
     pub(super) rows: u64,
+    /// Hash of the file in hex digits; none for a table.
+    pub(super) sha256: Option<String>,
 }
 
 /// Output that is complete on disk and not visible. Dropping it removes it.

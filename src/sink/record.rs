@@ -36,6 +36,10 @@ pub(super) struct FileOutput {
     pub(super) path: String,
     pub(super) identity: Identity,
     pub(super) rows: u64,
+    /// Its content's hash in hex digits. None where it is not known, as in records of earlier
+    /// releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) sha256: Option<String>,
     pub(super) mode: String,
     /// Number in the names of its files in the attempt's folder.
     #[serde(default)]
@@ -232,12 +236,14 @@ impl Record {
             uri: names::file_uri(&root.path().join(&file.path)),
             rows: file.rows,
             size_bytes: file.identity.size,
+            sha256: file.sha256.clone(),
         });
         let tables = self.outputs.tables.iter().map(|table| Artifact {
             topic: table.topic.clone(),
             uri: names::table_uri(table.database.as_ref(), &table.table),
             rows: table.rows,
             size_bytes: 0,
+            sha256: None,
         });
         files.chain(tables).collect()
     }

@@ -1,12 +1,11 @@
 //! Deploying: manifests, environments and the sinks that manifests declare.
 
-use std::fmt::Write as _;
-
 use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
 use super::value::{cell, shown};
 use super::{Error, ManifestSink, Turn, format_time};
+use crate::job::text;
 
 /// SHA-256 as lower-case hex.
 pub fn sha256_hex(parts: &[&[u8]]) -> String {
@@ -14,14 +13,7 @@ pub fn sha256_hex(parts: &[&[u8]]) -> String {
     for part in parts {
         hasher.update(part);
     }
-    hasher
-        .finalize()
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, octet| {
-            // Writing to a String does not fail.
-            let _ = write!(hex, "{octet:02x}");
-            hex
-        })
+    text::hex(&hasher.finalize())
 }
 
 /// SHA-256 hex of source and lockfile: what a job ran.

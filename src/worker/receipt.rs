@@ -12,12 +12,16 @@ use crate::sink::Artifact;
 
 /// An artifact as receipts list it.
 pub(super) fn described(artifact: &Artifact) -> BTreeMap<String, String> {
-    BTreeMap::from([
+    let mut fields = BTreeMap::from([
         ("topic".to_owned(), artifact.topic.clone()),
         ("uri".to_owned(), artifact.uri.clone()),
         ("rows".to_owned(), artifact.rows.to_string()),
         ("size_bytes".to_owned(), artifact.size_bytes.to_string()),
-    ])
+    ]);
+    if let Some(hash) = &artifact.sha256 {
+        fields.insert("sha256".to_owned(), hash.clone());
+    }
+    fields
 }
 
 /// The metrics of all output together.

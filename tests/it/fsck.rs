@@ -154,6 +154,14 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Changes a byte of a data page and nothing else, as a disk may.
+fn rot(path: &Path) {
+    let modified = fs::metadata(path).unwrap().modified().unwrap();
+    change(path, |bytes| bytes[16] ^= 1);
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(modified).unwrap();
+}
+
 #[test]
 fn each_difference_is_found_and_nothing_is_changed() {
     let scene = Scene::published(12);
@@ -182,7 +190,7 @@ fn each_difference_is_found_and_nothing_is_changed() {
     fs::create_dir_all(&bars).unwrap();
     fs::write(bars.join("9"), "").unwrap();
     fs::write(scene.record(11), "{").unwrap();
-    scene.sql("UPDATE cf_processing_queue SET receipt = replace(receipt, '\"rows\":\"3\"', '\"rows\":\"3\",\"sha256\":\"00\"') WHERE id = 12");
+    rot(&scene.file(12));
     let table = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
     table.execute("DELETE FROM rows WHERE x = 2", []).unwrap();
     drop(table);
@@ -217,6 +225,9 @@ fn each_difference_is_found_and_nothing_is_changed() {
     assert_eq!(code, Some(1), "{text}");
     assert_eq!(text.lines().count(), want.len() + 1, "{text}");
     assert_eq!(scene.fsck(&[]), (code, text.clone()));
+    let (_, quick) = scene.fsck(&["--quick"]);
+    assert_eq!(quick.lines().count(), want.len(), "{quick}");
+    assert!(!quick.contains("(job 12)"), "{quick}");
     let out = scene.out().canonicalize().unwrap();
     let missing = format!(
         "error: missing: {}/p_output_1.parquet (job 1): the file is not there; run the job again",
@@ -470,6 +481,15 @@ fn a_copied_output_folder_is_adopted() {
         if is_moved {
             fs::remove_dir_all(&out).unwrap();
         }
+        // A file that was damaged on the way is not what was published.
+        change(&scene.file(1), |bytes| bytes[16] ^= 1);
+        let (code, text) = scene.fsck(&["--adopt"]);
+        assert_eq!(code, Some(1), "{is_moved} {text}");
+        assert!(
+            text.contains("error: changed:") && text.contains("(job 1)"),
+            "{text}"
+        );
+        change(&scene.file(1), |bytes| bytes[16] ^= 1);
         let (code, text) = scene.fsck(&["--adopt"]);
         assert_eq!(code, Some(0), "{is_moved} {text}");
         for job in [1, 2] {

@@ -53,7 +53,7 @@ fn the_vectors_of_rfc_8032_hold() {
         let signer = Publisher::new(&secret, "rfc").unwrap();
         assert_eq!(signer.public_line(), format!("{public} rfc"));
         let message = unhex(message);
-        assert_eq!(encode(&signer.key.sign(&message).to_bytes()), signature);
+        assert_eq!(text::hex(&signer.key.sign(&message).to_bytes()), signature);
         let key = public_key(public).unwrap();
         let signature = Signature::from_bytes(&decode(signature).unwrap());
         key.verify_strict(&message, &signature).unwrap();
@@ -71,7 +71,7 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
     let list = [&ana, &bob, &second].map(Publisher::public_line).join("\n");
     let trust = trust(&list, false);
     let hash = [7; 32];
-    let hash_text = encode(&hash);
+    let hash_text = text::hex(&hash);
     let good = ana.sign(&hash_text).unwrap();
     assert_eq!(trust.check("ana", &hash, &good), Ok(Some(good.clone())));
     let other_key = second.sign(&hash_text).unwrap();
@@ -97,7 +97,7 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
     small_order[..32].copy_from_slice(&[0; 32]);
     small_order[0] = 1;
     let of_another = bob.sign(&hash_text).unwrap();
-    let of_another_hash = ana.sign(&encode(&[8; 32])).unwrap();
+    let of_another_hash = ana.sign(&text::hex(&[8; 32])).unwrap();
     let mut flipped = octets;
     flipped[63] ^= 1;
     for (what, name, signature) in [
@@ -115,10 +115,10 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
             "ana",
             &format!("{}h==", &base64[..85]),
         ),
-        ("malleable", "ana", &encode(&malleable)),
-        ("of small order", "ana", &encode(&small_order)),
+        ("malleable", "ana", &text::hex(&malleable)),
+        ("of small order", "ana", &text::hex(&small_order)),
         ("zero", "ana", &"0".repeat(128)),
-        ("flipped", "ana", &encode(&flipped)),
+        ("flipped", "ana", &text::hex(&flipped)),
     ] {
         assert!(trust.check(name, &hash, signature).is_err(), "{what}");
     }
@@ -127,7 +127,7 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
 #[test]
 fn what_is_unsigned_is_taken_only_when_allowed_and_never_in_a_listed_name() {
     let ana = publisher(1, "ana");
-    let signed = ana.sign(&encode(&[7; 32])).unwrap();
+    let signed = ana.sign(&text::hex(&[7; 32])).unwrap();
     let nobody = Trust::default();
     assert!(!nobody.takes_any());
     assert!(nobody.check("ana", &[7; 32], &signed).is_err());
@@ -248,5 +248,5 @@ fn a_signature_with_a_point_of_small_order_is_refused_though_it_satisfies_the_eq
     let octets: [u8; 64] = [point, number].concat().try_into().unwrap();
     key.verify(&hash, &Signature::from_bytes(&octets)).unwrap();
     let trust = trust(&ana.public_line(), false);
-    assert!(trust.check("ana", &hash, &encode(&octets)).is_err());
+    assert!(trust.check("ana", &hash, &text::hex(&octets)).is_err());
 }
