@@ -1,26 +1,72 @@
-//! Small Python jobs end to end: queue, sentinel, worker, guest, Parquet, receipt.
+//! Small Python jobs end to end with the built programs: queue, sentinel, worker, plugin process,
+//! Parquet, receipt. One table compares how plugins are started, the sandbox's modes and CURVE.
 //!
 //! Each job runs a plugin that yields three rows. Printed: jobs per second from the first
-//! receipt to the last, and the time before the first, for warm and for fresh interpreters.
+//! receipt to the last, medians of rounds that alternate between the settings, as a share of the
+//! first setting that starts plugins alike, and the time before the first receipt.
 //!
 //! `cargo bench --bench jobs [-- JOBS]`; with `CASPARIAN_BENCH_SMOKE` set (or `--test`) a few
 //! jobs only. Environments are made below `target/`, so the first run downloads pyarrow.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use casparian::guest::environment;
-use casparian::reactor::Endpoint;
-use casparian::sentinel::{self, Sentinel};
 use casparian::store::{Deploy, Inspector, Open, Store};
-use casparian::worker::{self, GuestStart, Worker};
 
 const PLUGIN: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'id': [1, 2, 3], 'value': [10.5, 20.3, 30.1]})\n";
 
+#[derive(Clone, Copy)]
+struct Setting {
+    start: &'static str,
+    sandbox: &'static str,
+    transport: Transport,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Transport {
+    Ipc,
+    Tcp,
+    Curve,
+}
+
+const fn setting(start: &'static str, sandbox: &'static str, transport: Transport) -> Setting {
+    Setting {
+        start,
+        sandbox,
+        transport,
+    }
+}
+
+/// Of each start mode the first is what the others are compared with.
+const SETTINGS: [Setting; 8] = [
+    setting("warm", "off", Transport::Ipc),
+    setting("warm", "on", Transport::Ipc),
+    setting("warm", "strict", Transport::Ipc),
+    setting("warm", "off", Transport::Tcp),
+    setting("warm", "off", Transport::Curve),
+    setting("spawn", "off", Transport::Ipc),
+    setting("spawn", "on", Transport::Ipc),
+    setting("spawn", "strict", Transport::Ipc),
+];
+
+#[derive(Default)]
 struct Figures {
-    first_s: f64,
-    jobs_per_s: f64,
+    firsts: Vec<f64>,
+    rates: Vec<f64>,
+}
+
+/// A program that is killed at the end.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn queue(folder: &Path, jobs: usize) -> PathBuf {
@@ -47,32 +93,69 @@ fn queue(folder: &Path, jobs: usize) -> PathBuf {
     database
 }
 
-fn measure(jobs: usize, start: GuestStart, slots: usize, home: &Path) -> Figures {
+fn program(path: &str, home: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.env("HOME", home).stderr(Stdio::null());
+    command
+}
+
+/// The public key of a new key in a file.
+fn key(file: &Path, home: &Path) -> String {
+    let made = program(env!("CARGO_BIN_EXE_casparian"), home)
+        .arg("keygen")
+        .arg(file)
+        .output()
+        .expect("keygen");
+    let line = String::from_utf8(made.stdout).expect("text");
+    let key = line.split_whitespace().next();
+    key.expect("a public key").to_owned()
+}
+
+/// A sentinel and where it listens.
+fn sentinel(mut command: Command) -> (Running, String) {
+    command.stderr(Stdio::piped());
+    let mut sentinel = Running(command.spawn().expect("sentinel"));
+    let errors = BufReader::new(sentinel.0.stderr.take().expect("its log"));
+    let mut lines = errors.lines().map(|line| line.expect("a line"));
+    let line = lines.find(|line| line.contains("listens on "));
+    let line = line.expect("the line that it listens");
+    // Its log is read to the end, so that it never waits.
+    std::thread::spawn(move || lines.for_each(drop));
+    let endpoint = line.rsplit("listens on ").next().expect("an endpoint");
+    (sentinel, endpoint.trim().to_owned())
+}
+
+fn measure(jobs: usize, setting: Setting, home: &Path, figures: &mut Figures) {
     let folder = tempfile::tempdir().expect("folder");
     let database = queue(folder.path(), jobs);
-    let endpoint = Endpoint::Ipc(folder.path().join("s"));
-    let mut options = sentinel::Options::new(endpoint.clone(), database.clone());
-    options.signals = false;
-    let sentinel = Sentinel::open(options).expect("sentinel");
-    let mut options = worker::Options::new(endpoint, folder.path().join("out"));
-    options.signals = false;
-    options.guest_start = start;
-    options.slots = slots;
-    options.home = home.to_owned();
-    let worker = Worker::open(options).expect("worker");
-    let (stop_sentinel, stop_worker) = (sentinel.stopper(), worker.stopper());
+    let bind = match setting.transport {
+        Transport::Ipc => format!("ipc://{}", folder.path().join("s").display()),
+        Transport::Tcp | Transport::Curve => "tcp://127.0.0.1:0".to_owned(),
+    };
+    let mut of_sentinel = program(env!("CARGO_BIN_EXE_casparian-sentinel"), home);
+    of_sentinel.args(["--bind", &bind, "--database"]);
+    of_sentinel.arg(&database);
+    let mut of_worker = program(env!("CARGO_BIN_EXE_casparian-worker"), home);
+    if setting.transport == Transport::Curve {
+        let file = folder.path().join("key");
+        of_worker.args(["--curve-server-key", &key(&file, home)]);
+        of_sentinel.arg("--curve-secret-key").arg(&file);
+        of_sentinel.arg("--authorize-any-key");
+    }
     let began = Instant::now();
-    let sentinel = std::thread::spawn(move || sentinel.run());
-    let worker = std::thread::spawn(move || worker.run());
+    let (_sentinel, endpoint) = sentinel(of_sentinel);
+    of_worker.args(["--guest-start", setting.start, "--sandbox", setting.sandbox]);
+    of_worker.args(["--connect", &endpoint, "--output"]);
+    of_worker.arg(folder.path().join("out"));
+    let _worker = Running(of_worker.spawn().expect("worker"));
     let inspector = Inspector::open(&database).expect("database");
     let mut first: Option<(Instant, i64)> = None;
-    let figures = loop {
+    loop {
         let counts = inspector.counts().expect("counts");
         let count = |status: &str| {
-            counts
-                .iter()
-                .find(|(name, _)| name == status)
-                .map_or(0, |(_, count)| *count)
+            let mut counts = counts.iter();
+            let found = counts.find(|(name, _)| name == status);
+            found.map_or(0, |(_, count)| *count)
         };
         assert_eq!(count("FAILED"), 0, "a job failed");
         let done = count("COMPLETED");
@@ -80,67 +163,72 @@ fn measure(jobs: usize, start: GuestStart, slots: usize, home: &Path) -> Figures
         if done > 0 {
             let (first_at, first_done) = *first.get_or_insert((now, done));
             if done == jobs as i64 {
-                break Figures {
-                    first_s: (first_at - began).as_secs_f64(),
-                    jobs_per_s: (done - first_done) as f64
-                        / (now - first_at).as_secs_f64().max(1e-9),
-                };
+                let seconds = (now - first_at).as_secs_f64().max(1e-9);
+                figures.rates.push((done - first_done) as f64 / seconds);
+                figures.firsts.push((first_at - began).as_secs_f64());
+                return;
             }
         }
         std::thread::sleep(Duration::from_millis(2));
-    };
-    stop_worker.stop();
-    stop_sentinel.stop();
-    worker.join().expect("worker").expect("worker");
-    sentinel.join().expect("sentinel").expect("sentinel");
-    figures
+    }
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let smoke = std::env::var_os("CASPARIAN_BENCH_SMOKE").is_some()
         || arguments.iter().any(|argument| argument == "--test");
-    let jobs = arguments
+    let mut numbers = arguments
         .iter()
-        .find_map(|argument| argument.parse().ok())
-        .unwrap_or(1000usize);
-    let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("home/.casparian_flow");
+        .filter_map(|argument| argument.parse().ok());
+    let jobs = numbers.next().unwrap_or(1000usize);
+    let home = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("home");
     let lockfile = environment::requirements_lockfile(&[], None, &[]);
     environment::provision(
-        &home,
+        &home.join(".casparian_flow"),
         &lockfile,
         None,
         &AtomicBool::new(false),
-        &mut |line| {
-            eprintln!("{line}");
-        },
+        &mut |line| eprintln!("{line}"),
     )
     .expect("the default environment");
-    let slots = std::thread::available_parallelism().map_or(1, usize::from);
     let rounds = if smoke { 1 } else { 5 };
-    for (name, start, jobs) in [
-        ("warm", GuestStart::Warm, if smoke { 8 } else { jobs }),
-        (
-            "spawn",
-            GuestStart::Spawn,
-            if smoke { 4 } else { jobs / 20 },
-        ),
-    ] {
-        let mut rates = Vec::new();
-        let mut firsts = Vec::new();
-        for _ in 0..rounds {
-            let figures = measure(jobs, start, slots, &home);
-            rates.push(figures.jobs_per_s);
-            firsts.push(figures.first_s);
+    let jobs_of = |setting: &Setting| match (smoke, setting.start) {
+        (true, _) => 4,
+        (false, "warm") => jobs,
+        (false, _) => (jobs / 10).max(2),
+    };
+    let mut all: Vec<Figures> = SETTINGS.iter().map(|_| Figures::default()).collect();
+    for _ in 0..rounds {
+        for (setting, figures) in SETTINGS.iter().zip(&mut all) {
+            measure(jobs_of(setting), *setting, &home, figures);
         }
-        rates.sort_by(f64::total_cmp);
-        firsts.sort_by(f64::total_cmp);
+    }
+    println!(
+        "start  sandbox transport  jobs   jobs/s (min to max)      ratio  ms a job  first after"
+    );
+    let mut base = ("", 0.0);
+    for (setting, figures) in SETTINGS.iter().zip(&mut all) {
+        figures.rates.sort_by(f64::total_cmp);
+        figures.firsts.sort_by(f64::total_cmp);
+        let rate = figures.rates[rounds / 2];
+        if base.0 != setting.start {
+            base = (setting.start, rate);
+        }
+        let transport = match setting.transport {
+            Transport::Ipc => "ipc",
+            Transport::Tcp => "tcp",
+            Transport::Curve => "tcp+CURVE",
+        };
         println!(
-            "{name:6} {jobs} jobs, {slots} slots, {rounds} rounds: median {:.1} jobs/s (min {:.1}, max {:.1}), first receipt after {:.3} s",
-            rates[rounds / 2],
-            rates[0],
-            rates[rounds - 1],
-            firsts[rounds / 2],
+            "{:6} {:7} {transport:9} {:5} {rate:8.1} ({:.1} to {:.1})  {:9.2} {:9.2} {:10.3} s",
+            setting.start,
+            setting.sandbox,
+            jobs_of(setting),
+            figures.rates[0],
+            figures.rates[rounds - 1],
+            rate / base.1,
+            1e3 / rate,
+            figures.firsts[rounds / 2],
         );
     }
 }
