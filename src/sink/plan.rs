@@ -421,8 +421,10 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
             files::inside(root.path(), &files::real(&path)?)?;
         }
     }
+    // A link may lead to a path that is not UTF-8; the database's name is that of the link then.
+    let real = place::real(&path);
     let (path, below) = place::database(root.path(), &path.to_string_lossy());
-    if !root.may_hold(path.as_ref(), below.as_deref()) {
+    if !root.may_hold(&real, below.as_deref()) {
         let reason = match root.is_closed() {
             true => {
                 "casparian run writes into its output folder alone; use a sentinel and workers for \

@@ -1,6 +1,8 @@
 //! Where SQLite sinks may have their databases.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,12 @@ const CASES: &[(&str, Option<&str>, Option<&str>)] = &[
     ("listed/link/x.db", Some("listed"), Some("--sink-root")),
     ("listed/link.db", Some("listed"), Some("--sink-root")),
     ("out/link/x.db", Some("listed"), Some("--sink-root")),
+    (
+        "listed/link-to-odd/x.db",
+        Some("listed"),
+        Some("--sink-root"),
+    ),
+    ("link-to-odd/x.db", Some("link-to-odd"), None),
     ("queue.sqlite", None, Some("job queue")),
     ("listed/queue.db", None, Some("job queue")),
     ("old-queue.db", None, Some("job queue")),
@@ -54,6 +62,10 @@ fn databases_of_sinks_are_where_they_may_be() {
     create_database(&path("old-queue.db"));
     sql(&path("old-queue.db"), old);
     create_database(&path("elsewhere/x.db"));
+    let odd = OsStr::from_bytes(b"odd\xff");
+    fs::create_dir(dir.path().join(odd)).unwrap();
+    symlink(dir.path().join(odd), path("link-to-odd")).unwrap();
+    symlink(dir.path().join(odd), path("listed/link-to-odd")).unwrap();
     for (target, link) in [
         ("elsewhere", "listed/link"),
         ("elsewhere/x.db", "listed/link.db"),
