@@ -135,18 +135,21 @@ impl fmt::Display for Exit {
 
 /// The variables of a plugin process that come from its job. The source reaches our own shim by a
 /// descriptor.
-fn variables(job: &Job<'_>) -> Vec<(&'static str, String)> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
+fn variables(job: &Job<'_>) -> Vec<(&'static str, OsString)> {
+    let path = |path: &Path| path.as_os_str().to_owned();
     vec![
-        ("BRIDGE_SOCKET", text(job.socket_path)),
-        ("BRIDGE_FILE_PATH", job.file_path.to_owned()),
-        ("BRIDGE_JOB_ID", job.job_id.to_string()),
-        ("BRIDGE_FILE_VERSION_ID", job.file_version_id.to_string()),
-        ("CASPARIAN_PLUGIN_NAME", job.plugin_name.to_owned()),
-        ("HOME", text(job.work_dir)),
-        ("TMPDIR", text(job.work_dir)),
-        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
-        ("PYTHONIOENCODING", "utf-8:backslashreplace".to_owned()),
+        ("BRIDGE_SOCKET", path(job.socket_path)),
+        ("BRIDGE_FILE_PATH", job.file_path.into()),
+        ("BRIDGE_JOB_ID", job.job_id.to_string().into()),
+        (
+            "BRIDGE_FILE_VERSION_ID",
+            job.file_version_id.to_string().into(),
+        ),
+        ("CASPARIAN_PLUGIN_NAME", job.plugin_name.into()),
+        ("HOME", path(job.work_dir)),
+        ("TMPDIR", path(job.work_dir)),
+        ("PYTHONDONTWRITEBYTECODE", "1".into()),
+        ("PYTHONIOENCODING", "utf-8:backslashreplace".into()),
     ]
 }
 

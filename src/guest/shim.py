@@ -11,7 +11,8 @@ Fresh mode (no arguments): the job comes in the environment.
 
 Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
 socket FD. --warm imports pyarrow and the modules before. A request is JSON {"job", "env", "cwd"}
-with three file descriptors, the child's stdout and stderr and a file with the plugin's source; with
+with three file descriptors, the child's stdout and stderr and a file with the plugin's source. Its
+paths and values are bytes, each written as the character of that number (see `octets`). With
 "shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
 `contain`). {"ping": number} is a request too. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
@@ -502,7 +503,7 @@ def run_job():
         if bridge.broken:
             return 1
         report(bridge, error)
-        summary, code = {"status": "FAILED", "error": text_of(error)}, 1
+        summary, code = {"status": "FAILED", "error": printable(text_of(error))}, 1
     try:
         # Workers of the old system know the other fields only.
         if "CASPARIAN_PLUGIN_FILE" in os.environ:
@@ -558,6 +559,7 @@ def contain(sandbox, ruleset, seccomp):
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
+    hide = octets(sandbox.get("hide") or "")
 
     def done(result, what):
         if result < 0:
@@ -566,12 +568,12 @@ def contain(sandbox, ruleset, seccomp):
 
     def mount(source, target, kind, flags, data=None):
         words = [word and os.fsencode(word) for word in (source, target, kind, data)]
-        done(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+        done(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {os.fsdecode(target)}")
 
-    if sandbox.get("hide"):
+    if hide:
         done(libc.unshare(CLONE_NEWNS), "unshare")
-        kept = [(path, os.open(path, os.O_PATH)) for path in sandbox["keep"]]
-        mount("none", sandbox["hide"], "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
+        kept = [(path, os.open(path, os.O_PATH)) for path in map(octets, sandbox["keep"])]
+        mount("none", hide, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
         for path, fd in kept:
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 os.mkdir(path)
@@ -579,7 +581,7 @@ def contain(sandbox, ruleset, seccomp):
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
             os.close(fd)
-        mount(None, sandbox["hide"], None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        mount(None, hide, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
     keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     # Effective, permitted and inheritable ones, 32 each, and the three with the rest.
@@ -597,6 +599,16 @@ def contain(sandbox, ruleset, seccomp):
         # Instructions of 8 bytes; the buffer has a NUL behind them.
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(code))
         done(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
+
+
+def octets(text):
+    """The bytes of a path or a value in a request."""
+    return text.encode("latin-1")
+
+
+def printable(text):
+    """A text that UTF-8 can say: what stands for other bytes in it is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def own_children():
@@ -646,7 +658,7 @@ def contain_child(request, fds):
     try:
         contain(sandbox, ruleset, seccomp)
     except Exception as error:
-        report(Bridge(request["env"]["BRIDGE_SOCKET"]), EnvironmentFailure(str(error)))
+        report(Bridge(octets(request["env"]["BRIDGE_SOCKET"])), EnvironmentFailure(str(error)))
         _exit(1)
     for fd in fds:
         os.close(fd)
@@ -759,7 +771,7 @@ class ForkServer:
             self.children[pid] = job
             self.say_started(job, pid)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            self.say(failed=job, message=f"{type(error).__name__}: {error}")
+            self.say(failed=job, message=printable(f"{type(error).__name__}: {error}"))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -785,10 +797,11 @@ class ForkServer:
                 contain_child(request, fds[3:])
             # What a preload has changed stays: a fresh interpreter gets it by the plugin's own import.
             os.environ.pop("CASPARIAN_PARENT", None)
-            os.environ.update(request["env"])
-            os.chdir(request["cwd"])
+            for name, value in request["env"].items():
+                os.environb[name.encode()] = octets(value)
+            os.chdir(octets(request["cwd"]))
             if "shim" in request:
-                os.execv(sys.executable, [sys.executable, request["shim"]])
+                os.execv(sys.executable, [sys.executable, octets(request["shim"])])
             os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             if self.threads:
                 os.set_inheritable(fds[2], True)

@@ -13,12 +13,24 @@ pub(super) fn lock_file(home: &Path) -> PathBuf {
     home.join("uv.lock")
 }
 
+/// Refuses a home where uv cannot work, before it is begun.
+fn check_text(home: &Path) -> Result<(), Error> {
+    match home.to_str() {
+        Some(_) => Ok(()),
+        None => Err(Error::Tool(format!(
+            "{}: the path is not UTF-8, which uv needs; set HOME to another folder",
+            home.display()
+        ))),
+    }
+}
+
 /// uv on PATH; else the private one below `home`, installed there when it is missing.
 pub fn find_or_install(
     home: &Path,
     cancel: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, Error> {
+    check_text(home)?;
     if let Some(found) = on_path("uv") {
         return Ok(found);
     }

@@ -5,7 +5,6 @@
 //! [`Warm`] kills it without waiting for its end. Its children ask the kernel to be killed with
 //! it.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -26,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Pipes, Process};
 use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
+use crate::job::text::of_bytes;
 use crate::sandbox::{Mounts, launch};
 
 /// What a warm interpreter tells.
@@ -90,23 +90,23 @@ enum Answer {
     },
 }
 
-/// What a fork server is asked for.
+/// What a fork server is asked for. Paths and values are bytes as [`of_bytes`] writes them.
 #[derive(Serialize)]
-struct Request<'a> {
+struct Request {
     job: u64,
     env: BTreeMap<&'static str, String>,
-    cwd: Cow<'a, str>,
+    cwd: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    shim: Option<Cow<'a, str>>,
+    shim: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sandbox: Option<Restricted<'a>>,
+    sandbox: Option<Restricted>,
 }
 
 /// [`super::Sandbox`], with what of its descriptors comes with the request.
 #[derive(Serialize)]
-struct Restricted<'a> {
-    hide: Option<&'a Path>,
-    keep: &'a [&'a Path],
+struct Restricted {
+    hide: Option<String>,
+    keep: Vec<String>,
     ruleset: bool,
     seccomp: bool,
 }
@@ -243,18 +243,21 @@ impl Warm {
         let mut variables: BTreeMap<_, _> = variables(job).into_iter().collect();
         if job.shim.is_some() {
             let file = write_plugin(job)?;
-            variables.insert("CASPARIAN_PLUGIN_FILE", file.to_string_lossy().into_owned());
+            variables.insert("CASPARIAN_PLUGIN_FILE", file.into());
             let code = code_variable(&job.source.plugin().source_code);
-            variables.extend(code.map(|code| ("BRIDGE_PLUGIN_CODE", code)));
+            variables.extend(code.map(|code| ("BRIDGE_PLUGIN_CODE", code.into())));
         }
         let request = Request {
             job: key,
-            env: variables,
-            cwd: job.work_dir.to_string_lossy(),
-            shim: job.shim.map(Path::to_string_lossy),
+            env: variables
+                .into_iter()
+                .map(|(name, value)| (name, of_bytes(value)))
+                .collect(),
+            cwd: of_bytes(job.work_dir),
+            shim: job.shim.map(of_bytes),
             sandbox: job.sandbox.as_ref().map(|sandbox| Restricted {
-                hide: sandbox.hide,
-                keep: sandbox.keep,
+                hide: sandbox.hide.map(of_bytes),
+                keep: sandbox.keep.iter().map(of_bytes).collect(),
                 ruleset: sandbox.ruleset.is_some(),
                 seccomp: sandbox.seccomp.is_some(),
             }),

@@ -1,4 +1,7 @@
-//! Texts of others, bounded.
+//! Texts of others, bounded, and bytes as text.
+
+#[cfg(feature = "worker")]
+use std::ffi::OsStr;
 
 /// Stands at the end of a text that was cut.
 pub(crate) const CUT_MARK: &str = " … (truncated)";
@@ -30,6 +33,40 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(digits, "{byte:02x}");
         digits
     })
+}
+
+/// Bytes as text, for paths and variables in JSON, which need not be UTF-8: one character for each
+/// byte, U+0000 to U+00FF (ISO 8859-1).
+#[cfg(feature = "worker")]
+pub(crate) fn of_bytes(bytes: impl AsRef<OsStr>) -> String {
+    let bytes = bytes.as_ref().as_encoded_bytes();
+    bytes.iter().map(|byte| char::from(*byte)).collect()
+}
+
+/// The paths that [`of_bytes`] has made these texts of, as serde takes them.
+#[cfg(feature = "worker")]
+pub(crate) mod paths {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::PathBuf;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(crate) fn serialize<S: Serializer>(paths: &[PathBuf], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(paths.iter().map(super::of_bytes))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<PathBuf>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        let path = |text: String| {
+            let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
+            bytes.map(|bytes| OsString::from_vec(bytes).into())
+        };
+        let paths: Result<_, _> = texts.into_iter().map(path).collect();
+        paths.map_err(D::Error::custom)
+    }
 }
 
 #[cfg(test)]

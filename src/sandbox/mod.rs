@@ -143,9 +143,12 @@ const LANDLOCK_STRICT: u32 = 4;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounts {
     /// Files and folders that can be read and not changed, with all that is mounted below.
+    #[serde(with = "crate::job::text::paths")]
     pub read_only: Vec<PathBuf>,
     /// Folders that stay as they are where they lie in one of these.
+    #[serde(with = "crate::job::text::paths")]
     pub writable: Vec<PathBuf>,
     /// Files that are found empty.
+    #[serde(with = "crate::job::text::paths")]
     pub hidden: Vec<PathBuf>,
 }

@@ -189,8 +189,6 @@ fn create_below<T>(
             "it is not an absolute path".to_owned()
         } else if size > BASE_SIZE_MAX {
             format!("its {size} bytes are more than {BASE_SIZE_MAX}")
-        } else if base.to_str().is_none() {
-            "it is not UTF-8".to_owned()
         } else {
             match create(&base) {
                 Ok(created) => return Ok(created),

@@ -1,6 +1,9 @@
-//! Output folders that came from elsewhere: a run over one changes nothing outside it.
+//! Output folders that came from elsewhere: a run over one changes nothing outside it. And names
+//! that are not UTF-8.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -381,5 +384,90 @@ fn a_sink_that_is_none_is_refused_at_the_start() {
         let (code, text) = scene.run();
         assert_eq!(code, Some(1), "{uri}: {text}");
         assert!(text.contains("cf_topic_config"), "{uri}: {text}");
+    }
+}
+
+/// A name that is not UTF-8: `caf\xe9`.
+fn odd() -> &'static OsStr {
+    OsStr::from_bytes(b"caf\xe9")
+}
+
+/// What must be so in a plugin process whose worker has these variables.
+const CHECKS: &str = "import os, tempfile
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        here, home, own = os.getcwdb(), os.environb[b'HOME'], os.environb[b'TMPDIR']
+        assert here == home == own, (here, home, own)
+        assert b'/caf\\xe9/' in here and os.environb[b'LC_ODD'] == b'\\xe9', (here, os.environb)
+        assert b'/caf\\xe9' in os.environb[b'PATH'], os.environb[b'PATH']
+        with tempfile.NamedTemporaryFile() as file:
+            assert os.fsencode(file.name).startswith(here), file.name
+        open(path).close()
+        yield pa.table({'x': [1]})
+";
+
+#[test]
+fn folders_and_variables_that_are_not_utf_8_reach_plugins_as_they_are() {
+    for start in ["warm", "spawn"] {
+        for sandbox in ["on", "off"] {
+            // A socket's path is short.
+            let dir = tempfile::tempdir_in("/tmp").unwrap();
+            let folder = dir.path().join(odd());
+            fs::create_dir(&folder).unwrap();
+            fs::create_dir(dir.path().join("in")).unwrap();
+            fs::write(dir.path().join("in/ä"), "").unwrap();
+            fs::write(folder.join("p.py"), CHECKS).unwrap();
+            symlink(
+                home().join(".casparian_flow"),
+                folder.join(".casparian_flow"),
+            )
+            .unwrap();
+            let mut path = std::env::var_os("PATH").unwrap();
+            path.push(":");
+            path.push(&folder);
+            let mut run = program("casparian");
+            run.args(["run", "--guest-start", start, "--sandbox", sandbox])
+                .args(["--outage-timeout", "5", "-o"])
+                .arg(dir.path().join("out"))
+                .args([&folder.join("p.py"), &dir.path().join("in")])
+                .env("HOME", &folder)
+                .env("TMPDIR", &folder)
+                .env("PATH", path)
+                .env("LC_ODD", OsStr::from_bytes(b"\xe9"));
+            let ended = output(&mut run);
+            let text = stdout(&ended) + &stderr(&ended);
+            assert_eq!(ended.status.code(), Some(0), "{start} {sandbox}: {text}");
+        }
+    }
+}
+
+/// uv creates no environment there.
+#[test]
+fn a_home_that_uv_cannot_work_in_is_refused_before_anything_is_created() {
+    let scene = Scene::new();
+    let home = scene.path("home").join(odd());
+    fs::create_dir_all(&home).unwrap();
+    for words in [
+        &["run", "p.py", "in", "-o", "out"][..],
+        &["deploy", "p.py", "-d", "q.db"],
+    ] {
+        casparian_ok(&["init", scene.path("q.db").to_str().unwrap()]);
+        let mut command = program("casparian");
+        command.args(words).current_dir(scene.dir.path());
+        let ended = output(command.env("HOME", &home));
+        let text = stderr(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{words:?}: {text}");
+        assert!(
+            text.contains("not UTF-8") && text.contains("set HOME"),
+            "{text}"
+        );
+        let flow = home.join(".casparian_flow");
+        let made = walkdir::WalkDir::new(flow).into_iter().flatten();
+        let folders = made.filter(|entry| entry.path().is_dir()).count();
+        assert!(
+            folders <= 2,
+            "{words:?}: only the folders of environments and locks"
+        );
     }
 }
