@@ -2,6 +2,8 @@
 //! colours, or reorders what is shown.
 
 use std::borrow::Cow;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+use std::path::Path;
 
 /// A control character other than a line end and a tab, or one of Unicode that changes the direction
 /// of text or ends a line or paragraph.
@@ -26,6 +28,21 @@ pub(super) fn clean(text: &str) -> Cow<'_, str> {
             true => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             false => out.push(c),
         }
+    }
+    Cow::Owned(out)
+}
+
+/// A path as text. Bytes that are not UTF-8 are escaped (`\xe9`): no two such names look the same.
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+pub(super) fn path_text(path: &Path) -> Cow<'_, str> {
+    if let Some(text) = path.to_str() {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        out.push_str(chunk.valid());
+        let escapes = chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}"));
+        out.extend(escapes);
     }
     Cow::Owned(out)
 }

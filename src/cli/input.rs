@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use globset::{Glob, GlobMatcher};
 use walkdir::WalkDir;
 
+use super::clean::path_text;
+
 /// A file that a command line means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Input {
@@ -18,7 +20,8 @@ pub(crate) struct Input {
     pub(crate) root: PathBuf,
 }
 
-/// An entry of a folder that cannot be used: a symbolic link that leads nowhere or to itself, a folder that may not be read, a path that is not UTF-8.
+/// An entry of a folder that cannot be used: a symbolic link that leads nowhere or to itself, a folder
+/// that may not be read, a path that is not UTF-8 (the catalogue and DISPATCH name files as text).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftOut {
     /// Its path.
@@ -32,7 +35,7 @@ pub(crate) struct LeftOut {
 pub(crate) struct Found {
     /// The files: absolute, sorted, each once.
     pub(crate) files: Vec<Input>,
-    /// What could not be used below folders.
+    /// What could not be used of folders, and named files whose path is not UTF-8.
     pub(crate) left_out: Vec<LeftOut>,
     /// Lines about what is passed over: links to folders above them, whose files are found there,
     /// links that lead out of the folder, what is neither file nor folder, and how many names
@@ -93,21 +96,24 @@ fn collect_one(
         }
         // A file that is named is meant, whatever the pattern.
         Ok(kind) if kind.is_file() => {
-            let file = locate(input, None).map_err(|out| out.reason)?;
-            found.files.push(file);
+            match locate(input, None) {
+                Ok(file) => found.files.push(file),
+                // A shell names every file of a folder.
+                Err(out) => found.left_out.push(out),
+            }
             return Ok(());
         }
         Ok(_) => {
             return Err(format!(
                 "input {}: it is neither a file nor a folder",
-                input.display()
+                path_text(input)
             ));
         }
         Err(error) => {
             let text = input
                 .to_str()
                 .filter(|text| text.contains(['*', '?', '[', '{']))
-                .ok_or_else(|| format!("input {}: {error}", input.display()))?;
+                .ok_or_else(|| format!("input {}: {error}", path_text(input)))?;
             let matcher = glob(text)?;
             let base = fixed_part(text);
             match base.exists() {
@@ -123,15 +129,18 @@ fn collect_one(
     if files.is_empty() && found.left_out.len() == before {
         // Why, where it is known.
         if let Some(line) = found.warnings.get(warned) {
-            return Err(format!("input {}: no file found ({line})", input.display()));
+            return Err(format!(
+                "input {}: no file found ({line})",
+                path_text(input)
+            ));
         }
         return Err(match pattern {
             Some(pattern) => format!(
                 "input {}: no file in it matches {}",
-                input.display(),
+                path_text(input),
                 pattern.glob()
             ),
-            None => format!("input {}: no file found", input.display()),
+            None => format!("input {}: no file found", path_text(input)),
         });
     }
     let folder = folder.as_deref().map(real).transpose();
@@ -149,7 +158,7 @@ fn collect_one(
 fn real(path: &Path) -> Result<PathBuf, LeftOut> {
     std::fs::canonicalize(path).map_err(|error| LeftOut {
         path: path.to_path_buf(),
-        reason: format!("input {}: {error}", path.display()),
+        reason: format!("input {}: {error}", path_text(path)),
     })
 }
 
@@ -158,7 +167,7 @@ fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
     let path = real(file)?;
     if path.to_str().is_none() {
         return Err(LeftOut {
-            reason: format!("input {}: the path is not UTF-8", path.display()),
+            reason: format!("input {}: the path is not UTF-8", path_text(&path)),
             path,
         });
     }
@@ -251,8 +260,8 @@ fn walk(
         {
             warnings.borrow_mut().push(format!(
                 "input {}: it leads out of the folder, to {}, and is not followed (--follow does)",
-                entry.path().display(),
-                out.display()
+                path_text(entry.path()),
+                path_text(out)
             ));
         }
         out.is_some()
@@ -276,26 +285,26 @@ fn walk(
             }
             Ok(entry) if entry.file_type().is_dir() || !wanted(entry.path()) => {}
             Ok(entry) => {
-                let (path, kind) = (entry.path().display(), kind(entry.file_type()));
+                let (path, kind) = (path_text(entry.path()), kind(entry.file_type()));
                 let line = format!("input {path}: it is {kind}, and is passed over");
                 warnings.borrow_mut().push(line);
             }
             Err(error) => match (error.loop_ancestor(), error.io_error()) {
                 (Some(ancestor), _) => {
-                    let link = error.path().unwrap_or(base).display();
-                    let above = ancestor.display();
+                    let link = path_text(error.path().unwrap_or(base));
+                    let above = path_text(ancestor);
                     let line =
                         format!("input {link}: it leads back to {above} and is not followed");
                     warnings.borrow_mut().push(line);
                 }
                 (None, Some(reason)) if error.depth() == 0 => {
-                    return Err(format!("input {}: {reason}", base.display()));
+                    return Err(format!("input {}: {reason}", path_text(base)));
                 }
                 (None, Some(reason)) => {
                     let path = error.path().unwrap_or(base);
                     found.left_out.extend(unusable(path, reason, wanted));
                 }
-                (None, None) => return Err(format!("input {}: {error}", base.display())),
+                (None, None) => return Err(format!("input {}: {error}", path_text(base))),
             },
         }
     }
@@ -305,7 +314,7 @@ fn walk(
         1 => "1 name that begins with '.' is".to_owned(),
         count => format!("{count} names that begin with '.' are"),
     };
-    let base = base.display();
+    let base = path_text(base);
     found
         .warnings
         .push(format!("input {base}: {names} passed over"));
@@ -333,7 +342,7 @@ fn unusable(
     let is_folder = std::fs::metadata(path).is_ok_and(|found| found.is_dir());
     (!is_hidden && (is_folder || wanted(path))).then(|| LeftOut {
         path: path.to_path_buf(),
-        reason: format!("input {}: {reason}", path.display()),
+        reason: format!("input {}: {reason}", path_text(path)),
     })
 }
 

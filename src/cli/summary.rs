@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::clean::path_text;
 use super::input::Input;
 use super::plugin::Fingerprint;
 use super::table::{first_line, octets, one_line, render, thousands};
@@ -217,7 +218,7 @@ impl Summary {
             .iter()
             .filter_map(|item| match &item.outcome {
                 Outcome::Failed { reason, .. } => Some(vec![
-                    item.path.display().to_string(),
+                    path_text(&item.path).into_owned(),
                     first_line(reason, 160),
                 ]),
                 _ => None,
@@ -302,7 +303,7 @@ impl Summary {
 
 fn item_json(item: &Item) -> serde_json::Value {
     let mut value = serde_json::json!({
-        "file": item.path.to_string_lossy(),
+        "file": path_text(&item.path),
         "job": item.job_id,
     });
     let fields = match &item.outcome {

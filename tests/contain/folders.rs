@@ -471,3 +471,79 @@ fn a_home_that_uv_cannot_work_in_is_refused_before_anything_is_created() {
         );
     }
 }
+
+/// Receipts, DISPATCH and the catalogue have no name for such a file.
+#[test]
+fn inputs_whose_names_are_not_utf_8_fail_alone_and_are_named_with_escapes() {
+    let scene = Scene::new();
+    let folder = scene.path("in").join(odd());
+    fs::create_dir(&folder).unwrap();
+    let deep = folder.join("deep");
+    for file in [
+        &deep,
+        &scene.path("in").join(OsStr::from_bytes(b"b\xff")),
+        &scene.path("in").join(OsStr::from_bytes(b"b\xfe")),
+    ] {
+        fs::write(file, "").unwrap();
+    }
+    // Another name of a file, which has a good one.
+    let other = scene.path("in").join(OsStr::from_bytes(b"link\xff"));
+    symlink(scene.path("in/a"), other).unwrap();
+    let root = scene.path("in").canonicalize().unwrap();
+    let named = |name: &str| format!("{}/{name}", root.display());
+    let all = [r"b\xfe", r"b\xff", r"caf\xe9/deep"];
+    let inputs: Vec<PathBuf> = fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    casparian_ok(&["init", scene.path("q.db").to_str().unwrap()]);
+    let (plugin, database) = (scene.path("p.py"), scene.path("q.db"));
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    casparian_ok(&["deploy", &text(&plugin), "-d", &text(&database)]);
+    let cases: [(&str, Vec<PathBuf>, &[&str], u64); 5] = [
+        ("a folder", vec![root.clone()], &all, 1),
+        ("what a shell makes of in/*", inputs, &all, 1),
+        ("a glob", vec![root.join("*")], &all[..2], 1),
+        ("such a folder", vec![folder], &all[2..], 0),
+        ("such a file", vec![deep], &all[2..], 0),
+    ];
+    for (case, inputs, failed, done) in cases {
+        let mut run = program("casparian");
+        run.args(["run", "--json", "--force", "-o"])
+            .arg(scene.path("out"))
+            .arg(&plugin)
+            .args(&inputs);
+        let ended = output(&mut run);
+        assert_eq!(ended.status.code(), Some(1), "{case}: {}", stderr(&ended));
+        let summary: serde_json::Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!(summary["totals"]["done"], done, "{case}: {summary}");
+        let files = summary["files"].as_array().unwrap();
+        let files = files.iter().filter(|file| file["status"] == "FAILED");
+        let names: Vec<&str> = files
+            .map(|file| {
+                let error = file["error"].as_str().unwrap();
+                let name = file["file"].as_str().unwrap();
+                assert!(error.starts_with(&format!("input {name}: ")), "{error}");
+                assert!(error.contains("not UTF-8"), "{error}");
+                name
+            })
+            .collect();
+        let want: Vec<String> = failed.iter().map(|name| named(name)).collect();
+        assert_eq!(names, want, "{case}");
+        let mut submit = program("casparian");
+        submit.args(["submit", "--plugin", "p", "-d"]);
+        let ended = output(submit.arg(&database).args(&inputs));
+        let said = stderr(&ended);
+        assert_eq!(ended.status.code(), Some(1), "{case}: {said}");
+        assert_eq!(stdout(&ended).lines().count() as u64, done, "{case}");
+        for name in failed {
+            assert!(said.contains(&named(name)), "{case}: {said}");
+        }
+    }
+    // The line of progress and the table name them, too.
+    let (code, text) = scene.run();
+    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(text.matches(r"/in/b\xfe  ").count(), 1, "{text}");
+    assert!(text.contains(r"] b\xfe: FAILED"), "{text}");
+    assert!(!text.contains('\u{fffd}'), "{text}");
+}

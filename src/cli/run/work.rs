@@ -1,6 +1,7 @@
 //! The loop of a run: sentinel and worker in threads, until everything has ended or cannot go on.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::plan::unusable_outcome;
 use super::queue::End;
 use super::watch::{GO_ON, Watch};
+use crate::cli::clean::path_text;
 use crate::cli::failed;
 use crate::cli::progress::{Ended, Progress};
 use crate::cli::summary::{Item, Outcome};
@@ -167,7 +169,7 @@ pub(super) fn report(progress: &mut Progress, item: &Item) {
     let file = item
         .path
         .file_name()
-        .map(|name| name.to_string_lossy())
+        .map(|name| path_text(Path::new(name)))
         .unwrap_or_default();
     let (rows, error) = match &item.outcome {
         Outcome::Waiting => return,
