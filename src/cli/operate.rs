@@ -107,8 +107,9 @@ const STATUSES: &[&str] = &[
 ];
 
 pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Failure> {
-    let text = command.required(typed, "database")?;
-    Ok(parse_location(&text).map_err(|error| command.usage_error(error))?)
+    let location = command.path(typed, "database")?;
+    let location = location.ok_or_else(|| command.usage_error("--database is missing"))?;
+    Ok(parse_location(location).map_err(|error| command.usage_error(error))?)
 }
 
 /// The database as it is now.
@@ -123,9 +124,6 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let [text] = typed.positionals.as_slice() else {
         return Err(INIT.usage_error("expected one database").into());
     };
-    let text = text
-        .to_str()
-        .ok_or_else(|| INIT.usage_error("DB is not UTF-8"))?;
     let path = parse_location(text).map_err(|error| INIT.usage_error(error))?;
     let mode = INIT.text(&typed, "mode")?;
     let mode = mode.map(|text| mode_of(&text)).transpose()?;

@@ -57,7 +57,7 @@ pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failu
     use crate::socket::curve::{CurveClient, SecretKey};
     use crate::socket::keyfile::{read_public_key, read_secret_key};
     let secret = command.path(typed, "curve-secret-key")?;
-    let Some(server) = command.text(typed, "curve-server-key")? else {
+    let Some(server) = typed.last("curve-server-key") else {
         return match secret {
             Some(_) => Err(command
                 .usage_error("--curve-secret-key needs --curve-server-key")

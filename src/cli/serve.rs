@@ -126,9 +126,9 @@ pub(super) fn sentinel(
     no_positionals(command, &typed)?;
     let bind = endpoint(command, &typed, "bind")?;
     let database = command
-        .text(&typed, "database")?
-        .unwrap_or_else(|| "sqlite://casparian_flow.db".to_owned());
-    let database = store::parse_location(&database).map_err(|error| command.usage_error(error))?;
+        .path(&typed, "database")?
+        .unwrap_or_else(|| "casparian_flow.db".into());
+    let database = store::parse_location(database).map_err(|error| command.usage_error(error))?;
     let is_local = bind.is_local();
     let mut options = sentinel::Options::new(bind, database);
     security::sentinel(command, &typed, &mut options)?;

@@ -4,6 +4,7 @@
 //! name: a line that can stand in a list of authorized keys as it is. Lines that begin with
 //! `# ` are comments in all of them.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
@@ -49,10 +50,11 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
 
 /// A public key as its Z85 text, or the path of a file that begins with one. A file that others
 /// can change is refused, as it says which server is trusted.
-pub fn read_public_key(text: &str) -> Result<PublicKey, KeyFileError> {
-    let path = Path::new(text);
+pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileError> {
+    let path = Path::new(&text);
     let fail = fail(path);
     if path.symlink_metadata().is_err() {
+        let text = text.as_ref().to_string_lossy();
         return text.parse().map_err(|wrong: super::curve::KeyError| {
             fail(format!("neither a file nor a key: {wrong}"))
         });
@@ -124,6 +126,7 @@ impl KeyList for AuthorizedKeys {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::ffi::OsStrExt;
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::time::{Duration, SystemTime};
 
@@ -148,7 +151,7 @@ mod tests {
             secret.public()
         );
         assert_eq!(
-            read_public_key(&secret.public().to_string()).unwrap(),
+            read_public_key(secret.public().to_string()).unwrap(),
             secret.public()
         );
         let listed = AuthorizedKeysFile::open(&public).unwrap();
@@ -271,6 +274,9 @@ mod tests {
         );
         let error = read_public_key(path.to_str().unwrap()).unwrap_err();
         assert!(error.to_string().contains("key.pub"), "{error}");
+        let odd = dir.path().join(OsStr::from_bytes(b"k\xe9"));
+        write_key_pair(&odd, &secret, "", false).unwrap();
+        assert_eq!(read_public_key(public_path(&odd)).unwrap(), secret.public());
         let error = AuthorizedKeysFile::open(&path).unwrap_err();
         assert!(error.to_string().contains("secret key"), "{error}");
         // A path of 40 characters may look like a key.

@@ -1,47 +1,46 @@
 //! Where a database is: a path or a `sqlite://` URL.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::Error;
 
 /// The path a text means: `sqlite://rel.db` is relative, `sqlite:///abs.db` absolute, anything
-/// without a scheme is a path as it stands.
-pub fn parse(text: &str) -> Result<PathBuf, Error> {
+/// without a scheme is a path as it stands. It need not be UTF-8.
+pub fn parse(text: impl AsRef<OsStr>) -> Result<PathBuf, Error> {
+    let text = text.as_ref();
     let fail = |reason| Error::Location {
-        text: text.chars().take(200).collect(),
+        text: text.to_string_lossy().chars().take(200).collect(),
         reason,
     };
-    let path = match text.split_once("://") {
-        Some(("sqlite", path)) => path,
-        Some(_) => return Err(fail("only sqlite databases are supported")),
-        None => match text.strip_prefix("sqlite:") {
-            Some(path) => path,
-            None => text,
+    let bytes = text.as_bytes();
+    let (is_url, path) = match bytes.strip_prefix(b"sqlite://") {
+        Some(path) => (true, path),
+        None if bytes.windows(3).any(|part| part == b"://") => {
+            return Err(fail("only sqlite databases are supported"));
+        }
+        None => match bytes.strip_prefix(b"sqlite:") {
+            Some(path) => (true, path),
+            None => (false, bytes),
         },
     };
     if path.is_empty() {
         return Err(fail("it names no file"));
     }
-    if path.contains('\0') {
+    if path.contains(&0) {
         return Err(fail("it contains a NUL"));
     }
-    if text.starts_with("sqlite:") && path.contains('?') {
+    if is_url && path.contains(&b'?') {
         return Err(fail("URL parameters are not supported"));
     }
-    if path == ":memory:" {
+    if path == b":memory:" {
         return Err(fail("a queue in memory would not survive"));
     }
     // Four slashes are what SQLAlchemy writes for an absolute path.
-    let path = if path.starts_with("//") {
-        path.trim_start_matches('/')
-    } else {
-        path
-    };
-    Ok(if text.starts_with("sqlite:////") {
-        PathBuf::from(format!("/{path}"))
-    } else {
-        PathBuf::from(path)
-    })
+    let slashes = path.iter().take_while(|byte| **byte == b'/').count();
+    let path = path.get(slashes.saturating_sub(1)..).unwrap_or(path);
+    Ok(PathBuf::from(OsStr::from_bytes(path)))
 }
 
 #[cfg(test)]
@@ -57,9 +56,15 @@ mod tests {
             ("sqlite:rel.db", "rel.db"),
             ("dir/q.sqlite", "dir/q.sqlite"),
             ("/abs/q", "/abs/q"),
+            ("//abs/q", "/abs/q"),
+            ("sqlite:////abs/q", "/abs/q"),
         ] {
             assert_eq!(parse(text).unwrap(), PathBuf::from(want), "{text}");
         }
+        let odd = OsStr::from_bytes(b"sqlite:///a\xff?");
+        assert!(parse(odd).is_err());
+        let odd = OsStr::from_bytes(b"sqlite:///a\xff");
+        assert_eq!(parse(odd).unwrap().as_os_str().as_bytes(), b"/a\xff");
         for text in [
             "",
             "sqlite://",

@@ -1,7 +1,7 @@
 //! Output folders that came from elsewhere: a run over one changes nothing outside it. And names
 //! that are not UTF-8.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
@@ -546,4 +546,67 @@ fn inputs_whose_names_are_not_utf_8_fail_alone_and_are_named_with_escapes() {
     assert_eq!(text.matches(r"/in/b\xfe  ").count(), 1, "{text}");
     assert!(text.contains(r"] b\xfe: FAILED"), "{text}");
     assert!(!text.contains('\u{fffd}'), "{text}");
+}
+
+/// Rows of other programs whose paths are not text, or look like an encoding of other bytes.
+#[test]
+fn databases_whose_path_is_not_utf_8_work_and_odd_paths_in_rows_fail_alone() {
+    // A socket's path is short.
+    let dir = tempfile::tempdir_in("/tmp").unwrap();
+    let folder = dir.path().join(odd());
+    fs::create_dir(&folder).unwrap();
+    fs::write(dir.path().join("p.py"), ONE_ROW).unwrap();
+    let shim = folder.join("shim.py");
+    fs::copy(root().join("src/guest/shim.py"), &shim).unwrap();
+    let mut url = OsString::from("sqlite://");
+    url.push(&folder);
+    url.push("/q.db");
+    let tool = |words: &[&str]| {
+        let mut tool = program("casparian");
+        let ended = output(tool.args(words).arg(&url).current_dir(dir.path()));
+        assert!(ended.status.success(), "{words:?}: {}", stderr(&ended));
+        stdout(&ended)
+    };
+    tool(&["init"]);
+    tool(&["deploy", "p.py", "-d"]);
+    let cases = [
+        ("'good'", "COMPLETED"),
+        (r"'b%E9'", "COMPLETED"),
+        (r"'b\xe9'", "COMPLETED"),
+        (r"'b\udce9'", "COMPLETED"),
+        ("x'62e9'", "FAILED"),
+        ("CAST(x'62e9' AS TEXT)", "FAILED"),
+        ("CAST(x'62edb3a9' AS TEXT)", "FAILED"),
+    ];
+    for name in ["good", "b%E9", r"b\xe9", r"b\udce9", "4", "5", "6"] {
+        fs::write(dir.path().join(name), name).unwrap();
+        tool(&["submit", "--plugin", "p", name, "-d"]);
+    }
+    fs::write(dir.path().join(OsStr::from_bytes(b"b\xe9")), "").unwrap();
+    let queue = folder.join("q.db");
+    let store = rusqlite::Connection::open(&queue).unwrap();
+    for (index, (path, _)) in cases.iter().enumerate() {
+        let id = index + 1;
+        let sql = format!("UPDATE cf_file_location SET rel_path = {path} WHERE id = {id}");
+        assert_eq!(store.execute(&sql, []), Ok(1), "{path}");
+    }
+    let (_sentinel, endpoint) = sentinel(&queue, &[]);
+    let mut worker = program("casparian-worker");
+    worker.args(["--connect", &endpoint, "--output"]);
+    worker.arg(dir.path().join("out"));
+    worker.args(["--guest-start", "spawn", "--shim"]).arg(&shim);
+    let _worker = Background::start(worker.env("TMPDIR", &folder));
+    for (index, (path, want)) in cases.iter().enumerate() {
+        let id = (index + 1).to_string();
+        let job = until("the job ends", || {
+            let text = tool(&["job", &id, "--json", "-d"]);
+            let job: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let has_ended = ["COMPLETED", "FAILED"].contains(&job["status"].as_str().unwrap());
+            has_ended.then_some(job)
+        });
+        assert_eq!(job["status"], *want, "{path}: {job}");
+        let is_named = job.to_string().contains("cf_file_location.rel_path");
+        assert_eq!(is_named, *want == "FAILED", "{path}: {job}");
+    }
+    tool(&["jobs", "-d"]);
 }

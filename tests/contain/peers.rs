@@ -413,11 +413,10 @@ fn arguments_that_are_not_utf_8_are_refused_with_what_they_are() {
     for (name, words, said) in [
         ("casparian", &[][..], "unknown command"),
         ("casparian", &["jobs"][..], "unexpected argument"),
-        ("casparian", &["jobs", "-d"], "not UTF-8"),
-        ("casparian", &["init"], "not UTF-8"),
+        ("casparian", &["jobs", "-d"], "no such file"),
+        ("casparian", &["submit", "--plugin"], "not UTF-8"),
         ("casparian-sentinel", &["--bind"], "not UTF-8"),
         ("casparian-sentinel", &["--allow-uid"], "number of a user"),
-        ("casparian-sentinel", &["--database"], "not UTF-8"),
         ("casparian-worker", &["--worker-id"], "not UTF-8"),
         ("casparian-worker", &["--output"], "must be UTF-8"),
     ] {
