@@ -518,6 +518,10 @@ pub const MOUNTS_MAX: usize = 1000;
 /// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
 /// database, which such a step may contain.
 pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() + 10);
+/// At a job's end the input is compared with what it was: the wait for storage that does not respond.
+pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Threads of a worker that look at inputs. Those whose storage does not respond stay until it does.
+pub const INPUTS_WATCHED_MAX: usize = 2 * WORKER_SLOTS_MAX;
 /// A step of a publish. One may be the whole transaction of a SQLite sink, which takes minutes for
 /// a large table.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(300);

@@ -322,12 +322,15 @@ impl Warm {
         let mut slices = [IoSliceMut::new(&mut octets)];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let size = match rustix::net::recvmsg(
-            &self.control,
-            &mut slices,
-            &mut ancillary,
-            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
-        ) {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let mut receive =
+            || rustix::net::recvmsg(&self.control, &mut slices, &mut ancillary, flags);
+        // An end that left messages of ours unread shows as an error once, before what it sent.
+        let received = match receive() {
+            Err(rustix::io::Errno::CONNRESET) => receive(),
+            received => received,
+        };
+        let size = match received {
             Ok(received) => received.bytes,
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(rustix::io::Errno::CONNRESET) => return Err(Error::Gone),

@@ -43,7 +43,8 @@ pub enum Cause {
     Environment,
     /// The worker: its disk, folders, memory, processes. Retried.
     Worker,
-    /// The worker was lost, or the lease ran out. Retried.
+    /// The worker was lost, or the lease ran out; or others killed the plugin process, as the
+    /// kernel does when memory runs out. Retried.
     Lost,
     /// An operator: an abort, a configuration that cannot work. Final.
     Operator,
@@ -128,6 +129,9 @@ pub struct Receipt {
     /// found out by it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub was_running: bool,
+    /// With the cause `lost`: other jobs ran in the worker, and may be the reason.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub beside_others: bool,
     /// The attempt's number, as DISPATCH had it; none from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,

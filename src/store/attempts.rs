@@ -141,6 +141,7 @@ impl Turn<'_> {
                 _ if stopped => Detail::Stopped,
                 _ if returned => Detail::NotStarted,
                 true => Detail::InputChanged,
+                false if receipt.beside_others => Detail::Shared,
                 false => Detail::None,
             },
             cause: match stopped {

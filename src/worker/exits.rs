@@ -56,25 +56,29 @@ impl Worker {
                     return;
                 }
             };
-            match event {
-                WarmEvent::Ready | WarmEvent::Pong => {}
-                WarmEvent::Started { key, process } => {
-                    self.warm_started(index, key, process, now);
+            self.warm_event(index, event, now);
+        }
+    }
+
+    fn warm_event(&mut self, index: usize, event: WarmEvent, now: BootTime) {
+        match event {
+            WarmEvent::Ready | WarmEvent::Pong => {}
+            WarmEvent::Started { key, process } => {
+                self.warm_started(index, key, process, now);
+            }
+            WarmEvent::Failed { key, message } => {
+                if let Some((_, run)) = self.warm_run(index, key) {
+                    run.guest = Guest::None;
+                    let message = format!("the warm interpreter cannot fork: {message}");
+                    let failure = Failure::new(Cause::Worker, message);
+                    run.slot.handle_start_failed(failure);
                 }
-                WarmEvent::Failed { key, message } => {
-                    if let Some((_, run)) = self.warm_run(index, key) {
-                        run.guest = Guest::None;
-                        let message = format!("the warm interpreter cannot fork: {message}");
-                        let failure = Failure::new(Cause::Worker, message);
-                        run.slot.handle_start_failed(failure);
-                    }
-                }
-                WarmEvent::Exited { key, exit } => {
-                    if let Some((place, _)) = self.warm_run(index, key)
-                        && let Some(Some(run)) = self.slots.get_mut(place)
-                    {
-                        run.handle_exit(exit, place, self.reactor.registry(), now);
-                    }
+            }
+            WarmEvent::Exited { key, exit } => {
+                if let Some((place, _)) = self.warm_run(index, key)
+                    && let Some(Some(run)) = self.slots.get_mut(place)
+                {
+                    run.handle_exit(exit, place, self.reactor.registry(), now);
                 }
             }
         }
@@ -132,8 +136,15 @@ impl Worker {
             .collect()
     }
 
-    /// A warm interpreter has died.
+    /// A warm interpreter has died. What it sent before is read first: it may say why.
     pub(super) fn warm_gone(&mut self, index: usize, now: BootTime) -> Failure {
+        loop {
+            match self.interpreters.next_event(index, now) {
+                Ok(Some(event)) => self.warm_event(index, event, now),
+                Ok(None) | Err(warm::Error::Gone) => break,
+                Err(error) => return self.warm_lost(index, &error.to_string(), now),
+            }
+        }
         let reason = match self.interpreters.exit(index) {
             Some(exit) => format!("{}: {exit}", warm::Error::Gone),
             None => warm::Error::Gone.to_string(),

@@ -168,6 +168,7 @@ impl Worker {
         let socket_path = self.runtime.socket(serial);
         let work_dir = self.runtime.work_path(serial);
         run.started_at = Some(now);
+        run.oom_kills = oom_kills();
         let shim = self.options.shim.clone();
         let own_shim = self.runtime.shim();
         let shared = self.sandbox.clone();
@@ -485,6 +486,8 @@ impl Worker {
         }
         let mut receipt = run.conclude(run.failure.as_ref(), now);
         receipt.returned = is_innocent && run.order.lease.is_some();
+        receipt.beside_others =
+            receipt.cause == Some(Cause::Lost) && self.slots.iter().any(Option::is_some);
         match &receipt.error_message {
             None => log::info!("{attempt}: done"),
             Some(message) => {
@@ -606,6 +609,15 @@ pub(super) fn give_up_writer(
     );
     health.handle_silent_writer(run.serial, &reason, now);
     run.give_up_writer(Failure::new(cause, reason));
+}
+
+/// Processes of this machine that the kernel has ended for want of memory since it started.
+pub(super) fn oom_kills() -> Option<u64> {
+    let counts = std::fs::read_to_string("/proc/vmstat").ok()?;
+    let count = counts
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "));
+    count?.parse().ok()
 }
 
 fn with_writer(run: &mut Run, order: impl FnOnce(&mut Writer)) {

@@ -87,6 +87,8 @@ pub(super) struct Run {
     pub(super) bytes: u64,
     pub(super) rss_max_bytes: u64,
     rss_sampled_at: BootTime,
+    /// Processes that the kernel had ended for want of memory when the plugin process started.
+    pub(super) oom_kills: Option<u64>,
     pub(super) artifacts: Vec<Artifact>,
     /// Until when its writer may publish.
     pub(super) permit: Permit,
@@ -125,6 +127,7 @@ impl Run {
             bytes: 0,
             rss_max_bytes: 0,
             rss_sampled_at: now,
+            oom_kills: None,
             artifacts: Vec::new(),
             permit,
             is_unwanted: false,

@@ -29,6 +29,7 @@ mod event;
 mod exits;
 mod guests;
 mod health;
+mod input;
 mod interpreters;
 mod job;
 pub mod leases;

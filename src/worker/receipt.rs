@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::guests::oom_kills;
 use super::job::Run;
 use super::slot::Failure;
-use crate::job::{JobStatus, Receipt, text};
+use crate::job::{Cause, JobStatus, Receipt, text};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::Artifact;
@@ -52,6 +53,7 @@ impl Run {
             returned: false,
             input_changed: failure.is_some_and(|failure| failure.input_changed),
             was_running: false,
+            beside_others: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),
             log_tail: (!log.is_empty()).then_some(log),
         };
@@ -97,6 +99,9 @@ impl Run {
     /// The failure with what the process printed last, unless the failure contains it.
     fn describe(&self, failure: &Failure) -> String {
         let mut text = failure.message.clone();
+        if failure.cause == Cause::Lost {
+            self.add_memory(&mut text);
+        }
         if let Some(exit) = &failure.exit
             && exit != "exit code 1"
         {
@@ -120,6 +125,19 @@ impl Run {
         }
         text::cut(&mut text, limits::ERROR_TEXT_SIZE_MAX);
         text
+    }
+
+    /// Adds whether memory may be why a process was killed, and what it had.
+    fn add_memory(&self, text: &mut String) {
+        if let (Some(before), Some(now)) = (self.oom_kills, oom_kills())
+            && now > before
+        {
+            text.push_str("; memory ran out meanwhile on this machine or in a control group of it");
+        }
+        if self.rss_max_bytes > 0 {
+            let mib = self.rss_max_bytes.div_ceil(1 << 20);
+            text.push_str(&format!("; it had up to {mib} MiB"));
+        }
     }
 
     /// stdout (without the shim's summary) and stderr; and the summary.

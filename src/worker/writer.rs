@@ -1,15 +1,15 @@
 //! A job's writer thread: frames → record batches → output.
 
 use std::collections::VecDeque;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Duration;
 
 use arrow::buffer::Buffer;
 
+use super::input::Input;
 use super::permit::Permit;
 use super::slot::Failure;
 use crate::guest::bridge;
@@ -195,33 +195,6 @@ impl Writer {
     }
 }
 
-/// What a file is, as far as its metadata show it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Identity {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-}
-
-impl Identity {
-    /// None of what is not a regular file, or cannot be asked for.
-    fn of(path: &Path) -> Option<Self> {
-        let found = std::fs::metadata(path).ok()?;
-        found.is_file().then(|| Identity {
-            inode: found.ino(),
-            size: found.size(),
-            modified: (found.mtime(), found.mtime_nsec()),
-        })
-    }
-}
-
-fn changed(input: &Path) -> String {
-    format!(
-        "input: {}: it changed while the job ran, so the job may have read parts of both",
-        input.display()
-    )
-}
-
 /// The thread's end of a writer.
 struct Task {
     job: Arc<Job>,
@@ -256,7 +229,10 @@ impl Task {
 
     fn write(&self) -> Result<Report, sink::Error> {
         let input = Path::new(&self.job.file_path);
-        let before = Identity::of(input);
+        let watched = match Input::watch(input, self.address.serial) {
+            Ok(watched) => watched,
+            Err(failure) => return Ok(Report::Failed(failure)),
+        };
         let mut output = JobOutput::new(self.root.clone(), self.job.clone())?;
         loop {
             let Ok(order) = self.orders.recv() else {
@@ -285,13 +261,14 @@ impl Task {
                 Order::Publish(_) => return Ok(Report::Discarded),
             }
         }
-        if let (Some(before), Some(after)) = (before, Identity::of(input))
-            && before != after
-        {
-            return Ok(Report::Failed(Failure {
-                input_changed: true,
-                ..Failure::new(Cause::Input, changed(input))
-            }));
+        let is_wanted = || {
+            self.progress.note();
+            !matches!(self.orders.try_recv(), Err(TryRecvError::Disconnected))
+        };
+        match watched.compare(is_wanted) {
+            Some(Ok(())) => {}
+            Some(Err(failure)) => return Ok(Report::Failed(failure)),
+            None => return Ok(Report::Discarded),
         }
         let staged = output.stage()?;
         self.address.report(Report::Staged);

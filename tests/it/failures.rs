@@ -298,6 +298,10 @@ fn peak_memory_and_ends_are_in_the_metrics() {
         }
         let receipt = rig.run("os.kill(os.getpid(), signal.SIGKILL)");
         assert_eq!(receipt.metrics["signal"], 9, "{start}: {receipt:?}");
+        assert_eq!(receipt.cause, Some(Cause::Lost), "{start}: {receipt:?}");
+        assert!(!receipt.beside_others);
+        let text = receipt.error_message.unwrap_or_default();
+        assert!(text.contains("MiB"), "{start}: {text}");
     }
 }
 

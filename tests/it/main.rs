@@ -40,5 +40,6 @@ mod run_waits;
 mod secrets;
 mod settlement;
 mod signals;
+mod silent_inputs;
 mod stderr;
 mod strangers;

@@ -183,6 +183,37 @@ fn the_cause_decides_what_becomes_of_a_job() {
     }
 }
 
+/// What took up the memory may be another job of the worker.
+#[test]
+fn a_process_that_was_killed_beside_others_is_tried_again_alone() {
+    let mut scene = Scene::new();
+    let id = scene.enqueue("p", 0);
+    let mut at = 0;
+    for (beside_others, counts) in [
+        (true, (0, 1)),
+        (true, (0, 2)),
+        (false, (1, 2)),
+        (false, (2, 2)),
+        (false, (3, 2)),
+        (false, (4, 2)),
+    ] {
+        let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
+        let receipt = Receipt {
+            beside_others,
+            ..failure(Some(Cause::Lost), "killed")
+        };
+        let ended = scene.report("w", attempt, &receipt, at);
+        let shared = scene.text("SELECT '' || shared_count FROM cf_processing_queue");
+        let found = (scene.inspect(id).retry_count, shared.parse().unwrap());
+        assert_eq!(found, counts);
+        if let Ended::Waits { until_boot_ms } = ended {
+            at = until_boot_ms - now(0).boot_ms;
+            scene.wake(&now(at));
+        }
+    }
+    assert_eq!(scene.inspect(id).row.status, "FAILED");
+}
+
 #[test]
 fn a_failure_without_a_word_has_a_reason() {
     for message in [None, Some(""), Some(" \n\t")] {

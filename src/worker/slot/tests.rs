@@ -142,7 +142,7 @@ fn the_reason_does_not_depend_on_what_is_seen_first() {
             "is killed by another",
             eof,
             signal(9),
-            Some((Cause::Plugin, "signal 9 (SIGKILL)", None)),
+            Some((Cause::Lost, "signal 9 (SIGKILL)", None)),
         ),
         (
             "exits well too early",

@@ -75,6 +75,13 @@ pub(super) fn verdict(
     } else if exit.code.is_none() && exit.signal.is_none() {
         let message = "it is not known how the plugin's process ended".to_owned();
         (Cause::Worker, message)
+    } else if exit.signal == Some(9) {
+        let message =
+            format!("the plugin's process was ended by the kernel or another program with {exit}");
+        return Some(Failure {
+            is_contention: true,
+            ..Failure::new(Cause::Lost, message)
+        });
     } else if !exit.is_clean() {
         let message = format!("the plugin's process ended with {exit}");
         (Cause::Plugin, message)

@@ -1,0 +1,103 @@
+//! Inputs on storage that stops responding.
+
+use std::path::{Path, PathBuf};
+
+use crate::common::*;
+
+/// A mounted file system with a file `f`, whose server runs until this is dropped.
+struct SilentFs {
+    server: Background,
+    folder: PathBuf,
+}
+
+impl SilentFs {
+    fn mount(folder: &Path) -> Self {
+        std::fs::create_dir(folder).unwrap();
+        let mut server = Background::start(peer("silent_fs.py").arg(folder));
+        server.line_with("mounted");
+        SilentFs {
+            server,
+            folder: folder.to_owned(),
+        }
+    }
+}
+
+impl Drop for SilentFs {
+    fn drop(&mut self) {
+        self.server.signal("-KILL");
+        let unmounted = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.folder)
+            .status();
+        assert!(unmounted.is_ok_and(|status| status.success()));
+    }
+}
+
+#[test]
+fn an_input_whose_storage_stops_responding_costs_its_own_job_alone() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a file system that does not respond");
+        return;
+    }
+    for (start, timeout, cause, reason) in [
+        ("warm", "3", "plugin", "longer than its limit"),
+        ("spawn", "3", "plugin", "longer than its limit"),
+        (
+            "warm",
+            "600",
+            "input",
+            "/f: its storage has not responded for 30 s",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let silent = SilentFs::mount(&dir.path().join("mounted"));
+        let source = format!(
+            "import os, signal\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+             text = open(path).read()\n        os.kill({}, signal.SIGSTOP)\n        \
+             yield pa.table({{'x': [text]}})\n",
+            silent.server.pid()
+        );
+        let database = database_with(dir.path(), "p", &source);
+        let other = dir.path().join("other.py");
+        let one_row = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+        std::fs::write(&other, one_row).unwrap();
+        let text = database.to_str().unwrap();
+        casparian_ok(&["deploy", other.to_str().unwrap(), "--database", text]);
+        let job = submit(&database, "p", &[silent.folder.join("f")])[0];
+        let files: Vec<PathBuf> = (0..3).map(|n| dir.path().join(format!("in{n}"))).collect();
+        for file in &files {
+            std::fs::write(file, "").unwrap();
+        }
+        let others = submit(&database, "other", &files);
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let mut worker = worker(
+            &endpoint,
+            &dir.path().join("out"),
+            &[
+                "--slots",
+                "1",
+                "--sandbox",
+                "off",
+                "--guest-start",
+                start,
+                "--job-timeout",
+                timeout,
+            ],
+        );
+        let failed = ended(&database, job);
+        assert_eq!(failed["status"], "FAILED", "{start} {failed}");
+        assert_eq!(failed["cause"], cause, "{start} {failed}");
+        assert!(
+            failed["error"].as_str().unwrap().contains(reason),
+            "{start} {failed}"
+        );
+        for other in others {
+            let done = ended(&database, other);
+            assert_eq!(done["status"], "COMPLETED", "{start} {done}");
+            assert_eq!(done["attempt"], 1, "{start} {done}");
+        }
+        worker.signal("-TERM");
+        worker.wait();
+        assert_eq!(worker.count("in trouble"), 0, "{start}");
+    }
+}
