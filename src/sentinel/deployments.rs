@@ -15,6 +15,8 @@ pub(super) struct Deployments {
     states: Option<BTreeMap<String, u64>>,
     /// Another program has committed since.
     pub(super) is_stale: bool,
+    /// This program has committed a deployment since: workers are told in the same iteration.
+    pub(super) is_urgent: bool,
     look_at: BootTime,
 }
 
@@ -23,21 +25,22 @@ impl Deployments {
         Deployments {
             states: None,
             is_stale: true,
+            is_urgent: false,
             look_at: now,
         }
     }
 
-    /// Once a second: looks for deployments and sinks if the database has changed, and tells
-    /// workers. What this program commits itself is found a little later.
+    /// Once a second, and after a deployment over the wire: looks for deployments and sinks if the
+    /// database has changed, and tells workers.
     pub(super) fn tell(
         &mut self,
         store: &Store,
         control: &mut Control,
         now: BootTime,
     ) -> Result<(), store::Error> {
-        if self.is_stale || now >= self.look_at {
+        if self.is_stale || self.is_urgent || now >= self.look_at {
             let found = store.deployments()?;
-            self.is_stale = false;
+            (self.is_stale, self.is_urgent) = (false, false);
             self.look_at = now + limits::DEPLOYMENTS_LOOK_INTERVAL;
             control.want_environments(wanted(found.plugins));
             if let Some(before) = self.states.replace(found.states) {

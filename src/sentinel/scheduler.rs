@@ -239,6 +239,7 @@ impl Scheduler {
             round: &mut self.round,
             sweep: &mut self.sweep,
             waiting: &mut self.waiting,
+            deployments: self.deployments.as_mut(),
             observer: self.observer.as_ref(),
             now,
             at,
@@ -259,7 +260,9 @@ impl Scheduler {
             self.lease_noted_at = None;
         }
         match &mut self.deployments {
-            Some(deployments) if is_slow => deployments.tell(&self.store, &mut self.control, now),
+            Some(deployments) if is_slow || deployments.is_urgent => {
+                deployments.tell(&self.store, &mut self.control, now)
+            }
             _ => Ok(()),
         }
     }

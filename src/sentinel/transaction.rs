@@ -6,6 +6,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use super::control::{Able, Change, Control};
+use super::deployments::Deployments;
 use super::round::{Round, claim, deployed};
 use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
@@ -25,6 +26,8 @@ pub(crate) struct Iteration<'a> {
     pub(crate) sweep: &'a mut Sweep,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
+    /// What workers are told of deployments before there are jobs.
+    pub(super) deployments: Option<&'a mut Deployments>,
     /// Where ended jobs are reported.
     pub(crate) observer: Option<&'a Sender<JobEnd>>,
     pub(crate) now: BootTime,
@@ -413,6 +416,9 @@ impl Iteration<'_> {
         }
         self.control.handle_unsettled(outcome.settlements, self.now);
         for (peer, job_id, result) in outcome.uploaded {
+            if let Some(deployments) = &mut self.deployments {
+                deployments.is_urgent |= result.is_ok();
+            }
             self.control.handle_deployed(peer, job_id, result);
         }
         for (routing_id, jobs) in outcome.claimed {

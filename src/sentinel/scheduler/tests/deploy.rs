@@ -10,6 +10,11 @@ const SOURCE: &str = "MANIFEST = PluginMetadata(pattern='*.csv', topic='sales')\
 impl Scene {
     /// DEPLOY of plugin `sales` by a client.
     fn deploy_over_the_wire(&mut self) {
+        self.upload("");
+    }
+
+    /// The same with a lockfile.
+    fn upload(&mut self, lockfile: &str) {
         let trust = Trust {
             publishers: None,
             allow_unsigned: true,
@@ -20,9 +25,9 @@ impl Scene {
             plugin_name: "sales".into(),
             version: "1".into(),
             source_code: SOURCE.into(),
-            lockfile_content: "".into(),
-            env_hash: "".into(),
-            artifact_hash: store::artifact_hash(SOURCE, "").into(),
+            lockfile_content: lockfile.into(),
+            env_hash: store::sha256_hex(&[lockfile.as_bytes()]).into(),
+            artifact_hash: store::artifact_hash(SOURCE, lockfile).into(),
             signature: "".into(),
             publisher_name: "ana".into(),
             publisher_email: None,
@@ -104,4 +109,40 @@ fn a_deployment_is_answered_after_its_commit_and_its_jobs_run() {
     let found = ticks.find(|answers| !answers.is_empty());
     assert!(matches!(found.as_deref(), Some([Ok(_)])), "{found:?}");
     assert_eq!(scene.status(1), "RUNNING", "in the same transaction");
+}
+
+#[test]
+fn workers_are_told_of_a_deployment_in_the_iteration_that_commits_it() {
+    let mut scene = Scene::new();
+    scene.deploy("p");
+    scene.introduce_as("x", &["*"], &[]);
+    scene.introduce_as("y", &["p"], &[]);
+    scene.tick();
+    for lockfile in ["version = 1\n", "version = 1\n# another\n"] {
+        scene.upload(lockfile);
+        // No time has passed.
+        let (now, at) = scene.now();
+        let outgoing = scene.scheduler.as_mut().unwrap().iterate(now, &at);
+        let told: Vec<(PeerId, &str)> = outgoing
+            .iter()
+            .filter_map(|message| match &message.body {
+                Body::Payload(Payload::Conclude(_)) => Some((message.peer, "conclude")),
+                Body::Payload(Payload::Reload) => Some((message.peer, "reload")),
+                Body::Payload(Payload::PrepareEnv(prepare)) => {
+                    assert_eq!(prepare.lockfile_content, lockfile);
+                    Some((message.peer, "prepare"))
+                }
+                _ => None,
+            })
+            .collect();
+        let peer = |name: char| PeerId::from_u64(u64::from(name));
+        assert_eq!(
+            told,
+            [
+                (peer('c'), "conclude"),
+                (peer('x'), "reload"),
+                (peer('x'), "prepare")
+            ]
+        );
+    }
 }
