@@ -297,8 +297,18 @@ pub const HISTORY_MAX: usize = 1000;
 pub const ATTEMPT_LOG_LINES: usize = 50;
 /// Bytes of a job's `config_overrides`.
 pub const OVERRIDES_SIZE_MAX: usize = 1 << 20;
-/// Bytes of a source or a lockfile: in JSON either fits into one frame.
+/// Bytes of a source or a lockfile in the database: in JSON either fits into one frame.
 pub const SOURCE_SIZE_MAX: usize = 8 << 20;
+/// Bytes of a source that is deployed: each DISPATCH contains it.
+pub const DEPLOY_SOURCE_SIZE_MAX: usize = 2 << 20;
+/// Bytes of a lockfile that is deployed: each PREPARE_ENV contains it.
+pub const DEPLOY_LOCKFILE_SIZE_MAX: usize = 4 << 20;
+/// Bytes of both together.
+pub const DEPLOY_SIZE_MAX: usize = 5 << 20;
+const _: () = assert!(DEPLOY_SOURCE_SIZE_MAX <= SOURCE_SIZE_MAX);
+const _: () = assert!(DEPLOY_LOCKFILE_SIZE_MAX <= SOURCE_SIZE_MAX);
+// A byte takes six in JSON at most (`\u0001`).
+const _: () = assert!((6 * DEPLOY_SIZE_MAX + (1 << 20)) as u64 <= ZMTP_FRAME_SIZE_MAX);
 /// Sinks that `cf_topic_config` may have for one plugin, and `config_overrides` for one job.
 pub const SINKS_MAX: usize = 10_000;
 /// Files that `submit` queues in one transaction.

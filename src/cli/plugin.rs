@@ -21,7 +21,8 @@ use crate::job::text;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
-    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id, read_manifest,
+    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id,
+    check_deploy_size, read_manifest,
 };
 
 pub(super) const LOCKFILE_FLAG: Flag = Flag {
@@ -62,7 +63,7 @@ pub(super) const DEPLOY: Command = Command {
         super::publish::SERVER_KEY_FLAG,
         super::publish::SECRET_KEY_FLAG,
     ],
-    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for.",
+    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 2 MiB, its lockfile 4 MiB, both\ntogether 5 MiB.",
 };
 
 pub(super) const SUBMIT: Command = Command {
@@ -136,9 +137,13 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         .ok_or_else(|| fail(&"its name is not usable"))?
         .to_owned();
     let mut bytes = Vec::new();
+    let size_max = limits::SOURCE_SIZE_MAX as u64;
     open_file(path)
-        .and_then(|mut file| file.read_to_end(&mut bytes))
+        .and_then(|file| file.take(size_max + 1).read_to_end(&mut bytes))
         .map_err(|error| fail(&error))?;
+    if bytes.len() as u64 > size_max {
+        return Err(fail(&format_args!("larger than {size_max} bytes")));
+    }
     let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text"))?;
     Ok(PluginFile { name, source })
 }
@@ -343,6 +348,11 @@ pub(super) struct Prepared {
     pub(super) sinks: Vec<ManifestSink>,
 }
 
+fn check_size(path: &Path, plugin: &PluginFile, lockfile: &str) -> Result<(), Failure> {
+    check_deploy_size(&plugin.source, lockfile)
+        .map_err(|reason| failed(format!("plugin {}: {reason}", path.display())))
+}
+
 /// Reads a plugin's file, `--lockfile` and `--version` of a command.
 pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
     let [path] = typed.positionals.as_slice() else {
@@ -351,6 +361,7 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     let path = PathBuf::from(path);
     let version = command.text(typed, "version")?;
     let plugin = read(&path)?;
+    check_size(&path, &plugin, "")?;
     let home = environment::home();
     let cancel = interruptible()?;
     let mut message = |line: &str| tell(line);
@@ -365,6 +376,7 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
             environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
         }
     };
+    check_size(&path, &plugin, &lockfile)?;
     let python = environment::python().map_err(failed)?;
     check_syntax(&python, &path, &plugin, &cancel)?;
     let (said_version, sinks) = declared(&path, &plugin)?;

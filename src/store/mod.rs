@@ -81,7 +81,7 @@ pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
 pub use queue::{QueuedPlugins, Running};
 pub use registry::{Deploy, Deployed, artifact_hash, sha256_hex};
 pub use time::{format as format_time, parse as parse_time};
-pub use upload::{Author, Upload};
+pub use upload::{Author, Upload, check_deploy_size};
 pub use workers::WorkerSession;
 
 /// Whether a missing file is made.

@@ -5,6 +5,7 @@ use std::fmt;
 use rusqlite::{OptionalExtension, params};
 
 use super::{Deploy, Deployed, Error, Manifest, Turn, artifact_hash, format_time};
+use crate::limits;
 
 /// Who publishes a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +48,29 @@ impl fmt::Debug for Upload {
             .field("author", &self.author)
             .finish_non_exhaustive()
     }
+}
+
+/// An error when a source or a lockfile is larger than what may be deployed.
+pub fn check_deploy_size(source_code: &str, lockfile_content: &str) -> Result<(), String> {
+    let (source, lockfile) = (source_code.len(), lockfile_content.len());
+    for (what, size, size_max) in [
+        ("source_code has", source, limits::DEPLOY_SOURCE_SIZE_MAX),
+        (
+            "lockfile_content has",
+            lockfile,
+            limits::DEPLOY_LOCKFILE_SIZE_MAX,
+        ),
+        (
+            "source_code and lockfile_content together have",
+            source.saturating_add(lockfile),
+            limits::DEPLOY_SIZE_MAX,
+        ),
+    ] {
+        if size > size_max {
+            return Err(format!("{what} {size} bytes, at most {size_max}"));
+        }
+    }
+    Ok(())
 }
 
 impl Turn<'_> {

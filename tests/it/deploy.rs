@@ -458,3 +458,41 @@ fn wrong_command_lines_about_deployments_say_what_to_do() {
         stderr(&refused)
     );
 }
+
+#[test]
+fn a_deployment_that_is_too_large_is_refused_with_and_without_a_sentinel() {
+    let scene = Scene::new();
+    let (_sentinel, endpoint) = scene.sentinel(&[]);
+    let big = scene.path("big.py");
+    std::fs::write(&big, format!("{SOURCE}#{}", "x".repeat(2 << 20))).unwrap();
+    let small = scene.path("small.py");
+    std::fs::write(&small, SOURCE).unwrap();
+    let lock = scene.path("uv.lock");
+    let line = format!("version = 1\n#{}\n", "x".repeat(4 << 20));
+    std::fs::write(&lock, line).unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let (big, small, lock) = (text(&big), text(&small), text(&lock));
+    let (database, key) = (text(&scene.database), text(&scene.key));
+    for (arguments, want) in [
+        (vec![&*big], "source_code has"),
+        (vec![&*small, "--lockfile", &*lock], "lockfile_content has"),
+    ] {
+        for target in [
+            &["--database", &*database][..],
+            &["--connect", &*endpoint, "--publisher-key", &*key],
+        ] {
+            let refused = casparian(&[&["deploy"], &arguments[..], target].concat());
+            let text = stderr(&refused);
+            assert_eq!(refused.status.code(), Some(1), "{text}");
+            assert!(text.contains(want), "{text}");
+        }
+    }
+    // A client that does not check it.
+    let mut client = old_client(&endpoint);
+    let signed = scene.signed("big", &std::fs::read_to_string(&big).unwrap());
+    let answer = ask(&mut client, &json!({"payload": signed}));
+    let reason = refusal(&answer);
+    assert!(reason.contains("source_code has"), "{reason}");
+    let count = sql(&scene.database, "SELECT count(*) FROM cf_plugin_manifest");
+    assert_eq!(count, "0");
+}

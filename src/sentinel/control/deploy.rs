@@ -15,7 +15,9 @@ use crate::protocol::{Deploy, Payload};
 use crate::reactor::BootTime;
 use crate::sentinel::publishers::{Trust, decode_hash, is_name};
 use crate::socket::PeerId;
-use crate::store::{Author, Manifest, Upload, artifact_hash, read_manifest, sha256_hex};
+use crate::store::{
+    Author, Manifest, Upload, artifact_hash, check_deploy_size, read_manifest, sha256_hex,
+};
 
 /// Why a deployment is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,14 +253,11 @@ fn check_fields(deploy: &Deploy<'_>) -> Result<(), String> {
             "system_requirements has {count} entries, at most {most}"
         ));
     }
+    check_deploy_size(&deploy.source_code, &deploy.lockfile_content)?;
     for (field, text) in [
         ("source_code", &*deploy.source_code),
         ("lockfile_content", &*deploy.lockfile_content),
     ] {
-        if text.len() > limits::SOURCE_SIZE_MAX {
-            let most = limits::SOURCE_SIZE_MAX;
-            return Err(format!("{field} has {} bytes, at most {most}", text.len()));
-        }
         if text.contains('\0') {
             return Err(format!("{field} contains a zero byte"));
         }

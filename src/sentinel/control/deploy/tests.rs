@@ -138,12 +138,19 @@ fn what_is_malformed_is_refused_with_its_reason() {
             "101 entries, at most 100",
         ),
         (
-            |d| d.source_code = "x".repeat((8 << 20) + 1).into(),
-            "source_code has 8388609 bytes",
+            |d| d.source_code = "x".repeat((2 << 20) + 1).into(),
+            "source_code has 2097153 bytes, at most 2097152",
         ),
         (
-            |d| d.lockfile_content = "x".repeat((8 << 20) + 1).into(),
-            "lockfile_content has",
+            |d| d.lockfile_content = "x".repeat((4 << 20) + 1).into(),
+            "lockfile_content has 4194305 bytes, at most 4194304",
+        ),
+        (
+            |d| {
+                d.source_code = "x".repeat(2 << 20).into();
+                d.lockfile_content = "x".repeat((3 << 20) + 1).into();
+            },
+            "source_code and lockfile_content together have 5242881 bytes, at most 5242880",
         ),
         (
             |d| d.source_code.to_mut().push('\0'),
@@ -190,6 +197,21 @@ fn what_is_malformed_is_refused_with_its_reason() {
         let reason = reason(deploy);
         assert!(reason.contains(want), "{want}: {reason}");
     }
+}
+
+#[test]
+fn a_deployment_as_large_as_it_may_be_is_taken_and_fits_into_a_frame() {
+    let filled = |text: &str, size: usize| {
+        let rest = size - text.len() - 1;
+        format!("{text}#{}", "\u{1}".repeat(rest))
+    };
+    let source = filled(SOURCE, limits::DEPLOY_SOURCE_SIZE_MAX);
+    let rest = limits::DEPLOY_SIZE_MAX - source.len();
+    let deploy = signed(&source, &filled(LOCK, rest));
+    let message = Payload::Deploy(Box::new(deploy.clone()));
+    let (_, body) = message.encode(1).unwrap();
+    assert!(body.len() as u64 <= limits::ZMTP_FRAME_SIZE_MAX);
+    check(deploy, &trust()).unwrap();
 }
 
 #[test]
@@ -295,19 +317,19 @@ fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
     };
     let now = BootTime::after_boot(Duration::from_secs(1));
     control.set_trust(trust());
-    let big = format!("{SOURCE}#{}", "x".repeat(7 << 20));
-    let deploy = signed(&big, LOCK);
+    let source = format!("{SOURCE}#{}", "x".repeat(1 << 20));
+    let deploy = signed(&source, &format!("{LOCK}#{}", "x".repeat(3 << 20)));
     for _ in 0..20 {
         control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy.clone())), now);
     }
-    assert_eq!(control.take_outgoing().len(), 10, "answered with ERR");
+    assert_eq!(control.take_outgoing().len(), 4, "answered with ERR");
     let changes = control.take_changes();
-    assert_eq!(changes.len(), 10);
+    assert_eq!(changes.len(), 16);
     // They are in the transaction that fails, and wait again.
     control.restore_changes(changes);
     control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy.clone())), now);
     assert_eq!(control.take_outgoing().len(), 1);
-    assert_eq!(control.take_changes().len(), 10);
+    assert_eq!(control.take_changes().len(), 16);
     control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy)), now);
     assert_eq!(control.take_changes().len(), 1);
 }
