@@ -58,6 +58,7 @@ mod settle;
 mod siblings;
 mod sqlite;
 mod standing;
+mod types;
 
 pub use adopt::Adopted;
 pub use check::{Check, Expected, Found, Kind, Named, Problem, Publishers};

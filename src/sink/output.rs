@@ -14,6 +14,7 @@ use super::parquet::ParquetFile;
 use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::sqlite::{self, Rows, Stage};
+use super::types::check_parquet;
 use super::{Error, Root, Staged, files, plan, siblings};
 use crate::job::{self, Job, Mode, Target, default_uri};
 use crate::limits;
@@ -226,6 +227,7 @@ impl JobOutput {
         let schema = with_ids(&batch.schema())?;
         let writer = match &sink.target {
             Target::Parquet { path, compression } => {
+                check_parquet(&schema)?;
                 let compression = *compression;
                 let target = self.root.path().join(path);
                 files::inside(self.root.path(), &target)?;

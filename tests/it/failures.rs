@@ -709,3 +709,63 @@ fn a_healed_worker_tries_one_job_before_it_takes_the_others() {
         assert_eq!(ended(&database, job)["status"], "COMPLETED");
     }
 }
+
+/// Columns that no sink can store, as Python; their names with a Parquet sink, their types.
+const UNSTORED: &[(&str, &str, &str)] = &[
+    (
+        "pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(['x', 'y'])])",
+        "a",
+        "Union(",
+    ),
+    (
+        "pa.StructArray.from_arrays([pa.UnionArray.from_dense(pa.array([0], pa.int8()), \
+         pa.array([0], pa.int32()), [pa.array([1])])], ['b'])",
+        "a.b",
+        "Union(",
+    ),
+    (
+        "pa.array([pa.MonthDayNano([1, 2, 3])])",
+        "a",
+        "Interval(MonthDayNano)",
+    ),
+    (
+        "pa.array([[pa.MonthDayNano([1, 2, 3])]])",
+        "a.item",
+        "Interval(MonthDayNano)",
+    ),
+];
+
+#[test]
+fn a_column_of_a_type_that_a_sink_cannot_store_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import pyarrow as pa\n\nclass Handler:\n    def execute(self, path):\n        \
+         yield pa.table({'a': eval(open(path).read())})\n";
+    let database = database_with(dir.path(), "p", source);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "2"]);
+    for (sink, uri) in [
+        ("Parquet", "parquet://o.parquet"),
+        ("SQLite", "sqlite://o.db/rows"),
+    ] {
+        let set = format!(
+            "DELETE FROM cf_topic_config; INSERT INTO cf_topic_config \
+             (plugin_name, topic_name, uri, mode) VALUES ('p', 'output', '{uri}', 'append')"
+        );
+        sql(&database, &set);
+        for (index, (column, name, words)) in UNSTORED.iter().enumerate() {
+            let input = dir.path().join(format!("{sink}{index}"));
+            std::fs::write(&input, column).unwrap();
+            let id = submit(&database, "p", &[input])[0];
+            let job = ended(&database, id);
+            let text = job.to_string();
+            let name = if sink == "SQLite" { "a" } else { name };
+            let start = format!("column \\\"{name}\\\": a {sink} sink cannot store type ");
+            assert_eq!(job["status"], "FAILED", "{text}");
+            assert!(text.contains(&start) && text.contains(words), "{text}");
+        }
+    }
+    worker.signal("-TERM");
+    assert_eq!(worker.wait(), Some(0));
+    let log = worker.seen.join("\n");
+    assert!(!log.contains("panic"), "{log}");
+}

@@ -10,7 +10,7 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
 use super::{failure, quoted};
-use crate::sink::Error;
+use crate::sink::{Error, types};
 
 /// What a column is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,10 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
             None => {
                 return Err(Error::Column {
                     column: field.name().clone(),
-                    reason: format!("a SQLite sink cannot store type {}", field.data_type()),
+                    reason: format!(
+                        "a SQLite sink cannot store type {}; publish it as another type",
+                        types::shown(field.data_type())
+                    ),
                 });
             }
         };

@@ -1,7 +1,9 @@
-//! Names of columns that a sink cannot store: the message names the column and what to do.
+//! Names and types of columns that a sink cannot store: the message names the column and what to do.
 
-use arrow::array::StructArray;
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::array::{StructArray, new_null_array};
+use arrow::datatypes::{
+    DataType, Field, Fields, IntervalUnit, Schema, TimeUnit, UnionFields, UnionMode,
+};
 
 use super::*;
 use crate::job::Cause;
@@ -71,6 +73,141 @@ fn names_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
     ] {
         for uri in uris {
             assert_eq!(error(uri, &batch).unwrap().len(), 1, "{uri}");
+        }
+    }
+}
+
+/// A field `name` of a type.
+fn field(name: &str, data_type: &DataType) -> Arc<Field> {
+    Arc::new(Field::new(name, data_type.clone(), true))
+}
+
+fn structure(fields: &[Arc<Field>]) -> DataType {
+    DataType::Struct(fields.to_vec().into())
+}
+
+fn map(value: &DataType) -> DataType {
+    let key = Arc::new(Field::new("key", DataType::Utf8, false));
+    let entries = structure(&[key, field("value", value)]);
+    DataType::Map(Arc::new(Field::new("entries", entries, false)), false)
+}
+
+fn dictionary(value: &DataType) -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int8), Box::new(value.clone()))
+}
+
+/// A column `a` of a type beside one of numbers, with one row.
+fn typed(data_type: &DataType) -> RecordBatch {
+    let fields = vec![field("n", &DataType::Int64), field("a", data_type)];
+    let columns = vec![
+        Arc::new(Int64Array::from(vec![1])) as ArrayRef,
+        new_null_array(data_type, 1),
+    ];
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+#[test]
+fn types_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
+    let members = [field("x", &DataType::Int64), field("y", &DataType::Utf8)];
+    let members = UnionFields::try_new([0, 1], members).unwrap();
+    let dense = DataType::Union(members.clone(), UnionMode::Dense);
+    let sparse = DataType::Union(members, UnionMode::Sparse);
+    let interval = DataType::Interval(IntervalUnit::MonthDayNano);
+    let empty = DataType::Struct(Fields::empty());
+    let unsupported = [
+        (dense, "Union("),
+        (sparse, "Union("),
+        (interval, "Interval(MonthDayNano)"),
+        (empty, "Struct("),
+        (DataType::Decimal128(5, -2), "Decimal128(5, -2)"),
+        (DataType::FixedSizeBinary(0), "FixedSizeBinary(0)"),
+    ];
+    let (parquet, sqlite) = ("parquet://o.parquet", "sqlite://o.db/rows");
+    let expect = |uri: &str, data_type: &DataType, column: &str, words: &str| {
+        let error = error(uri, &typed(data_type)).unwrap_err();
+        let text = error.to_string();
+        let start = format!("column {column:?}: a ");
+        assert!(text.starts_with(&start), "{uri} {data_type}: {text}");
+        assert!(text.contains(words), "{uri} {data_type}: {text}");
+        assert!(text.len() < 600, "{uri} {data_type}: {text}");
+        assert_eq!(error.cause(), Cause::Plugin, "{uri} {data_type}");
+    };
+    for (bad, words) in &unsupported {
+        let inner = structure(&[field("b", &DataType::Utf8), field("c", bad)]);
+        for (data_type, column) in [
+            (bad.clone(), "a"),
+            (inner.clone(), "a.c"),
+            (DataType::List(field("item", bad)), "a.item"),
+            (DataType::LargeList(field("item", &inner)), "a.item.c"),
+            (DataType::FixedSizeList(field("item", bad), 2), "a.item"),
+            (DataType::ListView(field("item", bad)), "a.item"),
+            (map(bad), "a.entries.value"),
+            (dictionary(bad), "a"),
+            (dictionary(&inner), "a.c"),
+        ] {
+            expect(parquet, &data_type, column, words);
+        }
+    }
+    for data_type in [&unsupported[0].0, &unsupported[1].0, &unsupported[2].0] {
+        let list = DataType::List(field("item", data_type));
+        for data_type in [data_type.clone(), structure(&[field("c", data_type)]), list] {
+            expect(sqlite, &data_type, "a", "SQLite sink cannot store type");
+        }
+    }
+    // A type with a long text.
+    let many: Vec<Arc<Field>> = (0..1000)
+        .map(|number| field(&format!("field_{number}"), &DataType::Int64))
+        .collect();
+    expect(sqlite, &structure(&many), "a", "Struct(");
+}
+
+#[test]
+fn types_that_a_parquet_sink_stores_are_not_refused() {
+    use DataType as T;
+    let plain = [
+        T::Null,
+        T::Boolean,
+        T::Int8,
+        T::UInt64,
+        T::Float16,
+        T::Float64,
+        T::Utf8,
+        T::LargeUtf8,
+        T::Utf8View,
+        T::Binary,
+        T::BinaryView,
+        T::FixedSizeBinary(3),
+        T::Date32,
+        T::Date64,
+        T::Time32(TimeUnit::Second),
+        T::Time64(TimeUnit::Nanosecond),
+        T::Timestamp(TimeUnit::Second, None),
+        T::Timestamp(TimeUnit::Nanosecond, Some("Europe/Berlin".into())),
+        T::Duration(TimeUnit::Microsecond),
+        T::Interval(IntervalUnit::YearMonth),
+        T::Interval(IntervalUnit::DayTime),
+        T::Decimal32(9, 2),
+        T::Decimal64(18, 2),
+        T::Decimal128(38, 38),
+        T::Decimal256(76, 0),
+    ];
+    for data_type in &plain {
+        let inner = structure(&[field("c", data_type)]);
+        let mut all = vec![
+            data_type.clone(),
+            inner.clone(),
+            T::List(field("item", &inner)),
+            T::FixedSizeList(field("item", data_type), 2),
+            map(data_type),
+        ];
+        // Dictionaries of these are not made by anything.
+        if *data_type != T::Null {
+            all.push(dictionary(data_type));
+        }
+        for data_type in all {
+            let published = error("parquet://o.parquet", &typed(&data_type));
+            let published = published.unwrap_or_else(|error| panic!("{data_type}: {error}"));
+            assert_eq!(published.len(), 1, "{data_type}");
         }
     }
 }
