@@ -312,6 +312,7 @@ fn attempt_json(row: &AttemptRow) -> Value {
         "rss_max_bytes": row.rss_max_bytes,
         "error": row.error_message,
         "log": row.log_tail,
+        "sandbox": row.sandbox,
     })
 }
 
@@ -401,6 +402,9 @@ fn describe(detail: &JobDetail) -> String {
         let more = format!("and {count} more, for which the receipt had no room");
         line("output", &more);
     }
+    let last = detail.attempts.last();
+    let sandbox = last.and_then(|attempt| attempt.sandbox.as_deref());
+    line("sandbox", &one_line(sandbox.unwrap_or_default()));
     line("log", &text(&detail.log_tail));
     if !detail.attempts.is_empty() {
         out.push('\n');

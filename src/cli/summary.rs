@@ -84,10 +84,14 @@ pub(super) enum Outcome {
         rows: u64,
         size_bytes: u64,
         outputs: Vec<String>,
+        /// How the plugin process was held.
+        sandbox: Option<String>,
     },
     Failed {
         reason: String,
         log: Option<String>,
+        /// How the plugin process was held; none where there was none.
+        sandbox: Option<String>,
         /// The plugin cannot take the file as it is now; no fault of the machine.
         is_final: bool,
         /// Output of another job is in its sink of mode `error`.
@@ -319,11 +323,18 @@ fn item_json(item: &Item) -> serde_json::Value {
             rows,
             size_bytes,
             outputs,
+            sandbox,
         } => serde_json::json!({
             "status": "DONE", "rows": rows, "size_bytes": size_bytes, "outputs": outputs,
+            "sandbox": sandbox,
         }),
-        Outcome::Failed { reason, log, .. } => serde_json::json!({
-            "status": "FAILED", "error": reason, "log": log,
+        Outcome::Failed {
+            reason,
+            log,
+            sandbox,
+            ..
+        } => serde_json::json!({
+            "status": "FAILED", "error": reason, "log": log, "sandbox": sandbox,
         }),
     };
     if let (Some(value), Some(fields)) = (value.as_object_mut(), fields.as_object()) {

@@ -135,6 +135,10 @@ pub struct Receipt {
     /// The attempt's number, as DISPATCH had it; none from old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempt: Option<i64>,
+    /// How the plugin process was held: the sandbox's mode, and what of it was missing; none where
+    /// no process was started, and from old workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
     /// The last lines that the plugin printed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_tail: Option<String>,

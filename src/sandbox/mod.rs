@@ -96,6 +96,11 @@ impl Support {
         }
     }
 
+    /// True when a ruleset keeps plugins from signalling other processes.
+    pub fn scopes_signals(&self) -> bool {
+        self.landlock >= LANDLOCK_SIGNALS
+    }
+
     /// What of [`Mode::On`] cannot be had, a line each.
     pub fn lacks(&self) -> Vec<String> {
         let mut lacks = Vec::new();
@@ -109,7 +114,7 @@ impl Support {
                 "no Landlock: plugins can signal processes of their user, and read their memory"
                     .to_owned(),
             ),
-            version if version < LANDLOCK_SIGNALS => lacks.push(format!(
+            version if !self.scopes_signals() => lacks.push(format!(
                 "Landlock version {version} (before Linux 6.12): plugins can signal processes of their user"
             )),
             _ => {}

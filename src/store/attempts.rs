@@ -80,12 +80,12 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
 /// again, stays as it ended; of one that was taken the key stays.
 pub(super) const RECORD: &str = "INSERT INTO cf_job_attempt (job_id, attempt, \
      worker_id, hostname, pid, started, ended, status, cause, exit_code, signal, rss_max_bytes, \
-     error_message, log_tail, attempt_key) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15) \
+     error_message, log_tail, attempt_key, sandbox) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
      ON CONFLICT (job_id, attempt) DO UPDATE SET worker_id = ?3, hostname = ?4, pid = ?5, \
      started = ?6, ended = ?7, status = ?8, cause = ?9, exit_code = ?10, signal = ?11, \
      rss_max_bytes = ?12, error_message = ?13, log_tail = ?14, \
-     attempt_key = coalesce(attempt_key, ?15) \
+     attempt_key = coalesce(attempt_key, ?15), sandbox = ?16 \
      WHERE status = 'TAKEN' OR attempt & 4294967295 = 0";
 
 /// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
@@ -424,6 +424,7 @@ impl Turn<'_> {
             reason,
             log_tail,
             held.key,
+            end.receipt.and_then(|receipt| receipt.sandbox.as_deref()),
         ];
         self.change_job(job_id, RECORD, parameters)?;
         let oldest = held.attempt.saturating_sub(limits::ATTEMPTS_KEPT);

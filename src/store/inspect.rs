@@ -105,6 +105,8 @@ pub struct AttemptRow {
     pub error_message: Option<String>,
     /// The plugin's last lines.
     pub log_tail: Option<String>,
+    /// How its plugin process was held.
+    pub sandbox: Option<String>,
 }
 
 /// A worker as it was last seen.
@@ -350,7 +352,7 @@ impl Inspector {
     pub fn attempts(&self, job_id: i64) -> Result<Vec<AttemptRow>, Error> {
         let mut statement = self.connection.prepare_cached(
             "SELECT attempt, status, cause, worker_id, hostname, started, ended, exit_code, \
-             signal, rss_max_bytes, error_message, log_tail FROM cf_job_attempt \
+             signal, rss_max_bytes, error_message, log_tail, sandbox FROM cf_job_attempt \
              WHERE job_id = ?1 ORDER BY attempt",
         )?;
         let rows = statement.query_map([job_id], |row| {
@@ -368,6 +370,7 @@ impl Inspector {
                 rss_max_bytes: number(cell(row, 9)),
                 error_message: text(10),
                 log_tail: text(11),
+                sandbox: text(12),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

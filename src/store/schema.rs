@@ -23,6 +23,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("dispatched.sql"),
     include_str!("overwritten.sql"),
     include_str!("worker_environments.sql"),
+    include_str!("job_sandbox.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

@@ -26,6 +26,7 @@ use crate::guest::{Job, warm};
 use crate::job::{Attempt, Cause, text};
 use crate::limits;
 use crate::reactor::{BootTime, token};
+use crate::sandbox::Mode;
 use crate::sink::Root;
 
 impl Worker {
@@ -188,6 +189,10 @@ impl Worker {
             (Some(sandbox), Some(layer)) => sandbox.of_process(layer, &folder, &keep),
             _ => None,
         };
+        let held = match (&shared, &layer) {
+            (Some(shared), Some(layer)) => shared.described(layer, sandbox.as_ref()),
+            _ => Mode::Off.name().to_owned(),
+        };
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
             file_version_id: order.job.file_version_id,
@@ -209,6 +214,7 @@ impl Worker {
             return Ok(());
         };
         run.interpreter = Some(index);
+        run.sandbox = Some(held);
         run.guest = Guest::Requested { kill: false };
         run.slot.handle_requested();
         run.watch_pipes(pipes, place, self.reactor.registry())

@@ -90,6 +90,8 @@ pub(super) struct Run {
     /// Processes that the kernel had ended for want of memory when the plugin process started.
     pub(super) oom_kills: Option<u64>,
     pub(super) artifacts: Vec<Artifact>,
+    /// How its process is held, once one was asked for.
+    pub(super) sandbox: Option<String>,
     /// Until when its writer may publish.
     pub(super) permit: Permit,
     /// The sentinel wants no receipt.
@@ -129,6 +131,7 @@ impl Run {
             rss_sampled_at: now,
             oom_kills: None,
             artifacts: Vec::new(),
+            sandbox: None,
             permit,
             is_unwanted: false,
             failure: None,

@@ -55,6 +55,7 @@ impl Run {
             was_running: false,
             beside_others: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),
+            sandbox: self.sandbox.clone(),
             log_tail: (!log.is_empty()).then_some(log),
         };
         if let Some(failure) = failure {

@@ -115,6 +115,27 @@ impl Sandbox {
         })
     }
 
+    /// How a process of the job is held, for its receipt.
+    pub(super) fn described(&self, layer: &Layer, applied: Option<&guest::Sandbox<'_>>) -> String {
+        let Some(applied) = applied else {
+            return Mode::Off.name().to_owned();
+        };
+        let has_rules = applied.ruleset.is_some();
+        let has_scopes = self.options.support.scopes_signals();
+        let parts = [
+            ("namespaces", applied.hide.is_some()),
+            ("Landlock", has_rules),
+            ("signal scopes", has_scopes || !has_rules),
+            ("seccomp", applied.seccomp.is_some()),
+        ];
+        let missing = parts.iter().filter(|(_, is_there)| !is_there);
+        let missing: Vec<&str> = missing.map(|(name, _)| *name).collect();
+        match missing.is_empty() {
+            true => layer.mode.name().to_owned(),
+            false => format!("{} without {}", layer.mode.name(), missing.join(", ")),
+        }
+    }
+
     /// The mounts of fork servers, and the program that makes them; none without namespaces, and where
     /// plugins are not held unless they ask for it.
     pub(super) fn mounts(

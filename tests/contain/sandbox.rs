@@ -317,3 +317,68 @@ fn a_plugin_can_ask_to_be_held_more_closely() {
         assert!(!Path::new(&beside).exists());
     }
 }
+
+/// A plugin that gives one row, with lines of `[tool.casparian]`.
+fn one_row(settings: &str) -> String {
+    format!(
+        "# /// script\n# dependencies = [\"pyarrow\"]\n# [tool.casparian]\n{settings}# ///\n\
+         import pyarrow as pa\n\nclass Handler:\n    def execute(self, path):\n        \
+         yield pa.table({{'x': [1]}})\n"
+    )
+}
+
+#[test]
+fn the_sandbox_of_each_job_is_reported_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "plain", &one_row(""));
+    let held = dir.path().join("held.py");
+    fs::write(&held, one_row("# sandbox = \"strict\"\n")).unwrap();
+    let location = database.to_str().unwrap();
+    casparian_ok(&["deploy", held.to_str().unwrap(), "--database", location]);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut number = 0;
+    let mut run = |plugin: &str| {
+        number += 1;
+        let input = dir.path().join(format!("{plugin}{number}"));
+        fs::write(&input, "x").unwrap();
+        let id = submit(&database, plugin, &[input])[0];
+        let job = ended(&database, id);
+        assert_eq!(job["status"], "COMPLETED", "{job}");
+        let found = job["attempts"][0]["sandbox"].as_str();
+        let found = found.unwrap_or_else(|| panic!("{job}")).to_owned();
+        let text = casparian_ok(&["job", &id.to_string(), "--database", location]);
+        let line = format!("{:21}{found}\n", "sandbox");
+        assert!(text.contains(&line), "{text}");
+        found
+    };
+    let out = dir.path().join("out");
+    for (mode, plain, held) in [
+        ("off", "off", "strict"),
+        ("on", "on", "strict"),
+        ("strict", "strict", "strict"),
+    ] {
+        let mut worker = worker(&endpoint, &out, &["--sandbox", mode]);
+        assert_eq!(run("plain"), plain, "{mode}");
+        assert_eq!(run("held"), held, "{mode}");
+        worker.signal("-TERM");
+        assert_eq!(worker.wait(), Some(0));
+    }
+    let without = program("casparian-worker");
+    let without = without.get_program().to_str().unwrap();
+    let mut without = unprivileged(without);
+    without.args(["--connect", &endpoint, "--output"]).arg(&out);
+    let _worker = Background::start(&mut without);
+    assert_eq!(run("plain"), "on without namespaces");
+    assert_eq!(run("held"), "strict without namespaces");
+
+    let text = casparian_ok(&[
+        "run",
+        held.to_str().unwrap(),
+        held.to_str().unwrap(),
+        "-o",
+        dir.path().join("run").to_str().unwrap(),
+        "--json",
+    ]);
+    let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(summary["files"][0]["sandbox"], "strict", "{text}");
+}

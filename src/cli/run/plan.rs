@@ -44,6 +44,7 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
     Outcome::Failed {
         reason,
         log: None,
+        sandbox: None,
         is_final: false,
         is_taken: false,
     }

@@ -150,6 +150,7 @@ fn outcome(end: JobEnd) -> Outcome {
             is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))
                 && !receipt.input_changed,
             log: receipt.log_tail,
+            sandbox: receipt.sandbox,
             is_taken,
         };
     }
@@ -162,6 +163,7 @@ fn outcome(end: JobEnd) -> Outcome {
         rows: metric("rows").unwrap_or(0),
         size_bytes: metric("size_bytes").unwrap_or(0),
         outputs: uris.cloned().collect(),
+        sandbox: receipt.sandbox,
     }
 }
 

@@ -52,6 +52,7 @@ pub(super) fn refuse_heartbeat(heartbeat: &Heartbeat) -> Option<&'static str> {
 pub(super) fn bound(receipt: &mut Receipt) {
     shorten(&mut receipt.error_message, limits::ERROR_TEXT_SIZE_MAX);
     shorten(&mut receipt.log_tail, limits::LOG_TAIL_SIZE_MAX);
+    shorten(&mut receipt.sandbox, limits::NAME_SIZE_MAX);
     let metrics = &mut receipt.metrics;
     metrics.retain(|name, _| name.len() <= limits::NAME_SIZE_MAX);
     while metrics.len() > limits::METRICS_MAX {
@@ -76,7 +77,7 @@ pub(super) fn bound(receipt: &mut Receipt) {
 
 /// Bytes of memory of a receipt, roughly.
 pub(super) fn size(receipt: &Receipt) -> usize {
-    let texts = [&receipt.error_message, &receipt.log_tail];
+    let texts = [&receipt.error_message, &receipt.log_tail, &receipt.sandbox];
     let texts = texts.into_iter().flatten().map(String::len);
     let metrics = receipt.metrics.keys().map(|name| name.len() + 64);
     let artifacts = receipt.artifacts.iter().flatten();

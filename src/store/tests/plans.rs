@@ -54,7 +54,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             values
         }),
         (attempts::RECORD, {
-            let mut values = vec![Value::Null; 15];
+            let mut values = vec![Value::Null; 16];
             (values[0], values[1]) = (number(1), number(1));
             values
         }),

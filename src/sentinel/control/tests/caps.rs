@@ -87,6 +87,7 @@ fn receipts_are_cut_and_what_waits_for_the_database_is_bounded_in_bytes() {
             .collect(),
         artifacts: vec![artifact(100), artifact(1 << 20), artifact(200)],
         error_message: Some("e".repeat(1 << 20)),
+        sandbox: Some("s".repeat(1 << 20)),
         ..Receipt::default()
     };
     let mut control = with_worker(1, at(0));
@@ -100,6 +101,7 @@ fn receipts_are_cut_and_what_waits_for_the_database_is_bounded_in_bytes() {
     assert_eq!(cut.metrics[ARTIFACTS_TRUNCATED], 1);
     assert_eq!(cut.artifacts, [artifact(100), artifact(200)]);
     assert!(cut.error_message.as_ref().unwrap().len() <= limits::ERROR_TEXT_SIZE_MAX);
+    assert!(cut.sandbox.as_ref().unwrap().len() <= limits::NAME_SIZE_MAX);
     let large = Receipt {
         artifacts: vec![artifact(10_000); 700],
         ..Receipt::default()
