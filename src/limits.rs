@@ -96,6 +96,8 @@ pub const READS_PER_RECEIVE: usize = 64;
 pub const ACCEPTS_PER_TURN: usize = 64;
 /// Reads of the system's tables of sockets, to find the user of a local connection.
 pub const OWNER_READS_MAX: usize = 3;
+/// Connections of a private ipc socket that wait to be accepted; the system may allow fewer.
+pub const LISTEN_BACKLOG: i32 = 4096;
 /// Pause of a listener after an error such as EMFILE.
 pub const ACCEPT_REST: Duration = Duration::from_millis(200);
 /// Buffers of a connection that was silent for this long are given back.

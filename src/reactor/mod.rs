@@ -42,7 +42,7 @@ pub(crate) use lookup::PLACES;
 #[cfg(feature = "process")]
 pub use signals::{Requests, Signals, reset as reset_signals};
 pub use stopper::Stopper;
-pub use stream::{Buffers, Listener, Stream};
+pub use stream::{Buffers, Listener, Stream, bind_private};
 
 /// mio's poll and the events of its last wait.
 #[derive(Debug)]

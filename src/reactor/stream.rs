@@ -3,7 +3,9 @@
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+#[cfg(target_os = "linux")]
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,7 +16,6 @@ use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
 use super::Endpoint;
-#[cfg(any(target_os = "linux", target_os = "android"))]
 use crate::limits;
 
 /// Sizes of the kernel's buffers in octets; none leaves them to the system.
@@ -197,9 +198,10 @@ impl Drop for SocketFile {
 
 impl Listener {
     /// Binds; a socket file that nobody listens on any more is replaced. Connections that are
-    /// accepted have `buffers`. A host name blocks for as long as the resolver takes.
-    pub fn bind(endpoint: &Endpoint, buffers: Buffers) -> io::Result<Listener> {
-        let listener = Self::bind_any(endpoint)?;
+    /// accepted have `buffers`. A host name blocks for as long as the resolver takes. The file of a
+    /// private ipc socket has mode 0600 whatever the umask is; others have that of the umask.
+    pub fn bind(endpoint: &Endpoint, buffers: Buffers, is_private: bool) -> io::Result<Listener> {
+        let listener = Self::bind_any(endpoint, is_private)?;
         match &listener {
             Listener::Tcp(listener) => buffers.set(listener)?,
             // The sizes of Unix sockets do not pass from the listener on.
@@ -208,7 +210,7 @@ impl Listener {
         Ok(listener)
     }
 
-    fn bind_any(endpoint: &Endpoint) -> io::Result<Listener> {
+    fn bind_any(endpoint: &Endpoint, is_private: bool) -> io::Result<Listener> {
         match endpoint {
             Endpoint::Tcp { .. } => {
                 let addresses = endpoint.addresses().map_err(io::Error::other)?;
@@ -216,9 +218,9 @@ impl Listener {
             }
             Endpoint::Ipc(path) if path.as_os_str() == "*" => {
                 let folder = private_folder()?;
-                bind_file(folder.join("socket"), Some(folder))
+                bind_file(folder.join("socket"), Some(folder), is_private)
             }
-            Endpoint::Ipc(path) => bind_file(path.clone(), None),
+            Endpoint::Ipc(path) => bind_file(path.clone(), None, is_private),
             Endpoint::IpcAbstract(name) => Ok(Listener::Unix(
                 UnixListener::bind_addr(&abstract_address(name)?)?,
                 None,
@@ -300,8 +302,12 @@ fn set_tcp_options(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn bind_file(path: PathBuf, folder: Option<PathBuf>) -> io::Result<Listener> {
-    let listener = bind_path(&path)?;
+fn bind_file(path: PathBuf, folder: Option<PathBuf>, is_private: bool) -> io::Result<Listener> {
+    let bind: fn(&Path) -> io::Result<UnixListener> = match is_private {
+        true => bind_private,
+        false => |path| UnixListener::bind(path),
+    };
+    let listener = bind_path(&path, bind)?;
     let file = fs::symlink_metadata(&path)?;
     let file = SocketFile {
         device: file.dev(),
@@ -326,8 +332,29 @@ fn private_folder() -> io::Result<PathBuf> {
     }
 }
 
-fn bind_path(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
+/// Binds a socket whose file has mode 0600 from its creation on, whatever the umask is. On other
+/// systems than Linux the mode is that of the umask.
+pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
+    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
+    #[cfg(target_os = "linux")]
+    let socket = {
+        // The file gets the mode of its socket, less the umask.
+        let socket = fs::File::from(OwnedFd::from(socket));
+        socket.set_permissions(fs::Permissions::from_mode(0o600))?;
+        socket2::Socket::from(OwnedFd::from(socket))
+    };
+    socket.bind(&socket2::SockAddr::unix(path)?)?;
+    socket.listen(limits::LISTEN_BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(socket));
+    Ok(UnixListener::from_std(listener))
+}
+
+fn bind_path(
+    path: &Path,
+    bind: impl Fn(&Path) -> io::Result<UnixListener>,
+) -> io::Result<UnixListener> {
+    match bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
             // Not blocking: a listener that is stopped and full is a live one.
@@ -337,7 +364,7 @@ fn bind_path(path: &Path) -> io::Result<UnixListener> {
                 return Err(error);
             }
             fs::remove_file(path)?;
-            UnixListener::bind(path)
+            bind(path)
         }
         result => result,
     }
@@ -367,13 +394,15 @@ mod tests {
         let path = dir.path().join("s");
         let endpoint = Endpoint::Ipc(path.clone());
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        let live = Listener::bind(&endpoint, Buffers::default()).expect("stale file replaced");
-        let error = Listener::bind(&endpoint, Buffers::default()).expect_err("live socket kept");
+        let live =
+            Listener::bind(&endpoint, Buffers::default(), false).expect("stale file replaced");
+        let error =
+            Listener::bind(&endpoint, Buffers::default(), false).expect_err("live socket kept");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         drop(live);
         assert!(!path.exists(), "our socket file goes with us");
         fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&endpoint, Buffers::default()).is_err());
+        assert!(Listener::bind(&endpoint, Buffers::default(), false).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"data");
     }
 }

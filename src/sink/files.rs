@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, CWD, OFlags, RenameFlags};
@@ -170,7 +170,7 @@ pub(super) fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
 
 /// Creates a folder below the root with those above it, but never the root, and makes their names
 /// durable.
-pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), Error> {
+pub(super) fn create_folders(root: &Path, folder: &Path, mode: u32) -> Result<(), Error> {
     let mut missing: Vec<PathBuf> = Vec::new();
     let mut at = folder;
     while at != root && !at.is_dir() {
@@ -181,7 +181,7 @@ pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), Error> {
         }
     }
     for folder in missing.iter().rev() {
-        match fs::create_dir(folder) {
+        match fs::DirBuilder::new().mode(mode).create(folder) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
@@ -196,6 +196,11 @@ pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Mode of folders of ours, less the umask: no other user than those of the group changes them.
+pub(super) const OWN_MODE: u32 = 0o775;
+/// Mode of folders that are the operator's, less the umask.
+pub(super) const PUBLIC_MODE: u32 = 0o777;
+
 /// Creates a folder of ours below the root, with those above it. It must be where its path says: a symbolic link
 /// in an output folder that came from elsewhere leads nowhere.
 pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
@@ -208,7 +213,7 @@ pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
         let reason = format!("a symbolic link leads to {}", real.display());
         return Err(Error::place(there, reason));
     }
-    create_folders(root, folder)
+    create_folders(root, folder, OWN_MODE)
 }
 
 /// True for a path that leads to a place below the folder that it is joined to, as far as its text

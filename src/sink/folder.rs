@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -301,7 +302,7 @@ impl Folder {
         fs::write(&new, list).map_err(|error| self.refusal(Error::io(&new, error)))?;
         files::rename(&new, &path).map_err(|error| self.refusal(error))?;
         let bay = parent.join(self.name.text());
-        files::create_folders(self.root(), &bay)?;
+        files::create_folders(self.root(), &bay, files::OWN_MODE)?;
         Ok(Some(below))
     }
 
@@ -370,7 +371,8 @@ impl Unnamed {
     /// Creates one with the file that names the worker.
     fn create(root: &Root) -> Result<Self, Error> {
         let path = root.staging().join(format!("{NEW}{}", root.unique()));
-        fs::create_dir(&path).map_err(|error| Error::io(&path, error))?;
+        let folder = fs::DirBuilder::new().mode(files::OWN_MODE).create(&path);
+        folder.map_err(|error| Error::io(&path, error))?;
         let new = Unnamed(path);
         let worker = new.0.join(WORKER);
         fs::write(&worker, root.worker()).map_err(|error| Error::io(&worker, error))?;

@@ -66,7 +66,7 @@ pub use error::{Error, Refused, raise_descriptor_limit};
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use root::{Root, RootOptions, create_folder, owner};
+pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use standing::{Publisher, Receipted, Standing};
 
 #[cfg(test)]

@@ -309,7 +309,7 @@ fn plan_file(
     let real = place::below(root.path(), &target);
     place::check_below(&target, real.as_deref())?;
     if let Some(parent) = target.parent() {
-        files::create_folders(root.path(), parent)?;
+        files::create_folders(root.path(), parent, files::PUBLIC_MODE)?;
     }
     let staged = folder.path_in(sink.bay.as_deref(), &format!("s{}", sink.index));
     let identity = files::identity(&staged)?;
@@ -414,7 +414,7 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
     if database.is_relative() {
         files::inside(root.path(), &path)?;
         if let Some(parent) = path.parent() {
-            files::create_folders(root.path(), parent)?;
+            files::create_folders(root.path(), parent, files::PUBLIC_MODE)?;
         }
         // The database itself may be a link.
         if path.symlink_metadata().is_ok() {

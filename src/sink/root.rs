@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,8 +44,21 @@ pub struct Root {
 
 /// Creates a folder, and those above it. The error names what stands in the place of one.
 pub fn create_folder(folder: &Path) -> Result<(), Error> {
+    create(folder, files::PUBLIC_MODE)
+}
+
+/// The same for `.casparian` of an output folder.
+pub fn create_own_folder(folder: &Path) -> Result<(), Error> {
+    create(folder, files::OWN_MODE)
+}
+
+fn create(folder: &Path, mode: u32) -> Result<(), Error> {
     check_text(folder)?;
-    fs::create_dir_all(folder).map_err(|error| {
+    let created = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(folder);
+    created.map_err(|error| {
         let mut above = folder.ancestors();
         let found = above.find(|path| path.symlink_metadata().is_ok());
         match found.filter(|path| !path.is_dir()) {

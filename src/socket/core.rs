@@ -189,7 +189,14 @@ impl Socket {
 
     /// Listens; gives the endpoint with the port the system chose.
     pub fn bind(&mut self, endpoint: &Endpoint) -> io::Result<Endpoint> {
-        let mut listener = Listener::bind(endpoint, self.options.buffers)?;
+        #[cfg(feature = "process")]
+        let is_private = {
+            let users = self.options.local_users.as_ref();
+            users.is_some_and(super::LocalUsers::are_own)
+        };
+        #[cfg(not(feature = "process"))]
+        let is_private = false;
+        let mut listener = Listener::bind(endpoint, self.options.buffers, is_private)?;
         let bound = listener.endpoint(endpoint);
         let free = self.listeners.iter().position(Option::is_none);
         let place = free.unwrap_or(self.listeners.len());

@@ -30,6 +30,11 @@ impl LocalUsers {
         }
     }
 
+    /// True when they are our own user and root alone.
+    pub(super) fn are_own(&self) -> bool {
+        *self == LocalUsers::and(&[])
+    }
+
     /// Whether the system shows whose tcp sockets are: it fails where it does not.
     pub fn check() -> io::Result<()> {
         let mut table = BufReader::new(File::open(TABLES[0])?);

@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use mio::Interest;
-use mio::net::UnixListener;
 
 use super::control::{env_ready, error_payload};
 use super::descriptors;
@@ -25,7 +24,7 @@ use crate::guest::process::Pipes;
 use crate::guest::{Job, warm};
 use crate::job::{Attempt, Cause, text};
 use crate::limits;
-use crate::reactor::{BootTime, token};
+use crate::reactor::{BootTime, bind_private, token};
 use crate::sandbox::Mode;
 use crate::sink::Root;
 
@@ -132,7 +131,7 @@ impl Worker {
             .create_work_dir(serial)
             .map_err(worker("working directory"))?;
         let socket_path = self.runtime.socket(serial);
-        let mut listener = UnixListener::bind(&socket_path).map_err(worker("bridge"))?;
+        let mut listener = bind_private(&socket_path).map_err(worker("bridge"))?;
         let token = token::new(owner::LISTENER, place);
         let registry = self.reactor.registry();
         registry

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -164,7 +164,7 @@ fn create() -> io::Result<(PathBuf, fs::File)> {
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) fn private_folder() -> io::Result<(tempfile::TempDir, fs::File)> {
     create_below(usual_bases(), |base| {
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)?;
+        let folder = private_below(base, PREFIX)?;
         let lock = locked(folder.path())?;
         Ok((folder, lock))
     })
@@ -204,8 +204,15 @@ fn create_below<T>(
     )))
 }
 
+/// A new folder that only this user may enter, whatever the umask is.
+fn private_below(base: &Path, prefix: &str) -> io::Result<tempfile::TempDir> {
+    let private = fs::Permissions::from_mode(0o700);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).permissions(private).tempdir_in(base)
+}
+
 fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
-    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(base)?;
+    let folder = private_below(base, PREFIX)?;
     let lock = locked(folder.path())?;
     fs::create_dir(folder.path().join(TRASH))?;
     fs::write(folder.path().join(SHIM_NAME), SHIM)?;
@@ -228,10 +235,7 @@ fn locked(folder: &Path) -> io::Result<fs::File> {
 pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", runtime.display()));
-    let test = tempfile::Builder::new()
-        .prefix("t")
-        .tempdir_in(runtime)
-        .map_err(named)?;
+    let test = private_below(runtime, "t").map_err(named)?;
     drop(UnixListener::bind(test.path().join("s")).map_err(named)?);
     durable_file(test.path()).map_err(named)?;
     root.test().map_err(io::Error::other)

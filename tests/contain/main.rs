@@ -8,6 +8,7 @@
 mod common;
 mod descendants;
 mod folders;
+mod modes;
 mod peers;
 mod processes;
 mod sandbox;

@@ -13,7 +13,7 @@ use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
 use crate::job::Attempt;
-use crate::sink::{self, Root, Standing, create_folder};
+use crate::sink::{self, Root, Standing, create_folder, create_own_folder};
 use crate::worker;
 
 /// How long an output folder may seem to be in use.
@@ -27,7 +27,7 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
     create_folder(output).map_err(|error| failed(format!("output folder: {error}")))?;
     let output = &fs::canonicalize(output).map_err(fail)?;
     let private = output.join(".casparian");
-    create_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
+    create_own_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
     check_private(&private)?;
     let path = private.join("run.lock");
     // Not blocking, so that a FIFO of that name does not hang.
@@ -36,6 +36,7 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .custom_flags(flags.bits().cast_signed())
         .open(&path)
         .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
