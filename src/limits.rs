@@ -352,6 +352,8 @@ pub const DEPLOYMENTS_MAX: usize = 10_000;
 pub const DEPLOYMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that workers prepare before there are jobs; others are created for their first job.
 pub const ENVIRONMENTS_WANTED_MAX: usize = 64;
+/// How often a worker looks which of its environments are still there.
+pub const ENVIRONMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that a worker is asked to prepare at once, before jobs need them.
 pub const PREPARED_AT_ONCE: usize = 2;
 /// How long a worker that does not answer counts as preparing an environment.

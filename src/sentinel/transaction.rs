@@ -473,6 +473,7 @@ fn apply(
             worker_id,
             env_hash,
         } => turn.environment_failed(worker_id, env_hash)?,
+        Change::EnvironmentsUnknown { worker_id } => turn.forget_environments(worker_id)?,
         Change::Seen { workers } => turn.touch_workers(workers, at.unix_ms)?,
         Change::End {
             routing_id,

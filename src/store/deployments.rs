@@ -145,6 +145,12 @@ impl Turn<'_> {
         self.change_worker(worker_id, insert, parameters)
     }
 
+    /// Nothing is known of a worker's environments any more.
+    pub fn forget_environments(&mut self, worker_id: &str) -> Result<(), Error> {
+        let delete = "DELETE FROM cf_worker_environment WHERE worker_id = ?1";
+        self.change_worker(worker_id, delete, params![worker_id])
+    }
+
     /// A worker reports that it has not got an environment.
     pub fn environment_failed(&mut self, worker_id: &str, env_hash: &str) -> Result<(), Error> {
         let delete = "DELETE FROM cf_worker_environment WHERE worker_id = ?1 AND env_hash = ?2";

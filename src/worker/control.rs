@@ -299,6 +299,17 @@ impl Worker {
         if self.socket.heard_at(self.sentinel).is_none() {
             return;
         }
+        for (hash, environment) in self.environments.changed(now) {
+            let payload = match environment {
+                Some(environment) => env_ready(&hash, &environment, true),
+                None => {
+                    let message = format!("environment {hash}: it is not there any more");
+                    log::info!("{message}; it is created again for the next job");
+                    error_payload(&message, Some(&hash))
+                }
+            };
+            self.send(0, &payload);
+        }
         let current = self.slots.iter().flatten().next();
         let current = current.map(|run| run.order.job.attempt.job_id);
         let status = match current {

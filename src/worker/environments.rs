@@ -43,6 +43,8 @@ struct Known {
     retry_at: BootTime,
     /// When its creation was begun.
     begun_at: BootTime,
+    /// It was created, and was not there at the last look.
+    is_gone: bool,
 }
 
 impl Known {
@@ -76,6 +78,8 @@ pub(super) struct Environments {
     /// Threads that create one.
     threads: usize,
     known: HashMap<String, Known>,
+    /// When it is looked again which of them are there.
+    look_at: Option<BootTime>,
     /// The environment of jobs that name none.
     default_lockfile: Arc<str>,
     default_hash: String,
@@ -99,6 +103,7 @@ impl Environments {
             queue: VecDeque::new(),
             threads: 0,
             known: HashMap::new(),
+            look_at: None,
             default_hash: environment::hash(&default_lockfile),
             default_lockfile: default_lockfile.into(),
             cancel: Arc::default(),
@@ -227,6 +232,26 @@ impl Environments {
         }
     }
 
+    /// Environments that were ready and have gone since the last look (none), or are there again:
+    /// other programs of the host evict and create them, too.
+    pub(super) fn changed(&mut self, now: BootTime) -> Vec<(String, Option<Environment>)> {
+        if self.look_at.is_some_and(|at| now < at) {
+            return Vec::new();
+        }
+        self.look_at = Some(now + limits::ENVIRONMENTS_LOOK_INTERVAL);
+        let mut changed = Vec::new();
+        for (hash, known) in &mut self.known {
+            if let State::Ready(environment) = &known.state
+                && environment.interpreter.exists() == known.is_gone
+            {
+                let there = known.is_gone.then(|| environment.clone());
+                known.is_gone = !known.is_gone;
+                changed.push((hash.clone(), there));
+            }
+        }
+        changed
+    }
+
     /// True while an environment is being created.
     pub(super) fn is_making(&self, hash: &str) -> bool {
         let known = self.known.get(hash);
@@ -285,6 +310,7 @@ impl Environments {
             failures,
             retry_at: now,
             begun_at: now,
+            is_gone: false,
         };
         self.known.insert(hash.to_owned(), known);
         state
@@ -380,6 +406,7 @@ impl Environments {
         match result {
             Ok(environment) => {
                 known.failures = 0;
+                known.is_gone = false;
                 known.state = State::Ready(environment);
             }
             Err(failure) => {

@@ -103,6 +103,43 @@ fn an_environment_that_was_evicted_is_created_again_for_the_next_job() {
     }
 }
 
+/// An environment that goes while nothing uses it, as when another worker of the host evicts it.
+#[test]
+fn an_environment_that_has_gone_does_not_count_as_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import pyarrow as pa\n\nclass Handler:\n    def execute(self, path):\n        \
+         yield pa.table({'x': [1]})\n";
+    let database = database_with(dir.path(), "p", source);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut command = program("casparian-worker");
+    at_home(&mut command, dir.path());
+    command.args(["--connect", &endpoint, "--output"]);
+    let _worker = Background::start(command.arg(dir.path().join("out")));
+    let location = database.to_str().unwrap();
+    let ready = || {
+        let text = casparian_ok(&["workers", "--json", "--database", location]);
+        let workers: Value = serde_json::from_str(&text).unwrap();
+        let ready = workers[0]["ready"].as_array().cloned();
+        ready.unwrap_or_default()
+    };
+    let first = until("it is prepared", || ready().first().cloned());
+    let venvs = dir.path().join(".casparian_flow/venvs");
+    let name = first["environment"].as_str().unwrap();
+    std::fs::rename(venvs.join(name), dir.path().join("gone")).unwrap();
+    until("the worker reports it", || ready().is_empty().then_some(()));
+    std::fs::rename(dir.path().join("gone"), venvs.join(name)).unwrap();
+    until("it is there again", || ready().first().cloned());
+    std::fs::rename(venvs.join(name), dir.path().join("gone")).unwrap();
+    until("the worker reports it again", || {
+        ready().is_empty().then_some(())
+    });
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    let id = submit(&database, "p", &[input])[0];
+    assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    until("it was created for the job", || ready().first().cloned());
+}
+
 /// Environments that are prepared ahead hang; one that a job needs does not.
 #[test]
 fn jobs_do_not_wait_behind_environments_that_none_needs() {

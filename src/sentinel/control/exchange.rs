@@ -67,6 +67,11 @@ pub enum Change {
         /// The lockfile's hash.
         env_hash: String,
     },
+    /// A process has connected as this worker: what was reported as ready before does not count.
+    EnvironmentsUnknown {
+        /// The worker's ID.
+        worker_id: String,
+    },
     /// Workers are still connected.
     Seen {
         /// Their IDs.

@@ -471,6 +471,9 @@ impl Control {
         );
         let online = worker.online();
         self.push_online(online);
+        self.changes.push(Change::EnvironmentsUnknown {
+            worker_id: worker_id.clone(),
+        });
         self.routes
             .insert(worker_id.clone(), from.routing_id.to_vec());
         self.workers.insert(from.routing_id.to_vec(), worker);

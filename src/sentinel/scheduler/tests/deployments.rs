@@ -269,3 +269,22 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     assert!(!scene.recorded().contains("y "));
     assert!(scene.recorded().contains("x "));
 }
+
+#[test]
+fn what_another_process_of_a_worker_has_reported_as_ready_does_not_count() {
+    let mut scene = Scene::new();
+    let a = scene.deploys("pa", "lock a");
+    scene.introduce_as("x", &["*"], &[]);
+    scene.told(&["x"]);
+    scene.ready("x", &a);
+    scene.told(&["x"]);
+    assert_ne!(scene.recorded(), "");
+    // As after a restart of the sentinel, whose workers introduce themselves again.
+    scene.restart(LEASE);
+    scene.introduce_as("x", &["*"], &[]);
+    assert_eq!(scene.told(&["x"]), ["x prepare lock a"]);
+    assert_eq!(scene.recorded(), "");
+    scene.ready("x", &a);
+    scene.told(&["x"]);
+    assert_ne!(scene.recorded(), "");
+}
