@@ -147,6 +147,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         None => OUTAGE_MAX,
     };
     log_lines::start("error");
+    let (sentinel_security, worker_security) = super::security::of_run()?;
 
     let plugin_path = PathBuf::from(plugin_path);
     let plugin = read(&plugin_path)?;
@@ -180,6 +181,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let runtime = SocketFolder::new()?;
     let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
+    sentinel_options.security = sentinel_security;
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;
@@ -208,6 +210,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let (mut items, sinks) = enqueue(&mut queue, &progress, &own, &found.files, force, &root)?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
+    worker_options.security = worker_security;
     worker_options.output = output.clone();
     worker_options.signals = false;
     for item in &items {

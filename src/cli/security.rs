@@ -73,6 +73,33 @@ pub(super) fn worker(command: &Command, typed: &Typed) -> Result<Security, Failu
     Ok(Security::CurveClient(CurveClient { secret, server }))
 }
 
+/// What the sentinel and the worker of a run use: two key pairs that are in this process's memory
+/// alone. The sentinel admits the worker's key and no other.
+#[cfg(all(feature = "curve", feature = "sentinel", feature = "worker"))]
+pub(super) fn of_run() -> Result<(Security, Security), Failure> {
+    use crate::socket::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
+    let sentinel = SecretKey::generate().map_err(super::failed)?;
+    let worker = SecretKey::generate().map_err(super::failed)?;
+    let listed: AuthorizedKeys = [(worker.public(), "run".to_owned())].into_iter().collect();
+    let client = CurveClient {
+        secret: worker,
+        server: sentinel.public(),
+    };
+    let server = CurveServer {
+        secret: sentinel,
+        clients: Clients::Listed(listed.into()),
+    };
+    Ok((Security::CurveServer(server), Security::CurveClient(client)))
+}
+
+/// Without CURVE plugins could pose as the worker of their run.
+#[cfg(all(not(feature = "curve"), feature = "sentinel", feature = "worker"))]
+pub(super) fn of_run() -> Result<(Security, Security), Failure> {
+    Err(super::failed(
+        "`run` needs CURVE, and this build has none (feature `curve`)",
+    ))
+}
+
 #[cfg(not(feature = "curve"))]
 fn refuse(command: &Command, typed: &Typed, flags: &[&str]) -> Result<(), Failure> {
     match flags.iter().find(|flag| typed.has(flag)) {

@@ -83,6 +83,8 @@ pub struct Sandbox<'a> {
     pub hide: Option<&'a Path>,
     /// Its own paths there.
     pub keep: &'a [&'a Path],
+    /// A socket that it cannot connect to; none without a mount namespace.
+    pub cover: Option<&'a Path>,
     /// A Landlock ruleset.
     pub ruleset: Option<BorrowedFd<'a>>,
     /// A file with a seccomp filter.

@@ -554,8 +554,9 @@ def die_with_parent(parent):
 
 def contain(sandbox, ruleset, seccomp):
     """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
-    paths in "keep" are seen from here on, or None. `ruleset`: descriptor of a Landlock ruleset, or
-    None. `seccomp`: descriptor of a file with a seccomp filter, or None."""
+    paths in "keep" are seen from here on, or None; "cover", a socket that cannot be connected to from
+    here on, or None. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a
+    file with a seccomp filter, or None."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -582,6 +583,13 @@ def contain(sandbox, ruleset, seccomp):
             mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
             os.close(fd)
         mount(None, hide, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        cover = octets(sandbox.get("cover") or "")
+        if cover:
+            try:
+                mount("/dev/null", cover, None, MS_BIND)
+            except FileNotFoundError:
+                # The program that listens there is being restarted.
+                pass
     keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     # Effective, permitted and inheritable ones, 32 each, and the three with the rest.

@@ -107,6 +107,7 @@ struct Request {
 struct Restricted {
     hide: Option<String>,
     keep: Vec<String>,
+    cover: Option<String>,
     ruleset: bool,
     seccomp: bool,
 }
@@ -258,6 +259,7 @@ impl Warm {
             sandbox: job.sandbox.as_ref().map(|sandbox| Restricted {
                 hide: sandbox.hide.map(of_bytes),
                 keep: sandbox.keep.iter().map(of_bytes).collect(),
+                cover: sandbox.cover.map(of_bytes),
                 ruleset: sandbox.ruleset.is_some(),
                 seccomp: sandbox.seccomp.is_some(),
             }),

@@ -33,6 +33,8 @@ pub struct SandboxOptions {
 #[derive(Debug)]
 pub(super) struct Sandbox {
     options: SandboxOptions,
+    /// The sentinel's socket, which plugins cannot connect to.
+    control_socket: Option<PathBuf>,
     /// That of [`Mode::On`].
     ruleset: io::Result<Option<OwnedFd>>,
     filter: io::Result<OwnedFd>,
@@ -57,8 +59,9 @@ pub(super) struct Reachable<'a> {
 }
 
 impl Sandbox {
-    pub(super) fn new(options: SandboxOptions) -> Self {
+    pub(super) fn new(options: SandboxOptions, control_socket: Option<PathBuf>) -> Self {
         Sandbox {
+            control_socket,
             ruleset: rules::on(options.support.landlock),
             filter: rules::seccomp(false),
             strict_filter: rules::seccomp(true),
@@ -106,6 +109,7 @@ impl Sandbox {
         Some(guest::Sandbox {
             hide: has_namespaces.then_some(folder),
             keep,
+            cover: self.control_socket.as_deref().filter(|_| has_namespaces),
             ruleset: layer.strict.as_ref().or(shared).map(AsFd::as_fd),
             seccomp: filter
                 .as_ref()

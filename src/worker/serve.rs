@@ -214,6 +214,10 @@ impl Worker {
                 options.slots = shortage.slots;
             }
         }
+        let control_socket = match &options.connect {
+            Endpoint::Ipc(path) => Some(absolute(path)?),
+            _ => None,
+        };
         let root_options = RootOptions {
             share: options.share_output,
             is_closed: options.closed_output,
@@ -272,7 +276,7 @@ impl Worker {
             sandbox: options
                 .sandbox
                 .clone()
-                .map(|sandbox| Arc::new(Sandbox::new(sandbox))),
+                .map(|sandbox| Arc::new(Sandbox::new(sandbox, control_socket))),
             health: Health::new(),
             settlements: Settlements::default(),
             slots: (0..slots).map(|_| None).collect(),
