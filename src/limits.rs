@@ -106,6 +106,8 @@ pub const IDLE_MEMORY_AFTER: Duration = Duration::from_secs(5);
 pub const CONNECTIONS_MAX: usize = 65_536;
 /// Connections of a socket whose handshake is not done.
 pub const HANDSHAKES_MAX: usize = 16_384;
+/// The same for the sentinel of a run: its only peer is its worker, with which it shares descriptors.
+pub const RUN_HANDSHAKES_MAX: usize = 16;
 /// Connect and handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections that may be lost within one message before it is dropped: a peer that does not

@@ -182,6 +182,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let endpoint = Endpoint::Ipc(runtime.folder.path().join("s"));
     let mut sentinel_options = sentinel::Options::new(endpoint.clone(), database.clone());
     sentinel_options.security = sentinel_security;
+    sentinel_options.handshakes_max = crate::limits::RUN_HANDSHAKES_MAX;
     sentinel_options.signals = false;
     sentinel_options.exclusive = true;
     sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;

@@ -34,6 +34,8 @@ pub struct Options {
     pub bind: Endpoint,
     /// How workers prove who they are.
     pub security: Security,
+    /// Connections at a time whose handshake is not done.
+    pub handshakes_max: usize,
     /// Users of this host that may connect beside our own and root, where `security` proves
     /// nobody.
     pub allowed_uids: Vec<u32>,
@@ -76,6 +78,7 @@ impl Options {
         Options {
             bind,
             security: Security::Null,
+            handshakes_max: limits::HANDSHAKES_MAX,
             allowed_uids: Vec::new(),
             #[cfg(feature = "curve")]
             authorized_keys: None,
@@ -296,6 +299,7 @@ impl Sentinel {
             .heartbeat_ivl(limits::HEARTBEAT_INTERVAL)
             .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
+            .max_handshakes(options.handshakes_max)
             .security(options.security.clone());
         let socket_options = match local_users(&options)? {
             Some(users) => socket_options.local_users(users),

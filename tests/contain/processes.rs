@@ -260,6 +260,82 @@ fn no_plugin_speaks_as_the_worker_of_its_run() {
     }
 }
 
+/// Over the input `00` it holds as many connections to its run's socket as it may until the other ten jobs
+/// have run.
+const HOLDER: &str = r#"
+import os, socket, time
+import pyarrow as pa
+
+def hold(name, full):
+    """Connects again and again for each connection that is closed."""
+    held = [None] * 200
+    try:
+        while True:
+            for index, peer in enumerate(held):
+                try:
+                    if peer is None or peer.recv(1) == b"":
+                        held[index] = socket.socket(socket.AF_UNIX)
+                        held[index].connect(name)
+                        held[index].setblocking(False)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    held[index] = None
+            full()
+    finally:
+        os._exit(1)
+
+def wait(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError("the other jobs do not run")
+        time.sleep(0.02)
+
+class Handler:
+    def execute(self, path):
+        done = os.path.dirname(os.path.dirname(path)) + "/done/"
+        yield pa.table({"x": [1]})
+        if not path.endswith("00"):
+            wait(lambda: os.path.exists(done + "00"))
+            open(done + os.path.basename(path), "w").close()
+            return
+        own = os.path.dirname(os.environ["BRIDGE_SOCKET"])
+        below = os.path.dirname(own) + "/"
+        lines = [line.split() for line in open("/proc/net/unix")]
+        names = {line[7] for line in lines if len(line) == 8 and line[3] == "00010000"}
+        name, = (name for name in names if name.startswith(below) and not name.startswith(own + "/"))
+        for _ in range(4):
+            if os.fork() == 0:
+                hold(name, lambda: open(done + "00", "w").close())
+        wait(lambda: len(os.listdir(done)) == 11)
+"#;
+
+#[test]
+fn connections_that_a_plugin_holds_keep_no_job_of_its_run_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("holder.py"), HOLDER).unwrap();
+    for folder in ["in", "done"] {
+        std::fs::create_dir(path(folder)).unwrap();
+    }
+    for number in 0..11 {
+        std::fs::write(path(&format!("in/{number:02}")), number.to_string()).unwrap();
+    }
+    let run = program("casparian");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -n 256; exec \"$@\"", "sh"])
+        .arg(run.get_program())
+        .args(["run", &path("holder.py"), &path("in"), "-o", &path("out")])
+        .args(["--sandbox", "off", "--slots", "2", "--json"])
+        .env("HOME", home())
+        .env("TMPDIR", dir.path());
+    let done = output(&mut command);
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    assert_eq!(stderr(&done), "");
+}
+
 #[test]
 fn no_plugin_speaks_as_the_worker_of_a_sentinel_on_a_unix_socket() {
     let abstract_name = format!("@casparian-forger-{}", std::process::id());
