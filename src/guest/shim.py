@@ -529,6 +529,8 @@ PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 SECCOMP_MODE_FILTER = 2
+# Stands in a filter for the ID of the process that puts itself under it.
+OWN_PID = 0x7FFFCA5B
 SYS_LANDLOCK_RESTRICT_SELF = 446
 CLONE_NEWNS = 0x20000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
@@ -603,7 +605,10 @@ def contain(sandbox, ruleset, seccomp):
     if ruleset is not None:
         done(libc.syscall(SYS_LANDLOCK_RESTRICT_SELF, ruleset, 0), "Landlock")
     if seccomp is not None:
-        code = ctypes.create_string_buffer(os.pread(seccomp, 1 << 20, 0))
+        steps = list(struct.iter_unpack("=HBBI", os.pread(seccomp, 1 << 20, 0)))
+        code = ctypes.create_string_buffer(b"".join(
+            struct.pack("=HBBI", *step, getpid() if value == OWN_PID else value)
+            for *step, value in steps))
         # Instructions of 8 bytes; the buffer has a NUL behind them.
         program = struct.pack("@HP", len(code) // 8, ctypes.addressof(code))
         done(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")

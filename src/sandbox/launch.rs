@@ -23,7 +23,7 @@ use rustix::thread::{
     CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
 };
 
-use super::{Mounts, Support, rules};
+use super::{Mounts, Support, calls, rules};
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
@@ -98,7 +98,7 @@ fn probe() -> Support {
     Support {
         no_namespaces,
         landlock,
-        no_seccomp: rules::try_seccomp().err(),
+        no_seccomp: calls::try_seccomp().err(),
     }
 }
 

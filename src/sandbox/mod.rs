@@ -4,7 +4,7 @@
 //! where the output root, the environments and the shim are read-only and keys are hidden, and runs the
 //! interpreter there. The second is each plugin process's own, applied by `shim.py` before the plugin's
 //! code: the folders of other jobs are hidden, the capabilities that the first layer needed are given
-//! up, and a Landlock ruleset and a seccomp filter ([`rules`]) hold for all that the process starts.
+//! up, and a Landlock ruleset ([`rules`]) and a seccomp filter ([`calls`]) hold for all that the process starts.
 //!
 //! [`Mode::On`] takes nothing away from a plugin that reads, writes and talks to the network as its user
 //! may, but for writing to what is named above, and for signalling, tracing or reading the memory of
@@ -21,6 +21,7 @@
     )
 )]
 
+pub mod calls;
 pub mod launch;
 pub mod rules;
 

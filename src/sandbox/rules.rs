@@ -1,19 +1,13 @@
-//! The second layer's Landlock rulesets and seccomp filters. A plugin process gets them as descriptors and
-//! puts itself under them.
+//! The second layer's Landlock rulesets. A plugin process gets them as descriptors and puts itself under
+//! them.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
     Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
-};
-use rustix::fs::MemfdFlags;
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
 };
 
 /// The newest of Landlock's versions whose rules are used.
@@ -102,107 +96,9 @@ pub fn strict(reach: Reach<'_>) -> io::Result<Option<OwnedFd>> {
     Ok(ruleset.into())
 }
 
-/// The seccomp filter of a mode, as a memory file with its instructions.
-pub fn seccomp(is_strict: bool) -> io::Result<OwnedFd> {
-    let program = filter(is_strict).map_err(io::Error::other)?;
-    // The kernel reads its own order.
-    #[allow(clippy::host_endian_bytes)]
-    let bytes: Vec<u8> = program
-        .iter()
-        .flat_map(|step| {
-            let [a, b] = step.code.to_ne_bytes();
-            let [e, f, g, h] = step.k.to_ne_bytes();
-            [a, b, step.jt, step.jf, e, f, g, h]
-        })
-        .collect();
-    let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)?);
-    file.write_all(&bytes)?;
-    Ok(file.into())
-}
-
-/// Puts this process under the filter of [`super::Mode::On`].
-pub(super) fn try_seccomp() -> Result<(), String> {
-    let program = filter(false)?;
-    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
-}
-
-fn filter(is_strict: bool) -> Result<BpfProgram, String> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in REFUSED {
-        rules.insert(*call, Vec::new());
-    }
-    if is_strict {
-        for call in REFUSED_STRICTLY {
-            rules.insert(*call, Vec::new());
-        }
-        // Sockets between processes of the plugin's own are allowed.
-        let other = SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Ne,
-            libc::AF_UNIX as u64,
-        )
-        .and_then(|condition| SeccompRule::new(vec![condition]))
-        .map_err(|error| error.to_string())?;
-        rules.insert(libc::SYS_socket, vec![other]);
-    }
-    let arch = std::env::consts::ARCH
-        .try_into()
-        .map_err(|error: seccompiler::BackendError| error.to_string())?;
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EPERM as u32),
-        arch,
-    );
-    filter
-        .and_then(BpfProgram::try_from)
-        .map_err(|error| error.to_string())
-}
-
-/// System calls that no plugin needs and that reach beyond its process: the kernel's keyrings and
-/// programs, files by handles that pass by mounts, modules, the machine's state.
-const REFUSED: &[i64] = &[
-    libc::SYS_add_key,
-    libc::SYS_keyctl,
-    libc::SYS_request_key,
-    libc::SYS_bpf,
-    libc::SYS_perf_event_open,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_init_module,
-    libc::SYS_finit_module,
-    libc::SYS_delete_module,
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    libc::SYS_reboot,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-];
-
-/// What goes past the other rules of [`super::Mode::Strict`].
-const REFUSED_STRICTLY: &[i64] = &[
-    libc::SYS_io_uring_setup,
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_unshare,
-    libc::SYS_setns,
-    libc::SYS_mount,
-    libc::SYS_userfaultfd,
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn filters_can_be_made() {
-        for is_strict in [false, true] {
-            assert!(!filter(is_strict).unwrap().is_empty());
-            seccomp(is_strict).unwrap();
-        }
-    }
 
     #[test]
     fn rulesets_can_be_made() {

@@ -11,7 +11,7 @@ use crate::guest;
 use crate::guest::environment::Environment;
 use crate::guest::source::Source;
 use crate::job::Cause;
-use crate::sandbox::{Mode, Mounts, Support, rules};
+use crate::sandbox::{Mode, Mounts, Support, calls, rules};
 
 /// What a worker is told of it.
 #[derive(Clone, Debug)]
@@ -63,8 +63,11 @@ impl Sandbox {
         Sandbox {
             control_socket,
             ruleset: rules::on(options.support.landlock),
-            filter: rules::seccomp(false),
-            strict_filter: rules::seccomp(true),
+            filter: calls::filter_file(calls::Kind::On),
+            strict_filter: calls::filter_file(match options.support.no_namespaces {
+                None => calls::Kind::Strict,
+                Some(_) => calls::Kind::StrictAlone,
+            }),
             options,
         }
     }
@@ -160,12 +163,27 @@ impl Sandbox {
         if self.options.mode != Mode::Off {
             let ours = [output, home, shim].map(Path::to_owned);
             mounts.read_only = ours.into_iter().chain(tool_folders()).collect();
+            mounts.read_only.extend(kernel_files());
             mounts.read_only.extend(prefixes(environment));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
         }
         Some((&self.options.launcher, mounts))
     }
+}
+
+/// Files of the kernel by which the worker, the interpreter of its plugins and the machine are changed.
+fn kernel_files() -> Vec<PathBuf> {
+    let worker = format!("/proc/{}", std::process::id());
+    // The launcher, which reads the second, becomes the interpreter.
+    let names = [
+        &worker,
+        "/proc/self",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+        "/sys",
+    ];
+    names.map(PathBuf::from).to_vec()
 }
 
 /// Folders of uv, whose files environments share by hard links.

@@ -10,7 +10,7 @@ use crate::common::*;
 
 /// Does what its input names, and gives "done" or the name of the error.
 const ATTACKER: &str = r#"
-import ctypes, os, signal, socket, subprocess, sys, time
+import ctypes, fcntl, os, resource, shutil, signal, socket, struct, subprocess, sys, time
 import pyarrow as pa
 
 runtime = os.path.dirname(os.environ["BRIDGE_SOCKET"])
@@ -24,9 +24,39 @@ def write(path):
 
 def call(number, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syscall(number, *arguments) < 0:
+    result = libc.syscall(number, *arguments)
+    if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+    return result
+
+def limits_of(pid):
+    resource.prlimit(pid, resource.RLIMIT_CORE, resource.prlimit(pid, resource.RLIMIT_CORE))
+
+def affinity_of(pid):
+    os.sched_setaffinity(pid, os.sched_getaffinity(pid))
+
+def priority_of(kind, who):
+    os.setpriority(kind, who, os.getpriority(kind, who))
+
+def scheduler_of(pid):
+    os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+
+def attributes_of(pid):
+    call(314, pid, struct.pack("IIQiIQQQ", 48, 0, 0, os.getpriority(os.PRIO_PROCESS, pid), 0, 0, 0, 0), 0)
+
+def io_priority_of(pid):
+    call(251, 1, pid, call(252, 1, pid))
+
+def rewrite(path):
+    with open(path, "r+") as file:
+        text = file.read()
+        file.write(text)
+
+def own(*changes):
+    for change in changes:
+        for pid in (0, os.getpid()):
+            change(pid)
 
 def shell(command):
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
@@ -59,6 +89,25 @@ def attacks(out, path):
         "signal worker": lambda: os.kill(worker, 0),
         "signal interpreter": lambda: os.kill(interpreter, 0),
         "signal init": lambda: os.kill(1, 0),
+        "limits of worker": lambda: limits_of(worker),
+        "limits of interpreter": lambda: limits_of(interpreter),
+        "affinity of worker": lambda: affinity_of(worker),
+        "priority of worker": lambda: priority_of(os.PRIO_PROCESS, worker),
+        "priority of its group": lambda: priority_of(os.PRIO_PGRP, os.getpgid(worker)),
+        "scheduler of worker": lambda: scheduler_of(worker),
+        "scheduler parameters of worker": lambda: os.sched_setparam(worker, os.sched_param(0)),
+        "scheduler attributes of worker": lambda: attributes_of(worker),
+        "input and output priority of worker": lambda: io_priority_of(worker),
+        "oom score of worker": lambda: rewrite(f"/proc/{worker}/oom_score_adj"),
+        "oom score of interpreter": lambda: rewrite(f"/proc/{interpreter}/oom_score_adj"),
+        "settings of the kernel": lambda: open("/proc/sys/kernel/core_pattern", "r+").close(),
+        "devices of the kernel": lambda: open("/sys/kernel/mm/transparent_hugepage/enabled", "r+").close(),
+        "limits of worker, read": lambda: resource.prlimit(worker, resource.RLIMIT_CORE),
+        "own limits, priority and processors": lambda: own(
+            limits_of, affinity_of, scheduler_of, attributes_of, io_priority_of,
+            lambda pid: priority_of(os.PRIO_PROCESS, pid), lambda pid: priority_of(os.PRIO_PGRP, 0)),
+        "programs that change their own": lambda: shell(
+            "taskset -c 0 true && nice true && ionice -c 3 true && prlimit --core=0 true"),
         "signal all": lambda: os.kill(-1, 0),
         "trace worker": lambda: call(101, 16, worker, 0, 0),
         "memory of worker": lambda: open(f"/proc/{worker}/mem", "rb").read(1),
@@ -113,6 +162,22 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("signal worker", false, false),
     ("signal interpreter", false, false),
     ("signal init", false, false),
+    ("limits of worker", false, false),
+    ("limits of interpreter", false, false),
+    ("affinity of worker", false, false),
+    ("priority of worker", false, false),
+    ("priority of its group", false, false),
+    ("scheduler of worker", false, false),
+    ("scheduler parameters of worker", false, false),
+    ("scheduler attributes of worker", false, false),
+    ("input and output priority of worker", false, false),
+    ("oom score of worker", false, false),
+    ("oom score of interpreter", false, false),
+    ("settings of the kernel", false, false),
+    ("devices of the kernel", false, false),
+    ("limits of worker, read", true, true),
+    ("own limits, priority and processors", true, true),
+    ("programs that change their own", true, true),
     ("trace worker", false, false),
     ("memory of worker", false, false),
     ("environment of interpreter", false, false),
@@ -225,6 +290,7 @@ fn check(mode: &str, start: &str, by: By) {
         _ => TABLE.iter().map(|(name, ..)| *name).collect(),
     };
     let results = attack(dir.path(), &names, mode, start, by);
+    let mut wrong = Vec::new();
     for (name, on, strict) in TABLE.iter().filter(|(name, ..)| names.contains(name)) {
         let allowed = match mode {
             "off" => true,
@@ -232,8 +298,11 @@ fn check(mode: &str, start: &str, by: By) {
             _ => *strict,
         };
         let expected = if allowed { "done" } else { "refused" };
-        assert_eq!(results[*name], expected, "{mode} {start} {by:?}: {name}");
+        if results[*name] != expected {
+            wrong.push(format!("{name}: {}, not {expected}", results[*name]));
+        }
     }
+    assert!(wrong.is_empty(), "{mode} {start} {by:?}: {wrong:#?}");
 }
 
 #[test]
@@ -270,6 +339,11 @@ fn without_namespaces_the_rest_holds_and_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let refused = [
         "signal worker",
+        "limits of worker",
+        "limits of interpreter",
+        "affinity of worker",
+        "priority of worker",
+        "scheduler of worker",
         "trace worker",
         "memory of worker",
         "environment of interpreter",

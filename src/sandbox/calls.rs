@@ -1,0 +1,441 @@
+//! The second layer's seccomp filters: the system calls that are refused.
+//!
+//! What acts on the caller alone is allowed, and what acts on other processes, on their user or on the
+//! machine is refused with EPERM. Three kinds are left to others: what needs a capability that plugin
+//! processes do not have is the kernel's to refuse, signals, tracing and memory of other processes are
+//! Landlock's in [`super::Mode::On`], and writing is the mounts'. Calls that only read (`getpriority`,
+//! `sched_getaffinity`) are allowed.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::MemfdFlags;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
+    SeccompCondition, SeccompFilter, SeccompRule, sock_filter,
+};
+
+/// What a filter is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`super::Mode::On`].
+    On,
+    /// [`super::Mode::Strict`].
+    Strict,
+    /// [`super::Mode::Strict`] without mounts and namespaces, whose part it takes.
+    StrictAlone,
+}
+
+/// Stands in a filter for the ID of the process that puts itself under it; the process replaces it. No
+/// process has this ID.
+const OWN_PID: u32 = 0x7FFF_CA5B;
+
+/// A filter, as a memory file with its instructions.
+pub fn filter_file(kind: Kind) -> io::Result<OwnedFd> {
+    let program = filter(kind).map_err(io::Error::other)?;
+    // The kernel reads its own order.
+    #[allow(clippy::host_endian_bytes)]
+    let bytes: Vec<u8> = program
+        .iter()
+        .flat_map(|step| {
+            let [a, b] = step.code.to_ne_bytes();
+            let [e, f, g, h] = step.k.to_ne_bytes();
+            [a, b, step.jt, step.jf, e, f, g, h]
+        })
+        .collect();
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)?);
+    file.write_all(&bytes)?;
+    Ok(file.into())
+}
+
+/// Puts this process under the filter of [`super::Mode::On`].
+pub(super) fn try_seccomp() -> Result<(), String> {
+    let program = filter(Kind::On)?;
+    seccompiler::apply_filter(&program).map_err(|error| error.to_string())
+}
+
+fn filter(kind: Kind) -> Result<BpfProgram, String> {
+    let made = rules(kind).and_then(|rules| {
+        let arch = std::env::consts::ARCH.try_into()?;
+        let refused = SeccompAction::Errno(libc::EPERM as u32);
+        SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?.try_into()
+    });
+    let made: BpfProgram = made.map_err(|error: BackendError| error.to_string())?;
+    let mut program = missing_calls(kind);
+    program.extend(made);
+    Ok(program)
+}
+
+/// Calls that are answered as by a kernel without them.
+fn missing_calls(kind: Kind) -> BpfProgram {
+    let step = |code: u32, jf, k| sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    let mut missing = Vec::new();
+    // The numbers of x32, a second interface of the same architecture, are none of the table's.
+    if cfg!(target_arch = "x86_64") {
+        missing.push((libc::BPF_JGE, 0x4000_0000));
+    }
+    // Its flags are in memory, which a filter does not see. Without it, callers use clone.
+    if kind != Kind::On {
+        missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
+    }
+    let steps = missing.into_iter().flat_map(|(compare, number)| {
+        let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
+        [
+            step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            step(libc::BPF_JMP | compare | libc::BPF_K, 1, number),
+            step(libc::BPF_RET | libc::BPF_K, 0, answer),
+        ]
+    });
+    steps.collect()
+}
+
+type Condition = Result<SeccompCondition, BackendError>;
+
+fn is(argument: u8, value: u32) -> Condition {
+    SeccompCondition::new(argument, Len::Dword, Op::Eq, value.into())
+}
+
+fn is_not(argument: u8, value: u32) -> Condition {
+    SeccompCondition::new(argument, Len::Dword, Op::Ne, value.into())
+}
+
+fn has_flag(argument: u8, flag: u32) -> Condition {
+    SeccompCondition::new(argument, Len::Dword, Op::MaskedEq(flag.into()), flag.into())
+}
+
+fn is_pointer(argument: u8) -> Condition {
+    SeccompCondition::new(argument, Len::Qword, Op::Ne, 0)
+}
+
+/// What is refused, by the numbers of calls: without a rule always, else where one of the rules holds.
+fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let mut when = |call: i64, conditions: Vec<Condition>| {
+        let conditions = conditions.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let rule = SeccompRule::new(conditions)?;
+        rules.entry(call).or_default().push(rule);
+        Ok::<_, BackendError>(())
+    };
+    // A process is named by its ID, or is the caller by 0.
+    let other = |argument| vec![is_not(argument, 0), is_not(argument, OWN_PID)];
+    for call in OF_A_PROCESS {
+        when(*call, other(0))?;
+    }
+    let mut sets_limits = other(0);
+    sets_limits.push(is_pointer(2));
+    when(libc::SYS_prlimit64, sets_limits)?;
+    for (call, user) in [
+        (libc::SYS_setpriority, libc::PRIO_USER as u32),
+        (libc::SYS_ioprio_set, IOPRIO_WHO_USER),
+    ] {
+        when(call, other(1))?;
+        when(call, vec![is(0, user)])?;
+    }
+    // Leases make others wait who open the file.
+    when(libc::SYS_fcntl, vec![is(1, libc::F_SETLEASE as u32)])?;
+    // Without its mounts a process could rename what they protect.
+    when(
+        libc::SYS_umount2,
+        vec![has_flag(1, libc::MNT_DETACH as u32)],
+    )?;
+    for typing in [libc::TIOCSTI, libc::TIOCLINUX] {
+        when(libc::SYS_ioctl, vec![is(1, typing as u32)])?;
+    }
+    if kind != Kind::On {
+        // Sockets between processes of the plugin's own are allowed.
+        when(libc::SYS_socket, vec![is_not(0, libc::AF_UNIX as u32)])?;
+        when(
+            libc::SYS_clone,
+            vec![has_flag(0, libc::CLONE_NEWUSER as u32)],
+        )?;
+    }
+    if kind == Kind::StrictAlone {
+        for change in FILE_FLAGS {
+            when(libc::SYS_ioctl, vec![is(1, *change)])?;
+        }
+    }
+    // Last: it replaces rules.
+    let mut always = |calls: &[i64]| rules.extend(calls.iter().map(|call| (*call, Vec::new())));
+    always(REFUSED);
+    if kind != Kind::On {
+        always(REFUSED_STRICTLY);
+    }
+    if kind == Kind::StrictAlone {
+        always(OUTLIVING);
+        always(METADATA);
+    }
+    Ok(rules)
+}
+
+/// Calls whose first argument is the ID of a process that they change.
+const OF_A_PROCESS: &[i64] = &[
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_setattr,
+    libc::SYS_sched_setparam,
+    libc::SYS_sched_setscheduler,
+    libc::SYS_migrate_pages,
+    libc::SYS_move_pages,
+];
+
+/// System calls that no plugin needs and that reach beyond its process: the kernel's keyrings and
+/// programs, files by handles that pass by mounts, memory of other processes, mounts that are left,
+/// modules, the machine's state.
+const REFUSED: &[i64] = &[
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_process_madvise,
+    libc::SYS_process_mrelease,
+    libc::SYS_pivot_root,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_kexec_file_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+];
+
+/// What goes past the other rules of [`super::Mode::Strict`], or watches what it cannot read.
+const REFUSED_STRICTLY: &[i64] = &[
+    libc::SYS_io_uring_setup,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_open_tree,
+    libc::SYS_move_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_fsmount,
+    libc::SYS_userfaultfd,
+    libc::SYS_inotify_add_watch,
+    libc::SYS_fanotify_init,
+    libc::SYS_syslog,
+];
+
+/// Memory, queues and semaphores that are the user's, and stay when their process has ended.
+const OUTLIVING: &[i64] = &[
+    libc::SYS_shmget,
+    libc::SYS_shmat,
+    libc::SYS_shmctl,
+    libc::SYS_msgget,
+    libc::SYS_msgsnd,
+    libc::SYS_msgrcv,
+    libc::SYS_msgctl,
+    libc::SYS_semget,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_semctl,
+    libc::SYS_mq_open,
+    libc::SYS_mq_unlink,
+];
+
+/// Changes of modes, owners, times and attributes, which Landlock does not know.
+const METADATA: &[i64] = &[
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lchown,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    SYS_FCHMODAT2,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_utimensat,
+    libc::SYS_setxattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_fsetxattr,
+    SYS_SETXATTRAT,
+    libc::SYS_removexattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_fremovexattr,
+    SYS_REMOVEXATTRAT,
+    SYS_FILE_SETATTR,
+];
+
+// The same number on all architectures; not all are in the crate for each of them.
+const SYS_FCHMODAT2: i64 = 452;
+const SYS_SETXATTRAT: i64 = 463;
+const SYS_REMOVEXATTRAT: i64 = 466;
+const SYS_FILE_SETATTR: i64 = 469;
+
+/// The third kind of `ioprio_set`, from linux/ioprio.h.
+const IOPRIO_WHO_USER: u32 = 3;
+
+/// Requests of ioctl on plain files, from linux/fs.h, linux/fscrypt.h and linux/fsverity.h:
+/// FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FS_IOC_SET_ENCRYPTION_POLICY,
+/// FS_IOC_ENABLE_VERITY.
+const FILE_FLAGS: &[u32] = &[
+    0x4008_6602,
+    0x401C_5820,
+    0x4008_7602,
+    0x800C_6613,
+    0x4080_6685,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the kernel does with a call: 0, or the number of the error. Only what these filters consist of.
+    fn answer(program: &[sock_filter], call: i64, arguments: [u64; 6]) -> u32 {
+        let arch: u32 = match std::env::consts::ARCH {
+            "x86_64" => 0xC000_003E,
+            "aarch64" => 0xC000_00B7,
+            _ => 0xC000_00F3,
+        };
+        let mut data = vec![call as u32, arch, 0, 0];
+        data.extend(
+            arguments
+                .iter()
+                .flat_map(|word| [*word as u32, (*word >> 32) as u32]),
+        );
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let step = &program[at];
+            let (class, operation) = (step.code & 7, u32::from(step.code) & 0xF0);
+            at += 1;
+            let mut jump = |holds| at += usize::from(if holds { step.jt } else { step.jf });
+            match (class, operation) {
+                (0, _) => value = data[step.k as usize / 4],
+                (4, 0x50) => value &= step.k,
+                (5, libc::BPF_JEQ) => jump(value == step.k),
+                (5, libc::BPF_JGT) => jump(value > step.k),
+                (5, libc::BPF_JGE) => jump(value >= step.k),
+                (5, libc::BPF_JA) => at += step.k as usize,
+                (6, _) if step.k == libc::SECCOMP_RET_ALLOW => return 0,
+                (6, _) => {
+                    assert_eq!(step.k & 0xFFFF_0000, libc::SECCOMP_RET_ERRNO);
+                    return step.k & 0xFFFF;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    const NO: u32 = libc::EPERM as u32;
+    const NONE: u32 = libc::ENOSYS as u32;
+    const OWN: u64 = OWN_PID as u64;
+    const OTHER: u64 = 4711;
+
+    /// A call, its first arguments, and the answers in the modes "on", "strict" and "strict" alone.
+    const TABLE: &[(i64, &[u64], [u32; 3])] = &[
+        (libc::SYS_read, &[0], [0, 0, 0]),
+        (libc::SYS_prlimit64, &[OTHER, 7, 0x1_0000_0000], [NO; 3]),
+        (libc::SYS_prlimit64, &[OTHER, 7, 0x1000], [NO; 3]),
+        (libc::SYS_prlimit64, &[OTHER, 7, 0], [0; 3]),
+        (libc::SYS_prlimit64, &[0, 7, 0x1000], [0; 3]),
+        (libc::SYS_prlimit64, &[OWN, 7, 0x1000], [0; 3]),
+        // The kernel takes an ID as 32 bits.
+        (libc::SYS_prlimit64, &[0x1_0000_0000, 7, 0x1000], [0; 3]),
+        (libc::SYS_sched_setaffinity, &[OTHER], [NO; 3]),
+        (libc::SYS_sched_setaffinity, &[OWN], [0; 3]),
+        (libc::SYS_sched_setaffinity, &[0], [0; 3]),
+        (libc::SYS_sched_getaffinity, &[OTHER], [0; 3]),
+        (libc::SYS_sched_setscheduler, &[OTHER], [NO; 3]),
+        (libc::SYS_sched_setattr, &[OTHER], [NO; 3]),
+        (libc::SYS_sched_setparam, &[OTHER], [NO; 3]),
+        (libc::SYS_migrate_pages, &[OTHER], [NO; 3]),
+        (libc::SYS_move_pages, &[OTHER], [NO; 3]),
+        (libc::SYS_move_pages, &[0], [0; 3]),
+        // Of a process, a group and a user.
+        (libc::SYS_setpriority, &[0, OTHER], [NO; 3]),
+        (libc::SYS_setpriority, &[0, 0], [0; 3]),
+        (libc::SYS_setpriority, &[0, OWN], [0; 3]),
+        (libc::SYS_setpriority, &[1, OTHER], [NO; 3]),
+        (libc::SYS_setpriority, &[1, 0], [0; 3]),
+        (libc::SYS_setpriority, &[2, 0], [NO; 3]),
+        (libc::SYS_ioprio_set, &[1, 0], [0; 3]),
+        (libc::SYS_ioprio_set, &[1, OTHER], [NO; 3]),
+        (libc::SYS_ioprio_set, &[2, OTHER], [NO; 3]),
+        (libc::SYS_ioprio_set, &[3, 0], [NO; 3]),
+        (libc::SYS_process_madvise, &[], [NO; 3]),
+        (libc::SYS_process_mrelease, &[], [NO; 3]),
+        (libc::SYS_perf_event_open, &[], [NO; 3]),
+        (libc::SYS_keyctl, &[], [NO; 3]),
+        (libc::SYS_quotactl, &[], [NO; 3]),
+        (libc::SYS_swapon, &[], [NO; 3]),
+        (libc::SYS_pidfd_open, &[OTHER], [0; 3]),
+        (libc::SYS_pidfd_getfd, &[], [0, NO, NO]),
+        (libc::SYS_kcmp, &[], [0, NO, NO]),
+        (libc::SYS_io_uring_setup, &[], [0, NO, NO]),
+        (libc::SYS_setns, &[], [0, NO, NO]),
+        (libc::SYS_pivot_root, &[], [NO; 3]),
+        (libc::SYS_umount2, &[0, 2], [NO; 3]),
+        (libc::SYS_umount2, &[0, 10], [NO; 3]),
+        (libc::SYS_umount2, &[0, 0], [0, NO, NO]),
+        (libc::SYS_fcntl, &[3, 1024], [NO; 3]),
+        (libc::SYS_fcntl, &[3, 3], [0; 3]),
+        (libc::SYS_ioctl, &[0, 0x5412], [NO; 3]),
+        (libc::SYS_ioctl, &[0, 0x5413], [0; 3]),
+        (libc::SYS_ioctl, &[0, 0x4008_6602], [0, 0, NO]),
+        (libc::SYS_socket, &[1], [0; 3]),
+        (libc::SYS_socket, &[2], [0, NO, NO]),
+        (libc::SYS_clone, &[0x0100_0000], [0; 3]),
+        (libc::SYS_clone, &[0x1000_0011], [0, NO, NO]),
+        (libc::SYS_clone3, &[], [0, NONE, NONE]),
+        (libc::SYS_inotify_add_watch, &[], [0, NO, NO]),
+        (libc::SYS_shmget, &[], [0, 0, NO]),
+        (libc::SYS_mq_open, &[], [0, 0, NO]),
+        (libc::SYS_fchmod, &[], [0, 0, NO]),
+        (libc::SYS_utimensat, &[], [0, 0, NO]),
+        (SYS_FILE_SETATTR, &[], [0, 0, NO]),
+    ];
+
+    #[test]
+    fn calls_that_reach_beyond_their_process_are_refused() {
+        let kinds = [Kind::On, Kind::Strict, Kind::StrictAlone];
+        for (index, kind) in kinds.into_iter().enumerate() {
+            let program = filter(kind).unwrap();
+            for (call, first, answers) in TABLE {
+                let mut arguments = [0; 6];
+                arguments[..first.len()].copy_from_slice(first);
+                let got = answer(&program, *call, arguments);
+                assert_eq!(got, answers[index], "{kind:?}: {call} {first:?}");
+            }
+            filter_file(kind).unwrap();
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_numbers_of_x32_are_none_of_the_kernels() {
+        let program = filter(Kind::On).unwrap();
+        let keyctl = 0x4000_0000 | libc::SYS_keyctl;
+        assert_eq!(answer(&program, keyctl, [0; 6]), NONE);
+    }
+
+    #[test]
+    fn plugin_processes_know_what_stands_for_their_id() {
+        let line = format!("OWN_PID = {OWN_PID:#X}\n").replace("0X", "0x");
+        assert!(crate::guest::SHIM.contains(&line));
+    }
+}
