@@ -479,6 +479,7 @@ fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOp
         launcher,
         hidden: typed.paths("curve-secret-key"),
         read_only: typed.paths("protect"),
+        named: typed.paths("output"),
     })
 }
 

@@ -23,7 +23,7 @@ use rustix::thread::{
     CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
 };
 
-use super::{Mounts, Support, calls, rules};
+use super::{Mounts, Support, calls, pins, rules};
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
@@ -115,6 +115,23 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     })?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
+    // Where nothing is protected, only the worker's folder is named.
+    if !mounts.read_only.is_empty() {
+        let ways = [
+            &mounts.named,
+            &mounts.read_only,
+            &mounts.hidden,
+            &mounts.writable,
+        ];
+        let all = ways.into_iter().flatten().map(PathBuf::as_path);
+        for place in pins::places(all, &mounts.read_only) {
+            match pins::pin(&place) {
+                // Not every kernel mounts onto links.
+                Err(_) if place.is_symlink() => {}
+                pinned => pinned.map_err(failed(&place.display().to_string()))?,
+            }
+        }
+    }
     for path in &mounts.writable {
         mount_bind_recursive(path, path)
             .map_err(|error| failed(&path.display().to_string())(error.into()))?;

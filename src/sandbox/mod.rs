@@ -23,6 +23,7 @@
 
 pub mod calls;
 pub mod launch;
+mod pins;
 pub mod rules;
 
 use std::fmt;
@@ -157,4 +158,6 @@ pub struct Mounts {
     /// Files that are found empty.
     #[serde(with = "crate::job::text::paths")]
     pub hidden: Vec<PathBuf>,
+    /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
+    pub named: Vec<PathBuf>,
 }

@@ -27,6 +27,8 @@ pub struct SandboxOptions {
     pub hidden: Vec<PathBuf>,
     /// More files and folders that they cannot change.
     pub read_only: Vec<PathBuf>,
+    /// Other names of what they cannot change, by links that they cannot change either.
+    pub named: Vec<PathBuf>,
 }
 
 /// See the module's head.
@@ -167,6 +169,8 @@ impl Sandbox {
             mounts.read_only.extend(prefixes(environment));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
+            mounts.named = self.options.named.clone();
+            mounts.named.push(environment.interpreter.clone());
         }
         Some((&self.options.launcher, mounts))
     }

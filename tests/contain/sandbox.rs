@@ -53,6 +53,46 @@ def rewrite(path):
         text = file.read()
         file.write(text)
 
+def rename(path):
+    os.rename(path, path + ".moved")
+    os.rename(path + ".moved", path)
+
+def rename_without_mounts(path):
+    """In a mount namespace of its own, all mounts of which it has given up."""
+    folder = os.open(os.path.dirname(path), os.O_PATH)
+    name = os.path.basename(path)
+    ids = os.getuid(), os.getgid()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.mkdir("root")
+            call(272, 0x10000000 | 0x20000)
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.mount(b"none", b"root", b"tmpfs", 0, None):
+                os._exit(1)
+            os.chdir("root")
+            call(155, b".", b".")
+            call(166, b".", 2)
+            os.rename(name, name + ".moved", src_dir_fd=folder, dst_dir_fd=folder)
+            os.rename(name + ".moved", name, src_dir_fd=folder, dst_dir_fd=folder)
+            os._exit(0)
+        except OSError:
+            pass
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("not renamed")
+
+def move_to(folder):
+    write("moved")
+    shutil.move("moved", folder + "/casparian-moved-" + str(os.getpid()))
+    os.unlink(folder + "/casparian-moved-" + str(os.getpid()))
+
+def pool():
+    import multiprocessing
+    with multiprocessing.Pool(2) as pool:
+        pool.map(abs, [1, 2])
+
 def own(*changes):
     for change in changes:
         for pid in (0, os.getpid()):
@@ -74,6 +114,12 @@ def attacks(out, path):
     return {
         "write output": lambda: write(out + "/new.parquet"),
         "remove output": lambda: os.rename(out + "/.casparian", out + "/moved"),
+        "rename folder of output": lambda: rename(os.path.dirname(out)),
+        "rename folder of output without mounts": lambda: rename_without_mounts(os.path.dirname(out)),
+        "rename home of environments": lambda: rename(sys.prefix.partition("/.casparian_flow")[0]),
+        "rename link to output": lambda: rename(os.path.dirname(out) + "/link"),
+        "move to another folder": lambda: move_to("/tmp"),
+        "multiprocessing": pool,
         "write queue": lambda: write(out + "/.casparian/queue.sqlite"),
         "write record": lambda: write(out + "/.casparian/owner"),
         "link into output": lambda: os.link(path, out + "/linked"),
@@ -147,6 +193,12 @@ class Handler:
 const TABLE: &[(&str, bool, bool)] = &[
     ("write output", false, false),
     ("remove output", false, false),
+    ("rename folder of output", false, false),
+    ("rename folder of output without mounts", false, false),
+    ("rename home of environments", false, false),
+    ("rename link to output", false, false),
+    ("move to another folder", true, false),
+    ("multiprocessing", true, false),
     ("write queue", false, false),
     ("write record", false, false),
     ("link into output", false, false),
@@ -255,7 +307,8 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
     if matches!(by, By::Unprivileged) {
         command = unprivileged(command.get_program().to_str().unwrap());
     }
-    command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    std::os::unix::fs::symlink(".", dir.join("link")).unwrap();
+    command.args(["run", &path("p.py"), &path("in"), "-o", &path("link/out")]);
     command.args(["--sandbox", mode, "--guest-start", start, "--slots", "2"]);
     let output = output(&mut command);
     assert!(

@@ -1,0 +1,138 @@
+//! Folders and links on the way to a protected path, which nobody may replace: a path that cannot be
+//! written to is no protection when a folder above it can be renamed and another one put in its place.
+//!
+//! The kernel refuses to rename or remove what is a mount point in the caller's mount namespace. So each
+//! of these is mounted onto itself. Renames and hard links across such a folder fail as between file
+//! systems.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Access, CWD};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+
+/// Links that are followed on the way to a path; the kernel has the same limit.
+const LINKS_MAX: usize = 40;
+
+/// What is to be pinned on the way to some paths: folders and links that this process's user can rename,
+/// those above first. What lies in a folder that is read-only is not, and neither are the paths' own
+/// folders and files.
+pub(super) fn places<'a>(
+    paths: impl Iterator<Item = &'a Path>,
+    read_only: &[PathBuf],
+) -> BTreeSet<PathBuf> {
+    let mut places = BTreeSet::new();
+    for path in paths {
+        let Ok(path) = std::path::absolute(path) else {
+            continue;
+        };
+        let (links, folders): (Vec<_>, Vec<_>) =
+            way(&path).into_iter().partition(|place| place.is_symlink());
+        let above = folders.len().saturating_sub(1);
+        places.extend(links.into_iter().chain(folders.into_iter().take(above)));
+    }
+    let read_only = read_only.iter().flat_map(fs::canonicalize);
+    let fixed: Vec<PathBuf> = read_only.chain(["/proc".into()]).collect();
+    let is_fixed = |place: &Path| fixed.iter().any(|path| place.starts_with(path));
+    places.retain(|place| !is_fixed(place) && place.parent().is_some_and(may_change));
+    places
+}
+
+/// The entries that are passed on the way to a path, without `/`. It ends where there is nothing.
+fn way(path: &Path) -> Vec<PathBuf> {
+    let mut passed = Vec::new();
+    let mut place = PathBuf::from("/");
+    let mut rest = path.to_owned();
+    let mut links = 0;
+    loop {
+        let mut parts = rest.components();
+        let Some(part) = parts.next() else {
+            return passed;
+        };
+        let mut left = parts.as_path().to_owned();
+        match part {
+            Component::ParentDir => {
+                place.pop();
+            }
+            Component::Normal(name) => {
+                let entry = place.join(name);
+                match fs::read_link(&entry) {
+                    Ok(target) if links < LINKS_MAX => {
+                        links += 1;
+                        left = target.join(left);
+                        passed.push(entry);
+                    }
+                    _ if entry.exists() => {
+                        passed.push(entry.clone());
+                        place = entry;
+                    }
+                    _ => return passed,
+                }
+            }
+            _ => place = PathBuf::from("/"),
+        }
+        rest = left;
+    }
+}
+
+/// True where this process's user may rename what is in the folder, now or after changing its mode.
+fn may_change(folder: &Path) -> bool {
+    let user = rustix::process::getuid();
+    let is_owner = fs::metadata(folder).is_ok_and(|folder| folder.uid() == user.as_raw());
+    user.is_root() || is_owner || rustix::fs::access(folder, Access::WRITE_OK).is_ok()
+}
+
+/// Mounts a folder or a link onto itself.
+pub(super) fn pin(place: &Path) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    let tree = open_tree(CWD, place, flags)?;
+    move_mount(
+        tree,
+        "",
+        CWD,
+        place,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_a_path_goes_by_its_links() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("a/b")).unwrap();
+        fs::write(root.join("a/b/f"), "").unwrap();
+        std::os::unix::fs::symlink("b/../../a", root.join("a/up")).unwrap();
+        std::os::unix::fs::symlink(root.join("a/up/b"), root.join("direct")).unwrap();
+        std::os::unix::fs::symlink("round", root.join("round")).unwrap();
+        let cases: [(&str, &[&str]); 4] = [
+            ("a/b/f", &["a", "a/b"]),
+            ("direct/f", &["a", "a/b", "a/up", "direct"]),
+            ("a/up/b", &["a", "a/b", "a/up"]),
+            ("a/missing/f", &[]),
+        ];
+        for (path, expected) in cases {
+            let path = root.join(path);
+            let mut found = places(std::iter::once(path.as_path()), &[]);
+            found.retain(|place| place.starts_with(&root) && *place != root);
+            let expected: BTreeSet<_> = expected.iter().map(|name| root.join(name)).collect();
+            assert_eq!(found, expected, "{}", path.display());
+        }
+        places(std::iter::once(root.join("round/f").as_path()), &[]);
+        let path = root.join("a/up/b");
+        let found = places(std::iter::once(path.as_path()), &[root.join("direct")]);
+        assert!(found.contains(&root.join("a/up")));
+        let found = places(std::iter::once(path.as_path()), &[root.join("a")]);
+        assert!(!found.contains(&root.join("a/up")));
+    }
+}
