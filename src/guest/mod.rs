@@ -85,6 +85,8 @@ pub struct Sandbox<'a> {
     pub keep: &'a [&'a Path],
     /// A socket that it cannot connect to; none without a mount namespace.
     pub cover: Option<&'a Path>,
+    /// With that namespace, all file systems are read-only but for its private directory.
+    pub is_strict: bool,
     /// A Landlock ruleset.
     pub ruleset: Option<BorrowedFd<'a>>,
     /// A file with a seccomp filter.

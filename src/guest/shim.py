@@ -532,7 +532,9 @@ SECCOMP_MODE_FILTER = 2
 # Stands in a filter for the ID of the process that puts itself under it.
 OWN_PID = 0x7FFFCA5B
 SYS_LANDLOCK_RESTRICT_SELF = 446
-CLONE_NEWNS = 0x20000
+SYS_MOUNT_SETATTR = 442
+CLONE_NEWNS, CLONE_NEWIPC = 0x20000, 0x8000000
+AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
 CAPABILITY_VERSION = 0x20080522
 # Capabilities that root's plugins keep, by number: those over files of other users, user IDs and
@@ -557,8 +559,9 @@ def die_with_parent(parent):
 def contain(sandbox, ruleset, seccomp):
     """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
     paths in "keep" are seen from here on, or None; "cover", a socket that cannot be connected to from
-    here on, or None. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a
-    file with a seccomp filter, or None."""
+    here on, or None; "writable", with them the only path below which the file system can be changed,
+    or None. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a file with
+    a seccomp filter, or None."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -574,7 +577,8 @@ def contain(sandbox, ruleset, seccomp):
         done(libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {os.fsdecode(target)}")
 
     if hide:
-        done(libc.unshare(CLONE_NEWNS), "unshare")
+        # System V's shared memory, queues and semaphores end with the job.
+        done(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
         kept = [(path, os.open(path, os.O_PATH)) for path in map(octets, sandbox["keep"])]
         mount("none", hide, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
         for path, fd in kept:
@@ -592,6 +596,9 @@ def contain(sandbox, ruleset, seccomp):
             except FileNotFoundError:
                 # The program that listens there is being restarted.
                 pass
+        writable = octets(sandbox.get("writable") or "")
+        if writable:
+            read_only_but(writable, libc, done)
     keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     # Effective, permitted and inheritable ones, 32 each, and the three with the rest.
@@ -622,6 +629,26 @@ def octets(text):
 def printable(text):
     """A text that UTF-8 can say: what stands for other bytes in it is escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def read_only_but(writable, libc, done):
+    """Makes all mounts read-only, but for one. Landlock does not refuse changes of modes, owners,
+    times and attributes."""
+    for path, flags, to_set, to_clear in (
+            (b"/", AT_RECURSIVE, MOUNT_ATTR_RDONLY, 0),
+            (writable, 0, 0, MOUNT_ATTR_RDONLY)):
+        attributes = struct.pack("@QQQQ", to_set, to_clear, 0, 0)
+        done(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path, flags, attributes, len(attributes)),
+             "mount_setattr")
+    # What was opened before belongs to the mounts before.
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            if fd != null and os.readlink(f"/proc/self/fd/{fd}") == os.devnull:
+                os.dup2(null, fd, os.get_inheritable(fd))
+        except FileNotFoundError:  # that of the listing
+            pass
+    os.close(null)
 
 
 def own_children():

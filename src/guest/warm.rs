@@ -108,6 +108,7 @@ struct Restricted {
     hide: Option<String>,
     keep: Vec<String>,
     cover: Option<String>,
+    writable: Option<String>,
     ruleset: bool,
     seccomp: bool,
 }
@@ -260,6 +261,7 @@ impl Warm {
                 hide: sandbox.hide.map(of_bytes),
                 keep: sandbox.keep.iter().map(of_bytes).collect(),
                 cover: sandbox.cover.map(of_bytes),
+                writable: sandbox.is_strict.then(|| of_bytes(job.work_dir)),
                 ruleset: sandbox.ruleset.is_some(),
                 seccomp: sandbox.seccomp.is_some(),
             }),

@@ -94,7 +94,12 @@ fn become_interpreter(
 /// Tries everything in this process, which is of no more use after that.
 fn probe() -> Support {
     let landlock = rules::landlock_version();
-    let no_namespaces = enter(&Mounts::default()).err();
+    let no_namespaces = enter(&Mounts::default())
+        .and_then(|()| {
+            let own = unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC);
+            own.map_err(|error| format!("one for each plugin process: {error}"))
+        })
+        .err();
     Support {
         no_namespaces,
         landlock,

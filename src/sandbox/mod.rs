@@ -108,7 +108,7 @@ impl Support {
         let mut lacks = Vec::new();
         if let Some(reason) = &self.no_namespaces {
             lacks.push(format!(
-                "no mount namespace ({reason}): plugins can change the output folder, environments and other jobs' folders"
+                "no mount namespace ({reason}): plugins can change the output folder, environments and other jobs' folders, and leave shared memory behind; in mode strict they cannot change the mode, owner or times of any file, nor use shared memory"
             ));
         }
         match self.landlock {

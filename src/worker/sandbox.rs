@@ -115,6 +115,7 @@ impl Sandbox {
             hide: has_namespaces.then_some(folder),
             keep,
             cover: self.control_socket.as_deref().filter(|_| has_namespaces),
+            is_strict: layer.mode == Mode::Strict,
             ruleset: layer.strict.as_ref().or(shared).map(AsFd::as_fd),
             seccomp: filter
                 .as_ref()

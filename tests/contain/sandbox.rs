@@ -93,6 +93,48 @@ def pool():
     with multiprocessing.Pool(2) as pool:
         pool.map(abs, [1, 2])
 
+def file_flags(path):
+    with open(path, "rb") as file:
+        flags = bytearray(8)
+        fcntl.ioctl(file, 0x80086601, flags)
+        fcntl.ioctl(file, 0x40086602, flags)
+
+def lease(path):
+    with open(path, "rb") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+def changed_descriptor(path):
+    with open(path, "rb") as file:
+        os.fchmod(file.fileno(), 0o644)
+
+def standard_input():
+    os.fchmod(0, os.fstat(0).st_mode & 0o7777)
+
+def user_namespace():
+    child = os.fork()
+    if child == 0:
+        try:
+            call(272, 0x10000000)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("none")
+
+def metadata(path):
+    os.chmod(path, 0o600)
+    os.utime(path, (1, 1))
+    os.chown(path, os.getuid(), -1)
+    os.setxattr(path, "user.a", b"b")
+    os.removexattr(path, "user.a")
+
+def copies():
+    write("copied")
+    metadata("copied")
+    shutil.copy2("copied", "copy")
+    os.mkdir("private", 0o700)
+    os.chmod("private", 0o755)
+
 def own(*changes):
     for change in changes:
         for pid in (0, os.getpid()):
@@ -111,6 +153,7 @@ def others():
 def attacks(out, path):
     worker = parent(parent(os.getpid()))
     interpreter = parent(os.getpid())
+    victim = os.path.dirname(out) + "/victim"
     return {
         "write output": lambda: write(out + "/new.parquet"),
         "remove output": lambda: os.rename(out + "/.casparian", out + "/moved"),
@@ -120,6 +163,20 @@ def attacks(out, path):
         "rename link to output": lambda: rename(os.path.dirname(out) + "/link"),
         "move to another folder": lambda: move_to("/tmp"),
         "multiprocessing": pool,
+        "mode of another file": lambda: os.chmod(victim, 0o644),
+        "mode of another file by descriptor": lambda: changed_descriptor(victim),
+        "owner of another file": lambda: os.chown(victim, os.getuid(), -1),
+        "times of another file": lambda: os.utime(victim),
+        "attributes of another file": lambda: os.setxattr(victim, "user.a", b"b"),
+        "flags of another file": lambda: file_flags(victim),
+        "mode of output": lambda: os.chmod(out, 0o755),
+        "mode of standard input": standard_input,
+        "truncate another file": lambda: os.truncate(victim, os.path.getsize(victim)),
+        "lease on another file": lambda: lease(victim),
+        "watch": lambda: call(254, call(294, 0), os.path.dirname(path).encode(), 2),
+        "user namespace": user_namespace,
+        "shared memory": lambda: call(29, 0x43415350, 4096, 0o1600),
+        "metadata in the work folder": copies,
         "write queue": lambda: write(out + "/.casparian/queue.sqlite"),
         "write record": lambda: write(out + "/.casparian/owner"),
         "link into output": lambda: os.link(path, out + "/linked"),
@@ -199,6 +256,20 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("rename link to output", false, false),
     ("move to another folder", true, false),
     ("multiprocessing", true, false),
+    ("mode of another file", true, false),
+    ("mode of another file by descriptor", true, false),
+    ("owner of another file", true, false),
+    ("times of another file", true, false),
+    ("attributes of another file", true, false),
+    ("flags of another file", true, false),
+    ("mode of output", false, false),
+    ("mode of standard input", true, false),
+    ("truncate another file", true, false),
+    ("lease on another file", false, false),
+    ("watch", true, false),
+    ("user namespace", true, false),
+    ("shared memory", true, true),
+    ("metadata in the work folder", true, true),
     ("write queue", false, false),
     ("write record", false, false),
     ("link into output", false, false),
@@ -246,6 +317,18 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("threads", true, true),
 ];
 
+/// Changes of what is not a file's content.
+const METADATA: &[&str] = &[
+    "mode of another file",
+    "mode of another file by descriptor",
+    "owner of another file",
+    "times of another file",
+    "attributes of another file",
+    "flags of another file",
+    "mode of standard input",
+    "lease on another file",
+];
+
 /// What is possible without a sandbox, and harms nobody here.
 const POSSIBLE: &[&str] = &[
     "write output",
@@ -286,13 +369,14 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
     let (inputs, out) = (dir.join("in"), dir.join("out"));
     fs::create_dir(&inputs).unwrap();
     fs::write(dir.join("p.py"), ATTACKER).unwrap();
+    fs::write(dir.join("victim"), "x").unwrap();
     for (number, name) in names.iter().enumerate() {
         let text = format!("{name}|{}", out.display());
         fs::write(inputs.join(format!("{number:02}")), text).unwrap();
     }
     let mut command = program("casparian");
     if let By::User(user) = by {
-        for folder in ["", "in", "p.py"] {
+        for folder in ["", "in", "p.py", "victim"] {
             std::os::unix::fs::chown(dir.join(folder), Some(user), Some(user)).unwrap();
         }
         let copy = dir.join("casparian");
@@ -319,7 +403,7 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
     );
     for made in ["new.parquet", "linked"] {
         let made = out.join(made);
-        let is_open = mode == "off" || matches!(by, By::Unprivileged);
+        let is_open = mode == "off" || (mode == "on" && matches!(by, By::Unprivileged));
         assert_eq!(made.exists(), is_open, "{mode}: {}", made.display());
         let _ = fs::remove_file(made);
     }
@@ -338,12 +422,18 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
 
 fn check(mode: &str, start: &str, by: By) {
     let dir = tempfile::tempdir().unwrap();
-    let names: Vec<&str> = match mode {
+    let mut names: Vec<&str> = match mode {
         "off" => POSSIBLE.to_vec(),
         _ => TABLE.iter().map(|(name, ..)| *name).collect(),
     };
+    // It belongs to root.
+    names.retain(|name| *name != "mode of standard input" || matches!(by, By::Us));
     let results = attack(dir.path(), &names, mode, start, by);
     let mut wrong = Vec::new();
+    let segments = fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    if segments.contains(&0x4341_5350.to_string()) {
+        wrong.push("a segment of shared memory is left".to_owned());
+    }
     for (name, on, strict) in TABLE.iter().filter(|(name, ..)| names.contains(name)) {
         let allowed = match mode {
             "off" => true,
@@ -411,6 +501,26 @@ fn without_namespaces_the_rest_holds_and_is_said() {
             assert_eq!(results[*name], expected, "{name}");
         }
     }
+
+    // What mounts and namespaces do elsewhere, the filter does, in the work folder too.
+    let dir = tempfile::tempdir().unwrap();
+    let strictly =
+        METADATA
+            .iter()
+            .chain(&["shared memory", "metadata in the work folder", "watch"]);
+    let names: Vec<&str> = strictly
+        .copied()
+        .chain(["child", "work folder", "threads"])
+        .collect();
+    let results = attack(dir.path(), &names, "strict", "warm", By::Unprivileged);
+    for (index, name) in names.iter().enumerate() {
+        let expected = if index < METADATA.len() + 3 {
+            "refused"
+        } else {
+            "done"
+        };
+        assert_eq!(results[*name], expected, "{name}");
+    }
 }
 
 #[test]
@@ -437,7 +547,7 @@ fn a_plugin_can_ask_to_be_held_more_closely() {
         ]);
         assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
         assert!(
-            stdout(&output).contains("PermissionError"),
+            stdout(&output).contains("Read-only file system"),
             "{}",
             stdout(&output)
         );
