@@ -131,7 +131,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     sets_limits.push(is_pointer(2));
     when(libc::SYS_prlimit64, sets_limits)?;
     for (call, user) in [
-        (libc::SYS_setpriority, libc::PRIO_USER as u32),
+        (libc::SYS_setpriority, PRIO_USER),
         (libc::SYS_ioprio_set, IOPRIO_WHO_USER),
     ] {
         when(call, other(1))?;
@@ -287,7 +287,8 @@ const SYS_SETXATTRAT: i64 = 463;
 const SYS_REMOVEXATTRAT: i64 = 466;
 const SYS_FILE_SETATTR: i64 = 469;
 
-/// The third kind of `ioprio_set`, from linux/ioprio.h.
+/// The third kind of `setpriority` and of `ioprio_set`, from linux/resource.h and linux/ioprio.h.
+const PRIO_USER: u32 = 2;
 const IOPRIO_WHO_USER: u32 = 3;
 
 /// Requests of ioctl on plain files, from linux/fs.h, linux/fscrypt.h and linux/fsverity.h:
