@@ -32,6 +32,7 @@ memory that the process had.
 """
 
 import base64
+import io
 import json
 import os
 import socket
@@ -232,14 +233,24 @@ def provide_sdk():
     sys.modules["casparian_flow.sdk"] = sdk
 
 
+def read_source(path):
+    """The source as text. A descriptor's file is shared by all processes of the plugin, which may have
+    changed its mode and its position."""
+    folder, name = os.path.split(path)
+    if folder != "/proc/self/fd":
+        with open(path, encoding="utf-8-sig") as file:
+            return file.read()
+    data = os.pread(int(name), os.fstat(int(name)).st_size, 0)
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+
+
 def load_handler():
     """Runs the plugin's source; gives its Handler class."""
     import linecache
 
     path = os.environ.get("CASPARIAN_PLUGIN_FILE")
     if path:
-        with open(path, encoding="utf-8-sig") as file:
-            source = file.read()
+        source = read_source(path)
     else:
         source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8-sig")
     name = os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin"

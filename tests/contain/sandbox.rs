@@ -619,3 +619,36 @@ fn the_sandbox_of_each_job_is_reported_with_it() {
     let summary: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(summary["files"][0]["sandbox"], "strict", "{text}");
 }
+
+/// The memory file with a plugin's source is the same one for all its processes.
+#[test]
+fn a_plugin_cannot_take_its_source_from_the_next_job() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(path("in")).unwrap();
+    for name in ["in/1", "in/2", "in/3"] {
+        fs::write(path(name), name).unwrap();
+    }
+    let source = "import os\nclass Handler:\n    def execute(self, path):\n\
+        \u{20}       for fd in map(int, os.listdir('/proc/self/fd')):\n\
+        \u{20}           try:\n\
+        \u{20}               if 'memfd' in os.readlink(f'/proc/self/fd/{fd}'):\n\
+        \u{20}                   os.lseek(fd, 0, os.SEEK_END)\n\
+        \u{20}                   os.fchmod(fd, 0)\n\
+        \u{20}           except OSError:\n                pass\n";
+    fs::write(path("p.py"), source).unwrap();
+    // Root reads whatever the mode.
+    let user = 65_534;
+    for name in ["", "in", "p.py"] {
+        std::os::unix::fs::chown(dir.path().join(name), Some(user), Some(user)).unwrap();
+    }
+    fs::copy(program("casparian").get_program(), path("casparian")).unwrap();
+    let mut command = Command::new(path("casparian"));
+    command.uid(user).gid(user).env("HOME", dir.path());
+    command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    let output = output(command.args(["--slots", "1"]).env("PATH", "/usr/bin:/bin"));
+    assert!(output.status.success(), "{}", stdout(&output));
+}
