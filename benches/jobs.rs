@@ -187,6 +187,7 @@ fn main() {
         &home.join(".casparian_flow"),
         &lockfile,
         None,
+        &environment::Build::default(),
         &AtomicBool::new(false),
         &mut |line| eprintln!("{line}"),
     )

@@ -47,7 +47,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     let keep = COMMAND.size(&typed, "keep")?;
     let is_dry = typed.has("dry-run");
-    let home = environment::home();
+    let home = environment::home().map_err(failed)?;
     let found = match what.to_str() {
         Some("list") if keep.is_some() || is_dry => {
             let message = "--keep and --dry-run are options of prune";

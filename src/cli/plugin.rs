@@ -16,7 +16,7 @@ use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, say_done};
-use crate::guest::{environment, script, syntax};
+use crate::guest::{environment, script, strays, syntax};
 use crate::job::text;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -353,6 +353,14 @@ fn check_size(path: &Path, plugin: &PluginFile, lockfile: &str) -> Result<(), Fa
         .map_err(|reason| failed(format!("plugin {}: {reason}", path.display())))
 }
 
+/// What tools leave behind comes to this process, which kills it. Where that cannot be had, only those of
+/// a tool's process group are killed.
+pub(super) fn adopt() {
+    if let Err(error) = strays::adopt() {
+        log::warn!("what tools leave behind is not killed: {error}");
+    }
+}
+
 /// Reads a plugin's file, `--lockfile` and `--version` of a command.
 pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
     let [path] = typed.positionals.as_slice() else {
@@ -362,7 +370,8 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     let version = command.text(typed, "version")?;
     let plugin = read(&path)?;
     check_size(&path, &plugin, "")?;
-    let home = environment::home();
+    let home = environment::home().map_err(failed)?;
+    adopt();
     let cancel = interruptible()?;
     let mut message = |line: &str| tell(line);
     let lockfile = match command.path(typed, "lockfile")? {

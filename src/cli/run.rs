@@ -25,7 +25,8 @@ use self::work::{report, work};
 use super::args::{Command, Flag};
 use super::input::Choice;
 use super::plugin::{
-    check_syntax, declared, interruptible, own_lockfile, read, requirements_lockfile, tool_failed,
+    adopt, check_syntax, declared, interruptible, own_lockfile, read, requirements_lockfile,
+    tool_failed,
 };
 use super::progress::Progress;
 use super::stderr::tell;
@@ -104,6 +105,7 @@ pub(super) const COMMAND: Command = Command {
             help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
         },
         super::serve::ENV_CACHE_FLAG,
+        super::serve::NO_BUILD_FLAG,
         super::serve::SANDBOX_FLAG,
         super::serve::PROTECT_FLAG,
         Flag {
@@ -173,7 +175,9 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if !share {
         check_owner(&output, &mut queue, &progress)?;
     }
-    let python = provision(&lockfile, &progress, &interrupted)?;
+    worker_options.output = output.clone();
+    let build = worker_options.build(&[]);
+    let python = provision(&lockfile, &build, &progress, &interrupted)?;
     check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
     let (version, sinks) = declared(&plugin_path, &plugin)?;
 
@@ -212,7 +216,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.security = worker_security;
-    worker_options.output = output.clone();
     worker_options.signals = false;
     for item in &items {
         report(&mut progress, item);
@@ -312,13 +315,16 @@ fn open_sentinel(
 /// Makes the plugin's environment while somebody watches.
 fn provision(
     lockfile: &str,
+    build: &environment::Build,
     progress: &Progress,
     interrupted: &AtomicBool,
 ) -> Result<PathBuf, Failure> {
+    adopt();
     let made = environment::provision(
-        &environment::home(),
+        &environment::home().map_err(failed)?,
         lockfile,
         None,
+        build,
         interrupted,
         &mut |line| progress.message(line),
     );

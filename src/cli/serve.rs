@@ -284,6 +284,7 @@ const WORKER_FLAGS: &[Flag] = &[
         help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
     },
     ENV_CACHE_FLAG,
+    NO_BUILD_FLAG,
     SANDBOX_FLAG,
     PROTECT_FLAG,
     Flag {
@@ -307,6 +308,14 @@ pub(super) const ENV_CACHE_FLAG: Flag = Flag {
     short: None,
     value: Some("SIZE"),
     help: "Bytes that Python environments may have before those not used\nfor longest go (default 20G; 0: any)",
+};
+
+#[cfg(feature = "worker")]
+pub(super) const NO_BUILD_FLAG: Flag = Flag {
+    long: "no-build",
+    short: None,
+    value: None,
+    help: "Install dependencies of plugins from wheels alone, so that no\nbuild code of theirs runs; one without a wheel is refused",
 };
 
 #[cfg(feature = "worker")]
@@ -449,6 +458,7 @@ pub(super) fn worker_options(
     if let Some(size) = command.size(typed, "env-cache-max")? {
         options.cache_max = size;
     }
+    options.no_build = typed.has("no-build");
     options.sandbox = Some(sandbox_options(command, typed)?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
         None | Some("warm") => worker::GuestStart::Warm,

@@ -19,12 +19,14 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+use super::home::{check, check_path, create, program};
 use super::lock::{self, Lock};
-use super::tool::{Building, Scratch, displace, made, run};
+use super::tool::{Building, Tools, displace, made};
 use super::uv;
 use crate::job::{Cause, text};
 
-pub use super::tool::sleep;
+pub use super::home::home;
+pub use super::tool::{Build, sleep};
 
 /// First line of a lockfile that is a requirements list.
 pub const REQUIREMENTS_MARK: &str = "# casparian requirements 1";
@@ -142,16 +144,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// `~/.casparian_flow`, absolute; without HOME the one in the working directory.
-pub fn home() -> PathBuf {
-    let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
-    let home = home
-        .map_or_else(|| PathBuf::from("."), PathBuf::from)
-        .join(".casparian_flow");
-    // It fails when the working directory has been removed; then so does what follows.
-    std::path::absolute(&home).unwrap_or(home)
-}
-
 /// SHA-256 of a lockfile as lower-case hex.
 pub fn hash(lockfile: &str) -> String {
     text::hex(&Sha256::digest(lockfile.as_bytes()))
@@ -214,6 +206,11 @@ pub fn find(home: &Path, hash: &str) -> Option<PathBuf> {
     (is_hash(hash) && interpreter.exists()).then_some(interpreter)
 }
 
+/// Refuses an environment where another user could change what is run.
+pub fn check_owners(home: &Path, hash: &str) -> Result<(), Error> {
+    check(home, &home.join("venvs").join(hash).join("bin"))
+}
+
 /// The file that is locked while an environment is made.
 fn lock_file(home: &Path, hash: &str) -> PathBuf {
     home.join("venvs").join(format!(".{hash}.lock"))
@@ -241,9 +238,10 @@ pub fn pin(
     message: &mut dyn FnMut(&str),
 ) -> Result<String, Error> {
     let uv = uv::find_or_install(home, cancel, message)?;
-    let folder = Scratch::new(home)?;
-    let input = folder.path().join("requirements.in");
-    let output = folder.path().join("requirements.txt");
+    let build = Build::default();
+    let tools = Tools::new(home, &build, cancel)?;
+    let input = tools.folder().join("requirements.in");
+    let output = tools.folder().join("requirements.txt");
     fs::write(&input, lockfile).map_err(|error| Error::io(&input, error))?;
     let mut command = Command::new(&uv);
     command
@@ -260,8 +258,8 @@ pub fn pin(
     if let Some(version) = header(lockfile, PYTHON_MARK).and_then(lowest_version) {
         command.args(["--python-version", &version]);
     }
-    run(&command, "uv pip compile", cancel)?;
-    made(folder.path(), "requirements.txt", "uv pip compile")?;
+    tools.run(&command, "uv pip compile")?;
+    made(tools.folder(), "requirements.txt", "uv pip compile")?;
     let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
     let mut out: String = lockfile
         .lines()
@@ -299,6 +297,7 @@ pub fn provision(
     home: &Path,
     lockfile: &str,
     expected_hash: Option<&str>,
+    how: &Build,
     cancel: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<Environment, Error> {
@@ -320,6 +319,7 @@ pub fn provision(
         }
     }
     let preload = preload(lockfile);
+    check_owners(home, &hash)?;
     if let Some(interpreter) = find(home, &hash) {
         return Ok(Environment {
             interpreter,
@@ -328,7 +328,7 @@ pub fn provision(
         });
     }
     let venvs = home.join("venvs");
-    fs::create_dir_all(&venvs).map_err(|error| Error::io(&venvs, error))?;
+    create(&venvs)?;
     let _lock = Lock::take(&lock_file(home, &hash), cancel, message)?;
     if let Some(interpreter) = find(home, &hash) {
         return Ok(Environment {
@@ -344,7 +344,8 @@ pub fn provision(
     ));
     let place = venvs.join(&hash);
     let fresh = Building::new(&venvs, &format!(".{hash}.new"))?;
-    build(&uv, lockfile, &fresh.path(), home, cancel, message)?;
+    let tools = Tools::new(home, how, cancel)?;
+    build(&tools, &uv, lockfile, &fresh.path(), message)?;
     // What stands there has no interpreter.
     displace(&place)?;
     fresh.finish(&place)?;
@@ -356,11 +357,10 @@ pub fn provision(
 }
 
 fn build(
+    tools: &Tools<'_>,
     uv: &Path,
     lockfile: &str,
     place: &Path,
-    home: &Path,
-    cancel: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
     let is_requirements = lockfile.starts_with(REQUIREMENTS_MARK);
@@ -373,12 +373,11 @@ fn build(
     if let Some(version) = &requires_python {
         venv.args(["--python", version]);
     }
-    run(venv.arg(place), "uv venv", cancel)?;
+    tools.run(venv.arg(place), "uv venv")?;
     made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
-    let folder = Scratch::new(home)?;
     if is_requirements {
-        let list = folder.path().join("requirements.txt");
+        let list = tools.folder().join("requirements.txt");
         fs::write(&list, lockfile).map_err(|error| Error::io(&list, error))?;
         let mut install = Command::new(uv);
         install
@@ -386,13 +385,13 @@ fn build(
             .arg(&python)
             .arg("-r")
             .arg(&list);
-        run(&install, "uv pip install", cancel)?;
+        tools.install(&mut install, "uv pip install")?;
     } else {
-        sync(uv, lockfile, place, folder.path(), cancel)?;
+        sync(tools, uv, lockfile, place)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
-    let checked = run(&check, "import pyarrow", cancel);
+    let checked = tools.run(&check, "import pyarrow");
     if matches!(checked, Err(Error::Failed { .. })) {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let mut install = Command::new(uv);
@@ -400,8 +399,8 @@ fn build(
             .args(["pip", "install", "--quiet", "--python"])
             .arg(&python)
             .arg("pyarrow");
-        run(&install, "uv pip install pyarrow", cancel)?;
-        return run(&check, "import pyarrow", cancel);
+        tools.install(&mut install, "uv pip install pyarrow")?;
+        return tools.run(&check, "import pyarrow");
     }
     checked
 }
@@ -450,13 +449,7 @@ fn uv_lock(lockfile: &str) -> Result<UvLock, Error> {
 
 /// `uv sync --frozen` wants the project that the lockfile was made for; a project with the
 /// root's name and nothing else stands in, since a frozen sync takes everything from the lock.
-fn sync(
-    uv: &Path,
-    lockfile: &str,
-    place: &Path,
-    folder: &Path,
-    cancel: &AtomicBool,
-) -> Result<(), Error> {
+fn sync(tools: &Tools<'_>, uv: &Path, lockfile: &str, place: &Path) -> Result<(), Error> {
     let lock = uv_lock(lockfile)?;
     let Some(root) = lock.root else {
         // A lockfile that locks nothing.
@@ -467,6 +460,7 @@ fn sync(
         "[project]\nname = {root:?}\nversion = \"0\"\nrequires-python = {requires:?}\n\n\
          [tool.uv]\npackage = false\n"
     );
+    let folder = tools.folder();
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         fs::write(&path, text).map_err(|error| Error::io(&path, error))
@@ -485,12 +479,13 @@ fn sync(
         ])
         .arg(folder)
         .env("UV_PROJECT_ENVIRONMENT", place);
-    run(&command, "uv sync", cancel)
+    tools.install(&mut command, "uv sync")
 }
 
 /// The system's `python3`.
 pub fn python() -> Result<PathBuf, Error> {
-    uv::on_path("python3").ok_or_else(|| {
+    check_path()?;
+    program("python3").ok_or_else(|| {
         Error::Tool("python3 is not on PATH; install Python 3 with its venv module".to_owned())
     })
 }
@@ -527,6 +522,7 @@ mod tests {
                 home.path(),
                 "x",
                 Some(bad),
+                &Build::default(),
                 &AtomicBool::new(false),
                 &mut |_| {},
             );

@@ -25,7 +25,7 @@ impl Lock {
         message: &mut dyn FnMut(&str),
     ) -> Result<Self, Error> {
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+            super::home::create(folder)?;
         }
         // A FIFO in its place must not make it wait.
         let file = fs::OpenOptions::new()

@@ -27,6 +27,7 @@
 pub mod bridge;
 pub mod cache;
 pub mod environment;
+mod home;
 mod lock;
 pub mod process;
 pub mod script;
@@ -167,13 +168,14 @@ fn code_variable(source_code: &str) -> Option<String> {
 
 const CODE_VARIABLE_SIZE_MAX: usize = 120 << 10;
 
-/// The variables that interpreters get of the worker's own: what a program needs to find its
-/// way, and no secrets. Values need not be UTF-8.
+/// The variables that interpreters and tools get of the worker's own: what a program needs to find its
+/// way, and no secrets. Values need not be UTF-8; PATH has its absolute folders alone.
 fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter(|(name, _)| {
-        name.to_str()
-            .is_some_and(|name| ["PATH", "LANG", "TZ"].contains(&name) || name.starts_with("LC_"))
-    })
+    let kept = std::env::vars_os().filter(|(name, _)| {
+        let name = name.to_str();
+        name.is_some_and(|name| ["LANG", "TZ"].contains(&name) || name.starts_with("LC_"))
+    });
+    kept.chain(home::path().map(|path| ("PATH".into(), path)))
 }
 
 /// Writes the plugin's source where another shim than our own reads it.

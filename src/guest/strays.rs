@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
@@ -19,6 +20,9 @@ static KNOWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 fn known() -> MutexGuard<'static, BTreeSet<i32>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Whether [`adopt`] has been called.
+static ADOPTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts a child that [`kill`] spares until [`forget`].
 pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
@@ -38,7 +42,14 @@ pub(super) fn forget(pid: Pid) {
 /// children than those of this library.
 pub fn adopt() -> io::Result<()> {
     // Any number but none turns it on.
-    Ok(set_child_subreaper(Some(rustix::process::getpid()))?)
+    set_child_subreaper(Some(rustix::process::getpid()))?;
+    ADOPTED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// [`kill`] in a process that has called [`adopt`]; false in others, whose children may be anybody's.
+pub(super) fn kill_adopted() -> bool {
+    ADOPTED.load(Ordering::Relaxed) && kill()
 }
 
 /// Kills and reaps the strays; true when some have not ended yet or may have left others.

@@ -2,7 +2,7 @@
 //! with a deadline.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
@@ -15,9 +15,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
-use super::strays;
+use super::home::{self, check_path};
+use super::{kept_variables, strays};
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::sandbox::{Mounts, launch};
 
 /// How often a tool or a lock is asked.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -30,9 +32,89 @@ pub fn sleep(wait: Duration, cancel: &AtomicBool) {
     }
 }
 
+/// How environments are built.
+#[derive(Clone, Debug, Default)]
+pub struct Build {
+    /// Dependencies are installed from wheels alone: no code of theirs runs.
+    pub no_build: bool,
+    /// The program that restricts the tools (see [`crate::sandbox::launch`]), and how; none = they
+    /// may do what their user may.
+    pub launcher: Option<(PathBuf, Mounts)>,
+}
+
+/// What builds one environment: tools that run in a folder of their own.
+pub(super) struct Tools<'a> {
+    build: &'a Build,
+    folder: Scratch,
+    cancel: &'a AtomicBool,
+}
+
+impl<'a> Tools<'a> {
+    pub(super) fn new(
+        home: &Path,
+        build: &'a Build,
+        cancel: &'a AtomicBool,
+    ) -> Result<Self, Error> {
+        check_path()?;
+        let folder = Scratch::new(home)?;
+        let temporary = folder.path().join(TEMPORARY);
+        fs::create_dir(&temporary).map_err(|error| Error::io(&temporary, error))?;
+        Ok(Tools {
+            build,
+            folder,
+            cancel,
+        })
+    }
+
+    /// Their working directory, removed at the end.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Runs one, as [`run`].
+    pub(super) fn run(&self, command: &Command, what: &str) -> Result<(), Error> {
+        let mut contained = match &self.build.launcher {
+            Some((program, mounts)) => {
+                launch::command(program, mounts, command.get_program().as_ref())
+                    .map_err(|error| Error::failed(what, error))?
+            }
+            None => Command::new(command.get_program()),
+        };
+        contained
+            .args(command.get_args())
+            .current_dir(self.folder())
+            .env("TMPDIR", self.folder().join(TEMPORARY));
+        for (name, value) in command.get_envs() {
+            contained.env(name, value.unwrap_or_default());
+        }
+        run(&contained, what, self.cancel)
+    }
+
+    /// Runs an installation of dependencies.
+    pub(super) fn install(&self, command: &mut Command, what: &str) -> Result<(), Error> {
+        if !self.build.no_build {
+            return self.run(command, what);
+        }
+        let failed = self.run(command.arg("--no-build"), what);
+        failed.map_err(|error| match error {
+            Error::Failed { what, tail } if tail.to_lowercase().contains("buil") => Error::Failed {
+                what,
+                tail: format!("{tail}\n{NO_BUILD_HINT}"),
+            },
+            other => other,
+        })
+    }
+}
+
+const TEMPORARY: &str = "tmp";
+
+const NO_BUILD_HINT: &str = "--no-build allows dependencies with wheels alone: use a version of \
+    this one that has a wheel for this platform, or leave the option out to run its build code";
+
 /// Starts a tool in place of the shell, beside a process of its group that kills the group when
-/// the pipe on stdin ends.
-const GUARD: &str = "exec 3<&0 </dev/null
+/// the pipe on stdin ends. Others cannot change what it creates.
+const GUARD: &str = "umask go-w
+exec 3<&0 </dev/null
 (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
 exec 3<&- \"$@\"";
 
@@ -40,7 +122,7 @@ exec 3<&- \"$@\"";
 /// lines, and so does a time-out. The tool and what it starts in its group end with this process,
 /// however that ends: the
 /// kernel closes the pipe.
-pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
+fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;
     let mut guarded = Command::new("/bin/sh");
     guarded
@@ -48,11 +130,11 @@ pub(super) fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<
         .arg(command.get_program())
         .args(command.get_args())
         .stdin(ours);
+    if let Some(folder) = command.get_current_dir() {
+        guarded.current_dir(folder);
+    }
     for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => guarded.env(name, value),
-            None => guarded.env_remove(name),
-        };
+        guarded.env(name, value.unwrap_or_default());
     }
     let end = output(&mut guarded, what, limits::PROVISION_TIMEOUT, cancel);
     drop(theirs);
@@ -103,7 +185,7 @@ pub(super) fn output(
     cancel: &AtomicBool,
 ) -> Result<End, Error> {
     let fail = |error: io::Error| Error::failed(what, error);
-    quiet(command);
+    scrub(command);
     let (pipe, writer) = io::pipe().map_err(fail)?;
     let mut printed = Printed::new(pipe).map_err(fail)?;
     command
@@ -130,17 +212,50 @@ pub(super) fn output(
     Ok(End { status, tail })
 }
 
-/// Leaves out variables by which a tool would say more than why it fails, or work elsewhere.
-fn quiet(command: &mut Command) {
-    let is_log = |name: &OsStr| name.as_encoded_bytes().starts_with(b"UV_LOG");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| is_log(name)) {
-        command.env_remove(name);
-    }
+/// Gives a tool the variables of [`variables`] and its own, and no others.
+fn scrub(command: &mut Command) {
+    let own = command.get_envs();
+    let own: Vec<(OsString, OsString)> = own
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
     command
-        .env_remove("RUST_LOG")
-        .env_remove("VIRTUAL_ENV")
-        .env("UV_NO_PROGRESS", "1");
+        .env_clear()
+        .envs(variables())
+        .env("UV_NO_PROGRESS", "1")
+        .envs(own);
 }
+
+/// The variables that tools get of this process's own: those that plugin processes get, and what uv and
+/// pip need for indexes, proxies, certificates and their caches. Not those by which they would print
+/// more than why they fail, or publish.
+fn variables() -> impl Iterator<Item = (OsString, OsString)> {
+    let is_kept = |name: &str| {
+        let refused = ["UV_LOG", "UV_PUBLISH_", "UV_PROJECT"];
+        ["UV_", "PIP_"].iter().any(|kept| name.starts_with(kept))
+            && !refused.iter().any(|refused| name.starts_with(refused))
+            || KEPT.contains(&name)
+            || PROXIES.contains(&name.to_ascii_uppercase().as_str())
+    };
+    let own = std::env::vars_os().filter(move |(name, _)| name.to_str().is_some_and(is_kept));
+    own.chain(kept_variables())
+}
+
+const KEPT: &[&str] = &[
+    "HOME",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "NETRC",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "SSL_CLIENT_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "GIT_SSL_CAPATH",
+];
+/// In upper or lower case.
+const PROXIES: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
 
 /// Reads what a tool prints until it has exited; false when it has not in time. It is not reaped, so
 /// its group has its number.
@@ -182,6 +297,10 @@ fn end(child: &mut Child) -> Option<ExitStatus> {
         }
     };
     strays::forget(group);
+    // What has left the group.
+    while BootTime::now() < until && strays::kill_adopted() {
+        std::thread::sleep(POLL_INTERVAL);
+    }
     status
 }
 
@@ -271,7 +390,7 @@ fn is_temporary(error: &io::Error) -> bool {
 }
 
 /// A folder that goes when it is dropped.
-pub(super) struct Scratch {
+struct Scratch {
     folder: tempfile::TempDir,
 }
 
@@ -280,9 +399,9 @@ const SCRATCH: &str = "scratch-";
 
 impl Scratch {
     /// A fresh folder below `home`. Those that killed programs left a day ago are removed.
-    pub(super) fn new(home: &Path) -> Result<Self, Error> {
+    fn new(home: &Path) -> Result<Self, Error> {
         let base = home.join("tmp");
-        fs::create_dir_all(&base).map_err(|error| Error::io(&base, error))?;
+        home::create(&base)?;
         for entry in fs::read_dir(&base).into_iter().flatten().flatten() {
             let age = entry.metadata().and_then(|found| found.modified());
             let age = age.ok().and_then(|changed| changed.elapsed().ok());
@@ -296,7 +415,7 @@ impl Scratch {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    fn path(&self) -> &Path {
         self.folder.path()
     }
 }

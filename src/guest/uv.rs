@@ -5,8 +5,9 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::environment::{self, Error};
+use super::home::{check, program};
 use super::lock::Lock;
-use super::tool::{Building, displace, made, run};
+use super::tool::{Build, Building, Tools, displace, made};
 
 /// The file that is locked while uv is installed.
 pub(super) fn lock_file(home: &Path) -> PathBuf {
@@ -31,17 +32,18 @@ pub fn find_or_install(
     message: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, Error> {
     check_text(home)?;
-    if let Some(found) = on_path("uv") {
+    if let Some(found) = program("uv") {
         return Ok(found);
     }
     let place = home.join("uv");
-    let program = place.join("bin/uv");
-    if program.exists() {
-        return Ok(program);
+    let own = place.join("bin/uv");
+    check(home, &place.join("bin"))?;
+    if own.exists() {
+        return Ok(own);
     }
     let _lock = Lock::take(&lock_file(home), cancel, message)?;
-    if program.exists() {
-        return Ok(program);
+    if own.exists() {
+        return Ok(own);
     }
     let python = environment::python()?;
     message(&format!(
@@ -50,21 +52,24 @@ pub fn find_or_install(
     ));
     // The program appears under its name only when the installation is whole.
     let fresh = Building::new(home, "uv.new")?;
-    install(&python, &fresh.path(), cancel)?;
+    let build = Build::default();
+    install(&Tools::new(home, &build, cancel)?, &python, &fresh.path())?;
     displace(&place)?;
     fresh.finish(&place)?;
-    Ok(program)
+    Ok(own)
 }
 
-fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error> {
+fn install(tools: &Tools<'_>, python: &Path, place: &Path) -> Result<(), Error> {
     let mut venv = Command::new(python);
     venv.args(["-m", "venv"]).arg(place);
-    run(&venv, "python3 -m venv", cancel).map_err(|error| match error {
-        Error::Failed { tail, .. } => Error::Tool(format!(
-            "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
-        )),
-        other => other,
-    })?;
+    tools
+        .run(&venv, "python3 -m venv")
+        .map_err(|error| match error {
+            Error::Failed { tail, .. } => Error::Tool(format!(
+                "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
+            )),
+            other => other,
+        })?;
     let mut pip = Command::new(place.join("bin/python"));
     pip.args([
         "-m",
@@ -75,19 +80,6 @@ fn install(python: &Path, place: &Path, cancel: &AtomicBool) -> Result<(), Error
         "--no-input",
         "uv",
     ]);
-    run(&pip, "pip install uv", cancel)?;
+    tools.run(&pip, "pip install uv")?;
     made(place, "bin/uv", "pip install uv")
-}
-
-/// The first program of that name on PATH.
-pub(super) fn on_path(name: &str) -> Option<PathBuf> {
-    use std::os::unix::fs::PermissionsExt;
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|folder| folder.join(name))
-        .find(|program| {
-            program
-                .metadata()
-                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        })
 }

@@ -15,12 +15,13 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount_bind, mount_bind_recursive, mount_change,
+    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change,
     mount_remount,
 };
 use rustix::net::SendFlags;
 use rustix::thread::{
     CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
+    set_no_new_privs,
 };
 
 use super::{Mounts, Support, calls, pins, rules};
@@ -74,7 +75,13 @@ fn become_interpreter(
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or("the mounts are not readable")?;
     let interpreter = arguments.next().ok_or("the interpreter is missing")?;
-    enter(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
+    let support = mounts.restricted.as_ref();
+    if support.is_none_or(|support| support.no_namespaces.is_none()) {
+        enter(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
+    }
+    if let Some(support) = support {
+        restrict(support).map_err(|reason| format!("sandbox: {reason}"))?;
+    }
     let text = |word: &OsStr| CString::new(word.as_encoded_bytes()).map_err(|e| e.to_string());
     let program = text(&interpreter)?;
     let mut words = vec![program.clone()];
@@ -145,11 +152,54 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         read_only(path, &mounts.writable).map_err(failed(&path.display().to_string()))?;
     }
     for path in mounts.hidden.iter().filter(|path| path.exists()) {
-        mount_bind("/dev/null", path)
-            .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+        let hidden = match path.is_dir() {
+            true => {
+                let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY;
+                mount("none", path, "tmpfs", flags, Some(c"mode=0711,size=64k"))
+            }
+            false => mount_bind("/dev/null", path),
+        };
+        hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
     Ok(())
 }
+
+/// The second layer of [`super::Mode::On`], as `shim.py` applies it to plugin processes.
+fn restrict(support: &Support) -> Result<(), String> {
+    let kept = match rustix::process::geteuid().is_root() {
+        true => ROOT_KEEPS,
+        false => CapabilitySet::empty(),
+    };
+    capabilities(None)
+        .and_then(|mut sets| {
+            sets.effective &= kept;
+            sets.permitted &= kept;
+            sets.inheritable &= kept;
+            set_capabilities(None, sets)
+        })
+        .map_err(|error| format!("capabilities: {error}"))?;
+    set_no_new_privs(true).map_err(|error| format!("no_new_privs: {error}"))?;
+    rules::restrict(support.landlock).map_err(|error| format!("Landlock: {error}"))?;
+    match support.no_seccomp {
+        Some(_) => Ok(()),
+        None => calls::try_seccomp().map_err(|error| format!("seccomp: {error}")),
+    }
+}
+
+/// Those of `ROOT_KEEPS` in `shim.py`.
+const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETPCAP)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::SYS_CHROOT)
+    .union(CapabilitySet::SYS_NICE)
+    .union(CapabilitySet::SYS_RESOURCE)
+    .union(CapabilitySet::SETFCAP);
 
 fn unshare_mounts() -> io::Result<()> {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());

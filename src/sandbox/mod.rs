@@ -155,9 +155,14 @@ pub struct Mounts {
     /// Folders that stay as they are where they lie in one of these.
     #[serde(with = "crate::job::text::paths")]
     pub writable: Vec<PathBuf>,
-    /// Files that are found empty.
+    /// Files and folders that are found empty.
     #[serde(with = "crate::job::text::paths")]
     pub hidden: Vec<PathBuf>,
     /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
+    #[serde(with = "crate::job::text::paths")]
     pub named: Vec<PathBuf>,
+    /// What the kernel offers, for a program that does not put itself into the second layer: it is put
+    /// into that of [`Mode::On`], as far as the kernel offers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restricted: Option<Support>,
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
 /// The newest of Landlock's versions whose rules are used.
@@ -36,6 +36,10 @@ pub fn landlock_version() -> u32 {
 /// abstract sockets, and by being in it at all cannot trace them or read their memory. None where the
 /// kernel has no Landlock.
 pub fn on(version: u32) -> io::Result<Option<OwnedFd>> {
+    Ok(on_ruleset(version)?.and_then(Into::into))
+}
+
+fn on_ruleset(version: u32) -> io::Result<Option<RulesetCreated>> {
     let ruleset = Ruleset::default();
     let ruleset = match version {
         // Version 1 would refuse renames between folders.
@@ -53,7 +57,15 @@ pub fn on(version: u32) -> io::Result<Option<OwnedFd>> {
             .add_rule(PathBeneath::new(everywhere, AccessFs::Refer))
             .map_err(io::Error::other)?;
     }
-    Ok(created.into())
+    Ok(Some(created))
+}
+
+/// Puts this process under the ruleset of [`super::Mode::On`]; it must not gain privileges any more.
+pub(super) fn restrict(version: u32) -> io::Result<()> {
+    if let Some(ruleset) = on_ruleset(version)? {
+        ruleset.restrict_self().map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// What a process under [`super::Mode::Strict`] may reach.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use super::event::ThreadEvent;
 use super::slot::Failure;
 use crate::guest::cache::{self, InUse, Taken};
-use crate::guest::environment::{self, Environment, provision};
+use crate::guest::environment::{self, Build, Environment, provision};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -72,6 +72,7 @@ pub(super) struct Environments {
     home: PathBuf,
     /// Bytes of all environments of the home; 0 = as many as there are.
     cache_max: u64,
+    build: Arc<Build>,
     held: HashMap<String, Held>,
     /// Environments in creation that have no thread yet.
     queue: VecDeque<(String, Arc<str>)>,
@@ -92,6 +93,7 @@ impl Environments {
     pub(super) fn new(
         home: PathBuf,
         cache_max: u64,
+        build: Build,
         events: Sender<ThreadEvent>,
         waker: Arc<mio::Waker>,
     ) -> Self {
@@ -99,6 +101,7 @@ impl Environments {
         Environments {
             home,
             cache_max,
+            build: Arc::new(build),
             held: HashMap::new(),
             queue: VecDeque::new(),
             threads: 0,
@@ -219,7 +222,13 @@ impl Environments {
     }
 
     fn on_disk(&self, hash: &str) -> State {
-        match environment::find(&self.home, hash) {
+        let found = environment::find(&self.home, hash);
+        if found.is_some()
+            && let Err(error) = environment::check_owners(&self.home, hash)
+        {
+            return State::Failed(Failure::new(error.cause(), error.to_string()));
+        }
+        match found {
             Some(interpreter) => State::Ready(Environment {
                 interpreter,
                 cached: true,
@@ -337,12 +346,12 @@ impl Environments {
     fn start(&mut self, hash: &str, lockfile: Arc<str>) -> State {
         let (home, cancel) = (self.home.clone(), self.cancel.clone());
         let (events, waker) = (self.events.clone(), self.waker.clone());
-        let cache_max = self.cache_max;
+        let (cache_max, build) = (self.cache_max, self.build.clone());
         let hash = hash.to_owned();
         let started = std::thread::Builder::new()
             .name("provision".to_owned())
             .spawn(move || {
-                let made = make_and_lock(&home, &lockfile, &hash, &cancel);
+                let made = make_and_lock(&home, &lockfile, &hash, &build, &cancel);
                 let (result, lock) = match made {
                     Ok((environment, lock)) => (Ok(environment), lock),
                     Err(failure) => (Err(failure), None),
@@ -435,10 +444,11 @@ fn make_and_lock(
     home: &Path,
     lockfile: &str,
     hash: &str,
+    build: &Build,
     cancel: &AtomicBool,
 ) -> Result<(Environment, Option<InUse>), Failure> {
     loop {
-        let environment = try_to_make(home, lockfile, hash, cancel)?;
+        let environment = try_to_make(home, lockfile, hash, build, cancel)?;
         match InUse::take(home, hash) {
             Taken::Held(lock) => return Ok((environment, Some(lock))),
             Taken::Unlockable => return Ok((environment, None)),
@@ -473,12 +483,13 @@ fn try_to_make(
     home: &Path,
     lockfile: &str,
     hash: &str,
+    build: &Build,
     cancel: &AtomicBool,
 ) -> Result<Environment, Failure> {
     let mut pause = limits::PROVISION_PAUSE;
     let mut attempt = 1;
     loop {
-        let result = provision(home, lockfile, Some(hash), cancel, &mut |line| {
+        let result = provision(home, lockfile, Some(hash), build, cancel, &mut |line| {
             log::info!("{line}");
         });
         let error = match result {

@@ -31,6 +31,43 @@ pub struct SandboxOptions {
     pub named: Vec<PathBuf>,
 }
 
+impl SandboxOptions {
+    /// The program by which tools that build environments are restricted, and how. What they must change
+    /// stays writable: the home, uv's cache and Pythons.
+    pub(super) fn build(
+        &self,
+        output: &Path,
+        home: PathBuf,
+        hidden: &[&Path],
+    ) -> Option<(PathBuf, Mounts)> {
+        if self.mode == Mode::Off {
+            return None;
+        }
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let read_only = [output.to_owned()].into_iter();
+        let read_only = read_only.chain(self.read_only.iter().cloned());
+        let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
+        // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
+        let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
+        let writable = [home].into_iter().chain(tool_folders());
+        let writable = writable
+            .filter(|path| path.is_dir() && is_in(path))
+            .collect();
+        let hidden = hidden.iter().map(|path| path.to_path_buf());
+        let mounts = Mounts {
+            writable,
+            read_only,
+            hidden: hidden
+                .chain(self.hidden.iter().cloned())
+                .map(|path| absolute(&path))
+                .collect(),
+            named: self.named.iter().map(absolute).collect(),
+            restricted: Some(self.support.clone()),
+        };
+        Some((self.launcher.clone(), mounts))
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub(super) struct Sandbox {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -69,10 +69,12 @@ pub struct Options {
     pub interpreter_start_timeout: Duration,
     /// The shim that guests run; our own when absent.
     pub shim: Option<PathBuf>,
-    /// Where environments and the private uv live.
+    /// Where environments and the private uv live; empty = `~/.casparian_flow`.
     pub home: PathBuf,
     /// Bytes that the environments there may have before those not used for longest go; 0 = any.
     pub cache_max: u64,
+    /// Environments get dependencies that have wheels alone.
+    pub no_build: bool,
     /// How long to wait for running jobs at a stop.
     pub drain_timeout: Duration,
     /// How plugin processes are restricted; none = not at all.
@@ -103,12 +105,26 @@ impl Options {
             guest_start: GuestStart::Warm,
             interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
-            home: environment::home(),
+            home: PathBuf::new(),
             cache_max: limits::ENVIRONMENT_CACHE_SIZE_MAX,
+            no_build: false,
             drain_timeout: limits::DRAIN_TIMEOUT,
             sandbox: None,
             signals: true,
             owns_process: false,
+        }
+    }
+
+    /// How environments are built. The folders named are found empty by the tools' build code.
+    pub fn build(&self, hidden: &[&Path]) -> environment::Build {
+        let sandbox = self.sandbox.as_ref();
+        let home = match self.home.as_os_str().is_empty() {
+            true => environment::home().unwrap_or_default(),
+            false => self.home.clone(),
+        };
+        environment::Build {
+            no_build: self.no_build,
+            launcher: sandbox.and_then(|sandbox| sandbox.build(&self.output, home, hidden)),
         }
     }
 }
@@ -123,6 +139,8 @@ pub enum Error {
         /// Its reason.
         reason: String,
     },
+    /// There is no folder for environments.
+    Home(environment::Error),
     /// The limit of open files does not suffice for one slot.
     Descriptors(String),
     /// Something of the operating system is not to be had.
@@ -139,6 +157,7 @@ impl fmt::Display for Error {
         match self {
             Error::Output(error) => write!(f, "output folder: {error}"),
             Error::Refused { reason } => write!(f, "refused by the sentinel: {reason}"),
+            Error::Home(error) => error.fmt(f),
             Error::Descriptors(reason) => f.write_str(reason),
             Error::Io { what, source } => write!(f, "{what}: {source}"),
         }
@@ -201,6 +220,9 @@ impl Worker {
         // Plugin processes have working directories of their own.
         let absolute =
             |path: &PathBuf| std::path::absolute(path).map_err(io_error("the working directory"));
+        if options.home.as_os_str().is_empty() {
+            options.home = environment::home().map_err(Error::Home)?;
+        }
         options.home = absolute(&options.home)?;
         options.shim = options.shim.as_ref().map(absolute).transpose()?;
         options.slots = options.slots.clamp(1, limits::WORKER_SLOTS_MAX);
@@ -268,6 +290,7 @@ impl Worker {
             environments: Environments::new(
                 options.home.clone(),
                 options.cache_max,
+                options.build(&[runtime.folder()]),
                 report_sender.clone(),
                 waker.clone(),
             ),

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod builds;
 #[allow(dead_code)]
 #[path = "../it/common.rs"]
 mod common;

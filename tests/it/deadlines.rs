@@ -266,7 +266,15 @@ fn imports_that_do_not_end_fail_the_jobs_of_their_environment_only() {
     let hash = environment::hash(&lockfile);
     let home = home().join(".casparian_flow");
     let never = std::sync::atomic::AtomicBool::new(false);
-    let made = environment::provision(&home, &lockfile, None, &never, &mut |_| {}).unwrap();
+    let made = environment::provision(
+        &home,
+        &lockfile,
+        None,
+        &environment::Build::default(),
+        &never,
+        &mut |_| {},
+    )
+    .unwrap();
     std::fs::write(
         site_packages(&made.interpreter).join("casparian_blocks.py"),
         "import threading\nthreading.Event().wait()\n",

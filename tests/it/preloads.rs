@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use casparian::guest::environment::{hash, provision, requirements_lockfile};
+use casparian::guest::environment::{Build, hash, provision, requirements_lockfile};
 use casparian::job::JobStatus;
 
 use crate::common::*;
@@ -15,7 +15,15 @@ use crate::dispatcher::*;
 fn with_preload(name: &str, source: &str) -> (String, String) {
     let lockfile = requirements_lockfile(&[], None, &[name.to_owned()]);
     let home = home().join(".casparian_flow");
-    let made = provision(&home, &lockfile, None, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let made = provision(
+        &home,
+        &lockfile,
+        None,
+        &Build::default(),
+        &AtomicBool::new(false),
+        &mut |_| {},
+    )
+    .unwrap();
     let script = "import sysconfig; print(sysconfig.get_path('purelib'))";
     let mut command = std::process::Command::new(&made.interpreter);
     let folder = PathBuf::from(stdout(&output(command.args(["-c", script]))).trim());

@@ -1,0 +1,112 @@
+//! The folder of environments, `~/.casparian_flow`: where it is, and whether another user could have
+//! put programs there. And the folders of PATH in which programs are searched.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::environment::Error;
+
+/// `$HOME/.casparian_flow`. HOME must be absolute: below the working directory anything may be.
+pub fn home() -> Result<PathBuf, Error> {
+    let refused = |reason: &str| {
+        Error::Tool(format!(
+            "HOME {reason}: set it to an absolute path, the folder that .casparian_flow is in"
+        ))
+    };
+    let home = env::var_os("HOME").filter(|home| !home.is_empty());
+    let home = PathBuf::from(home.ok_or_else(|| refused("is not set"))?);
+    match home.is_absolute() {
+        true => Ok(home.join(".casparian_flow")),
+        false => Err(refused(&format!("is {home:?}, a relative path"))),
+    }
+}
+
+/// Creates a folder below the home with those above it, for its owner alone.
+pub(super) fn create(folder: &Path) -> Result<(), Error> {
+    let mut builder = DirBuilder::new();
+    let created = builder.recursive(true).mode(0o700).create(folder);
+    created.map_err(|error| Error::io(folder, error))
+}
+
+/// Refuses a folder of the home, with those above it up to that which the home is in, when a user who
+/// is neither this one nor root owns it or can change it. Folders that are missing are left out.
+pub(super) fn check(home: &Path, folder: &Path) -> Result<(), Error> {
+    let top = home.parent().unwrap_or(home);
+    let mut at = Some(folder);
+    while let Some(folder) = at.filter(|folder| folder.starts_with(top)) {
+        check_folder(folder)?;
+        if fs::symlink_metadata(folder).is_ok_and(|found| found.is_symlink())
+            && let Ok(real) = fs::canonicalize(folder)
+        {
+            check_folder(real.parent().unwrap_or(&real))?;
+        }
+        at = folder.parent();
+    }
+    Ok(())
+}
+
+fn check_folder(folder: &Path) -> Result<(), Error> {
+    let Ok(found) = fs::metadata(folder) else {
+        return Ok(());
+    };
+    let refused = |reason: String| {
+        let folder = folder.display();
+        Err(Error::Tool(format!(
+            "{folder}: {reason}, who could put programs there"
+        )))
+    };
+    let us = rustix::process::geteuid().as_raw();
+    if !found.is_dir() {
+        return Ok(());
+    }
+    if ![us, 0].contains(&found.uid()) {
+        return refused(format!("it belongs to user {}", found.uid()));
+    }
+    let is_set = |bits| found.mode() & bits != 0;
+    // Nobody replaces entries of others in a sticky folder, and the entries are checked as well. A
+    // group with its user's number has no other members.
+    let is_shared = is_set(0o002) || is_set(0o020) && found.gid() != found.uid();
+    match is_shared && !is_set(0o1000) {
+        true => refused("other users can change it (chmod go-w)".to_owned()),
+        false => Ok(()),
+    }
+}
+
+/// The folders of PATH but for relative ones: an empty entry is the working directory.
+fn folders() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).filter(|folder| folder.is_absolute());
+    folders.collect()
+}
+
+/// PATH as what is run here gets it; none where it has no absolute folder.
+pub(super) fn path() -> Option<OsString> {
+    let folders = folders();
+    env::join_paths(&folders)
+        .ok()
+        .filter(|_| !folders.is_empty())
+}
+
+/// The first program of that name on PATH.
+pub(super) fn program(name: &str) -> Option<PathBuf> {
+    let programs = folders().into_iter().map(|folder| folder.join(name));
+    let is_program = |program: &PathBuf| {
+        let found = program.metadata();
+        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    programs.into_iter().find(is_program)
+}
+
+/// Why tools cannot be run: they search programs themselves.
+pub(super) fn check_path() -> Result<(), Error> {
+    match path() {
+        Some(_) => Ok(()),
+        None => Err(Error::Tool(
+            "PATH is not set or has no absolute folder: set it, such as PATH=/usr/bin:/bin"
+                .to_owned(),
+        )),
+    }
+}

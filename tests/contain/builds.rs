@@ -1,0 +1,333 @@
+//! Building environments: programs that others have planted, code of dependencies, locks and folders
+//! of other users.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use casparian::guest::environment::{hash, requirements_lockfile};
+
+use crate::common::*;
+
+const OTHER: u32 = 65_533;
+
+const PLUGIN: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+    yield pa.table({'x': [1]})\n";
+
+fn program_at(path: &Path, script: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// A folder with a plugin, an input, and a home that borrows uv.
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = home().join(".casparian_flow");
+        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let bin = dir.path().join("home/.casparian_flow/uv/bin");
+        fs::create_dir_all(&bin).unwrap();
+        symlink(uv, bin.join("uv")).unwrap();
+        fs::write(dir.path().join("p.py"), PLUGIN).unwrap();
+        fs::write(dir.path().join("in"), "x").unwrap();
+        Scene { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A program that works in the folder.
+    fn program(&self, name: &str) -> Command {
+        let mut command = program(name);
+        command
+            .current_dir(self.dir.path())
+            .env("HOME", self.path("home"))
+            .env("UV_CACHE_DIR", home().join(".cache/uv"));
+        command
+    }
+
+    fn casparian(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program("casparian");
+        command.args(arguments);
+        command
+    }
+
+    fn run(&self) -> Command {
+        self.casparian(&["run", "p.py", "in", "-o", "out"])
+    }
+
+    /// The environment of the plugin, whose interpreter only leaves a mark.
+    fn plant_environment(&self, folder: &Path) {
+        let hash = hash(&requirements_lockfile(&[], None, &[]));
+        let mark = self.path("planted");
+        let script = format!(": > {mark:?}\nexit 1");
+        program_at(&folder.join("venvs").join(hash).join("bin/python"), &script);
+    }
+
+    fn assert_not_run(&self, case: &str) {
+        assert!(!self.path("planted").exists(), "{case}");
+    }
+}
+
+/// What of PATH is the working directory, or below it, is never searched.
+#[test]
+fn programs_of_the_working_directory_are_never_run() {
+    for path in [
+        None,
+        Some(""),
+        Some("."),
+        Some("bin"),
+        Some(":bin:.:/usr/bin:/bin:"),
+    ] {
+        let scene = Scene::new();
+        for name in [
+            "uv",
+            "python3",
+            "python",
+            "sh",
+            "bin/uv",
+            "bin/python3",
+            "bin/sh",
+        ] {
+            let script = format!(": > {:?}\nexit 1", scene.path("planted"));
+            program_at(&scene.path(name), &script);
+        }
+        let mut command = scene.run();
+        match path {
+            Some(path) => command.env("PATH", path),
+            None => command.env_remove("PATH"),
+        };
+        let output = output(&mut command);
+        scene.assert_not_run(&format!("{path:?}"));
+        if path.is_some_and(|path| path.contains('/')) {
+            assert!(output.status.success(), "{path:?}: {}", stderr(&output));
+        } else {
+            assert_eq!(output.status.code(), Some(1), "{path:?}");
+            let reason = stderr(&output);
+            assert!(
+                reason.contains("PATH is not set or has no absolute"),
+                "{reason}"
+            );
+        }
+    }
+}
+
+/// Without a HOME there is no folder of environments, least of all that of the working directory.
+#[test]
+fn without_an_absolute_home_no_environment_is_used() {
+    let commands: &[&[&str]] = &[
+        &["run", "p.py", "in", "-o", "out"],
+        &["worker", "--connect", "tcp://127.0.0.1:9", "-o", "out"],
+        &["env", "list"],
+        &["env", "prune"],
+        &["deploy", "p.py", "--database", "q.db"],
+    ];
+    let scene = Scene::new();
+    scene.plant_environment(&scene.path(".casparian_flow"));
+    fs::create_dir(scene.path("sub")).unwrap();
+    assert!(
+        output(&mut scene.casparian(&["init", "q.db"]))
+            .status
+            .success()
+    );
+    for home in [None, Some(""), Some("."), Some("sub/..")] {
+        for arguments in commands {
+            let mut command = scene.casparian(arguments);
+            match home {
+                Some(home) => command.env("HOME", home),
+                None => command.env_remove("HOME"),
+            };
+            let output = output(&mut command);
+            let case = format!("{home:?} {arguments:?}");
+            assert_eq!(output.status.code(), Some(1), "{case}");
+            let reason = stderr(&output);
+            assert!(reason.contains("HOME is"), "{case}: {reason}");
+            assert!(
+                reason.contains("set it to an absolute path"),
+                "{case}: {reason}"
+            );
+            scene.assert_not_run(&case);
+        }
+    }
+}
+
+/// How a folder of the home can be another user's.
+const FOLDERS: &[(&str, Option<u32>, u32)] = &[
+    ("home", None, 0o777),
+    ("home", Some(OTHER), 0o755),
+    ("home/.casparian_flow", None, 0o757),
+    ("home/.casparian_flow", Some(OTHER), 0o1777),
+    ("home/.casparian_flow/venvs", Some(OTHER), 0o700),
+    ("home/.casparian_flow/venvs", None, 0o707),
+    ("home/.casparian_flow/venvs/HASH", Some(OTHER), 0o755),
+    ("home/.casparian_flow/venvs/HASH", None, 0o777),
+    ("home/.casparian_flow/venvs/HASH/bin", Some(OTHER), 0o755),
+];
+
+#[test]
+fn environments_that_another_user_could_change_are_refused_by_name() {
+    let is_root = rustix::process::getuid().is_root();
+    let hash = hash(&requirements_lockfile(&[], None, &[]));
+    for (folder, owner, mode) in FOLDERS {
+        if owner.is_some() && !is_root {
+            continue;
+        }
+        let scene = Scene::new();
+        scene.plant_environment(&scene.path("home/.casparian_flow"));
+        let place = scene.path(&folder.replace("HASH", &hash));
+        chown(&place, *owner, None).unwrap();
+        fs::set_permissions(&place, fs::Permissions::from_mode(*mode)).unwrap();
+        let output = output(&mut scene.run());
+        let case = format!("{folder} {owner:?} {mode:o}");
+        assert_eq!(output.status.code(), Some(1), "{case}");
+        let reason = stderr(&output);
+        assert!(
+            reason.contains(&format!("{}: ", place.display())),
+            "{case}: {reason}"
+        );
+        scene.assert_not_run(&case);
+    }
+}
+
+/// A dependency whose build code tries what it must not.
+const BACKEND: &str = r#"
+import json, os, subprocess, sys, zipfile
+HERE = os.path.dirname(os.path.abspath(__file__))
+def attempt(action):
+    try:
+        action()
+        return "done"
+    except Exception as error:
+        return f"refused: {error}"
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    with open("TARGET/target.json") as file:
+        target = json.load(file)
+    results = {
+        "variables": dict(os.environ),
+        "cwd": os.getcwd(),
+        "stdin": os.readlink("/proc/self/fd/0"),
+        "write output": attempt(lambda: open(target["out"] + "/planted", "w")),
+        "write record": attempt(lambda: open(target["out"] + "/.casparian/planted", "w")),
+        "write protected": attempt(lambda: open(target["protected"], "a")),
+        "signal": attempt(lambda: os.kill(target["pid"], 0)),
+        "unmount": attempt(lambda: subprocess.run(["umount", target["out"]], check=True)),
+    }
+    left = subprocess.Popen(["sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"], stdout=subprocess.PIPE)
+    results["left"] = int(left.stdout.readline())
+    with open("TARGET/results.json", "w") as file:
+        json.dump(results, file)
+    name = "evil-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
+        wheel.writestr("evil.py", "")
+        info = "evil-1.0.dist-info/"
+        wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
+        wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(info + "RECORD", "")
+    return name
+"#;
+
+/// Adds the dependency to a scene, and makes the plugin need it.
+fn add_dependency(scene: &Scene) {
+    let folder = scene.path("evil-1.0");
+    fs::create_dir(&folder).unwrap();
+    let target = scene.path("").display().to_string();
+    let backend = BACKEND.replace("TARGET/", &target);
+    fs::write(folder.join("backend.py"), backend).unwrap();
+    let project = "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n\
+        [project]\nname = \"evil\"\nversion = \"1.0\"\n";
+    fs::write(folder.join("pyproject.toml"), project).unwrap();
+    let archive = scene.path("evil-1.0.tar.gz");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(scene.path("")).arg("-czf").arg(&archive);
+    assert!(tar.arg("evil-1.0").status().unwrap().success());
+    let script = format!(
+        "# /// script\n# dependencies = [\"evil @ file://{}\"]\n# ///\n{PLUGIN}",
+        archive.display()
+    );
+    fs::write(scene.path("p.py"), script).unwrap();
+    fs::create_dir(scene.path("out")).unwrap();
+    fs::write(scene.path("protected"), "").unwrap();
+    let target = serde_json::json!({
+        "out": scene.path("out"), "protected": scene.path("protected"), "pid": std::process::id(),
+    });
+    fs::write(scene.path("target.json"), target.to_string()).unwrap();
+}
+
+/// Variables of the worker, and whether build code gets them.
+const VARIABLES: &[(&str, bool)] = &[
+    ("MY_SECRET_TOKEN", false),
+    ("AWS_SECRET_ACCESS_KEY", false),
+    ("PYTHONPATH", false),
+    ("LD_LIBRARY_PATH", false),
+    ("SSH_AUTH_SOCK", false),
+    ("UV_PUBLISH_TOKEN", false),
+    ("UV_HTTP_TIMEOUT", true),
+    ("no_proxy", true),
+    ("NETRC", true),
+];
+
+#[test]
+fn the_build_code_of_a_dependency_is_contained() {
+    for mode in ["off", "on"] {
+        let scene = Scene::new();
+        add_dependency(&scene);
+        let mut command = scene.run();
+        command.args(["--sandbox", mode, "--protect", "protected"]);
+        for (name, _) in VARIABLES {
+            command.env(name, "60");
+        }
+        let output = output(&mut command);
+        let text = fs::read_to_string(scene.path("results.json"));
+        let text = text.unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+        let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        for (name, is_kept) in VARIABLES {
+            let has = results["variables"].get(name).is_some();
+            assert_eq!(has, *is_kept, "{mode}: {name}: {text}");
+        }
+        assert_eq!(results["stdin"], "/dev/null", "{mode}");
+        let left = format!("/proc/{}/stat", results["left"]);
+        let is_left = fs::read_to_string(left).is_ok_and(|stat| !stat.contains(") Z "));
+        assert!(!is_left, "{mode}: a process is left");
+        for attack in [
+            "write output",
+            "write record",
+            "write protected",
+            "signal",
+            "unmount",
+        ] {
+            let result = results[attack].as_str().unwrap();
+            let expected = if mode == "on" { "refused" } else { "" };
+            assert!(result.starts_with(expected), "{attack}: {result}");
+        }
+        assert!(
+            scene
+                .path("home/.casparian_flow/tmp")
+                .read_dir()
+                .unwrap()
+                .next()
+                .is_none()
+        );
+    }
+}
+
+#[test]
+fn without_builds_a_dependency_that_has_no_wheel_is_refused_by_name() {
+    let scene = Scene::new();
+    add_dependency(&scene);
+    let output = output(scene.run().arg("--no-build"));
+    assert_eq!(output.status.code(), Some(1));
+    let reason = stderr(&output);
+    for part in ["evil", "--no-build allows dependencies with wheels alone"] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    assert!(!scene.path("results.json").exists());
+}
