@@ -28,6 +28,8 @@ pub mod guest;
 #[cfg(feature = "json")]
 pub mod job;
 pub mod limits;
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+mod lock_file;
 pub mod protocol;
 pub mod reactor;
 #[cfg(feature = "worker")]

@@ -22,6 +22,7 @@ use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use super::environment::{Error, is_hash};
 use super::tool::sweep;
+use crate::lock_file;
 
 /// How names of folders begin that hold evicted environments.
 const EVICTED: &str = ".evicted-";
@@ -58,6 +59,10 @@ impl InUse {
         };
         match folder.try_lock_shared() {
             Ok(()) => {}
+            // It is no program of ours that evicts: that may last for ever.
+            Err(fs::TryLockError::WouldBlock) if is_held_by_stranger(&folder, &place) => {
+                return Taken::Unlockable;
+            }
             Err(fs::TryLockError::WouldBlock) => return Taken::Busy,
             Err(fs::TryLockError::Error(_)) => return Taken::Unlockable,
         }
@@ -212,14 +217,7 @@ fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
 /// The right to evict; none while another program has it, or where there are no environments.
 fn lock(venvs: &Path) -> Result<Option<File>, Error> {
     let path = venvs.join(EVICT_LOCK);
-    let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let opened = fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(&path);
-    let file = match opened {
+    let file = match lock_file::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(&path, error)),
@@ -237,6 +235,14 @@ fn open_folder(place: &Path) -> io::Result<File> {
         .read(true)
         .custom_flags(flags.bits().cast_signed())
         .open(place)
+}
+
+/// True when the lock is held by a process of a user who may not evict.
+fn is_held_by_stranger(folder: &File, place: &Path) -> bool {
+    let holder = lock_file::holder(place);
+    let other = holder.and_then(|holder| holder.other_user);
+    let owner = folder.metadata().map_or(0, |found| found.uid());
+    other.is_some_and(|user| ![0, owner].contains(&user))
 }
 
 fn is_at(folder: &File, place: &Path) -> bool {

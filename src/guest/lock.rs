@@ -1,15 +1,13 @@
 //! Locks on files, by which programs create an environment once, and who holds them.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use rustix::fs::{OFlags, major, minor};
 
 use super::environment::Error;
 use super::tool::POLL_INTERVAL;
 use crate::limits;
+use crate::lock_file::{self, Holder, holder};
 use crate::reactor::BootTime;
 
 /// A file lock that is held until it is dropped.
@@ -27,14 +25,7 @@ impl Lock {
         if let Some(folder) = path.parent() {
             super::home::create(folder)?;
         }
-        // A FIFO in its place must not make it wait.
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .custom_flags((OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed())
-            .open(path)
-            .map_err(|error| Error::io(path, error))?;
+        let file = lock_file::open(path).map_err(|error| Error::io(path, error))?;
         let begun = BootTime::now();
         let mut look_at = begun;
         let mut stopped_since = None;
@@ -74,13 +65,6 @@ impl Lock {
     }
 }
 
-/// A process that holds a lock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Holder {
-    pid: i32,
-    is_stopped: bool,
-}
-
 /// What is waited for while another process holds a lock.
 pub(super) fn held_by_another(path: &Path) -> Option<String> {
     let holder = holder(path)?;
@@ -91,57 +75,15 @@ pub(super) fn held_by_another(path: &Path) -> Option<String> {
 fn waits_for(path: &Path, holder: Option<Holder>) -> String {
     let path = path.display();
     match holder {
-        Some(Holder { pid, is_stopped }) => {
-            let stopped = if is_stopped { " and is stopped" } else { "" };
-            format!("waiting for process {pid}, which holds {path}{stopped}")
+        Some(holder) => {
+            let stopped = if holder.is_stopped {
+                " and is stopped"
+            } else {
+                ""
+            };
+            format!("waiting for {holder}, which holds {path}{stopped}")
         }
         None => format!("waiting for another process, which holds {path}"),
-    }
-}
-
-/// Who holds the lock of a file, where the kernel says so: not across machines.
-fn holder(path: &Path) -> Option<Holder> {
-    let found = fs::metadata(path).ok()?;
-    let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = pid_of(
-        &locks,
-        (major(found.dev()), minor(found.dev())),
-        found.ino(),
-    )?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name of the program before it may contain anything.
-    let (_, state) = stat.rsplit_once(") ")?;
-    Some(Holder {
-        pid,
-        is_stopped: state.starts_with(['T', 't']),
-    })
-}
-
-/// The process that `/proc/locks` names. Some file systems have another device number there; then a
-/// single lock on that inode is meant.
-fn pid_of(locks: &str, device: (u32, u32), inode: u64) -> Option<i32> {
-    let mut others = Vec::new();
-    for line in locks.lines() {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words.as_slice() else {
-            continue;
-        };
-        let mut parts = file.split(':');
-        let mut number = |base| u64::from_str_radix(parts.next()?, base).ok();
-        let (Some(major), Some(minor), Some(found)) = (number(16), number(16), number(10)) else {
-            continue;
-        };
-        let pid = pid.parse().ok().filter(|pid| *pid > 0);
-        if found == inode {
-            if (major, minor) == (device.0.into(), device.1.into()) {
-                return pid;
-            }
-            others.push(pid);
-        }
-    }
-    match others.as_slice() {
-        [pid] => *pid,
-        _ => None,
     }
 }
 
@@ -171,19 +113,11 @@ mod tests {
             holder,
             Some(Holder {
                 pid: std::process::id().cast_signed(),
+                other_user: None,
                 is_stopped: false
             })
         );
         assert_eq!(held_by_another(&path), None, "it is this process itself");
         drop(lock);
-        let locks = "1: FLOCK  ADVISORY  WRITE 7 fe:0a:12 0 EOF\n\
-             2: POSIX  ADVISORY  WRITE 8 fe:0b:12 0 EOF\n\
-             3: FLOCK  ADVISORY  WRITE 9 fe:0b:12 0 EOF\n\
-             3: -> FLOCK  ADVISORY  WRITE 10 fe:0b:12 0 EOF\n\
-             4: FLOCK  ADVISORY  WRITE 11 00:31:13 0 EOF\nx\n";
-        assert_eq!(pid_of(locks, (0xfe, 0xb), 12), Some(9));
-        assert_eq!(pid_of(locks, (1, 1), 13), Some(11), "on btrfs");
-        assert_eq!(pid_of(locks, (1, 1), 12), None);
-        assert_eq!(pid_of(locks, (1, 1), 14), None);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::Error;
 use super::files::{self, is_absent};
 use super::mounts::Mounts;
+use crate::lock_file;
 
 /// Device and inode.
 pub(super) type Place = (u64, u64);
@@ -137,7 +138,7 @@ impl Anchor {
     /// Creates the worker's own file again where it was removed.
     pub(super) fn ensure_own(&self) -> Result<(), Error> {
         let fail = |error| Error::io(&self.own, error);
-        let file = match File::create_new(&self.own) {
+        let file = match lock_file::create_new(&self.own) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) => return Err(fail(error)),

@@ -13,6 +13,7 @@ use super::folder::{self, Folder, Name};
 use super::sqlite::{Access, Stuck};
 use super::{Error, names, recover};
 use crate::job::Cause;
+use crate::lock_file;
 
 /// How a root is used.
 #[derive(Clone, Debug, Default)]
@@ -439,7 +440,7 @@ fn register(workers: &Path) -> Result<(String, File), Error> {
         let name = format!("{}-{unique:016x}", std::process::id());
         let path = workers.join(&name);
         let fail = |error| Error::io(&path, error);
-        let file = File::create_new(&path).map_err(fail)?;
+        let file = lock_file::create_new(&path).map_err(fail)?;
         match file.try_lock() {
             Ok(()) => {}
             // Another worker asks whether this one is alive, and may remove its file.

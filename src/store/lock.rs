@@ -22,6 +22,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 
 use super::{Error, Open, io_passes};
 use crate::limits;
+use crate::lock_file;
 
 /// The right to be the one sentinel of a database, until it is dropped.
 #[derive(Debug)]
@@ -266,18 +267,10 @@ pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
         reason: reason.to_owned(),
         passes: false,
     };
-    // Not blocking, so that a FIFO of that name does not hang.
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     for _ in 0..TRIES_MAX {
-        let descriptor = rustix::fs::openat(CWD, &path, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| fail("cannot open it", error.into()))?;
-        let file = File::from(descriptor);
+        let file = lock_file::open(&path).map_err(|error| fail("cannot open it", error))?;
         let opened = file.metadata();
         let opened = opened.map_err(|error| fail("cannot look at it", error))?;
-        if !opened.is_file() {
-            return Err(no_file("it is not a regular file"));
-        }
         match lock_exclusively(&file) {
             Ok(()) => {}
             Err(error) if error == rustix::io::Errno::WOULDBLOCK => {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::cleaner::{self, Cleaner};
 use crate::guest::SHIM;
 use crate::limits;
+use crate::lock_file;
 use crate::reactor::BootTime;
 use crate::sink::Root;
 
@@ -224,7 +225,7 @@ fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
 /// worker sweeps the folder. It gets its name once it is locked, so that no sweep finds it free.
 fn locked(folder: &Path) -> io::Result<fs::File> {
     let fresh = folder.join("lock.new");
-    let lock = fs::File::create(&fresh)?;
+    let lock = lock_file::open(&fresh)?;
     lock.try_lock().map_err(io::Error::other)?;
     fs::rename(&fresh, folder.join(LOCK))?;
     Ok(lock)

@@ -331,3 +331,106 @@ fn without_builds_a_dependency_that_has_no_wheel_is_refused_by_name() {
     }
     assert!(!scene.path("results.json").exists());
 }
+
+/// Lock files of a run and of its environment.
+const LOCKS: &[&str] = &[
+    "out/.casparian/run.lock",
+    "home/.casparian_flow/venvs/.HASH.lock",
+    "home/.casparian_flow/venvs/.evict.lock",
+];
+
+/// Who can open a lock file can keep it locked: all of them are their owner's alone, whatever the umask.
+#[test]
+fn lock_files_can_be_opened_by_their_owner_alone() {
+    let hash = hash(&requirements_lockfile(&[], None, &[]));
+    for exist in [false, true] {
+        let scene = Scene::new();
+        if exist {
+            for lock in LOCKS {
+                let path = scene.path(&lock.replace("HASH", &hash));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(&path, "").unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+            }
+        }
+        for arguments in [
+            &["run", "p.py", "in", "-o", "out"][..],
+            &["env", "prune", "--keep", "20G"],
+        ] {
+            let mut command = Command::new("sh");
+            command.args(["-c", "umask 0; exec \"$@\"", "sh"]);
+            command.arg(program("casparian").get_program());
+            let asked = scene.casparian(arguments);
+            command.args(arguments).current_dir(scene.path(""));
+            command.envs(
+                asked
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            );
+            let output = output(&mut command);
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        for lock in LOCKS {
+            let path = scene.path(&lock.replace("HASH", &hash));
+            let mode = fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{} {exist}", path.display());
+        }
+    }
+}
+
+/// A lock that another user holds by a file that could once be opened is not waited for for ever, and
+/// the message names process and user; a lock file of another user is refused.
+#[test]
+fn locks_that_other_users_hold_are_named_and_given_up() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let hash = hash(&requirements_lockfile(&[], None, &[]));
+    let cases = [
+        (LOCKS[0], "works on it (process PID of user 65533)"),
+        (LOCKS[1], "process PID of user 65533, which holds"),
+    ];
+    for (lock, reason) in cases {
+        let scene = Scene::new();
+        let lock = scene.path(&lock.replace("HASH", &hash));
+        fs::create_dir_all(lock.parent().unwrap()).unwrap();
+        fs::write(&lock, "").unwrap();
+        let mut holder = hold(&lock, "SH");
+        let refused = output(&mut scene.run());
+        assert_eq!(refused.status.code(), Some(1));
+        let reason = reason.replace("PID", &holder.pid().to_string());
+        let message = stderr(&refused);
+        assert!(message.contains(&reason), "{message}");
+        holder.kill();
+        chown(&lock, Some(OTHER), None).unwrap();
+        let message = stderr(&output(&mut scene.run()));
+        assert!(message.contains("belongs to user 65533"), "{message}");
+    }
+}
+
+/// A process of another user that holds a lock and is stopped.
+fn hold(path: &Path, kind: &str) -> Background {
+    let script = "import fcntl, os, signal, sys\n\
+        fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), getattr(fcntl, 'LOCK_' + sys.argv[2]))\n\
+        os.setgid(65533); os.setuid(65533)\n\
+        print('locked', file=sys.stderr, flush=True)\n\
+        os.kill(os.getpid(), signal.SIGSTOP)\n";
+    let mut python = Command::new("python3");
+    let mut holder = Background::start(python.args(["-c", script]).arg(path).arg(kind));
+    holder.line_with("locked");
+    holder
+}
+
+#[test]
+fn an_environment_that_another_user_locks_is_used_all_the_same() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let scene = Scene::new();
+    assert!(output(&mut scene.run()).status.success());
+    let hash = hash(&requirements_lockfile(&[], None, &[]));
+    let mut holder = hold(&scene.path("home/.casparian_flow/venvs").join(hash), "EX");
+    let again = output(scene.run().arg("--force"));
+    assert!(again.status.success(), "{}", stderr(&again));
+    holder.kill();
+}

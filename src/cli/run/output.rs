@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};
 use crate::job::Attempt;
+use crate::lock_file;
 use crate::sink::{self, Root, Standing, create_folder, create_own_folder};
 use crate::worker;
 
@@ -30,22 +31,8 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
     create_own_folder(&private).map_err(|error| failed(format!("output folder: {error}")))?;
     check_private(&private)?;
     let path = private.join("run.lock");
-    // Not blocking, so that a FIFO of that name does not hang.
-    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
-    let lock = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(flags.bits().cast_signed())
-        .open(&path)
+    let lock = lock_file::open(&path)
         .map_err(|error| failed(format!("lock file {}: {error}", path.display())))?;
-    if !lock.metadata().map_err(fail)?.is_file() {
-        let path = path.display();
-        return Err(failed(format!(
-            "lock file {path}: it is not a regular file"
-        )));
-    }
     // A run that was killed while it started a tool holds its lock until the tool runs.
     let deadline = Instant::now() + LOCK_WAIT;
     loop {
@@ -55,8 +42,10 @@ pub(super) fn open_output(output: &Path) -> Result<(PathBuf, fs::File), Failure>
                 std::thread::sleep(LOCK_INTERVAL);
             }
             Err(fs::TryLockError::WouldBlock) => {
+                let holder = lock_file::holder(&path);
+                let holder = holder.map_or_else(String::new, |holder| format!(" ({holder})"));
                 return Err(failed(format!(
-                    "output {}: another casparian run works on it",
+                    "output {}: another casparian run works on it{holder}",
                     output.display()
                 )));
             }
