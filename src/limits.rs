@@ -464,6 +464,8 @@ pub const PROVISION_PAUSE: Duration = Duration::from_secs(1);
 pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
 /// What a tool's stderr gets to close after its exit; a grandchild may hold it.
 pub const TOOL_STDERR_TIMEOUT: Duration = Duration::from_secs(2);
+/// What uv gets to print its version.
+pub const UV_VERSION_TIMEOUT: Duration = Duration::from_secs(60);
 /// One step of making an environment: resolving, downloading, installing.
 pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long the lock of an environment is waited for: as long as others may take to make it.

@@ -119,10 +119,20 @@ exec 3<&0 </dev/null
 exec 3<&- \"$@\"";
 
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines, and so does a time-out. The tool and what it starts in its group end with this process,
-/// however that ends: the
-/// kernel closes the pipe.
+/// lines, and so does a time-out.
 fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
+    let limit = limits::PROVISION_TIMEOUT;
+    guarded(command, what, limit, cancel).map(|_| ())
+}
+
+/// Runs a tool that must succeed, and gives its last lines. The tool and what it starts in its group
+/// end with this process, however that ends: the kernel closes the pipe.
+pub(super) fn guarded(
+    command: &Command,
+    what: &str,
+    limit: Duration,
+    cancel: &AtomicBool,
+) -> Result<String, Error> {
     let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;
     let mut guarded = Command::new("/bin/sh");
     guarded
@@ -136,11 +146,11 @@ fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> 
     for (name, value) in command.get_envs() {
         guarded.env(name, value.unwrap_or_default());
     }
-    let end = output(&mut guarded, what, limits::PROVISION_TIMEOUT, cancel);
+    let end = output(&mut guarded, what, limit, cancel);
     drop(theirs);
     let end = end?;
     if end.status.success() {
-        return Ok(());
+        return Ok(end.tail);
     }
     Err(Error::Failed {
         what: what.to_owned(),
@@ -162,7 +172,7 @@ pub(super) fn made(folder: &Path, name: &str, what: &str) -> Result<(), Error> {
 /// How a tool ended.
 pub(super) struct End {
     pub(super) status: ExitStatus,
-    /// Its last lines; not read when it succeeded.
+    /// Its last lines.
     pub(super) tail: String,
 }
 
@@ -206,7 +216,7 @@ pub(super) fn output(
     }
     let status = status.ok_or_else(|| fail(io::Error::other("its end was not seen")))?;
     let tail = match status.success() {
-        true => String::new(),
+        true => printed.at_hand(),
         false => printed.rest(),
     };
     Ok(End { status, tail })
@@ -366,6 +376,17 @@ impl Printed {
             self.lines.pop_front();
         }
         self.lines.push_back(text);
+    }
+
+    /// The last lines after the tool's end, as far as they can be read at once.
+    fn at_hand(mut self) -> String {
+        for _ in 0..4 {
+            if self.pipe.is_some() {
+                self.read();
+            }
+        }
+        self.end_line();
+        Vec::from(self.lines).join("\n")
     }
 
     /// The last lines after the tool's end. What it printed is in the pipe, which a process that

@@ -434,3 +434,50 @@ fn an_environment_that_another_user_locks_is_used_all_the_same() {
     assert!(again.status.success(), "{}", stderr(&again));
     holder.kill();
 }
+
+/// A uv on PATH that is older than the one that is installed by us is not used, nor is one that is none.
+#[test]
+fn an_old_uv_is_not_used() {
+    for version in ["uv 0.4.1", "hello"] {
+        let scene = Scene::new();
+        let mark = scene.path("planted");
+        let script =
+            format!("[ \"$1\" = --version ] && echo '{version}' && exit\n: > {mark:?}\nexit 1");
+        program_at(&scene.path("bin/uv"), &script);
+        let path = format!("{}:/usr/bin:/bin", scene.path("bin").display());
+        let ran = output(scene.run().env("PATH", path));
+        assert!(ran.status.success(), "{}", stderr(&ran));
+        scene.assert_not_run(version);
+    }
+}
+
+/// uv is installed by its hashes: no index can give another one.
+#[test]
+fn uv_is_installed_by_its_hashes() {
+    for is_genuine in [true, false] {
+        let scene = Scene::new();
+        let home = scene.path("home/.casparian_flow");
+        fs::remove_dir_all(home.join("uv")).unwrap();
+        let mut run = scene.run();
+        if !is_genuine {
+            let wheels = scene.path("wheels");
+            fs::create_dir(&wheels).unwrap();
+            let version = fs::read_to_string(root().join("src/guest/uv.txt")).unwrap();
+            let version = version
+                .split("uv==")
+                .nth(1)
+                .unwrap()
+                .split(' ')
+                .next()
+                .unwrap();
+            fs::write(wheels.join(format!("uv-{version}-py3-none-any.whl")), "x").unwrap();
+            run.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", &wheels);
+        }
+        let ran = output(&mut run);
+        assert_eq!(ran.status.success(), is_genuine, "{}", stderr(&ran));
+        assert_eq!(home.join("uv/bin/uv").exists(), is_genuine);
+        if !is_genuine {
+            assert!(stderr(&ran).contains("Expected     or"), "{}", stderr(&ran));
+        }
+    }
+}

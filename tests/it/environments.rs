@@ -284,7 +284,9 @@ const EMPTY_TOOLS: &[(&str, &str)] = &[
 fn rig_with_uv(body: &str) -> Rig {
     Rig::with(&["--slots", "2"], |command, dir| {
         let bin = dir.join("bin");
-        let script = format!("#!/bin/sh\nfor last; do :; done\n{body}\n");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] && echo 'uv 99.0.0' && exit\nfor last; do :; done\n{body}\n"
+        );
         program_in(&bin, "uv", &script);
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
         command.env("PATH", path).env("HOME", dir);
