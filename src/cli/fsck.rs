@@ -164,6 +164,9 @@ fn folders(
         finding.done = (!is_left).then(|| "finished or undone".to_owned());
         report.add(&finding)?;
     }
+    for problem in check.strangers() {
+        report.add(&Finding::of(problem, None))?;
+    }
     Ok(Some(opened))
 }
 

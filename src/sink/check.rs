@@ -57,6 +57,8 @@ pub enum Kind {
     Damaged,
     /// Another program has written a file again, with the same size and rows.
     Touched,
+    /// Something in a folder of ours that no program of ours puts there.
+    Stranger,
     /// It cannot be compared now.
     Unchecked,
 }
@@ -296,6 +298,47 @@ impl<'a> Check<'a> {
             })
             .collect();
         problems.sort_by(|a, b| a.place.cmp(&b.place));
+        problems
+    }
+
+    /// What no program of ours has put into the folders of attempts and records, sorted by name. It is
+    /// passed over where these folders are read.
+    pub fn strangers(&self) -> Vec<Problem> {
+        let mut found = folder::strangers(self.root).unwrap_or_default();
+        let outputs = self.root.base().join("outputs");
+        let is_number = |text: &str| text.parse::<i64>().is_ok();
+        let is_record = |text: &str| {
+            let (job, incarnation) = text.split_once('r').unwrap_or((text, "0"));
+            is_number(job) && is_number(incarnation)
+        };
+        let is_database = |text: &str| folder::checked(text).is_ok();
+        for database in folders_of(&outputs, &mut found, is_database) {
+            for part in folders_of(&database, &mut found, is_number) {
+                // One with the name of a record is compared with its job.
+                let entries = fs::read_dir(part).into_iter().flatten().flatten();
+                let strange =
+                    entries.filter(|entry| !entry.file_name().to_str().is_some_and(is_record));
+                found.extend(strange.map(|entry| entry.path()));
+            }
+        }
+        found.sort();
+        let more = found.len().saturating_sub(STRANGERS_MAX);
+        let problem = |path: &PathBuf| {
+            let kind = match fs::symlink_metadata(path).ok()?.file_type() {
+                kind if kind.is_symlink() => "a symbolic link",
+                kind if kind.is_dir() => "a folder",
+                kind if kind.is_file() => "a file",
+                _ => "a FIFO, socket or device",
+            };
+            let what = format!("{kind} that no program of ours has put there");
+            Some(Problem::at(Kind::Stranger, path, what))
+        };
+        let shown = found.iter().take(STRANGERS_MAX).filter_map(problem);
+        let mut problems: Vec<Problem> = shown.collect();
+        if more > 0 {
+            let what = format!("{more} more that no program of ours has put there");
+            problems.push(Problem::at(Kind::Stranger, self.root.base(), what));
+        }
         problems
     }
 
@@ -761,6 +804,24 @@ fn name_of(job: &str, incarnation: &str) -> String {
 }
 
 /// Names in a folder of ours, at most so many; none where it is missing.
+/// How many strangers of a root are listed.
+const STRANGERS_MAX: usize = 100;
+
+/// The folders of a folder whose names are good; adds the other entries to `others`.
+fn folders_of(
+    folder: &Path,
+    others: &mut Vec<PathBuf>,
+    is_good: impl Fn(&str) -> bool,
+) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let (good, bad): (Vec<_>, Vec<_>) = entries.partition(|entry| {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        is_folder && entry.file_name().to_str().is_some_and(&is_good)
+    });
+    others.extend(bad.iter().map(fs::DirEntry::path));
+    good.iter().map(fs::DirEntry::path).collect()
+}
+
 fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,

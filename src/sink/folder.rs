@@ -417,33 +417,50 @@ pub(super) enum Entry {
 
 /// What is in the staging folder. What is none of ours is passed over.
 pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
-    let staging = root.staging();
-    let found = fs::read_dir(staging).map_err(|error| Error::io(staging, error))?;
     let mut entries = Vec::new();
-    for entry in found {
+    visit(root, |_, entry| entries.extend(entry))?;
+    Ok(entries)
+}
+
+/// What is in staging and no attempt's.
+pub(super) fn strangers(root: &Root) -> Result<Vec<PathBuf>, Error> {
+    let mut strangers = Vec::new();
+    visit(root, |path, entry| {
+        if entry.is_none() {
+            strangers.push(path);
+        }
+    })?;
+    Ok(strangers)
+}
+
+fn visit(root: &Root, mut found: impl FnMut(PathBuf, Option<Entry>)) -> Result<(), Error> {
+    let staging = root.staging();
+    let listed = fs::read_dir(staging).map_err(|error| Error::io(staging, error))?;
+    for entry in listed {
         let entry = entry.map_err(|error| Error::io(staging, error))?;
         // Never a symbolic link.
-        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let path = entry.path();
-        let Some(text) = path.file_name().and_then(|name| name.to_str()) else {
-            continue;
-        };
-        if let Some(unique) = text.strip_prefix(NEW) {
-            let worker = worker_of(unique);
-            entries.push(Entry::Unnamed(path, worker));
-        } else if let Some(name) = Name::parse(text) {
-            let worker = match &name.claimed_by {
-                Some(unique) => worker_of(unique),
-                None => worker_in(&path),
-            };
-            entries.push(Entry::Attempt(name, worker));
-        } else if path.join("lock").is_file() {
-            entries.push(Entry::Legacy(path));
-        }
+        let known = is_folder.then(|| known(&path)).flatten();
+        found(path, known);
     }
-    Ok(entries)
+    Ok(())
+}
+
+fn known(path: &Path) -> Option<Entry> {
+    let text = path.file_name()?.to_str()?;
+    if let Some(unique) = text.strip_prefix(NEW) {
+        return Some(Entry::Unnamed(path.to_owned(), worker_of(unique)));
+    }
+    if let Some(name) = Name::parse(text) {
+        let worker = match &name.claimed_by {
+            Some(unique) => worker_of(unique),
+            None => worker_in(path),
+        };
+        return Some(Entry::Attempt(name, worker));
+    }
+    let is_legacy = path.join("lock").is_file();
+    is_legacy.then(|| Entry::Legacy(path.to_owned()))
 }
 
 /// The worker that a folder names; none when that cannot be read.

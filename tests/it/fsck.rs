@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -529,4 +530,43 @@ fn output_that_another_job_has_replaced_is_not_missed() {
         }
         assert_eq!(scene.kinds().len(), 3, "{:?}", scene.kinds());
     }
+}
+
+#[test]
+fn what_others_have_put_into_the_folders_of_a_root_is_noted() {
+    let scene = Scene::published(1);
+    assert_eq!(scene.kinds(), []);
+    let outputs = scene.private("outputs");
+    let records = outputs.join(scene.id());
+    let mut strangers = vec![
+        scene.private("staging/file"),
+        scene.private("staging/odd folder"),
+        scene.private("staging/link"),
+        outputs.join("FIFO"),
+        records.join("link"),
+        records.join("0/FIFO"),
+    ];
+    for (path, kind) in strangers
+        .iter()
+        .zip(["file", "dir", "link", "fifo", "link", "fifo"])
+    {
+        match kind {
+            "file" => fs::write(path, "x").unwrap(),
+            "dir" => fs::create_dir(path).unwrap(),
+            "link" => std::os::unix::fs::symlink("/", path).unwrap(),
+            _ => assert!(Command::new("mkfifo").arg(path).status().unwrap().success()),
+        }
+    }
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("remove it"), "{text}");
+    let found = scene.json(&[])["findings"].take();
+    let place = |finding: &Value| {
+        assert_eq!(finding["kind"], "stranger", "{finding}");
+        assert_eq!(finding["severity"], "note", "{finding}");
+        PathBuf::from(finding["place"].as_str().unwrap())
+    };
+    let found: Vec<PathBuf> = found.as_array().unwrap().iter().map(place).collect();
+    strangers.sort();
+    assert_eq!(found, strangers);
 }

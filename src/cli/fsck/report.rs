@@ -133,6 +133,11 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
             "touched",
             "nothing, if the file was restored; sinks of mode replace leave it",
         ),
+        Kind::Stranger => (
+            Note,
+            "stranger",
+            "find out who put it there, and remove it; it is passed over",
+        ),
         Kind::Unchecked => (Warning, "unchecked", "check again when it can be read"),
     }
 }
