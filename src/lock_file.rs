@@ -7,7 +7,9 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{OFlags, major, minor};
+use rustix::fs::OFlags;
+#[cfg(feature = "worker")]
+use rustix::fs::{major, minor};
 use rustix::process::geteuid;
 
 /// Opens a lock file, and creates it where it is missing. It must be a regular file of this user, of
@@ -52,6 +54,7 @@ pub(crate) fn create_new(path: &Path) -> io::Result<File> {
 }
 
 /// A process that holds a lock.
+#[cfg(feature = "worker")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
     /// Its number.
@@ -62,6 +65,7 @@ pub(crate) struct Holder {
     pub(crate) is_stopped: bool,
 }
 
+#[cfg(feature = "worker")]
 impl std::fmt::Display for Holder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "process {}", self.pid)?;
@@ -73,6 +77,7 @@ impl std::fmt::Display for Holder {
 }
 
 /// Who holds the lock of a file, where the kernel says so: not across machines.
+#[cfg(feature = "worker")]
 pub(crate) fn holder(path: &Path) -> Option<Holder> {
     let found = fs::metadata(path).ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
@@ -95,6 +100,7 @@ pub(crate) fn holder(path: &Path) -> Option<Holder> {
 
 /// The process that `/proc/locks` names. Some file systems have another device number there; then a
 /// single lock on that inode is meant.
+#[cfg(feature = "worker")]
 fn pid_of(locks: &str, device: (u32, u32), inode: u64) -> Option<i32> {
     let mut others = Vec::new();
     for line in locks.lines() {
@@ -155,6 +161,7 @@ mod tests {
         }
     }
 
+    #[cfg(feature = "worker")]
     #[test]
     fn the_process_of_a_lock_is_found_in_what_the_kernel_lists() {
         let locks = "1: FLOCK  ADVISORY  WRITE 7 fe:0a:12 0 EOF\n\
