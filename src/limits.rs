@@ -487,6 +487,28 @@ pub const BRIDGE_BATCH_ROWS_MAX: usize = 16 << 20;
 pub const SINK_ROWS_MAX: usize = 1 << 20;
 /// Octets kept of a plugin's failure text.
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
+/// Memory of the worker for one job's output, unless an option says otherwise: a frame of the old
+/// shim is half of it.
+pub const JOB_BUFFER_SIZE: u64 = 2 << 30;
+/// Least memory of the worker for one job's output.
+pub const JOB_BUFFER_SIZE_MIN: u64 = 64 << 20;
+/// Memory of a column's encoder in a row group that is being written, beside its data.
+pub const COLUMN_MEMORY: usize = 24 << 10;
+/// Memory of a column of a row group that is written out, until the file is finished: 0.8 KiB, and
+/// what it keeps the allocator from using again.
+pub const CHUNK_MEMORY: usize = 2 << 10;
+/// Data that a column has in a row group on average.
+pub const CHUNK_SIZE_MIN: usize = 8 << 10;
+/// Memory of a field of a schema, beside its name and metadata.
+pub const FIELD_MEMORY: usize = 2 << 10;
+/// Copies of names and metadata while a file is written.
+pub const SCHEMA_COPIES: usize = 10;
+/// Fields of a batch, nested ones too.
+pub const SCHEMA_FIELDS_MAX: usize = 1 << 17;
+/// Bytes of a column's name.
+pub const COLUMN_NAME_SIZE_MAX: usize = 64 << 10;
+/// Bytes of a batch's schema: names and metadata.
+pub const SCHEMA_SIZE_MAX: usize = 16 << 20;
 /// Memory of a row group that is being written; more is flushed.
 pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 /// Rows of a row group.

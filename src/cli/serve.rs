@@ -285,6 +285,7 @@ const WORKER_FLAGS: &[Flag] = &[
     },
     ENV_CACHE_FLAG,
     NO_BUILD_FLAG,
+    JOB_BUFFER_FLAG,
     SANDBOX_FLAG,
     PROTECT_FLAG,
     Flag {
@@ -316,6 +317,14 @@ pub(super) const NO_BUILD_FLAG: Flag = Flag {
     short: None,
     value: None,
     help: "Install dependencies of plugins from wheels alone, so that no\nbuild code of theirs runs; one without a wheel is refused",
+};
+
+#[cfg(feature = "worker")]
+pub(super) const JOB_BUFFER_FLAG: Flag = Flag {
+    long: "job-buffer",
+    short: None,
+    value: Some("SIZE"),
+    help: "Memory of the worker for the output of one job; half of it is\nthe largest batch, a 32nd the largest row (default 2Gi)",
 };
 
 #[cfg(feature = "worker")]
@@ -459,6 +468,14 @@ pub(super) fn worker_options(
         options.cache_max = size;
     }
     options.no_build = typed.has("no-build");
+    if let Some(size) = command.size(typed, "job-buffer")? {
+        if size < limits::JOB_BUFFER_SIZE_MIN {
+            let least = limits::JOB_BUFFER_SIZE_MIN >> 20;
+            let what = format!("--job-buffer {size}: expected {least}Mi at least");
+            return Err(command.usage_error(what).into());
+        }
+        options.bounds.buffer = size;
+    }
     options.sandbox = Some(sandbox_options(command, typed)?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
         None | Some("warm") => worker::GuestStart::Warm,

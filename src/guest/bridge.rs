@@ -12,8 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use arrow::array::RecordBatch;
 use arrow::buffer::{Buffer, MutableBuffer};
 use arrow::datatypes::SchemaRef;
+use arrow::ipc;
 use arrow::ipc::reader::StreamDecoder;
 
+use crate::job::text::prefix;
 use crate::limits;
 
 /// Schema metadata key of the topic that a frame's batches were published to.
@@ -29,7 +31,7 @@ pub enum Error {
         /// Declared size.
         size: u32,
         /// The limit.
-        limit: u32,
+        limit: usize,
     },
     /// The stream ended inside a frame or without an end of output.
     Closed,
@@ -37,6 +39,8 @@ pub enum Error {
     Io(io::Error),
     /// A frame is no complete Arrow IPC stream.
     Arrow(String),
+    /// The names and metadata of a frame's columns are too large.
+    Schema(String),
 }
 
 impl fmt::Display for Error {
@@ -44,8 +48,10 @@ impl fmt::Display for Error {
         match self {
             Error::FrameTooLarge { size, limit } => write!(
                 f,
-                "the plugin sent a frame of {size} octets, the limit is {limit}; publish smaller batches"
+                "the plugin sent a frame of {size} bytes, the limit is {limit} (half of --job-buffer, 1 GiB \
+                 at most); publish smaller batches"
             ),
+            Error::Schema(reason) => f.write_str(reason),
             Error::Closed => f.write_str("the plugin closed the bridge without an end of output"),
             Error::Io(error) => write!(f, "the bridge failed: {error}"),
             Error::Arrow(reason) => {
@@ -95,10 +101,21 @@ pub struct BridgeReader {
     have: usize,
     body: MutableBuffer,
     text: Vec<u8>,
+    frame_size_max: usize,
 }
 
 impl Default for BridgeReader {
     fn default() -> Self {
+        Self::new(limits::BRIDGE_FRAME_SIZE_MAX as usize)
+    }
+}
+
+/// First reservation of a body; it doubles as bytes arrive.
+const BODY_STEP: usize = 256 << 10;
+
+impl BridgeReader {
+    /// Takes frames of so many bytes.
+    pub fn new(frame_size_max: usize) -> Self {
         BridgeReader {
             state: State::Length,
             head: [0; 4],
@@ -107,14 +124,18 @@ impl Default for BridgeReader {
             have: 0,
             body: MutableBuffer::new(0),
             text: Vec::new(),
+            frame_size_max: frame_size_max.min(limits::BRIDGE_FRAME_SIZE_MAX as usize),
         }
     }
-}
 
-/// First reservation of a body; it doubles as octets arrive.
-const BODY_STEP: usize = 256 << 10;
+    /// Bytes of the frame that is being read, also of those that have not arrived.
+    pub fn frame_size(&self) -> usize {
+        match self.state {
+            State::Body => self.size,
+            _ => 0,
+        }
+    }
 
-impl BridgeReader {
     /// One read at most; call until it gives something other than [`Step::More`].
     pub fn read(&mut self, from: &mut impl Read) -> Result<Step, Error> {
         match self.state {
@@ -155,9 +176,9 @@ impl BridgeReader {
                 self.state = State::FailureLength;
                 Ok(Step::More)
             }
-            size if size > limits::BRIDGE_FRAME_SIZE_MAX => Err(Error::FrameTooLarge {
+            size if size as usize > self.frame_size_max => Err(Error::FrameTooLarge {
                 size,
-                limit: limits::BRIDGE_FRAME_SIZE_MAX,
+                limit: self.frame_size_max,
             }),
             size => {
                 self.size = size as usize;
@@ -170,6 +191,10 @@ impl BridgeReader {
 
     fn read_body(&mut self, from: &mut impl Read) -> Result<Step, Error> {
         if self.have == self.body.len() {
+            if self.have >= self.size / 16 && self.body.capacity() < self.size {
+                // No more copies: a body that grows is there twice for a moment.
+                self.body.reserve(self.size - self.have);
+            }
             let grown = self.body.len().saturating_mul(2).min(self.size);
             self.body.resize(grown, 0);
         }
@@ -238,13 +263,78 @@ pub struct Decoded {
     pub batches: Vec<RecordBatch>,
 }
 
-/// Decodes one frame.
+/// Decodes a whole frame.
 pub fn decode(frame: Buffer) -> Result<Decoded, Error> {
-    match catch_unwind(AssertUnwindSafe(|| decode_stream(frame))) {
-        Ok(result) => result,
-        Err(_) => Err(Error::Arrow(
-            "its lengths or offsets make no sense".to_owned(),
-        )),
+    let mut batches = Vec::new();
+    let mut stream = Stream::open(frame)?;
+    while let Some(batch) = stream.next_batch()? {
+        batches.push(batch);
+    }
+    let schema = match (stream.decoder.schema(), batches.first()) {
+        (Some(schema), _) => schema,
+        (None, Some(batch)) => batch.schema(),
+        (None, None) => return Err(Error::Arrow("it has no schema".to_owned())),
+    };
+    Ok(Decoded {
+        topic: topic(&schema),
+        schema,
+        batches,
+    })
+}
+
+/// The topic of batches with that schema.
+pub fn topic(schema: &SchemaRef) -> Option<String> {
+    schema.metadata().get(TOPIC_KEY).cloned()
+}
+
+/// A frame that is decoded a batch at a time.
+pub struct Stream {
+    rest: Buffer,
+    size: usize,
+    decoder: StreamDecoder,
+}
+
+impl Stream {
+    /// Checks what a frame declares, before anything is reserved for it.
+    pub fn open(frame: Buffer) -> Result<Self, Error> {
+        check_lengths(&frame)?;
+        Ok(Stream {
+            size: frame.len(),
+            rest: frame,
+            decoder: StreamDecoder::new(),
+        })
+    }
+
+    /// The next batch, borrowing from the frame where its alignment allows it; none at the end.
+    pub fn next_batch(&mut self) -> Result<Option<RecordBatch>, Error> {
+        match catch_unwind(AssertUnwindSafe(|| self.decode_batch())) {
+            Ok(result) => result,
+            Err(_) => Err(Error::Arrow(
+                "its lengths or offsets make no sense".to_owned(),
+            )),
+        }
+    }
+
+    fn decode_batch(&mut self) -> Result<Option<RecordBatch>, Error> {
+        let fail = |error: arrow::error::ArrowError| Error::Arrow(error.to_string());
+        while !self.rest.is_empty() {
+            let before = self.rest.len();
+            match self.decoder.decode(&mut self.rest).map_err(fail)? {
+                Some(batch) => {
+                    check_rows(&batch, self.size)?;
+                    return Ok(Some(batch));
+                }
+                None if self.rest.len() == before => {
+                    return Err(Error::Arrow(format!("{before} octets behind its end")));
+                }
+                None => {}
+            }
+        }
+        self.decoder.finish().map_err(fail)?;
+        match self.decoder.schema() {
+            Some(_) => Ok(None),
+            None => Err(Error::Arrow("it has no schema".to_owned())),
+        }
     }
 }
 
@@ -267,12 +357,102 @@ fn check_lengths(stream: &[u8]) -> Result<(), Error> {
             return Ok(());
         }
         let (message, behind) = rest.split_at_checked(size as usize).ok_or_else(cut)?;
-        let message = arrow::ipc::root_as_message(message)
+        let message = ipc::root_as_message(message)
             .map_err(|error| Error::Arrow(format!("a message is damaged: {error}")))?;
         let body = usize::try_from(message.bodyLength()).map_err(|_| cut())?;
+        check_message(&message, body)?;
         rest = behind.get(body..).ok_or_else(cut)?;
     }
     Ok(())
+}
+
+/// Refuses a schema that takes more memory than a frame has, and buffers that overlap: such a
+/// buffer is copied once for each column where it is not aligned.
+fn check_message(message: &ipc::Message<'_>, body: usize) -> Result<(), Error> {
+    if let Some(schema) = message.header_as_schema() {
+        let mut seen = Fields {
+            size: metadata_size(schema.custom_metadata().into_iter().flatten()),
+            count: 0,
+        };
+        seen.check("")?;
+        let mut fields = schema.fields().into_iter().flatten();
+        return fields.try_for_each(|field| seen.add(&field));
+    }
+    let dictionary = message.header_as_dictionary_batch();
+    let batch = message
+        .header_as_record_batch()
+        .or_else(|| dictionary.and_then(|dictionary| dictionary.data()));
+    let buffers = batch.and_then(|batch| batch.buffers());
+    let sizes = buffers.into_iter().flatten();
+    let sum = sizes.fold(0usize, |sum, buffer| {
+        sum.saturating_add(usize::try_from(buffer.length()).unwrap_or(usize::MAX))
+    });
+    match sum > body {
+        true => Err(Error::Arrow(
+            "a message has less bytes than its buffers".to_owned(),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// What the fields of a schema take.
+struct Fields {
+    /// Bytes of names and metadata.
+    size: usize,
+    count: usize,
+}
+
+impl Fields {
+    /// Counts a field and those in it, whose depth arrow has checked.
+    fn add(&mut self, field: &ipc::Field<'_>) -> Result<(), Error> {
+        let name = field.name().unwrap_or("");
+        let shown = prefix(name, 80);
+        if name.len() > limits::COLUMN_NAME_SIZE_MAX {
+            return Err(Error::Schema(format!(
+                "column {shown:?}: its name has {} bytes; the limit is {}",
+                name.len(),
+                limits::COLUMN_NAME_SIZE_MAX
+            )));
+        }
+        let metadata = metadata_size(field.custom_metadata().into_iter().flatten());
+        self.count += 1;
+        self.size = self
+            .size
+            .saturating_add(name.len())
+            .saturating_add(metadata);
+        if self.count > limits::SCHEMA_FIELDS_MAX {
+            return Err(Error::Schema(format!(
+                "column {shown:?}: a batch has at most {} columns, nested ones counted",
+                limits::SCHEMA_FIELDS_MAX
+            )));
+        }
+        self.check(shown)?;
+        let mut children = field.children().into_iter().flatten();
+        children.try_for_each(|child| self.add(&child))
+    }
+
+    fn check(&self, column: &str) -> Result<(), Error> {
+        if self.size <= limits::SCHEMA_SIZE_MAX {
+            return Ok(());
+        }
+        let at = match column {
+            "" => "the schema's metadata".to_owned(),
+            name => format!("column {name:?}"),
+        };
+        Err(Error::Schema(format!(
+            "{at}: names and metadata of a batch have {} bytes up to here; the limit is {}",
+            self.size,
+            limits::SCHEMA_SIZE_MAX
+        )))
+    }
+}
+
+fn metadata_size<'a>(entries: impl Iterator<Item = ipc::KeyValue<'a>>) -> usize {
+    let sizes = entries.map(|entry| {
+        let size = |text: Option<&str>| text.map_or(0, str::len);
+        size(entry.key()).saturating_add(size(entry.value()))
+    });
+    sizes.fold(0, usize::saturating_add)
 }
 
 /// Rows that need no octets (of the null type, or without columns) are bounded by those that a
@@ -286,39 +466,6 @@ fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
         )));
     }
     Ok(())
-}
-
-fn decode_stream(mut frame: Buffer) -> Result<Decoded, Error> {
-    check_lengths(&frame)?;
-    let frame_size = frame.len();
-    let fail = |error: arrow::error::ArrowError| Error::Arrow(error.to_string());
-    let mut decoder = StreamDecoder::new();
-    let mut batches = Vec::new();
-    while !frame.is_empty() {
-        let before = frame.len();
-        match decoder.decode(&mut frame).map_err(fail)? {
-            Some(batch) => {
-                check_rows(&batch, frame_size)?;
-                batches.push(batch);
-            }
-            None if frame.len() == before => {
-                return Err(Error::Arrow(format!("{before} octets behind its end")));
-            }
-            None => {}
-        }
-    }
-    decoder.finish().map_err(fail)?;
-    let schema = match (decoder.schema(), batches.first()) {
-        (Some(schema), _) => schema,
-        (None, Some(batch)) => batch.schema(),
-        (None, None) => return Err(Error::Arrow("it has no schema".to_owned())),
-    };
-    let topic = schema.metadata().get(TOPIC_KEY).cloned();
-    Ok(Decoded {
-        schema,
-        topic,
-        batches,
-    })
 }
 
 #[cfg(test)]

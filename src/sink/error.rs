@@ -12,6 +12,9 @@ use crate::limits;
 /// Columns that a message names.
 const COLUMNS_SHOWN: usize = 10;
 
+/// Bytes of a name that a message shows.
+const NAME_SHOWN: usize = 80;
+
 /// Why output could not be written.
 #[derive(Debug)]
 pub enum Error {
@@ -145,6 +148,33 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A row has more bytes than the worker keeps for one.
+    Row {
+        /// Its largest column.
+        column: String,
+        /// Its index in the batch.
+        row: usize,
+        /// Its size, expanded; at least so much.
+        size: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The columns of all topics need more memory than a job has.
+    Columns {
+        /// The topic.
+        topic: String,
+        /// Columns, or bytes of their names and metadata.
+        reason: String,
+    },
+    /// The job has more output than it may.
+    Output {
+        /// Bytes of its files so far.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The writer was told to stop.
+    Stopped,
     /// The Parquet writer failed.
     Parquet(String),
     /// SQLite failed.
@@ -291,6 +321,27 @@ impl fmt::Display for Error {
                 "the schema of topic {topic} changed half-way: expected {expected}, got {got}"
             ),
             Error::Column { column, reason } => write!(f, "column {column:?}: {reason}"),
+            Error::Row {
+                column,
+                row,
+                size,
+                limit,
+            } => write!(
+                f,
+                "column {:?}: row {row} of its batch has {size} bytes or more with all columns \
+                 (dictionaries, runs and views expanded); the limit is {limit} (--job-buffer)",
+                prefix(column, NAME_SHOWN)
+            ),
+            Error::Columns { topic, reason } => write!(
+                f,
+                "topic {:?}: {reason} (--job-buffer)",
+                prefix(topic, NAME_SHOWN)
+            ),
+            Error::Output { size, limit } => write!(
+                f,
+                "the job has written {size} bytes of output; the limit is {limit} (--job-output)"
+            ),
+            Error::Stopped => f.write_str("the job was stopped"),
             Error::Parquet(reason) => write!(f, "writing Parquet: {reason}"),
             Error::Sqlite { path, reason, .. } => {
                 write!(f, "database {}: {reason}", path.display())
@@ -372,6 +423,10 @@ impl Error {
             Error::SchemaChanged { .. }
             | Error::Column { .. }
             | Error::Parquet(_)
+            | Error::Row { .. }
+            | Error::Columns { .. }
+            | Error::Output { .. }
+            | Error::Stopped
             | Error::Topics { .. } => Cause::Plugin,
             Error::Sink(_)
             | Error::Outside { .. }

@@ -18,7 +18,8 @@
 //!
 //! Files: `anchor` (which folder the root is), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
-//! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing).
+//! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing),
+//! `logical` and `budget` (what it takes of memory).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
 //! protocol.
@@ -36,12 +37,14 @@
 mod adopt;
 mod anchor;
 mod bar;
+mod budget;
 mod check;
 mod claims;
 mod columns;
 mod error;
 mod files;
 mod folder;
+mod logical;
 mod mounts;
 mod names;
 mod old_peers;
@@ -61,6 +64,7 @@ mod standing;
 mod types;
 
 pub use adopt::Adopted;
+pub use budget::Bounds;
 pub use check::{Check, Expected, Found, Kind, Named, Problem, Publishers};
 pub use error::{Error, Refused, raise_descriptor_limit};
 pub use output::JobOutput;

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
+use super::budget::{self, Bounds};
 use super::columns::{check_table, conform, with_ids};
 use super::folder::{Folder, Name};
+use super::logical::Slices;
 use super::names::{self, Holder};
-use super::parquet::ParquetFile;
+use super::parquet::{Memory, ParquetFile};
 use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::sqlite::{self, Rows, Stage};
@@ -18,6 +20,54 @@ use super::types::check_parquet;
 use super::{Error, Root, Staged, files, plan, siblings};
 use crate::job::{self, Job, Mode, Target, default_uri};
 use crate::limits;
+
+/// What of a file counts.
+#[derive(Clone, Copy)]
+struct Counted {
+    memory: Memory,
+    footer: usize,
+}
+
+impl Counted {
+    fn of(file: &ParquetFile) -> Self {
+        Counted {
+            memory: file.memory(),
+            footer: file.memory_of_footer(),
+        }
+    }
+}
+
+fn parquet_files(sinks: &mut [Sink]) -> impl Iterator<Item = &mut ParquetFile> {
+    sinks.iter_mut().filter_map(|sink| match &mut sink.open {
+        Some((_, Writer::Parquet(file))) => Some(&mut **file),
+        _ => None,
+    })
+}
+
+/// Memory of one more schema beside others; why a job has not that much.
+fn check_columns(
+    schema: &SchemaRef,
+    is_parquet: bool,
+    others: usize,
+    bounds: &Bounds,
+) -> Result<usize, String> {
+    let count = budget::columns(schema);
+    let limit = bounds.row_groups() / limits::COLUMN_MEMORY;
+    if is_parquet && count > limit {
+        return Err(format!(
+            "it has {count} columns, with the 2 of the engine; the limit of a Parquet file is {limit}"
+        ));
+    }
+    let size = budget::schema_size(schema);
+    let limit = bounds.files();
+    match others.saturating_add(size) {
+        sum if sum > limit => Err(format!(
+            "its {count} columns, their names and metadata need {size} bytes of memory, beside \
+             {others} of other topics; the limit is {limit}"
+        )),
+        _ => Ok(size),
+    }
+}
 
 enum Writer {
     Parquet(Box<ParquetFile>),
@@ -47,16 +97,28 @@ pub struct JobOutput {
     /// Indices of the sinks of each topic.
     topics: HashMap<String, Vec<usize>>,
     stage: Option<Stage>,
-    /// Memory of all Parquet writers, in bytes.
-    memory: usize,
+    bounds: Bounds,
+    /// Memory of all row groups that are being written.
+    memory: Memory,
+    /// Data of all of them, more is written out.
+    data_max: usize,
+    /// Memory of all schemas.
+    schemas: usize,
+    /// Memory of all footers.
+    footers: usize,
 }
 
 /// Name of a job's SQLite file in its folder.
 pub(super) const STAGE: &str = "stage";
 
 impl JobOutput {
-    /// Checks the sinks of a job and creates its folder in staging. No lease is needed.
+    /// The output of a job with the usual bounds.
     pub fn new(root: Arc<Root>, job: Arc<Job>) -> Result<Self, Error> {
+        Self::bounded(root, job, Bounds::default())
+    }
+
+    /// Checks the sinks of a job and creates its folder in staging. No lease is needed.
+    pub fn bounded(root: Arc<Root>, job: Arc<Job>, bounds: Bounds) -> Result<Self, Error> {
         let name = Name::new(&job, &root)?;
         let mut output = JobOutput {
             folder: Folder::create(&root, name)?,
@@ -66,7 +128,11 @@ impl JobOutput {
             files: HashMap::new(),
             topics: HashMap::new(),
             stage: None,
-            memory: 0,
+            bounds,
+            data_max: limits::ROW_GROUPS_SIZE_MAX.min(bounds.row_groups() / 2),
+            memory: Memory::default(),
+            schemas: 0,
+            footers: 0,
         };
         for sink in job.sinks.iter() {
             output.add(sink, true)?;
@@ -149,6 +215,16 @@ impl JobOutput {
     /// topic, so nothing is lost. Of a topic longer than 255 bytes the first are kept, with a
     /// hash.
     pub fn write(&mut self, topic: Option<&str>, batch: &RecordBatch) -> Result<(), Error> {
+        self.write_while(topic, batch, &|| true)
+    }
+
+    /// The same for as long as `goes_on`, which is asked before each slice.
+    pub fn write_while(
+        &mut self,
+        topic: Option<&str>,
+        batch: &RecordBatch,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
         let indices = match topic.map(names::topic) {
             Some(topic) => {
                 if !self.topics.contains_key(&topic) {
@@ -165,22 +241,24 @@ impl JobOutput {
             }
         };
         for index in indices {
-            // In slices: the columns that are added take bytes where the plugin's may not.
-            let mut at = 0;
-            loop {
-                let rows = (batch.num_rows() - at).min(limits::SINK_ROWS_MAX);
-                self.write_to(index, &batch.slice(at, rows))?;
-                at += rows;
-                if at >= batch.num_rows() {
-                    break;
+            self.open(index, batch)?;
+            let sink = self.sinks.get(index);
+            let schema = sink
+                .and_then(|sink| sink.open.as_ref())
+                .map(|(schema, _)| schema.clone());
+            let mut slices = Slices::new(batch, schema, self.bounds.row());
+            while let Some((slice, size)) = slices.next()? {
+                if !goes_on() {
+                    return Err(Error::Stopped);
                 }
+                self.write_to(index, &slice, size)?;
             }
         }
         Ok(())
     }
 
-    fn write_to(&mut self, index: usize, batch: &RecordBatch) -> Result<(), Error> {
-        self.open(index, batch)?;
+    fn write_to(&mut self, index: usize, batch: &RecordBatch, size: usize) -> Result<(), Error> {
+        self.make_room(index)?;
         let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(());
         };
@@ -188,6 +266,8 @@ impl JobOutput {
             return Ok(());
         };
         let rows = batch.num_rows();
+        // Large outputs get larger row groups: their footer stays in memory.
+        let files_max = self.bounds.files();
         let mut columns = conform(&sink.topic, schema, batch)?;
         let id = self.job.attempt.job_id;
         columns.push(Arc::new(Int64Array::from_value(id, rows)));
@@ -203,9 +283,13 @@ impl JobOutput {
         sink.rows += rows as u64;
         match (writer, &self.stage) {
             (Writer::Parquet(file), _) => {
-                let before = file.memory();
-                file.write(&batch)?;
-                self.memory = self.memory.saturating_sub(before) + file.memory();
+                let before = Counted::of(file);
+                let grown = file.row_group_max() << (4 * self.footers / files_max.max(1)).min(2);
+                let row_group_max = grown.min(self.bounds.row_groups() / 4);
+                self.data_max = self.data_max.max(row_group_max);
+                file.write(&batch, size, row_group_max)?;
+                let after = Counted::of(file);
+                self.count(before, after);
             }
             (Writer::Table(rows), Some(stage)) => {
                 let written = stage.write(rows, &batch);
@@ -225,6 +309,17 @@ impl JobOutput {
             return Ok(());
         }
         let schema = with_ids(&batch.schema())?;
+        let is_parquet = matches!(sink.target, Target::Parquet { .. });
+        if !is_parquet {
+            check_table(&schema)?;
+        }
+        self.schemas +=
+            check_columns(&schema, is_parquet, self.schemas, &self.bounds).map_err(|reason| {
+                Error::Columns {
+                    topic: sink.topic.clone(),
+                    reason,
+                }
+            })?;
         let writer = match &sink.target {
             Target::Parquet { path, compression } => {
                 check_parquet(&schema)?;
@@ -240,7 +335,6 @@ impl JobOutput {
                 Writer::Parquet(Box::new(file.map_err(|error| self.folder.refusal(error))?))
             }
             Target::Sqlite { .. } => {
-                check_table(&schema)?;
                 let stage = match self.stage.take() {
                     Some(stage) => stage,
                     None => {
@@ -262,32 +356,111 @@ impl JobOutput {
         self.folder.path_in(bay, &format!("s{index}"))
     }
 
-    /// Many topics share one bound: the largest row group is written out first.
+    /// Writes out row groups of other sinks where the columns of this one need the room.
+    fn make_room(&mut self, index: usize) -> Result<(), Error> {
+        let sink = self.sinks.get(index).and_then(|sink| sink.open.as_ref());
+        let Some((_, Writer::Parquet(file))) = sink else {
+            return Ok(());
+        };
+        let needed = match file.memory().total() {
+            0 => file.memory_of_columns(),
+            _ => 0,
+        };
+        let max = self.bounds.row_groups().saturating_sub(needed);
+        self.flush_down_to(max)
+    }
+
+    /// Many topics share one bound.
     fn bound_memory(&mut self) -> Result<(), Error> {
-        while self.memory > limits::ROW_GROUPS_SIZE_MAX {
-            let files = self
-                .sinks
-                .iter_mut()
-                .filter_map(|sink| match &mut sink.open {
-                    Some((_, Writer::Parquet(file))) => Some(file),
-                    _ => None,
-                });
-            let Some(largest) = files.max_by_key(|file| file.memory()) else {
+        self.flush_down_to(self.bounds.row_groups())?;
+        self.check_footers()?;
+        self.check_size()
+    }
+
+    /// Writes out the largest row groups until all are within both bounds.
+    fn flush_down_to(&mut self, max: usize) -> Result<(), Error> {
+        let data_max = self.data_max;
+        while self.memory.total() > max || self.memory.data > data_max {
+            let by_data = self.memory.data > data_max;
+            let files = parquet_files(&mut self.sinks);
+            let largest = files.max_by_key(|file| match by_data {
+                true => file.memory().data,
+                false => file.memory().total(),
+            });
+            let Some(largest) = largest else {
                 return Ok(());
             };
-            let before = largest.memory();
+            let before = Counted::of(largest);
             largest.flush()?;
-            let after = largest.memory();
-            self.memory = self.memory.saturating_sub(before) + after;
-            if after >= before {
+            let after = Counted::of(largest);
+            self.count(before, after);
+            if after.memory.total() >= before.memory.total() {
                 return Ok(());
             }
         }
         Ok(())
     }
 
+    fn count(&mut self, before: Counted, after: Counted) {
+        let of = |all: usize, before: usize, after: usize| all.saturating_sub(before) + after;
+        self.memory.data = of(self.memory.data, before.memory.data, after.memory.data);
+        self.memory.columns = of(
+            self.memory.columns,
+            before.memory.columns,
+            after.memory.columns,
+        );
+        self.footers = of(self.footers, before.footer, after.footer);
+    }
+
+    /// Refuses what finished row groups keep in memory.
+    fn check_footers(&mut self) -> Result<(), Error> {
+        let limit = self.bounds.files();
+        if self.schemas.saturating_add(self.footers) <= limit {
+            return Ok(());
+        }
+        let sinks = self.sinks.iter().filter_map(|sink| match &sink.open {
+            Some((_, Writer::Parquet(file))) => Some((sink, file)),
+            _ => None,
+        });
+        let largest = sinks.max_by_key(|(_, file)| file.memory_of_footer());
+        let Some((sink, file)) = largest else {
+            return Ok(());
+        };
+        Err(Error::Columns {
+            topic: sink.topic.clone(),
+            reason: format!(
+                "{} columns in {} row groups need more memory than all files of a job may keep, \
+                 which is {limit} bytes; publish fewer columns, or more rows in one batch",
+                file.columns(),
+                file.row_groups()
+            ),
+        })
+    }
+
+    /// Refuses more output than a job may have.
+    fn check_size(&mut self) -> Result<(), Error> {
+        let limit = self.bounds.output;
+        if limit == 0 {
+            return Ok(());
+        }
+        let files: u64 = parquet_files(&mut self.sinks).map(|file| file.size()).sum();
+        let stage = match &self.stage {
+            Some(stage) => stage.size()?,
+            None => 0,
+        };
+        match files.saturating_add(stage) {
+            size if size > limit => Err(Error::Output { size, limit }),
+            _ => Ok(()),
+        }
+    }
+
     /// Finishes and syncs all files. Nothing is visible yet.
-    pub fn stage(self) -> Result<Staged, Error> {
+    pub fn stage(mut self) -> Result<Staged, Error> {
+        let size_max = self.bounds.output;
+        if size_max > 0 {
+            self.flush_down_to(0)?;
+            self.check_size()?;
+        }
         let mut staged = Vec::new();
         for (index, sink) in self.sinks.into_iter().enumerate() {
             let Some((_, writer)) = sink.open else {

@@ -12,7 +12,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use sha2::{Digest, Sha256};
 
-use super::{Error, files};
+use super::{Error, budget, files};
 use crate::job::{Compression, text::hex};
 use crate::limits;
 
@@ -20,6 +20,31 @@ use crate::limits;
 pub(super) struct ParquetFile {
     path: PathBuf,
     writer: ArrowWriter<Hashed>,
+    /// Columns of the file; each has an encoder of its own.
+    columns: usize,
+    /// Memory that a column's compressor keeps.
+    codec_size: usize,
+    /// Bytes, expanded, of the row group that is not written out yet.
+    pending: usize,
+    /// Memory of the row group's writer before it had data.
+    empty_size: usize,
+    /// Row groups that are written out.
+    row_groups: usize,
+}
+
+/// Memory of a row group that is being written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Memory {
+    /// Of its data.
+    pub(super) data: usize,
+    /// Of the encoders and compressors of its columns.
+    pub(super) columns: usize,
+}
+
+impl Memory {
+    pub(super) fn total(self) -> usize {
+        self.data.saturating_add(self.columns)
+    }
 }
 
 /// A file and the hash of all that was written to it. Parquet is written from start to end.
@@ -68,39 +93,92 @@ impl ParquetFile {
         Ok(ParquetFile {
             path: path.to_owned(),
             writer,
+            columns: budget::columns(schema),
+            codec_size: budget::codec_size(compression),
+            pending: 0,
+            empty_size: 0,
+            row_groups: 0,
         })
     }
 
-    pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), Error> {
-        // One batch may be far larger than a row group should be.
-        let size = batch.get_array_memory_size().max(1);
-        let rows = batch.num_rows();
-        let step =
-            (rows.saturating_mul(limits::WRITE_SLICE_SIZE) / size).clamp(1024, rows.max(1024));
-        let mut start = 0;
-        while start < rows {
-            let slice = batch.slice(start, step.min(rows - start));
-            self.writer
-                .write(&slice)
-                .map_err(|error| failure(&self.path, error))?;
-            start += step;
-            if self.writer.memory_size() >= limits::ROW_GROUP_SIZE_MAX {
-                self.flush()?;
-            }
+    /// Writes a slice of a batch that has so many bytes, expanded.
+    pub(super) fn write(
+        &mut self,
+        slice: &RecordBatch,
+        size: usize,
+        row_group_max: usize,
+    ) -> Result<(), Error> {
+        if slice.num_rows() == 0 {
+            return Ok(());
+        }
+        let is_first = self.pending == 0;
+        self.pending = self.pending.saturating_add(size);
+        let written = self.writer.write(slice);
+        written.map_err(|error| failure(&self.path, error))?;
+        if is_first {
+            // Tables of the encoders, most of which are never touched.
+            let data = size.saturating_mul(2);
+            self.empty_size = self.writer.memory_size().saturating_sub(data);
+        }
+        if self.memory().data >= row_group_max {
+            self.flush()?;
         }
         Ok(())
     }
 
-    /// Bytes of the row group that is not written out yet.
-    pub(super) fn memory(&self) -> usize {
-        self.writer.memory_size()
+    /// Bytes of data of a row group: enough for each column to have some.
+    pub(super) fn row_group_max(&self) -> usize {
+        let columns = self.columns.saturating_mul(limits::CHUNK_SIZE_MIN);
+        limits::ROW_GROUP_SIZE_MAX.max(columns)
+    }
+
+    /// Memory of the row group that is not written out yet.
+    pub(super) fn memory(&self) -> Memory {
+        match self.pending {
+            0 => Memory::default(),
+            pending => Memory {
+                data: self.writer.memory_size().saturating_sub(self.empty_size),
+                columns: self.memory_of_columns()
+                    + pending.min(self.columns.saturating_mul(self.codec_size)),
+            },
+        }
+    }
+
+    /// Memory of the columns of an empty row group.
+    pub(super) fn memory_of_columns(&self) -> usize {
+        self.columns.saturating_mul(limits::COLUMN_MEMORY)
+    }
+
+    /// Memory of the footer so far.
+    pub(super) fn memory_of_footer(&self) -> usize {
+        let chunks = self.columns.saturating_mul(self.row_groups);
+        chunks.saturating_mul(limits::CHUNK_MEMORY)
+    }
+
+    /// Columns of the file.
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Row groups that are written out.
+    pub(super) fn row_groups(&self) -> usize {
+        self.row_groups
+    }
+
+    /// Bytes that are in the file.
+    pub(super) fn size(&self) -> u64 {
+        self.writer.bytes_written() as u64
     }
 
     /// Writes out the row group.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
-        self.writer
-            .flush()
-            .map_err(|error| failure(&self.path, error))
+        if self.pending == 0 {
+            return Ok(());
+        }
+        self.pending = 0;
+        self.row_groups += 1;
+        let flushed = self.writer.flush();
+        flushed.map_err(|error| failure(&self.path, error))
     }
 
     /// Writes the footer and syncs. The file's SHA-256 in hex digits.

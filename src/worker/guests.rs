@@ -52,7 +52,7 @@ impl Worker {
             writer: self.options.writer_timeout,
             publish: self.options.publish_timeout,
         };
-        let run = Run::new(self.next_serial, order, timeouts, now);
+        let run = Run::new(self.next_serial, order, timeouts, &self.options.bounds, now);
         if run.order.lease.is_some() {
             let until = self.leases.may_publish_until(run.order.job.attempt);
             run.permit.set(until);
@@ -147,6 +147,7 @@ impl Worker {
             order.job.clone(),
             self.staging.clone(),
             run.permit.clone(),
+            self.options.bounds,
             address,
         );
         run.writer = Some(writer.map_err(worker("writer thread"))?);

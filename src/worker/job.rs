@@ -20,7 +20,7 @@ use crate::guest::source::Source;
 use crate::job::{Attempt, Cause, Job, Lease};
 use crate::limits;
 use crate::reactor::{BootTime, token};
-use crate::sink::Artifact;
+use crate::sink::{Artifact, Bounds};
 
 /// Token owners of a slot's sources; the index is the slot.
 pub(super) mod owner {
@@ -101,7 +101,13 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(serial: u64, order: Order, timeouts: Timeouts, now: BootTime) -> Self {
+    pub(super) fn new(
+        serial: u64,
+        order: Order,
+        timeouts: Timeouts,
+        bounds: &Bounds,
+        now: BootTime,
+    ) -> Self {
         let permit = match order.lease {
             Some(_) => Permit::default(),
             None => Permit::unlimited(),
@@ -113,7 +119,7 @@ impl Run {
             listener: None,
             stream: None,
             readable: false,
-            reader: BridgeReader::default(),
+            reader: BridgeReader::new(bounds.frames()),
             writer: None,
             guest: Guest::None,
             interpreter: None,
@@ -260,7 +266,9 @@ impl Run {
     }
 
     fn is_writer_full(&self) -> bool {
-        self.writer.as_ref().is_none_or(Writer::is_full)
+        let frame_size = self.reader.frame_size();
+        let is_full = |writer: &Writer| writer.is_full(frame_size);
+        self.writer.as_ref().is_none_or(is_full)
     }
 
     /// Reads the bridge until it blocks, the writer is full, or the call's budget is used up.

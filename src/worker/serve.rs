@@ -24,7 +24,7 @@ use super::settling::Settlements;
 use crate::guest::{environment, strays};
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
-use crate::sink::{self, Root, RootOptions};
+use crate::sink::{self, Bounds, Root, RootOptions};
 use crate::socket::{self, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
@@ -59,6 +59,8 @@ pub struct Options {
     pub capabilities: Vec<String>,
     /// Longest a job may take.
     pub job_timeout: Duration,
+    /// What a job's output may take of memory and storage.
+    pub bounds: Bounds,
     /// Longest step of a writer that was ordered to stop.
     pub writer_timeout: Duration,
     /// Longest step of a publish.
@@ -100,6 +102,7 @@ impl Options {
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
+            bounds: Bounds::default(),
             writer_timeout: limits::WRITER_TIMEOUT,
             publish_timeout: limits::PUBLISH_TIMEOUT,
             guest_start: GuestStart::Warm,

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use arrow::buffer::Buffer;
@@ -15,7 +15,7 @@ use super::slot::Failure;
 use crate::guest::bridge;
 use crate::job::{Attempt, Cause, Job};
 use crate::reactor::BootTime;
-use crate::sink::{self, Artifact, JobOutput, Refused, Root, Staged};
+use crate::sink::{self, Artifact, Bounds, JobOutput, Refused, Root, Staged};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -69,6 +69,18 @@ impl Progress {
     }
 }
 
+/// What loop and thread see of each other.
+#[derive(Clone, Default)]
+struct Shared {
+    /// The loop waits for [`Report::Room`].
+    wanted: Arc<AtomicBool>,
+    /// Bytes of the frames that were given and are not written yet.
+    held: Arc<AtomicUsize>,
+    /// The output is not wanted any more.
+    stopped: Arc<AtomicBool>,
+    progress: Progress,
+}
+
 /// Where reports go: the number of the job in this worker's life.
 #[derive(Clone)]
 pub(super) struct Address {
@@ -95,9 +107,9 @@ impl Address {
 /// The loop's end of a writer.
 pub(super) struct Writer {
     orders: Option<SyncSender<Order>>,
-    /// The loop waits for [`Report::Room`].
-    wanted: Arc<AtomicBool>,
-    progress: Progress,
+    shared: Shared,
+    /// Bytes of frames that the loop and the writer may have.
+    frames_size_max: usize,
     /// Orders that found the channel full.
     pending: VecDeque<Order>,
 }
@@ -107,19 +119,20 @@ impl Writer {
         job: Arc<Job>,
         root: Arc<Root>,
         permit: Permit,
+        bounds: Bounds,
         address: Address,
     ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
+        let shared = Shared::default();
         let task = Task {
             job,
             root,
             permit,
+            bounds,
             orders: from_loop,
-            wanted: Arc::default(),
-            progress: Progress::default(),
+            shared: shared.clone(),
             address: address.clone(),
         };
-        let (wanted, progress) = (task.wanted.clone(), task.progress.clone());
         std::thread::Builder::new()
             .name(format!("writer-{}", address.serial))
             .spawn(move || {
@@ -133,24 +146,38 @@ impl Writer {
             })?;
         Ok(Writer {
             orders: Some(orders),
-            wanted,
-            progress,
+            shared,
+            frames_size_max: bounds.frames(),
             pending: VecDeque::new(),
         })
     }
 
     /// When the thread last did a step of its work.
     pub(super) fn progress_at(&self) -> BootTime {
-        self.progress.last()
+        self.shared.progress.last()
     }
 
-    /// True while no further frame should be read from the guest.
-    pub(super) fn is_full(&self) -> bool {
-        !self.pending.is_empty()
+    /// True while nothing should be read from the plugin process, whose frame that is being read
+    /// has that size. Room is reported.
+    pub(super) fn is_full(&self, frame_size: usize) -> bool {
+        let has_room = || match self.shared.held.load(Ordering::SeqCst) {
+            0 => true,
+            held => held.saturating_add(frame_size) <= self.frames_size_max,
+        };
+        if !self.pending.is_empty() {
+            return true;
+        }
+        if has_room() {
+            return false;
+        }
+        self.shared.wanted.store(true, Ordering::SeqCst);
+        // Once more after this, in case it became free in between.
+        !has_room()
     }
 
     /// Gives a frame, or keeps it until there is room.
     pub(super) fn give(&mut self, frame: Buffer) {
+        self.shared.held.fetch_add(frame.len(), Ordering::SeqCst);
         self.order(Order::Frame(frame));
     }
 
@@ -178,7 +205,7 @@ impl Writer {
                 Err(TrySendError::Full(order)) => {
                     self.pending.push_front(order);
                     // Tried once more after this, in case it became free in between.
-                    self.wanted.store(true, Ordering::SeqCst);
+                    self.shared.wanted.store(true, Ordering::SeqCst);
                     if std::mem::replace(&mut asked, true) {
                         return;
                     }
@@ -190,8 +217,15 @@ impl Writer {
     }
 
     pub(super) fn discard(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
         self.orders = None;
         self.pending.clear();
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.discard();
     }
 }
 
@@ -200,10 +234,9 @@ struct Task {
     job: Arc<Job>,
     root: Arc<Root>,
     permit: Permit,
+    bounds: Bounds,
     orders: Receiver<Order>,
-    /// See [`Writer`].
-    wanted: Arc<AtomicBool>,
-    progress: Progress,
+    shared: Shared,
     address: Address,
 }
 
@@ -219,7 +252,7 @@ impl Task {
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed
             && !is_copy
-            && self.permit.is_valid(self.progress.note())
+            && self.permit.is_valid(self.shared.progress.note())
             && let Err(error) = self.root.settle_failed(&self.job)
         {
             log::error!("{}: {error}", self.job.attempt);
@@ -233,39 +266,28 @@ impl Task {
             Ok(watched) => watched,
             Err(failure) => return Ok(Report::Failed(failure)),
         };
-        let mut output = JobOutput::new(self.root.clone(), self.job.clone())?;
+        let mut output = JobOutput::bounded(self.root.clone(), self.job.clone(), self.bounds)?;
         loop {
             let Ok(order) = self.orders.recv() else {
                 return Ok(Report::Discarded);
             };
-            if self.wanted.swap(false, Ordering::SeqCst) {
-                self.address.report(Report::Room);
-            }
-            self.progress.note();
+            self.report_room();
+            self.shared.progress.note();
             match order {
                 Order::Frame(frame) => {
-                    let decoded = match bridge::decode(frame) {
-                        Ok(decoded) => decoded,
-                        Err(error) => {
-                            let failure = Failure::new(Cause::Plugin, error.to_string());
-                            return Ok(Report::Failed(failure));
-                        }
-                    };
-                    for batch in &decoded.batches {
-                        output.write(decoded.topic.as_deref(), batch)?;
-                        self.progress.note();
+                    let size = frame.len();
+                    if let Some(report) = self.write_frame(&mut output, frame)? {
+                        return Ok(report);
                     }
+                    self.shared.held.fetch_sub(size, Ordering::SeqCst);
+                    self.report_room();
                 }
                 Order::Stage => break,
                 // The slot orders it after Staged only.
                 Order::Publish(_) => return Ok(Report::Discarded),
             }
         }
-        let is_wanted = || {
-            self.progress.note();
-            !matches!(self.orders.try_recv(), Err(TryRecvError::Disconnected))
-        };
-        match watched.compare(is_wanted) {
+        match watched.compare(|| self.goes_on()) {
             Some(Ok(())) => {}
             Some(Err(failure)) => return Ok(Report::Failed(failure)),
             None => return Ok(Report::Discarded),
@@ -275,12 +297,52 @@ impl Task {
         self.publish(staged)
     }
 
+    /// Notes a step of the work; false when its output is not wanted any more.
+    fn goes_on(&self) -> bool {
+        self.shared.progress.note();
+        !self.shared.stopped.load(Ordering::SeqCst)
+    }
+
+    /// Writes the batches of a frame; the report with which the writer ends, if it does.
+    fn write_frame(
+        &self,
+        output: &mut JobOutput,
+        frame: Buffer,
+    ) -> Result<Option<Report>, sink::Error> {
+        let failed = |error: bridge::Error| {
+            let failure = Failure::new(Cause::Plugin, error.to_string());
+            Ok(Some(Report::Failed(failure)))
+        };
+        let mut stream = match bridge::Stream::open(frame) {
+            Ok(stream) => stream,
+            Err(error) => return failed(error),
+        };
+        loop {
+            let batch = match stream.next_batch() {
+                Ok(Some(batch)) => batch,
+                Ok(None) => return Ok(None),
+                Err(error) => return failed(error),
+            };
+            let topic = bridge::topic(&batch.schema());
+            match output.write_while(topic.as_deref(), &batch, &|| self.goes_on()) {
+                Err(sink::Error::Stopped) => return Ok(Some(Report::Discarded)),
+                written => written?,
+            }
+        }
+    }
+
+    fn report_room(&self) {
+        if self.shared.wanted.swap(false, Ordering::SeqCst) {
+            self.address.report(Report::Room);
+        }
+    }
+
     fn publish(&self, mut staged: Staged) -> Result<Report, sink::Error> {
         loop {
             let Ok(Order::Publish(bar)) = self.orders.recv() else {
                 return Ok(Report::Discarded);
             };
-            let is_granted = || self.permit.is_valid(self.progress.note());
+            let is_granted = || self.permit.is_valid(self.shared.progress.note());
             match staged.publish(&bar, &is_granted) {
                 Ok(published) => return Ok(Report::Published(published.artifacts)),
                 Err(Refused::Failed(error)) => return Err(error),

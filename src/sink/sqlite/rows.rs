@@ -140,6 +140,18 @@ impl Stage {
         Ok(())
     }
 
+    /// Bytes of all tables.
+    pub(in crate::sink) fn size(&self) -> Result<u64, Error> {
+        let number = |name: &str| -> Result<u64, Error> {
+            let number = self
+                .connection
+                .pragma_query_value(None, name, |row| row.get(0));
+            let number: i64 = number.map_err(|error| failure(&self.path, &error))?;
+            Ok(number.unsigned_abs())
+        };
+        Ok(number("page_count")?.saturating_mul(number("page_size")?))
+    }
+
     pub(in crate::sink) fn finish(self) -> Result<(), Error> {
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
         self.connection.execute_batch("COMMIT").map_err(fail)?;

@@ -1,0 +1,439 @@
+//! How many bytes rows have once dictionaries, runs and views are expanded, before anything is.
+//!
+//! Every row counts at least [`ROW_SIZE`] at each level of nesting: its definition and repetition
+//! levels. So a count that ends at a limit ends after that many steps, whatever a plugin sends.
+
+use std::ops::Range;
+
+use arrow::array::{
+    Array, ArrowPrimitiveType, AsArray, DictionaryArray, GenericByteArray, GenericByteViewArray,
+    GenericListViewArray, OffsetSizeTrait, RecordBatch, RunArray,
+};
+use arrow::datatypes::{
+    ArrowDictionaryKeyType, ArrowNativeType, BinaryType, BinaryViewType, ByteArrayType,
+    ByteViewType, DataType, Int8Type, Int16Type, Int32Type, Int64Type, LargeBinaryType,
+    LargeUtf8Type, RunEndIndexType, SchemaRef, StringViewType, UInt8Type, UInt16Type, UInt32Type,
+    UInt64Type, Utf8Type,
+};
+
+use super::Error;
+use crate::limits;
+
+/// Bytes of a row's levels.
+const ROW_SIZE: usize = 4;
+
+/// Bytes of an array's rows, expanded; what is more than `cap` may be counted in part.
+pub(super) fn size(array: &dyn Array, cap: usize) -> usize {
+    let rows = array.len().saturating_mul(ROW_SIZE);
+    if array.is_empty() || rows > cap {
+        return rows;
+    }
+    use DataType as T;
+    let values = match array.data_type() {
+        T::Utf8 => bytes(array.as_bytes::<Utf8Type>()),
+        T::LargeUtf8 => bytes(array.as_bytes::<LargeUtf8Type>()),
+        T::Binary => bytes(array.as_bytes::<BinaryType>()),
+        T::LargeBinary => bytes(array.as_bytes::<LargeBinaryType>()),
+        T::Utf8View => views(array.as_byte_view::<StringViewType>()),
+        T::BinaryView => views(array.as_byte_view::<BinaryViewType>()),
+        T::List(_) => {
+            let list = array.as_list::<i32>();
+            part(list.values(), span(list.value_offsets()), cap)
+        }
+        T::LargeList(_) => {
+            let list = array.as_list::<i64>();
+            part(list.values(), span(list.value_offsets()), cap)
+        }
+        T::Map(..) => {
+            let map = array.as_map();
+            part(map.entries(), span(map.value_offsets()), cap)
+        }
+        T::ListView(_) => list_views(array.as_list_view::<i32>(), cap),
+        T::LargeListView(_) => list_views(array.as_list_view::<i64>(), cap),
+        T::FixedSizeList(..) => size(array.as_fixed_size_list().values(), cap),
+        T::Struct(_) => sum(
+            array
+                .as_struct()
+                .columns()
+                .iter()
+                .map(|column| size(column, cap)),
+            cap,
+        ),
+        T::Dictionary(key, _) => match **key {
+            T::Int8 => keys(array.as_dictionary::<Int8Type>(), cap),
+            T::Int16 => keys(array.as_dictionary::<Int16Type>(), cap),
+            T::Int32 => keys(array.as_dictionary::<Int32Type>(), cap),
+            T::Int64 => keys(array.as_dictionary::<Int64Type>(), cap),
+            T::UInt8 => keys(array.as_dictionary::<UInt8Type>(), cap),
+            T::UInt16 => keys(array.as_dictionary::<UInt16Type>(), cap),
+            T::UInt32 => keys(array.as_dictionary::<UInt32Type>(), cap),
+            T::UInt64 => keys(array.as_dictionary::<UInt64Type>(), cap),
+            _ => array.get_array_memory_size(),
+        },
+        T::RunEndEncoded(ends, _) => match ends.data_type() {
+            T::Int16 => runs(array.as_run::<Int16Type>(), cap),
+            T::Int32 => runs(array.as_run::<Int32Type>(), cap),
+            T::Int64 => runs(array.as_run::<Int64Type>(), cap),
+            _ => array.get_array_memory_size(),
+        },
+        // No sink stores them.
+        T::Union(..) => array.get_array_memory_size(),
+        other => array.len().saturating_mul(width(other)),
+    };
+    rows.saturating_add(values)
+}
+
+/// Bytes of a row of nulls of a type. A type without a width of its own takes those of its offsets.
+fn null_size(data_type: &DataType) -> usize {
+    let children = |fields: &mut dyn Iterator<Item = &DataType>| -> usize {
+        fields.fold(0, |size, field| size.saturating_add(null_size(field)))
+    };
+    ROW_SIZE.saturating_add(match data_type {
+        DataType::FixedSizeList(field, length) => {
+            null_size(field.data_type()).saturating_mul(usize::try_from(*length).unwrap_or(0))
+        }
+        DataType::Struct(fields) => children(&mut fields.iter().map(|field| field.data_type())),
+        other => width(other),
+    })
+}
+
+fn has_width(data_type: &DataType) -> bool {
+    let is_width = matches!(data_type, DataType::Boolean | DataType::FixedSizeBinary(_));
+    is_width || data_type.primitive_width().is_some()
+}
+
+/// Bytes of a value of a type of fixed width. For others 16, as much as their offsets or views take.
+fn width(data_type: &DataType) -> usize {
+    match data_type {
+        DataType::Null => 0,
+        DataType::Boolean => 1,
+        DataType::FixedSizeBinary(width) => usize::try_from(*width).unwrap_or(0),
+        other => other.primitive_width().unwrap_or(16),
+    }
+}
+
+fn sum(sizes: impl Iterator<Item = usize>, cap: usize) -> usize {
+    let mut total = 0usize;
+    for size in sizes {
+        total = total.saturating_add(size);
+        if total > cap {
+            break;
+        }
+    }
+    total
+}
+
+fn span<O: OffsetSizeTrait>(offsets: &[O]) -> Range<usize> {
+    match (offsets.first(), offsets.last()) {
+        (Some(first), Some(last)) => first.as_usize()..last.as_usize(),
+        _ => 0..0,
+    }
+}
+
+fn bytes<T: ByteArrayType>(array: &GenericByteArray<T>) -> usize {
+    let span = span(array.value_offsets());
+    span.end.saturating_sub(span.start)
+}
+
+fn views<T: ByteViewType + ?Sized>(array: &GenericByteViewArray<T>) -> usize {
+    // A view begins with the length, in 32 bits.
+    let lengths = array
+        .views()
+        .iter()
+        .map(|view| (*view & u128::from(u32::MAX)) as usize);
+    lengths.fold(0, usize::saturating_add)
+}
+
+/// Bytes of some of an array's rows.
+fn part(array: &dyn Array, rows: Range<usize>, cap: usize) -> usize {
+    let end = rows.end.min(array.len());
+    let start = rows.start.min(end);
+    match end - start {
+        0 => 0,
+        // Not sliced: a slice of many columns costs more than it counts.
+        count if count.saturating_mul(ROW_SIZE) > cap => count.saturating_mul(ROW_SIZE),
+        count => size(&array.slice(start, count), cap),
+    }
+}
+
+fn list_views<O: OffsetSizeTrait>(array: &GenericListViewArray<O>, cap: usize) -> usize {
+    let lists = array.value_offsets().iter().zip(array.value_sizes());
+    let parts = lists.enumerate().filter(|(row, _)| array.is_valid(*row));
+    sum(
+        parts.map(|(_, (start, count))| {
+            let start = start.as_usize();
+            let rows = start..start.saturating_add(count.as_usize());
+            part(array.values(), rows, cap)
+        }),
+        cap,
+    )
+}
+
+fn keys<K: ArrowDictionaryKeyType>(array: &DictionaryArray<K>, cap: usize) -> usize
+where
+    K: ArrowPrimitiveType,
+{
+    let values = array.values();
+    let rows = (0..array.len()).filter_map(|row| array.key(row));
+    use DataType as T;
+    let of_bytes = |offset: &dyn Fn(usize) -> usize| -> usize {
+        let sizes = rows
+            .clone()
+            .map(|key| offset(key + 1).saturating_sub(offset(key)));
+        sum(sizes, cap)
+    };
+    let offsets32 = |offsets: &[i32]| {
+        let at = |key: usize| offsets.get(key).map_or(0, |offset| offset.as_usize());
+        of_bytes(&at)
+    };
+    let offsets64 = |offsets: &[i64]| {
+        let at = |key: usize| offsets.get(key).map_or(0, |offset| offset.as_usize());
+        of_bytes(&at)
+    };
+    match values.data_type() {
+        T::Utf8 => offsets32(values.as_bytes::<Utf8Type>().value_offsets()),
+        T::Binary => offsets32(values.as_bytes::<BinaryType>().value_offsets()),
+        T::LargeUtf8 => offsets64(values.as_bytes::<LargeUtf8Type>().value_offsets()),
+        T::LargeBinary => offsets64(values.as_bytes::<LargeBinaryType>().value_offsets()),
+        other if has_width(other) => array.len().saturating_mul(width(other)),
+        _ => sum(rows.map(|key| part(values, key..key + 1, cap)), cap),
+    }
+}
+
+fn runs<R: RunEndIndexType>(array: &RunArray<R>, cap: usize) -> usize {
+    let ends = array.run_ends();
+    let (mut row, last) = (array.offset(), array.offset() + array.len());
+    let mut total = 0usize;
+    let mut physical = array.get_start_physical_index();
+    while row < last && total <= cap {
+        let Some(end) = ends.values().get(physical) else {
+            break;
+        };
+        let end = end.as_usize().min(last);
+        let each = part(array.values(), physical..physical + 1, cap);
+        total = total.saturating_add(each.saturating_mul(end.saturating_sub(row)));
+        row = end.max(row);
+        physical += 1;
+    }
+    total
+}
+
+/// A batch in slices of [`limits::WRITE_SLICE_SIZE`], or of one row each where a row has more.
+pub(super) struct Slices<'a> {
+    batch: &'a RecordBatch,
+    /// Of the sink, as far as it has one.
+    schema: Option<SchemaRef>,
+    row_size_max: usize,
+    at: usize,
+    /// Rows of the next slice, as far as the last one tells.
+    guess: usize,
+    is_over: bool,
+}
+
+impl<'a> Slices<'a> {
+    pub(super) fn new(
+        batch: &'a RecordBatch,
+        schema: Option<SchemaRef>,
+        row_size_max: usize,
+    ) -> Self {
+        Slices {
+            batch,
+            schema,
+            row_size_max,
+            at: 0,
+            guess: limits::SINK_ROWS_MAX,
+            is_over: false,
+        }
+    }
+
+    /// The next slice and its bytes, expanded; none at the end. A batch without rows is one slice.
+    pub(super) fn next(&mut self) -> Result<Option<(RecordBatch, usize)>, Error> {
+        if self.is_over {
+            return Ok(None);
+        }
+        let cap = limits::WRITE_SLICE_SIZE;
+        let mut rows = (self.batch.num_rows() - self.at).min(self.guess);
+        let mut size = self.size(rows, cap);
+        while rows > 1 && size > cap {
+            rows /= 2;
+            size = self.size(rows, cap);
+        }
+        if rows == 1 && size > cap {
+            size = self.check_row()?;
+        }
+        let slice = self.batch.slice(self.at, rows);
+        self.at += rows;
+        self.guess = rows.saturating_mul(2).min(limits::SINK_ROWS_MAX);
+        self.is_over = self.at >= self.batch.num_rows();
+        Ok(Some((slice, size)))
+    }
+
+    /// Bytes of the next rows as the sink stores them.
+    fn size(&self, rows: usize, cap: usize) -> usize {
+        let columns = 0..self.batch.num_columns();
+        sum(columns.map(|index| self.column_size(index, rows, cap)), cap)
+    }
+
+    fn column_size(&self, index: usize, rows: usize, cap: usize) -> usize {
+        let column = self.batch.column(index);
+        let field = self
+            .schema
+            .as_ref()
+            .and_then(|schema| schema.fields().get(index));
+        match (column.data_type(), field) {
+            // It becomes nulls of the sink's type.
+            (DataType::Null, Some(field)) => rows.saturating_mul(null_size(field.data_type())),
+            _ => part(column, self.at..self.at + rows, cap),
+        }
+    }
+
+    /// Bytes of the next row; an error that names its largest column when they are too many.
+    fn check_row(&self) -> Result<usize, Error> {
+        let limit = self.row_size_max;
+        let size = self.size(1, limit);
+        if size <= limit {
+            return Ok(size);
+        }
+        let columns = 0..self.batch.num_columns();
+        let largest = columns.max_by_key(|index| self.column_size(*index, 1, limit));
+        let schema = self.batch.schema();
+        let field = largest.and_then(|index| schema.fields().get(index));
+        Err(Error::Row {
+            column: field.map(|field| field.name().clone()).unwrap_or_default(),
+            row: self.at,
+            size,
+            limit,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::array::{
+        ArrayRef, FixedSizeBinaryArray, Int32Array, Int64Array, LargeStringArray, ListViewArray,
+        NullArray, StringArray, StringViewArray, StructArray,
+    };
+    use arrow::buffer::ScalarBuffer;
+    use arrow::datatypes::{Field, Schema};
+
+    use super::*;
+
+    fn dictionary(rows: usize, values: ArrayRef) -> ArrayRef {
+        let keys = Int32Array::from(vec![0; rows]);
+        Arc::new(DictionaryArray::new(keys, values))
+    }
+
+    fn runs(rows: i32, values: ArrayRef) -> ArrayRef {
+        Arc::new(RunArray::try_new(&Int32Array::from(vec![rows]), &values).unwrap())
+    }
+
+    fn list_view(rows: usize, values: ArrayRef) -> ArrayRef {
+        let field = Arc::new(Field::new("item", values.data_type().clone(), true));
+        let sizes = vec![i32::try_from(values.len()).unwrap(); rows];
+        let offsets = ScalarBuffer::from(vec![0; rows]);
+        Arc::new(ListViewArray::new(
+            field,
+            offsets,
+            sizes.into(),
+            values,
+            None,
+        ))
+    }
+
+    fn text() -> ArrayRef {
+        Arc::new(StringArray::from(vec!["x".repeat(1000)]))
+    }
+
+    #[test]
+    fn a_size_is_that_of_the_rows_once_they_are_expanded() {
+        let fixed: ArrayRef =
+            Arc::new(FixedSizeBinaryArray::try_from_iter([[7u8; 1000]].into_iter()).unwrap());
+        let large: ArrayRef = Arc::new(LargeStringArray::from(vec!["x".repeat(1000)]));
+        let view = StringViewArray::from_iter_values(vec!["x".repeat(1000); 50]);
+        let item = |array: &ArrayRef| Arc::new(Field::new("x", array.data_type().clone(), true));
+        let inner = dictionary(50, text());
+        let cases: Vec<(ArrayRef, usize)> = vec![
+            (Arc::new(Int64Array::from(vec![1; 50])), 50 * 12),
+            (Arc::new(NullArray::new(50)), 50 * 4),
+            (Arc::new(view), 50 * 1004),
+            (dictionary(50, text()), 50 * 1004),
+            (dictionary(50, large), 50 * 1004),
+            (dictionary(50, fixed.clone()), 50 * 1004),
+            (dictionary(50, runs(1, text())), 50 * 1012),
+            (runs(50, fixed), 50 * 1008),
+            (runs(50, dictionary(1, text())), 50 * 1008),
+            (list_view(50, dictionary(3, text())), 50 * (4 + 3 * 1004)),
+            (
+                Arc::new(StructArray::from(vec![(item(&inner), inner)])),
+                50 * 1008,
+            ),
+        ];
+        for (array, want) in cases {
+            let shown = array.data_type().to_string();
+            let per_row = want / 50;
+            let got = size(&array, usize::MAX);
+            // Levels may be counted once more.
+            assert!(
+                (want..want + 50 * 5).contains(&got),
+                "{shown}: {got}, not {want}"
+            );
+            let part = size(&array.slice(10, 7), usize::MAX);
+            assert!(
+                (7 * per_row..7 * (per_row + 5)).contains(&part),
+                "{shown}: {part}"
+            );
+            assert!(size(&array, 1000) <= 1000 + want, "{shown}");
+        }
+    }
+
+    #[test]
+    fn slices_have_all_rows_in_order_and_bounded_sizes() {
+        let mixed = StringArray::from_iter_values((0..3000).map(|row| match row % 1000 {
+            0 => "x".repeat(5 << 20),
+            _ => row.to_string(),
+        }));
+        let column: ArrayRef = Arc::new(mixed);
+        let schema = Schema::new(vec![Field::new("a", DataType::Utf8, true)]);
+        let batch = RecordBatch::try_new(Arc::new(schema), vec![column.clone()]).unwrap();
+        let mut slices = Slices::new(&batch, None, 8 << 20);
+        let (mut rows, mut count) = (0, 0);
+        while let Some((slice, size)) = slices.next().unwrap() {
+            assert!(size <= limits::WRITE_SLICE_SIZE || slice.num_rows() == 1);
+            assert_eq!(slice.column(0), &column.slice(rows, slice.num_rows()));
+            rows += slice.num_rows();
+            count += 1;
+        }
+        assert_eq!(rows, 3000);
+        assert!(count < 100, "{count} slices");
+        let rest = batch.slice(1, 2999);
+        let mut slices = Slices::new(&rest, None, 5 << 20);
+        let error = loop {
+            match slices.next() {
+                Ok(slice) => assert!(slice.is_some()),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(
+            error.starts_with("column \"a\": row 999 of its batch has"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn nulls_count_as_the_type_that_the_sink_has() {
+        let schema = Schema::new(vec![Field::new("a", DataType::Null, true)]);
+        let nulls: ArrayRef = Arc::new(NullArray::new(1000));
+        let batch = RecordBatch::try_new(Arc::new(schema), vec![nulls]).unwrap();
+        let wide = Field::new("a", DataType::FixedSizeBinary(1 << 20), true);
+        let sink = Arc::new(Schema::new(vec![wide]));
+        let mut slices = Slices::new(&batch, Some(sink), 8 << 20);
+        let mut rows = 0;
+        while let Some((slice, _)) = slices.next().unwrap() {
+            assert!(slice.num_rows() < 4);
+            rows += slice.num_rows();
+        }
+        assert_eq!(rows, 1000);
+    }
+}
