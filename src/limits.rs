@@ -487,6 +487,19 @@ pub const BRIDGE_BATCH_ROWS_MAX: usize = 16 << 20;
 pub const SINK_ROWS_MAX: usize = 1 << 20;
 /// Octets kept of a plugin's failure text.
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
+/// How often is measured what running jobs use.
+pub const METER_INTERVAL: Duration = Duration::from_millis(700);
+/// Longest walk over a job's working directory.
+pub const METER_WALK_MAX: Duration = Duration::from_millis(500);
+/// Processes of a job that are looked at.
+pub const METER_PROCESSES_MAX: u64 = 65_536;
+/// Processes of a job at a time, unless an option says otherwise: more than a pool needs, and less
+/// than a system has.
+pub const JOB_PROCESSES: u64 = 1024;
+/// Bytes that a job prints, unless an option says otherwise: only the last lines are kept.
+pub const JOB_LOG_SIZE: u64 = 1 << 30;
+/// Least limit of open files of a plugin process: an interpreter has to run.
+pub const JOB_OPEN_FILES_MIN: u64 = 32;
 /// Memory of the worker for one job's output, unless an option says otherwise: a frame of the old
 /// shim is half of it.
 pub const JOB_BUFFER_SIZE: u64 = 2 << 30;

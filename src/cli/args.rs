@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 /// One flag.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Flag {
     pub(crate) long: &'static str,
     pub(crate) short: Option<char>,
@@ -165,7 +165,7 @@ impl Command {
         let Some(text) = self.text(typed, long)? else {
             return Ok(None);
         };
-        size(&text).map(Some).ok_or_else(|| {
+        crate::job::text::size(&text).map(Some).ok_or_else(|| {
             self.usage_error(format!(
                 "--{long} {text}: expected bytes, such as 500M or 20G"
             ))
@@ -213,26 +213,6 @@ impl Typed {
     pub(crate) fn paths(&self, long: &str) -> Vec<PathBuf> {
         self.all(long).map(PathBuf::from).collect()
     }
-}
-
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..)?.trim_end_matches('B');
-    let (letter, base) = match unit.strip_suffix('i') {
-        Some(letter) => (letter, 1024u64),
-        None => (unit, 1000),
-    };
-    let power = match letter {
-        "" if base == 1000 => 0,
-        "K" | "k" => 1,
-        "M" => 2,
-        "G" => 3,
-        "T" => 4,
-        _ => return None,
-    };
-    let is_number = !digits.is_empty() && digits.bytes().all(|octet| octet.is_ascii_digit());
-    let number: u64 = digits.parse().ok().filter(|_| is_number)?;
-    number.checked_mul(base.pow(power))
 }
 
 #[cfg(test)]
@@ -361,7 +341,7 @@ mod tests {
             ("ü", None),
         ];
         for (text, want) in sizes {
-            assert_eq!(size(text), want, "{text}");
+            assert_eq!(crate::job::text::size(text), want, "{text}");
         }
     }
 

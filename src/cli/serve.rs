@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
+#[cfg(feature = "worker")]
+use crate::guest::quota::Quota;
 use crate::limits;
 use crate::reactor::Endpoint;
 #[cfg(feature = "worker")]
@@ -283,6 +285,13 @@ const WORKER_FLAGS: &[Flag] = &[
         value: Some("FILE"),
         help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
     },
+    QUOTA_FLAGS[0],
+    QUOTA_FLAGS[1],
+    QUOTA_FLAGS[2],
+    QUOTA_FLAGS[3],
+    QUOTA_FLAGS[4],
+    QUOTA_FLAGS[5],
+    QUOTA_FLAGS[6],
     ENV_CACHE_FLAG,
     NO_BUILD_FLAG,
     JOB_BUFFER_FLAG,
@@ -310,6 +319,53 @@ pub(super) const ENV_CACHE_FLAG: Flag = Flag {
     value: Some("SIZE"),
     help: "Bytes that Python environments may have before those not used\nfor longest go (default 20G; 0: any)",
 };
+
+/// Limits of a job. 0 = none; a plugin can lower them in its `[tool.casparian]`.
+#[cfg(feature = "worker")]
+pub(super) const QUOTA_FLAGS: [Flag; 7] = [
+    Flag {
+        long: "job-cpu",
+        short: None,
+        value: Some("SECONDS"),
+        help: "Processor time of a job's processes together",
+    },
+    Flag {
+        long: "job-memory",
+        short: None,
+        value: Some("SIZE"),
+        help: "Memory (RSS) of a job's processes together, beyond what the\nfirst one has at its start",
+    },
+    Flag {
+        long: "job-open-files",
+        short: None,
+        value: Some("N"),
+        help: "Files that each process of a job may open; 32 at least\n(default: the worker's own limit)",
+    },
+    Flag {
+        long: "job-processes",
+        short: None,
+        value: Some("N"),
+        help: "Processes of a job at a time (default 1024)",
+    },
+    Flag {
+        long: "job-output",
+        short: None,
+        value: Some("SIZE"),
+        help: "Output of a job, all topics together",
+    },
+    Flag {
+        long: "job-log",
+        short: None,
+        value: Some("SIZE"),
+        help: "What a job prints (default 1Gi)",
+    },
+    Flag {
+        long: "job-scratch",
+        short: None,
+        value: Some("SIZE"),
+        help: "What a job has in its working directory",
+    },
+];
 
 #[cfg(feature = "worker")]
 pub(super) const NO_BUILD_FLAG: Flag = Flag {
@@ -350,7 +406,7 @@ const fn worker_command(name: &'static str) -> Command {
         about: "Runs jobs of a sentinel and writes their output",
         usage: "[OPTIONS]",
         flags: WORKER_FLAGS,
-        notes: "A sentinel with CURVE lets in workers whose key (--curve-secret-key) it lists; without\na key of its own a worker makes one up, which needs --authorize-any-key there.\n\nSIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
+        notes: "A job that is over a limit (--job-...) fails, and says which; 0 is none. A plugin can lower\nthem in its PEP 723 metadata, [tool.casparian] job-memory = \"2G\" and so on.\n\nA sentinel with CURVE lets in workers whose key (--curve-secret-key) it lists; without\na key of its own a worker makes one up, which needs --authorize-any-key there.\n\nSIGTERM or SIGINT: no more jobs are taken, running ones may end within 30 s;\na second one kills them (the sentinel gives them to others).",
     }
 }
 
@@ -476,6 +532,7 @@ pub(super) fn worker_options(
         }
         options.bounds.buffer = size;
     }
+    job_limits(command, typed, &mut options.quota)?;
     options.sandbox = Some(sandbox_options(command, typed)?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
         None | Some("warm") => worker::GuestStart::Warm,
@@ -486,6 +543,37 @@ pub(super) fn worker_options(
                 .into());
         }
     };
+    Ok(())
+}
+
+/// [`QUOTA_FLAGS`].
+#[cfg(feature = "worker")]
+fn job_limits(command: &Command, typed: &Typed, quota: &mut Quota) -> Result<(), Failure> {
+    let numbers = [
+        ("job-cpu", &mut quota.cpu),
+        ("job-open-files", &mut quota.open_files),
+        ("job-processes", &mut quota.processes),
+    ];
+    for (long, limit) in numbers {
+        *limit = command.number(typed, long, 0..=1 << 40)?.unwrap_or(*limit);
+    }
+    if (1..limits::JOB_OPEN_FILES_MIN).contains(&quota.open_files) {
+        let least = limits::JOB_OPEN_FILES_MIN;
+        let what = format!(
+            "--job-open-files {}: expected 0 or {least} at least",
+            quota.open_files
+        );
+        return Err(command.usage_error(what).into());
+    }
+    let sizes = [
+        ("job-memory", &mut quota.memory),
+        ("job-output", &mut quota.output),
+        ("job-log", &mut quota.log),
+        ("job-scratch", &mut quota.scratch),
+    ];
+    for (long, limit) in sizes {
+        *limit = command.size(typed, long)?.unwrap_or(*limit);
+    }
     Ok(())
 }
 

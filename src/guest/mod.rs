@@ -30,6 +30,7 @@ pub mod environment;
 mod home;
 mod lock;
 pub mod process;
+pub mod quota;
 pub mod script;
 pub mod source;
 pub mod strays;
@@ -71,6 +72,8 @@ pub struct Job<'a> {
     pub shim: Option<&'a Path>,
     /// What it may do; none = all that its user may.
     pub sandbox: Option<Sandbox<'a>>,
+    /// Files that each of its processes may open; 0 = no limit of its own.
+    pub open_files: u64,
     /// Where the worker listens.
     pub socket_path: &'a Path,
     /// The guest's private directory; also its HOME and TMPDIR.

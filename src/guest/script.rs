@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use super::quota::{Quota, Words};
+
 /// The `# /// script` block of a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
@@ -15,6 +17,8 @@ pub struct Script {
     pub preload: Vec<String>,
     /// It is to be held as closely as can be (`[tool.casparian] sandbox = "strict"`).
     pub is_strict: bool,
+    /// Limits that it asks for (`[tool.casparian] job-cpu` and so on).
+    pub quota: Quota,
 }
 
 /// Why a block is refused.
@@ -52,6 +56,8 @@ struct Casparian {
     #[serde(default)]
     preload: Vec<String>,
     sandbox: Option<String>,
+    #[serde(flatten)]
+    limits: Words,
 }
 
 /// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
@@ -114,7 +120,10 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
             )));
         }
     };
+    let limits = &table.tool.casparian.limits;
+    let quota = limits.quota().map_err(|reason| fail(&reason))?;
     Ok(Some(Script {
+        quota,
         is_strict,
         dependencies: table.dependencies,
         requires_python: table.requires_python,

@@ -526,6 +526,15 @@ def run_job():
     return code
 
 
+def limit_open_files(count):
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+
+
 def limit_resources():
     import resource
 
@@ -846,6 +855,8 @@ class ForkServer:
                 os.close(fd)
             if "sandbox" in request:
                 contain_child(request, fds[3:])
+            if "open_files" in request:
+                limit_open_files(request["open_files"])
             # What a preload has changed stays: a fresh interpreter gets it by the plugin's own import.
             os.environ.pop("CASPARIAN_PARENT", None)
             for name, value in request["env"].items():

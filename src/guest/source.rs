@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::quota::Quota;
 use super::script;
 use crate::job::Plugin;
 
@@ -16,6 +17,7 @@ pub struct Source {
     plugin: Arc<Plugin>,
     file: Arc<OwnedFd>,
     is_strict: bool,
+    quota: Quota,
 }
 
 impl Source {
@@ -27,8 +29,10 @@ impl Source {
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals)?;
         let script = script::metadata(&plugin.source_code);
+        let script = script.ok().flatten().unwrap_or_default();
         Ok(Source {
-            is_strict: script.is_ok_and(|script| script.is_some_and(|script| script.is_strict)),
+            is_strict: script.is_strict,
+            quota: script.quota,
             plugin,
             file: Arc::new(OwnedFd::from(file)),
         })
@@ -37,6 +41,11 @@ impl Source {
     /// The plugin asks to be held as closely as can be. Metadata that cannot be read asks for nothing.
     pub fn is_strict(&self) -> bool {
         self.is_strict
+    }
+
+    /// The limits that the plugin asks for.
+    pub fn quota(&self) -> Quota {
+        self.quota
     }
 
     /// What it is the source of.

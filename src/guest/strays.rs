@@ -68,31 +68,32 @@ pub fn kill() -> bool {
 
 /// This process's children; those that have ended and were not waited for are among them.
 fn children() -> Vec<Pid> {
-    let pid = |text: &str| Pid::from_raw(text.parse().ok()?);
-    let tasks = || {
-        fs::read_dir("/proc/self/task")
-            .into_iter()
-            .flatten()
-            .flatten()
-    };
-    let lists: Vec<String> = tasks()
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let children = children_of(own).into_iter();
+    children.filter_map(Pid::from_raw).collect()
+}
+
+/// A process's children; those that have ended and were not waited for are among them.
+pub fn children_of(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let lists: Vec<String> = (tasks.into_iter().flatten().flatten())
         .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
         .collect();
     if !lists.is_empty() {
         let pids = lists.iter().flat_map(|list| list.split_ascii_whitespace());
-        return pids.filter_map(pid).collect();
+        return pids.filter_map(|pid| pid.parse().ok()).collect();
     }
     // A kernel without these files (CONFIG_PROC_CHILDREN).
-    let own = std::process::id().to_string();
-    let is_own = |name: &str| {
+    let parent = pid.to_string();
+    let is_child = |name: &str| {
         let stat = fs::read_to_string(format!("/proc/{name}/stat")).ok()?;
         let (_, fields) = stat.rsplit_once(')')?;
-        Some(fields.split_ascii_whitespace().nth(1)? == own)
+        Some(fields.split_ascii_whitespace().nth(1)? == parent)
     };
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     names
-        .filter(|name| is_own(name) == Some(true))
-        .filter_map(|name| pid(&name))
+        .filter(|name| is_child(name) == Some(true))
+        .filter_map(|name| name.parse().ok())
         .collect()
 }

@@ -99,6 +99,8 @@ struct Request {
     #[serde(skip_serializing_if = "Option::is_none")]
     shim: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    open_files: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<Restricted>,
 }
 
@@ -257,6 +259,7 @@ impl Warm {
                 .collect(),
             cwd: of_bytes(job.work_dir),
             shim: job.shim.map(of_bytes),
+            open_files: Some(job.open_files).filter(|limit| *limit > 0),
             sandbox: job.sandbox.as_ref().map(|sandbox| Restricted {
                 hide: sandbox.hide.map(of_bytes),
                 keep: sandbox.keep.iter().map(of_bytes).collect(),
@@ -408,6 +411,7 @@ mod tests {
             source: &source,
             shim: None,
             sandbox: None,
+            open_files: 0,
             socket_path: &shim,
             work_dir: dir.path(),
         };

@@ -69,6 +69,27 @@ pub(crate) mod paths {
     }
 }
 
+/// A number of bytes: `500M`, `20G` or, by powers of 1024, `20Gi`.
+pub(crate) fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..)?.trim_end_matches('B');
+    let (letter, base) = match unit.strip_suffix('i') {
+        Some(letter) => (letter, 1024u64),
+        None => (unit, 1000),
+    };
+    let power = match letter {
+        "" if base == 1000 => 0,
+        "K" | "k" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        _ => return None,
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|octet| octet.is_ascii_digit());
+    let number: u64 = digits.parse().ok().filter(|_| is_number)?;
+    number.checked_mul(base.pow(power))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

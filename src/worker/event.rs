@@ -1,5 +1,6 @@
 //! What threads of a worker tell its loop.
 
+use super::meter::Usage;
 use super::settling::Standing;
 use super::slot::Failure;
 use super::writer::Report;
@@ -23,6 +24,8 @@ pub(super) enum ThreadEvent {
         attempt: Attempt,
         result: Result<Standing, Failure>,
     },
+    /// What running jobs use.
+    Usage(Vec<Usage>),
     /// The worker has tested itself.
     SelfTest(Result<(), String>),
 }

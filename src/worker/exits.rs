@@ -110,6 +110,7 @@ impl Worker {
             run.slot.handle_start_failed(failure);
             return;
         }
+        run.note_start();
         run.slot.handle_started(now);
         if killed {
             run.kill();
@@ -229,8 +230,21 @@ impl Worker {
         for index in silent {
             self.warm_lost(index, "the warm interpreter does not answer", now);
         }
+        self.measure(now);
         self.test_health(now);
         self.release_environments(now);
+    }
+
+    /// Has what running jobs use measured when that is due.
+    fn measure(&mut self, now: BootTime) {
+        let is_busy = self.slots.iter().any(Option::is_some);
+        let (slots, runtime) = (&self.slots, &self.runtime);
+        let subjects = || {
+            let runs = slots.iter().flatten();
+            runs.filter_map(|run| run.subject(runtime.work_path(run.serial)))
+                .collect()
+        };
+        self.meter.poll(is_busy, subjects, now);
     }
 
     /// Locks of environments in which nothing runs are given up.
@@ -253,6 +267,7 @@ impl Worker {
             .into_iter()
             .chain(self.health.poll_timeout())
             .chain(self.leftovers.poll_timeout())
+            .chain(self.meter.poll_timeout())
             .min()
     }
 }

@@ -26,7 +26,7 @@ use crate::job::{Attempt, Cause, text};
 use crate::limits;
 use crate::reactor::{BootTime, bind_private, token};
 use crate::sandbox::Mode;
-use crate::sink::Root;
+use crate::sink::{Bounds, Root};
 
 impl Worker {
     pub(super) fn start_jobs(&mut self, now: BootTime) {
@@ -47,12 +47,24 @@ impl Worker {
 
     fn new_run(&mut self, order: Order, now: BootTime) -> Run {
         self.next_serial += 1;
+        let quota = self.options.quota.lowered(order.source.quota());
+        let timeout = match quota.timeout {
+            0 => self.options.job_timeout,
+            seconds => self.options.job_timeout.min(Duration::from_secs(seconds)),
+        };
         let timeouts = Timeouts {
-            job: self.options.job_timeout,
+            job: timeout,
             writer: self.options.writer_timeout,
             publish: self.options.publish_timeout,
         };
-        let run = Run::new(self.next_serial, order, timeouts, &self.options.bounds, now);
+        let run = Run::new(
+            self.next_serial,
+            order,
+            timeouts,
+            &self.options.bounds,
+            self.options.quota,
+            now,
+        );
         if run.order.lease.is_some() {
             let until = self.leases.may_publish_until(run.order.job.attempt);
             run.permit.set(until);
@@ -147,7 +159,10 @@ impl Worker {
             order.job.clone(),
             self.staging.clone(),
             run.permit.clone(),
-            self.options.bounds,
+            Bounds {
+                output: run.quota.output,
+                ..self.options.bounds
+            },
             address,
         );
         run.writer = Some(writer.map_err(worker("writer thread"))?);
@@ -201,6 +216,7 @@ impl Worker {
             source: &order.source,
             shim: shim.as_deref(),
             sandbox,
+            open_files: run.quota.open_files,
             socket_path: &socket_path,
             work_dir: &work_dir,
         };
@@ -329,6 +345,14 @@ impl Worker {
                         run.slot.handle_published();
                     }
                     Report::Discarded => run.slot.handle_discarded(),
+                }
+            }
+            ThreadEvent::Usage(usages) => {
+                for usage in usages {
+                    let mut runs = self.slots.iter_mut().flatten();
+                    if let Some(run) = runs.find(|run| run.serial == usage.serial) {
+                        run.handle_usage(&usage);
+                    }
                 }
             }
             ThreadEvent::Settled { attempt, result } => {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mio::net::{UnixListener, UnixStream};
@@ -10,12 +11,14 @@ use mio::{Interest, Registry};
 
 use super::descriptors::worker_failure;
 use super::log_tail::LogTail;
+use super::meter::{self, Subject, Usage};
 use super::permit::Permit;
 use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
 use crate::guest::Exit;
 use crate::guest::bridge::{self, BridgeReader, Step};
 use crate::guest::process::{Pipes, Process};
+use crate::guest::quota::Quota;
 use crate::guest::source::Source;
 use crate::job::{Attempt, Cause, Job, Lease};
 use crate::limits;
@@ -63,6 +66,10 @@ pub(super) enum Guest {
 pub(super) struct Run {
     pub(super) serial: u64,
     pub(super) order: Order,
+    /// What it may use, and what of it are the operator's limits.
+    pub(super) quota: Quota,
+    own_quota: Quota,
+    memory_at_start: u64,
     pub(super) slot: Slot,
     pub(super) listener: Option<UnixListener>,
     stream: Option<UnixStream>,
@@ -106,8 +113,10 @@ impl Run {
         order: Order,
         timeouts: Timeouts,
         bounds: &Bounds,
+        own_quota: Quota,
         now: BootTime,
     ) -> Self {
+        let order_quota = order.source.quota();
         let permit = match order.lease {
             Some(_) => Permit::default(),
             None => Permit::unlimited(),
@@ -115,6 +124,9 @@ impl Run {
         Run {
             serial,
             order,
+            quota: own_quota.lowered(order_quota),
+            own_quota,
+            memory_at_start: 0,
             slot: Slot::new(timeouts),
             listener: None,
             stream: None,
@@ -299,7 +311,12 @@ impl Run {
                     self.sample_rss();
                     self.slot.handle_end(now);
                 }
-                Ok(Step::Failure(text)) => {
+                Ok(Step::Failure(mut text)) => {
+                    if self.quota.open_files > 0 && text.contains("Too many open files") {
+                        let (limit, own) = (self.quota.open_files, self.own_quota.open_files);
+                        let by = meter::by(limit, own, "job-open-files");
+                        text = format!("{text}\n(its processes may open {limit} files each: {by})");
+                    }
                     self.sample_rss();
                     self.slot.handle_failure(text, now);
                 }
@@ -329,6 +346,44 @@ impl Run {
         let stdout = self.stdout.read();
         let stderr = self.stderr.read();
         self.logs_pending = stdout || stderr;
+        let size = self.stdout.size().saturating_add(self.stderr.size());
+        if self.quota.log > 0 && size > self.quota.log {
+            let limit = self.quota.log;
+            let by = meter::by(limit, self.own_quota.log, "job-log");
+            self.slot.handle_excess(format!(
+                "the job printed {size} bytes; its limit is {limit} ({by})"
+            ));
+        }
+    }
+
+    /// What it is measured by; none while it has no process.
+    pub(super) fn subject(&self, work_dir: PathBuf) -> Option<Subject> {
+        let Guest::Running(process) = &self.guest else {
+            return None;
+        };
+        Some(Subject {
+            serial: self.serial,
+            pid: process.id(),
+            work_dir,
+            quota: self.quota,
+        })
+    }
+
+    /// The process has started: what it has in memory now is not the plugin's.
+    pub(super) fn note_start(&mut self) {
+        if let Guest::Running(process) = &self.guest
+            && self.quota.memory > 0
+        {
+            self.memory_at_start = meter::memory(process.id());
+        }
+    }
+
+    /// What it uses has been measured.
+    pub(super) fn handle_usage(&mut self, usage: &Usage) {
+        let excess = meter::excess(usage, self.memory_at_start, &self.quota, &self.own_quota);
+        if let Some(message) = excess {
+            self.slot.handle_excess(message);
+        }
     }
 
     /// Takes all that an exited process has printed. Bounded: a process that left the group may

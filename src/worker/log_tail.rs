@@ -13,6 +13,7 @@ pub(super) struct LogTail {
     pipe: Option<Receiver>,
     tail: VecDeque<u8>,
     cut: bool,
+    size: u64,
 }
 
 impl LogTail {
@@ -21,6 +22,7 @@ impl LogTail {
             pipe,
             tail: VecDeque::new(),
             cut: false,
+            size: 0,
         }
     }
 
@@ -46,7 +48,13 @@ impl LogTail {
         true
     }
 
+    /// Bytes that have come.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     fn keep(&mut self, octets: &[u8]) {
+        self.size = self.size.saturating_add(octets.len() as u64);
         self.tail.extend(octets);
         let over = self.tail.len().saturating_sub(limits::LOG_TAIL_SIZE_MAX);
         if over > 0 {

@@ -35,6 +35,7 @@ mod job;
 pub mod leases;
 mod leftovers;
 mod log_tail;
+mod meter;
 mod permit;
 mod plugins;
 mod publish;

@@ -17,10 +17,12 @@ use super::interpreters::Interpreters;
 use super::job::{Order, Run, owner};
 use super::leases::Leases;
 use super::leftovers::Leftovers;
+use super::meter::Meter;
 use super::plugins::Plugins;
 use super::runtime::Runtime;
 use super::sandbox::{Sandbox, SandboxOptions};
 use super::settling::Settlements;
+use crate::guest::quota::Quota;
 use crate::guest::{environment, strays};
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
@@ -59,7 +61,9 @@ pub struct Options {
     pub capabilities: Vec<String>,
     /// Longest a job may take.
     pub job_timeout: Duration,
-    /// What a job's output may take of memory and storage.
+    /// What a job may use.
+    pub quota: Quota,
+    /// What a job's output may take of memory.
     pub bounds: Bounds,
     /// Longest step of a writer that was ordered to stop.
     pub writer_timeout: Duration,
@@ -102,6 +106,11 @@ impl Options {
             slots: std::thread::available_parallelism().map_or(1, usize::from),
             capabilities: vec!["*".to_owned()],
             job_timeout: limits::JOB_TIMEOUT,
+            quota: Quota {
+                processes: limits::JOB_PROCESSES,
+                log: limits::JOB_LOG_SIZE,
+                ..Quota::default()
+            },
             bounds: Bounds::default(),
             writer_timeout: limits::WRITER_TIMEOUT,
             publish_timeout: limits::PUBLISH_TIMEOUT,
@@ -201,6 +210,7 @@ pub struct Worker {
     pub(super) environments: Environments,
     pub(super) interpreters: Interpreters,
     pub(super) leftovers: Leftovers,
+    pub(super) meter: Meter,
     pub(super) sandbox: Option<Arc<Sandbox>>,
     pub(super) health: Health,
     pub(super) settlements: Settlements,
@@ -299,6 +309,8 @@ impl Worker {
             ),
             interpreters: Interpreters::new(options.interpreter_start_timeout),
             leftovers: Leftovers::new(options.owns_process),
+            meter: Meter::start(report_sender.clone(), waker.clone())
+                .map_err(io_error("thread"))?,
             sandbox: options
                 .sandbox
                 .clone()

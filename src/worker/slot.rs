@@ -372,6 +372,13 @@ impl Slot {
         self.fail(failure);
     }
 
+    /// The job uses more than it may. One whose process has exited is not held to that any more.
+    pub fn handle_excess(&mut self, message: String) {
+        if self.process == Process::Running && self.unreaped.is_none() {
+            self.fail(Failure::new(Cause::Plugin, message));
+        }
+    }
+
     /// The sentinel (or the operator) wants it stopped. What is being published is published:
     /// it cannot be half visible.
     pub fn handle_abort(&mut self, reason: &str) {
@@ -477,7 +484,7 @@ impl Slot {
             self.fail(Failure::new(
                 Cause::Plugin,
                 format!(
-                    "the job took longer than its limit of {} s",
+                    "the job took longer than its limit of {} s (job-timeout)",
                     self.timeouts.job.as_secs()
                 ),
             ));

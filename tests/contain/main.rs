@@ -10,6 +10,7 @@ mod common;
 mod descendants;
 mod folders;
 mod modes;
+mod limits;
 mod memory;
 mod peers;
 mod processes;

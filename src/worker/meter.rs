@@ -1,0 +1,268 @@
+//! What running jobs use, measured on a thread of its own: processes may be many, and a folder is
+//! whatever a plugin makes it.
+//!
+//! A request names the jobs that run, the answer what each uses. While one is not answered, none
+//! follows. A job that ends before the first costs nothing.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::event::ThreadEvent;
+use crate::guest::quota::Quota;
+use crate::guest::strays;
+use crate::limits;
+use crate::reactor::BootTime;
+
+/// A job that runs.
+pub(super) struct Subject {
+    pub(super) serial: u64,
+    /// Its first process.
+    pub(super) pid: i32,
+    pub(super) work_dir: PathBuf,
+    pub(super) quota: Quota,
+}
+
+/// What a job uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Usage {
+    pub(super) serial: u64,
+    /// Processor time of its processes, and of those that they have waited for.
+    pub(super) cpu: Duration,
+    /// Bytes of its processes in memory.
+    pub(super) memory: u64,
+    pub(super) processes: u64,
+    /// Bytes in its working directory, as far as it was looked at.
+    pub(super) scratch: u64,
+}
+
+/// The thread's handle; the thread ends with it.
+pub(super) struct Meter {
+    requests: SyncSender<Vec<Subject>>,
+    due_at: Option<BootTime>,
+}
+
+impl Meter {
+    pub(super) fn start(events: Sender<ThreadEvent>, waker: Arc<mio::Waker>) -> io::Result<Self> {
+        let (requests, received) = sync_channel::<Vec<Subject>>(0);
+        let thread = std::thread::Builder::new().name("meter".to_owned());
+        thread.spawn(move || {
+            for subjects in received {
+                let usages = subjects.iter().map(measure).collect();
+                // The loop ends only when the whole worker stops.
+                if events.send(ThreadEvent::Usage(usages)).is_ok()
+                    && let Err(error) = waker.wake()
+                {
+                    log::error!("cannot wake the worker: {error}");
+                }
+            }
+        })?;
+        Ok(Meter {
+            requests,
+            due_at: None,
+        })
+    }
+
+    /// When [`Meter::poll`] is due.
+    pub(super) fn poll_timeout(&self) -> Option<BootTime> {
+        self.due_at
+    }
+
+    /// Asks for what jobs use when that is due. `subjects` = those that run.
+    pub(super) fn poll(
+        &mut self,
+        is_busy: bool,
+        subjects: impl FnOnce() -> Vec<Subject>,
+        now: BootTime,
+    ) {
+        if !is_busy {
+            self.due_at = None;
+            return;
+        }
+        let due = *self.due_at.get_or_insert(now + limits::METER_INTERVAL);
+        if due <= now {
+            self.due_at = Some(now + limits::METER_INTERVAL);
+            // The thread takes a request only when it waits for one.
+            let _ = self.requests.try_send(subjects());
+        }
+    }
+}
+
+fn measure(subject: &Subject) -> Usage {
+    let quota = &subject.quota;
+    let mut usage = Usage {
+        serial: subject.serial,
+        ..Usage::default()
+    };
+    let most = match quota.processes {
+        0 => limits::METER_PROCESSES_MAX,
+        limit => limit.saturating_add(1),
+    };
+    let mut found = vec![subject.pid];
+    while let Some(pid) = found.pop() {
+        usage.processes += 1;
+        if quota.cpu > 0 {
+            usage.cpu += cpu(pid);
+        }
+        if quota.memory > 0 {
+            usage.memory = usage.memory.saturating_add(memory(pid));
+        }
+        // One list may hold more.
+        if usage.processes + found.len() as u64 > most {
+            usage.processes += found.len() as u64;
+            break;
+        }
+        found.extend(strays::children_of(pid));
+    }
+    if quota.scratch > 0 {
+        usage.scratch = folder_size(&subject.work_dir, quota.scratch);
+    }
+    usage
+}
+
+/// Processor time of a process and of the children that it has waited for.
+fn cpu(pid: i32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before may contain anything. The times are the fields 14 to 17.
+    let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+    let times = fields.split_ascii_whitespace().skip(11).take(4);
+    let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
+    // Linux counts hundredths here, whatever its own clock is.
+    Duration::from_millis(ticks.saturating_mul(10))
+}
+
+/// Bytes of a process in memory.
+pub(super) fn memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0).saturating_mul(1024)
+}
+
+/// Bytes of a folder's files on their disk. An entry counts 4 KiB at least, so a walk ends; it ends
+/// when the limit is passed, too, and after [`limits::METER_WALK_MAX`].
+fn folder_size(folder: &Path, limit: u64) -> u64 {
+    let until = Instant::now() + limits::METER_WALK_MAX;
+    let mut size = 0u64;
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if size > limit || Instant::now() >= until {
+                return size;
+            }
+            let Ok(found) = fs::symlink_metadata(entry.path()) else {
+                continue;
+            };
+            size = size.saturating_add(found.blocks().saturating_mul(512).max(4096));
+            if found.is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    size
+}
+
+/// Why a job is over one of its limits.
+pub(super) fn excess(
+    usage: &Usage,
+    memory_at_start: u64,
+    quota: &Quota,
+    own: &Quota,
+) -> Option<String> {
+    let over = |used: u64, limit: u64| limit > 0 && used > limit;
+    let cpu = usage.cpu.as_secs_f64();
+    let memory = usage.memory.saturating_sub(memory_at_start);
+    if quota.cpu > 0 && cpu > quota.cpu as f64 {
+        let whose = by(quota.cpu, own.cpu, "job-cpu");
+        return Some(format!(
+            "the job used {cpu:.1} s of processor time; its limit is {} s ({whose})",
+            quota.cpu
+        ));
+    }
+    if over(memory, quota.memory) {
+        let whose = by(quota.memory, own.memory, "job-memory");
+        return Some(format!(
+            "the job's processes had {memory} bytes in memory more than at its start; its limit is {} ({whose})",
+            quota.memory
+        ));
+    }
+    if over(usage.processes, quota.processes) {
+        let whose = by(quota.processes, own.processes, "job-processes");
+        return Some(format!(
+            "the job had {} processes or more; its limit is {} ({whose})",
+            usage.processes, quota.processes
+        ));
+    }
+    if over(usage.scratch, quota.scratch) {
+        let whose = by(quota.scratch, own.scratch, "job-scratch");
+        return Some(format!(
+            "the job had {} bytes or more in its working directory; its limit is {} ({whose})",
+            usage.scratch, quota.scratch
+        ));
+    }
+    None
+}
+
+/// Whose limit it is: the operator's option, or the plugin's word.
+pub(super) fn by(limit: u64, own: u64, name: &str) -> String {
+    match limit == own {
+        true => format!("--{name}"),
+        false => format!("{name} of the plugin's [tool.casparian]"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_counts_what_it_holds_up_to_the_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        fs::write(dir.path().join("a/b/c"), vec![1; 1 << 20]).unwrap();
+        std::os::unix::fs::symlink("/usr", dir.path().join("link")).unwrap();
+        let size = folder_size(dir.path(), u64::MAX);
+        assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&size), "{size}");
+        assert!(folder_size(dir.path(), 4096) <= 3 * 4096 + (1 << 20));
+    }
+
+    #[test]
+    fn a_process_is_measured_with_its_descendants() {
+        use std::process::{Command, Stdio};
+        let mut child = Command::new("sh")
+            .args(["-c", "sleep 60 & sleep 60 & echo up; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 3];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let quota = Quota {
+            cpu: 1,
+            memory: 1,
+            processes: 2,
+            ..Quota::default()
+        };
+        let pid = i32::try_from(child.id()).unwrap();
+        let work_dir = PathBuf::from("/");
+        let usage = measure(&Subject {
+            serial: 1,
+            pid,
+            work_dir,
+            quota,
+        });
+        assert_eq!(usage.processes, 3);
+        assert!(usage.memory > 100_000, "{usage:?}");
+        let text = excess(&usage, 0, &Quota { memory: 0, ..quota }, &quota).unwrap();
+        assert!(text.contains("its limit is 2 (--job-processes)"), "{text}");
+        let text = excess(&usage, 0, &quota, &Quota::default()).unwrap();
+        assert!(text.contains("(job-memory of the plugin's"), "{text}");
+        for pid in strays::children_of(pid) {
+            let _ = Command::new("kill").arg(pid.to_string()).status();
+        }
+        child.wait().unwrap();
+    }
+}
