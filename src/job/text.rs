@@ -70,6 +70,7 @@ pub(crate) mod paths {
 }
 
 /// A number of bytes: `500M`, `20G` or, by powers of 1024, `20Gi`.
+#[cfg(any(feature = "worker", feature = "cli"))]
 pub(crate) fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = text.get(digits.len()..)?.trim_end_matches('B');

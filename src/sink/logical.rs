@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use arrow::array::{
-    Array, ArrowPrimitiveType, AsArray, DictionaryArray, GenericByteArray, GenericByteViewArray,
-    GenericListViewArray, OffsetSizeTrait, RecordBatch, RunArray,
+    Array, AsArray, DictionaryArray, GenericByteArray, GenericByteViewArray, GenericListViewArray,
+    OffsetSizeTrait, RecordBatch, RunArray,
 };
 use arrow::datatypes::{
     ArrowDictionaryKeyType, ArrowNativeType, BinaryType, BinaryViewType, ByteArrayType,
@@ -169,10 +169,7 @@ fn list_views<O: OffsetSizeTrait>(array: &GenericListViewArray<O>, cap: usize) -
     )
 }
 
-fn keys<K: ArrowDictionaryKeyType>(array: &DictionaryArray<K>, cap: usize) -> usize
-where
-    K: ArrowPrimitiveType,
-{
+fn keys<K: ArrowDictionaryKeyType>(array: &DictionaryArray<K>, cap: usize) -> usize {
     let values = array.values();
     let rows = (0..array.len()).filter_map(|row| array.key(row));
     use DataType as T;
