@@ -216,6 +216,8 @@ pub const PLUGINS_CACHED_MAX: usize = 10_000;
 pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a statement waits for another program's transaction where nothing tries again.
 pub const STORE_OPEN_WAIT: Duration = Duration::from_secs(5);
+/// Pause before a database is changed to WAL again that another program has locked.
+pub const WAL_CHANGE_PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of a database's absolute path: SQLite has 512, of which the name of the journal needs 8 more
 /// than that of the database.
 pub const SQLITE_PATH_SIZE_MAX: usize = 504;

@@ -59,7 +59,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
@@ -399,9 +399,7 @@ impl Store {
         let mut connection = connect(path, flags, wait)?;
         check_ours(&connection, path)?;
         let describe = |error: rusqlite::Error| open_error(path, &error);
-        connection
-            .pragma_update(None, "journal_mode", "WAL")
-            .map_err(describe)?;
+        change_to_wal(&connection, wait).map_err(describe)?;
         connection
             .pragma_update(None, "synchronous", "FULL")
             .map_err(describe)?;
@@ -530,6 +528,24 @@ fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, 
         })
         .map_err(|error| open_error(path, &error))?;
     Ok(connection)
+}
+
+/// SQLite waits for no lock when it changes from a rollback journal to WAL; another program may do the
+/// same now, or read.
+fn change_to_wal(connection: &Connection, wait: Duration) -> rusqlite::Result<()> {
+    let began = Instant::now();
+    loop {
+        let changed = connection.pragma_update(None, "journal_mode", "WAL");
+        let is_busy = |error: &rusqlite::Error| {
+            error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+        };
+        match changed {
+            Err(error) if is_busy(&error) && began.elapsed() < wait => {
+                std::thread::sleep(limits::WAL_CHANGE_PAUSE);
+            }
+            changed => return changed,
+        }
+    }
 }
 
 /// Refuses a database that is another program's, which is asked before anything is changed.

@@ -227,16 +227,18 @@ fn another_programs_database_is_left_as_it_is() {
 #[test]
 fn programs_that_migrate_at_once_do_it_once() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("legacy.sqlite");
-    std::fs::copy(legacy_path(), &path).unwrap();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| Store::open(&path, Open::Existing).map(drop)))
-            .collect();
-        for thread in threads {
-            thread.join().unwrap().unwrap();
-        }
-    });
+    for number in 0..10 {
+        let path = dir.path().join(format!("legacy{number}.sqlite"));
+        std::fs::copy(legacy_path(), &path).unwrap();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| scope.spawn(|| Store::open(&path, Open::Existing).map(drop)))
+                .collect();
+            for thread in threads {
+                thread.join().unwrap().unwrap();
+            }
+        });
+    }
 }
 
 #[test]
