@@ -257,6 +257,8 @@ pub const WORKER_SESSION_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const INFRA_RETRIES_MAX: u32 = 10;
 /// Retries of a job whose input changes while it runs: it may change for ever.
 pub const INPUT_RETRIES_MAX: u32 = 3;
+/// Retries of a job whose plugin process others have killed while no other job ran.
+pub const KILLED_RETRIES_MAX: u32 = 2;
 /// After so many losses of workers that held other jobs too a job runs alone on its worker: if it
 /// is what ends them, its neighbours are spared and it is found out. One loss may be a restart.
 pub const SHARED_LOSSES_TOGETHER: i64 = 2;
@@ -306,11 +308,11 @@ pub const OVERRIDES_SIZE_MAX: usize = 1 << 20;
 /// Bytes of a source or a lockfile in the database: in JSON either fits into one frame.
 pub const SOURCE_SIZE_MAX: usize = 8 << 20;
 /// Bytes of a source that is deployed: each DISPATCH contains it.
-pub const DEPLOY_SOURCE_SIZE_MAX: usize = 2 << 20;
+pub const DEPLOY_SOURCE_SIZE_MAX: usize = 8 << 20;
 /// Bytes of a lockfile that is deployed: each PREPARE_ENV contains it.
 pub const DEPLOY_LOCKFILE_SIZE_MAX: usize = 4 << 20;
 /// Bytes of both together.
-pub const DEPLOY_SIZE_MAX: usize = 5 << 20;
+pub const DEPLOY_SIZE_MAX: usize = 10 << 20;
 const _: () = assert!(DEPLOY_SOURCE_SIZE_MAX <= SOURCE_SIZE_MAX);
 const _: () = assert!(DEPLOY_LOCKFILE_SIZE_MAX <= SOURCE_SIZE_MAX);
 // A byte takes six in JSON at most (`\u0001`).

@@ -63,7 +63,7 @@ pub(super) const DEPLOY: Command = Command {
         super::publish::SERVER_KEY_FLAG,
         super::publish::SECRET_KEY_FLAG,
     ],
-    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 2 MiB, its lockfile 4 MiB, both\ntogether 5 MiB.",
+    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, its lockfile 4 MiB, both\ntogether 10 MiB.",
 };
 
 pub(super) const SUBMIT: Command = Command {

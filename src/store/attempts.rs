@@ -142,6 +142,7 @@ impl Turn<'_> {
                 _ if returned => Detail::NotStarted,
                 true => Detail::InputChanged,
                 false if receipt.beside_others => Detail::Shared,
+                false if receipt.cause == Some(Cause::Lost) => Detail::Killed,
                 false => Detail::None,
             },
             cause: match stopped {

@@ -10,6 +10,8 @@
 //!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
 //!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
 //!   More than 20 such losses are FAILED as well.
+//! - `lost` where the worker goes on and its plugin process alone was killed: counted alike, and
+//!   tried again [`limits::KILLED_RETRIES_MAX`] times at most.
 //! - `environment`, `worker`, and `input` where the input changed while the job ran (at most
 //!   [`limits::INPUT_RETRIES_MAX`] times): counted in `infra_count`, apart, so that such a fault
 //!   never uses up
@@ -101,6 +103,8 @@ pub(super) enum Detail {
     /// Another process has taken over the ID of its worker, or that was lost while it created the
     /// environment: it may have left output.
     Displaced,
+    /// Its plugin process was killed by others, while its worker ran no other job.
+    Killed,
     /// Its run was interrupted: it may have left output.
     Interrupted,
 }
@@ -139,6 +143,10 @@ pub(super) fn decide(
         };
     }
     let (count, free, retries_max) = match cause {
+        Some(Cause::Lost) if detail == Detail::Killed => {
+            let retries = retries.lost.min(limits::KILLED_RETRIES_MAX);
+            (&mut failures.lost, 1, retries)
+        }
         Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
         Some(Cause::Input) if detail == Detail::InputChanged => {

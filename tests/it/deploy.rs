@@ -464,7 +464,7 @@ fn a_deployment_that_is_too_large_is_refused_with_and_without_a_sentinel() {
     let scene = Scene::new();
     let (_sentinel, endpoint) = scene.sentinel(&[]);
     let big = scene.path("big.py");
-    std::fs::write(&big, format!("{SOURCE}#{}", "x".repeat(2 << 20))).unwrap();
+    std::fs::write(&big, format!("{SOURCE}#{}", "x".repeat(8 << 20))).unwrap();
     let small = scene.path("small.py");
     std::fs::write(&small, SOURCE).unwrap();
     let lock = scene.path("uv.lock");
@@ -474,7 +474,7 @@ fn a_deployment_that_is_too_large_is_refused_with_and_without_a_sentinel() {
     let (big, small, lock) = (text(&big), text(&small), text(&lock));
     let (database, key) = (text(&scene.database), text(&scene.key));
     for (arguments, want) in [
-        (vec![&*big], "source_code has"),
+        (vec![&*big], "larger than 8388608 bytes"),
         (vec![&*small, "--lockfile", &*lock], "lockfile_content has"),
     ] {
         for target in [

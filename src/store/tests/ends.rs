@@ -195,7 +195,6 @@ fn a_process_that_was_killed_beside_others_is_tried_again_alone() {
         (false, (1, 2)),
         (false, (2, 2)),
         (false, (3, 2)),
-        (false, (4, 2)),
     ] {
         let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
         let receipt = Receipt {

@@ -138,8 +138,8 @@ fn what_is_malformed_is_refused_with_its_reason() {
             "101 entries, at most 100",
         ),
         (
-            |d| d.source_code = "x".repeat((2 << 20) + 1).into(),
-            "source_code has 2097153 bytes, at most 2097152",
+            |d| d.source_code = "x".repeat((8 << 20) + 1).into(),
+            "source_code has 8388609 bytes, at most 8388608",
         ),
         (
             |d| d.lockfile_content = "x".repeat((4 << 20) + 1).into(),
@@ -147,10 +147,10 @@ fn what_is_malformed_is_refused_with_its_reason() {
         ),
         (
             |d| {
-                d.source_code = "x".repeat(2 << 20).into();
+                d.source_code = "x".repeat(7 << 20).into();
                 d.lockfile_content = "x".repeat((3 << 20) + 1).into();
             },
-            "source_code and lockfile_content together have 5242881 bytes, at most 5242880",
+            "source_code and lockfile_content together have 10485761 bytes, at most 10485760",
         ),
         (
             |d| d.source_code.to_mut().push('\0'),
