@@ -149,10 +149,11 @@ fn jobs_do_not_wait_behind_environments_that_none_needs() {
         let bin = dir.join("bin");
         std::fs::create_dir(&bin).unwrap();
         let uv = dir.join(".casparian_flow/uv/bin/uv");
-        // Waits for `go` with each `uv venv`, which has the environment's name in its last argument.
+        // Waits with each `uv venv`, which has the environment's name in its last argument, until
+        // that stands in `go`, or `all` is there.
         let script = format!(
             "#!/bin/sh\nfor last; do :; done\nif [ $1 = venv ]; then\n  echo $last >> {dir:?}/begun\n  \
-             while [ ! -e {dir:?}/go ]; do sleep 0.05; done\nfi\nexec {uv:?} \"$@\"\n"
+             while [ ! -e {dir:?}/all ] && ! grep -qsxF $last {dir:?}/go; do sleep 0.05; done\nfi\nexec {uv:?} \"$@\"\n"
         );
         program_in(&bin, "uv", &script);
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
@@ -182,11 +183,13 @@ fn jobs_do_not_wait_behind_environments_that_none_needs() {
         (!rig.dispatcher.waiting.is_empty()).then_some(())
     });
     assert_eq!(begun().len(), at_once);
-    std::fs::write(rig.path("go"), "").unwrap();
+    // One ends: the next that begins is the job's.
+    std::fs::write(rig.path("go"), format!("{}\n", begun()[0])).unwrap();
+    let next = until("a fifth is begun", || begun().get(at_once).cloned());
+    assert!(next.contains(&wanted), "{next} is not {wanted}");
+    std::fs::write(rig.path("all"), "").unwrap();
     let receipt = rig.dispatcher.receipt(job);
     assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");
-    let next = begun()[at_once].clone();
-    assert!(next.contains(&wanted), "{next} is not {wanted}");
 }
 
 #[test]
