@@ -325,7 +325,7 @@ impl Stream {
                     return Ok(Some(batch));
                 }
                 None if self.rest.len() == before => {
-                    return Err(Error::Arrow(format!("{before} octets behind its end")));
+                    return Err(Error::Arrow(format!("{before} bytes behind its end")));
                 }
                 None => {}
             }
