@@ -301,12 +301,21 @@ impl Interpreters {
         };
         let hash = interpreter.hash.clone();
         let (only, ready) = (interpreter.only, interpreter.watchdog.is_ready());
-        let failure = match ready {
-            true => self.blame(only, jobs, reason),
-            false => Failure::new(
+        let killed = self.exit(index).is_some_and(|exit| exit.signal == Some(9));
+        let is_first = !self.losses.contains_key(&hash);
+        let failure = if ready {
+            self.blame(only, jobs, reason)
+        } else if killed && is_first {
+            // By the kernel or another program, as far as one time shows.
+            Failure {
+                is_contention: true,
+                ..Failure::new(Cause::Worker, reason)
+            }
+        } else {
+            Failure::new(
                 Cause::Environment,
                 format!("the environment's interpreter does not start: {reason}"),
-            ),
+            )
         };
         // A suspect's damage to its own interpreter does not concern its environment.
         if !(only.is_some() && ready) {

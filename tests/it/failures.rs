@@ -439,6 +439,36 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
     }
 }
 
+/// The kernel's OOM killer and operators say nothing about an environment.
+#[test]
+fn an_interpreter_that_is_killed_once_while_it_starts_costs_nothing() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::with(&["--guest-start", start], |command, dir| {
+            command.env("HOME", dir);
+        });
+        let (input, once) = (rig.path("in"), rig.path("once"));
+        let hash = "a".repeat(64);
+        let bin = rig.path(&format!(".casparian_flow/venvs/{hash}/bin"));
+        std::fs::create_dir_all(&bin).unwrap();
+        let interpreter = python();
+        let python = Path::new(&bin).join("python");
+        let script = format!(
+            "#!/bin/sh\n[ -e {once} ] || {{ : > {once}; kill -KILL $$; }}\nexec {} \"$@\"\n",
+            interpreter.display()
+        );
+        std::fs::write(&python, script).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&python, executable).unwrap();
+        let receipts = [(); 2].map(|()| {
+            let job = rig.dispatcher.dispatch(&handler("pass"), &input, &hash);
+            rig.dispatcher.receipt(job)
+        });
+        for receipt in &receipts {
+            assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipts:?}");
+        }
+    }
+}
+
 /// The kernel closes the files of a process before its end can be seen.
 #[test]
 fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {

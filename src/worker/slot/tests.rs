@@ -268,7 +268,7 @@ fn what_the_worker_decides_kills_and_does_not_name_its_own_signal() {
 #[test]
 fn starts_that_fail_are_not_the_plugins_fault() {
     type Step = fn(&mut Slot);
-    let cases: [(&str, Step, Cause, &str); 4] = [
+    let cases: [(&str, Step, Cause, &str); 6] = [
         (
             "no interpreter",
             |slot| slot.handle_start_failed(Failure::new(Cause::Environment, "no interpreter")),
@@ -283,6 +283,24 @@ fn starts_that_fail_are_not_the_plugins_fault() {
             },
             Cause::Environment,
             "exit code 1 before it connected",
+        ),
+        (
+            "is killed before it connects",
+            |slot| {
+                slot.handle_started(NOW);
+                slot.handle_exited(signal(9), NOW);
+            },
+            Cause::Lost,
+            "signal 9 (SIGKILL) before it connected",
+        ),
+        (
+            "ends unseen before it connects",
+            |slot| {
+                slot.handle_started(NOW);
+                slot.handle_exited(Exit::UNKNOWN, NOW);
+            },
+            Cause::Worker,
+            "not known how",
         ),
         (
             "never connects",

@@ -68,20 +68,26 @@ pub(super) fn verdict(
         Ok(exit) => exit,
         Err(failure) => return Some(failure),
     };
-    let (cause, message) = if !connected {
-        // No line of the plugin has run.
-        let message = format!("the plugin's process ended with {exit} before it connected");
-        (Cause::Environment, message)
-    } else if exit.code.is_none() && exit.signal.is_none() {
-        let message = "it is not known how the plugin's process ended".to_owned();
+    let early = if connected {
+        ""
+    } else {
+        " before it connected"
+    };
+    let (cause, message) = if exit.code.is_none() && exit.signal.is_none() {
+        let message = format!("it is not known how the plugin's process ended{early}");
         (Cause::Worker, message)
     } else if exit.signal == Some(9) {
-        let message =
-            format!("the plugin's process was ended by the kernel or another program with {exit}");
+        let message = format!(
+            "the plugin's process was ended by the kernel or another program with {exit}{early}"
+        );
         return Some(Failure {
             is_contention: true,
             ..Failure::new(Cause::Lost, message)
         });
+    } else if !connected {
+        // No line of the plugin has run.
+        let message = format!("the plugin's process ended with {exit}{early}");
+        (Cause::Environment, message)
     } else if !exit.is_clean() {
         let message = format!("the plugin's process ended with {exit}");
         (Cause::Plugin, message)
