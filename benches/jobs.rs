@@ -1,9 +1,12 @@
 //! Small Python jobs end to end with the built programs: queue, sentinel, worker, plugin process,
-//! Parquet, receipt. One table compares how plugins are started, the sandbox's modes and CURVE.
+//! Parquet, receipt. One table compares how plugins are started, the sandbox's modes, CURVE and
+//! limits of a job.
 //!
 //! Each job runs a plugin that yields three rows. Printed: jobs per second from the first
 //! receipt to the last, medians of rounds that alternate between the settings, as a share of the
-//! first setting that starts plugins alike, and the time before the first receipt.
+//! first setting that starts plugins alike, and the time before the first receipt. Then what a
+//! worker's own processor time is while one job has 64 processes and 1,000 files and does nothing,
+//! with the limits that are on by default and with all of them.
 //!
 //! `cargo bench --bench jobs [-- JOBS]`; with `CASPARIAN_BENCH_SMOKE` set (or `--test`) a few
 //! jobs only. Environments are made below `target/`, so the first run downloads pyarrow.
@@ -24,7 +27,33 @@ struct Setting {
     start: &'static str,
     sandbox: &'static str,
     transport: Transport,
+    limits: Limits,
 }
+
+/// Limits of a job.
+#[derive(Clone, Copy, PartialEq)]
+enum Limits {
+    Default,
+    /// All that a worker knows, and none that a job here reaches.
+    All,
+}
+
+const ALL_LIMITS: [&str; 14] = [
+    "--job-cpu",
+    "3600",
+    "--job-memory",
+    "64G",
+    "--job-processes",
+    "1000",
+    "--job-open-files",
+    "512",
+    "--job-output",
+    "64G",
+    "--job-log",
+    "1G",
+    "--job-scratch",
+    "64G",
+];
 
 #[derive(Clone, Copy, PartialEq)]
 enum Transport {
@@ -38,19 +67,29 @@ const fn setting(start: &'static str, sandbox: &'static str, transport: Transpor
         start,
         sandbox,
         transport,
+        limits: Limits::Default,
+    }
+}
+
+const fn limited(start: &'static str) -> Setting {
+    Setting {
+        limits: Limits::All,
+        ..setting(start, "off", Transport::Ipc)
     }
 }
 
 /// Of each start mode the first is what the others are compared with.
-const SETTINGS: [Setting; 8] = [
+const SETTINGS: [Setting; 10] = [
     setting("warm", "off", Transport::Ipc),
     setting("warm", "on", Transport::Ipc),
     setting("warm", "strict", Transport::Ipc),
     setting("warm", "off", Transport::Tcp),
     setting("warm", "off", Transport::Curve),
+    limited("warm"),
     setting("spawn", "off", Transport::Ipc),
     setting("spawn", "on", Transport::Ipc),
     setting("spawn", "strict", Transport::Ipc),
+    limited("spawn"),
 ];
 
 #[derive(Default)]
@@ -69,14 +108,14 @@ impl Drop for Running {
     }
 }
 
-fn queue(folder: &Path, jobs: usize) -> PathBuf {
+fn queue(folder: &Path, source_code: &str, jobs: usize) -> PathBuf {
     let database = folder.join("queue.sqlite");
     let mut store = Store::open(&database, Open::Create).expect("database");
     let mut turn = store.begin().expect("transaction");
     let deploy = Deploy {
         plugin_name: "small",
         version: None,
-        source_code: PLUGIN,
+        source_code,
         lockfile_content: "",
         sinks: &[],
     };
@@ -125,9 +164,27 @@ fn sentinel(mut command: Command) -> (Running, String) {
     (sentinel, endpoint.trim().to_owned())
 }
 
-fn measure(jobs: usize, setting: Setting, home: &Path, figures: &mut Figures) {
+/// The programs at work.
+struct Rig {
+    began: Instant,
+    inspector: Inspector,
+    worker: Running,
+    _sentinel: Running,
+    folder: tempfile::TempDir,
+}
+
+impl Rig {
+    fn count(&self, status: &str) -> i64 {
+        let counts = self.inspector.counts().expect("counts");
+        let mut counts = counts.iter();
+        let found = counts.find(|(name, _)| name == status);
+        found.map_or(0, |(_, count)| *count)
+    }
+}
+
+fn start(setting: Setting, source: &str, jobs: usize, home: &Path) -> Rig {
     let folder = tempfile::tempdir().expect("folder");
-    let database = queue(folder.path(), jobs);
+    let database = queue(folder.path(), source, jobs);
     let bind = match setting.transport {
         Transport::Ipc => format!("ipc://{}", folder.path().join("s").display()),
         Transport::Tcp | Transport::Curve => "tcp://127.0.0.1:0".to_owned(),
@@ -143,34 +200,68 @@ fn measure(jobs: usize, setting: Setting, home: &Path, figures: &mut Figures) {
         of_sentinel.arg("--authorize-any-key");
     }
     let began = Instant::now();
-    let (_sentinel, endpoint) = sentinel(of_sentinel);
+    let (sentinel, endpoint) = sentinel(of_sentinel);
     of_worker.args(["--guest-start", setting.start, "--sandbox", setting.sandbox]);
     of_worker.args(["--connect", &endpoint, "--output"]);
     of_worker.arg(folder.path().join("out"));
-    let _worker = Running(of_worker.spawn().expect("worker"));
-    let inspector = Inspector::open(&database).expect("database");
+    if setting.limits == Limits::All {
+        of_worker.args(ALL_LIMITS);
+    }
+    Rig {
+        began,
+        inspector: Inspector::open(&database).expect("database"),
+        worker: Running(of_worker.spawn().expect("worker")),
+        _sentinel: sentinel,
+        folder,
+    }
+}
+
+fn measure(jobs: usize, setting: Setting, home: &Path, figures: &mut Figures) {
+    let rig = start(setting, PLUGIN, jobs, home);
     let mut first: Option<(Instant, i64)> = None;
     loop {
-        let counts = inspector.counts().expect("counts");
-        let count = |status: &str| {
-            let mut counts = counts.iter();
-            let found = counts.find(|(name, _)| name == status);
-            found.map_or(0, |(_, count)| *count)
-        };
-        assert_eq!(count("FAILED"), 0, "a job failed");
-        let done = count("COMPLETED");
+        assert_eq!(rig.count("FAILED"), 0, "a job failed");
+        let done = rig.count("COMPLETED");
         let now = Instant::now();
         if done > 0 {
             let (first_at, first_done) = *first.get_or_insert((now, done));
             if done == jobs as i64 {
                 let seconds = (now - first_at).as_secs_f64().max(1e-9);
                 figures.rates.push((done - first_done) as f64 / seconds);
-                figures.firsts.push((first_at - began).as_secs_f64());
+                figures.firsts.push((first_at - rig.began).as_secs_f64());
                 return;
             }
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Processor time of a program, in seconds; Linux counts hundredths.
+fn cpu_seconds(program: &Running) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", program.0.id())).expect("stat");
+    let (_, fields) = stat.rsplit_once(')').expect("fields");
+    let times = fields.split_ascii_whitespace().skip(11).take(2);
+    let ticks: f64 = times
+        .map(|time| time.parse::<f64>().expect("a number"))
+        .sum();
+    ticks / 100.0
+}
+
+/// The share of one core that a worker uses while a job of many processes and files waits.
+fn measure_waiting(limits: Limits, seconds: u64, home: &Path) -> f64 {
+    let source = "import os, subprocess, time\nclass Handler:\n    def execute(self, path):\n        for number in range(1000):\n            open(str(number), 'w').write('x')\n        for number in range(64):\n            subprocess.Popen(['sleep', '3600'])\n        open(os.path.dirname(path) + '/up', 'w')\n        time.sleep(3600)\n        return []\n";
+    let setting = Setting {
+        limits,
+        ..setting("warm", "off", Transport::Ipc)
+    };
+    let rig = start(setting, source, 1, home);
+    while !rig.folder.path().join("up").exists() {
+        assert_eq!(rig.count("FAILED"), 0, "a job failed");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let (before, from) = (cpu_seconds(&rig.worker), Instant::now());
+    std::thread::sleep(Duration::from_secs(seconds));
+    (cpu_seconds(&rig.worker) - before) / from.elapsed().as_secs_f64()
 }
 
 fn main() {
@@ -205,7 +296,7 @@ fn main() {
         }
     }
     println!(
-        "start  sandbox transport  jobs   jobs/s (min to max)      ratio  ms a job  first after"
+        "start  sandbox transport limits  jobs   jobs/s (min to max)      ratio  ms a job  first after"
     );
     let mut base = ("", 0.0);
     for (setting, figures) in SETTINGS.iter().zip(&mut all) {
@@ -220,8 +311,12 @@ fn main() {
             Transport::Tcp => "tcp",
             Transport::Curve => "tcp+CURVE",
         };
+        let limits = match setting.limits {
+            Limits::Default => "-",
+            Limits::All => "all",
+        };
         println!(
-            "{:6} {:7} {transport:9} {:5} {rate:8.1} ({:.1} to {:.1})  {:9.2} {:9.2} {:10.3} s",
+            "{:6} {:7} {transport:9} {limits:6} {:5} {rate:8.1} ({:.1} to {:.1})  {:9.2} {:9.2} {:10.3} s",
             setting.start,
             setting.sandbox,
             jobs_of(setting),
@@ -230,6 +325,14 @@ fn main() {
             rate / base.1,
             1e3 / rate,
             figures.firsts[rounds / 2],
+        );
+    }
+    let seconds = if smoke { 1 } else { 20 };
+    for (name, limits) in [("default", Limits::Default), ("all", Limits::All)] {
+        let share = measure_waiting(limits, seconds, &home);
+        println!(
+            "a job with 64 processes and 1,000 files, {name} limits: the worker uses {:.2} % of a core",
+            share * 100.0
         );
     }
 }
