@@ -575,8 +575,13 @@ pub const MOUNTS_MAX: usize = 1000;
 /// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
 /// database, which such a step may contain.
 pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() + 10);
-/// At a job's end the input is compared with what it was: the wait for storage that does not respond.
+/// The wait for an input's storage that does not respond: at a job's end, where the input is compared
+/// with what it was, and where a command line reads it.
 pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// After such a wait people are told of it.
+pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
+/// Inputs of a command line whose storage did not respond, before the others fail at once.
+pub const INPUTS_SILENT_MAX: usize = 10;
 /// Threads of a worker that look at inputs. Those whose storage does not respond stay until it does.
 pub const INPUTS_WATCHED_MAX: usize = 2 * WORKER_SLOTS_MAX;
 /// A step of a publish. One may be the whole transaction of a SQLite sink, which takes minutes for

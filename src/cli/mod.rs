@@ -18,6 +18,8 @@
 mod args;
 mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod content;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod env;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod fsck;

@@ -5,19 +5,19 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::OFlags;
 
 use super::args::{Command, Flag, Typed};
+use super::content::{Fingerprint, Reader};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, strays, syntax};
-use crate::job::text;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
@@ -97,7 +97,7 @@ pub(super) const SUBMIT: Command = Command {
             help: "Follow symbolic links that lead out of a folder, too",
         },
     ],
-    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued.\nBelow a folder, names that begin with '.' are passed over; a line on stderr says how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
+    notes: "FILE is a file, a folder or a glob. Prints the jobs' IDs, a line each, as they are queued,\nin the order of the files' paths.\nBelow a folder, names that begin with '.' are passed over; a line on stderr says how many.\nA folder becomes the source root of the files below it, unless one above it is known.",
 };
 
 /// Milliseconds since the epoch.
@@ -149,7 +149,7 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
 }
 
 /// Opens a regular file. Anything else is refused at once: a FIFO or a device would be waited for.
-fn open_file(path: &Path) -> io::Result<File> {
+pub(super) fn open_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
     match file.metadata()?.is_file() {
@@ -269,52 +269,6 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
         read_text(file, limits::SOURCE_SIZE_MAX as u64).map_err(|error| fail(error.to_string()))?;
     environment::check_lockfile(&text).map_err(fail)?;
     Ok(text)
-}
-
-/// What a file's content is.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Fingerprint {
-    pub(super) size_bytes: u64,
-    /// Modification time in seconds.
-    pub(super) mtime_s: f64,
-    /// SHA-256 in hex.
-    pub(super) hash: String,
-}
-
-/// A file's modification time in seconds.
-pub(super) fn mtime_s(metadata: &std::fs::Metadata) -> f64 {
-    let modified = metadata.modified().ok();
-    modified
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// What a file's content is now.
-pub(super) fn fingerprint(path: &Path, interrupted: &AtomicBool) -> Result<Fingerprint, Failure> {
-    use sha2::{Digest, Sha256};
-    let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
-    let mut file = open_file(path).map_err(fail)?;
-    let metadata = file.metadata().map_err(fail)?;
-    let mut hasher = Sha256::new();
-    let mut space = vec![0u8; 256 << 10];
-    let mut size_bytes = 0;
-    loop {
-        if interrupted.load(Ordering::Relaxed) {
-            return Err(Failure::Interrupted("interrupted"));
-        }
-        match file.read(&mut space).map_err(fail)? {
-            0 => break,
-            count => {
-                hasher.update(space.get(..count).unwrap_or(&[]));
-                size_bytes += count as u64;
-            }
-        }
-    }
-    Ok(Fingerprint {
-        size_bytes,
-        mtime_s: mtime_s(&metadata),
-        hash: text::hex(&hasher.finalize()),
-    })
 }
 
 /// Registers a file under the longest root that contains it, else under its own.
@@ -510,12 +464,15 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();
     let mut done = 0;
+    let never = AtomicBool::new(false);
+    let note = |text: &str| tell(format_args!("casparian: {}", one_line(text)));
+    let mut reader = Reader::new(&never);
     for batch in found.files.chunks(limits::SUBMIT_BATCH) {
         done += batch.len();
         // The files are read before the transaction, so that no other program waits for it.
         let mut prints = Vec::with_capacity(batch.len());
         for input in batch {
-            match fingerprint(&input.path, &AtomicBool::new(false)) {
+            match reader.fingerprint(&input.path, &note) {
                 Ok(print) => prints.push((input, print)),
                 Err(Failure::Failed(reason)) => {
                     tell(format_args!("casparian: {reason}"));

@@ -23,6 +23,7 @@ use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
 use super::args::{Command, Flag};
+use super::content::Reader;
 use super::input::Choice;
 use super::plugin::{
     adopt, check_syntax, declared, interruptible, own_lockfile, read, requirements_lockfile,
@@ -220,7 +221,16 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         sinks: &sinks,
     };
     let force = typed.has("force");
-    let (mut items, sinks) = enqueue(&mut queue, &progress, &own, &found.files, force, &root)?;
+    let mut reader = Reader::new(&interrupted);
+    let (mut items, sinks) = enqueue(
+        &mut queue,
+        &mut reader,
+        &progress,
+        &own,
+        &found.files,
+        force,
+        &root,
+    )?;
     items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.security = worker_security;
@@ -241,7 +251,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
                 if !check_file(&mut queue, progress, item)? {
                     return Ok(false);
                 }
-                queue_again(&mut queue, progress, item)
+                queue_again(&mut queue, &mut reader, progress, item)
             };
             let end = work(
                 sentinel,

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::clean::path_text;
+use super::content::Fingerprint;
 use super::input::Input;
-use super::plugin::Fingerprint;
 use super::table::{first_line, octets, one_line, render, thousands};
 use crate::job::{Mode, Sink};
 use crate::sink::Receipted;

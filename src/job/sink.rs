@@ -168,11 +168,13 @@ pub fn parse_uri(uri: &str) -> Result<Target, SinkError> {
         }
         "sqlite" => {
             if query.is_some() {
-                return Err(fail("a sqlite sink takes no parameters"));
+                return Err(fail(
+                    "a sqlite sink takes no parameters; expected sqlite://FILE/TABLE",
+                ));
             }
             let (database, table) = path
                 .rsplit_once('/')
-                .ok_or_else(|| fail("no table; expected file.db/table"))?;
+                .ok_or_else(|| fail("no table; expected sqlite://FILE/TABLE"))?;
             if table.is_empty() || table.len() > COMPONENT_SIZE_MAX {
                 return Err(fail("the table's name is empty or too long"));
             }

@@ -11,9 +11,9 @@ struct SilentFs {
 }
 
 impl SilentFs {
-    fn mount(folder: &Path) -> Self {
+    fn mount(folder: &Path, options: &[&str]) -> Self {
         std::fs::create_dir(folder).unwrap();
-        let mut server = Background::start(peer("silent_fs.py").arg(folder));
+        let mut server = Background::start(peer("silent_fs.py").arg(folder).args(options));
         server.line_with("mounted");
         SilentFs {
             server,
@@ -50,7 +50,7 @@ fn an_input_whose_storage_stops_responding_costs_its_own_job_alone() {
         ),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let silent = SilentFs::mount(&dir.path().join("mounted"));
+        let silent = SilentFs::mount(&dir.path().join("mounted"), &[]);
         let source = format!(
             "import os, signal\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
              text = open(path).read()\n        os.kill({}, signal.SIGSTOP)\n        \
@@ -99,5 +99,54 @@ fn an_input_whose_storage_stops_responding_costs_its_own_job_alone() {
         worker.signal("-TERM");
         worker.wait();
         assert_eq!(worker.count("in trouble"), 0, "{start}");
+    }
+}
+
+#[test]
+fn an_input_that_cannot_be_hashed_fails_alone_and_can_be_interrupted() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a file system that does not respond");
+        return;
+    }
+    let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    let command = |name: &str, dir: &Path, silent: &SilentFs| {
+        let good = dir.join("good");
+        std::fs::write(&good, "").unwrap();
+        let database = database_with(dir, "p", source);
+        let mut command = program("casparian");
+        match name {
+            "run" => {
+                let plugin = dir.join("p.py");
+                std::fs::write(&plugin, source).unwrap();
+                command.arg("run").arg(plugin).arg("--output");
+                command.arg(dir.join("out"));
+            }
+            name => {
+                command.args([name, "--plugin", "p", "--database"]);
+                command.arg(database);
+            }
+        }
+        command.arg(silent.folder.join("f")).arg(good);
+        Background::start(&mut command)
+    };
+    for (name, is_interrupted, code, done) in [
+        ("run", false, 1, "good: 1 rows"),
+        ("submit", false, 1, "the others are"),
+        ("run", true, 130, "interrupted"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        // The kernel ends no process that waits for such storage: its server is dropped first.
+        let mut running = None;
+        let silent = SilentFs::mount(&dir.path().join("mounted"), &["--stop-at-read"]);
+        let program = running.insert(command(name, dir.path(), &silent));
+        program.line_with("/f: its storage does not respond; waiting");
+        if is_interrupted {
+            program.signal("-INT");
+        } else {
+            program.line_with("its storage has not responded for 30 s");
+        }
+        program.line_with(done);
+        silent.server.signal("-KILL");
+        assert_eq!(program.wait(), Some(code), "{name} {is_interrupted}");
     }
 }

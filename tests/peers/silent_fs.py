@@ -1,11 +1,13 @@
 """A file system with one file, `f`, whose server can be stopped: then it does not respond, like a
 hard mount of a network file system. Killing the server ends that, and what waits for it.
 
-Usage: silent_fs.py FOLDER, as root. It prints a line once FOLDER is mounted.
+Usage: silent_fs.py FOLDER [--stop-at-read], as root. It prints a line once FOLDER is mounted. With the
+option it stops itself when the file's content is asked for.
 """
 
 import ctypes
 import os
+import signal
 import stat
 import struct
 import sys
@@ -60,6 +62,8 @@ def main():
         _, operation, unique, node = struct.unpack("<2I2Q", request[:24])
         if operation == FORGET:
             continue
+        if operation == READ and "--stop-at-read" in sys.argv:
+            os.kill(os.getpid(), signal.SIGSTOP)
         result = answer(operation, node, request[40:])
         error, data = (-result, b"") if isinstance(result, int) else (0, result)
         os.write(device, struct.pack("<IiQ", 16 + len(data), error, unique) + data)

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::queue::{End, Queue};
-use crate::cli::plugin::{mtime_s, now};
+use crate::cli::content::mtime_s;
+use crate::cli::plugin::now;
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome};
 use crate::cli::{Failure, failed};

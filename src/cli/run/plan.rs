@@ -1,13 +1,13 @@
 //! What a run has to do: which files are queued, skipped or queued again.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
+use crate::cli::content::Reader;
 use crate::cli::input::{Input, LeftOut};
-use crate::cli::plugin::{self, Fingerprint, fingerprint, now, register, unix_ms};
+use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
@@ -53,6 +53,7 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
 /// Registers plugin and files and queues what is to be done. Gives the plugin's sinks, too.
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
+    reader: &mut Reader<'_>,
     progress: &Progress,
     own: &Deploy<'_>,
     files: &[Input],
@@ -60,9 +61,10 @@ pub(super) fn enqueue(
     root: &Root,
 ) -> Result<(Vec<Item>, Vec<Sink>), End> {
     let mut items: Vec<Item> = Vec::with_capacity(files.len());
+    let note = |text: &str| progress.note(text);
     for input in files {
         let path = input.path.clone();
-        items.push(match fingerprint(&path, queue.interrupted()) {
+        items.push(match reader.fingerprint(&path, &note) {
             Ok(print) => Item {
                 path,
                 job_id: None,
@@ -292,6 +294,7 @@ fn is_over_content(item: &Item) -> bool {
 /// there is no need.
 pub(super) fn queue_again(
     queue: &mut Queue<'_>,
+    reader: &mut Reader<'_>,
     progress: &Progress,
     item: &mut Item,
 ) -> Result<bool, End> {
@@ -300,20 +303,11 @@ pub(super) fn queue_again(
     else {
         return Ok(false);
     };
-    // A plugin may have moved its file away.
-    let Ok(found) = fs::metadata(&item.path) else {
-        return Ok(false);
-    };
-    let Fingerprint {
-        size_bytes,
-        mtime_s,
-        ..
-    } = source.print;
-    if found.len() == size_bytes && plugin::mtime_s(&found) == mtime_s {
-        return Ok(false);
-    }
-    let print = match fingerprint(&item.path, queue.interrupted()) {
-        Ok(print) => print,
+    let note = |text: &str| progress.note(text);
+    let known = Some((source.print.size_bytes, source.print.mtime_s));
+    let print = match reader.read(&item.path, known, &note) {
+        Ok(Some(print)) => print,
+        Ok(None) => return Ok(false),
         Err(Failure::Failed(reason)) => {
             item.outcome = unusable_outcome(reason);
             return Ok(false);

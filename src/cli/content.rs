@@ -1,0 +1,230 @@
+//! What the content of inputs is, read by a thread of its own: an input's storage may not respond,
+//! which costs that input, and not the program.
+
+use std::fs::{self, Metadata};
+use std::io::{self, Read};
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, UNIX_EPOCH};
+
+use nix::sched::{CloneFlags, unshare};
+use sha2::{Digest, Sha256};
+
+use super::plugin::open_file;
+use super::{Failure, failed};
+use crate::job::text;
+use crate::limits;
+use crate::reactor::BootTime;
+
+/// What a file's content is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Fingerprint {
+    pub(super) size_bytes: u64,
+    /// Modification time in seconds.
+    pub(super) mtime_s: f64,
+    /// SHA-256 in hex.
+    pub(super) hash: String,
+}
+
+/// Reads files one after another.
+pub(super) struct Reader<'a> {
+    /// Set when people want the program to end.
+    interrupted: &'a AtomicBool,
+    thread: Option<Thread>,
+    /// Threads that wait for storage that did not respond.
+    silent: usize,
+}
+
+struct Request {
+    path: PathBuf,
+    known: Option<(u64, f64)>,
+}
+
+struct Thread {
+    requests: Sender<Request>,
+    answers: Receiver<io::Result<Option<Fingerprint>>>,
+    /// Steps that its storage has taken.
+    steps: Arc<AtomicU64>,
+    /// Its answer is not wanted any more.
+    is_unwanted: Arc<AtomicBool>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.is_unwanted.store(true, Ordering::Relaxed);
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(interrupted: &'a AtomicBool) -> Self {
+        Reader {
+            interrupted,
+            thread: None,
+            silent: 0,
+        }
+    }
+
+    /// What a file's content is now; none when its size and time are those that are `known`. Fails
+    /// when the file cannot be read, or its storage has not responded for
+    /// [`limits::INPUT_TIMEOUT`]; `note` tells people of such a wait.
+    pub(super) fn read(
+        &mut self,
+        path: &Path,
+        known: Option<(u64, f64)>,
+        note: &dyn Fn(&str),
+    ) -> Result<Option<Fingerprint>, Failure> {
+        let fail = |error: io::Error| failed(format!("input {}: {error}", path.display()));
+        if self.silent >= limits::INPUTS_SILENT_MAX {
+            let reason = "the storage of too many inputs does not respond";
+            return Err(fail(io::Error::other(reason)));
+        }
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => Thread::start().map_err(fail)?,
+        };
+        let request = Request {
+            path: path.to_owned(),
+            known,
+        };
+        // A thread that has ended gives no answer.
+        let _ = thread.requests.send(request);
+        let mut steps = thread.steps.load(Ordering::Relaxed);
+        let mut moved_at = BootTime::now();
+        let mut is_told = false;
+        loop {
+            match thread.answers.recv_timeout(Duration::from_millis(100)) {
+                Ok(read) => {
+                    self.thread = Some(thread);
+                    return read.map_err(fail);
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(fail(io::Error::other("it could not be read")));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.interrupted.load(Ordering::Relaxed) {
+                return Err(Failure::Interrupted("interrupted"));
+            }
+            let now = BootTime::now();
+            let taken = thread.steps.load(Ordering::Relaxed);
+            if taken != steps {
+                (steps, moved_at, is_told) = (taken, now, false);
+            }
+            let silence = now.saturating_duration_since(moved_at);
+            if silence >= limits::INPUT_TIMEOUT {
+                self.silent += 1;
+                let seconds = silence.as_secs();
+                let reason = format!("its storage has not responded for {seconds} s");
+                return Err(fail(io::Error::other(reason)));
+            }
+            if silence >= limits::INPUT_SILENCE_TOLD && !is_told {
+                is_told = true;
+                let path = path.display();
+                note(&format!(
+                    "input {path}: its storage does not respond; waiting"
+                ));
+            }
+        }
+    }
+
+    /// What a file's content is now.
+    pub(super) fn fingerprint(
+        &mut self,
+        path: &Path,
+        note: &dyn Fn(&str),
+    ) -> Result<Fingerprint, Failure> {
+        let read = self.read(path, None, note)?;
+        read.ok_or_else(|| failed(format!("input {}: it could not be read", path.display())))
+    }
+}
+
+impl Thread {
+    fn start() -> io::Result<Self> {
+        let (requests, wanted) = channel::<Request>();
+        let (answer, answers) = channel();
+        let steps = Arc::new(AtomicU64::new(0));
+        let is_unwanted = Arc::new(AtomicBool::new(false));
+        let (done, stop) = (steps.clone(), is_unwanted.clone());
+        let thread = std::thread::Builder::new().name("input".to_owned());
+        thread.spawn(move || {
+            if let Err(error) = unshare_descriptors() {
+                log::warn!("descriptors of the thread that reads inputs: {error}");
+            }
+            for request in wanted {
+                if answer.send(read(&request, &done, &stop)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Thread {
+            requests,
+            answers,
+            steps,
+            is_unwanted,
+        })
+    }
+}
+
+/// Gives this thread a table of descriptors of its own, without those of the program: a process that
+/// is started closes its copy of each, which waits for storage that does not respond.
+fn unshare_descriptors() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_FILES)?;
+    let listed = fs::read_dir("/proc/thread-self/fd")?;
+    let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = names.filter(|number| *number > 2).collect();
+    for number in numbers {
+        // That of the list is closed by now.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
+}
+
+fn read(
+    request: &Request,
+    steps: &AtomicU64,
+    is_unwanted: &AtomicBool,
+) -> io::Result<Option<Fingerprint>> {
+    if let Some((size, mtime)) = request.known {
+        // A plugin may have moved its file away.
+        let Ok(found) = fs::metadata(&request.path) else {
+            return Ok(None);
+        };
+        if found.len() == size && mtime_s(&found) == mtime {
+            return Ok(None);
+        }
+    }
+    let mut file = open_file(&request.path)?;
+    let metadata = file.metadata()?;
+    let mut hasher = Sha256::new();
+    let mut space = vec![0u8; 256 << 10];
+    let mut size_bytes = 0;
+    loop {
+        steps.fetch_add(1, Ordering::Relaxed);
+        if is_unwanted.load(Ordering::Relaxed) {
+            return Err(io::Error::other("interrupted"));
+        }
+        match file.read(&mut space)? {
+            0 => break,
+            count => {
+                hasher.update(space.get(..count).unwrap_or(&[]));
+                size_bytes += count as u64;
+            }
+        }
+    }
+    Ok(Some(Fingerprint {
+        size_bytes,
+        mtime_s: mtime_s(&metadata),
+        hash: text::hex(&hasher.finalize()),
+    }))
+}
+
+/// A file's modification time in seconds.
+pub(super) fn mtime_s(metadata: &Metadata) -> f64 {
+    let modified = metadata.modified().ok();
+    modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64())
+}
