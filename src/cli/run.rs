@@ -187,7 +187,8 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     worker_options.output = output.clone();
     let build = worker_options.build(&[]);
     let python = provision(&lockfile, &build, &progress, &interrupted)?;
-    check_syntax(&python, &plugin_path, &plugin, &interrupted)?;
+    let base = environment::base_interpreter(&python).map_err(tool_failed)?;
+    check_syntax(&base, &plugin_path, &plugin, &interrupted)?;
     let (version, sinks) = declared(&plugin_path, &plugin)?;
 
     // The sentinel opens the database first: it puts back what an interrupted run left.

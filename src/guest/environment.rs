@@ -193,6 +193,26 @@ fn header<'a>(lockfile: &'a str, mark: &str) -> Option<&'a str> {
         .find_map(|line| line.strip_prefix(mark))
 }
 
+/// The Python that an environment was made from: what stands at the end of the link that is the
+/// environment's own. Packages of the environment cannot have replaced it.
+pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
+    let failed = |reason: String| Error::Failed {
+        what: interpreter.display().to_string(),
+        tail: reason,
+    };
+    let whole = |path: &Path| fs::canonicalize(path).map_err(|error| failed(error.to_string()));
+    let base = whole(interpreter)?;
+    let own = interpreter.parent().and_then(Path::parent);
+    match base.starts_with(whole(own.unwrap_or(interpreter))?) {
+        true => Err(failed(
+            "it is no link to a Python outside its environment, so that a package may have \
+             replaced it; remove the environment, and it is made again"
+                .to_owned(),
+        )),
+        false => Ok(base),
+    }
+}
+
 /// Modules that a lockfile says a warm interpreter should import.
 pub fn preload(lockfile: &str) -> Vec<String> {
     header(lockfile, PRELOAD_MARK)

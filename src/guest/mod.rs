@@ -70,6 +70,9 @@ pub struct Job<'a> {
     pub source: &'a source::Source,
     /// The program that runs the plugin, instead of our own shim.
     pub shim: Option<&'a Path>,
+    /// The interpreter that its process becomes once it is restricted; none when it runs the plugin as it is
+    /// forked.
+    pub interpreter: Option<&'a Path>,
     /// What it may do; none = all that its user may.
     pub sandbox: Option<Sandbox<'a>>,
     /// Files that each of its processes may open; 0 = no limit of its own.

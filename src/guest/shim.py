@@ -14,7 +14,7 @@ socket FD. --warm imports pyarrow and the modules before. A request is JSON {"jo
 with three file descriptors, the child's stdout and stderr and a file with the plugin's source. Its
 paths and values are bytes, each written as the character of that number (see `octets`). With
 "shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
-`contain`). {"ping": number} is a request too. Answers
+`contain`), with "interpreter" it becomes that one after it. {"ping": number} is a request too. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
 {"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
 the death of all that the child has started, whatever process group or session it is in: each child
@@ -602,6 +602,7 @@ def contain(sandbox, ruleset, seccomp):
         kept = [(path, os.open(path, os.O_PATH)) for path in map(octets, sandbox["keep"])]
         mount("none", hide, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
         for path, fd in kept:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             if stat.S_ISDIR(os.fstat(fd).st_mode):
                 os.mkdir(path)
             else:
@@ -862,12 +863,13 @@ class ForkServer:
             for name, value in request["env"].items():
                 os.environb[name.encode()] = octets(value)
             os.chdir(octets(request["cwd"]))
+            interpreter = octets(request["interpreter"]) if "interpreter" in request else sys.executable
             if "shim" in request:
-                os.execv(sys.executable, [sys.executable, octets(request["shim"])])
+                os.execv(interpreter, [interpreter, octets(request["shim"])])
             os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
-            if self.threads:
+            if self.threads or "interpreter" in request:
                 os.set_inheritable(fds[2], True)
-                os.execv(sys.executable, [sys.executable, os.path.abspath(__file__)])
+                os.execv(interpreter, [interpreter, os.path.abspath(__file__)])
             numpy = sys.modules.get("numpy")
             if numpy is not None:
                 numpy.random.seed()

@@ -37,7 +37,8 @@ pub fn error(
     let what = python.display().to_string();
     let input = input(source).map_err(|error| Error::failed(&what, error))?;
     let mut command = Command::new(python);
-    command.args(["-I", "-c", CHECK, &format!("{name}.py")]);
+    // No packages, which would run code of theirs.
+    command.args(["-I", "-S", "-c", CHECK, &format!("{name}.py")]);
     command.stdin(input);
     let end = output(&mut command, &what, limit, cancel)?;
     if end.status.success() {

@@ -99,6 +99,8 @@ struct Request {
     #[serde(skip_serializing_if = "Option::is_none")]
     shim: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    interpreter: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     open_files: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sandbox: Option<Restricted>,
@@ -164,16 +166,27 @@ pub struct Warm {
     pings: u64,
 }
 
+/// What an interpreter runs before the first request.
+#[derive(Clone, Copy, Debug)]
+pub enum Imports<'a> {
+    /// pyarrow and these modules.
+    These(&'a [String]),
+    /// What Python itself runs at its start, such as `.pth` files of packages.
+    None,
+    /// Nothing but Python's own library.
+    NoPackages,
+}
+
 /// Octets of one message either way; requests carry no source, which lies in a file.
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 impl Warm {
-    /// Starts an interpreter; its imports go on in the background. Without `preload` it imports
-    /// nothing, not even pyarrow. The launcher is a program of ours that runs it with those mounts.
+    /// Starts an interpreter; its imports go on in the background. The launcher is a program of ours that
+    /// runs it with those mounts.
     pub fn start(
         interpreter: &Path,
         shim: &Path,
-        preload: Option<&[String]>,
+        imports: Imports<'_>,
         launcher: Option<(&Path, &Mounts)>,
     ) -> Result<Self, Error> {
         let (ours, theirs) = rustix::net::socketpair(
@@ -188,15 +201,17 @@ impl Warm {
             Some((program, mounts)) => launch::command(program, mounts, interpreter)?,
             None => Command::new(interpreter),
         };
+        let (options, kind, modules): (&[&str], _, &[String]) = match imports {
+            Imports::These(modules) => (&[], "--warm", modules),
+            Imports::None => (&[], "--bare", &[]),
+            // Isolated, and without the packages of its installation.
+            Imports::NoPackages => (&["-I", "-S"], "--bare", &[]),
+        };
         command
+            .args(options)
             .arg(shim)
-            .arg(if preload.is_some() {
-                "--warm"
-            } else {
-                "--bare"
-            })
-            .arg("0")
-            .args(preload.unwrap_or_default())
+            .args([kind, "0"])
+            .args(modules)
             .env_clear()
             .envs(kept_variables())
             .env("PYTHONIOENCODING", "utf-8:backslashreplace")
@@ -259,6 +274,7 @@ impl Warm {
                 .collect(),
             cwd: of_bytes(job.work_dir),
             shim: job.shim.map(of_bytes),
+            interpreter: job.interpreter.map(of_bytes),
             open_files: Some(job.open_files).filter(|limit| *limit > 0),
             sandbox: job.sandbox.as_ref().map(|sandbox| Restricted {
                 hide: sandbox.hide.map(of_bytes),
@@ -401,7 +417,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[]), None).unwrap();
+        let mut warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
         let source = Source::new(Plugin::default().into()).unwrap();
         let job = Job {
             job_id: 1,
@@ -410,6 +426,7 @@ mod tests {
             file_path: "in",
             source: &source,
             shim: None,
+            interpreter: None,
             sandbox: None,
             open_files: 0,
             socket_path: &shim,
@@ -425,7 +442,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");
         std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let warm = Warm::start(Path::new("/bin/sh"), &shim, Some(&[]), None).unwrap();
+        let warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
         let ours = i32::try_from(std::process::id()).unwrap();
         // Beyond the kernel's highest process ID; none of its children; no number of a process.
         let cases = [

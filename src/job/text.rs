@@ -60,12 +60,29 @@ pub(crate) mod paths {
         from: D,
     ) -> Result<Vec<PathBuf>, D::Error> {
         let texts = Vec::<String>::deserialize(from)?;
-        let path = |text: String| {
-            let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
-            bytes.map(|bytes| OsString::from_vec(bytes).into())
-        };
-        let paths: Result<_, _> = texts.into_iter().map(path).collect();
-        paths.map_err(D::Error::custom)
+        texts.iter().map(|text| of_text(text)).collect()
+    }
+
+    pub(super) fn of_text<E: Error>(text: &str) -> Result<PathBuf, E> {
+        let bytes: Result<Vec<u8>, _> = text.chars().map(u8::try_from).collect();
+        let bytes = bytes.map_err(E::custom)?;
+        Ok(OsString::from_vec(bytes).into())
+    }
+}
+
+/// One of [`paths`].
+#[cfg(feature = "worker")]
+pub(crate) mod path {
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&super::of_bytes(path))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+        super::paths::of_text(&String::deserialize(from)?)
     }
 }
 

@@ -21,6 +21,9 @@ use seccompiler::{
 pub enum Kind {
     /// [`super::Mode::On`].
     On,
+    /// A fork server of [`super::Mode::On`]. Its children inherit the filter, and each has another ID that
+    /// stands for itself: calls that name a process are left to their own filters.
+    Fork,
     /// [`super::Mode::Strict`].
     Strict,
     /// [`super::Mode::Strict`] without mounts and namespaces, whose part it takes.
@@ -49,9 +52,9 @@ pub fn filter_file(kind: Kind) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Puts this process under the filter of [`super::Mode::On`].
-pub(super) fn try_seccomp() -> Result<(), String> {
-    let program = filter(Kind::On)?;
+/// Puts this process under a filter.
+pub(super) fn try_seccomp(kind: Kind) -> Result<(), String> {
+    let program = filter(kind)?;
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
 }
 
@@ -81,7 +84,7 @@ fn missing_calls(kind: Kind) -> BpfProgram {
         missing.push((libc::BPF_JGE, 0x4000_0000));
     }
     // Its flags are in memory, which a filter does not see. Without it, callers use clone.
-    if kind != Kind::On {
+    if is_strict(kind) {
         missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
     }
     let steps = missing.into_iter().flat_map(|(compare, number)| {
@@ -93,6 +96,10 @@ fn missing_calls(kind: Kind) -> BpfProgram {
         ]
     });
     steps.collect()
+}
+
+fn is_strict(kind: Kind) -> bool {
+    matches!(kind, Kind::Strict | Kind::StrictAlone)
 }
 
 type Condition = Result<SeccompCondition, BackendError>;
@@ -122,20 +129,25 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         rules.entry(call).or_default().push(rule);
         Ok::<_, BackendError>(())
     };
-    // A process is named by its ID, or is the caller by 0.
-    let other = |argument| vec![is_not(argument, 0), is_not(argument, OWN_PID)];
-    for call in OF_A_PROCESS {
-        when(*call, other(0))?;
-    }
-    let mut sets_limits = other(0);
-    sets_limits.push(is_pointer(2));
-    when(libc::SYS_prlimit64, sets_limits)?;
-    for (call, user) in [
+    let of_users = [
         (libc::SYS_setpriority, PRIO_USER),
         (libc::SYS_ioprio_set, IOPRIO_WHO_USER),
-    ] {
-        when(call, other(1))?;
+    ];
+    for (call, user) in of_users {
         when(call, vec![is(0, user)])?;
+    }
+    if kind != Kind::Fork {
+        // A process is named by its ID, or is the caller by 0.
+        let other = |argument| vec![is_not(argument, 0), is_not(argument, OWN_PID)];
+        for call in OF_A_PROCESS {
+            when(*call, other(0))?;
+        }
+        let mut sets_limits = other(0);
+        sets_limits.push(is_pointer(2));
+        when(libc::SYS_prlimit64, sets_limits)?;
+        for (call, _) in of_users {
+            when(call, other(1))?;
+        }
     }
     // Leases make others wait who open the file.
     when(libc::SYS_fcntl, vec![is(1, libc::F_SETLEASE as u32)])?;
@@ -147,7 +159,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     for typing in [libc::TIOCSTI, libc::TIOCLINUX] {
         when(libc::SYS_ioctl, vec![is(1, typing as u32)])?;
     }
-    if kind != Kind::On {
+    if is_strict(kind) {
         // Sockets between processes of the plugin's own are allowed.
         when(libc::SYS_socket, vec![is_not(0, libc::AF_UNIX as u32)])?;
         when(
@@ -163,7 +175,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     // Last: it replaces rules.
     let mut always = |calls: &[i64]| rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     always(REFUSED);
-    if kind != Kind::On {
+    if is_strict(kind) {
         always(REFUSED_STRICTLY);
     }
     if kind == Kind::StrictAlone {
@@ -423,6 +435,30 @@ mod tests {
                 assert_eq!(got, answers[index], "{kind:?}: {call} {first:?}");
             }
             filter_file(kind).unwrap();
+        }
+    }
+
+    #[test]
+    fn children_of_a_fork_server_can_name_themselves() {
+        let program = filter(Kind::Fork).unwrap();
+        let cases: &[(i64, &[u64], u32)] = &[
+            (libc::SYS_prlimit64, &[OTHER, 7, 0x1000], 0),
+            (libc::SYS_sched_setaffinity, &[OTHER], 0),
+            (libc::SYS_setpriority, &[2, 0], NO),
+            (libc::SYS_ioprio_set, &[3, 0], NO),
+            (libc::SYS_umount2, &[0, 2], NO),
+            (libc::SYS_keyctl, &[], NO),
+            (libc::SYS_mount, &[], 0),
+            (libc::SYS_unshare, &[], 0),
+        ];
+        for (call, first, expected) in cases {
+            let mut arguments = [0; 6];
+            arguments[..first.len()].copy_from_slice(first);
+            assert_eq!(
+                answer(&program, *call, arguments),
+                *expected,
+                "{call} {first:?}"
+            );
         }
     }
 

@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind, mount_bind_recursive, mount_change,
-    mount_remount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
+    mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
 };
 use rustix::net::SendFlags;
 use rustix::thread::{
@@ -24,12 +25,15 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
-use super::{Mounts, Support, calls, pins, rules};
+use super::nest::{self, Nest};
+use super::{Mounts, Private, Restricted, Support, calls, pins, rules};
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
 /// Second argument with which it only prints what the kernel offers, as JSON.
 const PROBE: &str = "--probe";
+/// Second argument with which it maps the IDs of the process that the third names.
+const MAP: &str = "--map";
 
 /// A command that runs `interpreter` in the first layer, by this program itself.
 pub fn command(program: &Path, mounts: &Mounts, interpreter: &Path) -> io::Result<Command> {
@@ -48,13 +52,17 @@ pub fn probe_command(program: &Path) -> Command {
     command
 }
 
-/// The launcher: `mounts interpreter arguments…`, or `--probe`. Gives why the interpreter does not run,
+/// The launcher: `mounts interpreter arguments…`, `--probe` or `--map`. Gives why the interpreter does not run,
 /// after a message `{"unstarted": reason}` to the socket on stdin; as a probe it returns what to print.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, String> {
     let first = arguments.next().unwrap_or_default();
     if first == OsStr::new(PROBE) {
         let probed = serde_json::to_string(&probe());
         return probed.map_err(|error| error.to_string());
+    }
+    if first == OsStr::new(MAP) {
+        let process = arguments.next().unwrap_or_default();
+        return nest::map(&process.to_string_lossy());
     }
     let reason = match become_interpreter(&first, arguments) {
         Ok(never) => match never {},
@@ -75,13 +83,7 @@ fn become_interpreter(
         .and_then(|text| serde_json::from_str(text).ok())
         .ok_or("the mounts are not readable")?;
     let interpreter = arguments.next().ok_or("the interpreter is missing")?;
-    let support = mounts.restricted.as_ref();
-    if support.is_none_or(|support| support.no_namespaces.is_none()) {
-        enter(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
-    }
-    if let Some(support) = support {
-        restrict(support).map_err(|reason| format!("sandbox: {reason}"))?;
-    }
+    hold(&mounts).map_err(|reason| format!("sandbox: {reason}"))?;
     let text = |word: &OsStr| CString::new(word.as_encoded_bytes()).map_err(|e| e.to_string());
     let program = text(&interpreter)?;
     let mut words = vec![program.clone()];
@@ -98,19 +100,49 @@ fn become_interpreter(
     })
 }
 
+/// Restricts this process.
+fn hold(mounts: &Mounts) -> Result<(), String> {
+    let restricted = mounts.restricted.as_ref();
+    let support = restricted.map(|restricted| &restricted.support);
+    let has_namespaces = support.is_none_or(|support| support.no_namespaces.is_none());
+    let forks = restricted.is_some_and(|restricted| restricted.forks);
+    let nest = match has_namespaces && forks {
+        true => Some(prepare_nest()?),
+        false => None,
+    };
+    if has_namespaces {
+        enter(mounts)?;
+    }
+    if let Some(nest) = nest {
+        nest.enter()
+            .map_err(|error| format!("user namespace: {error}"))?;
+    }
+    match restricted {
+        Some(restricted) => restrict(restricted),
+        None => Ok(()),
+    }
+}
+
+fn prepare_nest() -> Result<Nest, String> {
+    let mut mapper = Command::new("/proc/self/exe");
+    mapper.args([ARGUMENT, MAP, &std::process::id().to_string()]);
+    Nest::prepare(mapper).map_err(|error| format!("user namespace: {error}"))
+}
+
 /// Tries everything in this process, which is of no more use after that.
 fn probe() -> Support {
     let landlock = rules::landlock_version();
-    let no_namespaces = enter(&Mounts::default())
-        .and_then(|()| {
-            let own = unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC);
-            own.map_err(|error| format!("one for each plugin process: {error}"))
-        })
-        .err();
+    let nest = prepare_nest();
+    let own = |error| format!("one for each plugin process: {error}");
+    let unshare_own = || unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).map_err(own);
+    let no_namespaces = enter(&Mounts::default()).and_then(|()| unshare_own()).err();
+    let nested = nest.and_then(|nest| nest.enter().map_err(|error| error.to_string()));
+    let no_nesting = nested.and_then(|()| unshare_own()).err();
     Support {
         no_namespaces,
+        no_nesting,
         landlock,
-        no_seccomp: calls::try_seccomp().err(),
+        no_seccomp: calls::try_seccomp(calls::Kind::On).err(),
     }
 }
 
@@ -161,28 +193,80 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         };
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
+    if let Some(private) = &mounts.private {
+        show_only(private).map_err(failed(&private.folder.display().to_string()))?;
+    }
     Ok(())
 }
 
-/// The second layer of [`super::Mode::On`], as `shim.py` applies it to plugin processes.
-fn restrict(support: &Support) -> Result<(), String> {
-    let kept = match rustix::process::geteuid().is_root() {
+/// Makes a folder one in which nothing is found but some folders and files of it.
+fn show_only(private: &Private) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
+    let mut kept = Vec::new();
+    for path in &private.keep {
+        kept.push((path, path.is_dir(), open_tree(CWD, path, flags)?));
+    }
+    let own = MountFlags::NOSUID | MountFlags::NODEV;
+    mount(
+        "none",
+        &private.folder,
+        "tmpfs",
+        own,
+        Some(c"mode=0711,size=64k"),
+    )?;
+    for (path, is_folder, tree) in kept {
+        match is_folder {
+            true => fs::create_dir_all(path)?,
+            false => fs::write(path, "")?,
+        }
+        move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    let fixed = own | MountFlags::BIND | MountFlags::RDONLY;
+    Ok(mount_remount(&private.folder, fixed, "")?)
+}
+
+/// The second layer of [`super::Mode::On`], as `shim.py` applies it to plugin processes; a fork server keeps
+/// what its children need for mounts of their own.
+fn restrict(restricted: &Restricted) -> Result<(), String> {
+    let Restricted { support, forks } = restricted;
+    let mut kept = match rustix::process::geteuid().is_root() {
         true => ROOT_KEEPS,
         false => CapabilitySet::empty(),
     };
+    let makes_mounts = *forks && support.no_namespaces.is_none();
+    if makes_mounts {
+        kept |= CapabilitySet::SYS_ADMIN;
+    }
     capabilities(None)
         .and_then(|mut sets| {
             sets.effective &= kept;
             sets.permitted &= kept;
-            sets.inheritable &= kept;
+            sets.inheritable = if makes_mounts {
+                kept
+            } else {
+                sets.inheritable & kept
+            };
             set_capabilities(None, sets)
+        })
+        .and_then(|()| match makes_mounts {
+            true => configure_capability_in_ambient_set(CapabilitySet::SYS_ADMIN, true),
+            false => Ok(()),
         })
         .map_err(|error| format!("capabilities: {error}"))?;
     set_no_new_privs(true).map_err(|error| format!("no_new_privs: {error}"))?;
-    rules::restrict(support.landlock).map_err(|error| format!("Landlock: {error}"))?;
+    // A ruleset for files would refuse mounts.
+    if !makes_mounts || support.scopes_signals() {
+        rules::restrict(support.landlock).map_err(|error| format!("Landlock: {error}"))?;
+    }
+    let kind = match forks {
+        true => calls::Kind::Fork,
+        false => calls::Kind::On,
+    };
     match support.no_seccomp {
         Some(_) => Ok(()),
-        None => calls::try_seccomp().map_err(|error| format!("seccomp: {error}")),
+        None => calls::try_seccomp(kind).map_err(|error| format!("seccomp: {error}")),
     }
 }
 

@@ -6,6 +6,13 @@
 //! code: the folders of other jobs are hidden, the capabilities that the first layer needed are given
 //! up, and a Landlock ruleset ([`rules`]) and a seccomp filter ([`calls`]) hold for all that the process starts.
 //!
+//! A fork server of [`Mode::On`] runs code of its environment already: what Python runs at its start, and
+//! preloads. So its first layer holds it as the second one would, but for what its children need: it is
+//! in a user namespace of its own ([`nest`]), whose mounts cannot be undone there, and sees of the worker's
+//! folder the part of its environment alone. One that may not run such code, because the second layer of its
+//! children is closer ([`Mode::Strict`]) or because there is no such namespace, is the Python that the environment was
+//! made from, without the environment's packages; its children become the environment's interpreter in the second layer.
+//!
 //! [`Mode::On`] takes nothing away from a plugin that reads, writes and talks to the network as its user
 //! may, but for writing to what is named above, and for signalling, tracing or reading the memory of
 //! processes other than those it has started. [`Mode::Strict`] lets it write to its working directory
@@ -23,6 +30,7 @@
 
 pub mod calls;
 pub mod launch;
+mod nest;
 mod pins;
 pub mod rules;
 
@@ -69,6 +77,8 @@ impl Mode {
 pub struct Support {
     /// Why there is no mount namespace; none when there is.
     pub no_namespaces: Option<String>,
+    /// Why there is no user namespace within it; none when there is.
+    pub no_nesting: Option<String>,
     /// Version of Landlock's interface; 0 = none.
     pub landlock: u32,
     /// Why there are no seccomp filters; none when there are.
@@ -80,6 +90,7 @@ impl Support {
     pub fn none(reason: &str) -> Self {
         Support {
             no_namespaces: Some(reason.to_owned()),
+            no_nesting: Some(reason.to_owned()),
             landlock: 0,
             no_seccomp: Some(reason.to_owned()),
         }
@@ -109,6 +120,11 @@ impl Support {
         if let Some(reason) = &self.no_namespaces {
             lacks.push(format!(
                 "no mount namespace ({reason}): plugins can change the output folder, environments and other jobs' folders, and leave shared memory behind; in mode strict they cannot change the mode, owner or times of any file, nor use shared memory"
+            ));
+        }
+        if let (None, Some(reason)) = (&self.no_namespaces, &self.no_nesting) {
+            lacks.push(format!(
+                "no user namespace within it ({reason}): each job starts an interpreter of its own"
             ));
         }
         match self.landlock {
@@ -161,8 +177,30 @@ pub struct Mounts {
     /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
     #[serde(with = "crate::job::text::paths")]
     pub named: Vec<PathBuf>,
-    /// What the kernel offers, for a program that does not put itself into the second layer: it is put
-    /// into that of [`Mode::On`], as far as the kernel offers it.
+    /// A folder of which only some folders and files are found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub restricted: Option<Support>,
+    pub private: Option<Private>,
+    /// How the program itself is held, when it does not hold itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restricted: Option<Restricted>,
+}
+
+/// See [`Mounts::private`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Private {
+    /// The folder.
+    #[serde(with = "crate::job::text::path")]
+    pub folder: PathBuf,
+    /// What is found below it.
+    #[serde(with = "crate::job::text::paths")]
+    pub keep: Vec<PathBuf>,
+}
+
+/// A program that is put into the second layer of [`Mode::On`], as far as the kernel offers it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restricted {
+    /// What the kernel offers.
+    pub support: Support,
+    /// It is a fork server, whose children make mounts of their own.
+    pub forks: bool,
 }

@@ -238,12 +238,8 @@ impl Worker {
     /// Has what running jobs use measured when that is due.
     fn measure(&mut self, now: BootTime) {
         let is_busy = self.slots.iter().any(Option::is_some);
-        let (slots, runtime) = (&self.slots, &self.runtime);
-        let subjects = || {
-            let runs = slots.iter().flatten();
-            runs.filter_map(|run| run.subject(runtime.work_path(run.serial)))
-                .collect()
-        };
+        let slots = &self.slots;
+        let subjects = || slots.iter().flatten().filter_map(Run::subject).collect();
         self.meter.poll(is_busy, subjects, now);
     }
 

@@ -1,8 +1,8 @@
 //! Plugin processes of the slots: started, and what their slots want done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mio::Interest;
@@ -12,14 +12,14 @@ use super::descriptors;
 use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::{Health, tries};
-use super::interpreters::Start;
+use super::interpreters::{Kind, Start};
 use super::job::{Guest, Order, Run, owner};
-use super::runtime;
-use super::sandbox::Reachable;
+use super::runtime::{self, Place, Runtime};
+use super::sandbox::{ForkServer, Reachable};
 use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
-use crate::guest::environment::Environment;
+use crate::guest::environment::{self, Environment};
 use crate::guest::process::Pipes;
 use crate::guest::{Job, warm};
 use crate::job::{Attempt, Cause, text};
@@ -139,11 +139,21 @@ impl Worker {
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
-        self.runtime
-            .create_work_dir(serial)
-            .map_err(worker("working directory"))?;
-        let socket_path = self.runtime.socket(serial);
-        let mut listener = bind_private(&socket_path).map_err(worker("bridge"))?;
+        let used = self.interpreters.environments();
+        let runs = self.slots.iter().flatten();
+        let used = used.chain(runs.map(|run| run.order.environment.as_str()));
+        let used: HashSet<&str> = used.collect();
+        let folder = self
+            .runtime
+            .environment_folder(&order.environment, &|hash| used.contains(hash))
+            .map_err(worker("folder of an environment"))?;
+        let own = Place::new(folder, serial);
+        Runtime::create_work_dir(&own).map_err(worker("working directory"))?;
+        let mut listener = bind_private(&own.socket).map_err(worker("bridge"))?;
+        let Some(Some(run)) = self.slots.get_mut(place) else {
+            return Ok(());
+        };
+        run.place = own;
         let token = token::new(owner::LISTENER, place);
         let registry = self.reactor.registry();
         registry
@@ -181,8 +191,11 @@ impl Worker {
         };
         let serial = run.serial;
         let order = run.order.clone();
-        let socket_path = self.runtime.socket(serial);
-        let work_dir = self.runtime.work_path(serial);
+        let Place {
+            folder: own_folder,
+            socket: socket_path,
+            work_dir,
+        } = run.place.clone();
         run.started_at = Some(now);
         run.oom_kills = oom_kills();
         let shim = self.options.shim.clone();
@@ -208,6 +221,15 @@ impl Worker {
             (Some(shared), Some(layer)) => shared.described(layer, sandbox.as_ref()),
             _ => Mode::Off.name().to_owned(),
         };
+        let is_apart = match (&shared, &layer) {
+            (Some(shared), Some(layer)) => shared.is_apart(layer),
+            _ => false,
+        };
+        let kind = match self.options.guest_start {
+            _ if is_apart => Kind::Apart,
+            GuestStart::Spawn => Kind::Bare,
+            GuestStart::Warm => Kind::Warm,
+        };
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
             file_version_id: order.job.file_version_id,
@@ -215,6 +237,7 @@ impl Worker {
             file_path: &order.job.file_path,
             source: &order.source,
             shim: shim.as_deref(),
+            interpreter: is_apart.then_some(environment.interpreter.as_path()),
             sandbox,
             open_files: run.quota.open_files,
             socket_path: &socket_path,
@@ -225,7 +248,8 @@ impl Worker {
             order.job.attempt.job_id,
             order.job.file_path
         );
-        let (index, pipes) = self.request(&order, environment, serial, &job, now)?;
+        let (index, pipes) =
+            self.request(&order, environment, (kind, &own_folder), serial, &job, now)?;
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return Ok(());
         };
@@ -242,18 +266,18 @@ impl Worker {
         &mut self,
         order: &Order,
         environment: &Environment,
+        (kind, own_folder): (Kind, &Path),
         serial: u64,
         job: &Job<'_>,
         now: BootTime,
     ) -> Result<(usize, Pipes), Failure> {
-        let is_bare = self.options.guest_start == GuestStart::Spawn;
         let job_id = order.job.attempt.job_id;
         let hash = &order.environment;
         let mut replaced = false;
         loop {
             let registry = self.reactor.registry();
-            let found = self.interpreters.find(job_id, hash);
-            let index = match found.filter(|_| !is_bare) {
+            let found = self.interpreters.find(job_id, hash, kind);
+            let index = match found {
                 Some(index) => index,
                 None => {
                     let used = self.interpreters_in_use();
@@ -263,22 +287,28 @@ impl Worker {
                     }
                     let interpreters = &mut self.interpreters;
                     let shim = self.runtime.shim();
-                    let mounts = self.sandbox.as_ref().and_then(|sandbox| {
-                        let output = self.staging.path();
-                        sandbox.mounts(
-                            output,
-                            &self.options.home,
-                            self.runtime.folder(),
-                            &shim,
+                    let base = match kind {
+                        Kind::Apart => Some(base_interpreter(environment)?),
+                        Kind::Warm | Kind::Bare => None,
+                    };
+                    let first = self.sandbox.as_ref().and_then(|sandbox| {
+                        sandbox.first_layer(&ForkServer {
+                            is_apart: kind == Kind::Apart,
+                            output: self.staging.path(),
+                            home: &self.options.home,
+                            folder: self.runtime.folder(),
+                            own_folder,
+                            shim: &shim,
                             environment,
-                        )
+                        })
                     });
-                    let launcher = mounts.as_ref().map(|(program, mounts)| (*program, mounts));
+                    let launcher = first.as_ref().map(|(program, mounts)| (*program, mounts));
                     let start = Start {
                         job_id,
-                        is_bare,
+                        kind,
                         hash,
                         environment,
+                        interpreter: base.as_deref().unwrap_or(&environment.interpreter),
                         shim: &shim,
                         launcher,
                     };
@@ -470,7 +500,7 @@ impl Worker {
         if let Some(process) = unused {
             self.leftovers.add(process, now);
         }
-        self.runtime.clear(run.serial);
+        self.runtime.clear(&run.place, run.serial);
         Some(run)
     }
 
@@ -593,6 +623,11 @@ impl Worker {
             self.health.handle_test(Err(reason), self.next_serial, now);
         }
     }
+}
+
+fn base_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
+    environment::base_interpreter(&environment.interpreter)
+        .map_err(|error| Failure::new(Cause::Environment, error.to_string()))
 }
 
 /// An error of the operating system that is the worker's own.

@@ -20,7 +20,7 @@ use super::slot::Failure;
 use super::watchdog::{Order, Watchdog};
 use crate::guest::environment::Environment;
 use crate::guest::process::{Pipes, Process};
-use crate::guest::warm::{self, Warm, WarmEvent};
+use crate::guest::warm::{self, Imports, Warm, WarmEvent};
 use crate::guest::{Exit, Job};
 use crate::job::Cause;
 use crate::limits;
@@ -31,19 +31,30 @@ struct Interpreter {
     hash: String,
     /// The job that has it to itself.
     only: Option<i64>,
-    /// For one attempt, and without imports.
-    is_bare: bool,
+    kind: Kind,
     warm: Warm,
     watchdog: Watchdog,
+}
+
+/// What an interpreter runs, and for whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It does its environment's imports, for all its jobs.
+    Warm,
+    /// It imports nothing, and is for one attempt alone.
+    Bare,
+    /// It runs no code of its environment; its children become the environment's interpreter.
+    Apart,
 }
 
 /// The interpreter that a job needs.
 pub(super) struct Start<'a> {
     pub(super) job_id: i64,
-    /// It imports nothing, and is for this attempt alone.
-    pub(super) is_bare: bool,
+    pub(super) kind: Kind,
     pub(super) hash: &'a str,
     pub(super) environment: &'a Environment,
+    /// The program: for [`Kind::Apart`] not the environment's own.
+    pub(super) interpreter: &'a Path,
     pub(super) shim: &'a Path,
     /// A program of ours that runs it with those mounts.
     pub(super) launcher: Option<(&'a Path, &'a Mounts)>,
@@ -76,13 +87,13 @@ impl Interpreters {
     }
 
     /// The interpreter that runs a job, if it is there: a suspect has its own.
-    pub(super) fn find(&self, job_id: i64, hash: &str) -> Option<usize> {
+    pub(super) fn find(&self, job_id: i64, hash: &str, kind: Kind) -> Option<usize> {
         let only = self.only(job_id);
-        self.table.iter().position(|entry| {
-            entry
-                .as_ref()
-                .is_some_and(|found| found.hash == hash && found.only == only && !found.is_bare)
-        })
+        let is_it = |found: &Interpreter| {
+            found.hash == hash && found.only == only && found.kind == kind && kind != Kind::Bare
+        };
+        let is_it = |entry: &Option<Interpreter>| entry.as_ref().is_some_and(is_it);
+        self.table.iter().position(is_it)
     }
 
     /// The environments that interpreters run in.
@@ -100,7 +111,11 @@ impl Interpreters {
         in_use: &dyn Fn(usize) -> bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
-        let shared = self.table.iter().flatten().filter(|found| !found.is_bare);
+        let shared = self
+            .table
+            .iter()
+            .flatten()
+            .filter(|found| found.kind != Kind::Bare);
         if shared.count() < limits::WARM_INTERPRETERS_MAX {
             return None;
         }
@@ -118,9 +133,10 @@ impl Interpreters {
     ) -> Result<usize, Failure> {
         let Start {
             job_id,
-            is_bare,
+            kind,
             hash,
             environment,
+            interpreter,
             ..
         } = *start;
         if let Some(losses) = self.losses.get(hash)
@@ -128,19 +144,18 @@ impl Interpreters {
         {
             return Err(losses.reason.clone());
         }
-        let preload = (!is_bare).then_some(environment.preload.as_slice());
-        let started = Warm::start(
-            &environment.interpreter,
-            start.shim,
-            preload,
-            start.launcher,
-        );
+        let imports = match kind {
+            Kind::Warm => Imports::These(&environment.preload),
+            Kind::Bare => Imports::None,
+            Kind::Apart => Imports::NoPackages,
+        };
+        let started = Warm::start(interpreter, start.shim, imports, start.launcher);
         let warm = started.map_err(|error| {
             let reason = match &error {
                 warm::Error::Io(error) => descriptors::explained(error),
                 error => error.to_string(),
             };
-            let interpreter = environment.interpreter.display();
+            let interpreter = interpreter.display();
             let failure = Failure::new(
                 start_cause(environment, &error),
                 format!("cannot start {interpreter}: {reason}"),
@@ -165,8 +180,8 @@ impl Interpreters {
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
-                only: (is_bare || self.suspects.contains_key(&job_id)).then_some(job_id),
-                is_bare,
+                only: (kind == Kind::Bare || self.suspects.contains_key(&job_id)).then_some(job_id),
+                kind,
                 warm,
                 watchdog: Watchdog::new(self.start_timeout, now),
             });
@@ -476,7 +491,8 @@ mod tests {
             let start = |interpreters: &mut Interpreters, now| {
                 let start = Start {
                     job_id: 1,
-                    is_bare: false,
+                    kind: Kind::Warm,
+                    interpreter: &environment.interpreter,
                     hash: "hash",
                     environment: &environment,
                     shim: Path::new("/nonexistent"),

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mio::net::{UnixListener, UnixStream};
@@ -13,6 +12,7 @@ use super::descriptors::worker_failure;
 use super::log_tail::LogTail;
 use super::meter::{self, Subject, Usage};
 use super::permit::Permit;
+use super::runtime::Place;
 use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
 use crate::guest::Exit;
@@ -65,6 +65,8 @@ pub(super) enum Guest {
 /// A job in a slot.
 pub(super) struct Run {
     pub(super) serial: u64,
+    /// Empty until it is launched.
+    pub(super) place: Place,
     pub(super) order: Order,
     /// What it may use, and what of it are the operator's limits.
     pub(super) quota: Quota,
@@ -123,6 +125,7 @@ impl Run {
         };
         Run {
             serial,
+            place: Place::default(),
             order,
             quota: own_quota.lowered(order_quota),
             own_quota,
@@ -357,14 +360,14 @@ impl Run {
     }
 
     /// What it is measured by; none while it has no process.
-    pub(super) fn subject(&self, work_dir: PathBuf) -> Option<Subject> {
+    pub(super) fn subject(&self) -> Option<Subject> {
         let Guest::Running(process) = &self.guest else {
             return None;
         };
         Some(Subject {
             serial: self.serial,
             pid: process.id(),
-            work_dir,
+            work_dir: self.place.work_dir.clone(),
             quota: self.quota,
         })
     }

@@ -3,6 +3,7 @@
 //! Names are never used twice: what a process that got away does in its folder touches no later
 //! job. A folder that is removed (for example by tmpwatch) is created again.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -16,6 +17,26 @@ use crate::lock_file;
 use crate::reactor::BootTime;
 use crate::sink::Root;
 
+/// Where a job's socket and working directory are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Place {
+    /// The folder of the job's environment.
+    pub(super) folder: PathBuf,
+    pub(super) socket: PathBuf,
+    pub(super) work_dir: PathBuf,
+}
+
+impl Place {
+    /// That of a job, by its number in the worker's life.
+    pub(super) fn new(folder: PathBuf, serial: u64) -> Self {
+        Place {
+            socket: folder.join(format!("s{serial}")),
+            work_dir: folder.join(format!("w{serial}")),
+            folder,
+        }
+    }
+}
+
 /// Removed when it is dropped; what a killed worker left is removed by the next one.
 #[derive(Debug)]
 pub(super) struct Runtime {
@@ -23,15 +44,18 @@ pub(super) struct Runtime {
     /// Held for as long as the folder is used.
     lock: fs::File,
     cleaner: Cleaner,
+    /// Numbers of the environments that have a folder here.
+    environments: HashMap<String, u64>,
+    next_environment: u64,
 }
 
 const PREFIX: &str = "casparian-";
 const LOCK: &str = "lock";
 const TRASH: &str = "trash";
 const SHIM_NAME: &str = "shim.py";
-/// A socket's path is at most 107 bytes; of these the folder's own name, a slash, and `s` with
-/// a number need some.
-const BASE_SIZE_MAX: usize = 107 - 18 - 1 - 21;
+/// A socket's path is at most 107 bytes; of these the folder's own name, that of an environment, and `s`
+/// with a number need some, with slashes.
+const BASE_SIZE_MAX: usize = 107 - 18 - 9 - 13;
 
 impl Runtime {
     pub(super) fn new() -> io::Result<Self> {
@@ -41,6 +65,8 @@ impl Runtime {
             folder,
             lock,
             cleaner,
+            environments: HashMap::new(),
+            next_environment: 0,
         };
         runtime.sweep();
         Ok(runtime)
@@ -74,29 +100,46 @@ impl Runtime {
         self.folder.join(SHIM_NAME)
     }
 
-    /// The socket of a job, by its number in the worker's life.
-    pub(super) fn socket(&self, serial: u64) -> PathBuf {
-        self.folder.join(format!("s{serial}"))
-    }
-
-    /// The working directory of a job.
-    pub(super) fn work_path(&self, serial: u64) -> PathBuf {
-        self.folder.join(format!("w{serial}"))
+    /// The folder of an environment's jobs: those of other environments do not find it. Those that are not
+    /// `in_use` may lose theirs.
+    pub(super) fn environment_folder(
+        &mut self,
+        hash: &str,
+        in_use: &dyn Fn(&str) -> bool,
+    ) -> io::Result<PathBuf> {
+        let name = |number: u64| format!("e{number}");
+        if !self.environments.contains_key(hash) {
+            if self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+                let unused = self.environments.extract_if(|hash, _| !in_use(hash));
+                for (_, number) in unused {
+                    // What is left in it goes with the worker.
+                    let _ = fs::remove_dir(self.folder.join(name(number)));
+                }
+            }
+            self.environments
+                .insert(hash.to_owned(), self.next_environment);
+            self.next_environment += 1;
+        }
+        let number = self.environments.get(hash).copied().unwrap_or_default();
+        let folder = self.folder.join(name(number));
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Ok(folder),
+        }
     }
 
     /// Creates the working directory of a job.
-    pub(super) fn create_work_dir(&self, serial: u64) -> io::Result<()> {
-        let path = self.work_path(serial);
-        fs::DirBuilder::new().mode(0o700).create(path)
+    pub(super) fn create_work_dir(place: &Place) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(&place.work_dir)
     }
 
     /// Removes a job's socket and working directory with all that the job left there. The
     /// removing itself goes on in the background.
-    pub(super) fn clear(&self, serial: u64) {
-        let socket = fs::remove_file(self.socket(serial));
-        let from = self.work_path(serial);
+    pub(super) fn clear(&self, place: &Place, serial: u64) {
+        let socket = fs::remove_file(&place.socket);
+        let from = &place.work_dir;
         let trash = self.folder.join(TRASH);
-        let moved = fs::rename(&from, trash.join(serial.to_string()));
+        let moved = fs::rename(from, trash.join(serial.to_string()));
         for result in [socket, moved] {
             if let Err(error) = result
                 && error.kind() != io::ErrorKind::NotFound
@@ -261,10 +304,15 @@ mod tests {
         let first = runtime.folder().to_owned();
         runtime.ensure().unwrap();
         assert_eq!(runtime.folder(), first);
+        let place = |runtime: &mut Runtime| {
+            let folder = runtime.environment_folder("hash", &|_| true);
+            folder.map(|folder| Place::new(folder, 1))
+        };
         fs::remove_dir_all(&first).unwrap();
-        assert!(runtime.create_work_dir(1).is_err());
+        assert!(place(&mut runtime).is_err());
         runtime.ensure().unwrap();
-        runtime.create_work_dir(1).unwrap();
+        let own = place(&mut runtime).unwrap();
+        Runtime::create_work_dir(&own).unwrap();
         assert!(runtime.shim().exists());
         let last = runtime.folder().to_owned();
         fs::remove_file(runtime.shim()).unwrap();
@@ -273,9 +321,26 @@ mod tests {
         runtime.ensure().unwrap();
         assert_eq!(runtime.folder(), last, "jobs may run in it");
         assert!(runtime.shim().exists());
-        runtime.clear(1);
+        runtime.clear(&own, 1);
         drop(runtime);
         assert!(!last.exists());
+    }
+
+    #[test]
+    fn environments_have_folders_of_their_own_as_long_as_they_are_used() {
+        let mut runtime = Runtime::new().unwrap();
+        let used = |hash: &str| hash == "0";
+        let first = runtime.environment_folder("0", &used).unwrap();
+        let second = runtime.environment_folder("1", &used).unwrap();
+        assert_ne!(first, second);
+        for number in 2..=limits::WORKER_ENVIRONMENTS_MAX {
+            runtime
+                .environment_folder(&number.to_string(), &used)
+                .unwrap();
+        }
+        assert_eq!(runtime.environment_folder("0", &used).unwrap(), first);
+        assert!(first.exists() && !second.exists());
+        assert_eq!(runtime.environments.len(), 2);
     }
 
     #[test]

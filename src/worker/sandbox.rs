@@ -11,7 +11,7 @@ use crate::guest;
 use crate::guest::environment::Environment;
 use crate::guest::source::Source;
 use crate::job::Cause;
-use crate::sandbox::{Mode, Mounts, Support, calls, rules};
+use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
 
 /// What a worker is told of it.
 #[derive(Clone, Debug)]
@@ -62,7 +62,11 @@ impl SandboxOptions {
                 .map(|path| absolute(&path))
                 .collect(),
             named: self.named.iter().map(absolute).collect(),
-            restricted: Some(self.support.clone()),
+            private: None,
+            restricted: Some(Restricted {
+                support: self.support.clone(),
+                forks: false,
+            }),
         };
         Some((self.launcher.clone(), mounts))
     }
@@ -183,35 +187,67 @@ impl Sandbox {
         }
     }
 
-    /// The mounts of fork servers, and the program that makes them; none without namespaces, and where
-    /// plugins are not held unless they ask for it.
-    pub(super) fn mounts(
-        &self,
-        output: &Path,
-        home: &Path,
-        folder: &Path,
-        shim: &Path,
-        environment: &Environment,
-    ) -> Option<(&Path, Mounts)> {
-        if self.options.support.no_namespaces.is_some() {
+    /// True when a job may not be forked from a process that has run code of its environment.
+    pub(super) fn is_apart(&self, layer: &Layer) -> bool {
+        let support = &self.options.support;
+        let can_nest = support.no_namespaces.is_some() || support.no_nesting.is_none();
+        match layer.mode {
+            Mode::Off => false,
+            Mode::On => !can_nest,
+            Mode::Strict => true,
+        }
+    }
+
+    /// The first layer of a fork server, and the program that makes it; none where nothing is held.
+    pub(super) fn first_layer(&self, of: &ForkServer<'_>) -> Option<(&Path, Mounts)> {
+        let support = &self.options.support;
+        let has_namespaces = support.no_namespaces.is_none();
+        // One that runs code of its environment is held as its children are.
+        let is_held = !of.is_apart && self.options.mode != Mode::Off;
+        if !is_held && (!of.is_apart || !has_namespaces) {
             return None;
         }
+        let restricted = is_held.then(|| Restricted {
+            support: support.clone(),
+            forks: true,
+        });
         let mut mounts = Mounts {
-            writable: vec![folder.to_owned()],
+            writable: vec![of.folder.to_owned()],
+            private: (is_held && has_namespaces).then(|| Private {
+                folder: of.folder.to_owned(),
+                keep: vec![of.own_folder.to_owned(), of.shim.to_owned()],
+            }),
+            restricted,
             ..Mounts::default()
         };
         if self.options.mode != Mode::Off {
-            let ours = [output, home, shim].map(Path::to_owned);
+            let ours = [of.output, of.home, of.shim].map(Path::to_owned);
             mounts.read_only = ours.into_iter().chain(tool_folders()).collect();
             mounts.read_only.extend(kernel_files());
-            mounts.read_only.extend(prefixes(environment));
+            mounts.read_only.extend(prefixes(of.environment));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
+            // Its children cover it for themselves, where it may be another one by then.
+            mounts.hidden.extend(self.control_socket.clone());
             mounts.named = self.options.named.clone();
-            mounts.named.push(environment.interpreter.clone());
+            mounts.named.push(of.environment.interpreter.clone());
         }
         Some((&self.options.launcher, mounts))
     }
+}
+
+/// What the first layer of a fork server depends on.
+pub(super) struct ForkServer<'a> {
+    /// It runs no code of its environment.
+    pub(super) is_apart: bool,
+    pub(super) output: &'a Path,
+    pub(super) home: &'a Path,
+    /// The worker's folder for sockets and working directories.
+    pub(super) folder: &'a Path,
+    /// That of the environment below it.
+    pub(super) own_folder: &'a Path,
+    pub(super) shim: &'a Path,
+    pub(super) environment: &'a Environment,
 }
 
 /// Files of the kernel by which the worker, the interpreter of its plugins and the machine are changed.

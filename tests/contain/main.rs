@@ -13,6 +13,7 @@ mod limits;
 mod memory;
 mod modes;
 mod peers;
+mod preloads;
 mod processes;
 mod sandbox;
 mod sinks;

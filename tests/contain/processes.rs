@@ -169,14 +169,15 @@ class Handler:
             yield pa.table({"log": ["honest"]})
             return
         own = os.environ["BRIDGE_SOCKET"]
-        below = os.path.dirname(os.path.dirname(own)) + "/"
+        worker = os.path.dirname(os.path.dirname(own))
+        below = os.path.dirname(worker) + "/"
         named = open(path).read()
         lines = [line.split() for line in open("/proc/net/unix")]
         names = {line[7] for line in lines if len(line) == 8 and line[3] == "00010000"}
         found = sorted(name for name in names if name == named or name.startswith(below))
         log = [f"sockets {len(found) - (own in found)}"]
         for name in found:
-            if not name.startswith(os.path.dirname(own) + "/"):
+            if not name.startswith(worker + "/"):
                 for mechanism in (b"NULL", b"PLAIN", b"CURVE") + (b"NULL",) * 50:
                     if "forged" not in log:
                         log += forge(name, mechanism)
@@ -300,7 +301,7 @@ class Handler:
             wait(lambda: os.path.exists(done + "00"))
             open(done + os.path.basename(path), "w").close()
             return
-        own = os.path.dirname(os.environ["BRIDGE_SOCKET"])
+        own = os.path.dirname(os.path.dirname(os.environ["BRIDGE_SOCKET"]))
         below = os.path.dirname(own) + "/"
         lines = [line.split() for line in open("/proc/net/unix")]
         names = {line[7] for line in lines if len(line) == 8 and line[3] == "00010000"}

@@ -560,9 +560,13 @@ fn home_with_python(folder: &Folder, text: &str) -> String {
     let hash = environment::hash(&environment::requirements_lockfile(&[], None, &[]));
     let bin = folder.path(&format!("home/.casparian_flow/venvs/{hash}/bin"));
     std::fs::create_dir_all(&bin).unwrap();
-    let python = format!("{bin}/python");
+    let python = folder.path("python");
     std::fs::write(&python, format!("#!/bin/sh\n{text}\n")).unwrap();
     std::fs::set_permissions(&python, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let link = format!("{bin}/python");
+    if !Path::new(&link).exists() {
+        std::os::unix::fs::symlink(&python, &link).unwrap();
+    }
     python
 }
 

@@ -1,0 +1,92 @@
+//! A user namespace within the first layer, for a fork server that runs code of its environment.
+//!
+//! There a process may make mounts of its own, as its children do, and cannot undo those that it found: the
+//! kernel locks what comes from a namespace with more privileges (mount_namespaces(7)). Its privileges count for what is in
+//! this namespace alone. User and group IDs are the same as outside.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+/// What is needed for it, got before the file system is changed.
+pub(super) struct Nest {
+    /// This process in `/proc`, where it can write.
+    own: std::os::fd::OwnedFd,
+    /// A process of root's outside, which may map all IDs.
+    mapper: Option<Child>,
+}
+
+/// Reads a line, once there is one, and maps the IDs of the process that it stands for.
+pub(super) fn map(process: &str) -> Result<String, String> {
+    let mut line = [0u8; 1];
+    let read = io::stdin()
+        .read(&mut line)
+        .map_err(|error| error.to_string())?;
+    if read == 0 {
+        return Ok(String::new());
+    }
+    let folder = Path::new("/proc").join(process);
+    let write = |name: &str, text: &str| {
+        fs::write(folder.join(name), text).map_err(|error| format!("{name}: {error}"))
+    };
+    let all = format!("0 0 {}", u32::MAX);
+    if write("uid_map", &all).is_ok() {
+        write("gid_map", &all)?;
+        return Ok(String::new());
+    }
+    // Root of a namespace that has no others.
+    write("setgroups", "deny")?;
+    write("uid_map", "0 0 1")?;
+    write("gid_map", "0 0 1")?;
+    Ok(String::new())
+}
+
+impl Nest {
+    /// `mapper` = the command of [`map`] for this process.
+    pub(super) fn prepare(mut mapper: Command) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let own = openat(CWD, "/proc/self", flags, Mode::empty())?;
+        let mapper = match rustix::process::geteuid().is_root() {
+            true => {
+                let mapper = mapper.stdin(Stdio::piped()).stdout(Stdio::null());
+                Some(mapper.spawn()?)
+            }
+            false => None,
+        };
+        Ok(Nest { own, mapper })
+    }
+
+    /// Enters the namespace.
+    pub(super) fn enter(mut self) -> io::Result<()> {
+        let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+        if let Some(mapper) = &mut self.mapper {
+            if let Some(mut go) = mapper.stdin.take() {
+                go.write_all(b"\n")?;
+            }
+            return match mapper.wait()?.success() {
+                true => Ok(()),
+                false => Err(io::Error::other("its IDs cannot be mapped")),
+            };
+        }
+        let maps = [
+            ("setgroups", "deny".to_owned()),
+            ("uid_map", format!("{0} {0} 1", user.as_raw())),
+            ("gid_map", format!("{0} {0} 1", group.as_raw())),
+        ];
+        for (name, text) in maps {
+            let file = openat(
+                &self.own,
+                name,
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?;
+            rustix::io::write(file, text.as_bytes())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! What a package does when Python starts in its environment, or when it is imported before the jobs come.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::common::*;
+
+/// A package whose import tries what it must not, once in a process and its children.
+const PACKAGE: &str = r#"
+import ctypes, os, shutil, socket, subprocess, sys
+
+DIR = "TARGET"
+libc = ctypes.CDLL(None, use_errno=True)
+
+def attempt(action):
+    try:
+        action()
+        return "done"
+    except Exception as error:
+        return "refused"
+
+def write(path):
+    with open(path, "a") as file:
+        file.write("x")
+
+def unmount(path):
+    if libc.umount2(path.encode(), 2) and libc.umount2(path.encode(), 0):
+        raise OSError(ctypes.get_errno(), "umount2")
+    write(path + "/unmounted.parquet")
+
+def remount(path):
+    if libc.mount(b"none", path.encode(), None, 32 | 4096, None):
+        raise OSError(ctypes.get_errno(), "mount")
+    write(path + "/remounted.parquet")
+
+def recursive(path):
+    """Binds what is mounted around it elsewhere, without what is mounted on it."""
+    os.mkdir("/tmp/bound-" + str(os.getpid()))
+    bound = "/tmp/bound-" + str(os.getpid())
+    if libc.mount(os.path.dirname(path).encode(), bound.encode(), None, 4096, None):
+        raise OSError(ctypes.get_errno(), "mount")
+    write(bound + "/" + os.path.basename(path) + "/bound.parquet")
+
+def others():
+    shim = next(word for word in sys.orig_argv if word.endswith("/shim.py"))
+    if {"trash", "lock"} & set(os.listdir(os.path.dirname(shim))) == set():
+        raise PermissionError("nothing of others is seen")
+
+def status(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(name + ":"))
+
+def parents():
+    pid, found = os.getppid(), []
+    while pid > 1 and len(found) < 2:
+        found.append(pid)
+        pid = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    return found
+
+OUT = DIR + "/out"
+ATTACKS = {
+    "write output": lambda: write(OUT + "/new.parquet"),
+    "unmount": lambda: unmount(OUT),
+    "remount": lambda: remount(OUT),
+    "mounts elsewhere": lambda: recursive(OUT),
+    "unmount in a shell": lambda: subprocess.run(["umount", "-l", OUT], check=True, stderr=subprocess.DEVNULL),
+    "write environment": lambda: write(sys.prefix + "/planted"),
+    "write installation": lambda: write(os.__file__),
+    "folders of others": others,
+    "signal parent": lambda: os.kill(parents()[0], 0),
+    "memory of parent": lambda: open(f"/proc/{parents()[0]}/mem", "rb").read(1),
+    "folder of parent": lambda: os.listdir(f"/proc/{parents()[0]}/root"),
+    "keyring": lambda: libc.syscall(248, b"user", b"x", b"x", 1, -3) > 0 or write("/"),
+    "write elsewhere": lambda: write(DIR + "/planted"),
+    "read elsewhere": lambda: open(DIR + "/victim").read(),
+    "network": lambda: socket.socket(socket.AF_INET).close(),
+}
+RESULTS = {name: attempt(attack) for name, attack in ATTACKS.items()}
+RESULTS["no new privileges"] = status("NoNewPrivs")
+RESULTS["filters"] = status("Seccomp")
+"#;
+
+const PLUGIN: &str = r#"
+import evilpre
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        yield pa.table({"attack": list(evilpre.RESULTS), "result": list(evilpre.RESULTS.values())})
+"#;
+
+/// Makes the package a wheel, which Python imports at its start, too.
+const WHEEL: &str = r#"
+import sys, zipfile
+folder, source = sys.argv[1], open(sys.argv[2]).read().replace("TARGET", sys.argv[1])
+with zipfile.ZipFile(folder + "/evilpre-1.0-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("evilpre.py", source)
+    wheel.writestr("evilpre.pth", "import evilpre\n")
+    info = "evilpre-1.0.dist-info/"
+    wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: evilpre\nVersion: 1.0\n")
+    wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr(info + "RECORD", "")
+"#;
+
+/// What is possible in the modes "off", "on" and "strict".
+const TABLE: &[(&str, [&str; 3])] = &[
+    ("write output", ["done", "refused", "refused"]),
+    ("unmount", ["refused", "refused", "refused"]),
+    ("remount", ["", "refused", "refused"]),
+    ("mounts elsewhere", ["", "refused", "refused"]),
+    ("unmount in a shell", ["refused", "refused", "refused"]),
+    ("write environment", ["done", "refused", "refused"]),
+    ("write installation", ["", "refused", "refused"]),
+    ("folders of others", ["done", "refused", "refused"]),
+    ("signal parent", ["done", "refused", "refused"]),
+    ("memory of parent", ["", "refused", "refused"]),
+    ("folder of parent", ["done", "refused", "refused"]),
+    ("keyring", ["", "refused", "refused"]),
+    ("write elsewhere", ["done", "done", "refused"]),
+    ("read elsewhere", ["done", "done", "refused"]),
+    ("network", ["done", "done", "refused"]),
+    ("no new privileges", ["", "1", "1"]),
+    ("filters", ["", "2", "2"]),
+];
+
+/// A run; what came of the package's tries, and its output.
+fn attack(
+    dir: &Path,
+    cache: &Path,
+    options: &[&str],
+    own: &str,
+    user: Option<u32>,
+) -> BTreeMap<String, String> {
+    let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    for (name, text) in [("victim", "x"), ("in", "x"), ("package.py", PACKAGE)] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let mut wheel = Command::new(python());
+    wheel.args(["-c", WHEEL, &path(""), &path("package.py")]);
+    let made = output(&mut wheel);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let script = format!(
+        "# /// script\n# dependencies = [\"pyarrow\", \"evilpre @ file://{}\"]\n# [tool.casparian]\n# preload = [\"evilpre\"]\n# {own}\n# ///\n{PLUGIN}",
+        path("evilpre-1.0-py3-none-any.whl")
+    );
+    std::fs::write(path("p.py"), script).unwrap();
+    let mut command = program("casparian");
+    if let Some(user) = user {
+        let copy = dir.join("casparian");
+        std::fs::copy(command.get_program(), &copy).unwrap();
+        command = Command::new(copy);
+        command.uid(user).gid(user).env("PATH", "/usr/bin:/bin");
+        for entry in std::fs::read_dir(dir).unwrap() {
+            std::os::unix::fs::chown(entry.unwrap().path(), Some(user), Some(user)).unwrap();
+        }
+        std::os::unix::fs::chown(dir, Some(user), Some(user)).unwrap();
+        std::os::unix::fs::chown(cache, Some(user), Some(user)).unwrap();
+        command.env("UV_CACHE_DIR", cache);
+    } else {
+        command.env("UV_CACHE_DIR", home().join(".cache/uv"));
+    }
+    // An environment of its own, which the package may change.
+    command.env("HOME", dir);
+    command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    let done = output(command.args(options));
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+    let out = dir.join("out");
+    let read = "import sys, pyarrow.parquet as pq\nfor row in pq.read_table(sys.argv[1]).to_pylist(): print(row['attack'], row['result'], sep='|')";
+    let files = visible_files(&out);
+    let ours = files.iter().filter(|file| {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        name.starts_with("p_output")
+    });
+    let mut command = Command::new(python());
+    let shown = output(command.args(["-c", read]).args(ours));
+    let mut results: BTreeMap<String, String> = stdout(&shown)
+        .lines()
+        .filter_map(|line| line.split_once('|'))
+        .map(|(name, result)| (name.to_owned(), result.to_owned()))
+        .collect();
+    results.insert("files".to_owned(), files.len().to_string());
+    results
+}
+
+#[test]
+fn code_of_an_environment_is_held_from_its_first_line() {
+    let cases: &[(&[&str], &str, usize)] = &[
+        (&["--sandbox", "off"], "", 0),
+        (&["--sandbox", "on"], "", 1),
+        (&["--sandbox", "on", "--guest-start", "spawn"], "", 1),
+        (&["--sandbox", "strict"], "", 2),
+        (&["--sandbox", "strict", "--guest-start", "spawn"], "", 2),
+        (&["--sandbox", "on"], "sandbox = \"strict\"", 2),
+        (&["--sandbox", "off"], "sandbox = \"strict\"", 2),
+    ];
+    // Of the user who is not root; filled by the first of these runs.
+    let cache = tempfile::tempdir().unwrap();
+    for (options, own, mode) in cases {
+        let users = match (mode, options.len()) {
+            (0, _) | (_, 4) => &[None][..],
+            _ => &[None, Some(1234)],
+        };
+        for user in users {
+            let dir = tempfile::tempdir().unwrap();
+            let results = attack(dir.path(), cache.path(), options, own, *user);
+            for (name, expected) in TABLE {
+                let expected = expected[*mode];
+                let got = &results[*name];
+                assert!(
+                    expected.is_empty() || got == expected,
+                    "{options:?} {own} {user:?}: {name}: {got}"
+                );
+            }
+            // Without a sandbox of the worker's, environments are built without one.
+            if *mode > 0 && options[1] != "off" {
+                let files = &results["files"];
+                assert_eq!(files, "1", "{options:?} {own} {user:?}");
+            }
+        }
+    }
+}
