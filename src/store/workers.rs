@@ -165,11 +165,13 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// A worker is gone.
+    /// A worker is disconnected. What it had ready, and what it avoided, counts no more: its next
+    /// process reports it anew.
     pub fn worker_offline(&mut self, worker_id: &str, now_ms: i64) -> Result<(), Error> {
-        let session = "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2 \
-             WHERE worker_id = ?1";
+        let session = "UPDATE cf_worker_session SET status = 'OFFLINE', last_seen_ms = ?2, \
+             environments = NULL WHERE worker_id = ?1";
         self.change_worker(worker_id, session, params![worker_id, now_ms])?;
+        self.forget_environments(worker_id)?;
         let node = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?2 \
              WHERE (hostname, pid) IN (SELECT hostname, coalesce(pid, 0) \
              FROM cf_worker_session WHERE worker_id = ?1)";
@@ -178,8 +180,10 @@ impl Turn<'_> {
 
     /// Nobody is there: a sentinel has just started.
     pub fn all_workers_offline(&mut self, now_ms: i64) -> Result<(), Error> {
-        let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE' WHERE status = 'ONLINE'";
+        let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE', environments = NULL \
+             WHERE status = 'ONLINE'";
         self.change_rows(sessions, [])?;
+        self.change_rows("DELETE FROM cf_worker_environment", [])?;
         let nodes = "UPDATE cf_worker_node SET status = 'OFFLINE', last_heartbeat = ?1 \
              WHERE status = 'ONLINE'";
         self.change_rows(nodes, [format_time(now_ms)])?;

@@ -173,6 +173,36 @@ fn a_worker_that_only_beats_loses_its_job_and_nobody_else_pays() {
     assert_eq!(job(&database, more[0])["attempt"], 1);
 }
 
+#[test]
+fn environments_that_a_worker_makes_up_add_no_rows_and_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, _) = queue(dir.path(), 1);
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let mut peer = Background::start(&mut hostile(&endpoint, "w"));
+    peer.write("IDENTIFY 0 1 {'capabilities': ['none']}");
+    for number in 0..3000 {
+        peer.write(&format!(
+            "ENV_READY 0 1 {{'env_hash': '{number:064x}', 'interpreter_path': '/p', 'cached': True}}"
+        ));
+    }
+    // What it sent before has been read when this is answered.
+    peer.write("DEPLOY 7 1 {}");
+    next_of(&mut peer, &["ERR"]);
+    let count = sql(
+        &database,
+        "SELECT CAST(count(*) AS TEXT) FROM cf_worker_environment",
+    );
+    assert_eq!(count, "0");
+    sentinel.signal("-TERM");
+    sentinel.wait();
+    assert_eq!(
+        sentinel.count("was not asked for"),
+        1,
+        "{:#?}",
+        sentinel.seen
+    );
+}
+
 /// Text that moves cursors, forges lines and reorders what is shown.
 const HOSTILE: &str = "w\\x1b[2J\\r\\n[ERROR] forged\\u202e\\x9b\\u2066\\u2028\\x00";
 

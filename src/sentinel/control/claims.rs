@@ -49,7 +49,9 @@ impl Control {
             });
             let plugin = &job.plugin;
             if !plugin.env_hash.is_empty() && !worker.environments.knows(&plugin.env_hash) {
-                worker.environments.ask(&plugin.env_hash);
+                if let Some(forgotten) = worker.environments.ask(&plugin.env_hash) {
+                    self.changes.push(worker.without(forgotten));
+                }
                 let lockfile = &plugin.lockfile_content;
                 let prepare = prepare_env(peer, &plugin.env_hash, lockfile);
                 self.outgoing.push(prepare);

@@ -30,6 +30,8 @@ pub(super) struct Environments {
     ready: BTreeSet<String>,
     /// It needs none of the wanted ones of this number ([`Control::want_environments`]).
     done: u64,
+    /// It has reported one that it was not asked for, which was logged.
+    has_unasked: bool,
 }
 
 impl Environments {
@@ -37,19 +39,25 @@ impl Environments {
         self.known.contains(hash)
     }
 
-    /// It is asked for an environment. The set is bounded by starting over, which costs a message
-    /// that the worker answers from its cache.
-    pub(super) fn ask(&mut self, hash: &str) {
+    /// It is asked for an environment. Gives the one that was ready and is forgotten for it.
+    pub(super) fn ask(&mut self, hash: &str) -> Option<String> {
         self.ready.remove(hash);
-        self.add(hash);
+        self.add(hash)
     }
 
-    fn add(&mut self, hash: &str) {
-        if self.known.len() >= limits::WORKER_ENVIRONMENTS_MAX {
-            self.known.clear();
-            self.ready.clear();
+    /// The set is bounded: another one makes room, which costs a message that the worker answers
+    /// from its cache. Gives that one if it was ready.
+    fn add(&mut self, hash: &str) -> Option<String> {
+        if !self.known.insert(hash.to_owned())
+            || self.known.len() <= limits::WORKER_ENVIRONMENTS_MAX
+        {
+            return None;
         }
-        self.known.insert(hash.to_owned());
+        let mut others = self.known.iter().filter(|other| *other != hash);
+        let oldest = others.find(|other| !self.pending.contains_key(*other))?;
+        let forgotten = oldest.clone();
+        self.known.remove(&forgotten);
+        self.ready.remove(&forgotten).then_some(forgotten)
     }
 }
 
@@ -103,7 +111,9 @@ impl Control {
         let Some(peer) = worker.peer else {
             return;
         };
-        worker.environments.ask(env_hash);
+        if let Some(forgotten) = worker.environments.ask(env_hash) {
+            self.changes.push(worker.without(forgotten));
+        }
         let until = now + limits::PREPARE_WAIT;
         let pending = &mut worker.environments.pending;
         pending.insert(env_hash.to_owned(), until);
@@ -129,7 +139,9 @@ impl Control {
         }
     }
 
-    /// ENV_READY: recorded once for each time that the worker was asked.
+    /// ENV_READY: recorded once for each time that the worker was asked. A worker that creates an
+    /// environment while the sentinel is restarted reports one that this sentinel wants, too. Others
+    /// are ignored: a worker can make up any number of hashes.
     pub(super) fn environment_ready(&mut self, routing_id: &[u8], ready: &EnvReady<'_>) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
@@ -138,8 +150,28 @@ impl Control {
         if !is_hash(hash) {
             return;
         }
+        let is_wanted = || {
+            let mut wanted = self.wanted.iter().filter(|one| one.env_hash == hash);
+            wanted.any(|one| {
+                one.plugins
+                    .iter()
+                    .any(|name| worker.capabilities.allows(name))
+            })
+        };
+        if !worker.environments.knows(hash) && !is_wanted() {
+            if !std::mem::replace(&mut worker.environments.has_unasked, true) {
+                log::warn!(
+                    "worker {} reports environment {hash}, which it was not asked for; such \
+                     reports of it are ignored",
+                    worker.worker_id
+                );
+            }
+            return;
+        }
         log::debug!("{}: environment {hash} ready", worker.worker_id);
-        worker.environments.add(hash);
+        if let Some(forgotten) = worker.environments.add(hash) {
+            self.changes.push(worker.without(forgotten));
+        }
         worker.environments.pending.remove(hash);
         if !worker.environments.ready.insert(hash.to_owned()) {
             return;
@@ -160,15 +192,20 @@ impl Control {
         };
         let was_asked = worker.environments.pending.remove(hash).is_some();
         if worker.environments.ready.remove(hash) || was_asked {
-            self.changes.push(Change::EnvironmentFailed {
-                worker_id: worker.worker_id.clone(),
-                env_hash: hash.to_owned(),
-            });
+            self.changes.push(worker.without(hash.to_owned()));
         }
     }
 }
 
 impl Worker {
+    /// It is not known to have an environment (any more).
+    pub(super) fn without(&self, env_hash: String) -> Change {
+        Change::EnvironmentFailed {
+            worker_id: self.worker_id.clone(),
+            env_hash,
+        }
+    }
+
     /// True when it may be asked for one more environment. An old worker does nothing else
     /// meanwhile.
     fn may_prepare(&mut self, now: BootTime) -> bool {

@@ -64,6 +64,10 @@ impl Scene {
         self.send_as(worker, 0, Payload::EnvReady(ready));
     }
 
+    fn recorded_count(&self) -> String {
+        self.text("SELECT CAST(count(*) AS TEXT) FROM cf_worker_environment")
+    }
+
     fn recorded(&self) -> String {
         self.text(
             "SELECT coalesce(group_concat(worker_id || ' ' || substr(env_hash, 1, 8) || ' ' \
@@ -237,9 +241,11 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     let hash = scene.deploys("p", "lock");
     scene.introduce_as("x", &["*"], &[]);
     scene.introduce_as("y", &["*"], &[]);
+    scene.told(&["x", "y"]);
     scene.ready("x", &hash);
     scene.ready("y", &hash);
     scene.tick();
+    assert_eq!(scene.recorded().matches(&hash[..8]).count(), 2);
     scene.sql(
         "INSERT INTO cf_worker_session (worker_id, hostname, capabilities, slots, status, \
          last_seen_ms) VALUES ('z', 'h', '[]', 1, 'OFFLINE', 0); \
@@ -251,6 +257,12 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
     control.handle_disconnected(PeerId::from_u64('y'.into()), b"y.a", now);
     scene.told(&["x"]);
     scene.told(&["x"]);
+    scene.told(&["x"]);
+    let recorded = scene.recorded();
+    assert!(
+        recorded.contains("x ") && !recorded.contains("y "),
+        "{recorded}: what was ready on a worker goes when it is offline"
+    );
     let known = |scene: &Scene| {
         scene.text("SELECT group_concat(worker_id) FROM (SELECT worker_id FROM cf_worker_session ORDER BY 1)")
     };
@@ -266,7 +278,6 @@ fn workers_that_are_gone_for_long_are_forgotten_with_their_environments() {
         scene.told(&["x"]);
     }
     assert!(!known(&scene).contains('y'), "{}", known(&scene));
-    assert!(!scene.recorded().contains("y "));
     assert!(scene.recorded().contains("x "));
 }
 
@@ -281,10 +292,70 @@ fn what_another_process_of_a_worker_has_reported_as_ready_does_not_count() {
     assert_ne!(scene.recorded(), "");
     // As after a restart of the sentinel, whose workers introduce themselves again.
     scene.restart(LEASE);
+    assert_eq!(scene.recorded(), "");
     scene.introduce_as("x", &["*"], &[]);
     assert_eq!(scene.told(&["x"]), ["x prepare lock a"]);
     assert_eq!(scene.recorded(), "");
     scene.ready("x", &a);
     scene.told(&["x"]);
     assert_ne!(scene.recorded(), "");
+}
+
+#[test]
+fn environments_that_a_worker_makes_up_are_not_recorded() {
+    let mut scene = Scene::new();
+    let deployed = scene.deploys("p", "lock");
+    scene.introduce_as("x", &["none"], &[]);
+    scene.introduce_as("y", &["p"], &[]);
+    assert_eq!(scene.told(&["x", "y"]), ["y prepare lock"]);
+    for number in 0..3 * limits::WORKER_ENVIRONMENTS_MAX {
+        let hash = sha256_hex(&[number.to_string().as_bytes()]);
+        scene.ready("x", &hash);
+        scene.ready("y", &hash);
+    }
+    // Another worker's, by its plugins.
+    scene.ready("x", &deployed);
+    scene.told(&["x", "y"]);
+    assert_eq!(scene.recorded_count(), "0");
+    scene.ready("y", &deployed);
+    assert_eq!(scene.told(&["x", "y"]), [""; 0]);
+    assert!(
+        scene
+            .recorded()
+            .starts_with(&format!("y {}", &deployed[..8]))
+    );
+}
+
+#[test]
+fn an_environment_of_before_a_restart_of_the_sentinel_is_recorded_unasked() {
+    let mut scene = Scene::new();
+    let hash = scene.deploys("p", "lock");
+    scene.introduce_as("x", &["p"], &[]);
+    assert_eq!(scene.told(&["x"]), ["x prepare lock"]);
+    scene.restart(LEASE);
+    scene.told(&[]);
+    scene.introduce_as("x", &["p"], &[]);
+    scene.ready("x", &hash);
+    assert_eq!(scene.told(&["x"]), [""; 0]);
+    assert!(scene.recorded().starts_with(&format!("x {}", &hash[..8])));
+}
+
+#[test]
+fn rows_of_a_worker_that_is_asked_for_many_environments_are_bounded() {
+    let mut scene = Scene::new();
+    scene.introduce_as("x", &["*"], &[]);
+    scene.tick();
+    let hash_of = |number: usize| sha256_hex(&[number.to_string().as_bytes()]);
+    let most = limits::WORKER_ENVIRONMENTS_MAX;
+    for number in 0..most + 100 {
+        let hash = hash_of(number);
+        let (now, _) = scene.now();
+        let control = &mut scene.scheduler.as_mut().unwrap().control;
+        control.prepare(b"x.a", &hash, &number.to_string(), now);
+        scene.ready("x", &hash);
+    }
+    scene.told(&["x"]);
+    assert_eq!(scene.recorded_count(), most.to_string());
+    let last = &hash_of(most + 99)[..8];
+    assert!(scene.recorded().contains(last), "the last one is known");
 }
