@@ -18,6 +18,7 @@ use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, say_done};
 use crate::guest::{environment, script, strays, syntax};
+use crate::job::text::with_line_feeds;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
@@ -251,7 +252,7 @@ pub(super) fn requirements_lockfile(
     let script = script::metadata(&plugin.source)
         .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
         .unwrap_or_default();
-    let lines: Vec<String> = text
+    let lines: Vec<String> = with_line_feeds(&text)
         .lines()
         .map(|line| line.split(" #").next().unwrap_or("").trim().to_owned())
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
@@ -525,5 +526,24 @@ mod tests {
         };
         assert_eq!(list("\u{feff}pyarrow\nnumpy\n"), list("pyarrow\nnumpy\n"));
         assert_eq!(list("\u{feff}# a comment\n"), list(""));
+    }
+
+    #[test]
+    fn lines_of_a_requirements_file_end_by_any_convention() {
+        let dir = tempfile::tempdir().unwrap();
+        let plugin = PluginFile {
+            name: "p".to_owned(),
+            source: "class Handler: pass\n".to_owned(),
+        };
+        let list = |text: &str| {
+            let file = dir.path().join("requirements.txt");
+            std::fs::write(&file, text).unwrap();
+            requirements_lockfile(&file, &dir.path().join("p.py"), &plugin).unwrap()
+        };
+        let want = list("# a comment\npyarrow # why\n\nnumpy\n");
+        for end in ["\r\n", "\r"] {
+            let text = ["# a comment", "pyarrow # why", "", "numpy", ""].join(end);
+            assert_eq!(list(&text), want, "{end:?}");
+        }
     }
 }

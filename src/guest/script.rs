@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 
 use super::quota::{Quota, Words};
+use crate::job::text::with_line_feeds;
 
 /// The `# /// script` block of a plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +69,7 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     let mut found: Option<String> = None;
     // A mark of the byte order is no part of the text.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
+    let source = with_line_feeds(source);
     let mut lines = source.lines().peekable();
     while let Some(line) = lines.next() {
         if line.trim_end() != "# /// script" {
@@ -145,6 +147,40 @@ mod tests {
         let marked = format!("\u{feff}{source}");
         assert_eq!(metadata(&marked).unwrap(), Some(script));
         assert_eq!(metadata("x = 1\n# /// other\n# ///\n").unwrap(), None);
+    }
+
+    #[test]
+    fn lines_end_where_those_of_python_do() {
+        let lines = [
+            "# /// script",
+            "# dependencies = [\"six\"]",
+            "# [tool.casparian]",
+            "# sandbox = \"strict\"",
+            "# ///",
+            "x = 1",
+        ];
+        for (end, is_end) in [
+            ("\n", true),
+            ("\r\n", true),
+            ("\r", true),
+            ("\x0b", false),
+            ("\x0c", false),
+            ("\x1c", false),
+            ("\u{85}", false),
+            ("\u{2028}", false),
+        ] {
+            let found = metadata(&lines.join(end));
+            let script = found.unwrap_or_else(|error| panic!("{end:?}: {error}"));
+            let is_read =
+                script.is_some_and(|script| script.is_strict && script.dependencies == ["six"]);
+            assert_eq!(is_read, is_end, "{end:?}");
+        }
+        // A line that is empty ends the block.
+        let error = metadata(&lines.join("\n\r")).unwrap_err().to_string();
+        assert!(error.contains("no closing line"), "{error}");
+        // Within a line they change nothing.
+        let mixed = "x = 'a\x0cb'\x0c\r# /// script\r\n# [tool.casparian]\r# sandbox = \"strict\"\n# ///\ry";
+        assert!(metadata(mixed).unwrap().unwrap().is_strict);
     }
 
     #[test]

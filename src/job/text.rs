@@ -24,6 +24,15 @@ pub(crate) fn cut(text: &mut String, size_max: usize) {
     }
 }
 
+/// A Python source with the line ends that Python sees in it: `\n`, `\r\n` and `\r`, and no others.
+#[cfg(any(feature = "sentinel", feature = "worker", feature = "cli"))]
+pub(crate) fn with_line_feeds(source: &str) -> std::borrow::Cow<'_, str> {
+    match source.contains('\r') {
+        true => source.replace("\r\n", "\n").replace('\r', "\n").into(),
+        false => source.into(),
+    }
+}
+
 /// Bytes as lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

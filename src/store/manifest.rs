@@ -13,6 +13,7 @@ use std::fmt;
 
 use serde_json::{Map, Number, Value};
 
+use crate::job::text::with_line_feeds;
 use crate::limits;
 
 /// What a plugin says of itself.
@@ -66,13 +67,14 @@ impl std::error::Error for ManifestError {}
 pub fn read_manifest(source: &str) -> Result<Option<Manifest>, ManifestError> {
     // Python's own reader does the same before it looks at the text.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
-    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = with_line_feeds(source);
     let mut reader = Reader {
         source: &source,
         at: 0,
     };
     let mut found = None;
     while !reader.rest().is_empty() {
+        reader.skip_form_feeds();
         let start = reader.at;
         if reader.assignment() {
             if found.is_some() {
@@ -261,6 +263,13 @@ impl<'a> Reader<'a> {
             self.at = start;
         }
         is_assigned
+    }
+
+    /// Over blanks at the start of a line up to a form feed, behind which the indentation begins anew.
+    fn skip_form_feeds(&mut self) {
+        let blanks = self.rest().find(|c| !matches!(c, ' ' | '\t' | '\x0c'));
+        let blanks = self.rest().get(..blanks.unwrap_or(0)).unwrap_or("");
+        self.at += blanks.rfind('\x0c').map_or(0, |last| last + 1);
     }
 
     /// Blanks within a line, and line ends behind a backslash.

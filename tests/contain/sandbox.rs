@@ -527,7 +527,7 @@ fn without_namespaces_the_rest_holds_and_is_said() {
 
 #[test]
 fn a_plugin_can_ask_to_be_held_more_closely() {
-    for mode in ["off", "on"] {
+    for (mode, end) in [("off", "\n"), ("on", "\n"), ("on", "\r\n"), ("on", "\r")] {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
         let beside = path("beside");
@@ -536,7 +536,7 @@ fn a_plugin_can_ask_to_be_held_more_closely() {
              # sandbox = \"strict\"\n# ///\n\
              class Handler:\n    def execute(self, path):\n        open({beside:?}, 'w')\n"
         );
-        fs::write(path("p.py"), source).unwrap();
+        fs::write(path("p.py"), source.replace('\n', end)).unwrap();
         fs::write(path("in"), "").unwrap();
         let output = casparian(&[
             "run",
@@ -553,7 +553,7 @@ fn a_plugin_can_ask_to_be_held_more_closely() {
             "{}",
             stdout(&output)
         );
-        assert!(!Path::new(&beside).exists());
+        assert!(!Path::new(&beside).exists(), "{end:?}");
     }
 }
 

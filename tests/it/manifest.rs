@@ -84,6 +84,20 @@ fn a_manifest_is_read_as_python_reads_it() {
             "# end",
         ),
         ("import sdk\r\nx = 1 \\\r\n  + 2\r\n", "\r\n"),
+        (
+            "import sdk\rx = 1 \\\r  + 2\r# c\r",
+            "\rclass Handler: pass\r",
+        ),
+        // Form feeds are blanks, and one at the start of a line begins its indentation anew.
+        ("x = 1\n\x0c", "\x0c\n"),
+        ("x = 1\n\x0c\n \t\x0c", " \x0c# end"),
+        ("x = 'a\x0cb'\x0c\n", ""),
+        // None of these ends a line.
+        ("# \x0c", "\n"),
+        ("# \x0b", "\n"),
+        ("# \u{85}", "\n"),
+        ("# \u{2028}", "\n"),
+        ("x = '\u{2029}\x1c'\n", "\n"),
     ];
     let mut sources = Vec::new();
     for (before, after) in around {
