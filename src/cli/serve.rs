@@ -66,7 +66,7 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "allow-uid",
         short: None,
         value: Some("UID"),
-        help: "Without CURVE, another user of this host that may connect, by\nnumber; may be repeated (default: its own user and root)",
+        help: "Without CURVE, another user of this host that may connect, by\nnumber; may be repeated (default: its own user and root). They must\nbe able to enter the folder of an ipc socket",
     },
     SECRET_KEY_FLAG,
     Flag {

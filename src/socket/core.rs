@@ -197,6 +197,12 @@ impl Socket {
         #[cfg(not(feature = "process"))]
         let is_private = false;
         let mut listener = Listener::bind(endpoint, self.options.buffers, is_private)?;
+        #[cfg(feature = "process")]
+        if let Some(users) = &self.options.local_users
+            && let Listener::Unix(_, Some(file)) = &listener
+        {
+            users.let_in(file.path())?;
+        }
         let bound = listener.endpoint(endpoint);
         let free = self.listeners.iter().position(Option::is_none);
         let place = free.unwrap_or(self.listeners.len());

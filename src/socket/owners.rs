@@ -9,6 +9,8 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use super::peers::Link;
 use super::{PeerId, Socket};
@@ -33,6 +35,36 @@ impl LocalUsers {
     /// True when they are our own user and root alone.
     pub(super) fn are_own(&self) -> bool {
         *self == LocalUsers::and(&[])
+    }
+
+    /// Lets other users connect to a socket's file, whatever the umask is, where some are admitted and
+    /// the system shows who they are: then that decides, and not the mode of the file.
+    pub(super) fn let_in(&self, socket: &Path) -> io::Result<()> {
+        if self.are_own() {
+            return Ok(());
+        }
+        open_to_all(socket).map_err(|error| {
+            let what = format!(
+                "cannot let other users connect to {}: {error}",
+                socket.display()
+            );
+            io::Error::new(error.kind(), what)
+        })?;
+        let folders = std::path::absolute(socket)?;
+        for folder in folders.ancestors().skip(1) {
+            if let Ok(found) = folder.metadata()
+                && found.mode() & 0o011 == 0
+                && found.uid() == rustix::process::geteuid().as_raw()
+            {
+                log::warn!(
+                    "no other user can reach {}: folder {} has mode {:03o}",
+                    socket.display(),
+                    folder.display(),
+                    found.mode() & 0o777
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether the system shows whose tcp sockets are: it fails where it does not.
@@ -152,6 +184,32 @@ impl Socket {
             Owner::User(_) | Owner::NotAsked => None,
         }
     }
+}
+
+/// Where the system does not show the owner of a connection, the mode of the umask decides.
+#[cfg(not(target_os = "linux"))]
+fn open_to_all(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+/// Gives a socket's file mode 0666. Another user may put something else at the path meanwhile, so the
+/// file is opened first and changed through its descriptor.
+#[cfg(target_os = "linux")]
+fn open_to_all(path: &Path) -> io::Result<()> {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let found = file.metadata()?;
+    let is_ours = found.uid() == rustix::process::geteuid().as_raw();
+    if !found.file_type().is_socket() || !is_ours {
+        return Err(io::Error::other("another program has replaced it"));
+    }
+    let file = format!("/proc/self/fd/{}", file.as_raw_fd());
+    fs::set_permissions(file, fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(target_os = "linux")]

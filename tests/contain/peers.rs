@@ -1,6 +1,7 @@
 //! Peers of a sentinel: who may connect without CURVE, and what a worker that does harm costs
 //! others.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -102,6 +103,98 @@ fn without_curve_peers_of_this_host_are_admitted_by_their_user() {
             next_of(&mut own, &["DISPATCH"]);
         }
     }
+}
+
+/// The mode of the socket's file lets other users in, and the user of the connection decides.
+#[test]
+fn users_of_allow_uid_reach_an_ipc_socket_whatever_the_umask() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: it needs a second user, which only root can be");
+        return;
+    }
+    let allowed = OTHER.to_string();
+    for (umask, allowed, admitted) in [
+        ("022", &*allowed, true),
+        ("077", &*allowed, true),
+        ("022", "1", false),
+        ("000", "1", false),
+    ] {
+        let what = format!("{umask} {allowed}");
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o711);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        let (database, ids) = queue(dir.path(), 1);
+        let bind = format!("ipc://{}", dir.path().join("control").display());
+        let own = program("casparian-sentinel");
+        let mut command = std::process::Command::new("sh");
+        let script = format!("umask {umask}; exec \"$@\"");
+        command.args(["-c", &script, "sh"]).arg(own.get_program());
+        command.args(["--bind", &bind, "--allow-uid", allowed, "--database"]);
+        let mut sentinel = Background::start(command.arg(&database));
+        sentinel.line_with("listens on ");
+        let mut command = hostile(&bind, "w");
+        let mut peer = Background::start(command.arg(OTHER.to_string()));
+        peer.write("IDENTIFY 0 1 {'capabilities': ['*']}");
+        if admitted {
+            assert_eq!(
+                next_of(&mut peer, &["DISPATCH", "closed"])["event"],
+                "DISPATCH",
+                "{what}"
+            );
+            continue;
+        }
+        sentinel.line_with(&format!("user {OTHER} of this host may not connect"));
+        assert_eq!(job(&database, ids[0])["status"], "QUEUED", "{what}");
+        let mut own = Background::start(&mut hostile(&bind, "w"));
+        own.write("IDENTIFY 0 1 {'capabilities': ['*']}");
+        next_of(&mut own, &["DISPATCH"]);
+    }
+}
+
+/// The mode of the folder is the operator's matter: both sides say what is in the way.
+#[test]
+fn a_folder_that_keeps_allowed_users_out_is_named() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: it needs a second user, which only root can be");
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (out, closed) = (tempfile::tempdir().unwrap(), dir.path().join("closed"));
+    std::os::unix::fs::chown(out.path(), Some(OTHER), Some(OTHER)).unwrap();
+    for (folder, mode) in [(dir.path(), 0o711), (&closed, 0o700)] {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let (database, _) = queue(dir.path(), 1);
+    let bind = format!("ipc://{}", closed.join("control").display());
+    let mut sentinel = Background::start(
+        program("casparian-sentinel")
+            .args([
+                "--bind",
+                &bind,
+                "--allow-uid",
+                &OTHER.to_string(),
+                "--database",
+            ])
+            .arg(&database),
+    );
+    let line = sentinel.line_with("no other user can reach");
+    let named = format!("folder {} has mode 700", closed.display());
+    assert!(line.contains(&named), "{line}");
+    sentinel.line_with("listens on ");
+    let mut worker = Background::start(
+        program("casparian-worker")
+            .args(["--connect", &bind, "--output"])
+            .arg(out.path().join("out"))
+            .current_dir(out.path())
+            .env("HOME", out.path())
+            .env("TMPDIR", out.path())
+            .uid(OTHER)
+            .gid(OTHER),
+    );
+    let line = worker.line_with("no connection to the sentinel");
+    assert!(line.contains("Permission denied"), "{line}");
 }
 
 /// The system forgets the owner of a socket that its process has closed: such a peer is not
