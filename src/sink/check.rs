@@ -51,6 +51,8 @@ pub enum Kind {
     Missing,
     /// A file has another size or content than its receipt says.
     Changed,
+    /// Something that is no regular file is in the place of a file or database.
+    Obstructed,
     /// A file or table has another number of rows than its receipt says.
     Rows,
     /// A file cannot be read as Parquet.
@@ -90,6 +92,35 @@ impl Problem {
     fn unchecked(place: impl std::fmt::Display, error: &Error) -> Self {
         Problem::new(Kind::Unchecked, place, error.to_string())
     }
+}
+
+/// What a path leads to, links not followed.
+fn kind_of(path: &Path) -> Option<&'static str> {
+    Some(match fs::symlink_metadata(path).ok()?.file_type() {
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_file() => "a file",
+        _ => "a FIFO, socket or device",
+    })
+}
+
+/// Something is where a job can only publish once it has been removed.
+fn obstruction(path: &Path, expected: &str) -> Problem {
+    let kind = kind_of(path).unwrap_or("something else");
+    let what = format!("{kind} is in its place, not a {expected}");
+    Problem::at(Kind::Obstructed, path, what)
+}
+
+/// What is in the place of a database, or of what SQLite keeps beside it.
+fn no_database(database: &Path) -> Option<Problem> {
+    let files = ["", "-journal", "-wal", "-shm"].into_iter().map(|suffix| {
+        let mut file = database.as_os_str().to_owned();
+        file.push(suffix);
+        PathBuf::from(file)
+    });
+    let is_other = |file: &PathBuf| file.symlink_metadata().is_ok_and(|found| !found.is_file());
+    let found = files.into_iter().find(is_other)?;
+    Some(obstruction(&found, "regular file"))
 }
 
 /// An output that a receipt names. Counts are none where the receipt does not have them.
@@ -324,12 +355,7 @@ impl<'a> Check<'a> {
         found.sort();
         let more = found.len().saturating_sub(STRANGERS_MAX);
         let problem = |path: &PathBuf| {
-            let kind = match fs::symlink_metadata(path).ok()?.file_type() {
-                kind if kind.is_symlink() => "a symbolic link",
-                kind if kind.is_dir() => "a folder",
-                kind if kind.is_file() => "a file",
-                _ => "a FIFO, socket or device",
-            };
+            let kind = kind_of(path)?;
             let what = format!("{kind} that no program of ours has put there");
             Some(Problem::at(Kind::Stranger, path, what))
         };
@@ -528,17 +554,13 @@ impl<'a> Check<'a> {
                     let others = &mut |job| publishers(job);
                     self.standing.is_file_replaced(name, file, others)
                 });
-                let missing = Problem::at(Kind::Missing, &path, "the file is not there");
-                return (!is_replaced).then_some(missing);
+                let missing = || Problem::at(Kind::Missing, &path, "the file is not there");
+                return (!is_replaced).then(|| self.no_folder(&path).unwrap_or_else(missing));
             }
             Err(error) => return Some(Problem::unchecked(path.display(), &error)),
         };
         if found == Identity::default() {
-            return Some(Problem::at(
-                Kind::Changed,
-                &path,
-                "it is not a regular file",
-            ));
+            return Some(obstruction(&path, "regular file"));
         }
         let size = output.size_bytes.or(known.map(|file| file.identity.size));
         if let Some(size) = size.filter(|size| *size != found.size) {
@@ -580,6 +602,14 @@ impl<'a> Check<'a> {
         None
     }
 
+    /// What is in the place of a folder above a file.
+    fn no_folder(&self, path: &Path) -> Option<Problem> {
+        let folders = path.ancestors().skip(1);
+        let mut folders = folders.take_while(|folder| *folder != self.root.path());
+        let first = folders.find(|folder| folder.symlink_metadata().is_ok())?;
+        (!first.is_dir()).then(|| obstruction(first, "folder"))
+    }
+
     fn table(
         &mut self,
         database: &Path,
@@ -590,7 +620,10 @@ impl<'a> Check<'a> {
     ) -> Option<Problem> {
         let place = database.join(table);
         let text = database.to_string_lossy();
-        let missing = |what: &str| Some(Problem::at(Kind::Missing, &place, what));
+        let missing = |what: &str| {
+            let missing = || Problem::at(Kind::Missing, &place, what);
+            Some(no_database(database).unwrap_or_else(missing))
+        };
         let rows = match self.tables_of(database) {
             Err(error) => return Some(Problem::unchecked(place.display(), &error)),
             Ok(None) => None,

@@ -349,6 +349,86 @@ fn what_can_be_repaired_is_and_a_run_does_the_rest() {
     assert_eq!(code, Some(0), "{text}");
 }
 
+/// Something else in the place of a file keeps a job from publishing: the job is queued again once it
+/// has been removed.
+#[test]
+fn what_is_in_the_way_of_a_file_must_be_removed_before_a_repair() {
+    let scene = Scene::published(4);
+    for (job, kind) in [(1, "link"), (2, "FIFO"), (3, "folder")] {
+        let path = scene.file(job);
+        fs::remove_file(&path).unwrap();
+        match kind {
+            "link" => std::os::unix::fs::symlink("elsewhere", &path).unwrap(),
+            "folder" => fs::create_dir(&path).unwrap(),
+            _ => assert!(
+                Command::new("mkfifo")
+                    .arg(&path)
+                    .status()
+                    .unwrap()
+                    .success()
+            ),
+        }
+    }
+    fs::remove_file(scene.file(4)).unwrap();
+    let (table, other) = (scene.out().join("x.db"), scene.out().join("y.db"));
+    fs::rename(&table, &other).unwrap();
+    fs::create_dir(&table).unwrap();
+    let value = scene.json(&["--repair"]);
+    assert_eq!(value["summary"]["queued_again"], 1, "{value}");
+    for (job, what) in [
+        (1, "a symbolic link"),
+        (2, "a FIFO"),
+        (3, "a folder"),
+        (5, "a folder"),
+    ] {
+        let mut findings = value["findings"].as_array().unwrap().iter();
+        let finding = findings
+            .find(|finding| finding["job"] == job)
+            .unwrap_or_else(|| panic!("{job}: {value}"));
+        assert_eq!(finding["kind"], "changed", "{finding}");
+        assert!(finding["repaired"].is_null(), "{finding}");
+        assert!(
+            finding["what"].as_str().unwrap().contains(what),
+            "{finding}"
+        );
+        let to_do = finding["to_do"].as_str().unwrap();
+        assert!(to_do.starts_with("remove it"), "{finding}");
+        assert_eq!(scene.status(job), "COMPLETED");
+    }
+    assert_eq!(scene.fsck(&[]).0, Some(1));
+    fs::remove_file(scene.file(1)).unwrap();
+    fs::remove_file(scene.file(2)).unwrap();
+    fs::remove_dir(scene.file(3)).unwrap();
+    fs::remove_dir(&table).unwrap();
+    fs::rename(&other, &table).unwrap();
+    let value = scene.json(&["--repair"]);
+    assert_eq!(value["summary"]["queued_again"], 3, "{value}");
+    let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+    let _worker = worker(&endpoint, &scene.out(), &[]);
+    for job in 1..=4 {
+        assert_eq!(ended(&scene.database, job)["status"], "COMPLETED");
+    }
+}
+
+/// A plugin's sinks lie in a folder in whose place there is a file.
+#[test]
+fn what_is_in_the_way_of_a_folder_must_be_removed_before_a_repair() {
+    let scene = Scene::published(1);
+    scene.sql("UPDATE cf_topic_config SET uri = 'parquet://sub/of/'");
+    assert_eq!(scene.run_again(2)["status"], "COMPLETED");
+    let folder = scene.out().join("sub");
+    fs::remove_dir_all(&folder).unwrap();
+    fs::write(&folder, "").unwrap();
+    let (code, text) = scene.fsck(&["--repair"]);
+    assert_eq!(code, Some(1));
+    let wanted = "a file is in its place, not a folder; remove it";
+    assert!(text.contains(wanted), "{text}");
+    assert_eq!(scene.status(2), "COMPLETED");
+    fs::remove_file(&folder).unwrap();
+    scene.fsck(&["--repair"]);
+    assert_eq!(scene.status(2), "QUEUED");
+}
+
 #[test]
 fn a_repair_is_refused_while_a_sentinel_or_a_worker_works() {
     let scene = Scene::published(1);

@@ -86,7 +86,9 @@ impl Repair {
             return self.settle(row, roots, &duplicates);
         }
         let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
-        if is_damaged && row.status == "COMPLETED" {
+        // Another attempt would fail there.
+        let is_obstructed = has(&[Kind::Obstructed]);
+        if is_damaged && !is_obstructed && row.status == "COMPLETED" {
             let mut turn = self.store.begin().map_err(failed)?;
             let is_queued = turn.requeue(row.job_id, row.file_version_id);
             let is_queued = is_queued.map_err(failed)?;

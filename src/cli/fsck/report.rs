@@ -126,6 +126,11 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
         Kind::Barred => (Warning, "barred", COPIED),
         Kind::Missing => (Error, "missing", RUN_AGAIN),
         Kind::Changed => (Error, "changed", RUN_AGAIN),
+        Kind::Obstructed => (
+            Error,
+            "changed",
+            "remove it, then run the job again; --repair then queues it",
+        ),
         Kind::Rows => (Error, "rows", RUN_AGAIN),
         Kind::Damaged => (Error, "damaged", RUN_AGAIN),
         Kind::Touched => (
