@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,9 +13,10 @@ use super::plugin::unix_ms;
 use super::table::{first_line, octets, one_line, render, thousands};
 use super::{Failure, failed, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
+use crate::limits;
 use crate::store::{
     AttemptRow, Inspector, JobDetail, JobFilter, JobRow, Open, SET_ASIDE, Store, WorkerRow,
-    WorkerSession, format_time, lock_database, parse_location,
+    format_time, lock_database, parse_location,
 };
 
 pub(super) const DATABASE_FLAG: Flag = Flag {
@@ -463,6 +465,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();
         return say(&format!("{}\n", Value::from(rows)));
     }
+    let now_ms = unix_ms();
     let lines: Vec<Vec<String>> = workers
         .iter()
         .map(|row| {
@@ -476,7 +479,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
                 first_line(&session.capabilities.join(","), 40),
                 row.ready.len().to_string(),
                 seen.get(..19).unwrap_or(&seen).to_owned(),
-                first_line(&note(session), NOTE_SHOWN_MAX),
+                first_line(&note(row, now_ms), NOTE_SHOWN_MAX),
             ]
         })
         .collect();
@@ -498,16 +501,30 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
 const NOTE_SHOWN_MAX: usize = 2000;
 
 /// Why a worker takes no jobs, or which not.
-fn note(session: &WorkerSession) -> String {
+fn note(row: &WorkerRow, now_ms: i64) -> String {
+    let session = &row.session;
+    let age = Duration::from_millis(
+        now_ms
+            .saturating_sub(row.last_seen_ms)
+            .max(0)
+            .unsigned_abs(),
+    );
+    let is_stale = row.status == "ONLINE" && age > limits::SEEN_AGE_MAX;
+    let stale = is_stale.then(|| {
+        let age = age.as_secs();
+        format!(
+            "not noted as seen for {age} s: its sentinel cannot write to the database, or hangs; \
+             see its log"
+        )
+    });
     let environments = session.environments.iter();
     let environments = environments.map(|(hash, reason)| match hash.get(..8) {
         Some(short) => format!("environment {short}: {reason}"),
         None => format!("default environment: {reason}"),
     });
-    let lines: Vec<String> = session
-        .trouble
-        .iter()
-        .cloned()
+    let lines: Vec<String> = stale
+        .into_iter()
+        .chain(session.trouble.clone())
         .chain(environments)
         .collect();
     lines.join("; ")

@@ -338,6 +338,19 @@ fn attempts_workers_and_retries_are_shown() {
     let workers: serde_json::Value = serde_json::from_str(&workers).unwrap();
     assert_eq!(workers[0]["trouble"], "its disk is full");
     assert_eq!(workers[0]["slots"], 3);
+    // The sentinel may note it as seen in between.
+    until(
+        "a worker that is not noted as seen any more has a note",
+        || {
+            sql(
+                &database,
+                "UPDATE cf_worker_session SET last_seen_ms = last_seen_ms - 3600000",
+            );
+            let workers = casparian_ok(&["workers", "-d", text]);
+            let note = "s: its sentinel cannot write to the database, or hangs; see its log";
+            workers.contains(note).then_some(())
+        },
+    );
 
     sentinel.signal("-TERM");
     assert_eq!(sentinel.wait(), Some(0));
