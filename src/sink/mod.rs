@@ -16,7 +16,7 @@
 //! - No path leaves the output root, whatever the URI or a symbolic link says.
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
-//! Files: `anchor` (which folder the root is), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
+//! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
 //! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing),
 //! `logical` and `budget` (what it takes of memory).
@@ -42,6 +42,7 @@ mod check;
 mod claims;
 mod columns;
 mod error;
+mod fault;
 mod files;
 mod folder;
 mod logical;
@@ -67,6 +68,7 @@ pub use adopt::Adopted;
 pub use budget::Bounds;
 pub use check::{Check, Expected, Found, Kind, Named, Problem, Publishers};
 pub use error::{Error, Refused, raise_descriptor_limit};
+pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};

@@ -120,6 +120,12 @@ impl JobOutput {
     /// Checks the sinks of a job and creates its folder in staging. No lease is needed.
     pub fn bounded(root: Arc<Root>, job: Arc<Job>, bounds: Bounds) -> Result<Self, Error> {
         let name = Name::new(&job, &root)?;
+        let is_file = |sink: &job::Sink| matches!(sink.target, Target::Parquet { .. });
+        // So that a plugin does not run for nothing. Without a sink it gets files.
+        let has_file = job.sinks.is_empty() || job.sinks.iter().any(is_file);
+        if name.is_numbered() && has_file {
+            root.check_owner(&name.database)?;
+        }
         let mut output = JobOutput {
             folder: Folder::create(&root, name)?,
             root,

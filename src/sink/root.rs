@@ -1,13 +1,14 @@
 //! The output root: its `.casparian` folder, and the workers that share it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::anchor::Anchor;
+use super::fault::Failed;
 use super::files;
 use super::folder::{self, Folder, Name};
 use super::sqlite::{Access, Stuck};
@@ -41,6 +42,7 @@ pub struct Root {
     anchor: Arc<Anchor>,
     count: AtomicU64,
     stuck: Stuck,
+    failed: Failed,
 }
 
 /// Creates a folder, and those above it. The error names what stands in the place of one.
@@ -132,6 +134,7 @@ impl Root {
             anchor: Arc::new(anchor),
             count: AtomicU64::new(0),
             stuck: Stuck::default(),
+            failed: Failed::default(),
         };
         root.sweep()?;
         Ok(root)
@@ -157,6 +160,7 @@ impl Root {
             worker: String::new(),
             count: AtomicU64::new(0),
             stuck: Stuck::default(),
+            failed: Failed::default(),
         })
     }
 
@@ -229,6 +233,10 @@ impl Root {
         &self.stuck
     }
 
+    pub(super) fn failed(&self) -> &Failed {
+        &self.failed
+    }
+
     /// The name of this worker in the root.
     pub(super) fn worker(&self) -> &str {
         &self.worker
@@ -297,12 +305,7 @@ impl Root {
         } else if self.options.share {
             Ok(Some(names::suffix(database)))
         } else {
-            Err(Error::OtherDatabase {
-                path: self.path.clone(),
-                owner: owner.chars().take(64).collect(),
-                database: database.clone(),
-                is_final: false,
-            })
+            Err(self.other_database(owner, database))
         }
     }
 
@@ -337,32 +340,6 @@ impl Root {
             Err(errno) => Error::io(&self.path, errno.into()),
             Ok(()) => Error::Place { path, reason },
         }
-    }
-
-    /// Tries what a publish needs of the root: a durable file is renamed into it.
-    pub fn test(&self) -> Result<(), Error> {
-        self.ensure()?;
-        let tried = self.try_file();
-        tried.map_err(|error| self.judged(Error::io(&self.path, error)))
-    }
-
-    fn try_file(&self) -> io::Result<()> {
-        let folder = tempfile::Builder::new()
-            .prefix("test-")
-            .tempdir_in(&self.base)?;
-        let path = folder.path().join("a");
-        let mut file = File::create_new(&path)?;
-        // As much as a small output: a disk that has less left is full.
-        file.write_all(&[1; 256 << 10])?;
-        file.sync_all()?;
-        // The same name for all workers, so that what killed ones leave does not gather.
-        let public = self.path.join(".casparian-test");
-        fs::rename(&path, &public)?;
-        match fs::remove_file(&public) {
-            Err(error) if !files::is_absent(&error) => return Err(error),
-            _ => {}
-        }
-        File::open(&self.path)?.sync_all()
     }
 
     fn sweep(&self) -> Result<(), Error> {

@@ -266,6 +266,7 @@ impl Worker {
                     log::info!("connected to the sentinel");
                     self.is_unreachable_logged = false;
                     self.leases.handle_connected();
+                    self.staging.forget_database();
                     self.update_permits();
                     let identify = self.identify(now);
                     self.send(0, &identify);

@@ -525,8 +525,8 @@ impl Worker {
             self.heartbeat_at = now;
         }
         let avoided = self.health.avoided(now).count();
-        let is_contention = failure.is_some_and(|failure| failure.is_contention);
-        if !is_innocent && !is_contention {
+        let spares_worker = failure.is_some_and(|failure| failure.spares_worker);
+        if !is_innocent && !spares_worker {
             self.health
                 .handle_end(run.serial, &run.order.environment, failed, now);
         }

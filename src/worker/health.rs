@@ -13,7 +13,8 @@
 //! A writer thread that does not answer is trouble at once, and a self-test cannot end it before
 //! the thread has ended: its storage hangs, and each further job could cost a thread.
 //!
-//! An output folder that is not there any more is trouble at once too.
+//! An output folder that is not there any more, or belongs to another database, is trouble at once
+//! too. What is known to be about a job or its sink alone is not reported here.
 //!
 //! The loop reports ends of jobs by [`Health::handle_end`], starts a self-test when
 //! [`Health::poll_test`] asks for one, and reports it by [`Health::handle_test`].

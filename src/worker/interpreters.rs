@@ -323,7 +323,7 @@ impl Interpreters {
         } else if killed && is_first {
             // By the kernel or another program, as far as one time shows.
             Failure {
-                is_contention: true,
+                spares_worker: true,
                 ..Failure::new(Cause::Worker, reason)
             }
         } else {

@@ -15,7 +15,7 @@ use super::slot::Failure;
 use crate::guest::bridge;
 use crate::job::{Attempt, Cause, Job};
 use crate::reactor::BootTime;
-use crate::sink::{self, Artifact, Bounds, JobOutput, Refused, Root, Staged};
+use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -247,7 +247,7 @@ impl Task {
         let written = self.write();
         // What stands by the number of the attempt is not its own.
         let is_copy = matches!(written, Err(sink::Error::Copied { .. }));
-        let report = written.unwrap_or_else(|error| Report::Failed(self.root.judged(error).into()));
+        let report = written.unwrap_or_else(|error| Report::Failed(self.failure(error)));
         // The receipt of an earlier attempt's output may never have arrived.
         let has_failed = !matches!(report, Report::Published(_));
         if has_failed
@@ -258,6 +258,27 @@ impl Task {
             log::error!("{}: {error}", self.job.attempt);
         }
         report
+    }
+
+    /// An error of the output, with what it says about the worker.
+    fn failure(&self, error: sink::Error) -> Failure {
+        let error = self.root.judged(error);
+        self.shared.progress.note();
+        let fault = self.root.fault(&error);
+        let failure = Failure::from(error);
+        match fault {
+            Fault::Job => Failure {
+                spares_worker: failure.spares_worker || failure.cause == Cause::Worker,
+                ..failure
+            },
+            Fault::Worker => failure,
+            // The job may run elsewhere.
+            Fault::Owner => Failure {
+                is_innocent: true,
+                is_trouble: true,
+                ..failure
+            },
+        }
     }
 
     fn write(&self) -> Result<Report, sink::Error> {

@@ -41,5 +41,6 @@ mod secrets;
 mod settlement;
 mod signals;
 mod silent_inputs;
+mod sink_places;
 mod stderr;
 mod strangers;

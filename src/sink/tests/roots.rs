@@ -427,3 +427,83 @@ fn an_attempt_that_finds_the_root_full_leaves_nothing_in_staging() {
     fs::remove_file(&filler).unwrap();
     publish(&root, &of(1, 5), &[1]).unwrap();
 }
+
+/// What fails below the output folder is the sink's where the folder itself works.
+#[test]
+fn a_place_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
+    let fixture = Fixture::new();
+    let (small, root) = (["-t", "tmpfs", "-o", "size=1m", "tmpfs"], fixture.path("r"));
+    let Some(mount) = Mount::new(&small, root) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    let root = open(&mount.0);
+    let sub = Mount::new(&small, mount.0.join("sub")).unwrap();
+    let fill = |folder: &Path| assert!(fs::write(folder.join("filler"), vec![1; 2 << 20]).is_err());
+    let uris = ["parquet://sub/o.parquet", "sqlite://sub/x.db/rows"];
+    let faults = |number: i64| {
+        uris.map(|uri| {
+            let job = job(Some(A), Attempt::new(1, number), &[("a", uri, "append")]);
+            let error = publish(&root, &job, &[1]).unwrap_err();
+            assert_eq!(error.cause(), crate::job::Cause::Worker, "{uri}: {error}");
+            root.fault(&error)
+        })
+    };
+    fill(&sub.0);
+    assert_eq!(faults(1), [Fault::Job, Fault::Job]);
+    fill(&mount.0);
+    assert_eq!(faults(2), [Fault::Worker, Fault::Worker]);
+    fs::remove_file(mount.0.join("filler")).unwrap();
+    assert_eq!(faults(3), [Fault::Job, Fault::Job]);
+}
+
+#[test]
+fn a_root_of_another_database_is_refused_until_its_owner_or_the_database_is_another() {
+    let fixture = Fixture::new();
+    publish(&fixture.root, &of(1, 1), &[1]).unwrap();
+    let refuse = || {
+        let other = Job {
+            database: Some(B.into()),
+            ..of(2, 1)
+        };
+        // Before a batch comes, too.
+        let error = JobOutput::new(fixture.root.clone(), Arc::new(other)).map(drop);
+        let error = error.unwrap_err();
+        assert_eq!(fixture.root.fault(&error), Fault::Owner, "{error}");
+        let tested = fixture.root.test().unwrap_err();
+        assert_eq!(tested.to_string(), error.to_string());
+    };
+    refuse();
+    fixture.root.forget_database();
+    fixture.root.test().unwrap();
+    refuse();
+    fs::remove_file(fixture.path(".casparian/owner")).unwrap();
+    fixture.root.test().unwrap();
+    publish(&fixture.root, &of(3, 1), &[1]).unwrap();
+    refuse();
+    // A table is one sink's.
+    let sqlite = [("a", "sqlite://x.db/rows", "append")];
+    let of = |database, job_id| job(Some(database), Attempt::new(job_id, 1), &sqlite);
+    publish(&fixture.root, &of(A, 4), &[1]).unwrap();
+    let error = publish(&fixture.root, &of(B, 5), &[1]).unwrap_err();
+    assert!(matches!(error, Error::OtherDatabase { .. }), "{error}");
+    assert_eq!(fixture.root.fault(&error), Fault::Job);
+}
+
+#[test]
+fn the_self_test_tries_what_has_failed_last() {
+    let fixture = Fixture::new();
+    let records = fixture.path(&format!(".casparian/outputs/{A}"));
+    let Some(mount) = Mount::new(&["-t", "tmpfs", "-o", "ro", "tmpfs"], records) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    fixture.root.test().unwrap();
+    let error = publish(&fixture.root, &of(1, 1), &[1]).unwrap_err();
+    assert_eq!(fixture.root.fault(&error), Fault::Worker, "{error}");
+    let tested = fixture.root.test().unwrap_err().to_string();
+    assert!(tested.contains("Read-only file system"), "{tested}");
+    drop(mount);
+    fixture.root.test().unwrap();
+    publish(&fixture.root, &of(1, 2), &[1]).unwrap();
+}

@@ -15,8 +15,8 @@ pub struct Failure {
     pub exit: Option<String>,
     /// It came from another job's doing: the job is given back and nothing is counted.
     pub is_innocent: bool,
-    /// Others hold what the job needs: it counts, and says nothing about the worker.
-    pub is_contention: bool,
+    /// It counts for the job, and says nothing about the worker.
+    pub spares_worker: bool,
     /// The worker can run no job before that is repaired.
     pub is_trouble: bool,
     /// The number up to which attempts of the job are barred, when that is the reason.
@@ -35,7 +35,7 @@ impl Failure {
             message: message.into(),
             exit: None,
             is_innocent: false,
-            is_contention: false,
+            spares_worker: false,
             is_trouble: false,
             barred_by: None,
             taken_by: None,
@@ -47,7 +47,7 @@ impl Failure {
 impl From<sink::Error> for Failure {
     fn from(error: sink::Error) -> Self {
         Failure {
-            is_contention: error.is_contention(),
+            spares_worker: error.is_contention(),
             is_trouble: error.is_trouble(),
             barred_by: error.barred_by(),
             taken_by: error.taken_by(),
@@ -81,7 +81,7 @@ pub(super) fn verdict(
             "the plugin's process was ended by the kernel or another program with {exit}{early}"
         );
         return Some(Failure {
-            is_contention: true,
+            spares_worker: true,
             ..Failure::new(Cause::Lost, message)
         });
     } else if !connected {

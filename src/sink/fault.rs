@@ -1,0 +1,142 @@
+//! What a failed attempt says about the root that it was for, and the root's self-test.
+//!
+//! A sink may be in a place of its own: a mount, a folder, a database, inside the root or outside it.
+//! When that fails and the root works, jobs with other sinks are as good as before. What the root
+//! itself failed by is remembered, so that the self-test tries it too: it succeeds no earlier than
+//! the next job could.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::fs::Access;
+
+use super::files::{self, is_absent};
+use super::{Error, Root};
+use crate::job::Cause;
+
+/// What an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The job or its sink: the root works.
+    Job,
+    /// The root or the worker.
+    Worker,
+    /// The root belongs to another database: no job of this one can publish here.
+    Owner,
+}
+
+/// What the root has failed by, for the self-test.
+#[derive(Debug, Default)]
+pub(super) struct Failed(Mutex<Last>);
+
+#[derive(Debug, Default)]
+struct Last {
+    /// A database that is not the root's owner.
+    database: Option<String>,
+    /// A path of ours.
+    path: Option<PathBuf>,
+}
+
+impl Failed {
+    fn last(&self) -> MutexGuard<'_, Last> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Root {
+    /// What an error of an attempt, as [`Root::judged`] gives it, is about. It may run the self-test.
+    pub fn fault(&self, error: &Error) -> Fault {
+        if error.cause() != Cause::Worker {
+            return Fault::Job;
+        }
+        match error {
+            Error::Locked { .. } | Error::Moved { .. } => Fault::Job,
+            Error::OtherDatabase { path, database, .. } if path == self.path() => {
+                self.failed().last().database = Some(database.clone());
+                Fault::Owner
+            }
+            // A table.
+            Error::OtherDatabase { .. } => Fault::Job,
+            Error::Io { path, .. } | Error::Sqlite { path, .. } => {
+                if path != self.path() && !path.starts_with(self.base()) {
+                    return match self.test() {
+                        Ok(()) => Fault::Job,
+                        Err(_) => Fault::Worker,
+                    };
+                }
+                self.failed().last().path = Some(path.clone());
+                Fault::Worker
+            }
+            _ => Fault::Worker,
+        }
+    }
+
+    /// The jobs that come may be of another database than those before.
+    pub fn forget_database(&self) {
+        self.failed().last().database = None;
+    }
+
+    /// Tries what a publish needs of the root: a durable file is renamed into it; and what has failed
+    /// last.
+    pub fn test(&self) -> Result<(), Error> {
+        self.ensure()?;
+        let tried = self.try_file();
+        tried.map_err(|error| self.judged(Error::io(self.path(), error)))?;
+        let path = self.failed().last().path.clone();
+        if let Some(path) = path {
+            self.try_folder(files::existing_folder(&path))
+                .map_err(|error| self.judged(error))?;
+        }
+        let database = self.failed().last().database.clone();
+        database.map_or(Ok(()), |database| self.check_owner(&database))
+    }
+
+    /// An error when the root is another database's, and not shared.
+    pub(super) fn check_owner(&self, database: &str) -> Result<(), Error> {
+        let owner = files::read_short(&self.base().join("owner"))?;
+        match owner.as_deref().map(str::trim) {
+            Some(owner) if owner != database && !self.shares() => {
+                Err(self.other_database(owner, database))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn other_database(&self, owner: &str, database: &str) -> Error {
+        Error::OtherDatabase {
+            path: self.path().to_owned(),
+            owner: owner.chars().take(64).collect(),
+            database: database.to_owned(),
+            is_final: self.is_closed(),
+        }
+    }
+
+    fn try_folder(&self, folder: &Path) -> Result<(), Error> {
+        if !folder.is_dir() {
+            return Err(Error::io(folder, io::Error::other("it is not a folder")));
+        }
+        let all = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+        rustix::fs::access(folder, all).map_err(|errno| Error::io(folder, errno.into()))
+    }
+
+    fn try_file(&self) -> io::Result<()> {
+        let folder = tempfile::Builder::new()
+            .prefix("test-")
+            .tempdir_in(self.base())?;
+        let path = folder.path().join("a");
+        let mut file = File::create_new(&path)?;
+        // As much as a small output: a disk that has less left is full.
+        file.write_all(&[1; 256 << 10])?;
+        file.sync_all()?;
+        // The same name for all workers, so that what killed ones leave does not gather.
+        let public = self.path().join(".casparian-test");
+        fs::rename(&path, &public)?;
+        match fs::remove_file(&public) {
+            Err(error) if !is_absent(&error) => return Err(error),
+            _ => {}
+        }
+        File::open(self.path())?.sync_all()
+    }
+}
