@@ -396,7 +396,7 @@ pub(super) const PROTECT_FLAG: Flag = Flag {
     long: "protect",
     short: None,
     value: Some("PATH"),
-    help: "Another file or folder that plugins cannot change, such as the\nsentinel's database; may be repeated",
+    help: "Another file or folder that plugins cannot change; of a SQLite\ndatabase, such as the sentinel's, they find nothing, and\ncannot change its folder; may be repeated",
 };
 
 #[cfg(feature = "worker")]

@@ -9,7 +9,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -159,16 +159,18 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     })?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
+    let (mut fixed, mut hidden) = (mounts.read_only.clone(), mounts.hidden.clone());
+    for path in &mounts.read_only {
+        if let Some((folder, files)) = database_files(path) {
+            fixed.push(folder);
+            hidden.extend(files);
+        }
+    }
     // Where nothing is protected, only the worker's folder is named.
-    if !mounts.read_only.is_empty() {
-        let ways = [
-            &mounts.named,
-            &mounts.read_only,
-            &mounts.hidden,
-            &mounts.writable,
-        ];
+    if !fixed.is_empty() {
+        let ways = [&mounts.named, &fixed, &hidden, &mounts.writable];
         let all = ways.into_iter().flatten().map(PathBuf::as_path);
-        for place in pins::places(all, &mounts.read_only) {
+        for place in pins::places(all, &fixed) {
             match pins::pin(&place) {
                 // Not every kernel mounts onto links.
                 Err(_) if place.is_symlink() => {}
@@ -180,10 +182,10 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         mount_bind_recursive(path, path)
             .map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
-    for path in &mounts.read_only {
+    for path in &fixed {
         read_only(path, &mounts.writable).map_err(failed(&path.display().to_string()))?;
     }
-    for path in mounts.hidden.iter().filter(|path| path.exists()) {
+    for path in hidden.iter().filter(|path| path.exists()) {
         let hidden = match path.is_dir() {
             true => {
                 let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY;
@@ -197,6 +199,24 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         show_only(private).map_err(failed(&private.folder.display().to_string()))?;
     }
     Ok(())
+}
+
+/// The folder of a SQLite database and its files there: of a database it is not enough that it cannot be written to.
+/// Its log and journal may come later, and whoever can read one of its files can lock it.
+fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
+    let path = fs::canonicalize(path).ok().filter(|path| path.is_file())?;
+    let mut magic = [0u8; 16];
+    let mut file = fs::File::open(&path).ok()?;
+    file.read_exact(&mut magic).ok()?;
+    if magic != *b"SQLite format 3\0" {
+        return None;
+    }
+    let folder = path.parent()?;
+    let name = path.file_name()?.as_encoded_bytes();
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    let files = entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(name));
+    let files = files.map(|entry| entry.path()).collect();
+    Some((folder.to_owned(), files))
 }
 
 /// Makes a folder one in which nothing is found but some folders and files of it.

@@ -165,7 +165,8 @@ const LANDLOCK_STRICT: u32 = 4;
 /// The first layer: what [`launch`] does before it runs the interpreter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounts {
-    /// Files and folders that can be read and not changed, with all that is mounted below.
+    /// Files and folders that can be read and not changed, with all that is mounted below. A SQLite database is
+    /// found empty, and its folder cannot be changed.
     #[serde(with = "crate::job::text::paths")]
     pub read_only: Vec<PathBuf>,
     /// Folders that stay as they are where they lie in one of these.

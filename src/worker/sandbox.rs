@@ -59,6 +59,7 @@ impl SandboxOptions {
             read_only,
             hidden: hidden
                 .chain(self.hidden.iter().cloned())
+                .chain([output.join(".casparian")])
                 .map(|path| absolute(&path))
                 .collect(),
             named: self.named.iter().map(absolute).collect(),
@@ -227,6 +228,8 @@ impl Sandbox {
             mounts.read_only.extend(prefixes(of.environment));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
+            // A file of the queue could be locked by whoever can read it.
+            mounts.hidden.push(of.output.join(".casparian"));
             // Its children cover it for themselves, where it may be another one by then.
             mounts.hidden.extend(self.control_socket.clone());
             mounts.named = self.options.named.clone();

@@ -180,6 +180,7 @@ def attacks(out, path):
         "shared memory": lambda: call(29, 0x43415350, 4096, 0o1600),
         "metadata in the work folder": copies,
         "write queue": lambda: write(out + "/.casparian/queue.sqlite"),
+        "lock queue": lambda: open(out + "/.casparian/queue.sqlite-shm").close(),
         "write record": lambda: write(out + "/.casparian/owner"),
         "link into output": lambda: os.link(path, out + "/linked"),
         "write environment": lambda: write(sys.prefix + "/pyvenv.cfg"),
@@ -273,6 +274,7 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("shared memory", true, true),
     ("metadata in the work folder", true, true),
     ("write queue", false, false),
+    ("lock queue", false, false),
     ("write record", false, false),
     ("link into output", false, false),
     ("write environment", false, false),
@@ -653,4 +655,64 @@ fn a_plugin_cannot_take_its_source_from_the_next_job() {
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
     let output = output(command.args(["--slots", "1"]).env("PATH", "/usr/bin:/bin"));
     assert!(output.status.success(), "{}", stdout(&output));
+}
+
+/// What a plugin gets of a database beside which its input is.
+const INTRUDER: &str = r#"
+import os
+import pyarrow as pa
+
+def write(path):
+    with open(path, "r+b") as file:
+        file.truncate(0)
+
+class Handler:
+    def execute(self, path):
+        folder = os.path.dirname(path)
+        name = folder + "/queue.sqlite"
+        attacks = {
+            "write": lambda: write(name),
+            "read": lambda: open(name, "rb").read(16) or os.stat("/missing"),
+            "truncate wal": lambda: write(name + "-wal"),
+            "lock shm": lambda: open(name + "-shm", "rb").read(1) or os.stat("/missing"),
+            "rename wal": lambda: os.rename(name + "-wal", folder + "/away"),
+            "journal": lambda: open(name + "-journal", "wb").write(b"x") and os.path.getsize(name + "-journal") or os.stat("/missing"),
+            "lock": lambda: write(name + ".sentinel-lock"),
+            "beside": lambda: open(folder + "/beside", "wb").close(),
+            "input": lambda: open(path).read(),
+            "elsewhere": lambda: open(os.path.dirname(folder) + "/written", "wb").close(),
+        }
+        done = []
+        for what, attack in attacks.items():
+            try:
+                attack()
+                done.append(what)
+            except OSError:
+                pass
+        yield pa.table({"done": [" ".join(done)]})
+"#;
+
+#[test]
+fn a_protected_database_is_out_of_reach() {
+    for (mode, done) in [("on", "input elsewhere"), ("strict", "input")] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("queue");
+        fs::create_dir(&folder).unwrap();
+        let database = database_with(&folder, "p", INTRUDER);
+        let renamed = folder.join("queue.sqlite");
+        assert_eq!(database.file_name(), renamed.file_name());
+        let input = folder.join("in");
+        fs::write(&input, "x").unwrap();
+        let jobs = submit(&database, "p", &[input]);
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let out = dir.path().join("out");
+        let protect = database.to_str().unwrap();
+        let _worker = worker(&endpoint, &out, &["--protect", protect, "--sandbox", mode]);
+        let job = ended(&database, jobs[0]);
+        assert_eq!(job["status"], "COMPLETED", "{job}");
+        let read = "import sys, pyarrow.parquet as pq\nprint(*pq.read_table(sys.argv[1])['done'].to_pylist())";
+        let mut command = Command::new(python());
+        let read = output(command.args(["-c", read]).args(visible_files(&out)));
+        assert_eq!(stdout(&read).trim(), done, "{mode}: {}", stderr(&read));
+    }
 }
