@@ -80,6 +80,18 @@ pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 
+/// A failed command, for what went wrong in a database.
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+fn failed_in(database: &std::path::Path) -> impl Fn(crate::store::Error) -> Failure + '_ {
+    |error| {
+        let text = error.to_string();
+        match text.strip_prefix("database: ") {
+            Some(reason) => failed(format!("database {}: {reason}", database.display())),
+            None => failed(text),
+        }
+    }
+}
+
 /// Writes results to stdout; a reader that has gone away (`| head`) is no error.
 pub(crate) fn say(text: &str) -> Result<(), Failure> {
     match std::io::stdout()

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::{Command, Flag, Typed};
 use super::plugin::unix_ms;
 use super::table::{first_line, octets, one_line, render, thousands};
-use super::{Failure, failed, say, say_done};
+use super::{Failure, failed, failed_in, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::limits;
 use crate::store::{
@@ -116,8 +116,10 @@ pub(super) fn database(command: &Command, typed: &Typed) -> Result<PathBuf, Fail
 
 /// The database as it is now.
 pub(super) fn inspect(path: &Path) -> Result<Inspector, Failure> {
-    let mut inspector = Inspector::open(path).map_err(failed)?;
-    inspector.look_for_sentinel(unix_ms()).map_err(failed)?;
+    let mut inspector = Inspector::open(path).map_err(failed_in(path))?;
+    inspector
+        .look_for_sentinel(unix_ms())
+        .map_err(failed_in(path))?;
     Ok(inspector)
 }
 
@@ -130,10 +132,10 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mode = INIT.text(&typed, "mode")?;
     let mode = mode.map(|text| mode_of(&text)).transpose()?;
     if typed.has("new-identity") {
-        let _lock = lock_database(&path, Open::Existing).map_err(failed)?;
-        let mut store = Store::open(&path, Open::Existing).map_err(failed)?;
-        let (count, jobs) = store.without_word(10).map_err(failed)?;
-        let id = store.new_identity().map_err(failed)?;
+        let _lock = lock_database(&path, Open::Existing).map_err(failed_in(&path))?;
+        let mut store = Store::open(&path, Open::Existing).map_err(failed_in(&path))?;
+        let (count, jobs) = store.without_word(10).map_err(failed_in(&path))?;
+        let id = store.new_identity().map_err(failed_in(&path))?;
         let done = format!("{} has the identity {id}", path.display());
         let mut text = format!("{done}\n");
         if count > 0 {
@@ -149,7 +151,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return say_done(&text, &done);
     }
     let was_there = path.exists();
-    Store::open(&path, Open::Create).map_err(failed)?;
+    Store::open(&path, Open::Create).map_err(failed_in(&path))?;
     if let Some(mode) = mode {
         let permissions = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(&path, permissions)
@@ -202,7 +204,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         plugin: JOBS.text(&typed, "plugin")?,
         limit: usize::try_from(limit).unwrap_or(usize::MAX),
     };
-    let rows = inspector.jobs(&filter).map_err(failed)?;
+    let rows = inspector.jobs(&filter).map_err(failed_in(&path))?;
     if typed.has("json") {
         let rows: Vec<_> = rows.iter().map(row_json).collect();
         return say(&format!("{}\n", serde_json::Value::from(rows)));
@@ -214,7 +216,9 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             "QUEUED" => match reasons.get(row.plugin_name.as_str()) {
                 Some(reason) => reason.clone(),
                 None => {
-                    let reason = inspector.waiting_for(&row.plugin_name).map_err(failed)?;
+                    let reason = inspector
+                        .waiting_for(&row.plugin_name)
+                        .map_err(failed_in(&path))?;
                     reasons.insert(&row.plugin_name, reason.clone());
                     reason
                 }
@@ -329,7 +333,7 @@ pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), F
         .ok_or_else(|| JOB.usage_error(format!("{:?} is no job id", id.to_string_lossy())))?;
     let path = database(&JOB, &typed)?;
     let inspector = inspect(&path)?;
-    let Some(detail) = inspector.job(id).map_err(failed)? else {
+    let Some(detail) = inspector.job(id).map_err(failed_in(&path))? else {
         return Err(failed(format!(
             "there is no job {id} in {}",
             path.display()
@@ -460,7 +464,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
     }
     let path = database(&WORKERS, &typed)?;
     let inspector = inspect(&path)?;
-    let workers = inspector.workers().map_err(failed)?;
+    let workers = inspector.workers().map_err(failed_in(&path))?;
     if typed.has("json") {
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();
         return say(&format!("{}\n", Value::from(rows)));

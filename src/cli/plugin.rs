@@ -16,7 +16,7 @@ use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::table::one_line;
-use super::{Failure, failed, say_done};
+use super::{Failure, failed, failed_in, say_done};
 use crate::guest::{environment, script, strays, syntax};
 use crate::job::text::with_line_feeds;
 use crate::limits;
@@ -371,10 +371,10 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         return Err(DEPLOY.usage_error(what).into());
     }
     let location = database(&DEPLOY, &typed)?;
-    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let prepared = prepare(&DEPLOY, &typed)?;
     let plugin = &prepared.plugin;
-    let mut turn = store.begin().map_err(failed)?;
+    let mut turn = store.begin().map_err(failed_in(&location))?;
     let deployed = turn
         .deploy(
             &Deploy {
@@ -386,8 +386,8 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             },
             unix_ms(),
         )
-        .map_err(failed)?;
-    turn.commit().map_err(failed)?;
+        .map_err(failed_in(&location))?;
+    turn.commit().map_err(failed_in(&location))?;
     let what = if deployed.new {
         "deployed"
     } else {
@@ -442,13 +442,13 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .number(&typed, "priority", 0..=1_000_000)?
         .unwrap_or(0);
     let pattern = SUBMIT.text(&typed, "pattern")?;
-    let mut store = Store::open(&location, Open::Existing).map_err(failed)?;
+    let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let not_now = |reason| {
         let reason = file_for_name(&plugin).unwrap_or(reason);
         failed(format!("database {}: {reason}", location.display()))
     };
-    let mut turn = store.begin().map_err(failed)?;
-    if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
+    let mut turn = store.begin().map_err(failed_in(&location))?;
+    if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed_in(&location))? {
         return Err(not_now(reason));
     }
     drop(turn);
@@ -483,19 +483,20 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             }
         }
         let now_ms = unix_ms();
-        let mut turn = store.begin().map_err(failed)?;
-        if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed)? {
+        let mut turn = store.begin().map_err(failed_in(&location))?;
+        if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed_in(&location))? {
             return Err(not_now(reason));
         }
         let mut jobs = Vec::with_capacity(prints.len());
         for (input, print) in &prints {
-            let version = register(&mut turn, input, print, now_ms).map_err(failed)?;
+            let version =
+                register(&mut turn, input, print, now_ms).map_err(failed_in(&location))?;
             let job = turn
                 .enqueue(&plugin, version.version_id, priority, now_ms)
-                .map_err(failed)?;
+                .map_err(failed_in(&location))?;
             jobs.push(job);
         }
-        turn.commit().map_err(failed)?;
+        turn.commit().map_err(failed_in(&location))?;
         let out: String = jobs.iter().map(|job| format!("{job}\n")).collect();
         say_done(&out, queued(&jobs, found.files.len() - done))?;
     }

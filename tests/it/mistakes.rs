@@ -97,3 +97,29 @@ fn a_tmpdir_that_cannot_hold_a_socket_costs_no_run() {
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     }
 }
+
+#[test]
+fn what_a_database_refuses_is_said_with_its_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "class Handler:\n    def execute(self, path):\n        pass\n";
+    let database = database_with(dir.path(), "p", source);
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let text = database.to_str().unwrap();
+    let refuse = "BEGIN SELECT RAISE(FAIL, 'no more'); END;";
+    let script = format!(
+        "CREATE TRIGGER a BEFORE INSERT ON cf_processing_queue {refuse}
+         CREATE TRIGGER b BEFORE INSERT ON cf_plugin_manifest {refuse}"
+    );
+    let run = "import sqlite3, sys\nsqlite3.connect(sys.argv[1]).executescript(sys.argv[2])";
+    let mut command = std::process::Command::new(python());
+    let made = output(command.args(["-c", run, text, &script]));
+    assert!(made.status.success(), "{}", stderr(&made));
+    std::fs::write(path("p.py"), format!("{source}# changed\n")).unwrap();
+    let want = format!("casparian: database {text}: no more");
+    for words in [
+        ["submit", "--plugin", "p", &path("p.py"), "--database", text].as_slice(),
+        &["deploy", &path("p.py"), "--database", text],
+    ] {
+        refused(words, 1, &[&want]);
+    }
+}
