@@ -25,6 +25,8 @@ pub mod cli;
 pub mod fuzzing;
 #[cfg(feature = "worker")]
 pub mod guest;
+#[cfg(feature = "worker")]
+mod input_file;
 #[cfg(feature = "json")]
 pub mod job;
 pub mod limits;

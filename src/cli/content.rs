@@ -2,20 +2,17 @@
 //! which costs that input, and not the program.
 
 use std::fs::{self, Metadata};
-use std::io::{self, Read};
-use std::os::fd::RawFd;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use nix::sched::{CloneFlags, unshare};
-use sha2::{Digest, Sha256};
-
-use super::plugin::open_file;
 use super::{Failure, failed};
-use crate::job::text;
+use crate::input_file;
+use crate::job;
 use crate::limits;
 use crate::reactor::BootTime;
 
@@ -150,7 +147,7 @@ impl Thread {
         let (done, stop) = (steps.clone(), is_unwanted.clone());
         let thread = std::thread::Builder::new().name("input".to_owned());
         thread.spawn(move || {
-            if let Err(error) = unshare_descriptors() {
+            if let Err(error) = input_file::unshare_descriptors() {
                 log::warn!("descriptors of the thread that reads inputs: {error}");
             }
             for request in wanted {
@@ -168,20 +165,6 @@ impl Thread {
     }
 }
 
-/// Gives this thread a table of descriptors of its own, without those of the program: a process that
-/// is started closes its copy of each, which waits for storage that does not respond.
-fn unshare_descriptors() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_FILES)?;
-    let listed = fs::read_dir("/proc/thread-self/fd")?;
-    let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let numbers: Vec<RawFd> = names.filter(|number| *number > 2).collect();
-    for number in numbers {
-        // That of the list is closed by now.
-        let _ = nix::unistd::close(number);
-    }
-    Ok(())
-}
-
 fn read(
     request: &Request,
     steps: &AtomicU64,
@@ -196,35 +179,20 @@ fn read(
             return Ok(None);
         }
     }
-    let mut file = open_file(&request.path)?;
+    let mut file = input_file::open(&request.path)?;
     let metadata = file.metadata()?;
-    let mut hasher = Sha256::new();
-    let mut space = vec![0u8; 256 << 10];
-    let mut size_bytes = 0;
-    loop {
+    let (size_bytes, hash) = input_file::hash(&mut file, || {
         steps.fetch_add(1, Ordering::Relaxed);
-        if is_unwanted.load(Ordering::Relaxed) {
-            return Err(io::Error::other("interrupted"));
-        }
-        match file.read(&mut space)? {
-            0 => break,
-            count => {
-                hasher.update(space.get(..count).unwrap_or(&[]));
-                size_bytes += count as u64;
-            }
-        }
-    }
+        !is_unwanted.load(Ordering::Relaxed)
+    })?;
     Ok(Some(Fingerprint {
         size_bytes,
         mtime_s: mtime_s(&metadata),
-        hash: text::hex(&hasher.finalize()),
+        hash,
     }))
 }
 
 /// A file's modification time in seconds.
 pub(super) fn mtime_s(metadata: &Metadata) -> f64 {
-    let modified = metadata.modified().ok();
-    modified
-        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64())
+    job::mtime_s(job::mtime_ns(metadata.mtime(), metadata.mtime_nsec()))
 }

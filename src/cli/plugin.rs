@@ -1,14 +1,11 @@
 //! Plugin files: `deploy`, `submit`, and what `run` shares with them.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use rustix::fs::OFlags;
 
 use super::args::{Command, Flag, Typed};
 use super::content::{Fingerprint, Reader};
@@ -18,6 +15,7 @@ use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, failed_in, say_done};
 use crate::guest::{environment, script, strays, syntax};
+use crate::input_file;
 use crate::job::text::with_line_feeds;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -139,7 +137,7 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         .to_owned();
     let mut bytes = Vec::new();
     let size_max = limits::SOURCE_SIZE_MAX as u64;
-    open_file(path)
+    input_file::open(path)
         .and_then(|file| file.take(size_max + 1).read_to_end(&mut bytes))
         .map_err(|error| fail(&error))?;
     if bytes.len() as u64 > size_max {
@@ -149,20 +147,10 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
     Ok(PluginFile { name, source })
 }
 
-/// Opens a regular file. Anything else is refused at once: a FIFO or a device would be waited for.
-pub(super) fn open_file(path: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
-    match file.metadata()?.is_file() {
-        true => Ok(file),
-        false => Err(io::Error::other("it is not a regular file")),
-    }
-}
-
 /// The text of a file of at most `size_max` bytes, without a byte order mark.
 pub(super) fn read_text(path: &Path, size_max: u64) -> io::Result<String> {
     let mut text = String::new();
-    let file = open_file(path)?;
+    let file = input_file::open(path)?;
     if file.metadata()?.len() > size_max {
         return Err(io::Error::other(format!("larger than {size_max} bytes")));
     }

@@ -17,6 +17,7 @@
 )]
 
 mod attempt;
+mod content;
 mod history;
 mod receipt;
 mod settlement;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use attempt::{Attempt, Loss};
+pub use content::{Content, mtime_ns, mtime_s};
 pub use history::{History, Past, PastEnd};
 pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};

@@ -118,7 +118,6 @@ impl Turn<'_> {
         now_ms: i64,
     ) -> Result<FileVersion, Error> {
         let now = format_time(now_ms);
-        let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
         let transaction = &self.transaction;
         let root_id: Option<i64> = transaction
             .prepare_cached("SELECT id FROM cf_source_root WHERE path IN (?1, ?1 || '/')")?
@@ -161,6 +160,28 @@ impl Turn<'_> {
                 transaction.last_insert_rowid()
             }
         };
+        let (version_id, new) =
+            self.register_version(location_id, size_bytes, mtime_s, content_hash, now_ms)?;
+        Ok(FileVersion {
+            location_id,
+            version_id,
+            new,
+        })
+    }
+
+    /// Finds or adds content and version of a file at a location; gives the version, and whether the
+    /// content was not seen there before.
+    pub(super) fn register_version(
+        &self,
+        location_id: i64,
+        size_bytes: u64,
+        mtime_s: f64,
+        content_hash: &str,
+        now_ms: i64,
+    ) -> Result<(i64, bool), Error> {
+        let now = format_time(now_ms);
+        let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
+        let transaction = &self.transaction;
         transaction
             .prepare_cached(
                 "INSERT INTO cf_file_hash_registry (content_hash, first_seen, size_bytes) \
@@ -177,7 +198,9 @@ impl Turn<'_> {
         let (version_id, new) = match version {
             Some(id) => (id, false),
             None => {
-                let modified = format_time((mtime_s * 1000.0) as i64);
+                // To the microsecond first: what was a whole millisecond stays one.
+                let modified_ms = ((mtime_s * 1e6).round() / 1e3).floor();
+                let modified = format_time(modified_ms as i64);
                 transaction
                     .prepare_cached(
                         "INSERT INTO cf_file_version (id, location_id, content_hash, size_bytes, \
@@ -201,11 +224,7 @@ impl Turn<'_> {
                  last_known_size = ?4, last_seen_time = ?5 WHERE id = ?1",
             )?
             .execute(params![location_id, version_id, mtime_s, size, now])?;
-        Ok(FileVersion {
-            location_id,
-            version_id,
-            new,
-        })
+        Ok((version_id, new))
     }
 
     /// The jobs of a plugin for any version of the file at a location, by rising ID.
