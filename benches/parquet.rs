@@ -93,6 +93,7 @@ fn main() {
             attempt: Attempt::new(round, 1),
             file_path: String::new(),
             file_version_id: 1,
+            content: None,
             sinks: sinks.clone(),
             plugin: Arc::new(Plugin {
                 name: "bench".to_owned(),

@@ -255,6 +255,11 @@ pub const WORKER_SESSIONS_MAX: i64 = 10_000;
 pub const WORKER_SESSION_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Retries of a job after failures of environments and workers, at the least.
 pub const INFRA_RETRIES_MAX: u32 = 10;
+/// Attempts of a job in a row that are followed by another because the input's content was not that of
+/// the file version. The pauses between them add up to 7 s.
+pub const INPUT_MOVES_MAX: i64 = 4;
+/// A content hash of the catalogue that workers are told: one of ours has 64 hex digits.
+pub const CONTENT_HASH_SIZE_MAX: usize = 256;
 /// Retries of a job whose input changes while it runs: it may change for ever.
 pub const INPUT_RETRIES_MAX: u32 = 3;
 /// Retries of a job whose plugin process others have killed while no other job ran.
@@ -578,6 +583,10 @@ pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() +
 /// The wait for an input's storage that does not respond: at a job's end, where the input is compared
 /// with what it was, and where a command line reads it.
 pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same where the plugin failed by itself, which a change of the input may explain.
+pub const INPUT_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long that may take in all: nothing interrupts it.
+pub const INPUT_LOOK_TIME_MAX: Duration = Duration::from_secs(60);
 /// After such a wait people are told of it.
 pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
 /// Inputs of a command line whose storage did not respond, before the others fail at once.

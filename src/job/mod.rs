@@ -63,6 +63,8 @@ pub struct Job {
     pub file_path: String,
     /// The input's version; goes into every row.
     pub file_version_id: i64,
+    /// What that version says of the input's content; none from an old sentinel.
+    pub content: Option<Content>,
     /// Where the topics go.
     pub sinks: Arc<[Sink]>,
     /// What runs.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::Attempt;
+use super::{Attempt, Content};
 
 /// The metric of a receipt whose attempt was barred: the number up to which attempts of the job
 /// are. Where the database knows of no attempt with that number, a copy of it has set the bar, or
@@ -125,6 +125,10 @@ pub struct Receipt {
     /// The input changed while the job ran, which is the failure: another attempt may read it whole.
     #[serde(default, skip_serializing_if = "is_false")]
     pub input_changed: bool,
+    /// With `input_changed`: what the input's content is now, where it is not that of the file version
+    /// in DISPATCH. The job is to run over it, as another file version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Content>,
     /// With `returned`: the job ran when the worker was stopped. Jobs that stop their worker are
     /// found out by it.
     #[serde(default, skip_serializing_if = "is_false")]

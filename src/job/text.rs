@@ -33,6 +33,13 @@ pub(crate) fn with_line_feeds(source: &str) -> std::borrow::Cow<'_, str> {
     }
 }
 
+/// A text with more at the end of its first line.
+#[cfg(feature = "sentinel")]
+pub(crate) fn with_first_line(text: &str, more: &str) -> String {
+    let (first, rest) = text.split_at(text.find('\n').unwrap_or(text.len()));
+    format!("{first}; {more}{rest}")
+}
+
 /// Bytes as lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
 use crate::job::{
-    Attempt, Cause, History, Job, JobStatus, Lease, Plugin, Receipt, Settlement, Sink, SinkError,
+    Attempt, Cause, Content, History, Job, JobStatus, Lease, Plugin, Receipt, Settlement, Sink,
+    SinkError,
 };
 use crate::limits;
 
@@ -134,6 +135,9 @@ pub struct Dispatch<'a> {
     /// The job's attempts before this one, and this one's key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<History>,
+    /// What the file version says of the input's content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Content>,
 }
 
 /// The part of DISPATCH that is the same for all jobs of a plugin version, as JSON fields.
@@ -178,6 +182,8 @@ impl DispatchPart {
             #[serde(skip_serializing_if = "<[String]>::is_empty")]
             previous: &'a [String],
             history: &'a History,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            input: Option<&'a Content>,
         }
         let fields = Fields {
             file_path: &job.file_path,
@@ -189,6 +195,7 @@ impl DispatchPart {
             database: job.database.as_deref(),
             previous: &job.previous,
             history: &job.history,
+            input: job.content.as_ref(),
         };
         let own = serde_json::to_vec(&fields).unwrap_or_default();
         let mut json = Vec::with_capacity(self.0.len() + own.len());

@@ -124,6 +124,7 @@ fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -
         attempt,
         file_path: String::new(),
         file_version_id: 42,
+        content: None,
         sinks: sinks.collect(),
         plugin: Arc::new(Plugin {
             name: "plug_in".into(),

@@ -6,10 +6,12 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::published;
-use super::retry::{Detail, Failures, Next, Retries, decide, decide_stopped, pause_ms};
+use super::retry::{
+    Detail, Failures, Next, Retries, decide, decide_moved, decide_stopped, pause_ms,
+};
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Turn, format_time};
-use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt};
+use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt, text};
 use crate::limits;
 
 /// Why a receipt does not count that is not of what the row means now.
@@ -261,7 +263,14 @@ impl Turn<'_> {
             Some(receipt) => self.waits_for(full, receipt)?,
             None => None,
         };
-        let next = if let Some(wait) = &wait {
+        let found = end.receipt.and_then(|receipt| receipt.input.as_ref());
+        let moved = match (end.detail, found) {
+            (Detail::InputChanged, Some(found)) => self.register_found(full, found, now)?,
+            _ => None,
+        };
+        let next = if let Some(moved) = &moved {
+            decide_moved(moved.before, full)
+        } else if let Some(wait) = &wait {
             Next::After(pause_ms(wait.before.min(limits::WAIT_DOUBLINGS_MAX), full))
         } else if end.success || (is_returned && !is_stopped) {
             Next::Queued
@@ -299,6 +308,16 @@ impl Turn<'_> {
             }
             Some(reason) if given_up => Some(format!("{reason}; it was tried {retried} times")),
             reason => reason.map(str::to_owned),
+        };
+        let reason = match (&moved, reason) {
+            (Some(moved), Some(reason)) => {
+                let more = match next {
+                    Next::Failed => "it changed each time".to_owned(),
+                    _ => format!("the job runs over it as file version {}", moved.to),
+                };
+                Some(text::with_first_line(&reason, &more))
+            }
+            (_, reason) => reason,
         };
         let reason = match &wait {
             Some(wait) => Some(wait.reason(reason.as_deref().unwrap_or_default())),
@@ -364,10 +383,13 @@ impl Turn<'_> {
         if self.change_job(attempt.job_id, END, parameters)? != Some(1) {
             return Ok(Ended::Refused);
         }
+        if let Some(moved) = moved {
+            self.move_to(full, moved)?;
+        }
         let status = match ended {
             Ended::Completed => "COMPLETED",
             Ended::Queued | Ended::Waits { .. } if end.detail.may_have_output() => "INTERRUPTED",
-            Ended::Queued | Ended::Waits { .. } if is_returned => "RETURNED",
+            Ended::Queued | Ended::Waits { .. } if is_returned || moved.is_some() => "RETURNED",
             _ => "FAILED",
         };
         self.record(attempt.job_id, &held, end, status, reason.as_deref(), now)?;

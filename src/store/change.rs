@@ -21,8 +21,8 @@ pub(super) struct Refused {
     /// How often changes of a job's row were refused.
     jobs: HashMap<i64, u32>,
     workers: HashSet<String>,
-    /// Deployments, by plugin and artifact hash.
-    deployments: HashSet<String>,
+    /// Changes of several rows, by name: a deployment by plugin and artifact hash.
+    groups: HashSet<String>,
     /// Jobs that were refused, and are tried again.
     forgiven: HashSet<i64>,
     /// Jobs that are to be tried again next.
@@ -64,11 +64,11 @@ impl Refused {
     }
 
     fn make_room(&mut self) {
-        let count = self.jobs.len() + self.workers.len() + self.deployments.len();
+        let count = self.jobs.len() + self.workers.len() + self.groups.len();
         if count >= limits::REFUSED_ROWS_MAX {
             self.jobs.clear();
             self.workers.clear();
-            self.deployments.clear();
+            self.groups.clear();
             self.forgiven.clear();
             self.left.clear();
             self.passed.clear();
@@ -101,7 +101,7 @@ impl Store {
     pub fn forgive(&mut self) -> Forgiven {
         let refused = &mut self.refused;
         let workers = std::mem::take(&mut refused.workers);
-        refused.deployments.clear();
+        refused.groups.clear();
         if refused.left.is_empty() {
             refused.left = refused.jobs.keys().copied().collect();
             refused.forgiven.clear();
@@ -216,37 +216,37 @@ impl Turn<'_> {
         }
     }
 
-    /// Runs the statements of a deployment: all of them, or none where the database refuses one. An
-    /// error is one of the database itself, which the next try may not have.
-    pub(super) fn change_deployment<T>(
+    /// Runs statements that belong together, of a deployment for instance: all of them, or none where
+    /// the database refuses one. An error is one of the database itself, which the next try may not have.
+    pub(super) fn change_all<T>(
         &mut self,
         name: &str,
         run: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<Result<T, String>, Error> {
         let again =
             "the database has rolled it back: a trigger does so, or its disk is full".to_owned();
-        if self.refused.deployments.contains(name) {
+        if self.refused.groups.contains(name) {
             return Ok(Err(again));
         }
-        self.transaction.execute_batch("SAVEPOINT deployment")?;
+        self.transaction.execute_batch("SAVEPOINT all_rows")?;
         let error = match run(self) {
             Ok(done) => {
-                self.transaction.execute_batch("RELEASE deployment")?;
+                self.transaction.execute_batch("RELEASE all_rows")?;
                 return Ok(Ok(done));
             }
             Err(error) => error,
         };
         if self.transaction.is_autocommit() {
             self.refused.make_room();
-            self.refused.deployments.insert(name.to_owned());
+            self.refused.groups.insert(name.to_owned());
             return Err(Error::RolledBack {
-                row: "a deployment".to_owned(),
+                row: "several rows".to_owned(),
             });
         }
         match error {
             Error::Sqlite(error) if is_of_statement(&error) => {
                 self.transaction
-                    .execute_batch("ROLLBACK TO deployment; RELEASE deployment")?;
+                    .execute_batch("ROLLBACK TO all_rows; RELEASE all_rows")?;
                 self.cache.uncommitted = true;
                 Ok(Err(format!("the database refuses it: {error}")))
             }

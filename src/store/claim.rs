@@ -20,10 +20,11 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 
 use super::change::Check;
 use super::code::PluginCode;
+use super::content::registered;
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
 use super::{Code, Error, Turn, format_time, sinks};
-use crate::job::{Attempt, Cause, History, Job, Past, PastEnd, Sink};
+use crate::job::{Attempt, Cause, Content, History, Job, Past, PastEnd, Sink};
 use crate::limits;
 
 /// What is claimed, for whom.
@@ -111,7 +112,8 @@ pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overr
      (SELECT value FROM cf_casparian WHERE key = 'incarnation'), \
      (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = q.id AND a.attempt <= \
      (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
-     FROM cf_casparian WHERE key = 'incarnation')) FROM cf_processing_queue q \
+     FROM cf_casparian WHERE key = 'incarnation')), v.size_bytes, v.modified_time, v.content_hash, \
+     iif(l.current_version_id = v.id, l.last_known_mtime, NULL) FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -161,6 +163,7 @@ struct Resolved {
     attempt: i64,
     file_path: String,
     file_version_id: i64,
+    content: Content,
     sinks: Arc<[Sink]>,
     previous: Vec<String>,
 }
@@ -368,6 +371,7 @@ impl Turn<'_> {
             history: self.history(attempt)?,
             file_path: resolved.file_path,
             file_version_id: resolved.file_version_id,
+            content: Some(resolved.content),
             sinks: resolved.sinks,
             plugin: code.plugin.clone(),
             database: Some(self.database.clone()),
@@ -479,6 +483,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         attempt: last.number + 1,
         file_path: path.to_string_lossy().into_owned(),
         file_version_id: version,
+        content: registered(cell(row, 14), cell(row, 15), cell(row, 16), cell(row, 17)),
         sinks,
         previous: previous(cell(row, 3), cell(row, 11) != ValueRef::Integer(0), job_id)?,
     })

@@ -34,6 +34,7 @@ mod change;
 mod claim;
 mod clock;
 mod code;
+mod content;
 mod deployments;
 mod holds;
 mod identity;

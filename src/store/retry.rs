@@ -184,6 +184,17 @@ pub(super) fn decide_stopped(
     decide(Some(Cause::Lost), failures, retries, attempt, detail)
 }
 
+/// Decides about a job whose input has other content than its file version, after `before` such
+/// attempts in a row. Most often the file was replaced once, long before; where it goes on changing,
+/// as while it is copied, the pauses give it time.
+pub(super) fn decide_moved(before: i64, attempt: Attempt) -> Next {
+    match before {
+        0 => Next::Queued,
+        limits::INPUT_MOVES_MAX.. => Next::Failed,
+        _ => Next::After(pause_ms(before - 1, attempt)),
+    }
+}
+
 /// The pause after `before` earlier ones, without its jitter.
 fn pause_range_ms(before: i64) -> u64 {
     let ms = |wait: std::time::Duration| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);

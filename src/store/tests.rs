@@ -5,6 +5,7 @@ use crate::job::{Attempt, Cause, JobStatus, Loss, Mode, Receipt};
 
 mod catalogue;
 mod claims;
+mod content;
 mod ends;
 mod identity;
 mod malformed;

@@ -83,7 +83,7 @@ impl Turn<'_> {
     ) -> Result<Result<Deployed, String>, Error> {
         let artifact = artifact_hash(&upload.source_code, &upload.lockfile_content);
         let name = format!("{}\0{artifact}", upload.plugin_name);
-        let done = self.change_deployment(&name, |turn| {
+        let done = self.change_all(&name, |turn| {
             let author_id = match turn.author(&upload.author, now_ms)? {
                 Ok(id) => id,
                 Err(reason) => return Ok(Err(reason)),

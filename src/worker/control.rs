@@ -433,6 +433,7 @@ fn read_dispatch(
             attempt,
             file_path: dispatch.file_path.to_string(),
             file_version_id: dispatch.file_version_id,
+            content: dispatch.input.clone(),
             sinks: sinks.into(),
             plugin: source.plugin().clone(),
             database: dispatch.database.as_deref().map(Arc::from),

@@ -460,6 +460,7 @@ impl Worker {
                     Some(Action::Kill) => run.kill(),
                     Some(Action::Stage) => with_writer(run, Writer::stage),
                     Some(Action::Discard) => match &mut run.writer {
+                        Some(writer) if run.slot.may_be_for_input() => writer.discard_and_look(),
                         Some(writer) => writer.discard(),
                         None => run.slot.handle_discarded(),
                     },

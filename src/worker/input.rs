@@ -1,15 +1,22 @@
 //! A job's input before and after the job, looked at by a thread of its own, because the input's
 //! storage may not respond: that is a fault of the input, not of the output folder.
+//!
+//! At the start size and time are compared with what the job's file version says. Where they differ,
+//! the content is hashed. At the end the file is compared with what it was at the start.
 
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use super::descriptors::worker_failure;
 use super::slot::Failure;
-use crate::job::Cause;
+use crate::input_file;
+use crate::job::{Cause, Content, mtime_ns};
 use crate::limits;
 use crate::reactor::BootTime;
 
@@ -22,52 +29,99 @@ struct Identity {
     inode: u64,
     size: u64,
     modified: (i64, i64),
+    /// Also changes with permissions, names and links, and cannot be set.
+    changed: (i64, i64),
 }
 
 impl Identity {
-    /// None of what is not a regular file, or cannot be asked for.
-    fn of(path: &Path) -> Option<Self> {
-        let found = std::fs::metadata(path).ok()?;
-        found.is_file().then(|| Identity {
+    fn new(found: &Metadata) -> Self {
+        Identity {
             inode: found.ino(),
             size: found.size(),
             modified: (found.mtime(), found.mtime_nsec()),
-        })
+            changed: (found.ctime(), found.ctime_nsec()),
+        }
+    }
+
+    /// None of what is not a regular file, or cannot be asked for.
+    fn of(path: &Path) -> Option<Self> {
+        let found = fs::metadata(path).ok()?;
+        found.is_file().then(|| Identity::new(&found))
+    }
+
+    /// True where no more than the time of the last change can differ.
+    fn differs_in_change_alone(&self, other: &Identity) -> bool {
+        let changed = other.changed;
+        Identity { changed, ..*self } == *other
     }
 }
 
 /// An input that is watched from the start of its job.
 pub(super) struct Input {
     path: PathBuf,
-    /// Asks for what it is now, for which the answer comes second.
-    again: Sender<()>,
-    answers: Receiver<Option<Identity>>,
+    /// Asks for what it is now, for which the answer comes second; true = see [`Input::look`].
+    again: Sender<bool>,
+    answers: Receiver<Result<(), Failure>>,
+    progress: Arc<Progress>,
+}
+
+/// What an input and its thread see of each other.
+#[derive(Default)]
+struct Progress {
+    /// Steps that the storage has taken.
+    steps: AtomicU64,
+    is_unwanted: AtomicBool,
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.progress.is_unwanted.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Input {
     /// Looks at it for the first time. A failure when no thread can be had, or when too many wait
     /// for storage that does not respond. `serial` = the job's number in the worker's life.
-    pub(super) fn watch(path: &Path, serial: u64) -> Result<Self, Failure> {
+    pub(super) fn watch(
+        path: &Path,
+        content: Option<&Content>,
+        serial: u64,
+    ) -> Result<Self, Failure> {
         if LOOKING.load(Ordering::SeqCst) >= limits::INPUTS_WATCHED_MAX {
-            let reason = format!(
-                "input: {}: the storage of too many inputs does not respond",
-                path.display()
-            );
-            return Err(Failure::new(Cause::Input, reason));
+            let reason = "the storage of too many inputs does not respond";
+            return Err(failure(path, reason));
         }
         let (again, wanted) = channel();
         let (answer, answers) = channel();
         LOOKING.fetch_add(1, Ordering::SeqCst);
         let looking = Looking;
-        let input = path.to_owned();
+        let progress = Arc::new(Progress::default());
+        let look = Look {
+            path: path.to_owned(),
+            content: content.cloned(),
+            progress: progress.clone(),
+        };
         std::thread::Builder::new()
             .name(format!("input-{serial}"))
             .spawn(move || {
                 let _looking = looking;
+                let (before, begun) = match look.begin() {
+                    Ok(before) => (before, Ok(())),
+                    Err(failure) => {
+                        // It says nothing about the worker: the plugin may not have run.
+                        let spares_worker = true;
+                        let failure = Failure {
+                            spares_worker,
+                            ..failure
+                        };
+                        (None, Err(failure))
+                    }
+                };
+                let goes_on = begun.is_ok();
                 // Nobody may wait for the answers any more.
-                let _ = answer.send(Identity::of(&input));
-                if wanted.recv().is_ok() {
-                    let _ = answer.send(Identity::of(&input));
+                let _ = answer.send(begun);
+                if goes_on && let Ok(is_brief) = wanted.recv() {
+                    let _ = answer.send(look.end(before, is_brief));
                 }
             })
             .map_err(|error| worker_failure("thread for the input", &error))?;
@@ -75,56 +129,225 @@ impl Input {
             path: path.to_owned(),
             again,
             answers,
+            progress,
         })
     }
 
-    /// Looks at it again, at the job's end: a failure when it has changed. None once `is_wanted`
-    /// is false, which is asked every tenth of a second.
-    pub(super) fn compare(&self, is_wanted: impl Fn() -> bool) -> Option<Result<(), Failure>> {
-        let began = BootTime::now();
+    /// Waits until it is known whether it is what the job's file version says: a failure when it is
+    /// not, or has not responded for so long. None once `is_wanted` is false, which is asked every
+    /// tenth of a second.
+    pub(super) fn begin(
+        &self,
+        silence_max: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Option<Result<(), Failure>> {
+        self.answer(silence_max, is_wanted)
+    }
+
+    /// Looks at it again, at the job's end, once it has begun: a failure when it has changed, or has
+    /// not responded for so long. None as for [`Input::begin`].
+    pub(super) fn compare(
+        &self,
+        silence_max: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Option<Result<(), Failure>> {
         // A thread that has ended gives no answer.
-        let _ = self.again.send(());
-        let mut both = [None; 2];
-        for found in &mut both {
-            *found = loop {
-                match self.answers.recv_timeout(Duration::from_millis(100)) {
-                    Ok(found) => break found,
-                    Err(RecvTimeoutError::Disconnected) => break None,
-                    Err(RecvTimeoutError::Timeout) if !is_wanted() => return None,
-                    Err(RecvTimeoutError::Timeout) => {}
-                }
-                let waited = BootTime::now().saturating_duration_since(began);
-                if waited >= limits::INPUT_TIMEOUT {
-                    return Some(Err(self.silent(waited)));
-                }
-            };
+        let _ = self.again.send(false);
+        self.answer(silence_max, is_wanted)
+    }
+
+    /// As [`Input::compare`], after the plugin has failed and whether or not the job has begun: no more
+    /// is read than the next attempt needs to find what has changed.
+    pub(super) fn look(
+        &self,
+        has_begun: bool,
+        silence_max: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Option<Result<(), Failure>> {
+        let _ = self.again.send(true);
+        if !has_begun {
+            let begun = self.answer(silence_max, &is_wanted)?;
+            if begun.is_err() {
+                return Some(begun);
+            }
         }
-        match both {
-            [Some(before), Some(after)] if before != after => Some(Err(self.changed())),
-            _ => Some(Ok(())),
+        self.answer(silence_max, is_wanted)
+    }
+
+    fn answer(
+        &self,
+        silence_max: Duration,
+        is_wanted: impl Fn() -> bool,
+    ) -> Option<Result<(), Failure>> {
+        let mut moved_at = BootTime::now();
+        let mut steps = self.progress.steps.load(Ordering::Relaxed);
+        loop {
+            match self.answers.recv_timeout(Duration::from_millis(100)) {
+                Ok(answer) => return Some(answer),
+                Err(RecvTimeoutError::Disconnected) => return Some(Ok(())),
+                Err(RecvTimeoutError::Timeout) if !is_wanted() => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = BootTime::now();
+            let taken = self.progress.steps.load(Ordering::Relaxed);
+            if taken != steps {
+                (steps, moved_at) = (taken, now);
+            }
+            let waited = now.saturating_duration_since(moved_at);
+            if waited >= silence_max {
+                let reason = format!(
+                    "its storage has not responded for {} s, so it is not known whether it changed",
+                    waited.as_secs()
+                );
+                return Some(Err(failure(&self.path, &reason)));
+            }
+        }
+    }
+}
+
+/// The thread's end of an input.
+struct Look {
+    path: PathBuf,
+    /// What the job's file version says of it.
+    content: Option<Content>,
+    progress: Arc<Progress>,
+}
+
+/// What a file's content is, and the metadata before and after it was read.
+struct Hashed {
+    before: Identity,
+    after: Option<Identity>,
+    content: Content,
+}
+
+impl Hashed {
+    /// None when it was written to, or replaced, while it was read.
+    fn whole(self) -> Option<(Identity, Content)> {
+        let is_whole = self.after == Some(self.before);
+        is_whole.then_some((self.before, self.content))
+    }
+}
+
+impl Look {
+    /// What the file is at the start: a failure when its content is not that of the file version.
+    fn begin(&self) -> Result<Option<Identity>, Failure> {
+        let Some(known) = self
+            .content
+            .as_ref()
+            .filter(|known| known.sha256().is_some())
+        else {
+            return Ok(Identity::of(&self.path));
+        };
+        // What cannot be asked for, and kinds of files that no plugin could read, the plugin process
+        // refuses. Of a folder a plugin may read, where that is what was registered.
+        let Ok(found) = fs::metadata(&self.path) else {
+            return Ok(None);
+        };
+        if found.is_dir() {
+            return Err(failure(&self.path, "it is a folder, not a file"));
+        }
+        if !found.is_file() {
+            return Ok(None);
+        }
+        if known.has_metadata(found.size(), mtime_ns(found.mtime(), found.mtime_nsec())) {
+            return Ok(Some(Identity::new(&found)));
+        }
+        let hashed = self
+            .hash()
+            .map_err(|error| failure(&self.path, &error.to_string()))?;
+        match hashed.whole() {
+            Some((identity, content))
+                if content
+                    .hash
+                    .as_deref()
+                    .is_some_and(|hash| known.has_hash(hash)) =>
+            {
+                Ok(Some(identity))
+            }
+            Some((_, content)) => {
+                let reason = "its content is not that of the job's file version any more";
+                Err(self.changed(reason, Some(content)))
+            }
+            None => Err(self.changed("it changed while it was read", None)),
         }
     }
 
-    fn silent(&self, waited: Duration) -> Failure {
-        let reason = format!(
-            "input: {}: its storage has not responded for {} s, so it is not known whether it \
-             changed while the job ran",
-            self.path.display(),
-            waited.as_secs()
-        );
-        Failure::new(Cause::Input, reason)
+    /// Whether the file is at the end what it was at the start. `is_brief`: see [`Input::look`].
+    fn end(&self, before: Option<Identity>, is_brief: bool) -> Result<(), Failure> {
+        let Some(after) = Identity::of(&self.path) else {
+            // A plugin may have moved it away.
+            return Ok(());
+        };
+        let known = self.content.as_ref();
+        let is_comparable = known.is_some_and(|known| known.sha256().is_some());
+        let is_other = match before {
+            Some(before) if before == after => return Ok(()),
+            Some(before) => !before.differs_in_change_alone(&after),
+            // It was not there.
+            None if is_comparable => true,
+            None => return Ok(()),
+        };
+        if !is_other && !is_comparable {
+            return Ok(());
+        }
+        let reason = "it changed while the job ran, so the job may have read parts of both";
+        let (seconds, nanoseconds) = after.modified;
+        let shows = |known: &Content| {
+            is_comparable && !known.has_metadata(after.size, mtime_ns(seconds, nanoseconds))
+        };
+        if is_brief && is_other && known.is_some_and(shows) {
+            return Err(self.changed(reason, None));
+        }
+        let hashed = known.map(|_| self.hash());
+        let content = match hashed {
+            // Only its time of the last change is another.
+            Some(Err(_)) if !is_other => return Ok(()),
+            Some(Ok(hashed)) => hashed.whole().map(|(_, content)| content),
+            Some(Err(_)) | None => None,
+        };
+        let hash = content.as_ref().and_then(|content| content.hash.as_deref());
+        let is_known = hash
+            .zip(known)
+            .is_some_and(|(hash, known)| known.has_hash(hash));
+        if is_known && !is_other {
+            return Ok(());
+        }
+        Err(self.changed(reason, content.filter(|_| !is_known)))
     }
 
-    fn changed(&self) -> Failure {
-        let reason = format!(
-            "input: {}: it changed while the job ran, so the job may have read parts of both",
-            self.path.display()
-        );
+    fn hash(&self) -> io::Result<Hashed> {
+        if let Err(error) = input_file::unshare_descriptors() {
+            log::warn!("descriptors of the thread that reads an input: {error}");
+        }
+        let mut file = input_file::open(&self.path)?;
+        let before = Identity::new(&file.metadata()?);
+        let (size, hash) = input_file::hash(&mut file, || {
+            self.progress.steps.fetch_add(1, Ordering::Relaxed);
+            !self.progress.is_unwanted.load(Ordering::Relaxed)
+        })?;
+        let (seconds, nanoseconds) = before.modified;
+        Ok(Hashed {
+            before,
+            after: Identity::of(&self.path),
+            content: Content {
+                size_bytes: Some(size),
+                mtime_ns: Some(mtime_ns(seconds, nanoseconds)),
+                hash: Some(hash),
+            },
+        })
+    }
+
+    fn changed(&self, reason: &str, content: Option<Content>) -> Failure {
         Failure {
             input_changed: true,
-            ..Failure::new(Cause::Input, reason)
+            content: content.map(Box::new),
+            ..failure(&self.path, reason)
         }
     }
+}
+
+fn failure(path: &Path, reason: &str) -> Failure {
+    Failure::new(Cause::Input, format!("input: {}: {reason}", path.display()))
 }
 
 /// Counts a thread until it ends.

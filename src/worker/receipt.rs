@@ -52,6 +52,7 @@ impl Run {
             cause: failure.map(|failure| failure.cause),
             returned: false,
             input_changed: failure.is_some_and(|failure| failure.input_changed),
+            input: failure.and_then(|failure| failure.content.as_deref().cloned()),
             was_running: false,
             beside_others: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),

@@ -321,8 +321,19 @@ impl Slot {
     /// The output could not be written (a full disk, a schema that changed).
     pub fn handle_output_failed(&mut self, failure: Failure) {
         if self.writer_answered(Output::Discarded) {
+            if failure.input_changed && self.may_be_for_input() {
+                self.failure = None;
+            }
             self.fail(failure);
         }
+    }
+
+    /// True for a failure that the content of the input may explain: the plugin's own, in time.
+    pub fn may_be_for_input(&self) -> bool {
+        let is_own = |failure: &Failure| {
+            matches!(failure.cause, Cause::Plugin | Cause::Input) && !failure.input_changed
+        };
+        self.failure.as_ref().is_some_and(is_own) && !self.timed_out
     }
 
     /// All output is complete on disk.

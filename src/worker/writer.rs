@@ -14,6 +14,7 @@ use super::permit::Permit;
 use super::slot::Failure;
 use crate::guest::bridge;
 use crate::job::{Attempt, Cause, Job};
+use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
 
@@ -78,6 +79,8 @@ struct Shared {
     held: Arc<AtomicUsize>,
     /// The output is not wanted any more.
     stopped: Arc<AtomicBool>,
+    /// The plugin failed, which its input may explain: whether that changed is still wanted.
+    looks: Arc<AtomicBool>,
     progress: Progress,
 }
 
@@ -216,6 +219,13 @@ impl Writer {
         }
     }
 
+    /// As [`Writer::discard`], of a plugin that failed by itself: when its input has changed, that is
+    /// reported as the failure.
+    pub(super) fn discard_and_look(&mut self) {
+        self.shared.looks.store(true, Ordering::SeqCst);
+        self.discard();
+    }
+
     pub(super) fn discard(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
         self.orders = None;
@@ -283,10 +293,34 @@ impl Task {
 
     fn write(&self) -> Result<Report, sink::Error> {
         let input = Path::new(&self.job.file_path);
-        let watched = match Input::watch(input, self.address.serial) {
+        let content = self.job.content.as_ref();
+        let watched = match Input::watch(input, content, self.address.serial) {
             Ok(watched) => watched,
             Err(failure) => return Ok(Report::Failed(failure)),
         };
+        let begun = watched.begin(limits::INPUT_TIMEOUT, || self.goes_on());
+        let has_begun = begun.is_some();
+        let report = match begun {
+            Some(Ok(())) => self.write_output(&watched)?,
+            Some(Err(failure)) => Report::Failed(failure),
+            None => Report::Discarded,
+        };
+        let is_discarded = matches!(report, Report::Discarded);
+        if !is_discarded || !self.shared.looks.load(Ordering::SeqCst) {
+            return Ok(report);
+        }
+        let until = self.shared.progress.note() + limits::INPUT_LOOK_TIME_MAX;
+        let goes_on = || self.shared.progress.note() < until;
+        Ok(
+            match watched.look(has_begun, limits::INPUT_LOOK_TIMEOUT, goes_on) {
+                Some(Err(failure)) if failure.input_changed => Report::Failed(failure),
+                _ => Report::Discarded,
+            },
+        )
+    }
+
+    /// Writes what the plugin sends, over an input that is what it should be at the start.
+    fn write_output(&self, watched: &Input) -> Result<Report, sink::Error> {
         let mut output = JobOutput::bounded(self.root.clone(), self.job.clone(), self.bounds)?;
         loop {
             let Ok(order) = self.orders.recv() else {
@@ -308,7 +342,7 @@ impl Task {
                 Order::Publish(_) => return Ok(Report::Discarded),
             }
         }
-        match watched.compare(|| self.goes_on()) {
+        match watched.compare(limits::INPUT_TIMEOUT, || self.goes_on()) {
             Some(Ok(())) => {}
             Some(Err(failure)) => return Ok(Report::Failed(failure)),
             None => return Ok(Report::Discarded),

@@ -6,6 +6,7 @@
 mod away;
 mod commands;
 mod common;
+mod content;
 mod crash;
 mod curve;
 mod deadlines;

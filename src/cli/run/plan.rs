@@ -5,13 +5,13 @@ use std::path::Path;
 
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
-use crate::cli::content::Reader;
+use crate::cli::content::{Fingerprint, Reader};
 use crate::cli::input::{Input, LeftOut};
 use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Item, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
-use crate::job::Sink;
+use crate::job::{Sink, mtime_s};
 use crate::limits;
 use crate::sink::{Root, Standing};
 use crate::store::{Code, Deploy, Turn, artifact_hash};
@@ -263,19 +263,41 @@ pub(super) fn check_artifact(
 }
 
 /// Fails the file of a job that has run over another file, because another program has changed the
-/// file version of its row; false when it has.
+/// file version of its row; false when it has. A version of the same file is what the sentinel has
+/// registered since.
 pub(super) fn check_file(
     queue: &mut Queue<'_>,
     progress: &Progress,
     item: &mut Item,
 ) -> Result<bool, End> {
-    let (true, Some(source), Some(job_id)) = (is_over_content(item), &item.source, item.job_id)
+    let is_over_content = is_over_content(item);
+    let (true, Some(source), Some(job_id)) = (is_over_content, &mut item.source, item.job_id)
     else {
         return Ok(true);
     };
-    let ran = queue.step(progress, |store| Ok(store.file_version(job_id)?))?;
-    if ran == Some(source.version_id) {
-        return Ok(true);
+    let own = source.version_id;
+    let found = queue.step(progress, |store| {
+        let Some(ran) = store.file_version(job_id)? else {
+            return Ok(None);
+        };
+        let content = match ran == own {
+            true => None,
+            false => store.content_of(ran, own)?,
+        };
+        Ok(Some((ran, content)))
+    })?;
+    match found {
+        Some((ran, None)) if ran == own => return Ok(true),
+        Some((ran, Some(content))) => {
+            source.version_id = ran;
+            source.print = Fingerprint {
+                size_bytes: content.size_bytes.unwrap_or(0),
+                mtime_s: content.mtime_ns.map_or(0.0, mtime_s),
+                hash: content.hash.unwrap_or_default(),
+            };
+            return Ok(true);
+        }
+        _ => {}
     }
     let reason = "another program has given its row in the queue to another file";
     item.outcome = unusable_outcome(reason.to_owned());
@@ -317,6 +339,7 @@ pub(super) fn queue_again(
         Err(other) => return Err(other.into()),
     };
     if print.hash == source.print.hash {
+        source.print = print;
         return Ok(false);
     }
     if source.requeued == REQUEUES_MAX {

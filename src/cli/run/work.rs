@@ -14,7 +14,7 @@ use crate::cli::clean::path_text;
 use crate::cli::failed;
 use crate::cli::progress::{Ended, Progress};
 use crate::cli::summary::{Item, Outcome};
-use crate::job::Cause;
+use crate::job::{Cause, text};
 use crate::sentinel::{self, JobEnd, Sentinel};
 use crate::worker::Worker;
 
@@ -145,8 +145,12 @@ fn outcome(end: JobEnd) -> Outcome {
     let receipt = end.receipt.unwrap_or_default();
     if !end.is_completed {
         let is_taken = receipt.taken_by().is_some();
+        let reason = end.reason.unwrap_or_else(|| "no reason".to_owned());
         return Outcome::Failed {
-            reason: end.reason.unwrap_or_else(|| "no reason".to_owned()),
+            reason: match receipt.input_changed {
+                true => text::with_first_line(&reason, "it changed each time"),
+                false => reason,
+            },
             is_final: matches!(receipt.cause, Some(Cause::Plugin | Cause::Input))
                 && !receipt.input_changed,
             log: receipt.log_tail,

@@ -83,6 +83,7 @@ fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Job {
         attempt: Attempt::new(job_id, attempt),
         file_path: "/in".into(),
         file_version_id: 1,
+        content: None,
         sinks: [].into(),
         plugin: Arc::new(Plugin {
             name: "p".into(),

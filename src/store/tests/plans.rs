@@ -1,7 +1,9 @@
 //! What the statements of the hot path cost with any statistics.
 
 use super::*;
-use crate::store::{attempts, catalogue, claim, code, holds, queue, retry, settle, sinks, waits};
+use crate::store::{
+    attempts, catalogue, claim, code, content, holds, queue, retry, settle, sinks, waits,
+};
 use rusqlite::StatementStatus;
 use rusqlite::types::Value;
 
@@ -31,6 +33,8 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             vec![text("p"), number(0), number(5)],
         ),
         (claim::RESOLVE_QUERY, vec![number(150)]),
+        (content::LOCATION_QUERY, vec![number(150)]),
+        (content::MOVED_QUERY, vec![number(1), number(5), number(0)]),
         (claim::REMEMBER, vec![number(150)]),
         (catalogue::PUBLICATION_QUERY, vec![number(150)]),
         (claim::TAKE, {

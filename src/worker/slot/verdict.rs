@@ -1,7 +1,7 @@
 //! How a plugin ended, from what its process and its bridge show.
 
 use crate::guest::Exit;
-use crate::job::{Attempt, Cause};
+use crate::job::{Attempt, Cause, Content};
 use crate::sink;
 
 /// Why a job failed.
@@ -23,8 +23,10 @@ pub struct Failure {
     pub barred_by: Option<i64>,
     /// The attempt of another job whose output is in the way, when that is the reason.
     pub taken_by: Option<Attempt>,
-    /// The input changed while the job ran.
+    /// The input changed while the job ran, or before.
     pub input_changed: bool,
+    /// What its content is now, where it is not that of the job's file version.
+    pub content: Option<Box<Content>>,
 }
 
 impl Failure {
@@ -40,6 +42,7 @@ impl Failure {
             barred_by: None,
             taken_by: None,
             input_changed: false,
+            content: None,
         }
     }
 }

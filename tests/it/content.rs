@@ -1,0 +1,260 @@
+//! A job's output is of the content that its row's file version names.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::common::*;
+
+/// A queue with a plugin that copies its input's text, and appends a point to `<input>.runs`.
+struct Scene {
+    dir: tempfile::TempDir,
+    database: PathBuf,
+    input: PathBuf,
+}
+
+impl Scene {
+    /// `change`: what the plugin does between reading its input and its output, in its first `times`
+    /// runs.
+    fn new(change: &str, times: u32) -> Self {
+        let source = format!(
+            "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        text = open(path).read()\n        with open(path + '.runs', 'a') as file: file.write('.')\n        if os.path.getsize(path + '.runs') <= {times}:\n            {change}\n        yield pa.table({{'x': [text]}})\n"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", &source);
+        let input = dir.path().join("f");
+        std::fs::write(&input, "OLD0").unwrap();
+        Scene {
+            dir,
+            database,
+            input,
+        }
+    }
+
+    fn submit(&self) -> i64 {
+        submit(&self.database, "p", std::slice::from_ref(&self.input))[0]
+    }
+
+    /// Starts sentinel and worker and waits for the end of a job.
+    fn run(&self, job: i64, start: &str, endpoint: &str) -> Value {
+        let bind = match endpoint {
+            "ipc" => format!("ipc://{}", self.dir.path().join("s").display()),
+            _ => "tcp://127.0.0.1:0".to_owned(),
+        };
+        let mut sentinel = Background::start(
+            program("casparian-sentinel")
+                .args(["--bind", &bind, "--database"])
+                .arg(&self.database),
+        );
+        let line = sentinel.line_with("listens on ");
+        let endpoint = line.split("listens on ").nth(1).unwrap().trim().to_owned();
+        let out = self.dir.path().join("out");
+        let _worker = worker(&endpoint, &out, &["--guest-start", start]);
+        ended(&self.database, job)
+    }
+
+    /// Rows, versions and output, and whether row and file agree.
+    fn found(&self, job: i64) -> Value {
+        let script = "
+import glob, hashlib, json, sqlite3, sys
+import pyarrow.parquet as pq
+database, job, out, path = sys.argv[1:]
+c = sqlite3.connect(database)
+version, hash, size = c.execute('SELECT v.id, v.content_hash, v.size_bytes FROM cf_processing_queue q JOIN cf_file_version v ON v.id = q.file_version_id WHERE q.id = ?', (job,)).fetchone()
+rows = [row for f in glob.glob(out + '/*.parquet') for row in pq.read_table(f).to_pylist()]
+try: data = open(path, 'rb').read()
+except OSError: data = b''
+print(json.dumps({
+    'x': [row['x'] for row in rows],
+    'is_of_row': all(row['_file_version_id'] == version for row in rows),
+    'is_of_file': (hash, size) == (hashlib.sha256(data).hexdigest(), len(data)),
+    'versions': c.execute('SELECT count(*) FROM cf_file_version').fetchone()[0],
+    'locations': c.execute('SELECT count(*) FROM cf_file_location').fetchone()[0],
+}))";
+        let found = output(
+            Command::new(python())
+                .args(["-c", script])
+                .arg(&self.database)
+                .arg(job.to_string())
+                .arg(self.dir.path().join("out"))
+                .arg(&self.input),
+        );
+        assert!(found.status.success(), "{}", stderr(&found));
+        serde_json::from_str(&stdout(&found)).unwrap()
+    }
+}
+
+/// Both ways to start plugin processes, and both transports.
+const WAYS: [(&str, &str); 2] = [("warm", "tcp"), ("spawn", "ipc")];
+
+fn set_time(path: &Path, seconds: f64) {
+    let script = "import os, sys; os.utime(sys.argv[1], (float(sys.argv[2]),) * 2)";
+    let set = output(
+        Command::new(python())
+            .args(["-c", script])
+            .arg(path)
+            .arg(seconds.to_string()),
+    );
+    assert!(set.status.success(), "{}", stderr(&set));
+}
+
+#[test]
+fn a_file_that_is_overwritten_before_its_job_starts_is_run_over_as_another_version() {
+    for (start, transport) in WAYS {
+        for content in ["NEWER CONTENT", "NEW0"] {
+            let scene = Scene::new("pass", 0);
+            let job = scene.submit();
+            std::fs::write(&scene.input, content).unwrap();
+            set_time(&scene.input, 1_700_000_000.25);
+            let done = scene.run(job, start, transport);
+            assert_eq!(done["status"], "COMPLETED", "{start} {done}");
+            assert_eq!(done["attempt"], 2, "{start} {done}");
+            let wanted = json!({"x": [content], "is_of_row": true, "is_of_file": true,
+                "versions": 2, "locations": 1});
+            assert_eq!(scene.found(job), wanted, "{start} {done}");
+            let first = done["attempts"].to_string();
+            assert!(first.contains("file version"), "{start} {first}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_changes_while_its_job_runs_is_run_over_as_another_version() {
+    let put_back = "s = os.stat(path); open(path, 'r+').write('NEW1'); os.utime(path, ns=(s.st_atime_ns, s.st_mtime_ns))";
+    let renamed = "s = os.stat(path); open(path + '~', 'w').write('NEW1'); os.utime(path + '~', ns=(s.st_atime_ns, s.st_mtime_ns)); os.rename(path + '~', path)";
+    for (change, now) in [
+        ("open(path, 'a').write('MORE')", "OLD0MORE"),
+        ("open(path, 'w').write('NEW1')", "NEW1"),
+        (put_back, "NEW1"),
+        (renamed, "NEW1"),
+        // The attempt also fails over what it found.
+        (
+            "open(path, 'w').write('NEW1'); raise ValueError('torn')",
+            "NEW1",
+        ),
+    ] {
+        for (start, transport) in WAYS {
+            let scene = Scene::new(change, 1);
+            let job = scene.submit();
+            let done = scene.run(job, start, transport);
+            assert_eq!(done["status"], "COMPLETED", "{change}: {done}");
+            let wanted = json!({"x": [now], "is_of_row": true, "is_of_file": true,
+                "versions": 2, "locations": 1});
+            assert_eq!(scene.found(job), wanted, "{change}: {done}");
+        }
+    }
+}
+
+#[test]
+fn a_file_whose_content_stays_costs_one_attempt() {
+    for (change, is_touched) in [
+        ("os.chmod(path, 0o640)", false),
+        ("os.link(path, path + '.link')", false),
+        ("pass", true),
+    ] {
+        let scene = Scene::new(change, 1);
+        let job = scene.submit();
+        if is_touched {
+            set_time(&scene.input, 1_700_000_000.5);
+        }
+        let done = scene.run(job, "warm", "tcp");
+        assert_eq!(
+            (&done["status"], &done["attempt"]),
+            (&json!("COMPLETED"), &json!(1)),
+            "{done}"
+        );
+        let wanted = json!({"x": ["OLD0"], "is_of_row": true, "is_of_file": true,
+            "versions": 1, "locations": 1});
+        assert_eq!(scene.found(job), wanted, "{change}: {done}");
+    }
+}
+
+/// Scanners of other systems store seconds, and hashes of their own.
+#[test]
+fn a_version_of_another_scanner_is_not_replaced_while_size_and_second_agree() {
+    for (hash, time) in [
+        ("f".repeat(64), "2023-11-14 22:13:20"),
+        ("f".repeat(64), "2023-11-14T22:13:20Z"),
+        ("f".repeat(64), "2023-11-14 22:13:20.250000"),
+        ("md5:1".to_owned(), "2023-11-14 22:13:20"),
+        // What cannot be compared counts as unchanged.
+        ("md5:1".to_owned(), "2001-01-01 00:00:00"),
+    ] {
+        let scene = Scene::new("pass", 0);
+        set_time(&scene.input, 1_700_000_000.25);
+        let job = scene.submit();
+        sql(
+            &scene.database,
+            &format!(
+                "UPDATE cf_file_version SET content_hash = '{hash}', modified_time = '{time}'; \
+                 UPDATE cf_file_location SET last_known_mtime = NULL, current_version_id = NULL"
+            ),
+        );
+        let done = scene.run(job, "warm", "tcp");
+        assert_eq!(
+            (&done["status"], &done["attempt"]),
+            (&json!("COMPLETED"), &json!(1)),
+            "{done}"
+        );
+        let found = scene.found(job);
+        assert_eq!(
+            (&found["versions"], &found["is_of_row"]),
+            (&json!(1), &json!(true)),
+            "{time}"
+        );
+    }
+}
+
+#[test]
+fn a_file_that_changes_at_every_attempt_fails_for_its_input() {
+    let scene = Scene::new("open(path, 'a').write('MORE')", 99);
+    let job = scene.submit();
+    let failed = scene.run(job, "warm", "tcp");
+    assert_eq!(
+        (&failed["status"], &failed["cause"]),
+        (&json!("FAILED"), &json!("input")),
+        "{failed}"
+    );
+    let attempts = failed["attempt"].as_i64().unwrap();
+    assert!((2..=20).contains(&attempts), "{failed}");
+    let error = failed["error"].as_str().unwrap();
+    assert!(error.contains("changed while the job ran"), "{error}");
+    let found = scene.found(job);
+    assert_eq!(
+        (&found["x"], &found["is_of_file"]),
+        (&json!([]), &json!(true)),
+        "{found}"
+    );
+}
+
+#[test]
+fn an_input_that_was_replaced_by_a_folder_is_at_fault() {
+    for (start, transport) in WAYS {
+        let scene = Scene::new("pass", 0);
+        let job = scene.submit();
+        std::fs::remove_file(&scene.input).unwrap();
+        std::fs::create_dir(&scene.input).unwrap();
+        let failed = scene.run(job, start, transport);
+        assert_eq!(
+            (&failed["status"], &failed["cause"]),
+            (&json!("FAILED"), &json!("input")),
+            "{failed}"
+        );
+        let error = failed["error"].as_str().unwrap();
+        assert!(error.contains("/f: it is a folder, not a file"), "{error}");
+    }
+}
+
+#[test]
+fn times_before_1970_are_stored_as_they_are() {
+    let scene = Scene::new("pass", 0);
+    set_time(&scene.input, -86_400.5);
+    let job = scene.submit();
+    let query = "SELECT v.modified_time, l.last_known_mtime FROM cf_file_version v \
+         JOIN cf_file_location l ON l.id = v.location_id";
+    let stored = sql(&scene.database, query);
+    assert_eq!(stored, "1969-12-30 23:59:59.500000 -86400.5");
+    let done = scene.run(job, "warm", "tcp");
+    assert_eq!(done["attempt"], 1, "{done}");
+}
