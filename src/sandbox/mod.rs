@@ -8,7 +8,7 @@
 //!
 //! A fork server of [`Mode::On`] runs code of its environment already: what Python runs at its start, and
 //! preloads. So its first layer holds it as the second one would, but for what its children need: it is
-//! in a user namespace of its own ([`nest`]), whose mounts cannot be undone there, and sees of the worker's
+//! in a user namespace of its own (`nest`), whose mounts cannot be undone there, and sees of the worker's
 //! folder the part of its environment alone. One that may not run such code, because the second layer of its
 //! children is closer ([`Mode::Strict`]) or because there is no such namespace, is the Python that the environment was
 //! made from, without the environment's packages; its children become the environment's interpreter in the second layer.
