@@ -498,6 +498,8 @@ pub const SINK_ROWS_MAX: usize = 1 << 20;
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 /// How often is measured what running jobs use.
 pub const METER_INTERVAL: Duration = Duration::from_millis(700);
+/// Messages of a warm interpreter that are read at a time: more than all its jobs can be the reason for.
+pub const WARM_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
 /// Longest walk over a job's working directory.
 pub const METER_WALK_MAX: Duration = Duration::from_millis(500);
 /// Processes of a job that are looked at.

@@ -319,22 +319,26 @@ impl Warm {
     }
 
     /// A child by its number, and by its pidfd where the interpreter could send one (Python 3.9
-    /// and later). Without one it must still be the interpreter's child after it was opened.
+    /// and later). Whatever the interpreter says, it must be a child of it: it will be killed.
     fn child_process(&self, pid: i32, pidfd: Option<OwnedFd>) -> io::Result<Process> {
         let number = pid;
-        let pid = Pid::from_raw(pid)
+        let pid = Some(pid)
+            .filter(|pid| *pid > 0)
+            .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other(format!("{number} is no process ID")))?;
-        if let Some(pidfd) = pidfd {
-            return Ok(Process::adopt(pid, pidfd));
-        }
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = match pidfd {
+            Some(pidfd) => pidfd,
+            None => rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
+        };
+        // The number stays this process's for as long as its parent has not reaped it.
         let stat = std::fs::read_to_string(format!("/proc/{number}/stat"))?;
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let parent = fields.split_ascii_whitespace().nth(1);
-        match parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id()) {
+        let is_child = parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id());
+        match is_child && number_of(&pidfd)? == Some(number) {
             true => Ok(Process::adopt(pid, pidfd)),
             false => Err(io::Error::other(format!(
-                "process {number} has ended already"
+                "process {number} has ended already, or is none of the interpreter's"
             ))),
         }
     }
@@ -399,6 +403,14 @@ impl Warm {
     }
 }
 
+/// The number of a pidfd's process; none once it is reaped, and of other files.
+fn number_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let number = number.and_then(|number| number.trim().parse().ok());
+    Ok(number.filter(|number| *number > 0))
+}
+
 /// A pipe whose reading end does not block and whose writing end does.
 fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
     let (sender, receiver) = pipe::new()?;
@@ -411,6 +423,46 @@ mod tests {
     use super::*;
     use crate::guest::source::Source;
     use crate::job::Plugin;
+
+    #[test]
+    fn only_children_of_an_interpreter_are_taken_for_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = dir.path().join("shim");
+        let text = format!(
+            "sleep 1000 & echo $! > {0}/new; mv {0}/new {0}/child; wait",
+            dir.path().display()
+        );
+        std::fs::write(&shim, text).unwrap();
+        let warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
+        let child = loop {
+            if let Ok(text) = std::fs::read_to_string(dir.path().join("child")) {
+                break text.trim().parse().unwrap();
+            }
+            std::thread::yield_now();
+        };
+        let pidfd = |number: i32| {
+            let pid = Pid::from_raw(number).unwrap();
+            rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap()
+        };
+        let own = i32::try_from(std::process::id()).unwrap();
+        let file = || OwnedFd::from(std::fs::File::open(&shim).unwrap());
+        let cases = [
+            (child, None, true),
+            (child, Some(pidfd(child)), true),
+            (child, Some(pidfd(own)), false),
+            (child, Some(file()), false),
+            (own, None, false),
+            (own, Some(pidfd(own)), false),
+            (own, Some(pidfd(child)), false),
+            (0, Some(pidfd(child)), false),
+            (-child, Some(pidfd(child)), false),
+        ];
+        for (index, (number, pidfd, is_taken)) in cases.into_iter().enumerate() {
+            let taken = warm.child_process(number, pidfd);
+            assert_eq!(taken.is_ok(), is_taken, "{index}: {taken:?}");
+        }
+        warm.process.kill();
+    }
 
     #[test]
     fn an_interpreter_that_reads_no_requests_is_full() {

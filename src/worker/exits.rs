@@ -11,7 +11,11 @@ use crate::guest::Exit;
 use crate::guest::process::Process;
 use crate::guest::warm::{self, WarmEvent};
 use crate::job::Cause;
+use crate::limits;
 use crate::reactor::BootTime;
+
+/// Why an interpreter is given up that sends more than its jobs account for.
+const FLOOD: &str = "the warm interpreter sends more than it was asked";
 
 impl Worker {
     /// The pidfd of a slot's process is readable.
@@ -34,7 +38,7 @@ impl Worker {
     pub(super) fn warm_events(&mut self, index: usize, now: BootTime) {
         // Asked before: what it sent is read first.
         let has_exited = self.interpreters.has_exited(index);
-        loop {
+        for _ in 0..limits::WARM_MESSAGES_MAX {
             let event = match self.interpreters.next_event(index, now) {
                 Ok(Some(event)) => event,
                 Ok(None) if has_exited => {
@@ -58,6 +62,7 @@ impl Worker {
             };
             self.warm_event(index, event, now);
         }
+        self.warm_lost(index, FLOOD, now);
     }
 
     fn warm_event(&mut self, index: usize, event: WarmEvent, now: BootTime) {
@@ -139,7 +144,7 @@ impl Worker {
 
     /// A warm interpreter has died. What it sent before is read first: it may say why.
     pub(super) fn warm_gone(&mut self, index: usize, now: BootTime) -> Failure {
-        loop {
+        for _ in 0..limits::WARM_MESSAGES_MAX {
             match self.interpreters.next_event(index, now) {
                 Ok(Some(event)) => self.warm_event(index, event, now),
                 Ok(None) | Err(warm::Error::Gone) => break,

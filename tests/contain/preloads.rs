@@ -93,7 +93,7 @@ class Handler:
 /// Makes the package a wheel, which Python imports at its start, too.
 const WHEEL: &str = r#"
 import sys, zipfile
-folder, source = sys.argv[1], open(sys.argv[2]).read().replace("TARGET", sys.argv[1])
+folder, source = sys.argv[1], sys.argv[2].replace("TARGET", sys.argv[1])
 with zipfile.ZipFile(folder + "/evilpre-1.0-py3-none-any.whl", "w") as wheel:
     wheel.writestr("evilpre.py", source)
     wheel.writestr("evilpre.pth", "import evilpre\n")
@@ -124,6 +124,18 @@ const TABLE: &[(&str, [&str; 3])] = &[
     ("filters", ["", "2", "2"]),
 ];
 
+/// The plugin's text, with the package as a wheel in the folder.
+fn with_package(dir: &Path, package: &str, table: &str, plugin: &str) -> String {
+    let mut wheel = Command::new(python());
+    wheel.args(["-c", WHEEL, dir.to_str().unwrap(), package]);
+    let made = output(&mut wheel);
+    assert!(made.status.success(), "{}", stderr(&made));
+    format!(
+        "# /// script\n# dependencies = [\"pyarrow\", \"evilpre @ file://{}\"]\n# [tool.casparian]\n# preload = [\"evilpre\"]\n# {table}\n# ///\n{plugin}",
+        dir.join("evilpre-1.0-py3-none-any.whl").display()
+    )
+}
+
 /// A run; what came of the package's tries, and its output.
 fn attack(
     dir: &Path,
@@ -133,17 +145,10 @@ fn attack(
     user: Option<u32>,
 ) -> BTreeMap<String, String> {
     let path = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    for (name, text) in [("victim", "x"), ("in", "x"), ("package.py", PACKAGE)] {
-        std::fs::write(path(name), text).unwrap();
+    for name in ["victim", "in"] {
+        std::fs::write(path(name), "x").unwrap();
     }
-    let mut wheel = Command::new(python());
-    wheel.args(["-c", WHEEL, &path(""), &path("package.py")]);
-    let made = output(&mut wheel);
-    assert!(made.status.success(), "{}", stderr(&made));
-    let script = format!(
-        "# /// script\n# dependencies = [\"pyarrow\", \"evilpre @ file://{}\"]\n# [tool.casparian]\n# preload = [\"evilpre\"]\n# {own}\n# ///\n{PLUGIN}",
-        path("evilpre-1.0-py3-none-any.whl")
-    );
+    let script = with_package(dir, PACKAGE, own, PLUGIN);
     std::fs::write(path("p.py"), script).unwrap();
     let mut command = program("casparian");
     if let Some(user) = user {
@@ -218,5 +223,69 @@ fn code_of_an_environment_is_held_from_its_first_line() {
                 assert_eq!(files, "1", "{options:?} {own} {user:?}");
             }
         }
+    }
+}
+
+/// What the package says on the control socket of its interpreter, in a process that stays.
+const LIAR: &str = r#"
+import os, socket, stat, sys, time
+MESSAGES = [MESSAGE]
+found = []
+for fd in map(int, os.listdir("/proc/self/fd")):
+    try:
+        if stat.S_ISSOCK(os.fstat(fd).st_mode):
+            found.append(socket.socket(fileno=os.dup(fd)))
+    except OSError:
+        pass
+if "casparian_liar" not in os.environ and any("--warm" in word for word in sys.orig_argv) and os.fork() == 0:
+    while True:
+        for one in found:
+            for message in MESSAGES:
+                try:
+                    one.send(message)
+                except OSError:
+                    time.sleep(0.01)
+"#;
+
+#[test]
+fn whatever_a_fork_server_says_the_worker_serves_others() {
+    let pid = std::process::id();
+    let own = format!("b'{{\"started\": 1, \"pid\": {pid}}}'");
+    let cases = [
+        "b'{\"pong\": 1}'",
+        "b'{\"ready\": true}'",
+        "b'{\"started\": 1, \"pid\": -1}'",
+        "b'{\"exited\": 2, \"code\": 0}', b'{\"failed\": 3, \"message\": \"no\"}'",
+        "b'x' * 100000",
+        &own,
+    ];
+    let good = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    for messages in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "good", good);
+        let package = LIAR.replace("MESSAGE]", &format!("{messages}]"));
+        let liar = dir.path().join("liar.py");
+        std::fs::write(&liar, with_package(dir.path(), &package, "", good)).unwrap();
+        casparian_ok(&[
+            "deploy",
+            liar.to_str().unwrap(),
+            "--database",
+            database.to_str().unwrap(),
+        ]);
+        let inputs: Vec<_> = (0..4).map(|n| dir.path().join(format!("in{n}"))).collect();
+        for input in &inputs {
+            std::fs::write(input, "x").unwrap();
+        }
+        submit(&database, "liar", &inputs[..2]);
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "2"]);
+        worker.line_with("warm interpreter");
+        for job in submit(&database, "good", &inputs) {
+            let job = ended(&database, job);
+            assert_eq!(job["status"], "COMPLETED", "{messages}: {job}");
+            assert_eq!(job["attempt"], 1, "{messages}: {job}");
+        }
+        worker.signal("-TERM");
+        assert_eq!(worker.wait(), Some(0), "{messages}");
     }
 }
