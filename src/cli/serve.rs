@@ -587,11 +587,13 @@ fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOp
         let what = format!("--sandbox {name}: expected off, on or strict");
         return Err(command.usage_error(what).into());
     };
-    let launcher = std::env::current_exe().map_err(failed)?;
+    // This program as it is, although another one may have taken the place of its file.
+    let launcher = Path::new("/proc/self/exe").to_owned();
     Ok(worker::SandboxOptions {
         mode,
         support: probe(&launcher),
         launcher,
+        tool_launcher: std::env::current_exe().map_err(failed)?,
         hidden: typed.paths("curve-secret-key"),
         read_only: typed.paths("protect"),
         named: typed.paths("output"),

@@ -21,6 +21,8 @@ pub struct SandboxOptions {
     /// A program whose `main` calls [`crate::sandbox::launch::main`] when its first argument is
     /// [`crate::sandbox::launch::ARGUMENT`].
     pub launcher: PathBuf,
+    /// A path of such a program for tools, which are started by a shell.
+    pub tool_launcher: PathBuf,
     /// What the kernel offers such a program.
     pub support: Support,
     /// Files that plugins find empty, such as secret keys.
@@ -69,7 +71,7 @@ impl SandboxOptions {
                 forks: false,
             }),
         };
-        Some((self.launcher.clone(), mounts))
+        Some((self.tool_launcher.clone(), mounts))
     }
 }
 

@@ -716,3 +716,27 @@ fn a_protected_database_is_out_of_reach() {
         assert_eq!(stdout(&read).trim(), done, "{mode}: {}", stderr(&read));
     }
 }
+
+#[test]
+fn a_worker_whose_program_is_replaced_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    let database = database_with(dir.path(), "p", source);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let copy = dir.path().join("casparian-worker");
+    fs::copy(program("casparian-worker").get_program(), &copy).unwrap();
+    let mut command = Command::new(&copy);
+    command.env("HOME", home()).args(["--connect", &endpoint]);
+    command.args(["--guest-start", "spawn", "--output"]);
+    let _worker = Background::start(command.arg(dir.path().join("out")));
+    for round in 0..2 {
+        let input = dir.path().join(format!("in{round}"));
+        fs::write(&input, "x").unwrap();
+        let job = ended(&database, submit(&database, "p", &[input])[0]);
+        assert_eq!(job["status"], "COMPLETED", "{job}");
+        assert_eq!(job["attempt"], 1, "{job}");
+        let other = dir.path().join("other");
+        fs::write(&other, "").unwrap();
+        fs::rename(&other, &copy).unwrap();
+    }
+}
