@@ -330,17 +330,26 @@ impl Warm {
             Some(pidfd) => pidfd,
             None => rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
         };
-        // The number stays this process's for as long as its parent has not reaped it.
-        let stat = std::fs::read_to_string(format!("/proc/{number}/stat"))?;
+        // One that is reaped can be no other any more, and cannot be killed.
+        if self.has_child(number, &pidfd)? || number_of(&pidfd)? == Some(REAPED) {
+            return Ok(Process::adopt(pid, pidfd));
+        }
+        Err(io::Error::other(format!(
+            "process {number} has ended already, or is none of the interpreter's"
+        )))
+    }
+
+    /// True for the number and the pidfd of a child of the interpreter that is not reaped.
+    fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<bool> {
+        let stat = match std::fs::read_to_string(format!("/proc/{number}/stat")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            stat => stat?,
+        };
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let parent = fields.split_ascii_whitespace().nth(1);
         let is_child = parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id());
-        match is_child && number_of(&pidfd)? == Some(number) {
-            true => Ok(Process::adopt(pid, pidfd)),
-            false => Err(io::Error::other(format!(
-                "process {number} has ended already, or is none of the interpreter's"
-            ))),
-        }
+        // The number was this process's when its parent was read, if it still is.
+        Ok(is_child && number_of(pidfd)? == Some(number))
     }
 
     /// Takes one answer; none when there is none now.
@@ -403,12 +412,14 @@ impl Warm {
     }
 }
 
-/// The number of a pidfd's process; none once it is reaped, and of other files.
+/// In the place of the number of a process that is reaped.
+const REAPED: i32 = -1;
+
+/// The number of a pidfd's process, or [`REAPED`]; none of other files.
 fn number_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-    let number = number.and_then(|number| number.trim().parse().ok());
-    Ok(number.filter(|number| *number > 0))
+    Ok(number.and_then(|number| number.trim().parse().ok()))
 }
 
 /// A pipe whose reading end does not block and whose writing end does.
@@ -457,6 +468,11 @@ mod tests {
             (0, Some(pidfd(child)), false),
             (-child, Some(pidfd(child)), false),
         ];
+        let mut reaped = std::process::Command::new("true").spawn().unwrap();
+        let number = i32::try_from(reaped.id()).unwrap();
+        let ended = pidfd(number);
+        reaped.wait().unwrap();
+        assert!(warm.child_process(number, Some(ended)).is_ok(), "reaped");
         for (index, (number, pidfd, is_taken)) in cases.into_iter().enumerate() {
             let taken = warm.child_process(number, pidfd);
             assert_eq!(taken.is_ok(), is_taken, "{index}: {taken:?}");
