@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 #[cfg(feature = "worker")]
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
@@ -594,10 +594,16 @@ fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOp
         support: probe(&launcher),
         launcher,
         tool_launcher: std::env::current_exe().map_err(failed)?,
-        hidden: typed.paths("curve-secret-key"),
-        read_only: typed.paths("protect"),
-        named: typed.paths("output"),
+        hidden: absolute(typed.paths("curve-secret-key")),
+        read_only: absolute(typed.paths("protect")),
+        named: absolute(typed.paths("output")),
     })
+}
+
+#[cfg(feature = "worker")]
+fn absolute(paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    paths.into_iter().map(whole).collect()
 }
 
 /// Logs how plugin processes are held, and what is missing.

@@ -94,6 +94,9 @@ pub struct Sandbox<'a> {
     pub cover: Option<&'a Path>,
     /// With that namespace, all file systems are read-only but for its private directory.
     pub is_strict: bool,
+    /// As root it may signal its descendants of other users: its ruleset or its user namespace lets it signal
+    /// no others.
+    pub kills: bool,
     /// A Landlock ruleset.
     pub ruleset: Option<BorrowedFd<'a>>,
     /// A file with a seccomp filter.

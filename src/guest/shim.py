@@ -559,6 +559,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096,
 CAPABILITY_VERSION = 0x20080522
 # Capabilities that root's plugins keep, by number: those over files of other users, user IDs and
 # sockets, not those over the machine, its devices, mounts and other processes.
+CAP_KILL = 5
 ROOT_KEEPS = (0, 1, 3, 4, 6, 7, 8, 10, 13, 18, 23, 24, 31)
 
 
@@ -580,7 +581,7 @@ def contain(sandbox, ruleset, seccomp):
     """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
     paths in "keep" are seen from here on, or None; "cover", a socket that cannot be connected to from
     here on, or None; "writable", with them the only path below which the file system can be changed,
-    or None. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a file with
+    or None; "kills", true where it can signal its descendants alone. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a file with
     a seccomp filter, or None."""
     import ctypes
 
@@ -621,6 +622,8 @@ def contain(sandbox, ruleset, seccomp):
         if writable:
             read_only_but(writable, libc, done)
     keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
+    if sandbox.get("kills") and keeps:
+        keeps += (CAP_KILL,)
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     # Effective, permitted and inheritable ones, 32 each, and the three with the rest.
     sets = (ctypes.c_uint32 * 6)()

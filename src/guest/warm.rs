@@ -115,6 +115,7 @@ struct Restricted {
     writable: Option<String>,
     ruleset: bool,
     seccomp: bool,
+    kills: bool,
 }
 
 /// Why a warm interpreter is of no more use.
@@ -283,6 +284,7 @@ impl Warm {
                 writable: sandbox.is_strict.then(|| of_bytes(job.work_dir)),
                 ruleset: sandbox.ruleset.is_some(),
                 seccomp: sandbox.seccomp.is_some(),
+                kills: sandbox.kills,
             }),
         };
         let request = serde_json::to_string(&request).map_err(io::Error::other)?;

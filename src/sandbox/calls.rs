@@ -65,13 +65,13 @@ fn filter(kind: Kind) -> Result<BpfProgram, String> {
         SeccompFilter::new(rules, SeccompAction::Allow, refused, arch)?.try_into()
     });
     let made: BpfProgram = made.map_err(|error: BackendError| error.to_string())?;
-    let mut program = missing_calls(kind);
+    let mut program = missing_calls();
     program.extend(made);
     Ok(program)
 }
 
 /// Calls that are answered as by a kernel without them.
-fn missing_calls(kind: Kind) -> BpfProgram {
+fn missing_calls() -> BpfProgram {
     let step = |code: u32, jf, k| sock_filter {
         code: code as u16,
         jt: 0,
@@ -84,9 +84,7 @@ fn missing_calls(kind: Kind) -> BpfProgram {
         missing.push((libc::BPF_JGE, 0x4000_0000));
     }
     // Its flags are in memory, which a filter does not see. Without it, callers use clone.
-    if is_strict(kind) {
-        missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
-    }
+    missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
     let steps = missing.into_iter().flat_map(|(compare, number)| {
         let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
         [
@@ -158,6 +156,10 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     )?;
     for typing in [libc::TIOCSTI, libc::TIOCLINUX] {
         when(libc::SYS_ioctl, vec![is(1, typing as u32)])?;
+    }
+    // In a cgroup namespace of its own a process could mount the control group of the worker, and kill that.
+    for call in [libc::SYS_unshare, libc::SYS_clone] {
+        when(call, vec![has_flag(0, libc::CLONE_NEWCGROUP as u32)])?;
     }
     if is_strict(kind) {
         // Sockets between processes of the plugin's own are allowed.
@@ -413,8 +415,11 @@ mod tests {
         (libc::SYS_socket, &[1], [0; 3]),
         (libc::SYS_socket, &[2], [0, NO, NO]),
         (libc::SYS_clone, &[0x0100_0000], [0; 3]),
+        (libc::SYS_clone, &[0x0200_0000], [NO; 3]),
+        (libc::SYS_unshare, &[0x0200_0000], [NO; 3]),
+        (libc::SYS_unshare, &[0x1002_0000], [0, NO, NO]),
         (libc::SYS_clone, &[0x1000_0011], [0, NO, NO]),
-        (libc::SYS_clone3, &[], [0, NONE, NONE]),
+        (libc::SYS_clone3, &[], [NONE; 3]),
         (libc::SYS_inotify_add_watch, &[], [0, NO, NO]),
         (libc::SYS_shmget, &[], [0, 0, NO]),
         (libc::SYS_mq_open, &[], [0, 0, NO]),

@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -102,16 +103,21 @@ fn become_interpreter(
 
 /// Restricts this process.
 fn hold(mounts: &Mounts) -> Result<(), String> {
+    close_inherited().map_err(|error| format!("descriptors: {error}"))?;
     let restricted = mounts.restricted.as_ref();
-    let support = restricted.map(|restricted| &restricted.support);
-    let has_namespaces = support.is_none_or(|support| support.no_namespaces.is_none());
     let forks = restricted.is_some_and(|restricted| restricted.forks);
-    let nest = match has_namespaces && forks {
+    let nest = match mounts.namespaces && forks {
         true => Some(prepare_nest()?),
         false => None,
     };
-    if has_namespaces {
+    if mounts.namespaces {
+        let folder = std::env::current_dir();
         enter(mounts)?;
+        // It is still in the mount that was there before, below what lies over it now.
+        let again = folder.and_then(std::env::set_current_dir);
+        again
+            .or_else(|_| std::env::set_current_dir("/"))
+            .map_err(|error| format!("working directory: {error}"))?;
     }
     if let Some(nest) = nest {
         nest.enter()
@@ -121,6 +127,19 @@ fn hold(mounts: &Mounts) -> Result<(), String> {
         Some(restricted) => restrict(restricted),
         None => Ok(()),
     }
+}
+
+/// Closes what the worker itself was started with: by a descriptor of a folder, files are reached below all
+/// mounts.
+fn close_inherited() -> io::Result<()> {
+    let listed = fs::read_dir("/proc/self/fd")?;
+    let numbers = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let numbers: Vec<RawFd> = numbers.filter(|number| *number > 2).collect();
+    for number in numbers {
+        // That of the list is closed by now.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
 }
 
 fn prepare_nest() -> Result<Nest, String> {
@@ -258,6 +277,11 @@ fn restrict(restricted: &Restricted) -> Result<(), String> {
     let makes_mounts = *forks && support.no_namespaces.is_none();
     if makes_mounts {
         kept |= CapabilitySet::SYS_ADMIN;
+    }
+    // For what jobs leave as other users. It counts for processes of its user namespace, or of its ruleset, alone.
+    if rustix::process::geteuid().is_root() && *forks && (makes_mounts || support.scopes_signals())
+    {
+        kept |= CapabilitySet::KILL;
     }
     capabilities(None)
         .and_then(|mut sets| {

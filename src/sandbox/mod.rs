@@ -165,6 +165,8 @@ const LANDLOCK_STRICT: u32 = 4;
 /// The first layer: what [`launch`] does before it runs the interpreter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounts {
+    /// It enters namespaces at all.
+    pub namespaces: bool,
     /// Files and folders that can be read and not changed, with all that is mounted below. A SQLite database is
     /// found empty, and its folder cannot be changed.
     #[serde(with = "crate::job::text::paths")]

@@ -74,8 +74,9 @@ impl Worker {
             WarmEvent::Failed { key, message } => {
                 if let Some((_, run)) = self.warm_run(index, key) {
                     run.guest = Guest::None;
+                    // Its own word, and code of its environment may speak for it.
                     let message = format!("the warm interpreter cannot fork: {message}");
-                    let failure = Failure::new(Cause::Worker, message);
+                    let failure = Failure::new(Cause::Environment, message);
                     run.slot.handle_start_failed(failure);
                 }
             }
@@ -107,10 +108,19 @@ impl Worker {
             return;
         };
         let registry = self.reactor.registry();
+        let process = match process {
+            Ok(process) => process,
+            Err(error) => {
+                let message = format!("the warm interpreter names no process of its own: {error}");
+                run.guest = Guest::None;
+                let failure = Failure::new(Cause::Environment, message);
+                run.slot.handle_start_failed(failure);
+                return;
+            }
+        };
         let killed = matches!(run.guest, Guest::Requested { kill: true });
         // Without a pidfd its end could be missed; it may also have ended already.
-        let watched = process.and_then(|process| run.watch_process(process, place, registry));
-        if let Err(error) = watched {
+        if let Err(error) = run.watch_process(process, place, registry) {
             let failure = worker_failure("cannot watch the plugin's process", &error);
             run.slot.handle_start_failed(failure);
             return;

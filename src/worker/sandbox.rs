@@ -57,6 +57,7 @@ impl SandboxOptions {
             .collect();
         let hidden = hidden.iter().map(|path| path.to_path_buf());
         let mounts = Mounts {
+            namespaces: self.support.no_namespaces.is_none(),
             writable,
             read_only,
             hidden: hidden
@@ -160,6 +161,7 @@ impl Sandbox {
             keep,
             cover: self.control_socket.as_deref().filter(|_| has_namespaces),
             is_strict: layer.mode == Mode::Strict,
+            kills: self.options.support.scopes_signals() || has_namespaces && !self.is_apart(layer),
             ruleset: layer.strict.as_ref().or(shared).map(AsFd::as_fd),
             seccomp: filter
                 .as_ref()
@@ -207,7 +209,7 @@ impl Sandbox {
         let has_namespaces = support.no_namespaces.is_none();
         // One that runs code of its environment is held as its children are.
         let is_held = !of.is_apart && self.options.mode != Mode::Off;
-        if !is_held && (!of.is_apart || !has_namespaces) {
+        if !is_held && !of.is_apart {
             return None;
         }
         let restricted = is_held.then(|| Restricted {
@@ -215,6 +217,7 @@ impl Sandbox {
             forks: true,
         });
         let mut mounts = Mounts {
+            namespaces: has_namespaces,
             writable: vec![of.folder.to_owned()],
             private: (is_held && has_namespaces).then(|| Private {
                 folder: of.folder.to_owned(),

@@ -51,6 +51,7 @@ LEAVE = {
     "relay": lambda: apart(os.setsid, relay),
     "crowd": lambda: apart(os.setsid, crowd),
     "no subreaper": lambda: (ctypes.CDLL(None).prctl(36, 0), apart(os.setsid, fork_and_leave)),
+    "another user": lambda: apart(os.setsid, fork_and_leave, lambda: os.geteuid() or os.setresuid(1234, 1234, 1234)),
     "program": lambda: subprocess.Popen(["setsid", "sleep", "1000"], close_fds=False),
 }
 
@@ -123,6 +124,7 @@ fn what_a_plugin_leaves_ends_with_its_job() {
         "relay",
         "crowd",
         "no subreaper",
+        "another user",
         "program",
     ];
     for start in ["warm", "spawn"] {

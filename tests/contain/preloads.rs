@@ -43,6 +43,18 @@ def recursive(path):
         raise OSError(ctypes.get_errno(), "mount")
     write(bound + "/" + os.path.basename(path) + "/bound.parquet")
 
+def cgroups():
+    child = os.fork()
+    if child == 0:
+        try:
+            if libc.unshare(0x10000000 | 0x20000 | 0x2000000):
+                os._exit(1)
+            os._exit(libc.mount(b"none", b"/tmp", b"cgroup2", 0, None) & 1)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("not mounted")
+
 def others():
     shim = next(word for word in sys.orig_argv if word.endswith("/shim.py"))
     if {"trash", "lock"} & set(os.listdir(os.path.dirname(shim))) == set():
@@ -62,6 +74,11 @@ def parents():
 OUT = DIR + "/out"
 ATTACKS = {
     "write output": lambda: write(OUT + "/new.parquet"),
+    "write output from the working directory": lambda: write("out/new.parquet"),
+    "write output through the parent's directory": lambda: write("../" + os.path.basename(DIR) + "/out/new.parquet"),
+    "write output by a descriptor": lambda: os.close(os.open("out/new.parquet", os.O_WRONLY | os.O_CREAT, dir_fd=9)),
+    "write by a descriptor": lambda: os.write(8, b"x"),
+    "cgroups": cgroups,
     "unmount": lambda: unmount(OUT),
     "remount": lambda: remount(OUT),
     "mounts elsewhere": lambda: recursive(OUT),
@@ -106,6 +123,17 @@ with zipfile.ZipFile(folder + "/evilpre-1.0-py3-none-any.whl", "w") as wheel:
 /// What is possible in the modes "off", "on" and "strict".
 const TABLE: &[(&str, [&str; 3])] = &[
     ("write output", ["done", "refused", "refused"]),
+    (
+        "write output from the working directory",
+        ["done", "refused", "refused"],
+    ),
+    (
+        "write output through the parent's directory",
+        ["done", "refused", "refused"],
+    ),
+    ("write output by a descriptor", ["", "refused", "refused"]),
+    ("write by a descriptor", ["", "refused", "refused"]),
+    ("cgroups", ["", "refused", "refused"]),
     ("unmount", ["refused", "refused", "refused"]),
     ("remount", ["", "refused", "refused"]),
     ("mounts elsewhere", ["", "refused", "refused"]),
@@ -136,6 +164,24 @@ fn with_package(dir: &Path, package: &str, table: &str, plugin: &str) -> String 
     )
 }
 
+/// A command with descriptors of a file and of a folder.
+fn with_descriptors(command: &Command, dir: &Path, user: Option<u32>) -> Command {
+    let script = format!("exec 8>>{0}/descriptor 9<{0}; exec \"$@\"", dir.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, "sh"]).arg(command.get_program());
+    shell.args(command.get_args()).current_dir(dir);
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    if let Some(user) = user {
+        shell.uid(user).gid(user);
+    }
+    shell
+}
+
 /// A run; what came of the package's tries, and its output.
 fn attack(
     dir: &Path,
@@ -155,7 +201,7 @@ fn attack(
         let copy = dir.join("casparian");
         std::fs::copy(command.get_program(), &copy).unwrap();
         command = Command::new(copy);
-        command.uid(user).gid(user).env("PATH", "/usr/bin:/bin");
+        command.env("PATH", "/usr/bin:/bin");
         for entry in std::fs::read_dir(dir).unwrap() {
             std::os::unix::fs::chown(entry.unwrap().path(), Some(user), Some(user)).unwrap();
         }
@@ -168,7 +214,8 @@ fn attack(
     // An environment of its own, which the package may change.
     command.env("HOME", dir);
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
-    let done = output(command.args(options));
+    command.args(options).current_dir(dir);
+    let done = output(&mut with_descriptors(&command, dir, user));
     assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
     let out = dir.join("out");
     let read = "import sys, pyarrow.parquet as pq\nfor row in pq.read_table(sys.argv[1]).to_pylist(): print(row['attack'], row['result'], sep='|')";
@@ -255,6 +302,8 @@ fn whatever_a_fork_server_says_the_worker_serves_others() {
         "b'{\"pong\": 1}'",
         "b'{\"ready\": true}'",
         "b'{\"started\": 1, \"pid\": -1}'",
+        "*(b'{\"failed\": %d, \"message\": \"no\"}' % n for n in range(40))",
+        "*(b'{\"started\": %d, \"pid\": 1}' % n for n in range(40))",
         "b'{\"exited\": 2, \"code\": 0}', b'{\"failed\": 3, \"message\": \"no\"}'",
         "b'x' * 100000",
         &own,
@@ -272,14 +321,14 @@ fn whatever_a_fork_server_says_the_worker_serves_others() {
             "--database",
             database.to_str().unwrap(),
         ]);
-        let inputs: Vec<_> = (0..4).map(|n| dir.path().join(format!("in{n}"))).collect();
+        let inputs: Vec<_> = (0..8).map(|n| dir.path().join(format!("in{n}"))).collect();
         for input in &inputs {
             std::fs::write(input, "x").unwrap();
         }
-        submit(&database, "liar", &inputs[..2]);
+        submit(&database, "liar", &inputs);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let mut worker = worker(&endpoint, &dir.path().join("out"), &["--slots", "2"]);
-        worker.line_with("warm interpreter");
+        worker.line_with("interpreter");
         for job in submit(&database, "good", &inputs) {
             let job = ended(&database, job);
             assert_eq!(job["status"], "COMPLETED", "{messages}: {job}");

@@ -226,13 +226,14 @@ def attacks(out, path):
         "local sockets": lambda: socket.socketpair(),
         "child": lambda: subprocess.run(["true"], check=True),
         "signal child": lambda: signal_child(),
+        "signal child of another user": lambda: signal_child(user=None if os.geteuid() else 1234),
         "work folder": lambda: write("here"),
         "rename between folders": lambda: (os.mkdir("d"), write("f"), os.rename("f", "d/f")),
         "threads": lambda: __import__("concurrent.futures").futures.ThreadPoolExecutor(2).submit(abs, -1).result(),
     }
 
-def signal_child():
-    child = subprocess.Popen(["sleep", "100"])
+def signal_child(user=None):
+    child = subprocess.Popen(["sleep", "100"], user=user)
     child.send_signal(signal.SIGTERM)
     child.wait()
 
@@ -316,6 +317,7 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("local sockets", true, true),
     ("child", true, true),
     ("signal child", true, true),
+    ("signal child of another user", true, true),
     ("work folder", true, true),
     ("rename between folders", true, true),
     ("threads", true, true),
@@ -739,4 +741,28 @@ fn a_worker_whose_program_is_replaced_goes_on() {
         fs::write(&other, "").unwrap();
         fs::rename(&other, &copy).unwrap();
     }
+}
+
+#[test]
+fn a_secret_key_is_hidden_by_whatever_path_it_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let line = casparian_ok(&["keygen", &path("sentinel")]);
+    let public = line.split_whitespace().next().unwrap().to_owned();
+    casparian_ok(&["keygen", &path("worker")]);
+    let source = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        key = open(os.path.dirname(path) + '/worker').read()\n        yield pa.table({'size': [len(key)]})\n";
+    let database = database_with(dir.path(), "p", source);
+    fs::write(path("in"), "x").unwrap();
+    let jobs = submit(&database, "p", &[dir.path().join("in")]);
+    let secret = path("sentinel");
+    let more = ["--curve-secret-key", &secret, "--authorize-any-key"];
+    let (_sentinel, endpoint) = sentinel(&database, &more);
+    let mut command = program("casparian-worker");
+    command.args(["--connect", &endpoint, "--curve-server-key", &public]);
+    command.args(["--curve-secret-key", "worker", "--output", "out"]);
+    let _worker = Background::start(command.current_dir(dir.path()));
+    let job = ended(&database, jobs[0]);
+    assert_eq!(job["status"], "COMPLETED", "{job}");
+    let read = read_parquet(&dir.path().join("out"))[0].to_string();
+    assert!(read.contains("\"size\":0"), "{read}");
 }
