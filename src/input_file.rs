@@ -1,11 +1,9 @@
 //! Files that are inputs, read by a thread whose storage may not respond.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::RawFd;
 use std::path::Path;
 
-use nix::sched::{CloneFlags, unshare};
 use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
@@ -38,18 +36,4 @@ pub(crate) fn hash(file: &mut File, goes_on: impl Fn() -> bool) -> io::Result<(u
             }
         }
     }
-}
-
-/// Gives this thread a table of descriptors of its own, without those of the program: a process that
-/// is started closes its copy of each, which waits for storage that does not respond.
-pub(crate) fn unshare_descriptors() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_FILES)?;
-    let listed = fs::read_dir("/proc/thread-self/fd")?;
-    let names = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let numbers: Vec<RawFd> = names.filter(|number| *number > 2).collect();
-    for number in numbers {
-        // That of the list is closed by now.
-        let _ = nix::unistd::close(number);
-    }
-    Ok(())
 }

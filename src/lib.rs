@@ -21,6 +21,8 @@
 
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;
+#[cfg(feature = "worker")]
+mod descriptors;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 #[cfg(feature = "worker")]

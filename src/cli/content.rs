@@ -147,7 +147,7 @@ impl Thread {
         let (done, stop) = (steps.clone(), is_unwanted.clone());
         let thread = std::thread::Builder::new().name("input".to_owned());
         thread.spawn(move || {
-            if let Err(error) = input_file::unshare_descriptors() {
+            if let Err(error) = crate::descriptors::unshare() {
                 log::warn!("descriptors of the thread that reads inputs: {error}");
             }
             for request in wanted {

@@ -10,7 +10,6 @@ use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,6 +27,7 @@ use rustix::thread::{
 
 use super::nest::{self, Nest};
 use super::{Mounts, Private, Restricted, Support, calls, pins, rules};
+use crate::descriptors;
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
@@ -103,7 +103,8 @@ fn become_interpreter(
 
 /// Restricts this process.
 fn hold(mounts: &Mounts) -> Result<(), String> {
-    close_inherited().map_err(|error| format!("descriptors: {error}"))?;
+    // By one of a folder, with which the worker was started, files are reached below all mounts.
+    descriptors::close_others().map_err(|error| format!("descriptors: {error}"))?;
     let restricted = mounts.restricted.as_ref();
     let forks = restricted.is_some_and(|restricted| restricted.forks);
     let nest = match mounts.namespaces && forks {
@@ -127,19 +128,6 @@ fn hold(mounts: &Mounts) -> Result<(), String> {
         Some(restricted) => restrict(restricted),
         None => Ok(()),
     }
-}
-
-/// Closes what the worker itself was started with: by a descriptor of a folder, files are reached below all
-/// mounts.
-fn close_inherited() -> io::Result<()> {
-    let listed = fs::read_dir("/proc/self/fd")?;
-    let numbers = listed.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-    let numbers: Vec<RawFd> = numbers.filter(|number| *number > 2).collect();
-    for number in numbers {
-        // That of the list is closed by now.
-        let _ = nix::unistd::close(number);
-    }
-    Ok(())
 }
 
 fn prepare_nest() -> Result<Nest, String> {

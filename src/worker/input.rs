@@ -316,7 +316,7 @@ impl Look {
     }
 
     fn hash(&self) -> io::Result<Hashed> {
-        if let Err(error) = input_file::unshare_descriptors() {
+        if let Err(error) = crate::descriptors::unshare() {
             log::warn!("descriptors of the thread that reads an input: {error}");
         }
         let mut file = input_file::open(&self.path)?;
