@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mio::Interest;
+use mio::net::UnixListener;
 
 use super::control::{env_ready, error_payload};
 use super::descriptors;
@@ -139,17 +140,12 @@ impl Worker {
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
-        let used = self.interpreters.environments();
-        let runs = self.slots.iter().flatten();
-        let used = used.chain(runs.map(|run| run.order.environment.as_str()));
-        let used: HashSet<&str> = used.collect();
-        let folder = self
-            .runtime
-            .environment_folder(&order.environment, &|hash| used.contains(hash))
-            .map_err(worker("folder of an environment"))?;
-        let own = Place::new(folder, serial);
-        Runtime::create_work_dir(&own).map_err(worker("working directory"))?;
-        let mut listener = bind_private(&own.socket).map_err(worker("bridge"))?;
+        let hash = &order.environment;
+        let (own, mut listener) = self.prepare_place(hash, serial).or_else(|_| {
+            // Its folder alone may be what is wrong.
+            self.runtime.forget_environment(hash);
+            self.prepare_place(hash, serial)
+        })?;
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return Ok(());
         };
@@ -177,6 +173,22 @@ impl Worker {
         );
         run.writer = Some(writer.map_err(worker("writer thread"))?);
         self.start_process(place, environment, now)
+    }
+
+    /// A job's working directory and its socket.
+    fn prepare_place(&mut self, hash: &str, serial: u64) -> Result<(Place, UnixListener), Failure> {
+        let used = self.interpreters.environments();
+        let runs = self.slots.iter().flatten();
+        let used = used.chain(runs.map(|run| run.order.environment.as_str()));
+        let used: HashSet<&str> = used.collect();
+        let folder = self
+            .runtime
+            .environment_folder(hash, &|hash| used.contains(hash))
+            .map_err(worker("folder of an environment"))?;
+        let own = Place::new(folder, serial);
+        Runtime::create_work_dir(&own).map_err(worker("working directory"))?;
+        let listener = bind_private(&own.socket).map_err(worker("bridge"))?;
+        Ok((own, listener))
     }
 
     /// Starts the process of a slot that has everything else.
@@ -276,13 +288,16 @@ impl Worker {
         let mut replaced = false;
         loop {
             let registry = self.reactor.registry();
-            let found = self.interpreters.find(job_id, hash, kind);
+            let found = self.interpreters.find(job_id, hash, own_folder, kind);
             let index = match found {
                 Some(index) => index,
                 None => {
                     let used = self.interpreters_in_use();
                     let is_used = |index| used.contains(&index);
-                    if let Some(process) = self.interpreters.make_room(&is_used, registry) {
+                    let interpreters = &mut self.interpreters;
+                    let stale = interpreters.remove_stale(hash, own_folder, &is_used, registry);
+                    let idle = interpreters.make_room(&is_used, registry);
+                    for process in stale.into_iter().chain(idle) {
                         self.leftovers.add(process, now);
                     }
                     let interpreters = &mut self.interpreters;
@@ -307,6 +322,7 @@ impl Worker {
                         job_id,
                         kind,
                         hash,
+                        folder: own_folder,
                         environment,
                         interpreter: base.as_deref().unwrap_or(&environment.interpreter),
                         shim: &shim,

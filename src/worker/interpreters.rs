@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mio::Interest;
@@ -29,6 +29,8 @@ use crate::sandbox::Mounts;
 
 struct Interpreter {
     hash: String,
+    /// Where it finds its jobs.
+    folder: PathBuf,
     /// The job that has it to itself.
     only: Option<i64>,
     kind: Kind,
@@ -52,6 +54,7 @@ pub(super) struct Start<'a> {
     pub(super) job_id: i64,
     pub(super) kind: Kind,
     pub(super) hash: &'a str,
+    pub(super) folder: &'a Path,
     pub(super) environment: &'a Environment,
     /// The program: for [`Kind::Apart`] not the environment's own.
     pub(super) interpreter: &'a Path,
@@ -87,10 +90,11 @@ impl Interpreters {
     }
 
     /// The interpreter that runs a job, if it is there: a suspect has its own.
-    pub(super) fn find(&self, job_id: i64, hash: &str, kind: Kind) -> Option<usize> {
+    pub(super) fn find(&self, job_id: i64, hash: &str, folder: &Path, kind: Kind) -> Option<usize> {
         let only = self.only(job_id);
         let is_it = |found: &Interpreter| {
-            found.hash == hash && found.only == only && found.kind == kind && kind != Kind::Bare
+            let is_of = found.hash == hash && found.folder == folder && found.only == only;
+            is_of && found.kind == kind && kind != Kind::Bare
         };
         let is_it = |entry: &Option<Interpreter>| entry.as_ref().is_some_and(is_it);
         self.table.iter().position(is_it)
@@ -122,6 +126,23 @@ impl Interpreters {
         let has = |index: usize| self.table.get(index).is_some_and(Option::is_some);
         let idle = (0..self.table.len()).find(|index| has(*index) && !in_use(*index))?;
         self.remove(idle, registry)
+    }
+
+    /// Takes out an idle interpreter of an environment whose jobs have another folder now.
+    pub(super) fn remove_stale(
+        &mut self,
+        hash: &str,
+        folder: &Path,
+        in_use: &dyn Fn(usize) -> bool,
+        registry: &mio::Registry,
+    ) -> Option<Process> {
+        let is_stale = |entry: &Option<Interpreter>| {
+            let found = entry.as_ref();
+            found.is_some_and(|found| found.hash == hash && found.folder != folder)
+        };
+        let mut entries = self.table.iter().enumerate();
+        let (index, _) = entries.find(|(index, entry)| is_stale(entry) && !in_use(*index))?;
+        self.remove(index, registry)
     }
 
     /// Starts an interpreter, unless those of its environment were lost just now.
@@ -180,6 +201,7 @@ impl Interpreters {
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
+                folder: start.folder.to_owned(),
                 only: (kind == Kind::Bare || self.suspects.contains_key(&job_id)).then_some(job_id),
                 kind,
                 warm,
@@ -494,6 +516,7 @@ mod tests {
                     kind: Kind::Warm,
                     interpreter: &environment.interpreter,
                     hash: "hash",
+                    folder: Path::new("/nonexistent"),
                     environment: &environment,
                     shim: Path::new("/nonexistent"),
                     launcher: None,

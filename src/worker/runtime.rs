@@ -107,25 +107,33 @@ impl Runtime {
         hash: &str,
         in_use: &dyn Fn(&str) -> bool,
     ) -> io::Result<PathBuf> {
-        let name = |number: u64| format!("e{number}");
-        if !self.environments.contains_key(hash) {
-            if self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
-                let unused = self.environments.extract_if(|hash, _| !in_use(hash));
-                for (_, number) in unused {
-                    // What is left in it goes with the worker.
-                    let _ = fs::remove_dir(self.folder.join(name(number)));
-                }
+        let base = self.folder.clone();
+        let path = |number: u64| base.join(format!("e{number}"));
+        if let Some(number) = self.environments.get(hash) {
+            let folder = path(*number);
+            if fs::symlink_metadata(&folder).is_ok_and(|found| found.is_dir()) {
+                return Ok(folder);
             }
-            self.environments
-                .insert(hash.to_owned(), self.next_environment);
-            self.next_environment += 1;
+            self.forget_environment(hash);
         }
-        let number = self.environments.get(hash).copied().unwrap_or_default();
-        let folder = self.folder.join(name(number));
-        match fs::DirBuilder::new().mode(0o700).create(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(folder),
+        if self.environments.len() >= limits::WORKER_ENVIRONMENTS_MAX {
+            for (_, number) in self.environments.extract_if(|hash, _| !in_use(hash)) {
+                // What is left in it goes with the worker.
+                let _ = fs::remove_dir(path(number));
+            }
         }
+        let folder = path(self.next_environment);
+        self.next_environment += 1;
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let number = self.next_environment - 1;
+        self.environments.insert(hash.to_owned(), number);
+        Ok(folder)
+    }
+
+    /// The next job of the environment gets another folder: interpreters that found this one never see what
+    /// takes its place.
+    pub(super) fn forget_environment(&mut self, hash: &str) {
+        self.environments.remove(hash);
     }
 
     /// Creates the working directory of a job.
@@ -341,6 +349,12 @@ mod tests {
         assert_eq!(runtime.environment_folder("0", &used).unwrap(), first);
         assert!(first.exists() && !second.exists());
         assert_eq!(runtime.environments.len(), 2);
+        fs::remove_dir(&first).unwrap();
+        let again = runtime.environment_folder("0", &used).unwrap();
+        assert_ne!(again, first, "one that is gone has another name");
+        fs::remove_dir(&again).unwrap();
+        fs::write(&again, "").unwrap();
+        assert_ne!(runtime.environment_folder("0", &used).unwrap(), again);
     }
 
     #[test]

@@ -325,6 +325,53 @@ fn a_removed_runtime_folder_is_created_again() {
     }
 }
 
+/// The folder of one environment's jobs, below the worker's.
+#[test]
+fn a_folder_of_an_environment_that_cannot_be_used_is_replaced() {
+    type Spoil<'a> = &'a dyn Fn(&Path);
+    let remove = |folder: &Path| std::fs::remove_dir_all(folder).unwrap();
+    let file = |folder: &Path| {
+        std::fs::remove_dir_all(folder).unwrap();
+        std::fs::write(folder, "").unwrap();
+    };
+    let moved = |folder: &Path| std::fs::rename(folder, folder.with_extension("away")).unwrap();
+    let fixed = |folder: &Path| {
+        if rustix::process::getuid().is_root() {
+            let mount = ["-t", "tmpfs", "-o", "ro", "none"];
+            let mut command = std::process::Command::new("mount");
+            assert!(command.args(mount).arg(folder).status().unwrap().success());
+        }
+    };
+    let cases: [(&str, Spoil<'_>); 4] = [
+        ("removed", &remove),
+        ("a file", &file),
+        ("moved", &moved),
+        ("read-only", &fixed),
+    ];
+    for (name, spoil) in cases {
+        for (start, sandbox) in [("warm", "on"), ("spawn", "on"), ("warm", "off")] {
+            let arguments = ["--slots", "2", "--guest-start", start, "--sandbox", sandbox];
+            let mut rig = Rig::with(&arguments, |command, dir| {
+                let base = dir.join("tmp");
+                std::fs::create_dir(&base).unwrap();
+                command.env("TMPDIR", base);
+            });
+            succeeds(&mut rig);
+            let runtime = std::fs::read_dir(rig.path("tmp")).unwrap().next();
+            let folder = runtime.unwrap().unwrap().path().join("e0");
+            spoil(&folder);
+            for _ in 0..3 {
+                succeeds(&mut rig);
+            }
+            let _ = std::process::Command::new("umount")
+                .arg(&folder)
+                .stderr(std::process::Stdio::null())
+                .status();
+            println!("{name} {start} {sandbox}");
+        }
+    }
+}
+
 #[test]
 fn what_a_job_leaves_in_its_folder_delays_no_other() {
     let mut rig = Rig::with(&["--slots", "1"], |command, dir| {
@@ -341,7 +388,9 @@ fn what_a_job_leaves_in_its_folder_delays_no_other() {
     let base = PathBuf::from(rig.path("tmp"));
     until("all of it is removed", || {
         let runtime = std::fs::read_dir(&base).unwrap().next()?.unwrap().path();
-        let names = std::fs::read_dir(&runtime).unwrap().flatten();
+        let folders = std::fs::read_dir(&runtime).unwrap().flatten();
+        let folders = folders.filter(|entry| entry.file_name().as_encoded_bytes()[0] == b'e');
+        let names = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
         let jobs = names.filter(|entry| entry.file_name().as_encoded_bytes()[0] == b'w');
         let trash = std::fs::read_dir(runtime.join("trash")).unwrap().count();
         (jobs.count() + trash == 0).then_some(())
