@@ -141,7 +141,18 @@ fn probe() -> Support {
     let landlock = rules::landlock_version();
     let nest = prepare_nest();
     let own = |error| format!("one for each plugin process: {error}");
-    let unshare_own = || unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).map_err(own);
+    let unshare_own = || {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).map_err(io::Error::from)?;
+        // Where nothing is looked for any more.
+        let flags = MountFlags::NOSUID | MountFlags::NODEV;
+        mount("none", "/mnt", "tmpfs", flags, None).or_else(|error| {
+            match Path::new("/mnt").exists() {
+                true => Err(io::Error::from(error)),
+                false => Ok(()),
+            }
+        })
+    };
+    let unshare_own = || unshare_own().map_err(own);
     let no_namespaces = enter(&Mounts::default()).and_then(|()| unshare_own()).err();
     let nested = nest.and_then(|nest| nest.enter().map_err(|error| error.to_string()));
     let no_nesting = nested.and_then(|()| unshare_own()).err();
