@@ -187,9 +187,15 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
     kept.chain(home::path().map(|path| ("PATH".into(), path)))
 }
 
-/// Writes the plugin's source where another shim than our own reads it.
+/// Writes the plugin's source where another shim than our own reads it. Code of the job's environment can put
+/// links there already.
 fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {
-    let path = job.work_dir.join("plugin.py");
-    std::fs::write(&path, &job.source.plugin().source_code)?;
-    Ok(path)
+    use rustix::fs::{Mode, OFlags, open, openat};
+    let own = OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let folder = open(job.work_dir, own | OFlags::DIRECTORY, Mode::empty())?;
+    let fresh = own | OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let file = openat(&folder, "plugin.py", fresh, Mode::RUSR | Mode::WUSR)?;
+    let source = job.source.plugin().source_code.as_bytes();
+    std::io::Write::write_all(&mut std::fs::File::from(file), source)?;
+    Ok(job.work_dir.join("plugin.py"))
 }

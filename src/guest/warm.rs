@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -220,10 +220,19 @@ impl Warm {
             .env("CASPARIAN_PARENT", std::process::id().to_string())
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit())
-            .process_group(0);
+            .stderr(Stdio::piped());
+        if launcher.is_none() {
+            command.process_group(0);
+        }
+        let mut child = strays::spawn(&mut command)?;
+        let errors = child.stderr.take();
+        let process = Process::of_child(child)?;
+        if let Some(errors) = errors {
+            let thread = std::thread::Builder::new().name("interpreter".to_owned());
+            thread.spawn(move || log_lines(errors))?;
+        }
         Ok(Warm {
-            process: Process::of_child(strays::spawn(&mut command)?)?,
+            process,
             control: ours,
             pings: 0,
         })
@@ -413,6 +422,24 @@ impl Warm {
         }))
     }
 }
+
+/// Logs what an interpreter prints, until nobody has its stderr any more.
+fn log_lines(errors: impl Read) {
+    let mut errors = BufReader::new(errors);
+    loop {
+        let mut line = Vec::new();
+        let part = errors.by_ref().take(LINE_SIZE_MAX);
+        match { part }.read_until(b'\n', &mut line) {
+            Ok(size) if size > 0 => {
+                log::warn!("interpreter: {}", String::from_utf8_lossy(&line).trim_end());
+            }
+            _ => return,
+        }
+    }
+}
+
+/// Bytes of a line of an interpreter that are logged as one.
+const LINE_SIZE_MAX: u64 = 4096;
 
 /// In the place of the number of a process that is reaped.
 const REAPED: i32 = -1;

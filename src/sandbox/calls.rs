@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, SealFlags};
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op,
     SeccompCondition, SeccompFilter, SeccompRule, sock_filter,
@@ -47,8 +47,12 @@ pub fn filter_file(kind: Kind) -> io::Result<OwnedFd> {
             [a, b, step.jt, step.jf, e, f, g, h]
         })
         .collect();
-    let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", MemfdFlags::CLOEXEC)?);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", flags)?);
     file.write_all(&bytes)?;
+    // Fork servers of all environments get it, and code of these could change it.
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
     Ok(file.into())
 }
 
@@ -439,7 +443,8 @@ mod tests {
                 let got = answer(&program, *call, arguments);
                 assert_eq!(got, answers[index], "{kind:?}: {call} {first:?}");
             }
-            filter_file(kind).unwrap();
+            let mut file = std::fs::File::from(filter_file(kind).unwrap());
+            assert!(file.write_all(b"x").is_err() && file.set_len(0).is_err());
         }
     }
 

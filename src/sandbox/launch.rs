@@ -106,6 +106,10 @@ fn hold(mounts: &Mounts) -> Result<(), String> {
     // By one of a folder, with which the worker was started, files are reached below all mounts.
     descriptors::close_others().map_err(|error| format!("descriptors: {error}"))?;
     let restricted = mounts.restricted.as_ref();
+    // A tool ends with its process group.
+    if restricted.is_none_or(|restricted| restricted.forks) {
+        nix::unistd::setsid().map_err(|error| format!("session: {error}"))?;
+    }
     let forks = restricted.is_some_and(|restricted| restricted.forks);
     let nest = match mounts.namespaces && forks {
         true => Some(prepare_nest()?),

@@ -224,7 +224,7 @@ impl Worker {
             None => None,
         };
         let keep = [socket_path.as_path(), &work_dir, &own_shim];
-        let folder = self.runtime.folder().to_owned();
+        let folder = self.runtime.hidden_folder().to_owned();
         let sandbox = match (&shared, &layer) {
             (Some(sandbox), Some(layer)) => sandbox.of_process(layer, &folder, &keep),
             _ => None,
@@ -311,7 +311,7 @@ impl Worker {
                             is_apart: kind == Kind::Apart,
                             output: self.staging.path(),
                             home: &self.options.home,
-                            folder: self.runtime.folder(),
+                            folder: self.runtime.hidden_folder(),
                             own_folder,
                             shim: &shim,
                             environment,

@@ -53,9 +53,19 @@ const PREFIX: &str = "casparian-";
 const LOCK: &str = "lock";
 const TRASH: &str = "trash";
 const SHIM_NAME: &str = "shim.py";
-/// A socket's path is at most 107 bytes; of these the folder's own name, that of an environment, and `s`
-/// with a number need some, with slashes.
-const BASE_SIZE_MAX: usize = 107 - 18 - 9 - 13;
+/// Of a worker's own folder in that of its user.
+const OWN_PREFIX: &str = "w";
+
+/// A socket's path is at most 107 bytes; of these the user's folder, the worker's own, that of an environment, and
+/// `s` with a number need some.
+fn base_size_max() -> usize {
+    107 - user_folder(Path::new("")).as_os_str().len() - "//w123456/e12345678/s123456789012".len()
+}
+
+/// All workers' folders of a user are in one: plugins find none of them.
+fn user_folder(base: &Path) -> PathBuf {
+    base.join(format!("{PREFIX}{}", rustix::process::getuid().as_raw()))
+}
 
 impl Runtime {
     pub(super) fn new() -> io::Result<Self> {
@@ -94,6 +104,11 @@ impl Runtime {
 
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The folder that plugins do not find: that of all workers of the user.
+    pub(super) fn hidden_folder(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
     }
 
     pub(super) fn shim(&self) -> PathBuf {
@@ -159,17 +174,21 @@ impl Runtime {
     }
 
     /// Folders whose owner's lock is free have no owner. One without a lock file is too young
-    /// to judge.
+    /// to judge. Those of earlier releases are a level higher.
     fn sweep(&self) {
-        let Some(Ok(entries)) = self.folder.parent().map(fs::read_dir) else {
-            return;
-        };
-        for (number, entry) in entries.flatten().enumerate() {
-            let ours = entry
-                .file_name()
-                .to_str()
-                .is_some_and(|name| name.starts_with(PREFIX));
-            if !ours || entry.path() == self.folder {
+        let parent = self.folder.parent();
+        let above = parent.and_then(Path::parent);
+        let listed = [(parent, OWN_PREFIX), (above, PREFIX)];
+        let entries = listed.into_iter().flat_map(|(folder, prefix)| {
+            let entries = folder.and_then(|folder| fs::read_dir(folder).ok());
+            let entries = entries.into_iter().flatten().flatten();
+            entries.filter(move |entry| {
+                let name = entry.file_name();
+                name.as_encoded_bytes().starts_with(prefix.as_bytes())
+            })
+        });
+        for (number, entry) in entries.enumerate() {
+            if entry.path() == self.folder {
                 continue;
             }
             let lock = open_lock(&entry.path().join(LOCK));
@@ -194,6 +213,8 @@ impl Drop for Runtime {
         {
             log::info!("{} is left behind: {error}", self.folder.display());
         }
+        // Others may have theirs in it.
+        let _ = self.folder.parent().map(fs::remove_dir);
     }
 }
 
@@ -216,7 +237,7 @@ fn create() -> io::Result<(PathBuf, fs::File)> {
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) fn private_folder() -> io::Result<(tempfile::TempDir, fs::File)> {
     create_below(usual_bases(), |base| {
-        let folder = private_below(base, PREFIX)?;
+        let folder = own_folder(base)?;
         let lock = locked(folder.path())?;
         Ok((folder, lock))
     })
@@ -239,8 +260,8 @@ fn create_below<T>(
         let size = base.as_os_str().len();
         let reason = if !base.is_absolute() {
             "it is not an absolute path".to_owned()
-        } else if size > BASE_SIZE_MAX {
-            format!("its {size} bytes are more than {BASE_SIZE_MAX}")
+        } else if size > base_size_max() {
+            format!("its {size} bytes are more than {}", base_size_max())
         } else {
             match create(&base) {
                 Ok(created) => return Ok(created),
@@ -263,8 +284,43 @@ fn private_below(base: &Path, prefix: &str) -> io::Result<tempfile::TempDir> {
     builder.prefix(prefix).permissions(private).tempdir_in(base)
 }
 
+/// A new folder in that of the user.
+fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
+    let parent = user_folder(base);
+    let mut made = Err(io::ErrorKind::NotFound.into());
+    for _ in 0..10 {
+        let parent = match ensure_private(&parent) {
+            Ok(()) => parent.clone(),
+            // Another user has taken the name.
+            Err(_) => private_below(base, PREFIX)?.keep(),
+        };
+        made = private_below(&parent, OWN_PREFIX);
+        // The last program that used it may have removed it meanwhile.
+        let is_gone = made.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::NotFound);
+        if !is_gone {
+            break;
+        }
+    }
+    made
+}
+
+/// Creates a folder of this user's alone, if it is not there.
+fn ensure_private(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    match fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    let found = fs::symlink_metadata(folder)?;
+    let is_ours = found.uid() == rustix::process::getuid().as_raw() && found.mode() & 0o077 == 0;
+    match found.is_dir() && is_ours {
+        true => Ok(()),
+        false => Err(io::Error::other("it is not this user's alone")),
+    }
+}
+
 fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
-    let folder = private_below(base, PREFIX)?;
+    let folder = own_folder(base)?;
     let lock = locked(folder.path())?;
     fs::create_dir(folder.path().join(TRASH))?;
     fs::write(folder.path().join(SHIM_NAME), SHIM)?;

@@ -303,7 +303,7 @@ impl Worker {
             environments: Environments::new(
                 options.home.clone(),
                 options.cache_max,
-                options.build(&[runtime.folder()]),
+                options.build(&[runtime.hidden_folder()]),
                 report_sender.clone(),
                 waker.clone(),
             ),

@@ -152,6 +152,10 @@ def others():
     if found | set(os.listdir(own_folder)) - known == set():
         raise PermissionError("nothing of others is seen")
 
+def other_workers():
+    if set(os.listdir(os.path.dirname(runtime))) == {os.path.basename(runtime)}:
+        raise PermissionError("nothing of others is seen")
+
 def attacks(out, path):
     worker = parent(parent(os.getpid()))
     interpreter = parent(os.getpid())
@@ -187,6 +191,7 @@ def attacks(out, path):
         "write installation": lambda: write(os.__file__),
         "write shim": lambda: write(runtime + "/shim.py"),
         "folders of others": others,
+        "folders of other workers": other_workers,
         "output through the worker": lambda: write(f"/proc/{worker}/root{out}/new.parquet"),
         "output through init": lambda: write(f"/proc/1/root{out}/new.parquet"),
         "unmount": lambda: shell(f"umount {out}"),
@@ -282,6 +287,7 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("write installation", false, false),
     ("write shim", false, false),
     ("folders of others", false, false),
+    ("folders of other workers", false, false),
     ("output through the worker", false, false),
     ("output through init", false, false),
     ("unmount", false, false),
@@ -340,6 +346,7 @@ const POSSIBLE: &[&str] = &[
     "write output",
     "link into output",
     "folders of others",
+    "folders of other workers",
     "output through the worker",
     "signal worker",
     "signal interpreter",

@@ -357,8 +357,9 @@ fn a_folder_of_an_environment_that_cannot_be_used_is_replaced() {
                 command.env("TMPDIR", base);
             });
             succeeds(&mut rig);
-            let runtime = std::fs::read_dir(rig.path("tmp")).unwrap().next();
-            let folder = runtime.unwrap().unwrap().path().join("e0");
+            let only = |folder: PathBuf| std::fs::read_dir(folder).unwrap().next();
+            let user = only(rig.path("tmp").into()).unwrap().unwrap().path();
+            let folder = only(user).unwrap().unwrap().path().join("e0");
             spoil(&folder);
             for _ in 0..3 {
                 succeeds(&mut rig);
@@ -387,7 +388,8 @@ fn what_a_job_leaves_in_its_folder_delays_no_other() {
     succeeds(&mut rig);
     let base = PathBuf::from(rig.path("tmp"));
     until("all of it is removed", || {
-        let runtime = std::fs::read_dir(&base).unwrap().next()?.unwrap().path();
+        let user = std::fs::read_dir(&base).unwrap().next()?.unwrap().path();
+        let runtime = std::fs::read_dir(user).unwrap().next()?.unwrap().path();
         let folders = std::fs::read_dir(&runtime).unwrap().flatten();
         let folders = folders.filter(|entry| entry.file_name().as_encoded_bytes()[0] == b'e');
         let names = folders.flat_map(|folder| std::fs::read_dir(folder.path()).unwrap().flatten());
