@@ -352,8 +352,13 @@ impl Warm {
 
     /// True for the number and the pidfd of a child of the interpreter that is not reaped.
     fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<bool> {
-        let stat = match std::fs::read_to_string(format!("/proc/{number}/stat")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat"));
+        let is_gone = |error: &io::Error| {
+            let gone = Some(Errno::SRCH.raw_os_error());
+            error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == gone
+        };
+        let stat = match stat {
+            Err(error) if is_gone(&error) => return Ok(false),
             stat => stat?,
         };
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
