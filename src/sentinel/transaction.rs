@@ -12,7 +12,7 @@ use crate::job::{Attempt, Job, JobStatus, Receipt, Settlement};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
-use crate::store::{self, Completion, Deployed, Ended, Now, Store, Upload, WorkerSession};
+use crate::store::{self, Completion, Deployed, Ended, Now, Settled, Store, Upload, WorkerSession};
 
 /// What one transaction works on.
 pub(crate) struct Iteration<'a> {
@@ -512,13 +512,20 @@ fn apply(
         } => {
             let is_done = receipt.status == JobStatus::Success;
             let reason = receipt.error_message.as_deref().unwrap_or("");
-            if turn.settle(*attempt, receipt, at)? {
-                log::info!("job {}: completed: its output was there", attempt.job_id);
-            } else if !is_done {
-                log::warn!(
-                    "job {}: its output is not settled: {reason}",
-                    attempt.job_id
-                );
+            let job_id = attempt.job_id;
+            match turn.settle(*attempt, receipt, at)? {
+                Settled::Completed => log::info!("job {job_id}: completed: its output was there"),
+                Settled::QueuedAgain => {
+                    log::info!(
+                        "job {job_id}: queued again: the output that was there is of another file \
+                         version or plugin"
+                    );
+                    outcome.queued = true;
+                }
+                Settled::Unchanged if !is_done => {
+                    log::warn!("job {job_id}: its output is not settled: {reason}");
+                }
+                Settled::Unchanged => {}
             }
             let report = (routing_id.clone(), *attempt, is_done);
             outcome.settled.push(report);

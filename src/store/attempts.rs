@@ -55,7 +55,8 @@ pub enum Ended {
 pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, plugin_name, \
      worker_id, worker_host, worker_pid, claim_time, \
      CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key, \
-     dispatched IS NOT NULL AND dispatched IS NOT file_version_id || ' ' || plugin_name \
+     dispatched IS NOT NULL AND dispatched IS NOT file_version_id || ' ' || plugin_name, \
+     dispatched, artifact_hash, sinks_hash \
      FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
      AND (?3 <= 0 AND ?2 IS NOT NULL \
@@ -79,15 +80,18 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      WHERE id = ?1 AND status = 'RUNNING'";
 
 /// The row of an ended attempt. One that has ended before, and whose number another program has set
-/// again, stays as it ended; of one that was taken the key stays.
+/// again, stays as it ended; of one that was taken the key stays, and what it was dispatched with.
 pub(super) const RECORD: &str = "INSERT INTO cf_job_attempt (job_id, attempt, \
      worker_id, hostname, pid, started, ended, status, cause, exit_code, signal, rss_max_bytes, \
-     error_message, log_tail, attempt_key, sandbox) \
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
+     error_message, log_tail, attempt_key, sandbox, dispatched, artifact_hash, sinks_hash) \
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19) \
      ON CONFLICT (job_id, attempt) DO UPDATE SET worker_id = ?3, hostname = ?4, pid = ?5, \
      started = ?6, ended = ?7, status = ?8, cause = ?9, exit_code = ?10, signal = ?11, \
      rss_max_bytes = ?12, error_message = ?13, log_tail = ?14, \
-     attempt_key = coalesce(attempt_key, ?15), sandbox = ?16 \
+     attempt_key = coalesce(attempt_key, ?15), sandbox = ?16, \
+     artifact_hash = iif(dispatched IS NULL, ?18, artifact_hash), \
+     sinks_hash = iif(dispatched IS NULL, ?19, sinks_hash), \
+     dispatched = coalesce(dispatched, ?17) \
      WHERE status = 'TAKEN' OR attempt & 4294967295 = 0";
 
 /// How many attempts in a row before ?2, and above ?3, were given back by workers that were stopped
@@ -112,6 +116,8 @@ struct Held {
     published: Option<String>,
     /// Another program has given the row another file version or plugin since it was claimed.
     is_other: bool,
+    /// What it was dispatched with: file version and plugin, hashes of code and sinks.
+    dispatched: [Option<String>; 3],
 }
 
 /// How an attempt ended.
@@ -431,6 +437,7 @@ impl Turn<'_> {
             .receipt
             .and_then(|receipt| receipt.log_tail.as_deref())
             .map(|text| last_lines(text, limits::ATTEMPT_LOG_LINES));
+        let [dispatched, artifact_hash, sinks_hash] = &held.dispatched;
         let parameters = params![
             job_id,
             held.attempt,
@@ -448,6 +455,9 @@ impl Turn<'_> {
             log_tail,
             held.key,
             end.receipt.and_then(|receipt| receipt.sandbox.as_deref()),
+            dispatched,
+            artifact_hash,
+            sinks_hash,
         ];
         self.change_job(job_id, RECORD, parameters)?;
         let oldest = held.attempt.saturating_sub(limits::ATTEMPTS_KEPT);
@@ -491,6 +501,7 @@ fn held(row: &Row<'_>) -> Held {
         published: (receipt != ValueRef::Null)
             .then(|| serde_json::Value::from(published(receipt)).to_string()),
         is_other: cell(row, 11) == ValueRef::Integer(1),
+        dispatched: [12, 13, 14].map(|index| shown(cell(row, index))),
     }
 }
 

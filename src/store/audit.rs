@@ -278,9 +278,10 @@ impl Turn<'_> {
             Some(_) => "COMPLETED",
             None => "INTERRUPTED",
         };
-        let note = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key) \
-             VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (job_id, attempt) DO UPDATE \
-             SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL";
+        let note = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status, attempt_key, \
+             dispatched) VALUES (?1, ?2, ?3, ?4, ?5, '') ON CONFLICT (job_id, attempt) DO UPDATE \
+             SET status = ?4, attempt_key = ?5, cause = NULL, error_message = NULL, \
+             dispatched = '', artifact_hash = NULL, sinks_hash = NULL";
         let ended = format_time(now.unix_ms);
         self.change_job(
             job_id,

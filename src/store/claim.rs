@@ -140,7 +140,8 @@ pub(super) const OLD_SINCE_QUERY: &str =
 /// The last attempt of a row, where another program has removed it from the history: the record of
 /// its output names its key.
 pub(super) const REMEMBER: &str = "INSERT OR IGNORE INTO cf_job_attempt \
-     (job_id, attempt, status, attempt_key) SELECT id, attempt, 'TAKEN', attempt_key \
+     (job_id, attempt, status, attempt_key, dispatched, artifact_hash, sinks_hash) \
+     SELECT id, attempt, 'TAKEN', attempt_key, coalesce(dispatched, ''), artifact_hash, sinks_hash \
      FROM cf_processing_queue WHERE id = ?1 AND typeof(attempt) = 'integer' \
      AND attempt & 4294967295 > 0 AND attempt_key IS NOT NULL";
 

@@ -81,6 +81,7 @@ pub use lock::{Lock, lock_database};
 pub use manifest::{Manifest, ManifestError, ManifestSink, read_manifest};
 pub use queue::{QueuedPlugins, Running};
 pub use registry::{Deploy, Deployed, artifact_hash, sha256_hex};
+pub use settle::Settled;
 pub use time::{format as format_time, parse as parse_time};
 pub use upload::{Author, Upload, check_deploy_size};
 pub use workers::WorkerSession;

@@ -7,14 +7,17 @@
 //! `next_run`), needs none: its next attempt replaces what an earlier one left. Every other status
 //! but RUNNING is an end, whatever another program has written there. A row of which no settlement can be made has
 //! `unsettled = 2`, so that it is not looked at again.
+//!
+//! Output that stands is of the file version, the code and the sinks that its attempt was dispatched
+//! with. The row may have others by now: then it does not complete the job.
 
 use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
-use super::attempts::uris;
+use super::attempts::{OTHER_ROW, uris};
 use super::claim::previous;
 use super::identity::last_attempt;
-use super::value::{Malformed, cell, count, shown};
+use super::value::{Malformed, cell, count, number, shown};
 use super::{Error, Now, Store, Turn, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
@@ -48,6 +51,57 @@ const SETTLED_QUERY: &str = "SELECT max(attempt) FROM cf_job_attempt \
 pub(super) const WITHOUT_OUTPUT_QUERY: &str = "SELECT count(*) FROM cf_job_attempt \
      WHERE job_id = ?1 AND attempt > ?2 AND (status = 'RETURNED' OR \
      status = 'FAILED' AND (cause IS NULL OR cause NOT IN ('lost', 'worker')))";
+
+/// What attempt ?2 was dispatched with, and whether the row still means the same file version and
+/// plugin: 1 or 0. Of an attempt of an earlier release it is not known; then it counts as the same while
+/// nothing that is known of it and those after it shows another (?3 = how [`OTHER_ROW`] begins). The
+/// version is 0 where it is not known.
+pub(super) const STANDING_QUERY: &str = "SELECT own, iif(dispatched IS NOT NULL, \
+     CAST(dispatched AS INTEGER), iif(own, file_version_id, 0)), artifact_hash, sinks_hash \
+     FROM (SELECT q.file_version_id, a.dispatched, a.artifact_hash, a.sinks_hash, \
+     CASE WHEN a.attempt IS NULL THEN 0 WHEN a.dispatched IS NOT NULL \
+     THEN a.dispatched IS q.file_version_id || ' ' || q.plugin_name \
+     ELSE NOT EXISTS (SELECT 1 FROM cf_job_attempt b WHERE b.job_id = q.id AND b.attempt >= ?2 \
+     AND (b.dispatched IS NOT NULL \
+     AND b.dispatched IS NOT q.file_version_id || ' ' || q.plugin_name \
+     OR b.cause IS 'input' OR instr(coalesce(b.error_message, ''), ?3) = 1)) END AS own \
+     FROM cf_processing_queue q LEFT JOIN cf_job_attempt a ON a.job_id = q.id AND a.attempt = ?2 \
+     WHERE q.id = ?1)";
+
+/// The end of a lost job by output of what its row means.
+const COMPLETE: &str = "UPDATE cf_processing_queue SET status = 'COMPLETED', \
+     error_message = NULL, failure_cause = NULL, result_summary = 'Success' \
+     WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
+
+/// A lost job whose output is of something else runs again. Its losses stay counted.
+const QUEUE_AGAIN: &str = "UPDATE cf_processing_queue SET status = 'QUEUED', end_time = NULL, \
+     error_message = NULL, failure_cause = NULL, result_summary = NULL, claim_time = NULL, \
+     worker_id = NULL, worker_host = NULL, worker_pid = NULL \
+     WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
+
+/// What a COMPLETED row ran with.
+const RAN_WITH: &str = "UPDATE cf_processing_queue SET artifact_hash = coalesce(?2, artifact_hash), \
+     sinks_hash = coalesce(?3, sinks_hash) WHERE id = ?1 AND status = 'COMPLETED'";
+
+/// What became of a row by its settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Its status is what it was.
+    Unchanged,
+    /// The job was lost and is COMPLETED.
+    Completed,
+    /// The job was lost and is QUEUED again: the output is of another file version or plugin.
+    QueuedAgain,
+}
+
+/// What the output of an attempt is of.
+struct Origin {
+    /// File version and plugin are those of the row.
+    is_own: bool,
+    version_id: i64,
+    artifact_hash: Option<String>,
+    sinks_hash: Option<String>,
+}
 
 /// Jobs that may have output which no receipt names.
 const WITHOUT_WORD_QUERY: &str =
@@ -166,15 +220,16 @@ impl Turn<'_> {
     }
 
     /// A worker has settled a job. Output that stands without a receipt gets one: its attempt was
-    /// the last to publish. A job that failed because it was lost is COMPLETED by it. Gives
-    /// whether it is; a settlement that failed, or is not the last one, changes nothing, but that
-    /// the next one counts from above the attempt that has barred it.
+    /// the last to publish. A job that failed because it was lost is COMPLETED by it, or QUEUED again
+    /// where the output is not of the row's file version and plugin. A settlement that failed, or is
+    /// not the last one, changes nothing, but that the next one counts from above the attempt that
+    /// has barred it.
     pub fn settle(
         &mut self,
         attempt: Attempt,
         receipt: &Receipt,
         now: &Now,
-    ) -> Result<bool, Error> {
+    ) -> Result<Settled, Error> {
         let job_id = attempt.job_id;
         if receipt.status != JobStatus::Success {
             if let Some(by) = receipt.barred_by(attempt) {
@@ -182,7 +237,7 @@ impl Turn<'_> {
                      WHERE id = ?1 AND attempt = ?2 AND unsettled = 1";
                 self.change_job(job_id, count_on, [job_id, attempt.number, by])?;
             }
-            return Ok(false);
+            return Ok(Settled::Unchanged);
         }
         let end = "UPDATE cf_processing_queue SET unsettled = 0 \
              WHERE id = ?1 AND attempt = ?2 AND unsettled = 1";
@@ -195,26 +250,49 @@ impl Turn<'_> {
         }
         let standing = receipt.metrics.get(SETTLED_ATTEMPT).copied();
         let Some(standing) = standing.filter(|_| settled == Some(1)) else {
-            return Ok(false);
+            return Ok(Settled::Unchanged);
         };
+        let origin = self.origin(job_id, standing)?;
         let json = serde_json::json!({
             "status": receipt.status,
             "metrics": receipt.metrics,
             "artifacts": receipt.artifacts,
         });
         let publish = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3, \
-             published_version_id = file_version_id WHERE id = ?1";
-        let parameters = params![job_id, json.to_string(), uris(receipt)];
+             published_version_id = ?4 WHERE id = ?1";
+        let version_id = origin.version_id;
+        let parameters = params![job_id, json.to_string(), uris(receipt), version_id];
         self.change_job(job_id, publish, parameters)?;
-        let complete = "UPDATE cf_processing_queue SET status = 'COMPLETED', error_message = NULL, \
-             failure_cause = NULL, result_summary = 'Success' \
-             WHERE id = ?1 AND status = 'FAILED' AND failure_cause = 'lost'";
-        let completed = self.change_job(job_id, complete, [job_id])? == Some(1);
+        let (change, changed) = match origin.is_own {
+            true => (COMPLETE, Settled::Completed),
+            false => (QUEUE_AGAIN, Settled::QueuedAgain),
+        };
+        let became = match self.change_job(job_id, change, [job_id])? {
+            Some(1) => changed,
+            _ => Settled::Unchanged,
+        };
+        let parameters = params![job_id, origin.artifact_hash, origin.sinks_hash];
+        self.change_job(job_id, RAN_WITH, parameters)?;
         let record = "INSERT INTO cf_job_attempt (job_id, attempt, ended, status) \
              VALUES (?1, ?2, ?3, 'COMPLETED') ON CONFLICT (job_id, attempt) DO UPDATE \
              SET status = 'COMPLETED', cause = NULL, error_message = NULL, ended = ?3";
         self.change_job(job_id, record, params![job_id, standing, ended])?;
-        Ok(completed)
+        Ok(became)
+    }
+
+    /// What the output of an attempt of a job is of.
+    fn origin(&self, job_id: i64, attempt: i64) -> Result<Origin, Error> {
+        let mut statement = self.transaction.prepare_cached(STANDING_QUERY)?;
+        Ok(
+            statement.query_row(params![job_id, attempt, OTHER_ROW], |row| {
+                Ok(Origin {
+                    is_own: cell(row, 0) == ValueRef::Integer(1),
+                    version_id: number(cell(row, 1)).unwrap_or(0),
+                    artifact_hash: shown(cell(row, 2)),
+                    sinks_hash: shown(cell(row, 3)),
+                })
+            })?,
+        )
     }
 
     fn last_settled(&self, job_id: i64) -> Result<i64, Error> {

@@ -23,6 +23,13 @@ struct Scene {
 impl Scene {
     /// Its job has published, and neither worker nor sentinel live.
     fn published(sink: Option<&str>) -> Self {
+        let scene = Self::submitted(sink);
+        scene.publish_in_silence(|| scene.rows() == Some(3));
+        scene
+    }
+
+    /// Its job is queued.
+    fn submitted(sink: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let gate = dir.path().join("gate");
         let database = database_with(dir.path(), "gated", &gated(&gate));
@@ -43,21 +50,27 @@ impl Scene {
             submit(&scene.database, "gated", std::slice::from_ref(&input)),
             [1]
         );
+        scene
+    }
+
+    fn gate(&self) -> PathBuf {
+        self.dir.path().join("gate")
+    }
+
+    /// A worker runs the job and publishes, and no sentinel takes its receipt.
+    fn publish_in_silence(&self, is_visible: impl Fn() -> bool) {
         // A lease for the time without the sentinel.
-        let (mut sentinel, endpoint) = sentinel(&scene.database, &["--lease", "15"]);
-        let mut worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-1"]);
+        let (mut sentinel, endpoint) = sentinel(&self.database, &["--lease", "15"]);
+        let mut worker = worker(&endpoint, &self.out(), &["--worker-id", "w-1"]);
         until("the plugin runs", || {
-            scene.dir.path().join("in.started").exists().then_some(())
+            self.dir.path().join("in.started").exists().then_some(())
         });
         sentinel.signal("-STOP");
-        std::fs::write(&gate, "").unwrap();
-        until("the output is visible", || {
-            scene.rows().filter(|rows| *rows == 3)
-        });
+        std::fs::write(self.gate(), "").unwrap();
+        until("the output is visible", || is_visible().then_some(()));
         worker.kill();
         sentinel.kill();
-        assert_eq!(job(&scene.database, 1)["status"], "RUNNING");
-        scene
+        assert_eq!(job(&self.database, 1)["status"], "RUNNING");
     }
 
     fn out(&self) -> PathBuf {
@@ -289,5 +302,114 @@ fn output_that_goes_fails_no_other_job_of_mode_error() {
             true => assert_eq!(scene.rows(), Some(0)),
             false => assert_eq!(files, [scene.out().join("o_2.parquet")]),
         }
+    }
+}
+
+/// File versions that the visible rows of the only job are of, each once.
+fn versions(scene: &Scene) -> Vec<i64> {
+    if scene.out().join("x.db").exists() {
+        let store = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+        let mut query = store
+            .prepare("SELECT DISTINCT _file_version_id FROM rows")
+            .unwrap();
+        let found = query.query_map([], |row| row.get(0)).unwrap();
+        return found.map(Result::unwrap).collect();
+    }
+    let engines = read_parquet(&scene.out());
+    let sums = engines.iter().map(|engine| {
+        let sum = engine["sums"]["_file_version_id"].as_i64().unwrap();
+        sum / engine["rows"].as_i64().unwrap()
+    });
+    let mut found: Vec<i64> = sums.collect();
+    found.dedup();
+    found
+}
+
+/// Waits until the job is COMPLETED; gives its file version and that of its receipt.
+fn completed(scene: &Scene) -> (i64, i64) {
+    until("the job is completed", || {
+        let store = rusqlite::Connection::open(&scene.database).unwrap();
+        let query = "SELECT file_version_id, published_version_id FROM cf_processing_queue \
+             WHERE id = 1 AND status = 'COMPLETED'";
+        let row = store.query_row(query, [], |row| Ok((row.get(0)?, row.get(1)?)));
+        row.ok()
+    })
+}
+
+#[test]
+fn a_lost_job_that_has_another_file_meanwhile_runs_over_that() {
+    for sink in [None, Some("sqlite://x.db/rows")] {
+        let scene = Scene::published(sink);
+        let other = scene.dir.path().join("other");
+        std::fs::write(&other, "other").unwrap();
+        assert_eq!(submit(&scene.database, "gated", &[other]), [2]);
+        scene.sql(
+            "UPDATE cf_processing_queue SET status = 'SKIPPED' WHERE id = 2; \
+             UPDATE cf_processing_queue SET file_version_id = 2 WHERE id = 1",
+        );
+        let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "1", "--retries", "0"]);
+        let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+        assert_eq!(completed(&scene), (2, 2));
+        assert_eq!(versions(&scene), [2], "{sink:?}");
+        assert_eq!(scene.rows(), Some(3));
+    }
+}
+
+/// A repaired job publishes in silence, its file changes, and the worker of the attempt over the new
+/// content is lost: no program has written into the queue.
+#[test]
+fn a_lost_job_whose_content_has_changed_meanwhile_runs_over_that() {
+    for sink in [None, Some("sqlite://x.db/rows")] {
+        let scene = Scene::submitted(sink);
+        std::fs::write(scene.gate(), "").unwrap();
+        {
+            let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
+            let _worker = worker(&endpoint, &scene.out(), &[]);
+            assert_eq!(ended(&scene.database, 1)["status"], "COMPLETED");
+        }
+        std::fs::remove_file(scene.gate()).unwrap();
+        std::fs::remove_file(scene.dir.path().join("in.started")).unwrap();
+        let is_there_again: Box<dyn Fn() -> bool> = match sink {
+            Some(_) => {
+                let table = rusqlite::Connection::open(scene.out().join("x.db")).unwrap();
+                table.execute_batch("DELETE FROM rows WHERE x = 2").unwrap();
+                Box::new(|| scene.rows() == Some(3))
+            }
+            None => {
+                use std::os::unix::fs::{FileExt, MetadataExt};
+                let file = visible_files(&scene.out()).remove(0);
+                let damaged = std::fs::File::options().write(true).open(&file).unwrap();
+                damaged.write_all_at(b"ZZ", 10).unwrap();
+                let inode = move || std::fs::metadata(&file).map(|found| found.ino()).ok();
+                let before = inode();
+                Box::new(move || inode().is_some_and(|inode| Some(inode) != before))
+            }
+        };
+        let fsck = program("casparian")
+            .args(["fsck", "--repair", "--database"])
+            .arg(&scene.database)
+            .arg("--output")
+            .arg(scene.out())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&fsck.stdout).into_owned();
+        assert!(said.contains("queued again"), "{said} {fsck:?}");
+        scene.publish_in_silence(is_there_again);
+        std::fs::remove_file(scene.gate()).unwrap();
+        std::fs::write(scene.dir.path().join("in"), "other").unwrap();
+        let (_sentinel, endpoint) = sentinel(&scene.database, &["--lease", "1", "--retries", "1"]);
+        let mut lost = worker(&endpoint, &scene.out(), &["--worker-id", "w-2"]);
+        until("the job runs over the new content", || {
+            let store = rusqlite::Connection::open(&scene.database).unwrap();
+            let query = "SELECT 1 FROM cf_processing_queue \
+                 WHERE status = 'RUNNING' AND file_version_id = 2";
+            store.query_row(query, [], |_| Ok(())).ok()
+        });
+        lost.kill();
+        std::fs::write(scene.gate(), "").unwrap();
+        let _worker = worker(&endpoint, &scene.out(), &["--worker-id", "w-3"]);
+        assert_eq!(completed(&scene), (2, 2));
+        assert_eq!(versions(&scene), [2], "{sink:?}");
+        assert_eq!(scene.rows(), Some(3));
     }
 }

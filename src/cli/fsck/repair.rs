@@ -7,7 +7,7 @@ use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Cause, Receipt, Settlement};
 use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions};
-use crate::store::{self, Audited, Lock, Open, Store, lock_database};
+use crate::store::{self, Audited, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
 
 /// The right to change a database and its output folders.
@@ -112,10 +112,18 @@ impl Repair {
             let receipt = match settle_in(&settlement, roots, duplicates) {
                 Ok((standing, is_removed)) => {
                     let receipt = worker::settled(settlement.attempt, standing.clone());
-                    let is_completed = self.note(&settlement, &receipt).map_err(failed)?;
-                    return Ok(Some(Done::Settled(match (standing, is_completed) {
-                        (Some(_), true) => "settled: the job is COMPLETED by this output",
-                        (Some(_), false) => "settled: the output stays and has a receipt",
+                    let became = self.note(&settlement, &receipt).map_err(failed)?;
+                    return Ok(Some(Done::Settled(match (standing, became) {
+                        (Some(_), Settled::Completed) => {
+                            "settled: the job is COMPLETED by this output"
+                        }
+                        (Some(_), Settled::QueuedAgain) => {
+                            "settled: the output is of another file version or plugin and has a \
+                             receipt, and the job is queued again"
+                        }
+                        (Some(_), Settled::Unchanged) => {
+                            "settled: the output stays and has a receipt"
+                        }
                         (None, _) if is_removed => "settled: the output was removed",
                         (None, _) => "settled: no output is left without a receipt",
                     })));
@@ -145,11 +153,15 @@ impl Repair {
         Ok(taken.map(|(settlement, _)| settlement))
     }
 
-    fn note(&mut self, settlement: &Settlement, receipt: &Receipt) -> Result<bool, store::Error> {
+    fn note(
+        &mut self,
+        settlement: &Settlement,
+        receipt: &Receipt,
+    ) -> Result<Settled, store::Error> {
         let mut turn = self.store.begin()?;
-        let is_completed = turn.settle(settlement.attempt, receipt, &now())?;
+        let became = turn.settle(settlement.attempt, receipt, &now())?;
         turn.commit()?;
-        Ok(is_completed)
+        Ok(became)
     }
 }
 

@@ -58,7 +58,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
             values
         }),
         (attempts::RECORD, {
-            let mut values = vec![Value::Null; 16];
+            let mut values = vec![Value::Null; 19];
             (values[0], values[1]) = (number(1), number(1));
             values
         }),
@@ -83,6 +83,10 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         (settle::SETTLE_QUERY, vec![number(1)]),
         (waits::OTHER_QUERY, vec![number(1), number(1)]),
         (settle::WITHOUT_OUTPUT_QUERY, vec![number(1), number(0)]),
+        (
+            settle::STANDING_QUERY,
+            vec![number(1), number(1), text("another")],
+        ),
         (
             attempts::STOPPED_QUERY,
             vec![number(1), number(9), number(0)],

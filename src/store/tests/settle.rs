@@ -15,9 +15,9 @@ impl Scene {
 
     fn settle(&mut self, attempt: Attempt, receipt: &Receipt) -> bool {
         let mut turn = self.store.begin().unwrap();
-        let completed = turn.settle(attempt, receipt, &now(9)).unwrap();
+        let became = turn.settle(attempt, receipt, &now(9)).unwrap();
         turn.commit().unwrap();
-        completed
+        became == Settled::Completed
     }
 
     fn set_status(&self, job_id: i64, status: &str) {
@@ -408,4 +408,241 @@ fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
     assert_eq!(past.len(), limits::HISTORY_MAX);
     assert_eq!(past.last().unwrap().number, 9000);
     assert!(past.is_sorted_by_key(|past| past.number));
+}
+
+impl Scene {
+    /// Another file version, of another file where `path` is another.
+    fn version(&mut self, path: &str, hash: &str) -> i64 {
+        let mut turn = self.store.begin().unwrap();
+        let file = turn.register_file("/data", path, 5, 2.5, hash, DAY_MS);
+        turn.commit().unwrap();
+        file.unwrap().version_id
+    }
+
+    /// Attempt 1 has published in silence: another program queues its job again.
+    fn silent(&mut self) -> i64 {
+        self.no_retries();
+        let id = self.enqueue("p", 0);
+        self.claim(&["p"], 1);
+        self.set_status(id, "QUEUED");
+        id
+    }
+
+    /// The last claimed attempt of the only job is lost, and attempt `standing` has left output.
+    fn lost_and_settled(&mut self, attempt: Attempt, standing_attempt: i64) -> bool {
+        assert_eq!(self.release(attempt, 0), Ended::Failed);
+        let (settlement, _) = self.take_settlement(attempt.job_id).unwrap();
+        self.settle(
+            settlement.attempt,
+            &standing(&["file:///o"], standing_attempt),
+        )
+    }
+
+    /// Status, file version and version of the output of the only job.
+    fn stands(&self) -> String {
+        self.text(
+            "SELECT status || ' ' || file_version_id || ' ' || coalesce(published_version_id, '-') \
+             FROM cf_processing_queue",
+        )
+    }
+}
+
+/// How a row comes to mean something else than the attempt whose output stands.
+#[derive(Clone, Copy, Debug)]
+enum Moves {
+    /// The worker of the next attempt finds other content.
+    Content,
+    /// Another program gives the row another file, while the attempt runs.
+    File,
+    /// The same, while no attempt runs.
+    FileBetween,
+    /// The same, after the last attempt was lost.
+    FileAtEnd,
+    /// It gives the row another plugin.
+    Plugin,
+}
+
+#[test]
+fn output_of_another_version_completes_no_job() {
+    use Moves::*;
+    for moves in [Content, File, FileBetween, FileAtEnd, Plugin] {
+        let mut scene = Scene::new();
+        scene.deploy("z", "class Handler: pass\n");
+        let version = match moves {
+            Content => 2,
+            _ => scene.version("other", "h2"),
+        };
+        let repoint = format!("UPDATE cf_processing_queue SET file_version_id = {version}");
+        scene.no_retries();
+        scene.sql("UPDATE cf_plugin_config SET retries = 0");
+        let id = scene.enqueue("p", 0);
+        let first = scene.claim(&["p"], 1).jobs.remove(0);
+        let own = first.file_version_id;
+        let mut last = first.attempt;
+        let mut plugin = "p";
+        match moves {
+            Content => {
+                scene.set_status(id, "QUEUED");
+                let second = scene.claim(&["p"], 1).jobs[0].attempt;
+                let refused = Receipt {
+                    input_changed: true,
+                    input: Some(crate::job::Content {
+                        size_bytes: Some(7),
+                        mtime_ns: Some(1),
+                        hash: Some("a".repeat(64)),
+                    }),
+                    ..failure(Some(Cause::Input), "other content")
+                };
+                assert_eq!(scene.report("w", second, &refused, 0), Ended::Queued);
+                last = scene.claim(&["p"], 1).jobs[0].attempt;
+            }
+            File => scene.sql(&repoint),
+            FileBetween => {
+                scene.set_status(id, "QUEUED");
+                scene.sql(&repoint);
+                last = scene.claim(&["p"], 1).jobs[0].attempt;
+            }
+            FileAtEnd => {}
+            Plugin => {
+                scene.set_status(id, "QUEUED");
+                scene.sql("UPDATE cf_processing_queue SET plugin_name = 'z'");
+                plugin = "z";
+                last = scene.claim(&["z"], 1).jobs[0].attempt;
+            }
+        }
+        if matches!(moves, FileAtEnd) {
+            assert_eq!(scene.release(last, 0), Ended::Failed);
+            scene.sql(&repoint);
+            let (settlement, _) = scene.take_settlement(id).unwrap();
+            assert!(!scene.settle(settlement.attempt, &standing(&["file:///o"], 1)));
+        } else {
+            assert!(!scene.lost_and_settled(last, 1), "{moves:?}");
+        }
+        let row = if plugin == "z" { own } else { version };
+        let want = format!("QUEUED {row} {own}");
+        assert_eq!(scene.stands(), want, "{moves:?}");
+        let detail = scene.inspect(id);
+        let ends = (detail.row.error_message, detail.row.cause);
+        assert_eq!(ends, (None, None), "{moves:?}");
+        assert_eq!(detail.attempts[0].status, "COMPLETED", "{moves:?}");
+        assert_eq!(scene.unsettled(), [0; 0]);
+        // Its output has a receipt now: the next loss is not followed by another attempt.
+        let next = scene.claim(&[plugin], 1).jobs.remove(0);
+        assert_eq!(next.file_version_id, row, "{moves:?}");
+        assert_eq!(next.previous, ["file:///o"], "{moves:?}");
+        assert_eq!(next.history.completed(), 1, "{moves:?}");
+        assert_eq!(scene.release(next.attempt, 0), Ended::Failed, "{moves:?}");
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        assert!(!scene.settle(settlement.attempt, &success(&[])));
+        assert_eq!(scene.stands(), format!("FAILED {row} {own}"), "{moves:?}");
+    }
+}
+
+#[test]
+fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
+    for status in ["FAILED", "SKIPPED"] {
+        let mut scene = Scene::new();
+        let id = scene.silent();
+        let version = scene.version("a/b.csv", "h2");
+        let move_to = format!("UPDATE cf_processing_queue SET file_version_id = {version}");
+        scene.sql(&move_to);
+        let second = scene.claim(&["p"], 1).jobs[0].attempt;
+        match status {
+            "FAILED" => drop(scene.report("w", second, &failure(Some(Cause::Plugin), "x"), 0)),
+            _ => scene.set_status(id, status),
+        }
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        assert!(!scene.settle(settlement.attempt, &standing(&["file:///o"], 1)));
+        assert_eq!(scene.stands(), format!("{status} {version} 1"));
+        // It does not count as done over the row's version, whatever another program says.
+        scene.set_status(id, "COMPLETED");
+        let mut turn = scene.store.begin().unwrap();
+        let code = turn.plugin_code("p").unwrap().runs().unwrap();
+        let artifact = code.plugin.artifact_hash.clone();
+        assert!(!turn.is_done(id, "p", &artifact, &code).unwrap());
+        let published = turn.publication(id).unwrap().unwrap();
+        assert_eq!(published.content_hash.as_deref(), Some("hash"));
+    }
+}
+
+#[test]
+fn a_settled_job_has_the_code_and_the_sinks_of_its_output() {
+    let ran = "SELECT artifact_hash || sinks_hash FROM cf_processing_queue";
+    let mut scene = Scene::new();
+    scene.no_retries();
+    let id = scene.enqueue("p", 0);
+    scene.claim(&["p"], 1);
+    let first = scene.text(ran);
+    scene.set_status(id, "QUEUED");
+    scene.deploy("p", "class Handler: 'newer'\n");
+    scene.sql(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+         VALUES ('p', 'output', 'parquet://y.parquet', 'append')",
+    );
+    let second = scene.claim(&["p"], 1).jobs[0].attempt;
+    assert_ne!(scene.text(ran), first);
+    assert!(scene.lost_and_settled(second, 1));
+    assert_eq!(scene.stands(), "COMPLETED 1 1");
+    assert_eq!(scene.text(ran), first);
+}
+
+#[test]
+fn output_of_an_attempt_of_an_earlier_release_counts_while_nothing_shows_that_the_row_moved() {
+    let forget = "UPDATE cf_job_attempt SET dispatched = NULL, artifact_hash = NULL, \
+         sinks_hash = NULL WHERE attempt = 1; ";
+    for (shown, completes) in [
+        ("", true),
+        // What is known of an attempt after it.
+        (
+            "UPDATE cf_job_attempt SET dispatched = '7 p' WHERE attempt = 2",
+            false,
+        ),
+        (
+            "UPDATE cf_job_attempt SET dispatched = NULL, cause = 'input' WHERE attempt = 2",
+            false,
+        ),
+        (
+            "UPDATE cf_job_attempt SET error_message = 'another program gave the row another \
+             file version or plugin' WHERE attempt = 1",
+            false,
+        ),
+        // Nothing is known of the attempt itself.
+        ("DELETE FROM cf_job_attempt WHERE attempt = 1", false),
+    ] {
+        let mut scene = Scene::new();
+        let id = scene.silent();
+        let second = scene.claim(&["p"], 1).jobs[0].attempt;
+        assert_eq!(scene.release(second, 0), Ended::Failed);
+        scene.sql(&format!("{forget}{shown}"));
+        let (settlement, _) = scene.take_settlement(id).unwrap();
+        let receipt = standing(&["file:///o"], 1);
+        assert_eq!(
+            scene.settle(settlement.attempt, &receipt),
+            completes,
+            "{shown}"
+        );
+        let want = match completes {
+            true => "COMPLETED 1 1",
+            false => "QUEUED 1 0",
+        };
+        assert_eq!(scene.stands(), want, "{shown}");
+    }
+}
+
+#[test]
+fn what_an_attempt_was_dispatched_for_is_known_however_its_row_is_taken() {
+    for taken in [
+        "status = 'QUEUED'",
+        "status = 'QUEUED', file_version_id = 9, plugin_name = 'z'",
+        "attempt = 7, attempt_key = 7",
+        "attempt = 7, file_version_id = 9",
+    ] {
+        let mut scene = Scene::new();
+        scene.enqueue("p", 0);
+        scene.claim(&["p"], 1);
+        scene.sql(&format!("UPDATE cf_processing_queue SET {taken}"));
+        let known = "SELECT dispatched || (artifact_hash IS NOT NULL) || (sinks_hash IS NOT NULL) \
+             FROM cf_job_attempt WHERE attempt = 1";
+        assert_eq!(scene.text(known), "1 p11", "{taken}");
+    }
 }
