@@ -35,8 +35,8 @@ impl Content {
     }
 
     /// True where a file of this size and time of modification counts as unchanged. A time that is
-    /// known to the second or to the millisecond is compared as such; what is not known is not
-    /// compared.
+    /// known to the second or to the millisecond is compared as such. False where size or time is not
+    /// known.
     pub fn has_metadata(&self, size_bytes: u64, mtime_ns: i64) -> bool {
         let has_time = |known: i64| {
             let is_within = |unit: i64| {
@@ -47,8 +47,7 @@ impl Content {
                 || is_within(SECOND)
                 || is_within(MILLISECOND)
         };
-        self.size_bytes.is_none_or(|known| known == size_bytes)
-            && self.mtime_ns.is_none_or(has_time)
+        self.size_bytes == Some(size_bytes) && self.mtime_ns.is_some_and(has_time)
     }
 }
 
@@ -78,17 +77,21 @@ mod tests {
             (Some(1_700_000_000_123_000_000), now, true),
             (Some(1_700_000_000_124_000_000), now, false),
             (Some(now + 2_000), now, false),
-            (None, now, true),
+            (None, now, false),
             (Some(-1_500_000_000), -1_500_000_000, true),
             (Some(-2_000_000_000), -1_500_000_000, true),
             (Some(-1_000_000_000), -1_500_000_000, false),
             (Some(i64::MIN), i64::MAX, false),
         ] {
-            let content = Content {
+            let mut content = Content {
+                size_bytes: Some(3),
                 mtime_ns: known,
-                ..Content::default()
+                hash: None,
             };
             assert_eq!(content.has_metadata(3, found), is_same, "{known:?} {found}");
+            assert!(!content.has_metadata(4, found), "{known:?} {found}");
+            content.size_bytes = None;
+            assert!(!content.has_metadata(3, found), "{known:?} {found}");
         }
         assert_eq!(mtime_s(-1_500_000_000), -1.5);
         assert_eq!(mtime_ns(-2, 500_000_000), -1_500_000_000);

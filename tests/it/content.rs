@@ -206,6 +206,34 @@ fn a_version_of_another_scanner_is_not_replaced_while_size_and_second_agree() {
     }
 }
 
+/// What cannot be read of a version may hide another content.
+#[test]
+fn a_version_whose_size_or_time_cannot_be_read_is_compared_by_its_hash() {
+    for (values, content) in [
+        ("modified_time = 'garbage'", "NEW0"),
+        ("modified_time = X'00'", "NEW0"),
+        ("size_bytes = 'x'", "NEWER CONTENT"),
+    ] {
+        let scene = Scene::new("pass", 0);
+        set_time(&scene.input, 1_700_000_000.25);
+        let job = scene.submit();
+        sql(
+            &scene.database,
+            &format!(
+                "UPDATE cf_file_version SET {values}; \
+                 UPDATE cf_file_location SET last_known_mtime = NULL"
+            ),
+        );
+        std::fs::write(&scene.input, content).unwrap();
+        set_time(&scene.input, 1_700_000_000.25);
+        let done = scene.run(job, "warm", "tcp");
+        assert_eq!(done["status"], "COMPLETED", "{values} {done}");
+        let wanted = json!({"x": [content], "is_of_row": true, "is_of_file": true,
+            "versions": 2, "locations": 1});
+        assert_eq!(scene.found(job), wanted, "{values} {done}");
+    }
+}
+
 #[test]
 fn a_file_that_changes_at_every_attempt_fails_for_its_input() {
     let scene = Scene::new("open(path, 'a').write('MORE')", 99);
