@@ -19,21 +19,60 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     }
 }
 
-/// The size of a file's content and its SHA-256 in hex. `goes_on` is asked before each step.
-pub(crate) fn hash(file: &mut File, goes_on: impl Fn() -> bool) -> io::Result<(u64, String)> {
+/// What is at fault with a file for which [`hash`] gives none.
+pub(crate) const CHANGED: &str = "it changed while it was read";
+
+/// The size of a file's content and its SHA-256 in hex; none where it grows meanwhile: it may grow as
+/// fast as it is read. `goes_on` is asked before each step.
+pub(crate) fn hash(
+    file: &mut File,
+    goes_on: impl Fn() -> bool,
+) -> io::Result<Option<(u64, String)>> {
     let mut hasher = Sha256::new();
     let mut space = vec![0u8; 256 << 10];
     let mut size_bytes = 0;
+    let size_before = file.metadata()?.len();
     loop {
         if !goes_on() {
             return Err(io::Error::other("interrupted"));
         }
         match file.read(&mut space)? {
-            0 => return Ok((size_bytes, text::hex(&hasher.finalize()))),
+            0 => return Ok(Some((size_bytes, text::hex(&hasher.finalize())))),
             count => {
                 hasher.update(space.get(..count).unwrap_or(&[]));
                 size_bytes += count as u64;
             }
         }
+        // Of files whose content is made as it is read, as in /proc, the size says nothing.
+        if size_bytes > size_before && file.metadata()?.len() != size_before {
+            return Ok(None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_grows_as_fast_as_it_is_read_has_no_hash() {
+        const STEP: u64 = 1 << 20;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(STEP).unwrap();
+        let steps = std::cell::Cell::new(0);
+        let hashed = hash(&mut open(file.path()).unwrap(), || {
+            steps.set(steps.get() + 1);
+            file.as_file().set_len(STEP * (1 + steps.get())).unwrap();
+            steps.get() < 100
+        });
+        assert_eq!(hashed.unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_that_does_not_tell_its_size_is_hashed_whole() {
+        let path = Path::new("/proc/self/limits");
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 0);
+        let (size, _) = hash(&mut open(path).unwrap(), || true).unwrap().unwrap();
+        assert!(size > 0);
     }
 }

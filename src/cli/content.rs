@@ -181,10 +181,11 @@ fn read(
     }
     let mut file = input_file::open(&request.path)?;
     let metadata = file.metadata()?;
-    let (size_bytes, hash) = input_file::hash(&mut file, || {
+    let hashed = input_file::hash(&mut file, || {
         steps.fetch_add(1, Ordering::Relaxed);
         !is_unwanted.load(Ordering::Relaxed)
     })?;
+    let (size_bytes, hash) = hashed.ok_or_else(|| io::Error::other(input_file::CHANGED))?;
     Ok(Some(Fingerprint {
         size_bytes,
         mtime_s: mtime_s(&metadata),

@@ -2,7 +2,7 @@
 //! storage may not respond: that is a fault of the input, not of the output folder.
 //!
 //! At the start size and time are compared with what the job's file version says. Where they differ,
-//! the content is hashed. At the end the file is compared with what it was at the start.
+//! or are not known, the content is hashed. At the end the file is compared with what it was at the start.
 
 use std::fs::{self, Metadata};
 use std::io;
@@ -213,21 +213,6 @@ struct Look {
     progress: Arc<Progress>,
 }
 
-/// What a file's content is, and the metadata before and after it was read.
-struct Hashed {
-    before: Identity,
-    after: Option<Identity>,
-    content: Content,
-}
-
-impl Hashed {
-    /// None when it was written to, or replaced, while it was read.
-    fn whole(self) -> Option<(Identity, Content)> {
-        let is_whole = self.after == Some(self.before);
-        is_whole.then_some((self.before, self.content))
-    }
-}
-
 impl Look {
     /// What the file is at the start: a failure when its content is not that of the file version.
     fn begin(&self) -> Result<Option<Identity>, Failure> {
@@ -255,7 +240,7 @@ impl Look {
         let hashed = self
             .hash()
             .map_err(|error| failure(&self.path, &error.to_string()))?;
-        match hashed.whole() {
+        match hashed {
             Some((identity, content))
                 if content
                     .hash
@@ -268,7 +253,7 @@ impl Look {
                 let reason = "its content is not that of the job's file version any more";
                 Err(self.changed(reason, Some(content)))
             }
-            None => Err(self.changed("it changed while it was read", None)),
+            None => Err(self.changed(input_file::CHANGED, None)),
         }
     }
 
@@ -302,7 +287,7 @@ impl Look {
         let content = match hashed {
             // Only its time of the last change is another.
             Some(Err(_)) if !is_other => return Ok(()),
-            Some(Ok(hashed)) => hashed.whole().map(|(_, content)| content),
+            Some(Ok(hashed)) => hashed.map(|(_, content)| content),
             Some(Err(_)) | None => None,
         };
         let hash = content.as_ref().and_then(|content| content.hash.as_deref());
@@ -315,26 +300,28 @@ impl Look {
         Err(self.changed(reason, content.filter(|_| !is_known)))
     }
 
-    fn hash(&self) -> io::Result<Hashed> {
+    /// None when it was written to, or replaced, while it was read.
+    fn hash(&self) -> io::Result<Option<(Identity, Content)>> {
         if let Err(error) = crate::descriptors::unshare() {
             log::warn!("descriptors of the thread that reads an input: {error}");
         }
         let mut file = input_file::open(&self.path)?;
         let before = Identity::new(&file.metadata()?);
-        let (size, hash) = input_file::hash(&mut file, || {
+        let hashed = input_file::hash(&mut file, || {
             self.progress.steps.fetch_add(1, Ordering::Relaxed);
             !self.progress.is_unwanted.load(Ordering::Relaxed)
         })?;
+        let is_whole = Identity::of(&self.path) == Some(before);
         let (seconds, nanoseconds) = before.modified;
-        Ok(Hashed {
-            before,
-            after: Identity::of(&self.path),
-            content: Content {
+        let whole = hashed.filter(|_| is_whole).map(|(size, hash)| {
+            let content = Content {
                 size_bytes: Some(size),
                 mtime_ns: Some(mtime_ns(seconds, nanoseconds)),
                 hash: Some(hash),
-            },
-        })
+            };
+            (before, content)
+        });
+        Ok(whole)
     }
 
     fn changed(&self, reason: &str, content: Option<Content>) -> Failure {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -231,6 +232,73 @@ fn a_version_whose_size_or_time_cannot_be_read_is_compared_by_its_hash() {
         let wanted = json!({"x": [content], "is_of_row": true, "is_of_file": true,
             "versions": 2, "locations": 1});
         assert_eq!(scene.found(job), wanted, "{values} {done}");
+    }
+}
+
+/// How far a program has read a file that it has open. Each of its threads may have descriptors of
+/// its own.
+fn read_position(pid: u32, path: &Path) -> Option<u64> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))
+        .ok()?
+        .flatten()
+    {
+        let Ok(descriptors) = std::fs::read_dir(task.path().join("fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            if std::fs::read_link(descriptor.path()).is_ok_and(|target| target == path) {
+                let info = task.path().join("fdinfo").join(descriptor.file_name());
+                let info = std::fs::read_to_string(info).ok()?;
+                return info
+                    .strip_prefix("pos:")?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok();
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn an_input_that_grows_faster_than_it_is_read_fails_alone() {
+    const AHEAD: u64 = 512 << 20;
+    let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    for (name, done) in [("submit", "the others are"), ("run", "good: 1 rows")] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", source);
+        let good = dir.path().join("good");
+        std::fs::write(&good, "").unwrap();
+        let path = dir.path().canonicalize().unwrap().join("growing");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(AHEAD).unwrap();
+        let mut command = program("casparian");
+        match name {
+            "run" => {
+                let plugin = dir.path().join("p.py");
+                std::fs::write(&plugin, source).unwrap();
+                command.arg("run").arg(plugin).arg("--output");
+                command.arg(dir.path().join("out"));
+            }
+            name => {
+                command.args([name, "--plugin", "p", "--database"]);
+                command.arg(database);
+            }
+        }
+        let mut running = Background::start(command.arg(&path).arg(&good));
+        let deadline = Instant::now() + DEADLINE;
+        while !running.has_exited() {
+            assert!(Instant::now() < deadline, "{name} does not end");
+            if let Some(at) = read_position(running.pid(), &path) {
+                file.set_len(at + AHEAD).unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(running.wait(), Some(1), "{name}");
+        for text in ["/growing: it changed while it was read", done] {
+            assert_eq!(running.count(text).min(1), 1, "{name}: {text}");
+        }
     }
 }
 
