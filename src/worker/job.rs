@@ -208,7 +208,8 @@ impl Run {
     /// Lets time pass.
     pub(super) fn handle_timeout(&mut self, now: BootTime) {
         if let Some(writer) = &self.writer {
-            self.slot.handle_writer_progress(writer.progress_at());
+            self.slot
+                .handle_writer_progress(writer.progress_at(), writer.reads_input());
         }
         self.slot.handle_timeout(now);
     }

@@ -139,6 +139,8 @@ pub struct Slot {
     timeouts: Timeouts,
     /// The failure is the job's time-out.
     timed_out: bool,
+    /// The writer waits until it is known what the input is: the job's time is not the plugin's.
+    reads_input: bool,
     concluded: bool,
 }
 
@@ -162,6 +164,7 @@ impl Slot {
             writer_deadline: None,
             timeouts,
             timed_out: false,
+            reads_input: false,
             concluded: false,
         }
     }
@@ -363,8 +366,9 @@ impl Slot {
         true
     }
 
-    /// When the writer did its last step.
-    pub fn handle_writer_progress(&mut self, at: BootTime) {
+    /// When the writer did its last step, and whether it waits until it is known what the input is.
+    pub fn handle_writer_progress(&mut self, at: BootTime, reads_input: bool) {
+        self.reads_input = reads_input;
         let wait = match self.output {
             Output::Publishing => self.timeouts.publish,
             _ => self.timeouts.writer,
@@ -492,13 +496,17 @@ impl Slot {
         }
         if due(self.job_deadline()) {
             self.timed_out = true;
-            self.fail(Failure::new(
-                Cause::Plugin,
-                format!(
-                    "the job took longer than its limit of {} s (job-timeout)",
-                    self.timeouts.job.as_secs()
+            let limit = format!(
+                "the job took longer than its limit of {} s (job-timeout)",
+                self.timeouts.job.as_secs()
+            );
+            self.fail(match self.reads_input {
+                true => Failure::new(
+                    Cause::Input,
+                    format!("{limit} while the worker read its input"),
                 ),
-            ));
+                false => Failure::new(Cause::Plugin, limit),
+            });
         }
         if due(self.writer_deadline) {
             self.writer_deadline = None;

@@ -81,6 +81,8 @@ struct Shared {
     stopped: Arc<AtomicBool>,
     /// The plugin failed, which its input may explain: whether that changed is still wanted.
     looks: Arc<AtomicBool>,
+    /// The thread waits until it is known what the input is.
+    reads_input: Arc<AtomicBool>,
     progress: Progress,
 }
 
@@ -127,6 +129,7 @@ impl Writer {
     ) -> std::io::Result<Self> {
         let (orders, from_loop) = sync_channel(1);
         let shared = Shared::default();
+        shared.reads_input.store(true, Ordering::SeqCst);
         let task = Task {
             job,
             root,
@@ -158,6 +161,11 @@ impl Writer {
     /// When the thread last did a step of its work.
     pub(super) fn progress_at(&self) -> BootTime {
         self.shared.progress.last()
+    }
+
+    /// True while the thread waits until it is known what the input is.
+    pub(super) fn reads_input(&self) -> bool {
+        self.shared.reads_input.load(Ordering::SeqCst)
     }
 
     /// True while nothing should be read from the plugin process, whose frame that is being read
@@ -299,6 +307,7 @@ impl Task {
             Err(failure) => return Ok(Report::Failed(failure)),
         };
         let begun = watched.begin(limits::INPUT_TIMEOUT, || self.goes_on());
+        self.shared.reads_input.store(false, Ordering::SeqCst);
         let has_begun = begun.is_some();
         let report = match begun {
             Some(Ok(())) => self.write_output(&watched)?,
@@ -342,7 +351,10 @@ impl Task {
                 Order::Publish(_) => return Ok(Report::Discarded),
             }
         }
-        match watched.compare(limits::INPUT_TIMEOUT, || self.goes_on()) {
+        self.shared.reads_input.store(true, Ordering::SeqCst);
+        let compared = watched.compare(limits::INPUT_TIMEOUT, || self.goes_on());
+        self.shared.reads_input.store(false, Ordering::SeqCst);
+        match compared {
             Some(Ok(())) => {}
             Some(Err(failure)) => return Ok(Report::Failed(failure)),
             None => return Ok(Report::Discarded),

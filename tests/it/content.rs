@@ -303,6 +303,33 @@ fn an_input_that_grows_faster_than_it_is_read_fails_alone() {
 }
 
 #[test]
+fn an_input_that_is_read_longer_than_its_job_may_take_is_at_fault() {
+    let source = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        os.truncate(path, 1 << 40)\n        yield pa.table({'x': [1]})\n";
+    for is_long_before in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", source);
+        let input = dir.path().join("f");
+        std::fs::write(&input, "OLD0").unwrap();
+        let job = submit(&database, "p", std::slice::from_ref(&input))[0];
+        if is_long_before {
+            let file = std::fs::File::create(&input).unwrap();
+            file.set_len(1 << 40).unwrap();
+        }
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let out = dir.path().join("out");
+        let _worker = worker(&endpoint, &out, &["--job-timeout", "5"]);
+        let failed = ended(&database, job);
+        assert_eq!(
+            (&failed["status"], &failed["cause"]),
+            (&json!("FAILED"), &json!("input")),
+            "{is_long_before} {failed}"
+        );
+        let error = failed["error"].as_str().unwrap();
+        assert!(error.contains("while the worker read its input"), "{error}");
+    }
+}
+
+#[test]
 fn a_file_that_changes_at_every_attempt_fails_for_its_input() {
     let scene = Scene::new("open(path, 'a').write('MORE')", 99);
     let job = scene.submit();

@@ -40,8 +40,8 @@ fn an_input_whose_storage_stops_responding_costs_its_own_job_alone() {
         return;
     }
     for (start, timeout, cause, reason) in [
-        ("warm", "3", "plugin", "longer than its limit"),
-        ("spawn", "3", "plugin", "longer than its limit"),
+        ("warm", "3", "input", "longer than its limit"),
+        ("spawn", "3", "input", "longer than its limit"),
         (
             "warm",
             "600",

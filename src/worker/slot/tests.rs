@@ -361,6 +361,18 @@ fn after_the_exit_the_bridge_is_read_as_long_as_bytes_come() {
 }
 
 #[test]
+fn a_time_out_while_the_input_is_read_is_the_inputs() {
+    for (reads_input, cause) in [(true, Cause::Input), (false, Cause::Plugin)] {
+        let mut slot = running();
+        slot.handle_writer_progress(NOW, reads_input);
+        slot.handle_timeout(NOW + TIMEOUT);
+        let failure = concluded(&mut slot).0.expect("it failed");
+        assert_eq!(failure.cause, cause, "{failure:?}");
+        assert!(failure.message.contains("limit of 100 s"), "{failure:?}");
+    }
+}
+
+#[test]
 fn a_process_that_does_not_die_is_given_up() {
     let mut slot = running();
     slot.handle_timeout(NOW + TIMEOUT);
@@ -511,7 +523,7 @@ fn a_silent_writer_is_given_up() {
         let due = failed + TIMEOUTS.writer;
         assert_eq!(slot.poll_timeout(), Some(due), "{name}");
         // A step of its work gives it as long again.
-        slot.handle_writer_progress(at(110));
+        slot.handle_writer_progress(at(110), false);
         slot.handle_timeout(due);
         assert_eq!(slot.poll(true, due), None, "{name}");
         let due = at(110) + TIMEOUTS.writer;
@@ -544,7 +556,7 @@ fn a_publish_that_does_not_end_counts_as_the_loss_of_its_holder() {
     slot.handle_not_granted();
     assert_eq!(slot.poll_timeout(), None);
     assert_eq!(slot.poll(true, at(50)), Some(Action::Publish));
-    slot.handle_writer_progress(at(60));
+    slot.handle_writer_progress(at(60), false);
     slot.handle_abort("too late");
     let due = at(60) + TIMEOUTS.publish;
     assert_eq!(slot.poll_timeout(), Some(due));
