@@ -270,9 +270,13 @@ impl Turn<'_> {
             None => None,
         };
         let found = end.receipt.and_then(|receipt| receipt.input.as_ref());
-        let moved = match (end.detail, found) {
+        let registered = match (end.detail, found) {
             (Detail::InputChanged, Some(found)) => self.register_found(full, found, now)?,
-            _ => None,
+            _ => Ok(None),
+        };
+        let (moved, refused) = match registered {
+            Ok(moved) => (moved, None),
+            Err(refused) => (None, Some(refused)),
         };
         let next = if let Some(moved) = &moved {
             decide_moved(moved.before, full)
@@ -316,6 +320,13 @@ impl Turn<'_> {
             reason => reason.map(str::to_owned),
         };
         let reason = match (&moved, reason) {
+            (None, Some(reason)) => Some(match &refused {
+                Some(why) => {
+                    let more = format!("what it is now cannot be registered: {why}");
+                    text::with_first_line(&reason, &more)
+                }
+                None => reason,
+            }),
             (Some(moved), Some(reason)) => {
                 let more = match next {
                     Next::Failed => "it changed each time".to_owned(),

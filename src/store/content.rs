@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, params};
 use super::time;
 use super::value::{cell, count, number, shown};
 use super::{Error, Now, Store, Turn};
-use crate::job::{Attempt, Content, mtime_s};
+use crate::job::{Attempt, Content, mtime_s, text};
 use crate::limits;
 
 /// The location of a RUNNING row's file, and its version.
@@ -85,17 +85,18 @@ impl Store {
 
 impl Turn<'_> {
     /// Registers what a worker has found in place of the content of a RUNNING job's file version.
-    /// None when it is that version's content, or the database refuses it.
+    /// None when it is that version's content, or incomplete; the inner error is why the database
+    /// refuses it.
     pub(super) fn register_found(
         &mut self,
         attempt: Attempt,
         found: &Content,
         now: &Now,
-    ) -> Result<Option<Moved>, Error> {
+    ) -> Result<Result<Option<Moved>, String>, Error> {
         let (Some(size), Some(mtime_ns), Some(hash)) =
             (found.size_bytes, found.mtime_ns, found.sha256())
         else {
-            return Ok(None);
+            return Ok(Ok(None));
         };
         let location = self
             .transaction
@@ -103,25 +104,26 @@ impl Turn<'_> {
             .query_row([attempt.job_id], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
         let Some((from, location_id)) = location else {
-            return Ok(None);
+            return Ok(Ok(None));
         };
         let hash = hash.to_ascii_lowercase();
         let name = format!("the input of job {}", attempt.job_id);
         let registered = self.change_all(&name, |turn| {
             turn.register_version(location_id, size, mtime_s(mtime_ns), &hash, now.unix_ms)
         })?;
-        match registered {
+        Ok(match registered {
             Ok((to, _)) if to == from => Ok(None),
             Ok((to, _)) => Ok(Some(Moved {
                 from,
                 to,
                 before: self.moved_before(attempt)?,
             })),
-            Err(reason) => {
+            Err(mut reason) => {
                 log::warn!("{attempt}: what its input is now cannot be registered: {reason}");
-                Ok(None)
+                text::cut(&mut reason, limits::ERROR_TEXT_SIZE_MAX);
+                Err(reason)
             }
-        }
+        })
     }
 
     /// Gives the row of an ended attempt the file version.

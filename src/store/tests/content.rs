@@ -105,6 +105,11 @@ fn what_cannot_be_a_version_is_a_change_of_the_input_that_is_counted() {
         assert!(matches!(ended, Ended::Waits { .. }), "{ended:?}");
         let counted = i64::try_from(round).unwrap() + 1;
         assert_eq!(row(&scene), integers([1, 1, counted]));
+        let error = scene.text("SELECT error_message FROM cf_processing_queue");
+        let is_refused = error.contains(
+            "other content; what it is now cannot be registered: the database refuses it: no\n",
+        );
+        assert_eq!(is_refused, round == 1, "{error}");
         scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED', next_run = NULL");
     }
 }
