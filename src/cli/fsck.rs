@@ -52,7 +52,7 @@ pub(super) const COMMAND: Command = Command {
         },
         JSON_FLAG,
     ],
-    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone or damaged, unless something\nelse, such as a link or a folder, is in its place: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
+    notes: "Without --repair nothing is changed, and a sentinel and workers may go on meanwhile. For each job the files and\nrows that its receipt names are compared with what is there: existence, size, rows, the record of\nwho published it, and for files the SHA-256 of their content (--quick leaves that out). So are staging folders, output without\na receipt, bars, output of another version of a file than its job has, RUNNING jobs without a worker, the owner of the folder and its permissions.\nOutput in folders that were not named is counted and not compared.\n\n--repair is refused while a sentinel works on the database or a worker has an output folder open. It\nfinishes or undoes what dead attempts left in staging, settles output without a receipt as a worker\ndoes (the output of a lost job completes it, other output goes), removes an earlier attempt's output\nfrom a second folder, and queues a COMPLETED job again whose output is gone, damaged or of another version of its\nfile, unless something else, such as a link or a folder, is in its place: remove that first. It removes only what a record of\nthis database names. RUNNING jobs are left to the next sentinel.\n\n--adopt is for a database that was copied, or restored from a backup, where the original is not used\nany more; otherwise give the copy an identity of its own (casparian init --new-identity). Attempts\nthat the database does not know count as its own: the receipt of a COMPLETED job then describes what\nis there, other jobs run above them or are settled. Files that were restored or copied with the same\nsize and content count as those that were published. A copy that has got another identity takes that of\nthe folder's owner again, if its receipts name output of it.\n\nOne line a finding: severity, kind, place, what is wrong, what to do. --json: {\"findings\": [{severity,\nkind, job, place, what, to_do, repaired}], \"summary\": {database, jobs, outputs, elsewhere, errors,\nwarnings, notes, repaired,\nqueued_again, settled, adopted}}.\n\nExit code: 0 no errors and warnings are left (notes do not count), 1 some, or it could not check; 2\nthe command line is wrong.",
 };
 
 /// Rows and records that are compared at a time.
@@ -322,7 +322,7 @@ impl Scan<'_> {
         for _ in 0..TRIES_MAX + REPAIRS_MAX {
             let looked = look(&mut self.checks, &row, self.is_adopting);
             let is_unsettled = row.is_unsettled && !row.runs_again();
-            let is_clean = looked.problems.is_empty() && !is_unsettled;
+            let is_clean = looked.problems.is_empty() && !is_unsettled && !is_stale(&row);
             if !is_clean && self.repair.is_none() {
                 match self.again(&row)? {
                     Some(again) if again == row => {}
@@ -375,7 +375,8 @@ impl Scan<'_> {
         let unsettled = is_unsettled.then(|| unsettled(row, self.inspector.has_sentinel()));
         let problems = looked.problems.into_iter();
         let findings = problems.map(|(_, problem)| finding(problem, row));
-        for mut finding in findings.chain(unsettled) {
+        let stale = is_stale(row).then(|| stale(row));
+        for mut finding in findings.chain(unsettled).chain(stale) {
             finding.done = match done {
                 Some(Done::Settled(what)) if SETTLED.contains(&finding.kind) => {
                     Some((*what).to_owned())
@@ -412,7 +413,7 @@ const SETTLED: [&str; 4] = ["no-receipt", "unfinished", "duplicate", "unsettled"
 /// Kinds that adoption puts right.
 const ADOPTED: [&str; 3] = ["foreign", "barred", "touched"];
 /// Kinds that another attempt puts right.
-const QUEUED_AGAIN: [&str; 4] = ["missing", "changed", "rows", "damaged"];
+const QUEUED_AGAIN: [&str; 5] = ["missing", "changed", "rows", "damaged", "stale"];
 
 /// What a job has in all roots.
 struct Looked {
@@ -500,6 +501,25 @@ fn unsettled(row: &Audited, has_sentinel: bool) -> Finding {
         place: format!("worker {:?}", row.worker_id.as_deref().unwrap_or_default()),
         what: "an attempt of the job may have left output without a receipt".to_owned(),
         to_do,
+        done: None,
+    }
+}
+
+/// True for a COMPLETED job whose output is of another content than its file version: another program
+/// has changed its row.
+fn is_stale(row: &Audited) -> bool {
+    row.status == "COMPLETED" && row.is_of_other_content
+}
+
+fn stale(row: &Audited) -> Finding {
+    Finding {
+        severity: Severity::Error,
+        kind: "stale",
+        job: Some(row.job_id),
+        place: format!("file version {}", row.file_version_id),
+        what: "the job is COMPLETED, and its output was made of another version of the file"
+            .to_owned(),
+        to_do: report::RUN_AGAIN,
         done: None,
     }
 }

@@ -16,7 +16,10 @@ use crate::limits;
 /// Rows with IDs in a range, rising.
 pub(super) const AUDIT_QUERY: &str = "SELECT q.id, q.status, q.attempt, q.worker_id, q.unsettled, \
      q.next_run, q.file_version_id, q.published, q.receipt, \
-     (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id) \
+     (SELECT max(attempt) FROM cf_job_attempt WHERE job_id = q.id), \
+     q.published_version_id IS NOT NULL AND q.published_version_id IS NOT q.file_version_id \
+     AND (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) IS NOT \
+     (SELECT content_hash FROM cf_file_version WHERE id = q.file_version_id) \
      FROM cf_processing_queue q WHERE q.id BETWEEN ?1 AND ?2 ORDER BY q.id";
 
 /// The last attempt of a job with a receipt for its output.
@@ -62,6 +65,8 @@ pub struct Audited {
     pub has_next_run: bool,
     /// The version of its input.
     pub file_version_id: i64,
+    /// Its output was made of another content than its version has.
+    pub is_of_other_content: bool,
     /// What its receipts name.
     pub outputs: Vec<Output>,
     /// The receipt had no room for all files.
@@ -204,6 +209,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
         is_unsettled: number(cell(row, 4)) == Some(1),
         has_next_run: cell(row, 5) != ValueRef::Null,
         file_version_id: number(cell(row, 6)).unwrap_or(0),
+        is_of_other_content: number(cell(row, 10)) == Some(1),
         outputs: outputs.collect(),
         is_truncated: described.is_truncated,
         publisher: Attempt::new(job_id, attempt),

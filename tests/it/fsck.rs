@@ -349,6 +349,28 @@ fn what_can_be_repaired_is_and_a_run_does_the_rest() {
     assert_eq!(code, Some(0), "{text}");
 }
 
+#[test]
+fn output_of_another_version_than_the_job_has_is_found_and_made_again() {
+    let scene = Scene::published(2);
+    // By another program, while the job is COMPLETED.
+    scene.sql(
+        "INSERT INTO cf_file_hash_registry (content_hash, size_bytes) VALUES ('other', 1); \
+         INSERT INTO cf_file_version (location_id, content_hash, size_bytes, modified_time) \
+         SELECT location_id, 'other', 1, modified_time FROM cf_file_version \
+         WHERE id = (SELECT file_version_id FROM cf_processing_queue WHERE id = 1); \
+         UPDATE cf_processing_queue SET published_version_id = last_insert_rowid() \
+         WHERE id = 1",
+    );
+    assert_eq!(scene.kinds(), [("stale".to_owned(), Some(1))]);
+    let value = scene.json(&["--repair"]);
+    assert_eq!(value["summary"]["queued_again"], 1, "{value}");
+    assert_eq!(value["findings"].as_array().unwrap().len(), 1, "{value}");
+    assert_eq!(scene.status(1), "QUEUED");
+    assert_eq!(scene.run_again(1)["status"], "COMPLETED");
+    let (code, text) = scene.fsck(&[]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
 /// Something else in the place of a file keeps a job from publishing: the job is queued again once it
 /// has been removed.
 #[test]

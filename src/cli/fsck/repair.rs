@@ -88,7 +88,7 @@ impl Repair {
         let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
         // Another attempt would fail there.
         let is_obstructed = has(&[Kind::Obstructed]);
-        if is_damaged && !is_obstructed && row.status == "COMPLETED" {
+        if (is_damaged || super::is_stale(row)) && !is_obstructed && row.status == "COMPLETED" {
             let mut turn = self.store.begin().map_err(failed)?;
             let is_queued = turn.requeue(row.job_id, row.file_version_id);
             let is_queued = is_queued.map_err(failed)?;

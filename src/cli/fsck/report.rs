@@ -84,10 +84,12 @@ impl Finding {
     }
 }
 
+/// Advice where another attempt puts it right.
+pub(super) const RUN_AGAIN: &str = "run the job again; --repair queues it";
+
 /// Severity, name and advice for a kind.
 fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
     use Severity::{Error, Note, Warning};
-    const RUN_AGAIN: &str = "run the job again; --repair queues it";
     const SETTLE: &str = "start a sentinel and a worker, or use --repair, which settles it";
     const COPIED: &str = "give the copy an identity of its own (casparian init --new-identity), or \
                           make the database the owner of the output (casparian fsck --adopt)";
