@@ -765,13 +765,13 @@ class ForkServer:
         answer = json.dumps({"started": job, "pid": pid}).encode()
         try:
             pidfd = pidfd_open(pid)
+            try:
+                socket.send_fds(self.control, [answer], [pidfd])
+            finally:
+                os.close(pidfd)
         except OSError:
+            # Not to be had, or too many descriptors of the user are on their way (ETOOMANYREFS).
             self.control.send(answer)
-            return
-        try:
-            socket.send_fds(self.control, [answer], [pidfd])
-        finally:
-            os.close(pidfd)
 
     def watch_children(self):
         self.signal.signal(self.signal.SIGCHLD, lambda *_: None)

@@ -84,3 +84,35 @@ fn a_plugin_process_has_the_limit_that_the_worker_was_started_with() {
         assert_eq!(first_line(&job), "ValueError: 300", "{start}");
     }
 }
+
+/// Holds more descriptors of the user between sockets than a program may that has a lower limit of
+/// open files (unix(7), ETOOMANYREFS).
+const HOARDER: &str = "
+import socket, time
+here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+for _ in range(8):
+    socket.send_fds(here, [b'x'], [0] * 250)
+print('ready', flush=True)
+time.sleep(1000)
+";
+
+#[test]
+fn descriptors_of_the_user_that_are_on_their_way_cost_no_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "slow", SLOW);
+    let input = dir.path().join("in");
+    std::fs::write(&input, "").unwrap();
+    let mut python = Command::new(python());
+    let mut hoarder = Background::start(python.args(["-c", HOARDER]));
+    hoarder.line_with("ready");
+    let jobs = submit(&database, "slow", &[input]);
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut command = program("casparian-worker");
+    command
+        .args(["--connect", &endpoint, "--slots", "1", "--output"])
+        .arg(dir.path().join("out"));
+    let _worker = Background::start(&mut limited(&command, "-Sn 256"));
+    let job = ended(&database, jobs[0]);
+    let shown = (job["status"].as_str(), job["attempt"].as_i64());
+    assert_eq!(shown, (Some("COMPLETED"), Some(1)), "{job}");
+}
