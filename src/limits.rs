@@ -216,6 +216,8 @@ pub const PLUGINS_CACHED_MAX: usize = 10_000;
 pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a statement waits for another program's transaction where nothing tries again.
 pub const STORE_OPEN_WAIT: Duration = Duration::from_secs(5);
+/// Pause before a sentinel opens its database again, when it cannot be opened as it starts.
+pub const STORE_OPEN_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a database is changed to WAL again that another program has locked.
 pub const WAL_CHANGE_PAUSE: Duration = Duration::from_millis(5);
 /// Bytes of a database's absolute path: SQLite has 512, of which the name of the journal needs 8 more
@@ -552,6 +554,8 @@ pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
+/// Descriptors that no plugin process may have, of what the worker may.
+pub const DESCRIPTORS_RESERVED: u64 = 1 << 10;
 /// Descriptors that a worker opens beside its slots: event loop, waker, control socket, signals,
 /// locks, also those of environments, the output folder, tools that make an environment, a self-test, a settlement, an
 /// interpreter or process that is being started.

@@ -70,6 +70,11 @@ impl Command {
                     Arg::Long("help") | Arg::Short('h') => return Err(Refusal::Help(self.help())),
                     Arg::Long("version") | Arg::Short('V') => return Err(Refusal::Version),
                     Arg::Long(long) => format!("--{long}"),
+                    Arg::Short(digit) if digit.is_ascii_digit() => {
+                        let word =
+                            format!("unknown option -{digit}; a negative number goes after --");
+                        return Err(Refusal::Usage(word));
+                    }
                     Arg::Short(short) => format!("-{short}"),
                     Arg::Value(_) => String::new(),
                 };

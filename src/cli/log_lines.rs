@@ -23,13 +23,18 @@ use super::stderr;
 use crate::job::text::{self, CUT_MARK};
 use crate::limits;
 
+fn has_text(value: &impl fmt::Display) -> bool {
+    write!(String::new(), "{value}").is_ok()
+}
+
 /// Starts the log at `level`, unless `RUST_LOG` has another one.
 pub(super) fn start(level: &str) {
     let environment = env_logger::Env::default().default_filter_or(level);
-    let mut format = ConfigurableFormat::default();
-    format
-        .target(false)
-        .timestamp(Some(TimestampPrecision::Millis));
+    let formats = [Some(TimestampPrecision::Millis), None].map(|precision| {
+        let mut format = ConfigurableFormat::default();
+        format.target(false).timestamp(precision);
+        format
+    });
     let sites = Mutex::new(Sites::default());
     let mut builder = env_logger::Builder::from_env(environment);
     if is_coloured() {
@@ -40,6 +45,10 @@ pub(super) fn start(level: &str) {
             stderr::write(bytes, Duration::ZERO)
         }))))
         .format(move |formatter, record| {
+            // A clock beyond the year 9999 has no text.
+            let has_time = has_text(&formatter.timestamp_millis());
+            let [timed, untimed] = &formats;
+            let format = if has_time { timed } else { untimed };
             let mut write = |metadata: &log::Metadata<'_>, message: &dyn fmt::Display| {
                 format.format(
                     formatter,
@@ -263,6 +272,17 @@ impl fmt::Display for Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_without_a_text_is_found_out() {
+        struct Wordless;
+        impl fmt::Display for Wordless {
+            fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+                Err(fmt::Error)
+            }
+        }
+        assert!(has_text(&1) && !has_text(&Wordless));
+    }
 
     #[test]
     fn lines_that_are_not_taken_are_counted() {

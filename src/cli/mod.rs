@@ -83,12 +83,15 @@ pub(crate) fn failed(error: impl std::fmt::Display) -> Failure {
 /// A failed command, for what went wrong in a database.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 fn failed_in(database: &std::path::Path) -> impl Fn(crate::store::Error) -> Failure + '_ {
-    |error| {
-        let text = error.to_string();
-        match text.strip_prefix("database: ") {
-            Some(reason) => failed(format!("database {}: {reason}", database.display())),
-            None => failed(text),
-        }
+    |error| failed(named(database, error.to_string()))
+}
+
+/// What went wrong in a database, with its path.
+#[cfg(feature = "sentinel")]
+fn named(database: &std::path::Path, error: String) -> String {
+    match error.strip_prefix("database: ") {
+        Some(reason) => format!("database {}: {reason}", database.display()),
+        None => error,
     }
 }
 

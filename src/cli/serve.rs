@@ -190,8 +190,15 @@ pub(super) fn sentinel(
     raise_descriptor_limit();
     let sentinel = loop {
         match sentinel::Sentinel::open(options.clone()) {
-            Err(error) if error.is_busy() => log::warn!("{error}; trying again"),
-            opened => break opened.map_err(failed)?,
+            Err(error) if error.may_pass() => {
+                let reason = super::named(&options.database, error.to_string());
+                log::warn!("{reason}; trying again");
+                std::thread::sleep(limits::STORE_OPEN_PAUSE);
+            }
+            opened => {
+                break opened
+                    .map_err(|error| failed(super::named(&options.database, error.to_string())))?;
+            }
         }
     };
     sentinel.run().map_err(failed)

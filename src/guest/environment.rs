@@ -231,9 +231,14 @@ pub fn check_owners(home: &Path, hash: &str) -> Result<(), Error> {
     check(home, &home.join("venvs").join(hash).join("bin"))
 }
 
+/// The folder of all environments, and of their locks.
+pub fn folder(home: &Path) -> PathBuf {
+    home.join("venvs")
+}
+
 /// The file that is locked while an environment is made.
 fn lock_file(home: &Path, hash: &str) -> PathBuf {
-    home.join("venvs").join(format!(".{hash}.lock"))
+    folder(home).join(format!(".{hash}.lock"))
 }
 
 /// The other process that an environment which is being made waits for.

@@ -44,7 +44,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-pub use uv::find_or_install as uv;
+pub use uv::{find_or_install as uv, lock_file as uv_lock_file};
 
 /// How the text of a failure begins that the shim found in the input, before the plugin ran.
 pub const INPUT_MARK: &str = "input: ";

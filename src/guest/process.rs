@@ -16,6 +16,7 @@ use rustix::process::{
 };
 
 use super::{Exit, strays};
+use crate::limits;
 use crate::reactor::BootTime;
 
 /// The process's stdout and stderr.
@@ -78,11 +79,23 @@ impl Process {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Sets the soft limit of open files of a process that has not been reaped.
+    /// Sets the limits of open files of a process that has not been reaped: the soft one, and a hard one
+    /// below the soft one of this process. As many descriptors as its limit may a process have on the way between sockets before
+    /// it can send none, and those of all processes of the user count (unix(7), ETOOMANYREFS).
     pub fn limit_descriptors(&self, soft: Option<u64>) -> io::Result<()> {
+        let own = getrlimit(Resource::Nofile);
+        let reserved = |limit: u64| match limit >= 8 * limits::DESCRIPTORS_RESERVED {
+            true => limit - limits::DESCRIPTORS_RESERVED,
+            false => limit,
+        };
+        let maximum = match (own.current.map(reserved), own.maximum) {
+            (Some(below), Some(maximum)) => Some(below.min(maximum)),
+            (below, maximum) => below.or(maximum),
+        };
+        let maximum = maximum.map(|maximum| maximum.max(soft.unwrap_or(0)));
         let limit = Rlimit {
-            current: soft,
-            ..getrlimit(Resource::Nofile)
+            current: soft.or(maximum),
+            maximum,
         };
         prlimit(Some(self.pid), Resource::Nofile, limit)?;
         Ok(())

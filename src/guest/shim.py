@@ -15,8 +15,7 @@ with three file descriptors, the child's stdout and stderr and a file with the p
 paths and values are bytes, each written as the character of that number (see `octets`). With
 "shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
 `contain`), with "interpreter" it becomes that one after it. {"ping": number} is a request too. Answers
-are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"} with a pidfd of the child,
-{"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
+are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"}, {"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
 the death of all that the child has started, whatever process group or session it is in: each child
 is a subreaper, so its descendants stay below it, and become children of the fork server when it
 ends. When the worker's end of the socket closes, everything is killed and the fork server ends.
@@ -701,18 +700,6 @@ def children_by_parent(parent):
     return found
 
 
-def pidfd_open(pid):
-    """Some builds of Python lack os.pidfd_open."""
-    if hasattr(os, "pidfd_open"):
-        return os.pidfd_open(pid)
-    import ctypes
-
-    fd = ctypes.CDLL(None, use_errno=True).syscall(434, pid, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "pidfd_open")
-    return fd
-
-
 def contain_child(request, fds):
     """Restricts a plugin process. One that cannot be restricted does not run its plugin."""
     sandbox = request["sandbox"]
@@ -759,19 +746,6 @@ class ForkServer:
 
     def say(self, **answer):
         self.control.send(json.dumps(answer).encode())
-
-    def say_started(self, job, pid):
-        """The pidfd names the child even when its number has another owner."""
-        answer = json.dumps({"started": job, "pid": pid}).encode()
-        try:
-            pidfd = pidfd_open(pid)
-            try:
-                socket.send_fds(self.control, [answer], [pidfd])
-            finally:
-                os.close(pidfd)
-        except OSError:
-            # Not to be had, or too many descriptors of the user are on their way (ETOOMANYREFS).
-            self.control.send(answer)
 
     def watch_children(self):
         self.signal.signal(self.signal.SIGCHLD, lambda *_: None)
@@ -833,7 +807,7 @@ class ForkServer:
             if pid == 0:
                 self.child(request, fds, parent)
             self.children[pid] = job
-            self.say_started(job, pid)
+            self.say(started=job, pid=pid)
         except (ValueError, KeyError, TypeError, OSError) as error:
             self.say(failed=job, message=printable(f"{type(error).__name__}: {error}"))
         finally:

@@ -12,7 +12,7 @@ use super::tool::{Build, Building, Tools, displace, guarded, made};
 use crate::limits;
 
 /// The file that is locked while uv is installed.
-pub(super) fn lock_file(home: &Path) -> PathBuf {
+pub fn lock_file(home: &Path) -> PathBuf {
     home.join("uv.lock")
 }
 

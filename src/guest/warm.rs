@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read};
+use std::io::{self, BufRead, BufReader, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -17,8 +17,8 @@ use std::process::{Command, Stdio};
 use mio::unix::pipe::{self, Receiver};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags,
+    SocketType,
 };
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,17 @@ use serde::{Deserialize, Serialize};
 use super::process::{Pipes, Process};
 use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
 use crate::job::text::of_bytes;
+use crate::reactor::rights;
 use crate::sandbox::{Mounts, launch};
+
+/// A child that an interpreter has started.
+#[derive(Debug)]
+pub enum Started {
+    /// Its process, which leads its own group.
+    Running(Process),
+    /// The number of a process that has ended and was reaped since.
+    Ended(i32),
+}
 
 /// What a warm interpreter tells.
 #[derive(Debug)]
@@ -39,8 +49,8 @@ pub enum WarmEvent {
     Started {
         /// Of the request.
         key: u64,
-        /// Its process, which leads its own group; else why it cannot be watched.
-        process: io::Result<Process>,
+        /// Its process; else why it cannot be watched.
+        process: io::Result<Started>,
     },
     /// The job's child has exited and its group is dead.
     Exited {
@@ -197,6 +207,7 @@ impl Warm {
             None,
         )?;
         rustix::io::ioctl_fionbio(&ours, true)?;
+        rights::refuse(&ours);
         // Handed on as stdin: the one descriptor that reaches a child without being marked.
         let mut command = match launcher {
             Some((program, mounts)) => launch::command(program, mounts, interpreter)?,
@@ -329,61 +340,60 @@ impl Warm {
         Ok(Pipes { stdout, stderr })
     }
 
-    /// A child by its number, and by its pidfd where the interpreter could send one (Python 3.9
-    /// and later). Whatever the interpreter says, it must be a child of it: it will be killed.
-    fn child_process(&self, pid: i32, pidfd: Option<OwnedFd>) -> io::Result<Process> {
-        let number = pid;
-        let pid = Some(pid)
-            .filter(|pid| *pid > 0)
+    /// A child by its number. Whatever the interpreter says, a process must be a child of it: it will be
+    /// killed.
+    fn child_process(&self, number: i32) -> io::Result<Started> {
+        let pid = Some(number)
+            .filter(|number| *number > 0)
             .and_then(Pid::from_raw)
             .ok_or_else(|| io::Error::other(format!("{number} is no process ID")))?;
-        let pidfd = match pidfd {
-            Some(pidfd) => pidfd,
-            None => rustix::process::pidfd_open(pid, PidfdFlags::empty())?,
+        let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
+            Err(Errno::SRCH) => return Ok(Started::Ended(number)),
+            pidfd => pidfd?,
         };
-        // One that is reaped can be no other any more, and cannot be killed.
-        if self.has_child(number, &pidfd)? || number_of(&pidfd)? == Some(REAPED) {
-            return Ok(Process::adopt(pid, pidfd));
+        match self.has_child(number, &pidfd)? {
+            Parent::Own => Ok(Started::Running(Process::adopt(pid, pidfd))),
+            Parent::None => Ok(Started::Ended(number)),
+            Parent::Other => Err(io::Error::other(format!(
+                "process {number} is none of the interpreter's"
+            ))),
         }
-        Err(io::Error::other(format!(
-            "process {number} has ended already, or is none of the interpreter's"
-        )))
     }
 
-    /// True for the number and the pidfd of a child of the interpreter that is not reaped.
-    fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<bool> {
+    /// Whose child a process is that had that number when the pidfd was opened.
+    fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<Parent> {
         let stat = std::fs::read_to_string(format!("/proc/{number}/stat"));
         let is_gone = |error: &io::Error| {
             let gone = Some(Errno::SRCH.raw_os_error());
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == gone
         };
         let stat = match stat {
-            Err(error) if is_gone(&error) => return Ok(false),
+            Err(error) if is_gone(&error) => return Ok(Parent::None),
             stat => stat?,
         };
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let parent = fields.split_ascii_whitespace().nth(1);
         let is_child = parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id());
         // The number was this process's when its parent was read, if it still is.
-        Ok(is_child && number_of(pidfd)? == Some(number))
+        Ok(match (number_of(pidfd)? == Some(number), is_child) {
+            (false, _) => Parent::None,
+            (true, true) => Parent::Own,
+            (true, false) => Parent::Other,
+        })
     }
 
     /// Takes one answer; none when there is none now.
     pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
         let mut octets = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
-        let mut slices = [IoSliceMut::new(&mut octets)];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         let mut receive =
-            || rustix::net::recvmsg(&self.control, &mut slices, &mut ancillary, flags);
+            || rustix::net::recv(&self.control, octets.as_mut_slice(), RecvFlags::DONTWAIT);
         // An end that left messages of ours unread shows as an error once, before what it sent.
         let received = match receive() {
             Err(rustix::io::Errno::CONNRESET) => receive(),
             received => received,
         };
         let size = match received {
-            Ok(received) => received.bytes,
+            Ok((size, _)) => size,
             Err(rustix::io::Errno::AGAIN) => return Ok(None),
             Err(rustix::io::Errno::CONNRESET) => return Err(Error::Gone),
             Err(error) => return Err(error.into()),
@@ -391,10 +401,6 @@ impl Warm {
         if size == 0 {
             return Err(Error::Gone);
         }
-        let pidfd = ancillary.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
         let octets = octets.get(..size).unwrap_or(&[]);
         let answer: Answer = serde_json::from_slice(octets).map_err(|_| {
             Error::Answer(String::from_utf8_lossy(octets).chars().take(200).collect())
@@ -405,7 +411,7 @@ impl Warm {
             Answer::Unstarted { unstarted } => return Err(Error::Unstarted(unstarted)),
             Answer::Started { started, pid } => WarmEvent::Started {
                 key: started,
-                process: self.child_process(pid, pidfd),
+                process: self.child_process(pid),
             },
             Answer::Failed { failed, message } => WarmEvent::Failed {
                 key: failed,
@@ -446,10 +452,17 @@ fn log_lines(errors: impl Read) {
 /// Bytes of a line of an interpreter that are logged as one.
 const LINE_SIZE_MAX: u64 = 4096;
 
-/// In the place of the number of a process that is reaped.
-const REAPED: i32 = -1;
+/// Whose child a process is.
+enum Parent {
+    /// The interpreter's.
+    Own,
+    /// Another's.
+    Other,
+    /// It has been reaped.
+    None,
+}
 
-/// The number of a pidfd's process, or [`REAPED`]; none of other files.
+/// The number of a pidfd's process, -1 when it is reaped.
 fn number_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
@@ -485,31 +498,27 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        let pidfd = |number: i32| {
-            let pid = Pid::from_raw(number).unwrap();
-            rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap()
-        };
         let own = i32::try_from(std::process::id()).unwrap();
-        let file = || OwnedFd::from(std::fs::File::open(&shim).unwrap());
-        let cases = [
-            (child, None, true),
-            (child, Some(pidfd(child)), true),
-            (child, Some(pidfd(own)), false),
-            (child, Some(file()), false),
-            (own, None, false),
-            (own, Some(pidfd(own)), false),
-            (own, Some(pidfd(child)), false),
-            (0, Some(pidfd(child)), false),
-            (-child, Some(pidfd(child)), false),
-        ];
         let mut reaped = std::process::Command::new("true").spawn().unwrap();
-        let number = i32::try_from(reaped.id()).unwrap();
-        let ended = pidfd(number);
+        let ended = i32::try_from(reaped.id()).unwrap();
         reaped.wait().unwrap();
-        assert!(warm.child_process(number, Some(ended)).is_ok(), "reaped");
-        for (index, (number, pidfd, is_taken)) in cases.into_iter().enumerate() {
-            let taken = warm.child_process(number, pidfd);
-            assert_eq!(taken.is_ok(), is_taken, "{index}: {taken:?}");
+        let taken = |number| warm.child_process(number);
+        let Started::Running(process) = taken(child).unwrap() else {
+            panic!("it runs");
+        };
+        assert_eq!(process.id(), child);
+        // Reaped, and beyond the kernel's highest process ID.
+        for number in [ended, 1 << 30] {
+            let taken = taken(number).unwrap();
+            assert!(matches!(taken, Started::Ended(ended) if ended == number));
+        }
+        for (number, words) in [
+            (own, "is none of the interpreter's"),
+            (0, "0 is no process ID"),
+            (-child, "is no process ID"),
+        ] {
+            let error = taken(number).unwrap_err().to_string();
+            assert!(error.contains(words), "{number}: {error}");
         }
         warm.process.kill();
     }
@@ -537,24 +546,5 @@ mod tests {
         let refused = (0..100_000).find_map(|key| warm.request(key, &job).err());
         assert!(matches!(refused, Some(Error::Full)), "{refused:?}");
         assert!(!warm.process().has_exited());
-    }
-
-    #[test]
-    fn a_child_that_cannot_be_watched_says_why() {
-        let dir = tempfile::tempdir().unwrap();
-        let shim = dir.path().join("shim");
-        std::fs::write(&shim, "exec sleep 1000").unwrap();
-        let warm = Warm::start(Path::new("/bin/sh"), &shim, Imports::None, None).unwrap();
-        let ours = i32::try_from(std::process::id()).unwrap();
-        // Beyond the kernel's highest process ID; none of its children; no number of a process.
-        let cases = [
-            (1 << 30, "No such process (os error 3)"),
-            (ours, "has ended already"),
-            (0, "0 is no process ID"),
-        ];
-        for (pid, words) in cases {
-            let error = warm.child_process(pid, None).unwrap_err().to_string();
-            assert!(error.contains(words), "{pid}: {error}");
-        }
     }
 }

@@ -24,6 +24,7 @@
 mod boot_time;
 mod endpoint;
 mod lookup;
+pub(crate) mod rights;
 #[cfg(feature = "process")]
 mod signals;
 mod stopper;

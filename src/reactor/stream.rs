@@ -15,7 +15,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use socket2::SockRef;
 
-use super::Endpoint;
+use super::{Endpoint, rights};
 use crate::limits;
 
 /// Sizes of the kernel's buffers in octets; none leaves them to the system.
@@ -67,7 +67,10 @@ impl Stream {
         };
         match &stream {
             Stream::Tcp(stream) => buffers.set(stream)?,
-            Stream::Unix(stream) => buffers.set(stream)?,
+            Stream::Unix(stream) => {
+                rights::refuse(stream);
+                buffers.set(stream)?;
+            }
         }
         Ok(stream)
     }
@@ -228,10 +231,11 @@ impl Listener {
                 bind_file(folder.join("socket"), Some(folder), is_private)
             }
             Endpoint::Ipc(path) => bind_file(path.clone(), None, is_private),
-            Endpoint::IpcAbstract(name) => Ok(Listener::Unix(
-                UnixListener::bind_addr(&abstract_address(name)?)?,
-                None,
-            )),
+            Endpoint::IpcAbstract(name) => {
+                let listener = UnixListener::bind_addr(&abstract_address(name)?)?;
+                rights::refuse(&listener);
+                Ok(Listener::Unix(listener, None))
+            }
         }
     }
 
@@ -315,6 +319,7 @@ fn bind_file(path: PathBuf, folder: Option<PathBuf>, is_private: bool) -> io::Re
         false => |path| UnixListener::bind(path),
     };
     let listener = bind_path(&path, bind)?;
+    rights::refuse(&listener);
     let file = fs::symlink_metadata(&path)?;
     let file = SocketFile {
         device: file.dev(),
@@ -339,7 +344,7 @@ fn private_folder() -> io::Result<PathBuf> {
     }
 }
 
-/// Binds a socket whose file has mode 0600 from its creation on, whatever the umask is. On other
+/// Binds a socket that takes no descriptors, whose file has mode 0600 from its creation on, whatever the umask is. On other
 /// systems than Linux the mode is that of the umask.
 pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
@@ -351,6 +356,7 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
         socket2::Socket::from(OwnedFd::from(socket))
     };
     socket.bind(&socket2::SockAddr::unix(path)?)?;
+    rights::refuse(&socket);
     socket.listen(limits::LISTEN_BACKLOG)?;
     socket.set_nonblocking(true)?;
     let listener = std::os::unix::net::UnixListener::from(OwnedFd::from(socket));

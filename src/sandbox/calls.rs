@@ -70,18 +70,45 @@ fn filter(kind: Kind) -> Result<BpfProgram, String> {
     });
     let made: BpfProgram = made.map_err(|error: BackendError| error.to_string())?;
     let mut program = missing_calls();
+    program.extend(without_lingering());
     program.extend(made);
     Ok(program)
 }
 
-/// Calls that are answered as by a kernel without them.
-fn missing_calls() -> BpfProgram {
-    let step = |code: u32, jf, k| sock_filter {
+fn step(code: u32, jf: u8, k: u32) -> sock_filter {
+    sock_filter {
         code: code as u16,
         jt: 0,
         jf,
         k,
-    };
+    }
+}
+
+/// Offset of the low half of an argument in what a filter is given (`struct seccomp_data`).
+const fn argument(index: u32) -> u32 {
+    let low = if cfg!(target_endian = "big") { 4 } else { 0 };
+    16 + 8 * index + low
+}
+
+/// Setting SO_LINGER works and has no effect: whoever closes such a socket, perhaps another process that it was
+/// sent to, waits as long as the option says.
+fn without_lingering() -> BpfProgram {
+    let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
+    // Past all that follows, where it is another.
+    let equals = |others, value| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value);
+    vec![
+        load(0),
+        equals(5, libc::SYS_setsockopt as u32),
+        load(argument(1)),
+        equals(3, libc::SOL_SOCKET as u32),
+        load(argument(2)),
+        equals(1, libc::SO_LINGER as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ERRNO),
+    ]
+}
+
+/// Calls that are answered as by a kernel without them.
+fn missing_calls() -> BpfProgram {
     let mut missing = Vec::new();
     // The numbers of x32, a second interface of the same architecture, are none of the table's.
     if cfg!(target_arch = "x86_64") {
@@ -89,6 +116,8 @@ fn missing_calls() -> BpfProgram {
     }
     // Its flags are in memory, which a filter does not see. Without it, callers use clone.
     missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
+    // What it does is in memory, too; container runtimes refuse it.
+    missing.push((libc::BPF_JEQ, libc::SYS_io_uring_setup as u32));
     let steps = missing.into_iter().flat_map(|(compare, number)| {
         let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
         [
@@ -229,7 +258,6 @@ const REFUSED: &[i64] = &[
 
 /// What goes past the other rules of [`super::Mode::Strict`], or watches what it cannot read.
 const REFUSED_STRICTLY: &[i64] = &[
-    libc::SYS_io_uring_setup,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
     libc::SYS_process_vm_writev,
@@ -353,13 +381,18 @@ mod tests {
                 (6, _) if step.k == libc::SECCOMP_RET_ALLOW => return 0,
                 (6, _) => {
                     assert_eq!(step.k & 0xFFFF_0000, libc::SECCOMP_RET_ERRNO);
-                    return step.k & 0xFFFF;
+                    return match step.k & 0xFFFF {
+                        0 => FAKED,
+                        errno => errno,
+                    };
                 }
                 other => panic!("{other:?}"),
             }
         }
     }
 
+    /// Stands for a call that works and does nothing.
+    const FAKED: u32 = u32::MAX;
     const NO: u32 = libc::EPERM as u32;
     const NONE: u32 = libc::ENOSYS as u32;
     const OWN: u64 = OWN_PID as u64;
@@ -405,7 +438,16 @@ mod tests {
         (libc::SYS_pidfd_open, &[OTHER], [0; 3]),
         (libc::SYS_pidfd_getfd, &[], [0, NO, NO]),
         (libc::SYS_kcmp, &[], [0, NO, NO]),
-        (libc::SYS_io_uring_setup, &[], [0, NO, NO]),
+        (libc::SYS_io_uring_setup, &[], [NONE; 3]),
+        (libc::SYS_setsockopt, &[3, 1, 13], [FAKED; 3]),
+        (
+            libc::SYS_setsockopt,
+            &[3, 0x1_0000_0001, 0x1_0000_000D],
+            [FAKED; 3],
+        ),
+        (libc::SYS_setsockopt, &[3, 1, 12], [0; 3]),
+        (libc::SYS_setsockopt, &[3, 6, 13], [0; 3]),
+        (libc::SYS_getsockopt, &[3, 1, 13], [0; 3]),
         (libc::SYS_setns, &[], [0, NO, NO]),
         (libc::SYS_pivot_root, &[], [NO; 3]),
         (libc::SYS_umount2, &[0, 2], [NO; 3]),

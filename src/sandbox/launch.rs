@@ -217,7 +217,11 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         };
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
-    if let Some(private) = &mounts.private {
+    for private in mounts
+        .private
+        .iter()
+        .filter(|private| private.folder.is_dir())
+    {
         show_only(private).map_err(failed(&private.folder.display().to_string()))?;
     }
     Ok(())
@@ -334,10 +338,12 @@ const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
 
 fn unshare_mounts() -> io::Result<()> {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
-    if user.is_root() && unshare(CloneFlags::CLONE_NEWNS).is_ok() {
+    // What is left in the System V IPC of others stays when its process has ended.
+    let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    if user.is_root() && unshare(own).is_ok() {
         return Ok(());
     }
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    unshare(CloneFlags::CLONE_NEWUSER | own)?;
     let maps = [
         ("setgroups", "deny".to_owned()),
         ("uid_map", format!("{0} {0} 1", user.as_raw())),

@@ -180,9 +180,9 @@ pub struct Mounts {
     /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
     #[serde(with = "crate::job::text::paths")]
     pub named: Vec<PathBuf>,
-    /// A folder of which only some folders and files are found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub private: Option<Private>,
+    /// Folders of which only some folders and files are found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub private: Vec<Private>,
     /// How the program itself is held, when it does not hold itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restricted>,

@@ -11,14 +11,32 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 
 /// What is needed for it, got before the file system is changed.
 pub(super) struct Nest {
     /// This process in `/proc`, where it can write.
     own: std::os::fd::OwnedFd,
+    /// The limits of namespaces, where they can be written.
+    limits: std::os::fd::OwnedFd,
     /// A process of root's outside, which may map all IDs.
     mapper: Option<Child>,
 }
+
+/// What processes below it may have of each kind, all together. What they have counts for the user outside
+/// as well (namespaces(7), "The /proc/sys/user directory"), whose limits are some ten thousands.
+const LIMITS: &[(&str, &str)] = &[
+    ("max_cgroup_namespaces", "2048"),
+    ("max_ipc_namespaces", "2048"),
+    ("max_mnt_namespaces", "2048"),
+    ("max_net_namespaces", "2048"),
+    ("max_pid_namespaces", "2048"),
+    ("max_time_namespaces", "2048"),
+    ("max_user_namespaces", "2048"),
+    ("max_uts_namespaces", "2048"),
+    ("max_inotify_instances", "64"),
+    ("max_inotify_watches", "65536"),
+];
 
 /// Reads a line, once there is one, and maps the IDs of the process that it stands for.
 pub(super) fn map(process: &str) -> Result<String, String> {
@@ -50,6 +68,7 @@ impl Nest {
     pub(super) fn prepare(mut mapper: Command) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let own = openat(CWD, "/proc/self", flags, Mode::empty())?;
+        let limits = openat(CWD, "/proc/sys/user", flags, Mode::empty())?;
         let mapper = match rustix::process::geteuid().is_root() {
             true => {
                 let mapper = mapper.stdin(Stdio::piped()).stdout(Stdio::null());
@@ -57,11 +76,32 @@ impl Nest {
             }
             false => None,
         };
-        Ok(Nest { own, mapper })
+        Ok(Nest {
+            own,
+            limits,
+            mapper,
+        })
     }
 
     /// Enters the namespace.
     pub(super) fn enter(mut self) -> io::Result<()> {
+        self.map_ids()?;
+        for (name, count) in LIMITS {
+            match openat(
+                &self.limits,
+                *name,
+                OFlags::WRONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            ) {
+                // A kind that the kernel does not have; and what containers have read-only.
+                Err(Errno::NOENT | Errno::ROFS | Errno::ACCESS | Errno::PERM) => continue,
+                file => rustix::io::write(file?, count.as_bytes())?,
+            };
+        }
+        Ok(())
+    }
+
+    fn map_ids(&mut self) -> io::Result<()> {
         let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
         if let Some(mapper) = &mut self.mapper {

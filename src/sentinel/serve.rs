@@ -127,9 +127,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {}
 
 impl Error {
-    /// True when another program keeps the database locked: opening it again may work.
-    pub fn is_busy(&self) -> bool {
-        matches!(self, Error::Store(error) if error.is_busy())
+    /// True when opening the database again may work: another program keeps it locked, or its storage is
+    /// full or fails.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Error::Store(error) if error.may_pass())
     }
 }
 

@@ -8,8 +8,7 @@ use super::job::{Guest, Run};
 use super::serve::Worker;
 use super::slot::Failure;
 use crate::guest::Exit;
-use crate::guest::process::Process;
-use crate::guest::warm::{self, WarmEvent};
+use crate::guest::warm::{self, Started, WarmEvent};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
@@ -94,12 +93,12 @@ impl Worker {
         &mut self,
         index: usize,
         key: u64,
-        process: io::Result<Process>,
+        process: io::Result<Started>,
         now: BootTime,
     ) {
         let Some((place, _)) = self.warm_run(index, key) else {
             // Its job was given up before it started.
-            if let Ok(process) = process {
+            if let Ok(Started::Running(process)) = process {
                 self.leftovers.add(process, now);
             }
             return;
@@ -109,7 +108,14 @@ impl Worker {
         };
         let registry = self.reactor.registry();
         let process = match process {
-            Ok(process) => process,
+            Ok(Started::Running(process)) => process,
+            Ok(Started::Ended(number)) => {
+                run.guest = Guest::Ended(number);
+                run.slot.handle_started(now);
+                run.slot.handle_exit_seen(Exit::UNKNOWN, now);
+                run.accept(place, registry, now);
+                return;
+            }
             Err(error) => {
                 let message = format!("the warm interpreter names no process of its own: {error}");
                 run.guest = Guest::None;
@@ -181,7 +187,7 @@ impl Worker {
         let alive = |run: &Run| match &run.guest {
             Guest::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
             Guest::Requested { .. } => run.asked_again,
-            Guest::None => false,
+            Guest::None | Guest::Ended(_) => false,
         };
         let runs = self.slots.iter().flatten();
         let jobs: Vec<i64> = runs

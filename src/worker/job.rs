@@ -60,6 +60,8 @@ pub(super) enum Guest {
         kill: bool,
     },
     Running(Process),
+    /// The one of that number had ended before it could be watched; its interpreter reports how.
+    Ended(i32),
 }
 
 /// A job in a slot.
@@ -229,8 +231,10 @@ impl Run {
 
     /// Takes the process's connection. One of any other process is closed.
     pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
-        let Guest::Running(process) = &self.guest else {
-            return;
+        let process = match &self.guest {
+            Guest::Running(process) => process.id(),
+            Guest::Ended(number) => *number,
+            Guest::None | Guest::Requested { .. } => return,
         };
         self.accepts_pending = false;
         for _ in 0..limits::BRIDGE_ACCEPTS_PER_CALL {
@@ -406,7 +410,7 @@ impl Run {
     pub(super) fn kill(&mut self) {
         self.sample_rss();
         match &mut self.guest {
-            Guest::None => {}
+            Guest::None | Guest::Ended(_) => {}
             Guest::Running(process) => process.kill(),
             Guest::Requested { kill } => *kill = true,
         }
@@ -450,6 +454,13 @@ impl Run {
                 self.slot.handle_start_failed(failure);
                 None
             }
+            Guest::Ended(number) => {
+                self.guest = Guest::Ended(number);
+                self.take_last_words(place, registry, now);
+                self.guest = Guest::None;
+                self.slot.handle_lost(failure, now);
+                None
+            }
             Guest::Running(process) => {
                 let unreaped = || process.has_exited().then(|| process.unreaped_exit())?;
                 let exit = self.slot.exit_seen().or_else(unreaped);
@@ -485,7 +496,7 @@ impl Run {
 
 /// True for a connection that the process itself has opened. Its children, and processes that
 /// joined its group, do not speak for the job.
-fn is_by(stream: &UnixStream, process: &Process) -> bool {
+fn is_by(stream: &UnixStream, process: i32) -> bool {
     let peer = rustix::net::sockopt::socket_peercred(stream);
-    peer.is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == process.id())
+    peer.is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == process)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::slot::Failure;
 use crate::guest;
-use crate::guest::environment::Environment;
+use crate::guest::environment::{self, Environment};
 use crate::guest::source::Source;
 use crate::job::Cause;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
@@ -66,7 +66,7 @@ impl SandboxOptions {
                 .map(|path| absolute(&path))
                 .collect(),
             named: self.named.iter().map(absolute).collect(),
-            private: None,
+            private: Vec::new(),
             restricted: Some(Restricted {
                 support: self.support.clone(),
                 forks: false,
@@ -216,13 +216,14 @@ impl Sandbox {
             support: support.clone(),
             forks: true,
         });
+        let own = (is_held && has_namespaces).then(|| Private {
+            folder: of.folder.to_owned(),
+            keep: vec![of.own_folder.to_owned(), of.shim.to_owned()],
+        });
         let mut mounts = Mounts {
             namespaces: has_namespaces,
             writable: vec![of.folder.to_owned()],
-            private: (is_held && has_namespaces).then(|| Private {
-                folder: of.folder.to_owned(),
-                keep: vec![of.own_folder.to_owned(), of.shim.to_owned()],
-            }),
+            private: own.into_iter().collect(),
             restricted,
             ..Mounts::default()
         };
@@ -233,8 +234,20 @@ impl Sandbox {
             mounts.read_only.extend(prefixes(of.environment));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
-            // A file of the queue could be locked by whoever can read it.
+            // A file of the queue could be locked by whoever can read it, and so could other environments.
             mounts.hidden.push(of.output.join(".casparian"));
+            mounts.hidden.extend([guest::uv_lock_file(of.home)]);
+            let folders = tool_folders();
+            let cache = folders.iter().map(|folder| folder.join(".lock"));
+            mounts.hidden.extend(cache);
+            let environments = environment::folder(of.home);
+            let keep = prefixes(of.environment).into_iter();
+            mounts.private.push(Private {
+                keep: keep
+                    .filter(|path| path.starts_with(&environments))
+                    .collect(),
+                folder: environments,
+            });
             // Its children cover it for themselves, where it may be another one by then.
             mounts.hidden.extend(self.control_socket.clone());
             mounts.named = self.options.named.clone();

@@ -551,3 +551,35 @@ fn arguments_that_are_not_utf_8_are_refused_with_what_they_are() {
         assert!(text.contains(said), "{name} {words:?}: {text}");
     }
 }
+
+/// A descriptor that it is sent is closed by the sentinel, for which it may wait as long as the sender likes.
+#[test]
+fn a_sentinel_takes_no_descriptors() {
+    let script = "
+import socket, sys
+try: socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, 83, 0)
+except OSError: sys.exit('the kernel cannot')
+one = socket.socket(socket.AF_UNIX)
+one.connect(sys.argv[1].replace('@', chr(0)))
+try: socket.send_fds(one, [b'x'], [0])
+except PermissionError: sys.exit('refused')
+sys.exit('sent')";
+    let dir = tempfile::tempdir().unwrap();
+    let (database, _) = queue(dir.path(), 1);
+    let name = format!("@casparian-test-{}", std::process::id());
+    let file = dir.path().join("s").to_str().unwrap().to_owned();
+    for (address, more) in [
+        (&file, &[][..]),
+        (&file, &["--allow-uid", "1"]),
+        (&name, &[]),
+    ] {
+        let (_sentinel, _) = sentinel_at(&format!("ipc://{address}"), &database, more);
+        let mut stranger = std::process::Command::new(python());
+        let ended = output(stranger.args(["-c", script, address]));
+        let said = stderr(&ended);
+        assert!(
+            ["refused\n", "the kernel cannot\n"].contains(&&*said),
+            "{address} {more:?}: {said}"
+        );
+    }
+}

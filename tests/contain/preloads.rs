@@ -9,7 +9,7 @@ use crate::common::*;
 
 /// A package whose import tries what it must not, once in a process and its children.
 const PACKAGE: &str = r#"
-import ctypes, os, shutil, socket, subprocess, sys
+import ctypes, fcntl, os, shutil, socket, struct, subprocess, sys
 
 DIR = "TARGET"
 libc = ctypes.CDLL(None, use_errno=True)
@@ -37,11 +37,35 @@ def remount(path):
 
 def recursive(path):
     """Binds what is mounted around it elsewhere, without what is mounted on it."""
-    os.mkdir("/tmp/bound-" + str(os.getpid()))
     bound = "/tmp/bound-" + str(os.getpid())
-    if libc.mount(os.path.dirname(path).encode(), bound.encode(), None, 4096, None):
-        raise OSError(ctypes.get_errno(), "mount")
-    write(bound + "/" + os.path.basename(path) + "/bound.parquet")
+    os.mkdir(bound)
+    try:
+        if libc.mount(os.path.dirname(path).encode(), bound.encode(), None, 4096, None):
+            raise OSError(ctypes.get_errno(), "mount")
+        write(bound + "/" + os.path.basename(path) + "/bound.parquet")
+    finally:
+        libc.umount2(bound.encode(), 2)
+        os.rmdir(bound)
+
+def lock(path):
+    with open(path) as file:
+        if os.fstat(file.fileno()).st_rdev:
+            raise PermissionError("it is hidden")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+def lock_an_environment():
+    folder = os.path.dirname(sys.prefix)
+    lock(os.path.join(folder, next(name for name in os.listdir(folder) if name.endswith(".lock"))))
+
+def linger():
+    one = socket.socketpair()[0]
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1000))
+    if not struct.unpack("ii", one.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0]:
+        raise PermissionError("it has no effect")
+
+def many_namespaces():
+    if int(open("/proc/sys/user/max_ipc_namespaces").read()) < 5000:
+        raise PermissionError("it has a limit of its own")
 
 def cgroups():
     child = os.fork()
@@ -94,6 +118,11 @@ ATTACKS = {
     "keyring": lambda: libc.syscall(248, b"user", b"x", b"x", 1, -3) > 0 or write("/"),
     "write elsewhere": lambda: write(DIR + "/planted"),
     "read elsewhere": lambda: open(DIR + "/victim").read(),
+    "lock an environment": lock_an_environment,
+    "lock uv": lambda: lock(os.path.dirname(os.path.dirname(sys.prefix)) + "/uv.lock"),
+    "shared memory of others": lambda: os.readlink("/proc/self/ns/ipc") == "IPC" and write("/nowhere/x"),
+    "linger": linger,
+    "many namespaces": many_namespaces,
     "network": lambda: socket.socket(socket.AF_INET).close(),
 }
 RESULTS = {name: attempt(attack) for name, attack in ATTACKS.items()}
@@ -151,6 +180,11 @@ const TABLE: &[(&str, [&str; 3])] = &[
     ("keyring", ["", "refused", "refused"]),
     ("write elsewhere", ["done", "done", "refused"]),
     ("read elsewhere", ["done", "done", "refused"]),
+    ("lock an environment", ["done", "refused", "refused"]),
+    ("lock uv", ["", "refused", "refused"]),
+    ("shared memory of others", ["", "done", "done"]),
+    ("linger", ["done", "refused", "refused"]),
+    ("many namespaces", ["", "refused", ""]),
     ("network", ["done", "done", "refused"]),
     ("no new privileges", ["", "1", "1"]),
     ("filters", ["", "2", "2"]),
@@ -198,7 +232,10 @@ fn attack(
     for name in ["victim", "in"] {
         std::fs::write(path(name), "x").unwrap();
     }
-    let script = with_package(dir, PACKAGE, own, PLUGIN);
+    // "done" where the package is in another one.
+    let ipc = std::fs::read_link("/proc/self/ns/ipc").unwrap();
+    let package = PACKAGE.replace("IPC\"", &format!("{}\"", ipc.display()));
+    let script = with_package(dir, &package, own, PLUGIN);
     std::fs::write(path("p.py"), script).unwrap();
     let mut command = program("casparian");
     if let Some(user) = user {
@@ -308,6 +345,7 @@ fn whatever_a_fork_server_says_the_worker_serves_others() {
         "b'{\"started\": 1, \"pid\": -1}'",
         "*(b'{\"failed\": %d, \"message\": \"no\"}' % n for n in range(40))",
         "*(b'{\"started\": %d, \"pid\": 1}' % n for n in range(40))",
+        "*(b'{\"started\": %d, \"pid\": 1073741824}' % n for n in range(40))",
         "b'{\"exited\": 2, \"code\": 0}', b'{\"failed\": 3, \"message\": \"no\"}'",
         "b'x' * 100000",
         &own,

@@ -407,3 +407,45 @@ fn no_plugin_speaks_as_the_worker_of_a_sentinel_on_a_unix_socket() {
         assert_eq!(tried, set(&["sockets 1", outcome]), "{what}");
     }
 }
+
+/// Sends a descriptor to the worker. Gives whether the kernel lets a socket refuse them, and what came of it.
+const SENDER: &str = r#"
+import gc, socket
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        try:
+            socket.socketpair()[0].setsockopt(socket.SOL_SOCKET, 83, 0)
+        except OSError:
+            yield pa.table({"x": ["the kernel cannot"]})
+            return
+        bridge = next(one for one in gc.get_objects() if type(one).__name__ == "Bridge")
+        try:
+            socket.send_fds(bridge.socket, [b"x"], [0])
+            yield pa.table({"x": ["sent"]})
+        except PermissionError:
+            yield pa.table({"x": ["refused"]})
+"#;
+
+/// What is sent is closed by the worker, for which it may wait as long as the plugin likes.
+#[test]
+fn a_plugin_sends_the_worker_no_descriptors() {
+    for (start, mode) in [("warm", "off"), ("warm", "on"), ("spawn", "strict")] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        std::fs::write(path("p.py"), SENDER).unwrap();
+        std::fs::write(path("in"), "").unwrap();
+        let mut command = program("casparian");
+        command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+        command.args(["--guest-start", start, "--sandbox", mode]);
+        let done = output(&mut command);
+        assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+        let read = "import glob, sys, pyarrow.parquet as pq\nfor file in glob.glob(sys.argv[1] + '/*.parquet'): print(pq.read_table(file)['x'][0])";
+        let shown = output(Command::new(python()).args(["-c", read, &path("out")]));
+        let shown = stdout(&shown);
+        assert!(
+            ["refused\n", "the kernel cannot\n"].contains(&&*shown),
+            "{start} {mode}: {shown}"
+        );
+    }
+}

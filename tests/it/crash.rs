@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use casparian::socket::{Dealer, Options};
 
 use crate::common::*;
+use crate::sink_places::Mount;
 
 /// Writes a batch, waits at the gate, writes another.
 fn gated(gate: &Path) -> String {
@@ -528,6 +529,40 @@ fn a_sentinel_starts_when_a_locked_database_is_free_again() {
     sentinel.line_with("trying again");
     other.execute_batch("ROLLBACK").unwrap();
     sentinel.line_with("listens on");
+}
+
+/// A sentinel that starts on a full disk waits for room.
+#[test]
+fn a_sentinel_starts_when_a_full_disk_has_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a file system");
+        return;
+    }
+    let small = Mount::new(dir.path().join("small"), 4);
+    let database = dir.path().join("small/queue.sqlite");
+    casparian_ok(&["init", database.to_str().unwrap()]);
+    let start = || {
+        Background::start(
+            program("casparian-sentinel")
+                .args(["--bind", "tcp://127.0.0.1:0", "--database"])
+                .arg(&database),
+        )
+    };
+    // One that is killed leaves a WAL: the next one writes.
+    let mut killed = start();
+    killed.line_with("listens on");
+    killed.signal("-KILL");
+    killed.wait();
+    small.spoil("full");
+    let mut sentinel = start();
+    let line = sentinel.line_with("trying again");
+    let path = database.display().to_string();
+    assert!(line.contains(&path) && line.contains("full"), "{line}");
+    small.repair("full");
+    sentinel.line_with("listens on");
+    sentinel.signal("-TERM");
+    sentinel.wait();
 }
 
 /// A second sentinel on one database is refused, whatever the path.

@@ -8,13 +8,13 @@ use crate::common::*;
 const SMALL: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
 const LARGE: &str = "import os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [os.urandom(50000)]})\n";
 
-/// A file system of 1 MiB.
-struct Mount(PathBuf);
+/// A file system of so many MiB.
+pub(crate) struct Mount(PathBuf, usize);
 
 impl Mount {
-    fn new(at: PathBuf) -> Self {
+    pub(crate) fn new(at: PathBuf, size: usize) -> Self {
         std::fs::create_dir_all(&at).unwrap();
-        let mount = Mount(at);
+        let mount = Mount(at, size);
         mount.mount();
         mount
     }
@@ -25,18 +25,22 @@ impl Mount {
     }
 
     fn mount(&self) {
-        self.run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
+        let size = format!("size={}m", self.1);
+        self.run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs"]);
     }
 
-    fn spoil(&self, how: &str) {
+    pub(crate) fn spoil(&self, how: &str) {
         match how {
-            "full" => assert!(std::fs::write(self.0.join("fill"), vec![1; 2 << 20]).is_err()),
+            "full" => {
+                let more = vec![1; (self.1 + 1) << 20];
+                assert!(std::fs::write(self.0.join("fill"), more).is_err());
+            }
             "read-only" => self.run("mount", &["-o", "remount,ro"]),
             _ => self.run("umount", &["-l"]),
         }
     }
 
-    fn repair(&self, how: &str) {
+    pub(crate) fn repair(&self, how: &str) {
         match how {
             "full" => std::fs::remove_file(self.0.join("fill")).unwrap(),
             "read-only" => self.run("mount", &["-o", "remount,rw"]),
@@ -92,7 +96,7 @@ fn a_sink_whose_own_place_fails_costs_its_own_jobs_alone() {
             ),
         );
         let out = dir.path().join("out");
-        let mount = Mount::new(out.join("sub"));
+        let mount = Mount::new(out.join("sub"), 1);
         let inputs = inputs(dir.path(), 9);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let mut worker = worker(&endpoint, &out, &["--slots", "2"]);
