@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use globset::{Glob, GlobMatcher};
@@ -242,11 +242,14 @@ fn walk(
         }
         is_hidden
     };
+    let place = |path: &Path| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.dev(), found.ino()))
+    };
+    // By its file, not by its real path: that takes a step for each folder above, of each.
+    let skip = choice.skip.and_then(place);
     let skipped = |entry: &walkdir::DirEntry| {
-        choice.skip.is_some_and(|skip| {
-            entry.file_type().is_dir()
-                && std::fs::canonicalize(entry.path()).is_ok_and(|path| path == skip)
-        })
+        skip.is_some() && entry.file_type().is_dir() && place(entry.path()) == skip
     };
     // One that leads nowhere or to itself is an error of the walk.
     let leads_out = |entry: &walkdir::DirEntry| {
