@@ -34,7 +34,7 @@ pub use content::{Content, mtime_ns, mtime_s};
 pub use history::{History, Past, PastEnd};
 pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};
-pub use sink::{Compression, Mode, Sink, SinkError, Target, default_uri, parse_uri};
+pub use sink::{Compression, Mode, QUEUE_TABLE, Sink, SinkError, Target, default_uri, parse_uri};
 #[cfg(feature = "worker")]
 pub(crate) use sink::{hash, name_parts};
 pub use user::User;

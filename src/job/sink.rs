@@ -128,7 +128,10 @@ pub enum Target {
     },
 }
 
-/// Octets of one component of a path that a job's id can still be added to.
+/// A table that every job queue has, also one of the old system.
+pub const QUEUE_TABLE: &str = "cf_processing_queue";
+
+/// Bytes of one component of a path that a job's ID can still be added to.
 const COMPONENT_SIZE_MAX: usize = 200;
 
 /// Parses a sink's URI.
@@ -186,6 +189,11 @@ pub fn parse_uri(uri: &str) -> Result<Target, SinkError> {
             if lower.starts_with("_casparian_") {
                 return Err(fail(
                     "table names that begin with _casparian_ are Casparian's own",
+                ));
+            }
+            if lower == QUEUE_TABLE {
+                return Err(fail(
+                    "a table of this name makes a database a job queue, which takes no output",
                 ));
             }
             let database = match database.strip_prefix('/') {

@@ -301,6 +301,9 @@ impl Worker {
             return;
         }
         for (hash, environment) in self.environments.changed(now) {
+            if !self.environments.is_named(&hash) {
+                continue;
+            }
             let payload = match environment {
                 Some(environment) => env_ready(&hash, &environment, true),
                 None => {

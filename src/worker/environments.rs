@@ -84,6 +84,8 @@ pub(super) struct Environments {
     /// The environment of jobs that name none.
     default_lockfile: Arc<str>,
     default_hash: String,
+    /// The sentinel knows it by its hash, too.
+    default_is_named: bool,
     cancel: Arc<AtomicBool>,
     events: Sender<ThreadEvent>,
     waker: Arc<mio::Waker>,
@@ -109,18 +111,30 @@ impl Environments {
             look_at: None,
             default_hash: environment::hash(&default_lockfile),
             default_lockfile: default_lockfile.into(),
+            default_is_named: false,
             cancel: Arc::default(),
             events,
             waker,
         }
     }
 
-    /// The hash under which a job's environment is kept.
-    pub(super) fn key(&self, env_hash: &str) -> String {
+    /// The hash of the environment of jobs that name none.
+    pub(super) fn default_hash(&self) -> &str {
+        &self.default_hash
+    }
+
+    /// The hash under which the environment is kept that a job names.
+    pub(super) fn key(&mut self, env_hash: &str) -> String {
+        self.default_is_named |= env_hash == self.default_hash;
         match env_hash {
             "" => self.default_hash.clone(),
             hash => hash.to_owned(),
         }
+    }
+
+    /// True when the sentinel has named the environment by its hash.
+    pub(super) fn is_named(&self, hash: &str) -> bool {
+        self.default_is_named || hash != self.default_hash
     }
 
     /// The state of an environment that a job needs. One that is new here is searched for on
@@ -289,6 +303,7 @@ impl Environments {
 
     /// Makes the environment of a lockfile unless it is there or being made.
     pub(super) fn prepare(&mut self, hash: &str, lockfile: &str) -> State {
+        self.default_is_named |= hash == self.default_hash;
         self.make(hash, lockfile.into())
     }
 

@@ -418,14 +418,16 @@ impl Worker {
             ThreadEvent::Environment { hash, result, lock } => {
                 self.leftovers.check_soon(now);
                 match &result {
-                    Ok(environment) => {
+                    Ok(environment) if self.environments.is_named(&hash) => {
                         let payload = env_ready(&hash, environment, environment.cached);
                         self.send(0, &payload);
                     }
+                    Ok(_) => {}
                     Err(failure) => {
                         let message = format!("environment {hash}: {}", failure.message);
                         log::error!("{message}");
-                        self.send(0, &error_payload(&message, Some(&hash)));
+                        let named = self.environments.is_named(&hash);
+                        self.send(0, &error_payload(&message, named.then_some(&*hash)));
                     }
                 }
                 let failure = result.as_ref().err().cloned();
@@ -593,21 +595,24 @@ impl Worker {
 
     /// Environments whose jobs this worker should not get now, by their names in DISPATCH, and why.
     pub(super) fn avoided(&self, now: BootTime) -> BTreeMap<String, String> {
-        let default = self.environments.key("");
-        let owned = |(hash, reason): (&str, &str)| {
-            let hash = if hash == default { "" } else { hash };
+        // Jobs name the default one by its hash, or by none.
+        let default = self.environments.default_hash();
+        let named = |hash: &str, reason: &str| {
             // All of them fit into one message.
-            let reason = text::prefix(reason, limits::ENVIRONMENT_REASON_SIZE_MAX);
-            (hash.to_owned(), reason.to_owned())
+            let reason = text::prefix(reason, limits::ENVIRONMENT_REASON_SIZE_MAX).to_owned();
+            let other = (hash == default).then(|| (String::new(), reason.clone()));
+            other.into_iter().chain([(hash.to_owned(), reason)])
         };
-        let slow = self.environments.slow(now).map(|hash| {
+        let slow = self.environments.slow(now).flat_map(|hash| {
             let reason = match self.environments.waits_for(hash) {
                 Some(other) => format!("it is being created: {other}"),
                 None => "it is being created".to_owned(),
             };
-            owned((hash, &reason))
+            named(hash, &reason)
         });
-        slow.chain(self.health.avoided(now).map(owned)).collect()
+        let failed = self.health.avoided(now);
+        slow.chain(failed.flat_map(|(hash, reason)| named(hash, reason)))
+            .collect()
     }
 
     /// Tests the worker itself when that is due, on a thread: the disk may not answer.

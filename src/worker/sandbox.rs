@@ -52,8 +52,9 @@ impl SandboxOptions {
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
         let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
         let writable = [home].into_iter().chain(tool_folders());
+        // A folder that is created later would be read-only.
         let writable = writable
-            .filter(|path| path.is_dir() && is_in(path))
+            .filter(|path| is_in(path) && fs::create_dir_all(path).is_ok())
             .collect();
         let hidden = hidden.iter().map(|path| path.to_path_buf());
         let mounts = Mounts {

@@ -319,6 +319,21 @@ fn the_build_code_of_a_dependency_is_contained() {
     }
 }
 
+/// The output folder is read-only for tools, but for what they must write to.
+#[test]
+fn a_new_home_may_be_the_output_folder_or_lie_in_it() {
+    for name in ["out", "out/home"] {
+        let scene = Scene::new();
+        fs::create_dir_all(scene.path(name)).unwrap();
+        let uv = scene.path("home/.casparian_flow/uv/bin");
+        let mut command = scene.run();
+        command.env("HOME", scene.path(name));
+        command.env("PATH", format!("{}:/usr/bin:/bin", uv.display()));
+        let done = output(&mut command);
+        assert!(done.status.success(), "{name}: {}", stderr(&done));
+    }
+}
+
 #[test]
 fn without_builds_a_dependency_that_has_no_wheel_is_refused_by_name() {
     let scene = Scene::new();

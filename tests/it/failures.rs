@@ -501,6 +501,35 @@ fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {
     }
 }
 
+/// Jobs name the default environment by nothing, or by its hash as `casparian run` does.
+#[test]
+fn a_default_environment_that_does_not_start_is_avoided_by_both_its_names() {
+    use casparian::guest::environment::{hash, requirements_lockfile};
+    let default = hash(&requirements_lockfile(&[], None, &[]));
+    for name in ["", &default] {
+        let mut rig = Rig::with(&[], |command, dir| {
+            command.env("HOME", dir);
+        });
+        let bin = rig.path(&format!(".casparian_flow/venvs/{default}/bin"));
+        std::fs::create_dir_all(&bin).unwrap();
+        let python = Path::new(&bin).join("python");
+        std::fs::write(&python, "#!/bin/sh\nexit 2\n").unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&python, executable).unwrap();
+        let input = rig.path("in");
+        let job = rig.dispatcher.dispatch(&handler("pass"), &input, name);
+        let receipt = rig.dispatcher.receipt(job);
+        assert_eq!(receipt.cause, Some(Cause::Environment), "{receipt:?}");
+        for known in ["", &default] {
+            let reason = rig.dispatcher.avoided(known);
+            assert!(
+                reason.contains("does not start"),
+                "{name:?} {known:?}: {reason}"
+            );
+        }
+    }
+}
+
 /// A worker that cannot create the environment of a plugin fails quickly and so is always free: it
 /// must not draw the jobs from the one that works, and heals by itself.
 #[test]

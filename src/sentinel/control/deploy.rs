@@ -281,8 +281,8 @@ fn check_plugin_name(name: &str) -> Result<(), String> {
 }
 
 /// The lockfile's hash and form. A signature is over source and lockfile without a boundary between
-/// them: what may begin a lockfile must not stand in a source, or one signature would be good for
-/// two artifacts.
+/// them: there must be one place where a lockfile may begin, or one signature would be good for two
+/// artifacts.
 fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
     let lockfile = &*deploy.lockfile_content;
     let actual = sha256_hex(&[lockfile.as_bytes()]);
@@ -293,23 +293,60 @@ fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
             "env_hash is not the SHA-256 of lockfile_content, which is {actual}"
         ));
     }
-    let first = lockfile.lines().next();
-    let is_lockfile = lockfile.starts_with(REQUIREMENTS_MARK) || first.is_some_and(is_uv_version);
-    if !lockfile.is_empty() && !is_lockfile {
+    if !lockfile.is_empty() && !begins_lockfile(lockfile) {
         return Err(
-            "lockfile_content is no uv.lock: it does not begin with its version".to_owned(),
+            "lockfile_content is no uv.lock: it does not begin with its version and what follows it"
+                .to_owned(),
         );
     }
-    if deploy.source_code.contains(REQUIREMENTS_MARK) {
-        return Err(format!(
-            "source_code contains what begins a list of requirements ({REQUIREMENTS_MARK:?})"
-        ));
+    let end = deploy.source_code.len();
+    let whole = format!("{}{lockfile}", deploy.source_code);
+    let other = lockfile_starts(&whole).find(|start| lockfile.is_empty() || *start != end);
+    match other {
+        Some(start) => {
+            let line = whole.get(..start).unwrap_or_default().lines().count() + 1;
+            Err(format!(
+                "what begins a lockfile is in line {line} of source_code and lockfile_content, where the lockfile \
+                 does not begin; change that line"
+            ))
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What a list of requirements in the place of a uv.lock begins with.
 const REQUIREMENTS_MARK: &str = "# casparian requirements ";
+/// What follows the version of a uv.lock.
+const AFTER_VERSION: &[&str] = &[
+    "revision",
+    "requires-python",
+    "resolution-markers",
+    "supported-markers",
+    "required-markers",
+    "conflicts",
+    "[",
+];
+
+/// Positions in a text where a lockfile may begin.
+fn lockfile_starts(text: &str) -> impl Iterator<Item = usize> {
+    let marks = [REQUIREMENTS_MARK, "version"].into_iter();
+    let found = marks.flat_map(move |mark| text.match_indices(mark));
+    let starts = found.map(|(start, _)| start);
+    starts.filter(|start| text.get(*start..).is_some_and(begins_lockfile))
+}
+
+fn begins_lockfile(text: &str) -> bool {
+    if text.starts_with(REQUIREMENTS_MARK) {
+        return true;
+    }
+    let mut lines = text.lines();
+    if !lines.next().is_some_and(is_uv_version) {
+        return false;
+    }
+    let mut rest = lines.map(str::trim_start);
+    let next = rest.find(|line| !line.is_empty() && !line.starts_with('#'));
+    next.is_some_and(|line| AFTER_VERSION.iter().any(|key| line.starts_with(key)))
+}
 
 /// `version = 1`, with which every uv.lock begins.
 fn is_uv_version(line: &str) -> bool {

@@ -15,15 +15,13 @@ use super::{
     Marks, SIDE_COLUMNS, SIDE_TABLES, attempt_in, column_names, delete_job, deletion, existence,
     index, key, key_of, open_existing, own_rows, owner_of, quoted, triggers,
 };
-use crate::job::{Attempt, Cause, History, Mode};
+use crate::job::{Attempt, Cause, History, Mode, QUEUE_TABLE};
 use crate::sink::columns::{FILE_VERSION_ID, JOB_ID};
 use crate::sink::folder::{Name, OLD};
 use crate::sink::{Error, names};
 
 /// Wait for readers before the lease is asked for again.
 const READER_WAIT: Duration = Duration::from_secs(1);
-/// A table of a job queue, also of one of the old system.
-const QUEUE: &str = "cf_processing_queue";
 
 /// A sink's rows.
 pub(in crate::sink) struct Table {
@@ -68,11 +66,12 @@ pub(in crate::sink) fn prepare(
     // Rows that do not fit into the cache go into the database early when no reader is there. To
     // wait for it with each page would take longer than any lease.
     connection.busy_timeout(Duration::ZERO).map_err(fail)?;
-    if !column_names(&connection, "main", QUEUE)
+    if !column_names(&connection, "main", QUEUE_TABLE)
         .map_err(fail)?
         .is_empty()
     {
-        let reason = format!("it is a job queue (it has a table {QUEUE}), which takes no output");
+        let reason =
+            format!("it is a job queue (it has a table {QUEUE_TABLE}), which takes no output");
         return Err(Error::place(path, reason));
     }
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;

@@ -61,6 +61,10 @@ fn uris_mean_targets_or_say_what_is_wrong() {
         ("sqlite://x.db/", "empty"),
         ("sqlite:///a/../b.db/t", "a part `..`"),
         ("sqlite://x.db/sqlite_master", "SQLite's own"),
+        (
+            "sqlite://x.db/CF_processing_queue",
+            "makes a database a job queue",
+        ),
         ("sqlite://x.db/SQLite_master", "SQLite's own"),
         ("sqlite://x.db/_casparian_output", "Casparian's own"),
         ("sqlite://x.db/_casparian_table", "Casparian's own"),

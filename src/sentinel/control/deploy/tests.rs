@@ -252,17 +252,28 @@ fn the_manifest_is_needed_and_read_as_data() {
 #[test]
 fn a_signature_is_good_for_one_division_into_source_and_lockfile() {
     let list = "# casparian requirements 1\nsix\n";
-    for (source, lockfile) in [(SOURCE, LOCK), (SOURCE, list), (SOURCE.trim_end(), list)] {
+    let versioned = format!("schema_version = 1\nversion = 1\n\n{SOURCE}version = 2\n");
+    for (source, lockfile) in [
+        (SOURCE, LOCK),
+        (SOURCE, list),
+        (SOURCE.trim_end(), list),
+        (SOURCE.trim_end(), LOCK),
+        (&versioned, LOCK),
+        (&versioned, list),
+        (SOURCE, ""),
+        (&versioned, ""),
+    ] {
         let whole = format!("{source}{lockfile}");
         check(signed(source, lockfile), &trust()).unwrap();
         for at in (0..=whole.len()).filter(|at| *at != source.len()) {
             let (head, tail) = whole.split_at(at);
             let moved = check(signed(head, tail), &trust());
-            // Source and a whole uv.lock is no Python.
-            let is_not_python = tail.is_empty() && lockfile == LOCK;
-            assert!(moved.is_err() || is_not_python, "{head:?} {tail:?}");
+            assert!(moved.is_err(), "{head:?} {tail:?}");
         }
     }
+    let twice = format!("version = 1\nrevision = 2\n{SOURCE}");
+    let said = reason(signed(&twice, LOCK));
+    assert!(said.contains("begins a lockfile is in line 1"), "{said}");
     assert!(reason(signed(SOURCE, "requests==2\n")).contains("no uv.lock"));
 }
 

@@ -118,7 +118,10 @@ fn workers_are_told_of_a_deployment_in_the_iteration_that_commits_it() {
     scene.introduce_as("x", &["*"], &[]);
     scene.introduce_as("y", &["p"], &[]);
     scene.tick();
-    for lockfile in ["version = 1\n", "version = 1\n# another\n"] {
+    for lockfile in [
+        "version = 1\n[options]\n",
+        "version = 1\n# another\n[options]\n",
+    ] {
         scene.upload(lockfile);
         // No time has passed.
         let (now, at) = scene.now();
