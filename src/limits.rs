@@ -488,6 +488,15 @@ pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An interpreter must have said whether a plugin's source is Python: it starts, which takes a while
 /// on a cold disk, and compiles the source.
 pub const SYNTAX_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Files that a requirements file may lead to by `-r` and `-c`: more are a mistake.
+pub const REQUIREMENTS_FILES_MAX: usize = 100;
+/// Files and bytes of a local dependency that are compared with those of before. A larger one is resolved and
+/// built at every start.
+pub const LOCAL_FILES_MAX: usize = 20_000;
+/// See [`LOCAL_FILES_MAX`].
+pub const LOCAL_SIZE_MAX: u64 = 1 << 30;
+/// How long a wheel of a local dependency is kept that no run has used: jobs of another program may wait for it.
+pub const WHEEL_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Last lines of a failed tool that its error carries.
 pub const TOOL_LINES_KEPT: usize = 12;
 /// Octets of one bridge frame; the old shim sends a whole table as one.

@@ -14,9 +14,11 @@ use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, failed_in, say_done};
-use crate::guest::{environment, script, strays, syntax};
+use crate::guest::environment::{self, Build};
+use crate::guest::request::Request;
+use crate::guest::resolve::{self, Place};
+use crate::guest::{script, strays, syntax};
 use crate::input_file;
-use crate::job::text::with_line_feeds;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
@@ -217,39 +219,33 @@ pub(super) fn declared(
     Ok((manifest.version, manifest.sinks))
 }
 
-/// The lockfile of a plugin's own metadata; the default environment without any.
-pub(super) fn own_lockfile(path: &Path, plugin: &PluginFile) -> Result<String, Failure> {
-    let script = script::metadata(&plugin.source)
-        .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
-        .unwrap_or_default();
-    Ok(environment::requirements_lockfile(
-        &script.dependencies,
-        script.requires_python.as_deref(),
-        &script.preload,
-    ))
-}
-
-/// A requirements file as a lockfile, with the plugin's own Python version and preloads.
-pub(super) fn requirements_lockfile(
-    file: &Path,
+/// What the environment of a plugin is to contain: what `file` lists, else what its own metadata asks for.
+pub(super) fn request(
+    file: Option<&Path>,
     path: &Path,
     plugin: &PluginFile,
-) -> Result<String, Failure> {
-    let text = read_text(file, limits::SOURCE_SIZE_MAX as u64)
-        .map_err(|error| failed(format!("requirements {}: {error}", file.display())))?;
+) -> Result<Request, Failure> {
+    let fail =
+        |error: &dyn std::fmt::Display| failed(format!("plugin {}: {error}", path.display()));
     let script = script::metadata(&plugin.source)
-        .map_err(|error| failed(format!("plugin {}: {error}", path.display())))?
+        .map_err(|error| fail(&error))?
         .unwrap_or_default();
-    let lines: Vec<String> = with_line_feeds(&text)
-        .lines()
-        .map(|line| line.split(" #").next().unwrap_or("").trim().to_owned())
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .collect();
-    Ok(environment::requirements_lockfile(
-        &lines,
-        script.requires_python.as_deref(),
-        &script.preload,
-    ))
+    let whole = std::path::absolute(path).map_err(|error| fail(&error))?;
+    let folder = whole.parent().unwrap_or(Path::new("/"));
+    let read = |path: &Path| read_text(path, limits::SOURCE_SIZE_MAX as u64);
+    match file {
+        Some(file) => Request::of_requirements(file, &read, &script, folder).map_err(failed),
+        None => {
+            let mut lock = path.as_os_str().to_owned();
+            lock.push(".lock");
+            let known = match read(Path::new(&lock)) {
+                Ok(text) => Some(text),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                Err(error) => return Err(fail(&format_args!("{}: {error}", lock.display()))),
+            };
+            Request::of_script(&script, folder, known).map_err(|error| fail(&error))
+        }
+    }
 }
 
 fn read_lockfile(file: &Path) -> Result<String, Failure> {
@@ -257,6 +253,7 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
     let text =
         read_text(file, limits::SOURCE_SIZE_MAX as u64).map_err(|error| fail(error.to_string()))?;
     environment::check_lockfile(&text).map_err(fail)?;
+    resolve::check_portable(&text).map_err(|error| fail(error.to_string()))?;
     Ok(text)
 }
 
@@ -319,13 +316,11 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     let mut message = |line: &str| tell(line);
     let lockfile = match command.path(typed, "lockfile")? {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
-        Some(file) => {
-            let list = requirements_lockfile(&file, &path, &plugin)?;
-            environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
-        }
-        None => {
-            let list = own_lockfile(&path, &plugin)?;
-            environment::pin(&home, &list, &cancel, &mut message).map_err(tool_failed)?
+        file => {
+            let request = request(file.as_deref(), &path, &plugin)?;
+            let (place, build) = (Place::Anywhere, Build::default());
+            resolve::lockfile(&home, &request, place, &build, &cancel, &mut message)
+                .map_err(tool_failed)?
         }
     };
     check_size(&path, &plugin, &lockfile)?;
@@ -501,38 +496,30 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_byte_order_mark_is_no_part_of_a_requirements_file() {
+    fn requested(text: &str) -> Request {
         let dir = tempfile::tempdir().unwrap();
         let plugin = PluginFile {
             name: "p".to_owned(),
             source: "class Handler: pass\n".to_owned(),
         };
-        let list = |text: &str| {
-            let file = dir.path().join("requirements.txt");
-            std::fs::write(&file, text).unwrap();
-            requirements_lockfile(&file, &dir.path().join("p.py"), &plugin).unwrap()
-        };
+        let file = dir.path().join("requirements.txt");
+        std::fs::write(&file, text).unwrap();
+        request(Some(&file), &dir.path().join("p.py"), &plugin).unwrap()
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_requirements_file() {
+        let list = requested;
         assert_eq!(list("\u{feff}pyarrow\nnumpy\n"), list("pyarrow\nnumpy\n"));
         assert_eq!(list("\u{feff}# a comment\n"), list(""));
     }
 
     #[test]
     fn lines_of_a_requirements_file_end_by_any_convention() {
-        let dir = tempfile::tempdir().unwrap();
-        let plugin = PluginFile {
-            name: "p".to_owned(),
-            source: "class Handler: pass\n".to_owned(),
-        };
-        let list = |text: &str| {
-            let file = dir.path().join("requirements.txt");
-            std::fs::write(&file, text).unwrap();
-            requirements_lockfile(&file, &dir.path().join("p.py"), &plugin).unwrap()
-        };
-        let want = list("# a comment\npyarrow # why\n\nnumpy\n");
+        let want = requested("# a comment\npyarrow # why\n\nnumpy\n");
         for end in ["\r\n", "\r"] {
             let text = ["# a comment", "pyarrow # why", "", "numpy", ""].join(end);
-            assert_eq!(list(&text), want, "{end:?}");
+            assert_eq!(requested(&text), want, "{end:?}");
         }
     }
 }

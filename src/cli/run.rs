@@ -25,15 +25,14 @@ use self::work::{report, work};
 use super::args::{Command, Flag};
 use super::content::Reader;
 use super::input::Choice;
-use super::plugin::{
-    adopt, check_syntax, declared, interruptible, own_lockfile, read, requirements_lockfile,
-    tool_failed,
-};
+use super::plugin::{adopt, check_syntax, declared, interruptible, read, request, tool_failed};
 use super::progress::Progress;
 use super::stderr::tell;
 use super::summary::{Item, Summary};
 use super::{Failure, failed, log_lines, say};
 use crate::guest::environment;
+use crate::guest::request::Request;
+use crate::guest::resolve::{Place, lockfile};
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, Sentinel};
 use crate::sink::{Root, RootOptions};
@@ -162,10 +161,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
 
     let plugin_path = PathBuf::from(plugin_path);
     let plugin = read(&plugin_path)?;
-    let lockfile = match requirements {
-        Some(file) => requirements_lockfile(&file, &plugin_path, &plugin)?,
-        None => own_lockfile(&plugin_path, &plugin)?,
-    };
+    let request = request(requirements.as_deref(), &plugin_path, &plugin)?;
     let (output, _lock) = open_output(&output)?;
     let database = output.join(".casparian").join("queue.sqlite");
     let share = worker_options.share_output;
@@ -186,7 +182,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     worker_options.output = output.clone();
     let build = worker_options.build(&[]);
-    let python = provision(&lockfile, &build, &progress, &interrupted)?;
+    let (lockfile, python) = provision(&request, &build, &progress, &interrupted)?;
     let base = environment::base_interpreter(&python).map_err(tool_failed)?;
     check_syntax(&base, &plugin_path, &plugin, &interrupted)?;
     let (version, sinks) = declared(&plugin_path, &plugin)?;
@@ -331,24 +327,28 @@ fn open_sentinel(
     })
 }
 
-/// Makes the plugin's environment while somebody watches.
+/// Resolves what the plugin needs and creates its environment; gives the lockfile and the interpreter.
 fn provision(
-    lockfile: &str,
+    request: &Request,
     build: &environment::Build,
     progress: &Progress,
     interrupted: &AtomicBool,
-) -> Result<PathBuf, Failure> {
+) -> Result<(String, PathBuf), Failure> {
     adopt();
-    let made = environment::provision(
-        &environment::home().map_err(failed)?,
-        lockfile,
-        None,
+    let home = environment::home().map_err(failed)?;
+    let mut message = |line: &str| progress.message(line);
+    let lockfile = lockfile(
+        &home,
+        request,
+        Place::Here,
         build,
         interrupted,
-        &mut |line| progress.message(line),
-    );
-    made.map(|environment| environment.interpreter)
-        .map_err(tool_failed)
+        &mut message,
+    )
+    .map_err(tool_failed)?;
+    let made = environment::provision(&home, &lockfile, None, build, interrupted, &mut message);
+    let made = made.map_err(tool_failed)?;
+    Ok((lockfile, made.interpreter))
 }
 
 /// A private folder for the control socket; the worker sweeps those of killed runs.

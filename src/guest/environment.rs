@@ -8,7 +8,7 @@
 //! with it, and may write in theirs until then.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -18,11 +18,12 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use toml::{Table, Value};
 
 use super::home::{check, check_path, create, program};
 use super::lock::{self, Lock};
-use super::tool::{Building, Tools, displace, made};
-use super::uv;
+use super::tool::{BEGUN, Building, Tools, displace, made, sweep_killed};
+use super::{operator, python, uv};
 use crate::job::{Cause, text};
 
 pub use super::home::home;
@@ -31,7 +32,9 @@ pub use super::tool::{Build, sleep};
 /// First line of a lockfile that is a requirements list.
 pub const REQUIREMENTS_MARK: &str = "# casparian requirements 1";
 const PYTHON_MARK: &str = "# requires-python: ";
-const PRELOAD_MARK: &str = "# preload: ";
+pub(super) const PRELOAD_MARK: &str = "# preload: ";
+/// Name of the project that stands in for a plugin where uv resolves its dependencies.
+pub(super) const ROOT: &str = "casparian-environment";
 
 /// An environment that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,9 +216,12 @@ pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Modules that a lockfile says a warm interpreter should import.
+/// Modules that a lockfile says a warm interpreter should import: at the beginning of a requirements list, at
+/// the end of a uv.lock.
 pub fn preload(lockfile: &str) -> Vec<String> {
+    let last = || lockfile.lines().next_back()?.strip_prefix(PRELOAD_MARK);
     header(lockfile, PRELOAD_MARK)
+        .or_else(last)
         .map(|names| names.split_whitespace().map(str::to_owned).collect())
         .unwrap_or_default()
 }
@@ -254,68 +260,6 @@ pub(super) fn is_hash(text: &str) -> bool {
             .all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Pins a requirements lockfile to exact versions, so that a deployed plugin runs the same
-/// everywhere.
-pub fn pin(
-    home: &Path,
-    lockfile: &str,
-    cancel: &AtomicBool,
-    message: &mut dyn FnMut(&str),
-) -> Result<String, Error> {
-    let uv = uv::find_or_install(home, cancel, message)?;
-    let build = Build::default();
-    let tools = Tools::new(home, &build, cancel)?;
-    let input = tools.folder().join("requirements.in");
-    let output = tools.folder().join("requirements.txt");
-    fs::write(&input, lockfile).map_err(|error| Error::io(&input, error))?;
-    let mut command = Command::new(&uv);
-    command
-        .args([
-            "pip",
-            "compile",
-            "--quiet",
-            "--no-header",
-            "--no-annotate",
-            "--output-file",
-        ])
-        .arg(&output)
-        .arg(&input);
-    if let Some(version) = header(lockfile, PYTHON_MARK).and_then(lowest_version) {
-        command.args(["--python-version", &version]);
-    }
-    tools.run(&command, "uv pip compile")?;
-    made(tools.folder(), "requirements.txt", "uv pip compile")?;
-    let pinned = fs::read_to_string(&output).map_err(|error| Error::io(&output, error))?;
-    let mut out: String = lockfile
-        .lines()
-        .take_while(|line| line.starts_with('#'))
-        .map(|line| format!("{line}\n"))
-        .collect();
-    for line in pinned
-        .lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-    {
-        out.push_str(line);
-        out.push('\n');
-    }
-    Ok(out)
-}
-
-/// `3.10` of `>=3.10,<4`: the version to resolve for.
-fn lowest_version(specifier: &str) -> Option<String> {
-    specifier.split(',').find_map(|part| {
-        let version = part
-            .trim()
-            .strip_prefix(">=")
-            .or_else(|| part.trim().strip_prefix("=="))?;
-        let version = version.trim().trim_end_matches(".*");
-        version
-            .chars()
-            .all(|c| c.is_ascii_digit() || c == '.')
-            .then(|| version.to_owned())
-    })
-}
-
 /// Makes the environment of a lockfile, or finds it made. Blocks for as long as uv takes, at
 /// most [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) a step.
 pub fn provision(
@@ -345,6 +289,7 @@ pub fn provision(
     }
     let preload = preload(lockfile);
     check_owners(home, &hash)?;
+    sweep_killed(home);
     if let Some(interpreter) = find(home, &hash) {
         return Ok(Environment {
             interpreter,
@@ -368,11 +313,12 @@ pub fn provision(
         hash.get(..12).unwrap_or(&hash)
     ));
     let place = venvs.join(&hash);
-    let fresh = Building::new(&venvs, &format!(".{hash}.new"))?;
+    let prefix = format!(".{hash}{BEGUN}");
+    let fresh = Building::new(&venvs, &prefix)?;
     let tools = Tools::new(home, how, cancel)?;
     build(&tools, &uv, lockfile, &fresh.path(), message)?;
     // What stands there has no interpreter.
-    displace(&place)?;
+    displace(&place, &prefix)?;
     fresh.finish(&place)?;
     Ok(Environment {
         interpreter: place.join("bin/python"),
@@ -393,12 +339,14 @@ fn build(
         true => header(lockfile, PYTHON_MARK).map(str::to_owned),
         false => uv_lock(lockfile)?.requires_python,
     };
+    let configured = tools.configure(&operator::settings()?)?;
     let mut venv = Command::new(uv);
-    venv.args(["venv", "--quiet", "--relocatable", "--no-project"]);
-    if let Some(version) = &requires_python {
-        venv.args(["--python", version]);
-    }
-    tools.run(venv.arg(place), "uv venv")?;
+    venv.args(["venv", "--quiet", "--relocatable", "--no-project"])
+        .args(&configured);
+    venv.args(["--python", &python::supported(requires_python.as_deref())]);
+    tools
+        .run(venv.arg(place), "uv venv")
+        .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), error))?;
     made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
     if is_requirements {
@@ -406,13 +354,15 @@ fn build(
         fs::write(&list, lockfile).map_err(|error| Error::io(&list, error))?;
         let mut install = Command::new(uv);
         install
-            .args(["pip", "install", "--quiet", "--python"])
+            .args(["pip", "install", "--quiet"])
+            .args(&configured)
+            .arg("--python")
             .arg(&python)
             .arg("-r")
             .arg(&list);
         tools.install(&mut install, "uv pip install")?;
     } else {
-        sync(tools, uv, lockfile, place)?;
+        sync(tools, uv, lockfile, place, &configured)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
@@ -421,7 +371,9 @@ fn build(
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
         let mut install = Command::new(uv);
         install
-            .args(["pip", "install", "--quiet", "--python"])
+            .args(["pip", "install", "--quiet"])
+            .args(&configured)
+            .arg("--python")
             .arg(&python)
             .arg("pyarrow");
         tools.install(&mut install, "uv pip install pyarrow")?;
@@ -449,48 +401,95 @@ struct UvLock {
     root: Option<String>,
 }
 
-fn uv_lock(lockfile: &str) -> Result<UvLock, Error> {
-    let table: toml::Table = toml::from_str(lockfile).map_err(|error| Error::Failed {
+/// A uv.lock as TOML.
+pub(super) fn parse_lock(lockfile: &str) -> Result<Table, Error> {
+    toml::from_str(lockfile).map_err(|error| Error::Failed {
         what: "reading the lockfile".to_owned(),
         tail: error.message().to_owned(),
-    })?;
-    let packages = table.get("package").and_then(toml::Value::as_array);
-    let root = packages.into_iter().flatten().find_map(|package| {
-        let source = package.get("source")?.as_table()?;
-        let local = source.contains_key("virtual") || source.contains_key("editable");
-        local
-            .then(|| package.get("name")?.as_str().map(str::to_owned))
-            .flatten()
-    });
-    let requires_python = table
-        .get("requires-python")
-        .and_then(toml::Value::as_str)
-        .map(str::to_owned);
-    Ok(UvLock {
-        requires_python,
-        root,
     })
+}
+
+/// True for the package of a uv.lock that the lockfile is of.
+pub(super) fn is_root(package: &Table) -> bool {
+    let source = package.get("source").and_then(Value::as_table);
+    let folder = |key: &str| source.and_then(|source| source.get(key)?.as_str());
+    ["virtual", "editable", "directory"]
+        .iter()
+        .any(|key| folder(key) == Some("."))
+}
+
+fn uv_lock(lockfile: &str) -> Result<UvLock, Error> {
+    let table = parse_lock(lockfile)?;
+    let packages = table.get("package").and_then(Value::as_array);
+    let packages: Vec<&Table> = packages
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_table)
+        .collect();
+    let is_local = |package: &&&Table| {
+        let source = package.get("source").and_then(Value::as_table);
+        source
+            .is_some_and(|source| source.contains_key("virtual") || source.contains_key("editable"))
+    };
+    let root = packages.iter().find(|package| is_root(package));
+    let root = root.or_else(|| packages.iter().find(is_local));
+    let name = root.and_then(|package| package.get("name")?.as_str());
+    let requires_python = table.get("requires-python").and_then(Value::as_str);
+    Ok(UvLock {
+        requires_python: requires_python.map(str::to_owned),
+        root: name.map(str::to_owned),
+    })
+}
+
+/// The `pyproject.toml` of a project without code. It is in no workspace of the folders above.
+pub(super) fn project(
+    name: &str,
+    dependencies: &[String],
+    requires_python: Option<&str>,
+    mut uv: Table,
+) -> String {
+    let mut project = Table::new();
+    project.insert("name".to_owned(), name.into());
+    project.insert("version".to_owned(), "0".into());
+    if let Some(version) = requires_python {
+        project.insert("requires-python".to_owned(), version.into());
+    }
+    let dependencies = dependencies.iter().cloned().map(Value::String).collect();
+    project.insert("dependencies".to_owned(), Value::Array(dependencies));
+    uv.insert("package".to_owned(), false.into());
+    uv.insert("workspace".to_owned(), Value::Table(Table::new()));
+    let mut tool = Table::new();
+    tool.insert("uv".to_owned(), Value::Table(uv));
+    let mut whole = Table::new();
+    whole.insert("project".to_owned(), Value::Table(project));
+    whole.insert("tool".to_owned(), Value::Table(tool));
+    whole.to_string()
 }
 
 /// `uv sync --frozen` wants the project that the lockfile was made for; a project with the
 /// root's name and nothing else stands in, since a frozen sync takes everything from the lock.
-fn sync(tools: &Tools<'_>, uv: &Path, lockfile: &str, place: &Path) -> Result<(), Error> {
+fn sync(
+    tools: &Tools<'_>,
+    uv: &Path,
+    lockfile: &str,
+    place: &Path,
+    configured: &[OsString],
+) -> Result<(), Error> {
     let lock = uv_lock(lockfile)?;
     let Some(root) = lock.root else {
         // A lockfile that locks nothing.
         return Ok(());
     };
     let requires = lock.requires_python.unwrap_or_else(|| ">=3.8".to_owned());
-    let project = format!(
-        "[project]\nname = {root:?}\nversion = \"0\"\nrequires-python = {requires:?}\n\n\
-         [tool.uv]\npackage = false\n"
-    );
     let folder = tools.folder();
     let write = |name: &str, text: &str| {
         let path = folder.join(name);
         fs::write(&path, text).map_err(|error| Error::io(&path, error))
     };
-    write("pyproject.toml", &project)?;
+    write(
+        "pyproject.toml",
+        &project(&root, &[], Some(&requires), Table::new()),
+    )?;
     write("uv.lock", lockfile)?;
     let mut command = Command::new(uv);
     command
@@ -500,8 +499,9 @@ fn sync(tools: &Tools<'_>, uv: &Path, lockfile: &str, place: &Path) -> Result<()
             "--frozen",
             "--no-dev",
             "--no-install-project",
-            "--project",
         ])
+        .args(configured)
+        .arg("--project")
         .arg(folder)
         .env("UV_PROJECT_ENVIRONMENT", place);
     tools.install(&mut command, "uv sync")

@@ -1,7 +1,9 @@
 //! Plugin processes: environments, warm interpreters, bridge frames.
 //!
 //! - [`script`]: what a plugin's source says of its environment (PEP 723).
-//! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv; the only part that blocks.
+//! - [`request`]: what an environment is to contain, with `[tool.uv]` or from a requirements file.
+//! - [`resolve`]: the lockfile of a request, with exact versions and hashes.
+//! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv. It and [`resolve`] block.
 //! - [`syntax`]: whether a source is Python, as an interpreter sees it.
 //! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
 //!   interpreter; `shim.py` is what runs in it.
@@ -26,11 +28,18 @@
 
 pub mod bridge;
 pub mod cache;
+mod direct;
 pub mod environment;
 mod home;
+mod local;
 mod lock;
+mod operator;
 pub mod process;
+mod python;
 pub mod quota;
+pub mod request;
+mod requirements;
+pub mod resolve;
 pub mod script;
 pub mod source;
 pub mod strays;

@@ -8,7 +8,7 @@ use super::quota::{Quota, Words};
 use crate::job::text::with_line_feeds;
 
 /// The `# /// script` block of a plugin.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Script {
     /// Requirements (PEP 508).
     pub dependencies: Vec<String>,
@@ -20,6 +20,8 @@ pub struct Script {
     pub is_strict: bool,
     /// Limits that it asks for (`[tool.casparian] job-cpu` and so on).
     pub quota: Quota,
+    /// `[tool.uv]` as it is written.
+    pub uv: toml::Table,
 }
 
 /// Why a block is refused.
@@ -50,6 +52,8 @@ struct Table {
 struct Tool {
     #[serde(default)]
     casparian: Casparian,
+    #[serde(default)]
+    uv: toml::Table,
 }
 
 #[derive(Default, Deserialize)]
@@ -130,6 +134,7 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
         dependencies: table.dependencies,
         requires_python: table.requires_python,
         preload: table.tool.casparian.preload,
+        uv: table.tool.uv,
     }))
 }
 

@@ -16,10 +16,10 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
 use super::home::{self, check_path};
-use super::{kept_variables, strays};
-use crate::limits;
+use super::{kept_variables, operator, strays};
 use crate::reactor::BootTime;
 use crate::sandbox::{Mounts, launch};
+use crate::{limits, lock_file};
 
 /// How often a tool or a lock is asked.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -56,6 +56,7 @@ impl<'a> Tools<'a> {
         cancel: &'a AtomicBool,
     ) -> Result<Self, Error> {
         check_path()?;
+        sweep_killed(home);
         let folder = Scratch::new(home)?;
         let temporary = folder.path().join(TEMPORARY);
         fs::create_dir(&temporary).map_err(|error| Error::io(&temporary, error))?;
@@ -66,13 +67,31 @@ impl<'a> Tools<'a> {
         })
     }
 
+    /// Dependencies are installed from wheels alone.
+    pub(super) fn no_build(&self) -> bool {
+        self.build.no_build
+    }
+
     /// Their working directory, removed at the end.
     pub(super) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
+    /// Writes settings for uv; gives the options by which it reads no others. Without them it reads those of
+    /// the folders above its own.
+    pub(super) fn configure(&self, settings: &toml::Table) -> Result<[OsString; 3], Error> {
+        let path = self.folder().join("uv.toml");
+        fs::write(&path, settings.to_string()).map_err(|error| Error::io(&path, error))?;
+        Ok(["--no-config".into(), "--config-file".into(), path.into()])
+    }
+
     /// Runs one, as [`run`].
     pub(super) fn run(&self, command: &Command, what: &str) -> Result<(), Error> {
+        self.ask(command, what).map(|_| ())
+    }
+
+    /// Runs one, and gives its last lines.
+    pub(super) fn ask(&self, command: &Command, what: &str) -> Result<String, Error> {
         let mut contained = match &self.build.launcher {
             Some((program, mounts)) => {
                 launch::command(program, mounts, command.get_program().as_ref())
@@ -87,7 +106,7 @@ impl<'a> Tools<'a> {
         for (name, value) in command.get_envs() {
             contained.env(name, value.unwrap_or_default());
         }
-        run(&contained, what, self.cancel)
+        guarded(&contained, what, limits::PROVISION_TIMEOUT, self.cancel)
     }
 
     /// Runs an installation of dependencies.
@@ -120,6 +139,7 @@ exec 3<&- \"$@\"";
 
 /// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
 /// lines, and so does a time-out.
+#[cfg(test)]
 fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let limit = limits::PROVISION_TIMEOUT;
     guarded(command, what, limit, cancel).map(|_| ())
@@ -236,13 +256,10 @@ fn scrub(command: &mut Command) {
 }
 
 /// The variables that tools get of this process's own: those that plugin processes get, and what uv and
-/// pip need for indexes, proxies, certificates and their caches. Not those by which they would print
-/// more than why they fail, or publish.
+/// pip need for indexes, proxies, certificates and their caches ([`operator`]).
 fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     let is_kept = |name: &str| {
-        let refused = ["UV_LOG", "UV_PUBLISH_", "UV_PROJECT"];
-        ["UV_", "PIP_"].iter().any(|kept| name.starts_with(kept))
-            && !refused.iter().any(|refused| name.starts_with(refused))
+        operator::is_kept(name)
             || KEPT.contains(&name)
             || PROXIES.contains(&name.to_ascii_uppercase().as_str())
     };
@@ -410,36 +427,89 @@ fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), Interrupted | WouldBlock)
 }
 
-/// A folder that goes when it is dropped.
+/// A folder that goes when it is dropped. It is locked as long as its program lives.
 struct Scratch {
     folder: tempfile::TempDir,
+    _lock: fs::File,
 }
 
 /// How names of scratch folders begin.
-const SCRATCH: &str = "scratch-";
+const SCRATCH: &str = "build-";
+/// How they began in releases that locked none.
+const SCRATCH_UNLOCKED: &str = "scratch-";
 
 impl Scratch {
-    /// A fresh folder below `home`. Those that killed programs left a day ago are removed.
+    /// A fresh folder below `home`.
     fn new(home: &Path) -> Result<Self, Error> {
         let base = home.join("tmp");
         home::create(&base)?;
-        for entry in fs::read_dir(&base).into_iter().flatten().flatten() {
-            let age = entry.metadata().and_then(|found| found.modified());
-            let age = age.ok().and_then(|changed| changed.elapsed().ok());
-            if age.is_some_and(|age| age > 2 * limits::PROVISION_TIMEOUT) {
-                sweep(&entry.path());
+        loop {
+            let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&base);
+            let folder = folder.map_err(|error| Error::io(&base, error))?;
+            let failed = |error| Error::io(folder.path(), error);
+            let lock = match fs::File::open(folder.path()) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
+            // Before this lock another program may have taken it for one that was left.
+            lock.lock().map_err(failed)?;
+            if folder.path().exists() {
+                return Ok(Scratch {
+                    folder,
+                    _lock: lock,
+                });
             }
         }
-        let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&base);
-        Ok(Scratch {
-            folder: folder.map_err(|error| Error::io(&base, error))?,
-        })
     }
 
     fn path(&self) -> &Path {
         self.folder.path()
     }
 }
+
+/// Removes what programs that were killed have left of builds: their scratch folders, and what they have
+/// begun beside environments.
+pub(super) fn sweep_killed(home: &Path) {
+    for entry in fs::read_dir(home.join("tmp"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let (path, name) = (entry.path(), entry.file_name());
+        let begins = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+        if begins(SCRATCH) {
+            sweep_unlocked(fs::File::open(&path), &path);
+        } else if begins(SCRATCH_UNLOCKED) {
+            let age = entry.metadata().and_then(|found| found.modified());
+            let age = age.ok().and_then(|changed| changed.elapsed().ok());
+            if age.is_some_and(|age| age > 2 * limits::PROVISION_TIMEOUT) {
+                sweep(&path);
+            }
+        }
+    }
+    let venvs = home.join("venvs");
+    for entry in fs::read_dir(&venvs).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        if let Some((hash, _)) = name.to_str().and_then(|name| name.split_once(BEGUN)) {
+            // Who builds an environment has its lock.
+            let lock = lock_file::open(&venvs.join(format!("{hash}.lock")));
+            sweep_unlocked(lock, &entry.path());
+        }
+    }
+}
+
+/// Removes a folder under its lock, unless a program has that.
+fn sweep_unlocked(lock: io::Result<fs::File>, folder: &Path) {
+    if let Ok(lock) = lock
+        && lock.try_lock().is_ok()
+    {
+        sweep(folder);
+    }
+}
+
+/// What stands in the name of a folder in which an environment is built, after a dot and its hash.
+pub(super) const BEGUN: &str = ".new";
 
 /// A folder below `parent` in which something is built. No other attempt has its name, not even
 /// one whose program was killed and whose tools go on writing. Removed when it is dropped.
@@ -497,13 +567,14 @@ pub(super) fn sweep(path: &Path) {
     }
 }
 
-/// Moves a folder out of the way of its name, then removes it.
-pub(super) fn displace(path: &Path) -> Result<(), Error> {
+/// Moves a folder out of the way of its name, then removes it. `prefix` is that of the [`Building`] that is
+/// to have the name.
+pub(super) fn displace(path: &Path, prefix: &str) -> Result<(), Error> {
     let (Some(parent), true) = (path.parent(), path.symlink_metadata().is_ok()) else {
         return Ok(());
     };
     let away = tempfile::Builder::new()
-        .prefix(".old-")
+        .prefix(&format!("{prefix}-old-"))
         .tempdir_in(parent)
         .map_err(|error| Error::io(parent, error))?
         .keep();
@@ -627,7 +698,7 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         let target = dir.path().join("x");
         fs::create_dir_all(target.join("old")).unwrap();
-        displace(&target).unwrap();
+        displace(&target, ".x.new").unwrap();
         fs::create_dir(building.path()).unwrap();
         building.finish(&target).unwrap();
         assert_eq!(fs::read_dir(&target).unwrap().count(), 0);

@@ -63,10 +63,11 @@ pub fn find_or_install(
         place.display()
     ));
     // The program appears under its name only when the installation is whole.
-    let fresh = Building::new(home, "uv.new")?;
+    let prefix = "uv.new";
+    let fresh = Building::new(home, prefix)?;
     let build = Build::default();
     install(&Tools::new(home, &build, cancel)?, &python, &fresh.path())?;
-    displace(&place)?;
+    displace(&place, prefix)?;
     fresh.finish(&place)?;
     Ok(own)
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use casparian::guest::environment::{
-    Build, Environment, Error, find, hash, pin, provision, requirements_lockfile,
+    Build, Environment, Error, find, hash, provision, requirements_lockfile,
 };
 
 use casparian::job::{Cause, JobStatus};
@@ -145,20 +145,6 @@ fn a_uv_lockfile_is_synced_without_its_dev_group_and_gets_pyarrow() {
 
 fn environment_path(home: &Path, lockfile: &str) -> PathBuf {
     home.join("venvs").join(hash(lockfile)).join("bin/python")
-}
-
-#[test]
-fn a_pinned_list_names_exact_versions_and_keeps_its_header() {
-    let home = fresh_home();
-    let open = requirements_lockfile(&["six".to_owned()], Some(">=3.9"), &["six".to_owned()]);
-    let pinned = pin(home.path(), &open, &AtomicBool::new(false), &mut |_| {}).unwrap();
-    let header = |text: &str| text.lines().take_while(|l| l.starts_with('#')).count();
-    assert_eq!(header(&pinned), 3, "{pinned}");
-    assert!(
-        pinned.lines().skip(3).all(|line| line.contains("==")),
-        "{pinned}"
-    );
-    assert!(pinned.contains("\nsix=="), "{pinned}");
 }
 
 /// A `uv` that never ends and takes no signal that can be refused, with a child like itself.

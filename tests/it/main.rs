@@ -14,6 +14,7 @@ mod deploy;
 mod descriptors;
 mod dispatcher;
 mod env_cache;
+mod env_sources;
 mod environments;
 mod failures;
 #[allow(dead_code)]

@@ -1,0 +1,232 @@
+//! Requirements that name a file, a folder or a URL: `name @ URL`, and paths of requirements files.
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// Endings of archives that pip and uv install.
+const ARCHIVES: &[&str] = &[
+    ".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst",
+];
+
+/// The name at the start of a requirement, in the spelling of lockfiles: lower case, `-` between words.
+pub(super) fn name(requirement: &str) -> String {
+    let name = split_name(requirement).0;
+    let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-").to_ascii_lowercase()
+}
+
+fn split_name(requirement: &str) -> (&str, &str) {
+    let text = requirement.trim_start();
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let end = text.find(|c| !is_of_name(c)).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+/// What follows `name[extras] @`; none for a requirement of an index.
+fn url(requirement: &str) -> Option<&str> {
+    let rest = split_name(requirement).1.trim_start();
+    let rest = match rest.strip_prefix('[') {
+        Some(extras) => extras.split_once(']')?.1.trim_start(),
+        None => rest,
+    };
+    rest.strip_prefix('@').map(str::trim_start)
+}
+
+/// A requirement whose path, if it has one, does not depend on the working directory: relative ones
+/// lead from `folder`.
+pub(super) fn absolute(requirement: &str, folder: &Path) -> Result<String, String> {
+    let Some(url) = url(requirement) else {
+        return Ok(requirement.to_owned());
+    };
+    let head = requirement
+        .get(..requirement.len() - url.len())
+        .unwrap_or_default();
+    let end = url.find(char::is_whitespace).unwrap_or(url.len());
+    let (url, markers) = url.split_at(end);
+    Ok(format!("{head}{}{markers}", absolute_url(url, folder)?))
+}
+
+/// A URL, or a path as one.
+fn absolute_url(url: &str, folder: &Path) -> Result<String, String> {
+    let own = file_url(folder)?;
+    let url = url
+        .replace("file://${PROJECT_ROOT}", &own)
+        .replace("${PROJECT_ROOT}", &own);
+    if let Some(path) = url.strip_prefix("file:") {
+        return Ok(match path {
+            _ if path.starts_with("//") => url,
+            _ if path.starts_with('/') => format!("file://{path}"),
+            _ => format!("{own}/{path}"),
+        });
+    }
+    if url.contains(':') {
+        return Ok(url);
+    }
+    let (path, fragment) = split_fragment(&url);
+    Ok(format!("{}{fragment}", file_url(&folder.join(path))?))
+}
+
+fn split_fragment(url: &str) -> (&str, &str) {
+    url.split_at(url.find('#').unwrap_or(url.len()))
+}
+
+/// An absolute path without `.` and `..`, as far as names alone decide it.
+pub(super) fn absolute_path(path: &str, folder: &Path) -> Result<String, String> {
+    let mut out = PathBuf::new();
+    for part in folder.join(path).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                out.pop();
+            }
+            part => out.push(part),
+        }
+    }
+    let text = out.to_str().map(str::to_owned);
+    text.ok_or_else(|| format!("the path {} is not UTF-8", out.display()))
+}
+
+fn file_url(path: &Path) -> Result<String, String> {
+    let mut out = "file://".to_owned();
+    for byte in absolute_path("", path)?.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => out.push(char::from(byte)),
+            b'/' | b'-' | b'.' | b'_' | b'~' | b'+' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Ok(out.trim_end_matches('/').to_owned())
+}
+
+/// A URL, a path or the name of a folder or archive of local indexes: as it is, or absolute.
+pub(super) fn absolute_location(location: &str, folder: &Path) -> Result<String, String> {
+    match location.strip_prefix("file:") {
+        Some(_) => absolute_url(location, folder),
+        None if location.contains("://") => Ok(location.to_owned()),
+        None => absolute_path(location, folder),
+    }
+}
+
+/// A line of a requirements file as a requirement with a name, and with an absolute path.
+pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
+    let (start, rest) = split_name(line);
+    let is_archive = ARCHIVES.iter().any(|end| start.ends_with(end));
+    let next = rest.trim_start().chars().next();
+    let is_named = matches!(
+        next,
+        None | Some('[' | '<' | '>' | '=' | '!' | '~' | '@' | ';' | '(')
+    );
+    if is_named && !is_archive && start.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+        return absolute(line, folder);
+    }
+    let end = line.find(char::is_whitespace).unwrap_or(line.len());
+    let (location, markers) = line.split_at(end);
+    let (location, extras) = match location.strip_suffix(']').and_then(|l| l.rsplit_once('[')) {
+        Some((location, extras)) => (location, format!("[{extras}]")),
+        None => (location, String::new()),
+    };
+    let url = absolute_url(location, folder)?;
+    let path = split_fragment(location).0;
+    let path = folder.join(path.strip_prefix("file:").unwrap_or(path));
+    let name = name_of(&url, &path).ok_or_else(|| {
+        format!(
+            "the package of {location} has no name that can be read here: write `NAME @ {location}`"
+        )
+    })?;
+    Ok(format!("{name}{extras} @ {url}{markers}"))
+}
+
+/// The name of a package by its URL or, for a folder, by its `pyproject.toml`.
+fn name_of(url: &str, path: &Path) -> Option<String> {
+    let (location, fragment) = split_fragment(url);
+    let words = fragment.trim_start_matches('#').split('&');
+    if let Some(name) = words.filter_map(|word| word.strip_prefix("egg=")).next() {
+        return Some(split_name(name).0.to_owned());
+    }
+    let file = location.rsplit('/').next()?;
+    if let Some(end) = ARCHIVES.iter().find(|end| file.ends_with(**end)) {
+        let stem = file.strip_suffix(end)?;
+        let (name, _) = match *end {
+            ".whl" => stem.split_once('-')?,
+            _ => stem.rsplit_once('-')?,
+        };
+        return Some(name.to_owned());
+    }
+    let text = fs::read_to_string(path.join("pyproject.toml")).ok()?;
+    let table: toml::Table = toml::from_str(&text).ok()?;
+    let name = table.get("project")?.get("name")?.as_str()?;
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_from_the_folder_of_the_file_that_has_them() {
+        let folder = Path::new("/a b/c");
+        for (given, want) in [
+            ("six", "six"),
+            (
+                "six[x]>=1; python_version > '3'",
+                "six[x]>=1; python_version > '3'",
+            ),
+            ("m @ file:./lib", "m @ file:///a%20b/c/./lib"),
+            ("m @ file:lib", "m @ file:///a%20b/c/lib"),
+            ("m@../lib", "m@file:///a%20b/lib"),
+            (
+                "m [x] @ ./lib ; os_name == 'x'",
+                "m [x] @ file:///a%20b/c/lib ; os_name == 'x'",
+            ),
+            ("m @ file:///lib", "m @ file:///lib"),
+            ("m @ file:/lib", "m @ file:///lib"),
+            ("m @ file://${PROJECT_ROOT}/lib", "m @ file:///a%20b/c/lib"),
+            (
+                "m @ git+https://h/r@main#subdirectory=x",
+                "m @ git+https://h/r@main#subdirectory=x",
+            ),
+            ("m @ https://h/m-1.tar.gz", "m @ https://h/m-1.tar.gz"),
+        ] {
+            assert_eq!(absolute(given, folder).as_deref(), Ok(want), "{given}");
+        }
+    }
+
+    #[test]
+    fn lines_without_a_name_get_that_of_their_package() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("lib")).unwrap();
+        let project = "[project]\nname = \"Own\"\n";
+        fs::write(dir.path().join("lib/pyproject.toml"), project).unwrap();
+        let base = file_url(dir.path()).unwrap();
+        for (given, want) in [
+            ("./lib", format!("Own @ {base}/lib")),
+            (
+                "lib/ ; os_name == 'x'",
+                format!("Own @ {base}/lib ; os_name == 'x'"),
+            ),
+            ("./lib[fast]", format!("Own[fast] @ {base}/lib")),
+            ("file:./lib", format!("Own @ {base}/./lib")),
+            (
+                "my_lib-1.0-py3-none-any.whl",
+                format!("my_lib @ {base}/my_lib-1.0-py3-none-any.whl"),
+            ),
+            (
+                "./my-lib-1.0.tar.gz",
+                format!("my-lib @ {base}/my-lib-1.0.tar.gz"),
+            ),
+            (
+                "git+https://h/r#egg=mine",
+                "mine @ git+https://h/r#egg=mine".to_owned(),
+            ),
+            ("https://h/x-1.zip", "x @ https://h/x-1.zip".to_owned()),
+            ("six == 1.0", "six == 1.0".to_owned()),
+            ("six", "six".to_owned()),
+        ] {
+            let found = named(given, dir.path());
+            assert_eq!(found.as_ref(), Ok(&want), "{given}");
+        }
+        assert!(named("git+https://h/r", dir.path()).is_err());
+        assert!(named("./missing", dir.path()).is_err());
+        assert_eq!(name("My_Lib.x [a]>1"), "my-lib-x");
+    }
+}

@@ -1,0 +1,264 @@
+//! Dependencies that are folders and archives of this host: wheels of their content, and whether that
+//! has changed.
+//!
+//! A folder is built into a wheel, `<home>/wheels/<SHA-256>/<name>.whl`, and the lockfile names that: so
+//! its text depends on what is installed, and an environment can be created after the folder has
+//! changed. Builds do not depend on the time, so that the same content gives the same wheel.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+
+use super::environment::Error;
+use super::home;
+use super::tool::{Tools, sweep};
+use crate::job::text;
+use crate::{input_file, limits};
+
+/// A wheel in the store.
+pub(super) struct Wheel {
+    pub(super) path: PathBuf,
+    /// SHA-256 as hex.
+    pub(super) hash: String,
+}
+
+impl Wheel {
+    pub(super) fn file_name(&self) -> &str {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        name.unwrap_or_default()
+    }
+
+    /// `name-VERSION-…`
+    pub(super) fn version(&self) -> &str {
+        self.file_name().split('-').nth(1).unwrap_or_default()
+    }
+}
+
+/// How uv is called.
+pub(super) struct Uv<'a> {
+    pub(super) program: &'a Path,
+    /// Options by which it reads no configuration but ours.
+    pub(super) configured: &'a [OsString],
+    /// The Python that the environment is for.
+    pub(super) python: Option<&'a str>,
+}
+
+/// 1980-01-01, the first time that an archive can hold.
+const BUILD_TIME: &str = "315532800";
+
+/// Builds the wheel of a folder. `number` keeps the builds of one environment apart.
+pub(super) fn build(
+    home: &Path,
+    tools: &Tools<'_>,
+    uv: &Uv<'_>,
+    source: &Path,
+    number: usize,
+) -> Result<Wheel, Error> {
+    let what = format!("uv build of {}", source.display());
+    let base = tools.folder().join(format!("build-{number}"));
+    let out = base.join("out");
+    let create =
+        |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io(folder, error));
+    create(&out)?;
+    create(&base.join("info"))?;
+    // setuptools writes into the folder otherwise, and installs what it finds there of earlier builds.
+    let settings = base.join("setuptools.cfg");
+    let lines = format!(
+        "[build]\nbuild_base = {0}/build\n[egg_info]\negg_base = {0}/info\n",
+        base.display()
+    );
+    fs::write(&settings, lines).map_err(|error| Error::io(&settings, error))?;
+    let mut command = Command::new(uv.program);
+    command.args(["build", "--quiet", "--wheel", "--out-dir"]);
+    command.arg(&out);
+    if let Some(version) = uv.python {
+        command.args(["--python", version]);
+    }
+    command
+        .args(uv.configured)
+        .arg(source)
+        .env("SOURCE_DATE_EPOCH", BUILD_TIME)
+        .env("DIST_EXTRA_CONFIG", &settings);
+    tools.run(&command, &what)?;
+    let entries = fs::read_dir(&out).map_err(|error| Error::io(&out, error))?;
+    let mut paths = entries.flatten().map(|entry| entry.path());
+    let wheel = paths
+        .find(|path| path.extension().is_some_and(|end| end == "whl"))
+        .ok_or_else(|| Error::Failed {
+            what: what.clone(),
+            tail: "it ended with success and left no wheel".to_owned(),
+        })?;
+    keep(home, &wheel)
+}
+
+/// Moves a wheel into the store, unless it is there.
+fn keep(home: &Path, wheel: &Path) -> Result<Wheel, Error> {
+    let hash = file_hash(wheel).map_err(|error| Error::io(wheel, error))?;
+    let store = home.join("wheels");
+    home::create(&store)?;
+    for entry in fs::read_dir(&store).into_iter().flatten().flatten() {
+        let changed = entry.metadata().and_then(|found| found.modified());
+        let age = changed.ok().and_then(|changed| changed.elapsed().ok());
+        if age.is_some_and(|age| age > limits::WHEEL_KEPT) {
+            sweep(&entry.path());
+        }
+    }
+    let folder = store.join(&hash);
+    let path = folder.join(wheel.file_name().unwrap_or_default());
+    if !file_hash(&path).is_ok_and(|there| there == hash) {
+        let fresh = tempfile::Builder::new()
+            .prefix(".new-")
+            .tempdir_in(&store)
+            .map_err(|error| Error::io(&store, error))?;
+        let moved = fresh.path().join(wheel.file_name().unwrap_or_default());
+        fs::rename(wheel, &moved).map_err(|error| Error::io(&moved, error))?;
+        // A power cut may have left it empty.
+        sweep(&folder);
+        match fs::rename(fresh.path(), &folder) {
+            // Another program has just put it there.
+            Err(_) if path.exists() => {}
+            result => result.map_err(|error| Error::io(&folder, error))?,
+        }
+    }
+    // It is used now.
+    if let Ok(opened) = File::open(&folder) {
+        let _ = opened.set_modified(SystemTime::now());
+    }
+    Ok(Wheel { path, hash })
+}
+
+/// SHA-256 of a file as hex.
+pub(super) fn file_hash(path: &Path) -> io::Result<String> {
+    let mut file = input_file::open(path)?;
+    match input_file::hash(&mut file, || true)? {
+        Some((_, hash)) => Ok(hash),
+        None => Err(io::Error::other(input_file::CHANGED)),
+    }
+}
+
+/// What a file or a folder contains, as a hash; none where it cannot be read or is too large to be
+/// compared. What builds and caches write is left out.
+pub(super) fn fingerprint(path: &Path) -> Option<String> {
+    let mut found = Found::default();
+    match fs::metadata(path).ok()?.is_dir() {
+        true => found.folder(path, Path::new(""))?,
+        false => found.file(path, Path::new(""))?,
+    }
+    let mut hasher = Sha256::new();
+    for (name, content) in &found.files {
+        // The length keeps a name apart from what follows it.
+        hasher.update((name.len() as u64).to_be_bytes());
+        hasher.update(name);
+        hasher.update(content);
+    }
+    Some(text::hex(&hasher.finalize()))
+}
+
+#[derive(Default)]
+struct Found {
+    /// Mode and hash of the content by relative path.
+    files: BTreeMap<Vec<u8>, String>,
+    size: u64,
+}
+
+impl Found {
+    fn folder(&mut self, folder: &Path, below: &Path) -> Option<()> {
+        for entry in fs::read_dir(folder).ok()? {
+            let entry = entry.ok()?;
+            let (path, name) = (entry.path(), entry.file_name());
+            let below = below.join(&name);
+            let kind = entry.file_type().ok()?;
+            if kind.is_dir() {
+                if !is_generated(&path) {
+                    self.folder(&path, &below)?;
+                }
+            } else if !name.as_encoded_bytes().ends_with(b".pyc") {
+                // A link to a folder is none of the files that can be compared.
+                self.file(&path, &below)?;
+            }
+        }
+        Some(())
+    }
+
+    fn file(&mut self, path: &Path, below: &Path) -> Option<()> {
+        let mut file = input_file::open(path).ok()?;
+        let found = file.metadata().ok()?;
+        self.size = self.size.saturating_add(found.len());
+        if self.size > limits::LOCAL_SIZE_MAX || self.files.len() >= limits::LOCAL_FILES_MAX {
+            return None;
+        }
+        let (_, hash) = input_file::hash(&mut file, || true).ok()??;
+        let mode = found.permissions().mode() & 0o111;
+        let name = below.as_os_str().as_encoded_bytes().to_vec();
+        self.files.insert(name, format!("{mode:o} {hash}"));
+        Some(())
+    }
+}
+
+/// True for a folder that a tool has made: caches, environments, histories, and output of runs.
+fn is_generated(folder: &Path) -> bool {
+    let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
+    let names: [&[u8]; 5] = [b"__pycache__", b".git", b".hg", b".svn", b".casparian"];
+    names.contains(&name)
+        || name.ends_with(b".egg-info")
+        || ["CACHEDIR.TAG", "pyvenv.cfg", ".casparian"]
+            .iter()
+            .any(|mark| folder.join(mark).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_changes_with_content_names_and_modes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let write = |name: &str, text: &str| {
+            let path = at(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let print = || fingerprint(dir.path()).unwrap();
+        write("m/a.py", "1");
+        write("m/b.py", "2");
+        let first = print();
+        for made in [
+            "m/__pycache__/a.pyc",
+            ".git/HEAD",
+            "m.egg-info/x",
+            ".venv/pyvenv.cfg",
+            "out/.casparian/q",
+        ] {
+            write(made, "x");
+        }
+        fs::File::open(at("m/a.py"))
+            .unwrap()
+            .set_modified(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        assert_eq!(print(), first);
+        let mut seen = vec![first];
+        let change = |seen: &mut Vec<String>| {
+            let now = print();
+            assert!(!seen.contains(&now));
+            seen.push(now);
+        };
+        write("m/a.py", "3");
+        change(&mut seen);
+        fs::rename(at("m/b.py"), at("m/c.py")).unwrap();
+        change(&mut seen);
+        fs::set_permissions(at("m/a.py"), fs::Permissions::from_mode(0o755)).unwrap();
+        change(&mut seen);
+        std::os::unix::fs::symlink(at("m"), at("link")).unwrap();
+        assert_eq!(fingerprint(dir.path()), None);
+        assert_eq!(fingerprint(&at("missing")), None);
+        assert!(fingerprint(&at("m/a.py")).is_some());
+    }
+}

@@ -1,0 +1,219 @@
+//! What the user of this host says about uv and pip: by variables, and by a `uv.toml` of the user or the
+//! system. Only what says where packages come from and how they are fetched counts, and what restricts
+//! them. All else would change what an environment contains, which its lockfile alone decides.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use toml::{Table, Value};
+
+use super::environment::Error;
+use crate::limits;
+
+/// Variables of uv that are kept.
+const UV: &[&str] = &[
+    "UV_CACHE_DIR",
+    "UV_CONCURRENT_BUILDS",
+    "UV_CONCURRENT_DOWNLOADS",
+    "UV_CONCURRENT_INSTALLS",
+    "UV_DEFAULT_INDEX",
+    "UV_EXCLUDE_NEWER",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+    "UV_GITHUB_TOKEN",
+    "UV_INDEX",
+    "UV_INDEX_STRATEGY",
+    "UV_INDEX_URL",
+    "UV_INSECURE_HOST",
+    "UV_INSTALL_DIR",
+    "UV_KEYRING_PROVIDER",
+    "UV_LINK_MODE",
+    "UV_LOCK_TIMEOUT",
+    "UV_MANAGED_PYTHON",
+    "UV_NATIVE_TLS",
+    "UV_NO_BUILD",
+    "UV_NO_BUILD_PACKAGE",
+    "UV_NO_CACHE",
+    "UV_NO_INDEX",
+    "UV_NO_MANAGED_PYTHON",
+    "UV_OFFLINE",
+    "UV_PYPY_INSTALL_MIRROR",
+    "UV_REQUEST_TIMEOUT",
+    "UV_SYSTEM_CERTS",
+];
+
+/// Variables of pip that are kept; it installs uv.
+const PIP: &[&str] = &[
+    "PIP_CACHE_DIR",
+    "PIP_CERT",
+    "PIP_CLIENT_CERT",
+    "PIP_CONFIG_FILE",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_INDEX_URL",
+    "PIP_KEYRING_PROVIDER",
+    "PIP_NO_CACHE_DIR",
+    "PIP_NO_INDEX",
+    "PIP_PROXY",
+    "PIP_RETRIES",
+    "PIP_TIMEOUT",
+    "PIP_TRUSTED_HOST",
+];
+
+/// Settings of a `uv.toml` that are kept.
+const SETTINGS: &[&str] = &[
+    "allow-insecure-host",
+    "cache-dir",
+    "concurrent-builds",
+    "concurrent-downloads",
+    "concurrent-installs",
+    "exclude-newer",
+    "extra-index-url",
+    "find-links",
+    "http-proxy",
+    "https-proxy",
+    "index",
+    "index-strategy",
+    "index-url",
+    "keyring-provider",
+    "link-mode",
+    "native-tls",
+    "no-build",
+    "no-build-package",
+    "no-cache",
+    "no-index",
+    "no-proxy",
+    "offline",
+    "pypy-install-mirror",
+    "python-downloads",
+    "python-downloads-json-url",
+    "python-install-mirror",
+    "python-preference",
+    "system-certs",
+];
+
+/// True for a variable of uv or pip that tools get.
+pub(super) fn is_kept(name: &str) -> bool {
+    // UV_INDEX_<NAME>_USERNAME and _PASSWORD; UV_PYTHON_INSTALL_DIR, …_DOWNLOADS, …_PREFERENCE.
+    let families = ["UV_INDEX_", "UV_HTTP_", "UV_PYTHON_", "UV_S3_", "UV_GCS_"];
+    UV.contains(&name)
+        || PIP.contains(&name)
+        || families.iter().any(|family| name.starts_with(family))
+}
+
+/// The kept variables of uv that may change which versions are chosen.
+pub(super) fn variables() -> Vec<(OsString, OsString)> {
+    let is_known = |name: &OsString| {
+        name.to_str()
+            .is_some_and(|name| name.starts_with("UV_") && is_kept(name))
+    };
+    let mut found: Vec<_> = env::vars_os().filter(|(name, _)| is_known(name)).collect();
+    found.sort();
+    found
+}
+
+/// The kept settings of the first `uv.toml` that is there: that of UV_CONFIG_FILE, the user's, the system's.
+pub(super) fn settings() -> Result<Table, Error> {
+    for path in files() {
+        let text = match fs::metadata(&path) {
+            Ok(found) if found.len() > limits::SOURCE_SIZE_MAX as u64 => {
+                Err(io::Error::other("it is too large"))
+            }
+            Ok(found) if !found.is_file() => Err(io::Error::other("it is not a regular file")),
+            Ok(_) => fs::read_to_string(&path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => Err(error),
+        };
+        let text = text.map_err(|error| Error::io(&path, error))?;
+        let mut table: Table = toml::from_str(&text)
+            .map_err(|error| Error::Tool(format!("{}: {}", path.display(), error.message())))?;
+        table.retain(|key, _| SETTINGS.contains(&key));
+        return Ok(table);
+    }
+    Ok(Table::new())
+}
+
+fn files() -> Vec<PathBuf> {
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(path) = set("UV_CONFIG_FILE").map(PathBuf::from) {
+        return match path.is_absolute() {
+            true => vec![path],
+            false => Vec::new(),
+        };
+    }
+    let user = set("XDG_CONFIG_HOME").map(PathBuf::from);
+    let user = user.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".config")));
+    let system = set("XDG_CONFIG_DIRS").unwrap_or_else(|| "/etc/xdg".into());
+    let folders = user.into_iter().chain(env::split_paths(&system));
+    let folders = folders.chain([PathBuf::from("/etc")]);
+    folders
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join("uv/uv.toml"))
+        .collect()
+}
+
+/// Settings of a request before those of the operator: lists follow each other, other values stand.
+pub(super) fn merged(mut own: Table, operator: Table) -> Table {
+    for (key, value) in operator {
+        match (own.get_mut(&key), value) {
+            (Some(Value::Array(first)), Value::Array(second)) => first.extend(second),
+            (Some(_), _) => {}
+            (None, value) => {
+                own.insert(key, value);
+            }
+        }
+    }
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_that_change_what_an_environment_contains_are_not_kept() {
+        for name in [
+            "UV_INDEX_URL",
+            "UV_INDEX_CORP_PASSWORD",
+            "UV_CACHE_DIR",
+            "PIP_INDEX_URL",
+            "UV_NO_BUILD",
+        ] {
+            assert!(is_kept(name), "{name}");
+        }
+        for name in [
+            "UV_CONSTRAINT",
+            "UV_OVERRIDE",
+            "UV_PYTHON",
+            "UV_PROJECT",
+            "UV_PRERELEASE",
+            "UV_RESOLUTION",
+            "UV_NO_BINARY",
+            "UV_CONFIG_FILE",
+            "UV_ENV_FILE",
+            "UV_PUBLISH_TOKEN",
+            "UV_LOG_CONTEXT",
+            "UV_WORKING_DIR",
+            "UV_NO_VERIFY_HASHES",
+            "UV_FROZEN",
+            "PIP_TARGET",
+            "PIP_CONSTRAINT",
+            "PIP_USER",
+        ] {
+            assert!(!is_kept(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn lists_of_a_request_come_before_those_of_the_operator() {
+        let table = |text: &str| toml::from_str::<Table>(text).unwrap();
+        let own = table("find-links = [\"/a\"]\nindex-url = \"x\"\n");
+        let operator = table("find-links = [\"/b\"]\nindex-url = \"y\"\noffline = true\n");
+        let want = table("find-links = [\"/a\", \"/b\"]\nindex-url = \"x\"\noffline = true\n");
+        assert_eq!(merged(own, operator), want);
+    }
+}

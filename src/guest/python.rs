@@ -1,0 +1,62 @@
+//! Which Python an environment gets, and what to do where the right one is missing.
+
+use std::path::Path;
+use std::process::Command;
+
+use super::environment::Error;
+use super::tool::Tools;
+
+/// The Pythons that plugin processes run on.
+const PYTHONS: &str = ">=3.9";
+
+/// What is required of Python, by a plugin and by us.
+pub(super) fn supported(requires_python: Option<&str>) -> String {
+    match requires_python {
+        Some(version) => format!("{version},{PYTHONS}"),
+        None => PYTHONS.to_owned(),
+    }
+}
+
+/// A failure with the Pythons of this host, where none of them is one that is required.
+pub(super) fn explained(
+    uv: &Path,
+    tools: &Tools<'_>,
+    requires_python: Option<&str>,
+    error: Error,
+) -> Error {
+    let Error::Failed { what, tail } = &error else {
+        return error;
+    };
+    let version = supported(requires_python);
+    let ask = |words: &[&str]| {
+        let mut command = Command::new(uv);
+        command.arg("python").args(words).arg("--no-config");
+        tools.ask(&command, "uv python")
+    };
+    if ask(&["find", "--no-project", &version]).is_ok() {
+        return error;
+    }
+    let listed = ask(&["list", "--only-installed"]).unwrap_or_default();
+    let is_python = |line: &&str| {
+        let names = ["cpython-", "pypy-", "graalpy-"];
+        names.iter().any(|name| line.starts_with(name))
+    };
+    let mut pythons: Vec<String> = listed
+        .lines()
+        .filter(is_python)
+        .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    pythons.dedup();
+    if pythons.is_empty() {
+        pythons.push("none".to_owned());
+    }
+    Error::Failed {
+        what: what.clone(),
+        tail: format!(
+            "{tail}\nPython {version} is required (by requires-python, and {PYTHONS} by us), and uv finds \
+             none on this host. There is: {}. Install one that fits (`uv python install`), or change \
+             requires-python",
+            pythons.join(", ")
+        ),
+    }
+}

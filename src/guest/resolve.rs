@@ -1,0 +1,497 @@
+//! The lockfile of a request: a `uv.lock` with exact versions, hashes and commits.
+//!
+//! uv resolves a project without code that asks for what the request asks for; so it honours `[tool.uv]`
+//! as it does in a script. No configuration of the current folder is read (see [`super::operator`]).
+//! The content of local dependencies is in the lockfile by its hash (see [`super::local`]).
+//!
+//! What was resolved is remembered, `<home>/resolved/<hash of the request>.<hash of the lockfile>`,
+//! as long as its environment and what it was made of are there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use toml::{Table, Value};
+
+use super::direct;
+use super::environment::{self, Error, PRELOAD_MARK, ROOT, is_root, project};
+use super::local::{self, Uv, fingerprint};
+use super::operator;
+use super::request::Request;
+use super::tool::{Build, Tools, made, sweep};
+use super::{home, python, uv};
+use crate::job::text;
+
+/// Where the environment is to be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On this host: for the Python that is here, and with local dependencies.
+    Here,
+    /// On any host: local dependencies are refused.
+    Anywhere,
+}
+
+/// Resolves a request. Blocks for as long as uv takes, at most
+/// [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) a step.
+pub fn lockfile(
+    home: &Path,
+    request: &Request,
+    place: Place,
+    build: &Build,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<String, Error> {
+    if request.is_default() && place == Place::Here {
+        let python = request.requires_python.as_deref();
+        return Ok(environment::requirements_lockfile(
+            &[],
+            python,
+            &request.preload,
+        ));
+    }
+    let operator = operator::settings()?;
+    let key = key(request, &operator, build);
+    if place == Place::Here
+        && let Some(lockfile) = Resolved::find(home, &key)
+    {
+        return Ok(lockfile);
+    }
+    let program = uv::find_or_install(home, cancel, message)?;
+    let tools = Tools::new(home, build, cancel)?;
+    let mut resolver = Resolver {
+        home,
+        program: &program,
+        tools: &tools,
+        request,
+        operator: &operator,
+        place,
+        requires_python: request.requires_python.clone(),
+    };
+    resolver.choose_python()?;
+    let mut lock = resolver.lock()?;
+    if place == Place::Anywhere {
+        refuse_local(&lock.table)?;
+    }
+    let locals = resolver.fix(&mut lock, message)?;
+    let mut lockfile = lock.text;
+    if !request.preload.is_empty() {
+        lockfile.push_str(&format!("\n{PRELOAD_MARK}{}\n", request.preload.join(" ")));
+    }
+    if let Some(local) = locals {
+        Resolved {
+            lockfile: lockfile.clone(),
+            local,
+        }
+        .keep(home, &key)?;
+    }
+    Ok(lockfile)
+}
+
+struct Resolver<'a> {
+    home: &'a Path,
+    program: &'a Path,
+    tools: &'a Tools<'a>,
+    request: &'a Request,
+    operator: &'a Table,
+    place: Place,
+    requires_python: Option<String>,
+}
+
+/// A uv.lock, as text and as what it says.
+struct Lock {
+    text: String,
+    table: Table,
+}
+
+impl Resolver<'_> {
+    /// On this host a script runs with the Python that is here, as by `uv run`: what its dependencies need
+    /// on others does not matter. Elsewhere all that the plugin allows count.
+    fn choose_python(&mut self) -> Result<(), Error> {
+        let configured = self.tools.configure(self.operator)?;
+        let mut find = Command::new(self.program);
+        find.args(["python", "find", "--no-project", "--show-version"])
+            .args(configured);
+        find.arg(python::supported(self.requires_python.as_deref()));
+        let found = match self.tools.ask(&find, "uv python find") {
+            Ok(printed) => printed,
+            // uv may download one.
+            Err(Error::Failed { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let minor = found.lines().find_map(|line| {
+            let mut numbers = line.trim().split('.');
+            let (major, minor) = (numbers.next()?, numbers.next()?);
+            let are_digits =
+                |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            (are_digits(major) && are_digits(minor)).then(|| format!("{major}.{minor}"))
+        });
+        self.requires_python = match (self.place, self.requires_python.take(), minor) {
+            (Place::Here, Some(own), Some(minor)) => Some(format!("{own},=={minor}.*")),
+            (Place::Here, None, Some(minor)) => Some(format!("=={minor}.*")),
+            (Place::Anywhere, None, Some(minor)) => Some(format!(">={minor}")),
+            (_, own, _) => own,
+        };
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Lock, Error> {
+        let mut dependencies = self.request.dependencies.clone();
+        let has_pyarrow = dependencies
+            .iter()
+            .any(|one| direct::name(one) == "pyarrow");
+        if !has_pyarrow {
+            dependencies.push(self.own_pyarrow());
+        }
+        let mut refreshed = Vec::new();
+        loop {
+            let lock = match self.lock_once(&dependencies, &refreshed) {
+                // The plugin's own index may lack it: it is added when the environment is created.
+                Err(Error::Failed { tail, .. }) if !has_pyarrow && tail.contains("pyarrow") => {
+                    dependencies.pop();
+                    self.lock_once(&dependencies, &refreshed)?
+                }
+                lock => lock?,
+            };
+            // uv remembers what a folder depends on, and does not see all its changes.
+            let folders = packages(&lock.table).filter(|package| folder_of(package).is_some());
+            let names: Vec<String> = folders.filter_map(name_of).map(str::to_owned).collect();
+            if names.iter().all(|name| refreshed.contains(name)) {
+                return Ok(lock);
+            }
+            refreshed.extend(names);
+        }
+    }
+
+    /// The pyarrow of our own program: one that needs no numpy, where the plugin wants the lowest versions.
+    fn own_pyarrow(&self) -> String {
+        match self.request.settings.contains_key("resolution") {
+            true => "pyarrow>=18".to_owned(),
+            false => "pyarrow".to_owned(),
+        }
+    }
+
+    /// The settings with which the plugin's dependencies are resolved. Its time limit is none for ours.
+    fn settings(&self) -> Table {
+        let mut own = self.request.settings.clone();
+        let asks_for = |one: &String| direct::name(one) == "pyarrow";
+        if own.contains_key("exclude-newer") && !self.request.dependencies.iter().any(asks_for) {
+            let packages = own.entry("exclude-newer-package");
+            let packages = packages.or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(packages) = packages {
+                packages.entry("pyarrow").or_insert(false.into());
+            }
+        }
+        operator::merged(own, self.operator.clone())
+    }
+
+    fn lock_once(&self, dependencies: &[String], refreshed: &[String]) -> Result<Lock, Error> {
+        let folder = self.tools.folder();
+        let write = |name: &str, text: &str| {
+            let path = folder.join(name);
+            fs::write(&path, text).map_err(|error| Error::io(&path, error))
+        };
+        let python = self.requires_python.as_deref();
+        let mut uv = self.request.project.clone();
+        if let Some(index) = self.request.settings.get("index") {
+            uv.insert("index".to_owned(), index.clone());
+        }
+        // Workers need Linux.
+        uv.entry("environments")
+            .or_insert_with(|| Value::Array(vec!["sys_platform == 'linux'".into()]));
+        write("pyproject.toml", &project(ROOT, dependencies, python, uv))?;
+        if let Some(known) = &self.request.known {
+            write("uv.lock", known)?;
+        }
+        let mut command = Command::new(self.program);
+        command
+            .args(["lock", "--quiet"])
+            .args(self.tools.configure(&self.settings())?);
+        for name in refreshed {
+            command.args(["--refresh-package", name]);
+        }
+        if let Err(error) = self.tools.install(&mut command, "uv lock") {
+            return Err(self.explained(error));
+        }
+        made(folder, "uv.lock", "uv lock")?;
+        let path = folder.join("uv.lock");
+        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        let table = environment::parse_lock(&text)?;
+        Ok(Lock { text, table })
+    }
+
+    /// A failure with the Pythons of this host, where none is the right one.
+    fn explained(&self, error: Error) -> Error {
+        python::explained(
+            self.program,
+            self.tools,
+            self.requires_python.as_deref(),
+            error,
+        )
+    }
+
+    /// Puts the content of local dependencies into a lockfile, and takes files out of it that the request does not
+    /// allow. Gives what was local, with its content; none where the request may mean something else later.
+    fn fix(
+        &self,
+        lock: &mut Lock,
+        message: &mut dyn FnMut(&str),
+    ) -> Result<Option<Vec<(PathBuf, String)>>, Error> {
+        let configured = self.tools.configure(self.operator)?;
+        let uv = Uv {
+            program: self.program,
+            configured: &configured,
+            python: self.requires_python.as_deref(),
+        };
+        let mut locals = Some(Vec::new());
+        let mut note = |path: PathBuf| match (fingerprint(&path), &mut locals) {
+            (Some(print), Some(known)) => known.push((path, print)),
+            _ => locals = None,
+        };
+        let mut moves = false;
+        let before = lock.table.clone();
+        let list = lock.table.get_mut("package").and_then(Value::as_array_mut);
+        let list = list.into_iter().flatten().filter_map(Value::as_table_mut);
+        for (number, package) in list.enumerate() {
+            if let Some(folder) = folder_of(package) {
+                // Before it is read by the build, so that a change meanwhile is seen by the next run.
+                note(folder.clone());
+                if self.tools.no_build() {
+                    let name = name_of(package).unwrap_or_default();
+                    return Err(Error::Failed {
+                        what: format!("the local dependency {name} ({})", folder.display()),
+                        tail:
+                            "--no-build allows dependencies with wheels alone: name a wheel of it"
+                                .to_owned(),
+                    });
+                }
+                message(&format!("building {}", folder.display()));
+                let wheel = local::build(self.home, self.tools, &uv, &folder, number)?;
+                take_wheel(package, &wheel);
+            } else if let Some(path) = local_path(package) {
+                note(path.into());
+                add_hashes(package)?;
+            }
+            moves |= moves_on(package);
+            self.keep_allowed(package)?;
+        }
+        if lock.table != before {
+            lock.text = lock.table.to_string();
+        }
+        Ok(locals.filter(|_| !moves))
+    }
+
+    /// Leaves the files of a package that `--hash`, `--no-binary` and `--only-binary` allow.
+    fn keep_allowed(&self, package: &mut Table) -> Result<(), Error> {
+        let name = name_of(package).unwrap_or_default().to_owned();
+        let settings = &self.request.settings;
+        let says = |key: &str| {
+            let list = settings.get(&format!("{key}-package"));
+            let list = list.and_then(Value::as_array).into_iter().flatten();
+            settings.get(key).and_then(Value::as_bool) == Some(true)
+                || list
+                    .filter_map(Value::as_str)
+                    .any(|one| direct::name(one) == name)
+        };
+        let is_of_index = source(package).is_some_and(|source| source.contains_key("registry"));
+        let mut reason = String::new();
+        if is_of_index && says("no-build") {
+            package.remove("sdist");
+            reason = "no-build (--only-binary) allows wheels alone".to_owned();
+        }
+        if is_of_index && says("no-binary") {
+            package.remove("wheels");
+            reason = "no-binary allows its source alone".to_owned();
+        }
+        if let Some(hashes) = self.request.hashes.get(&name) {
+            let is_allowed = |file: &Value| {
+                let hash = file.get("hash").and_then(Value::as_str);
+                hash.is_some_and(|hash| hashes.allowed.contains(hash))
+            };
+            if !package.get("sdist").is_some_and(is_allowed) {
+                package.remove("sdist");
+            }
+            if let Some(Value::Array(wheels)) = package.get_mut("wheels") {
+                wheels.retain(is_allowed);
+            }
+            reason = format!("none of its files has a hash of {}", hashes.at);
+        }
+        let has_wheel = package
+            .get("wheels")
+            .and_then(Value::as_array)
+            .is_some_and(|wheels| !wheels.is_empty());
+        if reason.is_empty() || has_wheel || package.contains_key("sdist") {
+            return Ok(());
+        }
+        let version = package.get("version").and_then(Value::as_str);
+        Err(Error::Failed {
+            what: format!("the dependency {name} {}", version.unwrap_or_default()),
+            tail: reason,
+        })
+    }
+}
+
+fn packages(lock: &Table) -> impl Iterator<Item = &Table> {
+    let list = lock.get("package").and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_table)
+}
+
+fn name_of(package: &Table) -> Option<&str> {
+    package.get("name").and_then(Value::as_str)
+}
+
+fn source(package: &Table) -> Option<&Table> {
+    package.get("source").and_then(Value::as_table)
+}
+
+/// The folder that a package is built from.
+fn folder_of(package: &Table) -> Option<PathBuf> {
+    let source = source(package)?;
+    let folder = source.get("directory").or_else(|| source.get("editable"));
+    Some(folder?.as_str()?.into())
+}
+
+/// The path of this host that a package comes from.
+fn local_path(package: &Table) -> Option<String> {
+    let source = source(package)?;
+    if is_root(package) {
+        return None;
+    }
+    let text = |key: &str| source.get(key).and_then(Value::as_str);
+    let path = ["directory", "editable", "virtual", "path"];
+    if let Some(path) = path.iter().find_map(|key| text(key)) {
+        return Some(path.to_owned());
+    }
+    let file = |url: &str| url.strip_prefix("file://").map(str::to_owned);
+    match text("registry") {
+        Some(index) if index.contains("://") => file(index),
+        Some(index) => Some(index.to_owned()),
+        None => text("git").or_else(|| text("url")).and_then(file),
+    }
+}
+
+/// Refuses a lockfile of which another host cannot install a package, with its name.
+pub fn check_portable(lockfile: &str) -> Result<(), Error> {
+    match lockfile.starts_with(environment::REQUIREMENTS_MARK) {
+        true => Ok(()),
+        false => refuse_local(&environment::parse_lock(lockfile)?),
+    }
+}
+
+fn refuse_local(lock: &Table) -> Result<(), Error> {
+    let local: Vec<String> = packages(lock)
+        .filter_map(|package| Some(format!("{} ({})", name_of(package)?, local_path(package)?)))
+        .collect();
+    match local.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Tool(format!(
+            "other hosts cannot install what is on this one: {}; publish it to an index, or name a \
+             repository (`git+https://…@COMMIT`)",
+            local.join(", ")
+        ))),
+    }
+}
+
+/// True for a package whose request names no commit: it may mean another one later.
+fn moves_on(package: &Table) -> bool {
+    let git = source(package).and_then(|source| source.get("git")?.as_str());
+    let asked = |url: &str| {
+        let query = url.split('#').next()?.split_once('?')?.1;
+        let rev = query
+            .split('&')
+            .find_map(|word| word.strip_prefix("rev="))?;
+        (rev.len() == 40 && rev.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(())
+    };
+    git.is_some_and(|url| asked(url).is_none())
+}
+
+/// Lets a package be a wheel.
+fn take_wheel(package: &mut Table, wheel: &local::Wheel) {
+    let mut source = Table::new();
+    let path = wheel.path.to_string_lossy().into_owned();
+    source.insert("path".to_owned(), Value::String(path));
+    let mut file = Table::new();
+    file.insert("filename".to_owned(), wheel.file_name().into());
+    file.insert("hash".to_owned(), format!("sha256:{}", wheel.hash).into());
+    package.insert("version".to_owned(), wheel.version().into());
+    package.insert("source".to_owned(), Value::Table(source));
+    let files = Value::Array(vec![Value::Table(file)]);
+    package.insert("wheels".to_owned(), files);
+}
+
+/// Gives files of a local index, which have no hash in a lockfile, theirs.
+fn add_hashes(package: &mut Table) -> Result<(), Error> {
+    let add = |file: &mut Value| {
+        let file = file.as_table_mut();
+        let Some(file) = file.filter(|file| !file.contains_key("hash")) else {
+            return Ok(());
+        };
+        if let Some(path) = file.get("path").and_then(Value::as_str).map(PathBuf::from) {
+            let hash = local::file_hash(&path).map_err(|error| Error::io(&path, error))?;
+            file.insert("hash".to_owned(), format!("sha256:{hash}").into());
+        }
+        Ok(())
+    };
+    if let Some(sdist) = package.get_mut("sdist") {
+        add(sdist)?;
+    }
+    let wheels = package.get_mut("wheels").and_then(Value::as_array_mut);
+    wheels.into_iter().flatten().try_for_each(add)
+}
+
+/// All that a resolution depends on, but for what indexes and folders contain, as a hash.
+fn key(request: &Request, operator: &Table, build: &Build) -> String {
+    let mut hasher = Sha256::new();
+    let text = format!(
+        "{request:?}\n{operator:?}\n{}\n{:?}\n{:?}",
+        build.no_build,
+        operator::variables(),
+        home::path(),
+    );
+    hasher.update(text.as_bytes());
+    text::hex(&hasher.finalize())
+}
+
+/// A resolution that is remembered.
+#[derive(Deserialize, Serialize)]
+struct Resolved {
+    lockfile: String,
+    /// Local dependencies with their fingerprints.
+    local: Vec<(PathBuf, String)>,
+}
+
+impl Resolved {
+    /// That of a request, if its environment is there and nothing that it depends on has changed.
+    fn find(home: &Path, key: &str) -> Option<String> {
+        let entries = fs::read_dir(home.join("resolved")).ok()?;
+        let names = entries.flatten().map(|entry| entry.path());
+        let mut found = names.filter(|path| path.file_stem().is_some_and(|stem| stem == key));
+        let found: Resolved = serde_json::from_slice(&fs::read(found.next()?).ok()?).ok()?;
+        environment::find(home, &environment::hash(&found.lockfile))?;
+        let is_same = |(path, print): &(PathBuf, String)| fingerprint(path).as_ref() == Some(print);
+        found.local.iter().all(is_same).then_some(found.lockfile)
+    }
+
+    /// Remembers it in place of an earlier one, and forgets those whose environments are gone.
+    fn keep(&self, home: &Path, key: &str) -> Result<(), Error> {
+        let folder = home.join("resolved");
+        home::create(&folder)?;
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let hash = path.extension().and_then(|hash| hash.to_str());
+            let is_there = hash.is_some_and(|hash| environment::find(home, hash).is_some());
+            if !is_there || path.file_stem().is_some_and(|stem| stem == key) {
+                sweep(&path);
+            }
+        }
+        let failed = |error| Error::io(&folder, error);
+        let fresh = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
+        let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
+        fs::write(fresh.path(), text).map_err(failed)?;
+        let name = format!("{key}.{}", environment::hash(&self.lockfile));
+        let kept = fresh.persist(folder.join(name));
+        kept.map(|_| ()).map_err(|error| failed(error.error))
+    }
+}
