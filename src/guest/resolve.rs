@@ -1,8 +1,8 @@
 //! The lockfile of a request: a `uv.lock` with exact versions, hashes and commits.
 //!
 //! uv resolves a project without code that asks for what the request asks for; so it honours `[tool.uv]`
-//! as it does in a script. No configuration of the current folder is read (see [`super::operator`]).
-//! The content of local dependencies is in the lockfile by its hash (see [`super::local`]).
+//! as it does in a script. No configuration of the current folder is read (see `operator.rs`).
+//! The content of local dependencies is in the lockfile by its hash (see `local.rs`).
 //!
 //! What was resolved is remembered, `<home>/resolved/<hash of the request>.<hash of the lockfile>`,
 //! as long as its environment and what it was made of are there.
