@@ -35,6 +35,8 @@ pub mod job;
 pub mod limits;
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod lock_file;
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+mod proc_file;
 pub mod protocol;
 pub mod reactor;
 #[cfg(feature = "worker")]

@@ -12,6 +12,8 @@ use rustix::fs::OFlags;
 use rustix::fs::{major, minor};
 use rustix::process::geteuid;
 
+use crate::proc_file;
+
 /// Opens a lock file, and creates it where it is missing. It must be a regular file of this user, of
 /// root, or of the owner of its folder, who can do there as they like. One of this user that others can open is
 /// closed to them. Never waits, and follows no symbolic link at its name.
@@ -84,9 +86,9 @@ pub(crate) fn holder(path: &Path) -> Option<Holder> {
     let device = (major(found.dev()), minor(found.dev()));
     let pid = pid_of(&locks, device, found.ino())?;
     let process = format!("/proc/{pid}");
-    let stat = fs::read_to_string(format!("{process}/stat")).ok()?;
+    let stat = proc_file::read(format!("{process}/stat")).ok()?;
     // The owner of the folder is root for one that is not dumpable: its status has the user.
-    let status = fs::read_to_string(format!("{process}/status")).ok()?;
+    let status = proc_file::read(format!("{process}/status")).ok()?;
     let user = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let user = user.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
     // The name of the program before it may contain anything.

@@ -17,6 +17,7 @@ use rustix::process::{
 
 use super::{Exit, strays};
 use crate::limits;
+use crate::proc_file;
 use crate::reactor::BootTime;
 
 /// The process's stdout and stderr.
@@ -157,7 +158,7 @@ impl Process {
     /// How a process ended that has exited and has not been reaped, as the kernel shows it in
     /// /proc.
     pub fn unreaped_exit(&self) -> Option<Exit> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.id())).ok()?;
+        let stat = proc_file::read(format!("/proc/{}/stat", self.id())).ok()?;
         // After the name, which may contain anything: state is the first field, the wait
         // status the last.
         let (_, fields) = stat.rsplit_once(')')?;
@@ -171,7 +172,7 @@ impl Process {
 
     /// Most memory that it has had so far, in bytes; 0 when that is not known or it has exited.
     pub fn rss_max_bytes(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id()));
+        let status = proc_file::read(format!("/proc/{}/status", self.id()));
         status
             .ok()
             .and_then(|status| {

@@ -684,7 +684,7 @@ def own_children():
         except FileNotFoundError:
             # A thread that has ended, or a kernel without these files.
             if task == str(getpid()):
-                return children_by_parent(str(getpid()))
+                return children_by_parent(b"%d" % getpid())
     return found
 
 
@@ -692,8 +692,9 @@ def children_by_parent(parent):
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                if file.read().rpartition(")")[2].split()[1] == parent:
+            # A process may have any bytes for its name.
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                if file.read().rpartition(b")")[2].split()[1] == parent:
                     found.append(int(pid))
         except OSError:
             pass

@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
+use crate::proc_file;
+
 /// Children that were started here and have not been waited for.
 static KNOWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
@@ -86,7 +88,7 @@ pub fn children_of(pid: i32) -> Vec<i32> {
     // A kernel without these files (CONFIG_PROC_CHILDREN).
     let parent = pid.to_string();
     let is_child = |name: &str| {
-        let stat = fs::read_to_string(format!("/proc/{name}/stat")).ok()?;
+        let stat = proc_file::read(format!("/proc/{name}/stat")).ok()?;
         let (_, fields) = stat.rsplit_once(')')?;
         Some(fields.split_ascii_whitespace().nth(1)? == parent)
     };

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{Pipes, Process};
 use super::{Exit, Job, code_variable, kept_variables, strays, variables, write_plugin};
 use crate::job::text::of_bytes;
+use crate::proc_file;
 use crate::reactor::rights;
 use crate::sandbox::{Mounts, launch};
 
@@ -362,7 +363,7 @@ impl Warm {
 
     /// Whose child a process is that had that number when the pidfd was opened.
     fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<Parent> {
-        let stat = std::fs::read_to_string(format!("/proc/{number}/stat"));
+        let stat = proc_file::read(format!("/proc/{number}/stat"));
         let is_gone = |error: &io::Error| {
             let gone = Some(Errno::SRCH.raw_os_error());
             error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == gone

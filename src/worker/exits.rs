@@ -119,8 +119,10 @@ impl Worker {
             Err(error) => {
                 let message = format!("the warm interpreter names no process of its own: {error}");
                 run.guest = Guest::None;
-                let failure = Failure::new(Cause::Environment, message);
+                let failure = Failure::new(Cause::Environment, message.clone());
                 run.slot.handle_start_failed(failure);
+                // What it has started, and cannot be watched, ends with it.
+                self.warm_lost(index, &message, now);
                 return;
             }
         };

@@ -16,6 +16,7 @@ use super::event::ThreadEvent;
 use crate::guest::quota::Quota;
 use crate::guest::strays;
 use crate::limits;
+use crate::proc_file;
 use crate::reactor::BootTime;
 
 /// A job that runs.
@@ -126,7 +127,7 @@ fn measure(subject: &Subject) -> Usage {
 
 /// Processor time of a process and of the children that it has waited for.
 fn cpu(pid: i32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = proc_file::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name before may contain anything. The times are the fields 14 to 17.
     let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
     let times = fields.split_ascii_whitespace().skip(11).take(4);
@@ -137,7 +138,7 @@ fn cpu(pid: i32) -> Duration {
 
 /// Bytes of a process in memory.
 pub(super) fn memory(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = proc_file::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or(0).saturating_mul(1024)

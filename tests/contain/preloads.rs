@@ -380,3 +380,16 @@ fn whatever_a_fork_server_says_the_worker_serves_others() {
         assert_eq!(worker.wait(), Some(0), "{messages}");
     }
 }
+
+#[test]
+fn an_interpreter_that_names_itself_in_any_bytes_works() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let package = "with open('/proc/self/comm', 'wb') as file: file.write(b'\\xff) Z 1')\n";
+    let plugin = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    std::fs::write(path("p.py"), with_package(dir.path(), package, "", plugin)).unwrap();
+    std::fs::write(path("in"), "").unwrap();
+    let mut command = program("casparian");
+    let done = output(command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]));
+    assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
+}
