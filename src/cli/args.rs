@@ -187,6 +187,16 @@ impl Command {
         }
     }
 
+    /// Every value of a flag that may be repeated, as text.
+    pub(crate) fn texts(&self, typed: &Typed, long: &str) -> Result<Vec<String>, Refusal> {
+        let text = |value: &OsString| {
+            value.clone().into_string().map_err(|value| {
+                self.usage_error(format!("--{long} {}: not UTF-8", value.display()))
+            })
+        };
+        typed.all(long).map(text).collect()
+    }
+
     /// The value of a flag that must be there, as text.
     pub(crate) fn required(&self, typed: &Typed, long: &str) -> Result<String, Refusal> {
         self.text(typed, long)?

@@ -1,7 +1,9 @@
 //! Which files a command line means: files, folders and globs.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -13,7 +15,7 @@ use super::clean::path_text;
 /// A file that a command line means.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Input {
-    /// Its path: absolute, without symbolic links.
+    /// Its path: absolute, as it was named or listed. Symbolic links in it are not followed.
     pub(crate) path: PathBuf,
     /// The folder that was given, or that of the file: the file's source root, unless the database
     /// has one above it already.
@@ -31,7 +33,7 @@ pub(crate) struct LeftOut {
 }
 
 /// What a command line means.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
     /// The files: absolute, sorted, each once.
     pub(crate) files: Vec<Input>,
@@ -41,6 +43,95 @@ pub(crate) struct Found {
     /// links that lead out of the folder, what is neither file nor folder, and how many names
     /// begin with a dot.
     pub(crate) warnings: Vec<String>,
+    /// What `--ignore` and the rules that always hold left out of folders.
+    pub(crate) ignored: BTreeMap<String, Ignored>,
+    listings: Vec<Listing>,
+}
+
+/// What one rule left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ignored {
+    /// Files, and folders with all that is in them.
+    pub(crate) count: u64,
+    /// The rule is not of the command line.
+    pub(crate) is_default: bool,
+}
+
+/// Names that are never data: markers and half-written output of Hadoop and Spark.
+const IGNORED: [&str; 3] = ["_SUCCESS", "_temporary", "*._COPYING_"];
+
+/// A folder or glob that was listed to its end, but for what is in `unseen`.
+#[derive(Clone, Debug)]
+struct Listing {
+    /// The folder, absolute, as it was named.
+    base: PathBuf,
+    /// The same with links followed.
+    real: PathBuf,
+    /// The folder as paths below it were matched.
+    written: PathBuf,
+    glob: Option<GlobMatcher>,
+    pattern: Option<GlobMatcher>,
+    /// Paths that were not looked into, or could not be, below `base`.
+    unseen: Vec<PathBuf>,
+}
+
+impl Listing {
+    /// True where a file at this path would have been found.
+    fn covers(&self, path: &Path) -> bool {
+        let mut bases = [&self.base, &self.real].into_iter();
+        let Some(rest) = bases.find_map(|base| path.strip_prefix(base).ok()) else {
+            return false;
+        };
+        let is_hidden = |part: &OsStr| part.as_encoded_bytes().starts_with(b".");
+        let matches = |pattern: &Option<GlobMatcher>, path: &Path| {
+            pattern.as_ref().is_none_or(|glob| glob.is_match(path))
+        };
+        let at = self.base.join(rest);
+        let written = self.written.join(rest);
+        let name = Path::new(path.file_name().unwrap_or_default());
+        !rest.iter().any(is_hidden)
+            && !self.unseen.iter().any(|unseen| at.starts_with(unseen))
+            && matches(&self.glob, written.strip_prefix(".").unwrap_or(&written))
+            && matches(&self.pattern, name)
+    }
+}
+
+impl Found {
+    /// True for a file that is gone: a folder or glob of the command line that was listed completely
+    /// would have had it.
+    pub(crate) fn has_lost(&self, path: &Path) -> bool {
+        self.listings.iter().any(|listing| listing.covers(path)) && is_absent(path)
+    }
+
+    /// What the rules left out, a line a rule.
+    pub(crate) fn ignored_lines(&self) -> impl Iterator<Item = String> {
+        self.ignored.iter().map(|(rule, ignored)| {
+            let names = match ignored.count {
+                1 => "1 name is".to_owned(),
+                count => format!("{count} names are"),
+            };
+            let why = match ignored.is_default {
+                true => "always, unless a file is named itself",
+                false => "--ignore",
+            };
+            format!("{names} ignored by the rule {rule} ({why})")
+        })
+    }
+
+    /// True for a file that has another name now, perhaps: it is gone by [`Found::has_lost`], or from
+    /// a folder in which a file was named.
+    pub(crate) fn may_be_renamed(&self, path: &Path) -> bool {
+        let folder = path.parent();
+        let is_read = |file: &Input| file.path.parent() == folder;
+        self.has_lost(path) || (is_absent(path) && self.files.iter().any(is_read))
+    }
+}
+
+/// True where nothing is at a path. What cannot be looked at may be there.
+fn is_absent(path: &Path) -> bool {
+    let error = path.symlink_metadata().err();
+    let kind = error.map(|error| error.kind());
+    matches!(kind, Some(ErrorKind::NotFound | ErrorKind::NotADirectory))
 }
 
 /// Which entries of folders are meant.
@@ -52,6 +143,8 @@ pub(crate) struct Choice<'a> {
     pub(crate) skip: Option<&'a Path>,
     /// Symbolic links that lead out of the folder that was given are followed.
     pub(crate) follow: bool,
+    /// Names of files and folders that are passed over, beside [`IGNORED`].
+    pub(crate) ignore: &'a [String],
 }
 
 /// The files that `inputs` mean.
@@ -61,9 +154,17 @@ pub(crate) struct Choice<'a> {
 /// nothing is an error: it is most likely a typing mistake.
 pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
     let pattern = choice.pattern.map(glob).transpose()?;
+    let mut rules = Vec::new();
+    for text in choice.ignore.iter().map(String::as_str).chain(IGNORED) {
+        rules.push((text, glob(text)?));
+    }
     let mut found = Found::default();
     for input in inputs {
-        collect_one(Path::new(input), pattern.as_ref(), choice, &mut found)?;
+        let input = Path::new(input);
+        collect_one(input, pattern.as_ref(), choice, &rules, &mut found)?;
+    }
+    for (rule, ignored) in &mut found.ignored {
+        ignored.is_default = !choice.ignore.contains(rule);
     }
     // Of several roots the highest sorts first and stays.
     found.files.sort();
@@ -81,6 +182,7 @@ fn collect_one(
     input: &Path,
     pattern: Option<&GlobMatcher>,
     choice: Choice<'_>,
+    rules: &[(&str, GlobMatcher)],
     found: &mut Found,
 ) -> Result<(), String> {
     let wanted = |path: &Path| match (pattern, path.file_name()) {
@@ -91,7 +193,7 @@ fn collect_one(
     let warned = found.warnings.len();
     let (files, folder) = match std::fs::metadata(input) {
         Ok(kind) if kind.is_dir() => {
-            let files = walk(input, choice, &wanted, found)?;
+            let files = walk(input, (None, pattern), choice, rules, &wanted, found)?;
             (files, Some(input.to_path_buf()))
         }
         // A file that is named is meant, whatever the pattern.
@@ -119,7 +221,8 @@ fn collect_one(
             match base.exists() {
                 true => {
                     let wanted = |path: &Path| matcher.is_match(path) && wanted(path);
-                    let files = walk(&base, choice, &wanted, found)?;
+                    let globs = (Some(&matcher), pattern);
+                    let files = walk(&base, globs, choice, rules, &wanted, found)?;
                     (files, Some(base))
                 }
                 false => (Vec::new(), None),
@@ -143,7 +246,7 @@ fn collect_one(
             None => format!("input {}: no file found", path_text(input)),
         });
     }
-    let folder = folder.as_deref().map(real).transpose();
+    let folder = folder.as_deref().map(as_named).transpose();
     let folder = folder.map_err(|out| out.reason)?;
     for file in files {
         match locate(&file, folder.as_deref()) {
@@ -152,6 +255,24 @@ fn collect_one(
         }
     }
     Ok(())
+}
+
+/// The absolute path of what was named. Links are not followed, but in what is before a `..`, which
+/// leads to the folder above the one that the link leads to.
+fn as_named(path: &Path) -> Result<PathBuf, LeftOut> {
+    let absolute = std::path::absolute(path).map_err(|error| LeftOut {
+        path: path.to_path_buf(),
+        reason: format!("input {}: {error}", path_text(path)),
+    })?;
+    let parts: Vec<Component<'_>> = absolute.components().collect();
+    let is_up = |part: &Component<'_>| *part == Component::ParentDir;
+    let end = parts.iter().rposition(is_up).map_or(0, |at| at + 1);
+    let (before, rest) = parts.split_at(end);
+    let start = match before.is_empty() {
+        true => PathBuf::new(),
+        false => real(&before.iter().collect::<PathBuf>())?,
+    };
+    Ok(rest.iter().fold(start, |path, part| path.join(part)))
 }
 
 /// A path without symbolic links.
@@ -164,7 +285,7 @@ fn real(path: &Path) -> Result<PathBuf, LeftOut> {
 
 /// A file below a folder that was given, or one that was given itself.
 fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
-    let path = real(file)?;
+    let path = as_named(file)?;
     if path.to_str().is_none() {
         return Err(LeftOut {
             reason: format!("input {}: the path is not UTF-8", path_text(&path)),
@@ -172,7 +293,6 @@ fn locate(file: &Path, folder: Option<&Path>) -> Result<Input, LeftOut> {
         });
     }
     let root = match folder {
-        // A symbolic link may lead out of the folder.
         Some(folder) if path.starts_with(folder) => folder.to_path_buf(),
         _ => path.parent().unwrap_or(Path::new("/")).to_path_buf(),
     };
@@ -228,11 +348,17 @@ fn fixed_part(text: &str) -> PathBuf {
 /// readable.
 fn walk(
     base: &Path,
+    (glob, pattern): (Option<&GlobMatcher>, Option<&GlobMatcher>),
     choice: Choice<'_>,
+    rules: &[(&str, GlobMatcher)],
     wanted: &dyn Fn(&Path) -> bool,
     found: &mut Found,
 ) -> Result<Vec<PathBuf>, String> {
     let root = real(base).map_err(|out| out.reason)?;
+    let named = as_named(base).map_err(|out| out.reason)?;
+    // Where an entry is, for the listing.
+    let below = |path: &Path| named.join(path.strip_prefix(base).unwrap_or(path));
+    let unseen = RefCell::new(Vec::new());
     let warnings = RefCell::new(Vec::new());
     let hidden_count = Cell::new(0);
     let hidden = |entry: &walkdir::DirEntry| {
@@ -249,7 +375,24 @@ fn walk(
     // By its file, not by its real path: that takes a step for each folder above, of each.
     let skip = choice.skip.and_then(place);
     let skipped = |entry: &walkdir::DirEntry| {
-        skip.is_some() && entry.file_type().is_dir() && place(entry.path()) == skip
+        let is_skipped =
+            skip.is_some() && entry.file_type().is_dir() && place(entry.path()) == skip;
+        if is_skipped {
+            unseen.borrow_mut().push(below(entry.path()));
+        }
+        is_skipped
+    };
+    let mut ignored: BTreeMap<String, Ignored> = BTreeMap::new();
+    let mut is_ignored = |entry: &walkdir::DirEntry| {
+        let name = Path::new(entry.file_name());
+        let mut rules = rules.iter().filter(|_| entry.depth() > 0);
+        let rule = rules.find(|(_, rule)| rule.is_match(name));
+        if let Some((text, _)) = rule
+            && (entry.file_type().is_dir() || wanted(entry.path()))
+        {
+            ignored.entry((*text).to_owned()).or_default().count += 1;
+        }
+        rule.is_some()
     };
     // One that leads nowhere or to itself is an error of the walk.
     let leads_out = |entry: &walkdir::DirEntry| {
@@ -258,6 +401,9 @@ fn walk(
             false => None,
         };
         let out = target.filter(|target| !target.starts_with(&root));
+        if out.is_some() {
+            unseen.borrow_mut().push(below(entry.path()));
+        }
         if let Some(out) = &out
             && (entry.file_type().is_dir() || wanted(entry.path()))
         {
@@ -273,7 +419,9 @@ fn walk(
         .follow_links(true)
         .sort_by_file_name()
         .into_iter()
-        .filter_entry(|entry| !hidden(entry) && !skipped(entry) && !leads_out(entry));
+        .filter_entry(|entry| {
+            !hidden(entry) && !skipped(entry) && !is_ignored(entry) && !leads_out(entry)
+        });
     let mut files = Vec::new();
     for entry in entries {
         match entry {
@@ -292,25 +440,42 @@ fn walk(
                 let line = format!("input {path}: it is {kind}, and is passed over");
                 warnings.borrow_mut().push(line);
             }
-            Err(error) => match (error.loop_ancestor(), error.io_error()) {
-                (Some(ancestor), _) => {
-                    let link = path_text(error.path().unwrap_or(base));
-                    let above = path_text(ancestor);
-                    let line =
-                        format!("input {link}: it leads back to {above} and is not followed");
-                    warnings.borrow_mut().push(line);
+            Err(error) => {
+                // Without a path the error may be of any folder.
+                unseen
+                    .borrow_mut()
+                    .push(below(error.path().unwrap_or(base)));
+                match (error.loop_ancestor(), error.io_error()) {
+                    (Some(ancestor), _) => {
+                        let link = path_text(error.path().unwrap_or(base));
+                        let above = path_text(ancestor);
+                        let line =
+                            format!("input {link}: it leads back to {above} and is not followed");
+                        warnings.borrow_mut().push(line);
+                    }
+                    (None, Some(reason)) if error.depth() == 0 => {
+                        return Err(format!("input {}: {reason}", path_text(base)));
+                    }
+                    (None, Some(reason)) => {
+                        let path = error.path().unwrap_or(base);
+                        found.left_out.extend(unusable(path, reason, wanted));
+                    }
+                    (None, None) => return Err(format!("input {}: {error}", path_text(base))),
                 }
-                (None, Some(reason)) if error.depth() == 0 => {
-                    return Err(format!("input {}: {reason}", path_text(base)));
-                }
-                (None, Some(reason)) => {
-                    let path = error.path().unwrap_or(base);
-                    found.left_out.extend(unusable(path, reason, wanted));
-                }
-                (None, None) => return Err(format!("input {}: {error}", path_text(base))),
-            },
+            }
         }
     }
+    for (rule, more) in ignored {
+        found.ignored.entry(rule).or_default().count += more.count;
+    }
+    found.listings.push(Listing {
+        base: named,
+        real: root,
+        written: base.to_path_buf(),
+        glob: glob.cloned(),
+        pattern: pattern.cloned(),
+        unseen: unseen.into_inner(),
+    });
     found.warnings.append(&mut warnings.borrow_mut());
     let names = match hidden_count.get() {
         0 => return Ok(files),
@@ -381,7 +546,7 @@ mod tests {
             let choice = Choice {
                 pattern,
                 skip: Some(&out),
-                follow: false,
+                ..Choice::default()
             };
             collect(&[root.join(input).into()], choice).map(|found| found.files)
         };
@@ -489,15 +654,19 @@ mod tests {
         let find = |input: &str, follow| {
             let choice = Choice {
                 pattern: Some("*.csv"),
-                skip: None,
                 follow,
+                ..Choice::default()
             };
             collect(&[dir.join(input).into()], choice)
         };
         // The folder that is named may be a link itself.
         for input in ["in", "link"] {
             let found = find(input, false).unwrap();
-            assert_eq!(names(&found.files), ["a.csv", "b.csv"], "{input}");
+            assert_eq!(
+                names(&found.files),
+                ["a.csv", "inside.csv", "b.csv"],
+                "{input}"
+            );
             assert_eq!(found.left_out, []);
             let mut warned: Vec<&str> = Vec::new();
             for name in ["file.csv", "sub/folder", "twin"] {
@@ -511,16 +680,24 @@ mod tests {
             assert_eq!(found.warnings.len(), 4, "{:?}", found.warnings);
             assert!(found.warnings[3].ends_with(hidden), "{:?}", found.warnings);
             let found = find(input, true).unwrap();
-            let all = ["a.csv", "b.csv", "e.csv", "c.csv", "d.csv"];
+            let all = [
+                "a.csv",
+                "file.csv",
+                "inside.csv",
+                "b.csv",
+                "c.csv",
+                "d.csv",
+                "e.csv",
+            ];
             assert_eq!(names(&found.files), all, "{input}");
             assert_eq!(found.warnings.len(), 1, "{:?}", found.warnings);
             assert!(found.warnings[0].ends_with(hidden), "{:?}", found.warnings);
-            let roots: Vec<&Path> = found.files.iter().map(|file| file.root.as_path()).collect();
-            let (two, out) = (dir.join("in2"), dir.join("out"));
-            assert_eq!(roots, [&*root, &root, &two, &out, &out]);
+            let mut files = found.files.iter();
+            assert!(files.all(|file| file.root == dir.join(input)), "{input}");
         }
         // A link that is named itself is meant, and one that is all there is says why.
-        assert_eq!(names(&find("in/file.csv", false).unwrap().files), ["c.csv"]);
+        let named = find("in/file.csv", false).unwrap().files;
+        assert_eq!(names(&named), ["file.csv"]);
         for name in ["a.csv", "inside.csv"] {
             std::fs::remove_file(root.join(name)).unwrap();
         }

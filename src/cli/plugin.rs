@@ -92,6 +92,12 @@ pub(super) const SUBMIT: Command = Command {
             help: "In folders only files with such names",
         },
         Flag {
+            long: "ignore",
+            short: None,
+            value: Some("GLOB"),
+            help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
+        },
+        Flag {
             long: "follow",
             short: Some('L'),
             value: None,
@@ -425,6 +431,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         .number(&typed, "priority", 0..=1_000_000)?
         .unwrap_or(0);
     let pattern = SUBMIT.text(&typed, "pattern")?;
+    let ignore = SUBMIT.texts(&typed, "ignore")?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let not_now = |reason| {
         let reason = file_for_name(&plugin).unwrap_or(reason);
@@ -439,11 +446,15 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         pattern: pattern.as_deref(),
         skip: None,
         follow: typed.has("follow"),
+        ignore: &ignore,
     };
     let found = super::input::collect(&typed.positionals, choice).map_err(failed)?;
     let left_out = found.left_out.iter().map(|out| &out.reason);
     for line in found.warnings.iter().chain(left_out) {
         tell(format_args!("casparian: {line}"));
+    }
+    for line in found.ignored_lines() {
+        tell(format_args!("casparian: {}", one_line(&line)));
     }
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();

@@ -1,5 +1,6 @@
 //! `run`: queue, sentinel and worker in one process, over the files of one command line.
 
+mod gone;
 mod output;
 mod plan;
 mod queue;
@@ -16,9 +17,7 @@ use std::time::{Duration, Instant};
 use self::output::{
     check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
 };
-use self::plan::{
-    check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle, unusable,
-};
+use self::plan::{check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle};
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
@@ -57,6 +56,12 @@ pub(super) const COMMAND: Command = Command {
             help: "In folders only files with such names, e.g. '*.csv'",
         },
         Flag {
+            long: "ignore",
+            short: None,
+            value: Some("GLOB"),
+            help: "In folders no files or folders with such names, e.g. '*.crc'\n(repeatable; _SUCCESS, _temporary and *._COPYING_ always)",
+        },
+        Flag {
             long: "follow",
             short: Some('L'),
             value: None,
@@ -79,6 +84,18 @@ pub(super) const COMMAND: Command = Command {
             short: Some('f'),
             value: None,
             help: "Run over files that have not changed, too",
+        },
+        Flag {
+            long: "failed-output",
+            short: None,
+            value: Some("WHAT"),
+            help: "keep: a file that fails keeps its earlier output (default);\nremove: not when that is of other content than the file has",
+        },
+        Flag {
+            long: "prune",
+            short: None,
+            value: None,
+            help: "Remove the output of files that are gone from the folders and\nglobs of the command line",
         },
         Flag {
             long: "share-output",
@@ -123,7 +140,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output; when its content is\nother than then and the plugin cannot take it, its earlier output goes. Other failures cost no\noutput. Files that are no longer among the inputs keep theirs. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -144,6 +161,16 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         .path(&typed, "output")?
         .ok_or_else(|| COMMAND.usage_error("--output is missing"))?;
     let pattern = COMMAND.text(&typed, "pattern")?;
+    let ignore = COMMAND.texts(&typed, "ignore")?;
+    let removes_failed = match COMMAND.text(&typed, "failed-output")?.as_deref() {
+        None | Some("keep") => false,
+        Some("remove") => true,
+        Some(other) => {
+            let message = format!("--failed-output {other}: expected keep or remove");
+            return Err(COMMAND.usage_error(message).into());
+        }
+    };
+    let prune = typed.has("prune");
     let requirements = COMMAND.path(&typed, "requirements")?;
     let json = typed.has("json");
     let nowhere = Endpoint::Ipc(PathBuf::new());
@@ -169,6 +196,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         pattern: pattern.as_deref(),
         skip: Some(&output),
         follow: typed.has("follow"),
+        ignore: &ignore,
     };
     let found = super::input::collect(inputs, choice).map_err(failed)?;
     for line in &found.warnings {
@@ -219,16 +247,15 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     let force = typed.has("force");
     let mut reader = Reader::new(&interrupted);
-    let (mut items, sinks) = enqueue(
+    let (mut items, sinks, mut gone) = enqueue(
         &mut queue,
         &mut reader,
         &progress,
         &own,
-        &found.files,
+        &found,
         force,
         &root,
     )?;
-    items.extend(found.left_out.into_iter().map(unusable));
     worker_options.connect = endpoint;
     worker_options.security = worker_security;
     worker_options.signals = false;
@@ -236,6 +263,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         report(&mut progress, item);
     }
     super::serve::raise_worker_descriptor_limit();
+    let mut is_pruned = false;
     let mut pass = |items: &mut [Item], progress: &mut Progress| -> Result<bool, End> {
         if items.iter().any(Item::is_waiting) {
             let sentinel = match sentinel.take() {
@@ -265,7 +293,11 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             end.and(settle(&mut queue, progress))?;
         }
         // Output that goes may have kept other files from their sink: they are run now.
-        let frees = remove_stale(items, &mut queue, progress, &root)?;
+        let mut frees = remove_stale(items, removes_failed, &mut queue, progress, &root)?;
+        if !is_pruned && !interrupted.load(Ordering::SeqCst) {
+            frees |= gone::settle(&mut gone, prune, &mut queue, progress, &root)?;
+            is_pruned = true;
+        }
         let mut goes_on = frees && !interrupted.load(Ordering::SeqCst);
         if goes_on {
             enqueue_freed(&mut queue, progress, &own, items, &root)?;
@@ -290,7 +322,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     progress.finish();
     let failure = end.err().map(Failure::from);
-    let summary = Summary::new(&items, &sinks, started.elapsed());
+    if !is_pruned {
+        gone.clear();
+    }
+    let summary = Summary::new(&items, &sinks, gone, &found, started.elapsed());
     if json {
         say(&format!(
             "{}\n",

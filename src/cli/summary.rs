@@ -1,6 +1,6 @@
 //! What became of the files of a `run`, for people and as JSON.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::clean::path_text;
 use super::content::Fingerprint;
-use super::input::Input;
+use super::input::{Found, Input};
 use super::table::{first_line, octets, one_line, render, thousands};
 use crate::job::{Mode, Sink};
 use crate::sink::Receipted;
@@ -27,8 +27,12 @@ pub(super) struct Item {
     pub(super) topics: BTreeSet<String>,
     /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
-    /// Earlier outputs that stay though the file fails.
+    /// Earlier outputs that stay though the file fails, or has not been run yet.
     pub(super) kept: Vec<String>,
+    /// These are of other content than the file has, or of the file's earlier name.
+    pub(super) is_stale: bool,
+    /// The path that the file had when its job ran before.
+    pub(super) renamed_from: Option<PathBuf>,
     /// Its stale output was looked for.
     pub(super) is_cleared: bool,
     pub(super) outcome: Outcome,
@@ -37,6 +41,24 @@ pub(super) struct Item {
 }
 
 impl Item {
+    pub(super) fn new(path: PathBuf, outcome: Outcome, source: Option<Source>) -> Self {
+        Item {
+            path,
+            job_id: None,
+            old_outputs: BTreeSet::new(),
+            old_hash: None,
+            others: Vec::new(),
+            topics: BTreeSet::new(),
+            removed: Vec::new(),
+            kept: Vec::new(),
+            is_stale: false,
+            renamed_from: None,
+            is_cleared: false,
+            outcome,
+            source,
+        }
+    }
+
     /// Its job is to end yet.
     pub(super) fn is_waiting(&self) -> bool {
         self.job_id.is_some() && matches!(self.outcome, Outcome::Waiting)
@@ -144,6 +166,17 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
     (metric("rows"), metric("size_bytes"))
 }
 
+/// Output of a file that is gone.
+#[derive(Debug)]
+pub(super) struct Gone {
+    pub(super) path: PathBuf,
+    pub(super) job_id: i64,
+    /// What is there.
+    pub(super) outputs: Vec<String>,
+    /// What was removed.
+    pub(super) removed: Vec<String>,
+}
+
 /// A sink of mode `replace` that several files have output for.
 pub(super) struct Replaced {
     topic: String,
@@ -179,10 +212,40 @@ pub(super) struct Summary {
     pub(super) size_bytes: u64,
     pub(super) seconds: f64,
     pub(super) replaced: Vec<Replaced>,
+    gone: Vec<Gone>,
+    /// What rules left out, by rule, and a line a rule.
+    ignored: BTreeMap<String, u64>,
+    ignored_lines: Vec<String>,
+}
+
+/// Names in a list of the text.
+const NAMES_SHOWN: usize = 5;
+
+/// The first of some names.
+fn names(all: &[String]) -> String {
+    let shown = all.get(..NAMES_SHOWN).unwrap_or(all).join(", ");
+    match all.len().saturating_sub(NAMES_SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {} more", thousands(more as u64)),
+    }
+}
+
+/// `1 file`, `2 files`.
+fn files(count: usize) -> String {
+    match count {
+        1 => "1 file".to_owned(),
+        count => format!("{} files", thousands(count as u64)),
+    }
 }
 
 impl Summary {
-    pub(super) fn new(items: &[Item], sinks: &[Sink], elapsed: Duration) -> Self {
+    pub(super) fn new(
+        items: &[Item],
+        sinks: &[Sink],
+        gone: Vec<Gone>,
+        found: &Found,
+        elapsed: Duration,
+    ) -> Self {
         let mut summary = Summary {
             done: 0,
             skipped: 0,
@@ -192,6 +255,11 @@ impl Summary {
             size_bytes: 0,
             seconds: elapsed.as_secs_f64(),
             replaced: replaced(items, sinks),
+            gone,
+            ignored: (found.ignored.iter())
+                .map(|(rule, ignored)| (rule.clone(), ignored.count))
+                .collect(),
+            ignored_lines: found.ignored_lines().collect(),
         };
         for item in items {
             match &item.outcome {
@@ -232,7 +300,10 @@ impl Summary {
             out.push_str(&render(&["FAILED", "REASON"], &[false, false], &failures));
             out.push('\n');
             let removed = items.iter().filter(|item| !item.removed.is_empty()).count();
-            let kept = items.iter().filter(|item| !item.kept.is_empty()).count();
+            let is_kept = |item: &&Item| {
+                !item.kept.is_empty() && matches!(item.outcome, Outcome::Failed { .. })
+            };
+            let kept = items.iter().filter(is_kept).count();
             for (count, what) in [(removed, "was removed"), (kept, "was kept")] {
                 let files = match count {
                     0 => continue,
@@ -271,9 +342,50 @@ impl Summary {
                  the one that was published last stands.\n"
             ));
         }
+        self.add_notes(items, &mut out);
         let output = one_line(&output.display().to_string());
         out.push_str(&format!("output: {output}\n"));
         out
+    }
+
+    /// What readers of the output must know.
+    fn add_notes(&self, items: &[Item], out: &mut String) {
+        let text = |path: &Path| path_text(path).into_owned();
+        let stale = items.iter().filter(|item| item.is_stale);
+        let stale: Vec<String> = stale.map(|item| text(&item.path)).collect();
+        if !stale.is_empty() {
+            let (count, names) = (files(stale.len()), names(&stale));
+            out.push_str(&format!(
+                "Stale: the output of {count} is of earlier content, until the file succeeds: {names}\n"
+            ));
+        }
+        let renamed = items.iter().filter_map(|item| {
+            let before = item.renamed_from.as_deref()?;
+            Some(format!("{} (was {})", text(&item.path), text(before)))
+        });
+        let renamed: Vec<String> = renamed.collect();
+        if !renamed.is_empty() {
+            let (count, names) = (files(renamed.len()), names(&renamed));
+            out.push_str(&format!(
+                "Renamed: {count} took the output along: {names}\n"
+            ));
+        }
+        let (pruned, there): (Vec<&Gone>, Vec<&Gone>) =
+            self.gone.iter().partition(|gone| gone.outputs.is_empty());
+        for (gone, what) in [
+            (pruned, "was removed (--prune)"),
+            (there, "stays (--prune removes it)"),
+        ] {
+            let mut gone: Vec<String> = gone.iter().map(|gone| text(&gone.path)).collect();
+            gone.dedup();
+            if !gone.is_empty() {
+                let (count, names) = (files(gone.len()), names(&gone));
+                out.push_str(&format!("Gone: the output of {count} {what}: {names}\n"));
+            }
+        }
+        for line in &self.ignored_lines {
+            out.push_str(&format!("Ignored: {}\n", one_line(line)));
+        }
     }
 
     pub(super) fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
@@ -291,7 +403,13 @@ impl Summary {
                 "rows": self.rows,
                 "size_bytes": self.size_bytes,
                 "seconds": self.seconds,
+                "stale": items.iter().filter(|item| item.is_stale).count(),
+                "renamed": items.iter().filter(|item| item.renamed_from.is_some()).count(),
+                "gone": self.gone.len(),
+                "ignored": self.ignored.values().sum::<u64>(),
             },
+            "gone": self.gone.iter().map(gone_json).collect::<Vec<_>>(),
+            "ignored": self.ignored,
         });
         let replaced = self.replaced.iter().map(|replaced| {
             let Replaced { topic, sink, files } = replaced;
@@ -303,6 +421,15 @@ impl Summary {
         }
         value
     }
+}
+
+fn gone_json(gone: &Gone) -> serde_json::Value {
+    serde_json::json!({
+        "file": path_text(&gone.path),
+        "job": gone.job_id,
+        "outputs": gone.outputs,
+        "removed": gone.removed,
+    })
 }
 
 fn item_json(item: &Item) -> serde_json::Value {
@@ -345,6 +472,10 @@ fn item_json(item: &Item) -> serde_json::Value {
     }
     if let Some(value) = value.as_object_mut().filter(|_| !item.kept.is_empty()) {
         value.insert("kept".to_owned(), item.kept.clone().into());
+        value.insert("stale".to_owned(), item.is_stale.into());
+    }
+    if let (Some(value), Some(before)) = (value.as_object_mut(), &item.renamed_from) {
+        value.insert("renamed_from".to_owned(), path_text(before).into());
     }
     value
 }

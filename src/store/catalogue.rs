@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, params};
 
 use super::claim::published;
 use super::value::{cell, count, number, shown};
@@ -48,6 +48,28 @@ pub struct Publication {
     pub content_hash: Option<String>,
 }
 
+/// A job that has published, and its file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishedInput {
+    /// The job.
+    pub job_id: i64,
+    /// The file's path.
+    pub path: PathBuf,
+    /// Hash of the content that the output was made of, where that is known.
+    pub content_hash: Option<String>,
+    /// The output.
+    pub uris: Vec<String>,
+}
+
+/// The jobs of a plugin that have published, with their files.
+pub(super) const PUBLISHED_INPUTS_QUERY: &str = "SELECT q.id, r.path, l.rel_path, \
+     coalesce((SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id), \
+     v.content_hash), coalesce(q.published, q.receipt) FROM cf_processing_queue q \
+     JOIN cf_file_version v ON v.id = q.file_version_id \
+     JOIN cf_file_location l ON l.id = v.location_id \
+     JOIN cf_source_root r ON r.id = l.source_root_id \
+     WHERE q.plugin_name = ?1 AND coalesce(q.published, q.receipt) IS NOT NULL ORDER BY q.id";
+
 /// What a job has published, and the attempt that did.
 pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.receipt), q.attempt, \
      a.attempt, a.attempt_key, \
@@ -84,6 +106,22 @@ pub(super) const HIGHEST_VERSION_QUERY: &str = "SELECT max(\
      coalesce((SELECT max(id) FROM cf_file_version), 0), \
      coalesce((SELECT CAST(file_version_id AS INTEGER) FROM cf_processing_queue \
      WHERE file_version_id < ?1 ORDER BY file_version_id DESC LIMIT 1), 0))";
+
+/// A location of a release which followed the links of paths.
+pub(super) const RESOLVED_QUERY: &str = "SELECT l.id FROM cf_source_root r \
+     JOIN cf_file_location l ON l.source_root_id = r.id AND l.rel_path = ?3 \
+     WHERE r.path IN (?1, ?2) \
+     AND l.id <= (SELECT value FROM cf_casparian WHERE key = 'resolved_locations')";
+
+fn file_job(row: &Row<'_>) -> rusqlite::Result<FileJob> {
+    Ok(FileJob {
+        job_id: row.get(0)?,
+        status: shown(cell(row, 1)).unwrap_or_default(),
+        content_hash: shown(cell(row, 2)).unwrap_or_default(),
+        artifact_hash: shown(cell(row, 3)),
+        receipt: shown(cell(row, 4)),
+    })
+}
 
 impl Turn<'_> {
     /// An ID that no row has or names; none when SQLite is to choose it.
@@ -235,16 +273,36 @@ impl Turn<'_> {
              ON q.file_version_id = v.id AND q.plugin_name = ?1 \
              WHERE v.location_id = ?2 ORDER BY q.id",
         )?;
-        let jobs = statement.query_map(params![plugin, location_id], |row| {
-            Ok(FileJob {
-                job_id: row.get(0)?,
-                status: shown(cell(row, 1)).unwrap_or_default(),
-                content_hash: shown(cell(row, 2)).unwrap_or_default(),
-                artifact_hash: shown(cell(row, 3)),
-                receipt: shown(cell(row, 4)),
-            })
-        })?;
+        let jobs = statement.query_map(params![plugin, location_id], file_job)?;
         Ok(jobs.collect::<Result<_, _>>()?)
+    }
+
+    /// The same of one job; none where it is gone.
+    pub fn file_job(&self, job_id: i64) -> Result<Option<FileJob>, Error> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
+             FROM cf_processing_queue q LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
+             WHERE q.id = ?1",
+        )?;
+        Ok(statement.query_row([job_id], file_job).optional()?)
+    }
+
+    /// The location of a file at an absolute path that was registered by a release which followed
+    /// the links of paths.
+    pub fn resolved_location(&self, path: &Path) -> Result<Option<i64>, Error> {
+        let mut statement = self.transaction.prepare_cached(RESOLVED_QUERY)?;
+        for folder in path.ancestors().skip(1) {
+            let Ok(below) = path.strip_prefix(folder) else {
+                continue;
+            };
+            let (text, below) = (folder.to_string_lossy(), below.to_string_lossy());
+            let found =
+                statement.query_row([&*text, &format!("{text}/"), &*below], |row| row.get(0));
+            if let Some(location) = found.optional()? {
+                return Ok(Some(location));
+            }
+        }
+        Ok(None)
     }
 
     /// True when a job's last attempt has done its file with this code of the plugin, and with the
@@ -292,6 +350,34 @@ impl Turn<'_> {
             })
         });
         Ok(found.optional()?)
+    }
+
+    /// Jobs of a plugin that have published, by rising ID: those whose files' paths `is_wanted`.
+    pub fn published_inputs(
+        &self,
+        plugin: &str,
+        is_wanted: &mut dyn FnMut(&Path) -> bool,
+    ) -> Result<Vec<PublishedInput>, Error> {
+        let mut statement = self.transaction.prepare_cached(PUBLISHED_INPUTS_QUERY)?;
+        let mut rows = statement.query([plugin])?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            let text = |index| shown(cell(row, index)).unwrap_or_default();
+            let path = Path::new(&text(1)).join(text(2));
+            if !is_wanted(&path) {
+                continue;
+            }
+            let uris = published(cell(row, 4));
+            if !uris.is_empty() {
+                found.push(PublishedInput {
+                    job_id: row.get(0)?,
+                    path,
+                    content_hash: shown(cell(row, 3)),
+                    uris,
+                });
+            }
+        }
+        Ok(found)
     }
 
     /// What a job had published has been removed.

@@ -69,7 +69,7 @@ use crate::limits;
 pub(crate) use attempts::OTHER_ROW;
 pub use attempts::{Completion, Ended};
 pub use audit::{Audited, Claimant, Output};
-pub use catalogue::{FileJob, FileVersion, Publication};
+pub use catalogue::{FileJob, FileVersion, Publication, PublishedInput};
 pub use change::Forgiven;
 pub use claim::{Claim, Claimed, Unresolved};
 pub use clock::{Now, boot_id};

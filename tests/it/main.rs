@@ -36,6 +36,7 @@ mod prepare;
 mod run;
 mod run_again;
 mod run_ends;
+mod run_gone;
 mod run_jobs;
 mod run_sinks;
 mod run_waits;

@@ -140,7 +140,7 @@ fn rows_of_a_file_that_fails_now_go_as_its_files_do() {
     files.run(&[]);
     for folder in [&tables, &files] {
         folder.write("in/a", "fail\n");
-        let (summary, code) = folder.run(&[]);
+        let (summary, code) = folder.run(&["--failed-output", "remove"]);
         assert_eq!(
             (totals(&summary), code),
             ((0, 1, 1, 1), Some(1)),
@@ -155,7 +155,8 @@ fn rows_of_a_file_that_fails_now_go_as_its_files_do() {
         folder.write("in/a", "5\n");
         folder.run(&[]);
         folder.write("in/a", "fail\n");
-        let output = casparian(&[&words[..], &["-o", &folder.path("out")]].concat());
+        let more = ["-o", &folder.path("out"), "--failed-output", "remove"];
+        let output = casparian(&[&words[..], &more].concat());
         let text = stdout(&output);
         assert!(
             text.contains("earlier output of 1 failed file was removed"),
@@ -213,7 +214,7 @@ fn output_goes_with_a_later_failure_of_the_plugin_too() {
         );
         folder.write("in/a", "fail\n");
         folder.write("in/b", "fail\n");
-        let (summary, _) = folder.run(&[]);
+        let (summary, _) = folder.run(&["--failed-output", "remove"]);
         assert_eq!(totals(&summary), (0, 0, 2, 0), "{summary}");
         assert_eq!(
             of_file(&summary, "/a")["removed"].as_array().unwrap().len(),

@@ -223,7 +223,8 @@ fn files_that_output_kept_from_a_sink_are_run_when_it_is_removed() {
                 _ => ("in/a", (1, 0, 2)),
             };
             folder.write(winner, "fail\n");
-            let (summary, code) = folder.run(&["--slots", "1"]);
+            let remove = ["--slots", "1", "--failed-output", "remove"];
+            let (summary, code) = folder.run(&remove);
             let (done, skipped, failed, _) = totals(&summary);
             let why = format!("{sink} {mode}: {summary}");
             assert_eq!((done, skipped, failed), others, "{why}");

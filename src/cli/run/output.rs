@@ -141,11 +141,12 @@ fn is_inside(file: &Path, output: &Path) -> bool {
 }
 
 /// Removes outputs of earlier runs that are of content which is not there any more: topics that a
-/// file no longer has, and the output of a file whose content has changed since and which the plugin
-/// cannot take now. Other failures cost no output. True when the output of a job was removed: others
+/// file no longer has, and, where that is wanted, the output of a file whose content has changed since
+/// and which the plugin cannot take now. Other failures cost no output. True when the output of a job was removed: others
 /// may have been kept from its sink.
 pub(super) fn remove_stale(
     items: &mut [Item],
+    removes_failed: bool,
     queue: &mut Queue<'_>,
     progress: &Progress,
     root: &Root,
@@ -160,7 +161,7 @@ pub(super) fn remove_stale(
         item.is_cleared = true;
         let is_gone = match &item.outcome {
             Outcome::Done { .. } | Outcome::Skipped { .. } => true,
-            Outcome::Failed { is_final, .. } => *is_final && is_as_it_ran(item),
+            Outcome::Failed { is_final, .. } => removes_failed && *is_final && is_as_it_ran(item),
             Outcome::Waiting => false,
         };
         let hash = item.source.as_ref().map(|source| &source.print.hash);
@@ -184,7 +185,9 @@ pub(super) fn remove_stale(
                     }
                 }
             }
-            (Outcome::Failed { is_final: true, .. }, Some(job_id)) if is_outdated(item) => {
+            (Outcome::Failed { is_final: true, .. }, Some(job_id))
+                if removes_failed && is_outdated(item) =>
+            {
                 let (removed, left) = withdraw(job_id, queue, progress, root)?;
                 is_blocked |= say_left(&left, &item.path, progress);
                 frees |= !removed.is_empty();
@@ -196,7 +199,7 @@ pub(super) fn remove_stale(
     Ok(frees)
 }
 
-/// Notes which files have earlier output though they fail.
+/// Notes which files have earlier output though they fail, or have not been run to their end.
 pub(super) fn note_kept(
     items: &mut [Item],
     queue: &mut Queue<'_>,
@@ -206,7 +209,9 @@ pub(super) fn note_kept(
     let id = queue.step(progress, |store| Ok(store.database_id()))?;
     let mut standing = Standing::new(root, &id);
     for item in items {
-        let (Outcome::Failed { .. }, Some(job_id)) = (&item.outcome, item.job_id) else {
+        let is_done = matches!(item.outcome, Outcome::Done { .. } | Outcome::Skipped { .. });
+        let Some(job_id) = item.job_id.filter(|_| !is_done) else {
+            item.is_stale = false;
             continue;
         };
         let old = item.old_outputs.iter();
@@ -217,12 +222,16 @@ pub(super) fn note_kept(
         let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
         item.kept = standing.present(attempt, old).map_err(failed)?;
+        let hash = item.source.as_ref().map(|source| &source.print.hash);
+        let is_other = |old: &String| hash.is_some_and(|hash| hash != old);
+        item.is_stale = !item.kept.is_empty()
+            && (item.renamed_from.is_some() || item.old_hash.as_ref().is_some_and(is_other));
     }
     Ok(())
 }
 
 /// Says why earlier output stays; true when a sink is locked.
-fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
+pub(super) fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
     for error in left {
         let file = file.display();
         progress.note(&format!(
@@ -265,7 +274,7 @@ fn is_outdated(item: &Item) -> bool {
 
 /// Removes what a job has published, files and rows of tables; gives their URIs, and why the rest
 /// stays.
-fn withdraw(
+pub(super) fn withdraw(
     job_id: i64,
     queue: &mut Queue<'_>,
     progress: &Progress,

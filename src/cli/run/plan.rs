@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use super::gone::Lost;
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::content::{Fingerprint, Reader};
-use crate::cli::input::{Input, LeftOut};
+use crate::cli::input::{Found, LeftOut};
 use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
-use crate::cli::summary::{Item, Outcome, Source, counts, receipted, topics};
+use crate::cli::summary::{Gone, Item, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
 use crate::job::{Sink, mtime_s};
 use crate::limits;
@@ -24,19 +25,7 @@ const REQUEUES_MAX: u32 = 3;
 
 /// An input that is no file, and so fails without a job.
 pub(super) fn unusable(input: LeftOut) -> Item {
-    Item {
-        path: input.path,
-        job_id: None,
-        old_outputs: BTreeSet::new(),
-        old_hash: None,
-        others: Vec::new(),
-        topics: BTreeSet::new(),
-        removed: Vec::new(),
-        kept: Vec::new(),
-        is_cleared: false,
-        outcome: unusable_outcome(input.reason),
-        source: None,
-    }
+    Item::new(input.path, unusable_outcome(input.reason), None)
 }
 
 /// A failure that is not for good.
@@ -50,45 +39,38 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
     }
 }
 
-/// Registers plugin and files and queues what is to be done. Gives the plugin's sinks, too.
+/// Registers plugin and files and queues what is to be done. Gives the plugin's sinks, too, and the
+/// jobs with output whose files are gone.
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
     progress: &Progress,
     own: &Deploy<'_>,
-    files: &[Input],
+    found: &Found,
     force: bool,
     root: &Root,
-) -> Result<(Vec<Item>, Vec<Sink>), End> {
-    let mut items: Vec<Item> = Vec::with_capacity(files.len());
+) -> Result<(Vec<Item>, Vec<Sink>, Vec<Gone>), End> {
+    let mut items: Vec<Item> = Vec::with_capacity(found.files.len());
     let note = |text: &str| progress.note(text);
-    for input in files {
+    for input in &found.files {
         let path = input.path.clone();
         items.push(match reader.fingerprint(&path, &note) {
-            Ok(print) => Item {
-                path,
-                job_id: None,
-                old_outputs: BTreeSet::new(),
-                old_hash: None,
-                others: Vec::new(),
-                topics: BTreeSet::new(),
-                removed: Vec::new(),
-                kept: Vec::new(),
-                is_cleared: false,
-                outcome: Outcome::Waiting,
-                source: Some(Source {
+            Ok(print) => {
+                let source = Source {
                     input: input.clone(),
                     print,
                     requeued: 0,
                     version_id: 0,
-                }),
-            },
+                };
+                Item::new(path, Outcome::Waiting, Some(source))
+            }
             Err(Failure::Failed(reason)) => unusable(LeftOut { path, reason }),
             Err(other) => return Err(other.into()),
         });
     }
+    items.extend(found.left_out.iter().cloned().map(unusable));
     let database = queue.database();
-    let sinks = queue.step(progress, |store| {
+    let (sinks, gone) = queue.step(progress, |store| {
         let id = store.database_id();
         let mut turn = store.begin()?;
         // What an earlier command line queued and did not finish is not asked for by this one.
@@ -96,12 +78,21 @@ pub(super) fn enqueue(
         turn.deploy(own, unix_ms())?;
         turn.set_retries(own.plugin_name, RETRIES)?;
         let mut standing = Standing::new(root, &id);
-        let items = items.iter_mut();
-        let sinks = plan(&mut turn, database, own, force, &mut standing, items)?;
+        let mut lost = Lost::look(&turn, own.plugin_name, found, &mut items)?;
+        let all = items.iter_mut();
+        let sinks = plan(
+            &mut turn,
+            database,
+            own,
+            force,
+            &mut standing,
+            &mut lost,
+            all,
+        )?;
         turn.commit()?;
-        Ok(sinks)
+        Ok((sinks, lost.gone(found)))
     })?;
-    Ok((items, sinks))
+    Ok((items, sinks, gone))
 }
 
 /// Queues files whose sinks had output of others that has been removed since: those that were skipped
@@ -123,7 +114,8 @@ pub(super) fn enqueue_freed(
         let mut turn = store.begin()?;
         let mut standing = Standing::new(root, &id);
         let items = freed.iter_mut().map(|item| &mut **item);
-        plan(&mut turn, database, own, false, &mut standing, items)?;
+        let lost = &mut Lost::default();
+        plan(&mut turn, database, own, false, &mut standing, lost, items)?;
         turn.commit()?;
         Ok(())
     })
@@ -137,6 +129,7 @@ fn plan<'i>(
     own: &Deploy<'_>,
     force: bool,
     standing: &mut Standing<'_>,
+    lost: &mut Lost,
     items: impl Iterator<Item = &'i mut Item>,
 ) -> Result<Vec<Sink>, Stop> {
     let plugin = own.plugin_name;
@@ -164,11 +157,19 @@ fn plan<'i>(
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
         item.others.clear();
+        item.renamed_from = None;
         item.is_cleared = false;
         let version = register(turn, input, print, now_ms)?;
         // Others were queued by other programs. They have output of their own.
         let mut jobs = turn.jobs_of_file(plugin, version.location_id)?.into_iter();
-        let last = jobs.next();
+        let mut last = jobs.next();
+        if last.is_none()
+            && let Some((job, path)) = lost.take(turn, plugin, &input.path, &print.hash)?
+        {
+            // The plugin gets the path, so it runs again; the output of before stays until it is done.
+            item.renamed_from = Some(path);
+            last = Some(job);
+        }
         for other in jobs {
             let published = turn.publication(other.job_id)?;
             if let Some(hash) = published
@@ -184,6 +185,7 @@ fn plan<'i>(
             let receipt = last.receipt.as_deref();
             let outputs = receipted(receipt);
             let is_unchanged = last.content_hash == print.hash
+                && item.renamed_from.is_none()
                 && turn.is_done(last.job_id, plugin, &artifact, &code)?;
             let mut failure = None;
             let mut others = |job_id: i64| {

@@ -1,0 +1,127 @@
+//! Inputs of earlier runs that are not there any more: which those are, which of them have another
+//! name now, and the removal of the output of the others.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::output::{say_left, withdraw};
+use super::queue::{End, Queue};
+use crate::cli::failed;
+use crate::cli::input::Found;
+use crate::cli::progress::Progress;
+use crate::cli::summary::{Gone, Item};
+use crate::job::Attempt;
+use crate::sink::{Root, Standing};
+use crate::store::{Error, FileJob, PublishedInput, Turn};
+
+/// Jobs with output whose files this run did not find, and the paths that it found.
+#[derive(Default)]
+pub(super) struct Lost {
+    jobs: Vec<PublishedInput>,
+    found: HashSet<PathBuf>,
+}
+
+impl Lost {
+    /// Looks for them. Files whose content could not be read get their jobs.
+    pub(super) fn look(
+        turn: &Turn<'_>,
+        plugin: &str,
+        found: &Found,
+        items: &mut [Item],
+    ) -> Result<Self, Error> {
+        let paths: HashSet<PathBuf> = items.iter().map(|item| item.path.clone()).collect();
+        let unread = items.iter().filter(|item| item.source.is_none());
+        let unread: HashSet<PathBuf> = unread.map(|item| item.path.clone()).collect();
+        let mut is_wanted = |path: &Path| match paths.contains(path) {
+            true => unread.contains(path),
+            false => found.may_be_renamed(path),
+        };
+        let (unread, jobs): (Vec<_>, Vec<_>) = turn
+            .published_inputs(plugin, &mut is_wanted)?
+            .into_iter()
+            .partition(|job| unread.contains(&job.path));
+        for job in unread.into_iter().rev() {
+            let mut items = items.iter_mut();
+            if let Some(item) = items.find(|item| item.path == job.path) {
+                item.job_id = Some(job.job_id);
+                item.old_outputs = job.uris.into_iter().collect();
+            }
+        }
+        Ok(Lost { jobs, found: paths })
+    }
+
+    /// The job of a new file under its earlier name, and that name: a file that is gone had the same
+    /// content, or an earlier release has followed the links of its path.
+    pub(super) fn take(
+        &mut self,
+        turn: &Turn<'_>,
+        plugin: &str,
+        path: &Path,
+        hash: &str,
+    ) -> Result<Option<(FileJob, PathBuf)>, Error> {
+        let mut jobs = self.jobs.iter();
+        if let Some(at) = jobs.position(|job| job.content_hash.as_deref() == Some(hash)) {
+            let before = self.jobs.remove(at);
+            let job = turn.file_job(before.job_id)?;
+            return Ok(job.map(|job| (job, before.path)));
+        }
+        let real = fs::canonicalize(path).ok();
+        let real = real.filter(|real| real != path && !self.found.contains(real));
+        let Some(real) = real else { return Ok(None) };
+        let Some(location) = turn.resolved_location(&real)? else {
+            return Ok(None);
+        };
+        let first = turn.jobs_of_file(plugin, location)?.into_iter().next();
+        Ok(first.map(|job| (job, real)))
+    }
+
+    /// Those that are gone.
+    pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
+        let jobs = self.jobs.into_iter();
+        jobs.filter(|job| found.has_lost(&job.path))
+            .map(|job| Gone {
+                path: job.path,
+                job_id: job.job_id,
+                outputs: job.uris,
+                removed: Vec::new(),
+            })
+            .collect()
+    }
+}
+
+/// Keeps those of which output is there, and removes that output where it is wanted. True when output
+/// was removed: others may have been kept from its sink.
+pub(super) fn settle(
+    gone: &mut Vec<Gone>,
+    prune: bool,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    root: &Root,
+) -> Result<bool, End> {
+    let id = queue.step(progress, |store| Ok(store.database_id()))?;
+    let mut standing = Standing::new(root, &id);
+    for gone in gone.iter_mut() {
+        let job_id = gone.job_id;
+        let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
+        let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
+        let there = standing.present(attempt, gone.outputs.iter());
+        gone.outputs = there.map_err(failed)?;
+    }
+    drop(standing);
+    gone.retain(|gone| !gone.outputs.is_empty());
+    let mut frees = false;
+    let mut is_blocked = false;
+    for gone in gone.iter_mut().filter(|_| prune) {
+        // The file may have come back.
+        if is_blocked || gone.path.symlink_metadata().is_ok() {
+            continue;
+        }
+        let (removed, left) = withdraw(gone.job_id, queue, progress, root)?;
+        is_blocked = say_left(&left, &gone.path, progress);
+        frees |= !removed.is_empty();
+        gone.outputs.retain(|uri| !removed.contains(uri));
+        gone.removed = removed;
+    }
+    Ok(frees)
+}

@@ -1,0 +1,391 @@
+//! `casparian run`: the last good output of a file that fails or is gone, and inputs by their names.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use arrow::array::AsArray;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::Value;
+
+use crate::common::*;
+use crate::run::{Folder, run_json, totals};
+
+/// Yields each line with the path that the plugin got.
+const PATHS: &str = r#"
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        lines = open(path).read().splitlines()
+        if "fail" in lines:
+            raise ValueError("told to fail")
+        yield pa.table({"line": lines, "path": [path] * len(lines)})
+"#;
+
+impl Folder {
+    fn with_paths(files: &[(&str, &str)]) -> Self {
+        let folder = Folder::new(files);
+        folder.write("count.py", PATHS);
+        folder
+    }
+
+    fn run_over(&self, inputs: &[&str], more: &[&str]) -> (Value, Option<i32>) {
+        let inputs: Vec<String> = inputs.iter().map(|input| self.path(input)).collect();
+        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+        let out = self.path("out");
+        run_json(&self.path("count.py"), &inputs, Path::new(&out), more)
+    }
+
+    /// Lines of the output by the path that the plugin got, relative to the test's folder.
+    fn lines(&self) -> BTreeMap<String, String> {
+        let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for file in visible_files(Path::new(&self.path("out"))) {
+            for (line, path) in rows_of(&file) {
+                let below = path.strip_prefix(&self.path("")).unwrap_or(&path);
+                lines.entry(below.to_owned()).or_default().push(line);
+            }
+        }
+        let lines = lines.into_iter();
+        lines.map(|(path, all)| (path, all.join(" "))).collect()
+    }
+}
+
+/// Line and path of each row.
+fn rows_of(file: &Path) -> Vec<(String, String)> {
+    let file = fs::File::open(file).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let mut rows = Vec::new();
+    for batch in reader.build().unwrap().map(Result::unwrap) {
+        let column = |name| batch.column_by_name(name).unwrap().as_string::<i32>();
+        let values = column("line").iter().zip(column("path"));
+        rows.extend(values.map(|(line, path)| (line.unwrap().into(), path.unwrap().into())));
+    }
+    rows
+}
+
+fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let text = |(path, lines): &(&str, &str)| ((*path).to_owned(), (*lines).to_owned());
+    pairs.iter().map(text).collect()
+}
+
+fn of_file<'a>(summary: &'a Value, name: &str) -> &'a Value {
+    let files = summary["files"].as_array().unwrap();
+    let is_it = |file: &&Value| file["file"].as_str().unwrap().ends_with(name);
+    files.iter().find(is_it).unwrap()
+}
+
+/// Names of the files that a summary lists as gone.
+fn gone(summary: &Value) -> Vec<String> {
+    let gone = summary["gone"].as_array().unwrap().iter();
+    let name = |file: &Value| {
+        let path = file["file"].as_str().unwrap().to_owned();
+        path.rsplit('/').next().unwrap().to_owned()
+    };
+    gone.map(name).collect()
+}
+
+/// What `casparian fsck` finds.
+fn check(folder: &Folder) {
+    let (queue, out) = (
+        folder.path("out/.casparian/queue.sqlite"),
+        folder.path("out"),
+    );
+    let output = casparian(&["fsck", "--database", &queue, "--output", &out]);
+    let text = stdout(&output) + &stderr(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+}
+
+#[test]
+fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
+    let folder = Folder::with_paths(&[("a.csv", "1"), ("b.csv", "2")]);
+    folder.run_over(&["in"], &[]);
+    let good = texts(&[("in/a.csv", "1"), ("in/b.csv", "2")]);
+    // Other content, an input that cannot be read, and the same content.
+    folder.write("in/a.csv", "fail");
+    for _ in 0..2 {
+        let (summary, code) = folder.run_over(&["in"], &[]);
+        assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
+        let file = of_file(&summary, "a.csv");
+        assert_eq!(file["stale"], true, "{file}");
+        assert_eq!(file["kept"].as_array().unwrap().len(), 1, "{file}");
+        assert!(file["removed"].is_null(), "{file}");
+        assert_eq!(summary["totals"]["stale"], 1);
+        assert_eq!(folder.lines(), good);
+        check(&folder);
+    }
+    let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+    let output = casparian(&[&words[..], &[&folder.path("out")]].concat());
+    let text = stdout(&output);
+    assert!(text.contains("Stale: the output of 1 file is"), "{text}");
+    assert!(text.contains("in/a.csv"), "{text}");
+    folder.write("in/a.csv", "3");
+    let (summary, code) = folder.run_over(&["in"], &[]);
+    assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
+    assert_eq!(summary["totals"]["stale"], 0);
+    assert_eq!(
+        folder.lines(),
+        texts(&[("in/a.csv", "3"), ("in/b.csv", "2")])
+    );
+    // It goes when that is wanted.
+    folder.write("in/a.csv", "fail");
+    let (summary, _) = folder.run_over(&["in"], &["--failed-output", "remove"]);
+    let removed = of_file(&summary, "a.csv")["removed"].as_array();
+    assert_eq!(removed.unwrap().len(), 1, "{summary}");
+    assert_eq!(folder.lines(), texts(&[("in/b.csv", "2")]));
+    check(&folder);
+}
+
+#[test]
+fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
+    for input in ["in", "in/*.csv", "in/**"] {
+        let names = ["a", "b", "c"].map(|name| format!("{name}.csv"));
+        let files = names.each_ref().map(|name| (name.as_str(), name.as_str()));
+        let folder = Folder::with_paths(&files);
+        folder.run_over(&[input], &[]);
+        fs::remove_file(folder.path("in/a.csv")).unwrap();
+        fs::remove_file(folder.path("in/b.csv")).unwrap();
+        let (summary, code) = folder.run_over(&[input], &[]);
+        assert_eq!(code, Some(0), "{input}: {summary}");
+        assert_eq!(gone(&summary), ["a.csv", "b.csv"], "{input}: {summary}");
+        assert_eq!(folder.lines().len(), 3);
+        // Other inputs say nothing about them.
+        let (summary, _) = folder.run_over(&["in/c.csv"], &["--prune"]);
+        assert_eq!(gone(&summary), [""; 0], "{input}: {summary}");
+        let (summary, _) = folder.run_over(&["in"], &["--prune", "--pattern", "[!a]*"]);
+        assert_eq!(gone(&summary), ["b.csv"], "{input}: {summary}");
+        let words = ["run", &folder.path("count.py"), &folder.path(input), "-o"];
+        let output = casparian(&[&words[..], &[&folder.path("out"), "--prune"]].concat());
+        let text = stdout(&output);
+        assert!(
+            text.contains("Gone: the output of 1 file was removed"),
+            "{text}"
+        );
+        assert_eq!(folder.lines(), texts(&[("in/c.csv", "c.csv")]), "{input}");
+        check(&folder);
+        let (summary, _) = folder.run_over(&[input], &["--prune"]);
+        assert_eq!(gone(&summary), [""; 0], "{input}: {summary}");
+        // It comes back with the file.
+        folder.write("in/a.csv", "4");
+        folder.run_over(&[input], &[]);
+        let want = texts(&[("in/a.csv", "4"), ("in/c.csv", "c.csv")]);
+        assert_eq!(folder.lines(), want, "{input}");
+        check(&folder);
+    }
+}
+
+/// Rows of tables go as files do, and a sink of mode `error` is free for the others.
+#[test]
+fn rows_of_files_that_are_gone_are_removed_by_prune() {
+    let folder = Folder::new(&[("a.csv", "1"), ("b.csv", "2")]);
+    let manifest = |mode: &str| {
+        let sink = format!("{{'uri': 'sqlite://x.db/rows', 'mode': '{mode}'}}");
+        format!(
+            "from casparian_flow.sdk import PluginMetadata\n\
+             MANIFEST = PluginMetadata(pattern='*', topic='output', sinks={{'output': {sink}}})\n\
+             {PATHS}"
+        )
+    };
+    let lines = || {
+        let database = folder.path("out/x.db");
+        let query = "SELECT group_concat(line, ' ') FROM (SELECT line FROM rows ORDER BY line)";
+        sql(Path::new(&database), query)
+    };
+    folder.write("count.py", &manifest("append"));
+    folder.run_over(&["in"], &[]);
+    assert_eq!(lines(), "1 2");
+    fs::remove_file(folder.path("in/a.csv")).unwrap();
+    let (summary, _) = folder.run_over(&["in"], &[]);
+    assert_eq!(
+        (gone(&summary), lines()),
+        (vec!["a.csv".into()], "1 2".into())
+    );
+    let (summary, _) = folder.run_over(&["in"], &["--prune"]);
+    assert_eq!(
+        (gone(&summary), lines()),
+        (vec!["a.csv".into()], "2".into())
+    );
+    check(&folder);
+    // The one that had the sink is gone.
+    fs::remove_dir_all(folder.path("out")).unwrap();
+    folder.write("in/a.csv", "1");
+    folder.write("count.py", &manifest("error"));
+    let (summary, _) = folder.run_over(&["in"], &["--slots", "1"]);
+    assert_eq!((totals(&summary).2, lines()), (1, "1".into()), "{summary}");
+    fs::remove_file(folder.path("in/a.csv")).unwrap();
+    let (summary, code) = folder.run_over(&["in"], &["--prune"]);
+    assert_eq!((lines(), code), ("2".into(), Some(0)), "{summary}");
+}
+
+/// What a run did not see is not gone.
+#[test]
+fn nothing_is_pruned_that_the_run_could_not_see() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    let away = folder.path("away");
+    fs::create_dir_all(folder.path("in/link-to")).unwrap();
+    fs::create_dir_all(&away).unwrap();
+    folder.write("away/b.csv", "2");
+    folder.write("in/link-to/c.csv", "3");
+    folder.write("in/.d.csv", "4");
+    symlink(&away, folder.path("in/away")).unwrap();
+    symlink(folder.path("away/b.csv"), folder.path("in/e.csv")).unwrap();
+    folder.run_over(&["in", "in/.d.csv"], &["--follow"]);
+    assert_eq!(folder.lines().len(), 5);
+    // Links that lead nowhere, or are not followed; a name that no folder is asked for.
+    fs::rename(&away, folder.path("elsewhere")).unwrap();
+    fs::remove_file(folder.path("in/.d.csv")).unwrap();
+    for more in [&["--prune", "--follow"][..], &["--prune"]] {
+        let (summary, _) = folder.run_over(&["in"], more);
+        assert_eq!(gone(&summary), [""; 0], "{summary}");
+    }
+    fs::rename(folder.path("elsewhere"), &away).unwrap();
+    fs::remove_file(folder.path("away/b.csv")).unwrap();
+    folder.write("away/other", "x");
+    let (summary, _) = folder.run_over(&["in"], &["--prune"]);
+    assert_eq!(gone(&summary), [""; 0], "{summary}");
+    assert_eq!(folder.lines().len(), 5);
+    // A run that is over before it listed its inputs.
+    fs::remove_dir_all(folder.path("in/link-to")).unwrap();
+    let (summary, _) = folder.run_over(&["in"], &["--prune", "--follow"]);
+    let removed = gone(&summary);
+    assert_eq!(removed, ["b.csv", "c.csv"], "{summary}");
+}
+
+/// The plugin sees the new name, and there is one output.
+#[test]
+fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
+    for inputs in [(&["in"][..], &["in"][..]), (&["in/a.csv"], &["in/b.csv"])] {
+        let folder = Folder::with_paths(&[("a.csv", "1"), ("z.csv", "1")]);
+        folder.run_over(&[inputs.0, &["in/z.csv"]].concat(), &[]);
+        fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
+        let (summary, code) = folder.run_over(inputs.1, &[]);
+        assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
+        let before = of_file(&summary, "b.csv")["renamed_from"].as_str();
+        assert!(before.unwrap().ends_with("in/a.csv"), "{summary}");
+        let want = texts(&[("in/b.csv", "1"), ("in/z.csv", "1")]);
+        assert_eq!(folder.lines(), want, "{summary}");
+        assert_eq!(gone(&summary), [""; 0]);
+        check(&folder);
+        let (summary, _) = folder.run_over(inputs.1, &[]);
+        assert_eq!(totals(&summary).0, 0, "{summary}");
+    }
+    // Where the new one fails, the output of before stays, and is called stale.
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    folder.run_over(&["in"], &[]);
+    fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
+    folder.write("count.py", &PATHS.replace("\"fail\" in lines", "True"));
+    let (summary, code) = folder.run_over(&["in"], &[]);
+    assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
+    assert_eq!(of_file(&summary, "b.csv")["stale"], true, "{summary}");
+    assert_eq!(folder.lines(), texts(&[("in/a.csv", "1")]));
+}
+
+#[test]
+fn a_plugin_gets_the_path_that_was_named_and_each_name_is_an_input() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    fs::hard_link(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
+    symlink("a.csv", folder.path("in/c.csv")).unwrap();
+    fs::copy(folder.path("in/a.csv"), folder.path("in/d.csv")).unwrap();
+    symlink("in", folder.path("link")).unwrap();
+    fs::create_dir(folder.path("in/sub")).unwrap();
+    for (inputs, names) in [
+        (
+            &["in"][..],
+            &["in/a.csv", "in/b.csv", "in/c.csv", "in/d.csv"][..],
+        ),
+        (&["link/a.csv"], &["link/a.csv"]),
+        (&["in/sub/../a.csv", "in/./a.csv"], &["in/a.csv"]),
+    ] {
+        let out = folder.path("out");
+        let _ = fs::remove_dir_all(&out);
+        let (summary, code) = folder.run_over(inputs, &[]);
+        assert_eq!(code, Some(0), "{summary}");
+        let want: Vec<(&str, &str)> = names.iter().map(|name| (*name, "1")).collect();
+        assert_eq!(folder.lines(), texts(&want), "{inputs:?}");
+        // The catalogue has the same paths.
+        let database = rusqlite::Connection::open(format!("{out}/.casparian/queue.sqlite"));
+        let database = database.unwrap();
+        let query = "SELECT r.path || '/' || l.rel_path FROM cf_file_location l \
+                     JOIN cf_source_root r ON r.id = l.source_root_id ORDER BY 1";
+        let mut statement = database.prepare(query).unwrap();
+        let found = statement
+            .query_map([], |row| row.get::<_, String>(0))
+            .unwrap();
+        let found: Vec<String> = found.map(Result::unwrap).collect();
+        let want: Vec<String> = names.iter().map(|name| folder.path(name)).collect();
+        assert_eq!(found, want, "{inputs:?}");
+    }
+}
+
+/// Earlier releases registered files with the links of their paths followed.
+#[test]
+fn output_of_a_release_that_followed_links_is_replaced() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    symlink("in", folder.path("link")).unwrap();
+    folder.run_over(&["in"], &[]);
+    let queue = folder.path("out/.casparian/queue.sqlite");
+    let mark = "UPDATE cf_casparian SET value = 1 WHERE key = 'resolved_locations'";
+    sql(Path::new(&queue), mark);
+    let (summary, code) = folder.run_over(&["link"], &[]);
+    assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
+    assert_eq!(folder.lines(), texts(&[("link/a.csv", "1")]), "{summary}");
+    // Two names that are both there are two inputs.
+    let (summary, _) = folder.run_over(&["link", "in"], &[]);
+    assert_eq!(totals(&summary).0, 1, "{summary}");
+    assert_eq!(folder.lines().len(), 2, "{summary}");
+}
+
+#[test]
+fn markers_and_half_written_files_are_ignored_by_rule_and_reported() {
+    let folder = Folder::with_paths(&[
+        ("a.csv", "1"),
+        ("_SUCCESS", "x"),
+        ("b.csv._COPYING_", "x"),
+        ("c.crc", "x"),
+        ("d.tmp", "x"),
+    ]);
+    fs::create_dir(folder.path("in/_temporary")).unwrap();
+    folder.write("in/_temporary/e.csv", "x");
+    let rules = ["--ignore", "*.crc", "--ignore", "*.tmp"];
+    let (summary, code) = folder.run_over(&["in"], &rules);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(folder.lines(), texts(&[("in/a.csv", "1")]));
+    let want = serde_json::json!({
+        "_SUCCESS": 1, "_temporary": 1, "*._COPYING_": 1, "*.crc": 1, "*.tmp": 1,
+    });
+    assert_eq!(summary["ignored"], want, "{summary}");
+    let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
+    let output = casparian(&[&words[..], &[&folder.path("out")], &rules].concat());
+    let text = stdout(&output);
+    assert!(
+        text.contains("Ignored: 1 name is ignored by the rule _SUCCESS"),
+        "{text}"
+    );
+    // A file that is named itself is meant.
+    let (summary, _) = folder.run_over(&["in/_SUCCESS"], &[]);
+    assert_eq!(totals(&summary).0, 1, "{summary}");
+}
+
+#[test]
+fn a_fifo_is_refused_at_once() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    let fifo = folder.path("in/fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RWXU).unwrap();
+    symlink("fifo", folder.path("in/link")).unwrap();
+    let out = folder.path("out");
+    for (plugin, inputs) in [
+        ("count.py", &["in/fifo"][..]),
+        ("count.py", &["in/a.csv", "in/link"]),
+        ("in/fifo", &["in/a.csv"]),
+    ] {
+        let inputs: Vec<String> = inputs.iter().map(|input| folder.path(input)).collect();
+        let mut command = program("casparian");
+        command
+            .args(["run", &folder.path(plugin), "-o", &out])
+            .args(&inputs);
+        let refused = output(&mut command);
+        let text = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(1), "{text}");
+        assert!(text.contains("in/"), "{text}");
+    }
+}
