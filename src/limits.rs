@@ -559,6 +559,8 @@ pub const RECORD_SIZE_MAX: u64 = 64 << 20;
 pub const CHECK_READ_SIZE: usize = 64 << 10;
 /// Bytes of a file that holds one name.
 pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
+/// Jobs whose files `run` moves to another layout in one transaction.
+pub const MOVED_AT_ONCE: usize = 1000;
 /// Topics of a job, configured or published.
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.
@@ -573,6 +575,9 @@ pub const WORKER_DESCRIPTORS: u64 = 56;
 /// plugin's source, the lock of its environment (7); output of two topics and the stage of SQLite sinks (3); while another job of
 /// the slot is published, a SQLite database, its journal, WAL index and stage, folder and record (6).
 pub const SLOT_DESCRIPTORS: u64 = 16;
+/// Files of a job's topics that are open between two batches; a job of more topics opens each for a
+/// write. [`SLOT_DESCRIPTORS`] counts them.
+pub const FILES_OPEN_MAX: usize = 2;
 /// Descriptors of a fork server: its socket and its pidfd. Each job may need one of its own.
 pub const INTERPRETER_DESCRIPTORS: u64 = 2;
 /// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes

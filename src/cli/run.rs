@@ -1,6 +1,7 @@
 //! `run`: queue, sentinel and worker in one process, over the files of one command line.
 
 mod gone;
+mod layout;
 mod output;
 mod plan;
 mod queue;
@@ -17,7 +18,9 @@ use std::time::{Duration, Instant};
 use self::output::{
     check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
 };
-use self::plan::{check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle};
+use self::plan::{
+    Enqueued, check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle,
+};
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
@@ -86,6 +89,12 @@ pub(super) const COMMAND: Command = Command {
             help: "Run over files that have not changed, too",
         },
         Flag {
+            long: "layout",
+            short: None,
+            value: Some("HOW"),
+            help: "datasets: a folder for each topic, PLUGIN_TOPIC or PLUGIN\n(default); flat: files in DIR, as in earlier releases",
+        },
+        Flag {
             long: "failed-output",
             short: None,
             value: Some("WHAT"),
@@ -140,7 +149,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "INPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -179,6 +188,14 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     worker_options.share_output = typed.has("share-output");
     worker_options.closed_output = true;
     worker_options.owns_process = true;
+    worker_options.datasets = match COMMAND.text(&typed, "layout")?.as_deref() {
+        None | Some("datasets") => true,
+        Some("flat") => false,
+        Some(other) => {
+            let message = format!("--layout {other}: expected datasets or flat");
+            return Err(COMMAND.usage_error(message).into());
+        }
+    };
     let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
         Some(seconds) => Duration::from_secs(seconds),
         None => OUTAGE_MAX,
@@ -233,6 +250,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         share,
         is_closed: true,
         sink_roots: None,
+        datasets: worker_options.datasets,
     };
     let root = Arc::new(Root::open(&output, options).map_err(failed)?);
     let store = queue.wait_for(&progress, |queue| Ok(queue.open()?))?;
@@ -247,7 +265,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     let force = typed.has("force");
     let mut reader = Reader::new(&interrupted);
-    let (mut items, sinks, mut gone) = enqueue(
+    let Enqueued {
+        mut items,
+        sinks,
+        mut gone,
+        moved,
+    } = enqueue(
         &mut queue,
         &mut reader,
         &progress,
@@ -325,7 +348,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if !is_pruned {
         gone.clear();
     }
-    let summary = Summary::new(&items, &sinks, gone, &found, started.elapsed());
+    let summary = Summary::new(&items, &sinks, gone, moved, &found, started.elapsed());
     if json {
         say(&format!(
             "{}\n",

@@ -171,6 +171,10 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
 pub(super) struct Gone {
     pub(super) path: PathBuf,
     pub(super) job_id: i64,
+    /// A folder or glob was listed that would have had it.
+    pub(super) is_listed: bool,
+    /// A file of the command line that seems to be it.
+    pub(super) renamed_to: Option<PathBuf>,
     /// What is there.
     pub(super) outputs: Vec<String>,
     /// What was removed.
@@ -213,6 +217,8 @@ pub(super) struct Summary {
     pub(super) seconds: f64,
     pub(super) replaced: Vec<Replaced>,
     gone: Vec<Gone>,
+    /// Files of earlier runs that were moved to the layout of this one.
+    moved: usize,
     /// What rules left out, by rule, and a line a rule.
     ignored: BTreeMap<String, u64>,
     ignored_lines: Vec<String>,
@@ -243,6 +249,7 @@ impl Summary {
         items: &[Item],
         sinks: &[Sink],
         gone: Vec<Gone>,
+        moved: usize,
         found: &Found,
         elapsed: Duration,
     ) -> Self {
@@ -256,6 +263,7 @@ impl Summary {
             seconds: elapsed.as_secs_f64(),
             replaced: replaced(items, sinks),
             gone,
+            moved,
             ignored: (found.ignored.iter())
                 .map(|(rule, ignored)| (rule.clone(), ignored.count))
                 .collect(),
@@ -370,18 +378,38 @@ impl Summary {
                 "Renamed: {count} took the output along: {names}\n"
             ));
         }
-        let (pruned, there): (Vec<&Gone>, Vec<&Gone>) =
-            self.gone.iter().partition(|gone| gone.outputs.is_empty());
-        for (gone, what) in [
-            (pruned, "was removed (--prune)"),
-            (there, "stays (--prune removes it)"),
+        let is_pruned = |gone: &Gone| gone.outputs.is_empty();
+        for (what, is_it) in [
+            (
+                "was removed (--prune)",
+                &is_pruned as &dyn Fn(&Gone) -> bool,
+            ),
+            ("stays (--prune removes it)", &|gone| {
+                !is_pruned(gone) && gone.is_listed
+            }),
+            (
+                "stays, though a file of another name may be it (name its folder to tell)",
+                &|gone| !gone.is_listed,
+            ),
         ] {
-            let mut gone: Vec<String> = gone.iter().map(|gone| text(&gone.path)).collect();
+            let gone = self.gone.iter().filter(|gone| is_it(gone));
+            let mut gone: Vec<String> = gone
+                .map(|gone| match &gone.renamed_to {
+                    Some(now) => format!("{} ({})", text(&gone.path), text(now)),
+                    None => text(&gone.path),
+                })
+                .collect();
             gone.dedup();
             if !gone.is_empty() {
                 let (count, names) = (files(gone.len()), names(&gone));
                 out.push_str(&format!("Gone: the output of {count} {what}: {names}\n"));
             }
+        }
+        if self.moved > 0 {
+            let count = files(self.moved);
+            out.push_str(&format!(
+                "Moved: {count} of earlier runs, to where this layout has them (--layout)\n"
+            ));
         }
         for line in &self.ignored_lines {
             out.push_str(&format!("Ignored: {}\n", one_line(line)));
@@ -407,6 +435,7 @@ impl Summary {
                 "renamed": items.iter().filter(|item| item.renamed_from.is_some()).count(),
                 "gone": self.gone.len(),
                 "ignored": self.ignored.values().sum::<u64>(),
+                "moved": self.moved,
             },
             "gone": self.gone.iter().map(gone_json).collect::<Vec<_>>(),
             "ignored": self.ignored,
@@ -426,6 +455,7 @@ impl Summary {
 fn gone_json(gone: &Gone) -> serde_json::Value {
     serde_json::json!({
         "file": path_text(&gone.path),
+        "renamed_to": gone.renamed_to.as_deref().map(path_text),
         "job": gone.job_id,
         "outputs": gone.outputs,
         "removed": gone.removed,

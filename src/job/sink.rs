@@ -17,6 +17,9 @@ pub struct Sink {
     pub mode: Mode,
     /// JSON schema text, passed through.
     pub schema_def: Option<String>,
+    /// No sink is configured for the topic. Where output has a folder a topic, this one's goes there
+    /// instead.
+    pub is_default: bool,
 }
 
 impl Sink {
@@ -28,7 +31,15 @@ impl Sink {
             target: parse_uri(uri)?,
             mode: Mode::parse(mode)?,
             schema_def: None,
+            is_default: false,
         })
+    }
+
+    /// The sink of a topic that none is configured for.
+    pub fn default_of(plugin: &str, topic: &str) -> Result<Self, SinkError> {
+        let mut sink = Sink::parse(topic, &default_uri(plugin, topic), "")?;
+        sink.is_default = true;
+        Ok(sink)
     }
 }
 

@@ -65,6 +65,9 @@ pub struct SinkConfig {
     /// JSON schema text, handed through.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema_def: Option<String>,
+    /// No sink is configured for the topic: `uri` is what it gets then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub default: bool,
 }
 
 impl SinkConfig {
@@ -72,6 +75,7 @@ impl SinkConfig {
     pub fn parse(&self) -> Result<Sink, SinkError> {
         let mut sink = Sink::parse(&self.topic, &self.uri, &self.mode)?;
         sink.schema_def.clone_from(&self.schema_def);
+        sink.is_default = self.default;
         Ok(sink)
     }
 }
@@ -83,6 +87,7 @@ impl From<&Sink> for SinkConfig {
             uri: sink.uri.clone(),
             mode: sink.mode.as_str().to_owned(),
             schema_def: sink.schema_def.clone(),
+            default: sink.is_default,
         }
     }
 }

@@ -56,6 +56,11 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a regular file to write at its end. Anything else is refused at once.
+pub(super) fn append(path: &Path) -> io::Result<File> {
+    regular(fs::OpenOptions::new().append(true), path)
+}
+
 fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let refusal = || io::Error::other("it is not a regular file");

@@ -18,7 +18,7 @@
 //!
 //! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
-//! `siblings` (what is in the way of mode `error`); `output`, `columns`, `parquet`, `sqlite` (writing),
+//! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `sqlite` (writing),
 //! `logical` and `budget` (what it takes of memory).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
@@ -41,6 +41,7 @@ mod budget;
 mod check;
 mod claims;
 mod columns;
+mod datasets;
 mod error;
 mod fault;
 mod files;
@@ -57,6 +58,7 @@ mod plan;
 mod publish;
 mod record;
 mod recover;
+mod relocate;
 mod root;
 mod settle;
 mod siblings;
@@ -72,6 +74,7 @@ pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
+pub use relocate::{Placed, Relocated, Relocation, Renamed};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use standing::{Publisher, Receipted, Standing};
 

@@ -138,6 +138,33 @@ pub(super) fn topic(name: &str) -> String {
     format!("{}{hash}", name.get(..end).unwrap_or_default())
 }
 
+/// A name that every file system and reader takes, of letters and digits of any script, `-`, `_` and
+/// `.`: other characters are replaced. It does not begin with `_` or `.`, which readers pass over, and
+/// is cut to so many bytes.
+pub(super) fn readable(text: &str, size_max: usize) -> String {
+    let is_plain = |c: char| match c.is_ascii() {
+        true => c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'),
+        false => !c.is_control() && !c.is_whitespace() && !is_invisible(c),
+    };
+    let text: String = text
+        .trim_start_matches(['_', '.'])
+        .chars()
+        .map(|c| if is_plain(c) { c } else { '_' })
+        .collect();
+    let text = text.trim_start_matches(['_', '.']);
+    let mut end = text.len().min(size_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default().to_owned()
+}
+
+/// Characters that are not seen, or change how others are shown.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{feff}' | '\u{fff0}'..='\u{ffff}' | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{10ffff}')
+}
+
 /// URI of a published file.
 pub(super) fn file_uri(path: &Path) -> String {
     format!("file://{}", path.display())
@@ -163,6 +190,25 @@ pub(super) fn table_of(uri: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_readable_in_any_script_and_bounded() {
+        let long = "長".repeat(100);
+        for (text, want) in [
+            ("a.b-c_d", "a.b-c_d"),
+            ("東京", "東京"),
+            ("हिन्दी", "हिन्दी"),
+            ("a/b c=d%20?", "a_b_c_d_20_"),
+            ("a\u{0}b\u{202e}c\u{a0}d\n", "a_b_c_d_"),
+            ("__x", "x"),
+            ("._.x_", "x_"),
+            ("/x", "x"),
+            ("..", ""),
+            (&long, &"長".repeat(33)),
+        ] {
+            assert_eq!(readable(text, 100), want, "{text:?}");
+        }
+    }
 
     #[test]
     fn names_say_whose_a_file_is() {

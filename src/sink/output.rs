@@ -17,8 +17,8 @@ use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::sqlite::{self, Rows, Stage};
 use super::types::check_parquet;
-use super::{Error, Root, Staged, files, plan, siblings};
-use crate::job::{self, Job, Mode, Target, default_uri};
+use super::{Error, Root, Staged, datasets, files, plan, siblings};
+use crate::job::{self, Job, Mode, Target};
 use crate::limits;
 
 /// What of a file counts.
@@ -153,7 +153,11 @@ impl JobOutput {
             });
         }
         let holder = Holder::new(self.folder.name.attempt, None);
-        let (file, is_database) = match &sink.target {
+        let target = match sink.is_default && self.root.has_datasets() {
+            true => datasets::target(&self.root, &self.folder, &self.job, &sink.topic)?,
+            false => sink.target.clone(),
+        };
+        let (file, is_database) = match &target {
             Target::Parquet { path, .. } => (Some(names::file(path, &holder)), false),
             // Storage outside the root is compared when the job publishes.
             Target::Sqlite { database, .. } if database.is_absolute() => (None, true),
@@ -168,14 +172,14 @@ impl JobOutput {
                 return Err(Error::SameFile { path: file });
             }
         }
-        if let Target::Parquet { path, .. } = &sink.target
+        if let Target::Parquet { path, .. } = &target
             && sink.mode == Mode::Error
         {
             let name = &self.folder.name;
             let own = Holder::new(name.attempt, self.root.mark(name)?);
             siblings::refuse(&self.root, name, path, &own)?;
         }
-        if let Target::Sqlite { database, table } = &sink.target
+        if let Target::Sqlite { database, table } = &target
             && sink.mode == Mode::Error
         {
             self.refuse_taken(database, table)?;
@@ -185,7 +189,7 @@ impl JobOutput {
         indices.push(self.sinks.len());
         self.sinks.push(Sink {
             topic,
-            target: sink.target.clone(),
+            target,
             mode: sink.mode,
             configured,
             bay: None,
@@ -234,8 +238,7 @@ impl JobOutput {
         let indices = match topic.map(names::topic) {
             Some(topic) => {
                 if !self.topics.contains_key(&topic) {
-                    let uri = default_uri(&self.job.plugin.name, &topic);
-                    let sink = job::Sink::parse(&topic, &uri, "")?;
+                    let sink = job::Sink::default_of(&self.job.plugin.name, &topic)?;
                     self.add(&sink, false)?;
                 }
                 self.topics.get(&topic).cloned().unwrap_or_default()
@@ -259,8 +262,16 @@ impl JobOutput {
                 }
                 self.write_to(index, &slice, size)?;
             }
+            self.close_some();
         }
         Ok(())
+    }
+
+    /// A job of many topics keeps few files open.
+    fn close_some(&mut self) {
+        if self.sinks.len() > limits::FILES_OPEN_MAX {
+            parquet_files(&mut self.sinks).for_each(ParquetFile::close);
+        }
     }
 
     fn write_to(&mut self, index: usize, batch: &RecordBatch, size: usize) -> Result<(), Error> {

@@ -47,21 +47,32 @@ impl Memory {
     }
 }
 
-/// A file and the hash of all that was written to it. Parquet is written from start to end.
+/// A file and the hash of all that was written to it. Parquet is written from start to end, so the file
+/// can be closed between two writes.
 struct Hashed {
-    file: File,
+    path: PathBuf,
+    file: Option<File>,
     hash: Sha256,
+}
+
+impl Hashed {
+    fn open(&mut self) -> io::Result<&mut File> {
+        match self.file.take() {
+            Some(file) => Ok(self.file.insert(file)),
+            None => Ok(self.file.insert(files::append(&self.path)?)),
+        }
+    }
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(bytes)?;
+        let count = self.open()?.write(bytes)?;
         self.hash.update(bytes.get(..count).unwrap_or(bytes));
         Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
+        self.open()?.flush()
     }
 }
 
@@ -85,7 +96,8 @@ impl ParquetFile {
             .set_created_by(format!("casparian {}", env!("CARGO_PKG_VERSION")))
             .build();
         let file = Hashed {
-            file,
+            path: path.to_owned(),
+            file: Some(file),
             hash: Sha256::new(),
         };
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
@@ -181,16 +193,19 @@ impl ParquetFile {
         flushed.map_err(|error| failure(&self.path, error))
     }
 
+    /// Closes the file until it is written to again.
+    pub(super) fn close(&mut self) {
+        self.writer.inner_mut().file = None;
+    }
+
     /// Writes the footer and syncs. The file's SHA-256 in hex digits.
     pub(super) fn finish(mut self) -> Result<String, Error> {
         self.writer
             .finish()
             .map_err(|error| failure(&self.path, error))?;
-        let written = self.writer.inner();
-        written
-            .file
-            .sync_all()
-            .map_err(|error| Error::io(&self.path, error))?;
+        let written = self.writer.inner_mut();
+        let synced = written.open().and_then(|file| file.sync_all());
+        synced.map_err(|error| Error::io(&self.path, error))?;
         Ok(hex(&written.hash.clone().finalize()))
     }
 }

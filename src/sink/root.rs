@@ -12,7 +12,7 @@ use super::fault::Failed;
 use super::files;
 use super::folder::{self, Folder, Name};
 use super::sqlite::{Access, Stuck};
-use super::{Error, names, recover};
+use super::{Error, datasets, names, recover};
 use crate::job::Cause;
 use crate::lock_file;
 
@@ -26,6 +26,8 @@ pub struct RootOptions {
     pub is_closed: bool,
     /// SQLite sinks stay below the root or one of these folders (`--sink-root`); none for anywhere.
     pub sink_roots: Option<Vec<PathBuf>>,
+    /// A topic that no sink is configured for has a folder of its own, with a file for each input.
+    pub datasets: bool,
 }
 
 /// Folders in `.casparian`.
@@ -43,6 +45,7 @@ pub struct Root {
     count: AtomicU64,
     stuck: Stuck,
     failed: Failed,
+    folders: datasets::Folders,
 }
 
 /// Creates a folder, and those above it. The error names what stands in the place of one.
@@ -135,6 +138,7 @@ impl Root {
             count: AtomicU64::new(0),
             stuck: Stuck::default(),
             failed: Failed::default(),
+            folders: datasets::Folders::default(),
         };
         root.sweep()?;
         Ok(root)
@@ -161,6 +165,7 @@ impl Root {
             count: AtomicU64::new(0),
             stuck: Stuck::default(),
             failed: Failed::default(),
+            folders: datasets::Folders::default(),
         })
     }
 
@@ -213,6 +218,15 @@ impl Root {
             || (!self.options.is_closed
                 && (self.options.sink_roots.is_none()
                     || folders.any(|folder| path != folder && path.starts_with(folder))))
+    }
+
+    /// Topics without sinks have folders.
+    pub fn has_datasets(&self) -> bool {
+        self.options.datasets
+    }
+
+    pub(super) fn folders(&self) -> &datasets::Folders {
+        &self.folders
     }
 
     /// Tables and the root may be those of another database.

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, Row, params};
+use serde_json::Value;
 
 use super::claim::published;
 use super::value::{cell, count, number, shown};
@@ -49,7 +51,7 @@ pub struct Publication {
 }
 
 /// A job that has published, and its file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PublishedInput {
     /// The job.
     pub job_id: i64,
@@ -57,6 +59,8 @@ pub struct PublishedInput {
     pub path: PathBuf,
     /// Hash of the content that the output was made of, where that is known.
     pub content_hash: Option<String>,
+    /// The file's modification time when it was last seen, in seconds.
+    pub mtime_s: Option<f64>,
     /// The output.
     pub uris: Vec<String>,
 }
@@ -64,7 +68,7 @@ pub struct PublishedInput {
 /// The jobs of a plugin that have published, with their files.
 pub(super) const PUBLISHED_INPUTS_QUERY: &str = "SELECT q.id, r.path, l.rel_path, \
      coalesce((SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id), \
-     v.content_hash), coalesce(q.published, q.receipt) FROM cf_processing_queue q \
+     v.content_hash), coalesce(q.published, q.receipt), l.last_known_mtime FROM cf_processing_queue q \
      JOIN cf_file_version v ON v.id = q.file_version_id \
      JOIN cf_file_location l ON l.id = v.location_id \
      JOIN cf_source_root r ON r.id = l.source_root_id \
@@ -112,6 +116,31 @@ pub(super) const RESOLVED_QUERY: &str = "SELECT l.id FROM cf_source_root r \
      JOIN cf_file_location l ON l.source_root_id = r.id AND l.rel_path = ?3 \
      WHERE r.path IN (?1, ?2) \
      AND l.id <= (SELECT value FROM cf_casparian WHERE key = 'resolved_locations')";
+
+/// A receipt, or a list of URIs, with other URIs.
+fn renamed(text: &str, uris: &[(String, String)]) -> String {
+    let Ok(mut value) = serde_json::from_str::<Value>(text) else {
+        return text.to_owned();
+    };
+    let rename = |value: &mut Value| {
+        let is_it = |(from, _): &&(String, String)| value.as_str() == Some(from);
+        if let Some((_, to)) = uris.iter().find(is_it) {
+            *value = to.as_str().into();
+        }
+    };
+    match &mut value {
+        Value::Array(uris) => uris.iter_mut().for_each(rename),
+        Value::Object(receipt) => {
+            let artifacts = receipt.get_mut("artifacts").and_then(Value::as_array_mut);
+            let artifacts = artifacts.into_iter().flatten();
+            artifacts
+                .filter_map(|file| file.get_mut("uri"))
+                .for_each(rename);
+        }
+        _ => {}
+    }
+    value.to_string()
+}
 
 fn file_job(row: &Row<'_>) -> rusqlite::Result<FileJob> {
     Ok(FileJob {
@@ -352,11 +381,12 @@ impl Turn<'_> {
         Ok(found.optional()?)
     }
 
-    /// Jobs of a plugin that have published, by rising ID: those whose files' paths `is_wanted`.
+    /// Jobs of a plugin that have published, by rising ID: those that are wanted, by the paths of
+    /// their files and their output.
     pub fn published_inputs(
         &self,
         plugin: &str,
-        is_wanted: &mut dyn FnMut(&Path) -> bool,
+        is_wanted: &mut dyn FnMut(&Path, &[String]) -> bool,
     ) -> Result<Vec<PublishedInput>, Error> {
         let mut statement = self.transaction.prepare_cached(PUBLISHED_INPUTS_QUERY)?;
         let mut rows = statement.query([plugin])?;
@@ -364,20 +394,36 @@ impl Turn<'_> {
         while let Some(row) = rows.next()? {
             let text = |index| shown(cell(row, index)).unwrap_or_default();
             let path = Path::new(&text(1)).join(text(2));
-            if !is_wanted(&path) {
-                continue;
-            }
             let uris = published(cell(row, 4));
-            if !uris.is_empty() {
+            if !uris.is_empty() && is_wanted(&path, &uris) {
                 found.push(PublishedInput {
                     job_id: row.get(0)?,
                     path,
                     content_hash: shown(cell(row, 3)),
+                    mtime_s: match cell(row, 5) {
+                        ValueRef::Real(mtime) => Some(mtime),
+                        _ => None,
+                    },
                     uris,
                 });
             }
         }
         Ok(found)
+    }
+
+    /// Files of a job's output have other URIs: each by its old and its new one.
+    pub fn rename_outputs(&mut self, job_id: i64, uris: &[(String, String)]) -> Result<(), Error> {
+        let query = "SELECT receipt, published FROM cf_processing_queue WHERE id = ?1";
+        let found = self.transaction.query_row(query, [job_id], |row| {
+            let text = |index| shown(cell(row, index)).map(|text| renamed(&text, uris));
+            Ok((text(0), text(1)))
+        });
+        let Some((receipt, published)) = found.optional()? else {
+            return Ok(());
+        };
+        let change = "UPDATE cf_processing_queue SET receipt = ?2, published = ?3 WHERE id = ?1";
+        self.change_job(job_id, change, params![job_id, receipt, published])?;
+        Ok(())
     }
 
     /// What a job had published has been removed.

@@ -162,7 +162,8 @@ pub(super) fn are_those_of(
 fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {
     if !sinks.iter().any(|sink| sink.topic == OUTPUT) {
         let uri = format!("parquet://{plugin}_output.parquet");
-        let sink = Sink::parse(OUTPUT, &uri, "").map_err(|error| error.to_string())?;
+        let mut sink = Sink::parse(OUTPUT, &uri, "").map_err(|error| error.to_string())?;
+        sink.is_default = true;
         sinks.push(sink);
     }
     Ok(sinks)

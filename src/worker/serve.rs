@@ -51,6 +51,8 @@ pub struct Options {
     pub share_output: bool,
     /// SQLite sinks outside the output root are refused.
     pub closed_output: bool,
+    /// Topics without sinks have folders of their own (`casparian run`).
+    pub datasets: bool,
     /// Folders beside the output root in which SQLite sinks may be; none = anywhere.
     pub sink_roots: Option<Vec<PathBuf>>,
     /// Its ID; generated when absent.
@@ -101,6 +103,7 @@ impl Options {
             output,
             share_output: false,
             closed_output: false,
+            datasets: false,
             sink_roots: None,
             worker_id: None,
             slots: std::thread::available_parallelism().map_or(1, usize::from),
@@ -257,6 +260,7 @@ impl Worker {
             share: options.share_output,
             is_closed: options.closed_output,
             sink_roots: options.sink_roots.clone(),
+            datasets: options.datasets,
         };
         let staging = Arc::new(Root::open(&options.output, root_options).map_err(Error::Output)?);
         let runtime = Runtime::new().map_err(io_error("folder for sockets"))?;

@@ -154,6 +154,7 @@ impl Dispatcher {
                 uri: "parquet://o.parquet".to_owned(),
                 mode: "append".to_owned(),
                 schema_def: None,
+                default: false,
             }],
             env_hash: env_hash.into(),
             source_code: source.into(),

@@ -25,6 +25,7 @@ mod guests;
 mod hangs;
 mod interop;
 mod killers;
+mod layout;
 mod manifest;
 #[path = "../support/memory.rs"]
 mod memory;

@@ -246,6 +246,7 @@ fn our_encodings_decode_with_a_python_reader() {
         uri: "parquet://ü.parquet".into(),
         mode: "append".into(),
         schema_def: None,
+        default: false,
     };
     let hold = Attempt::new(9, 2);
     let payloads: Vec<(u64, Payload<'_>)> = vec![

@@ -196,9 +196,12 @@ fn a_second_run_does_only_what_has_changed_or_failed() {
     // Another plugin of the same name is another plugin.
     folder.write("count.py", &format!("{COUNT_LINES}# changed\n"));
     assert_eq!(totals(&folder.run(&[]).0), (3, 0, 0, 7));
-    // A file that fails now leaves nothing of before.
+    // A file that fails now keeps its output of before, unless it is to go.
     folder.write("in/a", "fail\n");
     assert_eq!(totals(&folder.run(&[]).0), (0, 2, 1, 5));
+    assert_eq!(visible_files(Path::new(&out)).len(), 3);
+    let remove = folder.run(&["--failed-output", "remove"]);
+    assert_eq!(totals(&remove.0), (0, 2, 1, 5));
     assert_eq!(visible_files(Path::new(&out)).len(), 2);
 }
 

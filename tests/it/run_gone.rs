@@ -254,21 +254,38 @@ fn nothing_is_pruned_that_the_run_could_not_see() {
 /// The plugin sees the new name, and there is one output.
 #[test]
 fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
-    for inputs in [(&["in"][..], &["in"][..]), (&["in/a.csv"], &["in/b.csv"])] {
-        let folder = Folder::with_paths(&[("a.csv", "1"), ("z.csv", "1")]);
-        folder.run_over(&[inputs.0, &["in/z.csv"]].concat(), &[]);
-        fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
-        let (summary, code) = folder.run_over(inputs.1, &[]);
-        assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
-        let before = of_file(&summary, "b.csv")["renamed_from"].as_str();
-        assert!(before.unwrap().ends_with("in/a.csv"), "{summary}");
-        let want = texts(&[("in/b.csv", "1"), ("in/z.csv", "1")]);
-        assert_eq!(folder.lines(), want, "{summary}");
-        assert_eq!(gone(&summary), [""; 0]);
-        check(&folder);
-        let (summary, _) = folder.run_over(inputs.1, &[]);
-        assert_eq!(totals(&summary).0, 0, "{summary}");
-    }
+    let folder = Folder::with_paths(&[("a.csv", "1"), ("z.csv", "1")]);
+    folder.run_over(&["in"], &[]);
+    fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
+    let (summary, code) = folder.run_over(&["in"], &[]);
+    assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
+    let before = of_file(&summary, "b.csv")["renamed_from"].as_str();
+    assert!(before.unwrap().ends_with("in/a.csv"), "{summary}");
+    let want = texts(&[("in/b.csv", "1"), ("in/z.csv", "1")]);
+    assert_eq!(folder.lines(), want, "{summary}");
+    assert_eq!(gone(&summary), [""; 0]);
+    check(&folder);
+    assert_eq!(totals(&folder.run_over(&["in"], &[]).0).0, 0);
+    // A file with the same content and another time is another one.
+    fs::remove_file(folder.path("in/b.csv")).unwrap();
+    folder.write("in/c.csv", "1");
+    let day = std::time::SystemTime::now() - std::time::Duration::from_secs(86_400);
+    let file = fs::File::options()
+        .write(true)
+        .open(folder.path("in/c.csv"));
+    file.unwrap().set_modified(day).unwrap();
+    let (summary, _) = folder.run_over(&["in"], &[]);
+    assert_eq!(gone(&summary), ["b.csv"], "{summary}");
+    assert_eq!(folder.lines().len(), 3, "{summary}");
+    // Where files are named, it is said.
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    folder.run_over(&["in/a.csv"], &[]);
+    fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
+    let (summary, _) = folder.run_over(&["in/b.csv"], &["--prune"]);
+    assert_eq!(gone(&summary), ["a.csv"], "{summary}");
+    let now = summary["gone"][0]["renamed_to"].as_str().unwrap();
+    assert!(now.ends_with("in/b.csv"), "{summary}");
+    assert_eq!(folder.lines().len(), 2, "{summary}");
     // Where the new one fails, the output of before stays, and is called stale.
     let folder = Folder::with_paths(&[("a.csv", "1")]);
     folder.run_over(&["in"], &[]);

@@ -45,7 +45,7 @@ impl Repair {
         let options = RootOptions {
             share: true,
             is_closed: is_of_run(database, output),
-            sink_roots: None,
+            ..RootOptions::default()
         };
         let fail = |error: Error| failed(format!("output folder: {error}"));
         let refuse = |root: &Root| match Check::new(root, "").workers().map_err(fail)? {

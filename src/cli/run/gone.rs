@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::output::{say_left, withdraw};
 use super::queue::{End, Queue};
+use crate::cli::content::Fingerprint;
 use crate::cli::failed;
 use crate::cli::input::Found;
 use crate::cli::progress::Progress;
@@ -18,8 +19,16 @@ use crate::store::{Error, FileJob, PublishedInput, Turn};
 /// Jobs with output whose files this run did not find, and the paths that it found.
 #[derive(Default)]
 pub(super) struct Lost {
-    jobs: Vec<PublishedInput>,
+    jobs: Vec<Job>,
     found: HashSet<PathBuf>,
+}
+
+struct Job {
+    input: PublishedInput,
+    /// By [`Found::has_lost`]; else it is missing in a folder in which a file was named.
+    is_gone: bool,
+    /// A file that seems to be it.
+    renamed_to: Option<PathBuf>,
 }
 
 impl Lost {
@@ -33,7 +42,7 @@ impl Lost {
         let paths: HashSet<PathBuf> = items.iter().map(|item| item.path.clone()).collect();
         let unread = items.iter().filter(|item| item.source.is_none());
         let unread: HashSet<PathBuf> = unread.map(|item| item.path.clone()).collect();
-        let mut is_wanted = |path: &Path| match paths.contains(path) {
+        let mut is_wanted = |path: &Path, _: &[String]| match paths.contains(path) {
             true => unread.contains(path),
             false => found.may_be_renamed(path),
         };
@@ -48,23 +57,43 @@ impl Lost {
                 item.old_outputs = job.uris.into_iter().collect();
             }
         }
-        Ok(Lost { jobs, found: paths })
+        let jobs = jobs.into_iter().map(|input| Job {
+            is_gone: found.has_lost(&input.path),
+            renamed_to: None,
+            input,
+        });
+        Ok(Lost {
+            jobs: jobs.collect(),
+            found: paths,
+        })
     }
 
     /// The job of a new file under its earlier name, and that name: a file that is gone had the same
-    /// content, or an earlier release has followed the links of its path.
+    /// content and modification time, or an earlier release has followed the links of its path.
     pub(super) fn take(
         &mut self,
         turn: &Turn<'_>,
         plugin: &str,
         path: &Path,
-        hash: &str,
+        print: &Fingerprint,
     ) -> Result<Option<(FileJob, PathBuf)>, Error> {
         let mut jobs = self.jobs.iter();
-        if let Some(at) = jobs.position(|job| job.content_hash.as_deref() == Some(hash)) {
-            let before = self.jobs.remove(at);
-            let job = turn.file_job(before.job_id)?;
-            return Ok(job.map(|job| (job, before.path)));
+        let is_it = |job: &Job| is_same(&job.input, print);
+        match jobs.position(is_it) {
+            Some(at) if self.jobs.get(at).is_some_and(|job| job.is_gone) => {
+                let before = self.jobs.remove(at).input;
+                let job = turn.file_job(before.job_id)?;
+                return Ok(job.map(|job| (job, before.path)));
+            }
+            // Its folder was not listed: it may be that other files of it are wanted no more, so this
+            // is only said.
+            Some(at) => {
+                if let Some(job) = self.jobs.get_mut(at) {
+                    job.renamed_to.get_or_insert_with(|| path.to_owned());
+                }
+                return Ok(None);
+            }
+            None => {}
         }
         let real = fs::canonicalize(path).ok();
         let real = real.filter(|real| real != path && !self.found.contains(real));
@@ -76,18 +105,25 @@ impl Lost {
         Ok(first.map(|job| (job, real)))
     }
 
-    /// Those that are gone.
-    pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
+    /// Those that are gone, and those that another file of this run seems to be.
+    pub(super) fn gone(self) -> Vec<Gone> {
         let jobs = self.jobs.into_iter();
-        jobs.filter(|job| found.has_lost(&job.path))
+        jobs.filter(|job| job.is_gone || job.renamed_to.is_some())
             .map(|job| Gone {
-                path: job.path,
-                job_id: job.job_id,
-                outputs: job.uris,
+                path: job.input.path,
+                job_id: job.input.job_id,
+                is_listed: job.is_gone,
+                renamed_to: job.renamed_to,
+                outputs: job.input.uris,
                 removed: Vec::new(),
             })
             .collect()
     }
+}
+
+/// True for a file with the content and the modification time that another had: a rename keeps both.
+fn is_same(before: &PublishedInput, print: &Fingerprint) -> bool {
+    before.content_hash.as_deref() == Some(&print.hash) && before.mtime_s == Some(print.mtime_s)
 }
 
 /// Keeps those of which output is there, and removes that output where it is wanted. True when output
@@ -112,7 +148,7 @@ pub(super) fn settle(
     gone.retain(|gone| !gone.outputs.is_empty());
     let mut frees = false;
     let mut is_blocked = false;
-    for gone in gone.iter_mut().filter(|_| prune) {
+    for gone in gone.iter_mut().filter(|gone| prune && gone.is_listed) {
         // The file may have come back.
         if is_blocked || gone.path.symlink_metadata().is_ok() {
             continue;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::gone::Lost;
+use super::layout::arrange;
 use super::queue::{End, Queue, Stop};
 use super::watch::GO_ON;
 use crate::cli::content::{Fingerprint, Reader};
@@ -39,8 +40,25 @@ pub(super) fn unusable_outcome(reason: String) -> Outcome {
     }
 }
 
-/// Registers plugin and files and queues what is to be done. Gives the plugin's sinks, too, and the
-/// jobs with output whose files are gone.
+/// What a run begins with.
+pub(super) struct Enqueued {
+    pub(super) items: Vec<Item>,
+    /// Those of the plugin.
+    pub(super) sinks: Vec<Sink>,
+    /// Jobs with output whose files are gone.
+    pub(super) gone: Vec<Gone>,
+    /// Files of earlier runs that were moved.
+    pub(super) moved: usize,
+}
+
+/// Jobs that run whatever stands of them.
+#[derive(Default)]
+struct Force {
+    all: bool,
+    some: BTreeSet<i64>,
+}
+
+/// Registers plugin and files and queues what is to be done.
 pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
@@ -49,7 +67,7 @@ pub(super) fn enqueue(
     found: &Found,
     force: bool,
     root: &Root,
-) -> Result<(Vec<Item>, Vec<Sink>, Vec<Gone>), End> {
+) -> Result<Enqueued, End> {
     let mut items: Vec<Item> = Vec::with_capacity(found.files.len());
     let note = |text: &str| progress.note(text);
     for input in &found.files {
@@ -69,14 +87,23 @@ pub(super) fn enqueue(
         });
     }
     items.extend(found.left_out.iter().cloned().map(unusable));
-    let database = queue.database();
-    let (sinks, gone) = queue.step(progress, |store| {
-        let id = store.database_id();
+    queue.step(progress, |store| {
         let mut turn = store.begin()?;
         // What an earlier command line queued and did not finish is not asked for by this one.
         turn.park_queued()?;
         turn.deploy(own, unix_ms())?;
         turn.set_retries(own.plugin_name, RETRIES)?;
+        Ok(turn.commit()?)
+    })?;
+    let arranged = arrange(queue, progress, own.plugin_name, root)?;
+    let force = Force {
+        all: force,
+        some: arranged.left,
+    };
+    let database = queue.database();
+    let (sinks, gone) = queue.step(progress, |store| {
+        let id = store.database_id();
+        let mut turn = store.begin()?;
         let mut standing = Standing::new(root, &id);
         let mut lost = Lost::look(&turn, own.plugin_name, found, &mut items)?;
         let all = items.iter_mut();
@@ -84,15 +111,20 @@ pub(super) fn enqueue(
             &mut turn,
             database,
             own,
-            force,
+            &force,
             &mut standing,
             &mut lost,
             all,
         )?;
         turn.commit()?;
-        Ok((sinks, lost.gone(found)))
+        Ok((sinks, lost.gone()))
     })?;
-    Ok((items, sinks, gone))
+    Ok(Enqueued {
+        items,
+        sinks,
+        gone,
+        moved: arranged.moved,
+    })
 }
 
 /// Queues files whose sinks had output of others that has been removed since: those that were skipped
@@ -115,7 +147,8 @@ pub(super) fn enqueue_freed(
         let mut standing = Standing::new(root, &id);
         let items = freed.iter_mut().map(|item| &mut **item);
         let lost = &mut Lost::default();
-        plan(&mut turn, database, own, false, &mut standing, lost, items)?;
+        let force = Force::default();
+        plan(&mut turn, database, own, &force, &mut standing, lost, items)?;
         turn.commit()?;
         Ok(())
     })
@@ -127,7 +160,7 @@ fn plan<'i>(
     turn: &mut Turn<'_>,
     database: &Path,
     own: &Deploy<'_>,
-    force: bool,
+    force: &Force,
     standing: &mut Standing<'_>,
     lost: &mut Lost,
     items: impl Iterator<Item = &'i mut Item>,
@@ -164,7 +197,7 @@ fn plan<'i>(
         let mut jobs = turn.jobs_of_file(plugin, version.location_id)?.into_iter();
         let mut last = jobs.next();
         if last.is_none()
-            && let Some((job, path)) = lost.take(turn, plugin, &input.path, &print.hash)?
+            && let Some((job, path)) = lost.take(turn, plugin, &input.path, print)?
         {
             // The plugin gets the path, so it runs again; the output of before stays until it is done.
             item.renamed_from = Some(path);
@@ -201,7 +234,7 @@ fn plan<'i>(
                 found.map(|found| (found.attempt, found.key))
             };
             let stands = is_unchanged
-                && !force
+                && !(force.all || force.some.contains(&last.job_id))
                 && standing.has(before.attempt, before.key, &outputs, &mut others);
             if let Some(error) = failure {
                 return Err(error.into());

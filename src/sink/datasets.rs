@@ -1,0 +1,180 @@
+//! Folders of datasets: where output has a folder a topic (`casparian run`), a topic that no sink is
+//! configured for has one below the root, `<plugin>_<topic>`, or `<plugin>` for what a plugin returns,
+//! with a file for each input, `<stem of the input>_<job>.parquet`.
+//!
+//! Two topics never share a folder: `.casparian/datasets/<folder>` says whose it is. Where the name is
+//! another topic's, or is not the topic's own name as it is, the folder's name ends with a hash. So it is
+//! the file system that decides which names are the same, as it may fold case and normalise.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::folder::Folder;
+use super::{Error, Root, files, names};
+use crate::job::{self, Compression, Job, Target};
+
+/// The topic of what a plugin returns.
+pub(super) const OUTPUT: &str = "output";
+/// Bytes of a folder's name before its hash.
+const FOLDER_SIZE_MAX: usize = 150;
+/// Bytes of an input's stem in a file's name.
+const STEM_SIZE_MAX: usize = 100;
+/// Names that are tried for a folder.
+const TRIES_MAX: u32 = 100;
+
+/// Folders of topics that are known: by plugin and topic.
+#[derive(Debug, Default)]
+pub(super) struct Folders(Mutex<HashMap<(String, String), String>>);
+
+/// The file of a topic's output, before the job's number is added.
+pub(super) fn target(
+    root: &Root,
+    folder: &Folder,
+    job: &Job,
+    topic: &str,
+) -> Result<Target, Error> {
+    let topic = names::topic(topic);
+    let path = file(root, folder, &job.plugin.name, &topic, &job.file_path)?;
+    let compression = Compression::Snappy;
+    Ok(Target::Parquet { path, compression })
+}
+
+/// Its path below the root.
+pub(super) fn file(
+    root: &Root,
+    folder: &Folder,
+    plugin: &str,
+    topic: &str,
+    input: &str,
+) -> Result<PathBuf, Error> {
+    let dataset = of_topic(root, folder, plugin, topic)?;
+    Ok(in_folder(&dataset, input))
+}
+
+/// The same where the topic has a folder already.
+pub(super) fn known_file(
+    root: &Root,
+    plugin: &str,
+    topic: &str,
+    input: &str,
+) -> Result<Option<PathBuf>, Error> {
+    let notes = root.base().join("datasets");
+    for number in 0..TRIES_MAX {
+        let Some(name) = name(plugin, topic, number) else {
+            continue;
+        };
+        match files::read_short(&notes.join(&name))? {
+            Some(found) if found == owner(plugin, topic) => {
+                return Ok(Some(in_folder(&name, input)));
+            }
+            Some(_) => {}
+            None => break,
+        }
+    }
+    Ok(None)
+}
+
+fn in_folder(dataset: &str, input: &str) -> PathBuf {
+    let stem = Path::new(input).file_stem().unwrap_or_default();
+    let mut stem = names::readable(&stem.to_string_lossy(), STEM_SIZE_MAX);
+    if stem.is_empty() {
+        stem.push_str("input");
+    }
+    Path::new(dataset).join(format!("{stem}.parquet"))
+}
+
+/// What a note says of the folder's topic.
+fn owner(plugin: &str, topic: &str) -> String {
+    serde_json::json!([plugin, topic]).to_string()
+}
+
+/// The name of a topic's folder. A new one is noted, by a file that is renamed from the attempt's
+/// folder.
+fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<String, Error> {
+    let Folders(known) = root.folders();
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (plugin.to_owned(), topic.to_owned());
+    if let Some(name) = known.get(&key) {
+        return Ok(name.clone());
+    }
+    let owner = owner(plugin, topic);
+    let notes = root.base().join("datasets");
+    files::create_own(root.path(), &notes)?;
+    for number in 0..TRIES_MAX {
+        let Some(name) = name(plugin, topic, number) else {
+            continue;
+        };
+        let note = notes.join(&name);
+        if files::identity(&note)?.is_none() {
+            let new = folder.path("dataset");
+            files::write_synced(&new, owner.as_bytes()).map_err(|error| folder.refusal(error))?;
+            if files::rename_new(&new, &note)? {
+                files::sync_folder(&notes)?;
+            }
+        }
+        if files::read_short(&note)?.is_some_and(|found| found == owner) {
+            known.insert(key, name.clone());
+            return Ok(name);
+        }
+    }
+    let reason = format!("no folder is free for topic {topic:?} of plugin {plugin:?}");
+    Err(Error::place(&notes, reason))
+}
+
+/// The name that is tried first, where it is the topic's as it is, and others after it.
+fn name(plugin: &str, topic: &str, number: u32) -> Option<String> {
+    let plain = match topic {
+        OUTPUT => plugin.to_owned(),
+        topic => format!("{plugin}_{topic}"),
+    };
+    let readable = names::readable(&plain, FOLDER_SIZE_MAX);
+    match number {
+        0 => (readable == plain).then_some(readable),
+        number => {
+            let hash = job::hash(&format!("{number}\0{plugin}\0{topic}"));
+            let readable = match readable.is_empty() {
+                true => "topic",
+                false => &readable,
+            };
+            Some(format!("{readable}-{hash:016x}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::RootOptions;
+    use crate::sink::folder::Name;
+
+    #[test]
+    fn a_folder_is_one_topics_also_where_names_fold() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RootOptions {
+            datasets: true,
+            ..RootOptions::default()
+        };
+        let root = Root::open(dir.path(), options).unwrap();
+        let name = Name::numbered("aa", job::Attempt::new(1, 1)).unwrap();
+        let folder = Folder::create(&root, name).unwrap();
+        let of = |plugin, topic| of_topic(&root, &folder, plugin, topic).unwrap();
+        assert_eq!(of("p", OUTPUT), "p");
+        assert_eq!(of("p", "a_b"), "p_a_b");
+        // The name is that of another plugin's topic.
+        for (plugin, topic) in [("p_a", "b"), ("p_a_b", OUTPUT)] {
+            let other = of(plugin, topic);
+            assert!(other.starts_with("p_a_b-"), "{other}");
+            assert_eq!(of(plugin, topic), other);
+        }
+        // A file system that folds case finds the note of the other name.
+        let notes = dir.path().join(".casparian/datasets");
+        std::fs::hard_link(notes.join("p_a_b"), notes.join("p_A_B")).unwrap();
+        let folded = of("p", "A_B");
+        assert!(folded.starts_with("p_A_B-"), "{folded}");
+        // What is known is read again by the next program.
+        drop(folder);
+        let known = known_file(&root, "p", "A_B", "/in/x.csv").unwrap();
+        assert_eq!(known, Some(Path::new(&folded).join("x.parquet")));
+    }
+}
