@@ -343,6 +343,15 @@ fn output_of_a_release_that_followed_links_is_replaced() {
     let queue = folder.path("out/.casparian/queue.sqlite");
     let mark = "UPDATE cf_casparian SET value = 1 WHERE key = 'resolved_locations'";
     sql(Path::new(&queue), mark);
+    // Of several names that lead there, one takes the output over.
+    symlink("in", folder.path("other")).unwrap();
+    let (summary, code) = folder.run_over(&["link", "other"], &[]);
+    assert_eq!((totals(&summary).0, code), (2, Some(0)), "{summary}");
+    let want = texts(&[("link/a.csv", "1"), ("other/a.csv", "1")]);
+    assert_eq!(folder.lines(), want, "{summary}");
+    fs::remove_dir_all(folder.path("out")).unwrap();
+    folder.run_over(&["in"], &[]);
+    sql(Path::new(&queue), mark);
     let (summary, code) = folder.run_over(&["link"], &[]);
     assert_eq!((totals(&summary).0, code), (1, Some(0)), "{summary}");
     assert_eq!(folder.lines(), texts(&[("link/a.csv", "1")]), "{summary}");

@@ -21,6 +21,8 @@ use crate::store::{Error, FileJob, PublishedInput, Turn};
 pub(super) struct Lost {
     jobs: Vec<Job>,
     found: HashSet<PathBuf>,
+    /// Jobs that files with other names have taken over.
+    taken: HashSet<i64>,
 }
 
 struct Job {
@@ -65,6 +67,7 @@ impl Lost {
         Ok(Lost {
             jobs: jobs.collect(),
             found: paths,
+            taken: HashSet::new(),
         })
     }
 
@@ -82,6 +85,7 @@ impl Lost {
         match jobs.position(is_it) {
             Some(at) if self.jobs.get(at).is_some_and(|job| job.is_gone) => {
                 let before = self.jobs.remove(at).input;
+                self.taken.insert(before.job_id);
                 let job = turn.file_job(before.job_id)?;
                 return Ok(job.map(|job| (job, before.path)));
             }
@@ -101,8 +105,9 @@ impl Lost {
         let Some(location) = turn.resolved_location(&real)? else {
             return Ok(None);
         };
-        let first = turn.jobs_of_file(plugin, location)?.into_iter().next();
-        Ok(first.map(|job| (job, real)))
+        let mut jobs = turn.jobs_of_file(plugin, location)?.into_iter();
+        let job = jobs.find(|job| self.taken.insert(job.job_id));
+        Ok(job.map(|job| (job, real)))
     }
 
     /// Those that are gone, and those that another file of this run seems to be.

@@ -63,7 +63,7 @@ pub(super) fn arrange(
     match arranged.moved {
         0 => {}
         count => progress.note(&format!(
-            "{count} files of earlier runs were moved to where --layout {} has them",
+            "files of earlier runs ({count}) were moved to where --layout {} has them",
             match root.has_datasets() {
                 true => "datasets",
                 false => "flat",
