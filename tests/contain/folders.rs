@@ -85,6 +85,8 @@ fn symbolic_links_in_an_output_folder_lead_nowhere() {
         (".casparian/outputs", "victim"),
         (".casparian/barred", "victim"),
         (".casparian/workers", "victim"),
+        (".casparian/datasets", "victim"),
+        ("p", "victim"),
     ] {
         let scene = Scene::new();
         let link = scene.path("out").join(link);
