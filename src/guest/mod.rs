@@ -6,7 +6,7 @@
 //! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv. It and [`resolve`] block.
 //! - [`syntax`]: whether a source is Python, as an interpreter sees it.
 //! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
-//!   interpreter; `shim.py` is what runs in it.
+//!   interpreter; `outputs.py`, `work.py` and `shim.py` are the program that runs in it.
 //! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
 //!
 //! Guests are hostile until proven otherwise: each has its own process group, which is killed
@@ -62,7 +62,13 @@ pub const INPUT_MARK: &str = "input: ";
 pub const ENVIRONMENT_MARK: &str = "environment: ";
 
 /// The guest's program; written to a private file, run by the environment's interpreter.
-pub const SHIM: &str = include_str!("shim.py");
+pub const SHIM: &str = concat!(
+    include_str!("outputs.py"),
+    "\n\n",
+    include_str!("work.py"),
+    "\n\n",
+    include_str!("shim.py")
+);
 
 /// A job as its guest sees it.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,7 @@
 """The guest's side of the bridge: runs one plugin over one file and sends its output.
 
+Concatenated with `outputs.py` and `work.py` into one program (`SHIM` in `mod.rs`).
+
 Fresh mode (no arguments): the job comes in the environment.
 
     BRIDGE_SOCKET            Unix socket of the worker
@@ -42,14 +44,21 @@ import threading
 import time
 import traceback
 import types
+import weakref
 
 # A plugin may change builtins and modules: what is needed after it has run is kept here.
 from builtins import *
 from os import _exit, getpid
 
 FAILURE = 0xFFFFFFFF
-# Octets of Arrow data a frame: bounds what the worker holds of a job.
-FRAME_OCTETS = 2 << 20
+# This file, and the modules as which it and the plugin can be imported.
+OURS = os.path.abspath(__file__)
+SHIM_MODULE = "casparian_shim"
+PLUGIN_MODULE = "casparian_plugin"
+IMPORTS = threading.RLock()
+NOT_A_CHILD = "a child process of the plugin cannot publish: hand the data to the process that started it"
+# Different warnings that the shim adds to a job's log.
+WARNINGS_MAX = 100
 TOPIC_KEY = b"casparian.topic"
 # Characters of an exception's message, and of each note and cause.
 MESSAGE_MAX = 8 << 10
@@ -76,6 +85,10 @@ class Bridge:
         # One frame at a time, whatever thread sends it; none after the end.
         self.lock = threading.Lock()
         self.over = False
+        self.failed = False
+        # Threads that have sent something, and warnings that the log has.
+        self.publishers = weakref.WeakSet()
+        self.warned = set()
         # The worker has closed the bridge: it knows why. A plugin that closes it does not say so.
         self.broken = False
 
@@ -88,48 +101,49 @@ class Bridge:
             raise
 
     def send(self, data, topic=None):
-        """Sends a table, a record batch or anything that Arrow can take over."""
+        """Sends what a plugin returned, yielded or published, each table as soon as it is there."""
         if data is None:
             return
         if getpid() != self.owner:
-            raise RuntimeError("a forked child of the plugin's process cannot publish")
+            raise RuntimeError(NOT_A_CHILD)
         pa = import_pyarrow()
-        if isinstance(data, pa.RecordBatch):
-            table = pa.Table.from_batches([data])
-        elif isinstance(data, pa.Table):
-            table = data
-        elif _is_pandas(data):
-            table = pa.Table.from_pandas(data)
-        elif hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__"):
-            table = pa.table(data)
-        else:
-            raise TypeError(
-                f"a plugin's output must be a pandas DataFrame, a pyarrow Table or a RecordBatch,"
-                f" not {type(data).__name__}"
-            )
-        schema = table.schema
-        if topic is not None:
-            metadata = dict(schema.metadata or {})
-            metadata[TOPIC_KEY] = topic.encode()
-            schema = schema.with_metadata(metadata)
-            table = table.replace_schema_metadata(metadata)
-        if table.num_rows == 0:
-            batches = [pa.RecordBatch.from_arrays(
-                [pa.array([], type=field.type) for field in schema], schema=schema)]
-        else:
-            rows = max(1, int(FRAME_OCTETS * table.num_rows / max(1, table.nbytes)))
-            batches = table.to_batches(max_chunksize=rows)
-        for batch in batches:
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, schema) as writer:
-                writer.write_batch(batch)
-            frame = sink.getvalue()
-            with self.lock:
-                if self.over:
-                    raise RuntimeError("data was published after the end of the job")
-                self.write(struct.pack("!I", frame.size), memoryview(frame))
+        metadata = {} if topic is None else {TOPIC_KEY: topic.encode()}
+        for part in parts(data):
+            frames = None
+            for batch in batches(part, pa):
+                frames = frames or Frames(batch.schema, pa, metadata, self.warn)
+                for piece in frames.of(batch):
+                    self.send_frame(piece, pa)
+
+    def send_frame(self, batch, pa):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        frame = sink.getvalue()
         with self.lock:
-            self.rows += table.num_rows
+            if self.over:
+                self.refuse_late()
+            self.publishers.add(threading.current_thread())
+            self.write(struct.pack("!I", frame.size), memoryview(frame))
+            self.rows += batch.num_rows
+
+    def refuse_late(self):
+        """The job may have ended well by now, but for its exit code."""
+        text = "data was published after the end of the job: let threads end before the handler returns"
+        if not self.failed:
+            try:
+                print(f"RuntimeError: {text}", file=sys.stderr, flush=True)
+            finally:
+                _exit(1)
+        raise RuntimeError(text)
+
+    def warn(self, text):
+        """One line in the job's log, the same one once."""
+        with self.lock:
+            is_known = text in self.warned or len(self.warned) == WARNINGS_MAX
+            self.warned.add(text)
+        if not is_known:
+            print(f"casparian: {text}", file=sys.stderr, flush=True)
 
     def end(self):
         with self.lock:
@@ -143,16 +157,11 @@ class Bridge:
             return
         try:
             if not self.over:
-                self.over = True
+                self.over = self.failed = True
                 self.write(struct.pack("!II", FAILURE, len(data)) + data + struct.pack("!I", 0))
                 self.socket.close()
         finally:
             self.lock.release()
-
-
-def _is_pandas(data):
-    pandas = sys.modules.get("pandas")
-    return pandas is not None and isinstance(data, pandas.DataFrame)
 
 
 class Context:
@@ -161,16 +170,25 @@ class Context:
     def __init__(self, bridge, job_id, file_version_id):
         self._bridge = bridge
         self._topics = []
+        self._lock = threading.Lock()
         self.job_id = job_id
         self.file_version_id = file_version_id
+
+    def __getstate__(self):
+        """What a child process gets of it: everything but the bridge."""
+        return {name: value for name, value in vars(self).items() if name not in ("_bridge", "_lock")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _bridge=None, _lock=threading.Lock())
 
     def register_topic(self, name, *_ignored, **_also_ignored):
         """Gives the handle of a topic."""
         if not isinstance(name, str) or not name:
             raise TypeError("a topic's name must be a string that is not empty")
-        if name not in self._topics:
-            self._topics.append(name)
-        return self._topics.index(name)
+        with self._lock:
+            if name not in self._topics:
+                self._topics.append(name)
+            return self._topics.index(name)
 
     def publish(self, handle, data):
         """Sends data to a topic, given by its handle or its name."""
@@ -180,6 +198,8 @@ class Context:
             topic = self._topics[handle]
         except (IndexError, TypeError):
             raise ValueError(f"no topic has the handle {handle!r}; register_topic gives one") from None
+        if self._bridge is None:
+            raise RuntimeError(NOT_A_CHILD)
         self._bridge.send(data, topic)
 
 
@@ -215,6 +235,11 @@ class PluginMetadata:
         self.__dict__.update(values)
 
 
+# Children of the plugin import them by this name (see `work.py`).
+for _kind in (Context, FileEvent, BasePlugin, PluginMetadata):
+    _kind.__module__ = SHIM_MODULE
+
+
 def provide_sdk():
     """Puts casparian_flow.sdk in place where it is not installed."""
     try:
@@ -243,38 +268,37 @@ def read_source(path):
     return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
 
 
-def load_handler():
-    """Runs the plugin's source; gives its Handler class."""
-    import linecache
-
+def plugin_source():
+    """The plugin's source, and the name of its file in tracebacks."""
     path = os.environ.get("CASPARIAN_PLUGIN_FILE")
     if path:
         source = read_source(path)
     else:
         source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8-sig")
     name = os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin"
-    filename = f"{name}.py"
+    return source, f"{name}.py"
+
+
+def run_source(source, filename, space):
+    """Runs the plugin's source as the module with that namespace."""
+    import linecache
+
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
-    module = types.ModuleType("casparian_plugin")
-    module.__file__ = filename
+    space["__file__"] = filename
+    exec(compile(source, filename, "exec"), space)
+
+
+def load_handler():
+    """Runs the plugin's source; gives its Handler class."""
+    source, filename = plugin_source()
+    module = types.ModuleType(PLUGIN_MODULE)
     sys.modules[module.__name__] = module
-    exec(compile(source, filename, "exec"), module.__dict__)
+    provide_to_children(source, filename)
+    run_source(source, filename, module.__dict__)
     handler = getattr(module, "Handler", None)
     if handler is None:
         raise TypeError(f"{filename} defines no class Handler")
     return handler
-
-
-def outputs(result):
-    """The parts of what a plugin returned."""
-    if result is None:
-        return ()
-    pyarrow = sys.modules.get("pyarrow")
-    single = _is_pandas(result) or (
-        pyarrow is not None and isinstance(result, (pyarrow.Table, pyarrow.RecordBatch)))
-    if single or not hasattr(result, "__iter__"):
-        return (result,)
-    return result
 
 
 class InputError(Exception):
@@ -286,9 +310,14 @@ class EnvironmentFailure(Exception):
 
 
 def import_pyarrow():
+    """One thread at a time: a module that another one is importing is not whole."""
     try:
-        import pyarrow
+        with IMPORTS:
+            import pyarrow
+            import pyarrow.ipc
 
+            if "pandas" in sys.modules:
+                import pandas  # noqa: F401
         return pyarrow
     except ImportError as error:
         raise EnvironmentFailure(headline(error)) from error
@@ -346,8 +375,7 @@ def run_plugin(bridge):
             result = handler.execute(path)
     else:
         result = handler.execute(path)
-    for part in outputs(result):
-        bridge.send(part)
+    bridge.send(awaited(result))
 
 
 def text_of(value, convert=str, limit=LINE_MAX):
@@ -370,7 +398,7 @@ def headline(error, limit=LINE_MAX):
     """`Type: message`; what is behind the message's first line follows in further lines."""
     module = text_of(type_name(error, "__module__"))
     name = text_of(type_name(error, "__qualname__"))
-    if module not in ("builtins", "__main__", "casparian_plugin"):
+    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE):
         name = f"{module}.{name}"
     if issubclass(type(error), SystemExit):
         message = f"the plugin called sys.exit({text_of(error.code, repr)})"
@@ -424,8 +452,7 @@ def source_of(error):
 def frames_of(error):
     """Where it happened, without this file's own frames."""
     frames = traceback.extract_tb(error.__traceback__, limit=-FRAMES_MAX)
-    ours = os.path.abspath(__file__)
-    theirs = [frame for frame in frames if os.path.abspath(frame.filename) != ours]
+    theirs = [frame for frame in frames if os.path.abspath(frame.filename) != OURS]
     return "".join(traceback.format_list(theirs)).rstrip().splitlines()
 
 
@@ -503,9 +530,12 @@ def run_job():
     limit_resources()
     provide_sdk()
     bridge = Bridge(os.environ["BRIDGE_SOCKET"])
+    work = Work(bridge)
     try:
         run_plugin(bridge)
         end_child(bridge, None)
+        work.finish()
+        end_helpers(work.helpers)
         bridge.end()
         summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0
     except BaseException as error:  # the plugin may raise anything, SystemExit too
@@ -513,6 +543,7 @@ def run_job():
         if bridge.broken:
             return 1
         report(bridge, error)
+        end_helpers(work.helpers)
         summary, code = {"status": "FAILED", "error": printable(text_of(error))}, 1
     try:
         # Workers of the old system know the other fields only.
@@ -847,10 +878,11 @@ class ForkServer:
             os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             if self.threads or "interpreter" in request:
                 os.set_inheritable(fds[2], True)
-                os.execv(interpreter, [interpreter, os.path.abspath(__file__)])
+                os.execv(interpreter, [interpreter, OURS])
             numpy = sys.modules.get("numpy")
             if numpy is not None:
                 numpy.random.seed()
+            forget_parent()
             code = run_job()
         except BaseException:
             traceback.print_exc()
@@ -929,7 +961,8 @@ class ForkServer:
 
 
 def bare(fd):
-    import ctypes  # noqa: F401  loaded before the fork, used after it
+    import concurrent.futures  # noqa: F401  loaded before the fork, used after it
+    import ctypes  # noqa: F401
     import linecache  # noqa: F401
     import resource  # noqa: F401
 
@@ -937,7 +970,8 @@ def bare(fd):
 
 
 def warm(arguments):
-    import ctypes  # noqa: F401  loaded before the fork, used after it
+    import concurrent.futures  # noqa: F401  loaded before the fork, used after it
+    import ctypes  # noqa: F401
     import gc
     import importlib
     import linecache  # noqa: F401

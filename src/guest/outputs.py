@@ -1,0 +1,606 @@
+"""What a plugin may return, yield and publish, as Arrow record batches of bounded size.
+
+Concatenated with `shim.py` into one program. Nothing here knows the bridge. pyarrow is an argument:
+the shim imports it only when there is output.
+
+`parts` takes generators, iterators, lists and tuples apart. `batches` converts one part, a piece at a
+time. `Frames` gives batches the types and metadata that the engine reads: arrays of views become plain
+ones, because slices of views carry whole buffers. `cut` makes pieces of them by size.
+"""
+
+import collections.abc
+import sys
+
+# Bytes of Arrow data that a frame should have, and above which it is cut further.
+FRAME_BYTES = 2 << 20
+FRAME_BYTES_MAX = 2 * FRAME_BYTES
+# Bytes of a data frame that are converted to Arrow at a time.
+CONVERT_BYTES = 32 << 20
+# Rows of a DuckDB result that are fetched at a time: eight of its vectors.
+FETCH_ROWS = 16_384
+# Rows of view arrays that are copied at a time.
+VIEW_ROWS = (1024, 65_536)
+# Lists and generators within each other.
+NESTING_MAX = 32
+ACCEPTED = (
+    "a plugin's output must be a pandas DataFrame, a Polars DataFrame or LazyFrame, a pyarrow Table,"
+    " RecordBatch or RecordBatchReader, a DuckDB relation, a dict of columns, a list of dicts (rows), a"
+    " numpy structured array, another object with __arrow_c_stream__ or __arrow_c_array__, None, or a"
+    " generator, iterator, list or tuple of these"
+)
+
+
+class Rows(list):
+    """A list of dicts, each of which is a row."""
+
+
+def is_of(value, module, *names):
+    """True for an instance of these classes of a module, which is not imported for it."""
+    module = sys.modules.get(module)
+    kinds = [getattr(module, name, None) for name in names]
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
+
+
+def has_batches(value):
+    """True for results that give their batches one at a time: relations of DuckDB, cursors of ADBC,
+    datasets and scanners of pyarrow."""
+    names = ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader")
+    return (any(callable(getattr(value, name, None)) for name in names)
+            or is_of(value, "pyarrow.dataset", "Dataset", "Scanner"))
+
+
+def is_table(value):
+    """True for what is one output, whatever iterating over it would give."""
+    if isinstance(value, type):
+        return False
+    return (
+        isinstance(value, (collections.abc.Mapping, Rows))
+        or is_of(value, "pyarrow", "Table", "RecordBatch", "RecordBatchReader")
+        or is_of(value, "pandas", "DataFrame")
+        or is_of(value, "polars", "DataFrame", "LazyFrame")
+        or is_of(value, "numpy", "ndarray", "void") and value.dtype.names is not None
+        or has_batches(value)
+        or hasattr(value, "__arrow_c_stream__")
+        or hasattr(value, "__arrow_c_array__")
+    )
+
+
+def parts(value, depth=0):
+    """The tables of what a plugin gave, each as soon as it is there."""
+    if value is None:
+        return
+    if is_table(value):
+        yield value
+        return
+    is_rows = isinstance(value, list) and any(
+        isinstance(item, collections.abc.Mapping) for item in value)
+    if is_rows:
+        rows = Rows(item for item in value if item is not None)
+        other = next((row for row in rows if not isinstance(row, collections.abc.Mapping)), None)
+        if other is not None:
+            raise TypeError(
+                "a list of dicts is one table with a row for each; this one also has a"
+                f" {kind_of(other)}: return or yield tables apart from rows")
+        yield rows
+        return
+    single = (str, bytes, bytearray, memoryview)
+    if (isinstance(value, single) or is_of(value, "pandas", "Series", "Index")
+            or is_of(value, "polars", "Series", "Expr") or is_of(value, "numpy", "ndarray", "generic")
+            or isinstance(value, type) or not hasattr(value, "__iter__")):
+        raise not_accepted(value)
+    if depth == NESTING_MAX:
+        raise TypeError(f"a plugin's output has lists or generators within each other more than {depth} deep")
+    for item in value:
+        yield from parts(item, depth + 1)
+
+
+def not_accepted(value, error=None):
+    reason = "" if error is None else f" ({error})"
+    return TypeError(f"{kind_of(value)} is not accepted{reason}: {ACCEPTED}")
+
+
+def kind_of(value):
+    kind = type(value)
+    name = kind.__name__
+    return name if kind.__module__ == "builtins" else f"{kind.__module__}.{name}"
+
+
+def batches(value, pa):
+    """A table's record batches, at least one of a table that has columns."""
+    has_rows = False
+    last = None
+    for last in raw_batches(value, pa):
+        if last.num_rows > 0 and last.num_columns > 0:
+            has_rows = True
+            yield last
+    if not has_rows and last.num_columns > 0:
+        yield last
+
+
+def raw_batches(value, pa):
+    """The batches of a table as it has them, the last one empty and of its schema."""
+    if isinstance(value, pa.RecordBatch):
+        yield value
+        yield value.slice(0, 0)
+    elif isinstance(value, pa.Table):
+        yield from value.to_batches()
+        yield empty_batch(value.schema, pa)
+    elif isinstance(value, pa.RecordBatchReader):
+        yield from value
+        yield empty_batch(value.schema, pa)
+    elif is_of(value, "pandas", "DataFrame"):
+        yield from raw_batches(of_pandas(value, pa), pa)
+    elif is_of(value, "polars", "LazyFrame"):
+        yield from of_lazy(value, pa)
+    elif is_of(value, "polars", "DataFrame"):
+        yield from of_polars(value, pa)
+        yield from of_polars(value.clear(), pa)
+    elif isinstance(value, Rows):
+        yield from raw_batches(of_rows(value, pa), pa)
+    elif isinstance(value, collections.abc.Mapping):
+        yield from raw_batches(of_columns(value, pa), pa)
+    elif is_of(value, "numpy", "ndarray", "void"):
+        yield from of_numpy(value, pa)
+    elif has_batches(value):
+        yield from raw_batches(reader_of(value), pa)
+    else:
+        yield from raw_batches(of_capsule(value, pa), pa)
+
+
+def compute():
+    """Imported where it is needed alone: it takes as long as pyarrow itself."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
+def empty_batch(schema, pa):
+    arrays = [pa.nulls(0, field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def reader_of(value):
+    """A reader of what gives its batches one at a time; taking the stream of a relation would collect
+    its result."""
+    if is_of(value, "pyarrow.dataset", "Dataset"):
+        value = value.scanner()
+    if is_of(value, "pyarrow.dataset", "Scanner"):
+        return value.to_reader()
+    if callable(getattr(value, "to_arrow_reader", None)):
+        return value.to_arrow_reader(FETCH_ROWS)
+    if is_of(value, "duckdb", "DuckDBPyRelation", "DuckDBPyConnection"):
+        return value.fetch_record_batch(FETCH_ROWS)
+    fetch = getattr(value, "fetch_record_batch", None) or value.fetch_arrow_reader
+    return fetch()
+
+
+def of_capsule(value, pa):
+    """A reader or a batch of an object with Arrow's C interface."""
+    try:
+        if hasattr(value, "__arrow_c_stream__"):
+            if hasattr(pa.RecordBatchReader, "from_stream"):
+                return pa.RecordBatchReader.from_stream(value)
+            return pa.table(value)
+        return pa.record_batch(value)
+    except (TypeError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise not_accepted(value, error) from error
+
+
+def of_polars(frame, pa):
+    """Polars' strings are views; it makes plain ones of them itself."""
+    size = max(1, frame.estimated_size())
+    rows = max(1024, CONVERT_BYTES * frame.height // size)
+    for piece in frame.iter_slices(rows) if frame.height else [frame]:
+        try:
+            table = polars_table(piece)
+        except Exception as error:
+            for name in piece.columns:
+                try:
+                    polars_table(piece.select(name))
+                except Exception as cause:
+                    raise column_error(name, cause) from cause
+            raise error
+        yield from table.to_batches() if piece.height else [empty_batch(table.schema, pa)]
+
+
+def polars_table(frame):
+    polars = sys.modules["polars"]
+    if polars.Object in frame.dtypes:
+        # Polars gives addresses of memory for them.
+        raise TypeError("it has Python objects, which Arrow does not have")
+    level = getattr(polars, "CompatLevel", None)
+    return frame.to_arrow() if level is None else frame.to_arrow(compat_level=level.oldest())
+
+
+def of_lazy(frame, pa):
+    """Batch by batch where Polars can."""
+    if hasattr(frame, "collect_batches"):
+        for piece in frame.collect_batches(maintain_order=True):
+            yield from of_polars(piece, pa)
+        yield from of_polars(frame.limit(0).collect(), pa)
+    else:
+        yield from raw_batches(frame.collect(), pa)
+
+
+def of_pandas(frame, pa):
+    """The index becomes columns only where it is named."""
+    names = list(frame.index.names)
+    unnamed = [level for level, name in enumerate(names) if name is None]
+    if unnamed and len(unnamed) < len(names):
+        frame = frame.droplevel(unnamed)
+    keeps = len(unnamed) < len(names)
+    if keeps:
+        frame = without_copies(frame)
+        keeps = any(name is not None for name in frame.index.names)
+    try:
+        # geopandas: its own conversion, which keeps the coordinate system.
+        if is_of(frame, "geopandas", "GeoDataFrame") and hasattr(frame, "to_arrow"):
+            return pa.table(frame.to_arrow(index=keeps))
+        return pa.Table.from_pandas(frame, preserve_index=keeps)
+    except Exception as error:
+        for place, name in enumerate(frame.columns):
+            try:
+                pa.array(frame.iloc[:, place], from_pandas=True)
+            except Exception as cause:
+                raise column_error(name, cause) from cause
+        raise error
+
+
+def without_copies(frame):
+    """Drops levels of the index that repeat the column of their name; pyarrow would rename them."""
+    for name in list(frame.index.names):
+        if name not in list(frame.columns):
+            continue
+        column = frame[name]
+        level = frame.index.get_level_values(name)
+        if getattr(column, "ndim", 2) != 1 or not level.equals(sys.modules["pandas"].Index(column)):
+            raise ValueError(
+                f"a level of the index is named {name!r}, and so is a column with other values: rename one")
+        is_single = frame.index.nlevels == 1
+        frame = frame.reset_index(drop=True) if is_single else frame.droplevel(name)
+    return frame
+
+
+def of_columns(columns, pa):
+    """A table of a dict of columns."""
+    arrays, names = [], []
+    for name, values in columns.items():
+        check_name(name)
+        if not is_column(values):
+            raise TypeError(
+                f"column {name!r} is a {kind_of(values)}, not a list or an array: a dict is a table of"
+                " columns; for rows return a list of dicts, for several tables use ctx.publish")
+        arrays.append(array_of(name, values, pa))
+        names.append(name)
+    lengths = {name: len(array) for name, array in zip(names, arrays)}
+    if len(set(lengths.values())) > 1:
+        listed = list(lengths.items())
+        name, length = listed[0]
+        other, size = next(item for item in listed if item[1] != length)
+        raise ValueError(
+            f"the columns of a dict must have equal lengths: column {name!r} has {length} values, column"
+            f" {other!r} has {size}")
+    return pa.table(arrays, names=names)
+
+
+def is_column(values):
+    frames = (
+        is_of(values, "pandas", "DataFrame") or is_of(values, "polars", "DataFrame", "LazyFrame")
+        or is_of(values, "pyarrow", "Table", "RecordBatch", "RecordBatchReader"))
+    # Sets have no order.
+    single = (str, bytes, collections.abc.Mapping, collections.abc.Set)
+    return not frames and not isinstance(values, single) and hasattr(values, "__iter__")
+
+
+def of_rows(rows, pa):
+    """A table of dicts with the keys of all of them, in the order in which they come."""
+    names = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    for name in names:
+        check_name(name)
+    arrays = [array_of(name, [row.get(name) for row in rows], pa) for name in names]
+    return pa.table(arrays, names=list(names))
+
+
+def check_name(name):
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a column must be a string, not {name!r} ({kind_of(name)})")
+
+
+def array_of(name, values, pa):
+    try:
+        if is_of(values, "polars", "Series"):
+            return polars_table(values.alias(name).to_frame()).column(0)
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            return values
+        if is_of(values, "numpy", "ndarray"):
+            return of_ndarray(values, pa)
+        if is_of(values, "pandas", "Series", "Index") or hasattr(values, "__arrow_array__"):
+            return pa.array(values, from_pandas=True)
+        return pa.array(values if isinstance(values, (list, tuple)) else list(values))
+    except Exception as error:
+        raise column_error(name, error) from error
+
+
+def column_error(name, error):
+    """Names the column; pyarrow adds its own words about it, which are left out."""
+    return ValueError(f"column {name!r}: {error.args[0] if error.args else error}")
+
+
+def of_numpy(array, pa):
+    """Batches of a structured array; large ones may be files that are mapped into memory."""
+    array = array.reshape(1) if array.ndim == 0 else array
+    if array.ndim != 1:
+        raise TypeError(f"a structured array must have one dimension, not {array.ndim}")
+    rows = len(array) or 1
+    if not array.dtype.hasobject:
+        rows = max(1, CONVERT_BYTES // max(1, array.dtype.itemsize))
+    for start in range(0, len(array), rows):
+        yield of_fields(array[start:start + rows], pa)
+    yield of_fields(array[:0], pa)
+
+
+def of_fields(array, pa):
+    arrays = [of_field(name, array, pa) for name in array.dtype.names]
+    return pa.RecordBatch.from_arrays(arrays, names=list(array.dtype.names))
+
+
+def of_field(name, array, pa):
+    try:
+        return of_ndarray(array[name], pa)
+    except Exception as error:
+        raise column_error(name, error) from error
+
+
+def of_ndarray(array, pa):
+    """An Arrow array of a numpy array; further dimensions become lists of a fixed size."""
+    if array.ndim > 1:
+        if type(array).__module__ == "numpy.ma":
+            raise TypeError("a masked array must have one dimension")
+        inner = 1
+        for length in array.shape[1:]:
+            inner *= length
+        if inner == 0:
+            raise TypeError(f"an array of the shape {array.shape} has no values")
+        values = of_ndarray(array.reshape(len(array) * inner), pa)
+        for length in reversed(array.shape[1:]):
+            values = pa.FixedSizeListArray.from_arrays(values, length)
+        return values
+    if array.dtype.names is not None:
+        fields = [of_ndarray(array[name], pa) for name in array.dtype.names]
+        return pa.StructArray.from_arrays(fields, names=list(array.dtype.names))
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return pa.array(array)
+
+
+class Frames:
+    """Batches of one schema, as the engine reads them."""
+
+    def __init__(self, schema, pa, topic_metadata, warn):
+        self.pa = pa
+        self.warn = warn
+        fields = [self.plain_field(field, field.name) for field in schema]
+        metadata = self.metadata(schema.metadata, "the schema")
+        metadata.update(topic_metadata)
+        self.schema = pa.schema(fields, metadata=metadata or None)
+        self.views = [self.has(field.type, self.is_view) for field in schema]
+        self.dictionaries = [self.has(field.type, pa.types.is_dictionary) for field in schema]
+        self.changed = [new.type != old.type for new, old in zip(fields, schema)]
+
+    def of(self, batch):
+        """The pieces of a batch that are sent as frames."""
+        if any(self.views):
+            least, most = VIEW_ROWS
+            rows = FRAME_BYTES * batch.num_rows // max(1, batch.nbytes)
+            rows = min(max(least, rows), most)
+        else:
+            rows = max(1, batch.num_rows)
+        for start in range(0, max(1, batch.num_rows), rows):
+            piece = batch.slice(start, rows)
+            arrays = [
+                self.plain(array, field.type, array.type) if changed else array
+                for array, field, changed in zip(piece.columns, self.schema, self.changed)]
+            yield from self.cut(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+
+    def cut(self, batch):
+        """Pieces that are small, or have one row."""
+        rows, size = batch.num_rows, batch.nbytes
+        if rows <= 1 or size <= FRAME_BYTES_MAX:
+            yield batch
+            return
+        step = max(1, min((rows + 1) // 2, FRAME_BYTES * rows // size))
+        for start in range(0, rows, step):
+            piece = batch.slice(start, step)
+            if any(self.dictionaries):
+                # Each frame has its dictionaries whole: those values alone that its rows have.
+                arrays = [
+                    self.plain(array, array.type, array.type, True) if has else array
+                    for array, has in zip(piece.columns, self.dictionaries)]
+                piece = self.pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+            yield from self.cut(piece)
+
+    def metadata(self, metadata, of):
+        """What of it the engine can read, which is UTF-8."""
+        kept = {}
+        for key, value in (metadata or {}).items():
+            try:
+                key.decode()
+                value.decode()
+                kept[key] = value
+            except UnicodeDecodeError:
+                self.warn(f"metadata {key!r} of {of} is not UTF-8 and was left out")
+        return kept
+
+    def plain_field(self, field, column):
+        kept = self.metadata(field.metadata, f"column {column!r}")
+        storage, extension = self.plain_extension(field.type, column)
+        kept.update(extension)
+        return self.pa.field(field.name, storage, field.nullable, kept or None)
+
+    def plain_extension(self, kind, column):
+        """The type as it is sent. An extension type whose storage changes is sent as storage with the
+        metadata that names it."""
+        pa = self.pa
+        if not isinstance(kind, pa.BaseExtensionType):
+            return self.plain_type(kind, column), {}
+        storage = self.plain_type(kind.storage_type, column)
+        try:
+            data = kind.__arrow_ext_serialize__()
+        except (AttributeError, NotImplementedError):
+            data = b""
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            self.warn(f"the extension type of column {column!r} has metadata that is not UTF-8 and was left out")
+            return storage, {}
+        if storage == kind.storage_type:
+            return kind, {}
+        return storage, {
+            b"ARROW:extension:name": kind.extension_name.encode(), b"ARROW:extension:metadata": data}
+
+    def plain_type(self, kind, column):
+        pa, types = self.pa, self.pa.types
+        inner = lambda field: self.plain_field(field, column)
+        if self.is_of(kind, "is_string_view"):
+            return pa.large_string()
+        if self.is_of(kind, "is_binary_view"):
+            return pa.large_binary()
+        if types.is_dictionary(kind):
+            return pa.dictionary(kind.index_type, self.plain_type(kind.value_type, column), kind.ordered)
+        if types.is_struct(kind):
+            return pa.struct([inner(kind.field(place)) for place in range(kind.num_fields)])
+        if types.is_map(kind):
+            return pa.map_(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
+        if types.is_list(kind) or self.is_of(kind, "is_list_view"):
+            return pa.list_(inner(kind.value_field))
+        if types.is_large_list(kind) or self.is_of(kind, "is_large_list_view"):
+            return pa.large_list(inner(kind.value_field))
+        if types.is_fixed_size_list(kind):
+            return pa.list_(inner(kind.value_field), kind.list_size)
+        if self.is_of(kind, "is_run_end_encoded") and self.has(kind, self.is_view):
+            return self.plain_type(kind.value_type, column)
+        return kind
+
+    def is_of(self, kind, name):
+        """Asks pyarrow about a type that older ones do not have."""
+        asks = getattr(self.pa.types, name, None)
+        return asks is not None and asks(kind)
+
+    def is_view(self, kind):
+        names = ("is_string_view", "is_binary_view", "is_list_view", "is_large_list_view")
+        return any(self.is_of(kind, name) for name in names)
+
+    def has(self, kind, asks):
+        """True when a type or one within it is such."""
+        if asks(kind):
+            return True
+        if isinstance(kind, self.pa.BaseExtensionType):
+            return self.has(kind.storage_type, asks)
+        if self.pa.types.is_dictionary(kind) or self.is_of(kind, "is_run_end_encoded"):
+            return self.has(kind.value_type, asks)
+        if self.pa.types.is_map(kind):
+            return self.has(kind.key_type, asks) or self.has(kind.item_type, asks)
+        if hasattr(kind, "value_type"):
+            return self.has(kind.value_type, asks)
+        if not self.pa.types.is_struct(kind):
+            return False
+        return any(self.has(kind.field(place).type, asks) for place in range(kind.num_fields))
+
+    def plain(self, array, target, kind, shrinks=False):
+        """An array as one of the target type, with what its own rows have alone. `shrinks`: dictionaries
+        keep the values that are used."""
+        pa, types = self.pa, self.pa.types
+        if isinstance(kind, pa.BaseExtensionType):
+            is_same = isinstance(target, pa.BaseExtensionType)
+            storage = self.plain(
+                array.storage, target.storage_type if is_same else target, kind.storage_type, shrinks)
+            return pa.ExtensionArray.from_storage(target, storage) if is_same else storage
+        if self.is_of(kind, "is_string_view") or self.is_of(kind, "is_binary_view"):
+            return self.cast_view(array, target)
+        if types.is_dictionary(kind):
+            return self.dictionary(array, target, shrinks)
+        if types.is_struct(kind):
+            children = [
+                self.plain(array.field(place), target.field(place).type, kind.field(place).type, shrinks)
+                for place in range(kind.num_fields)]
+            if not children:
+                return array.cast(target) if array.type != target else array
+            fields = [target.field(place) for place in range(target.num_fields)]
+            return pa.StructArray.from_arrays(children, fields=fields, mask=self.mask(array))
+        if self.is_of(kind, "is_run_end_encoded") and kind != target:
+            # No kernel decodes views.
+            return pa.array(array.to_pylist(), target)
+        if types.is_fixed_size_list(kind):
+            size = kind.list_size
+            values = array.values.slice(array.offset * size, len(array) * size)
+            values = self.plain(values, target.value_type, kind.value_type, shrinks)
+            return pa.FixedSizeListArray.from_arrays(values, type=target, mask=self.mask(array))
+        is_view = self.is_of(kind, "is_list_view") or self.is_of(kind, "is_large_list_view")
+        if is_view or types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind):
+            return self.lists(array, target, kind, is_view, shrinks)
+        return array
+
+    def lists(self, array, target, kind, is_view, shrinks):
+        """Lists and maps: of their values those alone that the array's own rows have."""
+        pa = self.pa
+        is_large = pa.types.is_large_list(target)
+        lengths = compute().list_value_length(
+            array if not pa.types.is_map(kind) else self.map_as_list(array, kind))
+        lengths = compute().fill_null(lengths, 0)
+        ends = compute().cumulative_sum(lengths.cast(pa.int64()))
+        offset_type = pa.int64() if is_large else pa.int32()
+        offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends]).cast(offset_type)
+        mask = self.mask(array)
+        if pa.types.is_map(kind):
+            values = self.map_as_list(array, kind).flatten()
+            keys = self.plain(values.field(0), target.key_type, kind.key_type, shrinks)
+            items = self.plain(values.field(1), target.item_type, kind.item_type, shrinks)
+            entries = pa.StructArray.from_arrays([keys, items], fields=[target.key_field, target.item_field])
+            return pa.Array.from_buffers(
+                target, len(array), [self.validity(mask), offsets.buffers()[1]], children=[entries])
+        values = self.plain(array.flatten(), target.value_type, kind.value_type, shrinks)
+        return pa.Array.from_buffers(
+            target, len(array), [self.validity(mask), offsets.buffers()[1]], children=[values])
+
+    def map_as_list(self, array, kind):
+        pa = self.pa
+        entry = pa.struct([kind.key_field, kind.item_field])
+        entries = pa.StructArray.from_arrays(
+            [array.keys, array.items], fields=[kind.key_field, kind.item_field])
+        return pa.Array.from_buffers(
+            pa.list_(pa.field("entries", entry, False)), len(array), array.buffers()[:2],
+            offset=array.offset, children=[entries])
+
+    def validity(self, mask):
+        """The buffer that says which rows are not null."""
+        if mask is None:
+            return None
+        return compute().invert(mask).buffers()[1]
+
+    def mask(self, array):
+        return array.is_null() if array.null_count else None
+
+    def cast_view(self, array, target):
+        try:
+            return array.cast(target)
+        except self.pa.ArrowNotImplementedError:
+            return self.pa.array(array.to_pylist(), target)
+
+    def dictionary(self, array, target, shrinks):
+        pa = self.pa
+        indices, values = array.indices, array.dictionary
+        if shrinks and len(values) > len(array) or self.has(values.type, self.is_view):
+            used = compute().unique(indices).drop_null()
+            used = used.take(compute().sort_indices(used))
+            indices = compute().index_in(indices, value_set=used).cast(target.index_type)
+            values = self.take(values, used)
+        values = self.plain(values, target.value_type, values.type, shrinks)
+        return pa.DictionaryArray.from_arrays(indices, values, ordered=target.ordered)
+
+    def take(self, values, used):
+        try:
+            return values.take(used)
+        except self.pa.ArrowNotImplementedError:
+            return self.pa.array([values[place].as_py() for place in used.to_pylist()], values.type)

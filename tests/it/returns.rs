@@ -1,0 +1,658 @@
+//! What a plugin may return, yield and publish, with the values that readers find, in both ways to
+//! start a plugin.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::common::*;
+use crate::run::run_json;
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Want {
+    /// Rows as JSON, of all of its output.
+    Rows(&'static str),
+    /// No output.
+    Nothing,
+    /// It fails, with these words.
+    Fails(&'static str),
+}
+use Want::{Fails, Nothing, Rows};
+
+/// Name and body of a method of the plugin, and what becomes of the file of that name.
+pub(crate) type Case = (&'static str, &'static str, Want);
+
+pub(crate) const HEADER: &str = "\
+# /// script
+# dependencies = [\"pyarrow\", \"pandas\", \"polars\", \"duckdb\", \"numpy\", \"joblib\"]
+# ///
+import os, sys, time, threading
+from casparian_flow.sdk import BasePlugin
+";
+
+pub(crate) const LIBRARIES: &str = "
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+";
+
+const HANDLER: &str = "
+class Handler(BasePlugin):
+    def execute(self, path):
+        return getattr(self, os.path.basename(path))(path)
+";
+
+/// Prints the rows of Parquet files, one JSON list for all.
+const READ: &str = "\
+import json, sys
+import pyarrow.parquet as pq
+rows = []
+for file in sys.argv[1:]:
+    table = pq.ParquetFile(file).read()
+    rows += table.drop_columns(['_job_id', '_file_version_id']).to_pylist()
+print(json.dumps(rows, default=str))
+";
+
+/// The rows of a file's outputs.
+pub(crate) fn rows_of(file: &Value) -> Value {
+    let outputs = file["outputs"].as_array().unwrap().iter();
+    let paths: Vec<&str> = outputs
+        .map(|uri| uri.as_str().unwrap().strip_prefix("file://").unwrap())
+        .collect();
+    if paths.is_empty() {
+        return Value::Array(Vec::new());
+    }
+    let output = output(Command::new(python()).args(["-c", READ]).args(paths));
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_str(&stdout(&output)).unwrap()
+}
+
+/// Runs a plugin with a method a case over an input a case.
+pub(crate) fn check(more_source: &str, cases: &[Case], more: &[&str]) {
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = dir.path().join("in");
+    std::fs::create_dir(&inputs).unwrap();
+    let mut source = format!("{HEADER}{more_source}{HANDLER}");
+    for (name, body, _) in cases {
+        std::fs::write(inputs.join(name), "a,keep\n1,1\n2,0\n3,1\n").unwrap();
+        write!(source, "\n    def {name}(self, path):\n").unwrap();
+        for line in body.lines() {
+            writeln!(source, "        {line}").unwrap();
+        }
+    }
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, source).unwrap();
+    let inputs = [inputs.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let (summary, _) = run_json(plugin.to_str().unwrap(), &inputs, &out, more);
+    for (name, _, want) in cases {
+        let mut files = summary["files"].as_array().unwrap().iter();
+        let is_its = |file: &&Value| Path::new(file["file"].as_str().unwrap()).ends_with(name);
+        let file = files.find(is_its).unwrap();
+        match want {
+            Rows(rows) => {
+                assert_eq!(file["status"], "DONE", "{more:?} {name}: {file}");
+                let rows: Value = serde_json::from_str(rows).unwrap();
+                assert_eq!(rows_of(file), rows, "{more:?} {name}");
+            }
+            Nothing => {
+                assert_eq!(file["status"], "DONE", "{more:?} {name}: {file}");
+                assert_eq!(file["outputs"], serde_json::json!([]), "{more:?} {name}");
+            }
+            Fails(words) => {
+                assert_eq!(file["status"], "FAILED", "{more:?} {name}: {file}");
+                let error = file["error"].as_str().unwrap();
+                assert!(error.contains(words), "{more:?} {name}: {error}");
+            }
+        }
+    }
+}
+
+pub(crate) fn check_both(more_source: &str, cases: &[Case]) {
+    for start in ["warm", "spawn"] {
+        check(more_source, cases, &["--guest-start", start]);
+    }
+}
+
+const ACCEPTED: &[Case] = &[
+    ("none", "return None", Nothing),
+    ("no_tables", "return []", Nothing),
+    (
+        "pandas",
+        "return pd.DataFrame({'a': [1, 2]})",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "polars_of_structs",
+        "return pl.DataFrame({'from': [{'x': 1, 'y': 2}], 'to': [{'x': 3, 'y': 4}]})",
+        Rows(r#"[{"from": {"x": 1, "y": 2}, "to": {"x": 3, "y": 4}}]"#),
+    ),
+    (
+        "polars_csv",
+        "return pl.read_csv(path)",
+        Rows(r#"[{"a": 1, "keep": 1}, {"a": 2, "keep": 0}, {"a": 3, "keep": 1}]"#),
+    ),
+    (
+        "polars_lazy",
+        "return pl.scan_csv(path).filter(pl.col('a') > 1).select('a')",
+        Rows(r#"[{"a": 2}, {"a": 3}]"#),
+    ),
+    (
+        "lazy_empty",
+        "yield pl.LazyFrame({'a': [1]}).filter(pl.col('a') > 1)",
+        Rows("[]"),
+    ),
+    (
+        "categorical",
+        "yield pl.DataFrame({'c': ['x', None, 'y']}, schema={'c': pl.Categorical})",
+        Rows(r#"[{"c": "x"}, {"c": null}, {"c": "y"}]"#),
+    ),
+    (
+        "categorical_empty",
+        "yield pl.DataFrame({'c': ['x']}, schema={'c': pl.Categorical}).clear()",
+        Rows("[]"),
+    ),
+    (
+        "dictionary_of_views",
+        "yield pa.table({'c': pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.int8()), pa.array(['x' * 20, 'y'], pa.string_view()))})",
+        Rows(r#"[{"c": "y"}, {"c": null}, {"c": "xxxxxxxxxxxxxxxxxxxx"}]"#),
+    ),
+    (
+        "table",
+        "return pa.table({'a': [1]})",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "batch",
+        "return pa.record_batch({'a': [1]})",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "reader",
+        "yield pa.table({'a': [1, 2]}).to_reader(1)",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "reader_empty",
+        "return pa.table({'a': pa.array([], pa.int8())}).to_reader()",
+        Rows("[]"),
+    ),
+    (
+        "dataset",
+        "import pyarrow.dataset as ds\nreturn ds.dataset(pa.table({'a': [1]}))",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "struct_array",
+        "return pa.array([{'a': 1}])",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "relation",
+        "return duckdb.sql(\"select 1 a, 'x' s, {'q': [1, 2]} t\")",
+        Rows(r#"[{"a": 1, "s": "x", "t": {"q": [1, 2]}}]"#),
+    ),
+    (
+        "relation_empty",
+        "yield duckdb.sql('select 1 a where false')",
+        Rows("[]"),
+    ),
+    (
+        "connection",
+        "return duckdb.connect().execute('select 5 a')",
+        Rows(r#"[{"a": 5}]"#),
+    ),
+    (
+        "columns",
+        "return {'a': [1, 2], 'b': np.array([.5, 1]), 'c': pd.Series(['x', None]), 'd': pl.Series([True, False]), 'e': pa.array([1, None]), 'f': range(2)}",
+        Rows(
+            r#"[{"a": 1, "b": 0.5, "c": "x", "d": true, "e": 1, "f": 0}, {"a": 2, "b": 1.0, "c": null, "d": false, "e": null, "f": 1}]"#,
+        ),
+    ),
+    (
+        "columns_yielded",
+        "yield {'a': [1]}\nyield {'a': [2]}",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    ("columns_none", "return {}", Nothing),
+    (
+        "rows",
+        "return [{'a': 1}, {'b': 'x'}, None, {'a': None, 'c': [1]}]",
+        Rows(
+            r#"[{"a": 1, "b": null, "c": null}, {"a": null, "b": "x", "c": null}, {"a": null, "b": null, "c": [1]}]"#,
+        ),
+    ),
+    (
+        "rows_yielded",
+        "for n in range(2): yield [{'a': n}]",
+        Rows(r#"[{"a": 0}, {"a": 1}]"#),
+    ),
+    ("rows_without_keys", "return [{}]", Nothing),
+    (
+        "structured",
+        "return np.array([(1, 'x', [1, 2], (3,))], dtype=[('a', '>i4'), ('s', 'U3'), ('v', 'i2', (2,)), ('t', [('n', 'u1')])])",
+        Rows(r#"[{"a": 1, "s": "x", "v": [1, 2], "t": {"n": 3}}]"#),
+    ),
+    (
+        "record",
+        "return np.array([(1,)], dtype=[('a', 'i4')])[0]",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "capsule_stream",
+        "class Own:\n    def __arrow_c_stream__(self, schema=None): return pa.table({'a': [1]}).__arrow_c_stream__(schema)\nreturn Own()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "capsule_array",
+        "class Own:\n    def __arrow_c_array__(self, schema=None): return pa.record_batch({'a': [1]}).__arrow_c_array__(schema)\nyield Own()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "nested",
+        "yield None\nyield [pa.table({'a': [1]}), ({'a': [n]} for n in (2, 3))]\nyield (pd.DataFrame({'a': [4]}), pl.DataFrame({'a': [5]}))",
+        Rows(r#"[{"a": 1}, {"a": 2}, {"a": 3}, {"a": 4}, {"a": 5}]"#),
+    ),
+    (
+        "chunks",
+        "return pd.read_csv(path, usecols=['a'], chunksize=2)",
+        Rows(r#"[{"a": 1}, {"a": 2}, {"a": 3}]"#),
+    ),
+    (
+        "coroutine",
+        "import asyncio\nasync def later():\n    await asyncio.sleep(0)\n    return {'a': [1]}\nreturn later()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "async_generator",
+        "import asyncio\nasync def later():\n    for n in range(2):\n        await asyncio.sleep(0)\n        yield {'a': [n]}\nreturn later()",
+        Rows(r#"[{"a": 0}, {"a": 1}]"#),
+    ),
+    (
+        "published",
+        "self.ctx.publish('t', [{'a': 1}])\nself.ctx.publish('t', pl.LazyFrame({'a': [2]}))\nself.ctx.publish('t', [])",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "metadata",
+        "field = pa.field('a', pa.struct([pa.field('b', pa.int64(), metadata={'k': b'\\xfe'})]), metadata={b'\\xff': 'v', 'k': 'v'})\nyield pa.table({'a': [{'b': 1}]}, schema=pa.schema([field], metadata={'k': b'\\xff'}))",
+        Rows(r#"[{"a": {"b": 1}}]"#),
+    ),
+];
+
+#[test]
+fn whatever_holds_a_table_may_be_returned_yielded_and_published() {
+    check_both(LIBRARIES, ACCEPTED);
+}
+
+const PANDAS: &[Case] = &[
+    (
+        "filtered",
+        "df = pd.read_csv(path)\nyield df[df.keep == 1]",
+        Rows(r#"[{"a": 1, "keep": 1}, {"a": 3, "keep": 1}]"#),
+    ),
+    (
+        "named",
+        "yield pd.read_csv(path).set_index('a')",
+        Rows(r#"[{"keep": 1, "a": 1}, {"keep": 0, "a": 2}, {"keep": 1, "a": 3}]"#),
+    ),
+    (
+        "named_range",
+        "yield pd.DataFrame({'a': [5]}).rename_axis('id')",
+        Rows(r#"[{"a": 5, "id": 0}]"#),
+    ),
+    (
+        "levels",
+        "yield pd.DataFrame({'a': [1]}, index=pd.MultiIndex.from_tuples([(7, 8)], names=['k', 'l']))",
+        Rows(r#"[{"a": 1, "k": 7, "l": 8}]"#),
+    ),
+    (
+        "one_level_named",
+        "yield pd.DataFrame({'a': [1]}, index=pd.MultiIndex.from_tuples([(7, 8)], names=[None, 'l']))",
+        Rows(r#"[{"a": 1, "l": 8}]"#),
+    ),
+    (
+        "kept_as_column",
+        "yield pd.DataFrame({'a': [1], 'b': [2]}).set_index('a', drop=False)",
+        Rows(r#"[{"a": 1, "b": 2}]"#),
+    ),
+    (
+        "another_column_of_the_name",
+        "yield pd.DataFrame({'a': [1]}, index=pd.Index([2], name='a'))",
+        Fails("a level of the index is named 'a'"),
+    ),
+    (
+        "sliced",
+        "yield pd.DataFrame({'a': [1, 2]})[1:]",
+        Rows(r#"[{"a": 2}]"#),
+    ),
+    (
+        "columns_of_levels",
+        "yield pd.DataFrame({('a', 'x'): [1]}, index=pd.Index([5], name='a'))",
+        Rows(r#"[{"('a', 'x')": 1, "a": 5}]"#),
+    ),
+    (
+        "categories",
+        "yield pd.DataFrame({'c': pd.Categorical(['x', None, 'y'])})",
+        Rows(r#"[{"c": "x"}, {"c": null}, {"c": "y"}]"#),
+    ),
+    (
+        "categories_empty",
+        "yield pd.DataFrame({'c': pd.Categorical([])})",
+        Rows("[]"),
+    ),
+    ("empty", "yield pd.DataFrame([])", Nothing),
+    ("no_columns", "yield pd.DataFrame(index=[1, 2])", Nothing),
+    (
+        "mixed",
+        "yield pd.DataFrame({'ok': [1, 2], 'bad': [1, 'x']})",
+        Fails("column 'bad': "),
+    ),
+    (
+        "too_big",
+        "yield pd.DataFrame({'ok': [1], 'bad': [2 ** 70]})",
+        Fails("column 'bad': "),
+    ),
+];
+
+#[test]
+fn an_index_of_pandas_is_written_where_it_is_named() {
+    check_both(LIBRARIES, PANDAS);
+}
+
+const REFUSED: &[Case] = &[
+    (
+        "text",
+        "return 'text'",
+        Fails("str is not accepted: a plugin's output must be a pandas DataFrame"),
+    ),
+    ("texts", "return ['a', 'b']", Fails("str is not accepted")),
+    ("number", "yield 1", Fails("int is not accepted")),
+    (
+        "a_class",
+        "return pd.DataFrame",
+        Fails("type is not accepted"),
+    ),
+    (
+        "pandas_series",
+        "return pd.Series([1])",
+        Fails("pandas.Series is not accepted"),
+    ),
+    (
+        "polars_series",
+        "return pl.Series([1])",
+        Fails("is not accepted"),
+    ),
+    (
+        "array",
+        "return np.array([1])",
+        Fails("numpy.ndarray is not accepted"),
+    ),
+    (
+        "arrow_array",
+        "return pa.array([1])",
+        Fails("is not accepted"),
+    ),
+    (
+        "lengths",
+        "return {'a': [1], 'b': [1, 2]}",
+        Fails("column 'a' has 1 values, column 'b' has 2"),
+    ),
+    (
+        "scalars",
+        "return {'a': 1}",
+        Fails("column 'a' is a int, not a list or an array"),
+    ),
+    (
+        "string_column",
+        "return {'a': 'xyz'}",
+        Fails("column 'a' is a str"),
+    ),
+    (
+        "frames_by_name",
+        "return {'t': pd.DataFrame({'a': [1]})}",
+        Fails("for several tables use ctx.publish"),
+    ),
+    (
+        "number_as_name",
+        "return {1: [1]}",
+        Fails("must be a string, not 1"),
+    ),
+    (
+        "mixed_column",
+        "return {'a': [1, 'x']}",
+        Fails("column 'a': "),
+    ),
+    (
+        "mixed_rows",
+        "return [{'a': 1}, {'a': 'x'}]",
+        Fails("column 'a': "),
+    ),
+    (
+        "rows_and_tables",
+        "return [{'a': 1}, pa.table({'a': [1]})]",
+        Fails("a list of dicts is one table"),
+    ),
+    (
+        "in_itself",
+        "items = []\nitems.append(items)\nreturn items",
+        Fails("more than 32 deep"),
+    ),
+    (
+        "objects",
+        "return pl.DataFrame({'o': [object()]})",
+        Fails("column 'o': it has Python objects"),
+    ),
+    (
+        "complex",
+        "return np.array([(1j,)], dtype=[('z', 'c16')])",
+        Fails("column 'z': "),
+    ),
+];
+
+#[test]
+fn what_is_no_table_is_refused_with_what_may_be_returned() {
+    check_both(LIBRARIES, REFUSED);
+}
+
+/// The most memory that a plugin process may have had, checked by the plugin itself.
+const LIMIT: &str = "import resource\nused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\nif used > 300: raise MemoryError(f'{used} MiB')";
+
+#[test]
+fn results_stream_and_memory_stays_bounded() {
+    let cases: [(&str, String); 3] = [
+        (
+            "reader",
+            format!(
+                "def batches():\n    for n in range(300): yield pa.record_batch({{'x': np.full(1 << 18, n)}})\n\
+                 yield pa.RecordBatchReader.from_batches(pa.schema({{'x': pa.int64()}}), batches())\n{LIMIT}"
+            ),
+        ),
+        (
+            "relation",
+            format!(
+                "yield duckdb.sql(\"select range x, 'some text of a length ' || range s from range(10_000_000)\")\n{LIMIT}"
+            ),
+        ),
+        (
+            "mapped",
+            format!(
+                "np.lib.format.open_memmap('m', 'w+', [('x', 'i8')], (15_000_000,))\n\
+                 yield np.lib.format.open_memmap('m', 'r')\n{LIMIT}"
+            ),
+        ),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let inputs = dir.path().join("in");
+    std::fs::create_dir(&inputs).unwrap();
+    let mut source = format!("{HEADER}{LIBRARIES}{HANDLER}");
+    for (name, body) in &cases {
+        std::fs::write(inputs.join(name), "").unwrap();
+        let body = body.replace('\n', "\n        ");
+        write!(source, "\n    def {name}(self, path):\n        {body}\n").unwrap();
+    }
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, source).unwrap();
+    let inputs = [inputs.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &["--slots", "1"]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(
+        summary["totals"]["rows"],
+        (300 << 18) + 10_000_000 + 15_000_000
+    );
+}
+
+/// Runs a plugin under the old worker's side of the bridge; gives the sizes of its frames and the rows.
+fn frames(body: &str) -> (Vec<usize>, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let body = body.replace('\n', "\n        ");
+    let source = format!(
+        "import pyarrow as pa, polars as pl\nclass Handler:\n    def execute(self, path):\n        {body}\n"
+    );
+    std::fs::write(path("p.py"), source).unwrap();
+    std::fs::write(path("shim.py"), casparian::guest::SHIM).unwrap();
+    std::fs::write(path("in"), "").unwrap();
+    let mut command = peer("old_worker_bridge.py");
+    for (flag, name) in [
+        ("--shim", "shim.py"),
+        ("--plugin", "p.py"),
+        ("--file", "in"),
+        ("--raw", "raw"),
+    ] {
+        command.arg(flag).arg(path(name));
+    }
+    let output = output(&mut command);
+    let seen: Value = serde_json::from_str(stdout(&output).trim())
+        .unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+    assert_eq!(seen["exit_code"], 0, "{body}: {seen}");
+    let raw = std::fs::read(path("raw")).unwrap();
+    let mut sizes = Vec::new();
+    let mut rest = raw.as_slice();
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let size = u32::from_be_bytes(*length) as usize;
+        if size == 0 {
+            break;
+        }
+        sizes.push(size);
+        rest = &behind[size..];
+    }
+    (sizes, seen["rows"].as_u64().unwrap())
+}
+
+#[test]
+fn frames_are_small_whatever_the_sizes_of_rows_buffers_and_dictionaries() {
+    // Name, body, rows, most bytes of all frames.
+    let cases = [
+        (
+            "uneven rows",
+            "yield pa.table({'s': ['a'] * 10_000 + ['x' * 3_000_000] * 20 + ['b'] * 10_000})",
+            20_020,
+            70_000_000,
+        ),
+        (
+            "views",
+            "yield pa.table({'s': pa.array([f'text that is longer than a view {n}' for n in range(300_000)], pa.string_view())})",
+            300_000,
+            20_000_000,
+        ),
+        (
+            "views in lists",
+            "yield pa.table({'s': pa.array([[f'text that is longer than a view {n}'] for n in range(300_000)], pa.list_(pa.string_view()))})",
+            300_000,
+            20_000_000,
+        ),
+        (
+            "polars",
+            "yield pl.select(s=pl.lit('text that is longer than a view ') + pl.int_range(300_000).cast(pl.String))",
+            300_000,
+            20_000_000,
+        ),
+        (
+            "large dictionary",
+            "yield pa.table({'d': pa.chunked_array([pa.array([f'{n}' * 40 for n in range(50_000)]).dictionary_encode()])})",
+            50_000,
+            20_000_000,
+        ),
+        (
+            "large values in a nested dictionary",
+            "d = pa.DictionaryArray.from_arrays(pa.array([n % 40 for n in range(400)]), pa.array([chr(65 + n) * 1_000_000 for n in range(40)]))\nyield pa.table({'s': pa.StructArray.from_arrays([d], names=['d'])})",
+            400,
+            415_000_000,
+        ),
+    ];
+    for (name, body, rows, total_max) in cases {
+        let (sizes, seen) = frames(body);
+        assert_eq!(seen, rows, "{name}");
+        let largest = sizes.iter().max().unwrap();
+        assert!(*largest < 6 << 20, "{name}: a frame of {largest} bytes");
+        let total: usize = sizes.iter().sum();
+        assert!(total < total_max, "{name}: {total} bytes");
+    }
+}
+
+#[test]
+fn views_reach_readers_as_plain_strings() {
+    let cases: &[Case] = &[(
+        "views",
+        "yield pl.DataFrame({'s': ['x', None]})\nself.ctx.publish('t', pa.table({'s': pa.array(['x', None], pa.string_view()), 'l': pa.array([['x'], None], pa.list_view(pa.binary_view()))}))",
+        Rows(r#"[{"s": "x"}, {"s": null}, {"s": "x", "l": ["b'x'"]}, {"s": null, "l": null}]"#),
+    )];
+    check_both(LIBRARIES, cases);
+    let dir = tempfile::tempdir().unwrap();
+    let (plugin, input) = (dir.path().join("p.py"), dir.path().join("in"));
+    let body = "\nclass Handler:\n    def execute(self, path):\n        yield pl.DataFrame({'s': ['x', 'y']})\n";
+    std::fs::write(&plugin, format!("{HEADER}{LIBRARIES}{body}")).unwrap();
+    std::fs::write(&input, "").unwrap();
+    let out = dir.path().join("out");
+    let inputs = [input.to_str().unwrap()];
+    let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let types: Vec<Value> = read_parquet(&out)
+        .into_iter()
+        .map(|engine| engine["types"]["s"].clone())
+        .collect();
+    assert_eq!(types, ["large_string", "VARCHAR", "String"]);
+}
+
+#[test]
+fn metadata_that_is_no_text_is_left_out_with_a_line_in_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        for n in range(3): yield pa.table({'a': [n]}).replace_schema_metadata({'geo': b'\\xff'})\n";
+    let database = database_with(dir.path(), "p", source);
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    let id = submit(&database, "p", &[input])[0];
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let _worker = worker(&endpoint, &dir.path().join("out"), &[]);
+    let job = ended(&database, id);
+    assert_eq!(job["status"], "COMPLETED", "{job}");
+    assert_eq!(job["receipt"]["metrics"]["rows"], 3, "{job}");
+    let log = job["log"].as_str().unwrap();
+    let line = "casparian: metadata b'geo' of the schema is not UTF-8 and was left out";
+    assert_eq!(log.matches(line).count(), 1, "{log}");
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_lines_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plugin, input) = (dir.path().join("p.py"), dir.path().join("in"));
+    let body = "class Handler:\n    def execute(self, path):\n        return {'a': ['''x\ny''']}\n";
+    let source = format!("\u{feff}{HEADER}{body}").replace('\n', "\r\n");
+    std::fs::write(&plugin, source).unwrap();
+    std::fs::write(&input, "").unwrap();
+    let inputs = [input.to_str().unwrap()];
+    let out = dir.path().join("out");
+    let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(
+        rows_of(&summary["files"][0]),
+        serde_json::json!([{"a": "x\ny"}])
+    );
+}
