@@ -1,5 +1,6 @@
 //! `run`: queue, sentinel and worker in one process, over the files of one command line.
 
+mod drift;
 mod gone;
 mod layout;
 mod output;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use self::drift::Drift;
 use self::output::{
     check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
 };
@@ -340,8 +342,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             Err(end) => break Err(end),
         }
     };
+    let mut drift = Drift::default();
     if !matches!(end, Err(End::Lost(_))) {
         items.iter_mut().for_each(Item::forget_replaced);
+        drift = Drift::of(&items);
     }
     progress.finish();
     let failure = end.err().map(Failure::from);
@@ -350,12 +354,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     let summary = Summary::new(&items, &sinks, gone, moved, &found, started.elapsed());
     if json {
-        say(&format!(
-            "{}\n",
-            summary.json(&plugin.name, &output, &items)
-        ))?;
+        let mut summary = summary.json(&plugin.name, &output, &items);
+        drift.add_to(&mut summary);
+        say(&format!("{summary}\n"))?;
     } else {
-        say(&summary.text(&items, &output))?;
+        let notes = drift.text();
+        say(&summary.text(&items, &output, &notes))?;
     }
     if let Some(failure) = failure {
         return Err(failure);

@@ -23,8 +23,8 @@ pub(super) struct Item {
     pub(super) old_hash: Option<String>,
     /// Other jobs of the plugin for the file that have output, with the hash of its content.
     pub(super) others: Vec<(i64, String)>,
-    /// Topics of its output.
-    pub(super) topics: BTreeSet<String>,
+    /// Its output by topics: the URIs.
+    pub(super) topics: BTreeMap<String, Vec<String>>,
     /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
     /// Earlier outputs that stay though the file fails, or has not been run yet.
@@ -48,7 +48,7 @@ impl Item {
             old_outputs: BTreeSet::new(),
             old_hash: None,
             others: Vec::new(),
-            topics: BTreeSet::new(),
+            topics: BTreeMap::new(),
             removed: Vec::new(),
             kept: Vec::new(),
             is_stale: false,
@@ -62,6 +62,19 @@ impl Item {
     /// Its job is to end yet.
     pub(super) fn is_waiting(&self) -> bool {
         self.job_id.is_some() && matches!(self.outcome, Outcome::Waiting)
+    }
+
+    /// It is done, in this run or an earlier one.
+    pub(super) fn has_output(&self) -> bool {
+        matches!(self.outcome, Outcome::Done { .. } | Outcome::Skipped { .. })
+    }
+
+    /// It is done, and its output has no rows.
+    fn is_empty(&self) -> bool {
+        matches!(
+            self.outcome,
+            Outcome::Done { rows: 0, .. } | Outcome::Skipped { rows: 0, .. }
+        )
     }
 
     /// Output of others may be the reason why it was not run, or failed.
@@ -147,12 +160,30 @@ pub(super) fn receipted(receipt: Option<&str>) -> Vec<Receipted> {
         .collect()
 }
 
-/// The topics of these.
-pub(super) fn topics(receipt: Option<&str>) -> BTreeSet<String> {
+/// The URIs of these by topic.
+pub(super) fn topics(receipt: Option<&str>) -> BTreeMap<String, Vec<String>> {
     let receipt = receipt_json(receipt);
     let artifacts = receipt.get("artifacts").and_then(Value::as_array);
-    let topic = |artifact: &Value| Some(artifact.get("topic")?.as_str()?.to_owned());
-    artifacts.into_iter().flatten().filter_map(topic).collect()
+    let text = |artifact: &Value, name| Some(artifact.get(name)?.as_str()?.to_owned());
+    by_topic(
+        artifacts
+            .into_iter()
+            .flatten()
+            .map(|artifact| (text(artifact, "topic"), text(artifact, "uri"))),
+    )
+}
+
+/// Pairs of topics and URIs by topic.
+pub(super) fn by_topic(
+    pairs: impl Iterator<Item = (Option<String>, Option<String>)>,
+) -> BTreeMap<String, Vec<String>> {
+    let mut topics: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (topic, uri) in pairs {
+        if let Some(topic) = topic {
+            topics.entry(topic).or_default().extend(uri);
+        }
+    }
+    topics
 }
 
 pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
@@ -190,12 +221,9 @@ pub(super) struct Replaced {
 
 fn replaced(items: &[Item], sinks: &[Sink]) -> Vec<Replaced> {
     let count = |sink: &Sink| {
-        let ended = items.iter().filter(|item| {
-            let outcome = &item.outcome;
-            matches!(outcome, Outcome::Done { .. } | Outcome::Skipped { .. })
-        });
+        let ended = items.iter().filter(|item| item.has_output());
         ended
-            .filter(|item| item.topics.contains(&sink.topic))
+            .filter(|item| item.topics.contains_key(&sink.topic))
             .count()
     };
     let of_mode = sinks.iter().filter(|sink| sink.mode == Mode::Replace);
@@ -207,11 +235,16 @@ fn replaced(items: &[Item], sinks: &[Sink]) -> Vec<Replaced> {
     counted.filter(|replaced| replaced.files > 1).collect()
 }
 
+/// Most files that are named as done with 0 rows.
+const EMPTY_SHOWN: usize = 5;
+
 pub(super) struct Summary {
     pub(super) done: u64,
     pub(super) skipped: u64,
     pub(super) failed: u64,
     pub(super) waiting: u64,
+    /// Files that are done and have no rows.
+    pub(super) empty: u64,
     pub(super) rows: u64,
     pub(super) size_bytes: u64,
     pub(super) seconds: f64,
@@ -258,6 +291,7 @@ impl Summary {
             skipped: 0,
             failed: 0,
             waiting: 0,
+            empty: items.iter().filter(|item| item.is_empty()).count() as u64,
             rows: 0,
             size_bytes: 0,
             seconds: elapsed.as_secs_f64(),
@@ -292,7 +326,8 @@ impl Summary {
         summary
     }
 
-    pub(super) fn text(&self, items: &[Item], output: &Path) -> String {
+    /// `notes`: further lines.
+    pub(super) fn text(&self, items: &[Item], output: &Path, notes: &str) -> String {
         let mut out = String::new();
         let failures: Vec<Vec<String>> = items
             .iter()
@@ -342,6 +377,8 @@ impl Summary {
             format!("{:.2}", self.seconds),
         ]);
         out.push_str(&render(&header, &[true; 8], &[row]));
+        out.push_str(&self.empty_text(items));
+        out.push_str(notes);
         for Replaced { topic, sink, files } in &self.replaced {
             let files = thousands(*files as u64);
             let (topic, sink) = (one_line(topic), one_line(sink));
@@ -416,6 +453,27 @@ impl Summary {
         }
     }
 
+    fn empty_text(&self, items: &[Item]) -> String {
+        let empty = items.iter().filter(|item| item.is_empty());
+        let names = empty
+            .take(EMPTY_SHOWN)
+            .map(|item| path_text(&item.path).into_owned());
+        let names = names.collect::<Vec<_>>().join(", ");
+        let shown = if self.empty > EMPTY_SHOWN as u64 {
+            ", …"
+        } else {
+            ""
+        };
+        match self.empty {
+            0 => String::new(),
+            1 => format!("1 file is done with 0 rows: {names}\n"),
+            count => format!(
+                "{} files are done with 0 rows: {names}{shown}\n",
+                thousands(count)
+            ),
+        }
+    }
+
     pub(super) fn json(&self, plugin: &str, output: &Path, items: &[Item]) -> serde_json::Value {
         let files: Vec<serde_json::Value> = items.iter().map(item_json).collect();
         let mut value = serde_json::json!({
@@ -428,6 +486,7 @@ impl Summary {
                 "skipped": self.skipped,
                 "failed": self.failed,
                 "waiting": self.waiting,
+                "empty": self.empty,
                 "rows": self.rows,
                 "size_bytes": self.size_bytes,
                 "seconds": self.seconds,

@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ::parquet::file::metadata::ParquetMetaDataReader;
+use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use sha2::{Digest, Sha256};
 
 use super::files::{self, Identity};
@@ -874,13 +874,20 @@ fn names_in(folder: &Path, names_max: usize) -> Result<Vec<String>, Error> {
 }
 
 /// Why the rows of a file are not known.
-enum Footer {
+pub(super) enum Footer {
     Damaged(String),
     Unchecked(String),
 }
 
 /// The rows of a Parquet file, by its footer.
 fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
+    let found = footer_of(path, size)?;
+    u64::try_from(found.file_metadata().num_rows())
+        .map_err(|_| Footer::Damaged("its number of rows is negative".to_owned()))
+}
+
+/// The footer of a Parquet file.
+pub(super) fn footer_of(path: &Path, size: u64) -> Result<ParquetMetaData, Footer> {
     let unchecked = |error: std::io::Error| Footer::Unchecked(error.to_string());
     let damaged = |reason: &str| Err(Footer::Damaged(reason.to_owned()));
     let file = files::open(path).map_err(unchecked)?;
@@ -897,11 +904,8 @@ fn rows_in(path: &Path, size: u64) -> Result<u64, Footer> {
     if footer > FOOTER_SIZE_MAX {
         return Err(Footer::Unchecked(format!("its footer has {footer} bytes")));
     }
-    let parsed = quiet_panics(|| ParquetMetaDataReader::new().parse_and_finish(&file));
-    match parsed {
-        Ok(Ok(found)) => u64::try_from(found.file_metadata().num_rows())
-            .map_err(|_| Footer::Damaged("its number of rows is negative".to_owned())),
-        Ok(Err(error)) => Err(Footer::Damaged(error.to_string())),
+    match quiet_panics(|| ParquetMetaDataReader::new().parse_and_finish(&file)) {
+        Ok(found) => found.map_err(|error| Footer::Damaged(error.to_string())),
         Err(panic) => Err(Footer::Damaged(panic)),
     }
 }

@@ -19,7 +19,7 @@
 //! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
 //! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `sqlite` (writing),
-//! `logical` and `budget` (what it takes of memory).
+//! `logical` and `budget` (what it takes of memory); `schema` (the types that readers of a file find).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
 //! protocol.
@@ -60,6 +60,7 @@ mod record;
 mod recover;
 mod relocate;
 mod root;
+mod schema;
 mod settle;
 mod siblings;
 mod sqlite;
@@ -76,6 +77,7 @@ pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
 pub use relocate::{Placed, Relocated, Relocation, Renamed};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
+pub use schema::columns_of_file;
 pub use standing::{Publisher, Receipted, Standing};
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ mod prepare;
 mod returns;
 mod run;
 mod run_again;
+mod run_drift;
 mod run_ends;
 mod run_gone;
 mod run_jobs;

@@ -13,7 +13,7 @@ use super::watch::{GO_ON, Watch};
 use crate::cli::clean::path_text;
 use crate::cli::failed;
 use crate::cli::progress::{Ended, Progress};
-use crate::cli::summary::{Item, Outcome};
+use crate::cli::summary::{Item, Outcome, by_topic};
 use crate::job::{Cause, text};
 use crate::sentinel::{self, JobEnd, Sentinel};
 use crate::worker::Worker;
@@ -66,8 +66,10 @@ pub(super) fn work(
             };
             if let Some(item) = items.get_mut(index) {
                 let artifacts = end.receipt.iter().flat_map(|receipt| &receipt.artifacts);
-                let topics = artifacts.filter_map(|artifact| artifact.get("topic"));
-                item.topics = topics.cloned().collect();
+                let text = |artifact: &BTreeMap<String, String>, name| artifact.get(name).cloned();
+                item.topics = by_topic(
+                    artifacts.map(|artifact| (text(artifact, "topic"), text(artifact, "uri"))),
+                );
                 item.outcome = outcome(end);
                 if matches!(item.outcome, Outcome::Done { .. }) {
                     watch.note_success();
