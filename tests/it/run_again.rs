@@ -470,7 +470,7 @@ fn a_file_that_changes_while_its_job_fails_is_run_again() {
     folder.write(
         "count.py",
         &plugin_that(
-            "open(path, 'w').write('5\\n6\\n')\n            raise ValueError('half a file')",
+            "open(mark + '.new', 'w').write('5\\n6\\n')\n            os.replace(mark + '.new', path)\n            raise ValueError('half a file')",
         ),
     );
     let (summary, code) = folder.run(&[]);
@@ -483,7 +483,8 @@ fn a_file_that_changes_while_its_job_fails_is_run_again() {
     fs::remove_file(folder.path("in-a")).unwrap();
     folder.write(
         "count.py",
-        &plugin_that("open(path, 'w').write(str(os.times()))\n            os.remove(mark)\n            raise ValueError('never whole')"),
+        // It may be ended at any point, as soon as its input is seen to have changed.
+        &plugin_that("open(mark + '.new', 'w').write(str(os.times()))\n            os.remove(mark)\n            os.replace(mark + '.new', path)\n            raise ValueError('never whole')"),
     );
     let (summary, code) = folder.run(&[]);
     assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
