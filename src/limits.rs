@@ -618,6 +618,9 @@ pub const INPUTS_WATCHED_MAX: usize = 2 * WORKER_SLOTS_MAX;
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(300);
 /// Wait of a publish for one of another job into the same sink of mode `replace` or `error`.
 pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
+/// How often the types of a Parquet sink's columns may change. For each change there is a file in
+/// staging until the output is complete.
+pub const SEGMENTS_MAX: usize = 64;
 /// Arrow data handed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 /// Reads of one guest's log pipe per turn.

@@ -1,30 +1,24 @@
 //! Columns of a sink: those of the plugin's batches, and the two IDs that every row gets.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, new_null_array};
-use arrow::compute::{CastOptions, cast_with_options};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 
-use super::Error;
+use super::convert::{Failure, convert};
+use super::{Error, merge, types};
+use crate::job::text::prefix;
 use crate::limits;
 
-/// Schema metadata that is the bridge's, not the data's.
-const TOPIC_KEY: &str = "casparian.topic";
+/// Schema metadata that is the bridge's, not the data's; and what a Parquet file has of its own.
+const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
 pub(super) const JOB_ID: &str = "_job_id";
 pub(super) const FILE_VERSION_ID: &str = "_file_version_id";
 
-/// The sink's schema: the batch's, with the two ids behind it.
-pub(super) fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
-    let mut fields: Vec<Arc<Field>> = schema
-        .fields()
-        .iter()
-        .map(|field| {
-            let stored = stored_type(field.data_type());
-            Arc::new(field.as_ref().clone().with_data_type(stored))
-        })
-        .collect();
+/// The sink's schema: the batch's as it is stored, with the two ids behind it.
+fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
+    let mut fields: Vec<FieldRef> = schema.fields().iter().map(types::stored_field).collect();
     let mut names = BTreeSet::new();
     for field in &fields {
         if [JOB_ID, FILE_VERSION_ID].contains(&field.name().as_str()) {
@@ -48,7 +42,7 @@ pub(super) fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
         false,
     )));
     let mut metadata = schema.metadata().clone();
-    metadata.remove(TOPIC_KEY);
+    metadata.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
     Ok(Arc::new(Schema::new_with_metadata(fields, metadata)))
 }
 
@@ -85,78 +79,204 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
     Ok(())
 }
 
-/// Parquet has no timestamps in seconds: the writer would store bare integers.
-fn stored_type(data_type: &DataType) -> DataType {
-    match data_type {
-        DataType::Timestamp(TimeUnit::Second, zone) => {
-            DataType::Timestamp(TimeUnit::Millisecond, zone.clone())
+/// The columns of a sink, with the types that its batches have had so far.
+pub(super) struct Columns {
+    /// Of the sink, with the ids.
+    schema: SchemaRef,
+    /// What is known of the columns of the batches; see `merge`.
+    evidence: Vec<FieldRef>,
+    /// Schema of the last batch.
+    last: SchemaRef,
+    /// The sink's columns in that batch, where they are in another order.
+    order: Option<Vec<usize>>,
+}
+
+impl Columns {
+    /// The columns of a sink at its first batch.
+    pub(super) fn new(batch: &RecordBatch) -> Result<Self, Error> {
+        let last = batch.schema();
+        let columns = last.fields().iter().zip(batch.columns());
+        let evidence = columns.map(|(field, column)| merge::known(field, column));
+        Ok(Columns {
+            schema: with_ids(&last)?,
+            evidence: evidence.collect(),
+            last,
+            order: None,
+        })
+    }
+
+    /// The sink's schema, with the ids.
+    pub(super) fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// Takes a batch, whose columns must have the names of the sink's, in any order. Gives it with
+    /// the sink's order, and whether the sink's schema has changed. An error where no type holds the
+    /// values of all batches.
+    pub(super) fn accept(
+        &mut self,
+        topic: &str,
+        batch: &RecordBatch,
+    ) -> Result<(RecordBatch, bool), Error> {
+        let (last, got) = (self.last.clone(), batch.schema());
+        let is_same = Arc::ptr_eq(&got, &last) || got.fields() == last.fields();
+        let last_order = self.order.clone();
+        if !is_same {
+            self.order = order(topic, &self.schema, &got)?;
         }
-        other => other.clone(),
+        let batch = match &self.order {
+            Some(order) => batch.project(order).map_err(|error| Error::SchemaChanged {
+                topic: topic.to_owned(),
+                expected: "the columns of the first batch".to_owned(),
+                got: error.to_string(),
+            })?,
+            None => batch.clone(),
+        };
+        let before = |index: usize| {
+            let index = last_order
+                .as_ref()
+                .map_or(Some(&index), |order| order.get(index));
+            index.and_then(|index| last.fields().get(*index))
+        };
+        let mut changes = Vec::new();
+        let columns = batch.schema_ref().fields().iter().zip(batch.columns());
+        let columns = columns.zip(self.schema.fields()).zip(&mut self.evidence);
+        for (index, (((field, column), stored), evidence)) in columns.enumerate() {
+            let is_new = !is_same && before(index) != Some(field);
+            if !is_new && !merge::is_unknown(evidence.data_type()) {
+                continue;
+            }
+            let changed = |shown: &DataType| Error::SchemaChanged {
+                topic: topic.to_owned(),
+                expected: format!("column {:?} of type {}", stored.name(), types::shown(shown)),
+                got: format!(
+                    "{:?} of type {}",
+                    field.name(),
+                    types::shown(field.data_type())
+                ),
+            };
+            let merged = merge::merge_fields(evidence, &merge::known(field, column));
+            *evidence = merged.ok_or_else(|| changed(stored.data_type()))?;
+            let filled = merge::fill_field(evidence, stored);
+            let filled = merge::fill_field(&filled, &types::stored_field(field));
+            if filled != *stored {
+                changes.push((index, filled));
+            }
+        }
+        self.last = got;
+        if changes.is_empty() {
+            return Ok((batch, false));
+        }
+        let mut fields: Vec<FieldRef> = self.schema.fields().iter().cloned().collect();
+        for (index, field) in changes {
+            if let Some(stored) = fields.get_mut(index) {
+                *stored = field;
+            }
+        }
+        let metadata = self.schema.metadata().clone();
+        self.schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+        Ok((batch, true))
+    }
+
+    /// The columns of a batch that was accepted, or of rows of an earlier schema, as the sink
+    /// stores them.
+    pub(super) fn convert(&self, topic: &str, batch: &RecordBatch) -> Result<Vec<ArrayRef>, Error> {
+        let mut columns = Vec::with_capacity(batch.num_columns() + 2);
+        let pairs = self.schema.fields().iter().zip(batch.columns());
+        for (field, column) in pairs.take(self.evidence.len()) {
+            let converted = convert(column, field.data_type());
+            columns.push(converted.map_err(|failure| refusal(topic, field, column, failure))?);
+        }
+        Ok(columns)
     }
 }
 
-/// The batch's columns as the sink's schema wants them. A column that is null-typed in this
-/// batch (pandas gives one where every value is missing) becomes nulls of the sink's type.
-pub(super) fn conform(
-    topic: &str,
-    schema: &SchemaRef,
-    batch: &RecordBatch,
-) -> Result<Vec<ArrayRef>, Error> {
-    let got = batch.schema();
-    let expected = schema.fields().len() - 2;
-    let changed = |expected: String, got: String| Error::SchemaChanged {
-        topic: topic.to_owned(),
-        expected,
-        got,
-    };
-    if got.fields().len() != expected {
-        let names = |fields: &mut dyn Iterator<Item = &Arc<Field>>| {
-            fields
-                .map(|field| field.name().as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        return Err(changed(
-            format!(
-                "{expected} columns ({})",
-                names(&mut schema.fields().iter().take(expected))
-            ),
-            format!(
-                "{} ({})",
-                got.fields().len(),
-                names(&mut got.fields().iter())
-            ),
-        ));
-    }
-    let mut columns = Vec::with_capacity(expected + 2);
-    for ((want, field), column) in schema
-        .fields()
-        .iter()
-        .zip(got.fields())
-        .zip(batch.columns())
-    {
-        let same_name = want.name() == field.name();
-        if same_name && want.data_type() == field.data_type() {
-            columns.push(column.clone());
-        } else if same_name && want.data_type() == &stored_type(field.data_type()) {
-            // An instant that milliseconds cannot hold is an error, not a null.
-            let exact = CastOptions {
-                safe: false,
-                ..CastOptions::default()
-            };
-            let stored = cast_with_options(column, want.data_type(), &exact);
-            columns.push(stored.map_err(|error| Error::Column {
-                column: want.name().clone(),
-                reason: error.to_string(),
-            })?);
-        } else if same_name && field.data_type() == &DataType::Null && want.is_nullable() {
-            columns.push(new_null_array(want.data_type(), column.len()));
-        } else {
-            return Err(changed(
-                format!("column {:?} of type {}", want.name(), want.data_type()),
-                format!("{:?} of type {}", field.name(), field.data_type()),
-            ));
+/// Why a column is not stored.
+fn refusal(topic: &str, field: &Field, column: &ArrayRef, failure: Failure) -> Error {
+    match failure {
+        Failure::Value(mut path, reason) => {
+            path.push(field.name().clone());
+            path.reverse();
+            Error::Column {
+                column: path.join("."),
+                reason,
+            }
+        }
+        Failure::Type(reason) => {
+            let reason = reason.map(|reason| format!(" with {reason}"));
+            Error::SchemaChanged {
+                topic: topic.to_owned(),
+                expected: format!(
+                    "column {:?} of type {}",
+                    field.name(),
+                    types::shown(field.data_type())
+                ),
+                got: format!(
+                    "type {}{}",
+                    types::shown(column.data_type()),
+                    reason.unwrap_or_default()
+                ),
+            }
         }
     }
-    Ok(columns)
+}
+
+/// The sink's columns in a batch; none when they are in the same order.
+fn order(topic: &str, schema: &SchemaRef, got: &SchemaRef) -> Result<Option<Vec<usize>>, Error> {
+    let names = |schema: &SchemaRef, count: usize| -> Vec<String> {
+        let fields = schema.fields().iter().take(count);
+        fields.map(|field| field.name().clone()).collect()
+    };
+    let wanted = names(schema, schema.fields().len().saturating_sub(2));
+    let found = names(got, got.fields().len());
+    if wanted == found {
+        return Ok(None);
+    }
+    let indices: HashMap<&String, usize> = found.iter().zip(0..).collect();
+    let order: Option<Vec<usize>> = wanted
+        .iter()
+        .map(|name| indices.get(name).copied())
+        .collect();
+    if let Some(order) = order.filter(|order| order.len() == found.len()) {
+        return Ok(Some(order));
+    }
+    let others = |some: &[String], than: &[String]| -> Vec<String> {
+        let than: BTreeSet<&String> = than.iter().collect();
+        let names = some.iter().filter(|name| !than.contains(name));
+        names.cloned().collect()
+    };
+    let (missing, more) = (others(&wanted, &found), others(&found, &wanted));
+    let mut text = columns(&found);
+    for (what, names) in [("without", missing), ("with", more)] {
+        if !names.is_empty() {
+            text.push_str(&format!(", {what} {}", list(&names, true)));
+        }
+    }
+    Err(Error::SchemaChanged {
+        topic: topic.to_owned(),
+        expected: columns(&wanted),
+        got: text,
+    })
+}
+
+/// Names of columns that a message has.
+const NAMES_SHOWN: usize = 10;
+
+fn columns(names: &[String]) -> String {
+    format!("{} columns ({})", names.len(), list(names, false))
+}
+
+fn list(names: &[String], is_quoted: bool) -> String {
+    let shown = names.iter().take(NAMES_SHOWN).map(|name| {
+        let name = prefix(name, 80);
+        match is_quoted {
+            true => format!("{name:?}"),
+            false => name.to_owned(),
+        }
+    });
+    let mut shown: Vec<String> = shown.collect();
+    if names.len() > NAMES_SHOWN {
+        shown.push("...".to_owned());
+    }
+    shown.join(", ")
 }

@@ -114,6 +114,13 @@ pub enum Error {
         /// What a later one has.
         got: String,
     },
+    /// The types of a topic's columns have changed more often than rows are written anew for.
+    Segments {
+        /// The topic.
+        topic: String,
+        /// The limit.
+        limit: usize,
+    },
     /// A table has other columns than the job's rows.
     TableColumns {
         /// The database and table.
@@ -320,6 +327,11 @@ impl fmt::Display for Error {
                 f,
                 "the schema of topic {topic} changed half-way: expected {expected}, got {got}"
             ),
+            Error::Segments { topic, limit } => write!(
+                f,
+                "the types of the columns of topic {topic} have changed more than {limit} times; \
+                 publish all batches with one schema"
+            ),
             Error::Column { column, reason } => write!(f, "column {column:?}: {reason}"),
             Error::Row {
                 column,
@@ -427,6 +439,7 @@ impl Error {
             | Error::Columns { .. }
             | Error::Output { .. }
             | Error::Stopped
+            | Error::Segments { .. }
             | Error::Topics { .. } => Cause::Plugin,
             Error::Sink(_)
             | Error::Outside { .. }

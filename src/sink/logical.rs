@@ -3,17 +3,18 @@
 //! Every row counts at least [`ROW_SIZE`] at each level of nesting: its definition and repetition
 //! levels. So a count that ends at a limit ends after that many steps, whatever a plugin sends.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use arrow::array::{
     Array, AsArray, DictionaryArray, GenericByteArray, GenericByteViewArray, GenericListViewArray,
-    OffsetSizeTrait, RecordBatch, RunArray,
+    OffsetSizeTrait, RecordBatch, RunArray, StructArray,
 };
 use arrow::datatypes::{
     ArrowDictionaryKeyType, ArrowNativeType, BinaryType, BinaryViewType, ByteArrayType,
-    ByteViewType, DataType, Int8Type, Int16Type, Int32Type, Int64Type, LargeBinaryType,
-    LargeUtf8Type, RunEndIndexType, SchemaRef, StringViewType, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type, Utf8Type,
+    ByteViewType, DataType, Field, FieldRef, Int8Type, Int16Type, Int32Type, Int64Type,
+    LargeBinaryType, LargeUtf8Type, RunEndIndexType, SchemaRef, StringViewType, UInt8Type,
+    UInt16Type, UInt32Type, UInt64Type, Utf8Type,
 };
 
 use super::Error;
@@ -95,6 +96,87 @@ fn null_size(data_type: &DataType) -> usize {
         DataType::Struct(fields) => children(&mut fields.iter().map(|field| field.data_type())),
         other => width(other),
     })
+}
+
+/// Bytes of the nulls that an array gets where a sink stores it as another type; see `convert`.
+fn added(array: &dyn Array, to: &DataType, cap: usize) -> usize {
+    use DataType as T;
+    let from = array.data_type();
+    let nulls = |rows: usize| rows.saturating_mul(null_size(to));
+    if from == to || array.is_empty() {
+        return 0;
+    }
+    if array.logical_null_count() == array.len() {
+        return nulls(array.len());
+    }
+    let items = |values: &dyn Array, rows: Range<usize>, item: &Field| -> usize {
+        let rows = rows.start..rows.end.min(values.len());
+        added(&values.slice(rows.start, rows.len()), item.data_type(), cap)
+    };
+    let fields = |array: &StructArray, to: &[(usize, &FieldRef)]| -> usize {
+        let sizes = to
+            .iter()
+            .map(|(index, field)| match array.columns().get(*index) {
+                Some(column) => added(column, field.data_type(), cap),
+                None => array.len().saturating_mul(null_size(field.data_type())),
+            });
+        sum(sizes, cap)
+    };
+    match (from, to) {
+        (T::List(_), T::List(item) | T::LargeList(item)) => {
+            let list = array.as_list::<i32>();
+            items(list.values(), span(list.value_offsets()), item)
+        }
+        (T::LargeList(_), T::List(item) | T::LargeList(item)) => {
+            let list = array.as_list::<i64>();
+            items(list.values(), span(list.value_offsets()), item)
+        }
+        (T::FixedSizeList(..), T::FixedSizeList(item, _) | T::List(item) | T::LargeList(item)) => {
+            added(array.as_fixed_size_list().values(), item.data_type(), cap)
+        }
+        (T::ListView(_), T::List(item) | T::LargeList(item)) => {
+            let sizes = array.as_list_view::<i32>().value_sizes().iter();
+            let count = sizes.fold(0usize, |sum, size| sum.saturating_add(size.as_usize()));
+            count.saturating_mul(nested_null_size(item.data_type()))
+        }
+        (T::LargeListView(_), T::List(item) | T::LargeList(item)) => {
+            let sizes = array.as_list_view::<i64>().value_sizes().iter();
+            let count = sizes.fold(0usize, |sum, size| sum.saturating_add(size.as_usize()));
+            count.saturating_mul(nested_null_size(item.data_type()))
+        }
+        (T::Map(..), T::Map(entries, _)) => {
+            let map = array.as_map();
+            let rows = span(map.value_offsets());
+            let T::Struct(to) = entries.data_type() else {
+                return 0;
+            };
+            let to: Vec<(usize, &FieldRef)> = to.iter().enumerate().collect();
+            fields(&map.entries().slice(rows.start, rows.len()), &to)
+        }
+        (T::Struct(of), T::Struct(to)) => {
+            let names = of
+                .iter()
+                .zip(0..)
+                .map(|(field, index)| (field.name(), index));
+            let names: HashMap<&String, usize> = names.collect();
+            let index = |field: &FieldRef| names.get(field.name()).copied().unwrap_or(usize::MAX);
+            let to: Vec<(usize, &FieldRef)> =
+                to.iter().map(|field| (index(field), field)).collect();
+            fields(array.as_struct(), &to)
+        }
+        (T::Dictionary(..) | T::RunEndEncoded(..), to) => {
+            array.len().saturating_mul(nested_null_size(to))
+        }
+        _ => 0,
+    }
+}
+
+/// As [`null_size`] of a type that has others in it.
+fn nested_null_size(data_type: &DataType) -> usize {
+    match data_type.is_nested() {
+        true => null_size(data_type),
+        false => 0,
+    }
 }
 
 fn has_width(data_type: &DataType) -> bool {
@@ -280,6 +362,10 @@ impl<'a> Slices<'a> {
         match (column.data_type(), field) {
             // It becomes nulls of the sink's type.
             (DataType::Null, Some(field)) => rows.saturating_mul(null_size(field.data_type())),
+            (data_type, Some(field)) if data_type != field.data_type() => {
+                let size = part(column, self.at..self.at + rows, cap);
+                size.saturating_add(added(&column.slice(self.at, rows), field.data_type(), cap))
+            }
             _ => part(column, self.at..self.at + rows, cap),
         }
     }
@@ -313,7 +399,7 @@ mod tests {
         NullArray, StringArray, StringViewArray, StructArray,
     };
     use arrow::buffer::ScalarBuffer;
-    use arrow::datatypes::{Field, Schema};
+    use arrow::datatypes::Schema;
 
     use super::*;
 

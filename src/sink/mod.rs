@@ -18,8 +18,9 @@
 //!
 //! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
-//! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `sqlite` (writing),
-//! `logical` and `budget` (what it takes of memory); `schema` (the types that readers of a file find).
+//! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `segments`, `sqlite` (writing),
+//! `types` (what is stored of a type), `merge` (one type of several), `convert` (values), `logical` and `budget` (what it
+//! takes of memory); `schema` (the types that readers of a file find).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
 //! protocol.
@@ -41,12 +42,14 @@ mod budget;
 mod check;
 mod claims;
 mod columns;
+mod convert;
 mod datasets;
 mod error;
 mod fault;
 mod files;
 mod folder;
 mod logical;
+mod merge;
 mod mounts;
 mod names;
 mod old_peers;
@@ -61,6 +64,7 @@ mod recover;
 mod relocate;
 mod root;
 mod schema;
+mod segments;
 mod settle;
 mod siblings;
 mod sqlite;

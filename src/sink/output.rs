@@ -8,13 +8,14 @@ use arrow::array::{Int64Array, RecordBatch};
 use arrow::datatypes::SchemaRef;
 
 use super::budget::{self, Bounds};
-use super::columns::{check_table, conform, with_ids};
+use super::columns::{Columns, check_table};
 use super::folder::{Folder, Name};
 use super::logical::Slices;
 use super::names::{self, Holder};
 use super::parquet::{Memory, ParquetFile};
 use super::place::{self, Place};
 use super::publish::StagedSink;
+use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
 use super::types::check_parquet;
 use super::{Error, Root, Staged, datasets, files, plan, siblings};
@@ -22,7 +23,7 @@ use crate::job::{self, Job, Mode, Target};
 use crate::limits;
 
 /// What of a file counts.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Counted {
     memory: Memory,
     footer: usize,
@@ -38,19 +39,20 @@ impl Counted {
 }
 
 fn parquet_files(sinks: &mut [Sink]) -> impl Iterator<Item = &mut ParquetFile> {
-    sinks.iter_mut().filter_map(|sink| match &mut sink.open {
-        Some((_, Writer::Parquet(file))) => Some(&mut **file),
-        _ => None,
+    let open = sinks.iter_mut().filter_map(|sink| sink.open.as_mut());
+    open.filter_map(|open| match &mut open.writer {
+        Writer::Parquet(file) => Some(&mut **file),
+        Writer::Table(_) => None,
     })
 }
 
-/// Memory of one more schema beside others; why a job has not that much.
+/// Checks one more schema beside others; why a job has not memory for it.
 fn check_columns(
     schema: &SchemaRef,
     is_parquet: bool,
     others: usize,
     bounds: &Bounds,
-) -> Result<usize, String> {
+) -> Result<(), String> {
     let count = budget::columns(schema);
     let limit = bounds.row_groups() / limits::COLUMN_MEMORY;
     if is_parquet && count > limit {
@@ -65,13 +67,21 @@ fn check_columns(
             "its {count} columns, their names and metadata need {size} bytes of memory, beside \
              {others} of other topics; the limit is {limit}"
         )),
-        _ => Ok(size),
+        _ => Ok(()),
     }
 }
 
 enum Writer {
     Parquet(Box<ParquetFile>),
     Table(Rows),
+}
+
+/// A sink that has had a batch.
+struct Open {
+    columns: Columns,
+    writer: Writer,
+    /// Memory of its schema.
+    schema_size: usize,
 }
 
 struct Sink {
@@ -82,7 +92,9 @@ struct Sink {
     configured: bool,
     /// Where its file is staged, when it is not in the attempt's folder.
     bay: Option<String>,
-    open: Option<(SchemaRef, Writer)>,
+    open: Option<Open>,
+    /// Files of rows whose schema has changed.
+    segments: Segments,
     rows: u64,
 }
 
@@ -194,6 +206,7 @@ impl JobOutput {
             configured,
             bay: None,
             open: None,
+            segments: Segments::default(),
             rows: 0,
         });
         Ok(())
@@ -250,19 +263,27 @@ impl JobOutput {
             }
         };
         for index in indices {
-            self.open(index, batch)?;
-            let sink = self.sinks.get(index);
-            let schema = sink
-                .and_then(|sink| sink.open.as_ref())
-                .map(|(schema, _)| schema.clone());
-            let mut slices = Slices::new(batch, schema, self.bounds.row());
-            while let Some((slice, size)) = slices.next()? {
-                if !goes_on() {
-                    return Err(Error::Stopped);
-                }
-                self.write_to(index, &slice, size)?;
-            }
+            let batch = self.accept(index, batch)?;
+            self.write_slices(index, &batch, goes_on)?;
             self.close_some();
+        }
+        Ok(())
+    }
+
+    fn write_slices(
+        &mut self,
+        index: usize,
+        batch: &RecordBatch,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<(), Error> {
+        let open = self.sinks.get(index).and_then(|sink| sink.open.as_ref());
+        let schema = open.map(|open| open.columns.schema().clone());
+        let mut slices = Slices::new(batch, schema, self.bounds.row());
+        while let Some((slice, size)) = slices.next()? {
+            if !goes_on() {
+                return Err(Error::Stopped);
+            }
+            self.write_to(index, &slice, size)?;
         }
         Ok(())
     }
@@ -279,24 +300,27 @@ impl JobOutput {
         let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(());
         };
-        let Some((schema, writer)) = &mut sink.open else {
+        let Some(Open {
+            columns, writer, ..
+        }) = &mut sink.open
+        else {
             return Ok(());
         };
+        let schema = columns.schema().clone();
         let rows = batch.num_rows();
         // Large outputs get larger row groups: their footer stays in memory.
         let files_max = self.bounds.files();
-        let mut columns = conform(&sink.topic, schema, batch)?;
+        let mut columns = columns.convert(&sink.topic, batch)?;
         let id = self.job.attempt.job_id;
         columns.push(Arc::new(Int64Array::from_value(id, rows)));
         let version = self.job.file_version_id;
         columns.push(Arc::new(Int64Array::from_value(version, rows)));
-        let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|error| {
-            Error::SchemaChanged {
+        let batch =
+            RecordBatch::try_new(schema, columns).map_err(|error| Error::SchemaChanged {
                 topic: sink.topic.clone(),
                 expected: "the schema of the first batch".to_owned(),
                 got: error.to_string(),
-            }
-        })?;
+            })?;
         sink.rows += rows as u64;
         match (writer, &self.stage) {
             (Writer::Parquet(file), _) => {
@@ -317,38 +341,86 @@ impl JobOutput {
         self.bound_memory()
     }
 
-    /// Opens a sink's writer at its first batch.
-    fn open(&mut self, index: usize, batch: &RecordBatch) -> Result<(), Error> {
+    /// Opens a sink's writer at its first batch, and another one where a later batch changes the types
+    /// of its columns. Gives the batch with the columns in the sink's order.
+    fn accept(&mut self, index: usize, batch: &RecordBatch) -> Result<RecordBatch, Error> {
+        let Some(sink) = self.sinks.get_mut(index) else {
+            return Ok(batch.clone());
+        };
+        let (columns, batch, is_new, before) = match sink.open.take() {
+            None => (Columns::new(batch)?, batch.clone(), true, None),
+            Some(mut open) => {
+                let (batch, has_changed) = open.columns.accept(&sink.topic, batch)?;
+                if !has_changed {
+                    sink.open = Some(open);
+                    return Ok(batch);
+                }
+                if sink.segments.count() >= limits::SEGMENTS_MAX {
+                    return Err(Error::Segments {
+                        topic: sink.topic.clone(),
+                        limit: limits::SEGMENTS_MAX,
+                    });
+                }
+                self.schemas = self.schemas.saturating_sub(open.schema_size);
+                (open.columns, batch, false, Some(open.writer))
+            }
+        };
+        self.check(index, columns.schema())?;
+        if let Some(Writer::Parquet(file)) = before {
+            self.set_aside(index, *file)?;
+        }
+        self.open(index, columns, is_new)?;
+        Ok(batch)
+    }
+
+    /// Checks the columns of a sink before anything is created for them.
+    fn check(&mut self, index: usize, schema: &SchemaRef) -> Result<(), Error> {
+        let Some(sink) = self.sinks.get(index) else {
+            return Ok(());
+        };
+        let is_parquet = matches!(sink.target, Target::Parquet { .. });
+        match is_parquet {
+            true => check_parquet(schema)?,
+            false => check_table(schema)?,
+        }
+        let checked = check_columns(schema, is_parquet, self.schemas, &self.bounds);
+        checked.map_err(|reason| Error::Columns {
+            topic: sink.topic.clone(),
+            reason,
+        })
+    }
+
+    /// Keeps the rows of a Parquet sink until the output is complete.
+    fn set_aside(&mut self, index: usize, file: ParquetFile) -> Result<(), Error> {
+        let (before, path) = (Counted::of(&file), self.staged(index));
         let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(());
         };
-        if sink.open.is_some() {
+        let added = sink.segments.add(file, &path);
+        added.map_err(|error| self.folder.refusal(error))?;
+        self.count(before, Counted::default());
+        Ok(())
+    }
+
+    /// Creates the writer of a sink for its columns.
+    fn open(&mut self, index: usize, columns: Columns, is_new: bool) -> Result<(), Error> {
+        let Some(sink) = self.sinks.get_mut(index) else {
             return Ok(());
-        }
-        let schema = with_ids(&batch.schema())?;
-        let is_parquet = matches!(sink.target, Target::Parquet { .. });
-        if !is_parquet {
-            check_table(&schema)?;
-        }
-        self.schemas +=
-            check_columns(&schema, is_parquet, self.schemas, &self.bounds).map_err(|reason| {
-                Error::Columns {
-                    topic: sink.topic.clone(),
-                    reason,
-                }
-            })?;
+        };
+        let schema = columns.schema();
         let writer = match &sink.target {
             Target::Parquet { path, compression } => {
-                check_parquet(&schema)?;
                 let compression = *compression;
-                let target = self.root.path().join(path);
-                files::inside(self.root.path(), &target)?;
-                let below = place::below(self.root.path(), &target);
-                place::check_below(&target, below.as_deref())?;
-                let holder = Holder::new(self.folder.name.attempt, None);
-                sink.bay = self.folder.bay(&names::file(path, &holder))?;
+                if is_new {
+                    let target = self.root.path().join(path);
+                    files::inside(self.root.path(), &target)?;
+                    let below = place::below(self.root.path(), &target);
+                    place::check_below(&target, below.as_deref())?;
+                    let holder = Holder::new(self.folder.name.attempt, None);
+                    sink.bay = self.folder.bay(&names::file(path, &holder))?;
+                }
                 let staged = self.staged(index);
-                let file = ParquetFile::create(&staged, &schema, compression);
+                let file = ParquetFile::create(&staged, schema, compression);
                 Writer::Parquet(Box::new(file.map_err(|error| self.folder.refusal(error))?))
             }
             Target::Sqlite { .. } => {
@@ -359,11 +431,21 @@ impl JobOutput {
                         stage.map_err(|error| self.folder.refusal(error))?
                     }
                 };
-                Writer::Table(self.stage.insert(stage).table(index, &schema)?)
+                let stage = self.stage.insert(stage);
+                Writer::Table(match is_new {
+                    true => stage.table(index, schema)?,
+                    false => stage.change(index, schema)?,
+                })
             }
         };
+        let schema_size = budget::schema_size(schema);
+        self.schemas = self.schemas.saturating_add(schema_size);
         if let Some(sink) = self.sinks.get_mut(index) {
-            sink.open = Some((schema, writer));
+            sink.open = Some(Open {
+                columns,
+                writer,
+                schema_size,
+            });
         }
         Ok(())
     }
@@ -375,8 +457,8 @@ impl JobOutput {
 
     /// Writes out row groups of other sinks where the columns of this one need the room.
     fn make_room(&mut self, index: usize) -> Result<(), Error> {
-        let sink = self.sinks.get(index).and_then(|sink| sink.open.as_ref());
-        let Some((_, Writer::Parquet(file))) = sink else {
+        let open = self.sinks.get(index).and_then(|sink| sink.open.as_ref());
+        let Some(Writer::Parquet(file)) = open.map(|open| &open.writer) else {
             return Ok(());
         };
         let needed = match file.memory().total() {
@@ -435,10 +517,13 @@ impl JobOutput {
         if self.schemas.saturating_add(self.footers) <= limit {
             return Ok(());
         }
-        let sinks = self.sinks.iter().filter_map(|sink| match &sink.open {
-            Some((_, Writer::Parquet(file))) => Some((sink, file)),
-            _ => None,
-        });
+        let sinks = self
+            .sinks
+            .iter()
+            .filter_map(|sink| match &sink.open.as_ref()?.writer {
+                Writer::Parquet(file) => Some((sink, file)),
+                Writer::Table(_) => None,
+            });
         let largest = sinks.max_by_key(|(_, file)| file.memory_of_footer());
         let Some((sink, file)) = largest else {
             return Ok(());
@@ -460,7 +545,9 @@ impl JobOutput {
         if limit == 0 {
             return Ok(());
         }
-        let files: u64 = parquet_files(&mut self.sinks).map(|file| file.size()).sum();
+        let segments: u64 = self.sinks.iter().map(|sink| sink.segments.size()).sum();
+        let files = parquet_files(&mut self.sinks).map(|file| file.size());
+        let files = files.fold(segments, u64::saturating_add);
         let stage = match &self.stage {
             Some(stage) => stage.size()?,
             None => 0,
@@ -471,8 +558,42 @@ impl JobOutput {
         }
     }
 
+    /// Writes rows that are in several files of a sink as one.
+    fn join(&mut self, index: usize, goes_on: &dyn Fn() -> bool) -> Result<(), Error> {
+        let Some(sink) = self.sinks.get_mut(index) else {
+            return Ok(());
+        };
+        if sink.segments.count() == 0 {
+            return Ok(());
+        }
+        if let Some(open) = sink.open.take() {
+            self.schemas = self.schemas.saturating_sub(open.schema_size);
+            if let Writer::Parquet(file) = open.writer {
+                self.set_aside(index, *file)?;
+            }
+            self.open(index, open.columns, false)?;
+        }
+        let Some(sink) = self.sinks.get_mut(index) else {
+            return Ok(());
+        };
+        sink.rows = 0;
+        for segment in std::mem::take(&mut sink.segments).into_list() {
+            segment.read(|batch| self.write_slices(index, &batch, goes_on))?;
+        }
+        Ok(())
+    }
+
     /// Finishes and syncs all files. Nothing is visible yet.
-    pub fn stage(mut self) -> Result<Staged, Error> {
+    pub fn stage(self) -> Result<Staged, Error> {
+        self.stage_while(&|| true)
+    }
+
+    /// The same for as long as `goes_on`, which is asked before each slice of rows that are written
+    /// anew because the types of their columns have changed.
+    pub fn stage_while(mut self, goes_on: &dyn Fn() -> bool) -> Result<Staged, Error> {
+        for index in 0..self.sinks.len() {
+            self.join(index, goes_on)?;
+        }
         let size_max = self.bounds.output;
         if size_max > 0 {
             self.flush_down_to(0)?;
@@ -480,7 +601,7 @@ impl JobOutput {
         }
         let mut staged = Vec::new();
         for (index, sink) in self.sinks.into_iter().enumerate() {
-            let Some((_, writer)) = sink.open else {
+            let Some(Open { writer, .. }) = sink.open else {
                 continue;
             };
             let sha256 = match writer {

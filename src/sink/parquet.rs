@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use sha2::{Digest, Sha256};
 
@@ -30,6 +31,34 @@ pub(super) struct ParquetFile {
     empty_size: usize,
     /// Row groups that are written out.
     row_groups: usize,
+    rows: Rows,
+}
+
+/// Rows of a file, in parts of [`limits::WRITE_SLICE_SIZE`] bytes, expanded.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rows {
+    count: usize,
+    /// Of the part that is not complete.
+    part: usize,
+    part_size: usize,
+    /// Of the part with the fewest.
+    part_min: Option<usize>,
+}
+
+impl Rows {
+    fn add(&mut self, rows: usize, size: usize) {
+        self.count = self.count.saturating_add(rows);
+        if self.part > 0 && self.part_size.saturating_add(size) > limits::WRITE_SLICE_SIZE {
+            self.part_min = Some(self.at_once());
+            (self.part, self.part_size) = (0, 0);
+        }
+        self.part = self.part.saturating_add(rows);
+        self.part_size = self.part_size.saturating_add(size);
+    }
+
+    fn at_once(&self) -> usize {
+        self.part_min.unwrap_or(usize::MAX).min(self.part)
+    }
 }
 
 /// Memory of a row group that is being written.
@@ -89,7 +118,15 @@ impl ParquetFile {
             Compression::Lz4 => Codec::LZ4_RAW,
             Compression::None => Codec::UNCOMPRESSED,
         };
+        // Readers of GeoParquet look for it there, pyarrow in the Arrow schema.
+        let mut metadata: Vec<KeyValue> = schema
+            .metadata()
+            .iter()
+            .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
+            .collect();
+        metadata.sort_by(|a, b| a.key.cmp(&b.key));
         let properties = WriterProperties::builder()
+            .set_key_value_metadata(Some(metadata))
             .set_compression(codec)
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_max_row_group_row_count(Some(limits::ROW_GROUP_ROWS_MAX))
@@ -110,6 +147,7 @@ impl ParquetFile {
             pending: 0,
             empty_size: 0,
             row_groups: 0,
+            rows: Rows::default(),
         })
     }
 
@@ -125,6 +163,7 @@ impl ParquetFile {
         }
         let is_first = self.pending == 0;
         self.pending = self.pending.saturating_add(size);
+        self.rows.add(slice.num_rows(), size);
         let written = self.writer.write(slice);
         written.map_err(|error| failure(&self.path, error))?;
         if is_first {
@@ -182,6 +221,17 @@ impl ParquetFile {
         self.writer.bytes_written() as u64
     }
 
+    /// Rows of the file.
+    pub(super) fn rows(&self) -> usize {
+        self.rows.count
+    }
+
+    /// Rows that have a few times [`limits::WRITE_SLICE_SIZE`] bytes, expanded, or one, wherever in the
+    /// file they are.
+    pub(super) fn rows_at_once(&self) -> usize {
+        self.rows.at_once().clamp(1, limits::SINK_ROWS_MAX)
+    }
+
     /// Writes out the row group.
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         if self.pending == 0 {
@@ -198,11 +248,16 @@ impl ParquetFile {
         self.writer.inner_mut().file = None;
     }
 
+    /// Writes the footer.
+    pub(super) fn end(&mut self) -> Result<(), Error> {
+        let finished = self.writer.finish();
+        finished.map_err(|error| failure(&self.path, error))?;
+        Ok(())
+    }
+
     /// Writes the footer and syncs. The file's SHA-256 in hex digits.
     pub(super) fn finish(mut self) -> Result<String, Error> {
-        self.writer
-            .finish()
-            .map_err(|error| failure(&self.path, error))?;
+        self.end()?;
         let written = self.writer.inner_mut();
         let synced = written.open().and_then(|file| file.sync_all());
         synced.map_err(|error| Error::io(&self.path, error))?;
@@ -210,7 +265,7 @@ impl ParquetFile {
     }
 }
 
-fn failure(path: &Path, error: ParquetError) -> Error {
+pub(super) fn failure(path: &Path, error: ParquetError) -> Error {
     match error {
         ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
             Ok(source) => Error::io(path, *source),

@@ -27,6 +27,7 @@ mod standing;
 mod steps;
 mod strangers;
 mod tables;
+mod types;
 mod writing;
 
 /// UUID of the databases in tests.

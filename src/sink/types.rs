@@ -1,7 +1,12 @@
-//! Types of columns that a Parquet file cannot have. They are refused before a file is created: the
-//! writer panics for some, and finds others at the first row only.
+//! What sinks store of an Arrow type, and which types a Parquet file cannot have. These are refused
+//! before a file is created: the writer panics for some, and finds others at the first row only.
 
-use arrow::datatypes::{DataType, Field, IntervalUnit, SchemaRef};
+use std::sync::Arc;
+
+use arrow::datatypes::{
+    DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, Field, FieldRef, IntervalUnit,
+    SchemaRef, TimeUnit,
+};
 
 use super::Error;
 use crate::job::text::prefix;
@@ -13,6 +18,73 @@ pub(super) fn shown(data_type: &DataType) -> String {
         cut if cut.len() < text.len() => format!("{cut}..."),
         _ => text,
     }
+}
+
+/// The type that sinks store of a type. It has a meaning of its own in Parquet: a column of one
+/// without (a date in milliseconds, a time in seconds) would be one of integers for most readers.
+/// Views, runs and list views become what every reader takes.
+pub(super) fn stored(data_type: &DataType) -> DataType {
+    use DataType as T;
+    match data_type {
+        T::Date64 => T::Date32,
+        T::Time32(TimeUnit::Second) => T::Time32(TimeUnit::Millisecond),
+        T::Timestamp(TimeUnit::Second, zone) => T::Timestamp(TimeUnit::Millisecond, zone.clone()),
+        T::Utf8View => T::LargeUtf8,
+        T::BinaryView => T::LargeBinary,
+        T::Decimal32(precision, scale)
+        | T::Decimal64(precision, scale)
+        | T::Decimal128(precision, scale)
+        | T::Decimal256(precision, scale) => {
+            decimal(*precision, *scale).unwrap_or_else(|| data_type.clone())
+        }
+        T::List(item) | T::ListView(item) => T::List(stored_field(item)),
+        T::LargeList(item) | T::LargeListView(item) => T::LargeList(stored_field(item)),
+        T::FixedSizeList(item, size) => T::FixedSizeList(stored_field(item), *size),
+        T::Map(entries, is_sorted) => T::Map(stored_field(entries), *is_sorted),
+        T::Struct(fields) => T::Struct(fields.iter().map(stored_field).collect()),
+        T::Dictionary(_, values) => match stored(values) {
+            // Readers take dictionaries of texts and bytes only.
+            values @ (T::Utf8 | T::LargeUtf8 | T::Binary | T::LargeBinary) => dictionary(values),
+            T::Dictionary(_, values) => dictionary(*values),
+            values => values,
+        },
+        T::RunEndEncoded(_, values) => stored(values.data_type()),
+        other => other.clone(),
+    }
+}
+
+/// A dictionary as sinks store it.
+pub(super) fn dictionary(values: DataType) -> DataType {
+    DataType::Dictionary(Box::new(DataType::Int32), Box::new(values))
+}
+
+/// A field as sinks store it.
+pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
+    let is_nullable = field.is_nullable()
+        || matches!(field.data_type(), DataType::RunEndEncoded(_, values) if values.is_nullable());
+    let data_type = stored(field.data_type());
+    if data_type == *field.data_type() && is_nullable == field.is_nullable() {
+        return field.clone();
+    }
+    let field = field.as_ref().clone().with_data_type(data_type);
+    Arc::new(field.with_nullable(is_nullable))
+}
+
+/// The decimal that holds the values of another exactly, with a scale that Parquet has: 0 to the
+/// precision. Readers take those of 128 bits; of others some read wrong values.
+fn decimal(precision: u8, scale: i8) -> Option<DataType> {
+    match u8::try_from(scale) {
+        Ok(digits) => wide_decimal(precision.max(digits), scale),
+        Err(_) => wide_decimal(precision.checked_add(scale.unsigned_abs())?, 0),
+    }
+}
+
+/// A decimal with that many digits; none when there are too many.
+pub(super) fn wide_decimal(precision: u8, scale: i8) -> Option<DataType> {
+    if precision <= DECIMAL128_MAX_PRECISION {
+        return Some(DataType::Decimal128(precision, scale));
+    }
+    (precision <= DECIMAL256_MAX_PRECISION).then_some(DataType::Decimal256(precision, scale))
 }
 
 /// Refuses columns, and fields in columns, that a Parquet file cannot have.

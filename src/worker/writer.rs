@@ -359,7 +359,10 @@ impl Task {
             Some(Err(failure)) => return Ok(Report::Failed(failure)),
             None => return Ok(Report::Discarded),
         }
-        let staged = output.stage()?;
+        let staged = match output.stage_while(&|| self.goes_on()) {
+            Err(sink::Error::Stopped) => return Ok(Report::Discarded),
+            staged => staged?,
+        };
         self.address.report(Report::Staged);
         self.publish(staged)
     }

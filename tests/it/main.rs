@@ -50,4 +50,5 @@ mod silent_inputs;
 mod sink_places;
 mod stderr;
 mod strangers;
+mod types;
 mod work;

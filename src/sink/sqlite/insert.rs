@@ -67,7 +67,8 @@ fn declared(
 fn check_types(target: &Target, connection: &Connection, sink: &Table) -> Result<(), Error> {
     let fail = |error: rusqlite::Error| failure(&target.database, &error);
     let source = format!("s{}", sink.index);
-    let staged = declared(connection, "staging", &source).map_err(fail)?;
+    let types = format!("d{}", sink.index);
+    let staged = declared(connection, "staging", &types).map_err(fail)?;
     for (column, declared) in declared(connection, "main", &sink.name).map_err(fail)? {
         let own = staged.iter().find(|(name, _)| *name == column);
         let is_other = own.is_some_and(|(_, own)| affinity(own) != affinity(&declared));

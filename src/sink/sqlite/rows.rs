@@ -1,16 +1,16 @@
 //! Rows gather in a database file in staging.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::compute::cast;
 use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
 use super::{failure, quoted};
-use crate::sink::{Error, types};
+use crate::sink::{Error, convert, types};
 
 /// What a column is stored as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,19 @@ fn kind(data_type: &DataType) -> Option<Kind> {
     })
 }
 
+/// What a plugin may publish instead of a type.
+fn advice(data_type: &DataType) -> &'static str {
+    match data_type {
+        DataType::Duration(_) | DataType::Interval(_) => {
+            "publish it as a number of a unit, or as text"
+        }
+        data_type if data_type.is_nested() => {
+            "publish its parts as columns of their own, or as JSON text"
+        }
+        _ => "publish it as another type",
+    }
+}
+
 /// Columns of a `CREATE TABLE`.
 fn columns(schema: &SchemaRef) -> Result<String, Error> {
     let mut out = Vec::new();
@@ -57,8 +70,9 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
                 return Err(Error::Column {
                     column: field.name().clone(),
                     reason: format!(
-                        "a SQLite sink cannot store type {}; publish it as another type",
-                        types::shown(field.data_type())
+                        "a SQLite sink cannot store type {}; {}",
+                        types::shown(field.data_type()),
+                        advice(field.data_type())
                     ),
                 });
             }
@@ -68,10 +82,14 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
     Ok(out.join(", "))
 }
 
-/// The rows of a job's tables, in one database file in staging: the table `s<i>` is for sink *i*.
+/// The rows of a job's tables, in one database file in staging: the table `s<i>` is for sink *i*. Its
+/// columns have no types, so that values stay as they are when the types change. The types are those
+/// of the table `d<i>`, which has no rows.
 pub(in crate::sink) struct Stage {
     path: PathBuf,
     connection: Connection,
+    /// Columns of the tables `d<i>`.
+    definitions: BTreeMap<usize, String>,
 }
 
 /// A sink's table in the stage.
@@ -94,14 +112,32 @@ impl Stage {
         Ok(Stage {
             path: path.to_owned(),
             connection,
+            definitions: BTreeMap::new(),
         })
     }
 
-    pub(in crate::sink) fn table(&self, index: usize, schema: &SchemaRef) -> Result<Rows, Error> {
-        let definition = columns(schema)?;
+    /// Creates a sink's table.
+    pub(in crate::sink) fn table(
+        &mut self,
+        index: usize,
+        schema: &SchemaRef,
+    ) -> Result<Rows, Error> {
+        let rows = self.change(index, schema)?;
+        let names = schema.fields().iter().map(|field| quoted(field.name()));
+        let names: Vec<String> = names.collect();
         self.connection
-            .execute_batch(&format!("CREATE TABLE s{index} ({definition})"))
+            .execute_batch(&format!("CREATE TABLE s{index} ({})", names.join(", ")))
             .map_err(|error| failure(&self.path, &error))?;
+        Ok(rows)
+    }
+
+    /// Gives the columns of a sink's table other types.
+    pub(in crate::sink) fn change(
+        &mut self,
+        index: usize,
+        schema: &SchemaRef,
+    ) -> Result<Rows, Error> {
+        self.definitions.insert(index, columns(schema)?);
         let marks = vec!["?"; schema.fields().len()].join(", ");
         Ok(Rows {
             insert: format!("INSERT INTO s{index} VALUES ({marks})"),
@@ -120,11 +156,17 @@ impl Stage {
                 Kind::Blob => DataType::LargeBinary,
                 Kind::Null => DataType::Null,
             };
-            let column = in_utc(column).and_then(|column| cast(&column, &stored));
-            let column = column.map_err(|error| Error::Column {
+            let column = in_utc(column).and_then(|column| convert::cast(&column, &stored));
+            let refused = |reason: String| Error::Column {
                 column: field.name().clone(),
-                reason: error.to_string(),
-            })?;
+                reason,
+            };
+            let column = column.map_err(|error| refused(error.to_string()))?;
+            if kind == Kind::Real && has_nan(&column) {
+                let reason =
+                    "it has a NaN, which SQLite would store as NULL; publish null, or text";
+                return Err(refused(reason.to_owned()));
+            }
             columns.push((kind, column));
         }
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
@@ -154,6 +196,10 @@ impl Stage {
 
     pub(in crate::sink) fn finish(self) -> Result<(), Error> {
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
+        for (index, definition) in &self.definitions {
+            let create = format!("CREATE TABLE d{index} ({definition})");
+            self.connection.execute_batch(&create).map_err(fail)?;
+        }
         self.connection.execute_batch("COMMIT").map_err(fail)?;
         self.connection
             .close()
@@ -167,10 +213,15 @@ fn in_utc(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     match column.data_type() {
         DataType::Timestamp(unit, Some(_)) => {
             let utc = DataType::Timestamp(*unit, Some("+00:00".into()));
-            cast(&cast(column, &DataType::Int64)?, &utc)
+            convert::cast(&convert::cast(column, &DataType::Int64)?, &utc)
         }
         _ => Ok(column.clone()),
     }
+}
+
+fn has_nan(column: &ArrayRef) -> bool {
+    let column = column.as_primitive::<Float64Type>();
+    column.iter().flatten().any(f64::is_nan)
 }
 
 struct Cell<'a> {

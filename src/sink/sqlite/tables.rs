@@ -257,7 +257,7 @@ fn make_table(
         let definition: String = connection
             .query_row(
                 "SELECT sql FROM staging.sqlite_master WHERE name = ?1",
-                [format!("s{}", sink.index)],
+                [format!("d{}", sink.index)],
                 |row| row.get(0),
             )
             .map_err(fail)?;

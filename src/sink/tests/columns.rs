@@ -119,7 +119,7 @@ fn types_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
         (sparse, "Union("),
         (interval, "Interval(MonthDayNano)"),
         (empty, "Struct("),
-        (DataType::Decimal128(5, -2), "Decimal128(5, -2)"),
+        (DataType::Decimal256(75, -2), "Decimal256(75, -2)"),
         (DataType::FixedSizeBinary(0), "FixedSizeBinary(0)"),
     ];
     let (parquet, sqlite) = ("parquet://o.parquet", "sqlite://o.db/rows");

@@ -322,7 +322,7 @@ pub(super) fn every_type() -> RecordBatch {
         ("date", Arc::new(Date32Array::from(vec![0, 1]))),
         ("bool", Arc::new(BooleanArray::from(vec![true, false]))),
         ("u64", Arc::new(UInt64Array::from(vec![u64::MAX, 0]))),
-        ("float", Arc::new(Float64Array::from(vec![1.5, f64::NAN]))),
+        ("float", Arc::new(Float64Array::from(vec![1.5, f64::MAX]))),
     ])
 }
 
@@ -337,13 +337,14 @@ fn every_type_goes_to_parquet() {
     finish(output).unwrap();
     let back = &read(&root.path("o_1.parquet"))[0];
     for (index, field) in batch.schema().fields().iter().enumerate() {
-        assert_eq!(
-            back.schema().field(index).data_type(),
-            field.data_type(),
-            "{}",
-            field.name()
-        );
-        if field.name() != "float" {
+        let want = match field.data_type() {
+            DataType::Utf8View => &DataType::LargeUtf8,
+            other => other,
+        };
+        let found = back.schema();
+        let found = found.field(index).data_type();
+        assert_eq!(found, want, "{}", field.name());
+        if found == field.data_type() {
             assert_eq!(back.column(index), batch.column(index), "{}", field.name());
         }
     }

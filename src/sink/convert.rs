@@ -1,0 +1,324 @@
+//! Columns of batches as a sink stores them: every value exactly, or an error.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, FixedSizeListArray, GenericListArray, Int32Array,
+    MapArray, OffsetSizeTrait, StructArray, new_null_array,
+};
+use arrow::buffer::OffsetBuffer;
+use arrow::compute::{CastOptions, cast_with_options, take};
+use arrow::datatypes::{
+    ArrowNativeType, DataType, Date32Type, Date64Type, Decimal32Type, Decimal64Type,
+    Decimal128Type, Decimal256Type, FieldRef, Fields, Int32Type, IntervalDayTimeType, IntervalUnit,
+    IntervalYearMonthType,
+};
+use arrow::error::ArrowError;
+
+use super::types::shown;
+
+/// Milliseconds of a day.
+const DAY: i64 = 86_400_000;
+
+/// Why a column is not stored.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Path of a field below the column, innermost name first, and what is wrong with a value.
+    Value(Vec<String>, String),
+    /// The types differ; a value that the column's type cannot hold, where that is the reason.
+    Type(Option<String>),
+}
+
+impl Failure {
+    fn in_field(mut self, name: &str) -> Self {
+        if let Failure::Value(path, _) = &mut self {
+            path.push(name.to_owned());
+        }
+        self
+    }
+}
+
+impl From<ArrowError> for Failure {
+    fn from(error: ArrowError) -> Self {
+        Failure::Value(Vec::new(), error.to_string())
+    }
+}
+
+/// An array as one of a stored type. A type that is the stored one of the array's, or what it was
+/// merged to, fits.
+pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    use DataType as T;
+    let from = array.data_type();
+    if from == to && !has_checks(to) {
+        return Ok(array.clone());
+    }
+    if array.logical_null_count() == array.len() {
+        return Ok(new_null_array(to, array.len()));
+    }
+    match (from, to) {
+        (T::RunEndEncoded(_, values), _) => convert(&cast(array, values.data_type())?, to),
+        (T::Dictionary(..), T::Dictionary(_, values)) => dictionary(array, values),
+        (T::Dictionary(..), _) => {
+            let dictionary = array.as_any_dictionary();
+            convert(&take(dictionary.values(), dictionary.keys(), None)?, to)
+        }
+        (T::ListView(item), _) => convert(&cast(array, &T::List(item.clone()))?, to),
+        (T::LargeListView(item), _) => convert(&cast(array, &T::LargeList(item.clone()))?, to),
+        (T::List(_), T::List(item)) => list::<i32, i32>(array, item),
+        (T::List(_), T::LargeList(item)) => list::<i32, i64>(array, item),
+        (T::LargeList(_), T::List(item)) => list::<i64, i32>(array, item),
+        (T::LargeList(_), T::LargeList(item)) => list::<i64, i64>(array, item),
+        (T::FixedSizeList(_, size), T::FixedSizeList(item, want)) if size == want => {
+            let list = array.as_fixed_size_list();
+            let values = convert(list.values(), item.data_type());
+            let values = values.map_err(|failure| failure.in_field(item.name()))?;
+            let (nulls, length) = (list.nulls().cloned(), list.len());
+            let list =
+                FixedSizeListArray::try_new_with_length(item.clone(), *size, values, nulls, length);
+            Ok(Arc::new(list?))
+        }
+        (T::FixedSizeList(field, _), T::List(_)) => {
+            convert(&cast(array, &T::List(field.clone()))?, to)
+        }
+        (T::FixedSizeList(field, _), T::LargeList(_)) => {
+            convert(&cast(array, &T::LargeList(field.clone()))?, to)
+        }
+        (T::Map(..), T::Map(entries, is_sorted)) => map(array, entries, *is_sorted),
+        (T::Struct(_), T::Struct(fields)) => {
+            let array = array.as_struct();
+            let columns = by_name(array, fields)?;
+            let structure = StructArray::try_new_with_length(
+                fields.clone(),
+                columns,
+                array.nulls().cloned(),
+                array.len(),
+            );
+            Ok(Arc::new(structure?))
+        }
+        (T::Date64, T::Date32) => dates(array),
+        (T::Interval(_), T::Interval(_)) if from == to => checked_interval(array),
+        _ if is_decimal(from) && is_decimal(to) => decimals(array, to),
+        _ if from.is_numeric() && to.is_numeric() && !is_decimal(from) && !is_decimal(to) => {
+            numbers(array, to)
+        }
+        _ if is_exact(from, to) => Ok(cast(array, to)?),
+        _ => Err(Failure::Type(None)),
+    }
+}
+
+/// True when values of a type are checked though nothing is converted.
+fn has_checks(data_type: &DataType) -> bool {
+    use DataType as T;
+    match data_type {
+        T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) | T::Map(item, _) => {
+            has_checks(item.data_type())
+        }
+        T::Struct(fields) => fields.iter().any(|field| has_checks(field.data_type())),
+        T::Interval(_) => true,
+        other => is_decimal(other),
+    }
+}
+
+fn is_decimal(data_type: &DataType) -> bool {
+    data_type.is_decimal()
+}
+
+/// True when arrow's cast keeps every value, or fails.
+fn is_exact(from: &DataType, to: &DataType) -> bool {
+    use DataType as T;
+    let is_text = |data_type: &T| matches!(data_type, T::Utf8 | T::LargeUtf8 | T::Utf8View);
+    let is_bytes = |data_type: &T| matches!(data_type, T::Binary | T::LargeBinary | T::BinaryView);
+    match (from, to) {
+        (T::Timestamp(_, zone), T::Timestamp(_, other)) => zone == other,
+        (T::Time32(_) | T::Time64(_), T::Time32(_) | T::Time64(_)) => true,
+        (T::Duration(_), T::Duration(_)) => true,
+        _ => is_text(from) && is_text(to) || is_bytes(from) && is_bytes(to),
+    }
+}
+
+/// Arrow's cast; a value that the type cannot hold is an error, not a null.
+pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
+    let exact = CastOptions {
+        safe: false,
+        ..CastOptions::default()
+    };
+    cast_with_options(array, to, &exact)
+}
+
+fn dictionary(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    let dictionary = array.as_any_dictionary();
+    let keys = cast(&dictionary.keys().slice(0, array.len()), &DataType::Int32)?;
+    let keys: &Int32Array = keys.as_primitive::<Int32Type>();
+    let values = convert(dictionary.values(), to)?;
+    Ok(Arc::new(DictionaryArray::try_new(keys.clone(), values)?))
+}
+
+fn list<From: OffsetSizeTrait, To: OffsetSizeTrait>(
+    array: &ArrayRef,
+    item: &FieldRef,
+) -> Result<ArrayRef, Failure> {
+    let list = array.as_list::<From>();
+    let offsets = list.value_offsets();
+    let start = offsets.first().map_or(0, |offset| offset.as_usize());
+    let end = offsets.last().map_or(start, |offset| offset.as_usize());
+    let values = list.values().slice(start, end - start);
+    let values = convert(&values, item.data_type());
+    let values = values.map_err(|failure| failure.in_field(item.name()))?;
+    let offsets: Option<Vec<To>> = offsets
+        .iter()
+        .map(|offset| To::from_usize(offset.as_usize() - start))
+        .collect();
+    let too_long = || ArrowError::ComputeError("it has too many values for one list".to_owned());
+    let offsets = OffsetBuffer::new(offsets.ok_or_else(too_long)?.into());
+    let list =
+        GenericListArray::<To>::try_new(item.clone(), offsets, values, list.nulls().cloned());
+    Ok(Arc::new(list?))
+}
+
+fn map(array: &ArrayRef, to: &FieldRef, is_sorted: bool) -> Result<ArrayRef, Failure> {
+    let map = array.as_map();
+    let DataType::Struct(fields) = to.data_type() else {
+        return Err(Failure::Type(None));
+    };
+    let offsets = map.value_offsets();
+    let start = offsets.first().map_or(0, |offset| offset.as_usize());
+    let end = offsets.last().map_or(start, |offset| offset.as_usize());
+    let entries = map.entries().slice(start, end - start);
+    let columns = by_position(&entries, fields).map_err(|failure| failure.in_field(to.name()))?;
+    let entries = StructArray::try_new_with_length(
+        fields.clone(),
+        columns,
+        entries.nulls().cloned(),
+        end - start,
+    )?;
+    let first = offsets.first().copied().unwrap_or(0);
+    let offsets: Vec<i32> = offsets.iter().map(|offset| offset - first).collect();
+    let offsets = OffsetBuffer::new(offsets.into());
+    let map = MapArray::try_new(
+        to.clone(),
+        offsets,
+        entries,
+        map.nulls().cloned(),
+        is_sorted,
+    );
+    Ok(Arc::new(map?))
+}
+
+fn by_position(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {
+    let columns = array.columns().iter().zip(to);
+    let converted = columns.map(|(column, field)| {
+        let converted = convert(column, field.data_type());
+        converted.map_err(|failure| failure.in_field(field.name()))
+    });
+    converted.collect()
+}
+
+/// The fields of a struct by their names; one that it lacks is null.
+fn by_name(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {
+    let names = array.fields().iter().map(|field| field.name());
+    if names.eq(to.iter().map(|field| field.name())) {
+        return by_position(array, to);
+    }
+    let named = array.fields().iter().zip(array.columns());
+    let named: HashMap<&str, &ArrayRef> = named
+        .map(|(field, column)| (field.name().as_str(), column))
+        .collect();
+    let converted = to
+        .iter()
+        .map(|field| match named.get(field.name().as_str()) {
+            Some(column) => {
+                let converted = convert(column, field.data_type());
+                converted.map_err(|failure| failure.in_field(field.name()))
+            }
+            None => Ok(new_null_array(field.data_type(), array.len())),
+        });
+    converted.collect()
+}
+
+fn dates(array: &ArrayRef) -> Result<ArrayRef, Failure> {
+    let dates = array.as_primitive::<Date64Type>();
+    let days = dates.try_unary::<_, Date32Type, _>(|value| {
+        let day = i32::try_from(value.div_euclid(DAY)).ok();
+        day.filter(|_| value.rem_euclid(DAY) == 0).ok_or(value)
+    });
+    let days = days.map_err(|value: i64| {
+        let reason = format!(
+            "{value} ms of type Date64 are no whole day between the years -5,877,641 and \
+             5,881,580; publish a timestamp"
+        );
+        Failure::Value(Vec::new(), reason)
+    })?;
+    Ok(Arc::new(days))
+}
+
+/// Parquet's intervals have no sign.
+fn checked_interval(array: &ArrayRef) -> Result<ArrayRef, Failure> {
+    let valid = |row: &usize| array.is_valid(*row);
+    let mut rows = (0..array.len()).filter(valid);
+    let is_negative = match array.data_type() {
+        DataType::Interval(IntervalUnit::YearMonth) => {
+            let values = array.as_primitive::<IntervalYearMonthType>();
+            rows.any(|row| values.value(row) < 0)
+        }
+        DataType::Interval(IntervalUnit::DayTime) => {
+            let values = array.as_primitive::<IntervalDayTimeType>();
+            rows.any(|row| values.value(row).days < 0 || values.value(row).milliseconds < 0)
+        }
+        _ => false,
+    };
+    match is_negative {
+        true => Err(Failure::Value(
+            Vec::new(),
+            "it has a negative interval, and those of Parquet have no sign; publish a number of \
+             months, days or milliseconds"
+                .to_owned(),
+        )),
+        false => Ok(array.clone()),
+    }
+}
+
+/// Decimals of a type that holds them exactly, or an error.
+fn decimals(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    let array = match array.data_type() == to {
+        true => array.clone(),
+        false => cast(array, to)?,
+    };
+    // Digits beyond the declared precision would be cut off.
+    match to {
+        DataType::Decimal32(precision, _) => {
+            let values = array.as_primitive::<Decimal32Type>();
+            values.validate_decimal_precision(*precision)?;
+        }
+        DataType::Decimal64(precision, _) => {
+            let values = array.as_primitive::<Decimal64Type>();
+            values.validate_decimal_precision(*precision)?;
+        }
+        DataType::Decimal128(precision, _) => {
+            let values = array.as_primitive::<Decimal128Type>();
+            values.validate_decimal_precision(*precision)?;
+        }
+        DataType::Decimal256(precision, _) => {
+            let values = array.as_primitive::<Decimal256Type>();
+            values.validate_decimal_precision(*precision)?;
+        }
+        _ => {}
+    }
+    Ok(array)
+}
+
+/// Numbers of another type where each is the same there.
+fn numbers(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    let converted = cast(array, to).map_err(|error| Failure::Type(Some(error.to_string())))?;
+    let back = cast(&converted, array.data_type());
+    let is_same = back
+        .as_ref()
+        .is_ok_and(|back| back.as_ref() == array.as_ref());
+    match is_same {
+        true => Ok(converted),
+        false => Err(Failure::Type(Some(format!(
+            "a value that {} cannot hold exactly",
+            shown(to)
+        )))),
+    }
+}
