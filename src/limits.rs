@@ -532,8 +532,8 @@ pub const COLUMN_MEMORY: usize = 24 << 10;
 /// Memory of a column of a row group that is written out, until the file is finished: 0.8 KiB, and
 /// what it keeps the allocator from using again.
 pub const CHUNK_MEMORY: usize = 2 << 10;
-/// Data that a column has in a row group on average.
-pub const CHUNK_SIZE_MIN: usize = 8 << 10;
+/// Data that a column has in a row group on average, with what its encoder keeps of each value.
+pub const CHUNK_SIZE_MIN: usize = 16 << 10;
 /// Memory of a field of a schema, beside its name and metadata.
 pub const FIELD_MEMORY: usize = 2 << 10;
 /// Copies of names and metadata while a file is written.

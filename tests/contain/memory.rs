@@ -31,6 +31,12 @@ def views(rows, size):
 def one(column):
     return [pa.table({"a": column})]
 
+def anew(column):
+    """Rows that are read back, because another column gets a type."""
+    rows = len(column())
+    for other in (pa.nulls(rows), pa.array(["x"] * rows)):
+        yield pa.table({"a": column(), "b": other})
+
 CASES = {
     "runs": lambda: one(ree(2_000, fixed(1_000_000))),
     "runs-of-text": lambda: one(ree(2_000, text(1_000_000, pa.large_string()))),
@@ -43,6 +49,12 @@ CASES = {
     "views": lambda: one(views(5_000, 100_000)),
     "nulls": lambda: one(fixed(1_000_000)) + one(pa.nulls(500)),
     "columns-in-batches": lambda: [pa.table({str(i): [1] for i in range(2_000)}) for _ in range(30)],
+    "wide": lambda: [pa.table({str(i): [j + i / 7 for j in range(200)] for i in range(5_000)})],
+    "runs-anew": lambda: anew(lambda: ree(500, text(1_000_000, pa.large_string()))),
+    "views-anew": lambda: anew(lambda: views(5_000, 100_000)),
+    "structs-anew": lambda: [
+        pa.table({"a": pa.nulls(1_000_000)}),
+        pa.table({"a": pa.array([{str(i): 1 for i in range(100)}])})],
     "row": lambda: one(pa.ListArray.from_arrays(pa.array([0, 20_000], pa.int32()), ree(20_000, text(100_000)))),
     "columns": lambda: [pa.table({str(i): [1] for i in range(60_000)})],
     "name": lambda: [pa.table({"n" * 50_000_000: [1]})],
@@ -111,11 +123,15 @@ fn what_expands_is_written_in_parts_or_fails_by_name_within_the_buffer() {
         ("views", None, ""),
         ("nulls", None, ""),
         ("columns-in-batches", None, ""),
+        ("wide", None, ""),
+        ("runs-anew", None, ""),
+        ("views-anew", None, ""),
+        ("structs-anew", None, ""),
         ("dictionary-of-fixed", SQLITE, ""),
         ("dictionary-of-text", SQLITE, ""),
         ("views", SQLITE, ""),
         ("nulls", SQLITE, ""),
-        ("runs", SQLITE, "cannot store type"),
+        ("list-views", SQLITE, "cannot store type"),
         ("row", None, "column \"a\": row 0"),
         ("columns", None, "60002 columns"),
         ("columns", SQLITE, "at most 2000 columns"),

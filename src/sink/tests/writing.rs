@@ -409,3 +409,28 @@ fn row_groups_are_written_out_by_size() {
     );
     assert_eq!(rows(&root.path("o_1.parquet")), 2 << 20);
 }
+
+#[test]
+fn a_wide_batch_has_few_row_groups() {
+    let root = Fixture::new();
+    let mut output = root
+        .output(1, &[("output", "parquet://o.parquet", "append")])
+        .unwrap();
+    let names: Vec<String> = (0..10_000).map(|number| format!("c{number}")).collect();
+    let column = |start: usize, index: usize, rows: usize| -> ArrayRef {
+        let value = |row: usize| ((start + row) * 10_007 + index * 31) as f64 / 7.0;
+        Arc::new(Float64Array::from_iter_values((0..rows).map(value)))
+    };
+    // As many rows as a frame has.
+    for start in (0..1000).step_by(25) {
+        let columns = names.iter().enumerate();
+        let columns = columns.map(|(index, name)| (name.as_str(), column(start, index, 25)));
+        output.write(None, &batch(columns.collect())).unwrap();
+    }
+    finish(output).unwrap();
+    let file = File::open(root.path("o_1.parquet")).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let found = reader.metadata();
+    assert_eq!(found.file_metadata().num_rows(), 1000);
+    assert!(found.num_row_groups() <= 2, "{}", found.num_row_groups());
+}
