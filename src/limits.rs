@@ -67,6 +67,7 @@ const _: () = assert!(ZMTP_HANDSHAKE_COMMAND_SIZE_MAX <= ZMTP_COMMAND_SIZE_MAX);
 const _: () = assert!(METADATA_KEPT_MAX as u64 * 2 <= ZMTP_HANDSHAKE_COMMAND_SIZE_MAX);
 const _: () = assert!(ZMTP_MESSAGE_SIZE_MAX <= u32::MAX as u64);
 const _: () = assert!(RECEIVE_BUFFER_SIZE_MIN <= RECEIVE_BUFFER_SIZE_MAX);
+const _: () = assert!(CELL_SIZE_MAX + CELL_OVERHEAD as u64 + (4 << 20) < i32::MAX as u64);
 const _: () = assert!(SEND_CHUNK_SIZE_MIN <= SEND_CHUNK_SIZE_MAX);
 
 /// Readiness events taken per wait.
@@ -527,6 +528,12 @@ pub const JOB_OPEN_FILES_MIN: u64 = 32;
 pub const JOB_BUFFER_SIZE: u64 = 2 << 30;
 /// Least memory of the worker for one job's output.
 pub const JOB_BUFFER_SIZE_MIN: u64 = 64 << 20;
+/// Largest cell that `--cell-max` may allow: a page of a Parquet file has less than 2 GiB.
+pub const CELL_SIZE_MAX: u64 = 1984 << 20;
+/// Bytes that a row and its frame may have beside such a cell.
+pub const CELL_OVERHEAD: usize = 16 << 20;
+/// Bytes of a value in a SQLite database (SQLITE_MAX_LENGTH).
+pub const SQLITE_VALUE_MAX: usize = 1_000_000_000;
 /// Memory of a column's encoder in a row group that is being written, beside its data.
 pub const COLUMN_MEMORY: usize = 24 << 10;
 /// Memory of a column of a row group that is written out, until the file is finished: 0.8 KiB, and

@@ -142,6 +142,7 @@ pub(super) const COMMAND: Command = Command {
         super::serve::ENV_CACHE_FLAG,
         super::serve::NO_BUILD_FLAG,
         super::serve::JOB_BUFFER_FLAG,
+        super::serve::CELL_MAX_FLAG,
         super::serve::SANDBOX_FLAG,
         super::serve::PROTECT_FLAG,
         Flag {

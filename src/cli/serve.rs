@@ -302,6 +302,7 @@ const WORKER_FLAGS: &[Flag] = &[
     ENV_CACHE_FLAG,
     NO_BUILD_FLAG,
     JOB_BUFFER_FLAG,
+    CELL_MAX_FLAG,
     SANDBOX_FLAG,
     PROTECT_FLAG,
     Flag {
@@ -388,6 +389,14 @@ pub(super) const JOB_BUFFER_FLAG: Flag = Flag {
     short: None,
     value: Some("SIZE"),
     help: "Memory of the worker for the output of one job; half of it is\nthe largest batch, a 32nd the largest row (default 2Gi)",
+};
+
+#[cfg(feature = "worker")]
+pub(super) const CELL_MAX_FLAG: Flag = Flag {
+    long: "cell-max",
+    short: None,
+    value: Some("SIZE"),
+    help: "Take cells, and batches of one row, of up to this size where\n--job-buffer allows less (at most 1984Mi). A job with such a cell\nmay take six times its size in memory beside --job-buffer; a\nSQLite sink takes values of up to 1 GB",
 };
 
 #[cfg(feature = "worker")]
@@ -538,6 +547,14 @@ pub(super) fn worker_options(
             return Err(command.usage_error(what).into());
         }
         options.bounds.buffer = size;
+    }
+    if let Some(size) = command.size(typed, "cell-max")? {
+        if size > limits::CELL_SIZE_MAX {
+            let most = limits::CELL_SIZE_MAX >> 20;
+            let what = format!("--cell-max {size}: expected {most}Mi at most");
+            return Err(command.usage_error(what).into());
+        }
+        options.bounds.cell = size;
     }
     job_limits(command, typed, &mut options.quota)?;
     options.sandbox = Some(sandbox_options(command, typed)?);

@@ -15,6 +15,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::ipc;
 use arrow::ipc::reader::StreamDecoder;
 
+use super::frame_head;
 use crate::job::text::prefix;
 use crate::limits;
 
@@ -32,6 +33,8 @@ pub enum Error {
         size: u32,
         /// The limit.
         limit: usize,
+        /// Its largest column and the bytes of that, where they are known.
+        column: Option<(String, u64)>,
     },
     /// The stream ended inside a frame or without an end of output.
     Closed,
@@ -46,11 +49,22 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Error::FrameTooLarge { size, limit } => write!(
-                f,
-                "the plugin sent a frame of {size} bytes, the limit is {limit} (half of --job-buffer, 1 GiB \
-                 at most); publish smaller batches"
-            ),
+            Error::FrameTooLarge {
+                size,
+                limit,
+                column,
+            } => {
+                if let Some((name, size)) = column {
+                    let name = prefix(name, 80);
+                    write!(f, "column {name:?}: it has {size} bytes in one batch; ")?;
+                }
+                write!(
+                    f,
+                    "publish smaller batches, or give --cell-max for a cell that is so large (the \
+                     plugin sent a frame of {size} bytes, the limit is {limit}: half of --job-buffer, \
+                     1 GiB at most)"
+                )
+            }
             Error::Schema(reason) => f.write_str(reason),
             Error::Closed => f.write_str("the plugin closed the bridge without an end of output"),
             Error::Io(error) => write!(f, "the bridge failed: {error}"),
@@ -102,6 +116,8 @@ pub struct BridgeReader {
     body: MutableBuffer,
     text: Vec<u8>,
     frame_size_max: usize,
+    /// Bytes of a frame that is refused, of which the beginning is read.
+    refused: Option<u32>,
 }
 
 impl Default for BridgeReader {
@@ -124,7 +140,8 @@ impl BridgeReader {
             have: 0,
             body: MutableBuffer::new(0),
             text: Vec::new(),
-            frame_size_max: frame_size_max.min(limits::BRIDGE_FRAME_SIZE_MAX as usize),
+            frame_size_max,
+            refused: None,
         }
     }
 
@@ -176,12 +193,12 @@ impl BridgeReader {
                 self.state = State::FailureLength;
                 Ok(Step::More)
             }
-            size if size as usize > self.frame_size_max => Err(Error::FrameTooLarge {
-                size,
-                limit: self.frame_size_max,
-            }),
             size => {
                 self.size = size as usize;
+                if self.size > self.frame_size_max {
+                    self.refused = Some(size);
+                    self.size = self.size.min(frame_head::SIZE);
+                }
                 self.body = MutableBuffer::from_len_zeroed(self.size.min(BODY_STEP));
                 self.state = State::Body;
                 Ok(Step::More)
@@ -203,16 +220,34 @@ impl BridgeReader {
             .as_slice_mut()
             .get_mut(self.have..)
             .unwrap_or(&mut []);
-        let Some(count) = read(from, space)? else {
+        let count = match (read(from, space), self.refused) {
+            (Err(_), Some(size)) => return Err(self.refusal(size)),
+            (count, _) => count?,
+        };
+        let Some(count) = count else {
             return Ok(Step::Blocked);
         };
         self.have += count;
         if self.have < self.size {
             return Ok(Step::More);
         }
+        if let Some(size) = self.refused {
+            return Err(self.refusal(size));
+        }
         self.state = State::Length;
         let body = std::mem::replace(&mut self.body, MutableBuffer::new(0));
         Ok(Step::Frame(body.into()))
+    }
+
+    /// Why a frame is refused of which the beginning was read.
+    fn refusal(&mut self, size: u32) -> Error {
+        self.state = State::Over;
+        let head = self.body.as_slice().get(..self.have).unwrap_or_default();
+        Error::FrameTooLarge {
+            size,
+            limit: self.frame_size_max,
+            column: frame_head::largest_column(head),
+        }
     }
 
     fn read_text(&mut self, from: &mut impl Read) -> Result<Step, Error> {

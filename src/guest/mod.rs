@@ -30,6 +30,7 @@ pub mod bridge;
 pub mod cache;
 mod direct;
 pub mod environment;
+mod frame_head;
 mod home;
 mod local;
 mod lock;

@@ -2,7 +2,8 @@
 //!
 //! The buffer of a job (`--job-buffer`) has four parts: frames on their way, the row groups that are
 //! being written, what files keep until they are finished (schemas, footers), and one row as it is
-//! written, of which the writers have several copies.
+//! written, of which the writers have several copies. `--cell-max` raises the limits of a frame and of a
+//! row alone, to one cell of that size: its memory is beside the buffer.
 
 use arrow::datatypes::{DataType, SchemaRef};
 
@@ -16,6 +17,9 @@ pub struct Bounds {
     pub buffer: u64,
     /// Bytes of all files together; 0 = any number.
     pub output: u64,
+    /// Bytes of a cell that is taken beyond the buffer's parts; 0 = none. Its frame, and what the
+    /// writers keep of it, is memory beside the buffer.
+    pub cell: u64,
 }
 
 impl Default for Bounds {
@@ -23,6 +27,7 @@ impl Default for Bounds {
         Bounds {
             buffer: limits::JOB_BUFFER_SIZE,
             output: 0,
+            cell: 0,
         }
     }
 }
@@ -37,6 +42,21 @@ impl Bounds {
         self.part(2)
     }
 
+    /// Bytes of one frame.
+    pub fn frame(&self) -> usize {
+        let usual = self.frames().min(limits::BRIDGE_FRAME_SIZE_MAX as usize);
+        usual.max(self.cell_row())
+    }
+
+    /// Bytes of a row with the largest cell; 0 without one.
+    fn cell_row(&self) -> usize {
+        match usize::try_from(self.cell) {
+            Ok(0) => 0,
+            Ok(cell) => cell.saturating_add(limits::CELL_OVERHEAD),
+            Err(_) => usize::MAX,
+        }
+    }
+
     /// Bytes of the row groups that are being written, with their columns' encoders.
     pub(super) fn row_groups(&self) -> usize {
         self.part(4)
@@ -49,7 +69,7 @@ impl Bounds {
 
     /// Bytes of one row, expanded.
     pub(super) fn row(&self) -> usize {
-        self.part(32)
+        self.part(32).max(self.cell_row())
     }
 }
 

@@ -340,8 +340,9 @@ impl fmt::Display for Error {
                 limit,
             } => write!(
                 f,
-                "column {:?}: row {row} of its batch has {size} bytes or more with all columns \
-                 (dictionaries, runs and views expanded); the limit is {limit} (--job-buffer)",
+                "column {:?}: row {row} of its batch has {size} bytes or more, the limit is {limit} \
+                 (--job-buffer, or --cell-max for a cell that is so large); all columns count, with \
+                 dictionaries, runs and views expanded",
                 prefix(column, NAME_SHOWN)
             ),
             Error::Columns { topic, reason } => write!(

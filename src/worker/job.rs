@@ -136,7 +136,7 @@ impl Run {
             listener: None,
             stream: None,
             readable: false,
-            reader: BridgeReader::new(bounds.frames()),
+            reader: BridgeReader::new(bounds.frame()),
             writer: None,
             guest: Guest::None,
             interpreter: None,

@@ -34,3 +34,41 @@ fn every_type_is_read_back_as_it_was_published() {
         stderr(&check)
     );
 }
+
+/// A cell that is larger than a batch may be is named with the option that allows it.
+#[test]
+fn a_large_cell_is_named_or_taken_where_the_operator_allows_it() {
+    let folder = Folder::new(&[("a", "40000000")]);
+    let plugin = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        size = int(open(path).read())\n        yield pa.table({'n': [1, 2], 's': ['x' * size, 'y']})\n";
+    folder.write("count.py", plugin);
+    let small = ["--job-buffer", "64Mi"];
+    let (summary, code) = folder.run(&small);
+    assert_eq!(code, Some(1), "{summary}");
+    let text = summary.to_string();
+    for part in ["column \\\"s\\\"", "it has 4000000", "--cell-max"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let (summary, code) = folder.run(&["--job-buffer", "64Mi", "--cell-max", "40Mi"]);
+    assert_eq!(code, Some(0), "{summary}");
+    assert_eq!(summary["totals"]["rows"], 2, "{summary}");
+    let (plugin, input, out) = (
+        folder.path("count.py"),
+        folder.path("in"),
+        folder.path("out"),
+    );
+    let refused = casparian(&[
+        "run",
+        &plugin,
+        &input,
+        "--output",
+        &out,
+        "--cell-max",
+        "2Gi",
+    ]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(
+        stderr(&refused).contains("1984Mi at most"),
+        "{}",
+        stderr(&refused)
+    );
+}

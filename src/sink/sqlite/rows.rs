@@ -10,6 +10,7 @@ use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
 
 use super::{failure, quoted};
+use crate::limits::SQLITE_VALUE_MAX;
 use crate::sink::{Error, convert, types};
 
 /// What a column is stored as.
@@ -167,6 +168,12 @@ impl Stage {
                     "it has a NaN, which SQLite would store as NULL; publish null, or text";
                 return Err(refused(reason.to_owned()));
             }
+            if let Some(size) = longest(kind, &column).filter(|size| *size > SQLITE_VALUE_MAX) {
+                let reason = format!(
+                    "it has a value of {size} bytes; SQLite takes {SQLITE_VALUE_MAX}: use a Parquet sink"
+                );
+                return Err(refused(reason));
+            }
             columns.push((kind, column));
         }
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
@@ -217,6 +224,20 @@ fn in_utc(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
         }
         _ => Ok(column.clone()),
     }
+}
+
+/// Bytes of the largest text or blob.
+fn longest(kind: Kind, column: &ArrayRef) -> Option<usize> {
+    let offsets = match kind {
+        Kind::Text => column.as_string::<i64>().value_offsets(),
+        Kind::Blob => column.as_binary::<i64>().value_offsets(),
+        _ => return None,
+    };
+    let lengths = offsets.windows(2).map(|pair| match pair {
+        [start, end] => usize::try_from(end - start).unwrap_or(usize::MAX),
+        _ => 0,
+    });
+    lengths.max()
 }
 
 fn has_nan(column: &ArrayRef) -> bool {
