@@ -87,6 +87,18 @@ pub(super) fn wide_decimal(precision: u8, scale: i8) -> Option<DataType> {
     (precision <= DECIMAL256_MAX_PRECISION).then_some(DataType::Decimal256(precision, scale))
 }
 
+/// What a plugin may publish instead of a type that Parquet has not.
+fn parquet_advice(data_type: &DataType) -> &'static str {
+    match data_type {
+        DataType::Union(..) => "publish a column for each of its types, or text",
+        DataType::Interval(_) => {
+            "publish its months, days and nanoseconds as numbers, or a duration"
+        }
+        DataType::Struct(_) => "publish null, or a struct with fields",
+        _ => "publish it as another type",
+    }
+}
+
 /// Refuses columns, and fields in columns, that a Parquet file cannot have.
 pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
     let mut fields = schema.fields().iter();
@@ -94,8 +106,9 @@ pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
         Some((column, data_type)) => Err(Error::Column {
             column,
             reason: format!(
-                "a Parquet sink cannot store type {}; publish it as another type",
-                shown(&data_type)
+                "a Parquet sink cannot store type {}; {}",
+                shown(&data_type),
+                parquet_advice(&data_type)
             ),
         }),
         None => Ok(()),

@@ -117,7 +117,7 @@ fn types_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
     let unsupported = [
         (dense, "Union("),
         (sparse, "Union("),
-        (interval, "Interval(MonthDayNano)"),
+        (interval, "Interval(MonthDayNano); publish its months"),
         (empty, "Struct("),
         (DataType::Decimal256(75, -2), "Decimal256(75, -2)"),
         (DataType::FixedSizeBinary(0), "FixedSizeBinary(0)"),
