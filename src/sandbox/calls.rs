@@ -194,6 +194,11 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     for call in [libc::SYS_unshare, libc::SYS_clone] {
         when(call, vec![has_flag(0, libc::CLONE_NEWCGROUP as u32)])?;
     }
+    // A sibling of its maker is in no limit of the job, which counts descendants.
+    when(
+        libc::SYS_clone,
+        vec![has_flag(0, libc::CLONE_PARENT as u32)],
+    )?;
     if is_strict(kind) {
         // Sockets between processes of the plugin's own are allowed.
         when(libc::SYS_socket, vec![is_not(0, libc::AF_UNIX as u32)])?;
@@ -461,6 +466,7 @@ mod tests {
         (libc::SYS_socket, &[1], [0; 3]),
         (libc::SYS_socket, &[2], [0, NO, NO]),
         (libc::SYS_clone, &[0x0100_0000], [0; 3]),
+        (libc::SYS_clone, &[0x8011], [NO; 3]),
         (libc::SYS_clone, &[0x0200_0000], [NO; 3]),
         (libc::SYS_unshare, &[0x0200_0000], [NO; 3]),
         (libc::SYS_unshare, &[0x1002_0000], [0, NO, NO]),
@@ -502,6 +508,8 @@ mod tests {
             (libc::SYS_keyctl, &[], NO),
             (libc::SYS_mount, &[], 0),
             (libc::SYS_unshare, &[], 0),
+            (libc::SYS_clone, &[0x11], 0),
+            (libc::SYS_clone, &[0x8011], NO),
         ];
         for (call, first, expected) in cases {
             let mut arguments = [0; 6];

@@ -91,6 +91,15 @@ fn become_interpreter(
     for argument in arguments {
         words.push(text(&argument)?);
     }
+    // Code of the environment may run before the interpreter's own program asks for this. It stays over exec.
+    if mounts.restricted.as_ref().is_some_and(|held| held.forks) {
+        let parent = rustix::process::getppid();
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(|error| format!("parent: {error}"))?;
+        if rustix::process::getppid() != parent {
+            return Err("the worker has ended".to_owned());
+        }
+    }
     // Not `Command::exec`, which runs what is no program by a shell.
     nix::unistd::execv(&program, &words).map_err(|error| {
         format!(

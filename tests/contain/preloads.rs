@@ -393,3 +393,29 @@ fn an_interpreter_that_names_itself_in_any_bytes_works() {
     let done = output(command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]));
     assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
 }
+
+#[test]
+fn an_interpreter_that_has_not_begun_ends_with_its_worker() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let pid = path("pid");
+    let package = format!(
+        "import os, sys, time\nif '--warm' in sys.orig_argv:\n    open({pid:?} + '.new', 'w').write(str(os.getpid()))\n    os.rename({pid:?} + '.new', {pid:?})\n    time.sleep(1000)\n"
+    );
+    let plugin = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': [1]})\n";
+    std::fs::write(path("p.py"), with_package(dir.path(), &package, "", plugin)).unwrap();
+    std::fs::write(path("in"), "").unwrap();
+    let mut command = program("casparian");
+    command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
+    let mut run = Background::start(&mut command);
+    let number = until("the package is imported", || {
+        std::fs::read_to_string(&pid).ok()
+    });
+    let process = format!("/proc/{number}");
+    assert!(Path::new(&process).exists());
+    run.signal("-KILL");
+    run.wait();
+    until("the interpreter has ended", || {
+        (!Path::new(&process).exists()).then_some(())
+    });
+}

@@ -90,6 +90,11 @@ impl Worker {
     /// Slots without a job. What waits for an exclusive sink or for its environment occupies none,
     /// but is bounded.
     pub(super) fn free(&self) -> usize {
+        // One that does not end what it must would draw the same jobs again, and lose them.
+        let has_overdue = !self.overdue.is_empty() || self.holds.iter().any(|hold| hold.is_overdue);
+        if has_overdue {
+            return 0;
+        }
         let is_alone = |hold: &Hold| hold.is_alone && !hold.is_waiting;
         let waiting = self.holds.iter().filter(|hold| hold.is_waiting).count();
         if self.holds.iter().any(is_alone) || waiting >= limits::WAITING_MAX {

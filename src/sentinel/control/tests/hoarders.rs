@@ -52,7 +52,7 @@ fn a_worker_that_only_asks_for_leases_loses_what_it_does_not_end() {
     assert!(renewed.iter().all(|(at, renewed)| *renewed == (*at < 60)));
     // Its last lease and the margin have passed, and its other job does not count it as its loss.
     assert_eq!(ends, [(71, (early, Loss::Alone))]);
-    // Two slots: one is occupied by what it still has, the other one runs.
+    // It still has what it lost.
     assert!(control.openings(at(80)).is_empty());
     let message = request(100, Some(99), &[late]);
     control.handle_message(&from(1, b"w.a"), 0, message, at(80));
@@ -71,6 +71,9 @@ fn a_worker_that_stops_an_overdue_attempt_when_told_has_lost_it_at_once() {
         control.handle_message(&from(1, b"w.a"), 0, message, at(seconds));
         control.handle_timeout(at(seconds));
         answers(&mut control, at(seconds));
+        // Two slots.
+        let is_free = !control.openings(at(seconds)).is_empty();
+        assert_eq!(is_free, !(60..62).contains(&seconds), "{seconds}");
     }
     assert_eq!(lost(&mut control), [(attempt, Loss::Alone)]);
     assert_eq!(control.openings(at(62))[0].free, 2);
