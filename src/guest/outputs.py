@@ -388,6 +388,7 @@ class Frames:
         self.views = [self.has(field.type, self.is_view) for field in schema]
         self.dictionaries = [self.has(field.type, pa.types.is_dictionary) for field in schema]
         self.changed = [new.type != old.type for new, old in zip(fields, schema)]
+        self.is_same = all(new.equals(old, check_metadata=True) for new, old in zip(fields, schema))
 
     def of(self, batch):
         """The pieces of a batch that are sent as frames."""
@@ -399,6 +400,10 @@ class Frames:
             rows = max(1, batch.num_rows)
         for start in range(0, max(1, batch.num_rows), rows):
             piece = batch.slice(start, rows)
+            if self.is_same:
+                # Not made anew: that refuses some arrays that pyarrow has made.
+                yield from self.cut(piece.replace_schema_metadata(self.schema.metadata))
+                continue
             arrays = [
                 self.plain(array, field.type, array.type) if changed else array
                 for array, field, changed in zip(piece.columns, self.schema, self.changed)]
@@ -539,6 +544,9 @@ class Frames:
             return pa.FixedSizeListArray.from_arrays(values, type=target, mask=self.mask(array))
         is_view = self.is_of(kind, "is_list_view") or self.is_of(kind, "is_large_list_view")
         if is_view or types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind):
+            if kind == target and self.has(kind, lambda one: self.is_of(one, "is_run_end_encoded")):
+                # Arrow makes no valid array of parts of one.
+                return array
             return self.lists(array, target, kind, is_view, shrinks)
         return array
 

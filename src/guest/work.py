@@ -47,7 +47,8 @@ def provide_to_children(source, filename):
     text = CHILD_MODULE.format(shim=SHIM_MODULE, path=OURS, source=source, filename=filename)
     try:
         os.mkdir(folder, 0o700)
-        with open(os.path.join(folder, PLUGIN_MODULE + ".py"), "w", encoding="ascii") as file:
+        own = lambda path, flags: os.open(path, flags, 0o600)
+        with open(os.path.join(folder, PLUGIN_MODULE + ".py"), "w", encoding="ascii", opener=own) as file:
             file.write(text)
     except OSError:
         # Without room only plugins that start such children fail.

@@ -115,7 +115,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         let files: Vec<_> = (cases.iter().enumerate())
             .map(|(number, (case, _))| {
                 // They are queued in the order of their names.
-                let file = dir.path().join(format!("in-{number}"));
+                let file = dir.path().join(format!("in-{number:02}"));
                 std::fs::write(&file, case).unwrap();
                 file
             })

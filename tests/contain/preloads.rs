@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use casparian::guest::environment::{hash, requirements_lockfile};
+
 use crate::common::*;
 
 /// A package whose import tries what it must not, once in a process and its children.
@@ -261,10 +263,9 @@ fn attack(
     let out = dir.join("out");
     let read = "import sys, pyarrow.parquet as pq\nfor row in pq.read_table(sys.argv[1]).to_pylist(): print(row['attack'], row['result'], sep='|')";
     let files = visible_files(&out);
-    let ours = files.iter().filter(|file| {
-        let name = file.file_name().unwrap().to_str().unwrap();
-        name.starts_with("p_output")
-    });
+    let ours = files
+        .iter()
+        .filter(|file| file.parent().unwrap().file_name().unwrap() == "p");
     let mut command = Command::new(python());
     let shown = output(command.args(["-c", read]).args(ours));
     let mut results: BTreeMap<String, String> = stdout(&shown)
@@ -356,13 +357,27 @@ fn whatever_a_fork_server_says_the_worker_serves_others() {
         let database = database_with(dir.path(), "good", good);
         let package = LIAR.replace("MESSAGE]", &format!("{messages}]"));
         let liar = dir.path().join("liar.py");
-        std::fs::write(&liar, with_package(dir.path(), &package, "", good)).unwrap();
+        with_package(dir.path(), &package, "", good);
+        std::fs::write(&liar, good).unwrap();
         casparian_ok(&[
             "deploy",
             liar.to_str().unwrap(),
             "--database",
             database.to_str().unwrap(),
         ]);
+        // `deploy` takes no package of this host, and earlier releases did.
+        let wheel = dir.path().join("evilpre-1.0-py3-none-any.whl");
+        let wheel = format!("evilpre @ file://{}", wheel.display());
+        let lockfile = requirements_lockfile(&[wheel], None, &["evilpre".to_owned()]);
+        let of_liar = "UPDATE cf_plugin_manifest SET artifact_hash = NULL, env_hash";
+        sql(
+            &database,
+            &format!(
+                "INSERT INTO cf_plugin_environment (hash, lockfile_content) VALUES ('{0}', '{lockfile}'); \
+                 {of_liar} = '{0}' WHERE plugin_name = 'liar'",
+                hash(&lockfile)
+            ),
+        );
         let inputs: Vec<_> = (0..8).map(|n| dir.path().join(format!("in{n}"))).collect();
         for input in &inputs {
             std::fs::write(input, "x").unwrap();

@@ -440,7 +440,7 @@ fn a_plugin_sends_the_worker_no_descriptors() {
         command.args(["--guest-start", start, "--sandbox", mode]);
         let done = output(&mut command);
         assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
-        let read = "import glob, sys, pyarrow.parquet as pq\nfor file in glob.glob(sys.argv[1] + '/*.parquet'): print(pq.read_table(file)['x'][0])";
+        let read = "import glob, sys, pyarrow.parquet as pq\nfor file in glob.glob(sys.argv[1] + '/*/*.parquet'): print(pq.read_table(file)['x'][0])";
         let shown = output(Command::new(python()).args(["-c", read, &path("out")]));
         let shown = stdout(&shown);
         assert!(

@@ -393,11 +393,10 @@ def check_table(report, database):
 
 def main(folder, database):
     import pathlib
-    import re
     files = {}
     for path in pathlib.Path(folder).rglob("*.parquet"):
         if ".casparian" not in path.parts:
-            files[re.sub(r"_\d+$", "", path.stem).removeprefix("arrow_types_")] = str(path)
+            files[path.parent.name.removeprefix("arrow_types_")] = str(path)
     report = Report()
     check_types(report, files.__getitem__)
     check_merged(report, files.__getitem__)
