@@ -122,12 +122,12 @@ def raw_batches(value, pa):
     if isinstance(value, pa.RecordBatch):
         yield value
         yield value.slice(0, 0)
-    elif isinstance(value, pa.Table):
-        yield from value.to_batches()
-        yield empty_batch(value.schema, pa)
-    elif isinstance(value, pa.RecordBatchReader):
-        yield from value
-        yield empty_batch(value.schema, pa)
+    elif isinstance(value, (pa.Table, pa.RecordBatchReader)):
+        last = None
+        for last in value.to_batches() if isinstance(value, pa.Table) else value:
+            yield last
+        # One is made where none is there alone: pyarrow does not make those of all types.
+        yield empty_batch(value.schema, pa) if last is None else last.slice(0, 0)
     elif is_of(value, "pandas", "DataFrame"):
         yield from raw_batches(of_pandas(value, pa), pa)
     elif is_of(value, "polars", "LazyFrame"):
