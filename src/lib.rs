@@ -35,7 +35,7 @@ pub mod job;
 pub mod limits;
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod lock_file;
-#[cfg(any(feature = "sentinel", feature = "worker"))]
+#[cfg(feature = "worker")]
 mod proc_file;
 pub mod protocol;
 pub mod reactor;

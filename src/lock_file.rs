@@ -12,6 +12,7 @@ use rustix::fs::OFlags;
 use rustix::fs::{major, minor};
 use rustix::process::geteuid;
 
+#[cfg(feature = "worker")]
 use crate::proc_file;
 
 /// Opens a lock file, and creates it where it is missing. It must be a regular file of this user, of
