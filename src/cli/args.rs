@@ -71,9 +71,7 @@ impl Command {
                     Arg::Long("version") | Arg::Short('V') => return Err(Refusal::Version),
                     Arg::Long(long) => format!("--{long}"),
                     Arg::Short(digit) if digit.is_ascii_digit() => {
-                        let word =
-                            format!("unknown option -{digit}; a negative number goes after --");
-                        return Err(Refusal::Usage(word));
+                        format!("-{digit}; a negative number goes after --")
                     }
                     Arg::Short(short) => format!("-{short}"),
                     Arg::Value(_) => String::new(),
@@ -317,6 +315,7 @@ mod tests {
         for (words, want) in [
             (&["--nope"][..], "unknown option --nope"),
             (&["-x"][..], "unknown option -x"),
+            (&["-5"][..], "a negative number goes after --"),
             (&["--output"][..], "missing argument"),
             (&["--json=1"][..], "unexpected argument"),
         ] {

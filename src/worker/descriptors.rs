@@ -94,7 +94,7 @@ fn shortage(wanted: usize, open: u64, limit: Option<u64>) -> Result<(), Shortage
 }
 
 /// An error of the operating system, with what to do when it is a lack of descriptors.
-pub(super) fn explained(error: &io::Error) -> String {
+fn explained(error: &io::Error) -> String {
     match Errno::from_io_error(error) {
         Some(Errno::MFILE) => match getrlimit(Resource::Nofile).current {
             Some(limit) => format!(
@@ -111,9 +111,41 @@ pub(super) fn worker_failure(what: &str, error: &io::Error) -> Failure {
     Failure::new(Cause::Worker, format!("{what}: {}", explained(error)))
 }
 
+/// Like [`worker_failure`], before the job's process runs: what is used up then (threads, memory,
+/// descriptors) was used by others, so the job is given back, and the worker takes no more jobs
+/// until it has tested itself.
+pub(super) fn start_failure(what: &str, error: &io::Error) -> Failure {
+    let used_up = matches!(
+        Errno::from_io_error(error),
+        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+    );
+    Failure {
+        is_innocent: used_up,
+        is_trouble: used_up,
+        ..worker_failure(what, error)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_that_cannot_start_because_of_others_is_given_back() {
+        for (errno, given_back) in [
+            (Errno::AGAIN, true),
+            (Errno::NOMEM, true),
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOSPC, false),
+            (Errno::ACCESS, false),
+        ] {
+            let error = io::Error::from_raw_os_error(errno.raw_os_error());
+            let failure = start_failure("writer thread", &error);
+            let found = (failure.cause, failure.is_innocent, failure.is_trouble);
+            assert_eq!(found, (Cause::Worker, given_back, given_back), "{errno}");
+        }
+    }
 
     #[test]
     fn slots_are_bounded_by_the_limit() {

@@ -358,7 +358,7 @@ impl Worker {
                 }
                 Err(warm::Error::Io(error)) => {
                     let what = "the warm interpreter cannot be asked";
-                    return Err(descriptors::worker_failure(what, &error));
+                    return Err(descriptors::start_failure(what, &error));
                 }
                 Err(error) => return Err(Failure::new(Cause::Worker, error.to_string())),
             }
@@ -652,9 +652,9 @@ fn base_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
         .map_err(|error| Failure::new(Cause::Environment, error.to_string()))
 }
 
-/// An error of the operating system that is the worker's own.
+/// An error of the operating system that is the worker's own, before the job's process runs.
 fn worker(what: &'static str) -> impl Fn(io::Error) -> Failure {
-    move |error| descriptors::worker_failure(what, &error)
+    move |error| descriptors::start_failure(what, &error)
 }
 
 /// What no process can be given as a path.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use super::descriptors::worker_failure;
+use super::descriptors::start_failure;
 use super::slot::Failure;
 use crate::input_file;
 use crate::job::{Cause, Content, mtime_ns};
@@ -124,7 +124,7 @@ impl Input {
                     let _ = answer.send(look.end(before, is_brief));
                 }
             })
-            .map_err(|error| worker_failure("thread for the input", &error))?;
+            .map_err(|error| start_failure("thread for the input", &error))?;
         Ok(Input {
             path: path.to_owned(),
             again,

@@ -172,15 +172,13 @@ impl Interpreters {
         };
         let started = Warm::start(interpreter, start.shim, imports, start.launcher);
         let warm = started.map_err(|error| {
-            let reason = match &error {
-                warm::Error::Io(error) => descriptors::explained(error),
-                error => error.to_string(),
+            let what = format!("cannot start {}", interpreter.display());
+            let failure = match &error {
+                warm::Error::Io(error) => descriptors::start_failure(&what, error),
+                error => Failure::new(Cause::Worker, format!("{what}: {error}")),
             };
-            let interpreter = interpreter.display();
-            let failure = Failure::new(
-                start_cause(environment, &error),
-                format!("cannot start {interpreter}: {reason}"),
-            );
+            let cause = start_cause(environment, &error);
+            let failure = Failure { cause, ..failure };
             self.count_loss(hash, failure.clone(), now);
             failure
         })?;
@@ -196,7 +194,7 @@ impl Interpreters {
         for fd in watched(&warm) {
             registry
                 .register(&mut SourceFd(&fd), token, Interest::READABLE)
-                .map_err(|error| descriptors::worker_failure("event loop", &error))?;
+                .map_err(|error| descriptors::start_failure("event loop", &error))?;
         }
         if let Some(entry) = self.table.get_mut(index) {
             *entry = Some(Interpreter {

@@ -1,6 +1,9 @@
 //! Limits of open files (RLIMIT_NOFILE): a worker runs as many jobs as they allow, and says so.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use serde_json::json;
 
 use crate::common::*;
 use crate::dispatcher::*;
@@ -115,4 +118,50 @@ fn descriptors_of_the_user_that_are_on_their_way_cost_no_attempt() {
     let job = ended(&database, jobs[0]);
     let shown = (job["status"].as_str(), job["attempt"].as_i64());
     assert_eq!(shown, (Some("COMPLETED"), Some(1)), "{job}");
+}
+
+/// Runs until the file beside its input exists.
+const HOLD: &str = "import os, time\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        open(path + '.begun', 'w').close()\n        while not os.path.exists(path + '.free'):\n            time.sleep(0.01)\n        yield pa.table({'x': [1]})\n";
+
+#[test]
+fn a_job_that_cannot_start_beside_others_is_given_back() {
+    for start in ["warm", "spawn"] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "hold", HOLD);
+        let inputs = ["first", "second"].map(|name| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, name).unwrap();
+            path
+        });
+        let beside =
+            |input: &Path, what: &str| PathBuf::from(format!("{}.{what}", input.display()));
+        let [first, second] = &inputs;
+        std::fs::write(beside(second, "free"), "").unwrap();
+        let first_job = submit(&database, "hold", std::slice::from_ref(first))[0];
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let more = ["--slots", "2", "--guest-start", start];
+        let mut worker = worker(&endpoint, &dir.path().join("out"), &more);
+        until("the first job runs", || {
+            beside(first, "begun").exists().then_some(())
+        });
+        let descriptors = format!("/proc/{}/fd", worker.pid());
+        let open = std::fs::read_dir(descriptors).unwrap().count();
+        set_limit(worker.pid(), open);
+        let second_job = submit(&database, "hold", std::slice::from_ref(second))[0];
+        worker.line_with("this worker is in trouble");
+        set_limit(worker.pid(), 1024);
+        let job = ended(&database, second_job);
+        let shown = (job["status"].as_str(), &job["infrastructure_retries"]);
+        assert_eq!(shown, (Some("COMPLETED"), &json!(0)), "{start}: {job}");
+        std::fs::write(beside(first, "free"), "").unwrap();
+        let job = ended(&database, first_job);
+        let shown = (job["status"].as_str(), job["attempt"].as_i64());
+        assert_eq!(shown, (Some("COMPLETED"), Some(1)), "{start}: {job}");
+    }
+}
+
+/// Sets how many files a running process may have open.
+fn set_limit(pid: u32, open: usize) {
+    let limit = format!("--nofile={open}:");
+    output(Command::new("prlimit").args(["--pid", &pid.to_string(), &limit]));
 }
