@@ -64,17 +64,6 @@ fn files(folder: &Folder) -> Vec<String> {
     files.map(below).collect()
 }
 
-/// What `casparian fsck` says.
-fn check(folder: &Folder) {
-    let (queue, out) = (
-        folder.path("out/.casparian/queue.sqlite"),
-        folder.path("out"),
-    );
-    let output = casparian(&["fsck", "--database", &queue, "--output", &out]);
-    let text = stdout(&output) + &stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{text}");
-}
-
 /// Every output that receipts name is there, and nothing else.
 fn check_receipts(folder: &Folder, why: &str) {
     let queue = rusqlite::Connection::open(folder.path("out/.casparian/queue.sqlite")).unwrap();
@@ -133,7 +122,7 @@ fn a_topic_has_a_folder_that_every_engine_reads() {
         .collect();
     entries.sort();
     assert_eq!(entries, [".casparian", "count", "count_sales"]);
-    check(&folder);
+    folder.check();
     assert_eq!(totals(&folder.run(&[]).0).1, 3);
 }
 
@@ -170,7 +159,7 @@ fn topics_of_any_name_have_files_of_their_own() {
         let topic = name.strip_prefix("count_").unwrap_or("output");
         assert_eq!(read_folder(&file), json!([topic]), "{name}");
     }
-    check(&folder);
+    folder.check();
     // Plugins whose names with a topic are those of others.
     let folder = topics(&[("a.csv", "b_c\t1")]);
     folder.run(&[]);
@@ -258,7 +247,7 @@ fn files_of_the_flat_layout_are_moved_on_first_use_and_back() {
         read_folder(&Path::new(&out).join("count")),
         json!(["1", "3", "4"])
     );
-    check(&folder);
+    folder.check();
     // What stands is skipped, and replaced by its own job.
     let (summary, _) = folder.run(&[]);
     assert_eq!(
@@ -288,7 +277,7 @@ fn files_of_the_flat_layout_are_moved_on_first_use_and_back() {
     let flat = [1, 2, 3].map(|job| format!("count_output_{job}.parquet"));
     assert_eq!(files(&folder), flat);
     check_receipts(&folder, "flat");
-    check(&folder);
+    folder.check();
 }
 
 /// A move that is killed at any of its calls is done by the next run, in either direction.
@@ -320,7 +309,7 @@ fn a_move_that_is_killed_at_any_point_leaves_each_output_at_one_place() {
         assert_eq!((totals(&summary).1, code), (2, Some(0)), "{why}: {summary}");
         check_receipts(&folder, &why);
         assert_eq!(files(&folder).len(), 3, "{why}");
-        check(&folder);
+        folder.check();
         folder.run(&layout);
         if !is_killed {
             break;

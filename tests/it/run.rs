@@ -138,6 +138,14 @@ impl Folder {
             more,
         )
     }
+
+    /// `casparian fsck` finds nothing.
+    pub(crate) fn check(&self) {
+        let (queue, out) = (self.path("out/.casparian/queue.sqlite"), self.path("out"));
+        let output = casparian(&["fsck", "--database", &queue, "--output", &out]);
+        let text = stdout(&output) + &stderr(&output);
+        assert_eq!(output.status.code(), Some(0), "{text}");
+    }
 }
 
 pub(crate) fn totals(summary: &Value) -> (u64, u64, u64, u64) {

@@ -85,17 +85,6 @@ fn gone(summary: &Value) -> Vec<String> {
     gone.map(name).collect()
 }
 
-/// What `casparian fsck` finds.
-fn check(folder: &Folder) {
-    let (queue, out) = (
-        folder.path("out/.casparian/queue.sqlite"),
-        folder.path("out"),
-    );
-    let output = casparian(&["fsck", "--database", &queue, "--output", &out]);
-    let text = stdout(&output) + &stderr(&output);
-    assert_eq!(output.status.code(), Some(0), "{text}");
-}
-
 #[test]
 fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
     let folder = Folder::with_paths(&[("a.csv", "1"), ("b.csv", "2")]);
@@ -112,7 +101,7 @@ fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
         assert!(file["removed"].is_null(), "{file}");
         assert_eq!(summary["totals"]["stale"], 1);
         assert_eq!(folder.lines(), good);
-        check(&folder);
+        folder.check();
     }
     let words = ["run", &folder.path("count.py"), &folder.path("in"), "-o"];
     let output = casparian(&[&words[..], &[&folder.path("out")]].concat());
@@ -133,7 +122,7 @@ fn a_file_that_fails_keeps_its_output_until_it_succeeds_and_counts_as_stale() {
     let removed = of_file(&summary, "a.csv")["removed"].as_array();
     assert_eq!(removed.unwrap().len(), 1, "{summary}");
     assert_eq!(folder.lines(), texts(&[("in/b.csv", "2")]));
-    check(&folder);
+    folder.check();
 }
 
 #[test]
@@ -162,7 +151,7 @@ fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
             "{text}"
         );
         assert_eq!(folder.lines(), texts(&[("in/c.csv", "c.csv")]), "{input}");
-        check(&folder);
+        folder.check();
         let (summary, _) = folder.run_over(&[input], &["--prune"]);
         assert_eq!(gone(&summary), [""; 0], "{input}: {summary}");
         // It comes back with the file.
@@ -170,7 +159,7 @@ fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
         folder.run_over(&[input], &[]);
         let want = texts(&[("in/a.csv", "4"), ("in/c.csv", "c.csv")]);
         assert_eq!(folder.lines(), want, "{input}");
-        check(&folder);
+        folder.check();
     }
 }
 
@@ -205,7 +194,7 @@ fn rows_of_files_that_are_gone_are_removed_by_prune() {
         (gone(&summary), lines()),
         (vec!["a.csv".into()], "2".into())
     );
-    check(&folder);
+    folder.check();
     // The one that had the sink is gone.
     fs::remove_dir_all(folder.path("out")).unwrap();
     folder.write("in/a.csv", "1");
@@ -264,7 +253,7 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
     let want = texts(&[("in/b.csv", "1"), ("in/z.csv", "1")]);
     assert_eq!(folder.lines(), want, "{summary}");
     assert_eq!(gone(&summary), [""; 0]);
-    check(&folder);
+    folder.check();
     assert_eq!(totals(&folder.run_over(&["in"], &[]).0).0, 0);
     // A file with the same content and another time is another one.
     fs::remove_file(folder.path("in/b.csv")).unwrap();
