@@ -34,6 +34,7 @@ mod old_system;
 mod operate;
 mod preloads;
 mod prepare;
+mod real;
 mod returns;
 mod run;
 mod run_again;
