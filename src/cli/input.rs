@@ -26,7 +26,7 @@ pub(crate) struct Input {
 /// that may not be read, a path that is not UTF-8 (the catalogue and DISPATCH name files as text).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LeftOut {
-    /// Its path.
+    /// Its path, absolute like those of files.
     pub(crate) path: PathBuf,
     /// One line that names it.
     pub(crate) reason: String,
@@ -171,6 +171,11 @@ pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, 
     found
         .files
         .dedup_by(|later, earlier| later.path == earlier.path);
+    for left in &mut found.left_out {
+        if let Ok(path) = as_named(&left.path) {
+            left.path = path;
+        }
+    }
     found
         .left_out
         .sort_by(|one, other| one.path.cmp(&other.path));

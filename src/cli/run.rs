@@ -245,7 +245,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     sentinel_options.exclusive = true;
     sentinel_options.attempt_timeout = crate::limits::ATTEMPT_TIMEOUT_MAX;
     sentinel_options.outage_max = Some(outage_max);
-    let mut sentinel = Some(open_sentinel(&mut queue, &progress, &sentinel_options)?);
+    let first = open_sentinel(&mut queue, &progress, &sentinel_options)?;
+    // No other sentinel works on the database before all outputs are settled.
+    sentinel_options.lock = Some(first.lock());
+    let mut sentinel = Some(first);
     check_code(&mut queue, &progress)?;
     // Nothing else that is in the database runs.
     worker_options.capabilities = vec![plugin.name.clone()];

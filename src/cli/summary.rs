@@ -21,6 +21,8 @@ pub(super) struct Item {
     pub(super) old_outputs: BTreeSet<String>,
     /// Hash of the content that they were made of, where that is known.
     pub(super) old_hash: Option<String>,
+    /// They were made of the file when it had another name.
+    pub(super) old_is_renamed: bool,
     /// Other jobs of the plugin for the file that have output, with the hash of its content.
     pub(super) others: Vec<(i64, String)>,
     /// Its output by topics: the URIs.
@@ -47,6 +49,7 @@ impl Item {
             job_id: None,
             old_outputs: BTreeSet::new(),
             old_hash: None,
+            old_is_renamed: false,
             others: Vec::new(),
             topics: BTreeMap::new(),
             removed: Vec::new(),

@@ -70,6 +70,9 @@ pub struct Options {
     /// sentinel ends with the reason. None: it waits until the database works again. With a bound
     /// it waits only for a moment when it opens the database: its owner tries again.
     pub outage_max: Option<Duration>,
+    /// The right to work on the database, where the caller has it from an earlier
+    /// [`Sentinel::lock`]: it keeps other sentinels away between two of its own.
+    pub lock: Option<Arc<store::Lock>>,
 }
 
 impl Options {
@@ -94,6 +97,7 @@ impl Options {
             signals: true,
             exclusive: false,
             outage_max: None,
+            lock: None,
         }
     }
 }
@@ -160,7 +164,7 @@ pub struct Sentinel {
     signals: Option<Signals>,
     stopper: Stopper,
     /// Held while it works on the database.
-    _lock: store::Lock,
+    lock: Arc<store::Lock>,
     draining_until: Option<BootTime>,
     #[cfg(feature = "curve")]
     keys_poll_at: Instant,
@@ -263,7 +267,13 @@ impl Sentinel {
         if let Some(file) = &options.authorized_keys {
             warn_of_shared_names(&file.keys());
         }
-        let lock = store::lock_database(&options.database, store::Open::Create)?;
+        let lock = match &options.lock {
+            Some(lock) => lock.clone(),
+            None => Arc::new(store::lock_database(
+                &options.database,
+                store::Open::Create,
+            )?),
+        };
         if let Some(what) = store::shared_with(&options.database) {
             log::warn!(
                 "database {}: other users may {what} it, and its plugins are run by the workers; \
@@ -332,7 +342,7 @@ impl Sentinel {
             scheduler,
             signals,
             stopper,
-            _lock: lock,
+            lock,
             draining_until: None,
             #[cfg(feature = "curve")]
             keys_poll_at: Instant::now() + limits::KEY_LOOK_INTERVAL,
@@ -340,6 +350,11 @@ impl Sentinel {
             events_dropped: 0,
             options,
         })
+    }
+
+    /// The right to work on the database, which lasts as long as this or the sentinel.
+    pub fn lock(&self) -> Arc<store::Lock> {
+        self.lock.clone()
     }
 
     /// Where it is bound, with the port the system chose.

@@ -48,6 +48,8 @@ pub struct Publication {
     pub key: i64,
     /// Hash of the content that it was made of, where that is known.
     pub content_hash: Option<String>,
+    /// The location of the file that it was made of, where that is known.
+    pub location_id: Option<i64>,
 }
 
 /// A job that has published, and its file.
@@ -77,7 +79,8 @@ pub(super) const PUBLISHED_INPUTS_QUERY: &str = "SELECT q.id, r.path, l.rel_path
 /// What a job has published, and the attempt that did.
 pub(super) const PUBLICATION_QUERY: &str = "SELECT coalesce(q.published, q.receipt), q.attempt, \
      a.attempt, a.attempt_key, \
-     (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id) \
+     (SELECT content_hash FROM cf_file_version WHERE id = q.published_version_id), \
+     (SELECT location_id FROM cf_file_version WHERE id = q.published_version_id) \
      FROM cf_processing_queue q LEFT JOIN cf_job_attempt a \
      ON a.job_id = q.id AND a.attempt = (SELECT max(attempt) FROM cf_job_attempt \
      WHERE job_id = ?1 AND status = 'COMPLETED') WHERE q.id = ?1";
@@ -367,15 +370,16 @@ impl Turn<'_> {
     pub fn publication(&self, job_id: i64) -> Result<Option<Publication>, Error> {
         let mut statement = self.transaction.prepare_cached(PUBLICATION_QUERY)?;
         let found = statement.query_row([job_id], |row| {
-            let (number, key) = match number(cell(row, 2)) {
+            let (attempt, key) = match number(cell(row, 2)) {
                 Some(attempt) => (attempt, number(cell(row, 3)).unwrap_or(0)),
                 None => (count(cell(row, 1)), 0),
             };
             Ok(Publication {
                 uris: published(cell(row, 0)),
-                attempt: Attempt::new(job_id, number),
+                attempt: Attempt::new(job_id, attempt),
                 key,
                 content_hash: shown(cell(row, 4)),
+                location_id: number(cell(row, 5)),
             })
         });
         Ok(found.optional()?)

@@ -188,3 +188,46 @@ fn an_output_folder_that_cannot_be_written_for_too_long_ends_the_run() {
     .0;
     assert_eq!(totals(&summary).1, 3, "{summary}");
 }
+
+/// It settles outputs after its last job, and another sentinel must not begin jobs meanwhile.
+#[test]
+fn the_queue_is_the_runs_until_the_run_is_over() {
+    let name = |n: u32| format!("{n}{}", "x".repeat(220));
+    let names: Vec<String> = (0..200).map(name).collect();
+    let files: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let folder = Folder::new(&files);
+    // It cannot end: what it prints is more than a pipe takes, and nobody reads.
+    let mut command = program("casparian");
+    command
+        .args(["run", &folder.path("count.py"), &folder.path("in"), "-o"])
+        .args([&folder.path("out"), "--json"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null());
+    let mut run = command.spawn().unwrap();
+    let queue = folder.path("out/.casparian/queue.sqlite");
+    let open = "SELECT count(*) FROM cf_processing_queue WHERE status = 'COMPLETED'";
+    until("all jobs are done", || {
+        (Path::new(&queue).exists() && sql(Path::new(&queue), open) == "200").then_some(())
+    });
+    let threads = format!("/proc/{}/task", run.id());
+    let is_sentinel = |thread: std::io::Result<fs::DirEntry>| {
+        let name = fs::read_to_string(thread.unwrap().path().join("comm"));
+        name.is_ok_and(|name| name.trim() == "sentinel")
+    };
+    until("its sentinel has ended", || {
+        (!fs::read_dir(&threads).unwrap().any(is_sentinel)).then_some(())
+    });
+    let mut second = program("casparian");
+    second.args([
+        "sentinel",
+        "--bind",
+        "tcp://127.0.0.1:*",
+        "--database",
+        &queue,
+    ]);
+    let refused = output(&mut second);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("another sentinel"), "{refused:?}");
+    run.kill().unwrap();
+    run.wait().unwrap();
+}

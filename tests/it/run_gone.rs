@@ -280,10 +280,36 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
     folder.run_over(&["in"], &[]);
     fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
     folder.write("count.py", &PATHS.replace("\"fail\" in lines", "True"));
-    let (summary, code) = folder.run_over(&["in"], &[]);
-    assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
-    assert_eq!(of_file(&summary, "b.csv")["stale"], true, "{summary}");
-    assert_eq!(folder.lines(), texts(&[("in/a.csv", "1")]));
+    for _ in 0..2 {
+        let (summary, code) = folder.run_over(&["in"], &[]);
+        assert_eq!((totals(&summary).2, code), (1, Some(1)), "{summary}");
+        assert_eq!(of_file(&summary, "b.csv")["stale"], true, "{summary}");
+        assert_eq!(folder.lines(), texts(&[("in/a.csv", "1")]));
+    }
+}
+
+#[test]
+fn the_output_of_an_input_that_cannot_be_opened_any_more_is_said_to_be_kept() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    folder.write("target", "2");
+    symlink("../target", folder.path("in/b.csv")).unwrap();
+    let run = || {
+        let mut command = program("casparian");
+        command.args(["run", "count.py", "in", "-L", "-o", "out", "--json"]);
+        let output = output(command.current_dir(folder.dir.path()));
+        let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (summary, output.status.code())
+    };
+    assert_eq!(run().1, Some(0));
+    fs::remove_file(folder.path("target")).unwrap();
+    for _ in 0..2 {
+        let (summary, code) = run();
+        assert_eq!(code, Some(1), "{summary}");
+        let file = of_file(&summary, "in/b.csv");
+        let kept = file["kept"].as_array().unwrap();
+        assert!(kept[0].as_str().unwrap().ends_with("b_2.parquet"), "{file}");
+        assert!(file["file"].as_str().unwrap().starts_with('/'), "{file}");
+    }
 }
 
 #[test]

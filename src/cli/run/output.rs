@@ -225,7 +225,7 @@ pub(super) fn note_kept(
         let hash = item.source.as_ref().map(|source| &source.print.hash);
         let is_other = |old: &String| hash.is_some_and(|hash| hash != old);
         item.is_stale = !item.kept.is_empty()
-            && (item.renamed_from.is_some() || item.old_hash.as_ref().is_some_and(is_other));
+            && (item.old_is_renamed || item.old_hash.as_ref().is_some_and(is_other));
     }
     Ok(())
 }

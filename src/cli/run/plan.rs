@@ -189,6 +189,7 @@ fn plan<'i>(
         item.job_id = None;
         item.old_outputs = BTreeSet::new();
         item.old_hash = None;
+        item.old_is_renamed = false;
         item.others.clear();
         item.renamed_from = None;
         item.is_cleared = false;
@@ -254,6 +255,8 @@ fn plan<'i>(
             }
             item.old_outputs = before.uris.into_iter().collect();
             item.old_hash = before.content_hash;
+            let location = before.location_id;
+            item.old_is_renamed = location.is_some_and(|id| id != version.location_id);
         }
         wanted.push((item, last.map(|last| last.job_id), version.version_id));
     }
