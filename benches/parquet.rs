@@ -95,6 +95,7 @@ fn main() {
             file_version_id: 1,
             content: None,
             sinks: sinks.clone(),
+            parameters: Default::default(),
             plugin: Arc::new(Plugin {
                 name: "bench".to_owned(),
                 ..Plugin::default()

@@ -325,6 +325,29 @@ const _: () = assert!(DEPLOY_SOURCE_SIZE_MAX <= SOURCE_SIZE_MAX);
 const _: () = assert!(DEPLOY_LOCKFILE_SIZE_MAX <= SOURCE_SIZE_MAX);
 // A byte takes six in JSON at most (`\u0001`).
 const _: () = assert!((6 * DEPLOY_SIZE_MAX + (1 << 20)) as u64 <= ZMTP_FRAME_SIZE_MAX);
+/// Bytes of the files of a plugin that is a folder. They travel in its source as base64, which takes four
+/// bytes for three, beside the list of their paths.
+pub const FOLDER_SIZE_MAX: usize = 5 << 20;
+/// Files of a plugin that is a folder.
+pub const FOLDER_FILES_MAX: usize = 2000;
+/// Bytes of the paths of these files together.
+pub const FOLDER_PATHS_SIZE_MAX: usize = 256 << 10;
+/// Folders above each of these files, within the plugin.
+pub const FOLDER_DEPTH_MAX: usize = 32;
+/// Entries of the folder that are looked at, those that are left out too.
+pub const FOLDER_ENTRIES_MAX: usize = 100_000;
+// Lines of base64 have three bytes more; a path without control characters has two bytes for one in JSON at
+// most, beside its keys.
+const _: () = assert!(
+    FOLDER_SIZE_MAX / 3 * 4
+        + FOLDER_SIZE_MAX / 256
+        + 2 * FOLDER_PATHS_SIZE_MAX
+        + 64 * FOLDER_FILES_MAX
+        <= DEPLOY_SOURCE_SIZE_MAX
+);
+/// Bytes of a plugin's default parameters, and of a job's own. Both together reach the plugin process in
+/// one variable, which the kernel bounds to 128 KiB, and by one message of a local socket.
+pub const PARAMETERS_SIZE_MAX: usize = 32 << 10;
 /// Sinks that `cf_topic_config` may have for one plugin, and `config_overrides` for one job.
 pub const SINKS_MAX: usize = 10_000;
 /// Files that `submit` queues in one transaction.

@@ -321,7 +321,7 @@ fn normal(text: &str) -> String {
     format!("{}{end}", path.display())
 }
 
-fn glob(text: &str) -> Result<GlobMatcher, String> {
+pub(super) fn glob(text: &str) -> Result<GlobMatcher, String> {
     globset::GlobBuilder::new(&normal(text))
         .literal_separator(true)
         .build()
@@ -330,7 +330,7 @@ fn glob(text: &str) -> Result<GlobMatcher, String> {
 }
 
 /// The folder above the first component with a glob character.
-fn fixed_part(text: &str) -> PathBuf {
+pub(super) fn fixed_part(text: &str) -> PathBuf {
     let mut base = PathBuf::new();
     for part in parts(text) {
         let part = part.as_os_str();

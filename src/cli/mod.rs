@@ -20,7 +20,11 @@ mod clean;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod content;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
+mod entry;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 mod env;
+#[cfg(all(feature = "sentinel", feature = "worker"))]
+mod folder;
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 mod fsck;
 #[cfg(all(feature = "sentinel", feature = "worker"))]

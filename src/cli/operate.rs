@@ -286,6 +286,9 @@ fn detail_json(detail: &JobDetail) -> serde_json::Value {
     if let Some(map) = value.as_object_mut() {
         map.insert("file_version_id".into(), detail.file_version_id.into());
         map.insert("overrides".into(), detail.config_overrides.clone().into());
+        let parameters = detail.parameters.as_deref();
+        let parameters = parameters.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        map.insert("parameters".into(), parameters.into());
         map.insert("retries".into(), detail.retry_count.into());
         map.insert("infrastructure_retries".into(), detail.infra_count.into());
         map.insert(
@@ -377,6 +380,7 @@ fn describe(detail: &JobDetail) -> String {
     line("claimed", &text(&row.claim_time));
     line("ended", &text(&row.end_time));
     line("overrides", &text(&detail.config_overrides));
+    line("parameters", &one_line(&text(&detail.parameters)));
     line("next run", &text(&row.next_run));
     line("cause", &text(&row.cause));
     line("error", &text(&row.error_message));

@@ -1,4 +1,4 @@
-//! Plugin files: `deploy`, `submit`, and what `run` shares with them.
+//! Plugins: `deploy`, `submit`, and what `run` shares with them.
 
 use std::ffi::OsString;
 use std::io::{self, Read};
@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::args::{Command, Flag, Typed};
 use super::content::{Fingerprint, Reader};
+use super::folder::{self, Others};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
@@ -17,8 +18,9 @@ use super::{Failure, failed, failed_in, say_done};
 use crate::guest::environment::{self, Build};
 use crate::guest::request::Request;
 use crate::guest::resolve::{self, Place};
-use crate::guest::{script, strays, syntax};
+use crate::guest::{self, script, strays, syntax};
 use crate::input_file;
+use crate::job::Parameters;
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{
@@ -40,10 +42,17 @@ pub(super) const VERSION_FLAG: Flag = Flag {
     help: "Its version (default: that of its MANIFEST, else the next\npatch number)",
 };
 
+pub(super) const PARAM_FLAG: Flag = Flag {
+    long: "param",
+    short: None,
+    value: Some("NAME=VALUE"),
+    help: "A parameter that the plugin's `configure` gets (repeatable).\nVALUE is JSON (5, true, [1]), else a string",
+};
+
 pub(super) const DEPLOY: Command = Command {
     name: "casparian deploy",
     about: "Registers a plugin in a database: new jobs run this version",
-    usage: "PLUGIN.py (--database DB | --connect ENDPOINT) [OPTIONS]",
+    usage: "PLUGIN (--database DB | --connect ENDPOINT) [OPTIONS]",
     flags: &[
         DATABASE_FLAG,
         LOCKFILE_FLAG,
@@ -52,8 +61,9 @@ pub(super) const DEPLOY: Command = Command {
             long: "connect",
             short: Some('c'),
             value: Some("ENDPOINT"),
-            help: "Deploy through this sentinel instead of its database; the\nplugin needs a MANIFEST, and a signature unless the sentinel\nhas --allow-unsigned. PLUGIN.py may be a file that\n`casparian sign` has made",
+            help: "Deploy through this sentinel instead of its database; the\nplugin needs a MANIFEST, and a signature unless the sentinel\nhas --allow-unsigned. PLUGIN may be a file that\n`casparian sign` has made",
         },
+        PARAM_FLAG,
         super::publish::PUBLISHER_KEY_FLAG,
         Flag {
             long: "publisher",
@@ -64,7 +74,7 @@ pub(super) const DEPLOY: Command = Command {
         super::publish::SERVER_KEY_FLAG,
         super::publish::SECRET_KEY_FLAG,
     ],
-    notes: "The plugin's name is its file's name without .py. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, its lockfile 4 MiB, both\ntogether 10 MiB.",
+    notes: "PLUGIN is a file, or a folder with all its files (docs/plugins.md). Its name is that of the file\nwithout .py, or of the folder. --param replaces the default parameters that the database has\nof the plugin; without it they stay. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, the files of a folder 5 MiB,\na lockfile 4 MiB, plugin and lockfile together 10 MiB.",
 };
 
 pub(super) const SUBMIT: Command = Command {
@@ -85,6 +95,7 @@ pub(super) const SUBMIT: Command = Command {
             value: Some("N"),
             help: "Higher ones run first (default 0)",
         },
+        PARAM_FLAG,
         Flag {
             long: "pattern",
             short: None,
@@ -126,17 +137,23 @@ pub(super) fn now() -> Now {
     }
 }
 
-/// A plugin's file as it was read.
+/// A plugin's file or folder as it was read.
 pub(super) struct PluginFile {
     pub(super) name: String,
     pub(super) source: String,
+    /// Relative paths of its metadata lead from here.
+    pub(super) folder: PathBuf,
+    /// Where lockfiles may stand that its metadata goes with.
+    pub(super) locks: Vec<PathBuf>,
 }
 
-/// Reads a plugin's file and checks its syntax as far as that can be done without its
-/// environment.
-pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
+/// Reads a plugin's file, or its folder without those `others`.
+pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> {
     let fail =
         |reason: &dyn std::fmt::Display| failed(format!("plugin {}: {reason}", path.display()));
+    if path.is_dir() {
+        return folder::read(path, others).map_err(|reason| fail(&reason));
+    }
     let name = path
         .file_stem()
         .and_then(|stem| stem.to_str())
@@ -152,7 +169,15 @@ pub(super) fn read(path: &Path) -> Result<PluginFile, Failure> {
         return Err(fail(&format_args!("larger than {size_max} bytes")));
     }
     let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text"))?;
-    Ok(PluginFile { name, source })
+    let whole = std::path::absolute(path).map_err(|error| fail(&error))?;
+    let mut lock = path.as_os_str().to_owned();
+    lock.push(".lock");
+    Ok(PluginFile {
+        name,
+        source,
+        folder: whole.parent().unwrap_or(Path::new("/")).to_owned(),
+        locks: vec![lock.into()],
+    })
 }
 
 /// The text of a file of at most `size_max` bytes, without a byte order mark.
@@ -201,7 +226,8 @@ pub(super) fn check_syntax(
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
     let limit = limits::SYNTAX_CHECK_TIMEOUT;
-    match syntax::error(python, &plugin.name, &plugin.source, limit, cancel) {
+    let source = guest::folder::entry_source(&plugin.source);
+    match syntax::error(python, &plugin.name, source, limit, cancel) {
         Ok(None) => Ok(()),
         Ok(Some(reason)) => Err(failed(format!("plugin {}: {reason}", path.display()))),
         Err(error) => Err(tool_failed(error)),
@@ -233,22 +259,25 @@ pub(super) fn request(
 ) -> Result<Request, Failure> {
     let fail =
         |error: &dyn std::fmt::Display| failed(format!("plugin {}: {error}", path.display()));
-    let script = script::metadata(&plugin.source)
+    let script = script::of_plugin(&plugin.source)
         .map_err(|error| fail(&error))?
         .unwrap_or_default();
-    let whole = std::path::absolute(path).map_err(|error| fail(&error))?;
-    let folder = whole.parent().unwrap_or(Path::new("/"));
+    let folder = &plugin.folder;
     let read = |path: &Path| read_text(path, limits::SOURCE_SIZE_MAX as u64);
     match file {
         Some(file) => Request::of_requirements(file, &read, &script, folder).map_err(failed),
         None => {
-            let mut lock = path.as_os_str().to_owned();
-            lock.push(".lock");
-            let known = match read(Path::new(&lock)) {
-                Ok(text) => Some(text),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                Err(error) => return Err(fail(&format_args!("{}: {error}", lock.display()))),
-            };
+            let mut known = None;
+            for lock in &plugin.locks {
+                match read(lock) {
+                    Ok(text) => {
+                        known = Some(text);
+                        break;
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(fail(&format_args!("{}: {error}", lock.display()))),
+                }
+            }
             Request::of_script(&script, folder, known).map_err(|error| fail(&error))
         }
     }
@@ -307,14 +336,37 @@ pub(super) fn adopt() {
     }
 }
 
-/// Reads a plugin's file, `--lockfile` and `--version` of a command.
+/// What a command line names beside the plugin: keys, lockfile, database.
+fn others(typed: &Typed) -> Others {
+    let flags = ["lockfile", "publisher-key", "curve-secret-key", "out"];
+    let mut others = Others::new(
+        flags
+            .iter()
+            .flat_map(|flag| typed.all(flag))
+            .map(OsString::as_os_str),
+    );
+    for database in typed.all("database") {
+        if let Some(Ok(path)) = database.to_str().map(store::parse_location) {
+            others.add_database(&path);
+        }
+    }
+    others
+}
+
+/// The parameters of a command line.
+pub(super) fn parameters(command: &Command, typed: &Typed) -> Result<Parameters, Failure> {
+    let read = Parameters::of_words(&command.texts(typed, "param")?);
+    Ok(read.map_err(|error| command.usage_error(format!("--param {error}")))?)
+}
+
+/// Reads a plugin's file or folder, `--lockfile` and `--version` of a command.
 pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Failure> {
     let [path] = typed.positionals.as_slice() else {
-        return Err(command.usage_error("expected one plugin file").into());
+        return Err(command.usage_error("expected one plugin").into());
     };
     let path = PathBuf::from(path);
     let version = command.text(typed, "version")?;
-    let plugin = read(&path)?;
+    let plugin = read(&path, &others(typed))?;
     check_size(&path, &plugin, "")?;
     let home = environment::home().map_err(failed)?;
     adopt();
@@ -352,13 +404,14 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             .into());
     }
     if typed.positionals.len() != 1 {
-        return Err(DEPLOY.usage_error("expected one plugin file").into());
+        return Err(DEPLOY.usage_error("expected one plugin").into());
     }
     // Python would take it for an expression.
     if super::publish::signed_file(&typed).is_some() {
         let what = "a signed plugin goes through a sentinel: it needs --connect";
         return Err(DEPLOY.usage_error(what).into());
     }
+    let parameters = parameters(&DEPLOY, &typed)?;
     let location = database(&DEPLOY, &typed)?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let prepared = prepare(&DEPLOY, &typed)?;
@@ -376,6 +429,10 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             unix_ms(),
         )
         .map_err(failed_in(&location))?;
+    if typed.has("param") {
+        turn.set_default_parameters(&plugin.name, &parameters)
+            .map_err(failed_in(&location))?;
+    }
     turn.commit().map_err(failed_in(&location))?;
     let what = if deployed.new {
         "deployed"
@@ -430,6 +487,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let priority = SUBMIT
         .number(&typed, "priority", 0..=1_000_000)?
         .unwrap_or(0);
+    let parameters = parameters(&SUBMIT, &typed)?;
     let pattern = SUBMIT.text(&typed, "pattern")?;
     let ignore = SUBMIT.texts(&typed, "ignore")?;
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
@@ -488,6 +546,10 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             let job = turn
                 .enqueue(&plugin, version.version_id, priority, now_ms)
                 .map_err(failed_in(&location))?;
+            if !parameters.is_empty() {
+                turn.set_parameters(job, &parameters)
+                    .map_err(failed_in(&location))?;
+            }
             jobs.push(job);
         }
         turn.commit().map_err(failed_in(&location))?;
@@ -512,6 +574,8 @@ mod tests {
         let plugin = PluginFile {
             name: "p".to_owned(),
             source: "class Handler: pass\n".to_owned(),
+            folder: dir.path().to_owned(),
+            locks: Vec::new(),
         };
         let file = dir.path().join("requirements.txt");
         std::fs::write(&file, text).unwrap();

@@ -51,7 +51,7 @@ pub(super) const FLAGS: &[&str] = &[
 pub(super) const SIGN: Command = Command {
     name: "casparian sign",
     about: "Signs a plugin, for `casparian deploy --connect`",
-    usage: "PLUGIN.py --publisher-key FILE [OPTIONS]",
+    usage: "PLUGIN --publisher-key FILE [OPTIONS]",
     flags: &[
         PUBLISHER_KEY_FLAG,
         LOCKFILE_FLAG,
@@ -149,6 +149,11 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
         return Err(DEPLOY
             .usage_error("--database and --connect exclude each other")
             .into());
+    }
+    if typed.has("param") {
+        let what = "--param: a sentinel takes no default parameters; they are set by `casparian deploy \
+                    --database`, and for a job by `casparian submit --param`";
+        return Err(DEPLOY.usage_error(what).into());
     }
     let endpoint = DEPLOY.required(typed, "connect")?;
     let parsed: Result<Endpoint, _> = endpoint.parse();

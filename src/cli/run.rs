@@ -21,15 +21,19 @@ use self::output::{
     check_code, check_owner, note_kept, open_output, remove_stale, settle_interrupted,
 };
 use self::plan::{
-    Enqueued, check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle,
+    Enqueued, Own, check_artifact, check_file, enqueue, enqueue_freed, queue_again, settle,
 };
 use self::queue::{End, Queue, Stop};
 use self::watch::Watch;
 use self::work::{report, work};
 use super::args::{Command, Flag};
 use super::content::Reader;
+use super::folder::{self, Others};
 use super::input::Choice;
-use super::plugin::{adopt, check_syntax, declared, interruptible, read, request, tool_failed};
+use super::plugin::{
+    PARAM_FLAG, adopt, check_syntax, declared, interruptible, parameters, read, request,
+    tool_failed,
+};
 use super::progress::Progress;
 use super::stderr::tell;
 use super::summary::{Item, Summary};
@@ -46,7 +50,7 @@ use crate::worker::{self, Worker};
 pub(super) const COMMAND: Command = Command {
     name: "casparian run",
     about: "Runs a plugin over files and leaves Parquet in a folder",
-    usage: "PLUGIN.py INPUT... --output DIR [OPTIONS]",
+    usage: "PLUGIN INPUT... --output DIR [OPTIONS]",
     flags: &[
         Flag {
             long: "output",
@@ -84,6 +88,7 @@ pub(super) const COMMAND: Command = Command {
             value: Some("FILE"),
             help: "Packages the plugin needs (default: its PEP 723\nmetadata, else pyarrow)",
         },
+        PARAM_FLAG,
         Flag {
             long: "force",
             short: Some('f'),
@@ -152,7 +157,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "INPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -183,6 +188,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         }
     };
     let prune = typed.has("prune");
+    let parameters = parameters(&COMMAND, &typed)?;
     let requirements = COMMAND.path(&typed, "requirements")?;
     let json = typed.has("json");
     let nowhere = Endpoint::Ipc(PathBuf::new());
@@ -207,7 +213,16 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let (sentinel_security, worker_security) = super::security::of_run()?;
 
     let plugin_path = PathBuf::from(plugin_path);
-    let plugin = read(&plugin_path)?;
+    let others = match plugin_path.is_dir() {
+        true => Others::new(
+            inputs
+                .iter()
+                .map(OsString::as_os_str)
+                .chain([output.as_os_str()]),
+        ),
+        false => Others::default(),
+    };
+    let plugin = read(&plugin_path, &others)?;
     let request = request(requirements.as_deref(), &plugin_path, &plugin)?;
     let (output, _lock) = open_output(&output)?;
     let database = output.join(".casparian").join("queue.sqlite");
@@ -269,6 +284,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         lockfile_content: &lockfile,
         sinks: &sinks,
     };
+    let own = Own {
+        deploy: own,
+        parameters: &parameters,
+    };
     let force = typed.has("force");
     let mut reader = Reader::new(&interrupted);
     let Enqueued {
@@ -301,7 +320,8 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             };
             let worker = Worker::open(worker_options.clone()).map_err(failed)?;
             let mut again = |item: &mut Item, progress: &Progress| {
-                check_artifact(&mut queue, progress, &own, item)?;
+                folder::add_hint(&plugin_path, item);
+                check_artifact(&mut queue, progress, &own.deploy, item)?;
                 if !check_file(&mut queue, progress, item)? {
                     return Ok(false);
                 }

@@ -1,12 +1,14 @@
 //! Plugin processes: environments, warm interpreters, bridge frames.
 //!
-//! - [`script`]: what a plugin's source says of its environment (PEP 723).
+//! - [`script`]: what a plugin's source says of its environment (PEP 723, or its folder's `pyproject.toml`).
+//! - [`project`]: the `pyproject.toml` of a folder.
+//! - [`folder`]: a folder as one source text, which `folder.py` unpacks.
 //! - [`request`]: what an environment is to contain, with `[tool.uv]` or from a requirements file.
 //! - [`resolve`]: the lockfile of a request, with exact versions and hashes.
 //! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv. It and [`resolve`] block.
 //! - [`syntax`]: whether a source is Python, as an interpreter sees it.
 //! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
-//!   interpreter; `outputs.py`, `work.py` and `shim.py` are the program that runs in it.
+//!   interpreter; `outputs.py`, `work.py`, `folder.py` and `shim.py` are the program that runs in it.
 //! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
 //!
 //! Guests are hostile until proven otherwise: each has its own process group, which is killed
@@ -30,12 +32,14 @@ pub mod bridge;
 pub mod cache;
 mod direct;
 pub mod environment;
+pub mod folder;
 mod frame_head;
 mod home;
 mod local;
 mod lock;
 mod operator;
 pub mod process;
+pub mod project;
 mod python;
 pub mod quota;
 pub mod request;
@@ -54,6 +58,8 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use crate::job::Parameters;
+
 pub use uv::{find_or_install as uv, lock_file as uv_lock_file};
 
 /// How the text of a failure begins that the shim found in the input, before the plugin ran.
@@ -67,6 +73,8 @@ pub const SHIM: &str = concat!(
     include_str!("outputs.py"),
     "\n\n",
     include_str!("work.py"),
+    "\n\n",
+    include_str!("folder.py"),
     "\n\n",
     include_str!("shim.py")
 );
@@ -84,6 +92,8 @@ pub struct Job<'a> {
     pub file_path: &'a str,
     /// The plugin's source.
     pub source: &'a source::Source,
+    /// What it is configured with.
+    pub parameters: &'a Parameters,
     /// The program that runs the plugin, instead of our own shim.
     pub shim: Option<&'a Path>,
     /// The interpreter that its process becomes once it is restricted; none when it runs the plugin as it is
@@ -167,7 +177,7 @@ impl fmt::Display for Exit {
 /// descriptor.
 fn variables(job: &Job<'_>) -> Vec<(&'static str, OsString)> {
     let path = |path: &Path| path.as_os_str().to_owned();
-    vec![
+    let mut variables = vec![
         ("BRIDGE_SOCKET", path(job.socket_path)),
         ("BRIDGE_FILE_PATH", job.file_path.into()),
         ("BRIDGE_JOB_ID", job.job_id.to_string().into()),
@@ -180,7 +190,11 @@ fn variables(job: &Job<'_>) -> Vec<(&'static str, OsString)> {
         ("TMPDIR", path(job.work_dir)),
         ("PYTHONDONTWRITEBYTECODE", "1".into()),
         ("PYTHONIOENCODING", "utf-8:backslashreplace".into()),
-    ]
+    ];
+    if !job.parameters.is_empty() {
+        variables.push(("CASPARIAN_PARAMETERS", job.parameters.to_json().into()));
+    }
+    variables
 }
 
 /// The source as a variable, for shims of the old system. An argument or variable of more than

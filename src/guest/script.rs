@@ -1,13 +1,15 @@
-//! What a plugin's source says of its environment: PEP 723 inline metadata.
+//! What a plugin's source says of its environment: PEP 723 inline metadata, else the `pyproject.toml` of
+//! its folder (`project.rs`).
 
 use std::fmt;
 
 use serde::Deserialize;
 
 use super::quota::{Quota, Words};
+use super::{folder, project};
 use crate::job::text::with_line_feeds;
 
-/// The `# /// script` block of a plugin.
+/// The `# /// script` block of a plugin, or what its `pyproject.toml` says of the same.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Script {
     /// Requirements (PEP 508).
@@ -27,12 +29,18 @@ pub struct Script {
 /// Why a block is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    reason: String,
+    pub(super) place: &'static str,
+    pub(super) reason: String,
 }
+
+const INLINE: &str = "inline script metadata (PEP 723)";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "inline script metadata (PEP 723): {}", self.reason)
+        match self.place {
+            "" => f.write_str(&self.reason),
+            place => write!(f, "{place}: {}", self.reason),
+        }
     }
 }
 
@@ -40,20 +48,20 @@ impl std::error::Error for Error {}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Table {
+pub(super) struct Table {
     #[serde(default)]
-    dependencies: Vec<String>,
-    requires_python: Option<String>,
+    pub(super) dependencies: Vec<String>,
+    pub(super) requires_python: Option<String>,
     #[serde(default)]
-    tool: Tool,
+    pub(super) tool: Tool,
 }
 
 #[derive(Default, Deserialize)]
-struct Tool {
+pub(super) struct Tool {
     #[serde(default)]
     casparian: Casparian,
     #[serde(default)]
-    uv: toml::Table,
+    pub(super) uv: toml::Table,
 }
 
 #[derive(Default, Deserialize)]
@@ -65,9 +73,33 @@ struct Casparian {
     limits: Words,
 }
 
+/// What a plugin's source says: the block of its (entry) file, else its folder's `pyproject.toml`; none where
+/// there is neither.
+pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
+    if let Some(script) = metadata(folder::entry_source(source))? {
+        return Ok(Some(script));
+    }
+    let fail = |reason: String| Error {
+        place: project::FILE,
+        reason,
+    };
+    let found = folder::content(source, project::FILE).map_err(|error| Error {
+        place: "",
+        reason: error.to_string(),
+    });
+    match found? {
+        Some(text) => {
+            let text = String::from_utf8(text).map_err(|_| fail("not UTF-8 text".to_owned()))?;
+            Ok(Some(project::read(&text)?.script))
+        }
+        None => Ok(None),
+    }
+}
+
 /// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
 pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     let fail = |reason: &str| Error {
+        place: INLINE,
         reason: reason.to_owned(),
     };
     let mut found: Option<String> = None;
@@ -97,6 +129,15 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
         return Ok(None);
     };
     let table: Table = toml::from_str(&text).map_err(|error| fail(error.message()))?;
+    script(table, INLINE).map(Some)
+}
+
+/// The values of a table, checked.
+pub(super) fn script(table: Table, place: &'static str) -> Result<Script, Error> {
+    let fail = |reason: &str| Error {
+        place,
+        reason: reason.to_owned(),
+    };
     for word in table.dependencies.iter().chain(&table.requires_python) {
         if word.contains(['\n', '\r']) || word.trim_start().starts_with('-') {
             return Err(fail(&format!("{word:?} is no requirement")));
@@ -128,14 +169,14 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     };
     let limits = &table.tool.casparian.limits;
     let quota = limits.quota().map_err(|reason| fail(&reason))?;
-    Ok(Some(Script {
+    Ok(Script {
         quota,
         is_strict,
         dependencies: table.dependencies,
         requires_python: table.requires_python,
         preload: table.tool.casparian.preload,
         uv: table.tool.uv,
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 """The guest's side of the bridge: runs one plugin over one file and sends its output.
 
-Concatenated with `outputs.py` and `work.py` into one program (`SHIM` in `mod.rs`).
+Concatenated with `outputs.py`, `work.py` and `folder.py` into one program (`SHIM` in `mod.rs`).
 
 Fresh mode (no arguments): the job comes in the environment.
 
@@ -9,6 +9,7 @@ Fresh mode (no arguments): the job comes in the environment.
     BRIDGE_FILE_PATH, BRIDGE_JOB_ID, BRIDGE_FILE_VERSION_ID
     CASPARIAN_PLUGIN_FILE    file with the source; goes before BRIDGE_PLUGIN_CODE
     CASPARIAN_PLUGIN_NAME    for tracebacks
+    CASPARIAN_PARAMETERS     what `configure` gets: a JSON object (default: an empty one)
     CASPARIAN_MEMORY_MAX     address space in bytes
 
 Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
@@ -56,6 +57,8 @@ OURS = os.path.abspath(__file__)
 SHIM_MODULE = "casparian_shim"
 PLUGIN_MODULE = "casparian_plugin"
 IMPORTS = threading.RLock()
+# Folders that are removed at the job's end.
+OWN_FOLDERS = []
 NOT_A_CHILD = "a child process of the plugin cannot publish: hand the data to the process that started it"
 # Different warnings that the shim adds to a job's log.
 WARNINGS_MAX = 100
@@ -258,25 +261,21 @@ def provide_sdk():
 
 
 def read_source(path):
-    """The source as text. A descriptor's file is shared by all processes of the plugin, which may have
+    """The source's bytes. A descriptor's file is shared by all processes of the plugin, which may have
     changed its mode and its position."""
     folder, name = os.path.split(path)
     if folder != "/proc/self/fd":
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, "rb") as file:
             return file.read()
-    data = os.pread(int(name), os.fstat(int(name)).st_size, 0)
-    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
+    return os.pread(int(name), os.fstat(int(name)).st_size, 0)
 
 
 def plugin_source():
-    """The plugin's source, and the name of its file in tracebacks."""
+    """The bytes of the plugin's source."""
     path = os.environ.get("CASPARIAN_PLUGIN_FILE")
     if path:
-        source = read_source(path)
-    else:
-        source = base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"]).decode("utf-8-sig")
-    name = os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin"
-    return source, f"{name}.py"
+        return read_source(path)
+    return base64.b64decode(os.environ["BRIDGE_PLUGIN_CODE"])
 
 
 def run_source(source, filename, space):
@@ -288,17 +287,47 @@ def run_source(source, filename, space):
     exec(compile(source, filename, "exec"), space)
 
 
-def load_handler():
-    """Runs the plugin's source; gives its Handler class."""
-    source, filename = plugin_source()
+def load_file(source, filename):
+    """Runs the source of a single file."""
+    source = io.TextIOWrapper(io.BytesIO(source), encoding="utf-8-sig").read()
     module = types.ModuleType(PLUGIN_MODULE)
     sys.modules[module.__name__] = module
     provide_to_children(source, filename)
     run_source(source, filename, module.__dict__)
+    return module
+
+
+def load_handler(bridge):
+    """Runs the plugin's source; gives its Handler class."""
+    source, folder = split_source(plugin_source())
+    filename = (os.environ.get("CASPARIAN_PLUGIN_NAME") or "plugin") + ".py"
+    if folder is None:
+        module = load_file(source, filename)
+    else:
+        module, filename, hidden = load_folder(job_folder(), source, folder)
+        for name in hidden:
+            bridge.warn(f"module {name!r} of the plugin's folder has the name of one that Python has imported"
+                        " already, and is not found by `import`: give it another name")
     handler = getattr(module, "Handler", None)
     if handler is None:
         raise TypeError(f"{filename} defines no class Handler")
     return handler
+
+
+def job_folder():
+    """The job's own folder, which is removed after it."""
+    if "CASPARIAN_PLUGIN_FILE" in os.environ:
+        return os.getcwd()
+    # A worker of the old system: `run_job` removes it.
+    import tempfile
+
+    OWN_FOLDERS.append(tempfile.mkdtemp(prefix="casparian-"))
+    return OWN_FOLDERS[0]
+
+
+def parameters():
+    """What the plugin is configured with. Child processes do not get the variable."""
+    return json.loads(os.environ.pop("CASPARIAN_PARAMETERS", None) or "{}")
 
 
 class InputError(Exception):
@@ -360,9 +389,14 @@ def run_plugin(bridge):
     context = Context(bridge, os.environ.get("BRIDGE_JOB_ID", "0"), version)
     path = os.environ["BRIDGE_FILE_PATH"]
     check_input(path)
-    handler = load_handler()()
+    config = parameters()
+    handler = load_handler(bridge)()
     if hasattr(handler, "configure"):
-        handler.configure(context, {})
+        handler.configure(context, config)
+    elif config:
+        raise TypeError(
+            f"class Handler has no configure(ctx, config), which takes the parameters {', '.join(sorted(config))}:"
+            " define it, or give none (--param, cf_plugin_config.default_parameters)")
     if not hasattr(handler, "consume") and not hasattr(handler, "execute"):
         raise TypeError("class Handler has neither consume(event) nor execute(file_path)")
     file_id = int(version) if version.lstrip("-").isdigit() else version
@@ -398,7 +432,7 @@ def headline(error, limit=LINE_MAX):
     """`Type: message`; what is behind the message's first line follows in further lines."""
     module = text_of(type_name(error, "__module__"))
     name = text_of(type_name(error, "__qualname__"))
-    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE):
+    if module not in ("builtins", "__main__", PLUGIN_MODULE, SHIM_MODULE, PLACE["module"]):
         name = f"{module}.{name}"
     if issubclass(type(error), SystemExit):
         message = f"the plugin called sys.exit({text_of(error.code, repr)})"
@@ -453,7 +487,8 @@ def frames_of(error):
     """Where it happened, without this file's own frames."""
     frames = traceback.extract_tb(error.__traceback__, limit=-FRAMES_MAX)
     theirs = [frame for frame in frames if os.path.abspath(frame.filename) != OURS]
-    return "".join(traceback.format_list(theirs)).rstrip().splitlines()
+    lines = "".join(traceback.format_list(theirs)).rstrip().splitlines()
+    return [without_place(line) for line in lines]
 
 
 def describe(error):
@@ -545,6 +580,10 @@ def run_job():
         report(bridge, error)
         end_helpers(work.helpers)
         summary, code = {"status": "FAILED", "error": printable(text_of(error))}, 1
+    for folder in OWN_FOLDERS:
+        import shutil
+
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         # Workers of the old system know the other fields only.
         if "CASPARIAN_PLUGIN_FILE" in os.environ:

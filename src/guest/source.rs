@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, SealFlags};
 
 use super::quota::Quota;
-use super::script;
+use super::{folder, script};
 use crate::job::Plugin;
 
 /// A version of a plugin with its source as a sealed memory file: processes read it, and none can
@@ -18,6 +18,7 @@ pub struct Source {
     file: Arc<OwnedFd>,
     is_strict: bool,
     quota: Quota,
+    unpacked_size: u64,
 }
 
 impl Source {
@@ -28,11 +29,14 @@ impl Source {
         file.write_all(plugin.source_code.as_bytes())?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        let script = script::metadata(&plugin.source_code);
+        let script = script::of_plugin(&plugin.source_code);
         let script = script.ok().flatten().unwrap_or_default();
+        let folder = folder::of_source(&plugin.source_code).ok().flatten();
         Ok(Source {
             is_strict: script.is_strict,
             quota: script.quota,
+            unpacked_size: folder
+                .map_or(0, |folder| folder.unpacked_size(plugin.source_code.len())),
             plugin,
             file: Arc::new(OwnedFd::from(file)),
         })
@@ -46,6 +50,11 @@ impl Source {
     /// The limits that the plugin asks for.
     pub fn quota(&self) -> Quota {
         self.quota
+    }
+
+    /// Bytes on a disk of what the plugin process unpacks of it; 0 for a single file.
+    pub fn unpacked_size(&self) -> u64 {
+        self.unpacked_size
     }
 
     /// What it is the source of.

@@ -481,7 +481,7 @@ fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
 mod tests {
     use super::*;
     use crate::guest::source::Source;
-    use crate::job::Plugin;
+    use crate::job::{Parameters, Plugin};
 
     #[test]
     fn only_children_of_an_interpreter_are_taken_for_such() {
@@ -537,6 +537,7 @@ mod tests {
             plugin_name: "p",
             file_path: "in",
             source: &source,
+            parameters: &Parameters::default(),
             shim: None,
             interpreter: None,
             sandbox: None,

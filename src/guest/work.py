@@ -33,23 +33,48 @@ if shim is None:
 shim.provide_sdk()
 shim.run_source({source!a}, {filename!a}, globals())
 """
+# The shim as a module of a child process.
+SHIM_STUB = """\
+__file__ = {path!a}
+with open(__file__, "rb") as file:
+    exec(compile(file.read(), __file__, "exec"))
+"""
 
 
 def provide_to_children(source, filename):
-    """Lets child processes import the plugin, which pickled functions name. The child must not run
-    the shim as its main module."""
-    sys.modules[SHIM_MODULE] = sys.modules[__name__]
-    globals().pop("__file__", None)
+    """Lets child processes import the plugin, which pickled functions name."""
     if "CASPARIAN_PLUGIN_FILE" not in os.environ:
         # A worker of the old system: the working directory is not the job's own.
-        return
-    folder = os.path.join(os.getcwd(), MODULE_FOLDER)
+        return hide_main()
     text = CHILD_MODULE.format(shim=SHIM_MODULE, path=OURS, source=source, filename=filename)
+    provide_modules(os.getcwd(), {PLUGIN_MODULE: text})
+
+
+def provide_sdk_to_children(parent):
+    """Lets child processes import what the modules of a folder import of ours. They find the modules
+    themselves by the same `sys.path`."""
+    sdk = f"from {SHIM_MODULE} import BasePlugin, FileEvent, PluginMetadata\n"
+    modules = {SHIM_MODULE: SHIM_STUB.format(path=OURS), "casparian_flow/__init__": "", "casparian_flow/sdk": sdk}
+    provide_modules(parent, modules)
+
+
+def hide_main():
+    """A child process must not run the shim as its main module."""
+    sys.modules[SHIM_MODULE] = sys.modules[__name__]
+    globals().pop("__file__", None)
+
+
+def provide_modules(parent, modules):
+    hide_main()
+    folder = os.path.join(parent, MODULE_FOLDER)
     try:
         os.mkdir(folder, 0o700)
         own = lambda path, flags: os.open(path, flags, 0o600)
-        with open(os.path.join(folder, PLUGIN_MODULE + ".py"), "w", encoding="ascii", opener=own) as file:
-            file.write(text)
+        for name, text in modules.items():
+            path = os.path.join(folder, name + ".py")
+            os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+            with open(path, "w", encoding="ascii", opener=own) as file:
+                file.write(text)
     except OSError:
         # Without room only plugins that start such children fail.
         return
@@ -236,7 +261,7 @@ def is_at_work(frame, has_published):
             queue = frame.f_locals.get("self")
             if queue is not None and not queue._qsize():
                 return False
-        if space.get("__name__") == PLUGIN_MODULE and (has_published or "publish" in code.co_names):
+        if is_of_plugin_module(space) and (has_published or "publish" in code.co_names):
             return True
         frame = frame.f_back
     return False
@@ -249,7 +274,7 @@ def is_of_plugin(error, broken):
         return True
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__") == PLUGIN_MODULE:
+        if is_of_plugin_module(trace.tb_frame.f_globals):
             return True
         trace = trace.tb_next
     return False

@@ -19,6 +19,7 @@
 mod attempt;
 mod content;
 mod history;
+mod parameters;
 mod receipt;
 mod settlement;
 mod sink;
@@ -32,6 +33,7 @@ use std::time::Duration;
 pub use attempt::{Attempt, Loss};
 pub use content::{Content, mtime_ns, mtime_s};
 pub use history::{History, Past, PastEnd};
+pub use parameters::{Parameters, ParametersError};
 pub use receipt::{ARTIFACTS_TRUNCATED, BARRED_BY, Cause, JobStatus, Receipt};
 pub use settlement::{SETTLED_ATTEMPT, Settlement};
 pub use sink::{Compression, Mode, QUEUE_TABLE, Sink, SinkError, Target, default_uri, parse_uri};
@@ -67,6 +69,8 @@ pub struct Job {
     pub content: Option<Content>,
     /// Where the topics go.
     pub sinks: Arc<[Sink]>,
+    /// What the plugin is configured with.
+    pub parameters: Parameters,
     /// What runs.
     pub plugin: Arc<Plugin>,
     /// UUID of the database that the job is from, 32 hex digits; none from an old sentinel.

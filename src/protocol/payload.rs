@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Error, HEADER_SIZE, Header, OpCode, View};
 use crate::job::{
-    Attempt, Cause, Content, History, Job, JobStatus, Lease, Plugin, Receipt, Settlement, Sink,
-    SinkError,
+    Attempt, Cause, Content, History, Job, JobStatus, Lease, Parameters, Plugin, Receipt,
+    Settlement, Sink, SinkError,
 };
 use crate::limits;
 
@@ -143,6 +143,9 @@ pub struct Dispatch<'a> {
     /// What the file version says of the input's content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Content>,
+    /// What the plugin is configured with; old workers ignore it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<Parameters>,
 }
 
 /// The part of DISPATCH that is the same for all jobs of a plugin version, as JSON fields.
@@ -189,6 +192,8 @@ impl DispatchPart {
             history: &'a History,
             #[serde(skip_serializing_if = "Option::is_none")]
             input: Option<&'a Content>,
+            #[serde(skip_serializing_if = "Parameters::is_empty")]
+            parameters: &'a Parameters,
         }
         let fields = Fields {
             file_path: &job.file_path,
@@ -201,6 +206,7 @@ impl DispatchPart {
             previous: &job.previous,
             history: &job.history,
             input: job.content.as_ref(),
+            parameters: &job.parameters,
         };
         let own = serde_json::to_vec(&fields).unwrap_or_default();
         let mut json = Vec::with_capacity(self.0.len() + own.len());

@@ -127,6 +127,7 @@ fn job(database: Option<&str>, attempt: Attempt, sinks: &[(&str, &str, &str)]) -
         file_version_id: 42,
         content: None,
         sinks: sinks.collect(),
+        parameters: Default::default(),
         plugin: Arc::new(Plugin {
             name: "plug_in".into(),
             ..Plugin::default()

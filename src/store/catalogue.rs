@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::claim::published;
 use super::value::{cell, count, number, shown};
 use super::{Error, PluginCode, Turn, format_time, sinks};
-use crate::job::Attempt;
+use crate::job::{Attempt, Parameters};
 
 /// A version of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,21 +338,27 @@ impl Turn<'_> {
     }
 
     /// True when a job's last attempt has done its file with this code of the plugin, and with the
-    /// sinks that it would have again.
+    /// sinks and parameters that it would have again. `own`: parameters of the job.
     pub fn is_done(
         &self,
         job_id: i64,
         plugin: &str,
         artifact_hash: &str,
         code: &PluginCode,
+        own: &Parameters,
     ) -> Result<bool, Error> {
         let mut statement = self.transaction.prepare_cached(DONE_QUERY)?;
         Ok(statement.exists(params![job_id, plugin, artifact_hash])?
-            && self.has_same_sinks(job_id, code)?)
+            && self.has_same_sinks(job_id, code, own)?)
     }
 
-    /// True when a job would have the sinks again that its last attempt had.
-    pub fn has_same_sinks(&self, job_id: i64, code: &PluginCode) -> Result<bool, Error> {
+    /// True when a job would have the sinks and parameters again that its last attempt had.
+    fn has_same_sinks(
+        &self,
+        job_id: i64,
+        code: &PluginCode,
+        own: &Parameters,
+    ) -> Result<bool, Error> {
         let query = "SELECT config_overrides, sinks_hash FROM cf_processing_queue WHERE id = ?1";
         let mut statement = self.transaction.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| {
@@ -360,6 +366,7 @@ impl Turn<'_> {
             Ok(sinks::are_those_of(
                 code,
                 overrides.as_deref(),
+                own,
                 known.as_deref(),
             ))
         });

@@ -22,9 +22,10 @@ use super::change::Check;
 use super::code::PluginCode;
 use super::content::registered;
 use super::identity::last_attempt;
+use super::parameters::parameters;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
 use super::{Code, Error, Turn, format_time, sinks};
-use crate::job::{Attempt, Cause, Content, History, Job, Past, PastEnd, Sink};
+use crate::job::{Attempt, Cause, Content, History, Job, Parameters, Past, PastEnd, Sink};
 use crate::limits;
 
 /// What is claimed, for whom.
@@ -113,7 +114,7 @@ pub(super) const RESOLVE_QUERY: &str = "SELECT q.file_version_id, q.config_overr
      (SELECT max(a.attempt) FROM cf_job_attempt a WHERE a.job_id = q.id AND a.attempt <= \
      (SELECT (max(1, min(2147483647, CAST(value AS INTEGER))) << 32) + 4294967293 \
      FROM cf_casparian WHERE key = 'incarnation')), v.size_bytes, v.modified_time, v.content_hash, \
-     iif(l.current_version_id = v.id, l.last_known_mtime, NULL) FROM cf_processing_queue q \
+     iif(l.current_version_id = v.id, l.last_known_mtime, NULL), q.parameters FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id WHERE q.id = ?1";
@@ -166,6 +167,7 @@ struct Resolved {
     file_version_id: i64,
     content: Content,
     sinks: Arc<[Sink]>,
+    parameters: Parameters,
     previous: Vec<String>,
 }
 
@@ -360,7 +362,7 @@ impl Turn<'_> {
             code.plugin.artifact_hash,
             resolved.attempt,
             key,
-            sinks::hash(&resolved.sinks),
+            sinks::hash(&resolved.sinks, &resolved.parameters),
             claim.is_old.then_some(now_ms),
         ];
         let check: Check<'_> = (TAKEN, &[&job_id, &resolved.attempt, &key, &claim.worker_id]);
@@ -374,6 +376,7 @@ impl Turn<'_> {
             file_version_id: resolved.file_version_id,
             content: Some(resolved.content),
             sinks: resolved.sinks,
+            parameters: resolved.parameters,
             plugin: code.plugin.clone(),
             database: Some(self.database.clone()),
             previous: resolved.previous,
@@ -479,6 +482,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
             .into(),
         None => code.sinks.clone(),
     };
+    let own = parameters(cell(row, 18), "cf_processing_queue.parameters", job_id)?;
     let path = Path::new(&root).join(rel_path);
     Ok(Resolved {
         attempt: last.number + 1,
@@ -486,6 +490,7 @@ fn resolved(row: &Row<'_>, job_id: i64, code: &PluginCode) -> Result<Resolved, M
         file_version_id: version,
         content: registered(cell(row, 14), cell(row, 15), cell(row, 16), cell(row, 17)),
         sinks,
+        parameters: code.parameters.with(&own),
         previous: previous(cell(row, 3), cell(row, 11) != ValueRef::Integer(0), job_id)?,
     })
 }

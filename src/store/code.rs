@@ -9,8 +9,8 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::value::{Malformed, cell, malformed, needed, shown, text};
-use super::{Error, Turn, artifact_hash, sha256_hex, sinks};
-use crate::job::{Plugin, Sink};
+use super::{Error, Turn, artifact_hash, parameters, sha256_hex, sinks};
+use crate::job::{Parameters, Plugin, Sink};
 use crate::limits;
 
 /// The code of a plugin's newest active manifest.
@@ -24,6 +24,8 @@ pub struct PluginCode {
     pub plugin: Arc<Plugin>,
     /// Where its topics go, unless a job overrides them; `output` always has a sink.
     pub sinks: Arc<[Sink]>,
+    /// What it is configured with, beside the parameters of a job.
+    pub parameters: Parameters,
 }
 
 /// Whether jobs of a plugin can run.
@@ -87,12 +89,20 @@ pub(super) fn read(connection: &Connection, plugin: &str) -> Result<Code, Error>
             )));
         }
     };
+    let parameters = match parameters::defaults(connection, &plugin.name)? {
+        Ok(parameters) => parameters,
+        Err(reason) => {
+            let plugin = &plugin.name;
+            return Ok(Code::Waits(format!("plugin {plugin} cannot run: {reason}")));
+        }
+    };
     Ok(match sinks::configured(connection, &plugin.name)? {
         Ok(sinks) => Code::Runs(Arc::new(PluginCode {
             manifest_id,
             version,
             plugin: Arc::new(plugin),
             sinks: sinks.into(),
+            parameters,
         })),
         Err(reason) => Code::Waits(format!("plugin {} cannot run: {reason}", plugin.name)),
     })

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
+use super::parameters::{defaults, parameters};
 use super::value::{cell, count, number, shown};
 use super::workers::{SESSION_COLUMNS, session};
 use super::{
@@ -131,6 +132,9 @@ pub struct JobDetail {
     pub file_version_id: i64,
     /// Overrides as they stand.
     pub config_overrides: Option<String>,
+    /// What its plugin is configured with, as JSON: the defaults of now and its own; none where there is
+    /// nothing, or it cannot be used.
+    pub parameters: Option<String>,
     /// How often it lost its worker.
     pub retry_count: i64,
     /// How often an environment or a worker failed.
@@ -160,7 +164,7 @@ const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, q.status, q.priority, \
      q.attempt, q.worker_id, q.claim_time, q.end_time, q.error_message, q.receipt, \
      q.next_run, q.failure_cause, \
      q.file_version_id, q.config_overrides, q.retry_count, q.infra_count, q.result_summary, \
-     q.artifact_hash, q.log_tail, q.shared_count FROM cf_processing_queue q \
+     q.artifact_hash, q.log_tail, q.shared_count, q.parameters FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id";
@@ -191,6 +195,7 @@ fn job_detail(row: &Row<'_>) -> rusqlite::Result<JobDetail> {
         row: job_row(row)?,
         file_version_id: number(cell(row, 13)).unwrap_or(0),
         config_overrides: text(14),
+        parameters: None,
         retry_count: count(cell(row, 15)),
         infra_count: count(cell(row, 16)),
         result_summary: text(17),
@@ -280,12 +285,17 @@ impl Inspector {
         let detail = self
             .connection
             .query_row(&query, [job_id], |row| {
-                Ok((job_detail(row)?, count(cell(row, 20))))
+                let own = parameters(cell(row, 21), "cf_processing_queue.parameters", job_id);
+                Ok((job_detail(row)?, count(cell(row, 20)), own))
             })
             .optional()?;
-        let Some((mut detail, shared)) = detail else {
+        let Some((mut detail, shared, own)) = detail else {
             return Ok(None);
         };
+        let defaults = defaults(&self.connection, &detail.row.plugin_name)?;
+        let all = defaults.and_then(|defaults| Ok(defaults.with(&own?)));
+        let all = all.ok().filter(|all| !all.is_empty());
+        detail.parameters = all.map(|all| all.to_json());
         if detail.row.status == "QUEUED" {
             detail.waiting_for = self.waiting_for(&detail.row.plugin_name)?;
             if detail.waiting_for.is_none() && shared >= limits::SHARED_LOSSES_TOGETHER {

@@ -42,6 +42,7 @@ mod inspect;
 mod location;
 mod lock;
 mod manifest;
+mod parameters;
 mod passed;
 mod queue;
 mod registry;

@@ -26,6 +26,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("job_sandbox.sql"),
     include_str!("attempt_dispatched.sql"),
     include_str!("listed.sql"),
+    include_str!("parameters.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

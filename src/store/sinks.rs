@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::value::{cell, needed, text};
 use super::{Error, PluginCode, sha256_hex};
-use crate::job::Sink;
+use crate::job::{Parameters, Sink};
 use crate::limits;
 
 /// Bytes of a topic's name, a URI, a mode; those of a schema are as those of overrides.
@@ -124,8 +124,8 @@ pub(super) fn overridden(
     with_output(sinks, plugin)
 }
 
-/// What distinguishes lists of sinks, whatever their order.
-pub(super) fn hash(sinks: &[Sink]) -> String {
+/// What distinguishes lists of sinks, whatever their order, and what the plugin is configured with.
+pub(super) fn hash(sinks: &[Sink], parameters: &Parameters) -> String {
     let line = |sink: &Sink| {
         let schema = sink.schema_def.as_deref().unwrap_or_default();
         format!(
@@ -135,15 +135,19 @@ pub(super) fn hash(sinks: &[Sink]) -> String {
     };
     let mut lines: Vec<String> = sinks.iter().map(line).collect();
     lines.sort();
+    if !parameters.is_empty() {
+        lines.push(parameters.to_json());
+    }
     let parts: Vec<&[u8]> = lines.iter().map(String::as_bytes).collect();
     sha256_hex(&parts)
 }
 
-/// True when a job with these overrides would have the sinks of a hash. Without one it had those
-/// of a plugin that none are configured for.
+/// True when a job with these overrides and parameters would have the sinks and parameters of a hash.
+/// Without one it had no parameters, and the sinks of a plugin that none are configured for.
 pub(super) fn are_those_of(
     code: &PluginCode,
     overrides: Option<&str>,
+    own: &Parameters,
     known: Option<&str>,
 ) -> bool {
     let overrides = overrides.filter(|text| !text.trim().is_empty());
@@ -153,10 +157,12 @@ pub(super) fn are_those_of(
     };
     let known = match known {
         Some(known) => Ok(known.to_owned()),
-        None => with_output(Vec::new(), &code.plugin.name).map(|sinks| hash(&sinks)),
+        None => with_output(Vec::new(), &code.plugin.name)
+            .map(|sinks| hash(&sinks, &Parameters::default())),
     };
+    let parameters = code.parameters.with(own);
     // Sinks that cannot be used are told when the job is run.
-    sinks.is_ok_and(|sinks| Ok(hash(&sinks)) == known)
+    sinks.is_ok_and(|sinks| Ok(hash(&sinks, &parameters)) == known)
 }
 
 fn with_output(mut sinks: Vec<Sink>, plugin: &str) -> Result<Vec<Sink>, String> {

@@ -438,6 +438,7 @@ fn read_dispatch(
             file_version_id: dispatch.file_version_id,
             content: dispatch.input.clone(),
             sinks: sinks.into(),
+            parameters: dispatch.parameters.clone().unwrap_or_default(),
             plugin: source.plugin().clone(),
             database: dispatch.database.as_deref().map(Arc::from),
             previous: dispatch.previous.clone(),

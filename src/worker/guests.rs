@@ -248,6 +248,7 @@ impl Worker {
             plugin_name: &order.job.plugin.name,
             file_path: &order.job.file_path,
             source: &order.source,
+            parameters: &order.job.parameters,
             shim: shim.as_deref(),
             interpreter: is_apart.then_some(environment.interpreter.as_path()),
             sandbox,

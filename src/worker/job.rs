@@ -373,6 +373,7 @@ impl Run {
             serial: self.serial,
             pid: process.id(),
             work_dir: self.place.work_dir.clone(),
+            plugin_size: self.order.source.unpacked_size(),
             quota: self.quota,
         })
     }

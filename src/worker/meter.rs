@@ -25,6 +25,8 @@ pub(super) struct Subject {
     /// Its first process.
     pub(super) pid: i32,
     pub(super) work_dir: PathBuf,
+    /// Bytes there that are the plugin's own files.
+    pub(super) plugin_size: u64,
     pub(super) quota: Quota,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Usage {
     /// Bytes of its processes in memory.
     pub(super) memory: u64,
     pub(super) processes: u64,
-    /// Bytes in its working directory, as far as it was looked at.
+    /// Bytes in its working directory, as far as it was looked at, without the plugin's own files.
     pub(super) scratch: u64,
 }
 
@@ -120,7 +122,9 @@ fn measure(subject: &Subject) -> Usage {
         found.extend(strays::children_of(pid));
     }
     if quota.scratch > 0 {
-        usage.scratch = folder_size(&subject.work_dir, quota.scratch);
+        let limit = quota.scratch.saturating_add(subject.plugin_size);
+        let size = folder_size(&subject.work_dir, limit);
+        usage.scratch = size.saturating_sub(subject.plugin_size);
     }
     usage
 }
@@ -253,6 +257,7 @@ mod tests {
             serial: 1,
             pid,
             work_dir,
+            plugin_size: 0,
             quota,
         });
         assert_eq!(usage.processes, 3);

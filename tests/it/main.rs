@@ -32,6 +32,8 @@ mod memory;
 mod mistakes;
 mod old_system;
 mod operate;
+mod parameters;
+mod plugin_folders;
 mod preloads;
 mod prepare;
 mod real;

@@ -13,7 +13,7 @@ use crate::cli::plugin::{now, register, unix_ms};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Gone, Item, Outcome, Source, counts, receipted, topics};
 use crate::cli::{Failure, failed};
-use crate::job::{Sink, mtime_s};
+use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
 use crate::sink::{Root, Standing};
 use crate::store::{Code, Deploy, Turn, artifact_hash};
@@ -51,6 +51,14 @@ pub(super) struct Enqueued {
     pub(super) moved: usize,
 }
 
+/// What a run makes of its files.
+#[derive(Clone, Copy)]
+pub(super) struct Own<'a> {
+    pub(super) deploy: Deploy<'a>,
+    /// Those of the command line.
+    pub(super) parameters: &'a Parameters,
+}
+
 /// Jobs that run whatever stands of them.
 #[derive(Default)]
 struct Force {
@@ -63,7 +71,7 @@ pub(super) fn enqueue(
     queue: &mut Queue<'_>,
     reader: &mut Reader<'_>,
     progress: &Progress,
-    own: &Deploy<'_>,
+    own: &Own<'_>,
     found: &Found,
     force: bool,
     root: &Root,
@@ -91,11 +99,11 @@ pub(super) fn enqueue(
         let mut turn = store.begin()?;
         // What an earlier command line queued and did not finish is not asked for by this one.
         turn.park_queued()?;
-        turn.deploy(own, unix_ms())?;
-        turn.set_retries(own.plugin_name, RETRIES)?;
+        turn.deploy(&own.deploy, unix_ms())?;
+        turn.set_retries(own.deploy.plugin_name, RETRIES)?;
         Ok(turn.commit()?)
     })?;
-    let arranged = arrange(queue, progress, own.plugin_name, root)?;
+    let arranged = arrange(queue, progress, own.deploy.plugin_name, root)?;
     let force = Force {
         all: force,
         some: arranged.left,
@@ -105,7 +113,7 @@ pub(super) fn enqueue(
         let id = store.database_id();
         let mut turn = store.begin()?;
         let mut standing = Standing::new(root, &id);
-        let mut lost = Lost::look(&turn, own.plugin_name, found, &mut items)?;
+        let mut lost = Lost::look(&turn, own.deploy.plugin_name, found, &mut items)?;
         let all = items.iter_mut();
         let sinks = plan(
             &mut turn,
@@ -132,7 +140,7 @@ pub(super) fn enqueue(
 pub(super) fn enqueue_freed(
     queue: &mut Queue<'_>,
     progress: &Progress,
-    own: &Deploy<'_>,
+    own: &Own<'_>,
     items: &mut [Item],
     root: &Root,
 ) -> Result<(), End> {
@@ -159,13 +167,13 @@ pub(super) fn enqueue_freed(
 fn plan<'i>(
     turn: &mut Turn<'_>,
     database: &Path,
-    own: &Deploy<'_>,
+    own: &Own<'_>,
     force: &Force,
     standing: &mut Standing<'_>,
     lost: &mut Lost,
     items: impl Iterator<Item = &'i mut Item>,
 ) -> Result<Vec<Sink>, Stop> {
-    let plugin = own.plugin_name;
+    let plugin = own.deploy.plugin_name;
     let now_ms = unix_ms();
     let code = match turn.plugin_code(plugin)? {
         Code::Runs(code) => code,
@@ -178,7 +186,7 @@ fn plan<'i>(
     if let Some(error) = standing.locked() {
         return Err(failed(format!("{error}; once it is free, {GO_ON}")).into());
     }
-    let artifact = artifact_hash(own.source_code, own.lockfile_content);
+    let artifact = artifact_hash(own.deploy.source_code, own.deploy.lockfile_content);
     // They are queued last: what is skipped must not depend on the order of the files.
     let mut wanted = Vec::new();
     for item in items {
@@ -220,10 +228,10 @@ fn plan<'i>(
             let outputs = receipted(receipt);
             let is_unchanged = last.content_hash == print.hash
                 && item.renamed_from.is_none()
-                && turn.is_done(last.job_id, plugin, &artifact, &code)?;
+                && turn.is_done(last.job_id, plugin, &artifact, &code, own.parameters)?;
             let mut failure = None;
             let mut others = |job_id: i64| {
-                let found = match turn.is_done(job_id, plugin, &artifact, &code) {
+                let found = match turn.is_done(job_id, plugin, &artifact, &code, own.parameters) {
                     Ok(true) => turn.publication(job_id),
                     Ok(false) => Ok(None),
                     Err(error) => Err(error),
@@ -266,6 +274,7 @@ fn plan<'i>(
             Some(job_id) if turn.requeue(job_id, version_id)? => job_id,
             _ => turn.enqueue(plugin, version_id, 0, now_ms)?,
         };
+        turn.set_parameters(job_id, own.parameters)?;
         item.job_id = Some(job_id);
         if let Some(source) = &mut item.source {
             source.version_id = version_id;

@@ -85,6 +85,7 @@ fn assignment(job_id: i64, attempt: i64, env_hash: &str) -> Job {
         file_version_id: 1,
         content: None,
         sinks: [].into(),
+        parameters: Default::default(),
         plugin: Arc::new(Plugin {
             name: "p".into(),
             source_code: "code".into(),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::job::{BARRED_BY, SETTLED_ATTEMPT, Settlement};
+use crate::job::{BARRED_BY, Parameters, SETTLED_ATTEMPT, Settlement};
 
 impl Scene {
     fn unsettled(&self) -> Vec<i64> {
@@ -559,7 +559,11 @@ fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
         let mut turn = scene.store.begin().unwrap();
         let code = turn.plugin_code("p").unwrap().runs().unwrap();
         let artifact = code.plugin.artifact_hash.clone();
-        assert!(!turn.is_done(id, "p", &artifact, &code).unwrap());
+        assert!(
+            !turn
+                .is_done(id, "p", &artifact, &code, &Parameters::default())
+                .unwrap()
+        );
         let published = turn.publication(id).unwrap().unwrap();
         assert_eq!(published.content_hash.as_deref(), Some("hash"));
     }

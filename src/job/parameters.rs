@@ -1,0 +1,213 @@
+//! Parameters of a plugin: the JSON object that `Handler.configure(ctx, config)` gets.
+//!
+//! They come from the plugin's defaults (`cf_plugin_config.default_parameters`) and the job's own
+//! (`cf_processing_queue.parameters`). Values stay as they are written, so that large integers and
+//! decimal numbers reach Python exact.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::limits;
+
+/// A JSON object; equal ones with keys in another order are the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters(BTreeMap<String, String>);
+
+/// Why a text is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ParametersError {
+    /// No JSON.
+    Syntax(String),
+    /// JSON, and no object.
+    NoObject,
+    /// Larger than [`limits::PARAMETERS_SIZE_MAX`].
+    Large(usize),
+    /// `K=V` without a key.
+    NoKey(String),
+    /// A key that is given twice.
+    Twice(String),
+}
+
+impl fmt::Display for ParametersError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ParametersError::Syntax(reason) => write!(f, "not JSON: {reason}"),
+            ParametersError::NoObject => f.write_str("expected a JSON object, {\"name\": value}"),
+            ParametersError::Large(size) => {
+                let most = limits::PARAMETERS_SIZE_MAX;
+                write!(f, "{size} bytes, at most {most}")
+            }
+            ParametersError::NoKey(word) => write!(f, "{word:?}: expected NAME=VALUE"),
+            ParametersError::Twice(key) => write!(f, "{key} is given twice"),
+        }
+    }
+}
+
+impl std::error::Error for ParametersError {}
+
+impl Parameters {
+    /// Reads a JSON object. An empty text and `null` are no parameters.
+    pub fn parse(text: &str) -> Result<Self, ParametersError> {
+        if text.len() > limits::PARAMETERS_SIZE_MAX {
+            return Err(ParametersError::Large(text.len()));
+        }
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        Self::read(text)
+    }
+
+    fn read(text: &str) -> Result<Self, ParametersError> {
+        let syntax = |error: serde_json::Error| ParametersError::Syntax(error.to_string());
+        // Whole values are read for their form and their depth alone.
+        match serde_json::from_str(text).map_err(syntax)? {
+            Value::Null => return Ok(Self::default()),
+            Value::Object(_) => {}
+            _ => return Err(ParametersError::NoObject),
+        }
+        let read: BTreeMap<String, Box<RawValue>> = serde_json::from_str(text).map_err(syntax)?;
+        let values = read.into_iter();
+        let values = values.map(|(key, value)| (key, value.get().to_owned()));
+        Ok(Parameters(values.collect()))
+    }
+
+    /// Reads words `NAME=VALUE` of a command line. A value that is JSON is that, any other a string.
+    pub fn of_words(words: &[String]) -> Result<Self, ParametersError> {
+        let mut read = BTreeMap::new();
+        for word in words {
+            let Some((key, value)) = word.split_once('=').filter(|(key, _)| !key.is_empty()) else {
+                return Err(ParametersError::NoKey(word.clone()));
+            };
+            let json = match serde_json::from_str::<Value>(value) {
+                Ok(_) => value.trim().to_owned(),
+                Err(_) => Value::from(value).to_string(),
+            };
+            if read.insert(key.to_owned(), json).is_some() {
+                return Err(ParametersError::Twice(key.to_owned()));
+            }
+        }
+        let found = Parameters(read);
+        match found.to_json() {
+            text if text.len() > limits::PARAMETERS_SIZE_MAX => {
+                Err(ParametersError::Large(text.len()))
+            }
+            _ => Ok(found),
+        }
+    }
+
+    /// These, and those of a job, which take the place of ones of the same name.
+    pub fn with(&self, own: &Parameters) -> Self {
+        let mut all = self.0.clone();
+        all.extend(own.0.clone());
+        Parameters(all)
+    }
+
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The object's text, with its keys in order.
+    pub fn to_json(&self) -> String {
+        let part =
+            |(key, value): (&String, &String)| format!("{}:{value}", Value::from(key.as_str()));
+        let parts: Vec<String> = self.0.iter().map(part).collect();
+        format!("{{{}}}", parts.join(","))
+    }
+}
+
+impl Serialize for Parameters {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let raw = RawValue::from_string(self.to_json());
+        raw.map_err(serde::ser::Error::custom)?.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Parameters {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let raw = Box::<RawValue>::deserialize(from)?;
+        // Defaults and a job's own together.
+        if raw.get().len() > 2 * limits::PARAMETERS_SIZE_MAX + 1 {
+            return Err(D::Error::custom(ParametersError::Large(raw.get().len())));
+        }
+        let read = Parameters::read(raw.get());
+        read.map_err(|error| D::Error::custom(format_args!("parameters: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_json_or_strings() {
+        let cases: &[(&[&str], &str)] = &[
+            (&["n=5"], r#"{"n":5}"#),
+            (&["s=abc", "a=x=y"], r#"{"a":"x=y","s":"abc"}"#),
+            (&["s=\"5\"", "e=", "z=007"], r#"{"e":"","s":"5","z":"007"}"#),
+            (
+                &["big=123456789012345678901234567890"],
+                r#"{"big":123456789012345678901234567890}"#,
+            ),
+            (
+                &["d=1.10", "l=[1, {\"a\": null}]"],
+                r#"{"d":1.10,"l":[1, {"a": null}]}"#,
+            ),
+            (
+                &["t=true", "u=True", "n=NaN"],
+                r#"{"n":"NaN","t":true,"u":"True"}"#,
+            ),
+            (&["é= \"ü\""], r#"{"é":"ü"}"#),
+        ];
+        for (words, want) in cases {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(Parameters::of_words(&words).unwrap().to_json(), *want);
+        }
+        let large = format!("a={}", "x".repeat(limits::PARAMETERS_SIZE_MAX));
+        let cases: &[(&[&str], &str)] = &[
+            (&["n"], "expected NAME=VALUE"),
+            (&["=5"], "expected NAME=VALUE"),
+            (&["a=1", "a=2"], "a is given twice"),
+            (&[&large], "at most 32768"),
+        ];
+        for (words, want) in cases {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            let error = Parameters::of_words(&words).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn texts_are_objects_and_merge_by_name() {
+        for (text, want) in [
+            ("", "{}"),
+            ("null", "{}"),
+            (" {} ", "{}"),
+            ("{\"b\": 1, \"a\": [2]}", "{\"a\":[2],\"b\":1}"),
+            ("{\"a\": 1, \"a\": 2}", "{\"a\":2}"),
+        ] {
+            assert_eq!(Parameters::parse(text).unwrap().to_json(), want);
+        }
+        let deep = format!("{{\"a\": {}{}}}", "[".repeat(1000), "]".repeat(1000));
+        for (text, want) in [
+            ("[1]", "expected a JSON object"),
+            ("{a: 1}", "not JSON: "),
+            ("{\"a\": NaN}", "not JSON: "),
+            (deep.as_str(), "not JSON: recursion"),
+        ] {
+            let error = Parameters::parse(text).unwrap_err().to_string();
+            assert!(error.contains(want), "{error}");
+        }
+        let defaults = Parameters::parse("{\"a\": 1, \"b\": {\"c\": 1}}").unwrap();
+        let own = Parameters::parse("{\"b\": {\"d\": 2}}").unwrap();
+        let all = defaults.with(&own);
+        assert_eq!(all.to_json(), "{\"a\":1,\"b\":{\"d\": 2}}");
+        let wire = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<Parameters>(&wire).unwrap(), all);
+    }
+}
