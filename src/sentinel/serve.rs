@@ -409,9 +409,11 @@ impl Sentinel {
 
     /// Takes messages, a bounded number, so that a flood cannot delay the commit.
     fn receive(&mut self, clock: Instant, now: BootTime) {
-        let mut taken = 0;
+        let (mut taken, mut deployed) = (0, 0);
         for _ in 0..limits::MESSAGES_PER_TURN {
-            if taken >= limits::MESSAGE_BYTES_PER_TURN || self.scheduler.control.is_full() {
+            let is_much = taken >= limits::MESSAGE_BYTES_PER_TURN
+                || deployed >= limits::DEPLOY_BYTES_PER_TURN;
+            if is_much || self.scheduler.control.is_full() {
                 return;
             }
             let Some(id) = self.socket.receive(clock) else {
@@ -432,6 +434,9 @@ impl Sentinel {
             let refused = match View::decode(message.iter()) {
                 Ok(view) => {
                     taken = taken.saturating_add(view.payload.len());
+                    if view.header.opcode == OpCode::Deploy {
+                        deployed += view.payload.len();
+                    }
                     match decode(&view, control, self.options.message_size_max) {
                         Ok(payload) => control
                             .handle_message(&from, view.header.job_id, payload, now)

@@ -248,21 +248,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `MANIFEST =`, with or without a type, at the start of a statement; nothing is eaten
-    /// otherwise.
+    /// `MANIFEST =`, with or without a type, at the start of a statement. What was read stays read: another
+    /// statement is skipped from there.
     fn assignment(&mut self) -> bool {
-        let start = self.at;
-        let is_assigned = self.name() == "MANIFEST" && {
-            self.blanks();
-            if self.eat(":") {
-                self.skip_annotation();
-            }
-            self.eat("=") && self.peek() != Some('=')
-        };
-        if !is_assigned {
-            self.at = start;
+        if self.name() != "MANIFEST" {
+            return false;
         }
-        is_assigned
+        self.blanks();
+        if self.eat(":") {
+            self.skip_to(&['=', '\n']);
+        }
+        self.eat("=") && self.peek() != Some('=')
     }
 
     /// Over blanks at the start of a line up to a form feed, behind which the indentation begins anew.
@@ -292,24 +288,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Over the type in `MANIFEST: type = ...`.
-    fn skip_annotation(&mut self) {
-        let mut depth = 0usize;
-        while let Some(next) = self.peek() {
-            match next {
-                '\'' | '"' => {
-                    self.skip_string();
-                    continue;
-                }
-                '[' | '(' => depth += 1,
-                ']' | ')' => depth = depth.saturating_sub(1),
-                '=' | '\n' | '#' if depth == 0 => return,
-                _ => {}
-            }
-            self.next();
-        }
-    }
-
     /// Nothing may follow that would be run.
     fn end_of_statement(&mut self) -> Result<(), ManifestError> {
         self.blanks();
@@ -321,33 +299,32 @@ impl<'a> Reader<'a> {
 
     /// To the start of the next line that can begin a statement.
     fn skip_statement(&mut self) {
+        self.skip_to(&['\n']);
+        self.next();
+    }
+
+    /// To the first of these characters that is in no bracket, string or comment, or to the end.
+    fn skip_to(&mut self, ends: &[char]) {
         let mut depth = 0usize;
         while let Some(next) = self.peek() {
             match next {
-                '\'' | '"' => self.skip_string(),
+                next if depth == 0 && ends.contains(&next) => return,
+                '\'' | '"' => {
+                    self.skip_string();
+                    continue;
+                }
                 '#' => {
                     self.take_while(|c| c != '\n');
+                    continue;
                 }
                 '\\' => {
                     self.next();
-                    self.next();
                 }
-                '(' | '[' | '{' => {
-                    depth += 1;
-                    self.next();
-                }
-                ')' | ']' | '}' => {
-                    depth = depth.saturating_sub(1);
-                    self.next();
-                }
-                '\n' if depth == 0 => {
-                    self.next();
-                    return;
-                }
-                _ => {
-                    self.next();
-                }
+                '(' | '[' | '{' => depth += 1,
+                ')' | ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
             }
+            self.next();
         }
     }
 

@@ -293,7 +293,7 @@ fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
             "env_hash is not the SHA-256 of lockfile_content, which is {actual}"
         ));
     }
-    if !lockfile.is_empty() && !begins_lockfile(lockfile) {
+    if !lockfile.is_empty() && !lockfile::starts(lockfile).any(|start| start == 0) {
         return Err(
             "lockfile_content is no uv.lock: it does not begin with its version and what follows it"
                 .to_owned(),
@@ -301,7 +301,8 @@ fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
     }
     let end = deploy.source_code.len();
     let whole = format!("{}{lockfile}", deploy.source_code);
-    let other = lockfile_starts(&whole).find(|start| lockfile.is_empty() || *start != end);
+    let mut starts = lockfile::starts(&whole);
+    let other = starts.find(|start| lockfile.is_empty() || *start != end);
     match other {
         Some(start) => {
             let line = whole.get(..start).unwrap_or_default().lines().count() + 1;
@@ -312,47 +313,6 @@ fn check_environment(deploy: &Deploy<'_>) -> Result<(), String> {
         }
         None => Ok(()),
     }
-}
-
-/// What a list of requirements in the place of a uv.lock begins with.
-const REQUIREMENTS_MARK: &str = "# casparian requirements ";
-/// What follows the version of a uv.lock.
-const AFTER_VERSION: &[&str] = &[
-    "revision",
-    "requires-python",
-    "resolution-markers",
-    "supported-markers",
-    "required-markers",
-    "conflicts",
-    "[",
-];
-
-/// Positions in a text where a lockfile may begin.
-fn lockfile_starts(text: &str) -> impl Iterator<Item = usize> {
-    let marks = [REQUIREMENTS_MARK, "version"].into_iter();
-    let found = marks.flat_map(move |mark| text.match_indices(mark));
-    let starts = found.map(|(start, _)| start);
-    starts.filter(|start| text.get(*start..).is_some_and(begins_lockfile))
-}
-
-fn begins_lockfile(text: &str) -> bool {
-    if text.starts_with(REQUIREMENTS_MARK) {
-        return true;
-    }
-    let mut lines = text.lines();
-    if !lines.next().is_some_and(is_uv_version) {
-        return false;
-    }
-    let mut rest = lines.map(str::trim_start);
-    let next = rest.find(|line| !line.is_empty() && !line.starts_with('#'));
-    next.is_some_and(|line| AFTER_VERSION.iter().any(|key| line.starts_with(key)))
-}
-
-/// `version = 1`, with which every uv.lock begins.
-fn is_uv_version(line: &str) -> bool {
-    let value = line.strip_prefix("version").map(str::trim_start);
-    let value = value.and_then(|rest| rest.strip_prefix('=')).map(str::trim);
-    value.is_some_and(|value| value.parse::<u32>().is_ok())
 }
 
 fn check_manifest(manifest: Manifest, plugin: &str) -> Result<Manifest, String> {
@@ -392,5 +352,6 @@ fn check_manifest(manifest: Manifest, plugin: &str) -> Result<Manifest, String> 
     Ok(manifest)
 }
 
+mod lockfile;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::reactor::thread_time;
 use crate::sentinel::control::Settings;
 use crate::sentinel::publishers::{Publisher, Publishers};
 use crate::socket::secured::KeyList;
@@ -343,4 +344,60 @@ fn what_waits_for_a_failing_database_is_bounded_in_bytes() {
     assert_eq!(control.take_changes().len(), 16);
     control.handle_message(&from, 0, Payload::Deploy(Box::new(deploy)), now);
     assert_eq!(control.take_changes().len(), 1);
+}
+
+/// Time of this thread that the checks of a source take which consists of a line and of a piece again and
+/// again; the shortest of three.
+fn time(piece: &str, size: usize) -> Duration {
+    let mut source = SOURCE.to_owned();
+    source.push_str(&piece.repeat(size / piece.len()));
+    let deploy = signed(&source, LOCK);
+    let times = (0..3).map(|_| {
+        let before = thread_time();
+        let _ = check(deploy.clone(), &trust());
+        let _ = crate::guest::script::metadata(&source);
+        thread_time().saturating_sub(before)
+    });
+    times.min().unwrap_or_default()
+}
+
+#[test]
+fn checks_take_time_in_proportion_to_the_size() {
+    for piece in [
+        "#version = 1\n",
+        "version = 1\n",
+        "version = 1\n#\n",
+        "version ",
+        "version =",
+        "version = 1 ",
+        "version = 0",
+        "version\u{85}",
+        "version = 1\n \n",
+        "# casparian requirements ",
+        "MANIFEST:[}\n",
+        "MANIFEST:{]\n",
+        "MANIFEST:[#'''\n]\n",
+        "MANIFEST:\\'''\n",
+        "MANIFEST:[\\'''\n]\n",
+        "MANIFEST:[\n",
+        "MANIFEST:'''\n",
+        "MANIFEST\\\n",
+        "MANIFEST ",
+        "MANIFEST==\n",
+        "\x0c \n",
+        " \x0c",
+        "'''\n",
+        "(\n",
+        "\r",
+        "# /// script\n",
+        "# /// script\n# ///\n",
+        "# ///\n",
+        "\u{1}",
+    ] {
+        let (small, large) = (time(piece, 16 << 10), time(piece, 128 << 10));
+        assert!(
+            large < 20 * small.max(Duration::from_millis(1)),
+            "{piece:?}: {small:?} for 16 KiB, {large:?} for 128 KiB"
+        );
+    }
 }
