@@ -17,6 +17,7 @@ use super::interpreters::{Kind, Start};
 use super::job::{Guest, Order, Run, owner};
 use super::runtime::{self, Place, Runtime};
 use super::sandbox::{ForkServer, Reachable};
+use super::scratch;
 use super::serve::{GuestStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
@@ -489,6 +490,9 @@ impl Worker {
                         self.heartbeat_at = now;
                     }
                     Some(Action::Conclude(failure)) => {
+                        let (folder, work_dir) = (self.runtime.folder(), &run.place.work_dir);
+                        let judged = |failure| scratch::judged(failure, folder, work_dir);
+                        let failure = failure.map(judged);
                         if let Some(mut run) = self.leave_slot(index, failure.is_none(), now) {
                             run.failure = failure;
                             self.conclude(run, now);

@@ -150,7 +150,7 @@ pub(super) fn memory(pid: i32) -> u64 {
 
 /// Bytes of a folder's files on their disk. An entry counts 4 KiB at least, so a walk ends; it ends
 /// when the limit is passed, too, and after [`limits::METER_WALK_MAX`].
-fn folder_size(folder: &Path, limit: u64) -> u64 {
+pub(super) fn folder_size(folder: &Path, limit: u64) -> u64 {
     let until = Instant::now() + limits::METER_WALK_MAX;
     let mut size = 0u64;
     let mut folders = vec![folder.to_owned()];

@@ -42,6 +42,7 @@ mod publish;
 mod receipt;
 mod runtime;
 mod sandbox;
+mod scratch;
 mod serve;
 mod settling;
 pub mod slot;

@@ -11,6 +11,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use super::cleaner::{self, Cleaner};
+use super::scratch;
 use crate::guest::SHIM;
 use crate::limits;
 use crate::lock_file;
@@ -339,13 +340,14 @@ fn locked(folder: &Path) -> io::Result<fs::File> {
 }
 
 /// Tries what jobs need of the runtime folder and the output root: folders, sockets, durable
-/// files. Blocks for as long as the disk does.
+/// files, room. Blocks for as long as the disk does.
 pub(super) fn self_test(runtime: &Path, root: &Root) -> io::Result<()> {
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", runtime.display()));
     let test = private_below(runtime, "t").map_err(named)?;
     drop(UnixListener::bind(test.path().join("s")).map_err(named)?);
     durable_file(test.path()).map_err(named)?;
+    scratch::check(runtime).map_err(named)?;
     root.test().map_err(io::Error::other)
 }
 

@@ -229,7 +229,10 @@ impl Slot {
             true => "the plugin failed and gave no reason".to_owned(),
             false => text,
         };
-        self.fail(Failure::new(cause, text));
+        self.fail(Failure {
+            is_plugins_end: cause == Cause::Plugin,
+            ..Failure::new(cause, text)
+        });
         self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
     }
 

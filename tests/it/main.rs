@@ -46,6 +46,7 @@ mod run_gone;
 mod run_jobs;
 mod run_sinks;
 mod run_waits;
+mod scratch;
 mod secrets;
 mod settlement;
 mod signals;

@@ -19,6 +19,8 @@ pub struct Failure {
     pub spares_worker: bool,
     /// The worker can run no job before that is repaired.
     pub is_trouble: bool,
+    /// The plugin's code ended so: by an exception, an exit or a signal.
+    pub is_plugins_end: bool,
     /// The number up to which attempts of the job are barred, when that is the reason.
     pub barred_by: Option<i64>,
     /// The attempt of another job whose output is in the way, when that is the reason.
@@ -39,6 +41,7 @@ impl Failure {
             is_innocent: false,
             spares_worker: false,
             is_trouble: false,
+            is_plugins_end: false,
             barred_by: None,
             taken_by: None,
             input_changed: false,
@@ -93,7 +96,10 @@ pub(super) fn verdict(
         (Cause::Environment, message)
     } else if !exit.is_clean() {
         let message = format!("the plugin's process ended with {exit}");
-        (Cause::Plugin, message)
+        return Some(Failure {
+            is_plugins_end: true,
+            ..Failure::new(Cause::Plugin, message)
+        });
     } else if !complete {
         let message = "the plugin closed the bridge without an end of output".to_owned();
         (Cause::Plugin, message)
