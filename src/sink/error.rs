@@ -515,6 +515,9 @@ impl Error {
         if errno == Some(rustix::io::Errno::NAMETOOLONG) {
             return Error::place(path, "the path is too long");
         }
+        if path.as_os_str().as_encoded_bytes().contains(&0) {
+            return Error::place(path, "the path contains a NUL");
+        }
         Error::Io {
             path: path.to_owned(),
             source,

@@ -225,7 +225,9 @@ pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
 /// shows it.
 pub(super) fn is_below(path: &str) -> bool {
     let mut parts = Path::new(path).components();
-    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+    !path.is_empty()
+        && !path.contains('\0')
+        && parts.all(|part| matches!(part, Component::Normal(_)))
 }
 
 /// The deepest folder above a path that exists.

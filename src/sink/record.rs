@@ -324,6 +324,20 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     };
     let mut record: Record =
         serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;
+    let lists = [
+        &record.outputs.tables,
+        &record.previous.tables,
+        &record.clears,
+    ];
+    for table in lists.into_iter().flatten() {
+        let below = table.below.as_deref().unwrap_or("");
+        if [&table.database, &table.table, below]
+            .iter()
+            .any(|text| text.contains('\0'))
+        {
+            return Err(fail(format!("{:?}: a name contains a NUL", table.database)));
+        }
+    }
     // An output folder may come from elsewhere.
     let lists = [
         &mut record.outputs.files,
@@ -334,7 +348,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
         let bay = file.bay.as_deref();
         if !files::is_below(&file.path) || bay.is_some_and(|bay| !files::is_below(bay)) {
             return Err(fail(format!(
-                "{:?} is not below the output folder",
+                "{:?} is no path below the output folder",
                 file.path
             )));
         }

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use super::roots::Mount;
 use super::*;
-use crate::job::{History, Past, PastEnd, Settlement};
+use crate::job::{Cause, History, Past, PastEnd, Settlement};
 use crate::sink::publish::Step;
 
 fn of(number: i64, uri: &str) -> Job {
@@ -166,6 +166,40 @@ fn make_older(fixture: &Fixture) {
         file["path"] = "b/o_7.parquet".into();
     }
     fs::write(record(fixture), json.to_string()).unwrap();
+}
+
+#[test]
+fn a_record_whose_names_contain_a_nul_is_refused_as_corrupt() {
+    let sinks = [
+        ("t", "sqlite://x.db/rows", "append"),
+        ("f", "parquet://o.parquet", "append"),
+    ];
+    for (place, name) in [
+        ("/outputs/files/0/path", "o\0"),
+        ("/outputs/files/0/bay", "bay\0"),
+        ("/previous/files/0/path", "\0"),
+        ("/outputs/tables/0/database", "/x\0.db"),
+        ("/outputs/tables/0/below", "\0"),
+        ("/outputs/tables/0/table", "ro\0ws"),
+    ] {
+        let fixture = Fixture::new();
+        let of = |number| job(Some(A), Attempt::new(7, number), &sinks);
+        publish(&fixture.root, &of(1), &[1]).unwrap();
+        let text = fs::read_to_string(record(&fixture)).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["previous"] = json["outputs"].clone();
+        json["outputs"]["files"][0]["bay"] = "bay".into();
+        *json.pointer_mut(place).unwrap() = name.into();
+        fs::write(record(&fixture), json.to_string()).unwrap();
+        let error = publish(&fixture.root, &of(2), &[2]).map(drop).unwrap_err();
+        assert_eq!(error.cause(), Cause::Operator, "{place}: {error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(record(&fixture).to_str().unwrap()),
+            "{place}: {text}"
+        );
+        assert!(!text.contains('\0'), "{place}: {text:?}");
+    }
 }
 
 #[test]
