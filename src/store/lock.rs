@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -221,6 +221,29 @@ fn open_database(database: &Path, open: Open) -> Result<(Key, File), Error> {
     }
 }
 
+/// Refuses a file of others, beside which nothing is to be created. A database that is being created is
+/// empty.
+fn check_head(database: &Path) -> Result<(), Error> {
+    const HEAD: &[u8; 16] = b"SQLite format 3\0";
+    let files = files();
+    let found = std::fs::metadata(database);
+    let found = found.map_err(|error| refusal(database, "cannot look at it", error))?;
+    let opened = files.get(&key(&found));
+    let Some(file) = opened.and_then(|opened| opened.descriptors.first()) else {
+        return Ok(());
+    };
+    let mut head = [0; 16];
+    let is_other = found.len() > 0 && file.read_exact_at(&mut head, 0).is_ok() && head != *HEAD;
+    match is_other || (1..16).contains(&found.len()) {
+        false => Ok(()),
+        true => Err(Error::Open {
+            path: database.to_owned(),
+            reason: "it is no SQLite database".to_owned(),
+            passes: false,
+        }),
+    }
+}
+
 /// Why a database cannot be opened.
 fn refusal(database: &Path, what: &str, error: std::io::Error) -> Error {
     Error::Open {
@@ -256,6 +279,7 @@ const TRIES_MAX: usize = 10;
 /// cannot be opened.
 pub fn lock_database(database: &Path, open: Open) -> Result<Lock, Error> {
     let inode = Inode::lock(database, open)?;
+    check_head(database)?;
     let path = lock_path(database)?;
     let fail = |what: &str, error: std::io::Error| Error::Lock {
         lock: path.clone(),
@@ -466,6 +490,16 @@ mod tests {
             assert!(error.contains(words) && !error.contains('\n'), "{error}");
         }
         assert!(!path("elsewhere").exists());
+        std::fs::write(path("text"), "a text of more than 16 bytes").unwrap();
+        std::fs::write(path("short"), "a text").unwrap();
+        symlink(path("text"), path("to-text")).unwrap();
+        for name in ["text", "short", "to-text"] {
+            let error = lock_database(&path(name), Open::Existing).unwrap_err();
+            assert!(error.to_string().contains("no SQLite database"), "{error}");
+        }
+        for name in ["text.sentinel-lock", "short.sentinel-lock"] {
+            assert!(!path(name).exists(), "{name}");
+        }
         let missing = lock_database(&path("missing"), Open::Existing).unwrap_err();
         assert!(matches!(missing, Error::Missing { .. }), "{missing}");
         assert!(!path("missing").exists());

@@ -471,6 +471,31 @@ fn a_repair_is_refused_while_a_sentinel_or_a_worker_works() {
 
 /// Two workers with folders of their own have published the job.
 #[test]
+fn a_repair_creates_nothing_beside_a_file_that_is_no_queue() {
+    for content in ["text", "empty", "sqlite"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (elsewhere, out) = (dir.path().join("elsewhere"), dir.path().join("out"));
+        let (file, link) = (elsewhere.join("q"), out.join("queue.sqlite"));
+        fs::create_dir(&elsewhere).unwrap();
+        fs::create_dir(&out).unwrap();
+        match content {
+            "text" => fs::write(&file, "a text of others, no database").unwrap(),
+            "empty" => fs::write(&file, "").unwrap(),
+            _ => drop(sql(&file, "CREATE TABLE t (a)")),
+        }
+        let before = fs::read(&file).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let paths = [link.to_str().unwrap(), out.to_str().unwrap()];
+        let ended = casparian(&["fsck", "--repair", "-d", paths[0], "-o", paths[1]]);
+        assert_eq!(ended.status.code(), Some(1), "{content}: {ended:?}");
+        assert!(stderr(&ended).contains(paths[0]), "{content}: {ended:?}");
+        let names = fs::read_dir(&elsewhere).unwrap();
+        assert_eq!(names.count(), 1, "{content}: {ended:?}");
+        assert_eq!(fs::read(&file).unwrap(), before, "{content}");
+    }
+}
+
+#[test]
 fn output_of_a_job_in_a_second_folder_is_found_and_removed() {
     let scene = Scene::published(1);
     let second = scene.dir.path().join("second");

@@ -7,7 +7,7 @@ use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Cause, Receipt, Settlement};
 use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions};
-use crate::store::{self, Audited, Lock, Open, Settled, Store, lock_database};
+use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
 
 /// The right to change a database and its output folders.
@@ -29,6 +29,13 @@ const TRIES_MAX: u32 = 3;
 impl Repair {
     /// Locks the database; refused while a sentinel works on it.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        // Beside a file that is no queue nothing is created; a link may lead there.
+        let is_empty = std::fs::metadata(path).is_ok_and(|found| found.len() == 0);
+        match Inspector::open(path) {
+            Ok(_) => {}
+            Err(store::Error::NotMigrated { .. }) if !is_empty => {}
+            Err(error) => return Err(failed(error)),
+        }
         let lock = lock_database(path, Open::Existing).map_err(|error| match error {
             store::Error::Locked { .. } => failed(format!(
                 "{error}; stop the sentinel (or casparian run), or check without changing anything"
