@@ -310,7 +310,7 @@ impl Control {
             Payload::Conclude(receipt) => return self.conclude(from, job_id, receipt),
             Payload::Err(error) => return self.failed(from, job_id, &error, now),
             Payload::EnvReady(ready) => {
-                self.environment_ready(routing_id, &ready);
+                self.environment_ready(routing_id, &ready, now);
             }
             Payload::Deploy(deploy) => self.handle_deploy(from, job_id, *deploy, now),
             // Accepted and ignored.
@@ -495,7 +495,7 @@ impl Control {
     ) -> Option<&'static str> {
         if job_id == 0 {
             if let Some(hash) = &error.env_hash {
-                self.environment_failed(from.routing_id, hash);
+                self.environment_failed(from.routing_id, hash, now);
             }
             let second = Duration::from_secs(1);
             if self.error_logged_at.is_none_or(|at| at + second <= now) {

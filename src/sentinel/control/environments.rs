@@ -28,6 +28,8 @@ pub(super) struct Environments {
     pending: BTreeMap<String, BootTime>,
     /// It has reported them as ready since it was asked last.
     ready: BTreeSet<String>,
+    /// It has reported that it has not got them, then, since it was asked last.
+    failed: BTreeMap<String, BootTime>,
     /// It needs none of the wanted ones of this number ([`Control::want_environments`]).
     done: u64,
     /// It has reported one that it was not asked for, which was logged.
@@ -42,6 +44,7 @@ impl Environments {
     /// It is asked for an environment. Gives the one that was ready and is forgotten for it.
     pub(super) fn ask(&mut self, hash: &str) -> Option<String> {
         self.ready.remove(hash);
+        self.failed.remove(hash);
         self.add(hash)
     }
 
@@ -57,6 +60,7 @@ impl Environments {
         let oldest = others.find(|other| !self.pending.contains_key(*other))?;
         let forgotten = oldest.clone();
         self.known.remove(&forgotten);
+        self.failed.remove(&forgotten);
         self.ready.remove(&forgotten).then_some(forgotten)
     }
 }
@@ -141,8 +145,14 @@ impl Control {
 
     /// ENV_READY: recorded once for each time that the worker was asked. A worker that creates an
     /// environment while the sentinel is restarted reports one that this sentinel wants, too. Others
-    /// are ignored: a worker can make up any number of hashes.
-    pub(super) fn environment_ready(&mut self, routing_id: &[u8], ready: &EnvReady<'_>) {
+    /// are ignored: a worker can make up any number of hashes. So is one that follows its failure too soon:
+    /// each change of the two is written.
+    pub(super) fn environment_ready(
+        &mut self,
+        routing_id: &[u8],
+        ready: &EnvReady<'_>,
+        now: BootTime,
+    ) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
@@ -173,6 +183,11 @@ impl Control {
             self.changes.push(worker.without(forgotten));
         }
         worker.environments.pending.remove(hash);
+        let failed_at = worker.environments.failed.get(hash);
+        if failed_at.is_some_and(|at| now < *at + limits::ENVIRONMENT_RETRY_AFTER / 2) {
+            return;
+        }
+        worker.environments.failed.remove(hash);
         if !worker.environments.ready.insert(hash.to_owned()) {
             return;
         }
@@ -186,12 +201,13 @@ impl Control {
     }
 
     /// ERR that names an environment: the worker has not got it.
-    pub(super) fn environment_failed(&mut self, routing_id: &[u8], hash: &str) {
+    pub(super) fn environment_failed(&mut self, routing_id: &[u8], hash: &str, now: BootTime) {
         let Some(worker) = self.workers.get_mut(routing_id) else {
             return;
         };
         let was_asked = worker.environments.pending.remove(hash).is_some();
         if worker.environments.ready.remove(hash) || was_asked {
+            worker.environments.failed.insert(hash.to_owned(), now);
             self.changes.push(worker.without(hash.to_owned()));
         }
     }

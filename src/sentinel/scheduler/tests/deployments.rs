@@ -326,6 +326,34 @@ fn environments_that_a_worker_makes_up_are_not_recorded() {
     );
 }
 
+/// Each change would be written.
+#[test]
+fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_once() {
+    let mut scene = Scene::new();
+    let hash = scene.deploys("p", "lock");
+    scene.introduce_as("x", &["p"], &[]);
+    scene.told(&["x"]);
+    scene.ready("x", &hash);
+    scene.told(&["x"]);
+    assert_eq!(scene.recorded_count(), "1");
+    for _ in 0..10 {
+        let failed = ErrPayload {
+            message: "no space".into(),
+            traceback: None,
+            refused: false,
+            env_hash: Some(hash.clone().into()),
+        };
+        scene.send_as("x", 0, Payload::Err(failed));
+        scene.ready("x", &hash);
+    }
+    scene.told(&["x"]);
+    assert_eq!(scene.recorded_count(), "0");
+    scene.seconds += limits::ENVIRONMENT_RETRY_AFTER.as_secs();
+    scene.ready("x", &hash);
+    scene.told(&["x"]);
+    assert_eq!(scene.recorded_count(), "1");
+}
+
 #[test]
 fn an_environment_of_before_a_restart_of_the_sentinel_is_recorded_unasked() {
     let mut scene = Scene::new();
