@@ -369,7 +369,7 @@ pub const MANIFEST_URI_SIZE_MAX: usize = 1000;
 /// The same in number of sinks, and of subscriptions.
 pub const MANIFEST_ENTRIES_MAX: usize = 1000;
 /// Bytes of deployments that a sentinel takes per iteration of its loop; the last one may exceed it. They are
-/// hashed and parsed: a debug build needs more than half a second for the largest.
+/// hashed and parsed: a debug build needs a second for the largest.
 pub const DEPLOY_BYTES_PER_TURN: usize = 1 << 20;
 /// Bytes of sources and lockfiles of deployments that wait for a transaction; the last one may
 /// exceed it.
