@@ -7,13 +7,14 @@
 
 use std::fmt;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::RecordBatch;
 use arrow::buffer::{Buffer, MutableBuffer};
 use arrow::datatypes::SchemaRef;
 use arrow::ipc;
-use arrow::ipc::reader::StreamDecoder;
+use arrow::ipc::reader::{StreamDecoder, StreamReader};
 
 use super::frame_head;
 use crate::job::text::prefix;
@@ -44,6 +45,13 @@ pub enum Error {
     Arrow(String),
     /// The names and metadata of a frame's columns are too large.
     Schema(String),
+    /// The values of a column are damaged.
+    Column {
+        /// Its name.
+        column: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 impl fmt::Display for Error {
@@ -66,6 +74,12 @@ impl fmt::Display for Error {
                 )
             }
             Error::Schema(reason) => f.write_str(reason),
+            Error::Column { column, reason } => write!(
+                f,
+                "column {:?}: its values are no valid Arrow data ({reason}); publish text in UTF-8, \
+                 and other bytes as binary",
+                prefix(column, 80)
+            ),
             Error::Closed => f.write_str("the plugin closed the bridge without an end of output"),
             Error::Io(error) => write!(f, "the bridge failed: {error}"),
             Error::Arrow(reason) => {
@@ -324,6 +338,7 @@ pub fn topic(schema: &SchemaRef) -> Option<String> {
 
 /// A frame that is decoded a batch at a time.
 pub struct Stream {
+    frame: Buffer,
     rest: Buffer,
     size: usize,
     decoder: StreamDecoder,
@@ -335,18 +350,22 @@ impl Stream {
         check_lengths(&frame)?;
         Ok(Stream {
             size: frame.len(),
-            rest: frame,
+            rest: frame.clone(),
+            frame,
             decoder: StreamDecoder::new(),
         })
     }
 
     /// The next batch, borrowing from the frame where its alignment allows it; none at the end.
     pub fn next_batch(&mut self) -> Result<Option<RecordBatch>, Error> {
-        match catch_unwind(AssertUnwindSafe(|| self.decode_batch())) {
-            Ok(result) => result,
-            Err(_) => Err(Error::Arrow(
-                "its lengths or offsets make no sense".to_owned(),
-            )),
+        let reason = match catch_unwind(AssertUnwindSafe(|| self.decode_batch())) {
+            Ok(Err(Error::Arrow(reason))) => reason,
+            Ok(result) => return result,
+            Err(_) => "its lengths or offsets make no sense".to_owned(),
+        };
+        match damaged_column(&self.frame) {
+            Some(column) => Err(Error::Column { column, reason }),
+            None => Err(Error::Arrow(reason)),
         }
     }
 
@@ -371,6 +390,31 @@ impl Stream {
             None => Err(Error::Arrow("it has no schema".to_owned())),
         }
     }
+}
+
+/// The name of a column that alone cannot be decoded; none where it is not one column's fault.
+fn damaged_column(frame: &Buffer) -> Option<String> {
+    let open = |columns: Option<Vec<usize>>| StreamReader::try_new(frame.as_slice(), columns);
+    let fails = |columns: Range<usize>| {
+        let decoded = catch_unwind(|| match open(Some(columns.collect())) {
+            Ok(reader) => reader.into_iter().any(|batch| batch.is_err()),
+            Err(_) => true,
+        });
+        decoded.unwrap_or(true)
+    };
+    let schema = open(None).ok()?.schema();
+    let (mut from, mut to) = (0, schema.fields().len());
+    if fails(0..0) || !fails(from..to) {
+        return None;
+    }
+    while to.saturating_sub(from) > 1 {
+        let middle = from + (to - from) / 2;
+        match fails(from..middle) {
+            true => to = middle,
+            false => from = middle,
+        }
+    }
+    schema.fields().get(from).map(|field| field.name().clone())
 }
 
 /// Checks that every message of a stream has the octets that it declares: the decoder reserves

@@ -239,6 +239,7 @@ def of_pandas(frame, pa):
         return pa.Table.from_pandas(frame, preserve_index=keeps)
     except Exception as error:
         for place, name in enumerate(frame.columns):
+            check_text(name)
             try:
                 pa.array(frame.iloc[:, place], from_pandas=True)
             except Exception as cause:
@@ -306,6 +307,16 @@ def of_rows(rows, pa):
 def check_name(name):
     if not isinstance(name, str):
         raise TypeError(f"the name of a column must be a string, not {name!r} ({kind_of(name)})")
+    check_text(name)
+
+
+def check_text(name):
+    try:
+        str(name).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"column {name!r}: its name has characters that UTF-8 does not have ({error.reason}); rename it"
+        ) from error
 
 
 def array_of(name, values, pa):
@@ -473,7 +484,11 @@ class Frames:
         if self.is_of(kind, "is_binary_view"):
             return pa.large_binary()
         if types.is_dictionary(kind):
-            return pa.dictionary(kind.index_type, self.plain_type(kind.value_type, column), kind.ordered)
+            values = self.plain_type(kind.value_type, column)
+            if types.is_dictionary(values):
+                # Arrow's stream format has no dictionaries of dictionaries.
+                values = values.value_type
+            return pa.dictionary(kind.index_type, values, kind.ordered)
         if types.is_struct(kind):
             return pa.struct([inner(kind.field(place)) for place in range(kind.num_fields)])
         if types.is_map(kind):
@@ -604,7 +619,9 @@ class Frames:
             used = used.take(compute().sort_indices(used))
             indices = compute().index_in(indices, value_set=used).cast(target.index_type)
             values = self.take(values, used)
-        values = self.plain(values, target.value_type, values.type, shrinks)
+        values = self.plain(values, self.plain_type(values.type, ""), values.type, shrinks)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
         return pa.DictionaryArray.from_arrays(indices, values, ordered=target.ordered)
 
     def take(self, values, used):

@@ -92,6 +92,8 @@ class Bridge:
         # Threads that have sent something, and warnings that the log has.
         self.publishers = weakref.WeakSet()
         self.warned = set()
+        # Metadata of the first schema of each topic.
+        self.metadata = {}
         # The worker has closed the bridge: it knows why. A plugin that closes it does not say so.
         self.broken = False
 
@@ -114,7 +116,9 @@ class Bridge:
         for part in parts(data):
             frames = None
             for batch in batches(part, pa):
-                frames = frames or Frames(batch.schema, pa, metadata, self.warn)
+                if frames is None:
+                    frames = Frames(batch.schema, pa, metadata, self.warn)
+                    self.compare_metadata(topic, frames.schema.metadata or {})
                 for piece in frames.of(batch):
                     self.send_frame(piece, pa)
 
@@ -139,6 +143,15 @@ class Bridge:
             finally:
                 _exit(1)
         raise RuntimeError(text)
+
+    def compare_metadata(self, topic, metadata):
+        """Warns of keys of a schema's metadata that a file does not have: those with several values."""
+        first = self.metadata.setdefault(topic, metadata)
+        for key in first.keys() & metadata.keys() - {b"pandas", b"geo"}:
+            if first[key] != metadata[key]:
+                of = "the output" if topic is None else f"topic {topic!r}"
+                self.warn(
+                    f"metadata {key!r} of the schema differs between batches of {of} and was left out")
 
     def warn(self, text):
         """One line in the job's log, the same one once."""

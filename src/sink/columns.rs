@@ -4,15 +4,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
-use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, FieldRef, Metadata, Schema, SchemaRef};
 
 use super::convert::{Failure, convert};
+use super::merge::Clash;
+use super::metadata::FileMetadata;
 use super::{Error, merge, types};
 use crate::job::text::prefix;
 use crate::limits;
 
-/// Schema metadata that is the bridge's, not the data's; and what a Parquet file has of its own.
-const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
 pub(super) const JOB_ID: &str = "_job_id";
 pub(super) const FILE_VERSION_ID: &str = "_file_version_id";
 
@@ -41,9 +41,7 @@ fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
         DataType::Int64,
         false,
     )));
-    let mut metadata = schema.metadata().clone();
-    metadata.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
-    Ok(Arc::new(Schema::new_with_metadata(fields, metadata)))
+    Ok(Arc::new(Schema::new(fields)))
 }
 
 /// Refuses names that no table of a SQLite database can have, of a schema with the ids.
@@ -81,8 +79,9 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
 
 /// The columns of a sink, with the types that its batches have had so far.
 pub(super) struct Columns {
-    /// Of the sink, with the ids.
+    /// Of the sink, with the ids, without metadata of its own.
     schema: SchemaRef,
+    metadata: FileMetadata,
     /// What is known of the columns of the batches; see `merge`.
     evidence: Vec<FieldRef>,
     /// Schema of the last batch.
@@ -99,6 +98,7 @@ impl Columns {
         let evidence = columns.map(|(field, column)| merge::known(field, column));
         Ok(Columns {
             schema: with_ids(&last)?,
+            metadata: FileMetadata::new(last.metadata()),
             evidence: evidence.collect(),
             last,
             order: None,
@@ -108,6 +108,17 @@ impl Columns {
     /// The sink's schema, with the ids.
     pub(super) fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// The metadata of the schema of all batches so far, for a file of these columns.
+    pub(super) fn metadata(&self) -> Metadata {
+        let own = [JOB_ID, FILE_VERSION_ID];
+        self.metadata.of_file(self.schema.fields(), &own)
+    }
+
+    /// Bytes of that metadata.
+    pub(super) fn metadata_size(&self) -> usize {
+        self.metadata.size()
     }
 
     /// Takes a batch, whose columns must have the names of the sink's, in any order. Gives it with
@@ -120,6 +131,9 @@ impl Columns {
     ) -> Result<(RecordBatch, bool), Error> {
         let (last, got) = (self.last.clone(), batch.schema());
         let is_same = Arc::ptr_eq(&got, &last) || got.fields() == last.fields();
+        if !Arc::ptr_eq(&got, &last) && got.metadata() != last.metadata() {
+            self.metadata.add(got.metadata())?;
+        }
         let last_order = self.order.clone();
         if !is_same {
             self.order = order(topic, &self.schema, &got)?;
@@ -146,17 +160,8 @@ impl Columns {
             if !is_new && !merge::is_unknown(evidence.data_type()) {
                 continue;
             }
-            let changed = |shown: &DataType| Error::SchemaChanged {
-                topic: topic.to_owned(),
-                expected: format!("column {:?} of type {}", stored.name(), types::shown(shown)),
-                got: format!(
-                    "{:?} of type {}",
-                    field.name(),
-                    types::shown(field.data_type())
-                ),
-            };
             let merged = merge::merge_fields(evidence, &merge::known(field, column));
-            *evidence = merged.ok_or_else(|| changed(stored.data_type()))?;
+            *evidence = merged.map_err(|clash| refused(topic, stored, field, clash))?;
             let filled = merge::fill_field(evidence, stored);
             let filled = merge::fill_field(&filled, &types::stored_field(field));
             if filled != *stored {
@@ -170,11 +175,11 @@ impl Columns {
         let mut fields: Vec<FieldRef> = self.schema.fields().iter().cloned().collect();
         for (index, field) in changes {
             if let Some(stored) = fields.get_mut(index) {
+                self.metadata.change(stored.name());
                 *stored = field;
             }
         }
-        let metadata = self.schema.metadata().clone();
-        self.schema = Arc::new(Schema::new_with_metadata(fields, metadata));
+        self.schema = Arc::new(Schema::new(fields));
         Ok((batch, true))
     }
 
@@ -188,6 +193,38 @@ impl Columns {
             columns.push(converted.map_err(|failure| refusal(topic, field, column, failure))?);
         }
         Ok(columns)
+    }
+}
+
+/// Why a batch's column is not one of the sink's.
+fn refused(topic: &str, stored: &Field, field: &Field, clash: Clash) -> Error {
+    let Clash::Metadata {
+        mut path,
+        key,
+        first,
+        second,
+    } = clash
+    else {
+        return Error::SchemaChanged {
+            topic: topic.to_owned(),
+            expected: format!(
+                "column {:?} of type {}",
+                stored.name(),
+                types::shown_field(stored)
+            ),
+            got: format!("{:?} of type {}", field.name(), types::shown_field(field)),
+        };
+    };
+    path.reverse();
+    Error::Column {
+        column: path.join("."),
+        reason: format!(
+            "its metadata {:?} is {:?} in one batch and {:?} in a later one; publish all batches \
+             with the same, or without",
+            prefix(&key, 80),
+            prefix(&first, 80),
+            prefix(&second, 80)
+        ),
     }
 }
 

@@ -4,15 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, FixedSizeListArray, GenericListArray, Int32Array,
-    MapArray, OffsetSizeTrait, StructArray, new_null_array,
+    Array, ArrayRef, AsArray, FixedSizeListArray, GenericListArray, MapArray, OffsetSizeTrait,
+    StructArray, new_null_array,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::{CastOptions, cast_with_options, take};
 use arrow::datatypes::{
     ArrowNativeType, DataType, Date32Type, Date64Type, Decimal32Type, Decimal64Type,
-    Decimal128Type, Decimal256Type, FieldRef, Fields, Int32Type, IntervalDayTimeType, IntervalUnit,
-    IntervalYearMonthType,
+    Decimal128Type, Decimal256Type, FieldRef, Fields, Int64Type, IntervalDayTimeType, IntervalUnit,
+    IntervalYearMonthType, TimeUnit,
 };
 use arrow::error::ArrowError;
 
@@ -58,7 +58,6 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
     }
     match (from, to) {
         (T::RunEndEncoded(_, values), _) => convert(&cast(array, values.data_type())?, to),
-        (T::Dictionary(..), T::Dictionary(_, values)) => dictionary(array, values),
         (T::Dictionary(..), _) => {
             let dictionary = array.as_any_dictionary();
             convert(&take(dictionary.values(), dictionary.keys(), None)?, to)
@@ -98,6 +97,9 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
         }
         (T::Date64, T::Date32) => dates(array),
         (T::Interval(_), T::Interval(_)) if from == to => checked_interval(array),
+        (T::Time32(_) | T::Time64(_), T::Time32(_) | T::Time64(_)) => times(array, to),
+        (T::Timestamp(_, zone), T::Timestamp(_, other)) if zone == other => finer(array, to),
+        (T::Duration(_), T::Duration(_)) => finer(array, to),
         _ if is_decimal(from) && is_decimal(to) => decimals(array, to),
         _ if from.is_numeric() && to.is_numeric() && !is_decimal(from) && !is_decimal(to) => {
             numbers(array, to)
@@ -115,7 +117,7 @@ fn has_checks(data_type: &DataType) -> bool {
             has_checks(item.data_type())
         }
         T::Struct(fields) => fields.iter().any(|field| has_checks(field.data_type())),
-        T::Interval(_) => true,
+        T::Interval(_) | T::Time32(_) | T::Time64(_) => true,
         other => is_decimal(other),
     }
 }
@@ -129,12 +131,8 @@ fn is_exact(from: &DataType, to: &DataType) -> bool {
     use DataType as T;
     let is_text = |data_type: &T| matches!(data_type, T::Utf8 | T::LargeUtf8 | T::Utf8View);
     let is_bytes = |data_type: &T| matches!(data_type, T::Binary | T::LargeBinary | T::BinaryView);
-    match (from, to) {
-        (T::Timestamp(_, zone), T::Timestamp(_, other)) => zone == other,
-        (T::Time32(_) | T::Time64(_), T::Time32(_) | T::Time64(_)) => true,
-        (T::Duration(_), T::Duration(_)) => true,
-        _ => is_text(from) && is_text(to) || is_bytes(from) && is_bytes(to),
-    }
+    let is_from_bytes = is_bytes(from) || matches!(from, T::FixedSizeBinary(_));
+    is_text(from) && is_text(to) || is_from_bytes && is_bytes(to)
 }
 
 /// Arrow's cast; a value that the type cannot hold is an error, not a null.
@@ -144,14 +142,6 @@ pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowErr
         ..CastOptions::default()
     };
     cast_with_options(array, to, &exact)
-}
-
-fn dictionary(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
-    let dictionary = array.as_any_dictionary();
-    let keys = cast(&dictionary.keys().slice(0, array.len()), &DataType::Int32)?;
-    let keys: &Int32Array = keys.as_primitive::<Int32Type>();
-    let values = convert(dictionary.values(), to)?;
-    Ok(Arc::new(DictionaryArray::try_new(keys.clone(), values)?))
 }
 
 fn list<From: OffsetSizeTrait, To: OffsetSizeTrait>(
@@ -278,12 +268,74 @@ fn checked_interval(array: &ArrayRef) -> Result<ArrayRef, Failure> {
     }
 }
 
+/// Timestamps and durations in a finer unit, of which there are fewer.
+fn finer(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    cast(array, to).map_err(|error| {
+        let reason = format!(
+            "{error}: a value of type {} is out of the range of {}, the type of all batches; \
+             publish all batches with one unit",
+            shown(array.data_type()),
+            shown(to)
+        );
+        Failure::Value(Vec::new(), reason)
+    })
+}
+
+/// Times of a day, from 0 to 24 hours without the end.
+fn times(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    let per_second = match array.data_type() {
+        DataType::Time32(unit) | DataType::Time64(unit) => match unit {
+            TimeUnit::Second => 1,
+            TimeUnit::Millisecond => 1_000,
+            TimeUnit::Microsecond => 1_000_000,
+            TimeUnit::Nanosecond => 1_000_000_000,
+        },
+        _ => return Err(Failure::Type(None)),
+    };
+    let day = 86_400 * per_second;
+    let numbers = match array.data_type() {
+        DataType::Time32(_) => cast(&cast(array, &DataType::Int32)?, &DataType::Int64)?,
+        _ => cast(array, &DataType::Int64)?,
+    };
+    let numbers = numbers.as_primitive::<Int64Type>();
+    match numbers
+        .iter()
+        .flatten()
+        .find(|value| !(0..day).contains(value))
+    {
+        Some(value) => Err(Failure::Value(
+            Vec::new(),
+            format!(
+                "{value} of type {} is no time of a day; publish a duration or a number",
+                shown(array.data_type())
+            ),
+        )),
+        None if array.data_type() == to => Ok(array.clone()),
+        None => Ok(cast(array, to)?),
+    }
+}
+
 /// Decimals of a type that holds them exactly, or an error.
 fn decimals(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
-    let array = match array.data_type() == to {
-        true => array.clone(),
-        false => cast(array, to)?,
-    };
+    if array.data_type() == to {
+        return within_precision(array.clone(), to);
+    }
+    let converted = cast(array, to).map_err(Failure::from);
+    let converted = converted.and_then(|array| within_precision(array, to));
+    converted.map_err(|failure| match failure {
+        Failure::Value(path, reason) => {
+            let advice = format!(
+                "{reason}: the batches have decimals of which {} does not hold all; publish all \
+                 with one precision and scale, or text",
+                shown(to)
+            );
+            Failure::Value(path, advice)
+        }
+        failure => failure,
+    })
+}
+
+fn within_precision(array: ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     // Digits beyond the declared precision would be cut off.
     match to {
         DataType::Decimal32(precision, _) => {

@@ -325,7 +325,8 @@ impl fmt::Display for Error {
                 got,
             } => write!(
                 f,
-                "the schema of topic {topic} changed half-way: expected {expected}, got {got}"
+                "the schema of topic {topic} changed half-way: expected {expected}, got {got}; publish \
+                 all batches with one schema, or the others to a topic of their own"
             ),
             Error::Segments { topic, limit } => write!(
                 f,

@@ -8,13 +8,30 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
-use arrow::datatypes::{ArrowNativeType, DataType, Field, FieldRef, Fields, TimeUnit};
+use arrow::datatypes::{
+    ArrowNativeType, DECIMAL128_MAX_PRECISION, DataType, Field, FieldRef, Fields, Metadata,
+    TimeUnit,
+};
 
-use super::types::{dictionary, stored, stored_field, wide_decimal};
+use super::types::{EXTENSION, EXTENSION_METADATA, stored, stored_field, wide_decimal};
 
-/// The key of an extension type's name in a field's metadata.
-const EXTENSION: &str = "ARROW:extension:name";
-const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
+/// Keys of metadata that say where a field was in a Parquet file.
+const PARQUET_KEYS: &str = "PARQUET:";
+
+/// Why two fields are not one.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Clash {
+    /// No type holds the values of both.
+    Types,
+    /// A key of their metadata has two values.
+    Metadata {
+        /// Fields below the column, the innermost first.
+        path: Vec<String>,
+        key: String,
+        first: String,
+        second: String,
+    },
+}
 
 /// The stored type of an array, `Null` where it has no values.
 fn evidence(array: &dyn Array) -> DataType {
@@ -50,14 +67,7 @@ fn evidence(array: &dyn Array) -> DataType {
             T::Map(with_type(entries, inner), *is_sorted)
         }
         T::Struct(_) => of_struct(array.as_struct()),
-        T::Dictionary(..) => {
-            let values = array.as_any_dictionary().values();
-            match (evidence(values), stored(array.data_type())) {
-                (T::Null, _) => T::Null,
-                (_, stored @ T::Dictionary(..)) => stored,
-                (values, _) => values,
-            }
-        }
+        T::Dictionary(..) => evidence(array.as_any_dictionary().values()),
         T::RunEndEncoded(..) => match array.logical_null_count() == array.len() {
             true => T::Null,
             false => stored(array.data_type()),
@@ -115,20 +125,21 @@ fn of_struct(array: &StructArray) -> DataType {
     DataType::Struct(fields.collect())
 }
 
-/// The type that holds the values of both, by their evidence. Of numbers that no type holds all of
-/// it is the first: whether the second's values fit is seen when they are converted.
-fn merge(first: &DataType, second: &DataType) -> Option<DataType> {
+/// The type that holds the values of both, by their evidence. Where that is not sure, as of integers
+/// and floats, it is seen when values are converted.
+fn merge(first: &DataType, second: &DataType) -> Result<DataType, Clash> {
     use DataType as T;
     if first == second {
-        return Some(first.clone());
+        return Ok(first.clone());
     }
-    Some(match (first, second) {
+    Ok(match (first, second) {
         (T::Null, other) | (other, T::Null) => other.clone(),
         (T::Utf8 | T::LargeUtf8, T::Utf8 | T::LargeUtf8) => T::LargeUtf8,
-        (T::Binary | T::LargeBinary, T::Binary | T::LargeBinary) => T::LargeBinary,
-        (T::Dictionary(_, first), T::Dictionary(_, second)) => dictionary(merge(first, second)?),
-        (T::Dictionary(_, values), plain) => merge(values, plain)?,
-        (plain, T::Dictionary(_, values)) => merge(plain, values)?,
+        (T::Binary | T::FixedSizeBinary(_), T::Binary | T::FixedSizeBinary(_)) => T::Binary,
+        (
+            T::Binary | T::LargeBinary | T::FixedSizeBinary(_),
+            T::Binary | T::LargeBinary | T::FixedSizeBinary(_),
+        ) => T::LargeBinary,
         (T::FixedSizeList(first, size), T::FixedSizeList(second, other)) if size == other => {
             T::FixedSizeList(merge_fields(first, second)?, *size)
         }
@@ -154,10 +165,12 @@ fn merge(first: &DataType, second: &DataType) -> Option<DataType> {
                 unit => T::Time64(unit),
             }
         }
-        _ if first.is_decimal() && second.is_decimal() => merge_decimals(first, second)?,
-        _ if first.is_decimal() || second.is_decimal() => return None,
+        _ if first.is_decimal() && second.is_decimal() => {
+            merge_decimals(first, second).ok_or(Clash::Types)?
+        }
+        _ if first.is_decimal() || second.is_decimal() => return Err(Clash::Types),
         _ if first.is_numeric() && second.is_numeric() => merge_numbers(first, second),
-        _ => return None,
+        _ => return Err(Clash::Types),
     })
 }
 
@@ -173,7 +186,7 @@ fn merge_numbers(first: &DataType, second: &DataType) -> DataType {
         false => first,
     };
     if first.is_floating() != second.is_floating() {
-        return first.clone();
+        return T::Float64;
     }
     if first.is_floating() || first.is_signed_integer() == second.is_signed_integer() {
         return wider.clone();
@@ -186,18 +199,24 @@ fn merge_numbers(first: &DataType, second: &DataType) -> DataType {
     match signed(first).max(signed(second)) {
         2 => T::Int16,
         4 => T::Int32,
-        8 => T::Int64,
-        _ => first.clone(),
+        _ => T::Int64,
     }
 }
 
+/// Of two decimals that readers take, one that they take: of more than 38 digits some read wrong
+/// values.
 fn merge_decimals(first: &DataType, second: &DataType) -> Option<DataType> {
     let (precision, scale) = digits(first)?;
     let (other_precision, other_scale) = digits(second)?;
     let before = |precision: u8, scale: i8| i16::from(precision) - i16::from(scale);
     let before = before(precision, scale).max(before(other_precision, other_scale));
     let scale = scale.max(other_scale);
-    wide_decimal(u8::try_from(before + i16::from(scale)).ok()?, scale)
+    let merged = u8::try_from(before + i16::from(scale)).ok()?;
+    let widest = precision.max(other_precision).max(DECIMAL128_MAX_PRECISION);
+    match widest {
+        DECIMAL128_MAX_PRECISION => wide_decimal(merged.min(widest), scale),
+        _ => wide_decimal(merged, scale),
+    }
 }
 
 fn digits(data_type: &DataType) -> Option<(u8, i8)> {
@@ -211,49 +230,96 @@ fn digits(data_type: &DataType) -> Option<(u8, i8)> {
     }
 }
 
-/// The field of both. Its name and metadata are the first one's, unless that has had no values.
-pub(super) fn merge_fields(first: &FieldRef, second: &FieldRef) -> Option<FieldRef> {
+/// The field of both, with the name of the first.
+pub(super) fn merge_fields(first: &FieldRef, second: &FieldRef) -> Result<FieldRef, Clash> {
     if first == second {
-        return Some(first.clone());
+        return Ok(first.clone());
     }
-    let data_type = merge(first.data_type(), second.data_type())?;
-    let mut field = Field::new(
-        first.name(),
-        data_type,
-        first.is_nullable() || second.is_nullable(),
-    );
+    let in_field = |clash: Clash| match clash {
+        Clash::Metadata {
+            mut path,
+            key,
+            first: one,
+            second: other,
+        } => {
+            path.push(first.name().clone());
+            Clash::Metadata {
+                path,
+                key,
+                first: one,
+                second: other,
+            }
+        }
+        Clash::Types => Clash::Types,
+    };
+    let data_type = merge(first.data_type(), second.data_type()).map_err(in_field)?;
+    let is_nullable = first.is_nullable() || second.is_nullable();
+    let field = Field::new(first.name(), data_type, is_nullable);
+    let metadata = merge_metadata(first, second).map_err(in_field)?;
+    Ok(Arc::new(field.with_metadata(metadata)))
+}
+
+/// The metadata of both. An extension type is that of the field which has values; where both have
+/// values and one is plain, the column is plain.
+fn merge_metadata(first: &Field, second: &Field) -> Result<Metadata, Clash> {
     let extension = |field: &Field| {
-        let name = field.metadata().get(EXTENSION)?.clone();
-        Some((name, field.metadata().get(EXTENSION_METADATA).cloned()))
+        let of = |key: &str| field.metadata().get(key).cloned();
+        of(EXTENSION).map(|name| (name, of(EXTENSION_METADATA)))
     };
     let (mine, others) = (extension(first), extension(second));
-    let metadata = match (first.data_type(), second.data_type()) {
-        (_, DataType::Null) => first.metadata(),
-        (DataType::Null, _) => second.metadata(),
+    let extension = match (first.data_type(), second.data_type()) {
+        (_, DataType::Null) => mine,
+        (DataType::Null, _) => others,
+        _ if mine == others => mine,
         // Values of one extension type are not those of another.
-        _ if mine.is_some() && others.is_some() && mine != others => return None,
-        _ => first.metadata(),
+        _ if mine.is_some() && others.is_some() => return Err(Clash::Types),
+        _ => None,
     };
-    field.set_metadata(metadata.clone());
-    Some(Arc::new(field))
+    let mut metadata = first.metadata().clone();
+    for (key, value) in second.metadata() {
+        let is_extension = [EXTENSION, EXTENSION_METADATA].contains(&key.as_str());
+        match metadata.get(key) {
+            Some(other) if other != value && key.starts_with(PARQUET_KEYS) => {
+                metadata.remove(key);
+            }
+            Some(other) if other != value && !is_extension => {
+                return Err(Clash::Metadata {
+                    path: Vec::new(),
+                    key: key.clone(),
+                    first: other.clone(),
+                    second: value.clone(),
+                });
+            }
+            _ => {
+                metadata.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    metadata.remove(EXTENSION);
+    metadata.remove(EXTENSION_METADATA);
+    if let Some((name, parameters)) = extension {
+        metadata.insert(EXTENSION.to_owned(), name);
+        metadata.extend(parameters.map(|text| (EXTENSION_METADATA.to_owned(), text)));
+    }
+    Ok(metadata)
 }
 
 /// Keys and values are found by position.
-fn merge_entries(first: &FieldRef, second: &FieldRef) -> Option<FieldRef> {
+fn merge_entries(first: &FieldRef, second: &FieldRef) -> Result<FieldRef, Clash> {
     let (DataType::Struct(fields), DataType::Struct(others)) =
         (first.data_type(), second.data_type())
     else {
-        return None;
+        return Err(Clash::Types);
     };
     let pairs = fields.iter().zip(others);
-    let fields: Option<Fields> = pairs
+    let fields: Result<Fields, Clash> = pairs
         .map(|(field, other)| merge_fields(field, other))
         .collect();
     let entries = first
         .as_ref()
         .clone()
         .with_data_type(DataType::Struct(fields?));
-    Some(Arc::new(entries))
+    Ok(Arc::new(entries))
 }
 
 /// Fields by their names.
@@ -263,15 +329,19 @@ fn by_name(fields: &Fields) -> HashMap<&str, &FieldRef> {
 }
 
 /// Fields are found by name. One that a struct lacks is null there.
-fn merge_structs(first: &Fields, second: &Fields) -> Option<Fields> {
+fn merge_structs(first: &Fields, second: &Fields) -> Result<Fields, Clash> {
     let (mine, others) = (by_name(first), by_name(second));
     if mine.len() < first.len() || others.len() < second.len() {
         // Names that are there twice: only the position tells which is which.
         let names = first.iter().map(|field| field.name());
         let is_same = names.eq(second.iter().map(|field| field.name()));
         let pairs = first.iter().zip(second);
-        let mut merged = pairs.map(|(field, other)| merge_fields(field, other));
-        return is_same.then(|| merged.by_ref().collect()).flatten();
+        return match is_same {
+            true => pairs
+                .map(|(field, other)| merge_fields(field, other))
+                .collect(),
+            false => Err(Clash::Types),
+        };
     }
     let nullable = |field: &FieldRef| match field.is_nullable() {
         true => field.clone(),
@@ -281,13 +351,11 @@ fn merge_structs(first: &Fields, second: &Fields) -> Option<Fields> {
         .iter()
         .map(|field| match others.get(field.name().as_str()) {
             Some(other) => merge_fields(field, other),
-            None => Some(nullable(field)),
+            None => Ok(nullable(field)),
         });
     let is_new = |field: &&FieldRef| !mine.contains_key(field.name().as_str());
     let new = second.iter().filter(is_new);
-    merged
-        .chain(new.map(|field| Some(nullable(field))))
-        .collect()
+    merged.chain(new.map(|field| Ok(nullable(field)))).collect()
 }
 
 /// The evidence of a field, with what was declared where it has none.

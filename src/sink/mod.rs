@@ -19,7 +19,7 @@
 //! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
 //! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
 //! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `segments`, `sqlite` (writing),
-//! `types` (what is stored of a type), `merge` (one type of several), `convert` (values), `logical` and `budget` (what it
+//! `types` (what is stored of a type), `merge` (one type of several), `metadata` (one metadata of several; `pandas`, `geo`), `convert` (values), `logical` and `budget` (what it
 //! takes of memory); `schema` (the types that readers of a file find).
 //!
 //! What it does not do: it has no part in leases, plugin processes, frames or the control
@@ -48,12 +48,15 @@ mod error;
 mod fault;
 mod files;
 mod folder;
+mod geo;
 mod logical;
 mod merge;
+mod metadata;
 mod mounts;
 mod names;
 mod old_peers;
 mod output;
+mod pandas;
 mod panics;
 mod parquet;
 mod place;

@@ -17,7 +17,7 @@ use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
-use super::types::check_parquet;
+use super::types::{check_complete, check_parquet};
 use super::{Error, Root, Staged, datasets, files, plan, siblings};
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
@@ -82,6 +82,8 @@ struct Open {
     writer: Writer,
     /// Memory of its schema.
     schema_size: usize,
+    /// Bytes of the metadata of its schema.
+    metadata_size: usize,
 }
 
 struct Sink {
@@ -352,6 +354,11 @@ impl JobOutput {
             Some(mut open) => {
                 let (batch, has_changed) = open.columns.accept(&sink.topic, batch)?;
                 if !has_changed {
+                    let size = open.columns.metadata_size();
+                    let grown = size.saturating_sub(open.metadata_size);
+                    open.metadata_size += grown;
+                    open.schema_size += grown;
+                    self.schemas += grown;
                     sink.open = Some(open);
                     return Ok(batch);
                 }
@@ -365,7 +372,7 @@ impl JobOutput {
                 (open.columns, batch, false, Some(open.writer))
             }
         };
-        self.check(index, columns.schema())?;
+        self.check(index, columns.schema(), columns.metadata_size())?;
         if let Some(Writer::Parquet(file)) = before {
             self.set_aside(index, *file)?;
         }
@@ -374,7 +381,12 @@ impl JobOutput {
     }
 
     /// Checks the columns of a sink before anything is created for them.
-    fn check(&mut self, index: usize, schema: &SchemaRef) -> Result<(), Error> {
+    fn check(
+        &mut self,
+        index: usize,
+        schema: &SchemaRef,
+        metadata_size: usize,
+    ) -> Result<(), Error> {
         let Some(sink) = self.sinks.get(index) else {
             return Ok(());
         };
@@ -383,7 +395,8 @@ impl JobOutput {
             true => check_parquet(schema)?,
             false => check_table(schema)?,
         }
-        let checked = check_columns(schema, is_parquet, self.schemas, &self.bounds);
+        let others = self.schemas.saturating_add(metadata_size);
+        let checked = check_columns(schema, is_parquet, others, &self.bounds);
         checked.map_err(|reason| Error::Columns {
             topic: sink.topic.clone(),
             reason,
@@ -438,13 +451,15 @@ impl JobOutput {
                 })
             }
         };
-        let schema_size = budget::schema_size(schema);
+        let metadata_size = columns.metadata_size();
+        let schema_size = budget::schema_size(schema).saturating_add(metadata_size);
         self.schemas = self.schemas.saturating_add(schema_size);
         if let Some(sink) = self.sinks.get_mut(index) {
             sink.open = Some(Open {
                 columns,
                 writer,
                 schema_size,
+                metadata_size,
             });
         }
         Ok(())
@@ -591,6 +606,13 @@ impl JobOutput {
     /// The same for as long as `goes_on`, which is asked before each slice of rows that are written
     /// anew because the types of their columns have changed.
     pub fn stage_while(mut self, goes_on: &dyn Fn() -> bool) -> Result<Staged, Error> {
+        for sink in &self.sinks {
+            if let Some(open) = &sink.open
+                && matches!(open.writer, Writer::Parquet(_))
+            {
+                check_complete(open.columns.schema())?;
+            }
+        }
         for index in 0..self.sinks.len() {
             self.join(index, goes_on)?;
         }
@@ -601,11 +623,15 @@ impl JobOutput {
         }
         let mut staged = Vec::new();
         for (index, sink) in self.sinks.into_iter().enumerate() {
-            let Some(Open { writer, .. }) = sink.open else {
+            let Some(Open {
+                columns, writer, ..
+            }) = sink.open
+            else {
                 continue;
             };
             let sha256 = match writer {
-                Writer::Parquet(file) => {
+                Writer::Parquet(mut file) => {
+                    file.set_metadata(columns.metadata());
                     Some(file.finish().map_err(|error| self.folder.refusal(error))?)
                 }
                 Writer::Table(_) => None,

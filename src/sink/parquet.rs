@@ -5,15 +5,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::SchemaRef;
-use parquet::arrow::ArrowWriter;
+use arrow::datatypes::{Metadata, Schema, SchemaRef};
+use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, encode_arrow_schema};
 use parquet::basic::{Compression as Codec, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use sha2::{Digest, Sha256};
 
-use super::{Error, budget, files};
+use super::convert::convert;
+use super::{Error, budget, files, types};
 use crate::job::{Compression, text::hex};
 use crate::limits;
 
@@ -21,6 +23,11 @@ use crate::limits;
 pub(super) struct ParquetFile {
     path: PathBuf,
     writer: ArrowWriter<Hashed>,
+    /// As it is written: structs without fields have one of no name.
+    schema: SchemaRef,
+    is_padded: bool,
+    /// Of the schema; it is written with the footer.
+    metadata: Metadata,
     /// Columns of the file; each has an encoder of its own.
     columns: usize,
     /// Memory that a column's compressor keeps.
@@ -118,15 +125,8 @@ impl ParquetFile {
             Compression::Lz4 => Codec::LZ4_RAW,
             Compression::None => Codec::UNCOMPRESSED,
         };
-        // Readers of GeoParquet look for it there, pyarrow in the Arrow schema.
-        let mut metadata: Vec<KeyValue> = schema
-            .metadata()
-            .iter()
-            .map(|(key, value)| KeyValue::new(key.clone(), value.clone()))
-            .collect();
-        metadata.sort_by(|a, b| a.key.cmp(&b.key));
+        let padded = types::padded_schema(schema);
         let properties = WriterProperties::builder()
-            .set_key_value_metadata(Some(metadata))
             .set_compression(codec)
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_max_row_group_row_count(Some(limits::ROW_GROUP_ROWS_MAX))
@@ -137,11 +137,17 @@ impl ParquetFile {
             file: Some(file),
             hash: Sha256::new(),
         };
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))
+        let options = ArrowWriterOptions::new()
+            .with_properties(properties)
+            .with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(file, padded.clone(), options)
             .map_err(|error| failure(path, error))?;
         Ok(ParquetFile {
             path: path.to_owned(),
             writer,
+            is_padded: padded != *schema,
+            schema: padded,
+            metadata: Metadata::new(),
             columns: budget::columns(schema),
             codec_size: budget::codec_size(compression),
             pending: 0,
@@ -164,7 +170,10 @@ impl ParquetFile {
         let is_first = self.pending == 0;
         self.pending = self.pending.saturating_add(size);
         self.rows.add(slice.num_rows(), size);
-        let written = self.writer.write(slice);
+        let written = match self.is_padded {
+            true => self.writer.write(&self.padded(slice)?),
+            false => self.writer.write(slice),
+        };
         written.map_err(|error| failure(&self.path, error))?;
         if is_first {
             // Tables of the encoders, most of which are never touched.
@@ -175,6 +184,21 @@ impl ParquetFile {
             self.flush()?;
         }
         Ok(())
+    }
+
+    fn padded(&self, slice: &RecordBatch) -> Result<RecordBatch, Error> {
+        let columns = slice.columns().iter().zip(self.schema.fields());
+        let columns = columns.map(|(column, field)| convert(column, field.data_type()));
+        let columns: Result<Vec<_>, _> = columns.collect();
+        let fail = |reason: String| Error::Parquet(format!("structs without fields: {reason}"));
+        let columns = columns.map_err(|failure| fail(format!("{failure:?}")))?;
+        let batch = RecordBatch::try_new(self.schema.clone(), columns);
+        batch.map_err(|error| fail(error.to_string()))
+    }
+
+    /// Sets the metadata of the schema.
+    pub(super) fn set_metadata(&mut self, metadata: Metadata) {
+        self.metadata = metadata;
     }
 
     /// Bytes of data of a row group: enough for each column to have some.
@@ -250,6 +274,18 @@ impl ParquetFile {
 
     /// Writes the footer.
     pub(super) fn end(&mut self) -> Result<(), Error> {
+        // Readers of GeoParquet look for it in the footer, pyarrow in the Arrow schema.
+        let metadata = std::mem::take(&mut self.metadata);
+        let mut pairs: Vec<(String, String)> = metadata.clone().into_iter().collect();
+        let schema = Schema::new_with_metadata(self.schema.fields().clone(), metadata);
+        pairs.push((
+            ARROW_SCHEMA_META_KEY.to_owned(),
+            encode_arrow_schema(&schema),
+        ));
+        for (key, value) in pairs {
+            self.writer
+                .append_key_value_metadata(KeyValue::new(key, value));
+        }
         let finished = self.writer.finish();
         finished.map_err(|error| failure(&self.path, error))?;
         Ok(())

@@ -4,23 +4,49 @@
 use std::path::Path;
 
 use ::parquet::arrow::parquet_to_arrow_schema;
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, Schema};
 
 use super::check::footer_of;
-use super::quiet_panics;
+use super::types::{EXTENSION, EXTENSION_METADATA};
+use super::{geo, quiet_panics};
+use crate::job::text::prefix;
 
 /// Names and types of a file's columns; none when it is no Parquet file that can be read.
 pub fn columns_of_file(path: &Path) -> Option<Vec<(String, String)>> {
     let size = path.metadata().ok()?.len();
     let footer = footer_of(path, size).ok()?;
     let columns = quiet_panics(|| {
+        let file = footer.file_metadata();
         // Without its metadata, which has the Arrow schema that the file was written from.
-        let schema = parquet_to_arrow_schema(footer.file_metadata().schema_descr(), None).ok()?;
-        let columns = schema.fields().iter();
-        let columns = columns.map(|field| (field.name().clone(), shown(field.data_type())));
+        let schema = parquet_to_arrow_schema(file.schema_descr(), None).ok()?;
+        let declared = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok();
+        let columns = schema.fields().iter().map(|field| {
+            let name = field.name();
+            let mut kind = shown(field.data_type());
+            let meaning = declared.as_ref().and_then(|schema| meaning(schema, name));
+            if let Some(meaning) = meaning {
+                kind.push_str(&format!(" ({meaning})"));
+            }
+            (name.clone(), kind)
+        });
         Some(columns.collect())
     });
     columns.ok().flatten()
+}
+
+/// What values of a column mean beyond their type: an extension type, a coordinate system.
+fn meaning(schema: &Schema, column: &str) -> Option<String> {
+    let geo = schema.metadata().get("geo");
+    if let Some(crs) = geo.and_then(|text| geo::crs_of(text, column)) {
+        return Some(crs);
+    }
+    let field = schema.field_with_name(column).ok()?;
+    let name = field.metadata().get(EXTENSION)?;
+    let parameters = field.metadata().get(EXTENSION_METADATA);
+    match parameters.map_or("", |text| prefix(text, 80)) {
+        "" => Some(name.clone()),
+        parameters => Some(format!("{name} {parameters}")),
+    }
 }
 
 /// A type as SQL and Arrow users write it, without the names of list items and without nullability.
@@ -37,6 +63,13 @@ fn shown(kind: &DataType) -> String {
         DataType::Float32 => "float".to_owned(),
         DataType::Float64 => "double".to_owned(),
         DataType::Boolean => "bool".to_owned(),
+        DataType::Timestamp(unit, zone) => {
+            let unit = DataType::Timestamp(*unit, None).to_string().to_lowercase();
+            match zone {
+                Some(zone) => format!("{}, {zone})", unit.trim_end_matches(')')),
+                None => unit,
+            }
+        }
         DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
             format!("list<{}>", shown(item.data_type()))
         }
@@ -65,6 +98,10 @@ mod tests {
             (
                 DataType::Timestamp(TimeUnit::Microsecond, None),
                 "timestamp(µs)",
+            ),
+            (
+                DataType::Timestamp(TimeUnit::Millisecond, Some("Europe/Berlin".into())),
+                "timestamp(ms, Europe/Berlin)",
             ),
             (DataType::Decimal128(10, 2), "decimal128(10, 2)"),
         ];

@@ -1,11 +1,15 @@
 //! What sinks store of an Arrow type, and which types a Parquet file cannot have. These are refused
 //! before a file is created: the writer panics for some, and finds others at the first row only.
+//!
+//! Dictionaries are stored as their values. The Parquet writer orders a dictionary page by first
+//! appearance, and readers take the order of categories from it: pandas would sort and compare by an
+//! order that the plugin has not declared.
 
 use std::sync::Arc;
 
 use arrow::datatypes::{
-    DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, Field, FieldRef, IntervalUnit,
-    SchemaRef, TimeUnit,
+    DECIMAL128_MAX_PRECISION, DECIMAL256_MAX_PRECISION, DataType, Field, FieldRef, Fields,
+    IntervalUnit, Metadata, Schema, SchemaRef, TimeUnit,
 };
 
 use super::Error;
@@ -20,9 +24,23 @@ pub(super) fn shown(data_type: &DataType) -> String {
     }
 }
 
+/// The type of a field in a message, with its extension type.
+pub(super) fn shown_field(field: &Field) -> String {
+    let data_type = shown(field.data_type());
+    let Some(name) = field.metadata().get(EXTENSION) else {
+        return data_type;
+    };
+    let parameters = field.metadata().get(EXTENSION_METADATA);
+    let parameters = parameters.map_or("", |text| prefix(text, 200));
+    match parameters {
+        "" => format!("{data_type} (extension {name})"),
+        parameters => format!("{data_type} (extension {name} {parameters})"),
+    }
+}
+
 /// The type that sinks store of a type. It has a meaning of its own in Parquet: a column of one
 /// without (a date in milliseconds, a time in seconds) would be one of integers for most readers.
-/// Views, runs and list views become what every reader takes.
+/// Views, runs, dictionaries and list views become what every reader takes.
 pub(super) fn stored(data_type: &DataType) -> DataType {
     use DataType as T;
     match data_type {
@@ -42,32 +60,40 @@ pub(super) fn stored(data_type: &DataType) -> DataType {
         T::FixedSizeList(item, size) => T::FixedSizeList(stored_field(item), *size),
         T::Map(entries, is_sorted) => T::Map(stored_field(entries), *is_sorted),
         T::Struct(fields) => T::Struct(fields.iter().map(stored_field).collect()),
-        T::Dictionary(_, values) => match stored(values) {
-            // Readers take dictionaries of texts and bytes only.
-            values @ (T::Utf8 | T::LargeUtf8 | T::Binary | T::LargeBinary) => dictionary(values),
-            T::Dictionary(_, values) => dictionary(*values),
-            values => values,
-        },
+        T::Dictionary(_, values) => stored(values),
         T::RunEndEncoded(_, values) => stored(values.data_type()),
         other => other.clone(),
     }
 }
 
-/// A dictionary as sinks store it.
-pub(super) fn dictionary(values: DataType) -> DataType {
-    DataType::Dictionary(Box::new(DataType::Int32), Box::new(values))
-}
+/// Keys of a field's metadata with the name of an extension type and its parameters.
+pub(super) const EXTENSION: &str = "ARROW:extension:name";
+pub(super) const EXTENSION_METADATA: &str = "ARROW:extension:metadata";
+
+/// Keys of metadata by which Polars takes a dictionary for one of its own types.
+const POLARS_KEYS: &str = "_PL_";
 
 /// A field as sinks store it.
 pub(super) fn stored_field(field: &FieldRef) -> FieldRef {
-    let is_nullable = field.is_nullable()
-        || matches!(field.data_type(), DataType::RunEndEncoded(_, values) if values.is_nullable());
+    let runs = match field.data_type() {
+        DataType::RunEndEncoded(_, values) => Some(values),
+        _ => None,
+    };
+    let is_nullable = field.is_nullable() || runs.is_some_and(|values| values.is_nullable());
     let data_type = stored(field.data_type());
-    if data_type == *field.data_type() && is_nullable == field.is_nullable() {
+    let is_foreign = |key: &String| key.starts_with(POLARS_KEYS);
+    if data_type == *field.data_type()
+        && is_nullable == field.is_nullable()
+        && !field.metadata().keys().any(is_foreign)
+    {
         return field.clone();
     }
-    let field = field.as_ref().clone().with_data_type(data_type);
-    Arc::new(field.with_nullable(is_nullable))
+    // An extension type of runs is one of their values.
+    let mut metadata = runs.map_or_else(Metadata::new, |values| values.metadata().clone());
+    metadata.extend(field.metadata().clone());
+    metadata.retain(|key, _| !is_foreign(key));
+    let field = Field::new(field.name(), data_type, is_nullable);
+    Arc::new(field.with_metadata(metadata))
 }
 
 /// The decimal that holds the values of another exactly, with a scale that Parquet has: 0 to the
@@ -94,7 +120,6 @@ fn parquet_advice(data_type: &DataType) -> &'static str {
         DataType::Interval(_) => {
             "publish its months, days and nanoseconds as numbers, or a duration"
         }
-        DataType::Struct(_) => "publish null, or a struct with fields",
         _ => "publish it as another type",
     }
 }
@@ -129,12 +154,10 @@ fn unsupported(path: &str, data_type: &DataType) -> Option<(String, DataType)> {
         | T::LargeListView(item)
         | T::FixedSizeList(item, _)
         | T::Map(item, _) => return inner(item),
-        T::Struct(fields) if !fields.is_empty() => {
-            return fields.iter().find_map(|field| inner(field));
-        }
+        T::Struct(fields) => return fields.iter().find_map(|field| inner(field)),
         T::Dictionary(_, values) => return unsupported(path, values),
         T::RunEndEncoded(_, values) => return unsupported(path, values.data_type()),
-        T::Struct(_) | T::Union(..) | T::Interval(IntervalUnit::MonthDayNano) => false,
+        T::Union(..) | T::Interval(IntervalUnit::MonthDayNano) => false,
         T::FixedSizeBinary(size) => *size > 0,
         T::Decimal32(precision, scale)
         | T::Decimal64(precision, scale)
@@ -170,4 +193,63 @@ fn unsupported(path: &str, data_type: &DataType) -> Option<(String, DataType)> {
         | T::Utf8View => true,
     };
     (!is_stored).then(|| (path.to_owned(), data_type.clone()))
+}
+
+/// A schema in which structs without fields have one of no name, which has nulls alone. A later batch
+/// may bring their fields; until then their rows are kept so.
+pub(super) fn padded_schema(schema: &SchemaRef) -> SchemaRef {
+    let is_complete = |field: &FieldRef| without_fields("", field).is_none();
+    if schema.fields().iter().all(is_complete) {
+        return schema.clone();
+    }
+    let fields: Fields = schema.fields().iter().map(padded_field).collect();
+    Arc::new(Schema::new(fields))
+}
+
+fn padded_field(field: &FieldRef) -> FieldRef {
+    use DataType as T;
+    let data_type = match field.data_type() {
+        T::Struct(fields) if fields.is_empty() => {
+            T::Struct(vec![Field::new("", T::Null, true)].into())
+        }
+        T::Struct(fields) => T::Struct(fields.iter().map(padded_field).collect()),
+        T::List(item) => T::List(padded_field(item)),
+        T::LargeList(item) => T::LargeList(padded_field(item)),
+        T::FixedSizeList(item, size) => T::FixedSizeList(padded_field(item), *size),
+        T::Map(entries, is_sorted) => T::Map(padded_field(entries), *is_sorted),
+        other => other.clone(),
+    };
+    Arc::new(field.as_ref().clone().with_data_type(data_type))
+}
+
+/// Path of the first struct without fields, at or below a field.
+fn without_fields(above: &str, field: &Field) -> Option<String> {
+    use DataType as T;
+    let path = match above {
+        "" => field.name().clone(),
+        above => format!("{above}.{}", field.name()),
+    };
+    match field.data_type() {
+        T::Struct(fields) if fields.is_empty() => Some(path),
+        T::Struct(fields) => fields.iter().find_map(|field| without_fields(&path, field)),
+        T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) | T::Map(item, _) => {
+            without_fields(&path, item)
+        }
+        _ => None,
+    }
+}
+
+/// Refuses structs that no batch has given a field.
+pub(super) fn check_complete(schema: &SchemaRef) -> Result<(), Error> {
+    let mut fields = schema.fields().iter();
+    match fields.find_map(|field| without_fields("", field)) {
+        Some(column) => Err(Error::Column {
+            column,
+            reason:
+                "a Parquet sink cannot store type Struct(), and no batch has given it a field; \
+                     publish null, text, or a struct with fields"
+                    .to_owned(),
+        }),
+        None => Ok(()),
+    }
 }

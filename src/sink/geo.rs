@@ -1,0 +1,134 @@
+//! The metadata of GeoParquet: <https://geoparquet.org/releases/v1.1.0/>.
+
+use serde_json::{Map, Value, json};
+
+use super::Error;
+use crate::job::text::prefix;
+
+type Object = Map<String, Value>;
+
+const BOUNDS: &str = "bbox";
+const TYPES: &str = "geometry_types";
+/// What values of a column mean. Columns that differ in one are not the same.
+const MEANING: [&str; 5] = ["crs", "encoding", "edges", "orientation", "epoch"];
+
+fn parse(text: &str) -> Option<Object> {
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Some(object),
+        _ => None,
+    }
+}
+
+fn columns(geo: &Object) -> impl Iterator<Item = (&String, &Value)> {
+    geo.get("columns")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+}
+
+fn columns_mut(geo: &mut Object) -> Option<&mut Object> {
+    geo.get_mut("columns").and_then(Value::as_object_mut)
+}
+
+/// That of both batches; none when one is not JSON.
+pub(super) fn merge(first: &str, second: &str) -> Result<Option<String>, Error> {
+    let (Some(mut merged), Some(second)) = (parse(first), parse(second)) else {
+        return Ok(None);
+    };
+    for (name, column) in columns(&second) {
+        let Some(all) = columns_mut(&mut merged) else {
+            return Ok(None);
+        };
+        match (
+            all.get_mut(name).map(Value::as_object_mut),
+            column.as_object(),
+        ) {
+            (Some(Some(mine)), Some(other)) => merge_columns(name, mine, other)?,
+            (None, Some(_)) => {
+                all.insert(name.clone(), column.clone());
+            }
+            _ => return Ok(None),
+        }
+    }
+    Ok(Some(Value::Object(merged).to_string()))
+}
+
+fn merge_columns(name: &str, mine: &mut Object, other: &Object) -> Result<(), Error> {
+    for key in MEANING {
+        if mine.get(key) != other.get(key) {
+            let shown = |value: Option<&Value>| match value {
+                Some(value) => prefix(&value.to_string(), 200).to_owned(),
+                None => "its default".to_owned(),
+            };
+            return Err(Error::Column {
+                column: name.to_owned(),
+                reason: format!(
+                    "its {key} in the metadata of GeoParquet is {} in one batch and {} in a later \
+                     one; publish all batches with the same, or the others to a topic of their own",
+                    shown(mine.get(key)),
+                    shown(other.get(key))
+                ),
+            });
+        }
+    }
+    let types = types(mine.get(TYPES), other.get(TYPES));
+    // Bounds and what else holds of some rows only.
+    mine.retain(|key, value| other.get(key) == Some(value));
+    mine.insert(TYPES.to_owned(), types);
+    Ok(())
+}
+
+/// The types of both; an empty list where they are not known.
+fn types(first: Option<&Value>, second: Option<&Value>) -> Value {
+    let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+    let (mut all, others) = (list(first), list(second));
+    if all.is_empty() || others.is_empty() {
+        return json!([]);
+    }
+    for other in others {
+        if !all.contains(&other) {
+            all.push(other);
+        }
+    }
+    Value::Array(all)
+}
+
+/// Without what holds of some rows only.
+pub(super) fn without_bounds(text: &str) -> String {
+    let Some(mut geo) = parse(text) else {
+        return text.to_owned();
+    };
+    for column in columns_mut(&mut geo)
+        .into_iter()
+        .flat_map(Object::values_mut)
+    {
+        if let Some(column) = column.as_object_mut() {
+            column.remove(BOUNDS);
+            column.insert(TYPES.to_owned(), json!([]));
+        }
+    }
+    Value::Object(geo).to_string()
+}
+
+/// The coordinate system of a column, as people name it; none when it is no geometry.
+pub(super) fn crs_of(text: &str, column: &str) -> Option<String> {
+    let geo = parse(text)?;
+    let (_, column) = columns(&geo).find(|(name, _)| *name == column)?;
+    let text = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Some(match column.get("crs") {
+        None => "OGC:CRS84".to_owned(),
+        Some(Value::Null) => "no CRS".to_owned(),
+        Some(crs) => {
+            let id = crs.get("id");
+            let part = |key: &str| id.and_then(|id| id.get(key)).map(text);
+            match (part("authority"), part("code"), crs.get("name")) {
+                (Some(authority), Some(code), _) => format!("{authority}:{code}"),
+                (_, _, Some(name)) => text(name),
+                _ => prefix(&crs.to_string(), 80).to_owned(),
+            }
+        }
+    })
+}

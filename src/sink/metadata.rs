@@ -1,0 +1,96 @@
+//! The metadata of a file's schema: what its batches have in common, whatever their order.
+
+use std::collections::BTreeSet;
+
+use arrow::datatypes::{FieldRef, Metadata};
+
+use super::{Error, geo, pandas};
+
+/// Metadata that is the bridge's, not the data's; and what a Parquet file has of its own.
+const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
+/// Key of what pandas keeps of a data frame.
+const PANDAS: &str = "pandas";
+/// Key of GeoParquet.
+const GEO: &str = "geo";
+
+/// The metadata of all batches of a sink so far.
+pub(super) struct FileMetadata {
+    kept: Metadata,
+    /// Keys that had two values.
+    left_out: BTreeSet<String>,
+    /// Batches came without the key of GeoParquet.
+    lacks_geo: bool,
+    /// Columns whose stored type or entry of pandas has changed.
+    changed: BTreeSet<String>,
+}
+
+impl FileMetadata {
+    /// That of a first batch.
+    pub(super) fn new(first: &Metadata) -> Self {
+        let mut kept = first.clone();
+        kept.retain(|key, _| !OWN_KEYS.contains(&key.as_str()));
+        FileMetadata {
+            lacks_geo: !kept.contains_key(GEO),
+            kept,
+            left_out: BTreeSet::new(),
+            changed: BTreeSet::new(),
+        }
+    }
+
+    /// Adds that of a further batch. A key with another value is left out, of which the plugin
+    /// process warns; what pandas and GeoParquet keep is merged, and refused where batches have
+    /// other coordinate systems.
+    pub(super) fn add(&mut self, next: &Metadata) -> Result<(), Error> {
+        self.lacks_geo |= !next.contains_key(GEO);
+        for (key, value) in next {
+            if OWN_KEYS.contains(&key.as_str()) || self.left_out.contains(key) {
+                continue;
+            }
+            let merged = match self.kept.get(key) {
+                Some(first) if first == value => continue,
+                None => Some(value.clone()),
+                Some(first) if key == PANDAS => pandas::merge(first, value, &mut self.changed),
+                Some(first) if key == GEO => geo::merge(first, value)?,
+                Some(_) => None,
+            };
+            match merged {
+                Some(merged) => {
+                    self.kept.insert(key.clone(), merged);
+                }
+                None => {
+                    self.kept.remove(key);
+                    self.left_out.insert(key.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of it.
+    pub(super) fn size(&self) -> usize {
+        let sizes = self.kept.iter().map(|(key, value)| key.len() + value.len());
+        sizes.chain(self.left_out.iter().map(String::len)).sum()
+    }
+
+    /// Notes that a column is stored as another type than before.
+    pub(super) fn change(&mut self, column: &str) {
+        self.changed.insert(column.to_owned());
+    }
+
+    /// That of a file with such columns, the engine's included.
+    pub(super) fn of_file(&self, fields: &[FieldRef], own: &[&str]) -> Metadata {
+        let mut metadata = self.kept.clone();
+        if let Some(text) = metadata.remove(PANDAS) {
+            let names: BTreeSet<&str> = fields.iter().map(|field| field.name().as_str()).collect();
+            let adapted = pandas::adapt(&text, &names, &self.changed, own);
+            metadata.extend(adapted.map(|text| (PANDAS.to_owned(), text)));
+        }
+        if self.lacks_geo
+            && let Some(text) = metadata.get(GEO)
+        {
+            let text = geo::without_bounds(text);
+            metadata.insert(GEO, text);
+        }
+        metadata
+    }
+}
