@@ -77,6 +77,53 @@ fn files_of_one_run_whose_schemas_differ_are_pointed_out_with_column_types_and_f
     }
 }
 
+/// A plugin whose input has a coordinate system, an extension type and a zone.
+const MEANINGS: &str = "import json
+import pyarrow as pa
+class Handler:
+    def execute(self, path):
+        code, extension, *zone = open(path).read().split()
+        crs = {'id': {'authority': 'EPSG', 'code': int(code)}}
+        geo = {'version': '1.1.0', 'primary_column': 'g', 'columns': {'g': {'encoding': 'WKB', 'crs': crs}}}
+        fields = [
+            pa.field('g', pa.binary()),
+            pa.field('e', pa.int64(), metadata={'ARROW:extension:name': extension}),
+            pa.field('t', pa.timestamp('us', *zone))]
+        schema = pa.schema(fields, {'geo': json.dumps(geo)})
+        yield pa.table([[b'x'], [1], [0]], schema=schema)
+";
+
+#[test]
+fn columns_of_one_type_with_other_meanings_are_pointed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = [("a", "4326 own.a UTC"), ("b", "3857 own.b")];
+    let (plugin, inputs) = folder(dir.path(), &files);
+    std::fs::write(&plugin, MEANINGS).unwrap();
+    let out = dir.path().join("out");
+    let (plugin, inputs) = (plugin.to_str().unwrap(), inputs.to_str().unwrap());
+    let (summary, code) = run_json(plugin, &[inputs], &out, &[]);
+    assert_eq!(code, Some(0), "{summary}");
+    let columns = summary["drift"].as_array().unwrap().iter();
+    let types = |column: &serde_json::Value| -> Vec<String> {
+        let types = column["types"].as_array().unwrap().iter();
+        let texts = types.map(|seen| seen["type"].as_str().unwrap().to_owned());
+        let mut texts: Vec<String> = texts.collect();
+        texts.sort_unstable();
+        texts
+    };
+    let found: Vec<(String, Vec<String>)> = columns
+        .map(|column| (column["column"].as_str().unwrap().to_owned(), types(column)))
+        .collect();
+    for (column, want) in [
+        ("g", ["binary (EPSG:3857)", "binary (EPSG:4326)"]),
+        ("e", ["int64 (own.a)", "int64 (own.b)"]),
+        ("t", ["timestamp(µs)", "timestamp(µs, UTC)"]),
+    ] {
+        let want = (column.to_owned(), want.map(str::to_owned).to_vec());
+        assert!(found.contains(&want), "{want:?}: {found:?}");
+    }
+}
+
 #[test]
 fn files_of_one_schema_give_no_such_lines() {
     let dir = tempfile::tempdir().unwrap();

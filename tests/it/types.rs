@@ -14,6 +14,7 @@ fn every_type_is_read_back_as_it_was_published() {
     let folder = Folder::new(&[
         ("types", "types"),
         ("merged", "merged"),
+        ("readers", "readers"),
         ("table", "table"),
         ("metadata", "metadata"),
     ]);
@@ -33,6 +34,73 @@ fn every_type_is_read_back_as_it_was_published() {
         stdout(&check),
         stderr(&check)
     );
+}
+
+/// Values and metadata that a file cannot have: the job fails and names the column.
+#[test]
+fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
+    let cases = [
+        (
+            "unit",
+            r#"column "v": its metadata "unit" is "m" in one batch and "km""#,
+        ),
+        (
+            "crs",
+            r#"column "v": its crs in the metadata of GeoParquet is null"#,
+        ),
+        ("period", r#"(extension pandas.period {"freq": "M"})"#),
+        (
+            "time",
+            r#"column "v": 86400 of type Time32(s) is no time of a day"#,
+        ),
+        (
+            "nested_time",
+            r#"column "v.t": 86400 of type Time32(s) is no time"#,
+        ),
+        (
+            "no_fields",
+            r#"column "v": a Parquet sink cannot store type Struct()"#,
+        ),
+        ("utf8", r#"column "v": its values are no valid Arrow data"#),
+        (
+            "surrogate",
+            r#"its name has characters that UTF-8 does not have"#,
+        ),
+        ("digits", r#"column "v": "#),
+        ("far", r#"is out of the range of Timestamp(ns)"#),
+        ("large", r#"expected column "v" of type Float64"#),
+        ("large_back", r#"expected column "v" of type Float64"#),
+    ];
+    let inputs: Vec<(&str, String)> = cases
+        .iter()
+        .map(|(name, _)| (*name, format!("refused {name}")))
+        .collect();
+    let inputs: Vec<(&str, &str)> = inputs
+        .iter()
+        .map(|(name, text)| (*name, text.as_str()))
+        .collect();
+    let folder = Folder::new(&inputs);
+    folder.write("arrow_types.py", CASES);
+    let plugin = folder.path("arrow_types.py");
+    let out = folder.path("out");
+    let (summary, code) =
+        crate::run::run_json(&plugin, &[&folder.path("in")], Path::new(&out), &[]);
+    assert_eq!(code, Some(1), "{summary}");
+    let items = summary["files"].as_array().unwrap();
+    for (name, words) in cases {
+        let item = items
+            .iter()
+            .find(|item| {
+                item["file"]
+                    .as_str()
+                    .unwrap()
+                    .ends_with(&format!("/{name}"))
+            })
+            .unwrap();
+        assert_eq!(item["status"], "FAILED", "{item}");
+        let text = item["error"].as_str().unwrap_or_default();
+        assert!(text.contains(words), "{name}: {item}");
+    }
 }
 
 /// A cell that is larger than a batch may be is named with the option that allows it.

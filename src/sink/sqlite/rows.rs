@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
-use arrow::datatypes::{DataType, Float64Type, Int64Type, SchemaRef, UInt64Type};
+use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Connection, ToSql, params_from_iter};
@@ -56,7 +56,7 @@ fn advice(data_type: &DataType) -> &'static str {
 }
 
 /// Columns of a `CREATE TABLE`.
-fn columns(schema: &SchemaRef) -> Result<String, Error> {
+fn columns(schema: &SchemaRef) -> Result<Vec<String>, Error> {
     let mut out = Vec::new();
     for field in schema.fields() {
         let sql = match kind(field.data_type()) {
@@ -80,7 +80,7 @@ fn columns(schema: &SchemaRef) -> Result<String, Error> {
         };
         out.push(format!("{} {sql}", quoted(field.name())));
     }
-    Ok(out.join(", "))
+    Ok(out)
 }
 
 /// The rows of a job's tables, in one database file in staging: the table `s<i>` is for sink *i*. Its
@@ -90,7 +90,7 @@ pub(in crate::sink) struct Stage {
     path: PathBuf,
     connection: Connection,
     /// Columns of the tables `d<i>`.
-    definitions: BTreeMap<usize, String>,
+    definitions: BTreeMap<usize, Vec<String>>,
 }
 
 /// A sink's table in the stage.
@@ -138,10 +138,47 @@ impl Stage {
         index: usize,
         schema: &SchemaRef,
     ) -> Result<Rows, Error> {
-        self.definitions.insert(index, columns(schema)?);
+        let columns = columns(schema)?;
+        let before = self.definitions.get(&index);
+        let pairs = columns.iter().zip(before.into_iter().flatten());
+        for (field, (column, before)) in schema.fields().iter().zip(pairs) {
+            if column != before {
+                self.check_numbers(index, field)?;
+            }
+        }
+        self.definitions.insert(index, columns);
         let marks = vec!["?"; schema.fields().len()].join(", ");
         Ok(Rows {
             insert: format!("INSERT INTO s{index} VALUES ({marks})"),
+        })
+    }
+
+    /// Refuses numbers of earlier rows that a column of another type would change.
+    fn check_numbers(&self, index: usize, field: &Field) -> Result<(), Error> {
+        let name = quoted(field.name());
+        // Integers beyond 63 bits are texts.
+        let condition = match kind(field.data_type()) {
+            Some(Kind::Integer) => format!("typeof({name}) = 'text'"),
+            Some(Kind::Real) => format!(
+                "typeof({name}) = 'text' OR typeof({name}) = 'integer' AND CAST({name} AS REAL) <> {name}"
+            ),
+            _ => return Ok(()),
+        };
+        let fail = |error: rusqlite::Error| failure(&self.path, &error);
+        let query = format!("SELECT CAST({name} AS TEXT) FROM s{index} WHERE {condition} LIMIT 1");
+        let mut statement = self.connection.prepare(&query).map_err(fail)?;
+        let mut rows = statement.query([]).map_err(fail)?;
+        let Some(row) = rows.next().map_err(fail)? else {
+            return Ok(());
+        };
+        let value: String = row.get(0).map_err(fail)?;
+        Err(Error::Column {
+            column: field.name().clone(),
+            reason: format!(
+                "type {}, which holds the other values of all batches, cannot hold {value} exactly; \
+                 publish all batches with one type",
+                types::shown(field.data_type())
+            ),
         })
     }
 
@@ -203,8 +240,8 @@ impl Stage {
 
     pub(in crate::sink) fn finish(self) -> Result<(), Error> {
         let fail = |error: rusqlite::Error| failure(&self.path, &error);
-        for (index, definition) in &self.definitions {
-            let create = format!("CREATE TABLE d{index} ({definition})");
+        for (index, columns) in &self.definitions {
+            let create = format!("CREATE TABLE d{index} ({})", columns.join(", "));
             self.connection.execute_batch(&create).map_err(fail)?;
         }
         self.connection.execute_batch("COMMIT").map_err(fail)?;

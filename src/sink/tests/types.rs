@@ -166,7 +166,6 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
             .map(|(name, data_type)| Field::new(*name, data_type.clone(), true));
         T::Struct(fields.collect())
     };
-    let dictionary = |values: T| T::Dictionary(Box::new(T::Int32), Box::new(values));
     let texts_with = |values: ArrayRef| structure(&[("q", values)]);
     let decimal256 = Decimal256Array::from(vec![i256::from_i128(12)])
         .with_precision_and_scale(50, 1)
@@ -207,7 +206,7 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
         (
             categories(&[Some(0)], texts(&[Some("a")])),
             categories(&[Some(1)], views(&[Some("a"), Some("b")])),
-            dictionary(T::LargeUtf8),
+            T::LargeUtf8,
             &["a"],
             &["b"],
         ),
@@ -342,53 +341,48 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
 /// refused.
 #[test]
 fn numbers_of_another_type_are_kept_exactly_or_refused() {
-    let unsigned: ArrayRef = Arc::new(UInt64Array::from(vec![u64::MAX]));
-    let exact: Vec<(ArrayRef, ArrayRef, DataType, &str)> = vec![
-        (ints(&[Some(1)]), floats(&[Some(2.0)]), DataType::Int64, "2"),
+    let unsigned = |value: u64| -> ArrayRef { Arc::new(UInt64Array::from(vec![value])) };
+    let (int, float) = (|value| ints(&[Some(value)]), |value| floats(&[Some(value)]));
+    let exact: Vec<(ArrayRef, ArrayRef, DataType, [&str; 2])> = vec![
+        (int(1), float(2.0), DataType::Float64, ["1.0", "2.0"]),
+        (int(1), float(1.5), DataType::Float64, ["1.0", "1.5"]),
+        (int(1), float(f64::NAN), DataType::Float64, ["1.0", "NaN"]),
         (
-            ints(&[Some(1)]),
-            floats(&[Some(-9007199254740992.0)]),
-            DataType::Int64,
-            "-9007199254740992",
-        ),
-        (
-            floats(&[Some(1.5)]),
-            ints(&[Some(1 << 53)]),
+            int(1 << 53),
+            Arc::new(Float32Array::from(vec![1.5])),
             DataType::Float64,
-            "9007199254740992.0",
+            ["9007199254740992.0", "1.5"],
         ),
-        (
-            ints(&[Some(1)]),
-            Arc::new(UInt64Array::from(vec![5])),
-            DataType::Int64,
-            "5",
-        ),
-        (unsigned.clone(), ints(&[Some(5)]), DataType::UInt64, "5"),
+        (int(-1), unsigned(5), DataType::Int64, ["-1", "5"]),
     ];
-    for (first, second, want, value) in exact {
-        let shown = format!("{} and {}", first.data_type(), second.data_type());
-        let (data_type, values) = write(PARQUET, &[first, second]).unwrap();
-        assert_eq!((data_type, values[1].as_str()), (want, value), "{shown}");
+    for (one, other, want, values) in exact {
+        let shown = format!("{} and {}", one.data_type(), other.data_type());
+        let got = write(PARQUET, &[one.clone(), other.clone()]).unwrap();
+        let forth = values.map(str::to_owned).to_vec();
+        let back = forth.iter().rev().cloned().collect();
+        assert_eq!(got, (want.clone(), forth), "{shown}");
+        let got = write(PARQUET, &[other, one]).unwrap();
+        assert_eq!(got, (want, back), "{shown}");
     }
     let refused: Vec<(ArrayRef, ArrayRef)> = vec![
-        (ints(&[Some(1)]), floats(&[Some(1.5)])),
-        (ints(&[Some(1)]), floats(&[Some(f64::NAN)])),
-        (ints(&[Some(1)]), floats(&[Some(1e300)])),
-        (floats(&[Some(1.5)]), ints(&[Some((1 << 53) + 1)])),
-        (floats(&[Some(1.5)]), ints(&[Some(i64::MAX)])),
-        (ints(&[Some(1)]), unsigned.clone()),
-        (unsigned, ints(&[Some(-1)])),
+        (float(1.5), int((1 << 53) + 1)),
+        (float(1.5), int(i64::MAX)),
+        (int(1), unsigned(u64::MAX)),
     ];
-    for (first, second) in refused {
-        let (one, other) = (
-            first.data_type().to_string(),
-            second.data_type().to_string(),
-        );
-        for uri in [PARQUET, SQLITE] {
-            let error = write(uri, &[first.clone(), second.clone()]).unwrap_err();
+    for (one, other) in refused {
+        let shown = [one.data_type().to_string(), other.data_type().to_string()];
+        let (forth, back) = ([one.clone(), other.clone()], [other, one]);
+        let types = [shown[0].as_str(), shown[1].as_str(), "changed half-way"];
+        for (uri, batches, parts) in [
+            (PARQUET, &forth, types.as_slice()),
+            (SQLITE, &forth, &types),
+            (PARQUET, &back, &types),
+            (SQLITE, &back, &["cannot hold", "exactly"]),
+        ] {
+            let error = write(uri, batches).unwrap_err();
             let text = error.to_string();
-            for part in ["\"v\"", &one, &other, "changed half-way"] {
-                assert!(text.contains(part), "{one}, {other}: {text}");
+            for part in ["\"v\""].iter().chain(parts) {
+                assert!(text.contains(part), "{shown:?}: {text}");
             }
             assert_eq!(error.cause(), Cause::Plugin, "{text}");
         }
@@ -704,7 +698,7 @@ fn a_sqlite_sink_stores_values_at_the_edges_or_names_the_column() {
         ),
         (stamps(TimeUnit::Second, &[i64::MAX]), "9223372036854775807"),
         (dates(&[i32::MAX]), "2147483647"),
-        (Arc::new(Time32SecondArray::from(vec![-1])), "-1000"),
+        (Arc::new(Time32SecondArray::from(vec![-1])), "-1 of type"),
         (
             Arc::new(Time64MicrosecondArray::from(vec![86_400_000_000])),
             "86400000000",
@@ -763,8 +757,8 @@ fn columns_of_a_table_get_the_type_of_their_first_values() {
         ),
         (
             vec![ints(&[Some(1)]), floats(&[Some(2.0)])],
-            &["integer 1", "integer 2"],
-            "INTEGER",
+            &["real 1.0", "real 2.0"],
+            "REAL",
         ),
         (
             vec![
@@ -824,9 +818,9 @@ fn values_that_a_parquet_file_cannot_hold_are_named_by_their_path() {
             "verflow",
         ),
         (
-            Arc::new(Time32SecondArray::from(vec![i32::MAX])),
+            Arc::new(Time32SecondArray::from(vec![86_400])),
             "v",
-            "verflow",
+            "86400 of type Time32(s) is no time of a day",
         ),
         (Arc::new(too_long), "v", "precision"),
         (Arc::new(negative), "v", "negative interval"),
@@ -889,9 +883,17 @@ fn metadata_is_in_the_footer_and_fields_keep_theirs() {
         null(1),
     ];
     let first = RecordBatch::try_new(schema, columns.clone()).unwrap();
-    let names = ["u", "j", "n"];
     let columns = [columns[0].clone(), columns[1].clone(), texts(&[Some("x")])];
-    let second = batch(names.into_iter().zip(columns).collect());
+    let fields = [("u", &uuid), ("j", &json), ("n", &metadata(&[]))];
+    let fields = fields
+        .iter()
+        .zip(&columns)
+        .map(|((name, metadata), column)| {
+            let field = Field::new(*name, column.data_type().clone(), true);
+            field.with_metadata((*metadata).clone())
+        });
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
+    let second = RecordBatch::try_new(schema, columns.to_vec()).unwrap();
     for batches in [vec![first.clone()], vec![first, second]] {
         let fixture = Fixture::new();
         let mut output = fixture.output(1, &[("output", PARQUET, "append")]).unwrap();
