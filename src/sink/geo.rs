@@ -1,8 +1,10 @@
 //! The metadata of GeoParquet: <https://geoparquet.org/releases/v1.1.0/>.
 
+use arrow::datatypes::{DataType, FieldRef};
 use serde_json::{Map, Value, json};
 
 use super::Error;
+use super::types::{EXTENSION, EXTENSION_METADATA};
 use crate::job::text::prefix;
 
 type Object = Map<String, Value>;
@@ -91,6 +93,39 @@ fn types(first: Option<&Value>, second: Option<&Value>) -> Value {
         }
     }
     Value::Array(all)
+}
+
+/// That of columns with GeoArrow's extension type of well-known binary, which readers take for bytes
+/// without it; none where there is no such column.
+pub(super) fn of_fields(fields: &[FieldRef]) -> Option<String> {
+    let mut columns = Object::new();
+    let mut first = None;
+    for field in fields {
+        let is_binary = matches!(field.data_type(), DataType::Binary | DataType::LargeBinary);
+        let extension = field.metadata().get(EXTENSION).map(String::as_str);
+        if !is_binary || extension != Some("geoarrow.wkb") {
+            continue;
+        }
+        let parameters = field.metadata().get(EXTENSION_METADATA);
+        let parameters = parameters.and_then(|text| parse(text)).unwrap_or_default();
+        let mut column = Object::new();
+        column.insert("encoding".to_owned(), json!("WKB"));
+        column.insert(TYPES.to_owned(), json!([]));
+        // Null is a system that is not known; GeoParquet has no other texts.
+        let crs = parameters.get("crs").filter(|crs| crs.is_object());
+        column.insert("crs".to_owned(), crs.cloned().unwrap_or(Value::Null));
+        match parameters.get("edges").and_then(Value::as_str) {
+            None | Some("planar") => {}
+            Some("spherical") => {
+                column.insert("edges".to_owned(), json!("spherical"));
+            }
+            Some(_) => continue,
+        }
+        first = first.or(Some(field.name()));
+        columns.insert(field.name().clone(), Value::Object(column));
+    }
+    let geo = json!({"version": "1.1.0", "primary_column": first?, "columns": columns});
+    Some(geo.to_string())
 }
 
 /// Without what holds of some rows only.

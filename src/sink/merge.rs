@@ -9,14 +9,11 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StructArray};
 use arrow::datatypes::{
-    ArrowNativeType, DECIMAL128_MAX_PRECISION, DataType, Field, FieldRef, Fields, Metadata,
-    TimeUnit,
+    ArrowNativeType, DECIMAL128_MAX_PRECISION, DataType, Field, FieldRef, Fields, TimeUnit,
 };
 
-use super::types::{EXTENSION, EXTENSION_METADATA, stored, stored_field, wide_decimal};
-
-/// Keys of metadata that say where a field was in a Parquet file.
-const PARQUET_KEYS: &str = "PARQUET:";
+use super::metadata;
+use super::types::{stored, stored_field, wide_decimal};
 
 /// Why two fields are not one.
 #[derive(Debug, PartialEq, Eq)]
@@ -255,53 +252,8 @@ pub(super) fn merge_fields(first: &FieldRef, second: &FieldRef) -> Result<FieldR
     let data_type = merge(first.data_type(), second.data_type()).map_err(in_field)?;
     let is_nullable = first.is_nullable() || second.is_nullable();
     let field = Field::new(first.name(), data_type, is_nullable);
-    let metadata = merge_metadata(first, second).map_err(in_field)?;
+    let metadata = metadata::merge_fields(first, second).map_err(in_field)?;
     Ok(Arc::new(field.with_metadata(metadata)))
-}
-
-/// The metadata of both. An extension type is that of the field which has values; where both have
-/// values and one is plain, the column is plain.
-fn merge_metadata(first: &Field, second: &Field) -> Result<Metadata, Clash> {
-    let extension = |field: &Field| {
-        let of = |key: &str| field.metadata().get(key).cloned();
-        of(EXTENSION).map(|name| (name, of(EXTENSION_METADATA)))
-    };
-    let (mine, others) = (extension(first), extension(second));
-    let extension = match (first.data_type(), second.data_type()) {
-        (_, DataType::Null) => mine,
-        (DataType::Null, _) => others,
-        _ if mine == others => mine,
-        // Values of one extension type are not those of another.
-        _ if mine.is_some() && others.is_some() => return Err(Clash::Types),
-        _ => None,
-    };
-    let mut metadata = first.metadata().clone();
-    for (key, value) in second.metadata() {
-        let is_extension = [EXTENSION, EXTENSION_METADATA].contains(&key.as_str());
-        match metadata.get(key) {
-            Some(other) if other != value && key.starts_with(PARQUET_KEYS) => {
-                metadata.remove(key);
-            }
-            Some(other) if other != value && !is_extension => {
-                return Err(Clash::Metadata {
-                    path: Vec::new(),
-                    key: key.clone(),
-                    first: other.clone(),
-                    second: value.clone(),
-                });
-            }
-            _ => {
-                metadata.insert(key.clone(), value.clone());
-            }
-        }
-    }
-    metadata.remove(EXTENSION);
-    metadata.remove(EXTENSION_METADATA);
-    if let Some((name, parameters)) = extension {
-        metadata.insert(EXTENSION.to_owned(), name);
-        metadata.extend(parameters.map(|text| (EXTENSION_METADATA.to_owned(), text)));
-    }
-    Ok(metadata)
 }
 
 /// Keys and values are found by position.

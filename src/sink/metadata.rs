@@ -1,9 +1,11 @@
-//! The metadata of a file's schema: what its batches have in common, whatever their order.
+//! Metadata of schemas and fields: what batches have in common, whatever their order.
 
 use std::collections::BTreeSet;
 
-use arrow::datatypes::{FieldRef, Metadata};
+use arrow::datatypes::{DataType, Field, FieldRef, Metadata};
 
+use super::merge::Clash;
+use super::types::{EXTENSION, EXTENSION_METADATA};
 use super::{Error, geo, pandas};
 
 /// Metadata that is the bridge's, not the data's; and what a Parquet file has of its own.
@@ -12,6 +14,8 @@ const OWN_KEYS: [&str; 2] = ["casparian.topic", "ARROW:schema"];
 const PANDAS: &str = "pandas";
 /// Key of GeoParquet.
 const GEO: &str = "geo";
+/// Keys of a field that say where it was in a Parquet file.
+const PARQUET_KEYS: &str = "PARQUET:";
 
 /// The metadata of all batches of a sink so far.
 pub(super) struct FileMetadata {
@@ -91,6 +95,57 @@ impl FileMetadata {
             let text = geo::without_bounds(text);
             metadata.insert(GEO, text);
         }
+        if !self.kept.contains_key(GEO)
+            && !self.left_out.contains(GEO)
+            && let Some(text) = geo::of_fields(fields)
+        {
+            metadata.insert(GEO, text);
+        }
         metadata
     }
+}
+
+/// The metadata of both. An extension type is that of the field which has values; where both have
+/// values and one is plain, the column is plain.
+pub(super) fn merge_fields(first: &Field, second: &Field) -> Result<Metadata, Clash> {
+    let extension = |field: &Field| {
+        let of = |key: &str| field.metadata().get(key).cloned();
+        of(EXTENSION).map(|name| (name, of(EXTENSION_METADATA)))
+    };
+    let (mine, others) = (extension(first), extension(second));
+    let extension = match (first.data_type(), second.data_type()) {
+        (_, DataType::Null) => mine,
+        (DataType::Null, _) => others,
+        _ if mine == others => mine,
+        // Values of one extension type are not those of another.
+        _ if mine.is_some() && others.is_some() => return Err(Clash::Types),
+        _ => None,
+    };
+    let mut metadata = first.metadata().clone();
+    for (key, value) in second.metadata() {
+        let is_extension = [EXTENSION, EXTENSION_METADATA].contains(&key.as_str());
+        match metadata.get(key) {
+            Some(other) if other != value && key.starts_with(PARQUET_KEYS) => {
+                metadata.remove(key);
+            }
+            Some(other) if other != value && !is_extension => {
+                return Err(Clash::Metadata {
+                    path: Vec::new(),
+                    key: key.clone(),
+                    first: other.clone(),
+                    second: value.clone(),
+                });
+            }
+            _ => {
+                metadata.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    metadata.remove(EXTENSION);
+    metadata.remove(EXTENSION_METADATA);
+    if let Some((name, parameters)) = extension {
+        metadata.insert(EXTENSION.to_owned(), name);
+        metadata.extend(parameters.map(|text| (EXTENSION_METADATA.to_owned(), text)));
+    }
+    Ok(metadata)
 }

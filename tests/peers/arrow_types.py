@@ -298,6 +298,8 @@ def kept():
                              with_field(INT, 1, {"note": "n", "PARQUET:field_id": "2"})]
     uuid = extension(pa.uuid(), array(pa.binary(16), b"0123456789abcdef"))
     yield "uuid_runs", [pa.table({"v": pa.RunEndEncodedArray.from_arrays([2], uuid)})]
+    yield "geoarrow", [with_field(pa.binary(), geometry()["v"][0].as_py(), {
+        "ARROW:extension:name": "geoarrow.wkb", "ARROW:extension:metadata": "{}"})]
     tensor = extension(pa.fixed_shape_tensor(INT, [2]), array(pa.list_(INT, 2), [1, 2]))
     yield "tensor", [pa.table({"v": tensor}), pa.table({"v": array(pa.list_(INT), [1, 2, 3])})]
 
@@ -522,6 +524,7 @@ def check_kept(report, file):
     field = pq.read_schema(file("field_metadata")).field("v").metadata
     report.same("metadata of a field", [field.get(b"unit"), field.get(b"note")], [b"m", b"n"])
     report.same("runs of a uuid", read("duckdb", file("uuid_runs"))[0], "UUID")
+    report.same("geometry of GeoArrow", read("duckdb", file("geoarrow"))[0].split("(")[0], "GEOMETRY")
     report.same("a tensor and a list", read("pyarrow", file("tensor"))[1], [[1, 2], [1, 2, 3]])
 
 
