@@ -2,17 +2,40 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::path::Arg;
 use sha2::{Digest, Sha256};
 
-use crate::job::text;
+use crate::job::text::hex;
 
 /// Opens a regular file. Anything else is refused at once: a FIFO or a device would be waited for.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?);
+    regular(File::from(rustix::fs::open(path, flags, Mode::empty())?))
+}
+
+/// Opens a regular file of a folder, never through a symbolic link.
+pub(crate) fn open_at(folder: impl AsFd, name: impl Arg) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = openat(folder, name, flags | OFlags::NOFOLLOW, Mode::empty());
+    regular(File::from(file?))
+}
+
+/// The text of a file of at most that many bytes.
+pub(crate) fn text(file: File, size_max: usize) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.take(size_max as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > size_max {
+        let reason = format!("it has more than {size_max} bytes");
+        return Err(io::Error::other(reason));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::other("it is not UTF-8"))
+}
+
+fn regular(file: File) -> io::Result<File> {
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::other("it is not a regular file")),
@@ -37,7 +60,7 @@ pub(crate) fn hash(
             return Err(io::Error::other("interrupted"));
         }
         match file.read(&mut space)? {
-            0 => return Ok(Some((size_bytes, text::hex(&hasher.finalize())))),
+            0 => return Ok(Some((size_bytes, hex(&hasher.finalize())))),
             count => {
                 hasher.update(space.get(..count).unwrap_or(&[]));
                 size_bytes += count as u64;

@@ -40,6 +40,8 @@ mod proc_file;
 pub mod protocol;
 pub mod reactor;
 #[cfg(feature = "worker")]
+mod remover;
+#[cfg(feature = "worker")]
 pub mod sandbox;
 #[cfg(feature = "sentinel")]
 pub mod sentinel;

@@ -13,15 +13,15 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use rustix::fs::{OFlags, Timespec, Timestamps, UTIME_OMIT, futimens};
+use rustix::fs::{Timespec, Timestamps, UTIME_OMIT, futimens};
 
 use super::environment::{Error, is_hash};
-use super::tool::sweep;
+use super::folders::{is_at, move_away, open, sweep};
 use crate::lock_file;
 
 /// How names of folders begin that hold evicted environments.
@@ -52,7 +52,7 @@ impl InUse {
     /// Locks an environment, and notes that it is used. Does not wait.
     pub fn take(home: &Path, hash: &str) -> Taken {
         let place = home.join("venvs").join(hash);
-        let folder = match open_folder(&place) {
+        let folder = match open(&place) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
             Err(_) => return Taken::Unlockable,
@@ -116,7 +116,7 @@ fn entries(venvs: &Path) -> Vec<Entry> {
         let Some(hash) = name.to_str().filter(|name| is_hash(name)) else {
             continue;
         };
-        let Ok(folder) = open_folder(&entry.path()) else {
+        let Ok(folder) = open(&entry.path()) else {
             continue;
         };
         let used_at = folder.metadata().and_then(|found| found.modified());
@@ -165,7 +165,7 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
     for entry in fs::read_dir(&venvs).into_iter().flatten().flatten() {
         let name = entry.file_name();
         if name.as_encoded_bytes().starts_with(EVICTED.as_bytes()) {
-            sweep(&entry.path());
+            sweep(&entry.path(), None);
         }
     }
     let mut listed = entries(&venvs);
@@ -196,21 +196,15 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
 /// Removes an environment; false when it is in use, or not there any more.
 fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
     let place = venvs.join(hash);
-    let Ok(folder) = open_folder(&place) else {
+    let Ok(folder) = open(&place) else {
         return Ok(false);
     };
     if folder.try_lock().is_err() || !is_at(&folder, &place) {
         return Ok(false);
     }
-    let away = tempfile::Builder::new()
-        .prefix(EVICTED)
-        .tempdir_in(venvs)
-        .map_err(|error| Error::io(venvs, error))?
-        .keep();
-    let moved = fs::rename(&place, away.join("it"));
+    let away = move_away(&place, venvs, EVICTED)?;
     drop(folder);
-    sweep(&away);
-    moved.map_err(|error| Error::io(&place, error))?;
+    sweep(&away, None);
     Ok(true)
 }
 
@@ -229,26 +223,12 @@ fn lock(venvs: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-fn open_folder(place: &Path) -> io::Result<File> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(place)
-}
-
 /// True when the lock is held by a process of a user who may not evict.
 fn is_held_by_stranger(folder: &File, place: &Path) -> bool {
     let holder = lock_file::holder(place);
     let other = holder.and_then(|holder| holder.other_user);
     let owner = folder.metadata().map_or(0, |found| found.uid());
     other.is_some_and(|user| ![0, owner].contains(&user))
-}
-
-fn is_at(folder: &File, place: &Path) -> bool {
-    let there = fs::symlink_metadata(place).map(|found| (found.dev(), found.ino()));
-    let here = folder.metadata().map(|found| (found.dev(), found.ino()));
-    matches!((there, here), (Ok(there), Ok(here)) if there == here)
 }
 
 /// Bytes allocated for a folder and what is in it, but files of several links that were seen before.
@@ -299,7 +279,7 @@ mod tests {
 
     fn set_used(place: &Path, at: u64) {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_577_836_800 + at);
-        open_folder(place).unwrap().set_modified(time).unwrap();
+        open(place).unwrap().set_modified(time).unwrap();
     }
 
     /// The numbers of the environments that are left, and how many other names.

@@ -1,7 +1,9 @@
 //! Requirements that name a file, a folder or a URL: `name @ URL`, and paths of requirements files.
 
-use std::fs;
+use std::io::ErrorKind::{NotADirectory, NotFound};
 use std::path::{Component, Path, PathBuf};
+
+use crate::{input_file, limits};
 
 /// Endings of archives that pip and uv install.
 const ARCHIVES: &[&str] = &[
@@ -128,7 +130,7 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
     let url = absolute_url(location, folder)?;
     let path = split_fragment(location).0;
     let path = folder.join(path.strip_prefix("file:").unwrap_or(path));
-    let name = name_of(&url, &path).ok_or_else(|| {
+    let name = name_of(&url, &path)?.ok_or_else(|| {
         format!(
             "the package of {location} has no name that can be read here: write `NAME @ {location}`"
         )
@@ -137,29 +139,36 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
 }
 
 /// The name of a package by its URL or, for a folder, by its `pyproject.toml`.
-fn name_of(url: &str, path: &Path) -> Option<String> {
+fn name_of(url: &str, path: &Path) -> Result<Option<String>, String> {
     let (location, fragment) = split_fragment(url);
-    let words = fragment.trim_start_matches('#').split('&');
-    if let Some(name) = words.filter_map(|word| word.strip_prefix("egg=")).next() {
-        return Some(split_name(name).0.to_owned());
+    let mut words = fragment.trim_start_matches('#').split('&');
+    if let Some(name) = words.find_map(|word| word.strip_prefix("egg=")) {
+        return Ok(Some(split_name(name).0.to_owned()));
     }
-    let file = location.rsplit('/').next()?;
+    let file = location.rsplit('/').next().unwrap_or(location);
     if let Some(end) = ARCHIVES.iter().find(|end| file.ends_with(**end)) {
-        let stem = file.strip_suffix(end)?;
-        let (name, _) = match *end {
-            ".whl" => stem.split_once('-')?,
-            _ => stem.rsplit_once('-')?,
+        let stem = file.strip_suffix(end).unwrap_or(file);
+        let parts = match *end {
+            ".whl" => stem.split_once('-'),
+            _ => stem.rsplit_once('-'),
         };
-        return Some(name.to_owned());
+        return Ok(parts.map(|(name, _)| name.to_owned()));
     }
-    let text = fs::read_to_string(path.join("pyproject.toml")).ok()?;
-    let table: toml::Table = toml::from_str(&text).ok()?;
-    let name = table.get("project")?.get("name")?.as_str()?;
-    Some(name.to_owned())
+    let path = path.join("pyproject.toml");
+    let opened = match input_file::open(&path) {
+        Err(error) if [NotFound, NotADirectory].contains(&error.kind()) => return Ok(None),
+        opened => opened,
+    };
+    let text = opened.and_then(|file| input_file::text(file, limits::SOURCE_SIZE_MAX));
+    let text = text.map_err(|error| format!("{}: {error}", path.display()))?;
+    let name = |table: toml::Table| Some(table.get("project")?.get("name")?.as_str()?.to_owned());
+    Ok(toml::from_str(&text).ok().and_then(name))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -227,6 +236,12 @@ mod tests {
         }
         assert!(named("git+https://h/r", dir.path()).is_err());
         assert!(named("./missing", dir.path()).is_err());
+        let zero = dir.path().join("zero");
+        fs::create_dir(&zero).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", zero.join("pyproject.toml")).unwrap();
+        let reason = named("./zero", dir.path()).unwrap_err();
+        let place = "zero/pyproject.toml: it is not a regular file";
+        assert!(reason.ends_with(place), "{reason}");
         assert_eq!(name("My_Lib.x [a]>1"), "my-lib-x");
     }
 }

@@ -8,7 +8,7 @@
 //! with it, and may write in theirs until then.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -20,12 +20,14 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
+use super::folders::{BEGUN, Building, Step, displace, sweep_killed};
 use super::home::{check, check_path, create, program};
 use super::lock::{self, Lock};
-use super::tool::{BEGUN, Building, Tools, displace, made, sweep_killed};
+use super::tool::{Tools, made};
 use super::{operator, python, uv};
 use crate::job::{Cause, text};
 
+pub use super::folders::FIXED;
 pub use super::home::home;
 pub use super::tool::{Build, sleep};
 
@@ -339,45 +341,43 @@ fn build(
         true => header(lockfile, PYTHON_MARK).map(str::to_owned),
         false => uv_lock(lockfile)?.requires_python,
     };
-    let configured = tools.configure(&operator::settings()?)?;
+    let settings = operator::settings()?;
+    let step = tools.step()?;
     let mut venv = Command::new(uv);
     venv.args(["venv", "--quiet", "--relocatable", "--no-project"])
-        .args(&configured);
+        .args(step.configure(&settings)?);
     venv.args(["--python", &python::supported(requires_python.as_deref())]);
     tools
-        .run(venv.arg(place), "uv venv")
+        .run(&step, venv.arg(place), "uv venv")
         .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), error))?;
     made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
-    if is_requirements {
-        let list = tools.folder().join("requirements.txt");
-        fs::write(&list, lockfile).map_err(|error| Error::io(&list, error))?;
+    let pip_install = |step: &Step| {
         let mut install = Command::new(uv);
         install
             .args(["pip", "install", "--quiet"])
-            .args(&configured)
+            .args(step.configure(&settings)?)
             .arg("--python")
-            .arg(&python)
-            .arg("-r")
-            .arg(&list);
-        tools.install(&mut install, "uv pip install")?;
+            .arg(&python);
+        Ok(install)
+    };
+    let step = tools.step()?;
+    if is_requirements {
+        let list = step.write("requirements.txt", lockfile)?;
+        let mut install = pip_install(&step)?;
+        tools.install(&step, install.arg("-r").arg(&list), "uv pip install")?;
     } else {
-        sync(tools, uv, lockfile, place, &configured)?;
+        sync(tools, &step, uv, lockfile, place, &settings)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
-    let checked = tools.run(&check, "import pyarrow");
+    let checked = tools.run(&tools.step()?, &check, "import pyarrow");
     if matches!(checked, Err(Error::Failed { .. })) {
         message("the lockfile has no pyarrow, which every plugin needs: adding it");
-        let mut install = Command::new(uv);
-        install
-            .args(["pip", "install", "--quiet"])
-            .args(&configured)
-            .arg("--python")
-            .arg(&python)
-            .arg("pyarrow");
-        tools.install(&mut install, "uv pip install pyarrow")?;
-        return tools.run(&check, "import pyarrow");
+        let step = tools.step()?;
+        let mut install = pip_install(&step)?;
+        tools.install(&step, install.arg("pyarrow"), "uv pip install pyarrow")?;
+        return tools.run(&tools.step()?, &check, "import pyarrow");
     }
     checked
 }
@@ -470,10 +470,11 @@ pub(super) fn project(
 /// root's name and nothing else stands in, since a frozen sync takes everything from the lock.
 fn sync(
     tools: &Tools<'_>,
+    step: &Step,
     uv: &Path,
     lockfile: &str,
     place: &Path,
-    configured: &[OsString],
+    settings: &Table,
 ) -> Result<(), Error> {
     let lock = uv_lock(lockfile)?;
     let Some(root) = lock.root else {
@@ -481,16 +482,9 @@ fn sync(
         return Ok(());
     };
     let requires = lock.requires_python.unwrap_or_else(|| ">=3.8".to_owned());
-    let folder = tools.folder();
-    let write = |name: &str, text: &str| {
-        let path = folder.join(name);
-        fs::write(&path, text).map_err(|error| Error::io(&path, error))
-    };
-    write(
-        "pyproject.toml",
-        &project(&root, &[], Some(&requires), Table::new()),
-    )?;
-    write("uv.lock", lockfile)?;
+    let project = project(&root, &[], Some(&requires), Table::new());
+    step.write("pyproject.toml", &project)?;
+    step.write("uv.lock", lockfile)?;
     let mut command = Command::new(uv);
     command
         .args([
@@ -500,11 +494,11 @@ fn sync(
             "--no-dev",
             "--no-install-project",
         ])
-        .args(configured)
+        .args(step.configure(settings)?)
         .arg("--project")
-        .arg(folder)
+        .arg(step.path())
         .env("UV_PROJECT_ENVIRONMENT", place);
-    tools.install(&mut command, "uv sync")
+    tools.install(step, &mut command, "uv sync")
 }
 
 /// The system's `python3`.

@@ -6,7 +6,6 @@
 //! changed. Builds do not depend on the time, so that the same content gives the same wheel.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -14,11 +13,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
+use rustix::fs::{Dir, renameat};
 use sha2::{Digest, Sha256};
+use toml::Table;
 
 use super::environment::Error;
+use super::folders::{self, soon, sweep};
 use super::home;
-use super::tool::{Tools, sweep};
+use super::tool::Tools;
 use crate::job::text;
 use crate::{input_file, limits};
 
@@ -44,8 +46,8 @@ impl Wheel {
 /// How uv is called.
 pub(super) struct Uv<'a> {
     pub(super) program: &'a Path,
-    /// Options by which it reads no configuration but ours.
-    pub(super) configured: &'a [OsString],
+    /// Its configuration.
+    pub(super) settings: &'a Table,
     /// The Python that the environment is for.
     pub(super) python: Option<&'a str>,
 }
@@ -53,28 +55,24 @@ pub(super) struct Uv<'a> {
 /// 1980-01-01, the first time that an archive can hold.
 const BUILD_TIME: &str = "315532800";
 
-/// Builds the wheel of a folder. `number` keeps the builds of one environment apart.
+/// Builds the wheel of a folder.
 pub(super) fn build(
     home: &Path,
     tools: &Tools<'_>,
     uv: &Uv<'_>,
     source: &Path,
-    number: usize,
 ) -> Result<Wheel, Error> {
     let what = format!("uv build of {}", source.display());
-    let base = tools.folder().join(format!("build-{number}"));
-    let out = base.join("out");
-    let create =
-        |folder: &Path| fs::create_dir_all(folder).map_err(|error| Error::io(folder, error));
-    create(&out)?;
-    create(&base.join("info"))?;
+    let step = tools.step()?;
+    let out = step.create("out")?;
+    let info = step.create("info")?;
     // setuptools writes into the folder otherwise, and installs what it finds there of earlier builds.
-    let settings = base.join("setuptools.cfg");
     let lines = format!(
-        "[build]\nbuild_base = {0}/build\n[egg_info]\negg_base = {0}/info\n",
-        base.display()
+        "[build]\nbuild_base = {}/build\n[egg_info]\negg_base = {}\n",
+        step.path().display(),
+        info.display()
     );
-    fs::write(&settings, lines).map_err(|error| Error::io(&settings, error))?;
+    let settings = step.write("setuptools.cfg", &lines)?;
     let mut command = Command::new(uv.program);
     command.args(["build", "--quiet", "--wheel", "--out-dir"]);
     command.arg(&out);
@@ -82,61 +80,94 @@ pub(super) fn build(
         command.args(["--python", version]);
     }
     command
-        .args(uv.configured)
+        .args(step.configure(uv.settings)?)
         .arg(source)
         .env("SOURCE_DATE_EPOCH", BUILD_TIME)
         .env("DIST_EXTRA_CONFIG", &settings);
-    tools.run(&command, &what)?;
-    let entries = fs::read_dir(&out).map_err(|error| Error::io(&out, error))?;
-    let mut paths = entries.flatten().map(|entry| entry.path());
-    let wheel = paths
-        .find(|path| path.extension().is_some_and(|end| end == "whl"))
-        .ok_or_else(|| Error::Failed {
-            what: what.clone(),
-            tail: "it ended with success and left no wheel".to_owned(),
-        })?;
-    keep(home, &wheel)
+    tools.run(&step, &command, &what)?;
+    let folder = step.open("out")?;
+    let failed = |error| Error::io(&out, error);
+    let name = wheel_in(&folder).map_err(failed)?;
+    let name = name.ok_or_else(|| Error::Failed {
+        what,
+        tail: "it ended with success and left no wheel".to_owned(),
+    })?;
+    keep(home, &folder, &name).map_err(|error| match error {
+        Kept::Wheel(error) => Error::io(&out.join(&name), error),
+        Kept::Store(error) => error,
+    })
 }
 
-/// Moves a wheel into the store, unless it is there.
-fn keep(home: &Path, wheel: &Path) -> Result<Wheel, Error> {
-    let hash = file_hash(wheel).map_err(|error| Error::io(wheel, error))?;
+/// The name of a wheel in a folder.
+fn wheel_in(folder: &File) -> io::Result<Option<String>> {
+    for entry in Dir::read_from(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_str().unwrap_or_default();
+        if name.ends_with(".whl") {
+            return Ok(Some(name.to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// Why a wheel is not in the store.
+enum Kept {
+    Wheel(io::Error),
+    Store(Error),
+}
+
+/// Moves a wheel of a folder into the store, unless it is there.
+fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
+    let hash = wheel_hash(from, name).map_err(Kept::Wheel)?;
     let store = home.join("wheels");
-    home::create(&store)?;
+    home::create(&store).map_err(Kept::Store)?;
+    let until = soon();
     for entry in fs::read_dir(&store).into_iter().flatten().flatten() {
         let changed = entry.metadata().and_then(|found| found.modified());
         let age = changed.ok().and_then(|changed| changed.elapsed().ok());
         if age.is_some_and(|age| age > limits::WHEEL_KEPT) {
-            sweep(&entry.path());
+            sweep(&entry.path(), until);
         }
     }
     let folder = store.join(&hash);
-    let path = folder.join(wheel.file_name().unwrap_or_default());
+    let path = folder.join(name);
     if !file_hash(&path).is_ok_and(|there| there == hash) {
-        let fresh = tempfile::Builder::new()
-            .prefix(".new-")
-            .tempdir_in(&store)
-            .map_err(|error| Error::io(&store, error))?;
-        let moved = fresh.path().join(wheel.file_name().unwrap_or_default());
-        fs::rename(wheel, &moved).map_err(|error| Error::io(&moved, error))?;
-        // A power cut may have left it empty.
-        sweep(&folder);
-        match fs::rename(fresh.path(), &folder) {
-            // Another program has just put it there.
-            Err(_) if path.exists() => {}
-            result => result.map_err(|error| Error::io(&folder, error))?,
-        }
+        let (fresh, opened) = folders::fresh(&store, ".new-").map_err(Kept::Store)?;
+        let moved = renameat(from, name, &opened, name).map_err(io::Error::from);
+        let placed = moved.map_err(Kept::Wheel).and_then(|()| {
+            // A power cut may have left it empty.
+            sweep(&folder, until);
+            match fs::rename(&fresh, &folder) {
+                // Another program has just put it there.
+                Err(_) if path.exists() => Ok(()),
+                result => result.map_err(|error| Kept::Store(Error::io(&folder, error))),
+            }
+        });
+        sweep(&fresh, until);
+        placed?;
     }
     // It is used now.
-    if let Ok(opened) = File::open(&folder) {
+    if let Ok(opened) = folders::open(&folder) {
         let _ = opened.set_modified(SystemTime::now());
     }
     Ok(Wheel { path, hash })
 }
 
+fn wheel_hash(folder: &File, name: &str) -> io::Result<String> {
+    let file = input_file::open_at(folder, name)?;
+    if file.metadata()?.len() > limits::WHEEL_SIZE_MAX {
+        let size = limits::WHEEL_SIZE_MAX;
+        return Err(io::Error::other(format!("it has more than {size} bytes")));
+    }
+    hash_of(file)
+}
+
 /// SHA-256 of a file as hex.
 pub(super) fn file_hash(path: &Path) -> io::Result<String> {
-    let mut file = input_file::open(path)?;
+    hash_of(input_file::open(path)?)
+}
+
+fn hash_of(mut file: File) -> io::Result<String> {
     match input_file::hash(&mut file, || true)? {
         Some((_, hash)) => Ok(hash),
         None => Err(io::Error::other(input_file::CHANGED)),

@@ -33,6 +33,7 @@ pub mod cache;
 mod direct;
 pub mod environment;
 pub mod folder;
+mod folders;
 mod frame_head;
 mod home;
 mod local;

@@ -31,7 +31,7 @@ pub(super) fn explained(
     let ask = |words: &[&str]| {
         let mut command = Command::new(uv);
         command.arg("python").args(words).arg("--no-config");
-        tools.ask(&command, "uv python")
+        tools.ask(&tools.step()?, &command, "uv python")
     };
     if ask(&["find", "--no-project", &version]).is_ok() {
         return error;

@@ -8,6 +8,7 @@
 //! as long as its environment and what it was made of are there.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -18,12 +19,14 @@ use toml::{Table, Value};
 
 use super::direct;
 use super::environment::{self, Error, PRELOAD_MARK, ROOT, is_root, project};
+use super::folders::{soon, sweep};
 use super::local::{self, Uv, fingerprint};
 use super::operator;
 use super::request::Request;
-use super::tool::{Build, Tools, made, sweep};
+use super::tool::{Build, Tools, made};
 use super::{home, python, uv};
 use crate::job::text;
+use crate::{input_file, limits};
 
 /// Where the environment is to be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,12 +113,12 @@ impl Resolver<'_> {
     /// On this host a script runs with the Python that is here, as by `uv run`: what its dependencies need
     /// on others does not matter. Elsewhere all that the plugin allows count.
     fn choose_python(&mut self) -> Result<(), Error> {
-        let configured = self.tools.configure(self.operator)?;
+        let step = self.tools.step()?;
         let mut find = Command::new(self.program);
         find.args(["python", "find", "--no-project", "--show-version"])
-            .args(configured);
+            .args(step.configure(self.operator)?);
         find.arg(python::supported(self.requires_python.as_deref()));
-        let found = match self.tools.ask(&find, "uv python find") {
+        let found = match self.tools.ask(&step, &find, "uv python find") {
             Ok(printed) => printed,
             // uv may download one.
             Err(Error::Failed { .. }) => return Ok(()),
@@ -188,11 +191,7 @@ impl Resolver<'_> {
     }
 
     fn lock_once(&self, dependencies: &[String], refreshed: &[String]) -> Result<Lock, Error> {
-        let folder = self.tools.folder();
-        let write = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).map_err(|error| Error::io(&path, error))
-        };
+        let step = self.tools.step()?;
         let python = self.requires_python.as_deref();
         let mut uv = self.request.project.clone();
         if let Some(index) = self.request.settings.get("index") {
@@ -201,23 +200,22 @@ impl Resolver<'_> {
         // Workers need Linux.
         uv.entry("environments")
             .or_insert_with(|| Value::Array(vec!["sys_platform == 'linux'".into()]));
-        write("pyproject.toml", &project(ROOT, dependencies, python, uv))?;
+        step.write("pyproject.toml", &project(ROOT, dependencies, python, uv))?;
         if let Some(known) = &self.request.known {
-            write("uv.lock", known)?;
+            step.write("uv.lock", known)?;
         }
         let mut command = Command::new(self.program);
         command
             .args(["lock", "--quiet"])
-            .args(self.tools.configure(&self.settings())?);
+            .args(step.configure(&self.settings())?);
         for name in refreshed {
             command.args(["--refresh-package", name]);
         }
-        if let Err(error) = self.tools.install(&mut command, "uv lock") {
+        if let Err(error) = self.tools.install(&step, &mut command, "uv lock") {
             return Err(self.explained(error));
         }
-        made(folder, "uv.lock", "uv lock")?;
-        let path = folder.join("uv.lock");
-        let text = fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        made(step.path(), "uv.lock", "uv lock")?;
+        let text = step.read("uv.lock", limits::SOURCE_SIZE_MAX)?;
         let table = environment::parse_lock(&text)?;
         Ok(Lock { text, table })
     }
@@ -239,10 +237,9 @@ impl Resolver<'_> {
         lock: &mut Lock,
         message: &mut dyn FnMut(&str),
     ) -> Result<Option<Vec<(PathBuf, String)>>, Error> {
-        let configured = self.tools.configure(self.operator)?;
         let uv = Uv {
             program: self.program,
-            configured: &configured,
+            settings: self.operator,
             python: self.requires_python.as_deref(),
         };
         let mut locals = Some(Vec::new());
@@ -254,7 +251,7 @@ impl Resolver<'_> {
         let before = lock.table.clone();
         let list = lock.table.get_mut("package").and_then(Value::as_array_mut);
         let list = list.into_iter().flatten().filter_map(Value::as_table_mut);
-        for (number, package) in list.enumerate() {
+        for package in list {
             if let Some(folder) = folder_of(package) {
                 // Before it is read by the build, so that a change meanwhile is seen by the next run.
                 note(folder.clone());
@@ -268,7 +265,7 @@ impl Resolver<'_> {
                     });
                 }
                 message(&format!("building {}", folder.display()));
-                let wheel = local::build(self.home, self.tools, &uv, &folder, number)?;
+                let wheel = local::build(self.home, self.tools, &uv, &folder)?;
                 take_wheel(package, &wheel);
             } else if let Some(path) = local_path(package) {
                 note(path.into());
@@ -468,7 +465,9 @@ impl Resolved {
         let entries = fs::read_dir(home.join("resolved")).ok()?;
         let names = entries.flatten().map(|entry| entry.path());
         let mut found = names.filter(|path| path.file_stem().is_some_and(|stem| stem == key));
-        let found: Resolved = serde_json::from_slice(&fs::read(found.next()?).ok()?).ok()?;
+        let file = input_file::open(&found.next()?).ok()?;
+        let text = input_file::text(file, 2 * limits::SOURCE_SIZE_MAX).ok()?;
+        let found: Resolved = serde_json::from_str(&text).ok()?;
         environment::find(home, &environment::hash(&found.lockfile))?;
         let is_same = |(path, print): &(PathBuf, String)| fingerprint(path).as_ref() == Some(print);
         found.local.iter().all(is_same).then_some(found.lockfile)
@@ -478,18 +477,19 @@ impl Resolved {
     fn keep(&self, home: &Path, key: &str) -> Result<(), Error> {
         let folder = home.join("resolved");
         home::create(&folder)?;
+        let until = soon();
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let hash = path.extension().and_then(|hash| hash.to_str());
             let is_there = hash.is_some_and(|hash| environment::find(home, hash).is_some());
             if !is_there || path.file_stem().is_some_and(|stem| stem == key) {
-                sweep(&path);
+                sweep(&path, until);
             }
         }
         let failed = |error| Error::io(&folder, error);
-        let fresh = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
+        let mut fresh = tempfile::NamedTempFile::new_in(&folder).map_err(failed)?;
         let text = serde_json::to_vec(self).map_err(|error| failed(error.into()))?;
-        fs::write(fresh.path(), text).map_err(failed)?;
+        fresh.write_all(&text).map_err(failed)?;
         let name = format!("{key}.{}", environment::hash(&self.lockfile));
         let kept = fresh.persist(folder.join(name));
         kept.map(|_| ()).map_err(|error| failed(error.error))

@@ -1,9 +1,7 @@
-//! Running the tools that make environments, and the files around them. Everything here blocks,
-//! with a deadline.
+//! Running the tools that make environments. Everything here blocks, with a deadline.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,11 +13,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
-use super::home::{self, check_path};
+use super::folders::{Scratch, Step, sweep_killed};
+use super::home::check_path;
 use super::{kept_variables, operator, strays};
+use crate::limits;
 use crate::reactor::BootTime;
 use crate::sandbox::{Mounts, launch};
-use crate::{limits, lock_file};
 
 /// How often a tool or a lock is asked.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
@@ -42,10 +41,10 @@ pub struct Build {
     pub launcher: Option<(PathBuf, Mounts)>,
 }
 
-/// What builds one environment: tools that run in a folder of their own.
+/// What builds one environment: tools, each of which runs in a folder of its own ([`Step`]).
 pub(super) struct Tools<'a> {
     build: &'a Build,
-    folder: Scratch,
+    scratch: Scratch,
     cancel: &'a AtomicBool,
 }
 
@@ -57,12 +56,9 @@ impl<'a> Tools<'a> {
     ) -> Result<Self, Error> {
         check_path()?;
         sweep_killed(home);
-        let folder = Scratch::new(home)?;
-        let temporary = folder.path().join(TEMPORARY);
-        fs::create_dir(&temporary).map_err(|error| Error::io(&temporary, error))?;
         Ok(Tools {
             build,
-            folder,
+            scratch: Scratch::new(home)?,
             cancel,
         })
     }
@@ -72,37 +68,31 @@ impl<'a> Tools<'a> {
         self.build.no_build
     }
 
-    /// Their working directory, removed at the end.
-    pub(super) fn folder(&self) -> &Path {
-        self.folder.path()
+    /// The folder of one tool, fresh and removed at the end: nothing in it is of a tool that ran before.
+    pub(super) fn step(&self) -> Result<Step, Error> {
+        self.scratch.step()
     }
 
-    /// Writes settings for uv; gives the options by which it reads no others. Without them it reads those of
-    /// the folders above its own.
-    pub(super) fn configure(&self, settings: &toml::Table) -> Result<[OsString; 3], Error> {
-        let path = self.folder().join("uv.toml");
-        fs::write(&path, settings.to_string()).map_err(|error| Error::io(&path, error))?;
-        Ok(["--no-config".into(), "--config-file".into(), path.into()])
+    /// Runs one in its folder, as [`run`].
+    pub(super) fn run(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
+        self.ask(step, command, what).map(|_| ())
     }
 
-    /// Runs one, as [`run`].
-    pub(super) fn run(&self, command: &Command, what: &str) -> Result<(), Error> {
-        self.ask(command, what).map(|_| ())
-    }
-
-    /// Runs one, and gives its last lines.
-    pub(super) fn ask(&self, command: &Command, what: &str) -> Result<String, Error> {
+    /// Runs one in its folder, and gives its last lines.
+    pub(super) fn ask(&self, step: &Step, command: &Command, what: &str) -> Result<String, Error> {
         let mut contained = match &self.build.launcher {
             Some((program, mounts)) => {
-                launch::command(program, mounts, command.get_program().as_ref())
+                let mut mounts = mounts.clone();
+                mounts.private.push(self.scratch.shown(step));
+                launch::command(program, &mounts, command.get_program().as_ref())
                     .map_err(|error| Error::failed(what, error))?
             }
             None => Command::new(command.get_program()),
         };
         contained
             .args(command.get_args())
-            .current_dir(self.folder())
-            .env("TMPDIR", self.folder().join(TEMPORARY));
+            .current_dir(step.path())
+            .env("TMPDIR", step.temporary());
         for (name, value) in command.get_envs() {
             contained.env(name, value.unwrap_or_default());
         }
@@ -110,11 +100,16 @@ impl<'a> Tools<'a> {
     }
 
     /// Runs an installation of dependencies.
-    pub(super) fn install(&self, command: &mut Command, what: &str) -> Result<(), Error> {
+    pub(super) fn install(
+        &self,
+        step: &Step,
+        command: &mut Command,
+        what: &str,
+    ) -> Result<(), Error> {
         if !self.build.no_build {
-            return self.run(command, what);
+            return self.run(step, command, what);
         }
-        let failed = self.run(command.arg("--no-build"), what);
+        let failed = self.run(step, command.arg("--no-build"), what);
         failed.map_err(|error| match error {
             Error::Failed { what, tail } if tail.to_lowercase().contains("buil") => Error::Failed {
                 what,
@@ -124,8 +119,6 @@ impl<'a> Tools<'a> {
         })
     }
 }
-
-const TEMPORARY: &str = "tmp";
 
 const NO_BUILD_HINT: &str = "--no-build allows dependencies with wheels alone: use a version of \
     this one that has a wheel for this platform, or leave the option out to run its build code";
@@ -427,164 +420,10 @@ fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), Interrupted | WouldBlock)
 }
 
-/// A folder that goes when it is dropped. It is locked as long as its program lives.
-struct Scratch {
-    folder: tempfile::TempDir,
-    _lock: fs::File,
-}
-
-/// How names of scratch folders begin.
-const SCRATCH: &str = "build-";
-/// How they began in releases that locked none.
-const SCRATCH_UNLOCKED: &str = "scratch-";
-
-impl Scratch {
-    /// A fresh folder below `home`.
-    fn new(home: &Path) -> Result<Self, Error> {
-        let base = home.join("tmp");
-        home::create(&base)?;
-        loop {
-            let folder = tempfile::Builder::new().prefix(SCRATCH).tempdir_in(&base);
-            let folder = folder.map_err(|error| Error::io(&base, error))?;
-            let failed = |error| Error::io(folder.path(), error);
-            let lock = match fs::File::open(folder.path()) {
-                Ok(lock) => lock,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(error)),
-            };
-            // Before this lock another program may have taken it for one that was left.
-            lock.lock().map_err(failed)?;
-            if folder.path().exists() {
-                return Ok(Scratch {
-                    folder,
-                    _lock: lock,
-                });
-            }
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-}
-
-/// Removes what programs that were killed have left of builds: their scratch folders, and what they have
-/// begun beside environments.
-pub(super) fn sweep_killed(home: &Path) {
-    for entry in fs::read_dir(home.join("tmp"))
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let (path, name) = (entry.path(), entry.file_name());
-        let begins = |prefix: &str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
-        if begins(SCRATCH) {
-            sweep_unlocked(fs::File::open(&path), &path);
-        } else if begins(SCRATCH_UNLOCKED) {
-            let age = entry.metadata().and_then(|found| found.modified());
-            let age = age.ok().and_then(|changed| changed.elapsed().ok());
-            if age.is_some_and(|age| age > 2 * limits::PROVISION_TIMEOUT) {
-                sweep(&path);
-            }
-        }
-    }
-    let venvs = home.join("venvs");
-    for entry in fs::read_dir(&venvs).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if let Some((hash, _)) = name.to_str().and_then(|name| name.split_once(BEGUN)) {
-            // Who builds an environment has its lock.
-            let lock = lock_file::open(&venvs.join(format!("{hash}.lock")));
-            sweep_unlocked(lock, &entry.path());
-        }
-    }
-}
-
-/// Removes a folder under its lock, unless a program has that.
-fn sweep_unlocked(lock: io::Result<fs::File>, folder: &Path) {
-    if let Ok(lock) = lock
-        && lock.try_lock().is_ok()
-    {
-        sweep(folder);
-    }
-}
-
-/// What stands in the name of a folder in which an environment is built, after a dot and its hash.
-pub(super) const BEGUN: &str = ".new";
-
-/// A folder below `parent` in which something is built. No other attempt has its name, not even
-/// one whose program was killed and whose tools go on writing. Removed when it is dropped.
-pub(super) struct Building {
-    folder: PathBuf,
-}
-
-impl Building {
-    /// Removes what other attempts left under the same prefix, as far as that can be done: a tool
-    /// that outlives its program may be writing there still. The caller holds the lock.
-    pub(super) fn new(parent: &Path, prefix: &str) -> Result<Self, Error> {
-        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
-                sweep(&entry.path());
-            }
-        }
-        let folder = tempfile::Builder::new()
-            .prefix(&format!("{prefix}-"))
-            .tempdir_in(parent)
-            .map_err(|error| Error::io(parent, error))?;
-        Ok(Building {
-            folder: folder.keep(),
-        })
-    }
-
-    /// What is to be built; not there yet.
-    pub(super) fn path(&self) -> PathBuf {
-        self.folder.join("it")
-    }
-
-    /// Gives what was built its name.
-    pub(super) fn finish(self, target: &Path) -> Result<(), Error> {
-        fs::rename(self.path(), target).map_err(|error| Error::io(target, error))
-    }
-}
-
-impl Drop for Building {
-    fn drop(&mut self) {
-        sweep(&self.folder);
-    }
-}
-
-/// Removes a file or a folder of ours; what cannot be removed stays for the next attempt.
-pub(super) fn sweep(path: &Path) {
-    let result = match fs::symlink_metadata(path) {
-        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = result
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        log::debug!("cannot remove {}: {error}", path.display());
-    }
-}
-
-/// Moves a folder out of the way of its name, then removes it. `prefix` is that of the [`Building`] that is
-/// to have the name.
-pub(super) fn displace(path: &Path, prefix: &str) -> Result<(), Error> {
-    let (Some(parent), true) = (path.parent(), path.symlink_metadata().is_ok()) else {
-        return Ok(());
-    };
-    let away = tempfile::Builder::new()
-        .prefix(&format!("{prefix}-old-"))
-        .tempdir_in(parent)
-        .map_err(|error| Error::io(parent, error))?
-        .keep();
-    let moved = fs::rename(path, away.join("it")).map_err(|error| Error::io(path, error));
-    sweep(&away);
-    moved
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn shell(script: &str) -> Command {
@@ -686,23 +525,5 @@ mod tests {
             assert!(BootTime::now() < until, "the pipe is read for ever");
             std::thread::sleep(POLL_INTERVAL);
         }
-    }
-
-    #[test]
-    fn a_building_folder_is_fresh_whatever_other_attempts_left() {
-        let dir = tempfile::tempdir().unwrap();
-        let leftover = dir.path().join(".x.new-dead");
-        fs::create_dir_all(leftover.join("bin")).unwrap();
-        fs::create_dir_all(dir.path().join(".x.new")).unwrap();
-        let building = Building::new(dir.path(), ".x.new").unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-        let target = dir.path().join("x");
-        fs::create_dir_all(target.join("old")).unwrap();
-        displace(&target, ".x.new").unwrap();
-        fs::create_dir(building.path()).unwrap();
-        building.finish(&target).unwrap();
-        assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
-        drop(Building::new(dir.path(), ".x.new").unwrap());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }

@@ -1,14 +1,14 @@
 //! Finding uv, or installing it once from PyPI.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::environment::{self, Error};
+use super::folders::{Building, displace};
 use super::home::{check, program};
 use super::lock::Lock;
-use super::tool::{Build, Building, Tools, displace, guarded, made};
+use super::tool::{Build, Tools, guarded, made};
 use crate::limits;
 
 /// The file that is locked while uv is installed.
@@ -102,21 +102,21 @@ fn install(tools: &Tools<'_>, python: &Path, place: &Path) -> Result<(), Error> 
     let mut venv = Command::new(python);
     venv.args(["-m", "venv"]).arg(place);
     tools
-        .run(&venv, "python3 -m venv")
+        .run(&tools.step()?, &venv, "python3 -m venv")
         .map_err(|error| match error {
             Error::Failed { tail, .. } => Error::Tool(format!(
                 "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
             )),
             other => other,
         })?;
-    let list = tools.folder().join("uv.txt");
-    fs::write(&list, PINNED).map_err(|error| Error::io(&list, error))?;
+    let step = tools.step()?;
+    let list = step.write("uv.txt", PINNED)?;
     let mut pip = Command::new(place.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
         .args(["--no-deps", "--require-hashes", "-r"])
         .arg(&list);
-    tools.run(&pip, "pip install uv")?;
+    tools.run(&step, &pip, "pip install uv")?;
     made(place, "bin/uv", "pip install uv")
 }
 

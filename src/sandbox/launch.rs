@@ -26,6 +26,7 @@ use rustix::thread::{
 };
 
 use super::nest::{self, Nest};
+use super::pins::Anchors;
 use super::{Mounts, Private, Restricted, Support, calls, pins, rules};
 use crate::descriptors;
 
@@ -226,12 +227,20 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         };
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
+    for path in &mounts.fixed {
+        read_only(path, &[]).map_err(failed(&path.display().to_string()))?;
+    }
+    let mut anchors = match mounts.anchored.is_empty() {
+        true => None,
+        false => Some(Anchors::take(&mounts.anchored).map_err(failed("folders of environments"))?),
+    };
     for private in mounts
         .private
         .iter()
         .filter(|private| private.folder.is_dir())
     {
-        show_only(private).map_err(failed(&private.folder.display().to_string()))?;
+        let shown = show_only(private, anchors.take());
+        shown.map_err(failed(&private.folder.display().to_string()))?;
     }
     Ok(())
 }
@@ -255,7 +264,7 @@ fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
 }
 
 /// Makes a folder one in which nothing is found but some folders and files of it.
-fn show_only(private: &Private) -> io::Result<()> {
+fn show_only(private: &Private, anchors: Option<Anchors>) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;
@@ -271,6 +280,9 @@ fn show_only(private: &Private) -> io::Result<()> {
         own,
         Some(c"mode=0711,size=64k"),
     )?;
+    if let Some(anchors) = anchors {
+        anchors.attach(&private.folder)?;
+    }
     for (path, is_folder, tree) in kept {
         match is_folder {
             true => fs::create_dir_all(path)?,

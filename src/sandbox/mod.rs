@@ -180,6 +180,22 @@ pub struct Mounts {
     /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
     #[serde(with = "crate::job::text::paths")]
     pub named: Vec<PathBuf>,
+    /// Folders that can be read and not changed, as `read_only`, but that are no databases, and to which ways are as
+    /// `anchored` says.
+    #[serde(
+        default,
+        with = "crate::job::text::paths",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub fixed: Vec<PathBuf>,
+    /// Folders that cannot be renamed or removed, nor those on the way to them, while hard links between what is in
+    /// them and elsewhere can be made. They count where a folder is `private`.
+    #[serde(
+        default,
+        with = "crate::job::text::paths",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub anchored: Vec<PathBuf>,
     /// Folders of which only some folders and files are found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub private: Vec<Private>,

@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, CWD};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 
 /// Links that are followed on the way to a path; the kernel has the same limit.
 const LINKS_MAX: usize = 40;
@@ -38,6 +39,13 @@ pub(super) fn places<'a>(
     let fixed: Vec<PathBuf> = read_only.chain(["/proc".into()]).collect();
     let is_fixed = |place: &Path| fixed.iter().any(|path| place.starts_with(path));
     places.retain(|place| !is_fixed(place) && place.parent().is_some_and(may_change));
+    places
+}
+
+/// All folders and links on the way to some paths that this process's user can rename, with the paths' own.
+fn whole_ways(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
+    let mut places: BTreeSet<_> = paths.iter().flat_map(|path| way(path)).collect();
+    places.retain(|place| place.parent().is_some_and(may_change));
     places
 }
 
@@ -87,19 +95,52 @@ fn may_change(folder: &Path) -> bool {
 
 /// Mounts a folder or a link onto itself.
 pub(super) fn pin(place: &Path) -> io::Result<()> {
+    attach(tree(place)?, place)
+}
+
+/// A copy of the mounts at a folder or a link.
+fn tree(place: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    let tree = open_tree(CWD, place, flags)?;
-    move_mount(
-        tree,
-        "",
-        CWD,
-        place,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )?;
-    Ok(())
+    Ok(open_tree(CWD, place, flags)?)
+}
+
+fn attach(tree: OwnedFd, place: &Path) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(move_mount(tree, "", CWD, place, flags)?)
+}
+
+/// What makes folders mount points that are seen in none of the mounts where they are used. The kernel
+/// refuses to rename what is a mount point of any mount of the namespace.
+pub(super) struct Anchors(Vec<OwnedFd>);
+
+impl Anchors {
+    /// Takes the folders on the ways to some paths. Links there are pinned, which no hard link is about.
+    pub(super) fn take(paths: &[PathBuf]) -> io::Result<Self> {
+        let (links, folders): (Vec<_>, Vec<_>) = whole_ways(paths)
+            .into_iter()
+            .partition(|place| place.is_symlink());
+        for link in links {
+            // Not every kernel mounts onto links.
+            let _ = pin(&link);
+        }
+        let trees: io::Result<_> = folders.iter().map(|place| tree(place)).collect();
+        Ok(Anchors(trees?))
+    }
+
+    /// Attaches a copy of each in an empty folder, and covers it there.
+    pub(super) fn attach(self, empty: &Path) -> io::Result<()> {
+        for (number, tree) in self.0.into_iter().enumerate() {
+            let spot = empty.join(format!(".{number}"));
+            fs::create_dir(&spot)?;
+            attach(tree, &spot)?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY;
+            mount("none", &spot, "tmpfs", flags, Some(c"mode=0700,size=4k"))?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -21,7 +21,8 @@ use super::anchor::{Anchor, Place, place};
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
-use crate::limits;
+use crate::reactor::BootTime;
+use crate::{limits, remover};
 
 /// Its file that names the worker.
 pub(super) const WORKER: &str = "worker";
@@ -359,7 +360,9 @@ impl Drop for Folder {
         let bays = self.bays.iter();
         let bays = bays.map(|(bay, _)| self.root().join(bay).join(self.name.text()));
         for path in bays.chain([self.path.clone()]) {
-            remove(&path);
+            if !remove(&path, None) {
+                return;
+            }
         }
     }
 }
@@ -382,16 +385,18 @@ impl Unnamed {
 
 impl Drop for Unnamed {
     fn drop(&mut self) {
-        remove(&self.0);
+        remove(&self.0, None);
     }
 }
 
-fn remove(folder: &Path) {
-    match fs::remove_dir_all(folder) {
+/// Removes a folder of staging; false where some of it is left, for the next sweep.
+pub(super) fn remove(folder: &Path, deadline: Option<BootTime>) -> bool {
+    match remover::remove(folder, deadline) {
         Err(error) if !is_absent(&error) => {
             log::warn!("cannot remove {}: {error}", folder.display());
+            false
         }
-        _ => {}
+        _ => true,
     }
 }
 

@@ -14,7 +14,8 @@ use super::folder::{self, Folder, Name};
 use super::sqlite::{Access, Stuck};
 use super::{Error, datasets, names, recover};
 use crate::job::Cause;
-use crate::lock_file;
+use crate::reactor::BootTime;
+use crate::{limits, lock_file};
 
 /// How a root is used.
 #[derive(Clone, Debug, Default)]
@@ -416,12 +417,8 @@ impl Drop for Root {
 
 fn remove_folder(path: &Path) {
     log::info!("removing {}, whose worker has ended", path.display());
-    match fs::remove_dir_all(path) {
-        Err(error) if !files::is_absent(&error) => {
-            log::warn!("cannot remove {}: {error}", path.display());
-        }
-        _ => {}
-    }
+    let deadline = BootTime::now() + limits::SWEEP_TIME_MAX;
+    folder::remove(path, Some(deadline));
 }
 
 /// Creates the file of a worker and locks it for the worker's life.

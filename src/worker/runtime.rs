@@ -10,13 +10,12 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use super::cleaner::{self, Cleaner};
+use super::cleaner::Cleaner;
 use super::scratch;
 use crate::guest::SHIM;
-use crate::limits;
-use crate::lock_file;
 use crate::reactor::BootTime;
 use crate::sink::Root;
+use crate::{limits, lock_file, remover};
 
 /// Where a job's socket and working directory are.
 #[derive(Clone, Debug, Default)]
@@ -206,7 +205,7 @@ impl Runtime {
 impl Drop for Runtime {
     fn drop(&mut self) {
         let deadline = BootTime::now() + limits::CLEAN_AT_STOP;
-        let removed = cleaner::empty(&self.folder, Some(deadline))
+        let removed = remover::empty(&self.folder, Some(deadline))
             .and_then(|()| fs::remove_dir(&self.folder));
         // The lock is free now, so the next worker removes the rest.
         if let Err(error) = removed

@@ -35,7 +35,7 @@ pub struct SandboxOptions {
 
 impl SandboxOptions {
     /// The program by which tools that build environments are restricted, and how. What they must change
-    /// stays writable: the home, uv's cache and Pythons.
+    /// stays writable: uv's cache and Pythons, and the folder of environments; of scratch folders each finds its own.
     pub(super) fn build(
         &self,
         output: &Path,
@@ -51,13 +51,17 @@ impl SandboxOptions {
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
         let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
-        let writable = [home].into_iter().chain(tool_folders());
+        let writable = [home.clone()].into_iter().chain(tool_folders());
         // A folder that is created later would be read-only.
         let writable = writable
             .filter(|path| is_in(path) && fs::create_dir_all(path).is_ok())
             .collect();
         let hidden = hidden.iter().map(|path| path.to_path_buf());
+        // Environments are built in theirs, by links to files of uv's cache.
+        let environments = environment::folder(&home);
         let mounts = Mounts {
+            fixed: environment::FIXED.map(|name| home.join(name)).to_vec(),
+            anchored: vec![environments],
             namespaces: self.support.no_namespaces.is_none(),
             writable,
             read_only,

@@ -496,3 +496,207 @@ fn uv_is_installed_by_its_hashes() {
         }
     }
 }
+
+/// A local package for the plugin of a scene, whose build code runs `attack` when it is asked for metadata and
+/// when it is built.
+fn add_attack(scene: &Scene, attack: &str) {
+    let folder = scene.path("evil");
+    fs::create_dir(&folder).unwrap();
+    let backend = ATTACK
+        .replace("SCENE", &scene.path("").display().to_string())
+        .replace("    ATTACK\n", attack);
+    fs::write(folder.join("backend.py"), backend).unwrap();
+    let project = "[build-system]\nrequires = []\nbuild-backend = \"backend\"\nbackend-path = [\".\"]\n\
+        [project]\nname = \"evil\"\ndynamic = [\"version\"]\n";
+    fs::write(folder.join("pyproject.toml"), project).unwrap();
+    let script = "# /// script\n# dependencies = [\"evil @ file:./evil\"]\n# ///\n";
+    fs::write(scene.path("p.py"), format!("{script}{PLUGIN}")).unwrap();
+    fs::create_dir(scene.path("out")).unwrap();
+}
+
+const ATTACK: &str = r#"
+import json, os, zipfile
+SCENE_FOLDER = "SCENE"
+HOME = SCENE_FOLDER + "home/.casparian_flow"
+OWN = os.path.dirname(os.environ["TMPDIR"])
+INFO = "evil-1.0.dist-info"
+FILES = {
+    "METADATA": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
+    "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    "RECORD": "",
+}
+def attempt(action):
+    try:
+        action()
+        return "done"
+    except Exception as error:
+        return f"refused: {error}"
+def attack():
+    ATTACK
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    os.makedirs(os.path.join(folder, INFO), exist_ok=True)
+    for name, text in FILES.items():
+        with open(os.path.join(folder, INFO, name), "w") as file:
+            file.write(text)
+    attack()
+    return INFO
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "evil-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
+        wheel.writestr("evil.py", "")
+        for part, text in FILES.items():
+            wheel.writestr(f"{INFO}/{part}", text)
+    attack()
+    return name
+"#;
+
+/// Files that our programs write for tools, and that build code replaces.
+const REPLACE: &str = r#"
+    for folder in [OWN, os.path.dirname(OWN)]:
+        for name in ["pyproject.toml", "uv.toml", "setuptools.cfg", "requirements.txt", "uv.txt"]:
+            path = os.path.join(folder, name)
+            attempt(lambda: os.unlink(path))
+            attempt(lambda: PUT)
+"#;
+
+#[test]
+fn what_build_code_puts_in_the_place_of_our_files_is_neither_followed_nor_opened() {
+    for mode in ["off", "on"] {
+        for put in [
+            "os.symlink(SCENE_FOLDER + 'out/kept', path)",
+            "os.symlink(SCENE_FOLDER + 'protected', path)",
+            "os.mkfifo(path)",
+        ] {
+            let scene = Scene::new();
+            add_attack(&scene, &REPLACE.replace("PUT", put));
+            for victim in ["out/kept", "protected"] {
+                fs::write(scene.path(victim), "kept").unwrap();
+            }
+            let mut run = scene.run();
+            run.args(["--sandbox", mode, "--protect", "protected"]);
+            let ran = output(&mut run);
+            let case = format!("{mode} {put}: {}", stderr(&ran));
+            assert!(ran.status.success(), "{case}");
+            for victim in ["out/kept", "protected"] {
+                let text = fs::read_to_string(scene.path(victim)).unwrap();
+                assert_eq!(text, "kept", "{victim} {case}");
+            }
+        }
+    }
+}
+
+/// Puts a link to the output in the place of the folder of built wheels.
+const REPLACE_WHEELS: &str = r#"
+    for folder in [OWN + "/out", OWN + "/build-0/out"]:
+        if os.path.isdir(folder):
+            os.rename(folder, folder + "-away")
+            os.symlink(SCENE_FOLDER + "out", folder)
+"#;
+
+#[test]
+fn no_wheel_is_taken_from_where_a_link_of_build_code_leads() {
+    let scene = Scene::new();
+    add_attack(&scene, REPLACE_WHEELS);
+    let wheel = scene.path("out/evil-1.0-py3-none-any.whl");
+    fs::write(&wheel, "kept").unwrap();
+    let ran = output(&mut scene.run());
+    assert_eq!(ran.status.code(), Some(1), "{}", stderr(&ran));
+    assert_eq!(fs::read_to_string(&wheel).unwrap(), "kept");
+}
+
+/// What build code tries in the folder of environments.
+const AMONG_OTHERS: &str = r#"
+    other = HOME + "/tmp/build-other"
+    results = {
+        "found": os.listdir(HOME + "/tmp"),
+        "write other": attempt(lambda: open(other + "/requirements.txt", "a")),
+        "create scratch": attempt(lambda: os.mkdir(HOME + "/tmp/build-new")),
+        "move scratch": attempt(lambda: os.rename(HOME + "/tmp", HOME + "/t")),
+        "move environments": attempt(lambda: os.rename(HOME + "/venvs", HOME + "/v")),
+        "move home": attempt(lambda: os.rename(HOME, HOME + "-away")),
+        "write uv": attempt(lambda: open(HOME + "/uv/x", "w")),
+        "write wheels": attempt(lambda: open(HOME + "/wheels/x", "w")),
+        "write resolved": attempt(lambda: open(HOME + "/resolved/x", "w")),
+    }
+    with open(SCENE_FOLDER + "results.json", "w") as file:
+        json.dump(results, file)
+"#;
+
+#[test]
+fn a_build_finds_its_own_scratch_folder_alone_and_moves_no_folder_of_the_home() {
+    let scene = Scene::new();
+    add_attack(&scene, AMONG_OTHERS);
+    let other = scene.path("home/.casparian_flow/tmp/build-other");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("requirements.txt"), "kept").unwrap();
+    let lock = fs::File::open(&other).unwrap();
+    lock.lock().unwrap();
+    let ran = output(&mut scene.run());
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    let text = fs::read_to_string(scene.path("results.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (attack, result) in results.as_object().unwrap() {
+        match attack.as_str() {
+            "found" => assert!(!text.contains("build-other\""), "{text}"),
+            _ => assert!(result.as_str().unwrap().starts_with("refused"), "{text}"),
+        }
+    }
+    let kept = fs::read_to_string(other.join("requirements.txt")).unwrap();
+    assert_eq!(kept, "kept");
+}
+
+const DEEP: &str = r#"
+    at = os.open(TOP, os.O_RDONLY)
+    for _ in range(15000):
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+"#;
+
+#[test]
+fn folders_of_any_depth_that_build_code_leaves_are_removed() {
+    let scene = Scene::new();
+    let attack = DEEP.replace("TOP", "__import__('tempfile').mkdtemp()");
+    add_attack(&scene, &attack);
+    let ran = output(&mut scene.run());
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    let scratch = scene.path("home/.casparian_flow/tmp");
+    assert_eq!(fs::read_dir(scratch).unwrap().count(), 0);
+}
+
+/// What is found at the start among scratch folders and environments.
+#[test]
+fn leftovers_of_any_kind_hold_up_no_start() {
+    let scene = Scene::new();
+    let home = scene.path("home/.casparian_flow");
+    let hash = hash(&requirements_lockfile(&[], None, &[]));
+    let deep = [
+        "tmp/build-deep".to_owned(),
+        format!("venvs/.{hash}.new-deep"),
+    ];
+    for name in &deep {
+        let top = home.join(name);
+        fs::create_dir_all(&top).unwrap();
+        let script = DEEP.replace("\n    ", "\n").replace("TOP", "sys.argv[1]");
+        let mut python = Command::new("python3");
+        python
+            .args(["-c", &format!("import os, sys{script}")])
+            .arg(top);
+        assert!(python.status().unwrap().success());
+    }
+    for name in ["tmp/build-zz", "resolved/zz", "wheels/zz"] {
+        let fifo = home.join(name);
+        fs::create_dir_all(fifo.parent().unwrap()).unwrap();
+        let made = Command::new("mkfifo").arg(fifo).status().unwrap();
+        assert!(made.success());
+    }
+    let victim = scene.path("victim");
+    fs::create_dir(&victim).unwrap();
+    symlink(&victim, home.join("tmp/build-link")).unwrap();
+    let ran = output(&mut scene.run());
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    assert!(victim.exists());
+    assert_eq!(fs::read_dir(home.join("tmp")).unwrap().count(), 0);
+    assert!(!home.join(&deep[1]).exists());
+}

@@ -24,6 +24,13 @@ fn what_dead_workers_left_is_removed_and_what_live_ones_hold_stays() {
     fs::create_dir_all(staging.join("new~1-0-0")).unwrap();
     fs::create_dir_all(staging.join("unknown")).unwrap();
     fs::write(staging.join("gate"), "").unwrap();
+    // Deeper than a stack of calls should go.
+    let script = "import os\nfor _ in range(15000):\n    os.mkdir('d')\n    os.chdir('d')\n";
+    let deep = Command::new("python3")
+        .args(["-c", script])
+        .current_dir(staging.join("123-dead"))
+        .status();
+    assert!(deep.unwrap().success());
     let _third = open(fixture.dir.path());
     let live_name = format!("{A}.2.1");
     assert_eq!(fixture.staged(), [live_name.as_str(), "gate", "unknown"]);
