@@ -500,8 +500,8 @@ pub const ENVIRONMENT_CACHE_SIZE_MAX: u64 = 20_000_000_000;
 pub const PROVISION_PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of the lockfiles that a worker keeps, to make environments again.
 pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
-/// What removing leftovers of builds or of staging may take before something waits for it; the rest is
-/// removed at the next start.
+/// What removing leftovers of builds may take where something waits for it; the rest is removed at the next
+/// start.
 pub const SWEEP_TIME_MAX: Duration = Duration::from_secs(1);
 /// Bytes of a wheel that is built of a local dependency.
 pub const WHEEL_SIZE_MAX: u64 = 4 << 30;

@@ -21,7 +21,6 @@ use super::anchor::{Anchor, Place, place};
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
-use crate::reactor::BootTime;
 use crate::{limits, remover};
 
 /// Its file that names the worker.
@@ -360,7 +359,7 @@ impl Drop for Folder {
         let bays = self.bays.iter();
         let bays = bays.map(|(bay, _)| self.root().join(bay).join(self.name.text()));
         for path in bays.chain([self.path.clone()]) {
-            if !remove(&path, None) {
+            if !remove(&path) {
                 return;
             }
         }
@@ -385,13 +384,13 @@ impl Unnamed {
 
 impl Drop for Unnamed {
     fn drop(&mut self) {
-        remove(&self.0, None);
+        remove(&self.0);
     }
 }
 
 /// Removes a folder of staging; false where some of it is left, for the next sweep.
-pub(super) fn remove(folder: &Path, deadline: Option<BootTime>) -> bool {
-    match remover::remove(folder, deadline) {
+pub(super) fn remove(folder: &Path) -> bool {
+    match remover::remove(folder, None) {
         Err(error) if !is_absent(&error) => {
             log::warn!("cannot remove {}: {error}", folder.display());
             false

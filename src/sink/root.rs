@@ -14,8 +14,7 @@ use super::folder::{self, Folder, Name};
 use super::sqlite::{Access, Stuck};
 use super::{Error, datasets, names, recover};
 use crate::job::Cause;
-use crate::reactor::BootTime;
-use crate::{limits, lock_file};
+use crate::lock_file;
 
 /// How a root is used.
 #[derive(Clone, Debug, Default)]
@@ -417,8 +416,7 @@ impl Drop for Root {
 
 fn remove_folder(path: &Path) {
     log::info!("removing {}, whose worker has ended", path.display());
-    let deadline = BootTime::now() + limits::SWEEP_TIME_MAX;
-    folder::remove(path, Some(deadline));
+    folder::remove(path);
 }
 
 /// Creates the file of a worker and locks it for the worker's life.
