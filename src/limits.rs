@@ -604,8 +604,10 @@ pub const RECORD_SIZE_MAX: u64 = 64 << 20;
 pub const CHECK_READ_SIZE: usize = 64 << 10;
 /// Bytes of a file that holds one name.
 pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
-/// Jobs whose files `run` moves to another layout in one transaction.
-pub const MOVED_AT_ONCE: usize = 1000;
+/// Files that `run` moves to another layout in one transaction. A job's files are moved together.
+pub const MOVED_AT_ONCE: usize = 2000;
+/// Bytes of a journal of such moves: two paths of each file, and all files of one job more.
+pub const MOVES_SIZE_MAX: u64 = 256 << 20;
 /// Topics of a job, configured or published.
 pub const TOPICS_MAX: usize = 10_000;
 /// Open files that a worker asks the kernel for: one a topic.

@@ -73,6 +73,12 @@ pub(crate) enum Failure {
     Said,
 }
 
+impl From<crate::sink::Error> for Failure {
+    fn from(error: crate::sink::Error) -> Self {
+        failed(format!("output folder: {error}"))
+    }
+}
+
 impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         Failure::Refused(refusal)

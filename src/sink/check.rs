@@ -18,7 +18,7 @@ use super::record::{self, FileOutput, Record, TableOutput};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::standing::is_by;
-use super::{Error, Root, Standing, names, place, quiet_panics};
+use super::{Error, Root, Standing, moving, names, place, quiet_panics};
 use crate::job::{Attempt, History, text};
 use crate::limits;
 
@@ -43,6 +43,8 @@ pub enum Kind {
     NoReceipt,
     /// Output of a job whose row was deleted.
     NoRow,
+    /// A move of files to another layout has stopped.
+    Moving,
     /// Output of a job of which another root has the receipt's.
     Duplicate,
     /// Attempts that the database has not had are barred.
@@ -292,6 +294,20 @@ impl<'a> Check<'a> {
             self.database
         );
         Some(Problem::at(Kind::Owner, &path, what))
+    }
+
+    /// A move of the database's files to another layout that has stopped.
+    pub fn moves(&self) -> Option<Problem> {
+        let (place, journal) = match moving::read(self.root, self.database) {
+            Ok(found) => found?,
+            Err(error) => return Some(Problem::unchecked(self.root.base().display(), &error)),
+        };
+        let what = format!(
+            "a move of {} files to another layout (--layout) has stopped: some may have two names, or \
+             another one than their receipt says",
+            journal.moves.len()
+        );
+        (!self.root.is_alive(&journal.worker)).then(|| Problem::at(Kind::Moving, &place, what))
     }
 
     /// `.casparian/<folder>/<database>`

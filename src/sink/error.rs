@@ -488,6 +488,17 @@ impl Error {
         matches!(self, Error::Locked { .. } | Error::Moved { .. })
     }
 
+    /// True for a file in the place of output that is not that output.
+    pub fn is_not_ours(&self) -> bool {
+        matches!(self, Error::NotOurs { .. })
+    }
+
+    /// True for a full disk, which may have room again.
+    pub fn may_pass(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     /// True when the worker can run no job before that is repaired.
     pub fn is_trouble(&self) -> bool {
         matches!(self, Error::RootGone { .. })

@@ -344,6 +344,11 @@ impl Folder {
         self.is_left = true;
     }
 
+    /// Removes the folder when it is dropped: recovery needs it no more.
+    pub(super) fn unleave(&mut self) {
+        self.is_left = false;
+    }
+
     /// Removes a claimed folder that is settled.
     pub(super) fn settled(mut self) {
         self.is_left = false;

@@ -53,6 +53,7 @@ mod logical;
 mod merge;
 mod metadata;
 mod mounts;
+mod moving;
 mod names;
 mod old_peers;
 mod output;
@@ -73,6 +74,7 @@ mod siblings;
 mod sqlite;
 mod standing;
 mod types;
+mod withdraw;
 
 pub use adopt::Adopted;
 pub use budget::Bounds;
@@ -82,10 +84,11 @@ pub use fault::Fault;
 pub use output::JobOutput;
 pub use panics::quiet_panics;
 pub use publish::{Artifact, Published, Staged};
-pub use relocate::{Placed, Relocated, Relocation, Renamed};
+pub use relocate::{Placed, Relocation};
 pub use root::{Root, RootOptions, create_folder, create_own_folder, owner};
 pub use schema::columns_of_file;
 pub use standing::{Publisher, Receipted, Standing};
+pub use withdraw::Withdrawn;
 
 #[cfg(test)]
 mod tests;

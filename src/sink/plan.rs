@@ -11,7 +11,7 @@ use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
-use super::{Error, Root, old_peers, siblings};
+use super::{Error, Root, moving, old_peers, siblings};
 use crate::job::{Job, Mode, PastEnd, Target};
 
 /// A publish that may be carried out.
@@ -53,7 +53,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
         false => root.mark(&name)?,
     };
     let holder = Holder::new(name.attempt, suffix);
-    let before = record::read(root, &name)?;
+    let mut before = record::read(root, &name)?;
     if let Some(before) = &before
         && name.is_numbered()
         && before.attempt >= name.attempt.number
@@ -74,6 +74,9 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
             attempt: name.attempt,
             recorded: before.attempt,
         });
+    }
+    if let Some(before) = &mut before {
+        moving::end(root, folder, before)?;
     }
     let named = place::named(root.path(), &job.previous);
     let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
@@ -237,6 +240,7 @@ fn named_file(path: String, identity: Identity) -> FileOutput {
     FileOutput {
         topic: String::new(),
         path,
+        also: None,
         identity,
         rows: 0,
         sha256: None,
@@ -320,6 +324,7 @@ fn plan_file(
     Ok(FileOutput {
         topic: sink.topic.clone(),
         path: path.ok_or(Error::Outside { path: given })?,
+        also: None,
         identity,
         rows: sink.rows,
         sha256: sink.sha256.clone(),

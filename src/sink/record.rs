@@ -34,6 +34,10 @@ pub(super) struct FileOutput {
     pub(super) topic: String,
     /// Path below the root, with the links of its folders followed.
     pub(super) path: String,
+    /// Its path in another layout, while it is moved there or back: until the move has ended it may
+    /// be at either, or at both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) also: Option<String>,
     pub(super) identity: Identity,
     pub(super) rows: u64,
     /// Its content's hash in hex digits. None where it is not known, as in records of earlier
@@ -345,8 +349,8 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
         &mut record.removes,
     ];
     for file in lists.into_iter().flatten() {
-        let bay = file.bay.as_deref();
-        if !files::is_below(&file.path) || bay.is_some_and(|bay| !files::is_below(bay)) {
+        let mut others = file.bay.iter().chain(&file.also);
+        if !files::is_below(&file.path) || others.any(|other| !files::is_below(other)) {
             return Err(fail(format!(
                 "{:?} is no path below the output folder",
                 file.path

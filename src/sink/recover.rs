@@ -11,7 +11,7 @@ use std::path::Path;
 use super::files::{self, Identity};
 use super::folder::{Folder, Name, WORKER};
 use super::record::{self, FileOutput, Outputs, Record, State};
-use super::{Error, Root, names, sqlite};
+use super::{Error, Root, moving, names, sqlite};
 
 /// Claims the folder of an attempt and finishes or undoes what is in it.
 pub(super) fn recover(root: &Root, name: &Name) -> Result<(), Error> {
@@ -46,6 +46,7 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
     if record.run != folder.name.run() {
         return Ok(());
     }
+    moving::end(root, folder, &mut record)?;
     if record.is_committed(root, &folder.name)? {
         // The record has what is left.
         finish(root, folder, &mut record).map(drop)

@@ -1,36 +1,23 @@
 //! The move of published files to the paths of another layout: from `<plugin>_<topic>_<job>.parquet`
 //! into the folders of their topics, or back. For a program that has root and database to itself.
 //!
-//! The order: a journal of the moves is written; each file gets its new name beside the old one; the
-//! records are written; the database is changed; the old names are removed; the journal is removed.
-//! Moves that stopped before the database was changed are taken back, others are finished. Where a file
-//! system has no hard links, files are renamed instead.
+//! The order: a journal of the moves is written; the records say both paths; each file gets its new
+//! name beside the old one; the database is changed, and the journal says so; the old names are removed;
+//! the records say the new paths; the journal is removed. What stopped is ended by [`super::moving`].
+//! Where a file system has no hard links, files are renamed instead.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::{fs, io};
 
 use super::files::{self, Identity};
-use super::folder::{Folder, Name, checked};
+use super::folder::{Folder, Name};
+use super::moving::{self, Move};
 use super::names::{self, Holder};
 use super::record::{self, FileOutput, Record, State};
 use super::standing::is_by;
 use super::{Error, Root, datasets};
 use crate::job::{Attempt, Mode, Sink, Target};
-use crate::limits;
-
-/// A file that gets another path.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Move {
-    job: i64,
-    /// The attempt whose record names it.
-    attempt: i64,
-    /// Paths below the root.
-    from: String,
-    to: String,
-}
 
 /// A job's files that get other paths.
 pub struct Relocation {
@@ -46,8 +33,6 @@ pub struct Placed<'a> {
     pub attempt: Attempt,
     /// Its key, 0 where it is not known.
     pub key: i64,
-    /// What it has published.
-    pub uris: &'a [String],
     /// The job's plugin.
     pub plugin: &'a str,
     /// The job's input.
@@ -56,16 +41,16 @@ pub struct Placed<'a> {
     pub sinks: &'a [Sink],
 }
 
-/// A job, and the URIs of its files before and after their move.
-pub type Renamed = (i64, Vec<(String, String)>);
+impl Relocation {
+    /// The job.
+    pub fn job_id(&self) -> i64 {
+        self.folder.name.attempt.job_id
+    }
 
-/// What became of moves.
-#[derive(Debug, Default)]
-pub struct Relocated {
-    /// Files that were moved.
-    pub count: usize,
-    /// Jobs whose files stay, and why.
-    pub left: Vec<(i64, Error)>,
+    /// How many files.
+    pub fn count(&self) -> usize {
+        self.moves.len()
+    }
 }
 
 impl Root {
@@ -163,231 +148,188 @@ impl Root {
         Ok(text(at).zip(text(to)))
     }
 
-    /// Moves files. `commit` changes the database for the jobs that it gets.
-    pub fn relocate<E: From<Error>>(
-        &self,
-        database: &str,
-        jobs: Vec<Relocation>,
-        commit: &mut dyn FnMut(&[Renamed]) -> Result<(), E>,
-    ) -> Result<Relocated, E> {
-        let mut relocated = Relocated::default();
-        if jobs.is_empty() {
-            return Ok(relocated);
-        }
+    /// Begins moves: lists them.
+    pub fn begin_moves(&self, database: &str, jobs: &[Relocation]) -> Result<(), Error> {
         self.check()?;
-        let all = jobs.iter().flat_map(|job| &job.moves);
-        self.write_journal(database, &all.collect::<Vec<_>>())?;
-        let mut linked = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            match self.link_all(&job) {
-                Ok(()) => linked.push(job),
-                Err(error) => {
-                    let Relocation {
-                        record,
-                        moves,
-                        folder,
-                    } = job;
-                    self.take_back(folder.name.clone(), record, &moves)?;
-                    relocated.left.push((folder.name.attempt.job_id, error));
-                }
-            }
-        }
-        self.sync(
-            linked
-                .iter()
-                .flat_map(|job| &job.moves)
-                .map(|step| &step.to),
-        )?;
-        let mut renamed = Vec::with_capacity(linked.len());
-        for job in &mut linked {
-            for file in &mut job.record.outputs.files {
-                let mut moves = job.moves.iter();
-                if let Some(step) = moves.find(|step| step.from == file.path) {
-                    file.path.clone_from(&step.to);
-                    file.bay = None;
-                }
-            }
-            job.record.state = State::Committed;
-            job.record.write(self, &job.folder)?;
-            let uri = |below: &str| names::file_uri(&self.path().join(below));
-            let moves = job.moves.iter();
-            let uris = moves.map(|step| (uri(&step.from), uri(&step.to)));
-            renamed.push((job.folder.name.attempt.job_id, uris.collect()));
-        }
-        commit(&renamed)?;
-        for job in &linked {
-            relocated.count += job.moves.len();
-            self.remove_names(&job.record, &job.moves)?;
-        }
-        self.sync(
-            linked
-                .iter()
-                .flat_map(|job| &job.moves)
-                .map(|step| &step.from),
-        )?;
-        self.remove_journal(database)?;
-        Ok(relocated)
+        let moves = jobs.iter().flat_map(|job| job.moves.iter().cloned());
+        moving::write(self, database, moves.collect())
     }
 
-    /// Finishes moves that stopped after the database was changed, and takes the others back. `named`
-    /// gives the URIs that the database has of a job.
+    /// Gives each file of a job its new name beside the old one. It may be called again after it has
+    /// failed; [`Root::end_moves`] takes back what it has done.
+    pub fn add_names(&self, job: &mut Relocation) -> Result<(), Error> {
+        if !moving::is_moving(&job.record) {
+            let mut record = job.record.clone();
+            for step in &job.moves {
+                let mut files = record.outputs.files.iter_mut();
+                if let Some(file) = files.find(|file| file.path == step.from) {
+                    file.also = Some(step.to.clone());
+                }
+            }
+            record.state = State::Committed;
+            record.run = job.folder.name.run();
+            self.check_names(&record)?;
+            // From here on the folder shows others that the job has two names.
+            job.folder.leave();
+            record.write(self, &job.folder)?;
+            job.record = record;
+        }
+        for file in &job.record.outputs.files {
+            if let Some(also) = &file.also {
+                self.add_name(&file.path, also, file.identity)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the names that were added durable.
+    pub fn sync_names(&self, jobs: &[Relocation]) -> Result<(), Error> {
+        let records = jobs.iter().map(|job| &job.record);
+        moving::sync(self, records.flat_map(moving::paths))
+    }
+
+    /// URIs of a job's files, each by its old and its new one.
+    pub fn renamed(&self, job: &Relocation) -> Vec<(String, String)> {
+        let uri = |below: &str| names::file_uri(&self.path().join(below));
+        let moves = job.moves.iter();
+        moves.map(|step| (uri(&step.from), uri(&step.to))).collect()
+    }
+
+    /// The database names the new paths now.
+    pub fn note_moved(&self, database: &str) -> Result<(), Error> {
+        self.check()?;
+        moving::note_moved(self, database)
+    }
+
+    /// Removes the old names of files, or the new ones. It may be called again after it has failed.
+    pub fn end_moves(&self, jobs: &mut [Relocation], is_moved: bool) -> Result<(), Error> {
+        let mut ended = Vec::with_capacity(jobs.len());
+        for job in &*jobs {
+            ended.push(moving::leave_one_name(self, &job.record, is_moved)?);
+        }
+        self.sync_names(jobs)?;
+        for (job, ended) in jobs.iter_mut().zip(ended) {
+            if moving::is_moving(&job.record) {
+                ended.write(self, &job.folder)?;
+                job.record = ended;
+                job.folder.unleave();
+            }
+        }
+        Ok(())
+    }
+
+    /// All moves have ended.
+    pub fn forget_moves(&self, database: &str) -> Result<(), Error> {
+        self.check()?;
+        moving::remove(self, database)
+    }
+
+    /// Finishes moves that stopped, or takes them back: as the database has it, of which `named` gives the
+    /// URIs of a job. True when there were some.
     pub fn finish_moves<E: From<Error>>(
         &self,
         database: &str,
         named: &mut dyn FnMut(i64) -> Result<Vec<String>, E>,
-    ) -> Result<(), E> {
-        let journal = self.journal(database)?;
-        let Some(text) = files::read(&journal, limits::RECORD_SIZE_MAX)? else {
+    ) -> Result<bool, E> {
+        let Some((_, journal)) = moving::read(self, database)? else {
+            return Ok(false);
+        };
+        let mut jobs: BTreeMap<(i64, i64), Vec<Move>> = BTreeMap::new();
+        for step in journal.moves.into_iter().filter(moving::is_plain) {
+            let moves = jobs.entry((step.job, step.attempt)).or_default();
+            moves.push(step);
+        }
+        for ((job, attempt), moves) in jobs {
+            let uris = named(job)?;
+            self.finish_move(database, Attempt::new(job, attempt), &moves, &uris)?;
+        }
+        moving::remove(self, database)?;
+        Ok(true)
+    }
+
+    /// The same for one job. Later attempts have replaced or removed both names.
+    fn finish_move(
+        &self,
+        database: &str,
+        attempt: Attempt,
+        moves: &[Move],
+        uris: &[String],
+    ) -> Result<(), Error> {
+        let name = Name::numbered(database, attempt)?;
+        let is_its = |record: &Record| record.attempt == attempt.number;
+        if !record::read(self, &name)?.is_some_and(|record| is_its(&record)) {
+            return Ok(());
+        }
+        // What a dead program has left is finished or undone first.
+        let folder = Folder::create(self, name.clone())?;
+        let Some(mut record) = record::read(self, &name)?.filter(is_its) else {
             return Ok(());
         };
-        // A journal that cannot be read was not finished, and nothing was moved.
-        let moves: Vec<Move> = serde_json::from_slice(&text).unwrap_or_default();
-        let is_plain = |step: &&Move| files::is_below(&step.from) && files::is_below(&step.to);
-        let mut jobs: BTreeMap<(i64, i64), Vec<Move>> = BTreeMap::new();
-        for step in moves.iter().filter(is_plain) {
-            let moves = jobs.entry((step.job, step.attempt)).or_default();
-            moves.push(step.clone());
-        }
-        for ((job_id, attempt), moves) in jobs {
-            let name = Name::numbered(database, Attempt::new(job_id, attempt))?;
-            let record = record::read(self, &name)?;
-            let Some(record) = record.filter(|record| record.attempt == attempt) else {
-                continue;
-            };
-            let uris = named(job_id)?;
-            let is_known = |step: &Move| {
-                let uri = names::file_uri(&self.path().join(&step.to));
-                uris.contains(&uri)
-            };
-            match moves.iter().any(is_known) {
-                true => self.remove_names(&record, &moves)?,
-                false => self.take_back(name, record, &moves)?,
-            }
-        }
-        self.sync(moves.iter().filter(is_plain).map(|step| &step.from))?;
-        Ok(self.remove_journal(database)?)
-    }
-
-    /// Removes the old names of files.
-    fn remove_names(&self, record: &Record, moves: &[Move]) -> Result<(), Error> {
+        let mut is_moved = false;
         for step in moves {
-            if let Some(identity) = identity_in(record, &step.to) {
-                self.remove_name(&step.from, identity)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives files their old names again.
-    fn take_back(&self, name: Name, mut record: Record, moves: &[Move]) -> Result<(), Error> {
-        let mut is_changed = false;
-        for step in moves {
-            let (from, to) = (self.path().join(&step.from), self.path().join(&step.to));
-            files::inside(self.path(), &from)?;
-            files::inside(self.path(), &to)?;
-            let known = identity_in(&record, &step.to);
-            let known = known.or_else(|| identity_in(&record, &step.from));
-            if known.is_some()
-                && files::identity(&from)?.is_none()
-                && files::identity(&to)? == known
-                && fs::hard_link(&to, &from).is_err()
-            {
-                files::rename_new(&to, &from)?;
-            }
+            let uri = names::file_uri(&self.path().join(&step.to));
+            is_moved |= uris.contains(&uri);
             for file in &mut record.outputs.files {
-                if file.path == step.to {
+                if [&step.from, &step.to].contains(&&file.path) {
                     file.path.clone_from(&step.from);
-                    is_changed = true;
+                    file.also = Some(step.to.clone());
                 }
             }
         }
-        self.sync(moves.iter().map(|step| &step.from))?;
-        if is_changed {
-            let folder = Folder::create(self, name)?;
-            record.write(self, &folder)?;
-        }
-        for step in moves {
-            if let Some(identity) = identity_in(&record, &step.from)
-                && files::identity(&self.path().join(&step.from))? == Some(identity)
-            {
-                self.remove_name(&step.to, identity)?;
-            }
-        }
-        self.sync(moves.iter().map(|step| &step.to))
+        let ended = moving::leave_one_name(self, &record, is_moved)?;
+        moving::sync(self, moving::paths(&record))?;
+        ended.write(self, &folder)
     }
 
-    /// Gives each file its new name.
-    fn link_all(&self, job: &Relocation) -> Result<(), Error> {
-        for step in &job.moves {
-            let (from, to) = (self.path().join(&step.from), self.path().join(&step.to));
+    /// An error where a file is not as it was published, or something is where it is to be.
+    fn check_names(&self, record: &Record) -> Result<(), Error> {
+        for file in &record.outputs.files {
+            let Some(also) = &file.also else { continue };
+            let (from, to) = (self.path().join(&file.path), self.path().join(also));
             files::inside(self.path(), &from)?;
             files::inside(self.path(), &to)?;
-            if let Some(folder) = to.parent() {
-                files::create_folders(self.path(), folder, files::PUBLIC_MODE)?;
-            }
-            let known = identity_in(&job.record, &step.from);
-            let is_it = |path: &Path| Ok::<_, Error>(files::identity(path)? == known);
-            match (is_it(&to)?, files::identity(&to)?) {
-                (true, Some(_)) => continue,
-                (_, Some(_)) => return Err(Error::not_ours(to)),
-                (_, None) => {}
-            }
-            if !is_it(&from)? {
+            if files::identity(&from)? != Some(file.identity) {
                 return Err(Error::not_ours(from));
             }
-            match fs::hard_link(&from, &to) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
-                    return Err(Error::io(&to, error));
-                }
-                Err(_) => {
-                    files::rename_new(&from, &to)?;
-                }
+            if files::identity(&to)?.is_some_and(|found| found != file.identity) {
+                return Err(Error::not_ours(to));
             }
         }
         Ok(())
     }
 
-    /// Removes a name of a file.
-    fn remove_name(&self, below: &str, identity: Identity) -> Result<(), Error> {
-        let path = self.path().join(below);
-        // An output folder may come from elsewhere.
-        files::inside(self.path(), &path)?;
-        match files::identity(&path)? == Some(identity) {
-            true => files::remove(&path),
-            false => Ok(()),
+    fn add_name(&self, from: &str, to: &str, identity: Identity) -> Result<(), Error> {
+        let (from, to) = (self.path().join(from), self.path().join(to));
+        // Nothing is created in another folder.
+        self.check()?;
+        files::inside(self.path(), &to)?;
+        if let Some(folder) = to.parent() {
+            files::create_folders(self.path(), folder, files::PUBLIC_MODE)?;
+        }
+        match files::identity(&to)? {
+            Some(found) if found == identity => return Ok(()),
+            Some(_) => return Err(Error::not_ours(to)),
+            None => {}
+        }
+        if files::identity(&from)? != Some(identity) {
+            return Err(Error::not_ours(from));
+        }
+        match fs::hard_link(&from, &to) {
+            Ok(()) => Ok(()),
+            Err(error) if is_of_the_place(&error) => Err(Error::io(&to, error)),
+            // The file system has none.
+            Err(_) => match files::rename_new(&from, &to)? {
+                true => Ok(()),
+                false => Err(Error::not_ours(to)),
+            },
         }
     }
+}
 
-    fn sync<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Result<(), Error> {
-        let paths = paths.map(|below| self.path().join(below));
-        let mut folders: Vec<PathBuf> = paths
-            .filter_map(|path| Some(path.parent()?.into()))
-            .collect();
-        folders.sort();
-        folders.dedup();
-        let mut folders = folders.iter().filter(|folder| folder.is_dir());
-        folders.try_for_each(|folder| files::sync_folder(folder))
-    }
-
-    fn journal(&self, database: &str) -> Result<PathBuf, Error> {
-        Ok(self.base().join(format!("moves.{}", checked(database)?)))
-    }
-
-    fn write_journal(&self, database: &str, moves: &[&Move]) -> Result<(), Error> {
-        let path = self.journal(database)?;
-        let text = serde_json::to_vec(moves).map_err(|error| Error::Record {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        files::write_synced(&path, &text)?;
-        files::sync_folder(self.base())
-    }
-
-    fn remove_journal(&self, database: &str) -> Result<(), Error> {
-        files::remove(&self.journal(database)?)?;
-        files::sync_folder(self.base())
-    }
+/// True for an error of a link that a rename would meet as well.
+fn is_of_the_place(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, QuotaExceeded, StorageFull};
+    matches!(error.kind(), CrossesDevices | StorageFull | QuotaExceeded)
 }
 
 /// The sink that is configured for a file's topic.
@@ -400,11 +342,4 @@ fn sink_of<'a>(sinks: &'a [Sink], file: &FileOutput) -> Option<&'a Sink> {
 fn is_default(sinks: &[Sink], file: &FileOutput) -> bool {
     let sink = sink_of(sinks, file);
     file.mode == Mode::Append.as_str() && sink.is_none_or(|sink| sink.is_default)
-}
-
-fn identity_in(record: &Record, below: &str) -> Option<Identity> {
-    let mut files = record.outputs.files.iter();
-    files
-        .find(|file| file.path == below)
-        .map(|file| file.identity)
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::folder::{Folder, Name};
 use super::record::{self, Outputs, Record, State};
 use super::recover::Before;
-use super::{Artifact, Error, Root, names, place, recover};
+use super::{Artifact, Error, Root, moving, names, place, recover};
 use crate::job::{History, Job, PastEnd, Settlement};
 
 impl Root {
@@ -129,7 +129,7 @@ impl Root {
         folder: &mut Folder,
     ) -> Result<Vec<String>, Error> {
         let name = folder.name.clone();
-        let Some(record) = record::read(self, &name)? else {
+        let Some(mut record) = record::read(self, &name)? else {
             return Ok(Vec::new());
         };
         // An attempt later than this one is in charge.
@@ -137,6 +137,7 @@ impl Root {
         if is_barred || record.attempt > name.attempt.number {
             return Ok(Vec::new());
         }
+        moving::end(self, folder, &mut record)?;
         // Of another copy of the database, of an attempt with a receipt, or without a way back.
         let is_own = record.attempt == name.attempt.number && record.worker == self.worker();
         let is_foreign = history.is_foreign(record.attempt, record.key, name.attempt)

@@ -1,14 +1,13 @@
-//! Whether published output is still what a receipt says, and its removal: for a program that has
-//! root and database to itself.
+//! Whether published output is still what a receipt says.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::folder::Name;
 use super::names::Holder;
 use super::record::{self, FileOutput, Record, TableOutput};
-use super::sqlite::{self, Tables};
+use super::sqlite::Tables;
 use super::{Error, Root, files, names, place};
 use crate::job::{Attempt, Mode, Sink, Target};
 
@@ -334,67 +333,6 @@ impl<'a> Standing<'a> {
             }
         }
         Ok(present)
-    }
-
-    /// Removes what the attempt with this key has published, of what is named: files and rows below
-    /// the root, unless they are another attempt's by their record. Gives what was removed, and why
-    /// the rest was not.
-    pub fn withdraw<'u>(
-        &self,
-        publisher: Attempt,
-        key: i64,
-        uris: impl Iterator<Item = &'u String>,
-    ) -> Result<(Vec<String>, Vec<Error>), Error> {
-        let name = Name::numbered(self.database, publisher)?;
-        let (mut removed, mut left) = (Vec::new(), Vec::new());
-        let record = record::read(self.root, &name)?;
-        if record
-            .as_ref()
-            .is_some_and(|record| !is_by(record, publisher, key))
-        {
-            return Ok((removed, left));
-        }
-        // A receipt may have no room for all files.
-        let mut all: BTreeSet<String> = uris.cloned().collect();
-        for file in record.iter().flat_map(|record| &record.outputs.files) {
-            let path = self.root.path().join(&file.path);
-            all.insert(format!("file://{}", path.display()));
-        }
-        for uri in &all {
-            let gone = match (names::file_of(uri), names::table_of(uri)) {
-                (Some(path), _) => self.remove_file(path),
-                (None, Some((database, table))) => self.clear(&name, key, database, table),
-                (None, None) => Ok(false),
-            };
-            match gone {
-                Ok(true) => removed.push(uri.clone()),
-                Ok(false) => {}
-                Err(error) => left.push(error),
-            }
-        }
-        Ok((removed, left))
-    }
-
-    fn remove_file(&self, path: &Path) -> Result<bool, Error> {
-        let is_there = files::identity(path)?.is_some();
-        let below = place::below(self.root.path(), path);
-        if !is_there || below.is_none_or(|below| below.starts_with(".casparian/")) {
-            return Ok(false);
-        }
-        files::remove(path)?;
-        Ok(true)
-    }
-
-    fn clear(&self, name: &Name, key: i64, database: &str, table: &str) -> Result<bool, Error> {
-        let (database, below) = place::database(self.root.path(), database);
-        if below.is_none() || !sqlite::is_usable(Path::new(&database)) {
-            return Ok(false);
-        }
-        let output = TableOutput::named(database, below, table);
-        match key {
-            0 => sqlite::clear(&output, name, name.attempt.number),
-            key => sqlite::clear_exact(&output, name, key),
-        }
     }
 }
 

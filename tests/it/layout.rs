@@ -27,14 +27,14 @@ class Handler:
                 self.ctx.publish(self.ctx.register_topic(topic), table)
 "#;
 
-fn topics(files: &[(&str, &str)]) -> Folder {
+pub(crate) fn topics(files: &[(&str, &str)]) -> Folder {
     let folder = Folder::new(files);
     folder.write("count.py", TOPICS);
     folder
 }
 
 /// What each engine reads of a folder by its own means, as one sorted list of values.
-fn read_folder(folder: &Path) -> Value {
+pub(crate) fn read_folder(folder: &Path) -> Value {
     let script = "
 import sys, json, glob
 import pyarrow.parquet as pq, polars as pl, duckdb
@@ -54,7 +54,7 @@ print(json.dumps(found[0]))
 }
 
 /// Files below the output folder, with their folders.
-fn files(folder: &Folder) -> Vec<String> {
+pub(crate) fn files(folder: &Folder) -> Vec<String> {
     let out = folder.path("out");
     let below = |path: std::path::PathBuf| {
         let below = path.strip_prefix(&out).unwrap().to_owned();
@@ -65,7 +65,7 @@ fn files(folder: &Folder) -> Vec<String> {
 }
 
 /// Every output that receipts name is there, and nothing else.
-fn check_receipts(folder: &Folder, why: &str) {
+pub(crate) fn check_receipts(folder: &Folder, why: &str) {
     let queue = rusqlite::Connection::open(folder.path("out/.casparian/queue.sqlite")).unwrap();
     let query = "SELECT coalesce(published, receipt) FROM cf_processing_queue";
     let mut statement = queue.prepare(query).unwrap();

@@ -30,6 +30,7 @@ mod manifest;
 #[path = "../support/memory.rs"]
 mod memory;
 mod mistakes;
+mod moves;
 mod old_system;
 mod operate;
 mod parameters;

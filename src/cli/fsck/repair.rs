@@ -70,6 +70,16 @@ impl Repair {
         Ok(root)
     }
 
+    /// Ends moves of files to another layout, as the database has them.
+    pub(super) fn finish_moves(&mut self, id: &str, root: &Root) -> Result<(), Failure> {
+        let mut named = |job_id| -> Result<Vec<String>, Failure> {
+            let turn = self.store.begin().map_err(failed)?;
+            let found = turn.publication(job_id).map_err(failed)?;
+            Ok(found.map(|found| found.uris).unwrap_or_default())
+        };
+        root.finish_moves(id, &mut named).map(drop)
+    }
+
     /// Puts right what was found of a job; none where it cannot.
     pub(super) fn job(
         &mut self,
@@ -85,12 +95,17 @@ impl Repair {
             return Ok(None);
         }
         if row.is_unsettled || has(&[Kind::NoReceipt, Kind::Unfinished, Kind::Duplicate]) {
-            let duplicates = problems.iter();
-            let duplicates: Vec<usize> = duplicates
-                .filter(|(_, problem)| problem.kind == Kind::Duplicate)
-                .map(|(index, _)| *index)
-                .collect();
-            return self.settle(row, roots, &duplicates);
+            let of = |kind| {
+                let problems = problems.iter();
+                let problems = problems.filter(move |(_, problem)| problem.kind == kind);
+                problems.map(|(index, _)| *index).collect::<Vec<usize>>()
+            };
+            // What the row named was removed, and is there again.
+            let forgotten = match row.status == "COMPLETED" && row.outputs.is_empty() {
+                true => of(Kind::NoReceipt),
+                false => Vec::new(),
+            };
+            return self.settle(row, roots, &of(Kind::Duplicate), &forgotten);
         }
         let is_damaged = has(&[Kind::Missing, Kind::Changed, Kind::Rows, Kind::Damaged]);
         // Another attempt would fail there.
@@ -111,12 +126,13 @@ impl Repair {
         row: &Audited,
         roots: &[&Root],
         duplicates: &[usize],
+        forgotten: &[usize],
     ) -> Result<Option<Done>, Failure> {
         for _ in 0..TRIES_MAX {
             let Some(settlement) = self.take(row.job_id).map_err(failed)? else {
                 return Ok(None);
             };
-            let receipt = match settle_in(&settlement, roots, duplicates) {
+            let receipt = match settle_in(&settlement, roots, duplicates, forgotten) {
                 Ok((standing, is_removed)) => {
                     let receipt = worker::settled(settlement.attempt, standing.clone());
                     let became = self.note(&settlement, &receipt).map_err(failed)?;
@@ -179,15 +195,17 @@ fn settle_in(
     settlement: &Settlement,
     roots: &[&Root],
     duplicates: &[usize],
+    forgotten: &[usize],
 ) -> Result<(Standing, bool), Error> {
     let mut standing = None;
     let mut is_removed = false;
     for (index, root) in roots.iter().enumerate() {
         let before = root.has_record(settlement)?;
         let found = root.settle(settlement)?;
+        let is_forgotten = found.is_none() && forgotten.contains(&index);
         is_removed |= before && !root.has_record(settlement)?;
         standing = standing.or(found);
-        if duplicates.contains(&index) {
+        if is_forgotten || duplicates.contains(&index) {
             is_removed |= !root.settle_duplicate(settlement)?.is_empty();
         }
     }

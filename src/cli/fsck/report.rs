@@ -125,6 +125,11 @@ fn described(kind: Kind) -> (Severity, &'static str, &'static str) {
             "duplicate",
             "use --repair, which removes it, or remove it by hand",
         ),
+        Kind::Moving => (
+            Warning,
+            "moving",
+            "use --repair, or casparian run on the folder, which finishes it or takes it back",
+        ),
         Kind::Barred => (Warning, "barred", COPIED),
         Kind::Missing => (Error, "missing", RUN_AGAIN),
         Kind::Changed => (Error, "changed", RUN_AGAIN),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output::{say_left, withdraw};
+use super::output::{forget, say_left, withdraw};
 use super::queue::{End, Queue};
 use crate::cli::content::Fingerprint;
 use crate::cli::failed;
@@ -148,6 +148,11 @@ pub(super) fn settle(
         let attempt = before.map_or(Attempt::new(job_id, 1), |before| before.attempt);
         let there = standing.present(attempt, gone.outputs.iter());
         gone.outputs = there.map_err(failed)?;
+        // A run was stopped between the removal and the change of its row.
+        let is_left = gone.is_listed && gone.outputs.is_empty();
+        if is_left && standing.is_withdrawn(attempt).map_err(failed)? {
+            forget(job_id, queue, progress)?;
+        }
     }
     drop(standing);
     gone.retain(|gone| !gone.outputs.is_empty());

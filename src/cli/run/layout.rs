@@ -4,12 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::queue::{End, Queue, Stop};
-use crate::cli::failed;
 use crate::cli::progress::Progress;
-use crate::job::Sink;
 use crate::limits;
-use crate::sink::{self, Placed, Root};
-use crate::store::{self, Code};
+use crate::sink::{self, Placed, Relocation, Root};
+use crate::store::Code;
 
 /// What became of files that were to be moved.
 #[derive(Debug, Default)]
@@ -36,11 +34,7 @@ pub(super) fn arrange(
         };
         Ok((id, sinks))
     })?;
-    let mut named = |job_id| {
-        let found = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
-        Ok(found.map(|found| found.uris).unwrap_or_default())
-    };
-    root.finish_moves::<End>(&id, &mut named)?;
+    finish(queue, progress, root, &id)?;
     let mut arranged = Arranged::default();
     let Some(sinks) = sinks else {
         return Ok(arranged);
@@ -50,16 +44,35 @@ pub(super) fn arrange(
         let mut is_wanted = |_: &std::path::Path, uris: &[String]| root.may_be_misplaced(uris);
         Ok(turn.published_inputs(plugin, &mut is_wanted)?)
     })?;
-    for jobs in jobs.chunks(limits::MOVED_AT_ONCE) {
-        arrange_some(
-            jobs,
-            (&*id, plugin, &sinks),
-            queue,
-            progress,
-            root,
-            &mut arranged,
-        )?;
+    let mut found = Vec::new();
+    for job in &jobs {
+        let job_id = job.job_id;
+        let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
+        let Some(before) = before else { continue };
+        let placed = Placed {
+            attempt: before.attempt,
+            key: before.key,
+            plugin,
+            input: &job.path.to_string_lossy(),
+            sinks: &sinks,
+        };
+        match waited(queue, progress, || root.misplaced(&id, placed))? {
+            Ok(relocation) => found.extend(relocation),
+            Err(error) => note_left(job_id, &error, progress, &mut arranged),
+        }
+        let count: usize = found.iter().map(Relocation::count).sum();
+        if count >= limits::MOVED_AT_ONCE {
+            move_files(
+                std::mem::take(&mut found),
+                &id,
+                queue,
+                progress,
+                root,
+                &mut arranged,
+            )?;
+        }
     }
+    move_files(found, &id, queue, progress, root, &mut arranged)?;
     match arranged.moved {
         0 => {}
         count => progress.note(&format!(
@@ -73,46 +86,64 @@ pub(super) fn arrange(
     Ok(arranged)
 }
 
-fn arrange_some(
-    jobs: &[store::PublishedInput],
-    (id, plugin, sinks): (&str, &str, &[Sink]),
+/// Ends moves that stopped.
+fn finish(queue: &mut Queue<'_>, progress: &Progress, root: &Root, id: &str) -> Result<(), End> {
+    queue.step(progress, |store| {
+        let mut named = |job_id| {
+            let found = store.begin()?.publication(job_id)?;
+            Ok::<_, Stop>(found.map(|found| found.uris).unwrap_or_default())
+        };
+        root.finish_moves(id, &mut named).map(drop)
+    })
+}
+
+/// A step on the output folder, tried again while its disk is full.
+fn waited<T>(
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    mut step: impl FnMut() -> Result<T, sink::Error>,
+) -> Result<Result<T, sink::Error>, End> {
+    queue.wait_for(progress, |_| match step() {
+        Err(error) if error.may_pass() || error.is_trouble() => Err(Stop::Output(error)),
+        done => Ok(done),
+    })
+}
+
+fn move_files(
+    found: Vec<Relocation>,
+    id: &str,
     queue: &mut Queue<'_>,
     progress: &Progress,
     root: &Root,
     arranged: &mut Arranged,
 ) -> Result<(), End> {
-    let mut relocations = Vec::new();
-    for job in jobs {
-        let job_id = job.job_id;
-        let before = queue.step(progress, |store| Ok(store.begin()?.publication(job_id)?))?;
-        let Some(before) = before else { continue };
-        let placed = Placed {
-            attempt: before.attempt,
-            key: before.key,
-            uris: &before.uris,
-            plugin,
-            input: &job.path.to_string_lossy(),
-            sinks,
-        };
-        match root.misplaced(id, placed) {
-            Ok(found) => relocations.extend(found),
-            Err(error) => note_left(job_id, &error, progress, arranged),
+    if found.is_empty() {
+        return Ok(());
+    }
+    waited(queue, progress, || root.begin_moves(id, &found))??;
+    let mut jobs = Vec::with_capacity(found.len());
+    for mut job in found {
+        match waited(queue, progress, || root.add_names(&mut job))? {
+            Ok(()) => jobs.push(job),
+            Err(error) => {
+                note_left(job.job_id(), &error, progress, arranged);
+                let mut job = [job];
+                waited(queue, progress, || root.end_moves(&mut job, false))??;
+            }
         }
     }
-    let mut commit = |renamed: &[sink::Renamed]| {
-        queue.step(progress, |store| {
-            let mut turn = store.begin()?;
-            for (job_id, uris) in renamed {
-                turn.rename_outputs(*job_id, uris)?;
-            }
-            Ok::<_, Stop>(turn.commit()?)
-        })
-    };
-    let relocated = root.relocate::<End>(id, relocations, &mut commit)?;
-    arranged.moved += relocated.count;
-    for (job_id, error) in relocated.left {
-        note_left(job_id, &error, progress, arranged);
-    }
+    waited(queue, progress, || root.sync_names(&jobs))??;
+    queue.step(progress, |store| {
+        let mut turn = store.begin()?;
+        for job in &jobs {
+            turn.rename_outputs(job.job_id(), &root.renamed(job))?;
+        }
+        Ok(turn.commit()?)
+    })?;
+    waited(queue, progress, || root.note_moved(id))??;
+    waited(queue, progress, || root.end_moves(&mut jobs, true))??;
+    waited(queue, progress, || root.forget_moves(id))??;
+    arranged.moved += jobs.iter().map(Relocation::count).sum::<usize>();
     Ok(())
 }
 
@@ -121,10 +152,4 @@ fn note_left(job_id: i64, error: &sink::Error, progress: &Progress, arranged: &m
         "output of job {job_id} cannot be moved, and its file is run again: {error}"
     ));
     arranged.left.insert(job_id);
-}
-
-impl From<sink::Error> for End {
-    fn from(error: sink::Error) -> Self {
-        failed(format!("output folder: {error}")).into()
-    }
 }

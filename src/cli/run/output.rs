@@ -1,8 +1,6 @@
 //! The output folder of a run: whether it can be used, and what is left in it of earlier runs.
 
-use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -133,13 +131,6 @@ pub(super) fn settle_interrupted(
     Ok(())
 }
 
-/// True for a file whose folder is the output folder or below it.
-fn is_inside(file: &Path, output: &Path) -> bool {
-    let folder = file.parent().map(fs::canonicalize);
-    file.file_name().is_some()
-        && folder.is_some_and(|real| real.is_ok_and(|real| real.starts_with(output)))
-}
-
 /// Removes outputs of earlier runs that are of content which is not there any more: topics that a
 /// file no longer has, and, where that is wanted, the output of a file whose content has changed since
 /// and which the plugin cannot take now. Other failures cost no output. True when the output of a job was removed: others
@@ -174,17 +165,6 @@ pub(super) fn remove_stale(
             is_blocked = say_left(&left, &item.path, progress);
         }
         match (&item.outcome, item.job_id) {
-            (Outcome::Done { outputs, .. }, _) => {
-                let current: BTreeSet<String> = outputs.iter().cloned().collect();
-                // An old name may lead to a new file, through a link.
-                let files: BTreeSet<(u64, u64)> =
-                    outputs.iter().filter_map(|uri| file(uri)).collect();
-                for uri in item.old_outputs.difference(&current) {
-                    if file(uri).is_none_or(|old| !files.contains(&old)) {
-                        remove_file(uri, root.path());
-                    }
-                }
-            }
             (Outcome::Failed { is_final: true, .. }, Some(job_id))
                 if removes_failed && is_outdated(item) =>
             {
@@ -234,27 +214,16 @@ pub(super) fn note_kept(
 pub(super) fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
     for error in left {
         let file = file.display();
-        progress.note(&format!(
-            "earlier output of {file} cannot be removed: {error}"
-        ));
+        progress.note(&match error {
+            sink::Error::NotOurs { path, .. } => format!(
+                "earlier output of {file} is not there any more, and another file in its place \
+                 stays: {}",
+                path.display()
+            ),
+            error => format!("earlier output of {file} cannot be removed: {error}"),
+        });
     }
     left.iter().any(sink::Error::is_contention)
-}
-
-/// Device and inode of the file that a URI names.
-fn file(uri: &str) -> Option<(u64, u64)> {
-    let found = fs::metadata(uri.strip_prefix("file://")?).ok()?;
-    Some((found.dev(), found.ino()))
-}
-
-fn remove_file(uri: &str, output: &Path) {
-    if let Some(path) = uri.strip_prefix("file://").map(Path::new)
-        && is_inside(path, output)
-        && let Err(error) = fs::remove_file(path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        log::error!("cannot remove old output {}: {error}", path.display());
-    }
 }
 
 /// True when a file is what its job ran over.
@@ -290,16 +259,22 @@ pub(super) fn withdraw(
         return Ok(Default::default());
     };
     let standing = Standing::new(root, &id);
-    let withdrawn = standing.withdraw(before.attempt, before.key, before.uris.iter());
-    let (removed, left) = withdrawn.map_err(failed)?;
-    if left.is_empty() && !removed.is_empty() {
-        queue.step(progress, |store| {
-            let mut turn = store.begin()?;
-            turn.forget_publication(job_id)?;
-            Ok(turn.commit()?)
-        })?;
+    let withdrawn = queue.wait_for(progress, |_| {
+        Ok(standing.withdraw(before.attempt, before.key, &before.uris)?)
+    })?;
+    if withdrawn.is_gone {
+        forget(job_id, queue, progress)?;
     }
-    Ok((removed, left))
+    Ok((withdrawn.removed, withdrawn.left))
+}
+
+/// What a job has published is not there any more.
+pub(super) fn forget(job_id: i64, queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
+    queue.step(progress, |store| {
+        let mut turn = store.begin()?;
+        turn.forget_publication(job_id)?;
+        Ok(turn.commit()?)
+    })
 }
 
 /// Refuses an output folder of another database before anything is done for it.

@@ -1,5 +1,6 @@
 //! The queue as the run itself uses it, beside its sentinel: while it is locked or its storage
-//! fails, each step is tried again for a bounded time.
+//! fails, each step is tried again for a bounded time. So are steps on the output folder, while its disk
+//! is full.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +10,7 @@ use super::watch::GO_ON;
 use crate::cli::progress::Progress;
 use crate::cli::{Failure, failed};
 use crate::limits;
+use crate::sink;
 use crate::store::{Error, Open, Store};
 
 /// How often an interruption is looked for while the queue is waited for.
@@ -31,6 +33,12 @@ impl From<Failure> for End {
     }
 }
 
+impl From<sink::Error> for End {
+    fn from(error: sink::Error) -> Self {
+        Failure::from(error).into()
+    }
+}
+
 impl From<End> for Failure {
     fn from(end: End) -> Self {
         match end {
@@ -44,6 +52,8 @@ impl From<End> for Failure {
 pub(super) enum Stop {
     /// The queue, perhaps for a while.
     Queue(Error),
+    /// The output folder, perhaps for a while.
+    Output(sink::Error),
     /// Something else: it is not tried again.
     Other(Failure),
 }
@@ -51,6 +61,12 @@ pub(super) enum Stop {
 impl From<Error> for Stop {
     fn from(error: Error) -> Self {
         Stop::Queue(error)
+    }
+}
+
+impl From<sink::Error> for Stop {
+    fn from(error: sink::Error) -> Self {
+        Stop::Output(error)
     }
 }
 
@@ -128,7 +144,9 @@ impl<'a> Queue<'a> {
                 Ok(done) => return Ok(done),
                 Err(Stop::Other(failure)) => return Err(failure.into()),
                 Err(Stop::Queue(error)) if !error.may_pass() => return Err(self.refused(&error)),
-                Err(Stop::Queue(error)) => error,
+                Err(Stop::Queue(error)) => said(self.database, &error),
+                Err(Stop::Output(error)) if !error.may_pass() => return Err(error.into()),
+                Err(Stop::Output(error)) => format!("output folder: {error}"),
             };
             let now = Instant::now();
             let since = *since.get_or_insert(now);
@@ -136,14 +154,12 @@ impl<'a> Queue<'a> {
                 return Err(Failure::Interrupted("interrupted").into());
             }
             if now.saturating_duration_since(since) >= self.longest {
-                return Err(End::Lost(given_up(self.database, &error, self.longest)));
+                return Err(End::Lost(given_up(&error, self.longest)));
             }
             if self.told_at.is_none_or(|told| told + SAY_INTERVAL <= now) {
                 self.told_at = Some(now);
                 progress.note(&format!(
-                    "queue {}: {}; waiting for at most {} s (--outage-timeout)",
-                    self.database.display(),
-                    error.reason(),
+                    "{error}; waiting for at most {} s (--outage-timeout)",
                     self.longest.as_secs()
                 ));
             }
@@ -167,12 +183,15 @@ impl<'a> Queue<'a> {
     }
 }
 
-/// Why a queue that failed for too long is given up.
-pub(super) fn given_up(database: &Path, error: &Error, longest: Duration) -> String {
+/// What is wrong with a queue.
+pub(super) fn said(database: &Path, error: &Error) -> String {
+    format!("queue {}: {}", database.display(), error.reason())
+}
+
+/// Why what failed for too long is given up.
+pub(super) fn given_up(error: &str, longest: Duration) -> String {
     format!(
-        "queue {}: {}; it failed for {} s (--outage-timeout); once it works, {GO_ON}",
-        database.display(),
-        error.reason(),
+        "{error}; it failed for {} s (--outage-timeout); once it works, {GO_ON}",
         longest.as_secs()
     )
 }

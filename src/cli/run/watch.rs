@@ -75,7 +75,7 @@ impl Watch {
 
     /// Why a queue that failed for too long is given up.
     pub(super) fn given_up(&self, error: &Error) -> String {
-        queue::given_up(&self.database, error, self.longest)
+        queue::given_up(&queue::said(&self.database, error), self.longest)
     }
 
     /// Which of the jobs of the run's plugin cannot end, because another program has changed their

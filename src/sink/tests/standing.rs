@@ -30,7 +30,11 @@ fn what_a_receipt_has_no_room_for_is_compared_and_removed_too() {
     assert!(stands());
     let uris = [first.uri.clone()];
     let standing = Standing::new(&fixture.root, A);
-    let (removed, left) = standing.withdraw(attempt, 0, uris.iter()).unwrap();
-    assert_eq!((removed.len(), left.len()), (2, 0), "{removed:?} {left:?}");
+    let withdrawn = standing.withdraw(attempt, 0, &uris).unwrap();
+    assert_eq!(withdrawn.removed.len(), 2, "{withdrawn:?}");
+    assert!(
+        withdrawn.left.is_empty() && withdrawn.is_gone,
+        "{withdrawn:?}"
+    );
     assert_eq!(fixture.files(), [""; 0]);
 }
