@@ -3,9 +3,10 @@
 //! name, whatever stopped the move: the workers that finish or undo what an attempt left, the job's
 //! next attempt, and the next program that has root and database to itself.
 //!
-//! `.casparian/moves.<database>` lists what is moved. It is renamed to `moved.<database>` once the database
-//! names the new paths: from then on files that have both names keep the new one, before that the old
-//! one. A program that knows what the database names goes by that.
+//! `.casparian/moves.<database>` lists what is moved. It is renamed to `deciding.<database>` before the
+//! database is changed, and to `moved.<database>` when it names the new paths. Of a move that stopped, files
+//! keep the old name in the first state, the new one in the last. Between them only a program that knows what
+//! the database names can tell: recovery leaves both.
 
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,11 @@ pub(super) fn end(root: &Root, folder: &Folder, record: &mut Record) -> Result<(
     ended.write(root, folder)?;
     *record = ended;
     Ok(())
+}
+
+/// Whether recovery can tell which name of a job's files stays.
+pub(super) fn is_decided(root: &Root, record: &Record, database: &str) -> Result<bool, Error> {
+    Ok(!is_moving(record) || files::identity(&deciding(root, database)?)?.is_none())
 }
 
 pub(super) fn is_moving(record: &Record) -> bool {
@@ -128,6 +134,11 @@ fn moves(root: &Root, database: &str) -> Result<PathBuf, Error> {
     Ok(root.base().join(format!("moves.{}", checked(database)?)))
 }
 
+/// The journal of moves that the database may know.
+fn deciding(root: &Root, database: &str) -> Result<PathBuf, Error> {
+    Ok(root.base().join(format!("deciding.{}", checked(database)?)))
+}
+
 /// The journal of moves that the database knows.
 fn moved(root: &Root, database: &str) -> Result<PathBuf, Error> {
     Ok(root.base().join(format!("moved.{}", checked(database)?)))
@@ -148,18 +159,29 @@ pub(super) fn write(root: &Root, database: &str, moves_of: Vec<Move>) -> Result<
     files::sync_folder(root.base())
 }
 
+/// The database is about to be changed.
+pub(super) fn note_deciding(root: &Root, database: &str) -> Result<(), Error> {
+    rename(root, &moves(root, database)?, &deciding(root, database)?)
+}
+
 /// The database names the new paths now.
 pub(super) fn note_moved(root: &Root, database: &str) -> Result<(), Error> {
-    let (from, to) = (moves(root, database)?, moved(root, database)?);
-    if files::identity(&from)?.is_some() {
-        files::rename(&from, &to)?;
+    rename(root, &deciding(root, database)?, &moved(root, database)?)
+}
+
+/// It may be done again after it has failed.
+fn rename(root: &Root, from: &Path, to: &Path) -> Result<(), Error> {
+    if files::identity(from)?.is_some() {
+        files::rename(from, to)?;
     }
     files::sync_folder(root.base())
 }
 
 /// The journal of moves that have not ended, and where it is.
 pub(super) fn read(root: &Root, database: &str) -> Result<Option<(PathBuf, Journal)>, Error> {
-    for path in [moves(root, database)?, moved(root, database)?] {
+    let all = [moves, deciding, moved].map(|path| path(root, database));
+    for path in all {
+        let path = path?;
         let Some(text) = files::read(&path, limits::MOVES_SIZE_MAX)? else {
             continue;
         };
@@ -172,8 +194,9 @@ pub(super) fn read(root: &Root, database: &str) -> Result<Option<(PathBuf, Journ
 
 /// All moves have ended.
 pub(super) fn remove(root: &Root, database: &str) -> Result<(), Error> {
-    files::remove(&moves(root, database)?)?;
-    files::remove(&moved(root, database)?)?;
+    for path in [moves, deciding, moved] {
+        files::remove(&path(root, database)?)?;
+    }
     files::sync_folder(root.base())
 }
 

@@ -46,7 +46,9 @@ fn settle(root: &Root, folder: &Folder) -> Result<(), Error> {
     if record.run != folder.name.run() {
         return Ok(());
     }
-    moving::end(root, folder, &mut record)?;
+    if moving::is_decided(root, &record, &folder.name.database)? {
+        moving::end(root, folder, &mut record)?;
+    }
     if record.is_committed(root, &folder.name)? {
         // The record has what is left.
         finish(root, folder, &mut record).map(drop)

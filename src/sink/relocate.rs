@@ -195,6 +195,12 @@ impl Root {
         moves.map(|step| (uri(&step.from), uri(&step.to))).collect()
     }
 
+    /// The database is about to be changed.
+    pub fn note_deciding(&self, database: &str) -> Result<(), Error> {
+        self.check()?;
+        moving::note_deciding(self, database)
+    }
+
     /// The database names the new paths now.
     pub fn note_moved(&self, database: &str) -> Result<(), Error> {
         self.check()?;

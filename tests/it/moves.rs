@@ -7,8 +7,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::common::*;
-use crate::faults::{At, Faults, LINK, MAKE_DIR, RENAME};
-use crate::layout::{check_receipts, files, read_folder, topics};
+use crate::faults::{At, Faults, LINK, RENAME};
+use crate::layout::{check_receipts, files, read_folder, receipts, topics};
 use crate::run::{Folder, totals};
 
 const EPERM: i32 = 1;
@@ -76,7 +76,7 @@ fn workers_go_on_after_a_killed_move() {
     let queue = folder.path("out/.casparian/queue.sqlite");
     let mut killed = 0;
     let mut value = 10;
-    for at in (24..).step_by(3) {
+    for at in (24..).step_by(4) {
         let faults = faults(&folder);
         faults.stop_at(at, At::Kill);
         let ended = output(&mut run_with(&folder, &faults, &["--layout", "datasets"]));
@@ -88,10 +88,23 @@ fn workers_go_on_after_a_killed_move() {
         let again = "UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 1";
         sql(Path::new(&queue), again);
         serve(&folder);
-        // The worker's output has the flat layout; the other job's files have one name.
+        // The file of the other job may have both names where only the queue says which one counts.
         let found = files(&folder);
-        assert_eq!(found.len(), 3, "{why}: {found:?}");
-        check_receipts(&folder, &why);
+        let named = receipts(&folder);
+        let missing = named.iter().find(|name| !found.contains(name));
+        assert_eq!((named.len(), missing), (3, None), "{why}: {found:?}");
+        let own = fs::read_dir(folder.path("out/.casparian")).unwrap();
+        let mut own = own.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        if own.any(|name| name.starts_with("deciding.")) {
+            let both = ["count/b_2.parquet", "count_output_2.parquet"];
+            assert!(
+                both.iter().all(|name| found.contains(&(*name).to_owned())),
+                "{why}"
+            );
+            assert_eq!(found.len(), 4, "{why}: {found:?}");
+        } else {
+            assert_eq!(named, found, "{why}");
+        }
         let (summary, code) = folder.run(&["--layout", "datasets"]);
         assert_eq!(code, Some(0), "{why}: {summary}");
         let found = [
@@ -147,7 +160,7 @@ fn a_killed_move_without_hard_links_is_ended_too() {
     let folder = topics(&[("a.csv", "-\t1"), ("b.csv", "-\t2\nsales\t2")]);
     folder.run(&["--layout", "flat"]);
     let mut killed = 0;
-    for at in 15.. {
+    for at in (15..).step_by(3) {
         let layouts = ["flat", "datasets"];
         let layout = ["--layout", layouts[usize::from(at % 2 == 0)]];
         let faults = faults(&folder);
@@ -168,15 +181,16 @@ fn a_killed_move_without_hard_links_is_ended_too() {
         if ended.status.code().is_some() {
             break;
         }
-        folder.run(&layout);
+        // The records of a new attempt's output are those of a publish.
+        folder.run(&[&layout[..], &["--force"]].concat());
     }
-    assert!(killed > 15, "{killed}");
+    assert!(killed > 5, "{killed}");
 }
 
 /// A disk that is full while files are moved is waited for.
 #[test]
 fn a_full_disk_during_a_move_is_waited_for() {
-    for calls in [LINK, MAKE_DIR, RENAME] {
+    for calls in [LINK, RENAME] {
         let folder = topics(&[("a.csv", "-\t1"), ("b.csv", "-\t2\nsales\t2")]);
         folder.run(&["--layout", "flat"]);
         let faults = faults(&folder);
@@ -228,6 +242,22 @@ fn a_killed_prune_is_ended_by_the_next_one() {
         assert_eq!(files(&folder).len(), 3, "{why}");
     }
     assert!(killed > 8, "{killed}");
+    // Killed after the removal and before the change of the row.
+    let queue = folder.path("out/.casparian/queue.sqlite");
+    folder.write("in/a.csv", "-\t1");
+    folder.run(&[]);
+    let published = "SELECT published FROM cf_processing_queue WHERE id = 1";
+    let published = sql(Path::new(&queue), published);
+    fs::remove_file(folder.path("in/a.csv")).unwrap();
+    folder.run(&["--prune"]);
+    let change = format!(
+        "UPDATE cf_processing_queue SET published = '{}' WHERE id = 1",
+        published.trim()
+    );
+    sql(Path::new(&queue), &change);
+    folder.run(&[]);
+    check_receipts(&folder, "before the change of the row");
+    folder.check();
 }
 
 /// Output that a row does not name any more, as after a removal that was not durable, goes by a repair.

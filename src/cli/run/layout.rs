@@ -122,17 +122,14 @@ fn move_files(
     }
     waited(queue, progress, || root.begin_moves(id, &found))??;
     let mut jobs = Vec::with_capacity(found.len());
-    for mut job in found {
-        match waited(queue, progress, || root.add_names(&mut job))? {
-            Ok(()) => jobs.push(job),
-            Err(error) => {
-                note_left(job.job_id(), &error, progress, arranged);
-                let mut job = [job];
-                waited(queue, progress, || root.end_moves(&mut job, false))??;
-            }
+    if let Err(end) = add_names(found, &mut jobs, queue, progress, root, arranged) {
+        // What cannot be taken back now, the next run or worker takes back.
+        if let Err(error) = root.end_moves(&mut jobs, false) {
+            log::warn!("{error}");
         }
+        return Err(end);
     }
-    waited(queue, progress, || root.sync_names(&jobs))??;
+    waited(queue, progress, || root.note_deciding(id))??;
     queue.step(progress, |store| {
         let mut turn = store.begin()?;
         for job in &jobs {
@@ -145,6 +142,27 @@ fn move_files(
     waited(queue, progress, || root.forget_moves(id))??;
     arranged.moved += jobs.iter().map(Relocation::count).sum::<usize>();
     Ok(())
+}
+
+/// Gives files their new names; `jobs` gets those that have them.
+fn add_names(
+    found: Vec<Relocation>,
+    jobs: &mut Vec<Relocation>,
+    queue: &mut Queue<'_>,
+    progress: &Progress,
+    root: &Root,
+    arranged: &mut Arranged,
+) -> Result<(), End> {
+    for job in found {
+        jobs.push(job);
+        let Some(job) = jobs.last_mut() else { continue };
+        if let Err(error) = waited(queue, progress, || root.add_names(job))? {
+            note_left(job.job_id(), &error, progress, arranged);
+            let mut left: Vec<Relocation> = jobs.pop().into_iter().collect();
+            waited(queue, progress, || root.end_moves(&mut left, false))??;
+        }
+    }
+    Ok(waited(queue, progress, || root.sync_names(jobs))??)
 }
 
 fn note_left(job_id: i64, error: &sink::Error, progress: &Progress, arranged: &mut Arranged) {
