@@ -6,9 +6,12 @@ afresh find the plugin as a module.
 """
 
 import atexit
+import gc
 import os
 import sys
 import threading
+import time
+import traceback
 import weakref
 
 # Failures of tasks that are kept until the plugin asks for them.
@@ -111,6 +114,7 @@ def of_async(results):
 
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    failed = watch_tasks(loop)
     items = results.__aiter__()
     try:
         while True:
@@ -122,10 +126,38 @@ def of_async(results):
         rest = asyncio.all_tasks(loop)
         if rest:
             loop.run_until_complete(asyncio.gather(*rest))
+        # Callbacks of tasks that have ended last.
+        loop.run_until_complete(asyncio.sleep(0))
+        for task in failed:
+            if task._log_traceback:
+                error = task.exception()
+                add_note(error, "in a task of asyncio; the plugin has not awaited it")
+                raise error
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
         asyncio.set_event_loop(None)
+
+
+def watch_tasks(loop):
+    """The plugin's tasks of a loop that have failed, before anybody may have asked them."""
+    import asyncio
+
+    failed = []
+
+    def ended(task):
+        is_known = task.cancelled() or not task._log_traceback or len(failed) == LOST_MAX
+        if not is_known and (task.casparian_is_own or is_of_plugin(task._exception)):
+            failed.append(task)
+
+    def factory(loop, coroutine, **options):
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        task.casparian_is_own = is_asked_by_plugin(sys._getframe(1))
+        task.add_done_callback(ended)
+        return task
+
+    loop.set_task_factory(factory)
+    return failed
 
 
 class Work:
@@ -140,6 +172,7 @@ class Work:
         self.show = threading.excepthook
         threading.excepthook = self.handle_thread_error
         self.watch_futures()
+        self.watch_loops()
 
     def note(self, error, where):
         """Keeps an exception that fails the job when its handler has returned."""
@@ -151,6 +184,9 @@ class Work:
     def handle_thread_error(self, arguments):
         thread = arguments.thread
         counts = thread is None or not thread.daemon or thread in self.bridge.publishers
+        if not counts:
+            frames = [frame for frame, _line in traceback.walk_tb(arguments.exc_traceback)]
+            counts = Reach(frames).found
         if counts and not issubclass(arguments.exc_type, SystemExit):
             name = "" if thread is None else f" {thread.name!r}"
             self.note(arguments.exc_value, f"in the thread{name}, which the plugin has started")
@@ -161,8 +197,13 @@ class Work:
 
         future, lost = _base.Future, self.lost
 
+        def init(self, init=future.__init__):
+            init(self)
+            self.casparian_is_own = is_asked_by_plugin(sys._getframe(1))
+
         def set_exception(self, error, set_exception=future.set_exception):
-            if error is not None and len(lost) < LOST_MAX and is_of_plugin(error, _base.BrokenExecutor):
+            is_own = getattr(self, "casparian_is_own", False) or is_of_plugin(error, _base.BrokenExecutor)
+            if error is not None and len(lost) < LOST_MAX and is_own:
                 lost[id(self)] = (self, error)
             set_exception(self, error)
 
@@ -175,9 +216,22 @@ class Work:
                         lost.pop(id(self), None)
             return asked
 
+        future.__init__ = init
         future.set_exception = set_exception
         future.result = asking(future.result)
         future.exception = asking(future.exception)
+
+    def watch_loops(self):
+        """Loops that the plugin runs itself log the failures of tasks that are removed unasked."""
+        import logging
+
+        def watch(record):
+            error = record.exc_info[1] if record.exc_info else None
+            if str(record.msg).startswith("Task exception was never retrieved") and is_of_plugin(error):
+                self.note(error, "in a task of asyncio; the plugin has not awaited it")
+            return True
+
+        logging.getLogger("asyncio").addFilter(watch)
 
     def finish(self):
         """Waits for what still runs. The engine's time-out of the job bounds it."""
@@ -187,13 +241,19 @@ class Work:
             end()
         self.join_threads()
         self.join_children()
+        self.join_pools()
         self.run_exit_functions()
         self.join_threads()
+        if "asyncio" in sys.modules:
+            # Tasks are in cycles with their exceptions.
+            gc.collect()
         for _future, error in list(self.lost.values()):
             self.note(error, "in a task of an executor; the plugin has not asked for its result")
         if self.errors:
             raise self.errors[0]
-        self.check_daemons()
+        Daemons(self.bridge).settle()
+        if self.errors:
+            raise self.errors[0]
 
     def join_threads(self):
         """Joins the plugin's threads, those too that these have started; not those of executors, which
@@ -223,6 +283,22 @@ class Work:
                     RuntimeError(f"the child process {child.name!r} ended with exit code {child.exitcode}"),
                     "the plugin has not joined it")
 
+    def join_pools(self):
+        """Waits for the tasks of multiprocessing's pools, of threads and of processes."""
+        start, tasks = time.monotonic(), {}
+        while True:
+            left = pool_tasks()
+            tasks.update((id(task), task) for task in left)
+            if not left:
+                break
+            if time.monotonic() - start > NAMES_AFTER:
+                self.bridge.warn("the job waits for tasks of a multiprocessing pool")
+            time.sleep(DAEMONS_POLL)
+        for task in tasks.values():
+            error = None if getattr(task, "_success", True) else task._value
+            if isinstance(error, BaseException) and task._error_callback is None:
+                self.note(error, "in a task of a pool; the plugin has not asked for its result")
+
     def run_exit_functions(self):
         show = sys.unraisablehook
 
@@ -239,37 +315,19 @@ class Work:
         finally:
             sys.unraisablehook = show
 
-    def check_daemons(self):
-        """Python ends with its daemon threads wherever they are: one that publishes would lose rows."""
-        threads = {thread.ident: thread for thread in threading.enumerate()}
-        for ident, frame in sys._current_frames().items():
-            thread = threads.get(ident)
-            if ident == threading.get_ident() or not is_at_work(frame, thread in self.bridge.publishers):
-                continue
-            name = "" if thread is None else f" {thread.name!r}"
-            raise RuntimeError(
-                f"the daemon thread{name} publishes and still runs when the handler has returned: join it,"
-                " or do not make it a daemon")
 
-
-def is_at_work(frame, has_published):
-    """True for a thread that runs the plugin's code and publishes. One that waits for an empty queue has
-    done what it was given."""
-    while frame is not None:
-        code, space = frame.f_code, frame.f_globals
-        if space.get("__name__") == "queue" and code.co_name == "get":
-            queue = frame.f_locals.get("self")
-            if queue is not None and not queue._qsize():
-                return False
-        if is_of_plugin_module(space) and (has_published or "publish" in code.co_names):
-            return True
+def is_asked_by_plugin(frame):
+    """True when the plugin's code asks for a task, itself or by a call of the standard library."""
+    while frame is not None and package_of(frame.f_globals) in ("concurrent", "asyncio"):
         frame = frame.f_back
-    return False
+    return frame is not None and is_of_plugin_module(frame.f_globals)
 
 
-def is_of_plugin(error, broken):
+def is_of_plugin(error, broken=()):
     """True when a task's exception came from the plugin's code, from a process or from a broken pool:
     libraries have tasks of their own whose failures they expect."""
+    if error is None:
+        return False
     if isinstance(error, broken) or type(error.__cause__).__name__ == "_RemoteTraceback":
         return True
     trace = error.__traceback__
@@ -278,6 +336,17 @@ def is_of_plugin(error, broken):
             return True
         trace = trace.tb_next
     return False
+
+
+def pool_tasks():
+    """The results of pools that are not there yet. Each pool has threads that know them."""
+    found = {}
+    for frame in sys._current_frames().values():
+        for frame in stack_of(frame):
+            if frame.f_globals.get("__name__") == "multiprocessing.pool":
+                cache = frame.f_locals.get("cache")
+                found.update(cache if isinstance(cache, dict) else {})
+    return list(found.values())
 
 
 def add_note(error, text):

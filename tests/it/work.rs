@@ -90,7 +90,97 @@ const AWAITED: &[Case] = &[
     (
         "daemon_that_publishes",
         "def late():\n    for n in range(1000):\n        time.sleep(.1)\n        self.ctx.publish('t', {'a': [n]})\nthreading.Thread(target=late, daemon=True, name='late').start()\nreturn {'a': [1]}",
-        Fails("the daemon thread 'late' publishes and still runs"),
+        Fails("the daemon thread 'late' can publish and still runs"),
+    ),
+    (
+        "daemon_that_ends",
+        "def emit(n): self.ctx.publish('t', {'a': [n]})\ndef late():\n    for n in range(3):\n        time.sleep(.3)\n        emit(n)\nthreading.Thread(target=late, daemon=True).start()",
+        Rows(r#"[{"a": 0}, {"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "daemon_with_the_method_of_the_context",
+        "send = self.ctx.publish\ndef late():\n    time.sleep(.5)\n    send('t', {'a': [1]})\nthreading.Thread(target=late, daemon=True).start()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "timer",
+        "timer = threading.Timer(1, self.ctx.publish, ('t', {'a': [1]}))\ntimer.daemon = True\ntimer.start()",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "thread_of_the_low_module",
+        "import _thread\ndef late():\n    time.sleep(.5)\n    self.ctx.publish('t', {'a': [1]})\n_thread.start_new_thread(late, ())",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "batcher",
+        "import queue\nitems = queue.Queue()\ndef batch():\n    rows = []\n    while True:\n        try: rows.append(items.get(timeout=.5))\n        except queue.Empty:\n            if rows: self.ctx.publish('t', {'a': rows})\n            rows = []\nthreading.Thread(target=batch, daemon=True).start()\nfor n in range(3): items.put(n)",
+        Rows(r#"[{"a": 0}, {"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "producer",
+        "import queue\nitems = queue.Queue()\ndef produce():\n    for n in range(2):\n        time.sleep(.3)\n        items.put(n)\ndef consume():\n    while True: self.ctx.publish('t', {'a': [items.get()]})\nfor work in (produce, consume): threading.Thread(target=work, daemon=True).start()",
+        Rows(r#"[{"a": 0}, {"a": 1}]"#),
+    ),
+    (
+        "thread_pool",
+        "from multiprocessing.pool import ThreadPool\ndef emit(n): self.ctx.publish('t', {'a': [n]})\ndef late(n):\n    time.sleep(.2 * n)\n    emit(n)\nself.pool = ThreadPool(1)\nself.pool.map_async(late, range(4))\nself.pool.close()",
+        Rows(r#"[{"a": 0}, {"a": 1}, {"a": 2}, {"a": 3}]"#),
+    ),
+    (
+        "process_pool",
+        "self.pool = multiprocessing.get_context('fork').Pool(2)\nself.pool.map_async(square, [2, 3], callback=lambda found: self.ctx.publish('t', {'a': found}))",
+        Rows(r#"[{"a": 4}, {"a": 9}]"#),
+    ),
+    (
+        "loop_in_a_daemon",
+        "import asyncio\nloop = asyncio.new_event_loop()\nthreading.Thread(target=loop.run_forever, daemon=True).start()\nasync def late():\n    await asyncio.sleep(.5)\n    self.ctx.publish('t', {'a': [1]})\nasyncio.run_coroutine_threadsafe(late(), loop)",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "daemon_that_only_counts",
+        "self.count = 0\ndef beat(ctx):\n    while True:\n        time.sleep(.1)\n        self.count += 1\nthreading.Thread(target=beat, args=(self.ctx,), daemon=True).start()\nreturn {'a': [1]}",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
+        "batch_that_is_never_full",
+        "import queue\nitems = queue.Queue()\ndef batch():\n    rows = []\n    while True:\n        rows.append(items.get())\n        if len(rows) == 2:\n            self.ctx.publish('t', {'a': rows})\n            rows = []\nthreading.Thread(target=batch, daemon=True, name='batcher').start()\nfor n in range(3): items.put(n)",
+        Fails("the daemon thread 'batcher' waits with values in 'rows'"),
+    ),
+    (
+        "daemon_that_raises",
+        "def emit(n): self.ctx.publish('t', {'a': [1 // n]})\ndef late():\n    time.sleep(.3)\n    emit(0)\nthreading.Thread(target=late, daemon=True).start()\nreturn {'a': [1]}",
+        Fails("ZeroDivisionError"),
+    ),
+    (
+        "task_of_a_pool_that_raises",
+        "from multiprocessing.pool import ThreadPool\ndef late(n):\n    time.sleep(.3)\n    raise KeyError('pool')\nself.pool = ThreadPool(1)\nself.pool.map_async(late, [1])\nreturn {'a': [1]}",
+        Fails("KeyError: 'pool'"),
+    ),
+    (
+        "task_of_a_library_that_raises",
+        "from concurrent.futures import ThreadPoolExecutor\nThreadPoolExecutor(1).submit(int, 'x')\nreturn {'a': [1]}",
+        Fails("ValueError: invalid literal"),
+    ),
+    (
+        "mapped_task_that_raises",
+        "import shutil\nfrom concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(1) as pool: pool.map(shutil.copy, ['missing'], ['x'])\nreturn {'a': [1]}",
+        Fails("No such file or directory: 'missing'"),
+    ),
+    (
+        "async_task_that_has_raised",
+        "import asyncio\nasync def early(): raise KeyError('early')\nasync def handle():\n    self.task = asyncio.ensure_future(early())\n    await asyncio.sleep(.1)\n    return {'a': [1]}\nreturn handle()",
+        Fails("KeyError: 'early'"),
+    ),
+    (
+        "async_task_of_an_own_loop_that_has_raised",
+        "import asyncio\nasync def early(): raise KeyError('early')\nasync def handle():\n    asyncio.ensure_future(early())\n    await asyncio.sleep(.1)\nasyncio.run(handle())\nreturn {'a': [1]}",
+        Fails("KeyError: 'early'"),
+    ),
+    (
+        "async_failure_that_was_asked_for",
+        "import asyncio\nasync def early(): raise KeyError('early')\nasync def handle():\n    assert isinstance((await asyncio.gather(early(), return_exceptions=True))[0], KeyError)\n    try: await asyncio.wait_for(early(), 1)\n    except KeyError: return {'a': [1]}\nreturn handle()",
+        Rows(r#"[{"a": 1}]"#),
     ),
 ];
 
