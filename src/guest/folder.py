@@ -124,14 +124,6 @@ def load_folder(parent, source, lines):
     return sys.modules[PLACE["module"]], f"{name}/{entry}", hidden
 
 
-def is_of_plugin_module(space):
-    """True for the namespace of a module of the plugin."""
-    if space.get("__name__") == PLUGIN_MODULE:
-        return True
-    root, path = PLACE["root"], space.get("__file__")
-    return root is not None and isinstance(path, str) and path.startswith(root)
-
-
 def without_place(line):
     """A line of a traceback with paths below the plugin's folder as they are written there."""
     return line if PLACE["root"] is None else line.replace(f'File "{PLACE["root"]}', 'File "', 1)

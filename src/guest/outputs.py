@@ -9,6 +9,7 @@ ones, because slices of views carry whole buffers. `cut` makes pieces of them by
 """
 
 import collections.abc
+import re
 import sys
 
 # Bytes of Arrow data that a frame should have, and above which it is cut further.
@@ -166,12 +167,24 @@ def reader_of(value):
         value = value.scanner()
     if is_of(value, "pyarrow.dataset", "Scanner"):
         return value.to_reader()
+    if is_of(value, "duckdb", "DuckDBPyRelation", "DuckDBPyConnection"):
+        check_duckdb(value)
     if callable(getattr(value, "to_arrow_reader", None)):
         return value.to_arrow_reader(FETCH_ROWS)
     if is_of(value, "duckdb", "DuckDBPyRelation", "DuckDBPyConnection"):
         return value.fetch_record_batch(FETCH_ROWS)
     fetch = getattr(value, "fetch_record_batch", None) or value.fetch_arrow_reader
     return fetch()
+
+
+def check_duckdb(result):
+    """Refuses types of DuckDB that become others in Arrow, without their zones or as raw bytes."""
+    for name, kind, *_rest in result.description or ():
+        for lost in ("TIME WITH TIME ZONE", "BIT"):
+            if re.search(rf"(?<!\w){lost}\b", str(kind)):
+                raise TypeError(
+                    f"column {name!r}: Arrow does not have DuckDB's type {lost}: cast it in the query, as with"
+                    f" CAST({name} AS VARCHAR)")
 
 
 def of_capsule(value, pa):
@@ -208,6 +221,11 @@ def polars_table(frame):
     if polars.Object in frame.dtypes:
         # Polars gives addresses of memory for them.
         raise TypeError("it has Python objects, which Arrow does not have")
+    frame = frame.with_columns(
+        polars.col(name).cast(polars.Decimal(38, 0)) for name, kind in frame.schema.items()
+        if str(kind) in ("Int128", "UInt128"))
+    if any("Int128" in str(kind) for kind in frame.dtypes):
+        raise TypeError("it has integers of 128 bits in lists or structs: cast them, as to pl.Decimal(38, 0)")
     level = getattr(polars, "CompatLevel", None)
     return frame.to_arrow() if level is None else frame.to_arrow(compat_level=level.oldest())
 
@@ -234,17 +252,55 @@ def of_pandas(frame, pa):
         keeps = any(name is not None for name in frame.index.names)
     try:
         # geopandas: its own conversion, which keeps the coordinate system.
+        exact = exact_columns(frame, pa)
         if is_of(frame, "geopandas", "GeoDataFrame") and hasattr(frame, "to_arrow"):
-            return pa.table(frame.to_arrow(index=keeps))
-        return pa.Table.from_pandas(frame, preserve_index=keeps)
+            table = pa.table(frame.to_arrow(index=keeps))
+        else:
+            table = pa.Table.from_pandas(dense(frame), preserve_index=keeps)
+        for place, array in exact.items():
+            table = table.set_column(place, table.schema.field(place).with_type(array.type), array)
+        return table
     except Exception as error:
         for place, name in enumerate(frame.columns):
             check_text(name)
-            try:
-                pa.array(frame.iloc[:, place], from_pandas=True)
-            except Exception as cause:
-                raise column_error(name, cause) from cause
+            array_of(name, frame.iloc[:, place], pa)
         raise error
+
+
+def exact_columns(frame, pa):
+    """By their positions, the columns of Python's objects that pandas would have converted less exactly."""
+    exact = {}
+    for place in range(frame.shape[1]):
+        column = frame.iloc[:, place]
+        if is_object(column):
+            array = array_of_objects(frame.columns[place], column, pa)
+            if array is not None:
+                exact[place] = array
+    for name in frame.index.names:
+        level = None if name is None else frame.index.get_level_values(name)
+        if level is not None and is_object(level) and array_of_objects(name, level, pa) is not None:
+            raise ValueError(f"level {name!r} of the index has nanoseconds: make it a column (`reset_index`)")
+    return exact
+
+
+def array_of_objects(name, values, pa):
+    try:
+        return array_of_values(values, pa, True) if Exact(values).paths else None
+    except Exception as error:
+        raise column_error(name, error) from error
+
+
+def is_sparse(dtype):
+    return is_of(dtype, "pandas", "SparseDtype")
+
+
+def dense(frame):
+    """A frame without sparse columns, which pyarrow does not take."""
+    places = [place for place, dtype in enumerate(frame.dtypes) if is_sparse(dtype)]
+    frame = frame.copy(deep=False) if places else frame
+    for place in places:
+        frame.isetitem(place, frame.iloc[:, place].sparse.to_dense())
+    return frame
 
 
 def without_copies(frame):
@@ -327,15 +383,21 @@ def array_of(name, values, pa):
             return values
         if is_of(values, "numpy", "ndarray"):
             return of_ndarray(values, pa)
-        if is_of(values, "pandas", "Series", "Index") or hasattr(values, "__arrow_array__"):
+        if is_of(values, "pandas", "Series", "Index"):
+            values = values.sparse.to_dense() if is_sparse(values.dtype) else values
+            return array_of_values(values, pa, True) if is_object(values) else pa.array(values, from_pandas=True)
+        if hasattr(values, "__arrow_array__"):
             return pa.array(values, from_pandas=True)
-        return pa.array(values if isinstance(values, (list, tuple)) else list(values))
+        return array_of_values(values if isinstance(values, (list, tuple)) else list(values), pa)
     except Exception as error:
         raise column_error(name, error) from error
 
 
 def column_error(name, error):
     """Names the column; pyarrow adds its own words about it, which are left out."""
+    if isinstance(error, UnicodeError):
+        return ValueError(f"column {name!r}: a text that UTF-8 does not have ({error}): replace its surrogates,"
+                          " as with `text.encode('utf-8', 'replace').decode()`")
     return ValueError(f"column {name!r}: {error.args[0] if error.args else error}")
 
 
@@ -383,6 +445,10 @@ def of_ndarray(array, pa):
         return pa.StructArray.from_arrays(fields, names=list(array.dtype.names))
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind in "SU":
+        return of_texts(array, pa)
+    if array.dtype.kind == "O" and not is_of(array, "numpy.ma", "MaskedArray"):
+        return array_of_values(array, pa)
     return pa.array(array)
 
 

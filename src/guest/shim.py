@@ -1,6 +1,6 @@
 """The guest's side of the bridge: runs one plugin over one file and sends its output.
 
-Concatenated with `outputs.py`, `work.py`, `daemons.py` and `folder.py` into one program (`SHIM` in `mod.rs`).
+Concatenated with `outputs.py`, `values.py`, `work.py`, `daemons.py` and `folder.py` into one program (`SHIM` in `mod.rs`).
 
 Fresh mode (no arguments): the job comes in the environment.
 

@@ -365,6 +365,122 @@ fn an_index_of_pandas_is_written_where_it_is_named() {
     check_both(LIBRARIES, PANDAS);
 }
 
+const EXACT: &[Case] = &[
+    (
+        "fields_of_bytes",
+        "return np.frombuffer(b'\\x01\\x00\\xffAB\\x00', dtype=[('n', 'u1'), ('k', 'S5')])",
+        Rows(r#"[{"n": 1, "k": "b'\\x00\\xffAB'"}]"#),
+    ),
+    (
+        "columns_of_texts",
+        "return {'s': np.array(['a\\0b', 'c']), 'm': np.ma.array(['a\\0b', 'c'], mask=[0, 1]), 'p': np.array([['a\\0b'], ['c']]), 'e': np.array(['d\\0e', 'f'], '>U3')}",
+        Rows(
+            r#"[{"s": "a\u0000b", "m": "a\u0000b", "p": ["a\u0000b"], "e": "d\u0000e"}, {"s": "c", "m": null, "p": ["c"], "e": "f"}]"#,
+        ),
+    ),
+    (
+        "nanoseconds_in_rows",
+        "t = pd.Timestamp('2020-01-01 00:00:00.123456789')\nreturn [{'t': t, 'l': [t], 's': {'x': [{'y': t}]}}, {'t': pd.NaT, 'l': [None, pd.NaT]}]",
+        Rows(
+            r#"[{"t": "2020-01-01 00:00:00.123456789", "l": ["2020-01-01 00:00:00.123456789"], "s": {"x": [{"y": "2020-01-01 00:00:00.123456789"}]}}, {"t": null, "l": [null, null], "s": null}]"#,
+        ),
+    ),
+    (
+        "nanoseconds_in_columns",
+        "t = pd.Timestamp('2020-01-01 00:00:00.123456789', tz='UTC')\nreturn {'t': [t, t.to_pydatetime(warn=False)], 'a': np.array([t, None]), 's': pd.Series([t, None], dtype=object)}",
+        Rows(
+            r#"[{"t": "2020-01-01 00:00:00.123456789+00:00", "a": "2020-01-01 00:00:00.123456789+00:00", "s": "2020-01-01 00:00:00.123456789+00:00"}, {"t": "2020-01-01 00:00:00.123456+00:00", "a": null, "s": null}]"#,
+        ),
+    ),
+    (
+        "nanoseconds_in_a_frame",
+        "t = pd.Timestamp('2020-01-01 00:00:00.123456789')\nreturn pd.DataFrame({'n': [1, 2], 't': pd.Series([t, None], dtype=object), 'l': [[t], None]})",
+        Rows(
+            r#"[{"n": 1, "t": "2020-01-01 00:00:00.123456789", "l": ["2020-01-01 00:00:00.123456789"]}, {"n": 2, "t": null, "l": null}]"#,
+        ),
+    ),
+    (
+        "nanoseconds_of_spans",
+        "d = pd.Timedelta(5, 'ns')\nself.ctx.publish('t', [{'d': d}])\nself.ctx.publish('t', pd.DataFrame({'d': pd.Series([d], dtype=object)}))",
+        Rows(r#"[{"d": "0 days 00:00:00.000000005"}, {"d": "0 days 00:00:00.000000005"}]"#),
+    ),
+    (
+        "no_time_among_dates",
+        "return {'d': [datetime.date(2020, 1, 1), pd.NaT]}",
+        Rows(r#"[{"d": "2020-01-01"}, {"d": null}]"#),
+    ),
+    (
+        "zones",
+        "return {'t': [datetime.datetime(2020, 1, 1, hour, tzinfo=datetime.timezone(datetime.timedelta(hours=hour))) for hour in (2, 5)]}",
+        Rows(r#"[{"t": "2020-01-01 02:00:00+02:00"}, {"t": "2020-01-01 02:00:00+02:00"}]"#),
+    ),
+    (
+        "sparse",
+        "return pd.DataFrame({'s': pd.arrays.SparseArray([0, 1]), 'f': pd.arrays.SparseArray([float('nan'), 1.5])})",
+        Rows(r#"[{"s": 0, "f": null}, {"s": 1, "f": 1.5}]"#),
+    ),
+    (
+        "integers_of_128_bits",
+        "return pl.DataFrame({'x': pl.Series([2 ** 100, None], dtype=pl.Int128)})",
+        Rows(r#"[{"x": "1267650600228229401496703205376"}, {"x": null}]"#),
+    ),
+    (
+        "dates_and_times_in_rows",
+        "return [{'d': datetime.date(2020, 1, 1)}, {'d': datetime.datetime(2020, 1, 1, 5)}]",
+        Fails("column 'd': it has dates and date-times: make all of them date-times"),
+    ),
+    (
+        "dates_and_times_in_a_frame",
+        "return pd.DataFrame({'d': [datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1, 5)]})",
+        Fails("column 'd': it has dates and date-times: make all of them date-times"),
+    ),
+    (
+        "dates_and_times_in_dicts",
+        "return [{'d': {'x': datetime.date(2020, 1, 1)}}, {'d': {'x': datetime.datetime(2020, 1, 1, 5)}}]",
+        Fails("column 'd': in 'x': it has dates and date-times"),
+    ),
+    (
+        "dates_and_times_in_an_array",
+        "return {'d': np.array([datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1, 5)])}",
+        Fails("column 'd': it has dates and date-times"),
+    ),
+    (
+        "times_with_a_zone",
+        "return [{'t': datetime.time(5, tzinfo=datetime.timezone.utc)}]",
+        Fails("column 't': it has times of day with a time zone"),
+    ),
+    (
+        "some_with_a_zone",
+        "return [{'t': datetime.datetime(2020, 1, 1)}, {'t': datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)}]",
+        Fails("column 't': it has date-times with and without a time zone"),
+    ),
+    (
+        "some_of_a_frame_with_a_zone",
+        "return pd.DataFrame({'t': pd.Series([datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)], dtype=object)})",
+        Fails("column 't': it has date-times with and without a time zone"),
+    ),
+    (
+        "duckdb_times_with_a_zone",
+        "return duckdb.sql(\"select ['12:00:00+02'::TIMETZ] t\")",
+        Fails("column 't': Arrow does not have DuckDB's type TIME WITH TIME ZONE"),
+    ),
+    (
+        "duckdb_bits",
+        "return duckdb.connect().execute(\"select 1 a, '101'::BIT b\")",
+        Fails("column 'b': Arrow does not have DuckDB's type BIT"),
+    ),
+    (
+        "surrogates",
+        "return {'a': ['\\ud800']}",
+        Fails("column 'a': a text that UTF-8 does not have"),
+    ),
+];
+
+#[test]
+fn values_are_exact_or_refused_with_their_column() {
+    check_both(&format!("{LIBRARIES}import datetime\n"), EXACT);
+}
+
 const REFUSED: &[Case] = &[
     (
         "text",
