@@ -97,6 +97,11 @@ def items_of(values):
         return []
 
 
+def names_of(step):
+    """The names of an instruction: of some it has two."""
+    return step.argval if isinstance(step.argval, tuple) and step.argval else (step.argval,)
+
+
 class Reach:
     """What a thread may come to use. `found`: it leads to the context, or to one of the `targets`."""
 
@@ -141,8 +146,8 @@ class Reach:
     def use_frame(self, frame):
         """Follows a frame's code, and the variables that it loads."""
         self.use(frame.f_code, frame.f_globals)
-        loaded = {step.argval for step in dis.get_instructions(frame.f_code) if step.opname.startswith("LOAD_")}
-        loaded |= {name for names in loaded if isinstance(names, tuple) for name in names}
+        loaded = {name for step in dis.get_instructions(frame.f_code) if "LOAD_" in step.opname
+                  for name in names_of(step)}
         self.add_all(value for name, value in dict(frame.f_locals).items() if name in loaded)
 
     def use(self, code, space):
@@ -160,16 +165,16 @@ class Reach:
     def watch_lists(self, code):
         steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
         for place, step in enumerate(steps):
-            name = steps[place - 1].argval
+            name = names_of(steps[place - 1])[-1]
             is_attribute = step.opname in ("LOAD_ATTR", "LOAD_METHOD")
             if is_attribute and step.argval in GROWS:
                 self.grown.add(name)
             elif is_attribute and step.argval in EMPTIES:
                 self.emptied.add(name)
-            elif step.opname.startswith("STORE_") and isinstance(step.argval, str):
-                self.emptied.add(step.argval)
+            elif step.opname.startswith("STORE_"):
+                self.emptied.update(names_of(step))
                 if "INPLACE" in steps[place - 1].opname or "+=" in (steps[place - 1].argrepr or ""):
-                    self.grown.add(step.argval)
+                    self.grown.add(names_of(step)[0])
 
     def add_all(self, values):
         for value in values:
