@@ -160,6 +160,27 @@ def watch_tasks(loop):
     return failed
 
 
+def watch_low_threads():
+    """A thread of `_thread` is seen when it runs: it is waited for, as `threading` does."""
+    import _thread
+
+    start = _thread.start_new_thread
+
+    def start_new_thread(function, args, kwargs=None):
+        begun = _thread.allocate_lock()
+        begun.acquire()
+
+        def run():
+            begun.release()
+            function(*args, **(kwargs or {}))
+
+        ident = start(run, ())
+        begun.acquire()
+        return ident
+
+    _thread.start_new_thread = _thread.start_new = start_new_thread
+
+
 class Work:
     """Watches what the plugin starts, and waits for it."""
 
@@ -173,6 +194,7 @@ class Work:
         threading.excepthook = self.handle_thread_error
         self.watch_futures()
         self.watch_loops()
+        watch_low_threads()
 
     def note(self, error, where):
         """Keeps an exception that fails the job when its handler has returned."""
