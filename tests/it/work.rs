@@ -154,7 +154,7 @@ const AWAITED: &[Case] = &[
     ),
     (
         "task_of_a_pool_that_raises",
-        "from multiprocessing.pool import ThreadPool\ndef late(n):\n    time.sleep(.3)\n    raise KeyError('pool')\nself.pool = ThreadPool(1)\nself.pool.map_async(late, [1])\nreturn {'a': [1]}",
+        "from multiprocessing.pool import ThreadPool\ndef late(n):\n    time.sleep(1)\n    raise KeyError('pool')\nself.pool = ThreadPool(1)\nself.pool.map_async(late, [1])",
         Fails("KeyError: 'pool'"),
     ),
     (
