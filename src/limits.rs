@@ -680,6 +680,11 @@ pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest pause before an environment is tried again.
 pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+/// How often a worker's environment is recorded as ready after it failed, each time within
+/// [`ENVIRONMENT_FLIP`]: each change is a write.
+pub const ENVIRONMENT_FLIPS_MAX: u32 = 8;
+/// See [`ENVIRONMENT_FLIPS_MAX`].
+pub const ENVIRONMENT_FLIP: Duration = Duration::from_secs(5);
 /// Warm interpreters of one worker; each holds its imports in memory.
 pub const WARM_INTERPRETERS_MAX: usize = 8;
 /// Plugin versions whose sources a worker keeps in memory.

@@ -285,7 +285,7 @@ def exact_columns(frame, pa):
 
 def array_of_objects(name, values, pa):
     try:
-        return array_of_values(values, pa, True) if Exact(values).paths else None
+        return array_of_values(values, pa, True) if Exact(values, True).paths else None
     except Exception as error:
         raise column_error(name, error) from error
 

@@ -20,7 +20,7 @@ TEXT_ROWS = 1 << 16
 
 def array_of_values(values, pa, from_pandas=None):
     """An array of Python's values, which `values` has in a list, a tuple, a series or a numpy array."""
-    exact = Exact(values)
+    exact = Exact(values, from_pandas)
     if exact.has_nat and not from_pandas:
         values = [without_nat(value) for value in values]
     if not exact.paths:
@@ -48,7 +48,9 @@ def without_nat(value):
 class Exact:
     """What has to be known of values before pyarrow converts them. Raises where no type holds them."""
 
-    def __init__(self, values):
+    def __init__(self, values, from_pandas=False):
+        # Then NaN is a value that is missing.
+        self.from_pandas = from_pandas
         # Where values with nanoseconds are: keys of dicts, and None for the items of lists.
         self.paths = set()
         self.has_nat = False
@@ -59,7 +61,8 @@ class Exact:
         kinds = set(map(type, values)) if kinds is None else kinds
         if kinds <= EXACT_KINDS or kinds <= FLOATS:
             return
-        if bool in kinds and float in kinds:
+        if bool in kinds and float in kinds and any(
+                type(value) is float and not (self.from_pandas and value != value) for value in values):
             self.refuse(path, "numbers and booleans", "make all of them numbers")
         dates, moments, spans, times = False, [], False, False
         for kind in kinds:

@@ -28,12 +28,28 @@ pub(super) struct Environments {
     pending: BTreeMap<String, BootTime>,
     /// It has reported them as ready since it was asked last.
     ready: BTreeSet<String>,
-    /// It has reported that it has not got them, then, since it was asked last.
-    failed: BTreeMap<String, BootTime>,
+    /// It has reported that it has not got them since it was asked last.
+    failed: BTreeMap<String, Failed>,
     /// It needs none of the wanted ones of this number ([`Control::want_environments`]).
     done: u64,
     /// It has reported one that it was not asked for, which was logged.
     has_unasked: bool,
+}
+
+/// Reports that an environment is not there.
+#[derive(Debug)]
+struct Failed {
+    /// How many have come, each soon after the one before.
+    count: u32,
+    /// When the last one came.
+    at: BootTime,
+}
+
+impl Failed {
+    /// A report that it is ready comes soon after the last of many that it is not.
+    fn is_one_of_many(&self, now: BootTime) -> bool {
+        self.count >= limits::ENVIRONMENT_FLIPS_MAX && now < self.at + limits::ENVIRONMENT_FLIP
+    }
 }
 
 impl Environments {
@@ -145,8 +161,8 @@ impl Control {
 
     /// ENV_READY: recorded once for each time that the worker was asked. A worker that creates an
     /// environment while the sentinel is restarted reports one that this sentinel wants, too. Others
-    /// are ignored: a worker can make up any number of hashes. So is one that follows its failure too soon:
-    /// each change of the two is written.
+    /// are ignored: a worker can make up any number of hashes. So is one that the worker has often reported
+    /// as failed and as ready in turns: each change is written.
     pub(super) fn environment_ready(
         &mut self,
         routing_id: &[u8],
@@ -183,11 +199,10 @@ impl Control {
             self.changes.push(worker.without(forgotten));
         }
         worker.environments.pending.remove(hash);
-        let failed_at = worker.environments.failed.get(hash);
-        if failed_at.is_some_and(|at| now < *at + limits::ENVIRONMENT_RETRY_AFTER / 2) {
+        let failed = worker.environments.failed.get(hash);
+        if failed.is_some_and(|failed| failed.is_one_of_many(now)) {
             return;
         }
-        worker.environments.failed.remove(hash);
         if !worker.environments.ready.insert(hash.to_owned()) {
             return;
         }
@@ -207,7 +222,13 @@ impl Control {
         };
         let was_asked = worker.environments.pending.remove(hash).is_some();
         if worker.environments.ready.remove(hash) || was_asked {
-            worker.environments.failed.insert(hash.to_owned(), now);
+            let failed = worker.environments.failed.entry(hash.to_owned());
+            let failed = failed.or_insert(Failed { count: 0, at: now });
+            failed.count = match now < failed.at + limits::ENVIRONMENT_FLIP {
+                true => failed.count.saturating_add(1),
+                false => 1,
+            };
+            failed.at = now;
             self.changes.push(worker.without(hash.to_owned()));
         }
     }
