@@ -73,6 +73,7 @@ pub(crate) enum Failure {
     Said,
 }
 
+#[cfg(all(feature = "sentinel", feature = "worker"))]
 impl From<crate::sink::Error> for Failure {
     fn from(error: crate::sink::Error) -> Self {
         failed(format!("output folder: {error}"))
