@@ -336,7 +336,7 @@ fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a
     scene.ready("x", &hash);
     scene.told(&["x"]);
     assert_eq!(scene.recorded_count(), "1");
-    for count in 1..=20 {
+    for _ in 0..2 * limits::ENVIRONMENT_FLIPS_MAX {
         let failed = ErrPayload {
             message: "no space".into(),
             traceback: None,
@@ -345,11 +345,9 @@ fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a
         };
         scene.send_as("x", 0, Payload::Err(failed));
         scene.ready("x", &hash);
-        scene.told(&["x"]);
-        let is_written = count < limits::ENVIRONMENT_FLIPS_MAX;
-        let want = if is_written { "1" } else { "0" };
-        assert_eq!(scene.recorded_count(), want, "{count}");
     }
+    scene.told(&["x"]);
+    assert_eq!(scene.recorded_count(), "0");
     scene.seconds += limits::ENVIRONMENT_RETRY_AFTER.as_secs();
     scene.ready("x", &hash);
     scene.told(&["x"]);
