@@ -570,9 +570,13 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Code in a database's schema may call functions without side effects only, and no statement
-/// writes to the schema tables.
+/// writes to the schema tables. A plan does not depend on the values of parameters: SQLite would
+/// compile each statement with `LIMIT ?` anew whenever it is run.
 pub(crate) fn harden(connection: &Connection) -> rusqlite::Result<()> {
-    use rusqlite::config::DbConfig::{SQLITE_DBCONFIG_DEFENSIVE, SQLITE_DBCONFIG_TRUSTED_SCHEMA};
+    use rusqlite::config::DbConfig::{
+        SQLITE_DBCONFIG_DEFENSIVE, SQLITE_DBCONFIG_ENABLE_QPSG, SQLITE_DBCONFIG_TRUSTED_SCHEMA,
+    };
+    connection.set_db_config(SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_db_config(SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     Ok(())

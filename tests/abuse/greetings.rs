@@ -81,7 +81,9 @@ fn ten_thousand_silent_attackers() {
 #[test]
 fn ten_thousand_silent_connections_at_once() {
     allow_descriptors(10_200);
-    let mut arena = Arena::new("10,000 silent, all held", Options::new());
+    // How long it takes to accept them all is not what is tested.
+    let options = Options::new().handshake_ivl(Duration::ZERO);
+    let mut arena = Arena::new("10,000 silent, all held", options);
     let mut attackers = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "greetings::ten_thousand_silent_attackers"])
         .args(["--ignored", "--nocapture"])
@@ -122,7 +124,11 @@ fn ten_thousand_silent_connections_at_once() {
 #[test]
 fn ten_thousand_silent_connections_one_after_another() {
     let held = 256;
-    let mut arena = Arena::new("10,000 silent", Options::new().max_handshakes(held));
+    // Each is closed to make room for another, never because of its age.
+    let options = Options::new()
+        .max_handshakes(held)
+        .handshake_ivl(Duration::ZERO);
+    let mut arena = Arena::new("10,000 silent", options);
     let mut raws = std::collections::VecDeque::new();
     for count in 0..10_000 {
         raws.push_back(arena.raw());
@@ -151,7 +157,8 @@ fn ten_thousand_silent_connections_one_after_another() {
 
 #[test]
 fn what_a_silent_connection_costs() {
-    let mut arena = Arena::new("400 silent, all held", Options::new());
+    let options = Options::new().handshake_ivl(Duration::ZERO);
+    let mut arena = Arena::new("400 silent, all held", options);
     let raws: Vec<Raw> = (0..400).map(|_| arena.raw()).collect();
     arena.rounds_until("all are accepted", |seen| seen.peers == 401);
     // A connection that says nothing holds no buffer and uses no time.

@@ -743,7 +743,7 @@ impl<'a> World<'a> {
     fn rows(&self) -> Vec<(i64, String, i64, i64)> {
         let mut statement = self
             .other
-            .prepare(
+            .prepare_cached(
                 "SELECT id, status, attempt, coalesce(retry_count, 0) \
                  FROM cf_processing_queue ORDER BY id",
             )
@@ -755,7 +755,8 @@ impl<'a> World<'a> {
     }
 
     fn count(&self, query: &str) -> i64 {
-        self.other.query_row(query, [], |row| row.get(0)).unwrap()
+        let mut statement = self.other.prepare_cached(query).unwrap();
+        statement.query_row([], |row| row.get(0)).unwrap()
     }
 
     fn is_over(&self) -> bool {
@@ -799,7 +800,7 @@ impl<'a> World<'a> {
     fn check_taken(&self) {
         let mut statement = self
             .other
-            .prepare(
+            .prepare_cached(
                 "SELECT id, json_extract(receipt, '$.metrics.taken_by'), \
                  json_extract(receipt, '$.metrics.taken_by_attempt') FROM cf_processing_queue \
                  WHERE status = 'FAILED' AND error_message = 'barred or taken' \
