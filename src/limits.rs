@@ -656,6 +656,8 @@ pub const INPUT_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 pub const INPUT_LOOK_TIME_MAX: Duration = Duration::from_secs(60);
 /// After such a wait people are told of it.
 pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
+/// The same for the output folder of a run. A sleeping disk takes a few seconds.
+pub const OUTPUT_SILENCE_TOLD: Duration = Duration::from_secs(10);
 /// Inputs of a command line whose storage did not respond, before the others fail at once.
 pub const INPUTS_SILENT_MAX: usize = 10;
 /// Threads of a worker that look at inputs. Those whose storage does not respond stay until it does.

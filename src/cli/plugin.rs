@@ -194,9 +194,8 @@ pub(super) fn read_text(path: &Path, size_max: u64) -> io::Result<String> {
     }
 }
 
-/// Makes SIGINT and SIGTERM set a flag; a second one ends the process at once.
-pub(super) fn interruptible() -> Result<Arc<AtomicBool>, Failure> {
-    let interrupted = Arc::new(AtomicBool::new(false));
+/// Makes SIGINT and SIGTERM set the flag; a second one ends the process at once.
+pub(super) fn interruptible(interrupted: &Arc<AtomicBool>) -> Result<(), Failure> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         // Registered first, so that it is a second signal that ends the process.
         signal_hook::flag::register_conditional_shutdown(
@@ -207,7 +206,7 @@ pub(super) fn interruptible() -> Result<Arc<AtomicBool>, Failure> {
         .map_err(failed)?;
         signal_hook::flag::register(signal, interrupted.clone()).map_err(failed)?;
     }
-    Ok(interrupted)
+    Ok(())
 }
 
 /// A failure of a tool, or its interruption.
@@ -370,7 +369,8 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     check_size(&path, &plugin, "")?;
     let home = environment::home().map_err(failed)?;
     adopt();
-    let cancel = interruptible()?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    interruptible(&cancel)?;
     let mut message = |line: &str| tell(line);
     let lockfile = match command.path(typed, "lockfile")? {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -175,7 +176,8 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
         }
         None => payload(&DEPLOY, typed, publisher(&DEPLOY, typed)?.as_ref())?,
     };
-    let interrupted = plugin::interruptible()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    plugin::interruptible(&interrupted)?;
     let plugin_name = message.plugin_name.clone().into_owned();
     let manifest_id = exchange(&endpoint, security, message, &interrupted)?;
     let done = format!("{plugin_name} deployed at {endpoint}, manifest {manifest_id}");

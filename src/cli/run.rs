@@ -6,6 +6,7 @@ mod layout;
 mod output;
 mod plan;
 mod queue;
+mod silence;
 mod watch;
 mod work;
 
@@ -157,7 +158,7 @@ pub(super) const COMMAND: Command = Command {
             help: "The summary as one JSON value on stdout, no progress",
         },
     ],
-    notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
+    notes: "PLUGIN is a file, or a folder with all its files but the inputs and DIR (docs/plugins.md).\nINPUT is a file, a folder or a glob. Below a folder, names that begin with '.' are passed over;\na line on stderr says how many.\nA file whose content, plugin, parameters, packages and sinks have not\nchanged since it was done, and whose output stands as it was published, is skipped; failed ones\nare tried again. A file that is run again replaces its own earlier output. One that\nfails keeps it, and the summary says where it is of earlier content (stale). A file that is gone\nfrom a folder or glob of the command line keeps its output, too, and is listed, unless --prune; one\nthat has another name now, with the same content, is run again and replaces its output of before. Where a sink has mode replace, the\noutput of the file that was published last stands, and the others are skipped beside it.\nA folder of another database is refused, unless --share-output. Ctrl-C stops; the next run goes on where it was.\nJobs of DIR that the command line does not ask for (of an interrupted run with other inputs, or of\n`casparian submit`) are set aside as PENDING.\n\nSinks are those of the plugin's MANIFEST, as for `casparian deploy`; a topic for which somebody\nhas configured a sink in DIR's queue (cf_topic_config) keeps that one. All lead below DIR.\nA topic without a sink has a folder, DIR/PLUGIN_TOPIC (what the plugin returns: DIR/PLUGIN), with a\nfile STEM_JOB.parquet for each input. Files of the flat layout are moved there on first use.\n\nA queue that another program locks, or whose disk is full, is waited for at any time.\nStorage of DIR that does not respond is reported after 10 s and waited for likewise; a run that is\ninterrupted meanwhile, or waits in vain, ends without its summary.\nA run that cannot go on (its queue or DIR is removed or replaced, or fails for longer than\n--outage-timeout) ends with its summary; the same command goes on with the rest. One that ends\nbefore its files are queued has no summary (with --json stdout is empty), only its reason on stderr.\n\nExit code: 0 all done, 1 some failed or the run could not go on, 2 the command line is wrong, 130 interrupted.",
 };
 
 /// How long queue and worker may fail by default: a user may make room on a disk meanwhile.
@@ -191,6 +192,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let parameters = parameters(&COMMAND, &typed)?;
     let requirements = COMMAND.path(&typed, "requirements")?;
     let json = typed.has("json");
+    let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
+        Some(seconds) => Duration::from_secs(seconds),
+        None => OUTAGE_MAX,
+    };
+    let interrupted = Arc::new(AtomicBool::new(false));
+    silence::watch(&output, outage_max, interrupted.clone())?;
     let nowhere = Endpoint::Ipc(PathBuf::new());
     let mut worker_options = worker::Options::new(nowhere, output.clone());
     super::serve::worker_options(&COMMAND, &typed, &mut worker_options)?;
@@ -204,10 +211,6 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             let message = format!("--layout {other}: expected datasets or flat");
             return Err(COMMAND.usage_error(message).into());
         }
-    };
-    let outage_max = match COMMAND.number(&typed, "outage-timeout", 1..=31_536_000)? {
-        Some(seconds) => Duration::from_secs(seconds),
-        None => OUTAGE_MAX,
     };
     log_lines::start("error");
     let (sentinel_security, worker_security) = super::security::of_run()?;
@@ -237,7 +240,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     for line in &found.warnings {
         tell(format_args!("casparian: {line}"));
     }
-    let interrupted = interruptible()?;
+    interruptible(&interrupted)?;
     let mut progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
     let mut queue = Queue::new(&database, outage_max, &interrupted);
     if !share {

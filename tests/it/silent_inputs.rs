@@ -1,4 +1,4 @@
-//! Inputs on storage that stops responding.
+//! Inputs and output folders on storage that stops responding.
 
 use std::path::{Path, PathBuf};
 
@@ -149,4 +149,28 @@ fn an_input_that_cannot_be_hashed_fails_alone_and_can_be_interrupted() {
         silent.server.signal("-KILL");
         assert_eq!(program.wait(), Some(code), "{name} {is_interrupted}");
     }
+}
+
+#[test]
+fn a_run_says_that_its_outputs_storage_does_not_respond_and_ends() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a file system that does not respond");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let plugin = dir.path().join("p.py");
+    std::fs::write(&plugin, "def execute(path):\n    return [{'x': 1}]\n").unwrap();
+    // The kernel ends no process that waits for such storage: its server is dropped first.
+    let mut running = None;
+    let silent = SilentFs::mount(&dir.path().join("mounted"), &[]);
+    silent.server.signal("-STOP");
+    let mut command = program("casparian");
+    command.arg("run").args([&plugin, &plugin]).arg("-o");
+    command.arg(silent.folder.join("out"));
+    command.args(["--outage-timeout", "12"]);
+    let program = running.insert(Background::start(&mut command));
+    program.line_with("out: its storage does not respond; waiting for at most 12 s");
+    program.line_with("has not responded for 12 s (--outage-timeout); once it responds, the same");
+    silent.server.signal("-KILL");
+    assert_eq!(program.wait(), Some(1));
 }

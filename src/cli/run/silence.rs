@@ -1,0 +1,161 @@
+//! An output folder whose storage does not respond, such as a hard mount of a network file system
+//! whose server is gone. A thread that waits for it can be ended by nothing, so others watch.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rustix::fs::statvfs;
+
+use super::watch::GO_ON;
+use crate::cli::clean::path_text;
+use crate::cli::stderr::{tell, tell_last};
+use crate::cli::{Failure, INTERRUPTED, failed};
+use crate::limits;
+
+/// How often storage is asked, and the answer looked for.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Watches the storage of `output` until the process ends. Silence of
+/// [`limits::OUTPUT_SILENCE_TOLD`] is reported. The process ends, like a killed one, when it has
+/// lasted for `longest`, and at an interruption.
+pub(super) fn watch(
+    output: &Path,
+    longest: Duration,
+    interrupted: Arc<AtomicBool>,
+) -> Result<(), Failure> {
+    let output = std::path::absolute(output).map_err(failed)?;
+    let answers = Arc::new(AtomicU64::new(0));
+    let (asked, counter) = (output.clone(), answers.clone());
+    start("output probe", move || {
+        loop {
+            ask(&asked);
+            counter.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(INTERVAL);
+        }
+    })?;
+    start("output watch", move || {
+        let mut seen = 0;
+        // Time in which this thread ran: a process that is stopped for a while asks nothing.
+        let mut silent = Duration::ZERO;
+        let mut is_told = false;
+        loop {
+            std::thread::sleep(INTERVAL);
+            let answers = answers.load(Ordering::SeqCst);
+            silent = match answers == seen {
+                true => silent.saturating_add(INTERVAL),
+                false => Duration::ZERO,
+            };
+            seen = answers;
+            match look(silent, longest, is_told, interrupted.load(Ordering::SeqCst)) {
+                Step::Nothing => {}
+                Step::Tell(what) => {
+                    is_told = silent > Duration::ZERO;
+                    let output = path_text(&output);
+                    tell(format_args!(
+                        "casparian: output {output}: its storage {what}"
+                    ));
+                }
+                Step::End(code, why) => end(code, &output, &why),
+            }
+        }
+    })
+}
+
+/// What a silence means.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    /// What the storage does.
+    Tell(String),
+    /// The exit code and why.
+    End(u8, String),
+}
+
+fn look(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bool) -> Step {
+    let seconds = longest.as_secs();
+    if silent.is_zero() && is_told {
+        return Step::Tell("responds again".to_owned());
+    }
+    if silent < limits::OUTPUT_SILENCE_TOLD {
+        return Step::Nothing;
+    }
+    if is_interrupted {
+        let why = "does not respond, and the run was interrupted";
+        return Step::End(INTERRUPTED, why.to_owned());
+    }
+    if silent >= longest {
+        let why = format!("has not responded for {seconds} s (--outage-timeout)");
+        return Step::End(1, why);
+    }
+    match is_told {
+        true => Step::Nothing,
+        false => Step::Tell(format!("does not respond; waiting for at most {seconds} s")),
+    }
+}
+
+/// The queue is left as by a killed run. What waits for the storage may keep the process until it
+/// responds.
+fn end(code: u8, output: &Path, why: &str) -> ! {
+    let output = path_text(output);
+    tell_last(format_args!(
+        "casparian: output {output}: its storage {why}; once it responds, {GO_ON}"
+    ));
+    std::process::exit(i32::from(code))
+}
+
+/// Returns when the storage has answered, whatever it says. A folder that is not there is on the
+/// storage of the first one above it that is.
+fn ask(output: &Path) {
+    for folder in output.ancestors().map(PathBuf::from) {
+        let is_missing = |error: &std::io::Error| error.kind() == ErrorKind::NotFound;
+        // Attributes alone may come from a cache.
+        match statvfs(&folder) {
+            Err(error) if is_missing(&error.into()) => {}
+            _ => match File::open(&folder) {
+                Err(error) if is_missing(&error) => {}
+                _ => return,
+            },
+        }
+    }
+}
+
+fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let error = "the output folder cannot be watched";
+    let started = thread.spawn(run);
+    started
+        .map(drop)
+        .map_err(|reason| failed(format!("{error}: {reason}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_is_told_once_and_ends_the_run_by_its_bound_or_an_interruption() {
+        let longest = Duration::from_secs(60);
+        let told = || Step::Tell("does not respond; waiting for at most 60 s".to_owned());
+        let again = || Step::Tell("responds again".to_owned());
+        let interrupted = "does not respond, and the run was interrupted".to_owned();
+        let bound = "has not responded for 60 s (--outage-timeout)".to_owned();
+        for (seconds, is_told, is_interrupted, step) in [
+            (0, false, false, Step::Nothing),
+            (9, false, false, Step::Nothing),
+            (9, false, true, Step::Nothing),
+            (10, false, false, told()),
+            (11, true, false, Step::Nothing),
+            (0, true, false, again()),
+            (10, false, true, Step::End(INTERRUPTED, interrupted)),
+            (60, true, false, Step::End(1, bound)),
+        ] {
+            let silent = Duration::from_secs(seconds);
+            let found = look(silent, longest, is_told, is_interrupted);
+            assert_eq!(found, step, "{seconds} s {is_told} {is_interrupted}");
+        }
+    }
+}
