@@ -8,7 +8,6 @@ mod report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use repair::{Done, Repair};
 use report::{Finding, Report, Severity};
@@ -17,7 +16,7 @@ use super::args::{Command, Flag, Typed};
 use super::operate::{DATABASE_FLAG, JSON_FLAG, database, inspect};
 use super::plugin::unix_ms;
 use super::{Failure, failed, log_lines};
-use crate::sink::{Check, Expected, Named, Problem, Publishers, Root, RootOptions};
+use crate::sink::{Check, Expected, Named, Problem, Root, RootOptions};
 use crate::store::{Audited, Inspector};
 
 pub(super) const COMMAND: Command = Command {
@@ -124,11 +123,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         inspector: &inspector,
         checks: roots
             .iter()
-            .map(|root| {
-                Check::new(root, &id)
-                    .with_content(!typed.has("quick"))
-                    .with_publishers(publishers(&inspector))
-            })
+            .map(|root| Check::new(root, &id).with_content(!typed.has("quick")))
             .collect(),
         roots: roots.clone(),
         repair: repair.as_mut(),
@@ -530,14 +525,4 @@ fn stale(row: &Audited) -> Finding {
         to_do: report::RUN_AGAIN,
         done: None,
     }
-}
-
-/// Whose output may stand for that of another job.
-fn publishers(inspector: &Inspector) -> Publishers<'_> {
-    Rc::new(|job_id| {
-        inspector.publisher(job_id).unwrap_or_else(|error| {
-            log::warn!("job {job_id}: {error}");
-            None
-        })
-    })
 }

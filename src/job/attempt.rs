@@ -22,6 +22,11 @@ impl Attempt {
         Attempt { job_id, number }
     }
 
+    /// The first one of a job whose ID so many deleted jobs had before it.
+    pub fn first(job_id: i64, incarnation: i64) -> Self {
+        Attempt::new(job_id, (incarnation.clamp(0, i64::MAX >> 32) << 32) + 1)
+    }
+
     /// How often the ID was used by deleted jobs before this one.
     pub fn incarnation(self) -> i64 {
         self.number.max(0) >> 32

@@ -33,7 +33,8 @@ impl Root {
 
     /// Takes what a job's record names for the database's own, as it is now: files of the recorded
     /// size and content that were restored or copied count as those that were published. `uris` are those of
-    /// the job's receipt. None where the job has no complete output by its record.
+    /// the job's receipt. None where the job has no record. Nothing is taken where its output is not
+    /// complete any more: another job has replaced it, or it was removed.
     pub fn adopt(
         &self,
         database: &str,
@@ -64,7 +65,12 @@ impl Root {
             }
         }
         if !record.is_committed(self, &name)? {
-            return Ok(None);
+            return Ok(Some(Adopted {
+                attempt: record.attempt,
+                key: record.key,
+                artifacts: Vec::new(),
+                others: 0,
+            }));
         }
         if is_changed {
             record.state = State::Committed;

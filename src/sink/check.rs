@@ -7,7 +7,6 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use ::parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use sha2::{Digest, Sha256};
@@ -181,15 +180,11 @@ const NAMES_MAX: usize = 100_000;
 /// Bytes of a Parquet footer.
 const FOOTER_SIZE_MAX: u64 = 64 << 20;
 
-/// Gives the last attempt of a job with a receipt for its output, and its key.
-pub type Publishers<'a> = Rc<dyn Fn(i64) -> Option<(Attempt, i64)> + 'a>;
-
 /// Checks one root for one database.
 pub struct Check<'a> {
     root: &'a Root,
     database: &'a str,
     standing: Standing<'a>,
-    publishers: Publishers<'a>,
     reads_content: bool,
     jobs: (i64, i64),
     tables: HashMap<PathBuf, Option<Tables>>,
@@ -199,20 +194,13 @@ impl<'a> Check<'a> {
     /// Of a database with that UUID.
     pub fn new(root: &'a Root, database: &'a str) -> Self {
         Check {
-            publishers: Rc::new(|_| None),
             reads_content: true,
             root,
             database,
-            standing: Standing::new(root, database),
+            standing: Standing::new(root, database).anywhere(),
             jobs: (0, 0),
             tables: HashMap::new(),
         }
-    }
-
-    /// Output of the jobs that these know may stand for that of others.
-    pub fn with_publishers(mut self, publishers: Publishers<'a>) -> Self {
-        self.publishers = publishers;
-        self
     }
 
     /// Whether files are read whole and their hashes compared; they are by default.
@@ -565,11 +553,8 @@ impl<'a> Check<'a> {
         let found = match files::identity(&path) {
             Ok(Some(found)) => found,
             Ok(None) => {
-                let is_replaced = known.is_some_and(|file| {
-                    let publishers = self.publishers.clone();
-                    let others = &mut |job| publishers(job);
-                    self.standing.is_file_replaced(name, file, others)
-                });
+                let is_replaced =
+                    known.is_some_and(|file| self.standing.is_file_replaced(name, file, None));
                 let missing = || Problem::at(Kind::Missing, &path, "the file is not there");
                 return (!is_replaced).then(|| self.no_folder(&path).unwrap_or_else(missing));
             }
@@ -649,10 +634,11 @@ impl<'a> Check<'a> {
             },
         };
         let is_replaced = |check: &mut Self| {
-            let publishers = check.publishers.clone();
-            let others = &mut |job| publishers(job);
-            let standing = &mut check.standing;
-            standing.is_table_replaced(name, record, &text, table, others)
+            let tables = check.tables.get(database).and_then(Option::as_ref);
+            tables.is_some_and(|tables| tables.is_removed(table, name))
+                || check
+                    .standing
+                    .is_table_replaced(name, record, &text, table, None)
         };
         match (rows, output.rows) {
             (None, Some(0)) => None,

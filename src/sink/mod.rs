@@ -78,7 +78,7 @@ mod withdraw;
 
 pub use adopt::Adopted;
 pub use budget::Bounds;
-pub use check::{Check, Expected, Found, Kind, Named, Problem, Publishers};
+pub use check::{Check, Expected, Found, Kind, Named, Problem};
 pub use error::{Error, Refused, raise_descriptor_limit};
 pub use fault::Fault;
 pub use output::JobOutput;

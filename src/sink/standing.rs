@@ -23,7 +23,7 @@ pub struct Receipted {
 }
 
 /// Gives the attempt that has published a job's output, and its key, where that output may stand for
-/// that of other jobs.
+/// that of other jobs. Without one, that of each job may.
 pub type Publisher<'p> = dyn FnMut(i64) -> Option<(Attempt, i64)> + 'p;
 
 /// Jobs and their incarnations.
@@ -36,8 +36,10 @@ pub struct Standing<'a> {
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
-    /// Sinks of mode `replace` by place and topic: jobs whose output stands there.
-    holders: HashMap<(PathBuf, String), Jobs>,
+    /// Sinks by place: jobs whose output stands there, published by mode `replace`.
+    holders: HashMap<PathBuf, Jobs>,
+    /// Databases of sinks are opened wherever they are.
+    anywhere: bool,
 }
 
 impl<'a> Standing<'a> {
@@ -49,7 +51,14 @@ impl<'a> Standing<'a> {
             tables: HashMap::new(),
             locked: None,
             holders: HashMap::new(),
+            anywhere: false,
         }
+    }
+
+    /// Opens databases of sinks outside the root, too.
+    pub fn anywhere(mut self) -> Self {
+        self.anywhere = true;
+        self
     }
 
     /// Reads tables anew, and closes their databases.
@@ -112,7 +121,7 @@ impl<'a> Standing<'a> {
         }
         // A receipt may have no room for all files.
         for file in record.iter().flat_map(|record| &record.outputs.files) {
-            if !self.stands(file) && !self.is_file_replaced(&name, file, others) {
+            if !self.stands(file) && !self.is_file_replaced(&name, file, Some(others)) {
                 return false;
             }
         }
@@ -133,8 +142,10 @@ impl<'a> Standing<'a> {
                 (Some(path), _) => self.has_file(path, output, record.as_ref(), &name, others),
                 (None, Some((database, table))) => {
                     let stands = |tables: &mut Tables| tables.has(table, &name, key, rows);
-                    self.tables_of(database).is_some_and(stands)
-                        || self.is_table_replaced(&name, record.as_ref(), database, table, others)
+                    self.tables_of(database).is_some_and(stands) || {
+                        let record = record.as_ref();
+                        self.is_table_replaced(&name, record, database, table, Some(others))
+                    }
                 }
                 (None, None) => false,
             }
@@ -149,15 +160,16 @@ impl<'a> Standing<'a> {
             == (found.size, found.modified_s, found.modified_ns))
     }
 
-    /// True when a file has gone, and a file of another job stands in its sink of mode `replace`.
+    /// True when a file has gone, and in its sink stands one that another job published by mode
+    /// `replace`, which removes those of all jobs of the database.
     pub(super) fn is_file_replaced(
         &mut self,
         name: &Name,
         file: &FileOutput,
-        others: &mut Publisher<'_>,
+        mut others: Option<&mut Publisher<'_>>,
     ) -> bool {
         let path = self.root.path().join(&file.path);
-        if file.mode != Mode::Replace.as_str() || !matches!(files::identity(&path), Ok(None)) {
+        if !matches!(files::identity(&path), Ok(None)) {
             return false;
         }
         let suffixes = [None, Some(names::suffix(self.database))];
@@ -168,18 +180,17 @@ impl<'a> Standing<'a> {
         else {
             return false;
         };
-        let known = (sink, file.topic.clone());
-        let found = self.holders.get(&known).cloned().unwrap_or_else(|| {
+        let found = self.holders.get(&sink).cloned().unwrap_or_else(|| {
             let mut found = Vec::new();
-            for (path, holder) in names::siblings(&known.0, &own) {
+            for (path, holder) in names::siblings(&sink, &own) {
                 let below =
                     Path::new(&file.path).with_file_name(path.file_name().unwrap_or_default());
                 if holder.suffix == own.suffix
-                    && let Some((record, _)) =
-                        self.published_by(holder.job_id, holder.incarnation, others)
+                    && let Some(record) =
+                        self.record_of(holder.job_id, holder.incarnation, others.as_deref_mut())
                     && record.outputs.files.iter().any(|other| {
                         Path::new(&other.path) == below
-                            && (&other.mode, &other.topic) == (&file.mode, &file.topic)
+                            && other.mode == Mode::Replace.as_str()
                             && self.stands(other)
                     })
                 {
@@ -188,59 +199,59 @@ impl<'a> Standing<'a> {
             }
             found.into()
         });
-        self.holders.insert(known, found.clone());
+        self.holders.insert(sink, found.clone());
         is_by_other(&found, name)
     }
 
-    /// True when the job's rows have gone from a table, and rows of another job stand there, where
-    /// both were published by mode `replace` for the same topics.
+    /// True when the job's rows have gone from a table, and rows stand there that another job
+    /// published by mode `replace`, which removes those of all jobs of the database.
     pub(super) fn is_table_replaced(
         &mut self,
         name: &Name,
         record: Option<&Record>,
         database: &str,
         table: &str,
-        others: &mut Publisher<'_>,
+        others: Option<&mut Publisher<'_>>,
     ) -> bool {
         let is_it = |output: &&TableOutput| {
             output.database == database && output.table.eq_ignore_ascii_case(table)
         };
-        let own = record.into_iter().flat_map(|record| &record.outputs.tables);
-        let own: Vec<&TableOutput> = own.filter(is_it).collect();
+        let mut own = record.into_iter().flat_map(|record| &record.outputs.tables);
+        let Some(output) = own.find(is_it) else {
+            return false;
+        };
         let has_gone = |tables: &mut Tables| !tables.has_any(table, name);
-        !own.is_empty()
-            && self.tables_of(database).is_some_and(has_gone)
-            && own.into_iter().all(|output| {
-                if output.mode != Mode::Replace.as_str() {
-                    return false;
-                }
-                let place = Path::new(database).join(table.to_ascii_lowercase());
-                let known = (place, output.topic.clone());
-                let found = self.holders.get(&known).cloned();
-                let found = found.unwrap_or_else(|| self.holders_of(output, others));
-                self.holders.insert(known, found.clone());
-                is_by_other(&found, name)
-            })
+        if !self.tables_of(database).is_some_and(has_gone) {
+            return false;
+        }
+        let place = Path::new(database).join(table.to_ascii_lowercase());
+        let found = self.holders.get(&place).cloned();
+        let found = found.unwrap_or_else(|| self.holders_of(output, others));
+        self.holders.insert(place, found.clone());
+        is_by_other(&found, name)
     }
 
-    /// Jobs whose rows stand in a table, published by mode `replace` for this topic.
-    fn holders_of(&mut self, output: &TableOutput, others: &mut Publisher<'_>) -> Jobs {
+    /// Jobs whose rows stand in a table, published by mode `replace`.
+    fn holders_of(&mut self, output: &TableOutput, mut others: Option<&mut Publisher<'_>>) -> Jobs {
         let (database, table) = (&output.database, &output.table);
         let id = self.database;
         let tables = self.tables_of(database);
         let jobs = tables.map(|tables| tables.jobs(table, id));
         let jobs = jobs.unwrap_or_default().into_iter();
         let stands = |(job_id, incarnation): &(i64, i64)| {
-            let Some((record, other)) = self.published_by(*job_id, *incarnation, others) else {
+            let Some(record) = self.record_of(*job_id, *incarnation, others.as_deref_mut()) else {
                 return false;
             };
             let tables = record.outputs.tables.iter();
             let tables = tables.filter(|other| other.identity() == output.identity());
             let tables: Vec<&TableOutput> = tables.collect();
             let rows = tables.iter().map(|other| other.rows).sum();
-            let is_like =
-                |other: &&TableOutput| (&other.mode, &other.topic) == (&output.mode, &output.topic);
-            tables.iter().any(is_like)
+            let other = Attempt::new(*job_id, record.attempt);
+            let Ok(other) = Name::numbered(id, other) else {
+                return false;
+            };
+            let mut modes = tables.iter().map(|other| other.mode.as_str());
+            modes.any(|mode| mode == Mode::Replace.as_str())
                 && self
                     .tables_of(database)
                     .is_some_and(|tables| tables.has(table, &other, record.key, rows))
@@ -248,19 +259,82 @@ impl<'a> Standing<'a> {
         jobs.filter(stands).collect()
     }
 
-    /// The record of a job whose publisher `others` knows, and the attempt that wrote it.
-    fn published_by(
+    /// Output of other jobs in a sink, which one of that attempt's job would replace: its path, or its
+    /// table's.
+    pub fn of_others(&mut self, sink: &Sink, job: Attempt) -> Result<Option<PathBuf>, Error> {
+        let name = Name::numbered(self.database, job)?;
+        match &sink.target {
+            Target::Parquet { path, .. } => {
+                let path = self.root.path().join(path);
+                let suffixes = [None, Some(names::suffix(self.database))];
+                let own = suffixes.map(|suffix| Holder::new(job, suffix));
+                let found = own.iter().flat_map(|own| {
+                    let siblings = names::siblings(&path, own).into_iter();
+                    siblings.filter(|(_, other)| other.suffix == own.suffix)
+                });
+                let found: Vec<(PathBuf, Holder)> = found.collect();
+                let is_recorded = |(path, holder): &(PathBuf, Holder)| {
+                    let record = self.record_of(holder.job_id, holder.incarnation, None);
+                    let below = place::below(self.root.path(), path);
+                    let files = record.into_iter().flat_map(|record| record.outputs.files);
+                    let mut paths = files.map(|file| file.path);
+                    (holder.job_id, holder.incarnation) != (job.job_id, job.incarnation())
+                        && paths.any(|path| Some(path) == below)
+                };
+                let mut found = found.into_iter();
+                Ok(found.find(is_recorded).map(|(path, _)| path))
+            }
+            Target::Sqlite { database, table } => {
+                let path = self.root.path().join(database);
+                let id = self.database;
+                let tables = self.tables_of(&path.to_string_lossy());
+                let jobs = tables.map(|tables| tables.jobs(table, id));
+                let is_other = is_by_other(&jobs.unwrap_or_default(), &name);
+                Ok(is_other.then(|| path.join(table)))
+            }
+        }
+    }
+
+    /// True when a job's record names output in a sink, there or not.
+    pub fn has_published(&self, sink: &Sink, job: Attempt) -> bool {
+        let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
+            return false;
+        };
+        match &sink.target {
+            Target::Parquet { path, .. } => {
+                let suffixes = [None, Some(names::suffix(self.database))];
+                let own = suffixes.map(|suffix| Holder::new(job, suffix));
+                let mut files = record.outputs.files.iter();
+                files.any(|file| {
+                    let file = Path::new(&file.path);
+                    let mut own = own.iter();
+                    own.any(|own| names::sink_of(file, own).as_ref() == Some(path))
+                })
+            }
+            Target::Sqlite { database, table } => {
+                let path = self.root.path().join(database);
+                let (path, _) = place::database(self.root.path(), &path.to_string_lossy());
+                let mut tables = record.outputs.tables.iter();
+                tables
+                    .any(|other| other.database == path && other.table.eq_ignore_ascii_case(table))
+            }
+        }
+    }
+
+    /// The record of a job, where `others` knows its publisher.
+    fn record_of(
         &self,
         job_id: i64,
         incarnation: i64,
-        others: &mut Publisher<'_>,
-    ) -> Option<(Record, Name)> {
-        let (publisher, key) = others(job_id)?;
-        let mut name = Name::numbered(self.database, publisher).ok()?;
+        others: Option<&mut Publisher<'_>>,
+    ) -> Option<Record> {
+        let name = Name::numbered(self.database, Attempt::first(job_id, incarnation)).ok()?;
         let record = record::read(self.root, &name).ok().flatten()?;
-        name.attempt.number = record.attempt;
-        (publisher.incarnation() == incarnation && is_by(&record, publisher, key))
-            .then_some((record, name))
+        let Some(others) = others else {
+            return Some(record);
+        };
+        let (publisher, key) = others(job_id)?;
+        (publisher.incarnation() == incarnation && is_by(&record, publisher, key)).then_some(record)
     }
 
     fn has_file(
@@ -275,7 +349,7 @@ impl<'a> Standing<'a> {
             let below = place::below(self.root.path(), path);
             let mut files = record.into_iter().flat_map(|record| &record.outputs.files);
             let file = files.find(|file| Some(&file.path) == below.as_ref());
-            return file.is_some_and(|file| self.is_file_replaced(name, file, others));
+            return file.is_some_and(|file| self.is_file_replaced(name, file, Some(others)));
         };
         let Some(record) = record else {
             return found.inode != 0 && output.size_bytes.is_none_or(|size| size == found.size);
@@ -294,7 +368,9 @@ impl<'a> Standing<'a> {
 
     pub(super) fn tables_of(&mut self, database: &str) -> Option<&mut Tables> {
         let (path, below) = place::database(self.root.path(), database);
-        below?;
+        if below.is_none() && !self.anywhere {
+            return None;
+        }
         let path = PathBuf::from(path);
         let found = self.tables.entry(path.clone());
         let opened = found.or_insert_with(|| match Tables::open(&path, self.root.access()) {

@@ -100,6 +100,28 @@ pub struct Claimant {
     pub last_seen_ms: Option<i64>,
 }
 
+impl Turn<'_> {
+    /// Attempts of COMPLETED jobs that ended with output, the last one first, until `is_wanted` says
+    /// so of one; gives that.
+    pub fn latest_completed(
+        &self,
+        is_wanted: &mut dyn FnMut(Attempt) -> bool,
+    ) -> Result<Option<Attempt>, Error> {
+        let query = "SELECT a.job_id, a.attempt FROM cf_job_attempt a \
+             JOIN cf_processing_queue q ON q.id = a.job_id AND q.status = 'COMPLETED' \
+             WHERE a.status = 'COMPLETED' ORDER BY a.ended DESC, a.attempt DESC";
+        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let attempt = Attempt::new(row.get(0)?, count(cell(row, 1)));
+            if is_wanted(attempt) {
+                return Ok(Some(attempt));
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl Inspector {
     /// The database's UUID; none where it has none that can be used.
     pub fn database_id(&self) -> Result<Option<Arc<str>>, Error> {
@@ -120,18 +142,6 @@ impl Inspector {
     /// Rows with IDs from `first` to `last`, rising.
     pub fn audited(&self, first: i64, last: i64) -> Result<Vec<Audited>, Error> {
         audited(&self.connection, first, last)
-    }
-
-    /// The last attempt of a job with a receipt for its output, and its key.
-    pub fn publisher(&self, job_id: i64) -> Result<Option<(Attempt, i64)>, Error> {
-        let mut statement = self.connection.prepare_cached(PUBLISHER_QUERY)?;
-        let mut known = statement.query([job_id])?;
-        let known = known.next()?;
-        let read = |row: &Row<'_>| {
-            let attempt = Attempt::new(job_id, count(cell(row, 0)));
-            (attempt, number(cell(row, 1)).unwrap_or(0))
-        };
-        Ok(known.map(read))
     }
 
     /// What the last receipt of a job names, also where a new identity of the database has

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 use serde::Deserialize;
 
 use super::value::{cell, needed, text};
-use super::{Error, PluginCode, sha256_hex};
+use super::{Error, PluginCode, Turn, sha256_hex};
 use crate::job::{Parameters, Sink};
 use crate::limits;
 
@@ -64,6 +64,33 @@ pub(super) fn configured(
         )));
     }
     Ok(with_output(sinks, plugin))
+}
+
+impl Turn<'_> {
+    /// The sinks that a job would publish into now, or why they cannot be used.
+    pub fn sinks_of(&self, job_id: i64) -> Result<Result<Vec<Sink>, String>, Error> {
+        let query = "SELECT plugin_name, config_overrides FROM cf_processing_queue WHERE id = ?1";
+        let mut statement = self.transaction.prepare_cached(query)?;
+        let found = statement.query_row([job_id], |row| {
+            let column = "cf_processing_queue.config_overrides";
+            let size_max = limits::OVERRIDES_SIZE_MAX;
+            let overrides = text(cell(row, 1), size_max, column, job_id);
+            let plugin = needed(cell(row, 0), NAME_SIZE_MAX, "plugin_name", job_id);
+            Ok(plugin.and_then(|plugin| Ok((plugin, overrides?))))
+        })?;
+        let (plugin, overrides) = match found {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let sinks = match configured(&self.transaction, &plugin)? {
+            Ok(sinks) => sinks,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        Ok(match overrides.filter(|text| !text.trim().is_empty()) {
+            Some(overrides) => overridden(&sinks, &overrides, &plugin),
+            None => Ok(sinks),
+        })
+    }
 }
 
 fn sink(row: &Row<'_>) -> Result<Sink, String> {

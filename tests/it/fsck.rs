@@ -631,31 +631,122 @@ fn a_copied_output_folder_is_adopted() {
     }
 }
 
+/// A scene whose sink of mode `replace` three jobs have published into, one after another. `ABS` in
+/// the URI stands for a folder outside the root.
+fn replaced(uri: &str) -> Scene {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", THREE_ROWS);
+    let scene = Scene { database, dir };
+    scene.sql(&format!(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+         VALUES ('p', 'output', '{}', 'replace')",
+        uri.replace("ABS", scene.dir.path().to_str().unwrap())
+    ));
+    for id in 1..=3 {
+        let input = scene.dir.path().join(format!("in{id}"));
+        fs::write(&input, id.to_string()).unwrap();
+        submit(&scene.database, "p", &[input]);
+        scene.run(id);
+    }
+    scene
+}
+
 /// Jobs whose output another one has replaced stay COMPLETED, and their receipts name what went.
 #[test]
 fn output_that_another_job_has_replaced_is_not_missed() {
-    for uri in ["parquet://o.parquet", "sqlite://o.db/rows"] {
-        let dir = tempfile::tempdir().unwrap();
-        let database = database_with(dir.path(), "p", THREE_ROWS);
-        let scene = Scene { database, dir };
-        scene.sql(&format!(
-            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
-             VALUES ('p', 'output', '{uri}', 'replace')"
-        ));
-        for id in 1..=3 {
-            let input = scene.dir.path().join(format!("in{id}"));
-            fs::write(&input, id.to_string()).unwrap();
-            submit(&scene.database, "p", &[input]);
-            scene.run(id);
-        }
+    for uri in [
+        "parquet://o.parquet",
+        "sqlite://o.db/rows",
+        "sqlite://ABS/o.db/rows",
+    ] {
+        let scene = replaced(uri);
         let (code, text) = scene.fsck(&[]);
-        assert_eq!(code, Some(0), "{text}");
+        assert_eq!(code, Some(0), "{uri} {text}");
+        // What is known of the last one makes no difference.
+        for change in [
+            "DELETE FROM cf_processing_queue WHERE id = 3",
+            "UPDATE cf_topic_config SET mode = 'append'",
+            "UPDATE cf_topic_config SET mode = 'replace'",
+        ] {
+            scene.sql(change);
+            let (_, text) = scene.fsck(&["--repair"]);
+            assert!(
+                text.contains("0 jobs queued again"),
+                "{uri} {change} {text}"
+            );
+            assert!(!text.contains("missing"), "{uri} {change} {text}");
+        }
         // Where that one has gone, too, all of them are.
         match uri.starts_with("parquet") {
             true => fs::remove_file(scene.out().join("o_3.parquet")).unwrap(),
+            false if uri.contains("ABS") => fs::remove_file(scene.dir.path().join("o.db")).unwrap(),
             false => fs::remove_file(scene.out().join("o.db")).unwrap(),
         }
-        assert_eq!(scene.kinds().len(), 3, "{:?}", scene.kinds());
+        let kinds = scene.kinds();
+        let missing = kinds.iter().filter(|(kind, _)| kind == "missing");
+        assert_eq!(missing.count(), 2, "{uri} {kinds:?}");
+        // The output of the last one of those that are known is what comes back.
+        let (_, text) = scene.fsck(&["--repair"]);
+        assert!(text.contains("1 jobs queued again"), "{uri} {text}");
+        assert_eq!(job(&scene.database, 1)["status"], "COMPLETED", "{uri}");
+    }
+}
+
+/// The last publisher's other attempts went elsewhere: what stood before is not put in its place.
+#[test]
+fn a_repair_queues_no_job_that_would_replace_the_output_of_another() {
+    for uri in ["parquet://o.parquet", "sqlite://o.db/rows"] {
+        let scene = replaced(uri);
+        let elsewhere = uri.replace("o.", "elsewhere.");
+        scene.sql(&format!("UPDATE cf_topic_config SET uri = '{elsewhere}'"));
+        assert_eq!(scene.run_again(3)["status"], "COMPLETED");
+        let (_, text) = scene.fsck(&["--repair"]);
+        assert!(text.contains("0 jobs queued again"), "{uri} {text}");
+        assert!(scene.out().join("elsewhere_3.parquet").exists() || uri.contains("sqlite"));
+    }
+}
+
+/// A restored database can own attempts whose output has gone since, too.
+#[test]
+fn attempts_without_their_output_are_adopted() {
+    for has_replaced in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let database = database_with(dir.path(), "p", THREE_ROWS);
+        let scene = Scene { database, dir };
+        if has_replaced {
+            scene.sql(
+                "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+                 VALUES ('p', 'output', 'parquet://o.parquet', 'replace')",
+            );
+        }
+        let inputs = ["a", "b"].map(|name| scene.dir.path().join(name));
+        for input in &inputs {
+            fs::write(input, "").unwrap();
+        }
+        submit(&scene.database, "p", &inputs[..1]);
+        scene.run(1);
+        let backup = scene.dir.path().join("backup");
+        fs::copy(&scene.database, &backup).unwrap();
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        scene.run(1);
+        match has_replaced {
+            true => {
+                submit(&scene.database, "p", &inputs[1..]);
+                scene.run(2);
+            }
+            false => fs::remove_file(&visible_files(&scene.out())[0]).unwrap(),
+        }
+        fs::copy(&backup, &scene.database).unwrap();
+        let (_, text) = scene.fsck(&["--adopt"]);
+        assert!(text.contains("the database owns it now"), "{text}");
+        let left = scene.kinds();
+        assert!(
+            left.iter()
+                .all(|(kind, job)| kind != "foreign" || *job != Some(1)),
+            "{left:?}"
+        );
+        let done = scene.run_again(1);
+        assert_eq!(done["status"], "COMPLETED", "{has_replaced} {done}");
     }
 }
 

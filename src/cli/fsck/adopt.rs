@@ -93,10 +93,11 @@ impl Repair {
                 continue;
             };
             let attempt = Attempt::new(row.job_id, adopted.attempt);
+            let has_output = !adopted.artifacts.is_empty();
             let receipt = receipt_for(row, adopted.others, attempt, adopted.artifacts);
             if receipt.is_none() && problem.kind == Kind::Touched {
                 // The database knows the attempt, and its record has the file of now.
-                is_adopted = true;
+                is_adopted |= has_output;
                 continue;
             }
             let mut turn = self.store.begin().map_err(failed)?;

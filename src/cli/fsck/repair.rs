@@ -1,18 +1,22 @@
 //! `--repair`: what of the findings is put right. The database is locked as by a sentinel, and no
 //! worker has an output folder open, so nothing else changes rows or output meanwhile.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
+use crate::cli::clean::{clean, path_text};
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
-use crate::job::{Cause, Receipt, Settlement};
-use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions};
+use crate::job::{Attempt, Cause, Mode, Receipt, Settlement};
+use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions, Standing};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
 
 /// The right to change a database and its output folders.
 pub(super) struct Repair {
     pub(super) store: Store,
+    /// The last attempt that has published into a sink of mode `replace`, by root and URI.
+    last_publishers: HashMap<(PathBuf, String), Option<Attempt>>,
     _lock: Lock,
 }
 
@@ -43,7 +47,11 @@ impl Repair {
             error => failed(error),
         })?;
         let store = Store::open(path, Open::Existing).map_err(failed)?;
-        Ok(Repair { store, _lock: lock })
+        Ok(Repair {
+            store,
+            last_publishers: HashMap::new(),
+            _lock: lock,
+        })
     }
 
     /// Opens an output folder, which finishes or undoes what dead attempts left in it; refused while
@@ -111,11 +119,58 @@ impl Repair {
         // Another attempt would fail there.
         let is_obstructed = has(&[Kind::Obstructed]);
         if (is_damaged || super::is_stale(row)) && !is_obstructed && row.status == "COMPLETED" {
+            if let Some(why) = self.replaces(row, roots)? {
+                crate::cli::stderr::tell(format_args!(
+                    "job {}: it is not queued again: {why}; set its status to QUEUED if its \
+                     output is to be there",
+                    row.job_id
+                ));
+                return Ok(None);
+            }
             let mut turn = self.store.begin().map_err(failed)?;
             let is_queued = turn.requeue(row.job_id, row.file_version_id);
             let is_queued = is_queued.map_err(failed)?;
             turn.commit().map_err(failed)?;
             return Ok(is_queued.then_some(Done::QueuedAgain));
+        }
+        Ok(None)
+    }
+
+    /// Why another attempt of a job would put its output in the place of a later one of another job,
+    /// by a sink of mode `replace`.
+    fn replaces(&mut self, row: &Audited, roots: &[&Root]) -> Result<Option<String>, Failure> {
+        let id = self.store.database_id();
+        let turn = self.store.begin().map_err(failed)?;
+        // Sinks that cannot be used are told when the job runs.
+        let sinks = turn.sinks_of(row.job_id).map_err(failed)?;
+        for sink in sinks.unwrap_or_default() {
+            if sink.mode != Mode::Replace {
+                continue;
+            }
+            for root in roots {
+                let mut standing = Standing::new(root, &id).anywhere();
+                if let Some(other) = standing.of_others(&sink, row.last).map_err(failed)? {
+                    let other = path_text(&other);
+                    return Ok(Some(format!("it would replace {other} of another job")));
+                }
+                let place = (root.path().to_owned(), sink.uri.clone());
+                let last = match self.last_publishers.get(&place) {
+                    Some(last) => *last,
+                    None => {
+                        let mut is_of_sink = |attempt| standing.has_published(&sink, attempt);
+                        let last = turn.latest_completed(&mut is_of_sink).map_err(failed)?;
+                        self.last_publishers.insert(place, last);
+                        last
+                    }
+                };
+                if let Some(last) = last.filter(|last| last.job_id != row.job_id) {
+                    let uri = clean(&sink.uri);
+                    return Ok(Some(format!(
+                        "job {} was the last one to publish into {uri}, which replaces others",
+                        last.job_id
+                    )));
+                }
+            }
         }
         Ok(None)
     }
@@ -188,7 +243,7 @@ impl Repair {
     }
 }
 
-type Standing = Option<(i64, Vec<crate::sink::Artifact>)>;
+type Settling = Option<(i64, Vec<crate::sink::Artifact>)>;
 
 /// Settles a job in each root: what stands without a receipt, and whether something was removed.
 fn settle_in(
@@ -196,7 +251,7 @@ fn settle_in(
     roots: &[&Root],
     duplicates: &[usize],
     forgotten: &[usize],
-) -> Result<(Standing, bool), Error> {
+) -> Result<(Settling, bool), Error> {
     let mut standing = None;
     let mut is_removed = false;
     for (index, root) in roots.iter().enumerate() {

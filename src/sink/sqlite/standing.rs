@@ -93,6 +93,19 @@ impl Tables {
         })
     }
 
+    /// True when the table's own record says that a publish of the database removed the job's rows.
+    pub(in crate::sink) fn is_removed(&self, table: &str, name: &Name) -> bool {
+        let query = "SELECT count(*) > 0 AND max(present) = 0 FROM main._casparian_output
+             WHERE sink_table = ?1 AND database = ?2 AND job = ?3 AND incarnation = ?4";
+        let attempt = name.attempt;
+        let job = (attempt.job_id, attempt.incarnation());
+        let parameters = (key(table), &name.database, job.0, job.1);
+        let found = self
+            .connection
+            .query_row(query, parameters, |row| row.get(0));
+        found.unwrap_or(false)
+    }
+
     /// True when rows of the job are in a table, or that cannot be read.
     pub(in crate::sink) fn has_any(&mut self, table: &str, name: &Name) -> bool {
         self.count_of(table, name).map_or_else(
