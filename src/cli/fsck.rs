@@ -447,7 +447,7 @@ fn look(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Looked {
         outputs: &outputs,
         is_truncated: row.is_truncated,
         history: &row.history,
-        is_adopting: is_adopting && row.status == "COMPLETED",
+        is_adopting: is_adopting && !row.runs_again(),
     };
     let mut named = BTreeSet::new();
     let mut problems = Vec::new();

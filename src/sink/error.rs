@@ -241,7 +241,8 @@ impl fmt::Display for Error {
             Error::NotOurs { path, rows: None } => write!(
                 f,
                 "{} is not output of this job of this database according to any record or \
-                 receipt; move it away and queue the job again",
+                 receipt; move it away and queue the job again (where the output folder is a copy, \
+                 or was restored: `casparian fsck --adopt`)",
                 path.display()
             ),
             Error::NotOurs {

@@ -20,6 +20,8 @@ pub struct Withdrawn {
     pub left: Vec<Error>,
     /// No output of the job is there any more: the database is to forget it.
     pub is_gone: bool,
+    /// Some of what stays may be a copy of the output: it has its size.
+    may_be_copy: bool,
 }
 
 impl Standing<'_> {
@@ -77,7 +79,8 @@ impl Standing<'_> {
             .extend(more.map(|path| names::file_uri(&path)));
         // Storage that is not mounted has none of the files: then nothing is known.
         let is_known = was_gone || !withdrawn.removed.is_empty() || !withdrawn.left.is_empty();
-        withdrawn.is_gone = is_known && withdrawn.left.iter().all(Error::is_not_ours);
+        withdrawn.is_gone =
+            is_known && !withdrawn.may_be_copy && withdrawn.left.iter().all(Error::is_not_ours);
         Ok(withdrawn)
     }
 
@@ -106,6 +109,7 @@ impl Standing<'_> {
             goes.extend(record.removes.iter().cloned());
         }
         let mut known = Vec::new();
+        let mut copies = Vec::new();
         for mut file in goes {
             let path = root.path().join(&file.path);
             match files::identity(&path)? {
@@ -113,7 +117,12 @@ impl Standing<'_> {
                     file.bay = folder.bay(Path::new(&file.path))?;
                     known.push(file);
                 }
-                Some(_) => withdrawn.left.push(Error::not_ours(path)),
+                Some(found) => {
+                    if found.size == file.identity.size {
+                        copies.push(file);
+                    }
+                    withdrawn.left.push(Error::not_ours(path));
+                }
                 None => {}
             }
         }
@@ -128,6 +137,8 @@ impl Standing<'_> {
         if stays {
             end.outputs.tables.clone_from(&record.outputs.tables);
         }
+        withdrawn.may_be_copy = !copies.is_empty();
+        end.outputs.files = copies;
         end.removes = known;
         // Another worker goes on where this one stops.
         folder.leave();
@@ -135,7 +146,7 @@ impl Standing<'_> {
         let before = withdrawn.left.len();
         let finished = recover::finish(root, &folder, &mut end)?;
         withdrawn.left.extend(finished.left);
-        if !stays && withdrawn.left.len() == before {
+        if !stays && !withdrawn.may_be_copy && withdrawn.left.len() == before {
             record::remove(root, &folder)?;
         }
         folder.unleave();

@@ -319,6 +319,14 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// What a job that has failed since had published is at these URIs now.
+    pub fn name_published(&mut self, job_id: i64, uris: Vec<String>) -> Result<(), Error> {
+        let name = "UPDATE cf_processing_queue SET published = ?2 WHERE id = ?1";
+        let uris = serde_json::Value::from(uris).to_string();
+        self.change_job(job_id, name, params![job_id, uris])?;
+        Ok(())
+    }
+
     /// The next attempt of a job has a number above this one, whose key it is.
     pub fn count_on(&mut self, attempt: Attempt, key: Option<i64>) -> Result<(), Error> {
         let count_on = "UPDATE cf_processing_queue SET attempt = ?2, attempt_key = ?3 \

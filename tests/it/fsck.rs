@@ -750,6 +750,51 @@ fn attempts_without_their_output_are_adopted() {
     }
 }
 
+/// A run over the copy fails, since the files there are of its original. Its files can still be
+/// adopted, and none is forgotten.
+#[test]
+fn a_copied_output_folder_is_adopted_after_a_run_over_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("p.py"), THREE_ROWS).unwrap();
+    fs::create_dir(path("in")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(path("in").join(name), name).unwrap();
+    }
+    let run = |out: &str, options: &[&str]| {
+        let mut command = program("casparian");
+        command.arg("run").args([path("p.py"), path("in")]);
+        command.arg("-o").arg(path(out)).args(options);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), stderr)
+    };
+    assert_eq!(run("out", &[]).0, Some(0));
+    let mut copy = Command::new("cp");
+    copy.arg("-a").args([path("out"), path("copy")]);
+    assert!(copy.status().unwrap().success());
+    fs::write(path("in/a"), "changed").unwrap();
+    fs::remove_file(path("in/b")).unwrap();
+    let (code, text) = run("copy", &["--prune"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("casparian fsck --adopt"), "{text}");
+
+    let database = path("copy/.casparian/queue.sqlite");
+    let adopted = program("casparian")
+        .args(["fsck", "--adopt", "--database"])
+        .arg(&database)
+        .arg("--output")
+        .arg(path("copy"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&adopted.stdout).into_owned();
+    assert!(text.contains("2 adopted"), "{text}");
+    let (code, text) = run("copy", &["--prune"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(visible_files(&path("copy")).len(), 1);
+    assert_eq!(visible_files(&path("out")).len(), 2);
+}
+
 #[test]
 fn what_others_have_put_into_the_folders_of_a_root_is_noted() {
     let scene = Scene::published(1);

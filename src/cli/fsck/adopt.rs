@@ -94,9 +94,17 @@ impl Repair {
             };
             let attempt = Attempt::new(row.job_id, adopted.attempt);
             let has_output = !adopted.artifacts.is_empty();
+            let is_all = is_all(row, adopted.others, &adopted.artifacts);
+            let artifacts = adopted.artifacts.iter();
+            let uris = artifacts.map(|artifact| artifact.uri.clone()).collect();
             let receipt = receipt_for(row, adopted.others, attempt, adopted.artifacts);
             if receipt.is_none() && problem.kind == Kind::Touched {
                 // The database knows the attempt, and its record has the file of now.
+                if is_all {
+                    let mut turn = self.store.begin().map_err(failed)?;
+                    turn.name_published(row.job_id, uris).map_err(failed)?;
+                    turn.commit().map_err(failed)?;
+                }
                 is_adopted |= has_output;
                 continue;
             }
@@ -118,15 +126,7 @@ fn receipt_for(
     attempt: Attempt,
     artifacts: Vec<Artifact>,
 ) -> Option<Receipt> {
-    let is_all = !artifacts.is_empty() && (others == 0 || row.is_truncated);
-    if row.status != "COMPLETED" || !is_all {
-        return None;
-    }
-    let size: usize = artifacts
-        .iter()
-        .map(|artifact| artifact.uri.len() + 3)
-        .sum();
-    if size >= limits::PUBLISHED_SIZE_MAX {
+    if row.status != "COMPLETED" || !is_all(row, others, &artifacts) {
         return None;
     }
     let mut receipt = worker::settled(attempt, Some((attempt.number, artifacts)));
@@ -137,6 +137,14 @@ fn receipt_for(
             .insert(ARTIFACTS_TRUNCATED.to_owned(), others);
     }
     Some(receipt)
+}
+
+/// True when these are all that a job's receipt names, and not more than a row has room for.
+fn is_all(row: &Audited, others: usize, artifacts: &[Artifact]) -> bool {
+    let size = artifacts.iter().map(|artifact| artifact.uri.len() + 3);
+    !artifacts.is_empty()
+        && (others == 0 || row.is_truncated)
+        && size.sum::<usize>() < limits::PUBLISHED_SIZE_MAX
 }
 
 /// True when a receipt of the database names output that a record of another one names.

@@ -217,7 +217,7 @@ pub(super) fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -
         progress.note(&match error {
             sink::Error::NotOurs { path, .. } => format!(
                 "earlier output of {file} is not there any more, and another file in its place \
-                 stays: {}",
+                 stays: {} (where the output folder is a copy: `casparian fsck --adopt`)",
                 path.display()
             ),
             error => format!("earlier output of {file} cannot be removed: {error}"),
