@@ -63,7 +63,7 @@ pub(super) fn append(path: &Path) -> io::Result<File> {
 
 fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
-    let refusal = || io::Error::other("it is not a regular file");
+    let refusal = || io::Error::new(ErrorKind::InvalidData, "it is not a regular file");
     let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
         Ok(file) => file,
         // A symbolic link; a FIFO or socket without a peer.
@@ -83,7 +83,8 @@ fn regular(options: &mut fs::OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// A regular file's content, of at most so many bytes; none when it does not exist.
+/// A regular file's content, of at most so many bytes; none when it does not exist. What is no such
+/// file is [`ErrorKind::InvalidData`].
 pub(super) fn read(path: &Path, size_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let fail = |error| Error::io(path, error);
     let file = match open(path) {
@@ -96,9 +97,10 @@ pub(super) fn read(path: &Path, size_max: u64) -> Result<Option<Vec<u8>>, Error>
         .read_to_end(&mut bytes)
         .map_err(fail)?;
     match bytes.len() as u64 > size_max {
-        true => Err(fail(io::Error::other(format!(
-            "it has more than {size_max} bytes"
-        )))),
+        true => Err(fail(io::Error::new(
+            ErrorKind::InvalidData,
+            format!("it has more than {size_max} bytes"),
+        ))),
         false => Ok(Some(bytes)),
     }
 }

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -319,12 +320,18 @@ pub(super) fn read(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
 /// does not respond.
 fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
     let path = &path(root, name);
-    let Some(bytes) = files::read(path, limits::RECORD_SIZE_MAX)? else {
-        return Ok(None);
-    };
     let fail = |reason: String| Error::Record {
         path: path.to_owned(),
         reason,
+    };
+    let bytes = match files::read(path, limits::RECORD_SIZE_MAX) {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Ok(None),
+        // Something else is in its place: no fault of the worker's.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::InvalidData => {
+            return Err(fail(source.to_string()));
+        }
+        Err(error) => return Err(error),
     };
     let mut record: Record =
         serde_json::from_slice(&bytes).map_err(|error| fail(error.to_string()))?;

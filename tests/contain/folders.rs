@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::common::*;
 
@@ -198,6 +199,50 @@ fn records_that_name_files_of_others_move_none() {
             assert_eq!(scene.outside(), before, "{path} {dies}: {text}");
         }
     }
+}
+
+/// Such a record fails its own job, and says what to do; the others are done.
+#[test]
+fn what_is_no_file_in_the_place_of_a_record_costs_its_own_job_alone() {
+    let scene = Scene::new();
+    for name in ["b", "c", "d", "e", "f"] {
+        fs::write(scene.path("in").join(name), name).unwrap();
+    }
+    assert_eq!(scene.run().0, Some(0));
+    let outputs = scene.path("out/.casparian/outputs");
+    let database = names(&outputs).remove(0);
+    for (job, kind) in ["fifo", "folder", "link", "garbage", "large"]
+        .iter()
+        .enumerate()
+    {
+        let record = outputs.join(format!("{database}/0/{}", job + 1));
+        fs::remove_file(&record).unwrap();
+        match *kind {
+            "fifo" => assert!(
+                Command::new("mkfifo")
+                    .arg(&record)
+                    .status()
+                    .unwrap()
+                    .success()
+            ),
+            "folder" => fs::create_dir(&record).unwrap(),
+            "link" => symlink("/dev/zero", &record).unwrap(),
+            "garbage" => fs::write(&record, "{").unwrap(),
+            _ => fs::File::create(&record).unwrap().set_len(1 << 40).unwrap(),
+        }
+    }
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        fs::write(scene.path("in").join(name), "changed").unwrap();
+    }
+    let (code, text) = scene.run();
+    assert_eq!(code, Some(1), "{text}");
+    for job in 1..=5 {
+        let record = format!("{database}/0/{job}: ");
+        let mut lines = text.lines().filter(|line| line.contains(&record));
+        let is_told = |line: &str| line.contains("; remove it to give up what it says");
+        assert!(lines.any(is_told), "{job} {text}");
+    }
+    assert!(text.contains("f: 1 rows"), "{text}");
 }
 
 #[test]
