@@ -635,6 +635,7 @@ SECCOMP_MODE_FILTER = 2
 OWN_PID = 0x7FFFCA5B
 SYS_LANDLOCK_RESTRICT_SELF = 446
 SYS_MOUNT_SETATTR = 442
+SHARED_MEMORY = "/dev/shm"
 CLONE_NEWNS, CLONE_NEWIPC = 0x20000, 0x8000000
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
@@ -659,12 +660,21 @@ def die_with_parent(parent):
         _exit(1)
 
 
-def contain(sandbox, ruleset, seccomp):
+def has_own_memory(request):
+    """True where the job can have a /dev/shm of its own: nothing that it uses is in that folder."""
+    used = [request["env"][name] for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in request["env"]]
+    used += [request["sandbox"].get("hide") or "", sys.prefix, sys.base_prefix]
+    real = (os.path.realpath(octets(path)) for path in used if path)
+    memory = octets(SHARED_MEMORY)
+    return os.path.isdir(memory) and not any(path == memory or path.startswith(memory + b"/") for path in real)
+
+
+def contain(sandbox, ruleset, seccomp, own_memory):
     """Restricts this process and all that it starts. `sandbox`: "hide", a folder of which only the
     paths in "keep" are seen from here on, or None; "cover", a socket that cannot be connected to from
     here on, or None; "writable", with them the only path below which the file system can be changed,
     or None; "kills", true where it can signal its descendants alone. `ruleset`: descriptor of a Landlock ruleset, or None. `seccomp`: descriptor of a file with
-    a seccomp filter, or None."""
+    a seccomp filter, or None. `own_memory`: whether a hidden process gets a /dev/shm of its own."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -693,6 +703,9 @@ def contain(sandbox, ruleset, seccomp):
             mount(f"/proc/self/fd/{fd}", path, None, MS_BIND | MS_REC)
             os.close(fd)
         mount(None, hide, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+        if own_memory:
+            # POSIX shared memory and semaphores, too.
+            mount("none", SHARED_MEMORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
         cover = octets(sandbox.get("cover") or "")
         if cover:
             try:
@@ -791,7 +804,7 @@ def contain_child(request, fds):
     ruleset = left.pop(0) if sandbox.get("ruleset") else None
     seccomp = left.pop(0) if sandbox.get("seccomp") else None
     try:
-        contain(sandbox, ruleset, seccomp)
+        contain(sandbox, ruleset, seccomp, has_own_memory(request))
     except Exception as error:
         report(Bridge(octets(request["env"]["BRIDGE_SOCKET"])), EnvironmentFailure(str(error)))
         _exit(1)

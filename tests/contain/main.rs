@@ -16,4 +16,5 @@ mod peers;
 mod preloads;
 mod processes;
 mod sandbox;
+mod shared;
 mod sinks;
