@@ -21,6 +21,14 @@ CONVERT_BYTES = 32 << 20
 FETCH_ROWS = 16_384
 # Rows of view arrays that are copied at a time.
 VIEW_ROWS = (1024, 65_536)
+# Types of DuckDB whose values are the same in Arrow; sinks decide about those that files do not have.
+DUCKDB_EXACT = frozenset((
+    "null", "boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "utinyint", "usmallint", "uinteger",
+    "ubigint", "float", "double", "decimal", "varchar", "blob", "uuid", "enum", "date", "time", "time_ns",
+    "timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns", "timestamp with time zone", "timestamptz_ns",
+    "interval", "geometry", "list", "array", "map", "struct", "tuple", "union"))
+# Types of Arrow that several types of DuckDB become, of which some lose their values.
+DUCKDB_AMBIGUOUS = re.compile(r"decimal128\(38, 0\)|time64\[us\]|binary")
 # Lists and generators within each other.
 NESTING_MAX = 32
 ACCEPTED = (
@@ -168,23 +176,55 @@ def reader_of(value):
     if is_of(value, "pyarrow.dataset", "Scanner"):
         return value.to_reader()
     if is_of(value, "duckdb", "DuckDBPyRelation", "DuckDBPyConnection"):
-        check_duckdb(value)
-    if callable(getattr(value, "to_arrow_reader", None)):
-        return value.to_arrow_reader(FETCH_ROWS)
-    if is_of(value, "duckdb", "DuckDBPyRelation", "DuckDBPyConnection"):
-        return value.fetch_record_batch(FETCH_ROWS)
+        return duckdb_reader(value)
+    fetch = getattr(value, "to_arrow_reader", None)
+    if callable(fetch):
+        return fetch(FETCH_ROWS)
     fetch = getattr(value, "fetch_record_batch", None) or value.fetch_arrow_reader
     return fetch()
 
 
-def check_duckdb(result):
-    """Refuses types of DuckDB that become others in Arrow, without their zones or as raw bytes."""
-    for name, kind, *_rest in result.description or ():
-        for lost in ("TIME WITH TIME ZONE", "BIT"):
-            if re.search(rf"(?<!\w){lost}\b", str(kind)):
-                raise TypeError(
-                    f"column {name!r}: Arrow does not have DuckDB's type {lost}: cast it in the query, as with"
-                    f" CAST({name} AS VARCHAR)")
+def duckdb_reader(result):
+    columns = duckdb_columns(result)
+    for name, kind in columns:
+        if kind is not None:
+            check_duckdb(name, kind)
+    fetch = getattr(result, "to_arrow_reader", None) or result.fetch_record_batch
+    reader = fetch(FETCH_ROWS)
+    for (name, kind), field in zip(columns, reader.schema):
+        if kind is None and DUCKDB_AMBIGUOUS.search(str(field.type)):
+            raise TypeError(
+                f"column {name!r}: this version of DuckDB does not give the types of a connection's result, and"
+                f" not all types that become {field.type} keep their values: return a relation"
+                " (`connection.sql(query)`)")
+    return reader
+
+
+def duckdb_columns(result):
+    """Names and types of a result; releases before 1.4 give the types of relations alone."""
+    if is_of(result, "duckdb", "DuckDBPyRelation"):
+        return list(zip(result.columns, result.types))
+    return [(name, kind if hasattr(kind, "id") else None) for name, kind, *_ in result.description or ()]
+
+
+def check_duckdb(name, kind):
+    """Refuses types of DuckDB that are not known to keep their values in Arrow: some become others, without
+    their zones, or integers that wrap around, or raw bytes."""
+    kinds = [kind]
+    while kinds:
+        kind = kinds.pop()
+        # Earlier releases have geometries as an alias of bytes, whose format is DuckDB's own.
+        if kind.id not in DUCKDB_EXACT or kind.id == "blob" and str(kind) == "GEOMETRY":
+            raise duckdb_error(name, str(kind))
+        if kind.id in ("list", "array", "map", "struct", "tuple", "union"):
+            kinds.extend(child for _, child in kind.children if hasattr(child, "id"))
+
+
+def duckdb_error(name, kind):
+    identifier = '"{}"'.format(name.replace('"', '""'))
+    return TypeError(
+        f"column {name!r}: Arrow does not have DuckDB's type {kind}: cast it in the query, as with"
+        f" CAST({identifier} AS VARCHAR)")
 
 
 def of_capsule(value, pa):
@@ -272,6 +312,10 @@ def exact_columns(frame, pa):
     exact = {}
     for place in range(frame.shape[1]):
         column = frame.iloc[:, place]
+        try:
+            check_categories(column)
+        except Exception as error:
+            raise column_error(frame.columns[place], error) from error
         if is_object(column):
             array = array_of_objects(frame.columns[place], column, pa)
             if array is not None:
@@ -281,6 +325,13 @@ def exact_columns(frame, pa):
         if level is not None and is_object(level) and array_of_objects(name, level, pa) is not None:
             raise ValueError(f"level {name!r} of the index has nanoseconds: make it a column (`reset_index`)")
     return exact
+
+
+def check_categories(values):
+    """Categories of Python's objects are values too."""
+    categories = getattr(values.dtype, "categories", None)
+    if is_object(categories):
+        Exact(categories, True)
 
 
 def array_of_objects(name, values, pa):
@@ -385,6 +436,7 @@ def array_of(name, values, pa):
             return of_ndarray(values, pa)
         if is_of(values, "pandas", "Series", "Index"):
             values = values.sparse.to_dense() if is_sparse(values.dtype) else values
+            check_categories(values)
             return array_of_values(values, pa, True) if is_object(values) else pa.array(values, from_pandas=True)
         if hasattr(values, "__arrow_array__"):
             return pa.array(values, from_pandas=True)
@@ -398,6 +450,9 @@ def column_error(name, error):
     if isinstance(error, UnicodeError):
         return ValueError(f"column {name!r}: a text that UTF-8 does not have ({error}): replace its surrogates,"
                           " as with `text.encode('utf-8', 'replace').decode()`")
+    if isinstance(error, OverflowError):
+        return ValueError(f"column {name!r}: it has an integer that is out of the range of 64 bits with a sign"
+                          " (int64): give decimal.Decimal, text, or a numpy array of uint64")
     return ValueError(f"column {name!r}: {error.args[0] if error.args else error}")
 
 
@@ -447,8 +502,9 @@ def of_ndarray(array, pa):
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind in "SU":
         return of_texts(array, pa)
-    if array.dtype.kind == "O" and not is_of(array, "numpy.ma", "MaskedArray"):
-        return array_of_values(array, pa)
+    if array.dtype.kind == "O":
+        # A list of a masked array has None where it is masked.
+        return array_of_values(array.tolist() if is_of(array, "numpy.ma", "MaskedArray") else array, pa)
     return pa.array(array)
 
 
@@ -523,10 +579,12 @@ class Frames:
 
     def plain_extension(self, kind, column):
         """The type as it is sent. An extension type whose storage changes is sent as storage with the
-        metadata that names it."""
+        metadata that names it. Bytes that DuckDB itself does not read again as its type are refused."""
         pa = self.pa
         if not isinstance(kind, pa.BaseExtensionType):
             return self.plain_type(kind, column), {}
+        if kind.extension_name == "arrow.opaque" and getattr(kind, "vendor_name", None) == "DuckDB":
+            raise duckdb_error(column, kind.type_name.upper())
         storage = self.plain_type(kind.storage_type, column)
         try:
             data = kind.__arrow_ext_serialize__()

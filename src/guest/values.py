@@ -1,19 +1,51 @@
 """Python values as Arrow arrays, exactly.
 
 Concatenated with `shim.py` into one program. pyarrow takes the type of a column from its values, and
-drops without an error what that type does not hold: the time of a date-time among dates, nanoseconds of
-pandas' values, the zone of a time. `Exact` finds such columns by the classes of their values, before they
-are converted; the classes of most columns show that there is nothing to find.
+converts without an error what that type does not hold: a number among dates is days, a boolean among
+numbers is 1, a text among bytes is bytes; the time of a date-time among dates, nanoseconds of pandas'
+values and the zone of a time are dropped. `Exact` finds such columns by the classes of their values, before
+they are converted: the values of a column are of one family. The classes of most columns show that there
+is nothing else to find.
 """
 
 import datetime
 import decimal
+import functools
 import itertools
 import sys
 
-EXACT_KINDS = frozenset((type(None), bool, int, str, bytes, decimal.Decimal))
-FLOATS = frozenset((type(None), int, float))
 LISTS = (list, tuple, set, frozenset)
+MISSING = ("NoneType", "NaTType", "NAType")
+NUMBERS, BOOLEANS, TEXTS, BYTES = "numbers", "booleans", "texts", "bytes"
+DATES, MOMENTS, TIMES, SPANS = "dates", "date-times", "times of day", "durations"
+DICTS, SEQUENCES, OTHERS = "dicts", "lists", "other objects"
+# Families of classes, the first that fits: a boolean is an int, and a date-time is a date.
+FAMILIES = (
+    (bool, BOOLEANS),
+    ((int, float, complex, decimal.Decimal), NUMBERS),
+    (str, TEXTS),
+    ((bytes, bytearray, memoryview), BYTES),
+    (datetime.datetime, MOMENTS),
+    (datetime.date, DATES),
+    (datetime.time, TIMES),
+    (datetime.timedelta, SPANS),
+    (dict, DICTS),
+    (LISTS, SEQUENCES),
+)
+NUMPY_FAMILIES = (
+    ("bool_", BOOLEANS),
+    ("str_", TEXTS),
+    ("bytes_", BYTES),
+    ("datetime64", "date-times of numpy"),
+    # A class of numpy's integers.
+    ("timedelta64", "durations of numpy"),
+    ("number", NUMBERS),
+    ("ndarray", SEQUENCES),
+)
+# Classes of a column's values, beside None, of which nothing more has to be known.
+PLAIN_KINDS = tuple(map(frozenset, ((int, float), (bool,), (str,), (bytes,))))
+# In which nothing is lost where all values are of the family.
+EXACT_FAMILIES = ({NUMBERS}, {BOOLEANS}, {TEXTS}, {BYTES}, set())
 # Rows of a numpy array of texts that are looked at in one go.
 TEXT_ROWS = 1 << 16
 
@@ -45,6 +77,22 @@ def without_nat(value):
     return value
 
 
+@functools.lru_cache(maxsize=1024)
+def family_of(kind):
+    """What values of a class are; None where they are missing values."""
+    if kind.__name__ in MISSING:
+        return None
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and issubclass(kind, (numpy.generic, numpy.ndarray)):
+        of_numpy = (family for name, family in NUMPY_FAMILIES if issubclass(kind, getattr(numpy, name)))
+        return next(of_numpy, OTHERS)
+    return next((family for base, family in FAMILIES if issubclass(kind, base)), OTHERS)
+
+
+def is_plain(kinds):
+    return any(kinds - {type(None)} <= plain for plain in PLAIN_KINDS)
+
+
 class Exact:
     """What has to be known of values before pyarrow converts them. Raises where no type holds them."""
 
@@ -59,39 +107,60 @@ class Exact:
 
     def look(self, values, path, kinds=None):
         kinds = set(map(type, values)) if kinds is None else kinds
-        if kinds <= EXACT_KINDS or kinds <= FLOATS:
+        if is_plain(kinds):
             return
-        if bool in kinds and float in kinds and any(
-                type(value) is float and not (self.from_pandas and value != value) for value in values):
-            self.refuse(path, "numbers and booleans", "make all of them numbers")
-        dates, moments, spans, times = False, [], False, False
-        for kind in kinds:
-            if kind.__name__ == "NaTType":
-                self.has_nat = True
-            elif issubclass(kind, datetime.datetime):
-                moments.append(kind)
-            elif issubclass(kind, datetime.date):
-                dates = True
-            elif issubclass(kind, datetime.time):
-                times = True
-            elif issubclass(kind, datetime.timedelta):
-                spans = spans or hasattr(kind, "nanoseconds")
-            elif issubclass(kind, dict):
-                self.look_into_dicts(values if kinds == {dict} else [
-                    value for value in values if isinstance(value, dict)], path)
-            elif issubclass(kind, LISTS) or kind.__name__ == "ndarray":
-                self.look_into_lists(values if kinds == {list} else [
-                    value for value in values if isinstance(value, LISTS) or is_object(value)], path)
-        if dates and moments:
+        families = {family_of(kind) for kind in kinds} - {None}
+        if len(families) > 1:
+            families = self.check_families(values, families, path)
+        if NUMBERS in families:
+            self.look_at_numbers(values, kinds, path)
+        self.has_nat = self.has_nat or any(kind.__name__ == "NaTType" for kind in kinds)
+        if families in EXACT_FAMILIES:
+            return
+        if DICTS in families:
+            self.look_into_dicts(values if kinds == {dict} else [
+                value for value in values if isinstance(value, dict)], path)
+        elif SEQUENCES in families:
+            self.look_into_lists(values if kinds == {list} else [
+                value for value in values if family_of(type(value)) == SEQUENCES], path)
+        elif MOMENTS in families:
+            self.look_at_moments([value for value in values if family_of(type(value)) == MOMENTS], path)
+        elif TIMES in families:
+            if any(getattr(value, "tzinfo", None) is not None for value in values):
+                self.refuse(
+                    path, "times of day with a time zone, which Arrow does not have",
+                    "give date-times, texts (`.isoformat()`), or times without zone (`.replace(tzinfo=None)`)")
+        elif SPANS in families:
+            if any(getattr(value, "nanoseconds", 0) for value in values):
+                self.paths.add(path)
+
+    def check_families(self, values, families, path):
+        """The families without that of NaN, where NaN is a missing value; refuses more than one."""
+        if self.from_pandas and not any(
+                family_of(type(value)) == NUMBERS and not (isinstance(value, float) and value != value)
+                for value in values):
+            families = families - {NUMBERS}
+        if families <= {DATES, MOMENTS} and len(families) > 1:
             self.refuse(path, "dates and date-times",
                         "make all of them date-times (`datetime.combine(date, time.min)`) or dates (`.date()`)")
-        if moments:
-            self.look_at_moments([value for value in values if isinstance(value, tuple(moments))], path)
-        if times and any(isinstance(value, datetime.time) and value.tzinfo is not None for value in values):
-            self.refuse(path, "times of day with a time zone, which Arrow does not have",
-                        "give date-times, texts (`.isoformat()`), or times without zone (`.replace(tzinfo=None)`)")
-        if spans and any(getattr(value, "nanoseconds", 0) for value in values):
-            self.paths.add(path)
+        if len(families) > 1:
+            # Booleans last, then by name.
+            what = " and ".join(sorted(families, key=lambda family: (family == BOOLEANS, family)))
+            what_to_do = "make all of them numbers" if families == {NUMBERS, BOOLEANS} else (
+                "give all values of a column one type, such as text (`str(value)`)")
+            self.refuse(path, what, what_to_do)
+        return families
+
+    def look_at_numbers(self, values, kinds, path):
+        names = {kind.__name__ for kind in kinds}
+        if "float16" in names and any(issubclass(kind, int) for kind in kinds):
+            self.refuse(path, "half floats and integers", "make all of them `float`")
+        decimals = tuple(kind for kind in kinds if issubclass(kind, decimal.Decimal))
+        if decimals and not all(
+                value.is_finite() or self.from_pandas and value.is_nan()
+                for value in values if isinstance(value, decimals)):
+            self.refuse(path, "a Decimal that is not finite, which Arrow does not have",
+                        "give None, or make all of them `float`")
 
     def look_at_moments(self, values, path):
         zones = {value.tzinfo is None for value in values}
@@ -103,11 +172,18 @@ class Exact:
 
     def look_into_dicts(self, dicts, path):
         for key in dict.fromkeys(itertools.chain.from_iterable(dicts)):
+            if not isinstance(key, str):
+                self.refuse(path, f"dicts with the key {key!r}", "make all keys of dicts texts (`str(key)`)")
             self.look([value.get(key) for value in dicts], (*path, key))
 
     def look_into_lists(self, lists, path):
+        # Arrays of numpy have a value of each of their types instead of all of theirs.
+        arrays = {value.dtype.type for value in lists if hasattr(value, "dtype") and not is_object(value)}
+        if arrays:
+            lists = [value for value in lists if not hasattr(value, "dtype") or is_object(value)]
+            lists.append([kind() for kind in arrays if kind.__name__ != "void"])
         kinds = set(map(type, itertools.chain.from_iterable(lists)))
-        if not (kinds <= EXACT_KINDS or kinds <= FLOATS):
+        if not is_plain(kinds):
             self.look(list(itertools.chain.from_iterable(lists)), (*path, None), kinds)
 
     def refuse(self, path, what, what_to_do):

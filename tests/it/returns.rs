@@ -512,6 +512,45 @@ const EXACT: &[Case] = &[
         Fails("column 'b': Arrow does not have DuckDB's type BIT"),
     ),
     (
+        "duckdb_integers_that_wrap",
+        "return duckdb.sql(\"select 340282366920938463463374607431768211455::UHUGEINT a\")",
+        Fails(
+            "column 'a': Arrow does not have DuckDB's type UHUGEINT: cast it in the query, as with CAST(\"a\" AS VARCHAR)",
+        ),
+    ),
+    (
+        "duckdb_hashes",
+        "return duckdb.connect().execute(\"select 1 x, {'h': [md5_number('0')]} a\")",
+        Fails("column 'a': Arrow does not have DuckDB's type UHUGEINT"),
+    ),
+    (
+        "duckdb_large_numbers",
+        "return duckdb.sql(\"select map {'k': [1::BIGNUM]} a\")",
+        Fails("column 'a': Arrow does not have DuckDB's type BIGNUM"),
+    ),
+    (
+        "duckdb_variants",
+        "return duckdb.sql('select [{\\'x\\': 5::VARIANT}]::STRUCT(x VARIANT)[1] a')",
+        Fails("column 'a': Arrow does not have DuckDB's type VARIANT"),
+    ),
+    (
+        "duckdb_types",
+        "return duckdb.sql('select get_type(1) a')",
+        Fails("column 'a': Arrow does not have DuckDB's type TYPE"),
+    ),
+    (
+        "duckdb_large_numbers_in_arrow",
+        "return duckdb.sql('select [1::BIGNUM] a').to_arrow_table()",
+        Fails("column 'a': Arrow does not have DuckDB's type BIGNUM"),
+    ),
+    (
+        "duckdb_exact_types",
+        "return duckdb.sql(\"select (-5)::HUGEINT h, '12:00:00'::TIME_NS n, 'BIT'::ENUM('BIT') e, {'UHUGEINT': 1} s, row(1, 'x') t, null u, [[1.5::DECIMAL(38, 5)]]::DECIMAL(38, 5)[1][] d, map {'k': 'v'} m\")",
+        Rows(
+            r#"[{"h": "-5", "n": "12:00:00", "e": "BIT", "s": {"UHUGEINT": 1}, "t": {"element1": 1, "element2": "x"}, "u": null, "d": [["1.50000"]], "m": [["k", "v"]]}]"#,
+        ),
+    ),
+    (
         "surrogates",
         "return {'a': ['\\ud800']}",
         Fails("column 'a': a text that UTF-8 does not have"),
@@ -521,6 +560,145 @@ const EXACT: &[Case] = &[
 #[test]
 fn values_are_exact_or_refused_with_their_column() {
     check_values(EXACT);
+}
+
+/// Values of a column, the same in a dict of lists, in rows, in lists and structs, in an array and in a data frame of
+/// objects, and what its error says.
+const MIXED: &[(&str, &str, &str)] = &[
+    (
+        "numpy_and_bool",
+        "[np.float64(1.5), True]",
+        "numbers and booleans",
+    ),
+    (
+        "int_and_bool_of_numpy",
+        "[5, np.bool_(True)]",
+        "numbers and booleans",
+    ),
+    (
+        "bool_of_numpy_first",
+        "[np.bool_(True), 5]",
+        "numbers and booleans",
+    ),
+    ("texts_and_bytes", "['x', b'y']", "bytes and texts"),
+    (
+        "bytes_and_a_text_of_numpy",
+        "[bytearray(b'x'), np.str_('y')]",
+        "bytes and texts",
+    ),
+    (
+        "dates_and_numbers",
+        "[datetime.date(2020, 1, 1), 5]",
+        "dates and numbers",
+    ),
+    (
+        "date_times_and_numbers",
+        "[datetime.datetime(2020, 1, 1), np.float64(5.5)]",
+        "date-times and numbers",
+    ),
+    (
+        "times_and_booleans",
+        "[datetime.time(5), True]",
+        "times of day and booleans",
+    ),
+    (
+        "durations_and_numbers",
+        "[datetime.timedelta(1), 5]",
+        "durations and numbers",
+    ),
+    (
+        "uuids_and_numbers",
+        "[uuid.UUID(int=1), 5]",
+        "numbers and other objects",
+    ),
+    (
+        "numbers_and_durations_of_numpy",
+        "[5, np.timedelta64(1, 'ns')]",
+        "durations of numpy and numbers",
+    ),
+    (
+        "half_floats",
+        "[5, np.float16(1.5)]",
+        "half floats and integers",
+    ),
+    (
+        "arrays_and_lists",
+        "[np.array([1.5]), [True]]",
+        "numbers and booleans",
+    ),
+    ("keys", "[{b'k': 1}, {'k': 2}]", "dicts with the key b'k'"),
+    (
+        "infinite",
+        "[decimal.Decimal('Infinity')]",
+        "a Decimal that is not finite",
+    ),
+];
+
+#[test]
+fn values_of_several_kinds_in_a_column_are_refused() {
+    let shapes = [
+        ("list", "return {'a': V}"),
+        ("rows", "return [{'a': v} for v in V]"),
+        ("nested", "return [{'a': [[v], {'s': v}][KIND]} for v in V]"),
+        (
+            "array",
+            "values = np.empty(len(V), dtype=object)\nvalues[:] = V\nreturn {'a': values}",
+        ),
+        (
+            "masked",
+            "values = np.ma.masked_all(len(V), dtype=object)\nvalues[:] = V\nreturn {'a': values}",
+        ),
+        (
+            "frame",
+            "values = np.empty(len(V), dtype=object)\nvalues[:] = V\nreturn pd.DataFrame({'a': pd.Series(values)})",
+        ),
+    ];
+    let leak = |text: String| -> &'static str { text.leak() };
+    let mut cases: Vec<Case> = Vec::new();
+    for (place, (name, values, words)) in MIXED.iter().enumerate() {
+        for (shape, body) in shapes {
+            // Each of the values below a list or below a struct.
+            let body = body.replace("KIND", &(place % 2).to_string());
+            let body = body.replace('V', values);
+            let body = format!("import uuid, decimal\n{body}");
+            let words = match shape {
+                "nested" => format!("it has {words}"),
+                _ => format!("column 'a': it has {words}"),
+            };
+            cases.push((
+                leak(format!("{name}_{shape}")),
+                leak(body),
+                Fails(leak(words)),
+            ));
+        }
+    }
+    cases.extend([
+        (
+            "categories",
+            "return pd.DataFrame({'a': pd.Categorical(['x', b'y'])})",
+            Fails("column 'a': it has bytes and texts"),
+        ),
+        (
+            "integers_beyond_64_bits",
+            "return {'a': [2 ** 63, 1]}",
+            Fails("column 'a': it has an integer that is out of the range of 64 bits"),
+        ),
+        (
+            "missing_values_among_all_kinds",
+            "return pd.DataFrame({'t': ['x', float('nan')], 'd': [datetime.date(2020, 1, 1), float('nan')], 'l': [[1], None], 'b': [pd.NaT, True]}, dtype=object)",
+            Rows(
+                r#"[{"t": "x", "d": "2020-01-01", "l": [1], "b": null}, {"t": null, "d": null, "l": null, "b": true}]"#,
+            ),
+        ),
+        (
+            "one_kind",
+            "return {'n': [1, np.int8(2)], 'f': [1, 1.5], 't': ['x', np.str_('y')], 'b': [b'x', bytearray(b'y')], 'l': [[1], (2,)], 'a': [np.array([1.5]), [2]]}",
+            Rows(
+                r#"[{"n": 1, "f": 1.0, "t": "x", "b": "b'x'", "l": [1], "a": [1.5]}, {"n": 2, "f": 1.5, "t": "y", "b": "b'y'", "l": [2], "a": [2.0]}]"#,
+            ),
+        ),
+    ]);
+    check("", &cases, &["--guest-start", "warm"]);
 }
 
 const REFUSED: &[Case] = &[
