@@ -244,10 +244,15 @@ pub const LISTED_ATTEMPTS_MAX: usize = 16_384;
 pub const ABORTS_MAX: usize = 4096;
 /// Metrics of a receipt; our own worker has some thirty.
 pub const METRICS_MAX: usize = 256;
-/// Fields of an artifact of a receipt; our own worker has six.
+/// Fields of an artifact of a receipt; our own worker has seven.
 pub const ARTIFACT_FIELDS_MAX: usize = 32;
 /// Bytes of such a field: a URI with a path of 4096 bytes, escaped.
 pub const ARTIFACT_TEXT_SIZE_MAX: usize = 16 << 10;
+/// Bytes of the names and types of a table's columns in a receipt.
+pub const TABLE_COLUMNS_SIZE_MAX: usize = 8 << 10;
+/// Bytes of those of all tables of a job.
+pub const TABLES_COLUMNS_SIZE_MAX: usize = 256 << 10;
+const _: () = assert!(TABLE_COLUMNS_SIZE_MAX < ARTIFACT_TEXT_SIZE_MAX);
 /// Bytes of receipts that wait for a transaction; at the limit nothing more is read.
 pub const RECEIPTS_SIZE_MAX: usize = 64 << 20;
 /// Slots of one worker.

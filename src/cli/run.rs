@@ -372,7 +372,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut drift = Drift::default();
     if !matches!(end, Err(End::Lost(_))) {
         items.iter_mut().for_each(Item::forget_replaced);
-        drift = Drift::of(&items);
+        drift = Drift::of(&items, &queue);
     }
     progress.finish();
     let failure = end.err().map(Failure::from);

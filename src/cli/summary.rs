@@ -27,6 +27,8 @@ pub(super) struct Item {
     pub(super) others: Vec<(i64, String)>,
     /// Its output by topics: the URIs.
     pub(super) topics: BTreeMap<String, Vec<String>>,
+    /// The job whose receipt names them.
+    pub(super) output_of: Option<i64>,
     /// Those that were removed: the file has other content now, and fails.
     pub(super) removed: Vec<String>,
     /// Earlier outputs that stay though the file fails, or has not been run yet.
@@ -52,6 +54,7 @@ impl Item {
             old_is_renamed: false,
             others: Vec::new(),
             topics: BTreeMap::new(),
+            output_of: None,
             removed: Vec::new(),
             kept: Vec::new(),
             is_stale: false,

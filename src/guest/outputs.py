@@ -189,7 +189,8 @@ def duckdb_reader(result):
     for name, kind in columns:
         if kind is not None:
             check_duckdb(name, kind)
-    fetch = getattr(result, "to_arrow_reader", None) or result.fetch_record_batch
+    names = ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader")
+    fetch = next(filter(callable, (getattr(result, name, None) for name in names)))
     reader = fetch(FETCH_ROWS)
     for (name, kind), field in zip(columns, reader.schema):
         if kind is None and DUCKDB_AMBIGUOUS.search(str(field.type)):

@@ -18,7 +18,7 @@ use super::publish::StagedSink;
 use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
 use super::types::{check_complete, check_parquet};
-use super::{Error, Root, Staged, datasets, files, plan, siblings};
+use super::{Error, Root, Staged, datasets, files, plan, schema, siblings};
 use crate::job::{self, Job, Mode, Target};
 use crate::limits;
 
@@ -622,6 +622,7 @@ impl JobOutput {
             self.check_size()?;
         }
         let mut staged = Vec::new();
+        let mut columns_room = limits::TABLES_COLUMNS_SIZE_MAX;
         for (index, sink) in self.sinks.into_iter().enumerate() {
             let Some(Open {
                 columns, writer, ..
@@ -629,12 +630,21 @@ impl JobOutput {
             else {
                 continue;
             };
-            let sha256 = match writer {
+            let (sha256, columns) = match writer {
                 Writer::Parquet(mut file) => {
                     file.set_metadata(columns.metadata());
-                    Some(file.finish().map_err(|error| self.folder.refusal(error))?)
+                    let finished = file.finish();
+                    (
+                        Some(finished.map_err(|error| self.folder.refusal(error))?),
+                        None,
+                    )
                 }
-                Writer::Table(_) => None,
+                Writer::Table(_) => {
+                    let size_max = columns_room.min(limits::TABLE_COLUMNS_SIZE_MAX);
+                    let columns = schema::columns_of_table(columns.schema(), size_max);
+                    columns_room -= columns.as_ref().map_or(0, String::len);
+                    (None, columns)
+                }
             };
             staged.push(StagedSink {
                 topic: sink.topic,
@@ -644,6 +654,7 @@ impl JobOutput {
                 index,
                 rows: sink.rows,
                 sha256,
+                columns,
             });
         }
         if let Some(stage) = self.stage {

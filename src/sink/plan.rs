@@ -153,6 +153,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
                 table: table.name.clone(),
                 rows: table.rows,
                 mode: table.mode.as_str().to_owned(),
+                columns: table.columns.clone(),
             }));
     }
     let new: HashSet<&str> = outputs
@@ -404,6 +405,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
             mode: sink.mode,
             index: sink.index,
             rows: sink.rows,
+            columns: sink.columns.clone(),
         });
     }
     Ok(databases.into_values().collect())

@@ -34,6 +34,8 @@ pub struct Artifact {
     pub size_bytes: u64,
     /// SHA-256 of the file in hex digits. None for a table, and for a file of an earlier release.
     pub sha256: Option<String>,
+    /// Names and types of a table's columns, as JSON. None for a file, and where it is too long.
+    pub columns: Option<String>,
 }
 
 /// What publishing changed.
@@ -74,6 +76,8 @@ pub(super) struct StagedSink {
     pub(super) rows: u64,
     /// Hash of the file in hex digits; none for a table.
     pub(super) sha256: Option<String>,
+    /// Columns of a table as receipts have them.
+    pub(super) columns: Option<String>,
 }
 
 /// Output that is complete on disk and not visible. Dropping it removes it.

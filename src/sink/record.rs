@@ -67,6 +67,9 @@ pub(super) struct TableOutput {
     pub(super) table: String,
     pub(super) rows: u64,
     pub(super) mode: String,
+    /// As receipts have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) columns: Option<String>,
 }
 
 impl TableOutput {
@@ -79,6 +82,7 @@ impl TableOutput {
             table: table.to_owned(),
             rows: 0,
             mode: String::new(),
+            columns: None,
         }
     }
 
@@ -242,6 +246,7 @@ impl Record {
             rows: file.rows,
             size_bytes: file.identity.size,
             sha256: file.sha256.clone(),
+            columns: None,
         });
         let tables = self.outputs.tables.iter().map(|table| Artifact {
             topic: table.topic.clone(),
@@ -249,6 +254,7 @@ impl Record {
             rows: table.rows,
             size_bytes: 0,
             sha256: None,
+            columns: table.columns.clone(),
         });
         files.chain(tables).collect()
     }

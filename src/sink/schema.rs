@@ -1,10 +1,12 @@
-//! The columns of a published Parquet file with the types that every reader finds in it. Types that only
-//! Arrow tells apart, such as dictionaries and large strings, are the same here.
+//! The columns of published output with the types of their values, as the schemas of a run's files are
+//! compared by them. Types that no reader tells apart, such as dictionaries and large strings, are the same
+//! here. Those of a Parquet file are in its footer; those of rows in a table are in the job's receipt.
 
 use std::path::Path;
 
 use ::parquet::arrow::parquet_to_arrow_schema;
 use arrow::datatypes::{DataType, Field, Schema};
+use serde_json::Value;
 
 use super::check::footer_of;
 use super::types::{EXTENSION, EXTENSION_METADATA};
@@ -17,35 +19,70 @@ pub fn columns_of_file(path: &Path) -> Option<Vec<(String, String)>> {
     let footer = footer_of(path, size).ok()?;
     let columns = quiet_panics(|| {
         let file = footer.file_metadata();
-        // Without its metadata, which has the Arrow schema that the file was written from.
-        let schema = parquet_to_arrow_schema(file.schema_descr(), None).ok()?;
-        let declared = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata()).ok();
+        // With the Arrow schema that the file was written from: Parquet has no durations, and no sizes of lists.
+        let declared = parquet_to_arrow_schema(file.schema_descr(), file.key_value_metadata());
+        let schema = declared.or_else(|_| parquet_to_arrow_schema(file.schema_descr(), None));
+        let schema = schema.ok()?;
         let columns = schema.fields().iter().map(|field| {
-            let name = field.name();
-            let mut kind = shown(field.data_type());
-            let meaning = declared.as_ref().and_then(|schema| meaning(schema, name));
-            if let Some(meaning) = meaning {
-                kind.push_str(&format!(" ({meaning})"));
-            }
-            (name.clone(), kind)
+            let kind = match crs(&schema, field.name()) {
+                Some(crs) => format!("{} ({crs})", shown(field.data_type())),
+                None => shown_field(field),
+            };
+            (field.name().clone(), kind)
         });
         Some(columns.collect())
     });
     columns.ok().flatten()
 }
 
-/// What values of a column mean beyond their type: an extension type, a coordinate system.
-fn meaning(schema: &Schema, column: &str) -> Option<String> {
-    let geo = schema.metadata().get("geo");
-    if let Some(crs) = geo.and_then(|text| geo::crs_of(text, column)) {
-        return Some(crs);
+/// Names and types of a table's columns as JSON text for a receipt; none where it is longer than `size_max`.
+pub(super) fn columns_of_table(schema: &Schema, size_max: usize) -> Option<String> {
+    let fields = schema.fields().iter();
+    let columns = fields.map(|field| (field.name(), kept(field.data_type())));
+    let columns: Vec<(&String, String)> = columns.collect();
+    let text = serde_json::to_string(&columns).ok()?;
+    (text.len() <= size_max).then_some(text)
+}
+
+/// Those of the rows that a receipt says to be in a table.
+pub fn columns_of_receipt(receipt: &str, uri: &str) -> Option<Vec<(String, String)>> {
+    let receipt: Value = serde_json::from_str(receipt).ok()?;
+    let mut artifacts = receipt.get("artifacts")?.as_array()?.iter();
+    let artifact = artifacts.find(|artifact| artifact.get("uri").is_some_and(|it| it == uri))?;
+    serde_json::from_str(artifact.get("columns")?.as_str()?).ok()
+}
+
+/// What a table keeps of a type: it has numbers of one size, and dates and times as texts, those with a zone in UTC.
+fn kept(kind: &DataType) -> String {
+    use DataType as T;
+    match kind {
+        T::Int8 | T::Int16 | T::Int32 | T::UInt8 | T::UInt16 | T::UInt32 => "int64".to_owned(),
+        T::Float16 | T::Float32 => "double".to_owned(),
+        T::FixedSizeBinary(_) => "binary".to_owned(),
+        T::Date64 => kept(&T::Date32),
+        T::Time32(_) | T::Time64(_) => "time".to_owned(),
+        T::Timestamp(_, Some(_)) => "timestamp (UTC)".to_owned(),
+        T::Timestamp(_, None) => "timestamp".to_owned(),
+        T::Dictionary(_, values) => kept(values),
+        other => shown(other),
     }
-    let field = schema.field_with_name(column).ok()?;
-    let name = field.metadata().get(EXTENSION)?;
+}
+
+/// The coordinate system of a column of GeoParquet.
+fn crs(schema: &Schema, column: &str) -> Option<String> {
+    geo::crs_of(schema.metadata().get("geo")?, column)
+}
+
+/// The type of a field with the extension type that its values have.
+fn shown_field(field: &Field) -> String {
+    let kind = shown(field.data_type());
+    let Some(name) = field.metadata().get(EXTENSION) else {
+        return kind;
+    };
     let parameters = field.metadata().get(EXTENSION_METADATA);
     match parameters.map_or("", |text| prefix(text, 80)) {
-        "" => Some(name.clone()),
-        parameters => Some(format!("{name} {parameters}")),
+        "" => format!("{kind} ({name})"),
+        parameters => format!("{kind} ({name} {parameters})"),
     }
 }
 
@@ -53,7 +90,7 @@ fn meaning(schema: &Schema, column: &str) -> Option<String> {
 fn shown(kind: &DataType) -> String {
     let fields = |fields: &[std::sync::Arc<Field>]| {
         let fields = fields.iter();
-        let fields = fields.map(|field| format!("{}: {}", field.name(), shown(field.data_type())));
+        let fields = fields.map(|field| format!("{}: {}", field.name(), shown_field(field)));
         fields.collect::<Vec<_>>().join(", ")
     };
     match kind {
@@ -70,9 +107,9 @@ fn shown(kind: &DataType) -> String {
                 None => unit,
             }
         }
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) => {
-            format!("list<{}>", shown(item.data_type()))
-        }
+        DataType::List(item) | DataType::LargeList(item) => format!("list<{}>", shown_field(item)),
+        DataType::FixedSizeList(item, size) => format!("list<{}>[{size}]", shown_field(item)),
+        DataType::Dictionary(_, values) => shown(values),
         DataType::Map(entry, _) => format!("map<{}>", shown(entry.data_type())),
         DataType::Struct(inner) => format!("struct<{}>", fields(inner)),
         other => other.to_string().to_lowercase(),
@@ -104,9 +141,46 @@ mod tests {
                 "timestamp(ms, Europe/Berlin)",
             ),
             (DataType::Decimal128(10, 2), "decimal128(10, 2)"),
+            (DataType::Duration(TimeUnit::Second), "duration(s)"),
+            (
+                DataType::FixedSizeList(
+                    field("item", DataType::Duration(TimeUnit::Nanosecond)).into(),
+                    2,
+                ),
+                "list<duration(ns)>[2]",
+            ),
+            (
+                DataType::Dictionary(DataType::Int8.into(), DataType::Utf8.into()),
+                "string",
+            ),
         ];
         for (kind, text) in cases {
             assert_eq!(shown(&kind), text);
         }
+    }
+
+    #[test]
+    fn columns_of_a_table_are_in_its_receipt() {
+        let zone = Some("Europe/Berlin".into());
+        let fields = vec![
+            Field::new("n", DataType::Int8, true),
+            Field::new("b", DataType::Boolean, true),
+            Field::new("t", DataType::Timestamp(TimeUnit::Second, zone), true),
+        ];
+        let schema = Schema::new(fields);
+        let text = columns_of_table(&schema, 1000).unwrap();
+        assert_eq!(columns_of_table(&schema, text.len() - 1), None);
+        let table = serde_json::json!({"uri": "sqlite:///a.db/t", "columns": text});
+        let other = serde_json::json!({"uri": "sqlite:///a.db/u"});
+        let receipt = serde_json::json!({"artifacts": [other, table]}).to_string();
+        let columns = columns_of_receipt(&receipt, "sqlite:///a.db/t").unwrap();
+        let columns: Vec<(&str, &str)> = columns
+            .iter()
+            .map(|(name, kind)| (name.as_str(), kind.as_str()))
+            .collect();
+        let want = [("n", "int64"), ("b", "bool"), ("t", "timestamp (UTC)")];
+        assert_eq!(columns, want);
+        assert_eq!(columns_of_receipt(&receipt, "sqlite:///a.db/u"), None);
+        assert_eq!(columns_of_receipt("{", "sqlite:///a.db/t"), None);
     }
 }

@@ -277,6 +277,15 @@ impl Inspector {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
+    /// JSON of a job's receipt.
+    pub fn receipt(&self, job_id: i64) -> Result<Option<String>, Error> {
+        let query = "SELECT receipt FROM cf_processing_queue WHERE id = ?1";
+        let receipt = self
+            .connection
+            .query_row(query, [job_id], |row| Ok(shown(cell(row, 0))));
+        Ok(receipt.optional()?.flatten())
+    }
+
     /// Everything about one job; none when there is no such job.
     pub fn job(&self, job_id: i64) -> Result<Option<JobDetail>, Error> {
         // The row and its attempts of one moment. Its end is that of the reads.

@@ -386,6 +386,11 @@ fn bounded(attempt: Attempt, mut receipt: Receipt) -> Receipt {
         }
     }
     if size(&receipt) > limits::RECEIPT_SIZE_MAX {
+        for artifact in &mut receipt.artifacts {
+            artifact.remove("columns");
+        }
+    }
+    if size(&receipt) > limits::RECEIPT_SIZE_MAX {
         let artifacts = std::mem::take(&mut receipt.artifacts);
         let all = artifacts.len();
         let name = ARTIFACTS_TRUNCATED.to_owned();

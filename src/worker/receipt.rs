@@ -22,6 +22,9 @@ pub(super) fn described(artifact: &Artifact) -> BTreeMap<String, String> {
     if let Some(hash) = &artifact.sha256 {
         fields.insert("sha256".to_owned(), hash.clone());
     }
+    if let Some(columns) = &artifact.columns {
+        fields.insert("columns".to_owned(), columns.clone());
+    }
     fields
 }
 

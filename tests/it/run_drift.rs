@@ -124,6 +124,137 @@ fn columns_of_one_type_with_other_meanings_are_pointed_out() {
     }
 }
 
+/// A plugin that publishes to the topic in its input's name a column that the input describes.
+const COLUMNS: &str = "import datetime, os
+import pyarrow as pa
+from casparian_flow.sdk import PluginMetadata
+MANIFEST = PluginMetadata(pattern='*', topic='output', sinks={
+    'kinds': 'sqlite://s.db/kinds', 'times': 'sqlite://s.db/times', 'same': 'sqlite://s.db/same', 'wide': 'sqlite://s.db/wide'})
+class Handler:
+    def configure(self, ctx, config):
+        self.ctx = ctx
+    def execute(self, path):
+        topic = os.path.basename(path).split('.')[0]
+        table = eval(open(path).read())
+        self.ctx.publish(topic, table if isinstance(table, pa.Table) else pa.table({'a': table}))
+";
+
+/// Durations, sizes of lists, and values in a table of a database: what readers take for one column or fail at.
+#[test]
+fn types_that_no_parquet_schema_shows_and_those_of_tables_are_pointed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let extension = "pa.table([pa.array([{'x': 5}])], schema=pa.schema([pa.field('a', pa.struct([pa.field('x', pa.int64(), metadata={'ARROW:extension:name': 'own.NAME'})]))]))";
+    let (own_a, own_b) = (
+        extension.replace("NAME", "a"),
+        extension.replace("NAME", "b"),
+    );
+    let files = [
+        ("durations.1", "pa.array([3600], pa.duration('s'))"),
+        ("durations.2", "pa.array([3600000], pa.duration('ms'))"),
+        (
+            "nested.1",
+            "pa.array([{'x': [5]}], pa.struct([('x', pa.list_(pa.duration('s')))]))",
+        ),
+        (
+            "nested.2",
+            "pa.array([{'x': [5]}], pa.struct([('x', pa.list_(pa.duration('ns')))]))",
+        ),
+        ("sizes.1", "pa.array([[1, 2]], pa.list_(pa.int64(), 2))"),
+        ("sizes.2", "pa.array([[1, 2, 3]], pa.list_(pa.int64(), 3))"),
+        ("extensions.1", &own_a),
+        ("extensions.2", &own_b),
+        ("kinds.1", "pa.array([5], pa.int8())"),
+        ("kinds.2", "pa.array([1.5])"),
+        ("kinds.3", "pa.array([True])"),
+        ("kinds.4", "pa.array([5])"),
+        ("times.1", "pa.array([datetime.datetime(2020, 1, 1)])"),
+        (
+            "times.2",
+            "pa.array([0], pa.timestamp('us', 'Europe/Berlin'))",
+        ),
+        ("times.3", "pa.array(['last week'])"),
+        // Readers of files and of tables do not tell these apart.
+        ("same.1", "pa.array([1], pa.int8())"),
+        ("same.2", "pa.array([1], pa.uint32())"),
+        ("texts.1", "pa.array(['x'], pa.large_string())"),
+        ("texts.2", "pa.array(['x']).dictionary_encode()"),
+        // Too many columns for a receipt: they are not compared.
+        (
+            "wide.1",
+            "pa.table({f'a column {n}': [1] for n in range(1000)})",
+        ),
+        (
+            "wide.2",
+            "pa.table({f'a column {n}': [1] for n in range(1000)})",
+        ),
+    ];
+    let (plugin, inputs) = folder(dir.path(), &files);
+    std::fs::write(&plugin, COLUMNS).unwrap();
+    let out = dir.path().join("out");
+    let places = [inputs.to_str().unwrap()];
+    for status in ["DONE", "SKIPPED"] {
+        let (summary, code) = run_json(plugin.to_str().unwrap(), &places, &out, &[]);
+        assert_eq!(code, Some(0), "{summary}");
+        assert_eq!(summary["files"][0]["status"], status, "{summary}");
+        let types = |column: &serde_json::Value| -> Vec<String> {
+            let types = column["types"].as_array().unwrap().iter();
+            types
+                .map(|seen| format!("{} in {}", seen["type"].as_str().unwrap(), seen["files"]))
+                .collect()
+        };
+        let columns = summary["drift"].as_array().unwrap().iter();
+        let found: Vec<(String, Vec<String>)> = columns
+            .map(|column| (column["topic"].as_str().unwrap().to_owned(), types(column)))
+            .collect();
+        let want: [(&str, &[&str]); 6] = [
+            ("durations", &["duration(s) in 1", "duration(ms) in 1"]),
+            (
+                "extensions",
+                &[
+                    "struct<x: int64 (own.a)> in 1",
+                    "struct<x: int64 (own.b)> in 1",
+                ],
+            ),
+            ("kinds", &["int64 in 2", "double in 1", "bool in 1"]),
+            (
+                "nested",
+                &[
+                    "struct<x: list<duration(s)>> in 1",
+                    "struct<x: list<duration(ns)>> in 1",
+                ],
+            ),
+            ("sizes", &["list<int64>[2] in 1", "list<int64>[3] in 1"]),
+            (
+                "times",
+                &["timestamp in 1", "timestamp (UTC) in 1", "string in 1"],
+            ),
+        ];
+        let want = want.map(|(topic, types)| {
+            let types = types.iter().map(|kind| (*kind).to_owned());
+            (topic.to_owned(), types.collect::<Vec<String>>())
+        });
+        assert_eq!(found, want, "{summary}");
+        // Rows in a table are named by their input.
+        let example = &summary["drift"][2]["types"][1]["example"];
+        assert!(
+            example.as_str().unwrap().ends_with("/in/kinds.2"),
+            "{summary}"
+        );
+        assert_eq!(
+            summary["schemas"],
+            json!({"compared": 19, "files": 21}),
+            "{summary}"
+        );
+    }
+    let text = text(&plugin, &inputs, &out);
+    for line in [
+        "Column a of topic kinds differs: int64 in 2 files (kinds.1), double in 1 file (kinds.2), bool in 1 file (kinds.3).",
+        "The schemas of 19 of 21 outputs were compared.",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
 #[test]
 fn files_of_one_schema_give_no_such_lines() {
     let dir = tempfile::tempdir().unwrap();

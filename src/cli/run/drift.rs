@@ -1,17 +1,20 @@
-//! Files of one run whose schemas differ, by topic and column. Readers of a folder take the columns and
-//! types of one of its files for all, or fail.
+//! Outputs of one run whose schemas differ, by topic and column. Readers of a folder take the columns and
+//! types of one of its files for all, or fail; a table has values of several types in one column.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::queue::Queue;
 use crate::cli::summary::Item;
 use crate::cli::table::{one_line, thousands};
-use crate::sink::columns_of_file;
+use crate::sink::{columns_of_file, columns_of_receipt};
+use crate::store::Inspector;
 
-/// Most files whose footers are read, and most time for it.
+/// Most files whose footers or receipts are read, and most time for it.
 const FILES_MAX: usize = 10_000;
 const TIME_MAX: Duration = Duration::from_secs(5);
 /// Most columns that are listed, and most types of one.
@@ -46,35 +49,38 @@ pub(super) struct Drift {
 }
 
 impl Drift {
-    /// Reads the footers of the Parquet files that the inputs' outputs are.
-    pub(super) fn of(items: &[Item]) -> Self {
-        let mut topics: BTreeMap<&str, Vec<&Path>> = BTreeMap::new();
+    /// Compares the inputs' outputs: Parquet files by their footers, rows in tables by their jobs' receipts.
+    pub(super) fn of(items: &[Item], queue: &Queue<'_>) -> Self {
+        let mut topics: BTreeMap<&str, Vec<Output<'_>>> = BTreeMap::new();
         for item in items.iter().filter(|item| item.has_output()) {
             for (topic, uris) in &item.topics {
-                // Sinks of one topic get the same rows.
-                let mut files = uris.iter().filter_map(|uri| uri.strip_prefix("file://"));
-                topics
-                    .entry(topic)
-                    .or_default()
-                    .extend(files.next().map(Path::new));
+                let output = Output::of(item, uris);
+                topics.entry(topic).or_default().extend(output);
             }
         }
-        topics.retain(|_, files| files.len() > 1);
+        topics.retain(|_, outputs| outputs.len() > 1);
         let mut drift = Drift {
             files: topics.values().map(Vec::len).sum(),
             ..Drift::default()
         };
         let until = Instant::now() + TIME_MAX;
-        for (topic, files) in topics {
-            let goes_on = |compared| compared < FILES_MAX && Instant::now() < until;
+        let mut read = 0;
+        let mut receipts = Receipts::Closed(queue);
+        for (topic, outputs) in topics {
             let mut schemas = Schemas::default();
-            for file in files {
-                if !goes_on(drift.compared) {
+            for output in outputs {
+                if read == FILES_MAX || Instant::now() >= until {
                     break;
                 }
-                drift.compared += 1;
-                if let Some(columns) = columns_of_file(file) {
-                    schemas.add(&file.to_string_lossy(), columns);
+                read += 1;
+                let columns = match output {
+                    Output::File(path) => columns_of_file(path),
+                    Output::Table { uri, job_id, .. } => receipts.columns(job_id, uri),
+                };
+                // A file that is no Parquet file any more is no reader's.
+                drift.compared += usize::from(columns.is_some() || output.is_file());
+                if let Some(columns) = columns {
+                    schemas.add(&output.name(), columns);
                 }
             }
             drift.columns.extend(schemas.differing(topic));
@@ -112,8 +118,9 @@ impl Drift {
         }
         if !self.columns.is_empty() {
             out.push_str(
-                "Readers of such files take the columns and types of one of them for all, or fail: \
-                 give each column one type in the plugin.\n",
+                "Readers of such files take the columns and types of one of them for all, or fail, and \
+                 a table has values of all types in one column: give each column one type in the \
+                 plugin.\n",
             );
         }
         if self.compared < self.files {
@@ -122,7 +129,7 @@ impl Drift {
                 thousands(self.files as u64),
             );
             out.push_str(&format!(
-                "The schemas of {compared} of {files} files were compared.\n"
+                "The schemas of {compared} of {files} outputs were compared.\n"
             ));
         }
         out
@@ -148,6 +155,66 @@ impl Drift {
             let compared = json!({"compared": self.compared, "files": self.files});
             summary.insert("schemas".to_owned(), compared);
         }
+    }
+}
+
+/// An input's output for a topic. Sinks of one topic get the same rows; a file says more of their types.
+enum Output<'a> {
+    File(&'a Path),
+    Table {
+        uri: &'a str,
+        job_id: i64,
+        input: &'a Path,
+    },
+}
+
+impl<'a> Output<'a> {
+    fn of(item: &'a Item, uris: &'a [String]) -> Option<Self> {
+        let file = uris.iter().find_map(|uri| uri.strip_prefix("file://"));
+        match (file, uris.first(), item.output_of) {
+            (Some(file), ..) => Some(Output::File(Path::new(file))),
+            (None, Some(uri), Some(job_id)) => Some(Output::Table {
+                uri,
+                job_id,
+                input: &item.path,
+            }),
+            _ => None,
+        }
+    }
+
+    fn is_file(&self) -> bool {
+        matches!(self, Output::File(_))
+    }
+
+    /// Rows in a table are named by their input.
+    fn name(&self) -> Cow<'a, str> {
+        match self {
+            Output::File(path) => path.to_string_lossy(),
+            Output::Table { input, .. } => input.to_string_lossy(),
+        }
+    }
+}
+
+/// Receipts of jobs; the queue is opened for the first one.
+enum Receipts<'a> {
+    Closed(&'a Queue<'a>),
+    Open(Inspector),
+    /// It could not be opened.
+    None,
+}
+
+impl Receipts<'_> {
+    fn columns(&mut self, job_id: i64, uri: &str) -> Option<Vec<(String, String)>> {
+        if let Receipts::Closed(queue) = self {
+            *self = match Inspector::open(queue.database()) {
+                Ok(found) => Receipts::Open(found),
+                Err(_) => Receipts::None,
+            };
+        }
+        let Receipts::Open(queue) = self else {
+            return None;
+        };
+        columns_of_receipt(&queue.receipt(job_id).ok()??, uri)
     }
 }
 

@@ -253,6 +253,7 @@ fn plan<'i>(
             }
             if stands {
                 item.topics = topics(receipt);
+                item.output_of = Some(last.job_id);
                 let (rows, size_bytes) = counts(receipt);
                 item.outcome = Outcome::Skipped {
                     rows,

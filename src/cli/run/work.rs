@@ -70,6 +70,7 @@ pub(super) fn work(
                 item.topics = by_topic(
                     artifacts.map(|artifact| (text(artifact, "topic"), text(artifact, "uri"))),
                 );
+                item.output_of = Some(job_id);
                 item.outcome = outcome(end);
                 if matches!(item.outcome, Outcome::Done { .. }) {
                     watch.note_success();

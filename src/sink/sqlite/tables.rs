@@ -31,6 +31,8 @@ pub(in crate::sink) struct Table {
     /// Its table in the stage is `s<index>`.
     pub(in crate::sink) index: usize,
     pub(in crate::sink) rows: u64,
+    /// As receipts have them.
+    pub(in crate::sink) columns: Option<String>,
 }
 
 /// The tables of one database.
