@@ -45,7 +45,26 @@ pub(crate) struct Found {
     pub(crate) warnings: Vec<String>,
     /// What `--ignore` and the rules that always hold left out of folders.
     pub(crate) ignored: BTreeMap<String, Ignored>,
+    /// Folders and globs in which no file was found.
+    pub(crate) without: Vec<Without>,
     listings: Vec<Listing>,
+}
+
+/// A folder or glob of the command line in which no file was found: all of them are gone, or it is a
+/// typing mistake.
+#[derive(Clone, Debug)]
+pub(crate) struct Without {
+    /// The folder, absolute.
+    base: PathBuf,
+    /// One line that names it.
+    pub(crate) reason: String,
+}
+
+impl Without {
+    /// True where a file is below the folder.
+    pub(crate) fn is_of(&self, path: &Path) -> bool {
+        path.starts_with(&self.base)
+    }
 }
 
 /// What one rule left out.
@@ -73,6 +92,8 @@ struct Listing {
     pattern: Option<GlobMatcher>,
     /// Paths that were not looked into, or could not be, below `base`.
     unseen: Vec<PathBuf>,
+    /// Nothing at all is in the folder.
+    is_empty: bool,
 }
 
 impl Listing {
@@ -101,6 +122,13 @@ impl Found {
     /// would have had it.
     pub(crate) fn has_lost(&self, path: &Path) -> bool {
         self.listings.iter().any(|listing| listing.covers(path)) && is_absent(path)
+    }
+
+    /// True where a file would be in a folder of the command line in which nothing at all is: the
+    /// storage that belongs there may not be mounted.
+    pub(crate) fn may_be_unmounted(&self, path: &Path) -> bool {
+        let mut listings = self.listings.iter().filter(|listing| listing.covers(path));
+        listings.any(|listing| listing.is_empty)
     }
 
     /// What the rules left out, a line a rule.
@@ -150,8 +178,7 @@ pub(crate) struct Choice<'a> {
 /// The files that `inputs` mean.
 ///
 /// A folder means every file below it that is chosen, but what has a name that begins with a dot; a glob (`*`, `?`,
-/// `[`, `{`) means every file whose path matches; anything else must be a file. One that means
-/// nothing is an error: it is most likely a typing mistake.
+/// `[`, `{`) means every file whose path matches; anything else must be a file.
 pub(crate) fn collect(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
     let pattern = choice.pattern.map(glob).transpose()?;
     let mut rules = Vec::new();
@@ -235,21 +262,21 @@ fn collect_one(
         }
     };
     if files.is_empty() && found.left_out.len() == before {
+        let name = path_text(input);
         // Why, where it is known.
-        if let Some(line) = found.warnings.get(warned) {
-            return Err(format!(
-                "input {}: no file found ({line})",
-                path_text(input)
-            ));
-        }
-        return Err(match pattern {
-            Some(pattern) => format!(
-                "input {}: no file in it matches {}",
-                path_text(input),
-                pattern.glob()
-            ),
-            None => format!("input {}: no file found", path_text(input)),
-        });
+        let reason = match (found.warnings.get(warned), pattern) {
+            (Some(line), _) => format!("input {name}: no file found ({line})"),
+            (None, Some(pattern)) => {
+                format!("input {name}: no file in it matches {}", pattern.glob())
+            }
+            (None, None) => format!("input {name}: no file found"),
+        };
+        let Some(folder) = &folder else {
+            return Err(reason);
+        };
+        let base = as_named(folder).map_err(|out| out.reason)?;
+        found.without.push(Without { base, reason });
+        return Ok(());
     }
     let folder = folder.as_deref().map(as_named).transpose();
     let folder = folder.map_err(|out| out.reason)?;
@@ -480,6 +507,7 @@ fn walk(
         glob: glob.cloned(),
         pattern: pattern.cloned(),
         unseen: unseen.into_inner(),
+        is_empty: std::fs::read_dir(base).is_ok_and(|mut entries| entries.next().is_none()),
     });
     found.warnings.append(&mut warnings.borrow_mut());
     let names = match hidden_count.get() {

@@ -507,6 +507,9 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         ignore: &ignore,
     };
     let found = super::input::collect(&typed.positionals, choice).map_err(failed)?;
+    if let Some(without) = found.without.first() {
+        return Err(failed(&without.reason));
+    }
     let left_out = found.left_out.iter().map(|out| &out.reason);
     for line in found.warnings.iter().chain(left_out) {
         tell(format_args!("casparian: {line}"));

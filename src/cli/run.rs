@@ -237,6 +237,13 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         ignore: &ignore,
     };
     let found = super::input::collect(inputs, choice).map_err(failed)?;
+    if let Some(without) = found.without.first()
+        && found.files.is_empty()
+        && found.left_out.is_empty()
+        && !database.exists()
+    {
+        return Err(failed(&without.reason));
+    }
     for line in &found.warnings {
         tell(format_args!("casparian: {line}"));
     }
@@ -297,6 +304,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         mut items,
         sinks,
         mut gone,
+        mistaken,
         moved,
     } = enqueue(
         &mut queue,
@@ -395,6 +403,12 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return Err(Failure::Interrupted(
             "interrupted; the same command goes on with the rest",
         ));
+    }
+    if let [first, others @ ..] = mistaken.as_slice() {
+        for reason in others {
+            tell(format_args!("casparian: {reason}"));
+        }
+        return Err(failed(first));
     }
     if summary.failed > 0 {
         Err(Failure::Said)

@@ -210,6 +210,8 @@ pub(super) struct Gone {
     pub(super) job_id: i64,
     /// A folder or glob was listed that would have had it.
     pub(super) is_listed: bool,
+    /// Nothing at all is in that folder.
+    pub(super) may_be_unmounted: bool,
     /// A file of the command line that seems to be it.
     pub(super) renamed_to: Option<PathBuf>,
     /// What is there.
@@ -428,8 +430,13 @@ impl Summary {
                 &is_pruned as &dyn Fn(&Gone) -> bool,
             ),
             ("stays (--prune removes it)", &|gone| {
-                !is_pruned(gone) && gone.is_listed
+                !is_pruned(gone) && gone.is_listed && !gone.may_be_unmounted
             }),
+            (
+                "stays, since nothing at all is in the folder, whose storage may not be mounted \
+                 (--prune removes it once something is)",
+                &|gone| !is_pruned(gone) && gone.is_listed && gone.may_be_unmounted,
+            ),
             (
                 "stays, though a file of another name may be it (name its folder to tell)",
                 &|gone| !gone.is_listed,

@@ -393,7 +393,7 @@ impl Turn<'_> {
     }
 
     /// Jobs of a plugin that have published, by rising ID: those that are wanted, by the paths of
-    /// their files and their output.
+    /// their files and their output. Jobs whose output was removed are asked for, too, and not given.
     pub fn published_inputs(
         &self,
         plugin: &str,
@@ -406,7 +406,7 @@ impl Turn<'_> {
             let text = |index| shown(cell(row, index)).unwrap_or_default();
             let path = Path::new(&text(1)).join(text(2));
             let uris = published(cell(row, 4));
-            if !uris.is_empty() && is_wanted(&path, &uris) {
+            if is_wanted(&path, &uris) && !uris.is_empty() {
                 found.push(PublishedInput {
                     job_id: row.get(0)?,
                     path,

@@ -37,6 +37,14 @@ impl Folder {
         run_json(&self.path("count.py"), &inputs, Path::new(&out), more)
     }
 
+    fn run_over_text(&self, inputs: &[&str], more: &[&str]) -> std::process::Output {
+        let mut command = program("casparian");
+        command.arg("run").arg(self.path("count.py"));
+        command.args(inputs.iter().map(|input| self.path(input)));
+        command.arg("-o").arg(self.path("out")).args(more);
+        command.output().unwrap()
+    }
+
     /// Lines of the output by the path that the plugin got, relative to the test's folder.
     fn lines(&self) -> BTreeMap<String, String> {
         let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -238,6 +246,43 @@ fn nothing_is_pruned_that_the_run_could_not_see() {
     let (summary, _) = folder.run_over(&["in"], &["--prune", "--follow"]);
     let removed = gone(&summary);
     assert_eq!(removed, ["b.csv", "c.csv"], "{summary}");
+}
+
+/// All files of an input are gone: the other inputs are run, and the output is listed or removed.
+#[test]
+fn inputs_that_were_emptied_are_listed_and_pruned() {
+    let folder = Folder::with_paths(&[("a.csv", "1")]);
+    fs::create_dir(folder.path("other")).unwrap();
+    folder.write("other/b.csv", "2");
+    let (_, code) = folder.run_over(&["in", "other"], &[]);
+    assert_eq!(code, Some(0));
+    fs::remove_file(folder.path("in/a.csv")).unwrap();
+    folder.write("other/c.csv", "3");
+    // The storage of an empty folder may not be mounted.
+    for more in [&[][..], &["--prune"]] {
+        let (summary, code) = folder.run_over(&["in", "other"], more);
+        assert_eq!((gone(&summary), code), (vec!["a.csv".to_owned()], Some(0)));
+        assert_eq!(folder.lines().len(), 3, "{summary}");
+    }
+    fs::write(folder.path("in/.keep"), "").unwrap();
+    for inputs in [&["in", "other"][..], &["in"], &["in/*.csv"]] {
+        let (summary, code) = folder.run_over(inputs, &["--prune"]);
+        assert_eq!(code, Some(0), "{inputs:?} {summary}");
+        let lines = folder.lines();
+        assert_eq!(lines, texts(&[("other/b.csv", "2"), ("other/c.csv", "3")]));
+    }
+    // A folder of which nothing was ever run, and a pattern that nothing had, are mistakes.
+    fs::create_dir(folder.path("new")).unwrap();
+    folder.write("other/d.csv", "4");
+    for (inputs, more, lines) in [
+        (&["new", "other"][..], &[][..], 3),
+        (&["in"], &["--pattern", "*.x"], 3),
+    ] {
+        let out = folder.run_over_text(inputs, more);
+        assert_eq!(out.status.code(), Some(1), "{inputs:?}");
+        assert!(stderr(&out).contains("no file"), "{}", stderr(&out));
+        assert_eq!(folder.lines().len(), lines, "{inputs:?}");
+    }
 }
 
 /// The plugin sees the new name, and there is one output.

@@ -1,7 +1,7 @@
 //! Inputs of earlier runs that are not there any more: which those are, which of them have another
 //! name now, and the removal of the output of the others.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,8 @@ pub(super) struct Lost {
     found: HashSet<PathBuf>,
     /// Jobs that files with other names have taken over.
     taken: HashSet<i64>,
+    /// Folders and globs without files that have lost some of an earlier run, by position.
+    emptied: BTreeSet<usize>,
 }
 
 struct Job {
@@ -44,9 +46,18 @@ impl Lost {
         let paths: HashSet<PathBuf> = items.iter().map(|item| item.path.clone()).collect();
         let unread = items.iter().filter(|item| item.source.is_none());
         let unread: HashSet<PathBuf> = unread.map(|item| item.path.clone()).collect();
-        let mut is_wanted = |path: &Path, _: &[String]| match paths.contains(path) {
-            true => unread.contains(path),
-            false => found.may_be_renamed(path),
+        let mut emptied = BTreeSet::new();
+        let mut is_wanted = |path: &Path, _: &[String]| {
+            if paths.contains(path) {
+                return unread.contains(path);
+            }
+            let without = found.without.iter().enumerate();
+            let of = without.filter(|(_, without)| without.is_of(path));
+            let of: Vec<usize> = of.map(|(at, _)| at).collect();
+            if !of.is_empty() && found.has_lost(path) {
+                emptied.extend(of);
+            }
+            found.may_be_renamed(path)
         };
         let (unread, jobs): (Vec<_>, Vec<_>) = turn
             .published_inputs(plugin, &mut is_wanted)?
@@ -68,6 +79,7 @@ impl Lost {
             jobs: jobs.collect(),
             found: paths,
             taken: HashSet::new(),
+            emptied,
         })
     }
 
@@ -110,11 +122,21 @@ impl Lost {
         Ok(job.map(|job| (job, real)))
     }
 
+    /// Why nothing was found in folders and globs of which no earlier run has had a file.
+    pub(super) fn mistaken(&self, found: &Found) -> Vec<String> {
+        let without = found.without.iter().enumerate();
+        let mistaken = without.filter(|(at, _)| !self.emptied.contains(at));
+        mistaken
+            .map(|(_, without)| without.reason.clone())
+            .collect()
+    }
+
     /// Those that are gone, and those that another file of this run seems to be.
-    pub(super) fn gone(self) -> Vec<Gone> {
+    pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
         let jobs = self.jobs.into_iter();
         jobs.filter(|job| job.is_gone || job.renamed_to.is_some())
             .map(|job| Gone {
+                may_be_unmounted: found.may_be_unmounted(&job.input.path),
                 path: job.input.path,
                 job_id: job.input.job_id,
                 is_listed: job.is_gone,
@@ -158,7 +180,8 @@ pub(super) fn settle(
     gone.retain(|gone| !gone.outputs.is_empty());
     let mut frees = false;
     let mut is_blocked = false;
-    for gone in gone.iter_mut().filter(|gone| prune && gone.is_listed) {
+    let is_pruned = |gone: &&mut Gone| prune && gone.is_listed && !gone.may_be_unmounted;
+    for gone in gone.iter_mut().filter(is_pruned) {
         // The file may have come back.
         if is_blocked || gone.path.symlink_metadata().is_ok() {
             continue;

@@ -47,6 +47,8 @@ pub(super) struct Enqueued {
     pub(super) sinks: Vec<Sink>,
     /// Jobs with output whose files are gone.
     pub(super) gone: Vec<Gone>,
+    /// Why inputs without any file are no emptied folders.
+    pub(super) mistaken: Vec<String>,
     /// Files of earlier runs that were moved.
     pub(super) moved: usize,
 }
@@ -109,7 +111,7 @@ pub(super) fn enqueue(
         some: arranged.left,
     };
     let database = queue.database();
-    let (sinks, gone) = queue.step(progress, |store| {
+    let (sinks, gone, mistaken) = queue.step(progress, |store| {
         let id = store.database_id();
         let mut turn = store.begin()?;
         let mut standing = Standing::new(root, &id);
@@ -125,12 +127,14 @@ pub(super) fn enqueue(
             all,
         )?;
         turn.commit()?;
-        Ok((sinks, lost.gone()))
+        let mistaken = lost.mistaken(found);
+        Ok((sinks, lost.gone(found), mistaken))
     })?;
     Ok(Enqueued {
         items,
         sinks,
         gone,
+        mistaken,
         moved: arranged.moved,
     })
 }
