@@ -733,7 +733,8 @@ fn a_file_that_changes_while_its_job_runs_is_run_again() {
         assert_eq!((done + failed, failed), (2, u64::try_from(code).unwrap()));
         if code == 1 {
             let text = summary.to_string();
-            assert!(text.contains("changed while the job ran"), "{summary}");
+            // The last attempt may find it changed before it starts.
+            assert!(text.contains("it changed each time"), "{summary}");
             continue;
         }
         let left = std::fs::read_to_string(folder.path("in/a"));

@@ -137,9 +137,15 @@ fn extended_code(error: &rusqlite::Error) -> Option<i32> {
 /// that fails there fails because of what is there: a view, a text encoding, a trigger.
 fn target_failure(path: &Path, error: &rusqlite::Error) -> Error {
     if error.sqlite_error_code() == Some(ErrorCode::Unknown) {
+        let mut reason = error.to_string();
+        if reason.contains("must use the same text encoding") {
+            reason = "its texts are UTF-16, which sinks do not write; use a database with UTF-8 \
+                      (PRAGMA encoding), which SQLite makes by default"
+                .to_owned();
+        }
         return Error::Sqlite {
             path: path.to_owned(),
-            reason: error.to_string(),
+            reason,
             cause: Cause::Operator,
         };
     }

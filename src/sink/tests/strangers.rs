@@ -448,3 +448,16 @@ fn a_table_with_other_columns_is_the_operators_fault_and_they_are_named() {
         assert!(error.to_string().contains(&want), "{error}");
     }
 }
+
+#[test]
+fn a_database_of_utf_16_is_refused_with_what_to_do() {
+    let fixture = Fixture::new();
+    let database = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
+    let made = "PRAGMA encoding = 'UTF-16'; CREATE TABLE other (a)";
+    database.execute_batch(made).unwrap();
+    let sinks = [("t", "sqlite://x.db/rows", "append")];
+    let job = job(Some(A), Attempt::new(7, 1), &sinks);
+    let error = publish(&fixture.root, &job, &[1]).unwrap_err();
+    assert_eq!(error.cause(), crate::job::Cause::Operator, "{error}");
+    assert!(error.to_string().contains("PRAGMA encoding"), "{error}");
+}
