@@ -220,13 +220,14 @@ pub(super) fn tool_failed(error: environment::Error) -> Failure {
 /// Fails when an interpreter does not take a plugin's source for Python.
 pub(super) fn check_syntax(
     python: &Path,
+    how: &Build,
     path: &Path,
     plugin: &PluginFile,
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
     let limit = limits::SYNTAX_CHECK_TIMEOUT;
     let source = guest::folder::entry_source(&plugin.source);
-    match syntax::error(python, &plugin.name, source, limit, cancel) {
+    match syntax::error(python, how, &plugin.name, source, limit, cancel) {
         Ok(None) => Ok(()),
         Ok(Some(reason)) => Err(failed(format!("plugin {}: {reason}", path.display()))),
         Err(error) => Err(tool_failed(error)),
@@ -383,7 +384,7 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     };
     check_size(&path, &plugin, &lockfile)?;
     let python = environment::python().map_err(failed)?;
-    check_syntax(&python, &path, &plugin, &cancel)?;
+    check_syntax(&python, &Build::default(), &path, &plugin, &cancel)?;
     let (said_version, sinks) = declared(&path, &plugin)?;
     Ok(Prepared {
         plugin,

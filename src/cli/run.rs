@@ -257,7 +257,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let build = worker_options.build(&[]);
     let (lockfile, python) = provision(&request, &build, &progress, &interrupted)?;
     let base = environment::base_interpreter(&python).map_err(tool_failed)?;
-    check_syntax(&base, &plugin_path, &plugin, &interrupted)?;
+    check_syntax(&base, &build, &plugin_path, &plugin, &interrupted)?;
     let (version, sinks) = declared(&plugin_path, &plugin)?;
 
     // The sentinel opens the database first: it puts back what an interrupted run left.

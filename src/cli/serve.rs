@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
 #[cfg(feature = "worker")]
-use crate::guest::quota::Quota;
+use crate::guest::{programs, quota::Quota};
 use crate::limits;
 use crate::reactor::Endpoint;
 #[cfg(feature = "worker")]
@@ -601,6 +601,10 @@ fn job_limits(command: &Command, typed: &Typed, quota: &mut Quota) -> Result<(),
     Ok(())
 }
 
+/// This program as it is, although another one may have taken the place of its file.
+#[cfg(feature = "worker")]
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 /// `--sandbox` and `--protect`.
 #[cfg(feature = "worker")]
 fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOptions, Failure> {
@@ -611,13 +615,13 @@ fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOp
         let what = format!("--sandbox {name}: expected off, on or strict");
         return Err(command.usage_error(what).into());
     };
-    // This program as it is, although another one may have taken the place of its file.
-    let launcher = Path::new("/proc/self/exe").to_owned();
+    let launcher = Path::new(OWN_PROGRAM).to_owned();
+    // Before anything of others runs.
+    programs::resolve();
     Ok(worker::SandboxOptions {
         mode,
         support: probe(&launcher),
         launcher,
-        tool_launcher: std::env::current_exe().map_err(failed)?,
         hidden: absolute(typed.paths("curve-secret-key")),
         read_only: absolute(typed.paths("protect")),
         named: absolute(typed.paths("output")),
@@ -642,7 +646,7 @@ fn log_sandbox(sandbox: &worker::SandboxOptions) {
 /// `--check-sandbox`: what the kernel offers, and what is missing.
 #[cfg(feature = "worker")]
 fn check_sandbox() -> Result<(), Failure> {
-    let support = probe(&std::env::current_exe().map_err(failed)?);
+    let support = probe(Path::new(OWN_PROGRAM));
     super::say(&format!("{support}\n"))?;
     for missing in support.lacks() {
         super::say(&format!("{missing}\n"))?;

@@ -21,10 +21,11 @@ use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::folders::{BEGUN, Building, Step, displace, sweep_killed};
-use super::home::{check, check_path, create, program};
+use super::home::{check, create};
 use super::lock::{self, Lock};
+use super::programs::{check_path, program};
 use super::tool::{Tools, made};
-use super::{operator, python, uv};
+use super::{operator, programs, python, uv};
 use crate::job::{Cause, text};
 
 pub use super::folders::FIXED;
@@ -199,7 +200,7 @@ fn header<'a>(lockfile: &'a str, mark: &str) -> Option<&'a str> {
 }
 
 /// The Python that an environment was made from: what stands at the end of the link that is the
-/// environment's own. Packages of the environment cannot have replaced it.
+/// environment's own. Build code may have put another link there: see [`kept_interpreter`].
 pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     let failed = |reason: String| Error::Failed {
         what: interpreter.display().to_string(),
@@ -215,6 +216,23 @@ pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
                 .to_owned(),
         )),
         false => Ok(base),
+    }
+}
+
+/// The same for a program that nothing restricts: neither plugins nor build code can have put it there.
+pub fn kept_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
+    let base = base_interpreter(interpreter)?;
+    match programs::is_kept(&base) {
+        true => Ok(base),
+        false => Err(Error::Failed {
+            what: interpreter.display().to_string(),
+            tail: format!(
+                "it leads to {}, which plugins or build code could change: it is in no folder of PATH, nor \
+                 installed by uv. Where it is a Python of yours, put its folder into the worker's PATH; else \
+                 remove the environment, and it is made again",
+                base.display()
+            ),
+        }),
     }
 }
 
@@ -309,7 +327,7 @@ pub fn provision(
             preload,
         });
     }
-    let uv = uv::find_or_install(home, cancel, message)?;
+    let uv = uv::find(home, how, cancel, message)?;
     message(&format!(
         "making Python environment {}",
         hash.get(..12).unwrap_or(&hash)
@@ -348,7 +366,7 @@ fn build(
         .args(step.configure(&settings)?);
     venv.args(["--python", &python::supported(requires_python.as_deref())]);
     tools
-        .run(&step, venv.arg(place), "uv venv")
+        .run_own(&step, venv.arg(place), "uv venv")
         .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), error))?;
     made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");

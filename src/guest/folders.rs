@@ -143,6 +143,15 @@ impl Step {
         text.map_err(|error| Error::io(&self.path.join(name), error))
     }
 
+    /// Opens a file that its tool has left in folders of it, one in the other; through no links.
+    pub(super) fn take(&self, folders: &[&str], name: &str) -> io::Result<File> {
+        let mut folder = self.folder.try_clone()?;
+        for name in folders {
+            folder = open_at(&folder, name)?;
+        }
+        input_file::open_at(&folder, name)
+    }
+
     /// Opens a folder of it.
     pub(super) fn open(&self, name: &str) -> Result<File, Error> {
         open_at(&self.folder, name).map_err(|error| Error::io(&self.path.join(name), error))

@@ -1,10 +1,9 @@
 //! The folder of environments, `~/.casparian_flow`: where it is, and whether another user could have
-//! put programs there. And the folders of PATH in which programs are searched.
+//! put programs there.
 
 use std::env;
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::environment::Error;
@@ -72,41 +71,5 @@ fn check_folder(folder: &Path) -> Result<(), Error> {
     match is_shared && !is_set(0o1000) {
         true => refused("other users can change it (chmod go-w)".to_owned()),
         false => Ok(()),
-    }
-}
-
-/// The folders of PATH but for relative ones: an empty entry is the working directory.
-fn folders() -> Vec<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).filter(|folder| folder.is_absolute());
-    folders.collect()
-}
-
-/// PATH as what is run here gets it; none where it has no absolute folder.
-pub(super) fn path() -> Option<OsString> {
-    let folders = folders();
-    env::join_paths(&folders)
-        .ok()
-        .filter(|_| !folders.is_empty())
-}
-
-/// The first program of that name on PATH.
-pub(super) fn program(name: &str) -> Option<PathBuf> {
-    let programs = folders().into_iter().map(|folder| folder.join(name));
-    let is_program = |program: &PathBuf| {
-        let found = program.metadata();
-        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    };
-    programs.into_iter().find(is_program)
-}
-
-/// Why tools cannot be run: they search programs themselves.
-pub(super) fn check_path() -> Result<(), Error> {
-    match path() {
-        Some(_) => Ok(()),
-        None => Err(Error::Tool(
-            "PATH is not set or has no absolute folder: set it, such as PATH=/usr/bin:/bin"
-                .to_owned(),
-        )),
     }
 }

@@ -9,6 +9,7 @@
 //! - [`syntax`]: whether a source is Python, as an interpreter sees it.
 //! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
 //!   interpreter; `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py` are the program that runs in it.
+//! - [`programs`]: which programs are run with more rights than plugins have.
 //! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
 //!
 //! Guests are hostile until proven otherwise: each has its own process group, which is killed
@@ -40,6 +41,7 @@ mod local;
 mod lock;
 mod operator;
 pub mod process;
+pub mod programs;
 pub mod project;
 mod python;
 pub mod quota;
@@ -219,7 +221,7 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
         let name = name.to_str();
         name.is_some_and(|name| ["LANG", "TZ"].contains(&name) || name.starts_with("LC_"))
     });
-    kept.chain(home::path().map(|path| ("PATH".into(), path)))
+    kept.chain(programs::path().map(|path| ("PATH".into(), path)))
 }
 
 /// Writes the plugin's source where another shim than our own reads it. Code of the job's environment can put

@@ -6,12 +6,13 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use toml::{Table, Value};
 
 use super::environment::Error;
-use crate::limits;
+use crate::{input_file, limits};
 
 /// Variables of uv that are kept.
 const UV: &[&str] = &[
@@ -116,9 +117,55 @@ pub(super) fn variables() -> Vec<(OsString, OsString)> {
     found
 }
 
+/// What the files say at the start.
+static SETTINGS_READ: OnceLock<Table> = OnceLock::new();
+static PIP_READ: OnceLock<String> = OnceLock::new();
+
+/// Reads the files, which plugins may write later.
+pub(super) fn resolve() {
+    // An error is that of each build.
+    let _ = settings();
+    pip_settings();
+}
+
 /// The kept settings of the first `uv.toml` that is there: that of UV_CONFIG_FILE, the user's, the system's.
+/// Later changes do not count.
 pub(super) fn settings() -> Result<Table, Error> {
-    for path in files() {
+    if let Some(known) = SETTINGS_READ.get() {
+        return Ok(known.clone());
+    }
+    let read = read_settings()?;
+    Ok(SETTINGS_READ.get_or_init(|| read).clone())
+}
+
+/// The text of pip's file of this user, or of PIP_CONFIG_FILE; empty without one.
+pub(super) fn pip_settings() -> &'static str {
+    PIP_READ.get_or_init(|| {
+        let read = |path: PathBuf| {
+            let file = input_file::open(&path).ok()?;
+            input_file::text(file, limits::SOURCE_SIZE_MAX).ok()
+        };
+        pip_files().into_iter().find_map(read).unwrap_or_default()
+    })
+}
+
+/// True where pip is told to read no settings.
+pub(super) fn is_pip_without_files() -> bool {
+    set("PIP_CONFIG_FILE").is_some_and(|path| path == Path::new("/dev/null"))
+}
+
+fn pip_files() -> Vec<PathBuf> {
+    if let Some(path) = set("PIP_CONFIG_FILE") {
+        return vec![path];
+    }
+    let home = set("HOME");
+    let legacy = home.map(|home| home.join(".pip/pip.conf"));
+    let user = user_folder().map(|folder| folder.join("pip/pip.conf"));
+    user.into_iter().chain(legacy).collect()
+}
+
+fn read_settings() -> Result<Table, Error> {
+    for path in uv_files() {
         let text = match fs::metadata(&path) {
             Ok(found) if found.len() > limits::SOURCE_SIZE_MAX as u64 => {
                 Err(io::Error::other("it is too large"))
@@ -137,18 +184,32 @@ pub(super) fn settings() -> Result<Table, Error> {
     Ok(Table::new())
 }
 
-fn files() -> Vec<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    if let Some(path) = set("UV_CONFIG_FILE").map(PathBuf::from) {
+fn set(name: &str) -> Option<PathBuf> {
+    let value = env::var_os(name).filter(|value| !value.is_empty());
+    value.map(PathBuf::from)
+}
+
+/// Where this user's settings are.
+fn user_folder() -> Option<PathBuf> {
+    set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))
+}
+
+/// The files of settings that are there.
+pub(super) fn files() -> impl Iterator<Item = PathBuf> {
+    let all = uv_files().into_iter().chain(pip_files());
+    all.filter(|path| path.is_file())
+}
+
+fn uv_files() -> Vec<PathBuf> {
+    if let Some(path) = set("UV_CONFIG_FILE") {
         return match path.is_absolute() {
             true => vec![path],
             false => Vec::new(),
         };
     }
-    let user = set("XDG_CONFIG_HOME").map(PathBuf::from);
-    let user = user.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".config")));
-    let system = set("XDG_CONFIG_DIRS").unwrap_or_else(|| "/etc/xdg".into());
-    let folders = user.into_iter().chain(env::split_paths(&system));
+    let system = env::var_os("XDG_CONFIG_DIRS").filter(|value| !value.is_empty());
+    let system = system.unwrap_or_else(|| "/etc/xdg".into());
+    let folders = user_folder().into_iter().chain(env::split_paths(&system));
     let folders = folders.chain([PathBuf::from("/etc")]);
     folders
         .filter(|folder| folder.is_absolute())

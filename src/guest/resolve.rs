@@ -24,7 +24,7 @@ use super::local::{self, Uv, fingerprint};
 use super::operator;
 use super::request::Request;
 use super::tool::{Build, Tools, made};
-use super::{home, python, uv};
+use super::{home, programs, python, uv};
 use crate::job::text;
 use crate::{input_file, limits};
 
@@ -62,7 +62,7 @@ pub fn lockfile(
     {
         return Ok(lockfile);
     }
-    let program = uv::find_or_install(home, cancel, message)?;
+    let program = uv::find(home, build, cancel, message)?;
     let tools = Tools::new(home, build, cancel)?;
     let mut resolver = Resolver {
         home,
@@ -120,8 +120,8 @@ impl Resolver<'_> {
         find.arg(python::supported(self.requires_python.as_deref()));
         let found = match self.tools.ask(&step, &find, "uv python find") {
             Ok(printed) => printed,
-            // uv may download one.
-            Err(Error::Failed { .. }) => return Ok(()),
+            // uv may download one, which it cannot do where code of dependencies runs.
+            Err(Error::Failed { .. }) => return self.download_python(),
             Err(error) => return Err(error),
         };
         let minor = found.lines().find_map(|line| {
@@ -138,6 +138,23 @@ impl Resolver<'_> {
             (_, own, _) => own,
         };
         Ok(())
+    }
+
+    /// Lets uv download a Python, as it may be configured. A failure is that of the steps that need it.
+    fn download_python(&self) -> Result<(), Error> {
+        let step = self.tools.step()?;
+        let mut venv = Command::new(self.program);
+        venv.args(["venv", "--quiet", "--no-project"])
+            .args(step.configure(self.operator)?)
+            .args([
+                "--python",
+                &python::supported(self.requires_python.as_deref()),
+            ])
+            .arg(step.path().join("it"));
+        match self.tools.run_own(&step, &venv, "uv venv") {
+            Ok(()) | Err(Error::Failed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn lock(&self) -> Result<Lock, Error> {
@@ -445,7 +462,7 @@ fn key(request: &Request, operator: &Table, build: &Build) -> String {
         "{request:?}\n{operator:?}\n{}\n{:?}\n{:?}",
         build.no_build,
         operator::variables(),
-        home::path(),
+        programs::path(),
     );
     hasher.update(text.as_bytes());
     text::hex(&hasher.finalize())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::environment::Error;
-use super::tool::output;
+use super::tool::{Build, output, restricted};
 
 const CHECK: &str = "\
 import sys
@@ -25,10 +25,11 @@ except (SyntaxError, ValueError) as error:
 /// How the line of [`CHECK`] begins; warnings may stand before it.
 const MARK: &str = "syntax: ";
 
-/// Asks an interpreter whether a source is Python: none = it is, else what is wrong. Blocks for
-/// `limit` at most.
+/// Asks an interpreter, which is restricted as the tools of a build are, whether a source is Python: none = it is,
+/// else what is wrong. Blocks for `limit` at most.
 pub fn error(
     python: &Path,
+    how: &Build,
     name: &str,
     source: &str,
     limit: Duration,
@@ -39,6 +40,8 @@ pub fn error(
     let mut command = Command::new(python);
     // No packages, which would run code of theirs.
     command.args(["-I", "-S", "-c", CHECK, &format!("{name}.py")]);
+    let restricted = restricted(&command, how.held());
+    let mut command = restricted.map_err(|error| Error::failed(&what, error))?;
     command.stdin(input);
     let end = output(&mut command, &what, limit, cancel)?;
     if end.status.success() {
@@ -71,7 +74,14 @@ mod tests {
 
     fn ask(python: &Path, source: &str, limit: u64) -> Result<Option<String>, Error> {
         let limit = Duration::from_secs(limit);
-        error(python, "p", source, limit, &AtomicBool::new(false))
+        error(
+            python,
+            &Build::default(),
+            "p",
+            source,
+            limit,
+            &AtomicBool::new(false),
+        )
     }
 
     #[test]
@@ -116,7 +126,14 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(50));
                 cancel.store(true, Ordering::Relaxed);
             });
-            error(&python, "p", "", Duration::from_secs(1000), &cancel)
+            error(
+                &python,
+                &Build::default(),
+                "p",
+                "",
+                Duration::from_secs(1000),
+                &cancel,
+            )
         });
         assert!(matches!(cancelled, Err(Error::Cancelled)));
     }

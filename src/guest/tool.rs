@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
 use super::environment::Error;
 use super::folders::{Scratch, Step, sweep_killed};
-use super::home::check_path;
+use super::programs::check_path;
 use super::{kept_variables, operator, strays};
 use crate::limits;
 use crate::reactor::BootTime;
@@ -37,8 +37,30 @@ pub struct Build {
     /// Dependencies are installed from wheels alone: no code of theirs runs.
     pub no_build: bool,
     /// The program that restricts the tools (see [`crate::sandbox::launch`]), and how; none = they
-    /// may do what their user may.
+    /// may do what their user may. It is started by this process, not by a shell, so that `/proc/self/exe` is this
+    /// program.
     pub launcher: Option<(PathBuf, Mounts)>,
+    /// What only tools may change that run no code of dependencies: where uv installs Pythons.
+    pub pythons: Option<PathBuf>,
+}
+
+impl Build {
+    /// How what may run code of dependencies is restricted.
+    pub(super) fn held(&self) -> Option<(&Path, Mounts)> {
+        let (program, mounts) = self.launcher.as_ref()?;
+        let mut mounts = mounts.clone();
+        mounts
+            .writable
+            .retain(|path| Some(path) != self.pythons.as_ref());
+        mounts.read_only.extend(self.pythons.clone());
+        Some((program, mounts))
+    }
+
+    /// How what runs no such code is restricted.
+    fn held_own(&self) -> Option<(&Path, Mounts)> {
+        let (program, mounts) = self.launcher.as_ref()?;
+        Some((program, mounts.clone()))
+    }
 }
 
 /// What builds one environment: tools, each of which runs in a folder of its own ([`Step`]).
@@ -73,30 +95,54 @@ impl<'a> Tools<'a> {
         self.scratch.step()
     }
 
-    /// Runs one in its folder, as [`run`].
+    /// Runs one in its folder, as [`run`]. It may run code of dependencies.
     pub(super) fn run(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
         self.ask(step, command, what).map(|_| ())
     }
 
+    /// Runs one that runs no code of dependencies. It may install Pythons.
+    pub(super) fn run_own(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
+        let limit = limits::PROVISION_TIMEOUT;
+        let held = self.build.held_own();
+        self.contained(step, command, held, what, limit).map(|_| ())
+    }
+
     /// Runs one in its folder, and gives its last lines.
     pub(super) fn ask(&self, step: &Step, command: &Command, what: &str) -> Result<String, Error> {
-        let mut contained = match &self.build.launcher {
-            Some((program, mounts)) => {
-                let mut mounts = mounts.clone();
-                mounts.private.push(self.scratch.shown(step));
-                launch::command(program, &mounts, command.get_program().as_ref())
-                    .map_err(|error| Error::failed(what, error))?
-            }
-            None => Command::new(command.get_program()),
-        };
-        contained
-            .args(command.get_args())
+        self.ask_within(step, command, what, limits::PROVISION_TIMEOUT)
+    }
+
+    /// The same within a time of its own.
+    pub(super) fn ask_within(
+        &self,
+        step: &Step,
+        command: &Command,
+        what: &str,
+        limit: Duration,
+    ) -> Result<String, Error> {
+        self.contained(step, command, self.build.held(), what, limit)
+    }
+
+    fn contained(
+        &self,
+        step: &Step,
+        command: &Command,
+        held: Option<(&Path, Mounts)>,
+        what: &str,
+        limit: Duration,
+    ) -> Result<String, Error> {
+        let held = held.map(|(program, mut mounts)| {
+            mounts.private.push(self.scratch.shown(step));
+            (program, mounts)
+        });
+        let mut own = Command::new(command.get_program());
+        own.args(command.get_args())
             .current_dir(step.path())
             .env("TMPDIR", step.temporary());
         for (name, value) in command.get_envs() {
-            contained.env(name, value.unwrap_or_default());
+            own.env(name, value.unwrap_or_default());
         }
-        guarded(&contained, what, limits::PROVISION_TIMEOUT, self.cancel)
+        guarded(&own, held, what, limit, self.cancel)
     }
 
     /// Runs an installation of dependencies.
@@ -135,24 +181,26 @@ exec 3<&- \"$@\"";
 #[cfg(test)]
 fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let limit = limits::PROVISION_TIMEOUT;
-    guarded(command, what, limit, cancel).map(|_| ())
+    guarded(command, None, what, limit, cancel).map(|_| ())
 }
 
 /// Runs a tool that must succeed, and gives its last lines. The tool and what it starts in its group
-/// end with this process, however that ends: the kernel closes the pipe.
-pub(super) fn guarded(
+/// end with this process, however that ends: the kernel closes the pipe. The shell is restricted as the tool is.
+fn guarded(
     command: &Command,
+    held: Option<(&Path, Mounts)>,
     what: &str,
     limit: Duration,
     cancel: &AtomicBool,
 ) -> Result<String, Error> {
     let (ours, theirs) = io::pipe().map_err(|error| Error::failed(what, error))?;
-    let mut guarded = Command::new("/bin/sh");
-    guarded
+    let mut shell = Command::new("/bin/sh");
+    shell
         .args(["-c", GUARD, "sh"])
         .arg(command.get_program())
-        .args(command.get_args())
-        .stdin(ours);
+        .args(command.get_args());
+    let mut guarded = restricted(&shell, held).map_err(|error| Error::failed(what, error))?;
+    guarded.stdin(ours);
     if let Some(folder) = command.get_current_dir() {
         guarded.current_dir(folder);
     }
@@ -169,6 +217,17 @@ pub(super) fn guarded(
         what: what.to_owned(),
         tail: end.reason(),
     })
+}
+
+/// A command's program and words, started by the launcher where there is one.
+pub(super) fn restricted(command: &Command, held: Option<(&Path, Mounts)>) -> io::Result<Command> {
+    let program = command.get_program();
+    let mut restricted = match held {
+        Some((launcher, mounts)) => launch::command(launcher, &mounts, Path::new(program))?,
+        None => Command::new(program),
+    };
+    restricted.args(command.get_args());
+    Ok(restricted)
 }
 
 /// Refuses the success of a tool that has not left what it was run for.

@@ -1,14 +1,18 @@
 //! Finding uv, or installing it once from PyPI.
 
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
 use super::environment::{self, Error};
-use super::folders::{Building, displace};
-use super::home::{check, program};
+use super::home::check;
 use super::lock::Lock;
-use super::tool::{Build, Tools, guarded, made};
+use super::operator;
+use super::programs::program;
+use super::tool::{Build, Tools, made};
 use crate::limits;
 
 /// The file that is locked while uv is installed.
@@ -37,10 +41,22 @@ pub fn find_or_install(
     cancel: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, Error> {
+    find(home, &Build::default(), cancel, message)
+}
+
+/// The same by tools that are restricted as builds are: who may change such a uv gets no more by it than
+/// build code has.
+pub(super) fn find(
+    home: &Path,
+    build: &Build,
+    cancel: &AtomicBool,
+    message: &mut dyn FnMut(&str),
+) -> Result<PathBuf, Error> {
     check_text(home)?;
+    let tools = Tools::new(home, build, cancel)?;
     let mut reason = "uv is not on PATH".to_owned();
     if let Some(found) = program("uv") {
-        match version_of(&found, cancel)? {
+        match version_of(&found, &tools)? {
             version if suffices(&version) => return Ok(found),
             version => reason = format!("{} is {version:?}", found.display()),
         }
@@ -48,7 +64,7 @@ pub fn find_or_install(
     let place = home.join("uv");
     let own = place.join("bin/uv");
     check(home, &place.join("bin"))?;
-    let is_there = || Ok(own.exists() && suffices(&version_of(&own, cancel)?));
+    let is_there = || Ok(own.exists() && suffices(&version_of(&own, &tools)?));
     if is_there()? {
         return Ok(own);
     }
@@ -62,13 +78,7 @@ pub fn find_or_install(
         pinned(),
         place.display()
     ));
-    // The program appears under its name only when the installation is whole.
-    let prefix = "uv.new";
-    let fresh = Building::new(home, prefix)?;
-    let build = Build::default();
-    install(&Tools::new(home, &build, cancel)?, &python, &fresh.path())?;
-    displace(&place, prefix)?;
-    fresh.finish(&place)?;
+    install(&tools, &python, &place.join("bin"))?;
     Ok(own)
 }
 
@@ -81,11 +91,11 @@ fn pinned() -> &'static str {
 }
 
 /// What `uv --version` prints.
-fn version_of(uv: &Path, cancel: &AtomicBool) -> Result<String, Error> {
+fn version_of(uv: &Path, tools: &Tools<'_>) -> Result<String, Error> {
     let mut command = Command::new(uv);
     command.arg("--version");
     let what = format!("{} --version", uv.display());
-    guarded(&command, &what, limits::UV_VERSION_TIMEOUT, cancel)
+    tools.ask_within(&tools.step()?, &command, &what, limits::UV_VERSION_TIMEOUT)
 }
 
 /// True for a printed version (`uv 1.2.3 (…)`) that is the pinned one or a later one.
@@ -98,27 +108,57 @@ fn suffices(printed: &str) -> bool {
     matches!((printed, least), (Some(printed), Some(least)) if printed >= least)
 }
 
-fn install(tools: &Tools<'_>, python: &Path, place: &Path) -> Result<(), Error> {
+/// Installs uv in the folder of one tool, which build code that runs meanwhile does not find, and takes the program alone.
+fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error> {
+    let step = tools.step()?;
+    let place = step.path().join(VENV);
     let mut venv = Command::new(python);
-    venv.args(["-m", "venv"]).arg(place);
+    // Without what the user's folders of packages and variables add.
+    venv.args(["-I", "-m", "venv"]).arg(&place);
     tools
-        .run(&tools.step()?, &venv, "python3 -m venv")
+        .run(&step, &venv, "python3 -m venv")
         .map_err(|error| match error {
             Error::Failed { tail, .. } => Error::Tool(format!(
                 "python3 -m venv failed (on Debian and Ubuntu, install python3-venv): {tail}"
             )),
             other => other,
         })?;
-    let step = tools.step()?;
     let list = step.write("uv.txt", PINNED)?;
     let mut pip = Command::new(place.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
         .args(["--no-deps", "--require-hashes", "-r"])
         .arg(&list);
+    // Where it is the null device, pip reads no file at all.
+    if !operator::is_pip_without_files() {
+        pip.env(
+            "PIP_CONFIG_FILE",
+            step.write("pip.conf", operator::pip_settings())?,
+        );
+    }
     tools.run(&step, &pip, "pip install uv")?;
-    made(place, "bin/uv", "pip install uv")
+    made(&place, "bin/uv", "pip install uv")?;
+    let made = step.take(&[VENV, "bin"], "uv");
+    let mut made = made.map_err(|error| Error::io(&place.join("bin/uv"), error))?;
+    keep(&mut made, target).map_err(|error| Error::io(target, error))
 }
+
+const VENV: &str = "it";
+
+/// Copies the program into its folder, where it appears under its name only when it is whole.
+fn keep(made: &mut File, folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut copy = tempfile::NamedTempFile::new_in(folder)?;
+    io::copy(&mut made.take(PROGRAM_SIZE_MAX), copy.as_file_mut())?;
+    copy.as_file()
+        .set_permissions(Permissions::from_mode(0o755))?;
+    copy.as_file().sync_all()?;
+    copy.persist(folder.join("uv"))?;
+    Ok(())
+}
+
+/// Far above uv's own.
+const PROGRAM_SIZE_MAX: u64 = 1 << 30;
 
 #[cfg(test)]
 mod tests {

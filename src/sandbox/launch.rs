@@ -306,9 +306,9 @@ fn restrict(restricted: &Restricted) -> Result<(), String> {
     if makes_mounts {
         kept |= CapabilitySet::SYS_ADMIN;
     }
-    // For what jobs leave as other users. It counts for processes of its user namespace, or of its ruleset, alone.
-    if rustix::process::geteuid().is_root() && *forks && (makes_mounts || support.scopes_signals())
-    {
+    // For what jobs and tools leave as other users. It counts for processes of its user namespace, or of its ruleset,
+    // alone.
+    if rustix::process::geteuid().is_root() && (makes_mounts || support.scopes_signals()) {
         kept |= CapabilitySet::KILL;
     }
     capabilities(None)

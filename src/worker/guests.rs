@@ -305,7 +305,7 @@ impl Worker {
                     let interpreters = &mut self.interpreters;
                     let shim = self.runtime.shim();
                     let base = match kind {
-                        Kind::Apart => Some(base_interpreter(environment)?),
+                        Kind::Apart => Some(kept_interpreter(environment)?),
                         Kind::Warm | Kind::Bare => None,
                     };
                     let first = self.sandbox.as_ref().and_then(|sandbox| {
@@ -652,8 +652,8 @@ impl Worker {
     }
 }
 
-fn base_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
-    environment::base_interpreter(&environment.interpreter)
+fn kept_interpreter(environment: &Environment) -> Result<PathBuf, Failure> {
+    environment::kept_interpreter(&environment.interpreter)
         .map_err(|error| Failure::new(Cause::Environment, error.to_string()))
 }
 

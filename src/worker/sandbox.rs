@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::slot::Failure;
 use crate::guest;
 use crate::guest::environment::{self, Environment};
+use crate::guest::programs;
 use crate::guest::source::Source;
 use crate::job::Cause;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
@@ -21,8 +22,6 @@ pub struct SandboxOptions {
     /// A program whose `main` calls [`crate::sandbox::launch::main`] when its first argument is
     /// [`crate::sandbox::launch::ARGUMENT`].
     pub launcher: PathBuf,
-    /// A path of such a program for tools, which are started by a shell.
-    pub tool_launcher: PathBuf,
     /// What the kernel offers such a program.
     pub support: Support,
     /// Files that plugins find empty, such as secret keys.
@@ -35,7 +34,8 @@ pub struct SandboxOptions {
 
 impl SandboxOptions {
     /// The program by which tools that build environments are restricted, and how. What they must change
-    /// stays writable: uv's cache and Pythons, and the folder of environments; of scratch folders each finds its own.
+    /// stays writable: uv's cache and Pythons ([`environment::Build`] says for which of them), and the folder of
+    /// environments; of scratch folders each finds its own.
     pub(super) fn build(
         &self,
         output: &Path,
@@ -48,13 +48,14 @@ impl SandboxOptions {
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let read_only = [output.to_owned()].into_iter();
         let read_only = read_only.chain(self.read_only.iter().cloned());
+        let read_only = read_only.chain(programs::kept().iter().cloned());
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
         let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
         let writable = [home.clone()].into_iter().chain(tool_folders());
         // A folder that is created later would be read-only.
         let writable = writable
-            .filter(|path| is_in(path) && fs::create_dir_all(path).is_ok())
+            .filter(|path| fs::create_dir_all(path).is_ok() && is_in(path))
             .collect();
         let hidden = hidden.iter().map(|path| path.to_path_buf());
         // Environments are built in theirs, by links to files of uv's cache.
@@ -77,7 +78,7 @@ impl SandboxOptions {
                 forks: false,
             }),
         };
-        Some((self.tool_launcher.clone(), mounts))
+        Some((self.launcher.clone(), mounts))
     }
 }
 
@@ -235,6 +236,7 @@ impl Sandbox {
         if self.options.mode != Mode::Off {
             let ours = [of.output, of.home, of.shim].map(Path::to_owned);
             mounts.read_only = ours.into_iter().chain(tool_folders()).collect();
+            mounts.read_only.extend(programs::kept().iter().cloned());
             mounts.read_only.extend(kernel_files());
             mounts.read_only.extend(prefixes(of.environment));
             mounts.read_only.extend(self.options.read_only.clone());
@@ -292,12 +294,12 @@ fn kernel_files() -> Vec<PathBuf> {
 
 /// Folders of uv, whose files environments share by hard links.
 fn tool_folders() -> Vec<PathBuf> {
-    let named = |name| std::env::var_os(name).map(PathBuf::from);
-    let home = named("HOME");
-    let below = |path: &str| home.as_ref().map(|home| home.join(path));
-    let cache = named("UV_CACHE_DIR").or_else(|| below(".cache/uv"));
-    let pythons = named("UV_PYTHON_INSTALL_DIR").or_else(|| below(".local/share/uv"));
-    cache.into_iter().chain(pythons).collect()
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let named = |name| named(name).map(PathBuf::from);
+    let caches = named("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
+    let caches = caches.or_else(|| named("HOME").map(|home| home.join(".cache")));
+    let cache = named("UV_CACHE_DIR").or_else(|| caches.map(|folder| folder.join("uv")));
+    cache.into_iter().chain(programs::pythons()).collect()
 }
 
 /// The folders of an environment and of the Python installation that it is made of.

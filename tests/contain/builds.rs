@@ -640,6 +640,8 @@ const AMONG_OTHERS: &str = r#"
         "write uv": attempt(lambda: open(HOME + "/uv/x", "w")),
         "write wheels": attempt(lambda: open(HOME + "/wheels/x", "w")),
         "write resolved": attempt(lambda: open(HOME + "/resolved/x", "w")),
+        "write a Python of uv": attempt(lambda: open(os.path.dirname(HOME) + "/.local/share/uv/x", "w")),
+        "write the installation": attempt(lambda: open(os.__file__, "a")),
     }
     with open(SCENE_FOLDER + "results.json", "w") as file:
         json.dump(results, file)

@@ -15,6 +15,7 @@ mod modes;
 mod peers;
 mod preloads;
 mod processes;
+mod programs;
 mod sandbox;
 mod shared;
 mod sinks;

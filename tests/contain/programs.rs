@@ -1,0 +1,213 @@
+//! Programs that a worker runs with more rights than plugins have: neither plugins nor build code choose or change
+//! them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use crate::common::*;
+
+/// Replaces what its input names, and gives what came of each.
+const PLANTER: &str = r##"
+import os
+import pyarrow as pa
+
+SCRIPT = "#!/bin/sh\n: > @SCENE@/planted\nexec @SCENE@/real \"$@\"\n"
+
+def replace(path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path):
+        os.rename(path, path + ".away")
+    with open(path, "w") as file:
+        file.write(SCRIPT)
+    os.chmod(path, 0o755)
+
+def overwrite(path):
+    with open(path, "r+") as file:
+        file.write("#!/bin/sh\n")
+
+class Handler:
+    def execute(self, path):
+        done = []
+        for line in open(path).read().splitlines():
+            for attack in (replace, overwrite):
+                try:
+                    attack(line)
+                    done.append(f"{attack.__name__} {line}")
+                except OSError:
+                    pass
+        yield pa.table({"done": [" ".join(done)]})
+"##;
+
+/// What a worker's user has in the home, by what a plugin may change of it.
+const PLACES: &[(&str, bool)] = &[
+    // The program of the worker, and of the folder beside it.
+    ("home/.cargo/bin/casparian-worker", false),
+    ("home/.local/bin/uv", false),
+    // What PATH finds before the system's, and where it leads.
+    ("home/.local/bin/python3", false),
+    ("home/.local/bin/git", false),
+    ("home/.tools/uv", false),
+    ("home/.pyenv/shims/python3", false),
+    ("home/.pyenv/libexec/pyenv", false),
+    ("home/.config/uv/uv.toml", false),
+    ("home/.local/share/uv/python/x/bin/python3", false),
+    ("home/.casparian_flow/uv/bin/uv", false),
+    // A folder of PATH that is missing at the start is not searched.
+    ("home/missing/uv", true),
+    ("home/elsewhere", true),
+];
+
+#[test]
+fn plugins_change_none_of_the_programs_that_builds_run() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    for user in [0, 65_534] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let shared = home().join(".casparian_flow");
+        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let copy = |from: &Path, name: &str| {
+            fs::create_dir_all(path(name).parent().unwrap()).unwrap();
+            fs::copy(from, path(name)).unwrap();
+        };
+        let worker = program("casparian-worker");
+        copy(Path::new(worker.get_program()), PLACES[0].0);
+        for name in ["home/.tools/uv", "real"] {
+            copy(&uv, name);
+        }
+        fs::create_dir_all(path("home/.local/bin")).unwrap();
+        symlink("../../.tools/uv", path("home/.local/bin/uv")).unwrap();
+        for name in ["home/.pyenv/shims/python3", "home/.pyenv/libexec/pyenv"] {
+            copy(Path::new("/bin/true"), name);
+        }
+        fs::create_dir_all(path("home/.config/uv")).unwrap();
+        fs::write(path("home/.config/uv/uv.toml"), "").unwrap();
+        let source = PLANTER.replace("@SCENE@", dir.path().to_str().unwrap());
+        let database = database_with(dir.path(), "a", &source);
+        let lines = PLACES.iter().map(|(name, _)| path(name));
+        let lines: Vec<_> = lines.map(|path| path.display().to_string()).collect();
+        fs::write(path("in"), lines.join("\n")).unwrap();
+        let (_sentinel, endpoint) = sentinel(&database, &["--allow-uid", &user.to_string()]);
+        let entries = Command::new("chown")
+            .args(["-R", &format!("{user}:{user}")])
+            .args([dir.path().join("home"), dir.path().join("in")])
+            .status();
+        assert!(entries.unwrap().success());
+        chown(dir.path(), Some(user), Some(user)).unwrap();
+        let folders = ["missing", ".local/bin", ".pyenv/shims"];
+        let folders = folders.map(|name| path("home").join(name).display().to_string());
+        let mut command = Command::new(path(PLACES[0].0));
+        command
+            .uid(user)
+            .gid(user)
+            .env("HOME", path("home"))
+            .env("PATH", format!("{}:/usr/bin:/bin", folders.join(":")))
+            .args(["--connect", &endpoint, "--output"])
+            .arg(path("out"));
+        let _worker = Background::start(&mut command);
+        let job = ended(&database, submit(&database, "a", &[path("in")])[0]);
+        assert_eq!(job["status"], "COMPLETED", "{user}: {job}");
+        let done = done_of(&path("out"));
+        for (name, is_allowed) in PLACES {
+            let name_of = path(name).display().to_string();
+            let changed = [" ", "\""]
+                .iter()
+                .any(|end| done.contains(&format!("{name_of}{end}")));
+            assert_eq!(changed, *is_allowed, "{user} {name}: {done}");
+        }
+        // Another plugin's environment is created with the programs of the start, whatever has their names now.
+        replace(&path(PLACES[0].0), &path("planted"));
+        let other = path("b.py");
+        fs::write(&other, OTHER).unwrap();
+        let location = database.to_str().unwrap();
+        casparian_ok(&["deploy", other.to_str().unwrap(), "--database", location]);
+        let job = ended(&database, submit(&database, "b", &[path("in")])[0]);
+        assert_eq!(job["status"], "COMPLETED", "{user}: {job}");
+        assert!(!path("planted").exists(), "{user}");
+    }
+}
+
+/// What the plugin has done.
+fn done_of(out: &Path) -> String {
+    let read =
+        "import sys, pyarrow.parquet as pq\nprint(*pq.read_table(sys.argv[1])['done'].to_pylist())";
+    let mut command = Command::new(python());
+    let read = output(command.args(["-c", read]).args(visible_files(out)));
+    assert!(read.status.success(), "{}", stderr(&read));
+    stdout(&read)
+}
+
+/// A plugin with an environment of its own.
+const OTHER: &str = "# /// script\n# dependencies = [\"pyarrow\", \"six\"]\n# ///\n\
+    import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+    yield pa.table({'b': [1]})\n";
+
+/// A program in the place of another one that only leaves a mark.
+fn replace(program: &Path, mark: &Path) {
+    let beside = program.with_extension("new");
+    fs::write(&beside, format!("#!/bin/sh\n: > {mark:?}\nexit 1\n")).unwrap();
+    fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&beside, program).unwrap();
+}
+
+/// What stands in the place of an environment's Python leads to a program of others.
+#[test]
+fn no_program_of_others_is_run_without_a_sandbox_for_an_environment() {
+    for (mode, runs) in [("on", true), ("strict", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+            yield pa.table({'b': [1]})\n";
+        fs::write(path("p.py"), source).unwrap();
+        fs::write(path("in"), "x").unwrap();
+        fs::create_dir_all(path("out")).unwrap();
+        let run = |seconds: &str| {
+            let casparian = program("casparian");
+            let mut command = Command::new("timeout");
+            command.arg(seconds).arg(casparian.get_program());
+            command.args(["run", path("p.py").to_str().unwrap()]);
+            command.args([path("in"), "-o".into(), path("out")]);
+            command
+                .args(["--sandbox", mode, "--force"])
+                .env("HOME", path("home"))
+                .env("UV_CACHE_DIR", home().join(".cache/uv"));
+            command
+        };
+        let bin = path("home/.casparian_flow/uv/bin");
+        fs::create_dir_all(&bin).unwrap();
+        let shared = home().join(".casparian_flow");
+        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        symlink(uv, bin.join("uv")).unwrap();
+        let ran = output(&mut run("100"));
+        assert!(ran.status.success(), "{mode}: {}", stderr(&ran));
+        let venvs = path("home/.casparian_flow/venvs");
+        let found = fs::read_dir(&venvs).unwrap().flatten();
+        let found: Vec<PathBuf> = found.map(|entry| entry.path().join("bin/python")).collect();
+        let python = found.iter().find(|python| python.exists());
+        let python = python.unwrap_or_else(|| panic!("{found:?}"));
+        let real = fs::canonicalize(python).unwrap();
+        let planted = path("evil/bin/python3.11");
+        fs::create_dir_all(planted.parent().unwrap()).unwrap();
+        let script = format!(
+            "#!/bin/sh\ngrep -q 'NoNewPrivs:.*0' /proc/self/status && : > {:?}\n\
+             (: > {:?}) 2>/dev/null\nexec {real:?} \"$@\"\n",
+            path("unrestricted"),
+            path("out/planted"),
+        );
+        fs::write(&planted, script).unwrap();
+        fs::set_permissions(&planted, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::remove_file(python).unwrap();
+        symlink(&planted, python).unwrap();
+        // A fault of the environment: the job waits for it to be mended.
+        let ran = output(&mut run("20"));
+        let said = stdout(&ran) + &stderr(&ran);
+        assert!(!path("unrestricted").exists(), "{mode}: {said}");
+        assert!(!path("out/planted").exists(), "{mode}: {said}");
+        assert_eq!(ran.status.success(), runs, "{mode}: {said}");
+    }
+}
