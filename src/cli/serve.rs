@@ -254,7 +254,7 @@ const WORKER_FLAGS: &[Flag] = &[
         long: "sink-root",
         short: None,
         value: Some("DIR"),
-        help: "SQLite sinks stay in the output folder or in this one, links\nfollowed; may be repeated (default: a sink with an absolute\npath may be anywhere but in a job queue)",
+        help: "SQLite sinks stay in the output folder or in this one, links\nfollowed; plugins cannot change it; may be repeated (default:\na sink with an absolute path may be anywhere but in a job\nqueue)",
     },
     Flag {
         long: "worker-id",

@@ -253,6 +253,12 @@ impl Worker {
                 options.slots = shortage.slots;
             }
         }
+        // Output is there, too.
+        for folder in options.sink_roots.iter().flatten() {
+            if let Some(sandbox) = &mut options.sandbox {
+                sandbox.read_only.push(absolute(folder)?);
+            }
+        }
         let control_socket = match &options.connect {
             Endpoint::Ipc(path) => Some(absolute(path)?),
             _ => None,

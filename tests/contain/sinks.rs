@@ -124,3 +124,83 @@ fn a_sink_root_that_is_missing_is_refused_at_the_start() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("missing"), "{}", stderr(&output));
 }
+
+/// What a plugin tries in folders of output.
+const INTRUDER: &str = r#"
+import os, sqlite3
+import pyarrow as pa
+
+def change(path):
+    with sqlite3.connect(path) as database:
+        database.execute("UPDATE own SET x = 666")
+
+def create(path):
+    with open(path, "w"):
+        pass
+
+class Handler:
+    def execute(self, path):
+        scene = os.path.dirname(path)
+        done = []
+        for folder in ("listed", "linked", "other"):
+            place = f"{scene}/{folder}"
+            for name, attack in (
+                ("change", lambda: change(place + "/x.db")),
+                ("create", lambda: create(place + "/new")),
+                ("unlink", lambda: os.unlink(place + "/file")),
+                ("rename", lambda: os.rename(place, place + ".away")),
+            ):
+                try:
+                    attack()
+                    done.append(f"{folder} {name}")
+                except (OSError, sqlite3.OperationalError):
+                    pass
+        yield pa.table({"done": done})
+"#;
+
+#[test]
+fn plugins_cannot_change_output_in_listed_folders() {
+    for (mode, others) in [
+        (
+            "on",
+            [
+                "other change",
+                "other create",
+                "other unlink",
+                "other rename",
+            ]
+            .as_slice(),
+        ),
+        ("strict", &[]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for folder in ["listed", "real", "other"] {
+            fs::create_dir(path(folder)).unwrap();
+            fs::write(path(folder).join("file"), "").unwrap();
+            create_database(&path(folder).join("x.db"));
+            let insert = "INSERT INTO own VALUES (1)";
+            sql(&path(folder).join("x.db"), insert);
+        }
+        symlink("real", path("linked")).unwrap();
+        let database = database_with(dir.path(), "p", INTRUDER);
+        let store = rusqlite::Connection::open(&database).unwrap();
+        let uri = format!("sqlite://{}/done", path("linked/x.db").display());
+        let insert = "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', ?1, 'append')";
+        store.execute(insert, [&uri]).unwrap();
+        fs::write(path("in"), "in").unwrap();
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let roots = ["listed", "linked"].map(|name| path(name).display().to_string());
+        let more = ["--sink-root", &roots[0], "--sink-root", &roots[1]];
+        let more = [more.as_slice(), &["--sandbox", mode]].concat();
+        let _worker = worker(&endpoint, &path("out"), &more);
+        let job = ended(&database, submit(&database, "p", &[path("in")])[0]);
+        assert_eq!(job["status"], "COMPLETED", "{mode}: {job}");
+        let output = rusqlite::Connection::open(path("real/x.db")).unwrap();
+        let mut rows = output.prepare("SELECT done FROM done").unwrap();
+        let done = rows.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        let done: Vec<String> = done.map(Result::unwrap).collect();
+        assert_eq!(done, others, "{mode}");
+    }
+}
