@@ -536,6 +536,9 @@ pub const LOCAL_SIZE_MAX: u64 = 1 << 30;
 pub const WHEEL_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Last lines of a failed tool that its error carries.
 pub const TOOL_LINES_KEPT: usize = 12;
+/// Descendants of the processes that a program had at its start which are told from strays: far more than a container's
+/// start script has.
+pub const INHERITED_MAX: usize = 10_000;
 /// Octets of one bridge frame; the old shim sends a whole table as one.
 pub const BRIDGE_FRAME_SIZE_MAX: u32 = 1 << 30;
 /// Rows of a batch, unless its octets could hold more as bits.

@@ -4,8 +4,11 @@
 //! a plugin starts stays below its process, whatever session or process group it makes. A fork server
 //! kills what an ended plugin process has left. When the fork server itself is lost, that comes to
 //! the worker.
+//!
+//! A process may have children that it has not started: those of the shell script that became this program by `exec`. They and
+//! what they have started are no strays.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::process::{Child, Command};
@@ -14,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, waitpid};
 
-use crate::proc_file;
+use crate::{limits, proc_file};
 
 /// Children that were started here and have not been waited for.
 static KNOWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -22,6 +25,9 @@ static KNOWN: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 fn known() -> MutexGuard<'static, BTreeSet<i32>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Processes that were there before [`adopt`], and their descendants that were seen since, with the times of their starts.
+static INHERITED: Mutex<BTreeMap<i32, u64>> = Mutex::new(BTreeMap::new());
 
 /// Whether [`adopt`] has been called.
 static ADOPTED: AtomicBool = AtomicBool::new(false);
@@ -40,13 +46,56 @@ pub(super) fn forget(pid: Pid) {
     known().remove(&pid.as_raw_pid());
 }
 
-/// Makes this process the parent of what its descendants leave behind. For a process that has no other
-/// children than those of this library.
+/// Makes this process the parent of what its descendants leave behind. Children that it has by then of before are spared.
 pub fn adopt() -> io::Result<()> {
+    let known = known();
+    if !ADOPTED.load(Ordering::Relaxed) {
+        let others = children().into_iter().map(Pid::as_raw_pid);
+        let others = others.filter(|pid| !known.contains(pid));
+        let mut inherited = inherited();
+        inherited.extend(others.filter_map(|pid| Some((pid, started(pid)?))));
+        follow(&mut inherited);
+    }
     // Any number but none turns it on.
     set_child_subreaper(Some(rustix::process::getpid()))?;
     ADOPTED.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+fn inherited() -> MutexGuard<'static, BTreeMap<i32, u64>> {
+    INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes out those that have ended, and adds the descendants of the others.
+fn follow(inherited: &mut BTreeMap<i32, u64>) {
+    inherited.retain(|pid, start| {
+        if started(*pid) != Some(*start) {
+            return false;
+        }
+        // Reaps one that has ended, where it is a child.
+        let ended = waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG);
+        !matches!(ended, Ok(Some(_)))
+    });
+    let mut above: Vec<i32> = inherited.keys().copied().collect();
+    while let Some(pid) = above.pop() {
+        if inherited.len() >= limits::INHERITED_MAX {
+            return;
+        }
+        for child in children_of(pid) {
+            if let Some(start) = started(child)
+                && inherited.insert(child, start).is_none()
+            {
+                above.push(child);
+            }
+        }
+    }
+}
+
+/// When a process was started, in ticks since the boot.
+fn started(pid: i32) -> Option<u64> {
+    let stat = proc_file::read(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// [`kill`] in a process that has called [`adopt`]; false in others, whose children may be anybody's.
@@ -57,9 +106,14 @@ pub(super) fn kill_adopted() -> bool {
 /// Kills and reaps the strays; true when some have not ended yet or may have left others.
 pub fn kill() -> bool {
     let known = known();
-    let strays = children()
-        .into_iter()
-        .filter(|pid| !known.contains(&pid.as_raw_pid()));
+    let mut inherited = inherited();
+    if !inherited.is_empty() {
+        follow(&mut inherited);
+    }
+    let strays = children().into_iter().filter(|pid| {
+        let pid = pid.as_raw_pid();
+        !known.contains(&pid) && !inherited.contains_key(&pid)
+    });
     strays.fold(false, |_, pid| {
         // Fails for one that has ended, which is still there to be reaped.
         let _ = kill_process(pid, Signal::KILL);

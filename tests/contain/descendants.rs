@@ -218,3 +218,71 @@ fn what_a_plugin_leaves_ends_with_the_run() {
         gone(&file, text);
     }
 }
+
+/// What a start script has begun before it becomes our program by `exec`; each writes its process ID into the folder.
+const HELPERS: &[(&str, &str)] = &[
+    ("child", "sleep 300 >&- 2>&- & echo $! > \"$D/child\""),
+    (
+        "session",
+        "setsid sh -c 'echo $$ > \"$D/session\"; exec sleep 300 >&- 2>&-' &",
+    ),
+    (
+        "grandchild",
+        "(sleep 300 & echo $! > \"$D/grandchild\"; wait) >&- 2>&- &",
+    ),
+    (
+        "orphan",
+        "(sleep 300 & echo $! > \"$D/orphan\"; sleep 2) >&- 2>&- &",
+    ),
+];
+
+#[test]
+fn what_a_start_script_has_begun_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "leaver", LEAVER);
+    let file = input(dir.path(), "in", "daemon/return");
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let helpers: Vec<&str> = HELPERS.iter().map(|(_, script)| *script).collect();
+    let script = format!(
+        "{}\nwhile [ $(ls \"$D\" | wc -l) -lt {} ]; do sleep 0.05; done\nexec \"$@\"",
+        helpers.join("\n"),
+        HELPERS.len()
+    );
+    for name in ["casparian-worker", "casparian"] {
+        let folder = dir.path().join(format!("{name}.helpers"));
+        fs::create_dir(&folder).unwrap();
+        let mut command = std::process::Command::new("sh");
+        command
+            .args(["-c", &script, "sh"])
+            .arg(program(name).get_program())
+            .env("HOME", home())
+            .env("D", &folder);
+        if name == "casparian" {
+            command.args(["run", &path("leaver.py"), &path("in"), "-o", &path("run")]);
+            assert!(command.status().unwrap().success());
+        } else {
+            command.args(["--connect", &endpoint, "--output", &path("out")]);
+            let mut worker = Background::start(&mut command);
+            // After the second one's end the orphan is the worker's child.
+            for round in 0..2 {
+                let ids = submit(&database, "leaver", std::slice::from_ref(&file));
+                let done = ended(&database, ids[0]);
+                assert_eq!(done["status"], "COMPLETED", "{done}");
+                gone(&file, name);
+                if round == 0 {
+                    std::thread::sleep(std::time::Duration::from_secs(3));
+                }
+            }
+            worker.signal("-TERM");
+            worker.wait();
+        }
+        for (helper, _) in HELPERS {
+            let pid = fs::read_to_string(folder.join(helper)).unwrap();
+            let command = fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+            assert!(command.starts_with(b"sleep"), "{name}: {helper} was killed");
+            let mut kill = std::process::Command::new("kill");
+            assert!(kill.arg(pid.trim()).status().unwrap().success());
+        }
+    }
+}
