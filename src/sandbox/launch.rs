@@ -227,6 +227,12 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         };
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
+    for path in SERVED.map(Path::new) {
+        if path.exists() {
+            mount_bind("/dev/null", path)
+                .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+        }
+    }
     for path in &mounts.fixed {
         read_only(path, &[]).map_err(failed(&path.display().to_string()))?;
     }
@@ -244,6 +250,10 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Devices by which a process serves a file system or a device of its own, also in a user namespace. A process that waits
+/// for such an answer cannot be killed.
+const SERVED: [&str; 2] = ["/dev/fuse", "/dev/cuse"];
 
 /// The folder of a SQLite database and its files there: of a database it is not enough that it cannot be written to.
 /// Its log and journal may come later, and whoever can read one of its files can lock it.

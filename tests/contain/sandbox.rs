@@ -122,6 +122,26 @@ def user_namespace():
     if os.waitpid(child, 0)[1]:
         raise PermissionError("none")
 
+def serve_file_system():
+    """In namespaces of its own, where it may mount."""
+    os.mkdir("served")
+    user, group = os.getuid(), os.getgid()
+    child = os.fork()
+    if child == 0:
+        try:
+            call(272, 0x10000000 | 0x20000)
+            for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+                with open("/proc/self/" + name, "w") as file:
+                    file.write(text)
+            device = os.open("/dev/fuse", os.O_RDWR)
+            options = f"fd={device},rootmode=40000,user_id={user},group_id={group}".encode()
+            libc = ctypes.CDLL(None, use_errno=True)
+            os._exit(1 if libc.mount(b"x", b"served", b"fuse", 0, options) else 0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        raise PermissionError("not mounted")
+
 def metadata(path):
     os.chmod(path, 0o600)
     os.utime(path, (1, 1))
@@ -181,6 +201,7 @@ def attacks(out, path):
         "lease on another file": lambda: lease(victim),
         "watch": lambda: call(254, call(294, 0), os.path.dirname(path).encode(), 2),
         "user namespace": user_namespace,
+        "serve a file system": serve_file_system,
         "shared memory": lambda: call(29, 0x43415350, 4096, 0o1600),
         "metadata in the work folder": copies,
         "write queue": lambda: write(out + "/.casparian/queue.sqlite"),
@@ -277,6 +298,7 @@ const TABLE: &[(&str, bool, bool)] = &[
     ("lease on another file", false, false),
     ("watch", true, false),
     ("user namespace", true, false),
+    ("serve a file system", false, false),
     ("shared memory", true, true),
     ("metadata in the work folder", true, true),
     ("write queue", false, false),
