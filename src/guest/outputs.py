@@ -29,6 +29,8 @@ DUCKDB_EXACT = frozenset((
     "interval", "geometry", "list", "array", "map", "struct", "tuple", "union"))
 # Types of Arrow that several types of DuckDB become, of which some lose their values.
 DUCKDB_AMBIGUOUS = re.compile(r"decimal128\(38, 0\)|time64\[us\]|binary")
+# Integers of Polars that Arrow does not have.
+INT128 = ("Int128", "UInt128")
 # Lists and generators within each other.
 NESTING_MAX = 32
 ACCEPTED = (
@@ -257,6 +259,19 @@ def of_polars(frame, pa):
         yield from table.to_batches() if piece.height else [empty_batch(table.schema, pa)]
 
 
+def has_int128(kind):
+    """True when a type of Polars or one within it is such."""
+    kinds = [kind]
+    while kinds:
+        kind = kinds.pop()
+        if str(kind) in INT128:
+            return True
+        kinds.extend(field.dtype for field in getattr(kind, "fields", ()))
+        inner = getattr(kind, "inner", None)
+        kinds.extend([] if inner is None else [inner])
+    return False
+
+
 def polars_table(frame):
     polars = sys.modules["polars"]
     if polars.Object in frame.dtypes:
@@ -264,8 +279,8 @@ def polars_table(frame):
         raise TypeError("it has Python objects, which Arrow does not have")
     frame = frame.with_columns(
         polars.col(name).cast(polars.Decimal(38, 0)) for name, kind in frame.schema.items()
-        if str(kind) in ("Int128", "UInt128"))
-    if any("Int128" in str(kind) for kind in frame.dtypes):
+        if str(kind) in INT128)
+    if any(has_int128(kind) for kind in frame.dtypes):
         raise TypeError("it has integers of 128 bits in lists or structs: cast them, as to pl.Decimal(38, 0)")
     level = getattr(polars, "CompatLevel", None)
     return frame.to_arrow() if level is None else frame.to_arrow(compat_level=level.oldest())
@@ -337,7 +352,8 @@ def check_categories(values):
 
 def array_of_objects(name, values, pa):
     try:
-        return array_of_values(values, pa, True) if Exact(values, True).paths else None
+        exact = Exact(values, True)
+        return array_of_values(values, pa, True) if exact.paths or exact.has_masks else None
     except Exception as error:
         raise column_error(name, error) from error
 
@@ -504,8 +520,7 @@ def of_ndarray(array, pa):
     if array.dtype.kind in "SU":
         return of_texts(array, pa)
     if array.dtype.kind == "O":
-        # A list of a masked array has None where it is masked.
-        return array_of_values(array.tolist() if is_of(array, "numpy.ma", "MaskedArray") else array, pa)
+        return array_of_values(with_none(array) if is_masked(type(array)) else array, pa)
     return pa.array(array)
 
 

@@ -15,7 +15,7 @@ import itertools
 import sys
 
 LISTS = (list, tuple, set, frozenset)
-MISSING = ("NoneType", "NaTType", "NAType")
+MISSING = ("NoneType", "NaTType", "NAType", "MaskedConstant")
 NUMBERS, BOOLEANS, TEXTS, BYTES = "numbers", "booleans", "texts", "bytes"
 DATES, MOMENTS, TIMES, SPANS = "dates", "date-times", "times of day", "durations"
 DICTS, SEQUENCES, OTHERS = "dicts", "lists", "other objects"
@@ -53,8 +53,8 @@ TEXT_ROWS = 1 << 16
 def array_of_values(values, pa, from_pandas=None):
     """An array of Python's values, which `values` has in a list, a tuple, a series or a numpy array."""
     exact = Exact(values, from_pandas)
-    if exact.has_nat and not from_pandas:
-        values = [without_nat(value) for value in values]
+    if exact.has_masks or exact.has_nat and not from_pandas:
+        values = [with_none(value) for value in values]
     if not exact.paths:
         return pa.array(values, from_pandas=from_pandas)
     kind = exact.type_of(pa.infer_type(values, from_pandas=bool(from_pandas)), pa)
@@ -66,15 +66,24 @@ def is_object(values):
     return getattr(getattr(values, "dtype", None), "kind", None) == "O" and hasattr(values.dtype, "itemsize")
 
 
-def without_nat(value):
-    kind = type(value)
-    if kind.__name__ == "NaTType":
+def with_none(value):
+    """A value with None where it is NaT or masked, which pyarrow does not see in values of values."""
+    if type(value).__name__ in ("NaTType", "MaskedConstant"):
         return None
-    if kind is dict:
-        return {key: without_nat(item) for key, item in value.items()}
-    if kind in LISTS or is_object(value):
-        return [without_nat(item) for item in value]
+    if isinstance(value, dict):
+        return {key: with_none(item) for key, item in value.items()}
+    if is_masked(type(value)):
+        if value.ndim != 1:
+            raise TypeError("a masked array must have one dimension")
+        mask = sys.modules["numpy"].ma.getmaskarray(value)
+        return [None if hidden else with_none(item) for item, hidden in zip(value.data, mask)]
+    if isinstance(value, LISTS) or is_object(value):
+        return [with_none(item) for item in value]
     return value
+
+
+def is_masked(kind):
+    return issubclass(kind, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -102,6 +111,7 @@ class Exact:
         # Where values with nanoseconds are: keys of dicts, and None for the items of lists.
         self.paths = set()
         self.has_nat = False
+        self.has_masks = False
         # Iterating over a series is slow.
         self.look(values.to_numpy() if hasattr(values, "to_numpy") else values, ())
 
@@ -115,6 +125,7 @@ class Exact:
         if NUMBERS in families:
             self.look_at_numbers(values, kinds, path)
         self.has_nat = self.has_nat or any(kind.__name__ == "NaTType" for kind in kinds)
+        self.has_masks = self.has_masks or any(is_masked(kind) for kind in kinds)
         if families in EXACT_FAMILIES:
             return
         if DICTS in families:

@@ -691,6 +691,33 @@ fn values_of_several_kinds_in_a_column_are_refused() {
             ),
         ),
         (
+            "masked_values_of_values",
+            "m = lambda v, **more: np.ma.array(v, mask=[0, 1], **more)\nreturn [{'i': m([1, -9999]), 'n': {'l': [m([1.5, 1e20])]}, 't': m(np.array(['2020-01-01', '2020-01-02'], 'M8[us]')), 'o': m(['x', 'y'], dtype=object), 'c': np.ma.masked}, {'c': 5}]",
+            Rows(
+                r#"[{"i": [1, null], "n": {"l": [[1.5, null]]}, "t": ["2020-01-01 00:00:00", null], "o": ["x", null], "c": null}, {"i": null, "n": null, "t": null, "o": null, "c": 5}]"#,
+            ),
+        ),
+        (
+            "masked_values_of_a_frame",
+            "values = [np.ma.array([1, -9999], mask=[0, 1]), None]\nself.ctx.publish('t', {'v': values})\nself.ctx.publish('t', pd.DataFrame({'v': values}))",
+            Rows(r#"[{"v": [1, null]}, {"v": null}, {"v": [1, null]}, {"v": null}]"#),
+        ),
+        (
+            "masked_values_of_two_dimensions",
+            "return {'v': [np.ma.array([[1, 2]], mask=[[0, 1]])]}",
+            Fails("column 'v': a masked array must have one dimension"),
+        ),
+        (
+            "names_like_types",
+            "return pl.DataFrame({'s': [{'Int128': 1}]})",
+            Rows(r#"[{"s": {"Int128": 1}}]"#),
+        ),
+        (
+            "integers_of_128_bits_in_structs",
+            "return pl.DataFrame({'s': [[{'x': 1}]]}, schema={'s': pl.List(pl.Struct({'x': pl.Int128}))})",
+            Fails("column 's': it has integers of 128 bits"),
+        ),
+        (
             "one_kind",
             "return {'n': [1, np.int8(2)], 'f': [1, 1.5], 't': ['x', np.str_('y')], 'b': [b'x', bytearray(b'y')], 'l': [[1], (2,)], 'a': [np.array([1.5]), [2]]}",
             Rows(
