@@ -248,6 +248,12 @@ pub const METRICS_MAX: usize = 256;
 pub const ARTIFACT_FIELDS_MAX: usize = 32;
 /// Bytes of such a field: a URI with a path of 4096 bytes, escaped.
 pub const ARTIFACT_TEXT_SIZE_MAX: usize = 16 << 10;
+/// Lists and maps within each other in a Parquet file: the time that DuckDB takes for such a type doubles with
+/// each, and is about a second here.
+pub const LIST_LEVELS_MAX: usize = 20;
+/// Lists, maps and structs within each other there: pyarrow opens no file with 100 levels of Parquet, of which a list
+/// has two.
+pub const TYPE_LEVELS_MAX: usize = 48;
 /// Bytes of the names and types of a table's columns in a receipt.
 pub const TABLE_COLUMNS_SIZE_MAX: usize = 8 << 10;
 /// Bytes of those of all tables of a job.

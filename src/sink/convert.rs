@@ -1,22 +1,26 @@
-//! Columns of batches as a sink stores them: every value exactly, or an error.
+//! Columns of batches as a sink stores them: every value exactly, or an error. What is below a null is no
+//! value: children are converted without it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, FixedSizeListArray, GenericListArray, MapArray, OffsetSizeTrait,
-    StructArray, new_null_array,
+    Array, ArrayRef, AsArray, BooleanArray, FixedSizeListArray, GenericListArray, MapArray,
+    OffsetSizeTrait, StructArray, UInt64Array, new_null_array,
 };
-use arrow::buffer::OffsetBuffer;
-use arrow::compute::{CastOptions, cast_with_options, take};
+use arrow::buffer::{NullBuffer, OffsetBuffer};
+use arrow::compute::{CastOptions, cast_with_options, nullif, take};
 use arrow::datatypes::{
     ArrowNativeType, DataType, Date32Type, Date64Type, Decimal32Type, Decimal64Type,
     Decimal128Type, Decimal256Type, FieldRef, Fields, Int64Type, IntervalDayTimeType, IntervalUnit,
     IntervalYearMonthType, TimeUnit,
 };
 use arrow::error::ArrowError;
+use arrow::row::{RowConverter, SortField};
+use arrow::util::display::array_value_to_string;
 
 use super::types::shown;
+use crate::job::text::prefix;
 
 /// Milliseconds of a day.
 const DAY: i64 = 86_400_000;
@@ -70,7 +74,11 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
         (T::LargeList(_), T::LargeList(item)) => list::<i64, i64>(array, item),
         (T::FixedSizeList(_, size), T::FixedSizeList(item, want)) if size == want => {
             let list = array.as_fixed_size_list();
-            let values = convert(list.values(), item.data_type());
+            let nulls = list
+                .nulls()
+                .map(|nulls| nulls.expand(list.value_length().as_usize()));
+            let values = masked(list.values(), nulls.as_ref())?;
+            let values = convert(&values, item.data_type());
             let values = values.map_err(|failure| failure.in_field(item.name()))?;
             let (nulls, length) = (list.nulls().cloned(), list.len());
             let list =
@@ -85,7 +93,7 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
         }
         (T::Map(..), T::Map(entries, is_sorted)) => map(array, entries, *is_sorted),
         (T::Struct(_), T::Struct(fields)) => {
-            let array = array.as_struct();
+            let array = &without_hidden(array.as_struct())?;
             let columns = by_name(array, fields)?;
             let structure = StructArray::try_new_with_length(
                 fields.clone(),
@@ -113,11 +121,11 @@ pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failu
 fn has_checks(data_type: &DataType) -> bool {
     use DataType as T;
     match data_type {
-        T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) | T::Map(item, _) => {
+        T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) => {
             has_checks(item.data_type())
         }
         T::Struct(fields) => fields.iter().any(|field| has_checks(field.data_type())),
-        T::Interval(_) | T::Time32(_) | T::Time64(_) => true,
+        T::Interval(_) | T::Time32(_) | T::Time64(_) | T::Map(..) => true,
         other => is_decimal(other),
     }
 }
@@ -144,23 +152,81 @@ pub(super) fn cast(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowErr
     cast_with_options(array, to, &exact)
 }
 
+/// An array with further nulls.
+fn masked(array: &ArrayRef, nulls: Option<&NullBuffer>) -> Result<ArrayRef, Failure> {
+    use DataType as T;
+    let has_own = !matches!(
+        array.data_type(),
+        T::Null | T::Union(..) | T::RunEndEncoded(..)
+    );
+    match nulls {
+        Some(nulls) if nulls.null_count() > 0 && has_own => {
+            let is_null = BooleanArray::new(!nulls.inner(), None);
+            Ok(nullif(array, &is_null)?)
+        }
+        _ => Ok(array.clone()),
+    }
+}
+
+/// A struct whose fields are null where it is.
+fn without_hidden(array: &StructArray) -> Result<StructArray, Failure> {
+    if array.null_count() == 0 {
+        return Ok(array.clone());
+    }
+    let columns = array.columns().iter();
+    let columns: Result<_, _> = columns
+        .map(|column| masked(column, array.nulls()))
+        .collect();
+    let (fields, nulls) = (array.fields().clone(), array.nulls().cloned());
+    let array = StructArray::try_new_with_length(fields, columns?, nulls, array.len());
+    Ok(array?)
+}
+
+/// The values of lists or maps, without those of rows that are null, and the offsets to these.
+fn items<From: OffsetSizeTrait, To: OffsetSizeTrait>(
+    offsets: &[From],
+    nulls: Option<&NullBuffer>,
+    values: &ArrayRef,
+) -> Result<(OffsetBuffer<To>, ArrayRef), Failure> {
+    let bounds = || offsets.iter().zip(offsets.iter().skip(1));
+    let rows = || {
+        let rows = bounds().enumerate();
+        rows.map(|(row, (start, end))| {
+            let is_valid = nulls.is_none_or(|nulls| nulls.is_valid(row));
+            (is_valid, start.as_usize()..end.as_usize())
+        })
+    };
+    let start = offsets.first().map_or(0, |offset| offset.as_usize());
+    let end = offsets.last().map_or(start, |offset| offset.as_usize());
+    let values = match rows().any(|(is_valid, range)| !is_valid && !range.is_empty()) {
+        false => values.slice(start, end - start),
+        true => {
+            let valid = rows().filter(|(is_valid, _)| *is_valid);
+            let indices = valid.flat_map(|(_, range)| range).map(|index| index as u64);
+            take(values, &UInt64Array::from_iter_values(indices), None)?
+        }
+    };
+    let mut total = 0;
+    let ends = rows().map(|(is_valid, range)| {
+        total += if is_valid { range.len() } else { 0 };
+        To::from_usize(total)
+    });
+    let offsets: Option<Vec<To>> = std::iter::once(Some(To::zero())).chain(ends).collect();
+    let too_long = || ArrowError::ComputeError("it has too many values for one list".to_owned());
+    Ok((
+        OffsetBuffer::new(offsets.ok_or_else(too_long)?.into()),
+        values,
+    ))
+}
+
 fn list<From: OffsetSizeTrait, To: OffsetSizeTrait>(
     array: &ArrayRef,
     item: &FieldRef,
 ) -> Result<ArrayRef, Failure> {
     let list = array.as_list::<From>();
-    let offsets = list.value_offsets();
-    let start = offsets.first().map_or(0, |offset| offset.as_usize());
-    let end = offsets.last().map_or(start, |offset| offset.as_usize());
-    let values = list.values().slice(start, end - start);
+    let (offsets, values) = items::<From, To>(list.value_offsets(), list.nulls(), list.values())?;
     let values = convert(&values, item.data_type());
     let values = values.map_err(|failure| failure.in_field(item.name()))?;
-    let offsets: Option<Vec<To>> = offsets
-        .iter()
-        .map(|offset| To::from_usize(offset.as_usize() - start))
-        .collect();
-    let too_long = || ArrowError::ComputeError("it has too many values for one list".to_owned());
-    let offsets = OffsetBuffer::new(offsets.ok_or_else(too_long)?.into());
     let list =
         GenericListArray::<To>::try_new(item.clone(), offsets, values, list.nulls().cloned());
     Ok(Arc::new(list?))
@@ -171,20 +237,19 @@ fn map(array: &ArrayRef, to: &FieldRef, is_sorted: bool) -> Result<ArrayRef, Fai
     let DataType::Struct(fields) = to.data_type() else {
         return Err(Failure::Type(None));
     };
-    let offsets = map.value_offsets();
-    let start = offsets.first().map_or(0, |offset| offset.as_usize());
-    let end = offsets.last().map_or(start, |offset| offset.as_usize());
-    let entries = map.entries().slice(start, end - start);
-    let columns = by_position(&entries, fields).map_err(|failure| failure.in_field(to.name()))?;
+    let entries: ArrayRef = Arc::new(map.entries().clone());
+    let (offsets, entries) = items::<i32, i32>(map.value_offsets(), map.nulls(), &entries)?;
+    let entries = entries.as_struct();
+    let columns = by_position(entries, fields).map_err(|failure| failure.in_field(to.name()))?;
+    if let Some(keys) = columns.first() {
+        check_keys(keys, &offsets)?;
+    }
     let entries = StructArray::try_new_with_length(
         fields.clone(),
         columns,
         entries.nulls().cloned(),
-        end - start,
+        entries.len(),
     )?;
-    let first = offsets.first().copied().unwrap_or(0);
-    let offsets: Vec<i32> = offsets.iter().map(|offset| offset - first).collect();
-    let offsets = OffsetBuffer::new(offsets.into());
     let map = MapArray::try_new(
         to.clone(),
         offsets,
@@ -193,6 +258,34 @@ fn map(array: &ArrayRef, to: &FieldRef, is_sorted: bool) -> Result<ArrayRef, Fai
         is_sorted,
     );
     Ok(Arc::new(map?))
+}
+
+/// Refuses maps with a key twice: some readers fail, others keep one of its values.
+fn check_keys(keys: &ArrayRef, offsets: &OffsetBuffer<i32>) -> Result<(), Failure> {
+    if offsets.lengths().all(|length| length < 2) {
+        return Ok(());
+    }
+    let converter = RowConverter::new(vec![SortField::new(keys.data_type().clone())])?;
+    let rows = converter.convert_columns(std::slice::from_ref(keys))?;
+    let mut found = HashSet::new();
+    for bounds in offsets.windows(2) {
+        let [start, end] = bounds else { continue };
+        found.clear();
+        for index in start.as_usize()..end.as_usize() {
+            if !found.insert(rows.row(index)) {
+                let key = array_value_to_string(keys, index)?;
+                return Err(Failure::Value(
+                    Vec::new(),
+                    format!(
+                        "it has a map with the key {:?} twice, and readers take one of them or \
+                         fail; publish a list of structs with key and value",
+                        prefix(&key, 200)
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn by_position(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {

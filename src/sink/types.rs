@@ -5,6 +5,8 @@
 //! appearance, and readers take the order of categories from it: pandas would sort and compare by an
 //! order that the plugin has not declared.
 
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::datatypes::{
@@ -14,6 +16,7 @@ use arrow::datatypes::{
 
 use super::Error;
 use crate::job::text::prefix;
+use crate::limits;
 
 /// A type in a message: unions and structs name all their fields.
 pub(super) fn shown(data_type: &DataType) -> String {
@@ -126,6 +129,9 @@ fn parquet_advice(data_type: &DataType) -> &'static str {
 
 /// Refuses columns, and fields in columns, that a Parquet file cannot have.
 pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
+    for field in schema.fields() {
+        check_shape(field.name(), field.data_type(), 0, 0)?;
+    }
     let mut fields = schema.fields().iter();
     match fields.find_map(|field| unsupported(field.name(), field.data_type())) {
         Some((column, data_type)) => Err(Error::Column {
@@ -138,6 +144,66 @@ pub(super) fn check_parquet(schema: &SchemaRef) -> Result<(), Error> {
         }),
         None => Ok(()),
     }
+}
+
+/// Refuses what readers do not open: structs with two fields of one name, and types that are too deep.
+/// `levels` and `lists` are above.
+fn check_shape(path: &str, data_type: &DataType, levels: usize, lists: usize) -> Result<(), Error> {
+    use DataType as T;
+    let refusal = |path: &str, reason: String| {
+        Err(Error::Column {
+            column: prefix(path, 200).to_owned(),
+            reason,
+        })
+    };
+    let mut path = Cow::from(path);
+    let (fields, lists) = match data_type {
+        T::List(item)
+        | T::LargeList(item)
+        | T::ListView(item)
+        | T::LargeListView(item)
+        | T::FixedSizeList(item, _) => (std::slice::from_ref(item), lists + 1),
+        T::Map(entries, _) => match entries.data_type() {
+            T::Struct(fields) => {
+                path.to_mut().push_str(&format!(".{}", entries.name()));
+                (&**fields, lists + 1)
+            }
+            _ => return Ok(()),
+        },
+        T::Struct(fields) => (&**fields, lists),
+        T::Dictionary(_, values) => return check_shape(&path, values, levels, lists),
+        T::RunEndEncoded(_, values) => {
+            return check_shape(&path, values.data_type(), levels, lists);
+        }
+        _ => return Ok(()),
+    };
+    if levels == limits::TYPE_LEVELS_MAX || lists > limits::LIST_LEVELS_MAX {
+        return refusal(
+            &path,
+            format!(
+                "its type has more than {} lists and maps or {} levels within each other, and readers do \
+             not open such files; publish inner ones as JSON text",
+                limits::LIST_LEVELS_MAX,
+                limits::TYPE_LEVELS_MAX
+            ),
+        );
+    }
+    let mut names = BTreeSet::new();
+    for field in fields {
+        if !names.insert(field.name()) {
+            return refusal(
+                &path,
+                format!(
+                    "it is a struct with more than one field named {:?}; give each a name of its own",
+                    prefix(field.name(), 200)
+                ),
+            );
+        }
+    }
+    fields.iter().try_for_each(|field| {
+        let path = format!("{path}.{}", field.name());
+        check_shape(&path, field.data_type(), levels + 1, lists)
+    })
 }
 
 /// Path and type of the first field, below a column, that a Parquet file cannot have.

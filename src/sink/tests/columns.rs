@@ -66,7 +66,7 @@ fn names_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
     }
     for (uris, batch) in [
         (parquet, named(&["A", "a", "_JOB_ID", "a\0b"])),
-        (parquet, nested(&["a", "a"])),
+        (parquet, nested(&["A", "a"])),
         (parquet, named(&many)),
         (sqlite, named(&many[1..])),
         (both, named(&["", "a.b", "a\"b", "ä"])),
@@ -104,6 +104,46 @@ fn typed(data_type: &DataType) -> RecordBatch {
         new_null_array(data_type, 1),
     ];
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+#[test]
+fn types_that_readers_do_not_open_are_named() {
+    let int = DataType::Int64;
+    let deep = |levels: usize, wrap: &dyn Fn(&DataType) -> DataType| {
+        (0..levels).fold(int.clone(), |inner, _| wrap(&inner))
+    };
+    let list = |inner: &DataType| DataType::List(field("item", inner));
+    let fixed = |inner: &DataType| DataType::FixedSizeList(field("item", inner), 1);
+    let within = |inner: &DataType| structure(&[field("x", inner)]);
+    let both = |inner: &DataType| list(&within(inner));
+    let twice = structure(&[field("x", &int), field("x", &DataType::Utf8)]);
+    let (names, depth) = ("more than one field named \"x\"", "within each other");
+    let refused = [
+        (twice.clone(), "a", names),
+        (list(&twice), "a.item", names),
+        (map(&twice), "a.entries.value", names),
+        (dictionary(&within(&twice)), "a.x", names),
+        (deep(21, &list), "a.item.item", depth),
+        (deep(21, &fixed), "a.item.item", depth),
+        (deep(21, &map), "a.entries.value.entries", depth),
+        (deep(49, &within), "a.x.x", depth),
+        (deep(21, &both), "a.item.x.item", depth),
+    ];
+    for (data_type, column, words) in refused {
+        let error = error("parquet://o.parquet", &typed(&data_type)).unwrap_err();
+        let text = error.to_string();
+        let start = format!("column \"{column}");
+        assert!(text.starts_with(&start) && text.contains(words), "{text}");
+        assert_eq!(error.cause(), Cause::Plugin, "{text}");
+    }
+    for data_type in [
+        deep(20, &list),
+        deep(20, &map),
+        deep(48, &within),
+        deep(20, &both),
+    ] {
+        error("parquet://o.parquet", &typed(&data_type)).unwrap();
+    }
 }
 
 #[test]

@@ -823,6 +823,22 @@ fn values_that_a_parquet_file_cannot_hold_are_named_by_their_path() {
             "86400 of type Time32(s) is no time of a day",
         ),
         (Arc::new(too_long), "v", "precision"),
+        (
+            map(
+                texts(&[Some("k"), Some("l"), Some("k")]),
+                ints(&[None, None, None]),
+            ),
+            "v",
+            r#"it has a map with the key "k" twice"#,
+        ),
+        (
+            list(
+                &[Some(1)],
+                map(ints(&[Some(5), Some(5)]), floats(&[None, None])),
+            ),
+            "v.item",
+            r#"it has a map with the key "5" twice"#,
+        ),
         (Arc::new(negative), "v", "negative interval"),
     ];
     for (array, column, words) in cases {
@@ -848,6 +864,72 @@ fn values_that_no_row_has_are_neither_checked_nor_evidence() {
         write(PARQUET, &[sliced, list(&[Some(1)], texts(&[Some("x")]))]).unwrap();
     assert_eq!(values, ["[]", "[x]"]);
     assert!(data_type.to_string().contains("Utf8"), "{data_type}");
+}
+
+/// Arrow leaves values under a null of a struct, a list or a map undefined.
+#[test]
+fn values_below_a_null_are_not_checked() {
+    // The first is no time of a day, no whole day, out of the range of milliseconds.
+    let times: ArrayRef = Arc::new(Time32SecondArray::from(vec![100_000_000, 5]));
+    let dates: ArrayRef = Arc::new(Date64Array::from(vec![12_345, 86_400_000]));
+    let far = stamps(TimeUnit::Second, &[i64::MAX, 5]);
+    let nulls = || Some(vec![false, true].into());
+    for (child, shown) in [
+        (times, "00:00:05"),
+        (dates, "1970-01-02"),
+        (far, "1970-01-01T00:00:05"),
+    ] {
+        let fields = Fields::from(vec![Field::new("a", child.data_type().clone(), true)]);
+        let inner: ArrayRef = Arc::new(StructArray::new(fields, vec![child.clone()], nulls()));
+        let sizes = OffsetBuffer::from_lengths([1, 1]);
+        let entries = map(ints(&[Some(1), Some(2)]), child.clone());
+        let entries = entries.as_map();
+        let DataType::Map(entry, _) = entries.data_type() else {
+            unreachable!()
+        };
+        let twice = structure(&[("s", inner.clone())]);
+        let cases: [(ArrayRef, String); 5] = [
+            (inner, format!("{{a: {shown}}}")),
+            (twice, format!("{{s: {{a: {shown}}}}}")),
+            (
+                Arc::new(ListArray::new(
+                    field(&child),
+                    sizes.clone(),
+                    child.clone(),
+                    nulls(),
+                )),
+                format!("[{shown}]"),
+            ),
+            (
+                Arc::new(FixedSizeListArray::new(
+                    field(&child),
+                    1,
+                    child.clone(),
+                    nulls(),
+                )),
+                format!("[{shown}]"),
+            ),
+            (
+                Arc::new(MapArray::new(
+                    entry.clone(),
+                    sizes,
+                    entries.entries().clone(),
+                    nulls(),
+                    false,
+                )),
+                format!("{{2: {shown}}}"),
+            ),
+        ];
+        for (array, want) in cases {
+            let name = array.data_type().to_string();
+            let found = write(PARQUET, &[array.clone()]).unwrap().1;
+            assert_eq!(found.last(), Some(&want), "{name}");
+            assert_eq!(found.len(), 2, "{name}");
+            // The same of a slice.
+            let found = write(PARQUET, &[array.slice(1, 1)]).unwrap().1;
+            assert_eq!(found, [want], "{name}");
+        }
+    }
 }
 
 #[test]
