@@ -244,7 +244,7 @@ pub const LISTED_ATTEMPTS_MAX: usize = 16_384;
 pub const ABORTS_MAX: usize = 4096;
 /// Metrics of a receipt; our own worker has some thirty.
 pub const METRICS_MAX: usize = 256;
-/// Fields of an artifact of a receipt; our own worker has seven.
+/// Fields of an artifact of a receipt; our own worker has six.
 pub const ARTIFACT_FIELDS_MAX: usize = 32;
 /// Bytes of such a field: a URI with a path of 4096 bytes, escaped.
 pub const ARTIFACT_TEXT_SIZE_MAX: usize = 16 << 10;

@@ -219,6 +219,9 @@ def check_duckdb(name, kind):
         # Earlier releases have geometries as an alias of bytes, whose format is DuckDB's own.
         if kind.id not in DUCKDB_EXACT or kind.id == "blob" and str(kind) == "GEOMETRY":
             raise duckdb_error(name, str(kind))
+        if kind.id == "map" and kind.children[0][1].id == "null":
+            # Keys of maps are not null.
+            raise duckdb_error(name, str(kind))
         if kind.id in ("list", "array", "map", "struct", "tuple", "union"):
             kinds.extend(child for _, child in kind.children if hasattr(child, "id"))
 
@@ -530,7 +533,7 @@ class Frames:
     def __init__(self, schema, pa, topic_metadata, warn):
         self.pa = pa
         self.warn = warn
-        fields = [self.plain_field(field, field.name) for field in schema]
+        fields = [self.named(field.name, self.plain_field, field, field.name) for field in schema]
         metadata = self.metadata(schema.metadata, "the schema")
         metadata.update(topic_metadata)
         self.schema = pa.schema(fields, metadata=metadata or None)
@@ -554,7 +557,7 @@ class Frames:
                 yield from self.cut(piece.replace_schema_metadata(self.schema.metadata))
                 continue
             arrays = [
-                self.plain(array, field.type, array.type) if changed else array
+                self.named(field.name, self.plain, array, field.type, array.type) if changed else array
                 for array, field, changed in zip(piece.columns, self.schema, self.changed)]
             yield from self.cut(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema))
 
@@ -570,10 +573,20 @@ class Frames:
             if any(self.dictionaries):
                 # Each frame has its dictionaries whole: those values alone that its rows have.
                 arrays = [
-                    self.plain(array, array.type, array.type, True) if has else array
-                    for array, has in zip(piece.columns, self.dictionaries)]
+                    self.named(field.name, self.plain, array, array.type, array.type, True) if has else array
+                    for array, field, has in zip(piece.columns, self.schema, self.dictionaries)]
                 piece = self.pa.RecordBatch.from_arrays(arrays, schema=self.schema)
             yield from self.cut(piece)
+
+    def named(self, column, function, *arguments):
+        """What a function gives for a column, or its error with the column's name."""
+        try:
+            return function(*arguments)
+        except Exception as error:
+            if isinstance(error, MemoryError) or str(error).startswith("column "):
+                raise
+            reason = str(error).rstrip(".")
+            raise ValueError(f"column {column!r}: {reason}; give it as another type") from error
 
     def metadata(self, metadata, of):
         """What of it the engine can read, which is UTF-8."""

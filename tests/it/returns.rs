@@ -534,6 +534,16 @@ const EXACT: &[Case] = &[
         Fails("column 'a': Arrow does not have DuckDB's type VARIANT"),
     ),
     (
+        "duckdb_maps_without_a_key",
+        "return duckdb.sql('select [MAP {}] a')",
+        Fails("column 'a': Arrow does not have DuckDB's type MAP("),
+    ),
+    (
+        "duckdb_maps_without_a_key_in_arrow",
+        "return duckdb.sql('select 1 n, [MAP {}] a').to_arrow_table()",
+        Fails("column 'a': A null type field may not be non-nullable; give it as another type"),
+    ),
+    (
         "duckdb_types",
         "return duckdb.sql('select get_type(1) a')",
         Fails("column 'a': Arrow does not have DuckDB's type TYPE"),
