@@ -25,6 +25,7 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
+use super::aliases::aliases;
 use super::nest::{self, Nest};
 use super::pins::Anchors;
 use super::{Mounts, Private, Restricted, Support, calls, pins, rules};
@@ -192,8 +193,15 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| failed("mounts")(error.into()))?;
     let (mut fixed, mut hidden) = (mounts.read_only.clone(), mounts.hidden.clone());
-    for path in &mounts.read_only {
-        if let Some((folder, files)) = database_files(path) {
+    let listed = fs::read(MOUNTS).map_err(failed(MOUNTS))?;
+    for (paths, more) in [
+        (&mounts.read_only, &mut fixed),
+        (&mounts.hidden, &mut hidden),
+    ] {
+        more.extend(paths.iter().flat_map(|path| aliases(&listed, path)));
+    }
+    for path in fixed.clone() {
+        if let Some((folder, files)) = database_files(&path) {
             fixed.push(folder);
             hidden.extend(files);
         }
@@ -233,7 +241,9 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
                 .map_err(|error| failed(&path.display().to_string())(error.into()))?;
         }
     }
-    for path in &mounts.fixed {
+    let others = mounts.fixed.iter().flat_map(|path| aliases(&listed, path));
+    let others: Vec<PathBuf> = others.collect();
+    for path in mounts.fixed.iter().chain(&others) {
         read_only(path, &[]).map_err(failed(&path.display().to_string()))?;
     }
     let mut anchors = match mounts.anchored.is_empty() {
@@ -398,7 +408,7 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
     }
     let path = fs::canonicalize(path)?;
     mount_bind_recursive(&path, &path)?;
-    let listed = fs::read("/proc/self/mountinfo")?;
+    let listed = fs::read(MOUNTS)?;
     // What is named in a folder that is spared is meant.
     let spared = spared.iter().filter(|spared| !path.starts_with(spared));
     let spared: Vec<_> = spared.collect();
@@ -444,8 +454,10 @@ fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
     found
 }
 
+const MOUNTS: &str = "/proc/self/mountinfo";
+
 /// A path of mountinfo, where blanks and backslashes are octal numbers.
-fn unescaped(text: &[u8]) -> PathBuf {
+pub(super) fn unescaped(text: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::new();
     let mut rest = text;

@@ -28,6 +28,7 @@
     )
 )]
 
+mod aliases;
 pub mod calls;
 pub mod launch;
 mod nest;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::common::*;
@@ -794,4 +794,45 @@ fn a_secret_key_is_hidden_by_whatever_path_it_is_named() {
     assert_eq!(job["status"], "COMPLETED", "{job}");
     let read = read_parquet(&dir.path().join("out"))[0].to_string();
     assert!(read.contains("\"size\":0"), "{read}");
+}
+
+/// The output folder, mounted at a second place.
+struct Alias(PathBuf);
+
+impl Drop for Alias {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn other_mounts_of_the_output_folder_are_held_alike() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a folder at a second place");
+        return;
+    }
+    for whole in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir_all(path("base/out")).unwrap();
+        fs::create_dir(path("alias")).unwrap();
+        let (mounted, seen) = match whole {
+            true => ("base", "alias/out"),
+            false => ("base/out", "alias"),
+        };
+        let mut mount = Command::new("mount");
+        mount.arg("--bind").args([path(mounted), path("alias")]);
+        assert!(mount.status().unwrap().success());
+        let _alias = Alias(path("alias"));
+        let plugin = format!(
+            "import pyarrow as pa\nSEEN = {:?}\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('x', '.casparian/x'):\n            try:\n                open(SEEN + '/' + name, 'w')\n                did.append(name)\n            except OSError: pass\n        try:\n            if open(SEEN + '/.casparian/queue.sqlite', 'rb').read(6): did.append('queue')\n        except OSError: pass\n        assert not did, did\n        return pa.table({{'x': [1]}})\n",
+            path(seen)
+        );
+        fs::write(path("p.py"), plugin).unwrap();
+        fs::write(path("in"), "").unwrap();
+        let mut command = program("casparian");
+        command.arg("run").args([path("p.py"), path("in")]);
+        let output = command.arg("-o").arg(path("base/out")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{whole} {}", stderr(&output));
+    }
 }
