@@ -276,6 +276,9 @@ pub const INPUT_MOVES_MAX: i64 = 4;
 pub const CONTENT_HASH_SIZE_MAX: usize = 256;
 /// Retries of a job whose input changes while it runs: it may change for ever.
 pub const INPUT_RETRIES_MAX: u32 = 3;
+/// Retries of a job whose sink's database others have locked: with their pauses, which add up to more than an hour,
+/// they outlast a job of the default time-out that reads it.
+pub const LOCKED_RETRIES_MAX: u32 = 24;
 /// Retries of a job whose plugin process others have killed while no other job ran.
 pub const KILLED_RETRIES_MAX: u32 = 2;
 /// After so many losses of workers that held other jobs too a job runs alone on its worker: if it

@@ -129,6 +129,9 @@ pub struct Receipt {
     /// in DISPATCH. The job is to run over it, as another file version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Content>,
+    /// The database of a sink was locked by others for as long as the attempt waited, which is the failure.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub sink_locked: bool,
     /// With `returned`: the job ran when the worker was stopped. Jobs that stop their worker are
     /// found out by it.
     #[serde(default, skip_serializing_if = "is_false")]

@@ -149,6 +149,7 @@ impl Turn<'_> {
                 _ if stopped => Detail::Stopped,
                 _ if returned => Detail::NotStarted,
                 true => Detail::InputChanged,
+                false if receipt.sink_locked => Detail::SinkLocked,
                 false if receipt.beside_others => Detail::Shared,
                 false if receipt.cause == Some(Cause::Lost) => Detail::Killed,
                 false => Detail::None,

@@ -18,6 +18,8 @@
 //!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
 //!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
 //!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
+//!   Where others have the database of a sink locked, which a plugin can do as long as its job lasts, there are
+//!   [`limits::LOCKED_RETRIES_MAX`] retries at least, unless there are to be none.
 //! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
 //!   is not counted at all, unless its workers were stopped while it ran more than
 //!   [`limits::GIVEN_BACK_MAX`] times in a row, which
@@ -96,6 +98,8 @@ pub(super) enum Detail {
     Shared,
     /// The input changed while the job ran.
     InputChanged,
+    /// Others had the database of a sink locked for as long as the worker waits.
+    SinkLocked,
     /// Its worker never started it, and gave it back.
     NotStarted,
     /// A worker that was stopped while the job ran gave it back.
@@ -148,6 +152,10 @@ pub(super) fn decide(
             (&mut failures.lost, 1, retries)
         }
         Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
+        Some(Cause::Worker) if detail == Detail::SinkLocked && retries.infra > 0 => {
+            let retries = retries.infra.max(limits::LOCKED_RETRIES_MAX);
+            (&mut failures.infra, 0, retries)
+        }
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
         Some(Cause::Input) if detail == Detail::InputChanged => {
             let retries = retries.infra.min(limits::INPUT_RETRIES_MAX);
@@ -428,6 +436,32 @@ mod tests {
                 shared: 0
             }
         );
+    }
+
+    #[test]
+    fn a_sink_that_others_lock_outlasts_a_job_of_the_default_time_out_whatever_the_retries() {
+        let cases = [
+            (Detail::SinkLocked, 3, limits::LOCKED_RETRIES_MAX),
+            (Detail::SinkLocked, 100, 100),
+            (Detail::SinkLocked, 0, 0),
+            (Detail::None, 3, 3),
+        ];
+        for (detail, infra, expected) in cases {
+            let retries = Retries { lost: 3, infra };
+            let mut failures = Failures::default();
+            let (mut count, mut pauses) = (0, 0);
+            let attempt = Attempt::new(7, 1);
+            while let Next::After(pause) =
+                decide(Some(Cause::Worker), &mut failures, retries, attempt, detail)
+            {
+                count += 1;
+                pauses += pause;
+            }
+            assert_eq!(count, expected, "{detail:?} {infra}");
+            let lasts = std::time::Duration::from_millis(pauses);
+            let is_long = lasts > limits::JOB_TIMEOUT;
+            assert_eq!(is_long, expected > 20, "{detail:?} {infra}: {lasts:?}");
+        }
     }
 
     #[test]

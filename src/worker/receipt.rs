@@ -56,6 +56,7 @@ impl Run {
             returned: false,
             input_changed: failure.is_some_and(|failure| failure.input_changed),
             input: failure.and_then(|failure| failure.content.as_deref().cloned()),
+            sink_locked: failure.is_some_and(|failure| failure.sink_locked),
             was_running: false,
             beside_others: false,
             attempt: self.order.attempt().map(|attempt| attempt.number),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::sink;
 
 const TIMEOUT: Duration = Duration::from_secs(100);
 const TIMEOUTS: Timeouts = Timeouts {
@@ -567,4 +568,23 @@ fn a_publish_that_does_not_end_counts_as_the_loss_of_its_holder() {
     slot.handle_published();
     let lost = Some(Failure::new(Cause::Lost, "silent"));
     assert_eq!(slot.poll(true, due), Some(Action::Conclude(lost)));
+}
+
+#[test]
+fn a_sink_that_others_lock_is_told_from_other_faults_of_the_worker() {
+    let path = std::path::PathBuf::from("/x.db");
+    for (error, expected) in [
+        (sink::Error::Locked { path: path.clone() }, true),
+        (
+            sink::Error::Io {
+                path,
+                source: std::io::ErrorKind::StorageFull.into(),
+            },
+            false,
+        ),
+    ] {
+        let failure = Failure::from(error);
+        assert_eq!(failure.cause, Cause::Worker);
+        assert_eq!(failure.sink_locked, expected);
+    }
 }

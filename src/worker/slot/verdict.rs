@@ -25,6 +25,8 @@ pub struct Failure {
     pub barred_by: Option<i64>,
     /// The attempt of another job whose output is in the way, when that is the reason.
     pub taken_by: Option<Attempt>,
+    /// Others had the database of a sink locked.
+    pub sink_locked: bool,
     /// The input changed while the job ran, or before.
     pub input_changed: bool,
     /// What its content is now, where it is not that of the job's file version.
@@ -44,6 +46,7 @@ impl Failure {
             is_plugins_end: false,
             barred_by: None,
             taken_by: None,
+            sink_locked: false,
             input_changed: false,
             content: None,
         }
@@ -54,6 +57,7 @@ impl From<sink::Error> for Failure {
     fn from(error: sink::Error) -> Self {
         Failure {
             spares_worker: error.is_contention(),
+            sink_locked: matches!(error, sink::Error::Locked { .. }),
             is_trouble: error.is_trouble(),
             barred_by: error.barred_by(),
             taken_by: error.taken_by(),
