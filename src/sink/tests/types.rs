@@ -922,7 +922,7 @@ fn values_below_a_null_are_not_checked() {
         ];
         for (array, want) in cases {
             let name = array.data_type().to_string();
-            let found = write(PARQUET, &[array.clone()]).unwrap().1;
+            let found = write(PARQUET, std::slice::from_ref(&array)).unwrap().1;
             assert_eq!(found.last(), Some(&want), "{name}");
             assert_eq!(found.len(), 2, "{name}");
             // The same of a slice.
