@@ -44,6 +44,11 @@ NUMPY_FAMILIES = (
 )
 # Classes of a column's values, beside None, of which nothing more has to be known.
 PLAIN_KINDS = tuple(map(frozenset, ((int, float), (bool,), (str,), (bytes,))))
+# What to do with values of two families.
+ONE_FAMILY = {
+    frozenset((NUMBERS, BOOLEANS)): "make all of them numbers",
+    frozenset((BYTES, TEXTS)): "make all of them texts (`.decode()`) or bytes (`.encode()`)",
+}
 # In which nothing is lost where all values are of the family.
 EXACT_FAMILIES = ({NUMBERS}, {BOOLEANS}, {TEXTS}, {BYTES}, set())
 # Rows of a numpy array of texts that are looked at in one go.
@@ -157,9 +162,8 @@ class Exact:
         if len(families) > 1:
             # Booleans last, then by name.
             what = " and ".join(sorted(families, key=lambda family: (family == BOOLEANS, family)))
-            what_to_do = "make all of them numbers" if families == {NUMBERS, BOOLEANS} else (
-                "give all values of a column one type, such as text (`str(value)`)")
-            self.refuse(path, what, what_to_do)
+            self.refuse(path, what, ONE_FAMILY.get(
+                frozenset(families), "give all values of a column one type, such as text (`str(value)`)"))
         return families
 
     def look_at_numbers(self, values, kinds, path):

@@ -590,7 +590,11 @@ const MIXED: &[(&str, &str, &str)] = &[
         "[np.bool_(True), 5]",
         "numbers and booleans",
     ),
-    ("texts_and_bytes", "['x', b'y']", "bytes and texts"),
+    (
+        "texts_and_bytes",
+        "['x', b'y']",
+        "bytes and texts: make all of them texts (`.decode()`)",
+    ),
     (
         "bytes_and_a_text_of_numpy",
         "[bytearray(b'x'), np.str_('y')]",
