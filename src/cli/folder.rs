@@ -393,10 +393,21 @@ pub(super) fn add_hint(plugin: &Path, item: &mut Item) {
 
 /// What to do about a module that a plugin does not find though it lies beside it.
 fn hint(plugin: &Path, reason: &str) -> Option<String> {
-    let (_, rest) = reason
-        .lines()
-        .next()?
-        .split_once("ModuleNotFoundError: No module named '")?;
+    let first = reason.lines().next()?;
+    if first.contains("attempted relative import with no known parent package") {
+        return Some(match plugin.is_file() {
+            true => {
+                "a plugin that is one file has no package: give its folder as the plugin, with a \
+                     file __init__.py in it"
+                    .to_owned()
+            }
+            false => format!(
+                "{} is no package: add a file __init__.py to it, or import its modules without the dot",
+                path_text(plugin)
+            ),
+        });
+    }
+    let (_, rest) = first.split_once("ModuleNotFoundError: No module named '")?;
     let module = rest.split(['\'', '.']).next()?;
     let is_file = plugin.is_file();
     let folder = match is_file {

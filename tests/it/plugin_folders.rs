@@ -367,6 +367,34 @@ fn a_file_that_lies_beside_a_single_file_plugin_is_named() {
     assert_eq!(statuses(&summary), ["DONE"], "{summary}");
 }
 
+#[test]
+fn a_relative_import_outside_a_package_is_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = format!("from .helper import A\n{HANDLER}{{'a': [A]}}\n");
+    write(
+        dir.path(),
+        &[
+            ("p/plugin.py", source.as_str()),
+            ("p/helper.py", "A = 1\n"),
+            ("in", ""),
+        ],
+    );
+    for (plugin, want) in [
+        ("p", "p is no package: add a file __init__.py to it"),
+        (
+            "p/plugin.py",
+            "a plugin that is one file has no package: give its folder",
+        ),
+    ] {
+        let summary = run_in(dir.path(), &[plugin, "in", "--output", "out"]);
+        let reason = summary["files"][0]["error"].as_str().unwrap();
+        assert!(reason.lines().next().unwrap().contains(want), "{reason}");
+    }
+    write(dir.path(), &[("p/__init__.py", "")]);
+    let summary = run_in(dir.path(), &["p", "in", "--output", "out"]);
+    assert_eq!(statuses(&summary), ["DONE"], "{summary}");
+}
+
 /// Deploys through a sentinel and into its database; one worker runs both plugins in one environment.
 #[test]
 fn plugins_with_modules_of_the_same_name_each_have_their_own() {
