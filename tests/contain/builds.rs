@@ -248,6 +248,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     results["left"] = int(left.stdout.readline())
     with open("TARGET/results.json", "w") as file:
         json.dump(results, file)
+    exec(target["more"])
     name = "evil-1.0-py3-none-any.whl"
     with zipfile.ZipFile(os.path.join(folder, name), "w") as wheel:
         wheel.writestr("evil.py", "")
@@ -258,8 +259,8 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     return name
 "#;
 
-/// Adds the dependency to a scene, and makes the plugin need it.
-fn add_dependency(scene: &Scene) {
+/// Adds the dependency to a scene, and makes the plugin need it. Its build code runs `more` at last.
+fn add_dependency(scene: &Scene, more: &str) {
     let folder = scene.path("evil-1.0");
     fs::create_dir(&folder).unwrap();
     let target = scene.path("").display().to_string();
@@ -281,6 +282,7 @@ fn add_dependency(scene: &Scene) {
     fs::write(scene.path("protected"), "").unwrap();
     let target = serde_json::json!({
         "out": scene.path("out"), "protected": scene.path("protected"), "pid": std::process::id(),
+        "more": more,
     });
     fs::write(scene.path("target.json"), target.to_string()).unwrap();
 }
@@ -302,7 +304,7 @@ const VARIABLES: &[(&str, bool)] = &[
 fn the_build_code_of_a_dependency_is_contained() {
     for mode in ["off", "on"] {
         let scene = Scene::new();
-        add_dependency(&scene);
+        add_dependency(&scene, "");
         let mut command = scene.run();
         command.args(["--sandbox", mode, "--protect", "protected"]);
         for (name, _) in VARIABLES {
@@ -361,7 +363,7 @@ fn a_new_home_may_be_the_output_folder_or_lie_in_it() {
 #[test]
 fn without_builds_a_dependency_that_has_no_wheel_is_refused_by_name() {
     let scene = Scene::new();
-    add_dependency(&scene);
+    add_dependency(&scene, "");
     let output = output(scene.run().arg("--no-build"));
     assert_eq!(output.status.code(), Some(1));
     let reason = stderr(&output);
@@ -573,6 +575,48 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
     attack()
     return name
 "#;
+
+/// Puts a link to a program of its own in the place of the Python of the environment that is being built.
+const REPLACE_PYTHON: &str = r##"
+import glob
+home = "@SCENE@home/.casparian_flow"
+for python in glob.glob(home + "/venvs/.*/it/bin/python"):
+    planted = "@SCENE@evil/bin/python3.11"
+    os.makedirs(os.path.dirname(planted))
+    with open(planted, "w") as file:
+        file.write(f"""#!/bin/bash
+: > @SCENE@ran
+grep -q 'NoNewPrivs:.*0' /proc/self/status && : > @SCENE@unrestricted
+(: > @SCENE@out/planted) 2>/dev/null
+exec -a "$0" {os.path.realpath(python)} "$@"
+""")
+    os.chmod(planted, 0o755)
+    os.unlink(python)
+    os.symlink(planted, python)
+"##;
+
+#[test]
+fn the_python_that_build_code_puts_into_its_environment_is_restricted() {
+    for (mode, is_done) in [("on", true), ("strict", false)] {
+        let scene = Scene::new();
+        let more = REPLACE_PYTHON.replace("@SCENE@", &scene.path("").display().to_string());
+        add_dependency(&scene, &more);
+        let run = scene.run();
+        // In mode strict the job waits for the environment to be mended.
+        let mut command = Command::new("timeout");
+        command.arg("40").arg(run.get_program());
+        command.args(run.get_args()).args(["--sandbox", mode]);
+        command.current_dir(scene.path(""));
+        let variables = run.get_envs();
+        command.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+        let ran = output(&mut command);
+        let said = stdout(&ran) + &stderr(&ran);
+        assert!(scene.path("ran").exists(), "{mode}: {said}");
+        assert!(!scene.path("unrestricted").exists(), "{mode}: {said}");
+        assert!(!scene.path("out/planted").exists(), "{mode}: {said}");
+        assert_eq!(ran.status.success(), is_done, "{mode}: {said}");
+    }
+}
 
 /// Files that our programs write for tools, and that build code replaces.
 const REPLACE: &str = r#"

@@ -194,8 +194,8 @@ fn no_program_of_others_is_run_without_a_sandbox_for_an_environment() {
         let planted = path("evil/bin/python3.11");
         fs::create_dir_all(planted.parent().unwrap()).unwrap();
         let script = format!(
-            "#!/bin/sh\ngrep -q 'NoNewPrivs:.*0' /proc/self/status && : > {:?}\n\
-             (: > {:?}) 2>/dev/null\nexec {real:?} \"$@\"\n",
+            "#!/bin/bash\ngrep -q 'NoNewPrivs:.*0' /proc/self/status && : > {:?}\n\
+             (: > {:?}) 2>/dev/null\nexec -a \"$0\" {real:?} \"$@\"\n",
             path("unrestricted"),
             path("out/planted"),
         );
