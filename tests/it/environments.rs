@@ -199,17 +199,17 @@ pub(crate) fn program_in(bin: &Path, name: &str, script: &str) {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// A folder with a `uv` that fails as often as there are marks in it, and then is the real one.
+/// A folder with a `uv` that fails as often as there are marks beside the folder, and then is the real one.
 fn failing_uv(dir: &Path, failures: usize) -> PathBuf {
     let bin = dir.join("bin");
     std::fs::create_dir(&bin).unwrap();
     for number in 0..failures {
-        std::fs::write(bin.join(format!("fails-{number}")), "").unwrap();
+        std::fs::write(dir.join(format!("fails-{number}")), "").unwrap();
     }
     let shared = home().join(".casparian_flow");
     let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
     let script = format!(
-        "#!/bin/sh\nfor mark in {bin:?}/fails-*; do\n  if [ -e \"$mark\" ]; then rm \"$mark\"; echo 'the registry does not answer' >&2; exit 3; fi\ndone\nexec {real:?} \"$@\"\n"
+        "#!/bin/sh\nfor mark in {dir:?}/fails-*; do\n  if [ -e \"$mark\" ]; then rm \"$mark\"; echo 'the registry does not answer' >&2; exit 3; fi\ndone\nexec {real:?} \"$@\"\n"
     );
     program_in(&bin, "uv", &script);
     bin
