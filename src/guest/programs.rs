@@ -4,7 +4,7 @@
 //! | program | run as | chosen by | kept from plugins and build code |
 //! |---|---|---|---|
 //! | the launcher | unrestricted | `/proc/self/exe` | it is the program that runs |
-//! | the fork server of mode `strict` | unrestricted | the link of its environment | it must be [`is_kept`] |
+//! | the fork server of mode `strict` | unrestricted | the link of its environment | neither plugins nor build code can have changed it |
 //! | a fork server of mode `on` | as plugins are | its environment | environments are read-only for plugins |
 //! | the shell of a tool, uv, the Python that installs uv | as build code is | PATH | folders of PATH: [`kept`] |
 //! | a Python that compiles a plugin | as build code is | the link of its environment | nothing needed |

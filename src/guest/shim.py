@@ -36,6 +36,7 @@ memory that the process had.
 import base64
 import io
 import json
+import mmap
 import os
 import socket
 import struct
@@ -84,6 +85,8 @@ class Bridge:
         # Forked children of the plugin do not speak for the job.
         self.owner = getpid()
         os.register_at_fork(after_in_child=self.socket.close)
+        # Set where one of them has tried to: the parent may never look at how it ended.
+        self.refused = mmap.mmap(-1, 1)
         self.rows = 0
         # One frame at a time, whatever thread sends it; none after the end.
         self.lock = threading.Lock()
@@ -110,6 +113,7 @@ class Bridge:
         if data is None:
             return
         if getpid() != self.owner:
+            self.refused[0] = 1
             raise RuntimeError(NOT_A_CHILD)
         pa = import_pyarrow()
         metadata = {} if topic is None else {TOPIC_KEY: topic.encode()}
@@ -583,6 +587,8 @@ def run_job():
         run_plugin(bridge)
         end_child(bridge, None)
         work.finish()
+        if bridge.refused[0]:
+            raise RuntimeError(NOT_A_CHILD)
         end_helpers(work.helpers)
         bridge.end()
         summary, code = {"rows_published": bridge.rows, "status": "SUCCESS"}, 0

@@ -612,8 +612,6 @@ const CHILDREN: &[(&str, i32)] = &[
     ("sys.exit(0)", 0),
     ("sys.exit(3)", 3),
     ("raise ValueError('the child fails')", 1),
-    ("return pa.table({'x': [2, 3]})", 1),
-    ("self.bridge.send(pa.table({'x': [2, 3]}))", 1),
     ("self.bridge.fail('ValueError: told by the child')", 1),
     ("self.bridge.end()", 1),
     ("os._exit(5)", 5),
@@ -638,6 +636,24 @@ fn a_forked_child_does_not_speak_for_the_job() {
         // A child that lives on holds nothing.
         let receipt = rig.run("if os.fork() == 0: time.sleep(1000)\nreturn pa.table({'x': [1]})");
         assert_eq!(receipt.status, JobStatus::Success, "{start}: {receipt:?}");
+    }
+}
+
+/// Its rows would be missing, whatever its parent makes of its exit code.
+#[test]
+fn what_a_forked_child_would_publish_fails_the_job() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        for publishes in [
+            "if os.fork() == 0: return pa.table({'x': [2, 3]})\nos.wait()",
+            "if os.fork() == 0:\n    self.bridge.send(pa.table({'x': [2, 3]}))\nos.wait()",
+            "import multiprocessing\nchild = multiprocessing.get_context('fork').Process(target=lambda: self.bridge.send({'x': [2]}))\nchild.start()\nchild.join()",
+        ] {
+            let receipt = rig.run(&format!("{publishes}\nreturn pa.table({{'x': [1]}})"));
+            let error = receipt.error_message.as_deref().unwrap_or_default();
+            let is_told = error.contains("a child process of the plugin cannot publish");
+            assert!(is_told, "{start} {publishes}: {receipt:?}");
+        }
     }
 }
 
