@@ -558,6 +558,15 @@ mod tests {
             .collect()
     }
 
+    /// The files, or why an input has none.
+    fn found(inputs: &[OsString], choice: Choice<'_>) -> Result<Found, String> {
+        let found = collect(inputs, choice)?;
+        match found.without.first() {
+            Some(without) => Err(without.reason.clone()),
+            None => Ok(found),
+        }
+    }
+
     #[test]
     fn files_folders_and_globs_are_found_once_and_in_order() {
         let dir = tempfile::tempdir().unwrap();
@@ -581,7 +590,7 @@ mod tests {
                 skip: Some(&out),
                 ..Choice::default()
             };
-            collect(&[root.join(input).into()], choice).map(|found| found.files)
+            found(&[root.join(input).into()], choice).map(|found| found.files)
         };
         assert_eq!(
             names(&find("", None).unwrap()),
@@ -690,7 +699,7 @@ mod tests {
                 follow,
                 ..Choice::default()
             };
-            collect(&[dir.join(input).into()], choice)
+            found(&[dir.join(input).into()], choice)
         };
         // The folder that is named may be a link itself.
         for input in ["in", "link"] {
