@@ -197,7 +197,7 @@ impl<'a> Check<'a> {
             reads_content: true,
             root,
             database,
-            standing: Standing::new(root, database).anywhere(),
+            standing: Standing::new(root, database),
             jobs: (0, 0),
             tables: HashMap::new(),
         }
@@ -620,7 +620,6 @@ impl<'a> Check<'a> {
         name: &Name,
     ) -> Option<Problem> {
         let place = database.join(table);
-        let text = database.to_string_lossy();
         let missing = |what: &str| {
             let missing = || Problem::at(Kind::Missing, &place, what);
             Some(no_database(database).unwrap_or_else(missing))
@@ -633,22 +632,29 @@ impl<'a> Check<'a> {
                 Err(error) => return Some(Problem::unchecked(place.display(), &error)),
             },
         };
-        let is_replaced = |check: &mut Self| {
-            let tables = check.tables.get(database).and_then(Option::as_ref);
-            tables.is_some_and(|tables| tables.is_removed(table, name))
-                || check
-                    .standing
-                    .is_table_replaced(name, record, &text, table, None)
-        };
+        let of_record = record.map(|record| {
+            let mut name = name.clone();
+            name.attempt.number = record.attempt;
+            (name, record.key)
+        });
+        let tables = self.tables.get(database).and_then(Option::as_ref);
+        let is_removed = tables
+            .zip(of_record.as_ref())
+            .is_some_and(|(tables, (name, _))| tables.is_removed(table, name));
         match (rows, output.rows) {
             (None, Some(0)) => None,
-            (None, _) if is_replaced(self) => None,
+            (None, _) if is_removed => None,
             (None, _) => missing("the job's rows are not there"),
             (Some(found), Some(expected)) if found != expected => {
                 let what = format!("the job has {found} rows there, its receipt says {expected}");
                 Some(Problem::at(Kind::Rows, &place, what))
             }
-            _ => None,
+            _ => {
+                let (tables, (name, key)) = tables.zip(of_record.as_ref())?;
+                let what = "the job's rows there are of another attempt than its receipt's";
+                let is_other = !tables.is_of(table, name, *key);
+                is_other.then(|| Problem::at(Kind::Changed, &place, what))
+            }
         }
     }
 

@@ -55,6 +55,11 @@ impl<'a> Standing<'a> {
         }
     }
 
+    /// The root's path.
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
     /// Opens databases of sinks outside the root, too.
     pub fn anywhere(mut self) -> Self {
         self.anywhere = true;
@@ -144,7 +149,7 @@ impl<'a> Standing<'a> {
                     let stands = |tables: &mut Tables| tables.has(table, &name, key, rows);
                     self.tables_of(database).is_some_and(stands) || {
                         let record = record.as_ref();
-                        self.is_table_replaced(&name, record, database, table, Some(others))
+                        self.is_table_replaced(&name, record, database, table, others)
                     }
                 }
                 (None, None) => false,
@@ -203,30 +208,34 @@ impl<'a> Standing<'a> {
         is_by_other(&found, name)
     }
 
-    /// True when the job's rows have gone from a table, and rows stand there that another job
-    /// published by mode `replace`, which removes those of all jobs of the database.
-    pub(super) fn is_table_replaced(
+    /// True when the database itself says that a later publish removed the rows that the job's record
+    /// names, and rows stand there that another job published by mode `replace`.
+    fn is_table_replaced(
         &mut self,
         name: &Name,
         record: Option<&Record>,
         database: &str,
         table: &str,
-        others: Option<&mut Publisher<'_>>,
+        others: &mut Publisher<'_>,
     ) -> bool {
+        let Some(record) = record else {
+            return false;
+        };
         let is_it = |output: &&TableOutput| {
             output.database == database && output.table.eq_ignore_ascii_case(table)
         };
-        let mut own = record.into_iter().flat_map(|record| &record.outputs.tables);
-        let Some(output) = own.find(is_it) else {
+        let Some(output) = record.outputs.tables.iter().find(is_it) else {
             return false;
         };
-        let has_gone = |tables: &mut Tables| !tables.has_any(table, name);
-        if !self.tables_of(database).is_some_and(has_gone) {
+        let mut of_record = name.clone();
+        of_record.attempt.number = record.attempt;
+        let is_removed = |tables: &mut Tables| tables.is_removed(table, &of_record);
+        if !self.tables_of(database).is_some_and(is_removed) {
             return false;
         }
         let place = Path::new(database).join(table.to_ascii_lowercase());
         let found = self.holders.get(&place).cloned();
-        let found = found.unwrap_or_else(|| self.holders_of(output, others));
+        let found = found.unwrap_or_else(|| self.holders_of(output, Some(others)));
         self.holders.insert(place, found.clone());
         is_by_other(&found, name)
     }
@@ -293,6 +302,12 @@ impl<'a> Standing<'a> {
                 Ok(is_other.then(|| path.join(table)))
             }
         }
+    }
+
+    /// True when a job has published in the root, whatever became of that.
+    pub fn has_record(&self, job: Attempt) -> bool {
+        self.record_of(job.job_id, job.incarnation(), None)
+            .is_some()
     }
 
     /// True when a job's record names output in a sink, there or not.

@@ -134,7 +134,7 @@ impl Standing<'_> {
         end.key = record.key;
         end.replaces = record.replaces;
         end.state = State::Committed;
-        if stays {
+        if stays || !copies.is_empty() {
             end.outputs.tables.clone_from(&record.outputs.tables);
         }
         withdrawn.may_be_copy = !copies.is_empty();

@@ -172,7 +172,7 @@ class Handler:
         worker = os.path.dirname(os.path.dirname(own))
         below = os.path.dirname(worker) + "/"
         named = open(path).read()
-        lines = [line.split() for line in open("/proc/net/unix")]
+        lines = [line.split() for line in open("/proc/net/unix", errors="surrogateescape")]
         names = {line[7] for line in lines if len(line) == 8 and line[3] == "00010000"}
         found = sorted(name for name in names if name == named or name.startswith(below))
         log = [f"sockets {len(found) - (own in found)}"]
@@ -304,7 +304,7 @@ class Handler:
             return
         own = os.path.dirname(os.path.dirname(os.environ["BRIDGE_SOCKET"]))
         below = os.path.dirname(own) + "/"
-        lines = [line.split() for line in open("/proc/net/unix")]
+        lines = [line.split() for line in open("/proc/net/unix", errors="surrogateescape")]
         names = {line[7] for line in lines if len(line) == 8 and line[3] == "00010000"}
         name, = (name for name in names if name.startswith(below) and not name.startswith(own + "/"))
         for _ in range(4):

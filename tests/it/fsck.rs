@@ -756,7 +756,14 @@ fn attempts_without_their_output_are_adopted() {
 fn a_copied_output_folder_is_adopted_after_a_run_over_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    fs::write(path("p.py"), THREE_ROWS).unwrap();
+    let plugin = "import pyarrow as pa\nfrom casparian_flow.sdk import PluginMetadata\nMANIFEST = PluginMetadata(pattern='*', topic='output', sinks={'t': 'sqlite://x.db/t'})\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n    def execute(self, path):\n        self.ctx.publish('t', pa.table({'x': [open(path).read()]}))\n        self.ctx.publish('b', pa.table({'x': [1, 2, 3]}))\n";
+    fs::write(path("p.py"), plugin).unwrap();
+    let rows = |out: &str| -> Vec<String> {
+        let database = rusqlite::Connection::open(path(out).join("x.db")).unwrap();
+        let mut rows = database.prepare("SELECT x FROM t ORDER BY 1").unwrap();
+        let rows = rows.query_map([], |row| row.get(0)).unwrap();
+        rows.map(Result::unwrap).collect()
+    };
     fs::create_dir(path("in")).unwrap();
     for name in ["a", "b"] {
         fs::write(path("in").join(name), name).unwrap();
@@ -769,7 +776,8 @@ fn a_copied_output_folder_is_adopted_after_a_run_over_it() {
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), stderr)
     };
-    assert_eq!(run("out", &[]).0, Some(0));
+    let (code, text) = run("out", &[]);
+    assert_eq!(code, Some(0), "{text}");
     let mut copy = Command::new("cp");
     copy.arg("-a").args([path("out"), path("copy")]);
     assert!(copy.status().unwrap().success());
@@ -791,8 +799,102 @@ fn a_copied_output_folder_is_adopted_after_a_run_over_it() {
     assert!(text.contains("2 adopted"), "{text}");
     let (code, text) = run("copy", &["--prune"]);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(visible_files(&path("copy")).len(), 1);
-    assert_eq!(visible_files(&path("out")).len(), 2);
+    let parquet = |out: &str| {
+        let files = visible_files(&path(out)).into_iter();
+        let is_parquet = |file: &PathBuf| file.extension().is_some_and(|end| end == "parquet");
+        files.filter(is_parquet).count()
+    };
+    assert_eq!(
+        (parquet("copy"), rows("copy")),
+        (1, vec!["changed".to_owned()])
+    );
+    assert_eq!((parquet("out"), rows("out").len()), (2, 2));
+}
+
+/// What stands in a database that a backup brought back is of earlier attempts and jobs.
+#[test]
+fn a_restored_database_of_a_sink_is_noticed_and_repaired() {
+    for mode in ["append", "replace"] {
+        let scene = replaced("sqlite://o.db/rows");
+        scene.sql(&format!("UPDATE cf_topic_config SET mode = '{mode}'"));
+        let (database, backup) = (scene.out().join("o.db"), scene.dir.path().join("backup"));
+        if mode == "append" {
+            fs::copy(&database, &backup).unwrap();
+            scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED' WHERE id = 3");
+            scene.run(3);
+        } else {
+            fs::copy(&database, &backup).unwrap();
+            let input = scene.dir.path().join("in4");
+            fs::write(&input, "4").unwrap();
+            submit(&scene.database, "p", &[input]);
+            scene.run(4);
+        }
+        fs::copy(&backup, &database).unwrap();
+        let job = if mode == "append" { 3 } else { 4 };
+        let kind = if mode == "append" {
+            "changed"
+        } else {
+            "missing"
+        };
+        assert_eq!(scene.kinds(), [(kind.to_owned(), Some(job))], "{mode}");
+        let (_, text) = scene.fsck(&["--repair"]);
+        if mode == "append" {
+            assert!(text.contains("1 jobs queued again"), "{text}");
+            scene.run(3);
+            assert_eq!(scene.kinds(), [], "{mode}");
+        } else {
+            // The rows of an earlier job are in its place.
+            assert!(text.contains("not queued again"), "{text}");
+        }
+    }
+}
+
+/// Workers with roots of their own share an absolute sink: the last publisher of all comes back.
+#[test]
+fn the_sink_of_several_roots_is_repaired_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", THREE_ROWS);
+    let scene = Scene { database, dir };
+    let sink = scene.dir.path().join("x.db");
+    scene.sql(&format!(
+        "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+         VALUES ('p', 'output', 'sqlite://{}/t', 'replace')",
+        sink.display()
+    ));
+    let roots = ["one", "two"].map(|name| scene.dir.path().join(name));
+    for (job, root) in (1..).zip(&roots) {
+        let input = scene.dir.path().join(format!("in{job}"));
+        fs::write(&input, job.to_string()).unwrap();
+        submit(&scene.database, "p", &[input]);
+        let (mut sentinel, endpoint) = sentinel(&scene.database, &[]);
+        let mut worker = worker(&endpoint, root, &[]);
+        assert_eq!(ended(&scene.database, job)["status"], "COMPLETED");
+        worker.signal("-TERM");
+        worker.wait();
+        sentinel.signal("-TERM");
+        sentinel.wait();
+    }
+    fs::remove_file(&sink).unwrap();
+    let [one, two] = roots.each_ref().map(|root| root.to_str().unwrap());
+    let database = scene.database.to_str().unwrap();
+    let arguments = [
+        "fsck",
+        "--repair",
+        "--database",
+        database,
+        "--output",
+        one,
+        "--output",
+        two,
+    ];
+    let output = casparian(&arguments);
+    let text = stdout(&output);
+    assert!(
+        text.contains("1 jobs queued again"),
+        "{text}{}",
+        stderr(&output)
+    );
+    assert_eq!(job(&scene.database, 2)["status"], "QUEUED");
 }
 
 #[test]

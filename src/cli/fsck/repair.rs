@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::cli::clean::{clean, path_text};
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
-use crate::job::{Attempt, Cause, Mode, Receipt, Settlement};
+use crate::job::{Attempt, Cause, Mode, Receipt, Settlement, Target};
 use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions, Standing};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
@@ -15,8 +15,8 @@ use crate::worker;
 /// The right to change a database and its output folders.
 pub(super) struct Repair {
     pub(super) store: Store,
-    /// The last attempt that has published into a sink of mode `replace`, by root and URI.
-    last_publishers: HashMap<(PathBuf, String), Option<Attempt>>,
+    /// The last attempt that has published into a sink of mode `replace`, by roots and URI.
+    last_publishers: HashMap<(Vec<PathBuf>, String), Option<Attempt>>,
     _lock: Lock,
 }
 
@@ -147,29 +147,40 @@ impl Repair {
             if sink.mode != Mode::Replace {
                 continue;
             }
-            for root in roots {
-                let mut standing = Standing::new(root, &id).anywhere();
+            let all = roots.iter().copied();
+            let all = all.map(|root| Standing::new(root, &id).anywhere());
+            // An absolute sink is one for all roots, others are those of the roots that the job was in.
+            let is_one =
+                matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
+            let mut standings: Vec<Standing<'_>> = all
+                .filter(|standing| is_one || standing.has_record(row.last))
+                .collect();
+            for standing in &mut standings {
                 if let Some(other) = standing.of_others(&sink, row.last).map_err(failed)? {
                     let other = path_text(&other);
                     return Ok(Some(format!("it would replace {other} of another job")));
                 }
-                let place = (root.path().to_owned(), sink.uri.clone());
-                let last = match self.last_publishers.get(&place) {
-                    Some(last) => *last,
-                    None => {
-                        let mut is_of_sink = |attempt| standing.has_published(&sink, attempt);
-                        let last = turn.latest_completed(&mut is_of_sink).map_err(failed)?;
-                        self.last_publishers.insert(place, last);
-                        last
-                    }
-                };
-                if let Some(last) = last.filter(|last| last.job_id != row.job_id) {
-                    let uri = clean(&sink.uri);
-                    return Ok(Some(format!(
-                        "job {} was the last one to publish into {uri}, which replaces others",
-                        last.job_id
-                    )));
+            }
+            let places = standings.iter().map(|standing| standing.path().to_owned());
+            let key = (places.collect(), sink.uri.clone());
+            let last = match self.last_publishers.get(&key) {
+                Some(last) => *last,
+                None => {
+                    let mut is_of_sink = |attempt| {
+                        let mut standings = standings.iter();
+                        standings.any(|standing| standing.has_published(&sink, attempt))
+                    };
+                    let last = turn.latest_completed(&mut is_of_sink).map_err(failed)?;
+                    self.last_publishers.insert(key, last);
+                    last
                 }
+            };
+            if let Some(last) = last.filter(|last| last.job_id != row.job_id) {
+                let uri = clean(&sink.uri);
+                return Ok(Some(format!(
+                    "job {} was the last one to publish into {uri}, which replaces others",
+                    last.job_id
+                )));
             }
         }
         Ok(None)

@@ -93,17 +93,29 @@ impl Tables {
         })
     }
 
-    /// True when the table's own record says that a publish of the database removed the job's rows.
+    /// True when the database itself says that a later publish removed the rows of the attempt. One
+    /// that was restored does not.
     pub(in crate::sink) fn is_removed(&self, table: &str, name: &Name) -> bool {
-        let query = "SELECT count(*) > 0 AND max(present) = 0 FROM main._casparian_output
+        let query = "SELECT max(attempt) = ?5 AND max(present) = 0 FROM main._casparian_output
              WHERE sink_table = ?1 AND database = ?2 AND job = ?3 AND incarnation = ?4";
         let attempt = name.attempt;
         let job = (attempt.job_id, attempt.incarnation());
-        let parameters = (key(table), &name.database, job.0, job.1);
-        let found = self
-            .connection
-            .query_row(query, parameters, |row| row.get(0));
-        found.unwrap_or(false)
+        let parameters = (key(table), &name.database, job.0, job.1, name.stamp());
+        let found: rusqlite::Result<Option<bool>> =
+            self.connection
+                .query_row(query, parameters, |row| row.get(0));
+        found.ok().flatten().unwrap_or(false)
+    }
+
+    /// True when the rows of a job in a table are those of the attempt with this key, or that is not
+    /// known.
+    pub(in crate::sink) fn is_of(&self, table: &str, name: &Name, attempt_key: i64) -> bool {
+        let found = match attempt_key {
+            0 => attempt_in(&self.connection, table, name)
+                .map(|found| found.is_none_or(|found| found <= name.attempt.number)),
+            attempt_key => is_by(&self.connection, table, name, attempt_key),
+        };
+        found.unwrap_or(true)
     }
 
     /// True when rows of the job are in a table, or that cannot be read.
