@@ -668,9 +668,10 @@ def die_with_parent(parent):
 
 def has_own_memory(request):
     """True where the job can have a /dev/shm of its own: nothing that it uses is in that folder."""
-    used = [request["env"][name] for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in request["env"]]
-    used += [request["sandbox"].get("hide") or "", sys.prefix, sys.base_prefix]
-    real = (os.path.realpath(octets(path)) for path in used if path)
+    env, hide = request["env"], request["sandbox"].get("hide")
+    used = [octets(env[name]) for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in env]
+    used += [octets(hide or ""), os.fsencode(sys.prefix), os.fsencode(sys.base_prefix)]
+    real = [os.path.realpath(path) for path in used if path]
     memory = octets(SHARED_MEMORY)
     return os.path.isdir(memory) and not any(path == memory or path.startswith(memory + b"/") for path in real)
 
