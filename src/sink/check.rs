@@ -480,15 +480,21 @@ impl<'a> Check<'a> {
             if expected.runs_again || expected.is_unsettled {
                 continue;
             }
-            // What a later attempt has replaced is asked of its record.
-            if !is_current && record.as_ref().is_some_and(|record| target.is_in(record)) {
+            // What a later attempt has replaced is asked of its record. An earlier one's is no news
+            // where the receipt may name a root that had another path.
+            let is_later = |record: &Record| {
+                record.attempt >= expected.publisher.number || !self.is_below(&output.uri)
+            };
+            let is_in = |record: &Record| target.is_in(record) && is_later(record);
+            if !is_current && record.as_ref().is_some_and(is_in) {
                 continue;
             }
             let now = target.uri(self.root.path());
             let problem = match target {
                 Target::File(below) => self.file(&below, output, known, &name),
                 Target::Table(database, table) => {
-                    self.table(&database, &table, output, known, &name)
+                    let publisher = (expected.publisher, expected.key);
+                    self.table(&database, &table, output, known, &name, publisher)
                 }
             };
             let moved = || {
@@ -506,6 +512,16 @@ impl<'a> Check<'a> {
             found.problems.extend(problem);
         }
         found
+    }
+
+    /// True where a URI names something below this root by the path that it has now.
+    fn is_below(&self, uri: &str) -> bool {
+        let root = self.root.path();
+        match (names::file_of(uri), names::table_of(uri)) {
+            (Some(path), _) => place::below(root, path).is_some(),
+            (None, Some((database, _))) => place::database(root, database).1.is_some(),
+            (None, None) => false,
+        }
     }
 
     /// Where a receipt's output is in this root; none for what is elsewhere.
@@ -618,6 +634,7 @@ impl<'a> Check<'a> {
         output: &Named,
         record: Option<&Record>,
         name: &Name,
+        publisher: (Attempt, i64),
     ) -> Option<Problem> {
         let place = database.join(table);
         let missing = |what: &str| {
@@ -632,15 +649,14 @@ impl<'a> Check<'a> {
                 Err(error) => return Some(Problem::unchecked(place.display(), &error)),
             },
         };
-        let of_record = record.map(|record| {
-            let mut name = name.clone();
-            name.attempt.number = record.attempt;
-            (name, record.key)
-        });
+        let (attempt, key) = match record {
+            Some(record) => (record.attempt, record.key),
+            None => (publisher.0.number, publisher.1),
+        };
+        let mut published = name.clone();
+        published.attempt.number = attempt;
         let tables = self.tables.get(database).and_then(Option::as_ref);
-        let is_removed = tables
-            .zip(of_record.as_ref())
-            .is_some_and(|(tables, (name, _))| tables.is_removed(table, name));
+        let is_removed = tables.is_some_and(|tables| tables.is_removed(table, &published));
         match (rows, output.rows) {
             (None, Some(0)) => None,
             (None, _) if is_removed => None,
@@ -650,9 +666,8 @@ impl<'a> Check<'a> {
                 Some(Problem::at(Kind::Rows, &place, what))
             }
             _ => {
-                let (tables, (name, key)) = tables.zip(of_record.as_ref())?;
                 let what = "the job's rows there are of another attempt than its receipt's";
-                let is_other = !tables.is_of(table, name, *key);
+                let is_other = !tables?.is_of(table, &published, key);
                 is_other.then(|| Problem::at(Kind::Changed, &place, what))
             }
         }

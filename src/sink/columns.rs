@@ -77,6 +77,11 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
     Ok(())
 }
 
+/// True for what is known of a column where no part of its type is unknown.
+fn is_whole(known: &FieldRef) -> bool {
+    !merge::is_unknown(known.data_type())
+}
+
 /// The columns of a sink, with the types that its batches have had so far.
 pub(super) struct Columns {
     /// Of the sink, with the ids, without metadata of its own.
@@ -84,6 +89,8 @@ pub(super) struct Columns {
     metadata: FileMetadata,
     /// What is known of the columns of the batches; see `merge`.
     evidence: Vec<FieldRef>,
+    /// Columns whose whole type in the last batch is in the evidence: that batch had values of it.
+    is_whole: Vec<bool>,
     /// Schema of the last batch.
     last: SchemaRef,
     /// The sink's columns in that batch, where they are in another order.
@@ -96,10 +103,12 @@ impl Columns {
         let last = batch.schema();
         let columns = last.fields().iter().zip(batch.columns());
         let evidence = columns.map(|(field, column)| merge::known(field, column));
+        let evidence: Vec<FieldRef> = evidence.collect();
         Ok(Columns {
             schema: with_ids(&last)?,
             metadata: FileMetadata::new(last.metadata()),
-            evidence: evidence.collect(),
+            is_whole: evidence.iter().map(is_whole).collect(),
+            evidence,
             last,
             order: None,
         })
@@ -154,13 +163,16 @@ impl Columns {
         };
         let mut changes = Vec::new();
         let columns = batch.schema_ref().fields().iter().zip(batch.columns());
-        let columns = columns.zip(self.schema.fields()).zip(&mut self.evidence);
-        for (index, (((field, column), stored), evidence)) in columns.enumerate() {
+        let columns = columns.zip(self.schema.fields());
+        let columns = columns.zip(self.evidence.iter_mut().zip(&mut self.is_whole));
+        for (index, (((field, column), stored), (evidence, was_whole))) in columns.enumerate() {
             let is_new = !is_same && before(index) != Some(field);
-            if !is_new && !merge::is_unknown(evidence.data_type()) {
+            if !is_new && *was_whole {
                 continue;
             }
-            let merged = merge::merge_fields(evidence, &merge::known(field, column));
+            let known = merge::known(field, column);
+            *was_whole = is_whole(&known);
+            let merged = merge::merge_fields(evidence, &known);
             *evidence = merged.map_err(|clash| refused(topic, stored, field, clash))?;
             let filled = merge::fill_field(evidence, stored);
             let filled = merge::fill_field(&filled, &types::stored_field(field));

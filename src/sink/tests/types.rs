@@ -334,6 +334,18 @@ fn batches_whose_types_differ_by_nulls_are_one_column() {
             data_type.equals_datatype(&want),
             "{shown}: {data_type}, not {want}"
         );
+        // A batch of a type without a value of it says nothing of the next one.
+        for (one, other, parts) in [
+            (&first, &second, [before, &[""], after]),
+            (&second, &first, [after, &[""], before]),
+        ] {
+            let none = new_null_array(other.data_type(), 1);
+            let four = [one.clone(), other.slice(0, 0), none, other.clone()];
+            let (data_type, values) =
+                write(PARQUET, &four).unwrap_or_else(|error| panic!("{shown}: {error}"));
+            assert_eq!(values, some(parts), "{shown}");
+            assert!(data_type.equals_datatype(&want), "{shown}: {data_type}");
+        }
     }
 }
 
@@ -361,8 +373,11 @@ fn numbers_of_another_type_are_kept_exactly_or_refused() {
         let forth = values.map(str::to_owned).to_vec();
         let back = forth.iter().rev().cloned().collect();
         assert_eq!(got, (want.clone(), forth), "{shown}");
-        let got = write(PARQUET, &[other, one]).unwrap();
-        assert_eq!(got, (want, back), "{shown}");
+        let got = write(PARQUET, &[other.clone(), one.clone()]).unwrap();
+        assert_eq!(got, (want.clone(), back), "{shown}");
+        let none = new_null_array(other.data_type(), 1);
+        let (got, values) = write(PARQUET, &[one, none, other]).unwrap();
+        assert_eq!((got, values.len()), (want, 3), "{shown}");
     }
     let refused: Vec<(ArrayRef, ArrayRef)> = vec![
         (float(1.5), int((1 << 53) + 1)),
