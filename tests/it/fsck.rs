@@ -849,6 +849,42 @@ fn a_restored_database_of_a_sink_is_noticed_and_repaired() {
     }
 }
 
+/// A backup of the whole folder has brought back what earlier attempts published, and their records.
+#[test]
+fn a_restored_output_folder_is_noticed_and_repaired() {
+    for uri in ["parquet://o.parquet", "sqlite://o.db/rows"] {
+        let dir = tempfile::tempdir().unwrap();
+        let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'x': open(path).read().split()})\n";
+        let database = database_with(dir.path(), "p", source);
+        let scene = Scene { database, dir };
+        scene.sql(&format!(
+            "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode) \
+             VALUES ('p', 'output', '{uri}', 'append')"
+        ));
+        let input = scene.dir.path().join("in");
+        fs::write(&input, "one").unwrap();
+        submit(&scene.database, "p", std::slice::from_ref(&input));
+        scene.run(1);
+        let (out, backup) = (scene.out(), scene.dir.path().join("backup"));
+        let copied = Command::new("cp").arg("-a").args([&out, &backup]).status();
+        assert!(copied.unwrap().success());
+        fs::write(&input, "two other rows").unwrap();
+        scene.sql("UPDATE cf_processing_queue SET status = 'QUEUED'");
+        scene.run(1);
+        fs::remove_dir_all(&out).unwrap();
+        fs::rename(&backup, &out).unwrap();
+        let kinds = scene.kinds();
+        let is_told = |(kind, job): &(String, Option<i64>)| {
+            ["changed", "rows"].contains(&kind.as_str()) && *job == Some(1)
+        };
+        assert!(kinds.iter().any(is_told), "{uri} {kinds:?}");
+        let (_, text) = scene.fsck(&["--repair"]);
+        assert!(text.contains("1 jobs queued again"), "{uri} {text}");
+        scene.run(1);
+        assert_eq!(scene.kinds(), [], "{uri}");
+    }
+}
+
 /// Workers with roots of their own share an absolute sink: the last publisher of all comes back.
 #[test]
 fn the_sink_of_several_roots_is_repaired_once() {
