@@ -29,6 +29,9 @@ pub type Publisher<'p> = dyn FnMut(i64) -> Option<(Attempt, i64)> + 'p;
 /// Jobs and their incarnations.
 type Jobs = Rc<[(i64, i64)]>;
 
+/// Jobs and their incarnations, each with seconds and nanoseconds.
+type FileJobs = Rc<[((i64, i64), (i64, i64))]>;
+
 /// Looks at the output of many jobs. Tables are read once: what changes meanwhile is not seen.
 pub struct Standing<'a> {
     pub(super) root: &'a Root,
@@ -36,8 +39,10 @@ pub struct Standing<'a> {
     /// None for what is no database of ours, or cannot be read.
     tables: HashMap<PathBuf, Option<Tables>>,
     locked: Option<Error>,
-    /// Sinks by place: jobs whose output stands there, published by mode `replace`.
+    /// Tables by place: jobs whose rows stand there, published by mode `replace`.
     holders: HashMap<PathBuf, Jobs>,
+    /// The same for files by the path of their sink, with the times of their content.
+    file_holders: HashMap<PathBuf, FileJobs>,
     /// Databases of sinks are opened wherever they are.
     anywhere: bool,
 }
@@ -51,13 +56,9 @@ impl<'a> Standing<'a> {
             tables: HashMap::new(),
             locked: None,
             holders: HashMap::new(),
+            file_holders: HashMap::new(),
             anywhere: false,
         }
-    }
-
-    /// The root's path.
-    pub fn path(&self) -> &Path {
-        self.root.path()
     }
 
     /// Opens databases of sinks outside the root, too.
@@ -70,6 +71,7 @@ impl<'a> Standing<'a> {
     pub(super) fn forget(&mut self) {
         self.tables.clear();
         self.holders.clear();
+        self.file_holders.clear();
         self.locked = None;
     }
 
@@ -166,7 +168,8 @@ impl<'a> Standing<'a> {
     }
 
     /// True when a file has gone, and in its sink stands one that another job published by mode
-    /// `replace`, which removes those of all jobs of the database.
+    /// `replace`, which removes those of all jobs of the database. One of another mode may have been
+    /// added beside an older one: then the times of the files' content tell.
     pub(super) fn is_file_replaced(
         &mut self,
         name: &Name,
@@ -185,7 +188,7 @@ impl<'a> Standing<'a> {
         else {
             return false;
         };
-        let found = self.holders.get(&sink).cloned().unwrap_or_else(|| {
+        let found = self.file_holders.get(&sink).cloned().unwrap_or_else(|| {
             let mut found = Vec::new();
             for (path, holder) in names::siblings(&sink, &own) {
                 let below =
@@ -193,19 +196,22 @@ impl<'a> Standing<'a> {
                 if holder.suffix == own.suffix
                     && let Some(record) =
                         self.record_of(holder.job_id, holder.incarnation, others.as_deref_mut())
-                    && record.outputs.files.iter().any(|other| {
+                    && let Some(other) = record.outputs.files.iter().find(|other| {
                         Path::new(&other.path) == below
                             && other.mode == Mode::Replace.as_str()
                             && self.stands(other)
                     })
                 {
-                    found.push((holder.job_id, holder.incarnation));
+                    found.push(((holder.job_id, holder.incarnation), time_of(other)));
                 }
             }
             found.into()
         });
-        self.holders.insert(sink, found.clone());
-        is_by_other(&found, name)
+        self.file_holders.insert(sink, found.clone());
+        let own = (name.attempt.job_id, name.attempt.incarnation());
+        let is_older = |time| file.mode == Mode::Replace.as_str() || time_of(file) < time;
+        let mut found = found.iter();
+        found.any(|(job, time)| *job != own && is_older(*time))
     }
 
     /// True when the database itself says that a later publish removed the rows that the job's record
@@ -304,34 +310,37 @@ impl<'a> Standing<'a> {
         }
     }
 
-    /// True when a job has published in the root, whatever became of that.
-    pub fn has_record(&self, job: Attempt) -> bool {
-        self.record_of(job.job_id, job.incarnation(), None)
-            .is_some()
+    /// The places that a job's record names output in, there or not, each with whether it was
+    /// published by mode `replace`: the path of a sink, or of a table.
+    pub fn places(&self, job: Attempt) -> Vec<(PathBuf, bool)> {
+        let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
+            return Vec::new();
+        };
+        let suffixes = [None, Some(names::suffix(self.database))];
+        let own = suffixes.map(|suffix| Holder::new(job, suffix));
+        let replaces = |mode: &str| mode == Mode::Replace.as_str();
+        let files = record.outputs.files.iter().filter_map(|file| {
+            let path = self.root.path().join(&file.path);
+            let mut own = own.iter();
+            let sink = own.find_map(|own| names::sink_of(&path, own))?;
+            Some((sink, replaces(&file.mode)))
+        });
+        let tables = record.outputs.tables.iter().map(|table| {
+            let name = table.table.to_ascii_lowercase();
+            (Path::new(&table.database).join(name), replaces(&table.mode))
+        });
+        files.chain(tables).collect()
     }
 
-    /// True when a job's record names output in a sink, there or not.
-    pub fn has_published(&self, sink: &Sink, job: Attempt) -> bool {
-        let Some(record) = self.record_of(job.job_id, job.incarnation(), None) else {
-            return false;
-        };
+    /// The place of a sink, as [`Standing::places`] gives it.
+    pub fn place_of(&self, sink: &Sink) -> PathBuf {
+        let root = self.root.path();
         match &sink.target {
-            Target::Parquet { path, .. } => {
-                let suffixes = [None, Some(names::suffix(self.database))];
-                let own = suffixes.map(|suffix| Holder::new(job, suffix));
-                let mut files = record.outputs.files.iter();
-                files.any(|file| {
-                    let file = Path::new(&file.path);
-                    let mut own = own.iter();
-                    own.any(|own| names::sink_of(file, own).as_ref() == Some(path))
-                })
-            }
+            Target::Parquet { path, .. } => root.join(path),
             Target::Sqlite { database, table } => {
-                let path = self.root.path().join(database);
-                let (path, _) = place::database(self.root.path(), &path.to_string_lossy());
-                let mut tables = record.outputs.tables.iter();
-                tables
-                    .any(|other| other.database == path && other.table.eq_ignore_ascii_case(table))
+                let path = root.join(database);
+                let (path, _) = place::database(root, &path.to_string_lossy());
+                Path::new(&path).join(table.to_ascii_lowercase())
             }
         }
     }
@@ -425,6 +434,10 @@ impl<'a> Standing<'a> {
         }
         Ok(present)
     }
+}
+
+fn time_of(file: &FileOutput) -> (i64, i64) {
+    (file.identity.modified_s, file.identity.modified_ns)
 }
 
 /// True when one of these jobs is another than that of the name.

@@ -120,6 +120,21 @@ impl Turn<'_> {
         }
         Ok(None)
     }
+
+    /// True when one attempt ended after another, by [`Turn::latest_completed`]'s order.
+    pub fn ended_after(&self, one: Attempt, other: Attempt) -> Result<bool, Error> {
+        let query = "SELECT (SELECT (ended, attempt) > (?3, ?4) FROM cf_job_attempt \
+             WHERE job_id = ?1 AND attempt = ?2)";
+        let ended = "SELECT ended FROM cf_job_attempt WHERE job_id = ?1 AND attempt = ?2";
+        let mut statement = self.transaction.prepare_cached(ended)?;
+        let ended: Option<rusqlite::types::Value> = statement
+            .query_row([other.job_id, other.number], |row| row.get(0))
+            .optional()?;
+        let mut statement = self.transaction.prepare_cached(query)?;
+        let parameters = params![one.job_id, one.number, ended, other.number];
+        let is_after: Option<bool> = statement.query_row(parameters, |row| row.get(0))?;
+        Ok(is_after.unwrap_or(false))
+    }
 }
 
 impl Inspector {

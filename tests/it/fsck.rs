@@ -706,6 +706,30 @@ fn a_repair_queues_no_job_that_would_replace_the_output_of_another() {
     }
 }
 
+/// Of the jobs of a sink as it was when they published.
+#[test]
+fn a_repair_knows_the_sinks_of_then() {
+    for change in ["uri = 'parquet://p.parquet'", "mode = 'append'"] {
+        let scene = replaced("parquet://o.parquet");
+        scene.sql(&format!("UPDATE cf_topic_config SET {change}"));
+        fs::remove_file(scene.out().join("o_3.parquet")).unwrap();
+        let (_, text) = scene.fsck(&["--repair"]);
+        assert!(text.contains("1 jobs queued again"), "{change} {text}");
+        assert_eq!(job(&scene.database, 3)["status"], "QUEUED", "{change}");
+    }
+    // One that was added to it since is another matter.
+    let scene = replaced("parquet://o.parquet");
+    scene.sql("UPDATE cf_topic_config SET mode = 'append'");
+    let input = scene.dir.path().join("in4");
+    fs::write(&input, "4").unwrap();
+    submit(&scene.database, "p", &[input]);
+    scene.run(4);
+    fs::remove_file(scene.out().join("o_4.parquet")).unwrap();
+    let (_, text) = scene.fsck(&["--repair"]);
+    assert!(text.contains("1 jobs queued again"), "{text}");
+    assert_eq!(job(&scene.database, 4)["status"], "QUEUED");
+}
+
 /// A restored database can own attempts whose output has gone since, too.
 #[test]
 fn attempts_without_their_output_are_adopted() {

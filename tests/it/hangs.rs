@@ -71,7 +71,7 @@ fn a_fifo_where_a_record_should_be_fails_the_job_at_once() {
     let _worker = worker(&endpoint, &out, &[]);
     let failed = ended(&scene.database, scene.submit("a"));
     assert_eq!(failed["status"], "FAILED", "{failed}");
-    assert_eq!(failed["cause"], "worker", "{failed}");
+    assert_eq!(failed["cause"], "operator", "{failed}");
     let error = failed["error"].as_str().unwrap();
     assert!(error.contains("not a regular file"), "{error}");
     let name = fifo.file_name().unwrap().to_str().unwrap();

@@ -1,10 +1,10 @@
 //! `--repair`: what of the findings is put right. The database is locked as by a sentinel, and no
 //! worker has an output folder open, so nothing else changes rows or output meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use crate::cli::clean::{clean, path_text};
+use crate::cli::clean::path_text;
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Attempt, Cause, Mode, Receipt, Settlement, Target};
@@ -15,8 +15,8 @@ use crate::worker;
 /// The right to change a database and its output folders.
 pub(super) struct Repair {
     pub(super) store: Store,
-    /// The last attempt that has published into a sink of mode `replace`, by roots and URI.
-    last_publishers: HashMap<(Vec<PathBuf>, String), Option<Attempt>>,
+    /// The last attempt that has published into a place by mode `replace`.
+    last_publishers: HashMap<PathBuf, Option<Attempt>>,
     _lock: Lock,
 }
 
@@ -137,48 +137,59 @@ impl Repair {
     }
 
     /// Why another attempt of a job would put its output in the place of a later one of another job,
-    /// by a sink of mode `replace`.
+    /// by a sink of mode `replace`: one that the job has now, or had when it published.
     fn replaces(&mut self, row: &Audited, roots: &[&Root]) -> Result<Option<String>, Failure> {
         let id = self.store.database_id();
         let turn = self.store.begin().map_err(failed)?;
         // Sinks that cannot be used are told when the job runs.
         let sinks = turn.sinks_of(row.job_id).map_err(failed)?;
-        for sink in sinks.unwrap_or_default() {
-            if sink.mode != Mode::Replace {
-                continue;
-            }
-            let all = roots.iter().copied();
-            let all = all.map(|root| Standing::new(root, &id).anywhere());
-            // An absolute sink is one for all roots, others are those of the roots that the job was in.
-            let is_one =
-                matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
-            let mut standings: Vec<Standing<'_>> = all
-                .filter(|standing| is_one || standing.has_record(row.last))
-                .collect();
-            for standing in &mut standings {
-                if let Some(other) = standing.of_others(&sink, row.last).map_err(failed)? {
+        let mut sinks = sinks.unwrap_or_default();
+        sinks.retain(|sink| sink.mode == Mode::Replace);
+        let mut standings: Vec<Standing<'_>> = roots
+            .iter()
+            .map(|root| Standing::new(root, &id).anywhere())
+            .collect();
+        let mut places: BTreeSet<PathBuf> = BTreeSet::new();
+        for standing in &mut standings {
+            let published = standing.places(row.publisher);
+            let is_here = !published.is_empty();
+            places.extend(published.into_iter().map(|(place, _)| place));
+            for sink in &sinks {
+                // An absolute sink is one for all roots.
+                let is_one = matches!(&sink.target, Target::Sqlite { database, .. } if database.is_absolute());
+                if !is_here && !is_one {
+                    continue;
+                }
+                if let Some(other) = standing.of_others(sink, row.last).map_err(failed)? {
                     let other = path_text(&other);
                     return Ok(Some(format!("it would replace {other} of another job")));
                 }
+                places.insert(standing.place_of(sink));
             }
-            let places = standings.iter().map(|standing| standing.path().to_owned());
-            let key = (places.collect(), sink.uri.clone());
-            let last = match self.last_publishers.get(&key) {
+        }
+        for place in places {
+            let last = match self.last_publishers.get(&place) {
                 Some(last) => *last,
                 None => {
-                    let mut is_of_sink = |attempt| {
+                    let mut is_of_place = |attempt| {
                         let mut standings = standings.iter();
-                        standings.any(|standing| standing.has_published(&sink, attempt))
+                        standings.any(|standing| {
+                            let published = standing.places(attempt);
+                            published.contains(&(place.clone(), true))
+                        })
                     };
-                    let last = turn.latest_completed(&mut is_of_sink).map_err(failed)?;
-                    self.last_publishers.insert(key, last);
+                    let last = turn.latest_completed(&mut is_of_place).map_err(failed)?;
+                    self.last_publishers.insert(place.clone(), last);
                     last
                 }
             };
-            if let Some(last) = last.filter(|last| last.job_id != row.job_id) {
-                let uri = clean(&sink.uri);
+            let Some(last) = last.filter(|last| last.job_id != row.job_id) else {
+                continue;
+            };
+            if !turn.ended_after(row.publisher, last).map_err(failed)? {
+                let place = path_text(&place);
                 return Ok(Some(format!(
-                    "job {} was the last one to publish into {uri}, which replaces others",
+                    "job {} was the last one to publish into {place}, which replaced others",
                     last.job_id
                 )));
             }
