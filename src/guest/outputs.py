@@ -312,6 +312,7 @@ def of_pandas(frame, pa):
     try:
         # geopandas: its own conversion, which keeps the coordinate system.
         exact = exact_columns(frame, pa)
+        frame = without_values(frame, exact)
         if is_of(frame, "geopandas", "GeoDataFrame") and hasattr(frame, "to_arrow"):
             table = pa.table(frame.to_arrow(index=keeps))
         else:
@@ -342,7 +343,9 @@ def exact_columns(frame, pa):
     for name in frame.index.names:
         level = None if name is None else frame.index.get_level_values(name)
         if level is not None and is_object(level) and array_of_objects(name, level, pa) is not None:
-            raise ValueError(f"level {name!r} of the index has nanoseconds: make it a column (`reset_index`)")
+            raise ValueError(
+                f"level {name!r} of the index has nanoseconds, masked values, or NaN that is no `float`:"
+                " make it a column (`reset_index`)")
     return exact
 
 
@@ -356,7 +359,7 @@ def check_categories(values):
 def array_of_objects(name, values, pa):
     try:
         exact = Exact(values, True)
-        return array_of_values(values, pa, True) if exact.paths or exact.has_masks else None
+        return array_of_values(values, pa, True) if exact.paths or exact.rewrites else None
     except Exception as error:
         raise column_error(name, error) from error
 
@@ -371,6 +374,14 @@ def dense(frame):
     frame = frame.copy(deep=False) if places else frame
     for place in places:
         frame.isetitem(place, frame.iloc[:, place].sparse.to_dense())
+    return frame
+
+
+def without_values(frame, places):
+    """A frame with None in the columns at these positions, which pandas does not convert then."""
+    frame = frame.copy(deep=False) if places else frame
+    for place in places:
+        frame.isetitem(place, None)
     return frame
 
 
@@ -524,6 +535,9 @@ def of_ndarray(array, pa):
         return of_texts(array, pa)
     if array.dtype.kind == "O":
         return array_of_values(with_none(array) if is_masked(type(array)) else array, pa)
+    # Days are a type of Arrow, but not one of numpy's single values.
+    if array.dtype.str[1:] != "M8[D]":
+        Exact([sample_of(array.dtype)])
     return pa.array(array)
 
 

@@ -14,15 +14,36 @@ import functools
 import itertools
 import sys
 
-LISTS = (list, tuple, set, frozenset)
+# Views of dicts' values too, which pyarrow takes as lists.
+LISTS = (list, tuple, set, frozenset, type({}.values()))
 MISSING = ("NoneType", "NaTType", "NAType", "MaskedConstant")
 NUMBERS, BOOLEANS, TEXTS, BYTES = "numbers", "booleans", "texts", "bytes"
 DATES, MOMENTS, TIMES, SPANS = "dates", "date-times", "times of day", "durations"
-DICTS, SEQUENCES, OTHERS = "dicts", "lists", "other objects"
-# Families of classes, the first that fits: a boolean is an int, and a date-time is a date.
+NUMPY_MOMENTS, NUMPY_SPANS = "date-times of numpy", "durations of numpy"
+DICTS, SEQUENCES = "dicts", "lists"
+# The classes whose values pyarrow converts exactly where a column has one family: the first that fits. All
+# others are refused: pyarrow calls `int` of them, or drops a part of them.
+FAMILIES_OF_LIBRARIES = (
+    ("numpy", "bool_", BOOLEANS),
+    ("numpy", "str_", TEXTS),
+    ("numpy", "bytes_", BYTES),
+    ("numpy", "datetime64", NUMPY_MOMENTS),
+    # A class of numpy's integers.
+    ("numpy", "timedelta64", NUMPY_SPANS),
+    ("numpy", "integer", NUMBERS),
+    ("numpy", "float16", NUMBERS),
+    ("numpy", "float32", NUMBERS),
+    ("numpy", "float64", NUMBERS),
+    ("numpy", "ndarray", SEQUENCES),
+    ("uuid", "UUID", "UUIDs"),
+    ("pyarrow", "Scalar", "scalars of pyarrow"),
+    # A class of tuples.
+    ("pyarrow", "MonthDayNano", "intervals"),
+)
+# A boolean is an int, and a date-time is a date.
 FAMILIES = (
     (bool, BOOLEANS),
-    ((int, float, complex, decimal.Decimal), NUMBERS),
+    ((int, float, decimal.Decimal), NUMBERS),
     (str, TEXTS),
     ((bytes, bytearray, memoryview), BYTES),
     (datetime.datetime, MOMENTS),
@@ -32,16 +53,24 @@ FAMILIES = (
     (dict, DICTS),
     (LISTS, SEQUENCES),
 )
-NUMPY_FAMILIES = (
-    ("bool_", BOOLEANS),
-    ("str_", TEXTS),
-    ("bytes_", BYTES),
-    ("datetime64", "date-times of numpy"),
-    # A class of numpy's integers.
-    ("timedelta64", "durations of numpy"),
-    ("number", NUMBERS),
-    ("ndarray", SEQUENCES),
+# What to do with values of other classes, the first that fits.
+ADVICE_OF_CLASSES = (
+    ("numpy", "complexfloating", "give `value.real` and `value.imag` apart"),
+    ("builtins", "complex", "give `value.real` and `value.imag` apart"),
+    ("numpy", "floating", "give `float(value)`, or text (`str(value)`)"),
+    ("numpy", "void", "give a dict of its fields, or bytes (`value.tobytes()`) where it has none"),
+    ("enum", "Enum", "give `value.value`"),
+    ("pandas", "DataFrame", "give `value.to_dict('records')`"),
+    ("pandas", "Series", "give `value.to_list()`"),
+    ("pandas", "Index", "give `value.to_list()`"),
+    ("pandas.api.extensions", "ExtensionArray", "give `list(value)`"),
+    ("pyarrow", "Array", "give `value.to_pylist()`"),
+    ("collections.abc", "Mapping", "give `dict(value)`"),
+    ("collections.abc", "Sequence", "give `list(value)`"),
+    ("builtins", "object", "give values of Python or numpy that Arrow has, such as text (`str(value)`)"),
 )
+# Those of numpy's units that Arrow has.
+UNITS = frozenset((("s", 1), ("ms", 1), ("us", 1), ("ns", 1)))
 # Classes of a column's values, beside None, of which nothing more has to be known.
 PLAIN_KINDS = tuple(map(frozenset, ((int, float), (bool,), (str,), (bytes,))))
 # What to do with values of two families.
@@ -58,8 +87,8 @@ TEXT_ROWS = 1 << 16
 def array_of_values(values, pa, from_pandas=None):
     """An array of Python's values, which `values` has in a list, a tuple, a series or a numpy array."""
     exact = Exact(values, from_pandas)
-    if exact.has_masks or exact.has_nat and not from_pandas:
-        values = [with_none(value) for value in values]
+    if exact.rewrites:
+        values = [with_none(value, exact.gaps) for value in values]
     if not exact.paths:
         return pa.array(values, from_pandas=from_pandas)
     kind = exact.type_of(pa.infer_type(values, from_pandas=bool(from_pandas)), pa)
@@ -71,36 +100,68 @@ def is_object(values):
     return getattr(getattr(values, "dtype", None), "kind", None) == "O" and hasattr(values.dtype, "itemsize")
 
 
-def with_none(value):
-    """A value with None where it is NaT or masked, which pyarrow does not see in values of values."""
-    if type(value).__name__ in ("NaTType", "MaskedConstant"):
+def with_none(value, gaps=frozenset(), path=()):
+    """A value with None where it is missing, which pyarrow does not see everywhere. At the paths of `gaps`, NaN
+    is missing too, empty arrays are of no type, and integers are decimals."""
+    if type(value).__name__ in MISSING or path in gaps and (is_nan(value) or is_nat(value)):
         return None
     if isinstance(value, dict):
-        return {key: with_none(item) for key, item in value.items()}
+        return {key: with_none(item, gaps, (*path, key)) for key, item in value.items()}
+    inner = (*path, None)
     if is_masked(type(value)):
         if value.ndim != 1:
             raise TypeError("a masked array must have one dimension")
         mask = sys.modules["numpy"].ma.getmaskarray(value)
-        return [None if hidden else with_none(item) for item, hidden in zip(value.data, mask)]
-    if isinstance(value, LISTS) or is_object(value):
-        return [with_none(item) for item in value]
-    return value
+        return [None if hidden else with_none(item, gaps, inner) for item, hidden in zip(value.data, mask)]
+    is_list = isinstance(value, LISTS) and family_of(type(value)) == SEQUENCES
+    if is_list or is_object(value) or inner in gaps and is_flat_array(value):
+        return [with_none(item, gaps, inner) for item in value]
+    if path in gaps and is_integer(type(value)):
+        return decimal.Decimal(int(value))
+    return [] if path in gaps and is_flat_array(value) and len(value) == 0 else value
+
+
+def is_integer(kind):
+    return family_of(kind) == NUMBERS and not is_float(kind) and not issubclass(kind, decimal.Decimal)
+
+
+def is_nan(value):
+    return is_float(type(value)) and value != value
+
+
+def is_nat(value):
+    """True for NaT of numpy, which has a unit."""
+    return family_of(type(value)) in (NUMPY_MOMENTS, NUMPY_SPANS) and value != value
+
+
+def is_flat_array(value):
+    return is_kind(type(value), "numpy", "ndarray") and value.ndim == 1
 
 
 def is_masked(kind):
     return issubclass(kind, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ()))
 
 
+def is_kind(kind, module, name):
+    """True for a class of a module, which is not imported for it, and for those derived from it."""
+    base = getattr(sys.modules.get(module), name, None)
+    return isinstance(base, type) and issubclass(kind, base)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_float(kind):
+    return issubclass(kind, float) or is_kind(kind, "numpy", "floating")
+
+
 @functools.lru_cache(maxsize=1024)
 def family_of(kind):
-    """What values of a class are; None where they are missing values."""
+    """What values of a class are: None where they are missing values, "" where the class is not known."""
     if kind.__name__ in MISSING:
         return None
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and issubclass(kind, (numpy.generic, numpy.ndarray)):
-        of_numpy = (family for name, family in NUMPY_FAMILIES if issubclass(kind, getattr(numpy, name)))
-        return next(of_numpy, OTHERS)
-    return next((family for base, family in FAMILIES if issubclass(kind, base)), OTHERS)
+    for module, name, family in FAMILIES_OF_LIBRARIES:
+        if is_kind(kind, module, name):
+            return family
+    return next((family for base, family in FAMILIES if issubclass(kind, base)), "")
 
 
 def is_plain(kinds):
@@ -115,21 +176,31 @@ class Exact:
         self.from_pandas = from_pandas
         # Where values with nanoseconds are: keys of dicts, and None for the items of lists.
         self.paths = set()
-        self.has_nat = False
+        # Where NaN is missing though pyarrow would convert it, empty arrays have another type, and integers are
+        # among decimals.
+        self.gaps = set()
+        self.has_missing = False
         self.has_masks = False
         # Iterating over a series is slow.
         self.look(values.to_numpy() if hasattr(values, "to_numpy") else values, ())
+
+    @property
+    def rewrites(self):
+        """Whether the values have to be rewritten by `with_none`."""
+        return bool(self.gaps) or self.has_masks or self.has_missing and not self.from_pandas
 
     def look(self, values, path, kinds=None):
         kinds = set(map(type, values)) if kinds is None else kinds
         if is_plain(kinds):
             return
         families = {family_of(kind) for kind in kinds} - {None}
+        if "" in families:
+            self.refuse_classes([kind for kind in kinds if family_of(kind) == ""], path)
         if len(families) > 1:
             families = self.check_families(values, families, path)
         if NUMBERS in families:
             self.look_at_numbers(values, kinds, path)
-        self.has_nat = self.has_nat or any(kind.__name__ == "NaTType" for kind in kinds)
+        self.has_missing = self.has_missing or any(kind.__name__ in ("NaTType", "NAType") for kind in kinds)
         self.has_masks = self.has_masks or any(is_masked(kind) for kind in kinds)
         if families in EXACT_FAMILIES:
             return
@@ -149,13 +220,20 @@ class Exact:
         elif SPANS in families:
             if any(getattr(value, "nanoseconds", 0) for value in values):
                 self.paths.add(path)
+        elif families & {NUMPY_MOMENTS, NUMPY_SPANS}:
+            self.look_at_units([value for value in values if family_of(type(value)) in families], path)
+
+    def refuse_classes(self, kinds, path):
+        kind = min(kinds, key=lambda kind: kind.__name__)
+        advice = next(advice for module, name, advice in ADVICE_OF_CLASSES if is_kind(kind, module, name))
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        self.refuse(path, f"values of the class {module}{kind.__qualname__}", advice)
 
     def check_families(self, values, families, path):
         """The families without that of NaN, where NaN is a missing value; refuses more than one."""
-        if self.from_pandas and not any(
-                family_of(type(value)) == NUMBERS and not (isinstance(value, float) and value != value)
-                for value in values):
-            families = families - {NUMBERS}
+        for family in families & {NUMBERS, NUMPY_MOMENTS, NUMPY_SPANS}:
+            if self.are_missing([value for value in values if family_of(type(value)) == family], path):
+                families = families - {family}
         if families <= {DATES, MOMENTS} and len(families) > 1:
             self.refuse(path, "dates and date-times",
                         "make all of them date-times (`datetime.combine(date, time.min)`) or dates (`.date()`)")
@@ -163,19 +241,59 @@ class Exact:
             # Booleans last, then by name.
             what = " and ".join(sorted(families, key=lambda family: (family == BOOLEANS, family)))
             self.refuse(path, what, ONE_FAMILY.get(
-                frozenset(families), "give all values of a column one type, such as text (`str(value)`)"))
+                frozenset(families), "give all values of a column one type, such as text (`str(value)`), and None for those that are missing"))
         return families
 
+    def are_missing(self, values, path):
+        """Whether each of the values is NaN or NaT, which is missing then."""
+        if not all(is_nan(value) or is_nat(value) for value in values):
+            return False
+        # pandas' missing value is a float.
+        if not self.from_pandas or not all(isinstance(value, float) for value in values):
+            self.gaps.add(path)
+        return True
+
     def look_at_numbers(self, values, kinds, path):
-        names = {kind.__name__ for kind in kinds}
-        if "float16" in names and any(issubclass(kind, int) for kind in kinds):
-            self.refuse(path, "half floats and integers", "make all of them `float`")
+        of_numpy = tuple(kind for kind in kinds if is_kind(kind, "numpy", "integer"))
         decimals = tuple(kind for kind in kinds if issubclass(kind, decimal.Decimal))
-        if decimals and not all(
+        floats = [value for value in values if is_float(type(value))] if of_numpy or decimals else ()
+        if any(kind.__name__ == "float16" for kind in kinds) and (
+                of_numpy or any(issubclass(kind, int) for kind in kinds)):
+            self.refuse(path, "half floats and integers", "make all of them `float`")
+        has_floats = not all(self.from_pandas and isinstance(value, float) and value != value for value in floats)
+        # pyarrow reads them as integers with a sign.
+        if has_floats and any(int(value) >= 1 << 63 for value in values if isinstance(value, of_numpy)):
+            self.refuse(path, "unsigned integers from 2**63 and floats",
+                        "make all of them texts or Decimal (`Decimal(str(value))`), and None those that are missing")
+        if not decimals:
+            return
+        if of_numpy or any(issubclass(kind, int) for kind in kinds):
+            # pyarrow does not count their digits.
+            self.gaps.add(path)
+        if floats and not self.are_missing(floats, path):
+            self.refuse(path, "decimals and floats", "make all of them `float`, or Decimal (`Decimal(str(value))`)")
+        if not all(
                 value.is_finite() or self.from_pandas and value.is_nan()
                 for value in values if isinstance(value, decimals)):
             self.refuse(path, "a Decimal that is not finite, which Arrow does not have",
                         "give None, or make all of them `float`")
+
+    def look_at_units(self, values, path):
+        """Counts of several units, or of multiples of one, would become those of the first one."""
+        data = sys.modules["numpy"].datetime_data
+        units = {data(value.dtype) for value in values if not is_nat(value)}
+        others = {data(value.dtype) for value in values} - units
+        if others and (units or len(others) > 1 or not others <= UNITS):
+            # NaT of another unit.
+            self.gaps.add(path)
+        if len(units) > 1 or not units <= UNITS:
+            kind = values[0].dtype.kind
+            listed = " and ".join(sorted(f"{count if count > 1 else ''}{unit}" for unit, count in units))
+            what = "date-times" if kind == "M" else "durations"
+            self.refuse(path, f"{what} of numpy in the units {listed}" if len(units) > 1 else
+                        f"{what} of numpy in the unit {listed}, which Arrow does not have",
+                        f"give all of them one of the units s, ms, us, ns, as with `.astype('{kind}8[us]')`"
+                        + (", or dates (`.astype(object)`)" if units == {("D", 1)} and kind == "M" else ""))
 
     def look_at_moments(self, values, path):
         zones = {value.tzinfo is None for value in values}
@@ -193,10 +311,19 @@ class Exact:
 
     def look_into_lists(self, lists, path):
         # Arrays of numpy have a value of each of their types instead of all of theirs.
-        arrays = {value.dtype.type for value in lists if hasattr(value, "dtype") and not is_object(value)}
+        arrays = [value for value in lists if hasattr(value, "dtype") and not is_object(value)]
         if arrays:
             lists = [value for value in lists if not hasattr(value, "dtype") or is_object(value)]
-            lists.append([kind() for kind in arrays if kind.__name__ != "void"])
+            filled = [array for array in arrays if array.size]
+            types = {array.dtype for array in filled}
+            others = {array.dtype for array in arrays} - types
+            if others and (filled or any(map(len, lists))):
+                self.gaps.add(path)
+            else:
+                types |= others
+            lists.append(list(map(sample_of, types)))
+            # Whether these fit depends on the values.
+            lists.append([array.max() for array in filled if array.dtype.kind == "u"])
         kinds = set(map(type, itertools.chain.from_iterable(lists)))
         if not is_plain(kinds):
             self.look(list(itertools.chain.from_iterable(lists)), (*path, None), kinds)
@@ -218,6 +345,11 @@ class Exact:
         if pa.types.is_list(kind):
             return pa.list_(kind.value_field.with_type(self.type_of(kind.value_type, pa, (*path, None))))
         return kind
+
+
+def sample_of(dtype):
+    """A value of a type of numpy."""
+    return dtype.type() if dtype.kind in "SU" else sys.modules["numpy"].zeros(1, dtype)[0]
 
 
 def of_texts(array, pa):

@@ -66,7 +66,7 @@ for files in json.loads(sys.argv[1]):
         table = pq.ParquetFile(file).read()
         rows += table.drop_columns(['_job_id', '_file_version_id']).to_pylist()
     found.append(rows)
-print(json.dumps(found, default=str))
+print(json.dumps(json.loads(json.dumps(found, default=str), parse_constant=str)))
 ";
 
 /// The rows of a file's outputs.
@@ -623,7 +623,7 @@ const MIXED: &[(&str, &str, &str)] = &[
     (
         "uuids_and_numbers",
         "[uuid.UUID(int=1), 5]",
-        "numbers and other objects",
+        "UUIDs and numbers",
     ),
     (
         "numbers_and_durations_of_numpy",
@@ -641,6 +641,101 @@ const MIXED: &[(&str, &str, &str)] = &[
         "numbers and booleans",
     ),
     ("keys", "[{b'k': 1}, {'k': 2}]", "dicts with the key b'k'"),
+    (
+        "units_of_arrays",
+        "[np.array([90], 'm8[s]'), np.array([90000], 'm8[ms]')]",
+        "durations of numpy in the units ms and s: give all of them one of the units s, ms, us, ns",
+    ),
+    (
+        "units_of_arrays_and_lists",
+        "[[np.timedelta64(90, 's')], np.array([90000], 'm8[ms]')]",
+        "durations of numpy in the units ms and s",
+    ),
+    (
+        "units_of_masked_arrays",
+        "[np.ma.array([90], 'm8[s]', mask=[0]), np.array([90], 'm8[ns]')]",
+        "durations of numpy in the units ns and s",
+    ),
+    (
+        "units_of_date_times",
+        "[[np.datetime64(9, 's')], [np.datetime64(9, 'ms')]]",
+        "date-times of numpy in the units ms and s",
+    ),
+    (
+        "multiples_of_a_unit",
+        "[[np.timedelta64(9, '10s')]]",
+        "durations of numpy in the unit 10s, which Arrow does not have",
+    ),
+    (
+        "days_of_numpy",
+        "[[np.datetime64('2020-01-01')]]",
+        "date-times of numpy in the unit D",
+    ),
+    (
+        "unsigned_integers_and_floats",
+        "[np.uint64(2 ** 64 - 1), 1.5]",
+        "unsigned integers from 2**63 and floats",
+    ),
+    (
+        "unsigned_integers_and_single_floats",
+        "[np.float32(1.5), np.ulonglong(2 ** 64 - 1)]",
+        "unsigned integers from 2**63 and floats",
+    ),
+    (
+        "arrays_of_unsigned_integers_and_floats",
+        "[np.array([1, 2 ** 64 - 1], 'u8'), np.array([0.5])]",
+        "unsigned integers from 2**63 and floats",
+    ),
+    (
+        "unsigned_integers_and_a_list_of_floats",
+        "[[0.5], np.ma.array([2 ** 64 - 1], 'u8', mask=[0])]",
+        "unsigned integers from 2**63 and floats",
+    ),
+    (
+        "long_doubles",
+        "[1, np.longdouble('2.9')]",
+        "values of the class numpy.longdouble: give `float(value)`",
+    ),
+    (
+        "arrays_of_long_doubles",
+        "[np.array([0.9], np.longdouble), [1]]",
+        "values of the class numpy.longdouble",
+    ),
+    (
+        "complex_numbers",
+        "[1, np.complex64(1j)]",
+        "values of the class numpy.complex64: give `value.real`",
+    ),
+    (
+        "arrays_of_complex_numbers",
+        "[np.array([1j]), [1]]",
+        "values of the class numpy.complex128",
+    ),
+    (
+        "fractions",
+        "[__import__('fractions').Fraction(1, 2), 5]",
+        "values of the class fractions.Fraction: give values of Python or numpy that Arrow has",
+    ),
+    (
+        "offsets",
+        "[pd.DateOffset(months=1, hour=5)]",
+        "values of the class pandas.",
+    ),
+    (
+        "views_of_dicts",
+        "[{'k': 1.5}.values(), {'k': True}.values()]",
+        "numbers and booleans",
+    ),
+    (
+        "decimals_and_floats",
+        "[decimal.Decimal(1), 1.5]",
+        "decimals and floats",
+    ),
+    (
+        "half_floats_and_integers_of_numpy",
+        "[np.float16(1.5), np.array([3001])[0]]",
+        "half floats and integers",
+    ),
     (
         "infinite",
         "[decimal.Decimal('Infinity')]",
@@ -686,6 +781,16 @@ fn values_of_several_kinds_in_a_column_are_refused() {
             ));
         }
     }
+    let frame = "df = pd.DataFrame({'id': [1, 2], 'name': ['x', None], 'day': pd.Series([datetime.date(2020, 1, 1), np.nan], dtype=object), 'ok': pd.Series([True, np.nan], dtype=object), 'n': [1.5, np.nan]})";
+    for (name, value) in [
+        ("frame_rows", "df.to_dict('records')"),
+        ("frame_records", "df.to_records(index=False)"),
+        ("frame_arrays", "{c: df[c].to_numpy() for c in df}"),
+        ("frame_lists", "df.to_dict('list')"),
+    ] {
+        let rows = r#"[{"id": 1, "name": "x", "day": "2020-01-01", "ok": true, "n": 1.5}, {"id": 2, "name": null, "day": null, "ok": null, "n": "NaN"}]"#;
+        cases.push((name, leak(format!("{frame}\nreturn {value}")), Rows(rows)));
+    }
     cases.extend([
         (
             "categories",
@@ -720,6 +825,72 @@ fn values_of_several_kinds_in_a_column_are_refused() {
             "masked_values_of_two_dimensions",
             "return {'v': [np.ma.array([[1, 2]], mask=[[0, 1]])]}",
             Fails("column 'v': a masked array must have one dimension"),
+        ),
+        (
+            "long_doubles_of_an_array",
+            "return np.array([(1,)], [('a', np.longdouble)])",
+            Fails("column 'a': it has values of the class numpy.longdouble"),
+        ),
+        (
+            "multiples_of_a_unit_of_an_array",
+            "return {'a': np.array([9], 'm8[10s]')}",
+            Fails("column 'a': it has durations of numpy in the unit 10s"),
+        ),
+        (
+            "days_of_an_array",
+            "return {'a': np.array(['2020-01-02'], 'M8[D]')}",
+            Rows(r#"[{"a": "2020-01-02"}]"#),
+        ),
+        (
+            "unsigned_integers_that_fit",
+            "return {'u': [np.uint64(2 ** 64 - 1), None], 'f': [np.uint64(5), 1.5], 'l': [np.array([2 ** 64 - 1], 'u8'), None], 's': pd.Series([np.uint64(2 ** 64 - 1), float('nan')], dtype=object)}",
+            Rows(
+                r#"[{"u": 18446744073709551615, "f": 5.0, "l": [18446744073709551615], "s": 18446744073709551615}, {"u": null, "f": 1.5, "l": null, "s": null}]"#,
+            ),
+        ),
+        (
+            "units_that_are_one",
+            "return {'s': [np.timedelta64('NaT'), np.timedelta64(9, 's')], 'l': [np.array([], 'm8[s]'), np.array([9], 'm8[ms]')]}",
+            Rows(r#"[{"s": null, "l": []}, {"s": "0:00:09", "l": ["0:00:00.009000"]}]"#),
+        ),
+        (
+            "missing_values_within_values",
+            "import decimal\nnan = float('nan')\nreturn [{'l': ['x', nan], 's': {'d': nan, 'n': nan}, 'a': np.array(['x', np.float32(nan)], object), 'v': nan, 'i': pd.NA, 'c': decimal.Decimal(1)}, {'l': [nan], 's': {'d': datetime.date(2020, 1, 1), 'n': 1.5}, 'a': None, 'v': [pd.NA, 1], 'i': 5, 'c': nan}]",
+            Rows(
+                r#"[{"l": ["x", null], "s": {"d": null, "n": "NaN"}, "a": ["x", null], "v": null, "i": null, "c": "1"}, {"l": [null], "s": {"d": "2020-01-01", "n": 1.5}, "a": null, "v": [null, 1], "i": 5, "c": null}]"#,
+            ),
+        ),
+        (
+            "missing_values_of_one_class",
+            "return [{'m': float('nan')}, {'m': np.datetime64('NaT')}, {'m': 'x'}, {'m': np.float32('nan')}]",
+            Rows(r#"[{"m": null}, {"m": null}, {"m": "x"}, {"m": null}]"#),
+        ),
+        (
+            "decimals_and_integers",
+            "from decimal import Decimal\nvalues = [Decimal('0.01'), 12345678901234567890, np.int8(-5), None]\nself.ctx.publish('t', {'v': values})\nself.ctx.publish('t', pd.DataFrame({'v': values}))",
+            Rows(
+                r#"[{"v": "0.01"}, {"v": "12345678901234567890.00"}, {"v": "-5.00"}, {"v": null}, {"v": "0.01"}, {"v": "12345678901234567890.00"}, {"v": "-5.00"}, {"v": null}]"#,
+            ),
+        ),
+        (
+            "decimals_and_arrays_of_integers",
+            "import decimal\nreturn [{'v': [decimal.Decimal('0.01')]}, {'v': np.array([7, 100], 'u1')}]",
+            Rows(r#"[{"v": ["0.01"]}, {"v": ["7.00", "100.00"]}]"#),
+        ),
+        (
+            "empty_arrays",
+            "values = [np.array([]), ['x'], np.array([])]\nself.ctx.publish('t', {'v': values})\nself.ctx.publish('t', pd.DataFrame({'v': values}))",
+            Rows(r#"[{"v": []}, {"v": ["x"]}, {"v": []}, {"v": []}, {"v": ["x"]}, {"v": []}]"#),
+        ),
+        (
+            "empty_arrays_alone",
+            "self.ctx.publish('t', {'v': [np.array([])]})\nself.ctx.publish('t', {'v': [np.array([1.5])]})",
+            Rows(r#"[{"v": []}, {"v": [1.5]}]"#),
+        ),
+        (
+            "masked_constants_of_a_frame",
+            "return pd.DataFrame({'v': [1.5, np.ma.masked], 'v2': ['x', 'y']}, index=pd.Index([7, 8], name='i'))",
+            Rows(r#"[{"v": 1.5, "v2": "x", "i": 7}, {"v": null, "v2": "y", "i": 8}]"#),
         ),
         (
             "names_like_types",
