@@ -210,8 +210,9 @@ impl Found {
                 if !is_generated(&path) {
                     self.folder(&path, &below)?;
                 }
-            } else if !name.as_encoded_bytes().ends_with(b".pyc") {
-                // A link to a folder is none of the files that can be compared.
+            } else {
+                // Also `*.pyc`: Python imports those outside `__pycache__` where there is no source. A link to a
+                // folder is none of the files that can be compared.
                 self.file(&path, &below)?;
             }
         }
@@ -282,6 +283,10 @@ mod tests {
             seen.push(now);
         };
         write("m/a.py", "3");
+        change(&mut seen);
+        write("m/without_source.pyc", "1");
+        change(&mut seen);
+        write("m/without_source.pyc", "2");
         change(&mut seen);
         fs::rename(at("m/b.py"), at("m/c.py")).unwrap();
         change(&mut seen);
