@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -174,11 +174,12 @@ fn hash_of(mut file: File) -> io::Result<String> {
     }
 }
 
-/// What a file or a folder contains, as a hash; none where it cannot be read or is too large to be
-/// compared. What builds and caches write is left out.
+/// What a file or a folder contains, as a hash; none where it cannot be read, is too large to be
+/// compared, or where a build reads what is outside of the folder. What builds and caches write is left out.
 pub(super) fn fingerprint(path: &Path) -> Option<String> {
     let mut found = Found::default();
     match fs::metadata(path).ok()?.is_dir() {
+        true if leads_out(path) => return None,
         true => found.folder(path, Path::new(""))?,
         false => found.file(path, Path::new(""))?,
     }
@@ -190,6 +191,22 @@ pub(super) fn fingerprint(path: &Path) -> Option<String> {
         hasher.update(content);
     }
     Some(text::hex(&hasher.finalize()))
+}
+
+/// True for a package whose files for its build name a folder above, as `../shared`.
+fn leads_out(folder: &Path) -> bool {
+    let files = ["pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in"];
+    files.iter().any(|name| {
+        let text = input_file::open(&folder.join(name)).and_then(|file| {
+            let mut text = Vec::new();
+            file.take(limits::LOCAL_SIZE_MAX).read_to_end(&mut text)?;
+            Ok(text)
+        });
+        let text = text.unwrap_or_default();
+        let parts =
+            text.split(|byte| !matches!(byte, b'.' | b'_' | b'-') && !byte.is_ascii_alphanumeric());
+        parts.into_iter().any(|part| part == b"..")
+    })
 }
 
 #[derive(Default)]
@@ -294,6 +311,18 @@ mod tests {
         change(&mut seen);
         std::os::unix::fs::symlink(at("m"), at("link")).unwrap();
         assert_eq!(fingerprint(dir.path()), None);
+        fs::remove_file(at("link")).unwrap();
+        for (name, text, leads_out) in [
+            ("pyproject.toml", "\"../shared/t.csv\" = \"m/t.csv\"", true),
+            ("pyproject.toml", "description = \"and so on...\"", false),
+            ("setup.py", "open(join(here, '..', 'VERSION'))", true),
+            ("setup.cfg", "[metadata]\nversion = file: ../VERSION", true),
+            ("MANIFEST.in", "graft m", false),
+        ] {
+            write(name, text);
+            assert_eq!(fingerprint(dir.path()).is_none(), leads_out, "{name}");
+            fs::remove_file(at(name)).unwrap();
+        }
         assert_eq!(fingerprint(&at("missing")), None);
         assert!(fingerprint(&at("m/a.py")).is_some());
     }
