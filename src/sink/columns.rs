@@ -77,11 +77,6 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
     Ok(())
 }
 
-/// True for what is known of a column where no part of its type is unknown.
-fn is_whole(known: &FieldRef) -> bool {
-    !merge::is_unknown(known.data_type())
-}
-
 /// The columns of a sink, with the types that its batches have had so far.
 pub(super) struct Columns {
     /// Of the sink, with the ids, without metadata of its own.
@@ -89,8 +84,8 @@ pub(super) struct Columns {
     metadata: FileMetadata,
     /// What is known of the columns of the batches; see `merge`.
     evidence: Vec<FieldRef>,
-    /// Columns whose whole type in the last batch is in the evidence: that batch had values of it.
-    is_whole: Vec<bool>,
+    /// Fields of batches whose types are in the evidence whole: other batches that have them add nothing.
+    settled: Vec<Option<FieldRef>>,
     /// Schema of the last batch.
     last: SchemaRef,
     /// The sink's columns in that batch, where they are in another order.
@@ -104,10 +99,12 @@ impl Columns {
         let columns = last.fields().iter().zip(batch.columns());
         let evidence = columns.map(|(field, column)| merge::known(field, column));
         let evidence: Vec<FieldRef> = evidence.collect();
+        let settled = last.fields().iter().zip(&evidence);
+        let settled = settled.map(|(field, known)| settled_field(field, known));
         Ok(Columns {
             schema: with_ids(&last)?,
             metadata: FileMetadata::new(last.metadata()),
-            is_whole: evidence.iter().map(is_whole).collect(),
+            settled: settled.collect(),
             evidence,
             last,
             order: None,
@@ -143,7 +140,6 @@ impl Columns {
         if !Arc::ptr_eq(&got, &last) && got.metadata() != last.metadata() {
             self.metadata.add(got.metadata())?;
         }
-        let last_order = self.order.clone();
         if !is_same {
             self.order = order(topic, &self.schema, &got)?;
         }
@@ -155,23 +151,18 @@ impl Columns {
             })?,
             None => batch.clone(),
         };
-        let before = |index: usize| {
-            let index = last_order
-                .as_ref()
-                .map_or(Some(&index), |order| order.get(index));
-            index.and_then(|index| last.fields().get(*index))
-        };
         let mut changes = Vec::new();
         let columns = batch.schema_ref().fields().iter().zip(batch.columns());
         let columns = columns.zip(self.schema.fields());
-        let columns = columns.zip(self.evidence.iter_mut().zip(&mut self.is_whole));
-        for (index, (((field, column), stored), (evidence, was_whole))) in columns.enumerate() {
-            let is_new = !is_same && before(index) != Some(field);
-            if !is_new && *was_whole {
+        let columns = columns.zip(self.evidence.iter_mut().zip(&mut self.settled));
+        for (index, (((field, column), stored), (evidence, settled))) in columns.enumerate() {
+            if settled.as_ref() == Some(field) {
                 continue;
             }
             let known = merge::known(field, column);
-            *was_whole = is_whole(&known);
+            if let Some(field) = settled_field(field, &known) {
+                *settled = Some(field);
+            }
             let merged = merge::merge_fields(evidence, &known);
             *evidence = merged.map_err(|clash| refused(topic, stored, field, clash))?;
             let filled = merge::fill_field(evidence, stored);
@@ -206,6 +197,11 @@ impl Columns {
         }
         Ok(columns)
     }
+}
+
+/// A batch's field, where no node of its type is without values there.
+fn settled_field(field: &FieldRef, known: &FieldRef) -> Option<FieldRef> {
+    (!merge::is_unknown(known.data_type())).then(|| field.clone())
 }
 
 /// Why a batch's column is not one of the sink's.

@@ -50,7 +50,7 @@ impl From<ArrowError> for Failure {
 }
 
 /// An array as one of a stored type. A type that is the stored one of the array's, or what it was
-/// merged to, fits.
+/// merged to, fits; what another one does not hold is refused.
 pub(super) fn convert(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     use DataType as T;
     let from = array.data_type();
@@ -297,7 +297,8 @@ fn by_position(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failur
     converted.collect()
 }
 
-/// The fields of a struct by their names; one that it lacks is null.
+/// The fields of a struct by their names; one that it lacks is null. One with values that is more is
+/// refused.
 fn by_name(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {
     let names = array.fields().iter().map(|field| field.name());
     if names.eq(to.iter().map(|field| field.name())) {
@@ -307,6 +308,11 @@ fn by_name(array: &StructArray, to: &Fields) -> Result<Vec<ArrayRef>, Failure> {
     let named: HashMap<&str, &ArrayRef> = named
         .map(|(field, column)| (field.name().as_str(), column))
         .collect();
+    let wanted: HashSet<&str> = to.iter().map(|field| field.name().as_str()).collect();
+    let mut more = named.iter().filter(|(name, _)| !wanted.contains(*name));
+    if more.any(|(_, column)| column.logical_null_count() < column.len()) {
+        return Err(Failure::Type(None));
+    }
     let converted = to
         .iter()
         .map(|field| match named.get(field.name().as_str()) {
@@ -363,6 +369,9 @@ fn checked_interval(array: &ArrayRef) -> Result<ArrayRef, Failure> {
 
 /// Timestamps and durations in a finer unit, of which there are fewer.
 fn finer(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
+    if unit_of(to) < unit_of(array.data_type()) {
+        return Err(Failure::Type(None));
+    }
     cast(array, to).map_err(|error| {
         let reason = format!(
             "{error}: a value of type {} is out of the range of {}, the type of all batches; \
@@ -372,6 +381,17 @@ fn finer(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
         );
         Failure::Value(Vec::new(), reason)
     })
+}
+
+/// The unit of a type, from seconds to nanoseconds.
+fn unit_of(data_type: &DataType) -> Option<TimeUnit> {
+    use DataType as T;
+    match data_type {
+        T::Timestamp(unit, _) | T::Duration(unit) | T::Time32(unit) | T::Time64(unit) => {
+            Some(*unit)
+        }
+        _ => None,
+    }
 }
 
 /// Times of a day, from 0 to 24 hours without the end.
@@ -404,6 +424,7 @@ fn times(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
             ),
         )),
         None if array.data_type() == to => Ok(array.clone()),
+        None if unit_of(to) < unit_of(array.data_type()) => Err(Failure::Type(None)),
         None => Ok(cast(array, to)?),
     }
 }
@@ -412,6 +433,10 @@ fn times(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
 fn decimals(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
     if array.data_type() == to {
         return within_precision(array.clone(), to);
+    }
+    // Arrow's cast rounds.
+    if scale_of(to) < scale_of(array.data_type()) {
+        return Err(Failure::Type(None));
     }
     let converted = cast(array, to).map_err(Failure::from);
     let converted = converted.and_then(|array| within_precision(array, to));
@@ -426,6 +451,17 @@ fn decimals(array: &ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
         }
         failure => failure,
     })
+}
+
+fn scale_of(data_type: &DataType) -> Option<i8> {
+    use DataType as T;
+    match data_type {
+        T::Decimal32(_, scale)
+        | T::Decimal64(_, scale)
+        | T::Decimal128(_, scale)
+        | T::Decimal256(_, scale) => Some(*scale),
+        _ => None,
+    }
 }
 
 fn within_precision(array: ArrayRef, to: &DataType) -> Result<ArrayRef, Failure> {
