@@ -54,6 +54,7 @@ pub mod strays;
 pub mod syntax;
 mod tool;
 mod uv;
+pub mod uv_folders;
 pub mod warm;
 
 use std::ffi::OsString;

@@ -23,13 +23,14 @@ use std::sync::OnceLock;
 use rustix::fs::Access;
 
 use super::environment::Error;
-use super::operator;
+use super::{operator, uv_folders};
 
 /// Finds all of it; later calls change nothing.
 pub fn resolve() {
     let found = [folders(), kept()];
     log::debug!("programs: {found:?}");
     operator::resolve();
+    uv_folders::resolve();
 }
 
 /// The folders of PATH that are there at the start, but for relative ones: an empty entry is the working directory.
@@ -156,16 +157,6 @@ fn may_change(path: &Path) -> bool {
     path.exists() && (user.is_root() || path.ancestors().any(may))
 }
 
-/// Where uv installs Pythons; plugins and build code find it read-only.
-pub fn pythons() -> Option<PathBuf> {
-    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-    let named = set("UV_PYTHON_INSTALL_DIR").map(PathBuf::from);
-    let data = set("XDG_DATA_HOME").map(PathBuf::from);
-    let data = data.filter(|folder| folder.is_absolute());
-    let data = data.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".local/share")));
-    named.or_else(|| data.map(|data| data.join("uv")))
-}
-
 /// True for a Python, all links followed, that neither plugins nor build code can change: one of a place that is
 /// [`kept`], of uv's Pythons, or of another user's.
 pub(super) fn is_kept(python: &Path) -> bool {
@@ -174,7 +165,7 @@ pub(super) fn is_kept(python: &Path) -> bool {
         return false;
     }
     let of = installation(python).unwrap_or_else(|| python.to_owned());
-    let places = kept().iter().cloned().chain(pythons());
+    let places = kept().iter().cloned().chain(uv_folders::pythons());
     let mut places = places.filter_map(|place| fs::canonicalize(place).ok());
     places.any(|place| of.starts_with(place)) || !may_change(python)
 }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use super::environment::Error;
 use super::folders::{Scratch, Step, sweep_killed};
 use super::programs::check_path;
-use super::{kept_variables, operator, strays};
+use super::{kept_variables, operator, strays, uv_folders};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sandbox::{Mounts, launch};
@@ -41,7 +41,7 @@ pub struct Build {
     /// program.
     pub launcher: Option<(PathBuf, Mounts)>,
     /// What only tools may change that run no code of dependencies: where uv installs Pythons.
-    pub pythons: Option<PathBuf>,
+    pub pythons: Vec<PathBuf>,
 }
 
 impl Build {
@@ -49,9 +49,7 @@ impl Build {
     pub(super) fn held(&self) -> Option<(&Path, Mounts)> {
         let (program, mounts) = self.launcher.as_ref()?;
         let mut mounts = mounts.clone();
-        mounts
-            .writable
-            .retain(|path| Some(path) != self.pythons.as_ref());
+        mounts.writable.retain(|path| !self.pythons.contains(path));
         mounts.read_only.extend(self.pythons.clone());
         Some((program, mounts))
     }
@@ -316,7 +314,7 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
             || PROXIES.contains(&name.to_ascii_uppercase().as_str())
     };
     let own = std::env::vars_os().filter(move |(name, _)| name.to_str().is_some_and(is_kept));
-    own.chain(kept_variables())
+    own.chain(kept_variables()).chain(uv_folders::variables())
 }
 
 const KEPT: &[&str] = &[

@@ -11,6 +11,7 @@ use crate::guest;
 use crate::guest::environment::{self, Environment};
 use crate::guest::programs;
 use crate::guest::source::Source;
+use crate::guest::uv_folders;
 use crate::job::Cause;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
 
@@ -52,7 +53,7 @@ impl SandboxOptions {
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
         let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
-        let writable = [home.clone()].into_iter().chain(tool_folders());
+        let writable = [home.clone()].into_iter().chain(uv_folders::all());
         // A folder that is created later would be read-only.
         let writable = writable
             .filter(|path| fs::create_dir_all(path).is_ok() && is_in(path))
@@ -235,7 +236,7 @@ impl Sandbox {
         };
         if self.options.mode != Mode::Off {
             let ours = [of.output, of.home, of.shim].map(Path::to_owned);
-            mounts.read_only = ours.into_iter().chain(tool_folders()).collect();
+            mounts.read_only = ours.into_iter().chain(uv_folders::all()).collect();
             mounts.read_only.extend(programs::kept().iter().cloned());
             mounts.read_only.extend(kernel_files());
             mounts.read_only.extend(prefixes(of.environment));
@@ -244,9 +245,7 @@ impl Sandbox {
             // A file of the queue could be locked by whoever can read it, and so could other environments.
             mounts.hidden.push(of.output.join(".casparian"));
             mounts.hidden.extend([guest::uv_lock_file(of.home)]);
-            let folders = tool_folders();
-            let cache = folders.iter().map(|folder| folder.join(".lock"));
-            mounts.hidden.extend(cache);
+            mounts.hidden.extend(uv_folders::locks());
             let environments = environment::folder(of.home);
             let keep = prefixes(of.environment).into_iter();
             mounts.private.push(Private {
@@ -290,16 +289,6 @@ fn kernel_files() -> Vec<PathBuf> {
         "/sys",
     ];
     names.map(PathBuf::from).to_vec()
-}
-
-/// Folders of uv, whose files environments share by hard links.
-fn tool_folders() -> Vec<PathBuf> {
-    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let named = |name| named(name).map(PathBuf::from);
-    let caches = named("XDG_CACHE_HOME").filter(|folder| folder.is_absolute());
-    let caches = caches.or_else(|| named("HOME").map(|home| home.join(".cache")));
-    let cache = named("UV_CACHE_DIR").or_else(|| caches.map(|folder| folder.join("uv")));
-    cache.into_iter().chain(programs::pythons()).collect()
 }
 
 /// The folders of an environment and of the Python installation that it is made of.

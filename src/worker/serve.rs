@@ -23,7 +23,7 @@ use super::runtime::Runtime;
 use super::sandbox::{Sandbox, SandboxOptions};
 use super::settling::Settlements;
 use crate::guest::quota::Quota;
-use crate::guest::{environment, programs, strays};
+use crate::guest::{environment, strays, uv_folders};
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Bounds, Root, RootOptions};
@@ -140,7 +140,7 @@ impl Options {
         environment::Build {
             no_build: self.no_build,
             launcher: sandbox.and_then(|sandbox| sandbox.build(&self.output, home, hidden)),
-            pythons: programs::pythons(),
+            pythons: uv_folders::pythons(),
         }
     }
 }

@@ -211,3 +211,77 @@ fn no_program_of_others_is_run_without_a_sandbox_for_an_environment() {
         assert_eq!(ran.status.success(), runs, "{mode}: {said}");
     }
 }
+
+/// A program that runs plugins with a home of its own, with uv there.
+fn run_at(home_of: &Path, arguments: &[&str]) -> Command {
+    let bin = home_of.join(".casparian_flow/uv/bin");
+    if !bin.exists() {
+        fs::create_dir_all(&bin).unwrap();
+        let shared = home().join(".casparian_flow");
+        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        fs::copy(uv, bin.join("uv")).unwrap();
+    }
+    let mut command = program("casparian");
+    command.arg("run").args(arguments).env("HOME", home_of);
+    command
+}
+
+/// How uv's cache is named: variables and the text of the user's `uv.toml`, where @ is the scene.
+const CACHES: &[(&str, &[(&str, &str)], &str)] = &[
+    ("variable", &[("UV_CACHE_DIR", "@/cache")], ""),
+    ("relative", &[("UV_CACHE_DIR", "cache")], ""),
+    ("setting", &[], "cache-dir = \"@/cache\""),
+    ("relative setting", &[], "cache-dir = \"cache\""),
+    (
+        "both",
+        &[("UV_CACHE_DIR", "@/cache")],
+        "cache-dir = \"@/other\"",
+    ),
+];
+
+/// Tries to change the cache and to open its lock, and gives what it could do.
+const CACHE_CHANGER: &str = r#"
+import os, stat
+import pyarrow as pa
+
+class Handler:
+    def execute(self, path):
+        cache = os.path.join(os.path.dirname(path), "cache")
+        done = []
+        for name in ("planted", "CACHEDIR.TAG"):
+            try:
+                open(os.path.join(cache, name), "a").close()
+                done.append(name)
+            except OSError:
+                pass
+        if stat.S_ISREG(os.stat(os.path.join(cache, ".lock")).st_mode):
+            done.append("lock")
+        yield pa.table({"done": [" ".join(done)]})
+"#;
+
+#[test]
+fn plugins_do_not_change_the_cache_of_uv_however_it_is_named() {
+    for (name, variables, settings) in CACHES {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let path = |name: &str| root.join(name);
+        let text = |text: &str| text.replace('@', root.to_str().unwrap());
+        symlink(home().join(".cache/uv"), path("cache")).unwrap();
+        fs::create_dir_all(path("home/.config/uv")).unwrap();
+        fs::write(path("home/.config/uv/uv.toml"), text(settings)).unwrap();
+        fs::write(path("p.py"), CACHE_CHANGER).unwrap();
+        fs::write(path("in"), "x").unwrap();
+        let mut command = run_at(&path("home"), &["p.py", "in", "-o", "out"]);
+        command.current_dir(&root).env_remove("UV_CACHE_DIR");
+        for (name, value) in *variables {
+            command.env(name, text(value));
+        }
+        let ran = output(&mut command);
+        assert!(ran.status.success(), "{name}: {}", stderr(&ran));
+        assert_eq!(done_of(&path("out")), "\n", "{name}");
+        assert!(
+            !path("other").exists() && !path("home/.cache").exists(),
+            "{name}"
+        );
+    }
+}
