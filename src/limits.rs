@@ -545,6 +545,8 @@ pub const LOCAL_SIZE_MAX: u64 = 1 << 30;
 pub const WHEEL_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Last lines of a failed tool that its error carries.
 pub const TOOL_LINES_KEPT: usize = 12;
+/// Folders in a folder of programs that stay writable for plugins; each is a mount for interpreters. `/usr` has a dozen.
+pub const FOLDERS_BESIDE_PROGRAMS_MAX: usize = 64;
 /// Descendants of the processes that a program had at its start which are told from strays: far more than a container's
 /// start script has.
 pub const INHERITED_MAX: usize = 10_000;

@@ -557,7 +557,13 @@ pub(super) fn worker_options(
         options.bounds.cell = size;
     }
     job_limits(command, typed, &mut options.quota)?;
-    options.sandbox = Some(sandbox_options(command, typed)?);
+    // Those of `run`, behind its plugin.
+    let inputs = typed.positionals.iter().skip(1).map(PathBuf::from);
+    options.sandbox = Some(sandbox_options(
+        command,
+        typed,
+        &inputs.collect::<Vec<_>>(),
+    )?);
     options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
         None | Some("warm") => worker::GuestStart::Warm,
         Some("spawn") => worker::GuestStart::Spawn,
@@ -607,7 +613,11 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// `--sandbox` and `--protect`.
 #[cfg(feature = "worker")]
-fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOptions, Failure> {
+fn sandbox_options(
+    command: &Command,
+    typed: &Typed,
+    inputs: &[PathBuf],
+) -> Result<worker::SandboxOptions, Failure> {
     let name = command
         .text(typed, "sandbox")?
         .unwrap_or_else(|| "on".to_owned());
@@ -617,7 +627,15 @@ fn sandbox_options(command: &Command, typed: &Typed) -> Result<worker::SandboxOp
     };
     let launcher = Path::new(OWN_PROGRAM).to_owned();
     // Before anything of others runs.
-    programs::resolve();
+    programs::resolve(inputs);
+    if mode == Mode::On {
+        for (input, kept) in programs::inputs_in_kept() {
+            let (input, kept) = (input.display(), kept.display());
+            log::warn!(
+                "plugins cannot write beside {input}: {kept} is read-only for them, as programs and libraries are"
+            );
+        }
+    }
     Ok(worker::SandboxOptions {
         mode,
         support: probe(&launcher),

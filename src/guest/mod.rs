@@ -37,6 +37,7 @@ pub mod folder;
 mod folders;
 mod frame_head;
 mod home;
+mod installation;
 mod local;
 mod lock;
 mod operator;
@@ -222,7 +223,7 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
         let name = name.to_str();
         name.is_some_and(|name| ["LANG", "TZ"].contains(&name) || name.starts_with("LC_"))
     });
-    kept.chain(programs::path().map(|path| ("PATH".into(), path)))
+    kept.chain(programs::path_of_plugins().map(|path| ("PATH".into(), path)))
 }
 
 /// Writes the plugin's source where another shim than our own reads it. Code of the job's environment can put

@@ -6,7 +6,7 @@
 //! | the launcher | unrestricted | `/proc/self/exe` | it is the program that runs |
 //! | the fork server of mode `strict` | unrestricted | the link of its environment | neither plugins nor build code can have changed it |
 //! | a fork server of mode `on` | as plugins are | its environment | environments are read-only for plugins |
-//! | the shell of a tool, uv, the Python that installs uv | as build code is | PATH | folders of PATH: [`kept`] |
+//! | the shell of a tool, uv, the Python that installs uv | as build code is | PATH | folders of PATH, but those for other things as well: [`kept`] |
 //! | a Python that compiles a plugin | as build code is | the link of its environment | nothing needed |
 //!
 //! Folders of PATH that are missing at the start are never searched: they may be created later. What of it root's
@@ -23,31 +23,165 @@ use std::sync::OnceLock;
 use rustix::fs::Access;
 
 use super::environment::Error;
-use super::{operator, uv_folders};
+use super::{installation, operator, uv_folders};
+use crate::limits;
+use crate::sandbox::folders_in;
 
-/// Finds all of it; later calls change nothing.
-pub fn resolve() {
-    let found = [folders(), kept()];
-    log::debug!("programs: {found:?}");
+/// What plugins and build code cannot change.
+#[derive(Clone, Debug, Default)]
+pub struct Kept {
+    /// Files, and folders with all that is below.
+    pub whole: Vec<PathBuf>,
+    /// Folders with their own files and links, in which nothing can be added or renamed. Folders there stay what they are.
+    pub entries: Vec<PathBuf>,
+}
+
+/// Finds all of it; later calls change nothing. The inputs are those that are known at the start.
+pub fn resolve(inputs: &[PathBuf]) {
+    let _ = INPUTS.set(inputs.iter().filter_map(|input| known(input)).collect());
+    for (folder, reason) in &folders().left {
+        let folder = folder.display();
+        log::warn!(
+            "{folder} in PATH is not searched for programs that build environments, and plugins may change it: {reason}"
+        );
+    }
+    log::debug!("programs: {:?} {:?}", folders(), kept());
     operator::resolve();
     uv_folders::resolve();
 }
 
-/// The folders of PATH that are there at the start, but for relative ones: an empty entry is the working directory.
-fn folders() -> &'static [PathBuf] {
-    static FOLDERS: OnceLock<Vec<PathBuf>> = OnceLock::new();
-    FOLDERS.get_or_init(|| {
-        let path = env::var_os("PATH").unwrap_or_default();
-        let folders = env::split_paths(&path);
-        folders
-            .filter(|folder| folder.is_absolute() && folder.is_dir())
-            .collect()
+static INPUTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
+
+/// What of an input's path is there: it may be a pattern.
+fn known(input: &Path) -> Option<PathBuf> {
+    let input = std::path::absolute(input).ok()?;
+    input
+        .ancestors()
+        .find_map(|path| fs::canonicalize(path).ok())
+}
+
+fn inputs() -> &'static [PathBuf] {
+    INPUTS.get().map_or(&[], Vec::as_slice)
+}
+
+/// True where the files of an input are a folder's own.
+pub(super) fn has_input_beside(folder: &Path) -> bool {
+    let is_beside =
+        |input: &PathBuf| input == folder || input.parent() == Some(folder) && input.is_file();
+    inputs().iter().any(is_beside)
+}
+
+/// The inputs beside which plugins cannot write, each with the folder that is kept.
+pub fn inputs_in_kept() -> impl Iterator<Item = (&'static Path, &'static Path)> {
+    inputs().iter().filter_map(|input| {
+        let is_beside =
+            |folder: &&PathBuf| folder.as_path() == input || input.parent() == Some(folder);
+        let whole = kept().whole.iter().find(|folder| input.starts_with(folder));
+        let kept = whole.or_else(|| kept().entries.iter().find(is_beside))?;
+        Some((input.as_path(), kept.as_path()))
     })
 }
 
-/// PATH as what is run here gets it; none where it has no absolute folder.
+/// The folders of PATH that are there at the start, but for relative ones: an empty entry is the working directory.
+#[derive(Debug)]
+struct Folders {
+    all: Vec<PathBuf>,
+    searched: Vec<PathBuf>,
+    /// Those that are for other things as well, and why.
+    left: Vec<(PathBuf, String)>,
+}
+
+fn folders() -> &'static Folders {
+    static FOLDERS: OnceLock<Folders> = OnceLock::new();
+    FOLDERS.get_or_init(|| {
+        let path = env::var_os("PATH").unwrap_or_default();
+        let folders = env::split_paths(&path);
+        let all: Vec<PathBuf> = folders
+            .filter(|folder| folder.is_absolute() && folder.is_dir())
+            .collect();
+        let mut found = Folders {
+            all: all.clone(),
+            searched: Vec::new(),
+            left: Vec::new(),
+        };
+        for folder in all {
+            match other_use(&folder) {
+                Some(reason) => found.left.push((folder, reason)),
+                None => found.searched.push(folder),
+            }
+        }
+        found
+    })
+}
+
+/// Folders that are for programs whatever else is in them.
+const SYSTEM: [&str; 6] = [
+    "/bin",
+    "/sbin",
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+];
+
+/// Why a folder of PATH that this user may change is to stay so.
+fn other_use(folder: &Path) -> Option<String> {
+    let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    if !may_change(&folder) || SYSTEM.iter().any(|system| folder == Path::new(system)) {
+        return None;
+    }
+    let has = |path: &&PathBuf| path.starts_with(&folder);
+    if let Some(home) = homes().iter().find(has) {
+        return Some(format!("HOME {} is in it", home.display()));
+    }
+    if is_temporary(&folder) {
+        return Some("temporary files are in it".to_owned());
+    }
+    if let Some(input) = inputs().iter().find(has) {
+        return Some(format!("the input {} is in it", input.display()));
+    }
+    let root = folder == Path::new("/");
+    (root || has_too_many_folders(&folder)).then(|| "it has other folders".to_owned())
+}
+
+/// HOME, as it is named and as its links lead.
+pub(super) fn homes() -> Vec<PathBuf> {
+    let home = env::var_os("HOME").map(PathBuf::from);
+    let home = home.filter(|home| home.is_absolute());
+    let real = home.as_ref().and_then(|home| fs::canonicalize(home).ok());
+    home.into_iter().chain(real).collect()
+}
+
+/// True for a folder of temporary files, and for one above ours.
+pub(super) fn is_temporary(folder: &Path) -> bool {
+    let own = env::temp_dir();
+    let real = fs::canonicalize(&own);
+    let is_above = [Some(&own), real.as_ref().ok()]
+        .into_iter()
+        .flatten()
+        .any(|own| own.starts_with(folder));
+    let is_sticky = fs::metadata(folder).is_ok_and(|found| found.mode() & 0o1000 != 0);
+    is_above || is_sticky
+}
+
+/// Each folder in one of programs is a mount for interpreters.
+pub(super) fn has_too_many_folders(folder: &Path) -> bool {
+    folders_in(folder)
+        .nth(limits::FOLDERS_BESIDE_PROGRAMS_MAX)
+        .is_some()
+}
+
+/// PATH as tools get it; none where it has no folder that is searched.
 pub(super) fn path() -> Option<OsString> {
-    let folders = folders();
+    joined(&folders().searched)
+}
+
+/// PATH as plugins get it: with what they may change.
+pub(super) fn path_of_plugins() -> Option<OsString> {
+    joined(&folders().all)
+}
+
+fn joined(folders: &[PathBuf]) -> Option<OsString> {
     env::join_paths(folders)
         .ok()
         .filter(|_| !folders.is_empty())
@@ -55,7 +189,8 @@ pub(super) fn path() -> Option<OsString> {
 
 /// The first program of that name on PATH.
 pub(super) fn program(name: &str) -> Option<PathBuf> {
-    let programs = folders().iter().map(|folder| folder.join(name));
+    let searched = folders().searched.iter();
+    let programs = searched.map(|folder| folder.join(name));
     let is_program = |program: &PathBuf| {
         let found = program.metadata();
         found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
@@ -68,43 +203,70 @@ pub(super) fn check_path() -> Result<(), Error> {
     match path() {
         Some(_) => Ok(()),
         None => Err(Error::Tool(
-            "PATH is not set or has no absolute folder that is there: set it, such as \
+            "PATH is not set or has no absolute folder that is there and for programs alone: set it, such as \
              PATH=/usr/bin:/bin"
                 .to_owned(),
         )),
     }
 }
 
-/// The programs' files and folders that this user could change, without those in others of them: the own program,
-/// the folders of PATH, the uv there, the installations of the Pythons there, and the settings of uv and pip.
-pub fn kept() -> &'static [PathBuf] {
-    static KEPT: OnceLock<Vec<PathBuf>> = OnceLock::new();
+/// What of the programs this user could change: the own program, the folders of PATH, the uv there, the installations
+/// of the Pythons there, and the settings of uv and pip.
+pub fn kept() -> &'static Kept {
+    static KEPT: OnceLock<Kept> = OnceLock::new();
     KEPT.get_or_init(|| {
-        let mut found = BTreeSet::new();
-        found.extend(env::current_exe());
-        for folder in folders() {
-            found.insert(folder.clone());
-            found.extend(fs::canonicalize(folder));
+        let mut found = Kept::default();
+        found.whole.extend(env::current_exe());
+        for folder in &folders().searched {
+            found.entries.push(folder.clone());
+            found.entries.extend(fs::canonicalize(folder));
             let entries = fs::read_dir(folder).into_iter().flatten().flatten();
             for program in entries.map(|entry| entry.path()) {
                 found.extend(means(&program));
             }
         }
-        found.extend(operator::files());
-        outermost(found.into_iter().filter(|path| may_change(path)))
+        found.whole.extend(operator::files());
+        found.changeable()
     })
 }
 
+impl Kept {
+    fn extend(&mut self, other: Kept) {
+        self.whole.extend(other.whole);
+        self.entries.extend(other.entries);
+    }
+
+    /// Without what this user cannot change, and what lies in a folder that is kept whole.
+    fn changeable(self) -> Kept {
+        let sorted = |paths: Vec<PathBuf>| BTreeSet::from_iter(paths).into_iter();
+        let whole = outermost(sorted(self.whole).filter(|path| may_change(path)));
+        let entries = sorted(self.entries).filter(|path| may_change(path));
+        let is_in = |path: &PathBuf| whole.iter().any(|folder| path.starts_with(folder));
+        let entries = entries.filter(|path| !is_in(path)).collect();
+        Kept { whole, entries }
+    }
+}
+
+/// The installation that an environment was made of.
+pub fn of_base(python: &Path) -> Kept {
+    installation::of(python).changeable()
+}
+
 /// What a program of PATH leads to: the file of a uv, the installation of a Python.
-fn means(program: &Path) -> Vec<PathBuf> {
+fn means(program: &Path) -> Kept {
+    let mut found = Kept::default();
     let name = program.file_name().and_then(|name| name.to_str());
-    let is_python = name.is_some_and(is_python);
+    let is_python = name.is_some_and(installation::is_python);
     let Some(real) = fs::canonicalize(program)
         .ok()
         .filter(|_| is_python || name == Some("uv"))
     else {
-        return Vec::new();
+        return found;
     };
+    found.whole.push(real.clone());
+    if !is_python {
+        return found;
+    }
     // A virtual environment leads to another installation by its file, and what version managers link is a
     // script of theirs.
     let parent = program.parent();
@@ -112,27 +274,13 @@ fn means(program: &Path) -> Vec<PathBuf> {
     let is_venv = parent
         .and_then(Path::parent)
         .is_some_and(|folder| folder.join("pyvenv.cfg").exists());
-    let by_name = installation(program).filter(|_| is_shim || is_venv);
-    let by_file = installation(&real).filter(|_| is_python);
-    [Some(real), by_name, by_file]
-        .into_iter()
-        .flatten()
-        .collect()
-}
-
-fn is_python(name: &str) -> bool {
-    ["python", "pypy", "graalpy"]
-        .iter()
-        .any(|begin| name.starts_with(begin))
-}
-
-/// The folder of a program's installation; none where it is one for other things as well.
-fn installation(program: &Path) -> Option<PathBuf> {
-    let prefix = program.parent()?.parent()?;
-    let home = env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-    let is_shared =
-        prefix == Path::new("/") || home.starts_with(prefix) || prefix == home.join(".local");
-    (!is_shared).then(|| prefix.to_owned())
+    if is_shim || is_venv {
+        found.extend(installation::of(program));
+    }
+    if installation::is_binary(&real) {
+        found.extend(installation::of(&real));
+    }
+    found
 }
 
 /// Those that are in none of the others.
@@ -157,41 +305,26 @@ fn may_change(path: &Path) -> bool {
     path.exists() && (user.is_root() || path.ancestors().any(may))
 }
 
-/// True for a Python, all links followed, that neither plugins nor build code can change: one of a place that is
+/// True for a Python, all links followed, that neither plugins nor build code can change: one of an installation that is
 /// [`kept`], of uv's Pythons, or of another user's.
 pub(super) fn is_kept(python: &Path) -> bool {
     let name = python.file_name().and_then(|name| name.to_str());
-    if !name.is_some_and(is_python) {
+    if !name.is_some_and(installation::is_python) {
         return false;
     }
-    let of = installation(python).unwrap_or_else(|| python.to_owned());
-    let places = kept().iter().cloned().chain(uv_folders::pythons());
-    let mut places = places.filter_map(|place| fs::canonicalize(place).ok());
-    places.any(|place| of.starts_with(place)) || !may_change(python)
+    let of = installation::prefix(python).unwrap_or(python);
+    let Kept { whole, entries } = kept();
+    let pythons = uv_folders::pythons();
+    let places = whole.iter().chain(&pythons);
+    let whole: Vec<PathBuf> = places.flat_map(fs::canonicalize).collect();
+    let is_in_whole = |path: &Path| whole.iter().any(|place| path.starts_with(place));
+    let is_prefix = entries.iter().any(|place| place == of);
+    is_in_whole(of) || is_prefix && is_in_whole(python) || !may_change(python)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn installations_are_kept_whole_unless_they_are_for_other_things_as_well() {
-        let home = env::var("HOME").unwrap();
-        let cases = [
-            ("/opt/python/bin/python3", Some("/opt/python".to_owned())),
-            ("/bin/python3", None),
-            (&format!("{home}/bin/python3"), None),
-            (&format!("{home}/.local/bin/python3"), None),
-            (
-                &format!("{home}/.pyenv/shims/python3"),
-                Some(format!("{home}/.pyenv")),
-            ),
-        ];
-        for (program, expected) in cases {
-            let found = installation(Path::new(program));
-            assert_eq!(found, expected.map(PathBuf::from), "{program}");
-        }
-    }
 
     #[test]
     fn a_folder_stands_for_what_is_in_it() {

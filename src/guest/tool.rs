@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 use super::environment::Error;
 use super::folders::{Scratch, Step, sweep_killed};
 use super::programs::check_path;
-use super::{kept_variables, operator, strays, uv_folders};
+use super::{kept_variables, operator, programs, strays, uv_folders};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sandbox::{Mounts, launch};
@@ -314,7 +314,10 @@ fn variables() -> impl Iterator<Item = (OsString, OsString)> {
             || PROXIES.contains(&name.to_ascii_uppercase().as_str())
     };
     let own = std::env::vars_os().filter(move |(name, _)| name.to_str().is_some_and(is_kept));
-    own.chain(kept_variables()).chain(uv_folders::variables())
+    let path = programs::path().map(|path| ("PATH".into(), path));
+    own.chain(kept_variables())
+        .chain(uv_folders::variables())
+        .chain(path)
 }
 
 const KEPT: &[&str] = &[

@@ -28,7 +28,7 @@ pub(super) fn aliases(listed: &[u8], path: &Path) -> Vec<PathBuf> {
     found.into_iter().map(|(alias, _)| alias).collect()
 }
 
-fn is_same(one: &Path, other: &Path) -> bool {
+pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     let file = |path| {
         let found = fs::metadata(path).ok()?;
         Some((found.dev(), found.ino()))

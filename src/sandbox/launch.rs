@@ -6,6 +6,7 @@
 //! other user needs a user namespace for that: there it keeps its IDs, and CAP_SYS_ADMIN over these
 //! mounts alone, which the plugin processes use for their own layer and give up.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs;
@@ -25,11 +26,11 @@ use rustix::thread::{
     set_no_new_privs,
 };
 
-use super::aliases::aliases;
+use super::aliases::{aliases, is_same};
 use super::nest::{self, Nest};
 use super::pins::Anchors;
-use super::{Mounts, Private, Restricted, Support, calls, pins, rules};
-use crate::descriptors;
+use super::{Mounts, Private, Restricted, Support, calls, folders_in, pins, rules};
+use crate::{descriptors, limits};
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
@@ -206,9 +207,16 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             hidden.extend(files);
         }
     }
+    let (entries, beside) = entries(&listed, &mounts.entries, &fixed);
     // Where nothing is protected, only the worker's folder is named.
     if !fixed.is_empty() {
-        let ways = [&mounts.named, &fixed, &hidden, &mounts.writable];
+        let ways = [
+            &mounts.named,
+            &fixed,
+            &mounts.entries,
+            &hidden,
+            &mounts.writable,
+        ];
         let all = ways.into_iter().flatten().map(PathBuf::as_path);
         for place in pins::places(all, &fixed) {
             match pins::pin(&place) {
@@ -218,9 +226,13 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             }
         }
     }
-    for path in &mounts.writable {
+    let spared = [mounts.writable.clone(), beside].concat();
+    for path in &spared {
         mount_bind_recursive(path, path)
             .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+    }
+    for path in &entries {
+        read_only(path, &spared).map_err(failed(&path.display().to_string()))?;
     }
     for path in &fixed {
         read_only(path, &mounts.writable).map_err(failed(&path.display().to_string()))?;
@@ -259,6 +271,24 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         shown.map_err(failed(&private.folder.display().to_string()))?;
     }
     Ok(())
+}
+
+/// Folders of which the own files are held, wherever they are mounted, and the folders in them that stay as they are:
+/// not those that are in a folder which is held whole.
+fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let named = named.iter().flat_map(fs::canonicalize);
+    let whole: Vec<PathBuf> = fixed.iter().flat_map(fs::canonicalize).collect();
+    let is_whole = |path: &Path| whole.iter().any(|folder| path.starts_with(folder));
+    let places = named.flat_map(|folder| {
+        let others = aliases(listed, &folder).into_iter();
+        let others: Vec<_> = others.filter(|alias| is_same(alias, &folder)).collect();
+        others.into_iter().chain([folder])
+    });
+    let places: BTreeSet<PathBuf> = places.filter(|place| !is_whole(place)).collect();
+    let beside = |folder: &PathBuf| folders_in(folder).take(limits::FOLDERS_BESIDE_PROGRAMS_MAX);
+    let beside = places.iter().flat_map(beside);
+    let beside = beside.filter(|folder| !is_whole(folder)).collect();
+    (places.into_iter().collect(), beside)
 }
 
 /// Devices by which a process serves a file system or a device of its own, also in a user namespace. A process that waits

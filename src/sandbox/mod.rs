@@ -36,7 +36,7 @@ mod pins;
 pub mod rules;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +172,14 @@ pub struct Mounts {
     /// found empty, and its folder cannot be changed.
     #[serde(with = "crate::job::text::paths")]
     pub read_only: Vec<PathBuf>,
+    /// Folders whose own files and links can be read and not changed, and in which nothing can be added or renamed. What is in
+    /// the folders there stays as it is.
+    #[serde(
+        default,
+        with = "crate::job::text::paths",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub entries: Vec<PathBuf>,
     /// Folders that stay as they are where they lie in one of these.
     #[serde(with = "crate::job::text::paths")]
     pub writable: Vec<PathBuf>,
@@ -203,6 +211,13 @@ pub struct Mounts {
     /// How the program itself is held, when it does not hold itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restricted>,
+}
+
+/// The folders in a folder; links to some are none.
+pub(crate) fn folders_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path())
 }
 
 /// See [`Mounts::private`].

@@ -49,10 +49,14 @@ impl SandboxOptions {
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let read_only = [output.to_owned()].into_iter();
         let read_only = read_only.chain(self.read_only.iter().cloned());
-        let read_only = read_only.chain(programs::kept().iter().cloned());
+        let programs = programs::kept().clone();
+        let read_only = read_only.chain(programs.whole);
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
-        let is_in = |path: &PathBuf| read_only.iter().any(|folder| path.starts_with(folder));
+        let is_in = |path: &PathBuf| {
+            let mut held = read_only.iter().chain(&programs.entries);
+            held.any(|folder| path.starts_with(folder))
+        };
         let writable = [home.clone()].into_iter().chain(uv_folders::all());
         // A folder that is created later would be read-only.
         let writable = writable
@@ -67,6 +71,7 @@ impl SandboxOptions {
             namespaces: self.support.no_namespaces.is_none(),
             writable,
             read_only,
+            entries: programs.entries,
             hidden: hidden
                 .chain(self.hidden.iter().cloned())
                 .chain([output.join(".casparian")])
@@ -237,9 +242,18 @@ impl Sandbox {
         if self.options.mode != Mode::Off {
             let ours = [of.output, of.home, of.shim].map(Path::to_owned);
             mounts.read_only = ours.into_iter().chain(uv_folders::all()).collect();
-            mounts.read_only.extend(programs::kept().iter().cloned());
+            let base = fs::canonicalize(&of.environment.interpreter);
+            let base = base
+                .map(|base| programs::of_base(&base))
+                .unwrap_or_default();
+            for programs in [programs::kept(), &base] {
+                mounts.read_only.extend(programs.whole.iter().cloned());
+                mounts.entries.extend(programs.entries.iter().cloned());
+            }
             mounts.read_only.extend(kernel_files());
-            mounts.read_only.extend(prefixes(of.environment));
+            mounts
+                .read_only
+                .extend(own_prefix(&of.environment.interpreter));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
             // A file of the queue could be locked by whoever can read it, and so could other environments.
@@ -296,11 +310,12 @@ fn prefixes(environment: &Environment) -> Vec<PathBuf> {
     let interpreter = &environment.interpreter;
     let base = fs::canonicalize(interpreter).ok();
     let both = [Some(interpreter), base.as_ref()];
-    let prefix = |path: &PathBuf| {
-        let prefix = path.parent()?.parent()?;
-        (prefix != Path::new("/")).then(|| prefix.to_owned())
-    };
-    both.into_iter().flatten().filter_map(prefix).collect()
+    both.into_iter().flatten().filter_map(own_prefix).collect()
+}
+
+fn own_prefix(interpreter: impl AsRef<Path>) -> Option<PathBuf> {
+    let prefix = interpreter.as_ref().parent()?.parent()?;
+    (prefix != Path::new("/")).then(|| prefix.to_owned())
 }
 
 fn strict_ruleset(reachable: &Reachable<'_>) -> io::Result<Option<OwnedFd>> {

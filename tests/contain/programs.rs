@@ -226,8 +226,10 @@ fn run_at(home_of: &Path, arguments: &[&str]) -> Command {
     command
 }
 
+type Variables = &'static [(&'static str, &'static str)];
+
 /// How uv's cache is named: variables and the text of the user's `uv.toml`, where @ is the scene.
-const CACHES: &[(&str, &[(&str, &str)], &str)] = &[
+const CACHES: &[(&str, Variables, &str)] = &[
     ("variable", &[("UV_CACHE_DIR", "@/cache")], ""),
     ("relative", &[("UV_CACHE_DIR", "cache")], ""),
     ("setting", &[], "cache-dir = \"@/cache\""),
@@ -284,4 +286,167 @@ fn plugins_do_not_change_the_cache_of_uv_however_it_is_named() {
             "{name}"
         );
     }
+}
+
+/// Writes what each line of its input names below the input's folder, and gives what it could not.
+const WRITER: &str = r#"
+import os
+import pyarrow as pa
+
+class Handler:
+    def execute(self, path):
+        failed = []
+        for line in open(path).read().splitlines():
+            try:
+                target = os.path.join(os.path.dirname(path), line)
+                open(target + ".new", "w").close()
+                os.rename(target + ".new", target)
+            except OSError as error:
+                failed.append(line)
+        yield pa.table({"done": [" ".join(failed)]})
+"#;
+
+/// What is made in the scene, PATH before the system's and HOME there, the input, what its plugin writes, and what of it fails.
+struct Beside {
+    name: &'static str,
+    folders: &'static [&'static str],
+    programs: &'static [&'static str],
+    path: &'static str,
+    home: &'static str,
+    input: &'static str,
+    writes: &'static [&'static str],
+    fails: &'static str,
+}
+
+const BESIDE: &[Beside] = &[
+    Beside {
+        name: "a project with scripts beside its data",
+        folders: &["project/data", "project/cache", "home"],
+        programs: &["project/tool"],
+        path: "@/project",
+        home: "home",
+        input: "project/data/a",
+        writes: &["idx", "../cache/c", "../new"],
+        fails: "",
+    },
+    Beside {
+        name: "HOME",
+        folders: &["home/data"],
+        programs: &["home/tool"],
+        path: "@/home",
+        home: "home",
+        input: "home/data/a",
+        writes: &["idx", "../new"],
+        fails: "",
+    },
+    Beside {
+        name: "a folder above all",
+        folders: &["data", "home"],
+        programs: &[],
+        path: "/",
+        home: "home",
+        input: "data/a",
+        writes: &["idx", "../new"],
+        fails: "",
+    },
+    Beside {
+        name: "programs elsewhere with folders of their own",
+        folders: &["data", "tools/state", "home"],
+        programs: &["tools/tool"],
+        path: "@/tools",
+        home: "home",
+        input: "data/a",
+        writes: &["idx", "../tools/state/x", "../tools/git", "../tools/tool"],
+        fails: "../tools/git ../tools/tool",
+    },
+    Beside {
+        name: "a script that begins as a Python in a HOME that is a link",
+        folders: &["real/bin", "real/data"],
+        programs: &["real/bin/python3-work", "real/bin/python3"],
+        path: "@/link/bin",
+        home: "link",
+        input: "real/data/a",
+        writes: &["idx", "../new", "../bin/git"],
+        fails: "../bin/git",
+    },
+    Beside {
+        name: "a virtual environment in a project",
+        folders: &[
+            "project/data",
+            "project/bin",
+            "project/lib/python3.11",
+            "home",
+        ],
+        programs: &["project/bin/python3", "project/pyvenv.cfg"],
+        path: "@/project/bin",
+        home: "home",
+        input: "project/data/a",
+        writes: &[
+            "idx",
+            "../new",
+            "../bin/git",
+            "../lib/python3.11/os.py",
+            "../pyvenv.cfg",
+        ],
+        fails: "../bin/git ../lib/python3.11/os.py ../pyvenv.cfg",
+    },
+];
+
+#[test]
+fn plugins_write_beside_their_data_whatever_is_in_path() {
+    for case in BESIDE {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let path = |name: &str| root.join(name);
+        for folder in case.folders {
+            fs::create_dir_all(path(folder)).unwrap();
+        }
+        for program in case.programs {
+            fs::copy("/bin/true", path(program)).unwrap();
+        }
+        if case.home == "link" {
+            symlink(path("real"), path("link")).unwrap();
+        }
+        fs::write(path("p.py"), WRITER).unwrap();
+        fs::write(path(case.input), case.writes.join("\n")).unwrap();
+        let first = case.path.replace('@', root.to_str().unwrap());
+        let mut command = run_at(&path(case.home), &["p.py", case.input, "-o", "out"]);
+        command
+            .current_dir(&root)
+            .env("UV_CACHE_DIR", home().join(".cache/uv"))
+            .env("PATH", format!("/usr/bin:/bin:{first}"));
+        let ran = output(&mut command);
+        assert!(ran.status.success(), "{}: {}", case.name, stderr(&ran));
+        assert_eq!(done_of(&path("out")).trim(), case.fails, "{}", case.name);
+    }
+}
+
+/// As in a container where a service of root works below `/usr`.
+#[test]
+fn root_writes_beside_data_below_usr() {
+    let usr = Path::new("/usr/src");
+    if !rustix::process::getuid().is_root() || !usr.is_dir() {
+        return;
+    }
+    let dir = tempfile::tempdir_in(usr).unwrap();
+    let path = |name: &str| dir.path().join(name);
+    fs::create_dir(path("data")).unwrap();
+    fs::write(path("p.py"), WRITER).unwrap();
+    let beside = [
+        "idx",
+        "../new",
+        "/usr/casparian-new",
+        "/usr/pyvenv.cfg",
+        "/usr/bin/casparian-new",
+        "/usr/lib/casparian-new",
+    ];
+    fs::write(path("data/a"), beside.join("\n")).unwrap();
+    let mut command = run_at(&path("home"), &["p.py", "data", "-o", "out"]);
+    command
+        .current_dir(dir.path())
+        .env("UV_CACHE_DIR", home().join(".cache/uv"))
+        .env("PATH", "/usr/local/bin:/usr/bin:/bin");
+    let ran = output(&mut command);
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    assert_eq!(done_of(&path("out")).trim(), beside[2..].join(" "));
 }

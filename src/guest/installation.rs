@@ -1,0 +1,174 @@
+//! What belongs to the installation of a Python: what plugins must not change lest they change what it runs.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::programs::{self, Kept};
+
+/// Of a prefix: programs, libraries, and what says that it is a virtual environment.
+const PARTS: [&str; 8] = [
+    "bin",
+    "sbin",
+    "lib",
+    "lib32",
+    "lib64",
+    "libx32",
+    "libexec",
+    "pyvenv.cfg",
+];
+
+/// True for the names that installations give their Pythons.
+pub(super) fn is_python(name: &str) -> bool {
+    let begins = ["python", "pypy", "graalpy"];
+    let version = begins.iter().find_map(|begin| name.strip_prefix(begin));
+    // `3.13t` is a Python without a global lock, `3.13d` one for debugging.
+    let version = version.map(|version| version.trim_end_matches(['t', 'd']));
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    version.is_some_and(|version| {
+        version.is_empty()
+            || version
+                .split('.')
+                .all(|part| !part.is_empty() && is_number(part))
+    })
+}
+
+/// True for a program that no other one interprets.
+pub(super) fn is_binary(program: &Path) -> bool {
+    let mut magic = [0; 4];
+    let read = File::open(program).and_then(|mut file| file.read_exact(&mut magic));
+    read.is_ok() && magic == *b"\x7fELF"
+}
+
+/// The installation of a Python that is in its `bin`, or of the version manager whose `shims` it is in. Data beside these stays
+/// what it is. Where the prefix is for other things as well, this is the program and its library alone.
+pub(super) fn of(program: &Path) -> Kept {
+    let alone = Kept {
+        whole: vec![program.to_owned()],
+        entries: Vec::new(),
+    };
+    let (Some(folder), Some(prefix)) = (program.parent(), prefix(program)) else {
+        return alone;
+    };
+    if is_shared(prefix) {
+        return Kept {
+            whole: alone.whole.into_iter().chain(library(prefix)).collect(),
+            ..alone
+        };
+    }
+    if folder.ends_with("shims") {
+        return Kept {
+            whole: vec![prefix.to_owned()],
+            ..alone
+        };
+    }
+    let parts = PARTS.map(|name| prefix.join(name));
+    let is_venv = prefix.join("pyvenv.cfg").exists();
+    Kept {
+        whole: parts.into_iter().filter(|part| part.exists()).collect(),
+        // Whoever can add a `pyvenv.cfg` chooses the library.
+        entries: (!is_venv).then(|| prefix.to_owned()).into_iter().collect(),
+    }
+}
+
+/// The folder of an installation.
+pub(super) fn prefix(program: &Path) -> Option<&Path> {
+    let folder = program.parent()?;
+    let is_usual = folder.ends_with("bin") || folder.ends_with("shims");
+    folder.parent().filter(|_| is_usual)
+}
+
+/// True where a prefix is for other things as well.
+fn is_shared(prefix: &Path) -> bool {
+    let homes = programs::homes();
+    let is_homes = homes.iter().any(|home| {
+        let holds_home = |name: &str| home.starts_with(prefix.join(name));
+        prefix == home || prefix == home.join(".local") || PARTS.iter().any(|name| holds_home(name))
+    });
+    let is_manager =
+        || prefix.join("shims").is_dir() && !homes.iter().any(|home| home.starts_with(prefix));
+    let has_input = || programs::has_input_beside(prefix);
+    prefix == Path::new("/")
+        || is_homes
+        || programs::is_temporary(prefix)
+        || has_input()
+        || !is_manager() && programs::has_too_many_folders(prefix)
+}
+
+/// The library of a Python below a prefix.
+fn library(prefix: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(prefix.join("lib")).into_iter().flatten();
+    let paths = entries.flatten().map(|entry| entry.path());
+    paths.filter(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let begins = |begin: &str| name.is_some_and(|name| name.starts_with(begin));
+        path.join("os.py").is_file() || begins("libpython") && path.is_file()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pythons_have_their_names_alone() {
+        for name in [
+            "python",
+            "python3",
+            "python3.13",
+            "python3.13t",
+            "pypy3.10",
+            "graalpy",
+        ] {
+            assert!(is_python(name), "{name}");
+        }
+        for name in [
+            "python3-work",
+            "python3-config",
+            "python-argcomplete-check-easy-install-script",
+            "pythonw.sh",
+            "python3.",
+            "python.py",
+            "ipython",
+            "env",
+        ] {
+            assert!(!is_python(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_installation_is_its_programs_and_libraries() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["bin", "lib/python3.11", "data", "shims", "libexec"] {
+            fs::create_dir_all(path("a").join(name)).unwrap();
+        }
+        for name in ["bin", "lib", "data"] {
+            fs::create_dir_all(path("venv").join(name)).unwrap();
+        }
+        fs::write(path("venv/pyvenv.cfg"), "").unwrap();
+        fs::create_dir_all(path("tools")).unwrap();
+        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+        let (under, beside) = (home.join("bin/python3"), home.join(".local/bin/python3"));
+        let [under, beside] = [&under, &beside].map(|path| path.to_str().unwrap());
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            ("a/bin/python3", &["a/bin", "a/lib", "a/libexec"], &["a"]),
+            ("a/shims/python3", &["a"], &[]),
+            (
+                "venv/bin/python3",
+                &["venv/bin", "venv/lib", "venv/pyvenv.cfg"],
+                &[],
+            ),
+            ("tools/python3", &["tools/python3"], &[]),
+            ("/bin/python3", &["/bin/python3"], &[]),
+            (under, &[under], &[]),
+            (beside, &[beside], &[]),
+        ];
+        for (program, whole, entries) in cases {
+            let found = of(&path(program));
+            let all = |names: &[&str]| names.iter().map(|name| path(name)).collect::<Vec<_>>();
+            assert!(found.whole.starts_with(&all(whole)), "{program}: {found:?}");
+            assert_eq!(found.entries, all(entries), "{program}");
+        }
+    }
+}
