@@ -6,7 +6,8 @@
 //! the worker.
 //!
 //! A process may have children that it has not started: those of the shell script that became this program by `exec`. They and
-//! what they have started are no strays.
+//! what they have started are no strays. Nor are, where this is the first process of a container, those of others that have come to
+//! it: see [`Held`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -114,7 +115,13 @@ pub fn kill() -> bool {
         let pid = pid.as_raw_pid();
         !known.contains(&pid) && !inherited.contains_key(&pid)
     });
-    strays.fold(false, |_, pid| {
+    let own = (own_id() == 1).then(|| Held::of(1)).flatten();
+    strays.fold(false, |left, pid| {
+        if own.is_some_and(|own| !own.is_passed(pid)) {
+            // Reaps one that has ended.
+            let _ = waitpid(Some(pid), WaitOptions::NOHANG);
+            return left;
+        }
         // Fails for one that has ended, which is still there to be reaped.
         let _ = kill_process(pid, Signal::KILL);
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
@@ -122,10 +129,42 @@ pub fn kill() -> bool {
     })
 }
 
+/// How a process is restricted, which all that it starts inherits.
+#[derive(Clone, Copy)]
+struct Held {
+    no_new_privs: u32,
+    filters: u32,
+}
+
+impl Held {
+    fn of(pid: i32) -> Option<Self> {
+        let status = proc_file::read(format!("/proc/{pid}/status")).ok()?;
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse().ok()
+        };
+        Some(Held {
+            no_new_privs: value("NoNewPrivs:")?,
+            filters: value("Seccomp_filters:").unwrap_or(0),
+        })
+    }
+
+    /// True for a process that is more restricted than this one: plugins and tools are, but for those of mode `off`. The
+    /// first process of a container is the parent of all orphans there, also of those that an operator has started.
+    fn is_passed(self, pid: Pid) -> bool {
+        Held::of(pid.as_raw_pid()).is_some_and(|other| {
+            other.no_new_privs > self.no_new_privs || other.filters > self.filters
+        })
+    }
+}
+
+fn own_id() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or(0)
+}
+
 /// This process's children; those that have ended and were not waited for are among them.
 fn children() -> Vec<Pid> {
-    let own = i32::try_from(std::process::id()).unwrap_or(0);
-    let children = children_of(own).into_iter();
+    let children = children_of(own_id()).into_iter();
     children.filter_map(Pid::from_raw).collect()
 }
 
