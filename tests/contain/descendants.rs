@@ -286,3 +286,41 @@ fn what_a_start_script_has_begun_goes_on() {
         }
     }
 }
+
+/// The first process of a container is the parent of all orphans there, as of `docker exec`.
+#[test]
+fn what_an_operator_starts_beside_the_first_process_of_a_container_goes_on() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "leaver", LEAVER);
+    let file = input(dir.path(), "in", "daemon/return");
+    let (_sentinel, endpoint) = sentinel(&database, &[]);
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["-p", "-f", "--mount-proc", "--kill-child"])
+        .arg(program("casparian-worker").get_program())
+        .env("HOME", home())
+        .args(["--connect", &endpoint, "--output"])
+        .arg(dir.path().join("out"));
+    let worker = Background::start(&mut command);
+    let first = until("the worker", || {
+        let children = format!("/proc/{0}/task/{0}/children", worker.pid());
+        let found = fs::read_to_string(children).unwrap_or_default();
+        (!found.trim().is_empty()).then(|| found.trim().to_owned())
+    });
+    let helper = dir.path().join("helper");
+    let script = format!("sleep 300 >&- 2>&- & echo $! > {helper:?}");
+    let mut exec = std::process::Command::new("nsenter");
+    exec.args(["-t", &first, "-p", "-m", "--", "sh", "-c", &script]);
+    assert!(exec.status().unwrap().success());
+    for _ in 0..2 {
+        let ids = submit(&database, "leaver", std::slice::from_ref(&file));
+        let done = ended(&database, ids[0]);
+        assert_eq!(done["status"], "COMPLETED", "{done}");
+    }
+    let pid = fs::read_to_string(&helper).unwrap();
+    let command = fs::read(format!("/proc/{first}/root/proc/{}/cmdline", pid.trim()));
+    assert!(command.unwrap_or_default().starts_with(b"sleep"));
+}
