@@ -7,7 +7,7 @@
 //!
 //! A process may have children that it has not started: those of the shell script that became this program by `exec`. They and
 //! what they have started are no strays. Nor are, where this is the first process of a container, those of others that have come to
-//! it: see [`Held`].
+//! it: see `Held`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
