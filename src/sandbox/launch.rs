@@ -201,6 +201,9 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     ] {
         more.extend(paths.iter().flat_map(|path| aliases(&listed, path)));
     }
+    // What is shown of these is shown at their own places alone.
+    let private = mounts.private.iter().map(|private| &private.folder);
+    hidden.extend(private.flat_map(|folder| aliases(&listed, folder)));
     for path in fixed.clone() {
         if let Some((folder, files)) = database_files(&path) {
             fixed.push(folder);
@@ -247,9 +250,14 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         };
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
-    for path in SERVED.map(Path::new) {
+    let served = SERVED.map(Path::new).into_iter();
+    let served = served.flat_map(|path| {
+        let others = aliases(&listed, path).into_iter();
+        others.chain([path.to_owned()])
+    });
+    for path in served.collect::<Vec<PathBuf>>() {
         if path.exists() {
-            mount_bind("/dev/null", path)
+            mount_bind("/dev/null", &path)
                 .map_err(|error| failed(&path.display().to_string())(error.into()))?;
         }
     }

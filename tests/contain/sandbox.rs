@@ -836,3 +836,46 @@ fn other_mounts_of_the_output_folder_are_held_alike() {
         assert_eq!(output.status.code(), Some(0), "{whole} {}", stderr(&output));
     }
 }
+
+/// The worker's folder and the devices of the machine, too.
+#[test]
+fn other_mounts_of_the_workers_folder_and_of_devices_show_nothing() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can mount a folder at a second place");
+        return;
+    }
+    for start in ["warm", "spawn"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let mut aliases = Vec::new();
+        for (of, at) in [(path("tmp"), path("alias")), ("/dev".into(), path("dev"))] {
+            fs::create_dir_all(&of).unwrap();
+            fs::create_dir(&at).unwrap();
+            let mut mount = Command::new("mount");
+            assert!(
+                mount
+                    .arg("--bind")
+                    .args([&of, &at])
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            aliases.push(Alias(at));
+        }
+        let plugin = format!(
+            "import glob, os\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        found = glob.glob({:?} + '/casparian-*/*/*')\n        assert not found, found\n        real, fuse = os.stat('/dev/null').st_rdev, {:?}\n        assert not os.path.exists(fuse) or os.stat(fuse).st_rdev == real\n        return pa.table({{'x': [1]}})\n",
+            path("alias"),
+            path("dev/fuse"),
+        );
+        fs::write(path("p.py"), plugin).unwrap();
+        fs::write(path("in"), "").unwrap();
+        let mut command = program("casparian");
+        command
+            .arg("run")
+            .args([path("p.py"), path("in")])
+            .arg("-o");
+        command.arg(path("out")).args(["--guest-start", start]);
+        let output = command.env("TMPDIR", path("tmp")).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{start} {}", stderr(&output));
+    }
+}
