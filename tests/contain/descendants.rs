@@ -271,7 +271,13 @@ fn what_a_start_script_has_begun_goes_on() {
                 assert_eq!(done["status"], "COMPLETED", "{done}");
                 gone(&file, name);
                 if round == 0 {
-                    std::thread::sleep(std::time::Duration::from_secs(3));
+                    let orphan = fs::read_to_string(folder.join("orphan")).unwrap();
+                    let status = format!("/proc/{}/status", orphan.trim());
+                    let parent = format!("PPid:\t{}\n", worker.pid());
+                    until("the orphan comes to the worker", || {
+                        let status = fs::read_to_string(&status).unwrap();
+                        status.contains(&parent).then_some(())
+                    });
                 }
             }
             worker.signal("-TERM");

@@ -25,6 +25,12 @@ class Handler:
         return pa.table({"found": [len(found)], "child": [child]})
 "#;
 
+/// A name that no other test has, by a folder's.
+fn marker(folder: &Path) -> String {
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    name.replace('.', "")
+}
+
 fn run(dir: &Path, input: &Path, options: &[&str]) -> (u64, Vec<(i64, i64)>) {
     let path = |name: &str| dir.join(name);
     fs::write(path("p.py"), PLUGIN).unwrap();
@@ -68,13 +74,7 @@ fn shared_memory_is_the_jobs_own() {
         (&["--sandbox", "off"], false),
     ] {
         let dir = tempfile::tempdir().unwrap();
-        let marker = dir
-            .path()
-            .file_name()
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .replace('.', "");
+        let marker = marker(dir.path());
         fs::create_dir(dir.path().join("in")).unwrap();
         for name in ["a", "b", "c"] {
             fs::write(dir.path().join("in").join(name), &marker).unwrap();
@@ -94,13 +94,7 @@ fn shared_memory_is_the_jobs_own() {
 fn an_input_in_shared_memory_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
-    let marker = memory
-        .path()
-        .file_name()
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .replace('.', "");
+    let marker = marker(memory.path());
     fs::write(memory.path().join("a"), &marker).unwrap();
     let (_, rows) = run(dir.path(), memory.path(), &[]);
     assert_eq!(rows.len(), 1);
