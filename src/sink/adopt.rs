@@ -31,6 +31,26 @@ impl Root {
         Ok(artifacts.iter().any(|artifact| self.names(uris, artifact)))
     }
 
+    /// URIs of what an attempt has published by its record, under the paths of now; none where the
+    /// record is of another attempt, or its output was not published to the end.
+    pub fn published_by(
+        &self,
+        database: &str,
+        attempt: Attempt,
+        key: i64,
+    ) -> Result<Vec<String>, Error> {
+        let name = Name::numbered(database, attempt)?;
+        let Some(record) = record::read(self, &name)? else {
+            return Ok(Vec::new());
+        };
+        let is_its_own = record.attempt == attempt.number && record.key == key && key != 0;
+        if !is_its_own || !record.is_committed(self, &name)? {
+            return Ok(Vec::new());
+        }
+        let artifacts = record.artifacts(self).into_iter();
+        Ok(artifacts.map(|artifact| artifact.uri).collect())
+    }
+
     /// Takes what a job's record names for the database's own, as it is now: files of the recorded
     /// size and content that were restored or copied count as those that were published. `uris` are those of
     /// the job's receipt. None where the job has no record. Nothing is taken where its output is not

@@ -64,7 +64,7 @@ pub(super) fn known_file(
         let Some(name) = name(plugin, topic, number) else {
             continue;
         };
-        match files::read_short(&notes.join(&name))? {
+        match noted(&notes.join(&name))? {
             Some(found) if found == owner(plugin, topic) => {
                 return Ok(Some(in_folder(&name, input)));
             }
@@ -87,6 +87,15 @@ fn in_folder(dataset: &str, input: &str) -> PathBuf {
 /// What a note says of the folder's topic.
 fn owner(plugin: &str, topic: &str) -> String {
     serde_json::json!([plugin, topic]).to_string()
+}
+
+/// What a note says, if there is one. What is no regular file is no note of ours, and says nothing: the
+/// name is taken.
+fn noted(note: &Path) -> Result<Option<String>, Error> {
+    match files::identity(note)? {
+        Some(found) if found == files::Identity::default() => Ok(Some(String::new())),
+        _ => files::read_short(note),
+    }
 }
 
 /// The name of a topic's folder. A new one is noted, by a file that is renamed from the attempt's
@@ -113,7 +122,7 @@ fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<S
                 files::sync_folder(&notes)?;
             }
         }
-        if files::read_short(&note)?.is_some_and(|found| found == owner) {
+        if noted(&note)?.is_some_and(|found| found == owner) {
             known.insert(key, name.clone());
             return Ok(name);
         }
@@ -172,6 +181,28 @@ mod tests {
         std::fs::hard_link(notes.join("p_a_b"), notes.join("p_A_B")).unwrap();
         let folded = of("p", "A_B");
         assert!(folded.starts_with("p_A_B-"), "{folded}");
+        // What is no regular file in a note's place takes the name.
+        let pipe = notes.join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        std::fs::create_dir(notes.join("dir")).unwrap();
+        std::os::unix::fs::symlink("nowhere", notes.join("link")).unwrap();
+        for plugin in ["fifo", "dir", "link"] {
+            assert_eq!(known_file(&root, plugin, OUTPUT, "/in/x").unwrap(), None);
+            let other = of(plugin, OUTPUT);
+            assert!(other.starts_with(&format!("{plugin}-")), "{other}");
+            assert!(
+                known_file(&root, plugin, OUTPUT, "/in/x")
+                    .unwrap()
+                    .is_some()
+            );
+        }
         // What is known is read again by the next program.
         drop(folder);
         let known = known_file(&root, "p", "A_B", "/in/x.csv").unwrap();

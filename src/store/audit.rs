@@ -69,6 +69,9 @@ pub struct Audited {
     pub is_of_other_content: bool,
     /// What its receipts name.
     pub outputs: Vec<Output>,
+    /// The row has no list of output, not even an empty one: another program has erased it where an
+    /// attempt had a receipt.
+    pub is_list_missing: bool,
     /// The receipt had no room for all files.
     pub is_truncated: bool,
     /// The last attempt with a receipt for its output, and its key; 0 where that is not known.
@@ -236,6 +239,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Audited> {
         file_version_id: number(cell(row, 6)).unwrap_or(0),
         is_of_other_content: number(cell(row, 10)) == Some(1),
         outputs: outputs.collect(),
+        is_list_missing: cell(row, 7) == ValueRef::Null && cell(row, 8) == ValueRef::Null,
         is_truncated: described.is_truncated,
         publisher: Attempt::new(job_id, attempt),
         publisher_key: 0,

@@ -55,16 +55,23 @@ const TRASH: &str = "trash";
 const SHIM_NAME: &str = "shim.py";
 /// Of a worker's own folder in that of its user.
 const OWN_PREFIX: &str = "w";
+/// Names that are tried for the folder of a user.
+const USER_FOLDERS_MAX: u32 = 999;
 
 /// A socket's path is at most 107 bytes; of these the user's folder, the worker's own, that of an environment, and
 /// `s` with a number need some.
 fn base_size_max() -> usize {
-    107 - user_folder(Path::new("")).as_os_str().len() - "//w123456/e12345678/s123456789012".len()
+    let user = user_folder_name(USER_FOLDERS_MAX).len();
+    107 - user - "//w123456/e12345678/s123456789012".len()
 }
 
-/// All workers' folders of a user are in one: plugins find none of them.
-fn user_folder(base: &Path) -> PathBuf {
-    base.join(format!("{PREFIX}{}", rustix::process::getuid().as_raw()))
+/// Names of a user's folder: others may have taken the first ones.
+fn user_folder_name(number: u32) -> String {
+    let user = rustix::process::getuid().as_raw();
+    match number {
+        0 => format!("{PREFIX}{user}"),
+        number => format!("{PREFIX}{user}-{number}"),
+    }
 }
 
 impl Runtime {
@@ -174,18 +181,12 @@ impl Runtime {
     }
 
     /// Folders whose owner's lock is free have no owner. One without a lock file is too young
-    /// to judge. Those of earlier releases are a level higher.
+    /// to judge.
     fn sweep(&self) {
-        let parent = self.folder.parent();
-        let above = parent.and_then(Path::parent);
-        let listed = [(parent, OWN_PREFIX), (above, PREFIX)];
-        let entries = listed.into_iter().flat_map(|(folder, prefix)| {
-            let entries = folder.and_then(|folder| fs::read_dir(folder).ok());
-            let entries = entries.into_iter().flatten().flatten();
-            entries.filter(move |entry| {
-                let name = entry.file_name();
-                name.as_encoded_bytes().starts_with(prefix.as_bytes())
-            })
+        let entries = fs::read_dir(self.hidden_folder());
+        let entries = entries.into_iter().flatten().flatten().filter(|entry| {
+            let name = entry.file_name();
+            name.as_encoded_bytes().starts_with(OWN_PREFIX.as_bytes())
         });
         for (number, entry) in entries.enumerate() {
             if entry.path() == self.folder {
@@ -286,15 +287,9 @@ fn private_below(base: &Path, prefix: &str) -> io::Result<tempfile::TempDir> {
 
 /// A new folder in that of the user.
 fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
-    let parent = user_folder(base);
     let mut made = Err(io::ErrorKind::NotFound.into());
     for _ in 0..10 {
-        let parent = match ensure_private(&parent) {
-            Ok(()) => parent.clone(),
-            // Another user has taken the name.
-            Err(_) => private_below(base, PREFIX)?.keep(),
-        };
-        made = private_below(&parent, OWN_PREFIX);
+        made = private_below(&user_folder(base)?, OWN_PREFIX);
         // The last program that used it may have removed it meanwhile.
         let is_gone = made.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::NotFound);
         if !is_gone {
@@ -304,19 +299,63 @@ fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
     made
 }
 
+/// The folder of all workers of a user, which their plugins do not find. Programs that start at any time
+/// agree on one, also while other users take its names and give them up: it is the first of those that are
+/// there, and only where none is, one is created.
+fn user_folder(base: &Path) -> io::Result<PathBuf> {
+    if let Some(folder) = first_user_folder(base) {
+        return Ok(folder);
+    }
+    for number in 0..=USER_FOLDERS_MAX {
+        let folder = base.join(user_folder_name(number));
+        match ensure_private(&folder) {
+            // Another program may have created one with another name at the same time.
+            Ok(()) => return Ok(first_user_folder(base).unwrap_or(folder)),
+            Err(error) if !folder.exists() => return Err(error),
+            Err(_) if number == 0 => log::warn!(
+                "{} is another user's, or others may enter it: using another name",
+                folder.display()
+            ),
+            Err(_) => {}
+        }
+    }
+    let name = user_folder_name(0);
+    Err(io::Error::other(format!(
+        "all names from {name} to {name}-{USER_FOLDERS_MAX} are other users'"
+    )))
+}
+
+/// The first folder in a base that has a name of a user's folder and is this user's alone.
+fn first_user_folder(base: &Path) -> Option<PathBuf> {
+    let first = user_folder_name(0);
+    let number = |name: &std::ffi::OsStr| match name.to_str()?.strip_prefix(&first)? {
+        "" => Some(0),
+        number => number.strip_prefix('-')?.parse::<u32>().ok(),
+    };
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let found = entries.filter_map(|entry| Some((number(&entry.file_name())?, entry.path())));
+    let own = found.filter(|(_, path)| is_private(path).unwrap_or(false));
+    own.min().map(|(_, path)| path)
+}
+
 /// Creates a folder of this user's alone, if it is not there.
 fn ensure_private(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt;
     match fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         made => return made,
     }
-    let found = fs::symlink_metadata(folder)?;
-    let is_ours = found.uid() == rustix::process::getuid().as_raw() && found.mode() & 0o077 == 0;
-    match found.is_dir() && is_ours {
+    match is_private(folder)? {
         true => Ok(()),
         false => Err(io::Error::other("it is not this user's alone")),
     }
+}
+
+/// True for a folder of this user that nobody else may enter.
+fn is_private(path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::symlink_metadata(path)?;
+    let user = rustix::process::getuid().as_raw();
+    Ok(found.is_dir() && found.uid() == user && found.mode() & 0o077 == 0)
 }
 
 fn create_in(base: &Path) -> io::Result<(PathBuf, fs::File)> {
@@ -389,6 +428,43 @@ mod tests {
         runtime.clear(&own, 1);
         drop(runtime);
         assert!(!last.exists());
+    }
+
+    /// A FIFO, a folder that others may enter, and a link stand for what other users may put there.
+    #[test]
+    fn programs_of_a_user_agree_on_one_folder_whoever_takes_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path();
+        let path = |number| base.join(user_folder_name(number));
+        let user_folder = || user_folder(base).unwrap();
+        fs::create_dir(path(0)).unwrap();
+        fs::set_permissions(path(0), fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(base, path(1)).unwrap();
+        fs::write(path(2), "").unwrap();
+        assert_eq!(user_folder(), path(3));
+        assert_eq!(user_folder(), path(3));
+        fs::remove_dir(path(0)).unwrap();
+        assert_eq!(user_folder(), path(3), "programs that run have that one");
+        fs::create_dir(base.join(format!("{}x", user_folder_name(0)))).unwrap();
+        fs::remove_dir(path(3)).unwrap();
+        assert_eq!(user_folder(), path(0));
+        fs::remove_dir(path(0)).unwrap();
+        for number in 0..=USER_FOLDERS_MAX {
+            let _ = fs::write(path(number), "");
+        }
+        let error = super::user_folder(base).unwrap_err().to_string();
+        assert!(error.contains("are other users'"), "{error}");
+    }
+
+    /// Whatever its name is, and whether or not it has a lock file.
+    #[test]
+    fn nothing_is_removed_from_the_folder_of_temporary_files_that_no_worker_made() {
+        let base = std::env::temp_dir().join(format!("casparian-t{}", std::process::id()));
+        fs::create_dir(&base).unwrap();
+        fs::write(base.join(LOCK), "").unwrap();
+        drop(Runtime::new().unwrap());
+        assert!(base.join(LOCK).exists());
+        fs::remove_dir_all(base).unwrap();
     }
 
     #[test]

@@ -558,6 +558,35 @@ fn a_restored_database_adopts_what_was_published_after_its_backup() {
     assert_eq!(visible_files(&scene.out()).len(), 4);
 }
 
+/// Another program has emptied the columns of a row that had a receipt. An empty list is ours: the
+/// output was removed, and is there again.
+#[test]
+fn output_of_a_row_without_its_list_is_named_again() {
+    let scene = Scene::published(3);
+    scene.sql(
+        "UPDATE cf_processing_queue SET published = NULL, receipt = NULL WHERE id IN (1, 4); \
+         UPDATE cf_processing_queue SET status = 'FAILED', published = NULL, receipt = NULL \
+         WHERE id = 2; \
+         UPDATE cf_processing_queue SET published = '[]', receipt = NULL WHERE id = 3",
+    );
+    let (_, found) = scene.fsck(&[]);
+    for job in 1..=4 {
+        assert!(
+            found.contains(&format!("(job {job}): no receipt names it")),
+            "{found}"
+        );
+    }
+    let (code, text) = scene.fsck(&["--repair"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("its row names it again"), "{text}");
+    let files = [1, 2, 3].map(|job| scene.file(job).exists());
+    assert_eq!(files, [true, true, false], "{text}");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+    let done = scene.run_again(1);
+    assert_eq!(done["status"], "COMPLETED", "{done}");
+    assert_eq!(scene.fsck(&[]).0, Some(0));
+}
+
 #[test]
 fn a_copy_with_another_identity_adopts_the_output_of_its_original() {
     let scene = Scene::published(1);

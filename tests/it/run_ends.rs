@@ -205,10 +205,10 @@ fn the_queue_is_the_runs_until_the_run_is_over() {
         .stderr(std::process::Stdio::null());
     let mut run = command.spawn().unwrap();
     let queue = folder.path("out/.casparian/queue.sqlite");
-    let is_output = |path: &Path| path.extension().is_some_and(|it| it == "parquet");
     until("all jobs have output", || {
-        let out = fs::read_dir(folder.path("out")).ok()?.flatten();
-        (out.filter(|entry| is_output(&entry.path())).count() == 200).then_some(())
+        let out = fs::read_dir(folder.path("out/count")).ok()?.flatten();
+        let is_output = |name: &std::ffi::OsStr| name.as_encoded_bytes().ends_with(b".parquet");
+        (out.filter(|entry| is_output(&entry.file_name())).count() == 200).then_some(())
     });
     let threads = format!("/proc/{}/task", run.id());
     let is_sentinel = |thread: std::io::Result<fs::DirEntry>| {

@@ -8,6 +8,7 @@ use crate::cli::clean::path_text;
 use crate::cli::plugin::now;
 use crate::cli::{Failure, failed};
 use crate::job::{Attempt, Cause, Mode, Receipt, Settlement, Target};
+use crate::limits::PUBLISHED_SIZE_MAX;
 use crate::sink::{Check, Error, Kind, Problem, Root, RootOptions, Standing};
 use crate::store::{self, Audited, Inspector, Lock, Open, Settled, Store, lock_database};
 use crate::worker;
@@ -108,6 +109,10 @@ impl Repair {
                 let problems = problems.filter(move |(_, problem)| problem.kind == kind);
                 problems.map(|(index, _)| *index).collect::<Vec<usize>>()
             };
+            if row.is_list_missing && self.name_output(row, &of(Kind::NoReceipt), roots)? {
+                let what = "settled: the output is the job's, and its row names it again";
+                return Ok(Some(Done::Settled(what)));
+            }
             // What the row named was removed, and is there again.
             let forgotten = match row.status == "COMPLETED" && row.outputs.is_empty() {
                 true => of(Kind::NoReceipt),
@@ -134,6 +139,29 @@ impl Repair {
             return Ok(is_queued.then_some(Done::QueuedAgain));
         }
         Ok(None)
+    }
+
+    /// Names the output of the last attempt with a receipt in a row that has lost its list. False
+    /// where the folders have none of it, or a row has no room for all.
+    fn name_output(
+        &mut self,
+        row: &Audited,
+        indexes: &[usize],
+        roots: &[&Root],
+    ) -> Result<bool, Failure> {
+        let id = self.store.database_id();
+        for root in indexes.iter().filter_map(|index| roots.get(*index)) {
+            let found = root.published_by(&id, row.publisher, row.publisher_key);
+            let uris = found.map_err(failed)?;
+            if uris.is_empty() || serde_json::json!(uris).to_string().len() > PUBLISHED_SIZE_MAX {
+                continue;
+            }
+            let mut turn = self.store.begin().map_err(failed)?;
+            turn.name_published(row.job_id, uris).map_err(failed)?;
+            turn.commit().map_err(failed)?;
+            return Ok(true);
+        }
+        Ok(false)
     }
 
     /// Why another attempt of a job would put its output in the place of a later one of another job,
