@@ -145,21 +145,20 @@ impl Found {
             format!("{names} ignored by the rule {rule} ({why})")
         })
     }
-
-    /// True for a file that has another name now, perhaps: it is gone by [`Found::has_lost`], or from
-    /// a folder in which a file was named.
-    pub(crate) fn may_be_renamed(&self, path: &Path) -> bool {
-        let folder = path.parent();
-        let is_read = |file: &Input| file.path.parent() == folder;
-        self.has_lost(path) || (is_absent(path) && self.files.iter().any(is_read))
-    }
 }
 
-/// True where nothing is at a path. What cannot be looked at may be there.
-fn is_absent(path: &Path) -> bool {
-    let error = path.symlink_metadata().err();
-    let kind = error.map(|error| error.kind());
-    matches!(kind, Some(ErrorKind::NotFound | ErrorKind::NotADirectory))
+/// True where no file is at a path: nothing, or a folder, FIFO or device. What cannot be looked at may be
+/// there, and so may the file that a link has led to.
+pub(crate) fn is_absent(path: &Path) -> bool {
+    let found = match path.symlink_metadata() {
+        Ok(found) if found.is_symlink() => path.metadata().ok(),
+        Ok(found) => Some(found),
+        Err(error) => {
+            let kind = error.kind();
+            return matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+        }
+    };
+    found.is_some_and(|found| !found.is_file())
 }
 
 /// Which entries of folders are meant.

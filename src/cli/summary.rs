@@ -208,12 +208,8 @@ pub(super) fn counts(receipt: Option<&str>) -> (u64, u64) {
 pub(super) struct Gone {
     pub(super) path: PathBuf,
     pub(super) job_id: i64,
-    /// A folder or glob was listed that would have had it.
-    pub(super) is_listed: bool,
-    /// Nothing at all is in that folder.
+    /// Nothing at all is in the folder that was listed.
     pub(super) may_be_unmounted: bool,
-    /// A file of the command line that seems to be it.
-    pub(super) renamed_to: Option<PathBuf>,
     /// What is there.
     pub(super) outputs: Vec<String>,
     /// What was removed.
@@ -430,25 +426,16 @@ impl Summary {
                 &is_pruned as &dyn Fn(&Gone) -> bool,
             ),
             ("stays (--prune removes it)", &|gone| {
-                !is_pruned(gone) && gone.is_listed && !gone.may_be_unmounted
+                !is_pruned(gone) && !gone.may_be_unmounted
             }),
             (
                 "stays, since nothing at all is in the folder, whose storage may not be mounted \
                  (--prune removes it once something is)",
-                &|gone| !is_pruned(gone) && gone.is_listed && gone.may_be_unmounted,
-            ),
-            (
-                "stays, though a file of another name may be it (name its folder to tell)",
-                &|gone| !gone.is_listed,
+                &|gone| !is_pruned(gone) && gone.may_be_unmounted,
             ),
         ] {
             let gone = self.gone.iter().filter(|gone| is_it(gone));
-            let mut gone: Vec<String> = gone
-                .map(|gone| match &gone.renamed_to {
-                    Some(now) => format!("{} ({})", text(&gone.path), text(now)),
-                    None => text(&gone.path),
-                })
-                .collect();
+            let mut gone: Vec<String> = gone.map(|gone| text(&gone.path)).collect();
             gone.dedup();
             if !gone.is_empty() {
                 let (count, names) = (files(gone.len()), names(&gone));
@@ -527,7 +514,6 @@ impl Summary {
 fn gone_json(gone: &Gone) -> serde_json::Value {
     serde_json::json!({
         "file": path_text(&gone.path),
-        "renamed_to": gone.renamed_to.as_deref().map(path_text),
         "job": gone.job_id,
         "outputs": gone.outputs,
         "removed": gone.removed,

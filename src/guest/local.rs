@@ -74,7 +74,9 @@ pub(super) fn build(
     );
     let settings = step.write("setuptools.cfg", &lines)?;
     let mut command = Command::new(uv.program);
-    command.args(["build", "--quiet", "--wheel", "--out-dir"]);
+    // Quiet, it says nothing of what a backend printed that failed.
+    command.args(["build", "--no-progress", "--color", "never", "--wheel"]);
+    command.arg("--out-dir");
     command.arg(&out);
     if let Some(version) = uv.python {
         command.args(["--python", version]);

@@ -359,18 +359,22 @@ pub(super) fn write_refusal(file: &Path) -> Option<Error> {
     opened.err().map(|error| sink_failure(file, file, error))
 }
 
-/// Why a sink's file cannot be written, from the error of a call on it or on its folder. What the sink's URI, or what is there,
-/// brings about is the operator's; [`Root::judged`](super::Root::judged) takes the output folder
-/// itself out.
+/// Why a sink's file cannot be written, from the error of a call on it or on its folder. What the sink's
+/// URI, or what is there, brings about is the operator's; [`Root::judged`](super::Root::judged) decides it
+/// by the place where permissions are missing.
 pub(super) fn sink_failure(at: &Path, file: &Path, error: io::Error) -> Error {
+    let reason = || {
+        format!(
+            "the sink's file {} cannot be written: {error}",
+            file.display()
+        )
+    };
     match Errno::from_io_error(&error) {
-        Some(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-            let file = file.display();
-            Error::place(
-                at,
-                format!("the sink's file {file} cannot be written: {error}"),
-            )
-        }
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Error::place(at, reason()),
+        Some(Errno::ACCESS | Errno::PERM) => Error::Io {
+            path: at.to_owned(),
+            source: io::Error::new(ErrorKind::PermissionDenied, reason()),
+        },
         _ => Error::io(at, error),
     }
 }

@@ -336,6 +336,14 @@ impl Root {
         }
         match error {
             Error::Place { path, reason } => self.judged_place(path, reason),
+            // In the output folder permissions are missing for a while, as elsewhere room is. Another
+            // place is the operator's choice.
+            Error::Io { path, source }
+                if source.kind() == io::ErrorKind::PermissionDenied
+                    && !path.starts_with(&self.path) =>
+            {
+                self.judged_place(path, source.to_string())
+            }
             error => error,
         }
     }

@@ -392,31 +392,30 @@ impl Turn<'_> {
         Ok(found.optional()?)
     }
 
-    /// Jobs of a plugin that have published, by rising ID: those that are wanted, by the paths of
-    /// their files and their output. Jobs whose output was removed are asked for, too, and not given.
+    /// Jobs of a plugin that have published, by rising ID: those that are wanted. Jobs whose output was
+    /// removed are asked for, too, and not given.
     pub fn published_inputs(
         &self,
         plugin: &str,
-        is_wanted: &mut dyn FnMut(&Path, &[String]) -> bool,
+        is_wanted: &mut dyn FnMut(&PublishedInput) -> bool,
     ) -> Result<Vec<PublishedInput>, Error> {
         let mut statement = self.transaction.prepare_cached(PUBLISHED_INPUTS_QUERY)?;
         let mut rows = statement.query([plugin])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
             let text = |index| shown(cell(row, index)).unwrap_or_default();
-            let path = Path::new(&text(1)).join(text(2));
-            let uris = published(cell(row, 4));
-            if is_wanted(&path, &uris) && !uris.is_empty() {
-                found.push(PublishedInput {
-                    job_id: row.get(0)?,
-                    path,
-                    content_hash: shown(cell(row, 3)),
-                    mtime_s: match cell(row, 5) {
-                        ValueRef::Real(mtime) => Some(mtime),
-                        _ => None,
-                    },
-                    uris,
-                });
+            let input = PublishedInput {
+                job_id: row.get(0)?,
+                path: Path::new(&text(1)).join(text(2)),
+                content_hash: shown(cell(row, 3)),
+                mtime_s: match cell(row, 5) {
+                    ValueRef::Real(mtime) => Some(mtime),
+                    _ => None,
+                },
+                uris: published(cell(row, 4)),
+            };
+            if is_wanted(&input) && !input.uris.is_empty() {
+                found.push(input);
             }
         }
         Ok(found)

@@ -83,14 +83,10 @@ impl Turn<'_> {
     ) -> Result<Result<Deployed, String>, Error> {
         let artifact = artifact_hash(&upload.source_code, &upload.lockfile_content);
         let name = format!("{}\0{artifact}", upload.plugin_name);
-        let done = self.change_all(&name, |turn| {
-            let author_id = match turn.author(&upload.author, now_ms)? {
-                Ok(id) => id,
-                Err(reason) => return Ok(Err(reason)),
-            };
-            turn.upload(upload, author_id, now_ms).map(Ok)
-        })?;
-        Ok(done.and_then(|done| done))
+        self.change_all(&name, |turn| {
+            let author_id = turn.author(&upload.author, now_ms)?;
+            turn.upload(upload, author_id, now_ms)
+        })
     }
 
     fn upload(&mut self, upload: &Upload, author_id: i64, now_ms: i64) -> Result<Deployed, Error> {
@@ -120,24 +116,23 @@ impl Turn<'_> {
         Ok(deployed)
     }
 
-    /// The row of a publisher, which is known by its name. A directory ID that is another
-    /// publisher's is refused.
-    fn author(&mut self, author: &Author, now_ms: i64) -> Result<Result<i64, String>, Error> {
+    /// The row of a publisher, which is known by its name. No signature covers a directory ID: one that
+    /// another publisher has stays there, and counts for nothing.
+    fn author(&mut self, author: &Author, now_ms: i64) -> Result<i64, Error> {
         let now = format_time(now_ms);
-        if let Some(oid) = &author.azure_oid {
-            let query = "SELECT EXISTS (SELECT 1 FROM cf_publisher \
-                         WHERE azure_oid = ?1 AND name IS NOT ?2)";
-            let row = params![oid, author.name];
-            if self.transaction.query_row(query, row, |row| row.get(0))? {
-                return Ok(Err("azure_oid is that of another publisher".to_owned()));
-            }
+        let query = "SELECT EXISTS (SELECT 1 FROM cf_publisher \
+                     WHERE azure_oid = ?1 AND name IS NOT ?2)";
+        let mut oid = author.azure_oid.as_deref();
+        let row = params![oid, author.name];
+        if self.transaction.query_row(query, row, |row| row.get(0))? {
+            oid = None;
         }
         let found: Option<i64> = self
             .transaction
             .query_row(
                 "SELECT id FROM cf_publisher WHERE name = ?1 \
                  ORDER BY azure_oid IS ?2 DESC, id LIMIT 1",
-                params![author.name, author.azure_oid],
+                params![author.name, oid],
                 |row| row.get(0),
             )
             .optional()?;
@@ -145,16 +140,16 @@ impl Turn<'_> {
             self.transaction.execute(
                 "UPDATE cf_publisher SET last_active = ?2, email = coalesce(?3, email), \
                  azure_oid = coalesce(azure_oid, ?4) WHERE id = ?1",
-                params![id, now, author.email, author.azure_oid],
+                params![id, now, author.email, oid],
             )?;
-            return Ok(Ok(id));
+            return Ok(id);
         }
         self.transaction.execute(
             "INSERT INTO cf_publisher (azure_oid, name, email, created_at, last_active) \
              VALUES (?1, ?2, ?3, ?4, ?4)",
-            params![author.azure_oid, author.name, author.email, now],
+            params![oid, author.name, author.email, now],
         )?;
-        Ok(Ok(self.transaction.last_insert_rowid()))
+        Ok(self.transaction.last_insert_rowid())
     }
 
     /// Files whose names match the pattern get the plugin's own tag, to which it subscribes. What

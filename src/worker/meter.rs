@@ -142,10 +142,22 @@ fn cpu(pid: i32) -> Duration {
 
 /// Bytes of a process in memory.
 pub(super) fn memory(pid: i32) -> u64 {
-    let status = proc_file::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
+    memory_by(&format!("/proc/{pid}/status")).unwrap_or_else(|| {
+        // Its first thread has ended, perhaps: others have the memory still.
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        let mut threads = threads.into_iter().flatten().flatten();
+        let found = threads.find_map(|thread| memory_by(thread.path().join("status").to_str()?));
+        found.unwrap_or(0)
+    })
+}
+
+fn memory_by(status: &str) -> Option<u64> {
+    let status = proc_file::read(status).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib.saturating_mul(1024))
 }
 
 /// Bytes of a folder's files on their disk. An entry counts 4 KiB at least, so a walk ends; it ends

@@ -181,6 +181,23 @@ fn an_output_folder_without_write_permission_fails_no_job() {
             assert_eq!(done["status"], "COMPLETED", "{mode:o}: {done}");
         }
     }
+    // A folder below it keeps its own jobs waiting.
+    let set = out.join("set");
+    fs::set_permissions(&set, fs::Permissions::from_mode(0o555)).unwrap();
+    let jobs = submit(4);
+    until("it waits", || {
+        let job = job(&database, jobs[1]);
+        let words = job.to_string();
+        (job["status"] == "PENDING").then(|| {
+            assert_eq!(job["cause"], "worker", "{job}");
+            assert!(words.contains("cannot be written: Permission"), "{job}");
+        })
+    });
+    for id in [jobs[0], jobs[2]] {
+        assert_eq!(ended(&database, id)["status"], "COMPLETED");
+    }
+    fs::set_permissions(&set, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(ended(&database, jobs[1])["status"], "COMPLETED");
     let hidden = fs::read_dir(&out).unwrap();
     let hidden = hidden.map(|entry| entry.unwrap().file_name());
     let hidden = hidden.filter(|name| name.as_encoded_bytes().starts_with(b"."));

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use arrow::array::AsArray;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -172,6 +173,33 @@ fn output_of_files_that_are_gone_is_listed_and_removed_by_prune() {
 }
 
 /// Rows of tables go as files do, and a sink of mode `error` is free for the others.
+/// As where a program writes parts into a folder that has the name of its earlier file.
+#[test]
+fn a_file_whose_name_a_folder_has_now_is_gone() {
+    for input in ["in", "in/*", "in/**"] {
+        let folder = Folder::with_paths(&[("a.csv", "1"), ("b.csv", "2"), ("c", "3")]);
+        folder.run_over(&["in"], &[]);
+        for name in ["a.csv", "b.csv"] {
+            fs::remove_file(folder.path(&format!("in/{name}"))).unwrap();
+        }
+        fs::create_dir(folder.path("in/a.csv")).unwrap();
+        folder.write("in/a.csv/part-0", "4");
+        let pipe = folder.path("in/b.csv");
+        assert!(Command::new("mkfifo").arg(pipe).status().unwrap().success());
+        let (summary, code) = folder.run_over(&[input], &[]);
+        assert_eq!(code, Some(0), "{input}: {summary}");
+        assert_eq!(gone(&summary), ["a.csv", "b.csv"], "{input}: {summary}");
+        let (summary, _) = folder.run_over(&[input], &["--prune"]);
+        assert_eq!(gone(&summary), ["a.csv", "b.csv"], "{input}: {summary}");
+        let mut want = texts(&[("in/c", "3")]);
+        if input != "in/*" {
+            want = texts(&[("in/a.csv/part-0", "4"), ("in/c", "3")]);
+        }
+        assert_eq!(folder.lines(), want, "{input}");
+        folder.check();
+    }
+}
+
 #[test]
 fn rows_of_files_that_are_gone_are_removed_by_prune() {
     let folder = Folder::new(&[("a.csv", "1"), ("b.csv", "2")]);
@@ -311,15 +339,37 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
     let (summary, _) = folder.run_over(&["in"], &[]);
     assert_eq!(gone(&summary), ["b.csv"], "{summary}");
     assert_eq!(folder.lines().len(), 3, "{summary}");
-    // Where files are named, it is said.
+    // Wherever the file was, and however it is named now.
+    for (from, to, input) in [
+        ("in/a.csv", "in/b.csv", "in/b.csv"),
+        ("in", "in2", "in2"),
+        ("in", "deep", "deep/**"),
+        ("in/a.csv", "other/a.csv", "other"),
+    ] {
+        let folder = Folder::with_paths(&[("a.csv", "1")]);
+        folder.run_over(&["in"], &[]);
+        fs::create_dir(folder.path("other")).unwrap();
+        fs::rename(folder.path(from), folder.path(to)).unwrap();
+        let (summary, code) = folder.run_over(&[input], &[]);
+        assert_eq!(
+            (totals(&summary).0, code),
+            (1, Some(0)),
+            "{input}: {summary}"
+        );
+        assert!(summary["files"][0]["renamed_from"].is_string(), "{summary}");
+        assert_eq!(gone(&summary), [""; 0]);
+        assert_eq!(folder.lines().len(), 1, "{input}: {summary}");
+        folder.check();
+    }
+    // A copy is another file.
     let folder = Folder::with_paths(&[("a.csv", "1")]);
-    folder.run_over(&["in/a.csv"], &[]);
-    fs::rename(folder.path("in/a.csv"), folder.path("in/b.csv")).unwrap();
-    let (summary, _) = folder.run_over(&["in/b.csv"], &["--prune"]);
-    assert_eq!(gone(&summary), ["a.csv"], "{summary}");
-    let now = summary["gone"][0]["renamed_to"].as_str().unwrap();
-    assert!(now.ends_with("in/b.csv"), "{summary}");
-    assert_eq!(folder.lines().len(), 2, "{summary}");
+    folder.run_over(&["in"], &[]);
+    fs::create_dir(folder.path("in2")).unwrap();
+    let (from, to) = (folder.path("in/a.csv"), folder.path("in2"));
+    let copied = Command::new("cp").args(["-p", &from, &to]).status();
+    assert!(copied.unwrap().success());
+    folder.run_over(&["in2"], &[]);
+    assert_eq!(folder.lines().len(), 2);
     // Where the new one fails, the output of before stays, and is called stale.
     let folder = Folder::with_paths(&[("a.csv", "1")]);
     folder.run_over(&["in"], &[]);

@@ -1,7 +1,7 @@
 //! Inputs of earlier runs that are not there any more: which those are, which of them have another
 //! name now, and the removal of the output of the others.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::output::{forget, say_left, withdraw};
 use super::queue::{End, Queue};
 use crate::cli::content::Fingerprint;
 use crate::cli::failed;
-use crate::cli::input::Found;
+use crate::cli::input::{Found, is_absent};
 use crate::cli::progress::Progress;
 use crate::cli::summary::{Gone, Item};
 use crate::job::Attempt;
@@ -20,6 +20,8 @@ use crate::store::{Error, FileJob, PublishedInput, Turn};
 #[derive(Default)]
 pub(super) struct Lost {
     jobs: Vec<Job>,
+    /// Positions of `jobs` whose files have these prints, the first job last.
+    by_print: HashMap<Print, Vec<usize>>,
     found: HashSet<PathBuf>,
     /// Jobs that files with other names have taken over.
     taken: HashSet<i64>,
@@ -29,10 +31,15 @@ pub(super) struct Lost {
 
 struct Job {
     input: PublishedInput,
-    /// By [`Found::has_lost`]; else it is missing in a folder in which a file was named.
-    is_gone: bool,
-    /// A file that seems to be it.
-    renamed_to: Option<PathBuf>,
+    /// By [`Found::has_lost`]; else it is in no folder of this command line.
+    is_listed: bool,
+}
+
+/// A content's hash and a modification time, as bits: a rename keeps both.
+type Print = (String, u64);
+
+fn print_of(input: &PublishedInput) -> Option<Print> {
+    Some((input.content_hash.clone()?, input.mtime_s?.to_bits()))
 }
 
 impl Lost {
@@ -46,18 +53,22 @@ impl Lost {
         let paths: HashSet<PathBuf> = items.iter().map(|item| item.path.clone()).collect();
         let unread = items.iter().filter(|item| item.source.is_none());
         let unread: HashSet<PathBuf> = unread.map(|item| item.path.clone()).collect();
+        let prints = items.iter().filter_map(|item| item.source.as_ref());
+        let prints =
+            prints.map(|source| (source.print.hash.clone(), source.print.mtime_s.to_bits()));
+        let prints: HashSet<Print> = prints.collect();
         let mut emptied = BTreeSet::new();
-        let mut is_wanted = |path: &Path, _: &[String]| {
+        let mut is_wanted = |input: &PublishedInput| {
+            let path = &input.path;
             if paths.contains(path) {
                 return unread.contains(path);
             }
+            let is_lost = found.has_lost(path);
             let without = found.without.iter().enumerate();
-            let of = without.filter(|(_, without)| without.is_of(path));
-            let of: Vec<usize> = of.map(|(at, _)| at).collect();
-            if !of.is_empty() && found.has_lost(path) {
-                emptied.extend(of);
-            }
-            found.may_be_renamed(path)
+            let of = without.filter(|(_, without)| is_lost && without.is_of(path));
+            emptied.extend(of.map(|(at, _)| at));
+            // A file may have come from any folder.
+            is_lost || (print_of(input).is_some_and(|it| prints.contains(&it)) && is_absent(path))
         };
         let (unread, jobs): (Vec<_>, Vec<_>) = turn
             .published_inputs(plugin, &mut is_wanted)?
@@ -71,12 +82,19 @@ impl Lost {
             }
         }
         let jobs = jobs.into_iter().map(|input| Job {
-            is_gone: found.has_lost(&input.path),
-            renamed_to: None,
+            is_listed: found.has_lost(&input.path),
             input,
         });
+        let jobs: Vec<Job> = jobs.collect();
+        let mut by_print: HashMap<Print, Vec<usize>> = HashMap::new();
+        for (at, job) in jobs.iter().enumerate().rev() {
+            if let Some(print) = print_of(&job.input) {
+                by_print.entry(print).or_default().push(at);
+            }
+        }
         Ok(Lost {
-            jobs: jobs.collect(),
+            jobs,
+            by_print,
             found: paths,
             taken: HashSet::new(),
             emptied,
@@ -92,24 +110,12 @@ impl Lost {
         path: &Path,
         print: &Fingerprint,
     ) -> Result<Option<(FileJob, PathBuf)>, Error> {
-        let mut jobs = self.jobs.iter();
-        let is_it = |job: &Job| is_same(&job.input, print);
-        match jobs.position(is_it) {
-            Some(at) if self.jobs.get(at).is_some_and(|job| job.is_gone) => {
-                let before = self.jobs.remove(at).input;
-                self.taken.insert(before.job_id);
-                let job = turn.file_job(before.job_id)?;
-                return Ok(job.map(|job| (job, before.path)));
-            }
-            // Its folder was not listed: it may be that other files of it are wanted no more, so this
-            // is only said.
-            Some(at) => {
-                if let Some(job) = self.jobs.get_mut(at) {
-                    job.renamed_to.get_or_insert_with(|| path.to_owned());
-                }
-                return Ok(None);
-            }
-            None => {}
+        let print = (print.hash.clone(), print.mtime_s.to_bits());
+        let before = self.by_print.get_mut(&print).and_then(Vec::pop);
+        if let Some(before) = before.and_then(|at| self.jobs.get(at)) {
+            self.taken.insert(before.input.job_id);
+            let job = turn.file_job(before.input.job_id)?;
+            return Ok(job.map(|job| (job, before.input.path.clone())));
         }
         let real = fs::canonicalize(path).ok();
         let real = real.filter(|real| real != path && !self.found.contains(real));
@@ -131,26 +137,20 @@ impl Lost {
             .collect()
     }
 
-    /// Those that are gone, and those that another file of this run seems to be.
+    /// Those that are gone.
     pub(super) fn gone(self, found: &Found) -> Vec<Gone> {
+        let taken = self.taken;
         let jobs = self.jobs.into_iter();
-        jobs.filter(|job| job.is_gone || job.renamed_to.is_some())
+        jobs.filter(|job| job.is_listed && !taken.contains(&job.input.job_id))
             .map(|job| Gone {
                 may_be_unmounted: found.may_be_unmounted(&job.input.path),
                 path: job.input.path,
                 job_id: job.input.job_id,
-                is_listed: job.is_gone,
-                renamed_to: job.renamed_to,
                 outputs: job.input.uris,
                 removed: Vec::new(),
             })
             .collect()
     }
-}
-
-/// True for a file with the content and the modification time that another had: a rename keeps both.
-fn is_same(before: &PublishedInput, print: &Fingerprint) -> bool {
-    before.content_hash.as_deref() == Some(&print.hash) && before.mtime_s == Some(print.mtime_s)
 }
 
 /// Keeps those of which output is there, and removes that output where it is wanted. True when output
@@ -171,7 +171,7 @@ pub(super) fn settle(
         let there = standing.present(attempt, gone.outputs.iter());
         gone.outputs = there.map_err(failed)?;
         // A run was stopped between the removal and the change of its row.
-        let is_left = gone.is_listed && gone.outputs.is_empty();
+        let is_left = gone.outputs.is_empty();
         if is_left && standing.is_withdrawn(attempt).map_err(failed)? {
             forget(job_id, queue, progress)?;
         }
@@ -180,10 +180,10 @@ pub(super) fn settle(
     gone.retain(|gone| !gone.outputs.is_empty());
     let mut frees = false;
     let mut is_blocked = false;
-    let is_pruned = |gone: &&mut Gone| prune && gone.is_listed && !gone.may_be_unmounted;
+    let is_pruned = |gone: &&mut Gone| prune && !gone.may_be_unmounted;
     for gone in gone.iter_mut().filter(is_pruned) {
         // The file may have come back.
-        if is_blocked || gone.path.symlink_metadata().is_ok() {
+        if is_blocked || !is_absent(&gone.path) {
             continue;
         }
         let (removed, left) = withdraw(gone.job_id, queue, progress, root)?;

@@ -7,7 +7,7 @@ use super::queue::{End, Queue, Stop};
 use crate::cli::progress::Progress;
 use crate::limits;
 use crate::sink::{self, Placed, Relocation, Root};
-use crate::store::Code;
+use crate::store::{Code, PublishedInput};
 
 /// What became of files that were to be moved.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) fn arrange(
     };
     let jobs = queue.step(progress, |store| {
         let turn = store.begin()?;
-        let mut is_wanted = |_: &std::path::Path, uris: &[String]| root.may_be_misplaced(uris);
+        let mut is_wanted = |input: &PublishedInput| root.may_be_misplaced(&input.uris);
         Ok(turn.published_inputs(plugin, &mut is_wanted)?)
     })?;
     let mut found = Vec::new();

@@ -375,14 +375,15 @@ fn a_root_that_is_taken_away_is_the_workers_fault() {
 }
 
 /// A fault of the output folder itself is the worker's, whatever the sink and the error. Below it only
-/// what the URI, or what is there, brings about is the operator's.
+/// what the URI, or what is there, brings about is the operator's; beside it missing permissions are, too.
 #[test]
 fn whose_fault_a_sink_is_depends_on_the_place_and_the_error() {
     use crate::job::Cause::{self, Operator, Worker};
     use rustix::io::Errno;
     let fixture = Fixture::new();
     let root = fixture.root.path().to_owned();
-    let of_place = [Errno::ACCESS, Errno::PERM];
+    let dir = tempfile::tempdir().unwrap();
+    let of_permissions = [Errno::ACCESS, Errno::PERM];
     let of_worker = [
         Errno::ROFS,
         Errno::NOSPC,
@@ -403,14 +404,17 @@ fn whose_fault_a_sink_is_depends_on_the_place_and_the_error() {
     };
     for below in ["set", "set/deep", "set/x.db"] {
         let below = root.join(below);
-        for errno in of_place {
-            check(errno, &below, Operator);
-        }
-        for errno in of_worker {
+        for errno in of_permissions.into_iter().chain(of_worker) {
             check(errno, &below, Worker);
         }
     }
-    for errno in of_place.into_iter().chain(of_worker) {
+    for errno in of_permissions {
+        check(errno, dir.path(), Operator);
+    }
+    for errno in of_worker {
+        check(errno, dir.path(), Worker);
+    }
+    for errno in of_permissions.into_iter().chain(of_worker) {
         check(errno, &root, Worker);
     }
 }
