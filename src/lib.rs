@@ -24,6 +24,8 @@
 pub mod cli;
 #[cfg(feature = "worker")]
 mod descriptors;
+#[cfg(feature = "worker")]
+mod disk;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 #[cfg(feature = "worker")]

@@ -563,8 +563,9 @@ pub const METER_INTERVAL: Duration = Duration::from_millis(700);
 /// Messages of a warm interpreter that are read at a time: more than all its jobs can be the reason for.
 pub const WARM_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
 /// Bytes that a worker's own folder needs free, or a quarter of a smaller file system: with less a self-test
-/// fails, and a plugin that names a full disk has failed for it.
-pub const SCRATCH_ROOM: u64 = 16 << 20;
+/// fails, and a plugin that names a full disk has failed for it. The output folder needs as much once a job
+/// has failed because its disk was full.
+pub const DISK_ROOM: u64 = 16 << 20;
 /// With less than so much any plugin may have failed for it, whatever it names.
 pub const SCRATCH_ROOM_LEAST: u64 = 1 << 20;
 /// A job that has so much in its working directory, or half of a smaller file system, has filled it itself.

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,7 @@ use rustix::fs::Access;
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::Cause;
+use crate::{disk, limits};
 
 /// What an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ struct Last {
     database: Option<String>,
     /// A path of ours.
     path: Option<PathBuf>,
+    /// Its disk was full.
+    is_full: bool,
 }
 
 impl Failed {
@@ -59,6 +63,11 @@ impl Root {
             }
             // A table.
             Error::OtherDatabase { .. } => Fault::Job,
+            // All jobs share the disk, whoever has filled it.
+            Error::Io { path, source } if disk::is_full(source) && self.is_on_disk(path) => {
+                self.failed().last().is_full = true;
+                Fault::Worker
+            }
             Error::Io { path, .. } | Error::Sqlite { path, .. } => {
                 if path != self.path() && !path.starts_with(self.base()) {
                     return match self.test() {
@@ -73,6 +82,17 @@ impl Root {
         }
     }
 
+    /// True for a path on the file system of the output folder.
+    fn is_on_disk(&self, path: &Path) -> bool {
+        let device = |path: &Path| Some(fs::metadata(path).ok()?.dev());
+        let own = device(self.path());
+        let folder = match path.is_dir() {
+            true => path,
+            false => files::existing_folder(path),
+        };
+        own.is_some() && device(folder) == own
+    }
+
     /// The jobs that come may be of another database than those before.
     pub fn forget_database(&self) {
         self.failed().last().database = None;
@@ -84,6 +104,11 @@ impl Root {
         self.ensure()?;
         let tried = self.try_file();
         tried.map_err(|error| self.judged(Error::io(self.path(), error)))?;
+        if self.failed().last().is_full {
+            disk::check_room(self.path(), limits::DISK_ROOM)
+                .map_err(|error| Error::io(self.path(), error))?;
+            self.failed().last().is_full = false;
+        }
         let path = self.failed().last().path.clone();
         if let Some(path) = path {
             self.try_folder(files::existing_folder(&path))

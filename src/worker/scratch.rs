@@ -7,12 +7,10 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-use rustix::fs::statvfs;
-
 use super::meter::folder_size;
 use super::slot::Failure;
 use crate::job::Cause;
-use crate::limits;
+use crate::{disk, limits};
 
 /// What Python and libraries say where a disk or a quota is used up (ENOSPC, EDQUOT).
 const WORDS: &[&str] = &[
@@ -33,12 +31,12 @@ pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failur
     let tested = if is_named {
         check(folder).and_then(|()| write(folder))
     } else {
-        check_for(folder, limits::SCRATCH_ROOM_LEAST)
+        disk::check_room(folder, limits::SCRATCH_ROOM_LEAST)
     };
     let Err(lack) = tested else {
         return failure;
     };
-    let most = limits::SCRATCH_OWN_MAX.min(size(folder) / 2);
+    let most = limits::SCRATCH_OWN_MAX.min(disk::size(folder) / 2);
     let used = folder_size(work_dir, most);
     let place = folder.display();
     if used >= most {
@@ -63,37 +61,7 @@ pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failur
 
 /// An error when a folder's file system is about full.
 pub(super) fn check(folder: &Path) -> io::Result<()> {
-    check_for(folder, limits::SCRATCH_ROOM)
-}
-
-/// The same with another bound. Of a small file system a quarter is enough.
-fn check_for(folder: &Path, room: u64) -> io::Result<()> {
-    let Ok(found) = statvfs(folder) else {
-        return Ok(());
-    };
-    // What is kept for root counts for root.
-    let (blocks, files) = match rustix::process::getuid().is_root() {
-        true => (found.f_bfree, found.f_ffree),
-        false => (found.f_bavail, found.f_favail),
-    };
-    let free = blocks.saturating_mul(found.f_frsize);
-    if free < room.min(size(folder) / 4) {
-        return Err(io::Error::other(format!(
-            "its file system has {free} bytes free"
-        )));
-    }
-    // Some have no number of files.
-    if found.f_files > 0 && files == 0 {
-        return Err(io::Error::other("its file system can hold no more files"));
-    }
-    Ok(())
-}
-
-/// Bytes of a folder's file system.
-fn size(folder: &Path) -> u64 {
-    statvfs(folder).map_or(u64::MAX, |found| {
-        found.f_blocks.saturating_mul(found.f_frsize)
-    })
+    disk::check_room(folder, limits::DISK_ROOM)
 }
 
 /// A quota shows when something is written. Other errors are not about room.
@@ -103,14 +71,7 @@ fn write(folder: &Path) -> io::Result<()> {
         file.write_all(&[1; 256 << 10])
     };
     match written() {
-        Err(error) if is_full(&error) => Err(error),
+        Err(error) if disk::is_full(&error) => Err(error),
         _ => Ok(()),
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    )
 }

@@ -22,6 +22,7 @@ mod tables;
 mod triggers;
 mod wait;
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
@@ -99,10 +100,15 @@ fn failure(path: &Path, error: &rusqlite::Error) -> Error {
             path: path.to_owned(),
         };
     }
+    if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+        return Error::Io {
+            path: path.to_owned(),
+            source: io::Error::new(io::ErrorKind::StorageFull, error.to_string()),
+        };
+    }
     let cause = match error.sqlite_error_code() {
         Some(
-            ErrorCode::DiskFull
-            | ErrorCode::SystemIoFailure
+            ErrorCode::SystemIoFailure
             | ErrorCode::OutOfMemory
             | ErrorCode::CannotOpen
             | ErrorCode::OperationInterrupted,

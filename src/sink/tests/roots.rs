@@ -468,6 +468,42 @@ fn a_place_of_a_sink_fails_for_its_own_jobs_while_the_root_works() {
     assert_eq!(faults(3), [Fault::Job, Fault::Job]);
 }
 
+/// SQLite gives the room back that a transaction had, so a small file fits on a disk that is full for jobs.
+#[test]
+fn a_full_disk_is_the_workers_whatever_the_sink_until_it_has_room() {
+    let fixture = Fixture::new();
+    let (small, root) = (["-t", "tmpfs", "-o", "size=4m", "tmpfs"], fixture.path("r"));
+    let Some(mount) = Mount::new(&small, root) else {
+        eprintln!("skipped: this process may not mount");
+        return;
+    };
+    let root = open(&mount.0);
+    let sub = Mount::new(&small, mount.0.join("sub")).unwrap();
+    let rows: Vec<i64> = (0..400_000).collect();
+    for uri in ["sqlite://x.db/rows", "parquet://set/"] {
+        root.test().unwrap();
+        let filler = mount.0.join("filler");
+        fs::write(&filler, vec![1; (4 << 20) - (700 << 10)]).unwrap();
+        let job = job(Some(A), Attempt::new(1, 1), &[("a", uri, "append")]);
+        let error = publish(&root, &job, &rows).unwrap_err();
+        assert_eq!(root.fault(&error), Fault::Worker, "{error}");
+        let tested = root.test().unwrap_err().to_string();
+        assert!(tested.contains("bytes free"), "{tested}");
+        fs::remove_file(&filler).unwrap();
+        root.test().unwrap();
+    }
+    let full = |path: PathBuf| Error::io(&path, rustix::io::Errno::NOSPC.into());
+    assert_eq!(root.fault(&full(sub.0.join("x.db"))), Fault::Job);
+    root.test().unwrap();
+    for path in ["x.db", "set/deep/o.parquet", ".casparian/staging/x"] {
+        assert_eq!(
+            root.fault(&full(mount.0.join(path))),
+            Fault::Worker,
+            "{path}"
+        );
+    }
+}
+
 #[test]
 fn a_root_of_another_database_is_refused_until_its_owner_or_the_database_is_another() {
     let fixture = Fixture::new();
