@@ -101,8 +101,25 @@ def parts(value, depth=0):
         raise not_accepted(value)
     if depth == NESTING_MAX:
         raise TypeError(f"a plugin's output has lists or generators within each other more than {depth} deep")
-    for item in value:
+    values = iter(value)
+    while True:
+        try:
+            item = next(values)
+        except StopIteration as end:
+            # What a function that yields gives to `return`. Other values are no output: a count, a status.
+            if is_output(end.value):
+                yield from parts(end.value, depth + 1)
+            return
         yield from parts(item, depth + 1)
+
+
+def is_output(value):
+    """True for a table, and for a list or iterator of some."""
+    if isinstance(value, (list, tuple)):
+        return any(is_output(item) for item in value)
+    if type(value) is dict:
+        return all(hasattr(column, "__len__") and not isinstance(column, (str, bytes)) for column in value.values())
+    return is_table(value) or isinstance(value, collections.abc.Generator)
 
 
 def not_accepted(value, error=None):
@@ -194,6 +211,10 @@ def duckdb_reader(result):
     names = ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader")
     fetch = next(filter(callable, (getattr(result, name, None) for name in names)))
     reader = fetch(FETCH_ROWS)
+    if reader is None:
+        raise TypeError(
+            "a DuckDB connection without a result: it has one for the last `execute` alone, until that is fetched;"
+            " return relations (`connection.sql(query)`)")
     for (name, kind), field in zip(columns, reader.schema):
         if kind is None and DUCKDB_AMBIGUOUS.search(str(field.type)):
             raise TypeError(

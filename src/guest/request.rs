@@ -8,7 +8,7 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::direct::{absolute, absolute_location, absolute_path};
+use super::direct::{absolute, absolute_location, absolute_path, name};
 use super::requirements;
 use super::script::Script;
 
@@ -58,6 +58,8 @@ pub struct Request {
     pub(super) settings: Table,
     /// The hashes that files of a package may have, by its name.
     pub(super) hashes: BTreeMap<String, Hashes>,
+    /// Every package must have one of them: which file and line asks for that.
+    pub(super) hashes_needed_by: Option<String>,
     /// A lockfile whose versions are kept as far as they fit.
     pub(super) known: Option<String>,
 }
@@ -98,6 +100,7 @@ impl Request {
         };
         let refused = |reason| Refused(format!("dependencies: {reason}"));
         absolute_all(&mut request.dependencies, folder).map_err(refused)?;
+        request.add_url_hashes().map_err(refused)?;
         Ok(request)
     }
 
@@ -111,7 +114,22 @@ impl Request {
     ) -> Result<Self, Refused> {
         let mut request = Self::of_metadata(script, folder)?;
         requirements::read_into(&mut request, file, read)?;
+        let refused = |reason| Refused(format!("requirements {}: {reason}", file.display()));
+        request.add_url_hashes().map_err(refused)?;
         Ok(request)
+    }
+
+    /// Adds the hashes that URLs end with (`NAME @ URL#sha256=…`): uv compares none of a local file.
+    fn add_url_hashes(&mut self) -> Result<(), String> {
+        for requirement in &self.dependencies {
+            let Some(hash) = requirements::url_hash(requirement)? else {
+                continue;
+            };
+            let known = self.hashes.entry(name(requirement)).or_default();
+            known.allowed.insert(hash);
+            known.at.clone_from(requirement);
+        }
+        Ok(())
     }
 
     fn of_metadata(script: &Script, folder: &Path) -> Result<Self, Refused> {

@@ -22,16 +22,32 @@ pub(super) fn read_into(request: &mut Request, file: &Path, read: Read<'_>) -> R
         request,
         read,
         seen: HashSet::new(),
-        needs_hashes: false,
+        hashes_needed_by: None,
         without_hash: None,
     };
     reader.file(file, false)?;
-    match (reader.needs_hashes, reader.without_hash) {
-        (true, Some(at)) => Err(Refused(format!(
-            "{at}: --require-hashes, and it has no --hash"
+    match (&reader.hashes_needed_by, reader.without_hash) {
+        (Some(by), Some(at)) => Err(Refused(format!(
+            "{at}: it has no --hash, and {by} asks for one of each package"
         ))),
-        _ => Ok(()),
+        _ => {
+            request.hashes_needed_by = reader.hashes_needed_by;
+            Ok(())
+        }
     }
+}
+
+/// The hash at the end of a requirement's URL.
+pub(super) fn url_hash(requirement: &str) -> Result<Option<String>, String> {
+    let fragment = requirement.split_once('#').map_or("", |(_, rest)| rest);
+    let fragment = fragment.split_whitespace().next().unwrap_or_default();
+    let mut words = fragment.split('&');
+    let found = words.find_map(|word| word.strip_prefix("sha256="));
+    let hash = |digits: &str| sha256(&format!("sha256:{digits}"));
+    found
+        .map(hash)
+        .transpose()
+        .map_err(|_| format!("{requirement}: expected #sha256= and 64 hex digits"))
 }
 
 /// Where a line stands.
@@ -55,7 +71,8 @@ struct Reader<'a> {
     read: Read<'a>,
     /// Files that were read, and whether as constraints.
     seen: HashSet<(PathBuf, bool)>,
-    needs_hashes: bool,
+    /// The first line with `--require-hashes` or a hash: as for pip, each requirement must have one then.
+    hashes_needed_by: Option<String>,
     /// The first requirement without a hash.
     without_hash: Option<String>,
 }
@@ -152,11 +169,16 @@ impl Reader<'_> {
                 Ok(())
             }
             "--require-hashes" => {
-                self.needs_hashes = true;
+                self.need_hashes(place);
                 Ok(())
             }
             _ => Err(refused(format!("{option} is not supported"))),
         }
+    }
+
+    fn need_hashes(&mut self, place: &Place<'_>) {
+        let by = || place.at.to_owned();
+        self.hashes_needed_by.get_or_insert_with(by);
     }
 
     /// Sets a setting, unless the plugin's metadata has it.
@@ -193,10 +215,12 @@ impl Reader<'_> {
         if requirement.contains('$') {
             return Err(format!("{requirement}: variables are not supported"));
         }
-        if hashes.is_empty() && !place.is_constraints && self.without_hash.is_none() {
+        let has_hash = !hashes.is_empty() || url_hash(&requirement)?.is_some();
+        if !has_hash && !place.is_constraints && self.without_hash.is_none() {
             self.without_hash = Some(place.at.to_owned());
         }
         if !hashes.is_empty() {
+            self.need_hashes(place);
             let known = self.request.hashes.entry(name(&requirement)).or_default();
             known.allowed.extend(hashes);
             place.at.clone_into(&mut known.at);
@@ -312,8 +336,7 @@ mod tests {
     #[test]
     fn a_requirements_file_is_read_as_pip_reads_it() {
         let text = format!(
-            "# a comment \\\nsix == 1.16.0 \\\n  --hash=sha256:{HASH} \\\n  --hash sha256:{HASH}\n\
-             -r more/b.txt # why\n-cc.txt\n--index-url=https://h/simple\n-f wheels\n\
+            "# a comment \\\nsix == 1.16.0 \\\n  # b\n-r more/b.txt # why\n-cc.txt\n--index-url=https://h/simple\n-f wheels\n\
              a; python_version > '3' # b\nurl @ https://h/u-1.zip#sha=1\n--only-binary=x,y\n--pre\n"
         );
         let found = read(&[
@@ -330,11 +353,6 @@ mod tests {
             "url @ https://h/u-1.zip#sha=1",
         ];
         assert_eq!(found.dependencies, want);
-        let hashes = found.hashes.get("six").unwrap();
-        assert_eq!(
-            (hashes.allowed.len(), hashes.at.as_str()),
-            (1, "/p/r.txt:2")
-        );
         let settings: toml::Table = toml::from_str(
             "index-url = \"https://h/simple\"\nfind-links = [\"/p/wheels\"]\n\
              no-build-package = [\"x\", \"y\"]\nprerelease = \"allow\"\n",
@@ -344,6 +362,27 @@ mod tests {
         let project: toml::Table =
             toml::from_str("constraint-dependencies = [\"six<1.17\"]\n").unwrap();
         assert_eq!(found.project, project);
+    }
+
+    #[test]
+    fn where_one_requirement_has_a_hash_each_must_have_one() {
+        let six =
+            format!("six == 1.16.0 \\\n  --hash=sha256:{HASH} \\\n  --hash sha256:{HASH}\n-rb.txt");
+        let url = format!("l @ ./l-1-py3-none-any.whl#egg=l&sha256={HASH} ; python_version > '3'");
+        let found = read(&[("r.txt", &six), ("b.txt", &url)]).unwrap();
+        assert_eq!(found.hashes_needed_by.as_deref(), Some("/p/r.txt:1"));
+        let hashes = found.hashes.get("six").unwrap();
+        assert_eq!(
+            (hashes.allowed.len(), hashes.at.as_str()),
+            (1, "/p/r.txt:1")
+        );
+        let url = url_hash(&found.dependencies[1]);
+        assert_eq!(url, Ok(Some(format!("sha256:{HASH}"))));
+        let refused = read(&[("r.txt", &six), ("b.txt", "idna")]).unwrap_err();
+        assert!(refused.contains("b.txt:1: it has no --hash"), "{refused}");
+        let refused = read(&[("r.txt", "l @ ./l-1-py3-none-any.whl#sha256=12")]);
+        assert!(refused.unwrap_err().contains("64 hex digits"));
+        assert_eq!(url_hash("l @ https://h/l#sha1=1"), Ok(None));
     }
 
     #[test]
@@ -372,7 +411,10 @@ mod tests {
                 "/p/r.txt:1: x @ https://${HOST}/x.whl: variables",
             ),
             ("-i https://u:p@h/simple\n", "/p/r.txt:1: credentials"),
-            ("--require-hashes\nsix\n", "/p/r.txt:2: --require-hashes"),
+            (
+                "--require-hashes\nsix\n",
+                "/p/r.txt:2: it has no --hash, and /p/r.txt:1 asks",
+            ),
             (
                 "git+https://h/r\n",
                 "/p/r.txt:1: the package of git+https://h/r has no name",

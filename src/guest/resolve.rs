@@ -331,6 +331,18 @@ impl Resolver<'_> {
                 wheels.retain(is_allowed);
             }
             reason = format!("none of its files has a hash of {}", hashes.at);
+        } else if let Some(by) = &self.request.hashes_needed_by
+            && name != ROOT
+            && name != "pyarrow"
+        {
+            let version = package.get("version").and_then(Value::as_str);
+            return Err(Error::Failed {
+                what: format!("the dependency {name} {}", version.unwrap_or_default()),
+                tail: format!(
+                    "it has no --hash, and {by} asks for one of each package: list it, too \
+                     (`uv pip compile --generate-hashes` lists all)"
+                ),
+            });
         }
         let has_wheel = package
             .get("wheels")

@@ -378,6 +378,32 @@ fn a_requirements_file_is_read_as_pip_reads_it_or_refused_by_line() {
             (found, want) => panic!("{list:?}: {found:?}, not {want:?}"),
         }
     }
+    // What others bring needs a hash, too, and the one of a local file is compared.
+    let date = "python-dateutil==2.9.0.post0 --hash=sha256:a8b2bc7bffae282281c8140a97d3aa9c14da0b136dfe83f850eea9a5f7470427\n";
+    host.write("list.txt", date);
+    let reason = host.run("p.py", &["--requirements", "list.txt", "--force"]);
+    let reason = reason.unwrap_err();
+    assert!(reason.contains("dependency six"), "{reason}");
+    assert!(
+        reason.contains("no --hash, and list.txt:1 asks for one of each package"),
+        "{reason}"
+    );
+    let wheel = format!(
+        "six @ file:six-1.15.0-py2.py3-none-any.whl#sha256={}",
+        "0".repeat(64)
+    );
+    host.write("list.txt", &wheel);
+    let fetched = "https://files.pythonhosted.org/packages/ee/ff/48bde5c0f013094d729fe4b0316ba2a24774b3ff1c52d924a8a4cb04078a/six-1.15.0-py2.py3-none-any.whl";
+    let mut fetch = Command::new(python());
+    fetch.args(["-m", "pip", "download", "--quiet", "--no-deps", "-d"]);
+    let fetch = output(fetch.arg(host.at("")).arg(fetched));
+    assert!(fetch.status.success(), "{}", stderr(&fetch));
+    let reason = host.run("p.py", &["--requirements", "list.txt", "--force"]);
+    let reason = reason.unwrap_err();
+    assert!(
+        reason.contains("none of its files has a hash of six @"),
+        "{reason}"
+    );
     host.write("list.txt", HASHED);
     let lockfile = host.deploy("p.py", &["--lockfile", "list.txt"]).unwrap();
     assert!(lockfile.contains("version = \"1.16.0\""), "{lockfile}");

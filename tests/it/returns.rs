@@ -253,6 +253,21 @@ const ACCEPTED: &[Case] = &[
     ),
     ("columns_none", "return {}", Nothing),
     (
+        "returned_by_what_yields",
+        "yield {'a': [1]}\nreturn {'a': [2]}",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "returned_before_a_yield",
+        "if path:\n    return [pd.DataFrame({'a': [1]}), [{'a': 2}]]\nyield {'a': [3]}",
+        Rows(r#"[{"a": 1}, {"a": 2}]"#),
+    ),
+    (
+        "counts_of_what_yields",
+        "yield {'a': [1]}\nreturn (yield from iter(())) or {'rows': 1, 'status': 'good'}",
+        Rows(r#"[{"a": 1}]"#),
+    ),
+    (
         "rows",
         "return [{'a': 1}, {'b': 'x'}, None, {'a': None, 'c': [1]}]",
         Rows(
@@ -505,6 +520,11 @@ const EXACT: &[Case] = &[
         "duckdb_times_with_a_zone",
         "return duckdb.sql(\"select ['12:00:00+02'::TIMETZ] t\")",
         Fails("column 't': Arrow does not have DuckDB's type TIME WITH TIME ZONE"),
+    ),
+    (
+        "duckdb_connection_twice",
+        "con = duckdb.connect()\nreturn [con.execute('select 1 a'), con.execute('select 2 a')]",
+        Fails("a DuckDB connection without a result"),
     ),
     (
         "duckdb_bits",
