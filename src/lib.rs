@@ -52,6 +52,7 @@ pub mod sink;
 pub mod socket;
 #[cfg(feature = "sentinel")]
 pub mod store;
+mod thread;
 #[cfg(feature = "worker")]
 pub mod worker;
 pub mod zmtp;

@@ -15,6 +15,7 @@ use crate::input_file;
 use crate::job;
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::thread;
 
 /// What a file's content is.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,8 +146,7 @@ impl Thread {
         let steps = Arc::new(AtomicU64::new(0));
         let is_unwanted = Arc::new(AtomicBool::new(false));
         let (done, stop) = (steps.clone(), is_unwanted.clone());
-        let thread = std::thread::Builder::new().name("input".to_owned());
-        thread.spawn(move || {
+        thread::start("input", move || {
             if let Err(error) = crate::descriptors::unshare() {
                 log::warn!("descriptors of the thread that reads inputs: {error}");
             }

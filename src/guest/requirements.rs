@@ -335,12 +335,10 @@ mod tests {
 
     #[test]
     fn a_requirements_file_is_read_as_pip_reads_it() {
-        let text = format!(
-            "# a comment \\\nsix == 1.16.0 \\\n  # b\n-r more/b.txt # why\n-cc.txt\n--index-url=https://h/simple\n-f wheels\n\
-             a; python_version > '3' # b\nurl @ https://h/u-1.zip#sha=1\n--only-binary=x,y\n--pre\n"
-        );
+        let text = "# a comment \\\nsix == 1.16.0 \\\n  # b\n-r more/b.txt # why\n-cc.txt\n--index-url=https://h/simple\n-f wheels\n\
+             a; python_version > '3' # b\nurl @ https://h/u-1.zip#sha=1\n--only-binary=x,y\n--pre\n";
         let found = read(&[
-            ("r.txt", &text),
+            ("r.txt", text),
             ("more/b.txt", "-r ../r.txt\nl @ ./lib\r\n\r\nlast"),
             ("c.txt", "six<1.17"),
         ])

@@ -29,6 +29,7 @@ use crate::job::text::of_bytes;
 use crate::proc_file;
 use crate::reactor::rights;
 use crate::sandbox::{Mounts, launch};
+use crate::thread;
 
 /// A child that an interpreter has started.
 #[derive(Debug)]
@@ -240,8 +241,7 @@ impl Warm {
         let errors = child.stderr.take();
         let process = Process::of_child(child)?;
         if let Some(errors) = errors {
-            let thread = std::thread::Builder::new().name("interpreter".to_owned());
-            thread.spawn(move || log_lines(errors))?;
+            thread::start("interpreter", move || log_lines(errors))?;
         }
         Ok(Warm {
             process,

@@ -11,6 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use super::{Endpoint, EndpointError};
 use crate::limits;
+use crate::thread;
 
 type Found = Result<Vec<SocketAddr>, EndpointError>;
 
@@ -60,15 +61,13 @@ impl Lookup {
         let place = Place::take()?;
         let (ended, other) = UnixStream::pair()?;
         let (sender, found) = mpsc::sync_channel(1);
-        std::thread::Builder::new()
-            .name("casparian-lookup".to_owned())
-            .spawn(move || {
-                let found = find();
-                drop(place);
-                // The owner may be gone, and then nobody wants to know.
-                let _ = sender.send(found);
-                drop(other);
-            })?;
+        thread::start("casparian-lookup", move || {
+            let found = find();
+            drop(place);
+            // The owner may be gone, and then nobody wants to know.
+            let _ = sender.send(found);
+            drop(other);
+        })?;
         Ok(Lookup { found, ended })
     }
 

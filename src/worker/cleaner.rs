@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 
 use crate::remover;
+use crate::thread;
 
 /// The thread's handle; the thread ends with it.
 #[derive(Debug)]
@@ -16,15 +17,13 @@ pub(super) struct Cleaner {
 impl Cleaner {
     pub(super) fn start() -> io::Result<Self> {
         let (requests, received) = sync_channel::<PathBuf>(1);
-        std::thread::Builder::new()
-            .name("cleaner".to_owned())
-            .spawn(move || {
-                for trash in received {
-                    if let Err(error) = remover::empty(&trash, None) {
-                        log::warn!("cannot empty {}: {error}", trash.display());
-                    }
+        thread::start("cleaner", move || {
+            for trash in received {
+                if let Err(error) = remover::empty(&trash, None) {
+                    log::warn!("cannot empty {}: {error}", trash.display());
                 }
-            })?;
+            }
+        })?;
         Ok(Cleaner { requests })
     }
 

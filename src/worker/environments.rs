@@ -23,6 +23,7 @@ use crate::guest::environment::{self, Build, Environment, provision};
 use crate::job::Cause;
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::thread;
 
 /// Where an environment stands.
 #[derive(Clone, Debug)]
@@ -363,46 +364,39 @@ impl Environments {
         let (events, waker) = (self.events.clone(), self.waker.clone());
         let (cache_max, build) = (self.cache_max, self.build.clone());
         let hash = hash.to_owned();
-        let started = std::thread::Builder::new()
-            .name("provision".to_owned())
-            .spawn(move || {
-                let made = make_and_lock(&home, &lockfile, &hash, &build, &cancel);
-                let (result, lock) = match made {
-                    Ok((environment, lock)) => (Ok(environment), lock),
-                    Err(failure) => (Err(failure), None),
-                };
-                let is_new = result.as_ref().is_ok_and(|made| !made.cached);
-                let event = ThreadEvent::Environment { hash, result, lock };
-                // The loop is gone only when the whole worker stops.
-                if events.send(event).is_ok()
-                    && let Err(error) = waker.wake()
-                {
-                    log::error!("cannot wake the worker: {error}");
-                }
-                if is_new {
-                    evict(&home, cache_max, &cancel);
-                }
-            });
+        let started = thread::start("provision", move || {
+            let made = make_and_lock(&home, &lockfile, &hash, &build, &cancel);
+            let (result, lock) = match made {
+                Ok((environment, lock)) => (Ok(environment), lock),
+                Err(failure) => (Err(failure), None),
+            };
+            let is_new = result.as_ref().is_ok_and(|made| !made.cached);
+            let event = ThreadEvent::Environment { hash, result, lock };
+            // The loop is gone only when the whole worker stops.
+            if events.send(event).is_ok()
+                && let Err(error) = waker.wake()
+            {
+                log::error!("cannot wake the worker: {error}");
+            }
+            if is_new {
+                evict(&home, cache_max, &cancel);
+            }
+        });
         match started {
             Ok(_) => {
                 self.threads += 1;
                 State::Making
             }
-            Err(error) => State::Failed(Failure::new(
-                Cause::Worker,
-                format!("cannot start a thread: {error}"),
-            )),
+            Err(error) => State::Failed(Failure::new(Cause::Worker, error.to_string())),
         }
     }
 
     /// Brings the environments that are there within their bound, on a thread.
     pub(super) fn evict(&self) {
         let (home, cancel, cache_max) = (self.home.clone(), self.cancel.clone(), self.cache_max);
-        let started = std::thread::Builder::new()
-            .name("evict".to_owned())
-            .spawn(move || evict(&home, cache_max, &cancel));
+        let started = thread::start("evict", move || evict(&home, cache_max, &cancel));
         if let Err(error) = started {
-            log::warn!("cannot start a thread: {error}");
+            log::warn!("{error}");
         }
     }
 

@@ -29,6 +29,7 @@ use crate::limits;
 use crate::reactor::{BootTime, bind_private, token};
 use crate::sandbox::Mode;
 use crate::sink::{Bounds, Root};
+use crate::thread;
 
 impl Worker {
     pub(super) fn start_jobs(&mut self, now: BootTime) {
@@ -633,20 +634,18 @@ impl Worker {
         let folder = self.runtime.folder().to_owned();
         let root = self.staging.clone();
         let (events, waker) = (self.report_sender.clone(), self.waker.clone());
-        let thread = std::thread::Builder::new()
-            .name("self-test".to_owned())
-            .spawn(move || {
-                let result = runtime::self_test(&folder, &root);
-                let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
-                // The loop ends only when the whole worker stops.
-                if events.send(event).is_ok()
-                    && let Err(error) = waker.wake()
-                {
-                    log::error!("cannot wake the worker: {error}");
-                }
-            });
+        let thread = thread::start("self-test", move || {
+            let result = runtime::self_test(&folder, &root);
+            let event = ThreadEvent::SelfTest(result.map_err(|error| error.to_string()));
+            // The loop ends only when the whole worker stops.
+            if events.send(event).is_ok()
+                && let Err(error) = waker.wake()
+            {
+                log::error!("cannot wake the worker: {error}");
+            }
+        });
         if let Err(error) = thread {
-            let reason = format!("cannot start a thread: {error}");
+            let reason = error.to_string();
             self.health.handle_test(Err(reason), self.next_serial, now);
         }
     }

@@ -19,6 +19,7 @@ use crate::input_file;
 use crate::job::{Cause, Content, mtime_ns};
 use crate::limits;
 use crate::reactor::BootTime;
+use crate::thread;
 
 /// Threads that look at an input now. One whose storage does not respond stays.
 static LOOKING: AtomicUsize = AtomicUsize::new(0);
@@ -101,30 +102,28 @@ impl Input {
             content: content.cloned(),
             progress: progress.clone(),
         };
-        std::thread::Builder::new()
-            .name(format!("input-{serial}"))
-            .spawn(move || {
-                let _looking = looking;
-                let (before, begun) = match look.begin() {
-                    Ok(before) => (before, Ok(())),
-                    Err(failure) => {
-                        // It says nothing about the worker: the plugin may not have run.
-                        let spares_worker = true;
-                        let failure = Failure {
-                            spares_worker,
-                            ..failure
-                        };
-                        (None, Err(failure))
-                    }
-                };
-                let goes_on = begun.is_ok();
-                // Nobody may wait for the answers any more.
-                let _ = answer.send(begun);
-                if goes_on && let Ok(is_brief) = wanted.recv() {
-                    let _ = answer.send(look.end(before, is_brief));
+        thread::start(format!("input-{serial}"), move || {
+            let _looking = looking;
+            let (before, begun) = match look.begin() {
+                Ok(before) => (before, Ok(())),
+                Err(failure) => {
+                    // It says nothing about the worker: the plugin may not have run.
+                    let spares_worker = true;
+                    let failure = Failure {
+                        spares_worker,
+                        ..failure
+                    };
+                    (None, Err(failure))
                 }
-            })
-            .map_err(|error| start_failure("thread for the input", &error))?;
+            };
+            let goes_on = begun.is_ok();
+            // Nobody may wait for the answers any more.
+            let _ = answer.send(begun);
+            if goes_on && let Ok(is_brief) = wanted.recv() {
+                let _ = answer.send(look.end(before, is_brief));
+            }
+        })
+        .map_err(|error| start_failure("thread for the input", &error))?;
         Ok(Input {
             path: path.to_owned(),
             again,

@@ -18,6 +18,7 @@ use crate::guest::strays;
 use crate::limits;
 use crate::proc_file;
 use crate::reactor::BootTime;
+use crate::thread;
 
 /// A job that runs.
 pub(super) struct Subject {
@@ -52,8 +53,7 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn start(events: Sender<ThreadEvent>, waker: Arc<mio::Waker>) -> io::Result<Self> {
         let (requests, received) = sync_channel::<Vec<Subject>>(0);
-        let thread = std::thread::Builder::new().name("meter".to_owned());
-        thread.spawn(move || {
+        thread::start("meter", move || {
             for subjects in received {
                 let usages = subjects.iter().map(measure).collect();
                 // The loop ends only when the whole worker stops.
@@ -245,6 +245,28 @@ mod tests {
         let size = folder_size(dir.path(), u64::MAX);
         assert!((1 << 20..(1 << 20) + (64 << 10)).contains(&size), "{size}");
         assert!(folder_size(dir.path(), 4096) <= 3 * 4096 + (1 << 20));
+    }
+
+    /// Its first thread ends; another one has the memory.
+    #[test]
+    fn the_memory_of_a_process_without_its_first_thread_counts() {
+        use std::process::{Command, Stdio};
+        let script = "import ctypes, threading, time\n\
+            def hold():\n    held = b'x' * (64 << 20)\n    main.join(0.2)\n    print('up', flush=True)\n    time.sleep(60)\n\
+            main = threading.current_thread()\nthreading.Thread(target=hold).start()\n\
+            ctypes.CDLL(None).syscall(60 if __import__('os').uname().machine == 'x86_64' else 93, 0)\n";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = [0; 3];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let used = memory(pid);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(used > 64 << 20, "{used}");
     }
 
     #[test]

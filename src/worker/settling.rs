@@ -10,6 +10,7 @@ use super::slot::Failure;
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
 use crate::sink::Artifact;
+use crate::thread;
 
 /// The attempt whose output stands without a receipt, and that output.
 pub(crate) type Standing = Option<(i64, Vec<Artifact>)>;
@@ -44,20 +45,18 @@ impl Worker {
         let attempt = settlement.attempt;
         let root = self.staging.clone();
         let (events, waker) = (self.report_sender.clone(), self.waker.clone());
-        let started = std::thread::Builder::new()
-            .name("settlement".to_owned())
-            .spawn(move || {
-                let result = root.settle(&settlement);
-                let result = result.map_err(|error| root.judged(error).into());
-                // The loop ends only when the whole worker stops.
-                if events
-                    .send(ThreadEvent::Settled { attempt, result })
-                    .is_ok()
-                    && let Err(error) = waker.wake()
-                {
-                    log::error!("cannot wake the worker: {error}");
-                }
-            });
+        let started = thread::start("settlement", move || {
+            let result = root.settle(&settlement);
+            let result = result.map_err(|error| root.judged(error).into());
+            // The loop ends only when the whole worker stops.
+            if events
+                .send(ThreadEvent::Settled { attempt, result })
+                .is_ok()
+                && let Err(error) = waker.wake()
+            {
+                log::error!("cannot wake the worker: {error}");
+            }
+        });
         match started {
             Ok(_) => self.settlements.is_running = true,
             Err(error) => {

@@ -17,6 +17,7 @@ use crate::job::{Attempt, Cause, Job};
 use crate::limits;
 use crate::reactor::BootTime;
 use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
+use crate::thread;
 
 /// What a writer is told. A closed channel means: remove the output.
 enum Order {
@@ -139,17 +140,15 @@ impl Writer {
             shared: shared.clone(),
             address: address.clone(),
         };
-        std::thread::Builder::new()
-            .name(format!("writer-{}", address.serial))
-            .spawn(move || {
-                let run = || task.run();
-                let report = sink::quiet_panics(run).unwrap_or_else(|panic| {
-                    let message = format!("the plugin's data cannot be written: {panic}");
-                    Report::Failed(Failure::new(Cause::Plugin, message))
-                });
-                drop(task);
-                address.report(report);
-            })?;
+        thread::start(format!("writer-{}", address.serial), move || {
+            let run = || task.run();
+            let report = sink::quiet_panics(run).unwrap_or_else(|panic| {
+                let message = format!("the plugin's data cannot be written: {panic}");
+                Report::Failed(Failure::new(Cause::Plugin, message))
+            });
+            drop(task);
+            address.report(report);
+        })?;
         Ok(Writer {
             orders: Some(orders),
             shared,

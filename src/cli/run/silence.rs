@@ -15,6 +15,7 @@ use crate::cli::clean::path_text;
 use crate::cli::stderr::{tell, tell_last};
 use crate::cli::{Failure, INTERRUPTED, failed};
 use crate::limits;
+use crate::thread;
 
 /// How often storage is asked, and the answer looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -124,9 +125,8 @@ fn ask(output: &Path) {
 }
 
 fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    let thread = std::thread::Builder::new().name(name.to_owned());
     let error = "the output folder cannot be watched";
-    let started = thread.spawn(run);
+    let started = thread::start(name, run);
     started
         .map(drop)
         .map_err(|reason| failed(format!("{error}: {reason}")))

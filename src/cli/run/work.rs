@@ -16,6 +16,7 @@ use crate::cli::progress::{Ended, Progress};
 use crate::cli::summary::{Item, Outcome, by_topic};
 use crate::job::{Cause, text};
 use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::thread;
 use crate::worker::Worker;
 
 /// How often an interruption is looked for.
@@ -137,10 +138,7 @@ fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, End> {
-    let thread = std::thread::Builder::new().name(name.to_owned());
-    thread
-        .spawn(run)
-        .map_err(|error| End::Failed(failed(error)))
+    thread::start(name, run).map_err(|error| End::Failed(failed(error)))
 }
 
 /// What became of a file whose job has ended.
