@@ -20,6 +20,8 @@
 // One call of the kernel has no safe wrapper: reactor/rights.rs.
 #![deny(unsafe_code)]
 
+#[cfg(any(feature = "sentinel", feature = "worker"))]
+mod beside;
 #[cfg(all(feature = "cli", any(feature = "sentinel", feature = "worker")))]
 pub mod cli;
 #[cfg(feature = "worker")]

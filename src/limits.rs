@@ -562,6 +562,10 @@ pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 pub const METER_INTERVAL: Duration = Duration::from_millis(700);
 /// Messages of a warm interpreter that are read at a time: more than all its jobs can be the reason for.
 pub const WARM_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
+/// Symbolic links in a row to a database that is created, as for the kernel.
+pub const LINKS_MAX: usize = 40;
+/// Workers of the old system that a sentinel remembers while they are away.
+pub const OLD_WORKERS_MAX: usize = 10_000;
 /// Bytes that a worker's own folder needs free, or a quarter of a smaller file system: with less a self-test
 /// fails, and a plugin that names a full disk has failed for it. The output folder needs as much once a job
 /// has failed because its disk was full.

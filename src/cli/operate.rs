@@ -151,6 +151,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return say_done(&text, &done);
     }
     let was_there = path.exists();
+    super::plugin::warn_of_owner(&path);
     Store::open(&path, Open::Create).map_err(failed_in(&path))?;
     if let Some(mode) = mode {
         let permissions = std::fs::Permissions::from_mode(mode);

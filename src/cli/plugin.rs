@@ -414,6 +414,7 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     }
     let parameters = parameters(&DEPLOY, &typed)?;
     let location = database(&DEPLOY, &typed)?;
+    warn_of_owner(&location);
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let prepared = prepare(&DEPLOY, &typed)?;
     let plugin = &prepared.plugin;
@@ -478,6 +479,13 @@ fn file_for_name(text: &str) -> Option<String> {
     ))
 }
 
+/// Whoever may change a queue decides what the workers run.
+pub(super) fn warn_of_owner(database: &Path) {
+    if let Some(what) = crate::store::shared_with(database, false) {
+        super::stderr::tell(format_args!("database {}: {what}", database.display()));
+    }
+}
+
 pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let typed = SUBMIT.parse(arguments)?;
     let plugin = SUBMIT.required(&typed, "plugin")?;
@@ -491,6 +499,7 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let parameters = parameters(&SUBMIT, &typed)?;
     let pattern = SUBMIT.text(&typed, "pattern")?;
     let ignore = SUBMIT.texts(&typed, "ignore")?;
+    warn_of_owner(&location);
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let not_now = |reason| {
         let reason = file_for_name(&plugin).unwrap_or(reason);

@@ -116,10 +116,10 @@ def parts(value, depth=0):
 def is_output(value):
     """True for a table, and for a list or iterator of some."""
     if isinstance(value, (list, tuple)):
-        return any(is_output(item) for item in value)
+        return any(isinstance(item, collections.abc.Mapping) or is_output(item) for item in value)
     if type(value) is dict:
         return all(hasattr(column, "__len__") and not isinstance(column, (str, bytes)) for column in value.values())
-    return is_table(value) or isinstance(value, collections.abc.Generator)
+    return is_table(value) or hasattr(value, "__next__")
 
 
 def not_accepted(value, error=None):
@@ -210,11 +210,17 @@ def duckdb_reader(result):
             check_duckdb(name, kind)
     names = ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader")
     fetch = next(filter(callable, (getattr(result, name, None) for name in names)))
-    reader = fetch(FETCH_ROWS)
+    without_result = TypeError(
+        "a DuckDB connection without a result: it has one for the last `execute` alone, until that is fetched;"
+        " return relations (`connection.sql(query)`)")
+    try:
+        reader = fetch(FETCH_ROWS)
+    except Exception as error:
+        if "No open result set" in str(error):
+            raise without_result from error
+        raise
     if reader is None:
-        raise TypeError(
-            "a DuckDB connection without a result: it has one for the last `execute` alone, until that is fetched;"
-            " return relations (`connection.sql(query)`)")
+        raise without_result
     for (name, kind), field in zip(columns, reader.schema):
         if kind is None and DUCKDB_AMBIGUOUS.search(str(field.type)):
             raise TypeError(

@@ -274,10 +274,10 @@ impl Sentinel {
                 store::Open::Create,
             )?),
         };
-        if let Some(what) = store::shared_with(&options.database) {
+        if let Some(what) = store::shared_with(&options.database, true) {
             log::warn!(
-                "database {}: other users may {what} it, and its plugins are run by the workers; \
-                 chmod 600 unless they are to insert rows",
+                "database {}: {what}, and its plugins are run by the workers; \
+                 chmod 600 unless other users are to insert rows",
                 options.database.display()
             );
         }

@@ -112,6 +112,20 @@ fn create_own(root: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Who may change what a root keeps there may change its output, and the queue of a run.
+fn warn_of_strangers(root: &Path, base: &Path) {
+    let (Ok(folder), Ok(found)) = (fs::metadata(root), fs::metadata(base)) else {
+        return;
+    };
+    let is_trusted = [0, rustix::process::geteuid().as_raw(), folder.uid()].contains(&found.uid());
+    let (place, owner) = (base.display(), found.uid());
+    if !is_trusted {
+        log::warn!("{place} is user {owner}'s, who may change what is in it");
+    } else if found.mode() & 0o002 != 0 {
+        log::warn!("{place}: every user may change what is in it; chmod o-w");
+    }
+}
+
 impl Root {
     /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
     /// What cannot be recovered is logged and stays.
@@ -125,6 +139,7 @@ impl Root {
         check_text(&path)?;
         create_own(&path)?;
         let base = path.join(".casparian");
+        warn_of_strangers(&path, &base);
         let workers = base.join("workers");
         let (worker, lock) = register(&workers)?;
         let anchor = Anchor::new(&path, workers.join(&worker), lock)?;

@@ -97,7 +97,7 @@ impl Identity {
             true => [("-wal", WAL_REPLACED), ("-shm", SHM_REPLACED)]
                 .into_iter()
                 .filter_map(|(suffix, reason)| {
-                    let file = super::beside(&path, suffix);
+                    let file = crate::beside::path(&path, suffix);
                     let inode = inode(&std::fs::symlink_metadata(&file).ok()?);
                     Some((file, inode, reason))
                 })

@@ -65,7 +65,7 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-use crate::limits;
+use crate::{beside, limits};
 
 pub(crate) use attempts::OTHER_ROW;
 pub use attempts::{Completion, Ended};
@@ -508,15 +508,13 @@ fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, 
             passes: false,
         });
     }
-    for suffix in ["-journal", "-wal", "-shm"] {
-        let beside = beside(path, suffix);
-        if std::fs::symlink_metadata(&beside).is_ok_and(|found| !found.is_file()) {
-            return Err(Error::Open {
-                path: path.to_owned(),
-                reason: format!("{} is not a regular file; remove it", beside.display()),
-                passes: false,
-            });
-        }
+    let kept = beside::keep(path);
+    if let Some((beside, reason)) = beside::refusal(path) {
+        return Err(Error::Open {
+            path: path.to_owned(),
+            reason: format!("{}: {reason}", beside.display()),
+            passes: false,
+        });
     }
     let connection =
         Connection::open_with_flags(path, flags).map_err(|error| open_error(path, &error))?;
@@ -530,6 +528,7 @@ fn connect(path: &Path, flags: OpenFlags, wait: Duration) -> Result<Connection, 
             row.get::<_, i64>(0)
         })
         .map_err(|error| open_error(path, &error))?;
+    drop(kept);
     Ok(connection)
 }
 
@@ -561,14 +560,6 @@ fn check_ours(connection: &Connection, path: &Path) -> Result<(), Error> {
     }
 }
 
-/// A file that SQLite keeps beside a database. Links to the database are followed, as SQLite does.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut name = path.into_os_string();
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
 /// Code in a database's schema may call functions without side effects only, and no statement
 /// writes to the schema tables. A plan does not depend on the values of parameters: SQLite would
 /// compile each statement with `LIMIT ?` anew whenever it is run.
@@ -588,20 +579,34 @@ fn create_private(path: &Path) {
     use std::os::unix::fs::OpenOptionsExt;
     let mut options = std::fs::OpenOptions::new();
     let options = options.write(true).create_new(true).mode(0o600);
-    if let Err(error) = options.open(path) {
+    // SQLite creates it where a link leads.
+    let mut target = path.to_owned();
+    for _ in 0..limits::LINKS_MAX {
+        let Ok(to) = std::fs::read_link(&target) else {
+            break;
+        };
+        target = target.parent().unwrap_or(Path::new("")).join(to);
+    }
+    if let Err(error) = options.open(target) {
         // What is wrong with the path is found when SQLite opens it.
         log::debug!("{}: not created: {error}", path.display());
     }
 }
 
-/// What others than a database's owner may do with it; none when nothing.
-pub fn shared_with(path: &Path) -> Option<&'static str> {
+/// What other users may do with a database; none when nothing. `others` = also what its mode allows, and
+/// not only its owner.
+pub fn shared_with(path: &Path, others: bool) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
-    let mode = std::fs::metadata(path).ok()?.mode();
+    let found = std::fs::metadata(path).ok()?;
+    let (owner, mode) = (found.uid(), found.mode());
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Some(format!("user {owner}, whose it is, may change it"));
+    }
     match (mode & 0o022, mode & 0o044) {
+        _ if !others => None,
         (0, 0) => None,
-        (0, _) => Some("read"),
-        _ => Some("change"),
+        (0, _) => Some("other users may read it".to_owned()),
+        _ => Some("other users may change it".to_owned()),
     }
 }
 

@@ -4,7 +4,7 @@
 //! At the start size and time are compared with what the job's file version says. Where they differ,
 //! or are not known, the content is hashed. At the end the file is compared with what it was at the start.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
 
 use super::descriptors::start_failure;
 use super::slot::Failure;
@@ -32,6 +34,8 @@ struct Identity {
     modified: (i64, i64),
     /// Also changes with permissions, names and links, and cannot be set.
     changed: (i64, i64),
+    /// Mode, owner, group and number of links.
+    attributes: (u32, u32, u32, u64),
 }
 
 impl Identity {
@@ -41,6 +45,7 @@ impl Identity {
             size: found.size(),
             modified: (found.mtime(), found.mtime_nsec()),
             changed: (found.ctime(), found.ctime_nsec()),
+            attributes: (found.mode(), found.uid(), found.gid(), found.nlink()),
         }
     }
 
@@ -50,10 +55,20 @@ impl Identity {
         found.is_file().then(|| Identity::new(&found))
     }
 
-    /// True where no more than the time of the last change can differ.
-    fn differs_in_change_alone(&self, other: &Identity) -> bool {
-        let changed = other.changed;
-        Identity { changed, ..*self } == *other
+    /// True where attributes have changed, and nothing else shows. Where the time of the last change
+    /// alone is another, it was written to perhaps, and its modification time put back (`cp -p`).
+    fn differs_in_attributes_alone(&self, other: &Identity) -> bool {
+        let Identity {
+            changed,
+            attributes,
+            ..
+        } = *other;
+        let is_same = Identity {
+            changed,
+            attributes,
+            ..*self
+        } == *other;
+        is_same && attributes != self.attributes
     }
 }
 
@@ -104,6 +119,10 @@ impl Input {
         };
         thread::start(format!("input-{serial}"), move || {
             let _looking = looking;
+            // Before it owns one.
+            if let Err(error) = crate::descriptors::unshare() {
+                log::warn!("descriptors of the thread that reads an input: {error}");
+            }
             let (before, begun) = match look.begin() {
                 Ok(before) => (before, Ok(())),
                 Err(failure) => {
@@ -117,10 +136,11 @@ impl Input {
                 }
             };
             let goes_on = begun.is_ok();
+            let kept = before.and_then(|before| look.keep(before));
             // Nobody may wait for the answers any more.
             let _ = answer.send(begun);
             if goes_on && let Ok(is_brief) = wanted.recv() {
-                let _ = answer.send(look.end(before, is_brief));
+                let _ = answer.send(look.end(before, kept, is_brief));
             }
         })
         .map_err(|error| start_failure("thread for the input", &error))?;
@@ -256,17 +276,41 @@ impl Look {
         }
     }
 
+    /// A descriptor by which the file is known wherever it is moved; it can be neither read nor locked by it.
+    fn keep(&self, before: Identity) -> Option<File> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let kept = rustix::fs::open(&self.path, flags, Mode::empty()).ok()?;
+        let kept = File::from(kept);
+        let is_it = kept
+            .metadata()
+            .is_ok_and(|found| found.ino() == before.inode);
+        is_it.then_some(kept)
+    }
+
     /// Whether the file is at the end what it was at the start. `is_brief`: see [`Input::look`].
-    fn end(&self, before: Option<Identity>, is_brief: bool) -> Result<(), Failure> {
+    fn end(
+        &self,
+        before: Option<Identity>,
+        kept: Option<File>,
+        is_brief: bool,
+    ) -> Result<(), Failure> {
+        let reason = "it changed while the job ran, so the job may have read parts of both";
         let Some(after) = Identity::of(&self.path) else {
-            // A plugin may have moved it away.
-            return Ok(());
+            // A plugin may have moved it away; it is the same one wherever it is.
+            let now = kept.and_then(|kept| Some(Identity::new(&kept.metadata().ok()?)));
+            let content = |it: Identity| (it.size, it.modified);
+            return match before.zip(now) {
+                Some((before, now)) if content(before) != content(now) => {
+                    Err(self.changed(reason, None))
+                }
+                _ => Ok(()),
+            };
         };
         let known = self.content.as_ref();
         let is_comparable = known.is_some_and(|known| known.sha256().is_some());
         let is_other = match before {
             Some(before) if before == after => return Ok(()),
-            Some(before) => !before.differs_in_change_alone(&after),
+            Some(before) => !before.differs_in_attributes_alone(&after),
             // It was not there.
             None if is_comparable => true,
             None => return Ok(()),
@@ -274,7 +318,6 @@ impl Look {
         if !is_other && !is_comparable {
             return Ok(());
         }
-        let reason = "it changed while the job ran, so the job may have read parts of both";
         let (seconds, nanoseconds) = after.modified;
         let shows = |known: &Content| {
             is_comparable && !known.has_metadata(after.size, mtime_ns(seconds, nanoseconds))
@@ -284,7 +327,7 @@ impl Look {
         }
         let hashed = known.map(|_| self.hash());
         let content = match hashed {
-            // Only its time of the last change is another.
+            // Only its attributes are others.
             Some(Err(_)) if !is_other => return Ok(()),
             Some(Ok(hashed)) => hashed.map(|(_, content)| content),
             Some(Err(_)) | None => None,
@@ -301,9 +344,6 @@ impl Look {
 
     /// None when it was written to, or replaced, while it was read.
     fn hash(&self) -> io::Result<Option<(Identity, Content)>> {
-        if let Err(error) = crate::descriptors::unshare() {
-            log::warn!("descriptors of the thread that reads an input: {error}");
-        }
         let mut file = input_file::open(&self.path)?;
         let before = Identity::new(&file.metadata()?);
         let hashed = input_file::hash(&mut file, || {

@@ -214,8 +214,6 @@ impl Drop for Runtime {
         {
             log::info!("{} is left behind: {error}", self.folder.display());
         }
-        // Others may have theirs in it.
-        let _ = self.folder.parent().map(fs::remove_dir);
     }
 }
 
@@ -301,7 +299,8 @@ fn own_folder(base: &Path) -> io::Result<tempfile::TempDir> {
 
 /// The folder of all workers of a user, which their plugins do not find. Programs that start at any time
 /// agree on one, also while other users take its names and give them up: it is the first of those that are
-/// there, and only where none is, one is created.
+/// there, and only where none is, one is created. It is not removed: a plugin could put one there that
+/// it knows before the next worker starts.
 fn user_folder(base: &Path) -> io::Result<PathBuf> {
     if let Some(folder) = first_user_folder(base) {
         return Ok(folder);
@@ -330,7 +329,10 @@ fn first_user_folder(base: &Path) -> Option<PathBuf> {
     let first = user_folder_name(0);
     let number = |name: &std::ffi::OsStr| match name.to_str()?.strip_prefix(&first)? {
         "" => Some(0),
-        number => number.strip_prefix('-')?.parse::<u32>().ok(),
+        number => {
+            let number: u32 = number.strip_prefix('-')?.parse().ok()?;
+            (name == user_folder_name(number).as_str() && number > 0).then_some(number)
+        }
     };
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let found = entries.filter_map(|entry| Some((number(&entry.file_name())?, entry.path())));
@@ -445,7 +447,12 @@ mod tests {
         assert_eq!(user_folder(), path(3));
         fs::remove_dir(path(0)).unwrap();
         assert_eq!(user_folder(), path(3), "programs that run have that one");
-        fs::create_dir(base.join(format!("{}x", user_folder_name(0)))).unwrap();
+        // Of other names, which a plugin may make.
+        for end in ["x", "-0", "-00", "-+1", "-01", "-"] {
+            let other = base.join(format!("{}{end}", user_folder_name(0)));
+            fs::DirBuilder::new().mode(0o700).create(&other).unwrap();
+            assert_eq!(user_folder(), path(3), "{end}");
+        }
         fs::remove_dir(path(3)).unwrap();
         assert_eq!(user_folder(), path(0));
         fs::remove_dir(path(0)).unwrap();
@@ -454,6 +461,15 @@ mod tests {
         }
         let error = super::user_folder(base).unwrap_err().to_string();
         assert!(error.contains("are other users'"), "{error}");
+    }
+
+    #[test]
+    fn the_folder_of_a_user_stays_and_is_used_again() {
+        let runtime = Runtime::new().unwrap();
+        let folder = runtime.hidden_folder().to_owned();
+        drop(runtime);
+        assert!(folder.is_dir());
+        assert_eq!(Runtime::new().unwrap().hidden_folder(), folder);
     }
 
     /// Whatever its name is, and whether or not it has a lock file.

@@ -171,6 +171,33 @@ fn a_file_whose_content_stays_costs_one_attempt() {
     }
 }
 
+/// As `cp -p` or `rsync --inplace` of the same file: a plugin may have read what was there in between.
+#[test]
+fn a_file_that_is_written_again_with_its_time_put_back_is_run_over_again() {
+    let copied = "s = os.stat(path); old = open(path).read(); open(path, 'w').close(); open(path, 'w').write(old); os.utime(path, ns=(s.st_atime_ns, s.st_mtime_ns))";
+    for (start, transport) in WAYS {
+        let scene = Scene::new(copied, 1);
+        let job = scene.submit();
+        let done = scene.run(job, start, transport);
+        assert_eq!(done["status"], "COMPLETED", "{start} {done}");
+        assert_eq!(done["attempt"], 2, "{start} {done}");
+        let wanted = json!({"x": ["OLD0"], "is_of_row": true, "is_of_file": true,
+            "versions": 1, "locations": 1});
+        assert_eq!(scene.found(job), wanted, "{start} {done}");
+    }
+}
+
+#[test]
+fn a_file_that_is_written_to_and_moved_away_fails_the_attempt() {
+    let moved = "open(path, 'a').write('MORE'); os.rename(path, path + '.done')";
+    let scene = Scene::new(moved, 1);
+    let job = scene.submit();
+    let done = scene.run(job, "warm", "tcp");
+    assert_eq!(done["status"], "FAILED", "{done}");
+    let first = done["attempts"][0].to_string();
+    assert!(first.contains("it changed while the job ran"), "{done}");
+}
+
 /// Scanners of other systems store seconds, and hashes of their own.
 #[test]
 fn a_version_of_another_scanner_is_not_replaced_while_size_and_second_agree() {

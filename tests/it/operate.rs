@@ -546,6 +546,9 @@ fn a_new_database_is_its_owners_alone_whatever_the_umask() {
     assert_eq!(mode("a.db"), "600");
     open(&["init", "--mode", "660", &path("b.db")]);
     assert_eq!(mode("b.db"), "660");
+    std::os::unix::fs::symlink("where.db", path("link.db")).unwrap();
+    open(&["init", &path("link.db")]);
+    assert_eq!(mode("where.db"), "600", "SQLite follows the link");
     open(&["init", &path("b.db")]);
     assert_eq!(mode("b.db"), "660", "an existing one keeps its own");
     std::fs::write(path("p.py"), ONE_ROW).unwrap();
@@ -571,6 +574,56 @@ fn a_new_database_is_its_owners_alone_whatever_the_umask() {
         );
         assert_eq!(mode(name), if warns { "660" } else { "600" });
     }
+}
+
+/// As in `/tmp`: SQLite would take the content of a planted `-wal` for that of the queue.
+#[test]
+fn files_of_other_users_beside_a_queue_are_refused() {
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: only root can give a file to another user");
+        return;
+    }
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    let database = database_with(dir.path(), "p", ONE_ROW);
+    let open = std::fs::Permissions::from_mode(0o1777);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let text = database.to_str().unwrap();
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let beside = format!("{text}{suffix}");
+        let _ = std::fs::remove_file(&beside);
+        std::fs::write(&beside, "planted").unwrap();
+        chown(&beside, Some(1000), None).unwrap();
+        for words in [
+            vec!["jobs", "--database", text],
+            vec!["init", text],
+            vec![
+                "sentinel",
+                "--bind",
+                "tcp://127.0.0.1:*",
+                "--database",
+                text,
+            ],
+        ] {
+            let refused = casparian(&words);
+            assert_eq!(refused.status.code(), Some(1), "{words:?}");
+            let reason = stderr(&refused);
+            assert!(
+                reason.contains(&format!("{suffix}: it belongs to user 1000")),
+                "{words:?}: {reason}"
+            );
+        }
+        std::fs::remove_file(&beside).unwrap();
+    }
+    casparian_ok(&["jobs", "--database", text]);
+    // A database of another user is named.
+    chown(&database, Some(1000), None).unwrap();
+    let named = casparian(&["init", text]);
+    assert!(
+        stderr(&named).contains("user 1000, whose it is"),
+        "{}",
+        stderr(&named)
+    );
 }
 
 /// The only other worker with a free slot cannot run what waits.

@@ -263,6 +263,16 @@ const ACCEPTED: &[Case] = &[
         Rows(r#"[{"a": 1}, {"a": 2}]"#),
     ),
     (
+        "rows_returned_by_what_yields",
+        "yield {'a': [1]}\nreturn [{'a': 2}, {'a': 3}]",
+        Rows(r#"[{"a": 1}, {"a": 2}, {"a": 3}]"#),
+    ),
+    (
+        "iterators_returned_by_what_yields",
+        "yield {'a': [1]}\nreturn map(lambda n: {'a': [n]}, (2, 3))",
+        Rows(r#"[{"a": 1}, {"a": 2}, {"a": 3}]"#),
+    ),
+    (
         "counts_of_what_yields",
         "yield {'a': [1]}\nreturn (yield from iter(())) or {'rows': 1, 'status': 'good'}",
         Rows(r#"[{"a": 1}]"#),
@@ -524,6 +534,11 @@ const EXACT: &[Case] = &[
     (
         "duckdb_connection_twice",
         "con = duckdb.connect()\nreturn [con.execute('select 1 a'), con.execute('select 2 a')]",
+        Fails("a DuckDB connection without a result"),
+    ),
+    (
+        "duckdb_connection_unused",
+        "return duckdb.connect()",
         Fails("a DuckDB connection without a result"),
     ),
     (

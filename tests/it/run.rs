@@ -494,7 +494,7 @@ fn an_interrupt_stops_cleanly_and_the_next_run_goes_on() {
 /// arrived. Of the second job a part of the output is missing.
 #[test]
 fn what_a_killed_run_has_published_is_settled_by_the_next() {
-    let folder = Folder::new(&[("a", "1\n"), ("b", "1\n"), ("c", "1\n")]);
+    let folder = Folder::new(&[("a", "1\n"), ("b", "2\n"), ("c", "3\n")]);
     folder.write(
         "two.py",
         "import pyarrow as pa\nclass Handler:\n    def configure(self, ctx, config):\n        self.ctx = ctx\n        self.topics = [ctx.register_topic(name) for name in ('x', 'y')]\n    def execute(self, path):\n        for topic in self.topics:\n            self.ctx.publish(topic, pa.table({'v': [1]}))\n",

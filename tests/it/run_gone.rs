@@ -361,6 +361,27 @@ fn a_renamed_file_replaces_the_output_of_its_earlier_name() {
         assert_eq!(folder.lines().len(), 1, "{input}: {summary}");
         folder.check();
     }
+    // Of several the likeliest: one that the listing has lost, and none of another folder and name.
+    let folder = Folder::with_paths(&[("b.csv", "1")]);
+    fs::create_dir(folder.path("day1")).unwrap();
+    let (from, to) = (folder.path("in/b.csv"), folder.path("day1/a.csv"));
+    let copied = Command::new("cp").args(["-p", &from, &to]).status();
+    assert!(copied.unwrap().success());
+    folder.run_over(&["day1"], &[]);
+    folder.run_over(&["in"], &[]);
+    fs::remove_dir_all(folder.path("day1")).unwrap();
+    fs::rename(folder.path("in/b.csv"), folder.path("in/c.csv")).unwrap();
+    let (summary, _) = folder.run_over(&["in"], &["--prune"]);
+    let before = of_file(&summary, "c.csv")["renamed_from"].as_str();
+    assert!(before.unwrap().ends_with("in/b.csv"), "{summary}");
+    assert_eq!(folder.lines().len(), 2, "{summary}");
+    fs::rename(folder.path("in"), folder.path("in2")).unwrap();
+    fs::rename(folder.path("in2/c.csv"), folder.path("in2/d.csv")).unwrap();
+    let (summary, _) = folder.run_over(&["in2"], &["--prune"]);
+    assert!(
+        of_file(&summary, "d.csv")["renamed_from"].is_null(),
+        "{summary}"
+    );
     // A copy is another file.
     let folder = Folder::with_paths(&[("a.csv", "1")]);
     folder.run_over(&["in"], &[]);

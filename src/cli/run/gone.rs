@@ -111,8 +111,7 @@ impl Lost {
         print: &Fingerprint,
     ) -> Result<Option<(FileJob, PathBuf)>, Error> {
         let print = (print.hash.clone(), print.mtime_s.to_bits());
-        let before = self.by_print.get_mut(&print).and_then(Vec::pop);
-        if let Some(before) = before.and_then(|at| self.jobs.get(at)) {
+        if let Some(before) = self.earlier(&print, path).and_then(|at| self.jobs.get(at)) {
             self.taken.insert(before.input.job_id);
             let job = turn.file_job(before.input.job_id)?;
             return Ok(job.map(|job| (job, before.input.path.clone())));
@@ -135,6 +134,27 @@ impl Lost {
         mistaken
             .map(|(_, without)| without.reason.clone())
             .collect()
+    }
+
+    /// Takes the likeliest file out of those with a print. One of another folder that was not listed is none
+    /// where it had another name, too.
+    fn earlier(&mut self, print: &Print, path: &Path) -> Option<usize> {
+        let (jobs, candidates) = (&self.jobs, self.by_print.get_mut(print)?);
+        let likeness = |at: &usize| {
+            let job = jobs.get(*at)?;
+            let before = &job.input.path;
+            let is_near = before.parent() == path.parent();
+            let is_named_alike = before.file_name() == path.file_name();
+            (job.is_listed || is_near || is_named_alike).then_some((
+                job.is_listed,
+                is_near,
+                is_named_alike,
+            ))
+        };
+        let found = candidates.iter().enumerate();
+        let found = found.filter_map(|(index, at)| Some((likeness(at)?, index)));
+        let (_, index) = found.max()?;
+        Some(candidates.remove(index))
     }
 
     /// Those that are gone.

@@ -554,11 +554,42 @@ impl Control {
             }
         }
         for (routing_id, worker_id) in forgotten {
+            self.remember_old(&routing_id);
             self.evict(&routing_id);
             if !self.routes.contains_key(&worker_id) {
                 self.changes.push(Change::WorkerOffline { worker_id });
             }
         }
+    }
+}
+
+impl Control {
+    /// A worker of the old system is known when it is heard again, as after a restart of the sentinel.
+    fn remember_old(&mut self, routing_id: &[u8]) {
+        let Some(worker) = self.workers.get(routing_id) else {
+            return;
+        };
+        let (None, Some(known_by)) = (&worker.instance, &worker.known_by) else {
+            return;
+        };
+        if self.remembered.len() >= limits::OLD_WORKERS_MAX {
+            return;
+        }
+        let (known_by, user) = (known_by.clone(), worker.user.clone());
+        let identify = Identify {
+            capabilities: worker.asked.capabilities.names(),
+            worker_id: Some(worker.worker_id.clone().into()),
+            slots: u32::try_from(worker.asked.slots).ok(),
+            hostname: Some(worker.hostname.clone().into()),
+            pid: worker.pid.and_then(|pid| u32::try_from(pid).ok()),
+            ..Identify::default()
+        };
+        let known = (user.clone(), worker.worker_id.clone());
+        let routes = self.remembered_routes.entry(known_by).or_default();
+        routes.retain(|other| *other != known);
+        routes.insert(0, known);
+        self.remembered
+            .insert(worker.worker_id.clone(), (user, identify));
     }
 }
 

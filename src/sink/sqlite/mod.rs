@@ -33,6 +33,7 @@ use super::Error;
 use super::folder::Name;
 use super::record::TableOutput;
 use super::{files, names};
+use crate::beside;
 use crate::job::Cause;
 
 pub(super) use commit::Prepared;
@@ -189,20 +190,13 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
     check_beside(path)
 }
 
-/// Refuses what is no regular file at the names of the files that SQLite keeps beside a database. To
-/// open a FIFO may take for ever.
+/// Refuses what SQLite must not take for the files that it keeps beside a database. To open a FIFO may take
+/// for ever.
 fn check_beside(path: &Path) -> Result<(), Error> {
-    for suffix in ["-journal", "-wal", "-shm"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        let beside = Path::new(&name);
-        let found = beside.symlink_metadata();
-        if found.is_ok_and(|found| !found.is_file()) {
-            let reason = "it is not a regular file; SQLite needs the name for its own";
-            return Err(Error::place(beside, reason));
-        }
+    match beside::refusal(path) {
+        Some((beside, reason)) => Err(Error::place(&beside, reason)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// SQLite compares names of tables without regard to case.

@@ -64,7 +64,7 @@ fn a_database_that_is_truncated_is_not_called_one_without_its_wal() {
     let tables = "SELECT count(*) FROM sqlite_master";
     let tables: i64 = other.query_row(tables, [], |row| row.get(0)).unwrap();
     assert_eq!(tables, 0);
-    assert!(!super::beside(&scene.path(), "-wal").exists());
+    assert!(!crate::beside::path(&scene.path(), "-wal").exists());
     let error = scene.store.check_identity().unwrap_err();
     assert!(matches!(error, Error::Replaced { .. }), "{error}");
     assert!(error.to_string().contains("it was truncated"), "{error}");

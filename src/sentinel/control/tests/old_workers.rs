@@ -219,3 +219,25 @@ fn the_last_of_two_old_connections_with_one_id_keeps_it() {
     let sent = control.handle_message(&bob, 0, named(), at(4));
     assert_eq!(sent, Some(ANOTHERS));
 }
+
+/// A switch that restarts cuts all connections for longer than a lease.
+#[test]
+fn an_old_worker_that_was_away_is_known_when_it_is_heard_again() {
+    let mut control = control();
+    let identify = Identify {
+        worker_id: Some("w-1".into()),
+        capabilities: vec!["p".into()],
+        slots: Some(2),
+        ..Identify::default()
+    };
+    control.handle_message(&from(1, b"r-1"), 0, Payload::Identify(identify), at(0));
+    for round in 1..4 {
+        let now = at(round * 1000);
+        control.handle_disconnected(peer(round), b"r-1", now);
+        control.handle_timeout(at(round * 1000 + 500));
+        assert!(control.openings(now).is_empty(), "it is offline");
+        control.handle_message(&from(round + 1, b"r-1"), 0, heartbeat(None, None), now);
+        let opening = &control.openings(now)[0];
+        assert_eq!((opening.worker_id.as_str(), opening.free), ("w-1", 2));
+    }
+}
