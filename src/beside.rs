@@ -1,11 +1,17 @@
 //! The files that SQLite keeps beside a database (`-journal`, `-wal`, `-shm`): it takes what it finds
 //! under their names for its own, and so changes the database by them.
 
-use std::fs::{self, File, Metadata, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
+
+#[cfg(feature = "sentinel")]
+pub(crate) use keep::keep;
+
+#[cfg(feature = "sentinel")]
+mod keep;
 
 const SUFFIXES: [&str; 3] = ["-journal", "-wal", "-shm"];
 /// Write permission of the group and of others.
@@ -58,63 +64,18 @@ fn folder_of(database: &Path) -> Option<Metadata> {
     fs::metadata(folder).ok()
 }
 
-/// A journal of ours that keeps the name while a database is opened; removed when it is dropped.
-#[derive(Default)]
-pub(crate) struct Kept(Option<(File, PathBuf)>);
-
-/// Takes the names beside this user's own database, so that nobody else puts a file there before it is
-/// opened. SQLite takes empty files for none. Nothing is done in a folder where only this user, or root, may
-/// create files, and for a database that others may change.
-pub(crate) fn keep(database: &Path) -> Kept {
-    let user = geteuid().as_raw();
-    let own = fs::metadata(database);
-    let is_own = own.is_ok_and(|own| own.uid() == user && own.mode() & SHARED == 0);
-    let is_open = |folder: Metadata| folder.permissions().mode() & SHARED != 0;
-    if !is_own || !folder_of(database).is_some_and(is_open) {
-        return Kept::default();
-    }
-    let mut kept = Kept::default();
-    for suffix in SUFFIXES {
-        let beside = path(database, suffix);
-        let mut options = OpenOptions::new();
-        let options = options.write(true).create_new(true).mode(0o600);
-        if let Ok(file) = options.open(&beside)
-            && suffix == "-journal"
-        {
-            kept.0 = Some((file, beside));
-        }
-    }
-    kept
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        let Some((file, path)) = self.0.take() else {
-            return;
-        };
-        // SQLite may use it by now, or have removed it.
-        let same = |own: Metadata| {
-            let found = fs::symlink_metadata(&path).ok()?;
-            (found.ino() == own.ino() && own.len() == 0).then_some(())
-        };
-        if file.metadata().ok().and_then(same).is_some() {
-            let _ = fs::remove_file(&path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
-    fn folder(mode: u32) -> tempfile::TempDir {
+    pub(super) fn folder(mode: u32) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
         dir
     }
 
-    fn database(dir: &Path, mode: u32) -> PathBuf {
+    pub(super) fn database(dir: &Path, mode: u32) -> PathBuf {
         let path = dir.join("q.db");
         fs::write(&path, "").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
@@ -148,30 +109,6 @@ mod tests {
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
                 std::os::unix::fs::chown(&path, Some(1000), None).unwrap();
                 assert_eq!(refusal(&path), None);
-            }
-        }
-    }
-
-    #[test]
-    fn names_are_kept_where_others_may_create_files() {
-        for (folder_mode, mode, is_kept) in [
-            (0o700, 0o600, false),
-            (0o1777, 0o660, false),
-            (0o1777, 0o600, true),
-        ] {
-            let dir = folder(folder_mode);
-            let path = database(dir.path(), mode);
-            let exists = |suffix| super::path(&path, suffix).exists();
-            let kept = keep(&path);
-            assert_eq!(SUFFIXES.map(exists), [is_kept; 3]);
-            drop(kept);
-            assert_eq!(SUFFIXES.map(exists), [false, is_kept, is_kept]);
-            let connection = rusqlite::Connection::open(&path).unwrap();
-            for mode in ["WAL", "DELETE"] {
-                let kept = keep(&path);
-                let change = format!("PRAGMA journal_mode = {mode}; CREATE TABLE t{mode} (x);");
-                connection.execute_batch(&change).unwrap();
-                drop(kept);
             }
         }
     }
