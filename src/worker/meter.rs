@@ -37,7 +37,8 @@ pub(super) struct Usage {
     pub(super) serial: u64,
     /// Processor time of its processes, and of those that they have waited for.
     pub(super) cpu: Duration,
-    /// Bytes of its processes in memory.
+    /// Bytes of its processes in memory. Pages that several have count in each, unless that exceeds the
+    /// limit: then they count once, and the first process counts whole at least.
     pub(super) memory: u64,
     pub(super) processes: u64,
     /// Bytes in its working directory, as far as it was looked at, without the plugin's own files.
@@ -106,8 +107,10 @@ fn measure(subject: &Subject) -> Usage {
         limit => limit.saturating_add(1),
     };
     let mut found = vec![subject.pid];
+    let mut all = Vec::new();
     while let Some(pid) = found.pop() {
         usage.processes += 1;
+        all.push(pid);
         if quota.cpu > 0 {
             usage.cpu += cpu(pid);
         }
@@ -120,6 +123,11 @@ fn measure(subject: &Subject) -> Usage {
             break;
         }
         found.extend(strays::children_of(pid));
+    }
+    if quota.memory > 0 && usage.memory > quota.memory && all.len() > 1 {
+        let shares = all.iter().map(|&pid| memory_share(pid));
+        let shared = shares.fold(0, u64::saturating_add);
+        usage.memory = shared.max(memory(subject.pid));
     }
     if quota.scratch > 0 {
         let limit = quota.scratch.saturating_add(subject.plugin_size);
@@ -151,11 +159,23 @@ pub(super) fn memory(pid: i32) -> u64 {
     })
 }
 
+/// Bytes of a process in memory, a page that n processes have mapped as an nth. Linux sums it up page
+/// by page: 0.2 ms for an interpreter with pyarrow. What it does not say counts whole.
+fn memory_share(pid: i32) -> u64 {
+    let share = field(&format!("/proc/{pid}/smaps_rollup"), "Pss:");
+    share
+        .filter(|&share| share > 0)
+        .unwrap_or_else(|| memory(pid))
+}
+
 fn memory_by(status: &str) -> Option<u64> {
-    let status = proc_file::read(status).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    field(status, "VmRSS:")
+}
+
+/// Bytes that a line of a file of `/proc` has in KiB.
+fn field(path: &str, name: &str) -> Option<u64> {
+    let text = proc_file::read(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib.saturating_mul(1024))
 }

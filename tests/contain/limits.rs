@@ -34,6 +34,20 @@ def memory_of_daemons():
     for _ in range(4):
         daemon(lambda: hold(50 << 20))
     time.sleep(600)
+def shared_memory():
+    # The pages of one process, seen by ten others.
+    held = bytearray(50 << 20)
+    for at in range(0, len(held), 4096):
+        held[at] = 1
+    children = []
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            time.sleep(2)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
 def processes():
     for _ in range(40):
         daemon(lambda: time.sleep(600))
@@ -76,7 +90,7 @@ const OPTIONS: &[&str] = &[
     "--job-cpu",
     "2",
     "--job-memory",
-    "100M",
+    "150M",
     "--job-processes",
     "20",
     "--job-log",
@@ -94,12 +108,12 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
     let cases = [
         ("cpu", "its limit is 2 s (--job-cpu)"),
         ("cpu_of_a_daemon", "its limit is 2 s (--job-cpu)"),
-        ("memory", "its limit is 100000000 (--job-memory)"),
-        ("memory_of_daemons", "its limit is 100000000 (--job-memory)"),
-        ("memory@", "its limit is 100000000 (--job-memory)"),
+        ("memory", "its limit is 150000000 (--job-memory)"),
+        ("memory_of_daemons", "its limit is 150000000 (--job-memory)"),
+        ("memory@", "its limit is 150000000 (--job-memory)"),
         (
             "memory_of_daemons@",
-            "its limit is 100000000 (--job-memory)",
+            "its limit is 150000000 (--job-memory)",
         ),
         ("cpu@", "2 s (--job-cpu)"),
         ("processes", "its limit is 20 (--job-processes)"),
@@ -107,6 +121,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         ("scratch", "its limit is 20000000 (--job-scratch)"),
         ("open_files", "may open 50 files each: --job-open-files"),
         ("output", "the limit is 50000000 (--job-output)"),
+        ("shared_memory", ""),
         ("modest", ""),
     ];
     for start in ["warm", "spawn"] {
