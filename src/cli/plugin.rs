@@ -73,6 +73,7 @@ pub(super) const DEPLOY: Command = Command {
         },
         super::publish::SERVER_KEY_FLAG,
         super::publish::SECRET_KEY_FLAG,
+        super::security::LISTENER_UID_FLAG,
     ],
     notes: "PLUGIN is a file, or a folder with all its files (docs/plugins.md). Its name is that of the file\nwithout .py, or of the folder. --param replaces the default parameters that the database has\nof the plugin; without it they stay. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, the files of a folder 5 MiB,\na lockfile 4 MiB, plugin and lockfile together 10 MiB.",
 };

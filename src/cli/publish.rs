@@ -17,7 +17,7 @@ use crate::limits;
 use crate::protocol::{Deploy, HEADER_SIZE, Payload, View};
 use crate::reactor::Endpoint;
 use crate::sentinel::publishers::{Publisher, read_publisher};
-use crate::socket::{Dealer, Event, Options, Security};
+use crate::socket::{Dealer, DisconnectReason, Event, LocalUsers, Options};
 use crate::store::{artifact_hash, read_manifest, sha256_hex};
 
 pub(super) const PUBLISHER_KEY_FLAG: Flag = Flag {
@@ -47,6 +47,7 @@ pub(super) const FLAGS: &[&str] = &[
     "publisher",
     "curve-server-key",
     "curve-secret-key",
+    "allow-uid",
 ];
 
 pub(super) const SIGN: Command = Command {
@@ -160,6 +161,7 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     let parsed: Result<Endpoint, _> = endpoint.parse();
     let endpoint = parsed.map_err(|error| DEPLOY.usage_error(format!("--connect: {error}")))?;
     let security = security::worker(&DEPLOY, typed)?;
+    let allowed_uids = security::allowed_uids(&DEPLOY, typed, &security)?;
     let signed = signed_file(typed);
     let text;
     let message = match signed {
@@ -179,7 +181,15 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     let interrupted = Arc::new(AtomicBool::new(false));
     plugin::interruptible(&interrupted)?;
     let plugin_name = message.plugin_name.clone().into_owned();
-    let manifest_id = exchange(&endpoint, security, message, &interrupted)?;
+    let mut socket_options = Options::new().security(security.clone());
+    if !security.is_encrypted() {
+        let what = "any user of this host may listen in the sentinel's place and answer";
+        let users = LocalUsers::of_endpoint(&endpoint, &allowed_uids, what).map_err(failed)?;
+        if let Some(users) = users {
+            socket_options = socket_options.local_users(users);
+        }
+    }
+    let manifest_id = exchange(&endpoint, socket_options, message, &interrupted)?;
     let done = format!("{plugin_name} deployed at {endpoint}, manifest {manifest_id}");
     say_done(&format!("{}\n", one_line(&done)), &done)
 }
@@ -201,7 +211,7 @@ fn read_signed(path: &Path) -> Result<String, Failure> {
 /// Sends a deployment and waits for the answer: the manifest's ID.
 fn exchange(
     endpoint: &Endpoint,
-    security: Security,
+    options: Options,
     deploy: Deploy<'_>,
     interrupted: &AtomicBool,
 ) -> Result<i64, Failure> {
@@ -216,7 +226,7 @@ fn exchange(
         .map_err(failed)?;
     let header: [u8; HEADER_SIZE] = header;
     let reach = |error: std::io::Error| failed(format!("{endpoint}: {error}"));
-    let mut dealer = Dealer::new(Options::new().security(security)).map_err(reach)?;
+    let mut dealer = Dealer::new(options).map_err(reach)?;
     dealer.connect(&endpoint.to_string()).map_err(reach)?;
     dealer
         .send(&[&header, &body])
@@ -250,6 +260,11 @@ fn exchange(
                 Event::Established { .. } => no_connection = None,
                 Event::Disconnected { reason, .. } => {
                     return Err(unanswered(&format!("the connection ended: {reason}")));
+                }
+                Event::HandshakeFailed { reason, .. }
+                    if matches!(reason, DisconnectReason::NotAdmitted(_)) =>
+                {
+                    return Err(failed(format!("{endpoint}: not deployed: {reason}")));
                 }
                 Event::HandshakeFailed { reason, .. } => {
                     return Err(failed(format!("{endpoint}: not let in: {reason}")));

@@ -1,14 +1,46 @@
 //! The flags of CURVE, and `keygen`.
 
 use super::Failure;
+#[cfg(feature = "worker")]
+use super::args::Flag;
 use super::args::{Command, Typed};
 #[cfg(feature = "sentinel")]
 use crate::sentinel;
-#[cfg(feature = "worker")]
 use crate::socket::Security;
 
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) use keygen::{COMMAND as KEYGEN, keygen};
+
+/// `--allow-uid` of those who connect.
+#[cfg(feature = "worker")]
+pub(super) const LISTENER_UID_FLAG: Flag = Flag {
+    long: "allow-uid",
+    short: None,
+    value: Some("UID"),
+    help: "Without CURVE, another user of this host whose sentinel is\ntrusted, by number; may be repeated (default: the own user and\nroot)",
+};
+
+/// The users of `--allow-uid`: for peers that `security` does not prove.
+pub(super) fn allowed_uids(
+    command: &Command,
+    typed: &Typed,
+    security: &Security,
+) -> Result<Vec<u32>, Failure> {
+    if typed.has("allow-uid") && security.is_encrypted() {
+        let what = "--allow-uid is for peers without CURVE";
+        return Err(command.usage_error(what).into());
+    }
+    let given = typed.all("allow-uid").map(|text| {
+        let number = text.to_str().and_then(|text| text.parse::<u32>().ok());
+        // The last number is no user's: it means "unchanged" to the system.
+        number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
+            let text = text.display();
+            let what = format!("--allow-uid {text}: expected the number of a user (`id -u NAME`)");
+            Failure::from(command.usage_error(what))
+        })
+    });
+    given.collect()
+}
 
 /// What `--curve-secret-key`, `--authorized-keys` and `--authorize-any-key` say.
 #[cfg(all(feature = "curve", feature = "sentinel"))]

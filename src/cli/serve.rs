@@ -134,11 +134,7 @@ pub(super) fn sentinel(
     let is_local = bind.is_local();
     let mut options = sentinel::Options::new(bind, database);
     security::sentinel(command, &typed, &mut options)?;
-    options.allowed_uids = allowed_uids(command, &typed)?;
-    if !options.allowed_uids.is_empty() && options.security.is_encrypted() {
-        let what = "--allow-uid is for peers without CURVE";
-        return Err(command.usage_error(what).into());
-    }
+    options.allowed_uids = security::allowed_uids(command, &typed, &options.security)?;
     let is_open = !is_local && !options.security.is_encrypted();
     if is_open && !typed.has("insecure") {
         return Err(failed(format!(
@@ -204,21 +200,6 @@ pub(super) fn sentinel(
     sentinel.run().map_err(failed)
 }
 
-/// `--allow-uid`.
-#[cfg(feature = "sentinel")]
-fn allowed_uids(command: &Command, typed: &Typed) -> Result<Vec<u32>, Failure> {
-    let given = typed.all("allow-uid").map(|text| {
-        let number = text.to_str().and_then(|text| text.parse::<u32>().ok());
-        // The last number is no user's: it means "unchanged" to the system.
-        number.filter(|uid| *uid != u32::MAX).ok_or_else(|| {
-            let text = text.display();
-            let what = format!("--allow-uid {text}: expected the number of a user (`id -u NAME`)");
-            Failure::from(command.usage_error(what))
-        })
-    });
-    given.collect()
-}
-
 /// A descriptor a worker: the soft limit, often 1024, is raised to the hard one.
 #[cfg(feature = "sentinel")]
 fn raise_descriptor_limit() {
@@ -238,6 +219,7 @@ const WORKER_FLAGS: &[Flag] = &[
         value: Some("ENDPOINT"),
         help: "The sentinel (default tcp://127.0.0.1:5555)",
     },
+    security::LISTENER_UID_FLAG,
     Flag {
         long: "output",
         short: Some('o'),
@@ -452,6 +434,7 @@ pub(super) fn worker(
     let is_local = connect.is_local();
     let mut options = worker::Options::new(connect, output);
     options.security = security::worker(command, &typed)?;
+    options.allowed_uids = security::allowed_uids(command, &typed, &options.security)?;
     worker_options(command, &typed, &mut options)?;
     if let Some(id) = command.text(&typed, "worker-id")? {
         if id.is_empty() || id.len() > limits::NAME_SIZE_MAX || id.starts_with('\0') {

@@ -226,24 +226,8 @@ fn local_users(options: &Options) -> Result<Option<LocalUsers>, Error> {
     if !matches!(options.security, Security::Null) && !options.exclusive {
         return Ok(None);
     }
-    let users = LocalUsers::and(&options.allowed_uids);
-    let Endpoint::Tcp { .. } = options.bind else {
-        return Ok(Some(users));
-    };
-    match LocalUsers::check() {
-        Ok(()) => Ok(Some(users)),
-        Err(error) if options.allowed_uids.is_empty() => {
-            log::warn!(
-                "any user of this host may connect and run code on the workers, because \
-                 /proc/net/tcp does not show whose a connection is ({error}); use CURVE"
-            );
-            Ok(None)
-        }
-        Err(error) => Err(Error::Io(io::Error::new(
-            error.kind(),
-            format!("--allow-uid needs /proc/net/tcp, which cannot be read: {error}"),
-        ))),
-    }
+    let what = "any user of this host may connect and run code on the workers";
+    LocalUsers::of_endpoint(&options.bind, &options.allowed_uids, what).map_err(Error::Io)
 }
 
 /// The moment as the database notes it.

@@ -253,6 +253,12 @@ impl Socket {
 
     /// The handshake of `id` is done. False when the peer was refused.
     pub(super) fn establish(&mut self, id: PeerId, now: Instant) -> bool {
+        // Who listens is asked when it has answered: before, no process may have accepted us.
+        #[cfg(feature = "process")]
+        if self.options.local_users.is_some() && self.connects(id) {
+            self.unasked.push(id);
+            self.find_owners();
+        }
         #[cfg(feature = "process")]
         if let Some(why) = self.not_admitted(id) {
             self.refuse(id, DisconnectReason::NotAdmitted(why), now);
@@ -319,6 +325,12 @@ impl Socket {
         self.note_timeout(id, timeout);
         self.tell(Event::Established { peer: id, identity });
         true
+    }
+
+    #[cfg(feature = "process")]
+    fn connects(&self, id: PeerId) -> bool {
+        let peer = self.peers.get(id);
+        peer.is_some_and(|peer| peer.connect_to.is_some())
     }
 
     /// Ends a peer whose handshake is done, with the reason.
@@ -551,6 +563,8 @@ impl Socket {
         let refused = match reason {
             DisconnectReason::Protocol(error) => error.is_fatal(),
             DisconnectReason::Rejected(_) => true,
+            #[cfg(feature = "process")]
+            DisconnectReason::NotAdmitted(_) => true,
             _ => false,
         };
         let pause = match (refused, self.options.reconnect_ivl_max) {

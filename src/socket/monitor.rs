@@ -119,7 +119,7 @@ pub enum DisconnectReason {
     Handover,
     /// The identity belongs to a living peer, and handover is off.
     IdentityInUse,
-    /// Its user may not connect ([`Options::local_users`](super::Options::local_users)).
+    /// It is of a user of this host who is not admitted ([`Options::local_users`](super::Options::local_users)).
     #[cfg(feature = "process")]
     NotAdmitted(super::NotAdmitted),
     /// A bound on connections or pending handshakes was reached.

@@ -336,8 +336,8 @@ impl Options {
         self
     }
 
-    /// Lets only these users of this host connect to our listeners; peers of other hosts are not
-    /// asked. For mechanisms that prove nobody, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
+    /// Lets only these users of this host connect to our listeners, and connects to none of others;
+    /// peers of other hosts are not asked. For mechanisms that prove nobody, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
     #[cfg(feature = "process")]
     #[must_use]
     pub fn local_users(mut self, users: super::LocalUsers) -> Self {

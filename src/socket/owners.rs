@@ -15,9 +15,10 @@ use std::path::Path;
 use super::peers::Link;
 use super::{PeerId, Socket};
 use crate::limits;
-use crate::reactor::Stream;
+use crate::reactor::{Endpoint, Stream};
 
-/// The users of this host that may connect where the mechanism proves nobody.
+/// The users of this host that may be at the other end of a connection where the mechanism proves
+/// nobody: those who connect to us, and those to whose sockets we connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalUsers {
     uids: BTreeSet<u32>,
@@ -29,6 +30,34 @@ impl LocalUsers {
         let own = rustix::process::geteuid().as_raw();
         LocalUsers {
             uids: others.iter().copied().chain([own, 0]).collect(),
+        }
+    }
+
+    /// [`LocalUsers::and`] for the peers of an endpoint. Where the system does not show whose a
+    /// connection is, every user may: that is logged with `what` they can do then, and is an error if
+    /// others are listed.
+    pub fn of_endpoint(
+        endpoint: &Endpoint,
+        others: &[u32],
+        what: &str,
+    ) -> io::Result<Option<Self>> {
+        let users = LocalUsers::and(others);
+        let Endpoint::Tcp { .. } = endpoint else {
+            return Ok(Some(users));
+        };
+        match LocalUsers::check() {
+            Ok(()) => Ok(Some(users)),
+            Err(error) if others.is_empty() => {
+                log::warn!(
+                    "{what}, because /proc/net/tcp does not show whose a connection is ({error}); \
+                     use CURVE"
+                );
+                Ok(None)
+            }
+            Err(error) => Err(io::Error::new(
+                error.kind(),
+                format!("--allow-uid needs /proc/net/tcp, which cannot be read: {error}"),
+            )),
         }
     }
 
@@ -68,7 +97,7 @@ impl LocalUsers {
     }
 
     /// Whether the system shows whose tcp sockets are: it fails where it does not.
-    pub fn check() -> io::Result<()> {
+    fn check() -> io::Result<()> {
         let mut table = BufReader::new(File::open(TABLES[0])?);
         let mut line = String::new();
         table.by_ref().take(LINE_SIZE_MAX).read_line(&mut line)?;
@@ -91,16 +120,27 @@ pub(super) enum Owner {
     Unknown,
 }
 
-/// Why a peer of this host may not connect.
+/// Why a connection with a peer of this host is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotAdmitted {
-    /// Its user, where it is known.
+    /// The peer's user, where it is known.
     pub uid: Option<u32>,
+    /// The peer listens, and we have connected to it.
+    pub listens: bool,
 }
 
 impl fmt::Display for NotAdmitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.uid {
+            Some(uid) if self.listens => write!(
+                f,
+                "user {uid} of this host listens there, who is neither our own user nor root nor \
+                 named by --allow-uid; use --allow-uid {uid} if that is whom to trust, or CURVE"
+            ),
+            None if self.listens => f.write_str(
+                "the user who listens there cannot be determined (it is in another network \
+                 namespace, or has closed the connection); use CURVE",
+            ),
             Some(uid) => write!(
                 f,
                 "user {uid} of this host may not connect: it is neither the sentinel's own user \
@@ -122,8 +162,7 @@ const LINE_SIZE_MAX: u64 = 4 << 10;
 type Ends = (SocketAddr, SocketAddr);
 
 impl Socket {
-    /// Looks up whose the connections are that were accepted since the last call, by one read of
-    /// the tables for all of them.
+    /// Looks up whose the connections of `unasked` are, by one read of the tables for all of them.
     pub(super) fn find_owners(&mut self) {
         let mut wanted: HashMap<Ends, PeerId> = HashMap::new();
         for id in std::mem::take(&mut self.unasked) {
@@ -178,11 +217,14 @@ impl Socket {
     /// Why a peer may not connect, if it may not.
     pub(super) fn not_admitted(&self, id: PeerId) -> Option<NotAdmitted> {
         let users = self.options.local_users.as_ref()?;
-        match self.peers.get(id)?.owner {
-            Owner::User(uid) if !users.uids.contains(&uid) => Some(NotAdmitted { uid: Some(uid) }),
-            Owner::Unknown => Some(NotAdmitted { uid: None }),
-            Owner::User(_) | Owner::NotAsked => None,
-        }
+        let peer = self.peers.get(id)?;
+        let uid = match peer.owner {
+            Owner::User(uid) if !users.uids.contains(&uid) => Some(uid),
+            Owner::Unknown => None,
+            Owner::User(_) | Owner::NotAsked => return None,
+        };
+        let listens = peer.connect_to.is_some();
+        Some(NotAdmitted { uid, listens })
     }
 }
 

@@ -27,7 +27,7 @@ use crate::guest::{environment, strays, uv_folders};
 use crate::limits;
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Bounds, Root, RootOptions};
-use crate::socket::{self, PeerId, Security, Socket, SocketType};
+use crate::socket::{self, LocalUsers, PeerId, Security, Socket, SocketType};
 
 /// How guests are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Options {
     pub connect: Endpoint,
     /// How the worker proves who it is, and knows that it talks to its sentinel.
     pub security: Security,
+    /// Without CURVE: users of this host whose sentinel it takes jobs of, beside its own and root.
+    pub allowed_uids: Vec<u32>,
     /// Output root; made when it is missing.
     pub output: PathBuf,
     /// Publish into a root whose files belong to another database, under names of its own.
@@ -100,6 +102,7 @@ impl Options {
         Options {
             connect,
             security: Security::Null,
+            allowed_uids: Vec::new(),
             output,
             share_output: false,
             closed_output: false,
@@ -281,12 +284,19 @@ impl Worker {
             None => format!("w-{hostname}-{}-{:08x}", std::process::id(), unique()),
         };
         let instance = format!("{:08x}{:08x}", unique(), unique());
-        let socket_options = socket::Options::new()
+        let mut socket_options = socket::Options::new()
             .routing_id(routing_id(&worker_id, &instance))
             .heartbeat_ivl(limits::HEARTBEAT_INTERVAL)
             .heartbeat_timeout(limits::HEARTBEAT_TIMEOUT)
             .heartbeat_ttl(limits::HEARTBEAT_TIMEOUT)
             .security(options.security.clone());
+        if matches!(options.security, Security::Null) {
+            let what = "any user of this host may listen in the sentinel's place and run code here";
+            let users = LocalUsers::of_endpoint(&options.connect, &options.allowed_uids, what);
+            if let Some(users) = users.map_err(io_error("users of this host"))? {
+                socket_options = socket_options.local_users(users);
+            }
+        }
         let mut socket = Socket::new(
             SocketType::Dealer,
             socket_options,

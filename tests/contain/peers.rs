@@ -15,6 +15,7 @@ const OTHER: u32 = 61_234;
 
 /// A database with jobs of a plugin `p`.
 fn queue(dir: &Path, jobs: usize) -> (PathBuf, Vec<i64>) {
+    std::fs::create_dir_all(dir).unwrap();
     let database = database_with(dir, "p", ONE_ROW);
     let files: Vec<PathBuf> = (0..jobs)
         .map(|number| {
@@ -102,6 +103,78 @@ fn without_curve_peers_of_this_host_are_admitted_by_their_user() {
             own.write("IDENTIFY 0 1 {'capabilities': ['*']}");
             next_of(&mut own, &["DISPATCH"]);
         }
+    }
+}
+
+/// Who listens at the sentinel's address while no sentinel does is not taken for one.
+#[test]
+fn without_curve_who_listens_is_trusted_by_its_user() {
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run: it needs a second user, which only root can be");
+        return;
+    }
+    let other = OTHER.to_string();
+    let abstract_name = format!("ipc://@casparian-test-listens-{}", std::process::id());
+    for bind in [
+        "tcp://127.0.0.1:0",
+        "tcp://[::1]:0",
+        "ipc://FOLDER/s",
+        &abstract_name,
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let bind = bind.replace("FOLDER", dir.path().to_str().unwrap());
+        let (database, ids) = queue(dir.path(), 1);
+        let (own, own_ids) = queue(&dir.path().join("own"), 1);
+        let owned = [dir.path(), &database];
+        for path in owned {
+            std::os::unix::fs::chown(path, Some(OTHER), Some(OTHER)).unwrap();
+        }
+        let mut impostor = Background::start(
+            program("casparian-sentinel")
+                .args(["--bind", &bind, "--allow-unsigned", "--database"])
+                .arg(&database)
+                .uid(OTHER)
+                .gid(OTHER),
+        );
+        let line = impostor.line_with("listens on ");
+        let endpoint = line.split("listens on ").nth(1).unwrap().trim().to_owned();
+        let mut first = worker(&endpoint, &dir.path().join("out"), &["--allow-uid", "1"]);
+        let line = first.line_with("listens there");
+        assert!(line.contains(&format!("use --allow-uid {OTHER}")), "{line}");
+        let plugin = dir.path().join("q.py");
+        let manifest = "MANIFEST = PluginMetadata(pattern='*.x', topic='q')\n";
+        std::fs::write(&plugin, format!("{manifest}{ONE_ROW}")).unwrap();
+        let deploy = |more: &[&str]| {
+            let mut command = program("casparian");
+            command
+                .args(["deploy", "--connect", &endpoint])
+                .arg(&plugin);
+            output(command.args(more))
+        };
+        let refused = deploy(&[]);
+        assert_eq!(refused.status.code(), Some(1), "{endpoint}");
+        let text = stderr(&refused);
+        assert!(text.contains("not deployed: user 61234"), "{text}");
+        assert_eq!(job(&database, ids[0])["status"], "QUEUED", "{endpoint}");
+
+        let trusted = deploy(&["--allow-uid", &other]);
+        assert!(trusted.status.success(), "{}", stderr(&trusted));
+        let more = ["--allow-uid", "1", "--allow-uid", &other];
+        let mut second = worker(&endpoint, &dir.path().join("out2"), &more);
+        assert_eq!(
+            ended(&database, ids[0])["status"],
+            "COMPLETED",
+            "{endpoint}"
+        );
+        second.signal("-TERM");
+        assert_eq!(second.wait(), Some(0));
+        impostor.signal("-KILL");
+        impostor.wait();
+
+        // The worker that refused has waited for its own sentinel.
+        let _sentinel = sentinel_at(&endpoint, &own, &[]);
+        assert_eq!(ended(&own, own_ids[0])["status"], "COMPLETED", "{endpoint}");
     }
 }
 
@@ -540,6 +613,7 @@ fn arguments_that_are_not_utf_8_are_refused_with_what_they_are() {
         ("casparian", &["submit", "--plugin"], "not UTF-8"),
         ("casparian-sentinel", &["--bind"], "not UTF-8"),
         ("casparian-sentinel", &["--allow-uid"], "number of a user"),
+        ("casparian-worker", &["--allow-uid"], "number of a user"),
         ("casparian-worker", &["--worker-id"], "not UTF-8"),
         ("casparian-worker", &["--output"], "must be UTF-8"),
     ] {
