@@ -263,7 +263,15 @@ fn collect_one(
     if files.is_empty() && found.left_out.len() == before {
         let name = path_text(input);
         // Why, where it is known.
+        let is_output = match (folder.as_deref(), choice.skip) {
+            (Some(folder), Some(skip)) => is_same(folder, skip),
+            _ => false,
+        };
         let reason = match (found.warnings.get(warned), pattern) {
+            _ if is_output => format!(
+                "input {name}: it is the output folder, whose files are no inputs; choose another \
+                 one (--output)"
+            ),
             (Some(line), _) => format!("input {name}: no file found ({line})"),
             (None, Some(pattern)) => {
                 format!("input {name}: no file in it matches {}", pattern.glob())
@@ -372,6 +380,14 @@ pub(super) fn fixed_part(text: &str) -> PathBuf {
         PathBuf::from(".")
     } else {
         base
+    }
+}
+
+/// Whether two paths lead to one folder.
+fn is_same(one: &Path, other: &Path) -> bool {
+    match (one.canonicalize(), other.canonicalize()) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }
 
@@ -605,6 +621,8 @@ mod tests {
             ["a.csv", "b.csv", "d.csv"]
         );
         assert_eq!(names(&find("c.txt", Some("*.csv")).unwrap()), ["c.txt"]);
+        let error = find("out", None).unwrap_err();
+        assert!(error.contains("it is the output folder"), "{error}");
         let twice = collect(
             &[root.join("a.csv").into(), root.clone().into()],
             Choice {

@@ -130,6 +130,13 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
     let url = absolute_url(location, folder)?;
     let path = split_fragment(location).0;
     let path = folder.join(path.strip_prefix("file:").unwrap_or(path));
+    let whole = folder.join(line);
+    if !markers.is_empty() && !path.exists() && whole.exists() {
+        let url = file_url(&whole)?;
+        return Err(format!(
+            "{line}: a path with spaces is written as a URL: `NAME @ {url}`"
+        ));
+    }
     let name = name_of(&url, &path)?.ok_or_else(|| {
         format!(
             "the package of {location} has no name that can be read here: write `NAME @ {location}`"
@@ -236,6 +243,12 @@ mod tests {
         }
         assert!(named("git+https://h/r", dir.path()).is_err());
         assert!(named("./missing", dir.path()).is_err());
+        fs::create_dir(dir.path().join("a lib")).unwrap();
+        let reason = named("./a lib", dir.path()).unwrap_err();
+        assert!(
+            reason.contains(&format!("`NAME @ {base}/a%20lib`")),
+            "{reason}"
+        );
         let zero = dir.path().join("zero");
         fs::create_dir(&zero).unwrap();
         std::os::unix::fs::symlink("/dev/zero", zero.join("pyproject.toml")).unwrap();

@@ -80,6 +80,14 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn file(&mut self, file: &Path, is_constraints: bool) -> Result<(), Refused> {
         let refused = |reason| Refused(format!("requirements {}: {reason}", file.display()));
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "toml")
+        {
+            let what =
+                "it is TOML and no requirements file; `uv export` and `pip freeze` write one";
+            return Err(refused(what.to_owned()));
+        }
         let whole = std::path::absolute(file).map_err(|error| refused(error.to_string()))?;
         let whole = PathBuf::from(absolute_path("", &whole).map_err(refused)?);
         if !self.seen.insert((whole.clone(), is_constraints)) {
@@ -404,6 +412,10 @@ mod tests {
                 "/p/r.txt:1: requirements /p/missing.txt: not there",
             ),
             ("-r\n", "/p/r.txt:1: -r needs a value"),
+            (
+                "-r pylock.toml\n",
+                "/p/r.txt:1: requirements /p/pylock.toml: it is TOML",
+            ),
             (
                 "x @ https://${HOST}/x.whl\n",
                 "/p/r.txt:1: x @ https://${HOST}/x.whl: variables",

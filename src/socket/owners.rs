@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -268,10 +268,32 @@ fn owner_of(_: &mio::net::UnixStream) -> Owner {
     Owner::NotAsked
 }
 
-/// True when both ends of a connection must be on this host.
+/// True when both ends of a connection are on this host: one is a loopback address, or the peer's
+/// is an address of this host, whichever interface it belongs to.
 fn is_on_this_host(theirs: SocketAddr, ours: SocketAddr) -> bool {
-    let (theirs, ours) = (theirs.ip().to_canonical(), ours.ip().to_canonical());
-    theirs.is_loopback() || theirs == ours
+    let (theirs_ip, ours) = (theirs.ip().to_canonical(), ours.ip().to_canonical());
+    let is_shown = theirs_ip.is_loopback() || ours.is_loopback() || theirs_ip == ours;
+    is_shown || is_own(theirs)
+}
+
+/// Whether an address belongs to this host: what is sent to such a one comes from itself. True where
+/// the system does not say.
+fn is_own(address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    // A link-local address needs its scope.
+    let (any, address): (IpAddr, _) = match ip {
+        IpAddr::V4(_) => (
+            Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::new(ip, address.port()),
+        ),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), address),
+    };
+    // Sends nothing: it only chooses the source address.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect(address)?;
+        socket.local_addr()
+    });
+    source.map_or(true, |source| source.ip() == ip)
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {
@@ -366,11 +388,25 @@ mod tests {
             ("127.8.0.1:1", "127.0.0.1:2", true),
             ("[::1]:1", "[::1]:2", true),
             ("[::ffff:127.0.0.1]:1", "127.0.0.1:2", true),
-            ("10.0.0.1:1", "10.0.0.1:2", true),
-            ("10.0.0.2:1", "10.0.0.1:2", false),
+            ("192.0.2.1:1", "192.0.2.1:2", true),
+            ("192.0.2.1:1", "127.0.0.1:2", true),
+            ("[2001:db8::1]:1", "[::1]:2", true),
         ] {
             let (theirs, ours) = (theirs.parse().unwrap(), ours.parse().unwrap());
             assert_eq!(is_on_this_host(theirs, ours), want, "{theirs} {ours}");
+        }
+        // Addresses of interfaces, as far as this host has any.
+        for far in ["192.0.2.1:1", "[2001:db8::1]:1"] {
+            let far: SocketAddr = far.parse().unwrap();
+            let any = if far.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+            let Ok(socket) = UdpSocket::bind(any) else {
+                continue;
+            };
+            if socket.connect(far).is_ok() {
+                let near = socket.local_addr().unwrap();
+                assert!(is_own(near), "{near}");
+                assert_eq!(is_own(far), near.ip() == far.ip(), "{far}");
+            }
         }
     }
 }

@@ -72,17 +72,32 @@ fn without_curve_peers_of_this_host_are_admitted_by_their_user() {
     let abstract_name = format!("ipc://@casparian-test-{}", std::process::id());
     let allowed = OTHER.to_string();
     let allowed = ["--allow-uid", "1", "--allow-uid", &allowed];
-    for bind in ["tcp://127.0.0.1:0", "tcp://[::1]:0", &abstract_name] {
+    // From an address of an interface, as far as this host has one.
+    let elsewhere = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+        socket.connect("192.0.2.1:9")?;
+        Ok(format!("tcp://{}:0;", socket.local_addr()?.ip()))
+    });
+    let elsewhere = elsewhere.unwrap_or_default();
+    for (bind, from) in [
+        ("tcp://127.0.0.1:0", ""),
+        ("tcp://127.0.0.1:0", &elsewhere),
+        ("tcp://[::1]:0", ""),
+        (&abstract_name, ""),
+    ] {
         for (user, flags, admitted) in [
             (None, &[][..], true),
             (Some(OTHER), &[][..], false),
             (Some(OTHER), &allowed[..2], false),
             (Some(OTHER), &allowed[..], true),
         ] {
-            let what = format!("{bind} {user:?} {flags:?}");
+            let what = format!("{bind} {from} {user:?} {flags:?}");
             let dir = tempfile::tempdir().unwrap();
             let (database, ids) = queue(dir.path(), 1);
             let (mut sentinel, endpoint) = sentinel_at(bind, &database, flags);
+            let endpoint = match from {
+                "" => endpoint,
+                from => endpoint.replace("tcp://", from),
+            };
             let mut command = hostile(&endpoint, "w");
             if let Some(user) = user {
                 command.arg(user.to_string());
