@@ -148,7 +148,7 @@ fn cpu(pid: i32) -> Duration {
     Duration::from_millis(ticks.saturating_mul(10))
 }
 
-/// Bytes of a process in memory.
+/// Bytes of a process in memory, its page tables included.
 pub(super) fn memory(pid: i32) -> u64 {
     memory_by(&format!("/proc/{pid}/status")).unwrap_or_else(|| {
         // Its first thread has ended, perhaps: others have the memory still.
@@ -162,14 +162,14 @@ pub(super) fn memory(pid: i32) -> u64 {
 /// Bytes of a process in memory, a page that n processes have mapped as an nth. Linux sums it up page
 /// by page: 0.2 ms for an interpreter with pyarrow. What it does not say counts whole.
 fn memory_share(pid: i32) -> u64 {
-    let share = field(&format!("/proc/{pid}/smaps_rollup"), "Pss:");
-    share
-        .filter(|&share| share > 0)
-        .unwrap_or_else(|| memory(pid))
+    let share = field(&format!("/proc/{pid}/smaps_rollup"), "Pss:").filter(|&share| share > 0);
+    let tables = || field(&format!("/proc/{pid}/status"), "VmPTE:").unwrap_or(0);
+    share.map_or_else(|| memory(pid), |share| share.saturating_add(tables()))
 }
 
 fn memory_by(status: &str) -> Option<u64> {
-    field(status, "VmRSS:")
+    let tables = field(status, "VmPTE:").unwrap_or(0);
+    Some(field(status, "VmRSS:")?.saturating_add(tables))
 }
 
 /// Bytes that a line of a file of `/proc` has in KiB.

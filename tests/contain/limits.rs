@@ -34,6 +34,13 @@ def memory_of_daemons():
     for _ in range(4):
         daemon(lambda: hold(50 << 20))
     time.sleep(600)
+def page_tables():
+    # Each read of the zero page takes a page of a page table.
+    import mmap
+    held = mmap.mmap(-1, 200 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, mmap.PROT_READ)
+    for at in range(0, len(held), 2 << 20):
+        held[at]
+    time.sleep(600)
 def shared_memory():
     # The pages of one process, seen by ten others.
     held = bytearray(50 << 20)
@@ -110,6 +117,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         ("cpu_of_a_daemon", "its limit is 2 s (--job-cpu)"),
         ("memory", "its limit is 150000000 (--job-memory)"),
         ("memory_of_daemons", "its limit is 150000000 (--job-memory)"),
+        ("page_tables", "its limit is 150000000 (--job-memory)"),
         ("memory@", "its limit is 150000000 (--job-memory)"),
         (
             "memory_of_daemons@",
@@ -120,7 +128,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         ("log", "its limit is 10000000 (--job-log)"),
         ("scratch", "its limit is 20000000 (--job-scratch)"),
         ("open_files", "may open 50 files each: --job-open-files"),
-        ("output", "the limit is 50000000 (--job-output)"),
+        ("output", "the limit is 50000000 (--job-output"),
         ("shared_memory", ""),
         ("modest", ""),
     ];
