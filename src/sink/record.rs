@@ -156,6 +156,15 @@ pub(super) struct Record {
     pub(super) has_leftovers: bool,
 }
 
+/// How much of a record's output is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Remains {
+    Nothing,
+    /// Others have replaced or removed the rest.
+    Part,
+    All,
+}
+
 impl Record {
     /// The intent of an attempt.
     pub(super) fn intent(root: &Root, name: &Name, outputs: Outputs) -> Self {
@@ -217,25 +226,32 @@ impl Record {
         }
     }
 
-    /// True when all output of a committed record is still what was published.
-    pub(super) fn stands(&self, root: &Root, name: &Name) -> Result<bool, Error> {
+    /// How much output of a committed record is still what was published.
+    pub(super) fn remains(&self, root: &Root, name: &Name) -> Result<Remains, Error> {
         let mut name = name.clone();
         name.attempt.number = self.attempt;
         if self.outputs.is_empty() || !self.is_committed(root, &name)? {
-            return Ok(false);
+            return Ok(Remains::Nothing);
         }
         self.check_mounts(root)?;
+        let mut all = Vec::new();
         for file in &self.outputs.files {
-            if files::identity(&root.path().join(&file.path))? != Some(file.identity) {
-                return Ok(false);
-            }
+            let found = files::identity(&root.path().join(&file.path))?;
+            all.push(found == Some(file.identity));
         }
         for table in &self.outputs.tables {
-            if !sqlite::is_published(table, &name, self.key, root.access())? {
-                return Ok(false);
-            }
+            all.push(sqlite::is_published(table, &name, self.key, root.access())?);
         }
-        Ok(true)
+        Ok(match (all.contains(&true), all.contains(&false)) {
+            (false, _) => Remains::Nothing,
+            (true, true) => Remains::Part,
+            (true, false) => Remains::All,
+        })
+    }
+
+    /// True when all output of a committed record is still what was published.
+    pub(super) fn stands(&self, root: &Root, name: &Name) -> Result<bool, Error> {
+        Ok(self.remains(root, name)? == Remains::All)
     }
 
     /// What the record's attempt published.

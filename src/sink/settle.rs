@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::folder::{Folder, Name};
-use super::record::{self, Outputs, Record, State};
+use super::record::{self, Outputs, Record, Remains, State};
 use super::recover::Before;
 use super::{Artifact, Error, Root, moving, names, place, recover};
 use crate::job::{History, Job, PastEnd, Settlement};
@@ -48,7 +48,7 @@ impl Root {
     /// without a receipt, and that output; none when there is no such output (any more).
     ///
     /// It stands as well, whatever `keep` says, where it took the place of output with a receipt:
-    /// what was there before cannot be had again. Output of another copy of the database is left
+    /// what was there before cannot be had again; of such output a part may be left. Output of another copy of the database is left
     /// as it is. A settlement that is barred changes nothing: a later one is needed.
     pub fn settle(&self, settlement: &Settlement) -> Result<Option<(i64, Vec<Artifact>)>, Error> {
         let name = Name::numbered(&settlement.database, settlement.attempt)?;
@@ -78,7 +78,14 @@ impl Root {
         let Some(record) = record::read(self, &name)? else {
             return self.check().map(|()| None);
         };
-        let stands = is_silent(&record) && record.stands(self, &name)?;
+        // Output that took the place of other output is not removed. Others may have replaced a part of it
+        // since, as they may after any job.
+        let stands = is_silent(&record)
+            && match record.remains(self, &name)? {
+                Remains::All => true,
+                Remains::Part => record.replaces,
+                Remains::Nothing => false,
+            };
         self.check()?;
         Ok(stands.then(|| (record.attempt, record.artifacts(self))))
     }
