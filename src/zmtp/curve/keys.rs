@@ -205,12 +205,25 @@ impl KeyLimits {
                     }
                     limits.plugins.replace(names).is_some()
                 }
-                _ => return Ok((limits, text)),
+                _ => break,
             };
             if is_twice {
                 return Err(KeyError::new("slots= or plugins= stands there twice"));
             }
             text = before.trim_end();
+        }
+        // A slip must not give a key more than its line means to.
+        let is_limit = |word: &str| {
+            let word = word.to_ascii_lowercase();
+            let name = word.split('=').next().unwrap_or_default();
+            word.contains('=') && ["", "slot", "plugin"].contains(&name.trim_end_matches('s'))
+        };
+        match text.split_whitespace().find(|word| is_limit(word)) {
+            Some(word) => Err(KeyError::new(format!(
+                "{word} is no limit: slots=N and plugins=A,B are the last words of the line, in \
+                 lower case and without spaces in them"
+            ))),
+            None => Ok((limits, text)),
         }
     }
 }

@@ -617,7 +617,7 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
             Some(vec!["*"]),
         ),
         // Only last words, and only these.
-        ("slots=2 n", "slots=2 n", None, None),
+        ("cn=n", "cn=n", None, None),
         ("team=blue", "team=blue", None, None),
     ] {
         let keys = AuthorizedKeys::parse(&format!("{text} {line}")).unwrap();
@@ -628,6 +628,12 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
         assert_eq!((limits.slots, limits.plugins), (slots, plugins), "{line}");
     }
     for (list, want) in [
+        (format!("{text} slots=2 n"), "slots=2 is no limit"),
+        (format!("{text} n plugins=a, b"), "plugins=a, is no limit"),
+        (format!("{text} n plugins = a"), "= is no limit"),
+        (format!("{text} n Plugins=a"), "Plugins=a is no limit"),
+        (format!("{text} n plugin=a slots=1"), "plugin=a is no limit"),
+        (format!("{text} n slots=1 # laptop"), "slots=1 is no limit"),
         (format!("{text} n slots=many"), "line 1: slots= needs"),
         (format!("{text} n slots=-1"), "line 1: slots= needs"),
         (format!("{text} n plugins=a,,b"), "line 1: plugins= needs"),
