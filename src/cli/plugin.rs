@@ -169,7 +169,7 @@ pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> 
     if bytes.len() as u64 > size_max {
         return Err(fail(&format_args!("larger than {size_max} bytes")));
     }
-    let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text"))?;
+    let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text, which a plugin must be whatever its coding line says; save it as UTF-8"))?;
     let whole = std::path::absolute(path).map_err(|error| fail(&error))?;
     let mut lock = path.as_os_str().to_owned();
     lock.push(".lock");

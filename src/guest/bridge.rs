@@ -74,12 +74,17 @@ impl fmt::Display for Error {
                 )
             }
             Error::Schema(reason) => f.write_str(reason),
-            Error::Column { column, reason } => write!(
-                f,
-                "column {:?}: its values are no valid Arrow data ({reason}); publish text in UTF-8, \
-                 and other bytes as binary",
-                prefix(column, 80)
-            ),
+            Error::Column { column, reason } => {
+                let column = prefix(column, 80);
+                write!(
+                    f,
+                    "column {column:?}: its values are no valid Arrow data ({reason})"
+                )?;
+                match reason.contains("UTF") {
+                    true => f.write_str("; publish text in UTF-8, and other bytes as binary"),
+                    false => Ok(()),
+                }
+            }
             Error::Closed => f.write_str("the plugin closed the bridge without an end of output"),
             Error::Io(error) => write!(f, "the bridge failed: {error}"),
             Error::Arrow(reason) => {

@@ -367,7 +367,7 @@ fn build(
     venv.args(["--python", &python::supported(requires_python.as_deref())]);
     tools
         .run_own(&step, venv.arg(place), "uv venv")
-        .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), error))?;
+        .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), None, error))?;
     made(place, "bin/python", "uv venv")?;
     let python = place.join("bin/python");
     let pip_install = |step: &Step| {

@@ -580,6 +580,8 @@ class Frames:
         self.schema = pa.schema(fields, metadata=metadata or None)
         self.views = [self.has(field.type, self.is_view) for field in schema]
         self.dictionaries = [self.has(field.type, pa.types.is_dictionary) for field in schema]
+        self.below = [has and not pa.types.is_dictionary(field.type)
+                      for has, field in zip(self.dictionaries, schema)]
         self.changed = [new.type != old.type for new, old in zip(fields, schema)]
         self.is_same = all(new.equals(old, check_metadata=True) for new, old in zip(fields, schema))
 
@@ -593,6 +595,12 @@ class Frames:
             rows = max(1, batch.num_rows)
         for start in range(0, max(1, batch.num_rows), rows):
             piece = batch.slice(start, rows)
+            if any(self.below):
+                columns = piece.columns
+                arrays = [self.named(field.name, self.checked, array) if below else array
+                          for field, array, below in zip(piece.schema, columns, self.below)]
+                if any(new is not old for new, old in zip(arrays, columns)):
+                    piece = self.pa.RecordBatch.from_arrays(arrays, schema=piece.schema)
             if self.is_same:
                 # Not made anew: that refuses some arrays that pyarrow has made.
                 yield from self.cut(piece.replace_schema_metadata(self.schema.metadata))
@@ -601,6 +609,15 @@ class Frames:
                 self.named(field.name, self.plain, array, field.type, array.type) if changed else array
                 for array, field, changed in zip(piece.columns, self.schema, self.changed)]
             yield from self.cut(self.pa.RecordBatch.from_arrays(arrays, schema=self.schema))
+
+    def checked(self, array):
+        """The array, with null indices of dictionaries below its nulls if others are invalid: pyarrow makes
+        indices 0 of empty dictionaries there."""
+        try:
+            array.validate(full=True)
+            return array
+        except self.pa.ArrowInvalid:
+            return self.plain(array, array.type, array.type)
 
     def cut(self, batch):
         """Pieces that are small, or have one row."""
@@ -722,22 +739,23 @@ class Frames:
             return False
         return any(self.has(kind.field(place).type, asks) for place in range(kind.num_fields))
 
-    def plain(self, array, target, kind, shrinks=False):
+    def plain(self, array, target, kind, shrinks=False, hidden=None):
         """An array as one of the target type, with what its own rows have alone. `shrinks`: dictionaries
-        keep the values that are used."""
+        keep the values that are used. `hidden`: which rows are below a null."""
         pa, types = self.pa, self.pa.types
         if isinstance(kind, pa.BaseExtensionType):
             is_same = isinstance(target, pa.BaseExtensionType)
             storage = self.plain(
-                array.storage, target.storage_type if is_same else target, kind.storage_type, shrinks)
+                array.storage, target.storage_type if is_same else target, kind.storage_type, shrinks, hidden)
             return pa.ExtensionArray.from_storage(target, storage) if is_same else storage
         if self.is_of(kind, "is_string_view") or self.is_of(kind, "is_binary_view"):
             return self.cast_view(array, target)
         if types.is_dictionary(kind):
-            return self.dictionary(array, target, shrinks)
+            return self.dictionary(array, target, shrinks, hidden)
         if types.is_struct(kind):
+            below = self.either(hidden, self.mask(array))
             children = [
-                self.plain(array.field(place), target.field(place).type, kind.field(place).type, shrinks)
+                self.plain(array.field(place), target.field(place).type, kind.field(place).type, shrinks, below)
                 for place in range(kind.num_fields)]
             if not children:
                 return array.cast(target) if array.type != target else array
@@ -749,7 +767,12 @@ class Frames:
         if types.is_fixed_size_list(kind):
             size = kind.list_size
             values = array.values.slice(array.offset * size, len(array) * size)
-            values = self.plain(values, target.value_type, kind.value_type, shrinks)
+            below = self.either(hidden, self.mask(array))
+            if below is not None and self.has(kind.value_type, types.is_dictionary):
+                below = below.take(pa.array([row for row in range(len(array)) for _ in range(size)], pa.int64()))
+            else:
+                below = None
+            values = self.plain(values, target.value_type, kind.value_type, shrinks, below)
             return pa.FixedSizeListArray.from_arrays(values, type=target, mask=self.mask(array))
         is_view = self.is_of(kind, "is_list_view") or self.is_of(kind, "is_large_list_view")
         if is_view or types.is_map(kind) or types.is_list(kind) or types.is_large_list(kind):
@@ -799,15 +822,22 @@ class Frames:
     def mask(self, array):
         return array.is_null() if array.null_count else None
 
+    def either(self, one, other):
+        if one is None or other is None:
+            return other if one is None else one
+        return compute().or_(one, other)
+
     def cast_view(self, array, target):
         try:
             return array.cast(target)
         except self.pa.ArrowNotImplementedError:
             return self.pa.array(array.to_pylist(), target)
 
-    def dictionary(self, array, target, shrinks):
+    def dictionary(self, array, target, shrinks, hidden):
         pa = self.pa
         indices, values = array.indices, array.dictionary
+        if hidden is not None:
+            indices = compute().if_else(hidden, pa.scalar(None, indices.type), indices)
         if shrinks and len(values) > len(array) or self.has(values.type, self.is_view):
             used = compute().unique(indices).drop_null()
             used = used.take(compute().sort_indices(used))

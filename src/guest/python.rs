@@ -22,6 +22,7 @@ pub(super) fn explained(
     uv: &Path,
     tools: &Tools<'_>,
     requires_python: Option<&str>,
+    download_failure: Option<&str>,
     error: Error,
 ) -> Error {
     let Error::Failed { what, tail } = &error else {
@@ -50,6 +51,8 @@ pub(super) fn explained(
     if pythons.is_empty() {
         pythons.push("none".to_owned());
     }
+    // What the step says of a download that it could not even begin is not the cause.
+    let tail = download_failure.unwrap_or(tail);
     Error::Failed {
         what: what.clone(),
         tail: format!(

@@ -66,6 +66,8 @@ pub(super) struct Words {
 enum Amount {
     Number(u64),
     Text(String),
+    /// None of them, which the error says by the setting's name.
+    Other(serde::de::IgnoredAny),
 }
 
 impl Words {
@@ -124,5 +126,22 @@ mod tests {
         };
         assert_eq!(operators.lowered(plugins), want);
         assert_eq!(operators.lowered(Quota::default()), operators);
+    }
+
+    #[test]
+    fn a_setting_of_another_kind_is_named() {
+        for text in [
+            "job-memory = -1",
+            "job-memory = 1.5",
+            "job-memory = true",
+            "job-memory = []",
+        ] {
+            let words: Words = toml::from_str(text).unwrap();
+            let reason = words.quota().unwrap_err();
+            assert!(
+                reason.starts_with("job-memory: expected"),
+                "{text}: {reason}"
+            );
+        }
     }
 }

@@ -72,6 +72,7 @@ pub fn lockfile(
         operator: &operator,
         place,
         requires_python: request.requires_python.clone(),
+        download_failure: None,
     };
     resolver.choose_python()?;
     let mut lock = resolver.lock()?;
@@ -101,6 +102,8 @@ struct Resolver<'a> {
     operator: &'a Table,
     place: Place,
     requires_python: Option<String>,
+    /// Why uv could not download a Python.
+    download_failure: Option<String>,
 }
 
 /// A uv.lock, as text and as what it says.
@@ -121,7 +124,10 @@ impl Resolver<'_> {
         let found = match self.tools.ask(&step, &find, "uv python find") {
             Ok(printed) => printed,
             // uv may download one, which it cannot do where code of dependencies runs.
-            Err(Error::Failed { .. }) => return self.download_python(),
+            Err(Error::Failed { .. }) => {
+                self.download_failure = self.download_python()?;
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let minor = found.lines().find_map(|line| {
@@ -140,8 +146,9 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// Lets uv download a Python, as it may be configured. A failure is that of the steps that need it.
-    fn download_python(&self) -> Result<(), Error> {
+    /// Lets uv download a Python, as it may be configured. Gives why it could not: that fails the steps
+    /// that need it.
+    fn download_python(&self) -> Result<Option<String>, Error> {
         let step = self.tools.step()?;
         let mut venv = Command::new(self.program);
         venv.args(["venv", "--quiet", "--no-project"])
@@ -152,7 +159,8 @@ impl Resolver<'_> {
             ])
             .arg(step.path().join("it"));
         match self.tools.run_own(&step, &venv, "uv venv") {
-            Ok(()) | Err(Error::Failed { .. }) => Ok(()),
+            Ok(()) => Ok(None),
+            Err(Error::Failed { tail, .. }) => Ok(Some(tail)),
             Err(error) => Err(error),
         }
     }
@@ -243,6 +251,7 @@ impl Resolver<'_> {
             self.program,
             self.tools,
             self.requires_python.as_deref(),
+            self.download_failure.as_deref(),
             error,
         )
     }

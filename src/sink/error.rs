@@ -354,7 +354,8 @@ impl fmt::Display for Error {
             ),
             Error::Output { size, limit } => write!(
                 f,
-                "the job has written {size} bytes of output; the limit is {limit} (--job-output)"
+                "the job has written {size} bytes of output; the limit is {limit} \
+                 (--job-output, or job-output of the plugin)"
             ),
             Error::Stopped => f.write_str("the job was stopped"),
             Error::Parquet(reason) => write!(f, "writing Parquet: {reason}"),

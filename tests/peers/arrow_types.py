@@ -151,6 +151,7 @@ def extension(kind, storage):
 
 
 TEXT, LARGE, INT = pa.string(), pa.large_string(), pa.int64()
+NAMED = pa.struct([("d", pa.dictionary(pa.int8(), TEXT))])
 
 # name: (batches, the column's type)
 MERGED = {
@@ -178,6 +179,11 @@ MERGED = {
         [categories([0], array(TEXT, "a")), categories([0], array(TEXT, "b"))], TEXT),
     "categories_text": ([categories([0], array(TEXT, "a")), array(TEXT, "b")], TEXT),
     "no_categories": ([categories([None], array(TEXT)), array(TEXT, "b")], TEXT),
+    # pyarrow puts index 0 of an empty dictionary below the null.
+    "below_null": ([array(NAMED, {"d": "x"}), array(NAMED, None)], {"d"}),
+    "below_null_deep": ([array(pa.list_(NAMED), [{"d": "x"}], [None]), array(pa.list_(NAMED), [None], None)], {"d"}),
+    "below_null_fixed": (
+        [array(pa.list_(NAMED.field(0).type, 2), ["x", "y"]), array(pa.list_(NAMED.field(0).type, 2), None)], {"d"}),
     "int_float": ([array(INT, 1), array(pa.float64(), 2.0, None)], pa.float64()),
     "int_half": ([array(INT, 1), array(pa.float64(), 1.5)], pa.float64()),
     "int_float32": ([array(INT, 16777217), array(pa.float32(), 1.5)], pa.float64()),
@@ -550,7 +556,7 @@ def as_text(value):
     """A value as it is in a database."""
     if isinstance(value, dt.datetime):
         text = value.astimezone(UTC) if value.tzinfo else value
-        return text.replace(tzinfo=None).isoformat() + ("Z" if value.tzinfo else "")
+        return text.replace(tzinfo=None).isoformat() + ("+00:00" if value.tzinfo else "")
     if isinstance(value, dt.time):
         return value.isoformat().removesuffix("000")
     if isinstance(value, D):

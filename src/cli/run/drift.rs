@@ -17,7 +17,7 @@ use crate::store::Inspector;
 /// Most files whose footers or receipts are read, and most time for it.
 const FILES_MAX: usize = 10_000;
 const TIME_MAX: Duration = Duration::from_secs(5);
-/// Most columns that are listed, and most types of one.
+/// Most columns that are listed in the text, and most types of one.
 const COLUMNS_MAX: usize = 100;
 const TYPES_MAX: usize = 10;
 /// The type of a column that a file does not have.
@@ -137,7 +137,7 @@ impl Drift {
 
     /// Adds it to a summary, where something differs or was not compared.
     pub(super) fn add_to(&self, summary: &mut Value) {
-        let columns = self.columns.iter().take(COLUMNS_MAX).map(|column| {
+        let columns = self.columns.iter().map(|column| {
             let types = column.seen.iter().map(
                 |seen| json!({"type": seen.kind, "files": seen.files, "example": seen.example}),
             );

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, LargeStringArray, RecordBatch};
 use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, SchemaRef, UInt64Type};
 use arrow::error::ArrowError;
 use rusqlite::types::{ToSqlOutput, Value, ValueRef};
@@ -194,7 +195,10 @@ impl Stage {
                 Kind::Blob => DataType::LargeBinary,
                 Kind::Null => DataType::Null,
             };
-            let column = in_utc(column).and_then(|column| convert::cast(&column, &stored));
+            let column = match zoned(field.data_type()) {
+                Some(zoned) => utc_text(column, zoned),
+                None => convert::cast(column, &stored),
+            };
             let refused = |reason: String| Error::Column {
                 column: field.name().clone(),
                 reason,
@@ -251,16 +255,30 @@ impl Stage {
     }
 }
 
-/// Timestamps with a zone hold UTC; they are given the zone `+00:00`, whose text needs no zone
-/// database.
-fn in_utc(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
-    match column.data_type() {
-        DataType::Timestamp(unit, Some(_)) => {
-            let utc = DataType::Timestamp(*unit, Some("+00:00".into()));
-            convert::cast(&convert::cast(column, &DataType::Int64)?, &utc)
-        }
-        _ => Ok(column.clone()),
+/// The type of values that are timestamps with a zone.
+fn zoned(data_type: &DataType) -> Option<&DataType> {
+    match data_type {
+        DataType::Dictionary(_, values) => zoned(values),
+        DataType::Timestamp(_, Some(_)) => Some(data_type),
+        _ => None,
     }
+}
+
+/// Timestamps with a zone, as UTC with the end `+00:00`: before `.` and the digits in the order of texts,
+/// so that texts with and without fractions have the order of their times. `Z` has another.
+fn utc_text(column: &ArrayRef, zoned: &DataType) -> Result<ArrayRef, ArrowError> {
+    let DataType::Timestamp(unit, _) = zoned else {
+        return Ok(column.clone());
+    };
+    // They hold UTC; without their zone the text needs no zone database.
+    let numbers = convert::cast(&convert::cast(column, zoned)?, &DataType::Int64)?;
+    let local = convert::cast(&numbers, &DataType::Timestamp(*unit, None))?;
+    let texts = convert::cast(&local, &DataType::LargeUtf8)?;
+    let texts = texts.as_string::<i64>().iter();
+    let texts: LargeStringArray = texts
+        .map(|text| text.map(|text| format!("{text}+00:00")))
+        .collect();
+    Ok(Arc::new(texts))
 }
 
 /// Bytes of the largest text or blob.

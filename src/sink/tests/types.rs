@@ -661,7 +661,10 @@ fn a_sqlite_sink_stores_values_at_the_edges_or_names_the_column() {
         ),
         (
             Arc::new(zoned.with_timezone("Europe/Berlin")),
-            &["1969-12-31T23:59:59.999999Z", "+10000-01-01T00:00:00Z"],
+            &[
+                "1969-12-31T23:59:59.999999+00:00",
+                "+10000-01-01T00:00:00+00:00",
+            ],
         ),
         (
             Arc::new(Time32SecondArray::from(vec![0, 86_399])),
