@@ -161,7 +161,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
     };
     let source = contents.remove(&chosen).unwrap_or_default();
     let source = String::from_utf8(source)
-        .map_err(|_| refused(&root.join(&chosen), "it is not UTF-8 text, which a plugin must be whatever its coding line says; save it as UTF-8"))?;
+        .map_err(|_| refused(&root.join(&chosen), super::plugin::NOT_UTF_8))?;
     let file = |(path, content): (&String, &Vec<u8>)| folder::File {
         path: path.clone(),
         size: content.len(),

@@ -78,6 +78,10 @@ pub(super) const DEPLOY: Command = Command {
     notes: "PLUGIN is a file, or a folder with all its files (docs/plugins.md). Its name is that of the file\nwithout .py, or of the folder. --param replaces the default parameters that the database has\nof the plugin; without it they stay. Sinks of its MANIFEST count for\ntopics that cf_topic_config has none for. A plugin has at most 8 MiB, the files of a folder 5 MiB,\na lockfile 4 MiB, plugin and lockfile together 10 MiB.",
 };
 
+/// Of a plugin's file in another encoding.
+pub(super) const NOT_UTF_8: &str =
+    "it is not UTF-8 text, which a plugin must be whatever its coding line is; save it as UTF-8";
+
 pub(super) const SUBMIT: Command = Command {
     name: "casparian submit",
     about: "Queues files for a deployed plugin",
@@ -169,7 +173,7 @@ pub(super) fn read(path: &Path, others: &Others) -> Result<PluginFile, Failure> 
     if bytes.len() as u64 > size_max {
         return Err(fail(&format_args!("larger than {size_max} bytes")));
     }
-    let source = String::from_utf8(bytes).map_err(|_| fail(&"it is not UTF-8 text, which a plugin must be whatever its coding line says; save it as UTF-8"))?;
+    let source = String::from_utf8(bytes).map_err(|_| fail(&NOT_UTF_8))?;
     let whole = std::path::absolute(path).map_err(|error| fail(&error))?;
     let mut lock = path.as_os_str().to_owned();
     lock.push(".lock");

@@ -51,7 +51,7 @@ pub(super) fn explained(
     if pythons.is_empty() {
         pythons.push("none".to_owned());
     }
-    // What the step says of a download that it could not even begin is not the cause.
+    // The step may not write where uv downloads to: its own error is not the cause.
     let tail = download_failure.unwrap_or(tail);
     Error::Failed {
         what: what.clone(),

@@ -66,7 +66,7 @@ pub(super) struct Words {
 enum Amount {
     Number(u64),
     Text(String),
-    /// None of them, which the error says by the setting's name.
+    /// Of another type, so that the error can name the setting.
     Other(serde::de::IgnoredAny),
 }
 

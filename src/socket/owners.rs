@@ -17,8 +17,8 @@ use super::{PeerId, Socket};
 use crate::limits;
 use crate::reactor::{Endpoint, Stream};
 
-/// The users of this host that may be at the other end of a connection where the mechanism proves
-/// nobody: those who connect to us, and those to whose sockets we connect.
+/// The users of this host whose peers are admitted where the mechanism does not authenticate: peers that
+/// connect to us, and peers that we connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalUsers {
     uids: BTreeSet<u32>,
@@ -276,8 +276,8 @@ fn is_on_this_host(theirs: SocketAddr, ours: SocketAddr) -> bool {
     is_shown || is_own(theirs)
 }
 
-/// Whether an address belongs to this host: what is sent to such a one comes from itself. True where
-/// the system does not say.
+/// Whether an address belongs to this host: the kernel then chooses it as the source address for itself
+/// as destination. True where the kernel gives none.
 fn is_own(address: SocketAddr) -> bool {
     let ip = address.ip().to_canonical();
     // A link-local address needs its scope.

@@ -159,8 +159,8 @@ pub(super) fn memory(pid: i32) -> u64 {
     })
 }
 
-/// Bytes of a process in memory, a page that n processes have mapped as an nth. Linux sums it up page
-/// by page: 0.2 ms for an interpreter with pyarrow. What it does not say counts whole.
+/// Bytes of a process in memory, a page that n processes have mapped as an nth. Where Linux does
+/// not report it, the whole process counts.
 fn memory_share(pid: i32) -> u64 {
     let share = field(&format!("/proc/{pid}/smaps_rollup"), "Pss:").filter(|&share| share > 0);
     let tables = || field(&format!("/proc/{pid}/status"), "VmPTE:").unwrap_or(0);
