@@ -235,7 +235,7 @@ mod keygen {
         };
         if name.len() > crate::limits::NAME_SIZE_MAX || name.contains(char::is_control) {
             return Err(COMMAND
-                .usage_error("--name must be at most 255 octets without control characters")
+                .usage_error("--name must be at most 255 bytes without control characters")
                 .into());
         }
         let (show, replace) = (typed.has("show"), typed.has("force"));
@@ -262,7 +262,7 @@ mod keygen {
         use crate::socket::curve::SecretKey;
         use crate::socket::keyfile::{public_line, read_secret_key, write_key_pair};
         if show {
-            return Ok(public_line(&read_secret_key(path).map_err(failed)?, name));
+            return public_line(&read_secret_key(path).map_err(failed)?, name).map_err(failed);
         }
         let secret = SecretKey::generate().map_err(failed)?;
         write_key_pair(path, &secret, name, replace).map_err(failed)

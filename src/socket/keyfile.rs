@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::curve::{AuthorizedKeys, PublicKey, SecretKey};
+use super::curve::{AuthorizedKeys, KeyError, PublicKey, SecretKey};
 use super::secured::{KeyList, KeyListFile};
 use super::secured::{fail, key_lines, read, refuse_existing, refuse_secret, write};
 use crate::limits;
@@ -41,7 +41,7 @@ pub fn read_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
     match (lines.next(), lines.next()) {
         (Some(key), None) => key
             .parse()
-            .map_err(|error: super::curve::KeyError| fail(error.to_string())),
+            .map_err(|error: KeyError| fail(error.to_string())),
         (None, _) => Err(fail("no key in it".to_owned())),
         // A public file or a list, most likely.
         _ => Err(fail("more than one key in it".to_owned())),
@@ -55,9 +55,9 @@ pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileErro
     let fail = fail(path);
     if path.symlink_metadata().is_err() {
         let text = text.as_ref().to_string_lossy();
-        return text.parse().map_err(|wrong: super::curve::KeyError| {
-            fail(format!("neither a file nor a key: {wrong}"))
-        });
+        return text
+            .parse()
+            .map_err(|wrong: KeyError| fail(format!("neither a file nor a key: {wrong}")));
     }
     let (text, _) = read(path, 0o022, limits::KEY_FILE_SIZE_MAX)?;
     refuse_secret(path, &text, SECRET_MARK)?;
@@ -66,7 +66,7 @@ pub fn read_public_key(text: impl AsRef<OsStr>) -> Result<PublicKey, KeyFileErro
     };
     let key = line.split_whitespace().next().unwrap_or("");
     key.parse()
-        .map_err(|error: super::curve::KeyError| fail(error.to_string()))
+        .map_err(|error: KeyError| fail(error.to_string()))
 }
 
 fn is_key(text: &str) -> bool {
@@ -88,7 +88,7 @@ pub fn write_key_pair(
     if !replace {
         refuse_existing(path, &public)?;
     }
-    let line = public_line(secret, name);
+    let line = public_line(secret, name).map_err(|error| fail(&public)(error.to_string()))?;
     let mut text = Zeroizing::new(String::with_capacity(256));
     text.push_str(SECRET_MARK);
     text.push_str(": whoever reads it can pose as its owner.\n");
@@ -99,12 +99,22 @@ pub fn write_key_pair(
     Ok(line)
 }
 
-/// `KEY NAME`, as it stands in a public file and in a list of authorized keys.
-pub fn public_line(secret: &SecretKey, name: &str) -> String {
+/// `KEY NAME`, as it stands in a public file and in a list of authorized keys. An error for a
+/// name that the list would not read as a name: one with limits in it, or of several lines.
+pub fn public_line(secret: &SecretKey, name: &str) -> Result<String, KeyError> {
     let key = secret.public();
-    match name {
-        "" => key.to_string(),
-        name => format!("{key} {name}"),
+    let (line, read_as) = match name.trim() {
+        "" => (key.to_string(), key.to_string()),
+        name => (format!("{key} {name}"), name.to_owned()),
+    };
+    let is_name_alone =
+        AuthorizedKeys::parse(&line).is_ok_and(|list| list.name(&key) == Some(&read_as));
+    match is_name_alone {
+        true => Ok(line),
+        false => Err(KeyError::new(format!(
+            "{name:?} cannot be the name of a key: a list of authorized keys would read it \
+             otherwise (slots= and plugins= are limits there); give another --name"
+        ))),
     }
 }
 
@@ -167,6 +177,33 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(names.len(), 2, "{names:?}");
+    }
+
+    #[test]
+    fn a_name_that_a_list_would_read_otherwise_is_refused_and_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let secret = SecretKey::from_bytes([7; 32]);
+        for name in [
+            "slots=4",
+            "w-1 slots=4",
+            "plugins=a",
+            "plugin=a",
+            "w slots=x",
+            "slots=1 w",
+            "a\nb",
+            "a\n# b",
+        ] {
+            let error = write_key_pair(&path, &secret, name, true).unwrap_err();
+            assert!(error.to_string().contains("--name"), "{error}");
+            public_line(&secret, name).unwrap_err();
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        for (name, want) in [(" w 1 ", "w 1"), ("a=b", "a=b"), ("slots", "slots")] {
+            write_key_pair(&path, &secret, name, true).unwrap();
+            let listed = AuthorizedKeysFile::open(&public_path(&path)).unwrap();
+            assert_eq!(listed.keys().name(&secret.public()), Some(want));
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub struct KeyError {
 }
 
 impl KeyError {
-    fn new(what: impl Into<String>) -> Self {
+    pub(crate) fn new(what: impl Into<String>) -> Self {
         KeyError { what: what.into() }
     }
 }
@@ -237,8 +237,9 @@ struct Entry {
 /// Who may connect: public keys, the names they are known by, and limits.
 ///
 /// The text has one key and a name on each line, separated by white space; the name may be
-/// left out. Last words `slots=4` and `plugins=a,b` are limits. Empty lines and lines that begin with `# ` or are a lone `#` are skipped (a key
-/// may begin with `#` as well, but has no space behind it).
+/// left out. Last words `slots=4` and `plugins=a,b` are limits. Empty lines and lines that begin
+/// with `# ` or are a lone `#` are skipped (a key may begin with `#` as well, but has no space
+/// behind it).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuthorizedKeys {
     keys: BTreeMap<PublicKey, Entry>,
