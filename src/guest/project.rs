@@ -146,6 +146,10 @@ mod tests {
             ("[tool.poetry.dependencies]\nsix = \"*\"\n", "[tool.poetry]"),
             ("[tool.casparian]\nentry = 3\n", "[tool.casparian]: "),
             ("[tool.casparian]\nsandbox = \"off\"\n", "sandbox \"off\""),
+            (
+                "[tool.casparian]\nsand = \"strict\"\n",
+                "no setting \"sand\"",
+            ),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");

@@ -1,9 +1,11 @@
 //! What a plugin's source says of its environment: PEP 723 inline metadata, else the `pyproject.toml` of
 //! its folder (`project.rs`).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use super::quota::{Quota, Words};
 use super::{folder, project};
@@ -71,7 +73,19 @@ struct Casparian {
     sandbox: Option<String>,
     #[serde(flatten)]
     limits: Words,
+    /// Settings of `pyproject.toml` alone.
+    #[serde(rename = "entry")]
+    _entry: Option<IgnoredAny>,
+    #[serde(rename = "exclude")]
+    _exclude: Option<IgnoredAny>,
+    /// Of no setting: one that is misspelt would hold a plugin less closely than it says.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, IgnoredAny>,
 }
+
+/// Every setting of `[tool.casparian]`.
+const SETTINGS: &str = "preload, sandbox, entry, exclude, job-timeout, job-cpu, job-memory, \
+                        job-open-files, job-processes, job-output, job-log, job-scratch";
 
 /// What a plugin's source says: the block of its (entry) file, else its folder's `pyproject.toml`; none where
 /// there is neither.
@@ -142,6 +156,11 @@ pub(super) fn script(table: Table, place: &'static str) -> Result<Script, Error>
         if word.contains(['\n', '\r']) || word.trim_start().starts_with('-') {
             return Err(fail(&format!("{word:?} is no requirement")));
         }
+    }
+    if let Some(name) = table.tool.casparian.unknown.keys().next() {
+        return Err(fail(&format!(
+            "[tool.casparian] has no setting {name:?}; it has {SETTINGS}"
+        )));
     }
     let is_module = |name: &String| {
         !name.is_empty()
@@ -245,6 +264,14 @@ mod tests {
             (
                 "# /// script\n# [tool.casparian]\n# preload = [\"a;b\"]\n# ///\n",
                 "no module",
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# job-memroy = 3\n# ///\n",
+                "no setting \"job-memroy\"; it has preload, sandbox",
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# Sandbox = \"strict\"\n# ///\n",
+                "no setting \"Sandbox\"",
             ),
         ] {
             let error = metadata(source).unwrap_err().to_string();
