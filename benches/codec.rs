@@ -38,14 +38,14 @@ fn wire(connection: &mut Connection, queue: &mut SendQueue) -> Vec<u8> {
     out
 }
 
-fn feed(connection: &mut Connection, mut octets: &[u8], now: Instant) -> usize {
+fn feed(connection: &mut Connection, mut bytes: &[u8], now: Instant) -> usize {
     let mut messages = 0;
-    while !octets.is_empty() {
+    while !bytes.is_empty() {
         let space = connection.receive_space(true);
-        let count = space.len().min(octets.len());
-        space[..count].copy_from_slice(&octets[..count]);
+        let count = space.len().min(bytes.len());
+        space[..count].copy_from_slice(&bytes[..count]);
         connection.handle_received(count, now);
-        octets = &octets[count..];
+        bytes = &bytes[count..];
         loop {
             match connection.poll(now) {
                 Ok(Progress::NeedInput) => break,
@@ -74,8 +74,8 @@ fn codec(criterion: &mut Criterion) {
                 for _ in 0..MESSAGES {
                     queue.push(&[black_box(&header), black_box(&payload)]);
                 }
-                let octets = queue.octets();
-                queue.advance(octets);
+                let bytes = queue.bytes();
+                queue.advance(bytes);
             });
         });
         let mut client = connection(SocketType::Dealer, now);
@@ -86,11 +86,11 @@ fn codec(criterion: &mut Criterion) {
         for _ in 0..MESSAGES {
             queue.push(&[&header, &payload]);
         }
-        let mut octets = wire(&mut client, &mut queue);
+        let mut bytes = wire(&mut client, &mut queue);
         // The handshake goes once, before the measured part.
         let body = MESSAGES * (2 + 16 + if size < 256 { 2 } else { 9 } + size);
-        let messages = octets.split_off(octets.len() - body);
-        feed(&mut server, &octets, now);
+        let messages = bytes.split_off(bytes.len() - body);
+        feed(&mut server, &bytes, now);
         group.bench_function("decode", |bencher| {
             bencher.iter(|| assert_eq!(feed(&mut server, &messages, now), MESSAGES));
         });

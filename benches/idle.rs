@@ -69,7 +69,7 @@ fn measure(count: usize, time: Duration) {
         serve(&mut router, time);
         let share = (cpu() - start).as_secs_f64() / wall.elapsed().as_secs_f64();
         let memory = resident().saturating_sub(before) / count as u64;
-        println!("{count:8}   {:15.2} %   {memory:8} octets", share * 100.0);
+        println!("{count:8}   {:15.2} %   {memory:8} bytes", share * 100.0);
         assert_eq!(router.counters().disconnected, 0);
         over.store(true, Ordering::Relaxed);
     });
@@ -89,7 +89,7 @@ fn cpu() -> Duration {
     Duration::from_nanos(nanoseconds.expect("a number"))
 }
 
-/// Octets of memory this process holds.
+/// Bytes of memory this process holds.
 fn resident() -> u64 {
     let text = fs::read_to_string("/proc/self/statm").expect("Linux");
     let pages: Option<u64> = text.split(' ').nth(1).and_then(|text| text.parse().ok());

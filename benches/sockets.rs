@@ -18,7 +18,7 @@ use casparian::socket::{Dealer, Options, Router, SendError};
 const FOREVER: Option<Duration> = Some(Duration::from_secs(60));
 
 fn options() -> Options {
-    Options::new().sndhwm(0).sndhwm_octets(8 << 20)
+    Options::new().sndhwm(0).sndhwm_bytes(8 << 20)
 }
 
 /// Messages per second. A tenth as many go first as warm-up; the clock runs from the moment the
@@ -123,16 +123,16 @@ fn raw_latency(size: usize, rounds: usize) -> f64 {
     median(&mut times)
 }
 
-/// Messages of so many octets per second that a bare tcp stream would carry: writes of 64 KiB,
+/// Messages of so many bytes per second that a bare tcp stream would carry: writes of 64 KiB,
 /// reads of 256 KiB, nothing looked at.
 fn raw_throughput(size: usize, messages: u64) -> f64 {
-    let octets = size as u64 * messages;
+    let bytes = size as u64 * messages;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
     let sender = std::thread::spawn(move || {
         let mut stream = std::net::TcpStream::connect(address).expect("connect");
         let buffer = vec![2u8; 64 << 10];
-        let mut left = octets;
+        let mut left = bytes;
         while left > 0 {
             let count = buffer.len().min(left as usize);
             stream.write_all(&buffer[..count]).expect("write");
@@ -142,7 +142,7 @@ fn raw_throughput(size: usize, messages: u64) -> f64 {
     let (mut stream, _) = listener.accept().expect("accept");
     let mut buffer = vec![0u8; 256 << 10];
     let start = Instant::now();
-    let mut left = octets;
+    let mut left = bytes;
     while left > 0 {
         left -= stream.read(&mut buffer).expect("read") as u64;
     }
@@ -230,7 +230,7 @@ fn main() {
         ] {
             let mut note = |who, value| results.entry((name, who)).or_default().push(value);
             note("casparian", throughput(payload, messages));
-            // Two frames of two octets, or nine where the payload is long.
+            // Two frames of two bytes, or nine where the payload is long.
             let heads = if payload > 255 { 11 } else { 4 };
             note("raw tcp", raw_throughput(16 + payload + heads, messages));
             for &who in peers {

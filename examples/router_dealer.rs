@@ -28,12 +28,12 @@ fn dealer(endpoint: &str, name: &str) -> Outcome {
     dealer.send(&[b"ready"])?;
     let mut done = 0;
     loop {
-        // Reconnects, heartbeats and the octets themselves are taken care of in here.
+        // Reconnects, heartbeats and the bytes themselves are taken care of in here.
         let Some(message) = dealer.receive(Some(PATIENCE))? else {
             return Err(format!("{name}: no work for {PATIENCE:?}").into());
         };
         let number = match (message.get(0), message.get(1)) {
-            (Some(b"square"), Some(octets)) => u32::from_be_bytes(octets.try_into()?),
+            (Some(b"square"), Some(bytes)) => u32::from_be_bytes(bytes.try_into()?),
             _ => break,
         };
         let square = u64::from(number) * u64::from(number);

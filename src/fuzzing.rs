@@ -15,7 +15,7 @@ thread_local! {
 pub struct Edit {
     /// Which box since [`reset`], counted from 0.
     pub sealed: usize,
-    /// Which octet, modulo the length.
+    /// Which byte, modulo the length.
     pub at: usize,
     /// What it is changed by (exclusive or).
     pub by: u8,
@@ -28,12 +28,12 @@ pub fn reset(edits: Vec<Edit>) {
     EDITS.set(edits);
 }
 
-/// Octets that look random and are always the same after [`reset`].
+/// Bytes that look random and are always the same after [`reset`].
 pub(crate) fn random(out: &mut [u8]) {
-    for octet in out {
+    for byte in out {
         let count = COUNT.get() + 1;
         COUNT.set(count);
-        *octet = (count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
+        *byte = (count.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8;
     }
 }
 
@@ -44,8 +44,8 @@ pub(crate) fn tamper(plain: &mut [u8]) {
     EDITS.with_borrow(|edits| {
         for edit in edits.iter().filter(|edit| edit.sealed == sealed) {
             let size = plain.len().max(1);
-            if let Some(octet) = plain.get_mut(edit.at % size) {
-                *octet ^= edit.by;
+            if let Some(byte) = plain.get_mut(edit.at % size) {
+                *byte ^= edit.by;
             }
         }
     });

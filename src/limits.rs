@@ -12,34 +12,34 @@ pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
 /// Longest wait anybody can mean.
 const WAIT_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// Octets of one ZMTP frame; a plugin's source and lockfile travel in one frame.
+/// Bytes of one ZMTP frame; a plugin's source and lockfile travel in one frame.
 pub const ZMTP_FRAME_SIZE_MAX: u64 = 64 << 20;
-/// Octets of one ZMTP message.
+/// Bytes of one ZMTP message.
 pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
 /// Frames of one ZMTP message; the control protocol needs two.
 pub const ZMTP_FRAMES_MAX: usize = 4096;
-/// Octets of one ZMTP command: READY with metadata is the largest.
+/// Bytes of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
-/// Octets of one command of the handshake, from peers that nobody knows yet: twice what our own
+/// Bytes of one command of the handshake, from peers that nobody knows yet: twice what our own
 /// can take.
 #[cfg(not(fuzzing))]
 pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 10 << 10;
 /// So small that inputs reach it.
 #[cfg(fuzzing)]
 pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 1 << 10;
-/// Octets of commands between the frames of one message: a PING a second for a day.
+/// Bytes of commands between the frames of one message: a PING a second for a day.
 #[cfg(not(fuzzing))]
 pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 20;
 /// So small that inputs reach it.
 #[cfg(fuzzing)]
 pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 10;
 
-/// Octets of application properties kept of a peer's metadata.
+/// Bytes of application properties kept of a peer's metadata.
 pub const METADATA_KEPT_MAX: usize = 4 << 10;
 
-/// Octets of a file with one key.
+/// Bytes of a file with one key.
 pub const KEY_FILE_SIZE_MAX: u64 = 4 << 10;
-/// Octets of a list of authorized keys: some ten thousand lines.
+/// Bytes of a list of authorized keys: some ten thousand lines.
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
 /// How often the list of authorized keys is looked at for changes.
 pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,9 +56,9 @@ pub const SEND_CHUNK_SIZE_MIN: usize = 4 << 10;
 /// Further chunks of a send queue.
 pub const SEND_CHUNK_SIZE_MAX: usize = 64 << 10;
 
-/// Octets of a CURVE connection that are sealed ahead of the kernel taking them; one message
+/// Bytes of a CURVE connection that are sealed ahead of the kernel taking them; one message
 /// more may stand behind them.
-pub const SEALED_OCTETS_MAX: usize = 128 << 10;
+pub const SEALED_BYTES_MAX: usize = 128 << 10;
 
 const _: () = assert!(ZMTP_FRAME_SIZE_MAX <= ZMTP_MESSAGE_SIZE_MAX);
 const _: () = assert!(ZMTP_COMMAND_SIZE_MAX <= ZMTP_FRAME_SIZE_MAX);
@@ -75,22 +75,22 @@ pub const EVENTS_PER_WAIT: usize = 1024;
 
 /// Messages queued per peer (libzmq's default).
 pub const SEND_HWM: usize = 1000;
-/// Octets queued per peer.
-pub const SEND_HWM_OCTETS: u64 = 64 << 20;
-/// Octets queued for all peers of a socket.
-pub const SEND_TOTAL_OCTETS: u64 = 1 << 30;
+/// Bytes queued per peer.
+pub const SEND_HWM_BYTES: u64 = 64 << 20;
+/// Bytes queued for all peers of a socket.
+pub const SEND_TOTAL_BYTES: u64 = 1 << 30;
 /// Memory of a socket for what its peers send.
-pub const RECEIVE_TOTAL_OCTETS: u64 = 1 << 30;
+pub const RECEIVE_TOTAL_BYTES: u64 = 1 << 30;
 /// Log lines about connections that a socket writes per second.
 pub const SOCKET_LOG_LINES_PER_SECOND: u32 = 10;
-/// Queued octets at which a send writes at once instead of waiting for the flush.
-pub const FLUSH_OCTETS: u64 = 64 << 10;
+/// Queued bytes at which a send writes at once instead of waiting for the flush.
+pub const FLUSH_BYTES: u64 = 64 << 10;
 /// Slices handed to one writev.
 pub const SLICES_PER_WRITE: usize = 16;
-/// Octets that the kernel holds of a tcp connection without having sent them
+/// Bytes that the kernel holds of a tcp connection without having sent them
 /// (`TCP_NOTSENT_LOWAT`); what it has sent and not had acknowledged comes on top. Half as many
 /// cost a third of the throughput of 4 KiB messages on loopback.
-pub const UNSENT_OCTETS: u32 = 512 << 10;
+pub const UNSENT_BYTES: u32 = 512 << 10;
 /// Reads of one call to receive, so that a flood leaves time for everything else.
 pub const READS_PER_RECEIVE: usize = 64;
 /// Connections taken from a listener per turn.
@@ -433,11 +433,11 @@ pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of the URIs in a row's `published`, as JSON: those of the largest receipt.
 pub const PUBLISHED_SIZE_MAX: usize = RECEIPT_SIZE_MAX;
 const _: () = assert!((SETTLING_SIZE_MAX + 2 * PUBLISHED_SIZE_MAX) as u64 <= ZMTP_MESSAGE_SIZE_MAX);
-/// Octets of a name that a peer chose.
+/// Bytes of a name that a peer chose.
 pub const NAME_SIZE_MAX: usize = 255;
-/// Octets of an error message in a receipt.
+/// Bytes of an error message in a receipt.
 pub const ERROR_TEXT_SIZE_MAX: usize = 16 << 10;
-/// Octets of a plugin's last lines in a receipt.
+/// Bytes of a plugin's last lines in a receipt.
 pub const LOG_TAIL_SIZE_MAX: usize = 16 << 10;
 
 /// A guest must have connected.
@@ -550,13 +550,13 @@ pub const FOLDERS_BESIDE_PROGRAMS_MAX: usize = 64;
 /// Descendants of the processes that a program had at its start which are told from strays: far more than a container's
 /// start script has.
 pub const INHERITED_MAX: usize = 10_000;
-/// Octets of one bridge frame; the old shim sends a whole table as one.
+/// Bytes of one bridge frame; the old shim sends a whole table as one.
 pub const BRIDGE_FRAME_SIZE_MAX: u32 = 1 << 30;
-/// Rows of a batch, unless its octets could hold more as bits.
+/// Rows of a batch, unless its bytes could hold more as bits.
 pub const BRIDGE_BATCH_ROWS_MAX: usize = 16 << 20;
 /// Rows that a sink is given at a time.
 pub const SINK_ROWS_MAX: usize = 1 << 20;
-/// Octets kept of a plugin's failure text.
+/// Bytes kept of a plugin's failure text.
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
 /// How often is measured what running jobs use.
 pub const METER_INTERVAL: Duration = Duration::from_millis(700);
@@ -700,8 +700,8 @@ pub const WRITE_SLICE_SIZE: usize = 4 << 20;
 pub const LOG_READS_PER_TURN: usize = 16;
 /// Turns of log reading after a guest's exit.
 pub const LOG_TURNS_AT_EXIT: usize = 16;
-/// Octets read from one guest's bridge per turn.
-pub const BRIDGE_OCTETS_PER_TURN: usize = 4 << 20;
+/// Bytes read from one guest's bridge per turn.
+pub const BRIDGE_BYTES_PER_TURN: usize = 4 << 20;
 /// An environment that could not be created is tried again after this; it doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest pause before an environment is tried again.

@@ -36,21 +36,21 @@ fn output(connection: &mut Connection, queue: &mut SendQueue, now: Instant) -> V
         connection.seal(queue).unwrap();
         let mut slices = Vec::new();
         connection.gather(queue, 8, &mut slices);
-        let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
-        connection.handle_written(queue, octets.len(), now);
-        out.extend(octets);
+        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+        connection.handle_written(queue, bytes.len(), now);
+        out.extend(bytes);
     }
     panic!("wants to write and has nothing to write");
 }
 
 /// Whether the connection took all of it.
-fn input(connection: &mut Connection, mut octets: &[u8], now: Instant) -> bool {
-    while !octets.is_empty() {
+fn input(connection: &mut Connection, mut bytes: &[u8], now: Instant) -> bool {
+    while !bytes.is_empty() {
         let space = connection.receive_space(true);
-        let count = space.len().min(octets.len());
-        space[..count].copy_from_slice(&octets[..count]);
+        let count = space.len().min(bytes.len());
+        space[..count].copy_from_slice(&bytes[..count]);
         connection.handle_received(count, now);
-        octets = &octets[count..];
+        bytes = &bytes[count..];
         loop {
             match connection.poll(now) {
                 Ok(Progress::NeedInput) => break,
@@ -67,7 +67,7 @@ fn input(connection: &mut Connection, mut octets: &[u8], now: Instant) -> bool {
 #[test]
 fn a_curve_connection_that_fails_with_a_pong_to_send_writes_no_more() {
     let now = Instant::now();
-    let [server, client] = [1, 2].map(|octet| SecretKey::from_bytes([octet; 32]));
+    let [server, client] = [1, 2].map(|byte| SecretKey::from_bytes([byte; 32]));
     let mut dealer = config(
         SocketType::Dealer,
         Security::CurveClient(CurveClient {
@@ -91,21 +91,21 @@ fn a_curve_connection_that_fails_with_a_pong_to_send_writes_no_more() {
     let mut dealer = Connection::new(Arc::new(dealer), now);
     let mut router = Connection::new(Arc::new(router), now);
     for _ in 0..4 {
-        let octets = output(&mut dealer, &mut queue, now);
-        assert!(input(&mut router, &octets, now));
-        let octets = output(&mut router, &mut queue, now);
-        assert!(input(&mut dealer, &octets, now));
+        let bytes = output(&mut dealer, &mut queue, now);
+        assert!(input(&mut router, &bytes, now));
+        let bytes = output(&mut router, &mut queue, now);
+        assert!(input(&mut dealer, &bytes, now));
     }
     assert!(router.is_open() && dealer.is_open());
     dealer
         .handle_timeout(now + Duration::from_secs(2), false)
         .unwrap();
-    let mut octets = output(&mut dealer, &mut queue, now);
-    assert!(!octets.is_empty(), "a PING");
-    octets.extend([0, 40]);
-    octets.extend(b"\x07MESSAGE");
-    octets.extend([0xFF; 32]);
-    assert!(!input(&mut router, &octets, now));
+    let mut bytes = output(&mut dealer, &mut queue, now);
+    assert!(!bytes.is_empty(), "a PING");
+    bytes.extend([0, 40]);
+    bytes.extend(b"\x07MESSAGE");
+    bytes.extend([0xFF; 32]);
+    assert!(!input(&mut router, &bytes, now));
     assert!(output(&mut router, &mut queue, now).is_empty());
 }
 
@@ -131,9 +131,9 @@ fn a_panic_of_arrows_reader_is_an_error() {
     );
 }
 
-/// No single changed octet gets a guest further than an error, or columns that are valid.
+/// No single changed byte gets a guest further than an error, or columns that are valid.
 #[test]
-fn every_changed_octet_of_a_frame_is_an_error_or_valid() {
+fn every_changed_byte_of_a_frame_is_an_error_or_valid() {
     for name in [
         "three_rows",
         "dictionary_column",
@@ -158,7 +158,7 @@ fn every_changed_octet_of_a_frame_is_an_error_or_valid() {
 /// Target `connection_curve`: a second refusal wrote ERROR behind a sealed frame that was cut.
 #[test]
 fn a_curve_connection_that_was_refused_says_nothing_more() {
-    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let key = |byte| SecretKey::from_bytes([byte; 32]);
     let client = CurveClient {
         secret: key(2),
         server: key(1).public(),
@@ -177,8 +177,8 @@ fn a_curve_connection_that_was_refused_says_nothing_more() {
     let mut queue = SendQueue::new();
     for _ in 0..3 {
         for side in [0, 1] {
-            let octets = output(&mut ends[side], &mut queue, now);
-            assert!(input(&mut ends[1 - side], &octets, now));
+            let bytes = output(&mut ends[side], &mut queue, now);
+            assert!(input(&mut ends[1 - side], &bytes, now));
         }
     }
     let [_, router] = &mut ends;
@@ -198,8 +198,8 @@ fn error_does_not_follow_a_message_that_was_cut() {
     let mut router = Connection::new(Arc::new(config(SocketType::Router, Security::Null)), now);
     let mut dealer = Connection::new(Arc::new(config(SocketType::Dealer, Security::Null)), now);
     let mut queue = SendQueue::new();
-    let octets = output(&mut dealer, &mut queue, now);
-    assert!(input(&mut router, &octets, now));
+    let bytes = output(&mut dealer, &mut queue, now);
+    assert!(input(&mut router, &bytes, now));
     output(&mut router, &mut queue, now);
     queue.push(&[b"a message that is cut"]);
     router.handle_written(&mut queue, 5, now);
@@ -207,22 +207,22 @@ fn error_does_not_follow_a_message_that_was_cut() {
     assert!(output(&mut router, &mut queue, now).is_empty());
 }
 
-/// Target `bridge`: arrow's reader reserves up to 64 MiB for a body that a few octets declare.
+/// Target `bridge`: arrow's reader reserves up to 64 MiB for a body that a few bytes declare.
 #[test]
 fn a_body_that_is_declared_and_not_there_is_refused_before_the_reader_sees_it() {
     let frame = captured_frame("three_rows");
     assert!(bridge::decode(Buffer::from(frame.clone())).is_ok());
     for cut in 0..frame.len() {
-        // A stream may end without its mark; a message may not end without its octets.
+        // A stream may end without its mark; a message may not end without its bytes.
         if let Ok(decoded) = bridge::decode(Buffer::from(&frame[..cut])) {
             assert!(decoded.batches.len() <= 1, "cut at {cut}");
         }
     }
-    // Every octet of the lengths made large.
+    // Every byte of the lengths made large.
     for at in 0..frame.len() {
-        let mut octets = frame.to_vec();
-        octets[at] = 0x7F;
-        let _ = bridge::decode(Buffer::from(octets));
+        let mut bytes = frame.to_vec();
+        bytes[at] = 0x7F;
+        let _ = bridge::decode(Buffer::from(bytes));
     }
 }
 
@@ -234,9 +234,9 @@ fn a_key_whose_name_cannot_be_shown_goes_by_itself() {
     assert_eq!(keys.name(&key), Some(&*key.to_string()));
 }
 
-/// Rows of the null type take no octets, and the columns that are added to them do.
+/// Rows of the null type take no bytes, and the columns that are added to them do.
 #[test]
-fn rows_that_take_no_octets_are_bounded() {
+fn rows_that_take_no_bytes_are_bounded() {
     use arrow::array::{NullArray, RecordBatch};
     use arrow::datatypes::{DataType, Field, Schema};
     use arrow::ipc::writer::StreamWriter;

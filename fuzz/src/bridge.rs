@@ -6,9 +6,9 @@ use std::io::{self, Read};
 use arrow::array::Array;
 use casparian::guest::bridge::{BridgeReader, Step, decode};
 
-/// Gives so many octets a read, and blocks between reads.
+/// Gives so many bytes a read, and blocks between reads.
 struct Pieces<'a> {
-    octets: &'a [u8],
+    bytes: &'a [u8],
     size: usize,
     blocks: bool,
 }
@@ -19,18 +19,18 @@ impl Read for Pieces<'_> {
         if self.blocks {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let count = self.size.min(into.len()).min(self.octets.len());
-        into[..count].copy_from_slice(&self.octets[..count]);
-        self.octets = &self.octets[count..];
+        let count = self.size.min(into.len()).min(self.bytes.len());
+        into[..count].copy_from_slice(&self.bytes[..count]);
+        self.bytes = &self.bytes[count..];
         Ok(count)
     }
 }
 
 /// How it ended: the frames' rows, and how the reader ended.
-fn read_all(octets: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
+fn read_all(bytes: &[u8], size: usize) -> (Vec<Option<usize>>, String) {
     let mut reader = BridgeReader::default();
     let mut from = Pieces {
-        octets,
+        bytes,
         size,
         blocks: false,
     };
@@ -78,10 +78,10 @@ pub fn run(data: &[u8]) {
             }
         }));
     });
-    let Some((choice, octets)) = data.split_first() else {
+    let Some((choice, bytes)) = data.split_first() else {
         return;
     };
-    let whole = read_all(octets, usize::MAX);
-    let split = read_all(octets, usize::from(*choice) + 1);
+    let whole = read_all(bytes, usize::MAX);
+    let split = read_all(bytes, usize::from(*choice) + 1);
     assert_eq!(whole, split);
 }

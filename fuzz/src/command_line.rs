@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 pub fn run(data: &[u8]) {
     let words: Vec<OsString> = data
-        .split(|octet| *octet == 0)
+        .split(|byte| *byte == 0)
         .map(|word| OsString::from_vec(word.to_vec()))
         .collect();
     for said in casparian::fuzzing::command_lines(&words) {

@@ -29,18 +29,18 @@ pub(crate) fn config(socket_type: SocketType) -> Config {
 
 /// Greeting and READY of a NULL DEALER.
 pub(crate) fn hands_shaken() -> Vec<u8> {
-    let mut octets = casparian::zmtp::Greeting::encode("NULL").to_vec();
+    let mut bytes = casparian::zmtp::Greeting::encode("NULL").to_vec();
     let body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
-    octets.extend([4, body.len() as u8]);
-    octets.extend_from_slice(body);
-    octets
+    bytes.extend([4, body.len() as u8]);
+    bytes.extend_from_slice(body);
+    bytes
 }
 
-/// Gives a connection at most `step` octets; how many it took.
-pub(crate) fn feed(connection: &mut Connection, octets: &[u8], step: usize, now: Instant) -> usize {
+/// Gives a connection at most `step` bytes; how many it took.
+pub(crate) fn feed(connection: &mut Connection, bytes: &[u8], step: usize, now: Instant) -> usize {
     let space = connection.receive_space(true);
-    let count = step.min(octets.len()).min(space.len());
-    space[..count].copy_from_slice(&octets[..count]);
+    let count = step.min(bytes.len()).min(space.len());
+    space[..count].copy_from_slice(&bytes[..count]);
     connection.handle_received(count, now);
     count
 }
@@ -54,7 +54,7 @@ struct End {
     established: bool,
     error: Option<Error>,
     written: Vec<u8>,
-    /// Octets of `written` that the other end has not been given.
+    /// Bytes of `written` that the other end has not been given.
     given: usize,
 }
 
@@ -104,10 +104,10 @@ impl End {
         );
     }
 
-    fn receive(&mut self, mut octets: &[u8], step: usize, now: Instant) {
-        while !octets.is_empty() && self.error.is_none() {
-            let count = feed(&mut self.connection, octets, step, now);
-            octets = &octets[count..];
+    fn receive(&mut self, mut bytes: &[u8], step: usize, now: Instant) {
+        while !bytes.is_empty() && self.error.is_none() {
+            let count = feed(&mut self.connection, bytes, step, now);
+            bytes = &bytes[count..];
             self.poll(now);
         }
         let limit = if self.established {
@@ -127,10 +127,10 @@ impl End {
             self.connection.seal(&self.queue).expect("sealing");
             let mut slices = Vec::new();
             self.connection.gather(&self.queue, 4, &mut slices);
-            let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
-            assert!(!octets.is_empty(), "wants to write nothing");
-            let count = octets.len().min(left);
-            self.written.extend_from_slice(&octets[..count]);
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            assert!(!bytes.is_empty(), "wants to write nothing");
+            let count = bytes.len().min(left);
+            self.written.extend_from_slice(&bytes[..count]);
             self.connection.handle_written(&mut self.queue, count, now);
             left -= count;
         }
@@ -145,7 +145,7 @@ impl End {
         let is_overdue = self.connection.is_overdue(now);
         if let Err(error) = self.connection.handle_timeout(now, is_unread) {
             assert!(due && is_overdue, "timed out before its time");
-            assert!(!is_unread, "timed out with octets unread");
+            assert!(!is_unread, "timed out with bytes unread");
             assert!(!error.to_string().is_empty());
             assert!(matches!(
                 error,
@@ -207,7 +207,7 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
         dealer.metadata.push(("X-Fuzz".to_owned(), b"yes".to_vec()));
     }
     let mut ends = [End::new(dealer, now), End::new(router, now)];
-    // Which ends were told octets that the other has not written.
+    // Which ends were told bytes that the other has not written.
     let mut lied = [false; 2];
     let mut sent_away = false;
     for _ in 0..200 {
@@ -216,47 +216,47 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
         };
         let side = usize::from(op & 1);
         match op >> 1 & 7 {
-            // Written octets of the other end arrive, as many as chosen, in steps.
+            // Written bytes of the other end arrive, as many as chosen, in steps.
             0 | 1 => {
                 let step = usize::from(plan.arbitrary::<u8>().unwrap_or(255)) + 1;
                 let from = &mut ends[1 - side];
                 if op >> 4 == 15 {
                     // What has been given already, once more.
-                    let octets = from.written[..from.given].to_vec();
+                    let bytes = from.written[..from.given].to_vec();
                     let from = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
-                    let octets = octets.get(from..).unwrap_or(&[]);
-                    lied[side] |= !octets.is_empty();
-                    ends[side].receive(octets, step, now);
+                    let bytes = bytes.get(from..).unwrap_or(&[]);
+                    lied[side] |= !bytes.is_empty();
+                    ends[side].receive(bytes, step, now);
                     continue;
                 }
                 let size = match op >> 4 {
                     0 => from.written.len() - from.given,
                     many => (usize::from(many) * 7).min(from.written.len() - from.given),
                 };
-                let octets = from.written[from.given..from.given + size].to_vec();
+                let bytes = from.written[from.given..from.given + size].to_vec();
                 from.given += size;
-                ends[side].receive(&octets, step, now);
+                ends[side].receive(&bytes, step, now);
             }
-            // Octets that nobody has written.
+            // Bytes that nobody has written.
             2 => {
                 let size = usize::from(plan.arbitrary::<u8>().unwrap_or(0));
-                let octets = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
-                lied[side] |= !octets.is_empty();
-                ends[side].receive(&octets, 64, now);
+                let bytes = plan.bytes(size.min(plan.len())).unwrap_or(&[]).to_vec();
+                lied[side] |= !bytes.is_empty();
+                ends[side].receive(&bytes, 64, now);
             }
-            // Written octets arrive, one of them changed.
+            // Written bytes arrive, one of them changed.
             3 => {
                 let at = usize::from(plan.arbitrary::<u16>().unwrap_or(0));
                 let by = plan.arbitrary::<u8>().unwrap_or(0);
                 let from = &mut ends[1 - side];
-                let mut octets = from.written[from.given..].to_vec();
+                let mut bytes = from.written[from.given..].to_vec();
                 from.given = from.written.len();
-                let size = octets.len().max(1);
-                if let Some(octet) = octets.get_mut(at % size) {
-                    *octet ^= by;
+                let size = bytes.len().max(1);
+                if let Some(byte) = bytes.get_mut(at % size) {
+                    *byte ^= by;
                     lied[side] |= by != 0;
                 }
-                ends[side].receive(&octets, 1000, now);
+                ends[side].receive(&bytes, 1000, now);
             }
             4 => {
                 let count = usize::from(op >> 4) % wire::FRAMES_MAX + 1;
@@ -297,10 +297,10 @@ pub(crate) fn run(data: &[u8], client: Security, server: Security, may_enter: bo
     for _ in 0..8 {
         for side in [0, 1] {
             ends[side].write(usize::MAX, now);
-            let octets = ends[side].written.split_off(ends[side].given);
-            ends[side].written.extend_from_slice(&octets);
+            let bytes = ends[side].written.split_off(ends[side].given);
+            ends[side].written.extend_from_slice(&bytes);
             ends[side].given = ends[side].written.len();
-            ends[1 - side].receive(&octets, usize::MAX, now);
+            ends[1 - side].receive(&bytes, usize::MAX, now);
         }
     }
     for side in [0, 1] {

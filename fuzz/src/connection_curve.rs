@@ -5,8 +5,8 @@ use std::sync::Arc;
 use casparian::zmtp::Security;
 use casparian::zmtp::curve::{Clients, CurveClient, CurveServer, SecretKey};
 
-fn key(octet: u8) -> SecretKey {
-    SecretKey::from_bytes([octet; 32])
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32])
 }
 
 /// The two sides; `wrong` 1 = the client's key is not listed, 2 = the server's is another, 3 = any

@@ -19,7 +19,7 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
     loop {
         let mut silent = true;
         for side in [0, 1] {
-            let mut octets = Vec::new();
+            let mut bytes = Vec::new();
             let (connection, queue) = &mut ends[side];
             while connection.wants_write(queue) {
                 if connection.seal(queue).is_err() {
@@ -30,13 +30,13 @@ fn talk(ends: &mut [(Connection, SendQueue); 2]) -> [(Vec<Vec<Vec<u8>>>, Option<
                 // The kernel takes as much as it likes.
                 let written: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
                 let count = written.len().min(50_000);
-                octets.extend_from_slice(&written[..count]);
+                bytes.extend_from_slice(&written[..count]);
                 connection.handle_written(queue, count, now);
             }
-            silent &= octets.is_empty();
+            silent &= bytes.is_empty();
             let (connection, _) = &mut ends[1 - side];
             let (messages, error) = &mut seen[1 - side];
-            let mut rest = octets.as_slice();
+            let mut rest = bytes.as_slice();
             while !rest.is_empty() && error.is_none() {
                 let count = feed(connection, rest, usize::MAX, now);
                 rest = &rest[count..];
@@ -95,10 +95,10 @@ fn is_seen(sealed: usize, at: usize, by: u8) -> bool {
     by & !ignored != 0
 }
 
-/// Octets of HELLO's box, of the cookie's, of WELCOME's, of the vouch's, and of INITIATE's
+/// Bytes of HELLO's box, of the cookie's, of WELCOME's, of the vouch's, and of INITIATE's
 /// before its metadata.
 const BOXES: [usize; 5] = [64, 64, 128, 64, 128];
-/// Octets of the DEALER's metadata in INITIATE.
+/// Bytes of the DEALER's metadata in INITIATE.
 const METADATA: usize = 39;
 
 /// Whether edits change a box of the handshake before READY, but for metadata.
@@ -133,7 +133,7 @@ pub fn run(data: &[u8]) {
         6 => 3,
         // A client whose key is not listed shows one that is: the vouch gives it away.
         5 => {
-            let [own, listed] = [3u8, 2].map(|octet| SecretKey::from_bytes([octet; 32]).public());
+            let [own, listed] = [3u8, 2].map(|byte| SecretKey::from_bytes([byte; 32]).public());
             let pairs = own.as_bytes().iter().zip(listed.as_bytes());
             edits.extend(pairs.enumerate().map(|(at, (own, listed))| Edit {
                 sealed: 4,

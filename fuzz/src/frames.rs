@@ -1,4 +1,4 @@
-//! Octets behind a NULL handshake: one-shot against splits, and against the reference decoder.
+//! Bytes behind a NULL handshake: one-shot against splits, and against the reference decoder.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use crate::connection::{config, feed, hands_shaken};
 use crate::wire;
 
 /// Messages, and whether the connection was refused.
-fn decode(octets: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8>>>, bool) {
+fn decode(bytes: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8>>>, bool) {
     let now = Instant::now();
     let mut config = config(SocketType::Router);
     config.limits = Limits {
@@ -19,7 +19,7 @@ fn decode(octets: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u
     let mut connection = Connection::new(config.into(), now);
     let mut messages = Vec::new();
     let mut rest = hands_shaken();
-    rest.extend_from_slice(octets);
+    rest.extend_from_slice(bytes);
     let mut rest = rest.as_slice();
     let mut turn = 0;
     let mut refused = false;
@@ -39,19 +39,19 @@ fn decode(octets: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u
             }
         }
         // Memory follows what has arrived.
-        assert!(connection.receive_capacity() <= (2 * octets.len()).max(4096) + 512);
+        assert!(connection.receive_capacity() <= (2 * bytes.len()).max(4096) + 512);
     }
     (messages, refused)
 }
 
 pub fn run(data: &[u8]) {
-    // The first octets choose a split.
-    let Some((choice, octets)) = data.split_first_chunk::<4>() else {
+    // The first bytes choose a split.
+    let Some((choice, bytes)) = data.split_first_chunk::<4>() else {
         return;
     };
-    let expected = wire::messages(octets);
-    assert_eq!(decode(octets, |_| usize::MAX), expected, "in one piece");
-    assert_eq!(decode(octets, |_| 1), expected, "octet by octet");
-    let split = decode(octets, |turn| usize::from(choice[turn % 4]));
+    let expected = wire::messages(bytes);
+    assert_eq!(decode(bytes, |_| usize::MAX), expected, "in one piece");
+    assert_eq!(decode(bytes, |_| 1), expected, "byte by byte");
+    let split = decode(bytes, |turn| usize::from(choice[turn % 4]));
     assert_eq!(split, expected, "split by {choice:?}");
 }

@@ -1,4 +1,4 @@
-//! A greeting, whole or cut: agreement with the specification octet by octet.
+//! A greeting, whole or cut: agreement with the specification byte by byte.
 
 use casparian::zmtp::{GREETING_SIZE, Greeting};
 
@@ -7,27 +7,27 @@ pub fn run(data: &[u8]) {
     let mut refused = false;
     for size in 0..=data.len().min(GREETING_SIZE) {
         let now = Greeting::check_prefix(&data[..size]).is_err();
-        assert!(!refused || now, "refused at fewer octets and not at {size}");
+        assert!(!refused || now, "refused at fewer bytes and not at {size}");
         refused = now;
     }
-    let Some(octets) = data.first_chunk::<GREETING_SIZE>() else {
+    let Some(bytes) = data.first_chunk::<GREETING_SIZE>() else {
         return;
     };
-    let signature = octets[0] == 0xFF && octets[9] & 1 == 1;
-    let decoded = Greeting::decode(octets);
-    assert_eq!(decoded.is_ok(), signature && octets[10] >= 3, "{decoded:?}");
+    let signature = bytes[0] == 0xFF && bytes[9] & 1 == 1;
+    let decoded = Greeting::decode(bytes);
+    assert_eq!(decoded.is_ok(), signature && bytes[10] >= 3, "{decoded:?}");
     let Ok(greeting) = decoded else {
         return;
     };
     assert!(!refused);
-    assert_eq!((greeting.major, greeting.minor), (octets[10], octets[11]));
-    assert_eq!(greeting.mechanism[..], octets[12..32]);
+    assert_eq!((greeting.major, greeting.minor), (bytes[10], bytes[11]));
+    assert_eq!(greeting.mechanism[..], bytes[12..32]);
     for mechanism in ["NULL", "PLAIN", "CURVE"] {
         let mut padded = [0; 20];
         padded[..mechanism.len()].copy_from_slice(mechanism.as_bytes());
         assert_eq!(
             greeting.require_mechanism(mechanism).is_ok(),
-            octets[12..32] == padded
+            bytes[12..32] == padded
         );
         let ours = Greeting::encode(mechanism);
         assert!(

@@ -26,7 +26,7 @@ pub mod sink_uri;
 pub mod socket;
 mod wire;
 
-/// Octets of the largest allocation: inputs are a few KiB, and nothing may ask for this much at
+/// Bytes of the largest allocation: inputs are a few KiB, and nothing may ask for this much at
 /// once on their word.
 const ALLOCATION_MAX: usize = 64 << 20;
 
@@ -38,7 +38,7 @@ static ALLOCATOR: Limited = Limited;
 
 fn check(size: usize) {
     if size > ALLOCATION_MAX {
-        eprintln!("ERROR: an allocation of {size} octets, the limit is {ALLOCATION_MAX}");
+        eprintln!("ERROR: an allocation of {size} bytes, the limit is {ALLOCATION_MAX}");
         std::process::abort();
     }
 }

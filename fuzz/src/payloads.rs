@@ -34,8 +34,8 @@ pub fn run(data: &[u8]) {
     let view = View { header, payload };
     match Payload::decode(&view) {
         Ok(payload) => {
-            let (header, octets) = payload.encode(7).expect("what was decoded can be encoded");
-            let frames = [&header[..], &octets];
+            let (header, bytes) = payload.encode(7).expect("what was decoded can be encoded");
+            let frames = [&header[..], &bytes];
             let again = View::decode(frames.into_iter()).expect("our own message");
             assert_eq!(again.header.opcode, opcode);
             let again = Payload::decode(&again).expect("our own payload");

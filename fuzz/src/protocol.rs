@@ -4,7 +4,7 @@
 use casparian::protocol::{HEADER_SIZE, Header, View};
 
 pub fn run(data: &[u8]) {
-    // Frames: a length octet each, the last takes the rest.
+    // Frames: a length byte each, the last takes the rest.
     let mut frames: Vec<&[u8]> = Vec::new();
     let mut rest = data;
     while let Some((&size, behind)) = rest.split_first() {
@@ -15,7 +15,7 @@ pub fn run(data: &[u8]) {
     }
     let header = frames.first().copied().unwrap_or(&[]);
     let decoded = Header::decode(header);
-    // Version 4, opcodes 0 to 10, two reserved octets of any value, job id, payload length.
+    // Version 4, opcodes 0 to 10, two reserved bytes of any value, job id, payload length.
     let legal = header.len() >= HEADER_SIZE && header[0] == 4 && header[1] <= 10;
     assert_eq!(decoded.is_ok(), legal, "{decoded:?}");
     if let Ok(decoded) = decoded {

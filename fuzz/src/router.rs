@@ -126,10 +126,10 @@ fn blocking(scene: &mut Scene, choice: u8) {
             dealer.bind(&endpoint).unwrap();
             let address = SocketAddr::from_abstract_name(name).unwrap();
             let mut raw = UnixStream::connect_addr(&address).unwrap();
-            let mut octets = hands_shaken();
-            let at = octets.len() - 6;
-            octets[at..].copy_from_slice(b"ROUTER");
-            let _ = raw.write(&octets);
+            let mut bytes = hands_shaken();
+            let at = bytes.len() - 6;
+            bytes[at..].copy_from_slice(b"ROUTER");
+            let _ = raw.write(&bytes);
             let body = vec![0; 1 << 20];
             let sent = dealer.send_timeout(&[&body], Some(Duration::from_secs(1)));
             assert_eq!(sent.unwrap(), Ok(()));
@@ -203,18 +203,18 @@ fn out_of_descriptors(wakes_up: bool) {
 pub fn run(data: &[u8]) {
     crate::ignore_sigpipe();
     // A peer that takes a good one's name over has a right to its answers.
-    if data.windows(5).any(|octets| octets == b"good-") {
+    if data.windows(5).any(|bytes| bytes == b"good-") {
         return;
     }
     SCENE.with_borrow_mut(|slot| {
         let scene = slot.get_or_insert_with(scene);
         let mut bad = UnixStream::connect_addr(&scene.address).unwrap();
         bad.set_nonblocking(true).unwrap();
-        // The first octet cuts the rest in two writes with a round between them.
-        let (cut, octets) = data.split_first().unwrap_or((&0, &[]));
-        let (first, second) = octets.split_at(octets.len() * usize::from(*cut) / 256);
-        for octets in [first, second] {
-            let _ = bad.write(octets);
+        // The first byte cuts the rest in two writes with a round between them.
+        let (cut, bytes) = data.split_first().unwrap_or((&0, &[]));
+        let (first, second) = bytes.split_at(bytes.len() * usize::from(*cut) / 256);
+        for bytes in [first, second] {
+            let _ = bad.write(bytes);
             scene.round();
         }
         blocking(scene, *cut);

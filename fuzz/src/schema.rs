@@ -1,4 +1,4 @@
-//! A database with changed octets: it is opened or refused, never a panic; and a store that was
+//! A database with changed bytes: it is opened or refused, never a panic; and a store that was
 //! opened can be asked.
 
 use std::cell::RefCell;
@@ -26,19 +26,19 @@ fn ours() -> Vec<u8> {
 }
 
 pub fn run(data: &[u8]) {
-    // Edits of four octets: where (in steps that reach the whole file), what; of the legacy
+    // Edits of four bytes: where (in steps that reach the whole file), what; of the legacy
     // database, or of one that is ours already.
-    let mut octets;
+    let mut bytes;
     {
-        let is_ours = data.first().is_some_and(|octet| octet & 1 == 1);
-        octets = if is_ours { ours() } else { LEGACY.to_vec() };
+        let is_ours = data.first().is_some_and(|byte| byte & 1 == 1);
+        bytes = if is_ours { ours() } else { LEGACY.to_vec() };
         let data = data.get(1..).unwrap_or(&[]);
-        let step = octets.len() / (1 << 16) + 1;
+        let step = bytes.len() / (1 << 16) + 1;
         for edit in data.chunks_exact(4) {
             let at = usize::from(u16::from_be_bytes([edit[0], edit[1]])) * step
                 + usize::from(edit[2]) % step;
-            if let Some(octet) = octets.get_mut(at) {
-                *octet = edit[3];
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = edit[3];
             }
         }
     }
@@ -48,7 +48,7 @@ pub fn run(data: &[u8]) {
         for more in ["", "-wal", "-shm", "-journal"] {
             let _ = std::fs::remove_file(dir.path().join(format!("q.sqlite{more}")));
         }
-        std::fs::write(&path, &octets).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
         match Store::open(&path, Open::Existing) {
             Err(error) => assert!(!error.to_string().is_empty()),
             Ok(mut store) => {

@@ -71,13 +71,13 @@ fn options(plan: &mut Unstructured<'_>, identity: &str) -> Options {
         options = options.no_reconnect();
     }
     if flag(14) {
-        options = options.rcvhwm_octets(0).handshake_ivl(Duration::ZERO);
+        options = options.rcvhwm_bytes(0).handshake_ivl(Duration::ZERO);
     }
     if flag(8) {
-        options = options.sndhwm_octets(600).sndhwm_total_octets(1500);
+        options = options.sndhwm_bytes(600).sndhwm_total_bytes(1500);
     }
     if flag(9) {
-        options = options.rcvhwm_octets(512).rcvhwm_total_octets(2048);
+        options = options.rcvhwm_bytes(512).rcvhwm_total_bytes(2048);
     }
     if flag(10) {
         options = options.max_connections(3).max_handshakes(2);
@@ -203,19 +203,19 @@ impl Scene {
             }
             8 | 9 => {
                 if let Some(raw) = self.raws.last_mut() {
-                    let octets = match choice % 3 {
+                    let bytes = match choice % 3 {
                         0 => hands_shaken(),
                         1 => {
-                            let mut octets = casparian::zmtp::Greeting::encode("NULL").to_vec();
-                            octets.extend(b"\x04\x26\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x01d");
-                            octets
+                            let mut bytes = casparian::zmtp::Greeting::encode("NULL").to_vec();
+                            bytes.extend(b"\x04\x26\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity\0\0\0\x01d");
+                            bytes
                         }
                         _ => {
                             let size = usize::from(choice >> 2).min(plan.len());
                             plan.bytes(size)?.to_vec()
                         }
                     };
-                    let _ = raw.write(&octets);
+                    let _ = raw.write(&bytes);
                 }
             }
             10 => {
@@ -356,7 +356,7 @@ pub fn run(data: &[u8]) {
                 scene
                     .sockets
                     .iter()
-                    .all(|socket| socket.pending_octets() == 0)
+                    .all(|socket| socket.pending_bytes() == 0)
             );
             return;
         }

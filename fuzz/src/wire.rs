@@ -10,28 +10,28 @@ pub const COMMAND_SIZE_MAX: u64 = 64 << 10;
 /// `limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX` under fuzzing.
 pub const COMMANDS_SIZE_MAX: usize = 1 << 10;
 
-/// A frame as the octets say it: flags, body, and what follows.
+/// A frame as the bytes say it: flags, body, and what follows.
 pub enum Frame<'a> {
     Whole(u8, &'a [u8], &'a [u8]),
-    /// The head is whole and declares so many octets; they are not all there.
+    /// The head is whole and declares so many bytes; they are not all there.
     Cut(u8, u64),
     /// Not even the head is whole.
     Headless,
 }
 
-/// The first frame of `octets`.
-pub fn frame(octets: &[u8]) -> Frame<'_> {
-    let Some(&flags) = octets.first() else {
+/// The first frame of `bytes`.
+pub fn frame(bytes: &[u8]) -> Frame<'_> {
+    let Some(&flags) = bytes.first() else {
         return Frame::Headless;
     };
     let (size, rest) = if flags & 2 == 0 {
-        match octets.get(1) {
-            Some(size) => (u64::from(*size), &octets[2..]),
+        match bytes.get(1) {
+            Some(size) => (u64::from(*size), &bytes[2..]),
             None => return Frame::Headless,
         }
     } else {
-        match octets.get(1..9) {
-            Some(size) => (u64::from_be_bytes(size.try_into().unwrap()), &octets[9..]),
+        match bytes.get(1..9) {
+            Some(size) => (u64::from_be_bytes(size.try_into().unwrap()), &bytes[9..]),
             None => return Frame::Headless,
         }
     };
@@ -42,19 +42,19 @@ pub fn frame(octets: &[u8]) -> Frame<'_> {
     Frame::Whole(flags, body, rest)
 }
 
-/// What an open NULL connection makes of octets: its messages, and whether it refuses the rest.
-pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
+/// What an open NULL connection makes of bytes: its messages, and whether it refuses the rest.
+pub fn messages(mut bytes: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
     let mut messages = Vec::new();
     let mut parts: Vec<Vec<u8>> = Vec::new();
     let mut commands = 0;
     let refused = loop {
         // Flags are judged as soon as they are there.
-        if let Some(flags) = octets.first()
+        if let Some(flags) = bytes.first()
             && (flags & 0xF8 != 0 || flags & 5 == 5)
         {
             break true;
         }
-        let (flags, size, whole) = match frame(octets) {
+        let (flags, size, whole) = match frame(bytes) {
             Frame::Headless => break false,
             Frame::Cut(flags, size) => (flags, size, None),
             Frame::Whole(flags, body, rest) => (flags, body.len() as u64, Some((body, rest))),
@@ -70,12 +70,12 @@ pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
                 break true;
             }
             if !parts.is_empty() {
-                commands += octets.len() - rest.len();
+                commands += bytes.len() - rest.len();
             }
             if commands > COMMANDS_SIZE_MAX {
                 break true;
             }
-            octets = rest;
+            bytes = rest;
             continue;
         }
         let so_far: u64 = parts.iter().map(|part| part.len() as u64).sum();
@@ -90,7 +90,7 @@ pub fn messages(mut octets: &[u8]) -> (Vec<Vec<Vec<u8>>>, bool) {
             messages.push(std::mem::take(&mut parts));
             commands = 0;
         }
-        octets = rest;
+        bytes = rest;
     };
     (messages, refused)
 }
@@ -113,9 +113,9 @@ fn command_is_welcome(body: &[u8]) -> bool {
 }
 
 /// The properties of READY; none when they are malformed.
-pub fn properties(mut octets: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+pub fn properties(mut bytes: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut found = Vec::new();
-    while let Some((&size, rest)) = octets.split_first() {
+    while let Some((&size, rest)) = bytes.split_first() {
         if size == 0 || rest.len() < usize::from(size) {
             return None;
         }
@@ -127,27 +127,27 @@ pub fn properties(mut octets: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
         }
         let (value, rest) = rest.split_at(size as usize);
         found.push((name, value));
-        octets = rest;
+        bytes = rest;
     }
     Some(found)
 }
 
-/// Asserts that octets are a greeting and frames as a peer of ours may send them; a frame at the
+/// Asserts that bytes are a greeting and frames as a peer of ours may send them; a frame at the
 /// end may be cut.
-pub fn assert_valid_output(octets: &[u8]) {
-    let greeting = &octets[..octets.len().min(64)];
-    for (at, octet) in greeting.iter().enumerate() {
+pub fn assert_valid_output(bytes: &[u8]) {
+    let greeting = &bytes[..bytes.len().min(64)];
+    for (at, byte) in greeting.iter().enumerate() {
         match at {
-            0 => assert_eq!(*octet, 0xFF),
-            1..9 | 33.. => assert_eq!(*octet, 0, "octet {at}"),
-            9 => assert_eq!(*octet, 0x7F),
-            10 => assert_eq!(*octet, 3),
-            11 => assert_eq!(*octet, 1),
-            32 => assert_eq!(*octet, 0, "libzmq never says as-server"),
-            _ => assert!(octet.is_ascii_uppercase() || *octet == 0),
+            0 => assert_eq!(*byte, 0xFF),
+            1..9 | 33.. => assert_eq!(*byte, 0, "byte {at}"),
+            9 => assert_eq!(*byte, 0x7F),
+            10 => assert_eq!(*byte, 3),
+            11 => assert_eq!(*byte, 1),
+            32 => assert_eq!(*byte, 0, "libzmq never says as-server"),
+            _ => assert!(byte.is_ascii_uppercase() || *byte == 0),
         }
     }
-    let mut rest = octets.get(64..).unwrap_or(&[]);
+    let mut rest = bytes.get(64..).unwrap_or(&[]);
     loop {
         if let Some(flags) = rest.first() {
             assert_eq!(flags & 0xF8, 0, "reserved flags");

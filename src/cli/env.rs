@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::args::{Command, Flag};
-use super::table::{octets, render};
+use super::table::{bytes, render};
 use super::{Failure, failed, say};
 use crate::guest::cache::{Entry, evict, excess, list};
 use crate::guest::environment;
@@ -73,7 +73,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
             let used = used_at(entry);
             vec![
                 entry.hash.get(..12).unwrap_or(&entry.hash).to_owned(),
-                octets(entry.size),
+                bytes(entry.size),
                 used.get(..19).unwrap_or(&used).to_owned(),
                 if entry.in_use { "in use" } else { "" }.to_owned(),
             ]

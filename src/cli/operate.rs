@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::args::{Command, Flag, Typed};
 use super::plugin::unix_ms;
-use super::table::{first_line, octets, one_line, render, thousands};
+use super::table::{bytes, first_line, one_line, render, thousands};
 use super::{Failure, failed, failed_in, say, say_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::limits;
@@ -441,7 +441,7 @@ fn attempts_table(attempts: &[AttemptRow]) -> String {
             let memory = row
                 .rss_max_bytes
                 .and_then(|bytes| u64::try_from(bytes).ok())
-                .map_or(String::new(), octets);
+                .map_or(String::new(), bytes);
             vec![
                 row.attempt.ordinal().to_string(),
                 row.status.clone(),

@@ -439,7 +439,7 @@ pub(super) fn worker(
     if let Some(id) = command.text(&typed, "worker-id")? {
         if id.is_empty() || id.len() > limits::NAME_SIZE_MAX || id.starts_with('\0') {
             return Err(command
-                .usage_error("--worker-id must be 1 to 255 octets")
+                .usage_error("--worker-id must be 1 to 255 bytes")
                 .into());
         }
         options.worker_id = Some(id);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::clean::path_text;
 use super::content::Fingerprint;
 use super::input::{Found, Input};
-use super::table::{first_line, octets, one_line, render, thousands};
+use super::table::{bytes, first_line, one_line, render, thousands};
 use crate::job::{Mode, Sink};
 use crate::sink::Receipted;
 
@@ -377,7 +377,7 @@ impl Summary {
         header.extend(["ROWS", "BYTES", "SECONDS"]);
         row.extend([
             thousands(self.rows),
-            octets(self.size_bytes),
+            bytes(self.size_bytes),
             format!("{:.2}", self.seconds),
         ]);
         out.push_str(&render(&header, &[true; 8], &[row]));

@@ -93,8 +93,8 @@ pub(crate) fn thousands(number: u64) -> String {
     out
 }
 
-/// Octets in the largest unit that keeps one digit before the point.
-pub(crate) fn octets(count: u64) -> String {
+/// Bytes in the largest unit that keeps one digit before the point.
+pub(crate) fn bytes(count: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB"];
     let mut value = count as f64;
     let mut unit = 0;
@@ -133,8 +133,8 @@ mod tests {
         assert!(wide.len() < 4 * limits::TABLE_CELL_MAX, "{}", wide.len());
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(12), "12");
-        assert_eq!(octets(999), "999 B");
-        assert_eq!(octets(1_500_000), "1.5 MB");
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_500_000), "1.5 MB");
         assert_eq!(first_line("\n  \nabc\ndef", 2), "ab…");
     }
 }

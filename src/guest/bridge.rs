@@ -1,9 +1,9 @@
 //! Bridge frames from a guest's Unix socket → Arrow record batches.
 //!
-//! A frame is a u32 big-endian length and that many octets of one complete Arrow IPC stream.
+//! A frame is a u32 big-endian length and that many bytes of one complete Arrow IPC stream.
 //! Length 0 ends the output; 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text, then
 //! a 0. Everything comes from a guest and is checked: no declared length is reserved before
-//! the octets arrive, and a panic of the decoder is an error of the frame.
+//! the bytes arrive, and a panic of the decoder is an error of the frame.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -25,10 +25,10 @@ pub const TOPIC_KEY: &str = "casparian.topic";
 
 const FAILURE: u32 = u32::MAX;
 
-/// Why a guest's octets are refused.
+/// Why a guest's bytes are refused.
 #[derive(Debug)]
 pub enum Error {
-    /// A frame declares more octets than the limit.
+    /// A frame declares more bytes than the limit.
     FrameTooLarge {
         /// Declared size.
         size: u32,
@@ -108,9 +108,9 @@ pub enum Step {
     End,
     /// The plugin failed, with its text; nothing more is read.
     Failure(String),
-    /// No octets now.
+    /// No bytes now.
     Blocked,
-    /// Octets were read, the frame is not whole; call again.
+    /// Bytes were read, the frame is not whole; call again.
     More,
 }
 
@@ -123,13 +123,13 @@ enum State {
     Over,
 }
 
-/// Reads frames from a stream that may block at any octet.
+/// Reads frames from a stream that may block at any byte.
 #[derive(Debug)]
 pub struct BridgeReader {
     state: State,
     head: [u8; 4],
     head_have: usize,
-    /// Octets of the body or text being read.
+    /// Bytes of the body or text being read.
     size: usize,
     have: usize,
     body: MutableBuffer,
@@ -422,7 +422,7 @@ fn damaged_column(frame: &Buffer) -> Option<String> {
     schema.fields().get(from).map(|field| field.name().clone())
 }
 
-/// Checks that every message of a stream has the octets that it declares: the decoder reserves
+/// Checks that every message of a stream has the bytes that it declares: the decoder reserves
 /// what is declared.
 fn check_lengths(stream: &[u8]) -> Result<(), Error> {
     let cut = || Error::Arrow("it ends inside a message".to_owned());
@@ -539,13 +539,13 @@ fn metadata_size<'a>(entries: impl Iterator<Item = ipc::KeyValue<'a>>) -> usize 
     sizes.fold(0, usize::saturating_add)
 }
 
-/// Rows that need no octets (of the null type, or without columns) are bounded by those that a
+/// Rows that need no bytes (of the null type, or without columns) are bounded by those that a
 /// frame of this size could hold as bits, and by a number that is still handled with ease.
 fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
     let limit = limits::BRIDGE_BATCH_ROWS_MAX.max(frame_size.saturating_mul(8));
     if batch.num_rows() > limit {
         return Err(Error::Arrow(format!(
-            "a batch of {} rows in {frame_size} octets",
+            "a batch of {} rows in {frame_size} bytes",
             batch.num_rows()
         )));
     }
@@ -556,9 +556,9 @@ fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Gives `step` octets a read and blocks after each.
+    /// Gives `step` bytes a read and blocks after each.
     struct Chunks<'a> {
-        octets: &'a [u8],
+        bytes: &'a [u8],
         step: usize,
         block: bool,
     }
@@ -569,9 +569,9 @@ mod tests {
             if self.block {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
-            let count = self.step.min(into.len()).min(self.octets.len());
-            into[..count].copy_from_slice(&self.octets[..count]);
-            self.octets = &self.octets[count..];
+            let count = self.step.min(into.len()).min(self.bytes.len());
+            into[..count].copy_from_slice(&self.bytes[..count]);
+            self.bytes = &self.bytes[count..];
             Ok(count)
         }
     }
@@ -583,10 +583,10 @@ mod tests {
         end: String,
     }
 
-    fn read_all(octets: &[u8], step: usize) -> Seen {
+    fn read_all(bytes: &[u8], step: usize) -> Seen {
         let mut reader = BridgeReader::default();
         let mut from = Chunks {
-            octets,
+            bytes,
             step,
             block: true,
         };
@@ -638,19 +638,19 @@ mod tests {
                 "{}/tests/data/bridge/{name}.bin",
                 env!("CARGO_MANIFEST_DIR")
             );
-            let octets = std::fs::read(&path).expect("tests/data/bridge is in the repository");
+            let bytes = std::fs::read(&path).expect("tests/data/bridge is in the repository");
             let want = Seen {
                 rows,
                 frames,
                 end: end.to_owned(),
             };
             for step in [1, 2, 3, 5, 7, 64, 1000, usize::MAX] {
-                assert_eq!(read_all(&octets, step), want, "{name} by {step}");
+                assert_eq!(read_all(&bytes, step), want, "{name} by {step}");
             }
             // Cut anywhere, it is never taken for whole.
-            let whole = octets.len() - if end == "end" { 0 } else { 4 };
+            let whole = bytes.len() - if end == "end" { 0 } else { 4 };
             for cut in 0..whole {
-                let seen = read_all(&octets[..cut], usize::MAX);
+                let seen = read_all(&bytes[..cut], usize::MAX);
                 assert!(
                     seen.end.contains("without an end of output"),
                     "{name} cut at {cut}"
@@ -669,10 +669,10 @@ mod tests {
         let body = &good[4..good.len() - 4];
         for at in 0..body.len() {
             for value in [0x00, 0x7F, 0x80, 0xFF] {
-                let mut octets = body.to_vec();
-                octets[at] = value;
+                let mut bytes = body.to_vec();
+                bytes[at] = value;
                 // An error or other values, but no panic and no large allocation.
-                let _ = decode(Buffer::from_vec(octets));
+                let _ = decode(Buffer::from_vec(bytes));
             }
         }
         let mut trailing = body.to_vec();
@@ -685,7 +685,7 @@ mod tests {
         let mut reader = BridgeReader::default();
         let declared = limits::BRIDGE_FRAME_SIZE_MAX.to_be_bytes();
         let mut from = Chunks {
-            octets: &declared,
+            bytes: &declared,
             step: 4,
             block: true,
         };

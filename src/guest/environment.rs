@@ -277,7 +277,7 @@ pub(super) fn is_hash(text: &str) -> bool {
     text.len() == 64
         && text
             .bytes()
-            .all(|octet| matches!(octet, b'0'..=b'9' | b'a'..=b'f'))
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// Makes the environment of a lockfile, or finds it made. Blocks for as long as uv takes, at

@@ -13,8 +13,8 @@
 //! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
 //!
 //! Guests are hostile until proven otherwise: each has its own process group, which is killed
-//! whole, a scrubbed environment and a private working directory; its octets are checked before
-//! they are believed, and no length it declares is reserved before the octets arrive.
+//! whole, a scrubbed environment and a private working directory; its bytes are checked before
+//! they are believed, and no length it declares is reserved before the bytes arrive.
 //!
 //! What it does not do: it decides nothing about jobs (see `crate::worker`) and writes no
 //! output.
@@ -145,7 +145,7 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
-    /// Most memory it ever had, in octets; 0 = not known.
+    /// Most memory it ever had, in bytes; 0 = not known.
     pub rss_max_bytes: u64,
 }
 

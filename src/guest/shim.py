@@ -15,7 +15,7 @@ Fresh mode (no arguments): the job comes in the environment.
 Fork server (--warm FD MODULE..., --bare FD): forks a child for every request on the seqpacket
 socket FD. --warm imports pyarrow and the modules before. A request is JSON {"job", "env", "cwd"}
 with three file descriptors, the child's stdout and stderr and a file with the plugin's source. Its
-paths and values are bytes, each written as the character of that number (see `octets`). With
+paths and values are bytes, each written as the character of that number (see `path_bytes`). With
 "shim" the child runs that program instead of this one, with "sandbox" it restricts itself before (see
 `contain`), with "interpreter" it becomes that one after it. {"ping": number} is a request too. Answers
 are JSON: {"ready": true}, {"pong": number}, {"started": job, "pid"}, {"failed": job, "message"}, and {"exited": job, "code" | "signal", "rss_max_kib"}. "exited" follows
@@ -669,10 +669,10 @@ def die_with_parent(parent):
 def has_own_memory(request):
     """True where the job can have a /dev/shm of its own: nothing that it uses is in that folder."""
     env, hide = request["env"], request["sandbox"].get("hide")
-    used = [octets(env[name]) for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in env]
-    used += [octets(hide or ""), os.fsencode(sys.prefix), os.fsencode(sys.base_prefix)]
+    used = [path_bytes(env[name]) for name in ("BRIDGE_FILE_PATH", "TMPDIR") if name in env]
+    used += [path_bytes(hide or ""), os.fsencode(sys.prefix), os.fsencode(sys.base_prefix)]
     real = [os.path.realpath(path) for path in used if path]
-    memory = octets(SHARED_MEMORY)
+    memory = path_bytes(SHARED_MEMORY)
     return os.path.isdir(memory) and not any(path == memory or path.startswith(memory + b"/") for path in real)
 
 
@@ -685,7 +685,7 @@ def contain(sandbox, ruleset, seccomp, own_memory):
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    hide = octets(sandbox.get("hide") or "")
+    hide = path_bytes(sandbox.get("hide") or "")
 
     def done(result, what):
         if result < 0:
@@ -699,7 +699,7 @@ def contain(sandbox, ruleset, seccomp, own_memory):
     if hide:
         # System V's shared memory, queues and semaphores end with the job.
         done(libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "unshare")
-        kept = [(path, os.open(path, os.O_PATH)) for path in map(octets, sandbox["keep"])]
+        kept = [(path, os.open(path, os.O_PATH)) for path in map(path_bytes, sandbox["keep"])]
         mount("none", hide, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0711,size=64k")
         for path, fd in kept:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -713,14 +713,14 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         if own_memory:
             # POSIX shared memory and semaphores, too.
             mount("none", SHARED_MEMORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-        cover = octets(sandbox.get("cover") or "")
+        cover = path_bytes(sandbox.get("cover") or "")
         if cover:
             try:
                 mount("/dev/null", cover, None, MS_BIND)
             except FileNotFoundError:
                 # The program that listens there is being restarted.
                 pass
-        writable = octets(sandbox.get("writable") or "")
+        writable = path_bytes(sandbox.get("writable") or "")
         if writable:
             read_only_but(writable, libc, done)
     keeps = ROOT_KEEPS if os.geteuid() == 0 else ()
@@ -747,7 +747,7 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         done(libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0), "seccomp")
 
 
-def octets(text):
+def path_bytes(text):
     """The bytes of a path or a value in a request."""
     return text.encode("latin-1")
 
@@ -813,7 +813,7 @@ def contain_child(request, fds):
     try:
         contain(sandbox, ruleset, seccomp, has_own_memory(request))
     except Exception as error:
-        report(Bridge(octets(request["env"]["BRIDGE_SOCKET"])), EnvironmentFailure(str(error)))
+        report(Bridge(path_bytes(request["env"]["BRIDGE_SOCKET"])), EnvironmentFailure(str(error)))
         _exit(1)
     for fd in fds:
         os.close(fd)
@@ -942,11 +942,11 @@ class ForkServer:
             # What a preload has changed stays: a fresh interpreter gets it by the plugin's own import.
             os.environ.pop("CASPARIAN_PARENT", None)
             for name, value in request["env"].items():
-                os.environb[name.encode()] = octets(value)
-            os.chdir(octets(request["cwd"]))
-            interpreter = octets(request["interpreter"]) if "interpreter" in request else sys.executable
+                os.environb[name.encode()] = path_bytes(value)
+            os.chdir(path_bytes(request["cwd"]))
+            interpreter = path_bytes(request["interpreter"]) if "interpreter" in request else sys.executable
             if "shim" in request:
-                os.execv(interpreter, [interpreter, octets(request["shim"])])
+                os.execv(interpreter, [interpreter, path_bytes(request["shim"])])
             os.environ["CASPARIAN_PLUGIN_FILE"] = f"/proc/self/fd/{fds[2]}"
             if self.threads or "interpreter" in request:
                 os.set_inheritable(fds[2], True)

@@ -190,7 +190,7 @@ pub enum Imports<'a> {
     NoPackages,
 }
 
-/// Octets of one message either way; requests carry no source, which lies in a file.
+/// Bytes of one message either way; requests carry no source, which lies in a file.
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 impl Warm {
@@ -385,9 +385,9 @@ impl Warm {
 
     /// Takes one answer; none when there is none now.
     pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
-        let mut octets = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
+        let mut bytes = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
         let mut receive =
-            || rustix::net::recv(&self.control, octets.as_mut_slice(), RecvFlags::DONTWAIT);
+            || rustix::net::recv(&self.control, bytes.as_mut_slice(), RecvFlags::DONTWAIT);
         // An end that left messages of ours unread shows as an error once, before what it sent.
         let received = match receive() {
             Err(rustix::io::Errno::CONNRESET) => receive(),
@@ -402,9 +402,9 @@ impl Warm {
         if size == 0 {
             return Err(Error::Gone);
         }
-        let octets = octets.get(..size).unwrap_or(&[]);
-        let answer: Answer = serde_json::from_slice(octets).map_err(|_| {
-            Error::Answer(String::from_utf8_lossy(octets).chars().take(200).collect())
+        let bytes = bytes.get(..size).unwrap_or(&[]);
+        let answer: Answer = serde_json::from_slice(bytes).map_err(|_| {
+            Error::Answer(String::from_utf8_lossy(bytes).chars().take(200).collect())
         })?;
         Ok(Some(match answer {
             Answer::Ready { .. } => WarmEvent::Ready,

@@ -228,7 +228,7 @@ fn relative(text: &str) -> Result<PathBuf, &'static str> {
     for component in Path::new(text).components() {
         match component {
             Component::Normal(name) if name.len() > COMPONENT_SIZE_MAX => {
-                return Err("a name in the path is longer than 200 octets");
+                return Err("a name in the path is longer than 200 bytes");
             }
             // The system's own files live there.
             Component::Normal(name) if name == ".casparian" => {

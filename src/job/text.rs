@@ -119,7 +119,7 @@ pub(crate) fn size(text: &str) -> Option<u64> {
         "T" => 4,
         _ => return None,
     };
-    let is_number = !digits.is_empty() && digits.bytes().all(|octet| octet.is_ascii_digit());
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let number: u64 = digits.parse().ok().filter(|_| is_number)?;
     number.checked_mul(base.pow(power))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The only version this side speaks.
 pub const PROTOCOL_VERSION: u8 = 4;
-/// Octets of a header.
+/// Bytes of a header.
 pub const HEADER_SIZE: usize = 16;
 
 /// What a message is about.
@@ -36,8 +36,8 @@ pub enum OpCode {
 }
 
 impl OpCode {
-    fn from_octet(octet: u8) -> Option<Self> {
-        Some(match octet {
+    fn from_byte(byte: u8) -> Option<Self> {
+        Some(match byte {
             0 => OpCode::Unknown,
             1 => OpCode::Identify,
             2 => OpCode::Dispatch,
@@ -69,12 +69,12 @@ pub enum Error {
     },
     /// Another protocol version.
     VersionMismatch {
-        /// Octet 0.
+        /// Byte 0.
         got: u8,
     },
     /// An opcode that does not exist.
     InvalidOpCode {
-        /// Octet 1.
+        /// Byte 1.
         got: u8,
     },
     /// The header's length is not the second frame's.
@@ -114,14 +114,14 @@ impl fmt::Display for Error {
                 write!(f, "message of {got} frames, expected header and payload")
             }
             Error::HeaderTooShort { got } => {
-                write!(f, "header of {got} octets, expected {HEADER_SIZE}")
+                write!(f, "header of {got} bytes, expected {HEADER_SIZE}")
             }
             Error::VersionMismatch { got } => {
                 write!(f, "protocol version {got}, expected {PROTOCOL_VERSION}")
             }
             Error::InvalidOpCode { got } => write!(f, "opcode {got}, expected 0 to 10"),
             Error::PayloadLengthMismatch { expected, got } => {
-                write!(f, "payload of {got} octets, the header says {expected}")
+                write!(f, "payload of {got} bytes, the header says {expected}")
             }
             Error::BadPayload { opcode, reason } => {
                 write!(f, "payload of {opcode:?} refused: {reason}")
@@ -133,7 +133,7 @@ impl fmt::Display for Error {
                 )
             }
             Error::PayloadTooLarge { got } => {
-                write!(f, "payload of {got} octets, at most {} fit", u32::MAX)
+                write!(f, "payload of {got} bytes, at most {} fit", u32::MAX)
             }
         }
     }
@@ -148,20 +148,20 @@ pub struct Header {
     pub opcode: OpCode,
     /// The job meant, or 0.
     pub job_id: u64,
-    /// Octets of the payload.
+    /// Bytes of the payload.
     pub payload_size: u32,
 }
 
 impl Header {
-    /// Decodes the first 16 octets.
-    pub fn decode(octets: &[u8]) -> Result<Header, Error> {
-        let Some(&[version, opcode, _, _, rest @ ..]) = octets.first_chunk::<HEADER_SIZE>() else {
-            return Err(Error::HeaderTooShort { got: octets.len() });
+    /// Decodes the first 16 bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Header, Error> {
+        let Some(&[version, opcode, _, _, rest @ ..]) = bytes.first_chunk::<HEADER_SIZE>() else {
+            return Err(Error::HeaderTooShort { got: bytes.len() });
         };
         if version != PROTOCOL_VERSION {
             return Err(Error::VersionMismatch { got: version });
         }
-        let opcode = OpCode::from_octet(opcode).ok_or(Error::InvalidOpCode { got: opcode })?;
+        let opcode = OpCode::from_byte(opcode).ok_or(Error::InvalidOpCode { got: opcode })?;
         let [j0, j1, j2, j3, j4, j5, j6, j7, p0, p1, p2, p3] = rest;
         Ok(Header {
             opcode,
@@ -170,7 +170,7 @@ impl Header {
         })
     }
 
-    /// The header's octets; reserved ones are 0.
+    /// The header's bytes; reserved ones are 0.
     pub fn encode(&self) -> [u8; HEADER_SIZE] {
         let [j0, j1, j2, j3, j4, j5, j6, j7] = self.job_id.to_be_bytes();
         let [p0, p1, p2, p3] = self.payload_size.to_be_bytes();
@@ -196,7 +196,7 @@ impl Header {
     }
 }
 
-/// A message split into header and payload octets, borrowed.
+/// A message split into header and payload bytes, borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct View<'a> {
     /// The header.

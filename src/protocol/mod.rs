@@ -12,7 +12,7 @@
 //! | 12-15 | payload length, that of the second frame |
 //!
 //! Frames behind the second are ignored, a longer header is read by its first 16 bytes.
-//! Parsing borrows from the received octets. Fields that the first release of the protocol did
+//! Parsing borrows from the received bytes. Fields that the first release of the protocol did
 //! not have are optional, so peers of the old system may be on either end.
 //!
 //! The payload types need the feature `sentinel` or `worker`; the header does not.

@@ -473,25 +473,25 @@ pub enum Payload<'a> {
 impl<'a> Payload<'a> {
     /// Decodes the payload of a message; text without escapes is borrowed.
     pub fn decode(view: &View<'a>) -> Result<Payload<'a>, Error> {
-        fn json<'a, T: Deserialize<'a>>(opcode: OpCode, octets: &'a [u8]) -> Result<T, Error> {
-            serde_json::from_slice(octets).map_err(|error| Error::BadPayload {
+        fn json<'a, T: Deserialize<'a>>(opcode: OpCode, bytes: &'a [u8]) -> Result<T, Error> {
+            serde_json::from_slice(bytes).map_err(|error| Error::BadPayload {
                 opcode,
                 reason: without_values(&error.to_string()),
             })
         }
-        let (opcode, octets) = (view.header.opcode, view.payload);
+        let (opcode, bytes) = (view.header.opcode, view.payload);
         Ok(match opcode {
             OpCode::Unknown => Payload::Unknown,
-            OpCode::Identify => Payload::Identify(json(opcode, octets)?),
-            OpCode::Dispatch => Payload::Dispatch(json(opcode, octets)?),
+            OpCode::Identify => Payload::Identify(json(opcode, bytes)?),
+            OpCode::Dispatch => Payload::Dispatch(json(opcode, bytes)?),
             OpCode::Abort => Payload::Abort,
-            OpCode::Heartbeat => Payload::Heartbeat(json(opcode, octets)?),
-            OpCode::Conclude => Payload::Conclude(json(opcode, octets)?),
-            OpCode::Err => Payload::Err(json(opcode, octets)?),
+            OpCode::Heartbeat => Payload::Heartbeat(json(opcode, bytes)?),
+            OpCode::Conclude => Payload::Conclude(json(opcode, bytes)?),
+            OpCode::Err => Payload::Err(json(opcode, bytes)?),
             OpCode::Reload => Payload::Reload,
-            OpCode::PrepareEnv => Payload::PrepareEnv(json(opcode, octets)?),
-            OpCode::EnvReady => Payload::EnvReady(json(opcode, octets)?),
-            OpCode::Deploy => Payload::Deploy(json(opcode, octets)?),
+            OpCode::PrepareEnv => Payload::PrepareEnv(json(opcode, bytes)?),
+            OpCode::EnvReady => Payload::EnvReady(json(opcode, bytes)?),
+            OpCode::Deploy => Payload::Deploy(json(opcode, bytes)?),
         })
     }
 
@@ -516,7 +516,7 @@ impl<'a> Payload<'a> {
 
     /// Encodes header and payload.
     pub fn encode(&self, job_id: u64) -> Result<([u8; HEADER_SIZE], Vec<u8>), Error> {
-        let (opcode, octets) = match self {
+        let (opcode, bytes) = match self {
             Payload::Unknown => (OpCode::Unknown, Ok(Vec::new())),
             Payload::Identify(payload) => (OpCode::Identify, serde_json::to_vec(payload)),
             Payload::Dispatch(payload) => (OpCode::Dispatch, serde_json::to_vec(payload)),
@@ -529,12 +529,12 @@ impl<'a> Payload<'a> {
             Payload::EnvReady(payload) => (OpCode::EnvReady, serde_json::to_vec(payload)),
             Payload::Deploy(payload) => (OpCode::Deploy, serde_json::to_vec(payload)),
         };
-        let octets = octets.map_err(|error| Error::BadPayload {
+        let bytes = bytes.map_err(|error| Error::BadPayload {
             opcode,
             reason: error.to_string(),
         })?;
-        let payload_size = u32::try_from(octets.len())
-            .map_err(|_| Error::PayloadTooLarge { got: octets.len() })?;
+        let payload_size =
+            u32::try_from(bytes.len()).map_err(|_| Error::PayloadTooLarge { got: bytes.len() })?;
         Ok((
             Header {
                 opcode,
@@ -542,7 +542,7 @@ impl<'a> Payload<'a> {
                 payload_size,
             }
             .encode(),
-            octets,
+            bytes,
         ))
     }
 }
@@ -585,8 +585,8 @@ mod tests {
             let name = case["name"].as_str().unwrap();
             let theirs = frames(case);
             let (header, payload) = decode(&theirs).expect(name);
-            let (octets, json) = payload.encode(header.job_id).expect(name);
-            let ours = vec![octets.to_vec(), json];
+            let (bytes, json) = payload.encode(header.job_id).expect(name);
+            let ours = vec![bytes.to_vec(), json];
             let (again, same) = decode(&ours).expect(name);
             assert_eq!(
                 (again.opcode, again.job_id),

@@ -80,7 +80,7 @@ impl FromStr for Endpoint {
             }
             let port = match port {
                 "*" => 0,
-                digits if digits.bytes().all(|octet| octet.is_ascii_digit()) => digits
+                digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits
                     .parse()
                     .map_err(|_| fail("port is not between 0 and 65535"))?,
                 _ => return Err(fail("port is no number")),
@@ -98,7 +98,7 @@ impl FromStr for Endpoint {
                 return Err(fail("path with a NUL"));
             }
             if path.len() >= UNIX_PATH_SIZE_MAX {
-                return Err(fail("path longer than 107 octets"));
+                return Err(fail("path longer than 107 bytes"));
             }
             return Ok(match path.strip_prefix('@') {
                 Some("") => return Err(fail("no abstract name")),

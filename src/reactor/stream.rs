@@ -18,7 +18,7 @@ use socket2::SockRef;
 use super::{Endpoint, rights};
 use crate::limits;
 
-/// Sizes of the kernel's buffers in octets; none leaves them to the system.
+/// Sizes of the kernel's buffers in bytes; none leaves them to the system.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
     /// `SO_SNDBUF`.
@@ -107,7 +107,7 @@ impl Stream {
         }
     }
 
-    /// Says that no more octets come from us.
+    /// Says that no more bytes come from us.
     pub fn shut_down(&self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -145,10 +145,10 @@ impl Read for Stream {
 
 impl Write for Stream {
     #[inline]
-    fn write(&mut self, octets: &[u8]) -> io::Result<usize> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.write(octets),
-            Stream::Unix(stream) => stream.write(octets),
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
         }
     }
 
@@ -309,7 +309,7 @@ fn first_of<T>(
 fn set_tcp_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    SockRef::from(stream).set_tcp_notsent_lowat(limits::UNSENT_OCTETS)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(limits::UNSENT_BYTES)?;
     Ok(())
 }
 

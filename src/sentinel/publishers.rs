@@ -30,13 +30,13 @@ pub type PublishersFile = KeyListFile<Publishers>;
 /// The bytes of a hexadecimal or Base64 text, if there are `N` of them.
 fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() == 2 * N {
-        let mut octets = [0; N];
-        for (octet, pair) in octets.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        let mut bytes = [0; N];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
             let [high, low] = pair else { return None };
             let digit = |digit: &u8| char::from(*digit).to_digit(16);
-            *octet = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
+            *byte = u8::try_from(digit(high)? << 4 | digit(low)?).ok()?;
         }
-        return Some(octets);
+        return Some(bytes);
     }
     let config =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -62,14 +62,14 @@ pub fn is_name(name: &str) -> bool {
 
 /// A publisher's public key as it stands in a list; the error says what is wrong with it.
 fn public_key(text: &str) -> Result<VerifyingKey, String> {
-    let octets: [u8; 32] = decode(text).ok_or_else(|| {
+    let bytes: [u8; 32] = decode(text).ok_or_else(|| {
         format!(
             "a publisher's key is 64 hexadecimal digits or Base64 of 32 bytes, this is {} characters",
             text.chars().count()
         )
     })?;
-    let key = VerifyingKey::from_bytes(&octets).map_err(|_| "no Ed25519 public key".to_owned())?;
-    let is_canonical = key.to_edwards().compress().to_bytes() == octets;
+    let key = VerifyingKey::from_bytes(&bytes).map_err(|_| "no Ed25519 public key".to_owned())?;
+    let is_canonical = key.to_edwards().compress().to_bytes() == bytes;
     match key.is_weak() || !is_canonical {
         true => Err(
             "no usable Ed25519 public key: its order is small, or it has another form".to_owned(),
@@ -222,12 +222,12 @@ impl Trust {
                 "{name:?} is a trusted publisher, and its signature is missing"
             ));
         }
-        let octets: [u8; 64] = decode(signature)
+        let bytes: [u8; 64] = decode(signature)
             .ok_or("the signature is not 64 bytes as hexadecimal or Base64 text")?;
-        let parsed = Signature::from_bytes(&octets);
+        let parsed = Signature::from_bytes(&bytes);
         let is_theirs = |key: &&VerifyingKey| key.verify_strict(artifact_hash, &parsed).is_ok();
         match keys.iter().find(is_theirs) {
-            Some(_) => Ok(Some(text::hex(&octets))),
+            Some(_) => Ok(Some(text::hex(&bytes))),
             None => Err(format!(
                 "the signature is not one by {name:?} over the 32 bytes of artifact_hash"
             )),

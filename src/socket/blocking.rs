@@ -202,12 +202,12 @@ impl Driven {
     }
 
     fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
-        let before = self.socket.pending_octets();
+        let before = self.socket.pending_bytes();
         let deadline = after(Instant::now(), timeout);
         self.look()?;
         loop {
             self.drive();
-            if before == 0 || self.socket.pending_octets() < before {
+            if before == 0 || self.socket.pending_bytes() < before {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -274,7 +274,7 @@ impl Driven {
         self.look()?;
         loop {
             self.drive();
-            if self.socket.pending_octets() == 0 {
+            if self.socket.pending_bytes() == 0 {
                 return Ok(true);
             }
             if Instant::now() >= deadline {
@@ -329,7 +329,7 @@ macro_rules! common_methods {
                 self.inner.flush()
             }
 
-            /// After [`SendError::Full`]: writes, and waits until some octets have left (true; at
+            /// After [`SendError::Full`]: writes, and waits until some bytes have left (true; at
             /// once when none are queued) or `timeout` is over (false).
             pub fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
                 self.inner.wait_writable(timeout)
@@ -343,7 +343,7 @@ macro_rules! common_methods {
 
             /// Drains the socket and ends it (`ZMQ_LINGER`). Then waits until the peers have
             /// read what was sent and closed their ends as well, for `linger` in all: a
-            /// connection that is dropped with octets unread takes with it what the system has
+            /// connection that is dropped with bytes unread takes with it what the system has
             /// not delivered yet. True when everything has left and every connection ended so;
             /// false when one was reset, or when a peer is not at home to close its end: one of
             /// these blocking sockets is only within its calls.

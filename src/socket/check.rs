@@ -23,9 +23,9 @@ impl Socket {
             assert!(holds <= peer.counted + (128 << 10), "uncounted memory");
             assert!(peer.counted <= holds + (128 << 10), "memory counted twice");
         }
-        assert_eq!(self.received_octets, received, "memory of receive buffers");
-        let queued: u64 = peers.iter().map(|(_, peer)| peer.queue.octets()).sum();
-        assert_eq!(self.queued_octets, queued, "octets queued");
+        assert_eq!(self.received_bytes, received, "memory of receive buffers");
+        let queued: u64 = peers.iter().map(|(_, peer)| peer.queue.bytes()).sum();
+        assert_eq!(self.queued_bytes, queued, "bytes queued");
         let pending = |peer: &Peer| peer.accepted && !peer.established;
         let handshakes = peers.iter().filter(|(_, peer)| pending(peer)).count();
         assert_eq!(self.handshakes, handshakes, "pending handshakes");

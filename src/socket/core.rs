@@ -81,7 +81,7 @@ pub struct Socket {
     pub(super) routes: HashMap<Vec<u8>, PeerId>,
     /// Peers that may have input, in turn (fair queuing).
     pub(super) ready: VecDeque<PeerId>,
-    /// Peers with unsent octets that are not known to be blocked.
+    /// Peers with unsent bytes that are not known to be blocked.
     pub(super) dirty: Vec<PeerId>,
     /// DEALER: peers that may be sent to, and whose turn it is.
     pub(super) round_robin: Vec<PeerId>,
@@ -94,10 +94,10 @@ pub struct Socket {
     pub(super) pending: VecDeque<PeerId>,
     /// How many of `pending` are really pending.
     pub(super) handshakes: usize,
-    /// Octets queued for all peers.
-    pub(super) queued_octets: u64,
-    /// Octets of receive buffers of all peers.
-    pub(super) received_octets: u64,
+    /// Bytes queued for all peers.
+    pub(super) queued_bytes: u64,
+    /// Bytes of receive buffers of all peers.
+    pub(super) received_bytes: u64,
     /// The latest instant the owner told.
     pub(super) now: Instant,
     /// When each peer is to be looked at, as its `timer` says.
@@ -144,7 +144,7 @@ impl Socket {
             socket_type,
             identity: options.routing_id.clone(),
             limits: options.limits,
-            read_ahead: options.rcvhwm_octets,
+            read_ahead: options.rcvhwm_bytes,
             rcvhwm: options.rcvhwm,
             handshake_timeout: options.handshake_ivl,
             heartbeat: options.heartbeat(),
@@ -170,8 +170,8 @@ impl Socket {
             log_limit: LogLimit::default(),
             pending: VecDeque::new(),
             handshakes: 0,
-            queued_octets: 0,
-            received_octets: 0,
+            queued_bytes: 0,
+            received_bytes: 0,
             now: Instant::now(),
             timers: BTreeSet::new(),
             due: Vec::new(),
@@ -277,7 +277,7 @@ impl Socket {
     /// ROUTER: connects to a peer that is addressed by `routing_id` from now on, whatever
     /// identity it gives itself; messages may be queued at once. (`ZMQ_CONNECT_ROUTING_ID`)
     ///
-    /// Fails when the id is empty, over 255 octets or begins with a zero octet, or belongs to
+    /// Fails when the id is empty, over 255 bytes or begins with a zero byte, or belongs to
     /// another peer.
     pub fn connect_as(
         &mut self,

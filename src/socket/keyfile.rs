@@ -248,7 +248,7 @@ mod tests {
     fn a_list_follows_its_file_and_survives_slips() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("authorized");
-        let [one, two] = [1u8, 2].map(|octet| SecretKey::from_bytes([octet; 32]).public());
+        let [one, two] = [1u8, 2].map(|byte| SecretKey::from_bytes([byte; 32]).public());
         fs::write(&path, format!("# workers\n{one} w-1\n")).unwrap();
         let mut file = AuthorizedKeysFile::open(&path).unwrap();
         assert_eq!(file.keys().len(), 1);

@@ -313,9 +313,9 @@ impl Socket {
                 self.handshakes -= 1;
             }
             if self.options.probe_router {
-                let before = peer.queue.octets();
+                let before = peer.queue.bytes();
                 peer.queue.push(&[b""]);
-                self.queued_octets += peer.queue.octets() - before;
+                self.queued_bytes += peer.queue.bytes() - before;
             }
             if !peer.in_dirty {
                 peer.in_dirty = true;
@@ -372,7 +372,7 @@ impl Socket {
         peer.identity_is_assigned = false;
         let identity = std::mem::take(&mut peer.identity);
         let messages = peer.queue.message_count();
-        self.queued_octets -= peer.queue.octets();
+        self.queued_bytes -= peer.queue.bytes();
         peer.queue.clear();
         if self.routes.get(&identity) == Some(&id) {
             self.routes.remove(&identity);
@@ -423,7 +423,7 @@ impl Socket {
             Link::Up(stream, connection) => {
                 peer.is_cut = connection.is_within_message(&peer.queue);
                 drop(connection);
-                self.received_octets -= std::mem::take(&mut peer.counted) as u64;
+                self.received_bytes -= std::mem::take(&mut peer.counted) as u64;
                 (Some(stream), true)
             }
             Link::Connecting(stream, _) => (Some(stream), false),
@@ -503,7 +503,7 @@ impl Socket {
             self.routes.remove(&peer.identity);
         }
         self.round_robin.retain(|other| *other != id);
-        self.queued_octets -= peer.queue.octets();
+        self.queued_bytes -= peer.queue.bytes();
         let messages = peer.queue.message_count();
         if messages > 0 {
             self.tell(Event::Unsent {
@@ -531,13 +531,13 @@ impl Socket {
         };
         let failures = peer.failures;
         peer.failures = failures.saturating_add(1);
-        self.queued_octets -= peer.queue.octets();
+        self.queued_bytes -= peer.queue.bytes();
         let was_cut = std::mem::take(&mut peer.is_cut);
         let is_cut = peer.queue.rewind(was_cut) >= limits::MESSAGE_CUTS_MAX;
         if is_cut {
             peer.queue.drop_first();
         }
-        self.queued_octets += peer.queue.octets();
+        self.queued_bytes += peer.queue.bytes();
         let (identity, address) = (peer.identity.clone(), peer.address.clone());
         peer.readable = false;
         peer.writable = false;

@@ -20,7 +20,7 @@
 //! - A message is delivered at most once and never in part; what the system had not taken whole
 //!   when a connection was lost stays queued for a connecting peer, and dies with an accepted
 //!   one. What it had taken may be lost with the connection: acknowledge what matters.
-//! - Queues are bounded in messages and octets; at the bound a send is refused, never dropped
+//! - Queues are bounded in messages and bytes; at the bound a send is refused, never dropped
 //!   silently. What will not be sent any more is told ([`Event::Unsent`]).
 //!
 //! ```

@@ -42,11 +42,11 @@ pub struct ReconnectStop {
 pub struct Options {
     pub(super) routing_id: Vec<u8>,
     pub(super) sndhwm: usize,
-    pub(super) sndhwm_octets: u64,
-    pub(super) sndhwm_total_octets: u64,
+    pub(super) sndhwm_bytes: u64,
+    pub(super) sndhwm_total_bytes: u64,
     pub(super) rcvhwm: usize,
-    pub(super) rcvhwm_octets: usize,
-    pub(super) rcvhwm_total_octets: u64,
+    pub(super) rcvhwm_bytes: usize,
+    pub(super) rcvhwm_total_bytes: u64,
     pub(super) buffers: Buffers,
     pub(super) limits: Limits,
     pub(super) handshake_ivl: Duration,
@@ -74,11 +74,11 @@ impl Default for Options {
         Options {
             routing_id: Vec::new(),
             sndhwm: limits::SEND_HWM,
-            sndhwm_octets: limits::SEND_HWM_OCTETS,
-            sndhwm_total_octets: limits::SEND_TOTAL_OCTETS,
+            sndhwm_bytes: limits::SEND_HWM_BYTES,
+            sndhwm_total_bytes: limits::SEND_TOTAL_BYTES,
             rcvhwm: 0,
-            rcvhwm_octets: limits::RECEIVE_BUFFER_SIZE_MAX,
-            rcvhwm_total_octets: limits::RECEIVE_TOTAL_OCTETS,
+            rcvhwm_bytes: limits::RECEIVE_BUFFER_SIZE_MAX,
+            rcvhwm_total_bytes: limits::RECEIVE_TOTAL_BYTES,
             buffers: Buffers::default(),
             limits: Limits::default(),
             handshake_ivl: limits::HANDSHAKE_TIMEOUT,
@@ -109,7 +109,7 @@ impl Options {
         Self::default()
     }
 
-    /// Our routing id, at most 255 octets, the first not zero; a socket refuses others. Empty
+    /// Our routing id, at most 255 bytes, the first not zero; a socket refuses others. Empty
     /// (the default) lets each peer make one up. `ZMQ_ROUTING_ID`.
     #[must_use]
     pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
@@ -124,25 +124,25 @@ impl Options {
         self
     }
 
-    /// Octets queued per peer at most (default 64 MiB); 0 = no bound. A message that is larger
+    /// Bytes queued per peer at most (default 64 MiB); 0 = no bound. A message that is larger
     /// than all of it is taken when the queue is empty. libzmq has no such bound.
     #[must_use]
-    pub fn sndhwm_octets(mut self, octets: u64) -> Self {
-        self.sndhwm_octets = octets;
+    pub fn sndhwm_bytes(mut self, bytes: u64) -> Self {
+        self.sndhwm_bytes = bytes;
         self
     }
 
-    /// Octets queued for all peers together at most (default 1 GiB); 0 = no bound. Peers for
+    /// Bytes queued for all peers together at most (default 1 GiB); 0 = no bound. Peers for
     /// whom no more than 64 KiB are queued go on beyond it, so that those who take nothing do not
     /// silence the others.
     #[must_use]
-    pub fn sndhwm_total_octets(mut self, octets: u64) -> Self {
-        self.sndhwm_total_octets = octets;
+    pub fn sndhwm_total_bytes(mut self, bytes: u64) -> Self {
+        self.sndhwm_total_bytes = bytes;
         self
     }
 
     /// Whole messages read ahead of what the owner has received, per peer; 0 (the default,
-    /// where libzmq's is 1000) = as many as there are in the octets read ahead. A small mark
+    /// where libzmq's is 1000) = as many as there are in the bytes read ahead. A small mark
     /// leaves messages with their sender, for other peers of its to take, and costs reads: with
     /// 1 there are two or three a frame. `ZMQ_RCVHWM`.
     #[must_use]
@@ -151,13 +151,13 @@ impl Options {
         self
     }
 
-    /// Octets read ahead of what the owner has received, per peer (default 256 KiB, at least
+    /// Bytes read ahead of what the owner has received, per peer (default 256 KiB, at least
     /// 512); 0 = no bound but the one of all peers. libzmq has no such bound.
     #[must_use]
-    pub fn rcvhwm_octets(mut self, octets: usize) -> Self {
-        self.rcvhwm_octets = match octets {
+    pub fn rcvhwm_bytes(mut self, bytes: usize) -> Self {
+        self.rcvhwm_bytes = match bytes {
             0 => usize::MAX,
-            octets => octets.max(limits::RECEIVE_BUFFER_SIZE_MIN),
+            bytes => bytes.max(limits::RECEIVE_BUFFER_SIZE_MIN),
         };
         self
     }
@@ -165,34 +165,34 @@ impl Options {
     /// Memory for what all peers send, unfinished messages included (default 1 GiB); 0 = no
     /// bound. At the bound a peer whose message needs more is closed.
     #[must_use]
-    pub fn rcvhwm_total_octets(mut self, octets: u64) -> Self {
-        self.rcvhwm_total_octets = octets;
+    pub fn rcvhwm_total_bytes(mut self, bytes: u64) -> Self {
+        self.rcvhwm_total_bytes = bytes;
         self
     }
 
-    /// Octets of the kernel's send buffer of a connection (default: the system's choice, which
+    /// Bytes of the kernel's send buffer of a connection (default: the system's choice, which
     /// grows as it needs). `ZMQ_SNDBUF`.
     #[must_use]
-    pub fn sndbuf(mut self, octets: usize) -> Self {
-        self.buffers.send = Some(octets);
+    pub fn sndbuf(mut self, bytes: usize) -> Self {
+        self.buffers.send = Some(bytes);
         self
     }
 
-    /// Octets of the kernel's receive buffer of a connection (default: the system's choice,
+    /// Bytes of the kernel's receive buffer of a connection (default: the system's choice,
     /// which grows as it needs). `ZMQ_RCVBUF`.
     #[must_use]
-    pub fn rcvbuf(mut self, octets: usize) -> Self {
-        self.buffers.receive = Some(octets);
+    pub fn rcvbuf(mut self, bytes: usize) -> Self {
+        self.buffers.receive = Some(bytes);
         self
     }
 
-    /// Octets of a message, either way (default 64 MiB). Who gets a larger one closes the
+    /// Bytes of a message, either way (default 64 MiB). Who gets a larger one closes the
     /// connection; what was queued behind it may go with it. `ZMQ_MAXMSGSIZE`, which has no bound
     /// by default and counts frames.
     #[must_use]
-    pub fn maxmsgsize(mut self, octets: u64) -> Self {
-        self.limits.message_size_max = octets;
-        self.limits.frame_size_max = octets;
+    pub fn maxmsgsize(mut self, bytes: u64) -> Self {
+        self.limits.message_size_max = bytes;
+        self.limits.frame_size_max = bytes;
         self
     }
 
@@ -391,7 +391,7 @@ fn unbounded_if_zero(time: Duration) -> Duration {
 }
 
 pub(super) const ROUTING_ID_RULE: &str =
-    "a routing id is at most 255 octets, the first of them not zero";
+    "a routing id is at most 255 bytes, the first of them not zero";
 
 pub(super) fn is_routing_id(id: &[u8]) -> bool {
     id.len() <= 255 && id.first() != Some(&0)
@@ -404,7 +404,7 @@ pub(super) fn check_options(options: &Options) -> io::Result<()> {
     }
     let named = |(name, _): &(String, Vec<u8>)| name.starts_with("X-") && name.len() <= 255;
     if !options.metadata.iter().all(named) {
-        return refused("the name of a property begins with X- and has at most 255 octets");
+        return refused("the name of a property begins with X- and has at most 255 bytes");
     }
     let size: usize = options
         .metadata
@@ -412,7 +412,7 @@ pub(super) fn check_options(options: &Options) -> io::Result<()> {
         .map(|(name, value)| 5 + name.len() + value.len())
         .sum();
     if size > limits::METADATA_KEPT_MAX {
-        return refused("the properties take more than 4096 octets");
+        return refused("the properties take more than 4096 bytes");
     }
     check_security(&options.security)
 }

@@ -43,7 +43,7 @@ pub(super) enum Link {
     Resolving(Lookup, Instant),
     /// A connect is under way until the deadline.
     Connecting(Stream, Instant),
-    /// Octets flow.
+    /// Bytes flow.
     Up(Stream, Box<Connection>),
 }
 
@@ -78,12 +78,12 @@ pub(super) struct Peer {
     pub(super) writable: bool,
     /// The peer's end of the stream is closed: a short read is not the last.
     pub(super) read_closed: bool,
-    /// Whether it was overdue and has been read from once more since octets came last; during
-    /// the handshake: at all, so that trickling octets do not put its end off.
+    /// Whether it was overdue and has been read from once more since bytes came last; during
+    /// the handshake: at all, so that trickling bytes do not put its end off.
     pub(super) probe: Probe,
     /// It was silent for too long, though its connection stays for a message of its that waits.
     pub(super) is_silent: bool,
-    /// Octets of its receive memory that the socket has counted.
+    /// Bytes of its receive memory that the socket has counted.
     pub(super) counted: usize,
     /// A write has failed: nothing more can be sent on this connection.
     pub(super) is_broken: bool,
@@ -153,10 +153,10 @@ impl Peer {
 /// Counts in `total` what the receive memory of a connection has become since `counted`.
 #[inline]
 pub(super) fn count_memory(connection: &Connection, counted: &mut usize, total: &mut u64) {
-    let octets = connection.receive_capacity();
-    *total += octets as u64;
+    let bytes = connection.receive_capacity();
+    *total += bytes as u64;
     *total -= *counted as u64;
-    *counted = octets;
+    *counted = bytes;
 }
 
 #[derive(Debug, Default)]

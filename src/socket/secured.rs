@@ -50,7 +50,7 @@ pub fn public_path(secret: &Path) -> PathBuf {
 /// `replace` a file that came meanwhile is kept as well.
 pub(crate) fn write(
     path: &Path,
-    octets: &[u8],
+    bytes: &[u8],
     mode: u32,
     replace: bool,
 ) -> Result<(), KeyFileError> {
@@ -64,7 +64,7 @@ pub(crate) fn write(
             .create_new(true)
             .mode(mode)
             .open(&staged)?;
-        file.write_all(octets)?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         if replace {
             fs::rename(&staged, path)
@@ -91,7 +91,7 @@ pub(crate) fn key_lines(text: &str) -> impl Iterator<Item = &str> {
         .filter(|line| !line.is_empty() && *line != "#" && !line.starts_with("# "))
 }
 
-/// Reads a plain file of at most `size_max` octets, none of whose permission bits is in
+/// Reads a plain file of at most `size_max` bytes, none of whose permission bits is in
 /// `forbidden`. It must belong to us or to root, and so must a link that leads to it.
 pub(crate) fn read(
     path: &Path,
@@ -138,15 +138,15 @@ pub(crate) fn read(
         )));
     }
     if metadata.len() > size_max {
-        return Err(fail(format!("larger than {size_max} octets")));
+        return Err(fail(format!("larger than {size_max} bytes")));
     }
     // Read into a buffer that never moves, so that no copy of a secret stays behind.
-    let mut octets = Zeroizing::new(Vec::with_capacity(size_max.min(metadata.len() + 1) as usize));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size_max.min(metadata.len() + 1) as usize));
     (&mut file)
         .take(metadata.len())
-        .read_to_end(&mut octets)
+        .read_to_end(&mut bytes)
         .map_err(unreadable)?;
-    match std::str::from_utf8(&octets) {
+    match std::str::from_utf8(&bytes) {
         Ok(text) => Ok((Zeroizing::new(text.to_owned()), metadata)),
         Err(_) => Err(fail("is not text".to_owned())),
     }

@@ -298,7 +298,7 @@ fn memory_of_peers_is_accounted_through_pings_messages_and_ends() {
 #[test]
 fn at_the_bound_of_memory_the_largest_receiver_is_closed() {
     let total = 4 << 20;
-    let mut router = Router::new(Options::new().rcvhwm_total_octets(total)).unwrap();
+    let mut router = Router::new(Options::new().rcvhwm_total_bytes(total)).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
     let dealer = |identity: &[u8]| {
         let mut dealer = Dealer::new(options(identity).no_reconnect()).unwrap();

@@ -133,7 +133,7 @@ impl Socket {
                     connection.release_idle();
                 }
                 peer.queue.release_idle();
-                count_memory(connection, &mut peer.counted, &mut self.received_octets);
+                count_memory(connection, &mut peer.counted, &mut self.received_bytes);
                 let at = connection.poll_timeout();
                 if connection.wants_write(&peer.queue) && !peer.in_dirty {
                     peer.in_dirty = true;

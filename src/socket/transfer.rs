@@ -110,11 +110,11 @@ impl Socket {
         }
     }
 
-    /// Reads from an overdue peer whose message waits for the owner: any octet is life, and it
+    /// Reads from an overdue peer whose message waits for the owner: any byte is life, and it
     /// goes behind the message, up to what is read ahead at most. At the end of the stream
     /// nothing more goes to the peer.
     fn probe_held(&mut self, id: PeerId, now: Instant) {
-        let total = self.options.rcvhwm_total_octets;
+        let total = self.options.rcvhwm_total_bytes;
         let Some(peer) = self.peers.get_mut(id) else {
             return;
         };
@@ -124,15 +124,15 @@ impl Socket {
         if peer.probe != Probe::Asked || !peer.readable || peer.is_broken {
             return;
         }
-        let may_grow = (total == 0 || self.received_octets < total)
-            && connection.receive_capacity() < self.options.rcvhwm_octets;
+        let may_grow = (total == 0 || self.received_bytes < total)
+            && connection.receive_capacity() < self.options.rcvhwm_bytes;
         let space = connection.receive_space(may_grow);
         let room = space.len();
         if room == 0 {
             return;
         }
         let result = stream.read(space);
-        count_memory(connection, &mut peer.counted, &mut self.received_octets);
+        count_memory(connection, &mut peer.counted, &mut self.received_bytes);
         match result {
             Ok(count @ 1..) => {
                 connection.handle_received(count, now);
@@ -184,7 +184,7 @@ impl Socket {
             match connection.poll(now) {
                 Ok(Progress::Message) => {
                     if connection.has_large_table() {
-                        count_memory(connection, &mut peer.counted, &mut self.received_octets);
+                        count_memory(connection, &mut peer.counted, &mut self.received_bytes);
                     }
                     return Step::Message;
                 }
@@ -203,7 +203,7 @@ impl Socket {
                     return Step::Idle;
                 }
             }
-            count_memory(connection, &mut peer.counted, &mut self.received_octets);
+            count_memory(connection, &mut peer.counted, &mut self.received_bytes);
             if connection.wants_write(&peer.queue) && !peer.in_dirty {
                 peer.in_dirty = true;
                 self.dirty.push(id);
@@ -222,8 +222,8 @@ impl Socket {
             }
             *reads -= 1;
             was_read = true;
-            let total = self.options.rcvhwm_total_octets;
-            let may_grow = total == 0 || self.received_octets < total;
+            let total = self.options.rcvhwm_total_bytes;
+            let may_grow = total == 0 || self.received_bytes < total;
             let space = connection.receive_space(may_grow);
             let room = space.len();
             if room == 0 {
@@ -241,7 +241,7 @@ impl Socket {
                 // Nothing came: a silent connection holds no buffer.
                 connection.release_idle();
             }
-            count_memory(connection, &mut peer.counted, &mut self.received_octets);
+            count_memory(connection, &mut peer.counted, &mut self.received_bytes);
             match result {
                 Ok(0) if connection.is_unanswered() => {
                     self.lose(id, DisconnectReason::Unanswered, now);
@@ -282,7 +282,7 @@ impl Socket {
         }
     }
 
-    /// The peer whose octets take most memory.
+    /// The peer whose bytes take most memory.
     fn largest_receiver(&self) -> Option<PeerId> {
         (0..self.peers.slot_count())
             .filter_map(|index| self.peers.at(index))
@@ -306,7 +306,7 @@ impl Socket {
             .map(|peer| peer.identity.as_slice())
     }
 
-    /// When octets last came from an established peer.
+    /// When bytes last came from an established peer.
     pub fn heard_at(&self, id: PeerId) -> Option<Instant> {
         match &self.peers.get(id)?.link {
             Link::Up(_, connection) if connection.is_open() => Some(connection.received_at()),
@@ -340,13 +340,13 @@ impl Socket {
         if peer.is_broken && (peer.accepted || self.options.immediate) {
             return Err(SendError::Unroutable);
         }
-        let total = self.queued_octets;
+        let total = self.queued_bytes;
         if is_full(peer, &self.options, size, total) {
             if !peer.writable {
                 return Err(SendError::Full);
             }
             self.flush_peer(id);
-            let total = self.queued_octets;
+            let total = self.queued_bytes;
             match self.peers.get(id) {
                 Some(peer) if !is_full(peer, &self.options, size, total) => {}
                 Some(_) => return Err(SendError::Full),
@@ -356,14 +356,14 @@ impl Socket {
         let Some(peer) = self.peers.get_mut(id) else {
             return Err(SendError::Unroutable);
         };
-        let before = peer.queue.octets();
+        let before = peer.queue.bytes();
         peer.queue.push(parts);
-        self.queued_octets += peer.queue.octets() - before;
+        self.queued_bytes += peer.queue.bytes() - before;
         if !peer.in_dirty {
             peer.in_dirty = true;
             self.dirty.push(id);
         }
-        if peer.queue.octets() >= limits::FLUSH_OCTETS && peer.writable {
+        if peer.queue.bytes() >= limits::FLUSH_BYTES && peer.writable {
             self.flush_peer(id);
         }
         Ok(())
@@ -420,9 +420,9 @@ impl Socket {
         }
     }
 
-    /// Octets queued for all peers.
-    pub fn pending_octets(&self) -> u64 {
-        self.queued_octets
+    /// Bytes queued for all peers.
+    pub fn pending_bytes(&self) -> u64 {
+        self.queued_bytes
     }
 
     pub(super) fn flush_peer(&mut self, id: PeerId) {
@@ -448,10 +448,10 @@ impl Socket {
             match stream.write_vectored(&slices) {
                 Ok(count) => {
                     drop(slices);
-                    let before = peer.queue.octets();
+                    let before = peer.queue.bytes();
                     connection.handle_written(&mut peer.queue, count, self.now);
-                    self.queued_octets -= before - peer.queue.octets();
-                    peer.has_sent |= peer.queue.octets() < before;
+                    self.queued_bytes -= before - peer.queue.bytes();
+                    peer.has_sent |= peer.queue.bytes() < before;
                     // epoll(7): a short write means that the buffer is full.
                     if count < size {
                         peer.writable = false;
@@ -474,19 +474,19 @@ impl Socket {
     }
 }
 
-/// At its high-water mark, or would be with `size` octets more; or all peers together are.
+/// At its high-water mark, or would be with `size` bytes more; or all peers together are.
 fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let queue = &peer.queue;
     let size = size as u64;
     let messages = options.sndhwm > 0 && queue.message_count() >= options.sndhwm;
-    let octets = options.sndhwm_octets > 0
+    let bytes = options.sndhwm_bytes > 0
         && !queue.is_empty()
-        && queue.octets() + size > options.sndhwm_octets;
+        && queue.bytes() + size > options.sndhwm_bytes;
     // Those who take nothing keep nobody else from a little.
-    let is_little = queue.octets() + size <= limits::FLUSH_OCTETS;
-    let all = options.sndhwm_total_octets > 0
+    let is_little = queue.bytes() + size <= limits::FLUSH_BYTES;
+    let all = options.sndhwm_total_bytes > 0
         && total > 0
-        && total + size > options.sndhwm_total_octets
+        && total + size > options.sndhwm_total_bytes
         && !is_little;
-    messages || octets || all
+    messages || bytes || all
 }

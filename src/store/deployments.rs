@@ -121,8 +121,8 @@ fn hash_value(value: ValueRef<'_>, hasher: &mut DefaultHasher) {
         ValueRef::Null => 0.hash(hasher),
         ValueRef::Integer(number) => (1, number).hash(hasher),
         ValueRef::Real(number) => (2, number.to_bits()).hash(hasher),
-        ValueRef::Text(octets) => (3, octets).hash(hasher),
-        ValueRef::Blob(octets) => (4, octets).hash(hasher),
+        ValueRef::Text(bytes) => (3, bytes).hash(hasher),
+        ValueRef::Blob(bytes) => (4, bytes).hash(hasher),
     }
 }
 

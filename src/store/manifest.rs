@@ -243,7 +243,7 @@ impl<'a> Reader<'a> {
     fn error_at(&self, at: usize, reason: impl Into<String>) -> ManifestError {
         let before = self.source.as_bytes().get(..at).unwrap_or(&[]);
         ManifestError {
-            line: 1 + before.iter().filter(|octet| **octet == b'\n').count(),
+            line: 1 + before.iter().filter(|byte| **byte == b'\n').count(),
             reason: reason.into(),
         }
     }
@@ -597,7 +597,7 @@ impl<'a> Reader<'a> {
                 self.at -= 1;
                 let octal = self.rest().bytes().take(3);
                 let count = octal
-                    .take_while(|octet| (b'0'..=b'7').contains(octet))
+                    .take_while(|byte| (b'0'..=b'7').contains(byte))
                     .count();
                 self.code(count, 8)?
             }

@@ -30,14 +30,14 @@ pub struct QueuedPlugins {
     pub is_end: bool,
 }
 
-/// A name that no plugin can have, by the octets that stand in the index.
+/// A name that no plugin can have, by the bytes that stand in the index.
 #[derive(Debug)]
 enum Unusable {
     Text(Vec<u8>),
     Other,
 }
 
-/// The next plugin name of the claim's index. The octets are those of the database's encoding: a
+/// The next plugin name of the claim's index. The bytes are those of the database's encoding: a
 /// text that is no Unicode does not survive its conversion to UTF-8 and back.
 pub(super) const NEXT_PLUGIN_QUERY: &str = "SELECT plugin_name, CAST(plugin_name AS BLOB) \
      FROM cf_processing_queue INDEXED BY ix_casparian_claim \
@@ -65,11 +65,9 @@ impl Store {
             while !found.is_end && found.names.len() + unusable.len() < limit {
                 let next = statement
                     .query_row([&last], |row| {
-                        let octets = cell(row, 1).as_blob().unwrap_or_default().to_vec();
+                        let bytes = cell(row, 1).as_blob().unwrap_or_default().to_vec();
                         Ok(match cell(row, 0) {
-                            ValueRef::Text(name) => {
-                                Some((String::from_utf8(name.to_vec()), octets))
-                            }
+                            ValueRef::Text(name) => Some((String::from_utf8(name.to_vec()), bytes)),
                             _ => None,
                         })
                     })
@@ -82,12 +80,12 @@ impl Store {
                         found.is_end = true;
                     }
                     // A damaged text that is not behind itself.
-                    Some(Some((_, octets))) if octets == last => found.is_end = true,
-                    Some(Some((name, octets))) => {
-                        last.clone_from(&octets);
+                    Some(Some((_, bytes))) if bytes == last => found.is_end = true,
+                    Some(Some((name, bytes))) => {
+                        last.clone_from(&bytes);
                         match name {
                             Ok(name) => found.names.push(name),
-                            Err(_) => unusable.push(Unusable::Text(octets)),
+                            Err(_) => unusable.push(Unusable::Text(bytes)),
                         }
                     }
                 }
@@ -117,15 +115,15 @@ impl Store {
         for name in names {
             let left = limits::UNUSABLE_ROWS_PER_TRANSACTION.saturating_sub(found.len());
             let left = i64::try_from(left).unwrap_or(0);
-            let (range, octets) = match name {
-                Unusable::Text(octets) => ("= CAST(?1 AS TEXT)", octets.as_slice()),
+            let (range, bytes) = match name {
+                Unusable::Text(bytes) => ("= CAST(?1 AS TEXT)", bytes.as_slice()),
                 Unusable::Other => (">= ?1", &[][..]),
             };
             let mut statement = turn.transaction.prepare_cached(&format!(
                 "SELECT id, plugin_name FROM cf_processing_queue INDEXED BY ix_casparian_claim \
                  WHERE status = 'QUEUED' AND plugin_name {range} LIMIT ?2"
             ))?;
-            let mut rows = statement.query(params![octets, left])?;
+            let mut rows = statement.query(params![bytes, left])?;
             while let Some(row) = rows.next()? {
                 found.push((row.get(0)?, abridged(cell(row, 1))));
             }

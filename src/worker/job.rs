@@ -297,7 +297,7 @@ impl Run {
             // What the process sent waits for the disk, not for the process.
             self.slot.handle_progress(now);
         }
-        let mut budget = limits::BRIDGE_OCTETS_PER_TURN;
+        let mut budget = limits::BRIDGE_BYTES_PER_TURN;
         while self.wants_read() && budget > 0 {
             let (Some(stream), Some(writer)) = (&mut self.stream, &mut self.writer) else {
                 return;

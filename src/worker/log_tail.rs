@@ -1,4 +1,4 @@
-//! The last octets a guest printed.
+//! The last bytes a guest printed.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -53,9 +53,9 @@ impl LogTail {
         self.size
     }
 
-    fn keep(&mut self, octets: &[u8]) {
-        self.size = self.size.saturating_add(octets.len() as u64);
-        self.tail.extend(octets);
+    fn keep(&mut self, bytes: &[u8]) {
+        self.size = self.size.saturating_add(bytes.len() as u64);
+        self.tail.extend(bytes);
         let over = self.tail.len().saturating_sub(limits::LOG_TAIL_SIZE_MAX);
         if over > 0 {
             self.tail.drain(..over);
@@ -66,8 +66,8 @@ impl LogTail {
     /// The text, from the first whole line when something was cut away.
     pub(super) fn text(&self) -> String {
         let (first, second) = self.tail.as_slices();
-        let octets = [first, second].concat();
-        let text = String::from_utf8_lossy(&octets);
+        let bytes = [first, second].concat();
+        let text = String::from_utf8_lossy(&bytes);
         match (self.cut, text.split_once('\n')) {
             (true, Some((_, rest))) => format!("…\n{rest}"),
             _ => text.into_owned(),

@@ -543,7 +543,7 @@ impl Worker {
             self.socket.flush();
             let is_connected = self.socket.heard_at(self.sentinel).is_some();
             let owes = self.leases.owed().next().is_some();
-            if !is_connected || !(owes || self.socket.pending_octets() > 0) || clock >= deadline {
+            if !is_connected || !(owes || self.socket.pending_bytes() > 0) || clock >= deadline {
                 break;
             }
             if self.reactor.wait(Some(deadline), clock).is_err() {

@@ -18,7 +18,7 @@ pub enum Command<'a> {
     Ping {
         /// Tenths of a second; 0 = none.
         ttl_deciseconds: u16,
-        /// At most 16 octets.
+        /// At most 16 bytes.
         context: &'a [u8],
     },
     /// PONG with the echoed context.
@@ -47,7 +47,7 @@ impl<'a> Command<'a> {
                     .take(usize::from(size))
                     .ok_or(malformed("ERROR reason longer than the frame"))?;
                 if !cursor.is_empty() {
-                    return Err(malformed("octets after the ERROR reason"));
+                    return Err(malformed("bytes after the ERROR reason"));
                 }
                 Ok(Command::Error(reason))
             }
@@ -69,19 +69,19 @@ impl<'a> Command<'a> {
 /// The properties of READY or INITIATE, checked once, read by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metadata<'a> {
-    octets: &'a [u8],
+    bytes: &'a [u8],
 }
 
 impl<'a> Metadata<'a> {
-    /// Checks the whole list; a truncated property or trailing octets are an error.
-    pub fn decode(octets: &'a [u8]) -> Result<Self, Error> {
-        let mut cursor = Cursor::new(octets);
+    /// Checks the whole list; a truncated property or trailing bytes are an error.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
+        let mut cursor = Cursor::new(bytes);
         while !cursor.is_empty() {
             Self::property(&mut cursor).ok_or(Error::MalformedCommand {
                 what: "metadata property cut short",
             })?;
         }
-        Ok(Metadata { octets })
+        Ok(Metadata { bytes })
     }
 
     fn property(cursor: &mut Cursor<'a>) -> Option<(&'a [u8], &'a [u8])> {
@@ -93,13 +93,13 @@ impl<'a> Metadata<'a> {
     }
 
     /// The encoded list.
-    pub(crate) fn octets(&self) -> &'a [u8] {
-        self.octets
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// The properties in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + use<'a> {
-        let mut cursor = Cursor::new(self.octets);
+        let mut cursor = Cursor::new(self.bytes);
         std::iter::from_fn(move || Self::property(&mut cursor))
     }
 
@@ -118,7 +118,7 @@ pub(crate) fn encode_ready(out: &mut Vec<u8>, metadata: &[u8]) {
     out.extend_from_slice(metadata);
 }
 
-/// Appends one property. Names are cut at 255 octets; values are at most 2^31-1 octets as the
+/// Appends one property. Names are cut at 255 bytes; values are at most 2^31-1 bytes as the
 /// limits of a command keep them far smaller.
 pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     let size = u8::try_from(name.len()).unwrap_or(u8::MAX);
@@ -128,7 +128,7 @@ pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Appends ERROR as a command frame; the reason is cut at 255 octets.
+/// Appends ERROR as a command frame; the reason is cut at 255 bytes.
 pub(crate) fn encode_error(out: &mut Vec<u8>, reason: &str) {
     let size = u8::try_from(reason.len()).unwrap_or(u8::MAX);
     let reason = reason.as_bytes().get(..usize::from(size)).unwrap_or(&[]);

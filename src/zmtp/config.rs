@@ -50,14 +50,14 @@ pub struct Heartbeat {
 pub struct Config {
     /// Our socket type.
     pub socket_type: SocketType,
-    /// Our routing id, 0 to 255 octets; empty lets the peer make one up.
+    /// Our routing id, 0 to 255 bytes; empty lets the peer make one up.
     pub identity: Vec<u8>,
     /// Bounds on what the peer may send.
     pub limits: Limits,
-    /// Octets a busy connection reads ahead of what its owner has taken.
+    /// Bytes a busy connection reads ahead of what its owner has taken.
     pub read_ahead: usize,
     /// Whole messages it holds at most that its owner has not taken; 0 = as many as there are in
-    /// the octets read ahead.
+    /// the bytes read ahead.
     pub rcvhwm: usize,
     /// Time from the start of the connection to the end of the handshake.
     pub handshake_timeout: Duration,

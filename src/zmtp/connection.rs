@@ -22,7 +22,7 @@ use crate::limits::{
 /// What one step of parsing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// All octets are used up; read more.
+    /// All bytes are used up; read more.
     NeedInput,
     /// The handshake is done; [`Connection::peer`] is known and messages may be sent.
     Established,
@@ -31,7 +31,7 @@ pub enum Progress {
 }
 
 /// ```text
-///  Greeting ──64 octets──▶ Handshake ──mechanism done──▶ Open
+///  Greeting ──64 bytes──▶ Handshake ──mechanism done──▶ Open
 ///      └────────── error ──────┴──────── error ──────────┴──▶ Failed
 /// ```
 /// Our greeting is in `control` from the start, and with NULL our READY too: RFC 37 lets both
@@ -46,7 +46,7 @@ enum State {
 
 /// One ZMTP connection without its socket.
 ///
-/// Inputs: octets read into [`Connection::receive_space`] and announced by
+/// Inputs: bytes read into [`Connection::receive_space`] and announced by
 /// [`Connection::handle_received`]; [`Connection::handle_timeout`]. After either, drain
 /// [`Connection::poll`] until [`Progress::NeedInput`], then write what
 /// [`Connection::gather`] gives and report it to [`Connection::handle_written`].
@@ -59,16 +59,16 @@ pub struct Connection {
     #[cfg(feature = "curve")]
     sealed: Option<Box<curve::Sealed>>,
     received: ReceiveBuffer,
-    /// Octets of `received` that have been parsed: the message so far, or the whole of the
+    /// Bytes of `received` that have been parsed: the message so far, or the whole of the
     /// message given out last.
     parsed: usize,
     spans: Vec<Span>,
     message_size: u64,
-    /// Octets of commands that stand between the frames of the message so far.
+    /// Bytes of commands that stand between the frames of the message so far.
     commands_size: usize,
     complete: bool,
     peer: PeerInfo,
-    /// Greeting, handshake and heartbeat octets; they go before the next queued message.
+    /// Greeting, handshake and heartbeat bytes; they go before the next queued message.
     control: Vec<u8>,
     control_written: usize,
     handshake_deadline: Instant,
@@ -132,18 +132,18 @@ impl Connection {
             State::Open => self.config.read_ahead,
             _ => self.config.read_ahead.min(HANDSHAKE_READ_AHEAD),
         };
-        let octets_max = match self.config.rcvhwm {
+        let bytes_max = match self.config.rcvhwm {
             0 => usize::MAX,
-            messages => self.octets_of(messages),
+            messages => self.bytes_of(messages),
         };
         let space = self.received.space(read_ahead, may_grow);
-        let size = space.len().min(octets_max);
+        let size = space.len().min(bytes_max);
         space.get_mut(..size).unwrap_or(&mut [])
     }
 
-    /// So few octets that no more than so many messages can be complete with them: what the
+    /// So few bytes that no more than so many messages can be complete with them: what the
     /// frame under way lacks, and frames of the smallest size.
-    fn octets_of(&self, messages: usize) -> usize {
+    fn bytes_of(&self, messages: usize) -> usize {
         let filled = self.received.filled();
         let missing = match self.state {
             State::Greeting => GREETING_SIZE.saturating_sub(filled.len()).max(1),
@@ -152,7 +152,7 @@ impl Connection {
         missing.saturating_add((messages - 1).saturating_mul(FRAME_SIZE_MIN))
     }
 
-    /// `count` octets were read into [`Connection::receive_space`]. Any octet is life.
+    /// `count` bytes were read into [`Connection::receive_space`]. Any byte is life.
     pub fn handle_received(&mut self, count: usize, now: Instant) {
         self.received.fill(count);
         self.received_at = now;
@@ -215,7 +215,7 @@ impl Connection {
         false
     }
 
-    /// When octets last arrived.
+    /// When bytes last arrived.
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
@@ -294,7 +294,7 @@ impl Connection {
             let body_size = head.body_size as usize;
             let Some(body) = rest
                 .get(head.head_size..)
-                .and_then(|octets| octets.get(..body_size))
+                .and_then(|bytes| bytes.get(..body_size))
             else {
                 return Ok(Progress::NeedInput);
             };
@@ -340,7 +340,7 @@ impl Connection {
                     what: "MESSAGE with the MORE bit outside its box",
                 });
             }
-            // Before the octets arrive nothing says whether the box holds a command, which has
+            // Before the bytes arrive nothing says whether the box holds a command, which has
             // a limit of its own.
             let inner_size = head.body_size.saturating_sub(OVERHEAD);
             let within = check_frame_size(inner_size, self.message_size, &self.config.limits);
@@ -350,7 +350,7 @@ impl Connection {
             let body_size = head.body_size as usize;
             let Some(body) = rest
                 .get_mut(head.head_size..)
-                .and_then(|octets| octets.get_mut(..body_size))
+                .and_then(|bytes| bytes.get_mut(..body_size))
             else {
                 return Ok(Progress::NeedInput);
             };
@@ -387,7 +387,7 @@ impl Connection {
         }
     }
 
-    /// A command of so many octets is done with. Between the frames of a message it stays in the
+    /// A command of so many bytes is done with. Between the frames of a message it stays in the
     /// buffer until the message is complete, so those are bounded.
     fn drop_command(&mut self, size: usize) -> Result<(), Error> {
         if self.spans.is_empty() {
@@ -441,7 +441,7 @@ impl Connection {
     }
 
     /// Queues ERROR with a reason of the owner's and ends the connection: nothing more is
-    /// parsed or sent but what is in the control octets.
+    /// parsed or sent but what is in the control bytes.
     ///
     /// A CURVE server says it in place of READY as long as that has not left; later, and as a
     /// client, a CURVE connection is ended without a word. One that has failed stays as it is.
@@ -477,13 +477,13 @@ impl Connection {
         }
     }
 
-    /// Whether the message takes more memory than its octets say, for its many frames.
+    /// Whether the message takes more memory than its bytes say, for its many frames.
     #[inline]
     pub(crate) fn has_large_table(&self) -> bool {
         self.spans.capacity() > SPANS_KEPT_MAX
     }
 
-    /// Octets of memory that hold what the peer sent.
+    /// Bytes of memory that hold what the peer sent.
     pub fn receive_capacity(&self) -> usize {
         self.received.capacity() + self.spans.capacity() * size_of::<Span>()
     }
@@ -496,7 +496,7 @@ impl Drop for Connection {
     }
 }
 
-/// Without the octets, which may be a secret.
+/// Without the bytes, which may be a secret.
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
@@ -540,7 +540,7 @@ fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
     check_command_size(head.body_size, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX)?;
     let body = filled
         .get(head.head_size..)
-        .and_then(|octets| octets.get(..usize::try_from(head.body_size).ok()?));
+        .and_then(|bytes| bytes.get(..usize::try_from(head.body_size).ok()?));
     Ok(body.map(|body| (head, body)))
 }
 

@@ -8,8 +8,8 @@ pub(crate) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub(crate) fn new(octets: &'a [u8]) -> Self {
-        Cursor { rest: octets }
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Cursor { rest: bytes }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

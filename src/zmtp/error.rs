@@ -6,9 +6,9 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The first octets are no ZMTP signature (RFC 37 §3.2).
+    /// The first bytes are no ZMTP signature (RFC 37 §3.2).
     NotZmtp {
-        /// Octet 0 of the greeting.
+        /// Byte 0 of the greeting.
         first: u8,
     },
     /// A ZMTP 1.0 or 2.0 peer; downgrades are refused.
@@ -25,12 +25,12 @@ pub enum Error {
     },
     /// A frame has flag bits 3-7 set (RFC 37 §3.3: must be zero).
     ReservedFlags {
-        /// The flags octet.
+        /// The flags byte.
         flags: u8,
     },
     /// A command frame has the MORE bit.
     CommandWithMore,
-    /// A frame declares more octets than the limit.
+    /// A frame declares more bytes than the limit.
     FrameTooLarge {
         /// Declared size.
         size: u64,
@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// A message grew past its limit.
     MessageTooLarge {
-        /// Octets so far, the refused frame included.
+        /// Bytes so far, the refused frame included.
         size: u64,
         /// The limit it crossed.
         limit: u64,
@@ -49,7 +49,7 @@ pub enum Error {
         /// The limit it crossed.
         limit: usize,
     },
-    /// The commands between the frames of one message take more octets than the limit.
+    /// The commands between the frames of one message take more bytes than the limit.
     TooManyCommands {
         /// The limit they crossed.
         limit: usize,
@@ -76,7 +76,7 @@ pub enum Error {
         /// Theirs, printable; empty when absent.
         theirs: String,
     },
-    /// `Identity` is over 255 octets or begins with a zero octet (RFC 28).
+    /// `Identity` is over 255 bytes or begins with a zero byte (RFC 28).
     BadIdentity {
         /// Its length.
         size: usize,
@@ -128,7 +128,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::NotZmtp { first } => {
-                write!(f, "not a ZMTP greeting: expected octet ff, got {first:02x}")
+                write!(f, "not a ZMTP greeting: expected byte ff, got {first:02x}")
             }
             Error::OldVersion { major } => {
                 write!(f, "peer speaks ZMTP {major}.0, 3.0 or later is needed")
@@ -142,16 +142,16 @@ impl fmt::Display for Error {
             }
             Error::CommandWithMore => f.write_str("command frame with the MORE bit set"),
             Error::FrameTooLarge { size, limit } => {
-                write!(f, "frame of {size} octets, the limit is {limit}")
+                write!(f, "frame of {size} bytes, the limit is {limit}")
             }
             Error::MessageTooLarge { size, limit } => {
-                write!(f, "message of at least {size} octets, the limit is {limit}")
+                write!(f, "message of at least {size} bytes, the limit is {limit}")
             }
             Error::TooManyFrames { limit } => {
                 write!(f, "message of more than {limit} frames")
             }
             Error::TooManyCommands { limit } => {
-                write!(f, "more than {limit} octets of commands within one message")
+                write!(f, "more than {limit} bytes of commands within one message")
             }
             Error::MalformedCommand { what } => write!(f, "malformed command: {what}"),
             Error::UnexpectedInHandshake { what } => {
@@ -163,7 +163,7 @@ impl fmt::Display for Error {
             }
             Error::BadIdentity { size } => write!(
                 f,
-                "identity of {size} octets refused: 0 to 255 octets, the first not zero"
+                "identity of {size} bytes refused: 0 to 255 bytes, the first not zero"
             ),
             // What ZAP handlers say (RFC 27 §8).
             Error::Refused { reason } if reason == STATUS_UNAUTHORIZED => {

@@ -1,15 +1,15 @@
-//! Frame heads (RFC 37 §3.3): a flags octet and a length of one or eight octets.
+//! Frame heads (RFC 37 §3.3): a flags byte and a length of one or eight bytes.
 
 use super::Error;
 
 /// MORE: another frame of the same message follows.
 pub(crate) const MORE: u8 = 0b001;
-/// LONG: the length takes eight octets.
+/// LONG: the length takes eight bytes.
 pub(crate) const LONG: u8 = 0b010;
 /// COMMAND: the body is a command.
 pub(crate) const COMMAND: u8 = 0b100;
 
-/// Octets of the smallest frame.
+/// Bytes of the smallest frame.
 pub(super) const FRAME_SIZE_MIN: usize = 2;
 
 /// A decoded frame head.
@@ -19,26 +19,26 @@ pub struct Head {
     pub more: bool,
     /// The body is a command.
     pub command: bool,
-    /// Octets the head itself takes: 2 or 9.
+    /// Bytes the head itself takes: 2 or 9.
     pub head_size: usize,
-    /// Octets of the body.
+    /// Bytes of the body.
     pub body_size: u64,
 }
 
-/// What the octets at the start of a frame amount to.
+/// What the bytes at the start of a frame amount to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadResult {
-    /// Fewer octets than a head.
+    /// Fewer bytes than a head.
     Incomplete,
     /// A head.
     Head(Head),
 }
 
 impl Head {
-    /// Decodes the head at the start of `octets`. A long head with a short length is legal.
+    /// Decodes the head at the start of `bytes`. A long head with a short length is legal.
     #[inline]
-    pub fn decode(octets: &[u8]) -> Result<HeadResult, Error> {
-        let Some((&flags, rest)) = octets.split_first() else {
+    pub fn decode(bytes: &[u8]) -> Result<HeadResult, Error> {
+        let Some((&flags, rest)) = bytes.split_first() else {
             return Ok(HeadResult::Incomplete);
         };
         if flags & !(MORE | LONG | COMMAND) != 0 {
@@ -74,17 +74,17 @@ impl Head {
     }
 }
 
-/// Octets that the frame which `octets` begin certainly lacks, at least one.
-pub(super) fn missing(octets: &[u8]) -> usize {
-    let lacks = match (Head::decode(octets), octets.first()) {
+/// Bytes that the frame which `bytes` begin certainly lacks, at least one.
+pub(super) fn missing(bytes: &[u8]) -> usize {
+    let lacks = match (Head::decode(bytes), bytes.first()) {
         (Ok(HeadResult::Head(head)), _) => {
             let body_size = usize::try_from(head.body_size).unwrap_or(usize::MAX);
             head.head_size
                 .saturating_add(body_size)
-                .saturating_sub(octets.len())
+                .saturating_sub(bytes.len())
         }
         (_, None) => FRAME_SIZE_MIN,
-        (_, Some(flags)) if flags & LONG != 0 => 9usize.saturating_sub(octets.len()),
+        (_, Some(flags)) if flags & LONG != 0 => 9usize.saturating_sub(bytes.len()),
         _ => 1,
     };
     lacks.max(1)

@@ -1,8 +1,8 @@
-//! The 64-octet greeting (RFC 37 §3.2).
+//! The 64-byte greeting (RFC 37 §3.2).
 
 use super::Error;
 
-/// Octets of a greeting.
+/// Bytes of a greeting.
 pub const GREETING_SIZE: usize = 64;
 
 /// What a peer's greeting says.
@@ -23,8 +23,8 @@ impl Greeting {
     pub fn encode(mechanism: &str) -> [u8; GREETING_SIZE] {
         let mut out = [0u8; GREETING_SIZE];
         let name = mechanism.as_bytes();
-        for (at, octet) in out.iter_mut().enumerate() {
-            *octet = match at {
+        for (at, byte) in out.iter_mut().enumerate() {
+            *byte = match at {
                 0 => 0xFF,
                 9 => 0x7F,
                 10 => 3,
@@ -36,22 +36,22 @@ impl Greeting {
         out
     }
 
-    /// Checks the octets that have arrived so far, so that a foreign protocol is refused at its
-    /// first wrong octet instead of after 64.
+    /// Checks the bytes that have arrived so far, so that a foreign protocol is refused at its
+    /// first wrong byte instead of after 64.
     ///
-    /// The padding (octets 1-8) and the filler are not validated, as the RFC demands.
-    pub fn check_prefix(octets: &[u8]) -> Result<(), Error> {
-        match octets.first() {
+    /// The padding (bytes 1-8) and the filler are not validated, as the RFC demands.
+    pub fn check_prefix(bytes: &[u8]) -> Result<(), Error> {
+        match bytes.first() {
             None => return Ok(()),
             Some(0xFF) => {}
             // A ZMTP 1.0 peer starts with a frame length, but so does any foreign protocol.
             Some(&first) => return Err(Error::NotZmtp { first }),
         }
-        // ZMTP 1.0 long-length frame: the low bit of octet 9 is clear.
-        if octets.get(9).is_some_and(|signature| signature & 1 == 0) {
+        // ZMTP 1.0 long-length frame: the low bit of byte 9 is clear.
+        if bytes.get(9).is_some_and(|signature| signature & 1 == 0) {
             return Err(Error::OldVersion { major: 1 });
         }
-        match octets.get(10) {
+        match bytes.get(10) {
             Some(0) => Err(Error::OldVersion { major: 1 }),
             Some(&major @ 1..=2) => Err(Error::OldVersion {
                 major: if major == 1 { 2 } else { major },
@@ -61,9 +61,9 @@ impl Greeting {
     }
 
     /// Parses a whole greeting that passed [`Greeting::check_prefix`].
-    pub fn decode(octets: &[u8; GREETING_SIZE]) -> Result<Greeting, Error> {
-        Self::check_prefix(octets)?;
-        let [_, _, _, _, _, _, _, _, _, _, major, minor, rest @ ..] = octets;
+    pub fn decode(bytes: &[u8; GREETING_SIZE]) -> Result<Greeting, Error> {
+        Self::check_prefix(bytes)?;
+        let [_, _, _, _, _, _, _, _, _, _, major, minor, rest @ ..] = bytes;
         let mut mechanism = [0u8; 20];
         for (to, from) in mechanism.iter_mut().zip(rest) {
             *to = *from;
@@ -72,7 +72,7 @@ impl Greeting {
             major: *major,
             minor: *minor,
             mechanism,
-            as_server: rest.get(20).is_some_and(|octet| *octet == 1),
+            as_server: rest.get(20).is_some_and(|byte| *byte == 1),
         })
     }
 
@@ -87,7 +87,7 @@ impl Greeting {
         }
         let name = self
             .mechanism
-            .split(|octet| *octet == 0)
+            .split(|byte| *byte == 0)
             .next()
             .unwrap_or(&[]);
         Err(Error::MechanismMismatch {
@@ -103,18 +103,18 @@ mod tests {
 
     #[test]
     fn greeting_round_trips_and_padding_is_not_validated() {
-        let mut octets = Greeting::encode("NULL");
-        octets[1..9].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
-        octets[11] = 9;
-        octets[40] = 0xEE;
-        let greeting = Greeting::decode(&octets).unwrap();
+        let mut bytes = Greeting::encode("NULL");
+        bytes[1..9].copy_from_slice(&[1, 2, 3, 4, 5, 6, 7, 8]);
+        bytes[11] = 9;
+        bytes[40] = 0xEE;
+        let greeting = Greeting::decode(&bytes).unwrap();
         assert_eq!((greeting.major, greeting.minor), (3, 9));
         greeting.require_mechanism("NULL").unwrap();
         assert!(greeting.require_mechanism("PLAIN").is_err());
     }
 
     #[test]
-    fn wrong_octets_are_refused_as_soon_as_they_are_seen() {
+    fn wrong_bytes_are_refused_as_soon_as_they_are_seen() {
         let cases: [(&[u8], Option<Error>); 9] = [
             (&[], None),
             (&[0xFF], None),
@@ -132,15 +132,15 @@ mod tests {
                 Some(Error::OldVersion { major: 2 }),
             ),
             (&[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x7F, 4], None),
-            // Only the low bit of octet 9 counts.
+            // Only the low bit of byte 9 counts.
             (&[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0x01, 3], None),
             (
                 &[0xFF, 0, 0, 0, 0, 0, 0, 0, 1, 0xFE],
                 Some(Error::OldVersion { major: 1 }),
             ),
         ];
-        for (octets, want) in cases {
-            assert_eq!(Greeting::check_prefix(octets).err(), want, "{octets:?}");
+        for (bytes, want) in cases {
+            assert_eq!(Greeting::check_prefix(bytes).err(), want, "{bytes:?}");
         }
     }
 }

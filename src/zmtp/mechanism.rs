@@ -210,7 +210,7 @@ impl Handshake {
             }
             _ => match Command::decode(body)? {
                 Command::Ready(metadata) => {
-                    Ok(Outcome::Done(checked_peer(metadata.octets(), config)?))
+                    Ok(Outcome::Done(checked_peer(metadata.bytes(), config)?))
                 }
                 _ => Err(Error::UnexpectedInHandshake {
                     what: "another command than READY",

@@ -1,6 +1,6 @@
 //! A received message as a borrowed view into its connection's receive buffer.
 
-/// Where one frame's body stands, relative to the message's first octet.
+/// Where one frame's body stands, relative to the message's first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: usize,
@@ -10,13 +10,13 @@ pub(crate) struct Span {
 /// One or more frames, valid until the connection is asked for the next message.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
-    octets: &'a [u8],
+    bytes: &'a [u8],
     spans: &'a [Span],
 }
 
 impl<'a> Message<'a> {
-    pub(crate) fn new(octets: &'a [u8], spans: &'a [Span]) -> Self {
-        Message { octets, spans }
+    pub(crate) fn new(bytes: &'a [u8], spans: &'a [Span]) -> Self {
+        Message { bytes, spans }
     }
 
     /// Number of frames, at least one.
@@ -33,7 +33,7 @@ impl<'a> Message<'a> {
     #[inline]
     pub fn get(&self, index: usize) -> Option<&'a [u8]> {
         let span = self.spans.get(index)?;
-        self.octets.get(span.start..)?.get(..span.size)
+        self.bytes.get(span.start..)?.get(..span.size)
     }
 
     /// The frames' bodies in order.
@@ -42,7 +42,7 @@ impl<'a> Message<'a> {
         (0..self.len()).filter_map(move |index| message.get(index))
     }
 
-    /// Octets of all bodies together.
+    /// Bytes of all bodies together.
     pub fn size(&self) -> usize {
         self.spans.iter().map(|span| span.size).sum()
     }
@@ -56,7 +56,7 @@ impl<'a> Message<'a> {
 impl std::fmt::Debug for Message<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list()
-            .entries(self.iter().map(|part| format!("{} octets", part.len())))
+            .entries(self.iter().map(|part| format!("{} bytes", part.len())))
             .finish()
     }
 }

@@ -1,4 +1,4 @@
-//! ZMTP 3.1 without I/O: octets in → events out, calls in → octets out.
+//! ZMTP 3.1 without I/O: bytes in → events out, calls in → bytes out.
 //!
 //! Follows RFC 37/ZMTP (3.1) and accepts 3.0 peers (RFC 23). Nothing here owns a socket, a
 //! thread or a clock; `now` is an argument and every wait is reported as a deadline.
@@ -14,9 +14,9 @@
 //! Invariants:
 //! - A message is delivered whole or not at all, in order, never twice.
 //! - Nothing is delivered before the handshake is done.
-//! - No memory is reserved for octets that have not arrived; every length is checked against
+//! - No memory is reserved for bytes that have not arrived; every length is checked against
 //!   [`Limits`] when its header is seen.
-//! - Input is parsed by bounds-checked reads only; a malformed octet is an [`Error`], never a
+//! - Input is parsed by bounds-checked reads only; a malformed byte is an [`Error`], never a
 //!   panic.
 
 #![cfg_attr(
@@ -59,9 +59,9 @@ pub use send::SendQueue;
 /// What a peer may make us hold; crossing one closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Octets of one frame's body.
+    /// Bytes of one frame's body.
     pub frame_size_max: u64,
-    /// Octets of all bodies of one message together.
+    /// Bytes of all bodies of one message together.
     pub message_size_max: u64,
     /// Frames of one message, empty ones included.
     pub frames_max: usize,

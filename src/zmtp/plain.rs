@@ -31,7 +31,7 @@ pub struct PlainClient {
 }
 
 impl PlainClient {
-    /// Credentials of at most 255 octets each; none when they are longer.
+    /// Credentials of at most 255 bytes each; none when they are longer.
     pub fn new(username: &str, password: &str) -> Option<Self> {
         (username.len() <= 255 && password.len() <= 255).then(|| PlainClient {
             username: username.to_owned(),
@@ -53,7 +53,7 @@ pub struct PlainServer {
 }
 
 impl PlainServer {
-    /// Users and passwords of at most 255 octets each; longer ones could never be shown.
+    /// Users and passwords of at most 255 bytes each; longer ones could never be shown.
     pub fn new<'a>(users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let entry = |(user, password): (&str, &str)| {
             let password = Zeroizing::new(password.as_bytes().to_vec());
@@ -118,7 +118,7 @@ pub(super) fn answer_hello(
     let user = text("HELLO with its user name cut short")?;
     let password = text("HELLO with its password cut short")?;
     if !cursor.is_empty() {
-        return Err(malformed("octets after the password of HELLO"));
+        return Err(malformed("bytes after the password of HELLO"));
     }
     let name = String::from_utf8_lossy(user).into_owned();
     if !server.accepts(user, password) {
@@ -134,7 +134,7 @@ pub(super) fn answer_hello(
 /// Reads WELCOME and queues INITIATE.
 pub(super) fn answer_welcome(body: &[u8], metadata: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
     if body != b"\x07WELCOME" {
-        return Err(malformed("WELCOME expected, of 8 octets"));
+        return Err(malformed("WELCOME expected, of 8 bytes"));
     }
     encode_head(out, 9 + metadata.len(), false, true);
     out.extend_from_slice(b"\x08INITIATE");

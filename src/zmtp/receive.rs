@@ -4,15 +4,15 @@ use zeroize::Zeroize;
 
 use crate::limits::RECEIVE_BUFFER_SIZE_MIN;
 
-/// Octets that arrived and are not consumed yet.
+/// Bytes that arrived and are not consumed yet.
 ///
-/// `start <= end <= octets.len()`; `octets[start..end]` is what arrived, the rest is room for
+/// `start <= end <= bytes.len()`; `bytes[start..end]` is what arrived, the rest is room for
 /// the next read. It grows only when it is full: fourfold up to the read-ahead while reads fill
 /// it, by doubling beyond that for a message that is larger. So the memory is at most twice
 /// what has arrived, or the read-ahead.
 #[derive(Debug, Default)]
 pub struct ReceiveBuffer {
-    octets: Vec<u8>,
+    bytes: Vec<u8>,
     start: usize,
     end: usize,
     /// The last read filled all the room: more may be waiting.
@@ -21,16 +21,16 @@ pub struct ReceiveBuffer {
 }
 
 impl ReceiveBuffer {
-    /// Octets that arrived and are not consumed.
+    /// Bytes that arrived and are not consumed.
     #[inline]
     pub fn filled(&self) -> &[u8] {
-        self.octets.get(self.start..self.end).unwrap_or(&[])
+        self.bytes.get(self.start..self.end).unwrap_or(&[])
     }
 
     /// The same, to decrypt in place.
     #[cfg(feature = "curve")]
     pub(super) fn filled_mut(&mut self) -> &mut [u8] {
-        self.octets.get_mut(self.start..self.end).unwrap_or(&mut [])
+        self.bytes.get_mut(self.start..self.end).unwrap_or(&mut [])
     }
 
     /// Room for the next read; empty only when there is none left and `may_grow` is false.
@@ -39,31 +39,31 @@ impl ReceiveBuffer {
             self.start = 0;
             self.end = 0;
         }
-        let size = self.octets.len();
+        let size = self.bytes.len();
         // Moving what is left to the front is cheap while it is small against the buffer.
         if self.start > 0 && size - self.end < size / 2 {
-            self.octets.copy_within(self.start..self.end, 0);
+            self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
         let was_full = std::mem::take(&mut self.was_full);
         if size == 0 {
-            self.octets.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
+            self.bytes.resize(RECEIVE_BUFFER_SIZE_MIN, 0);
         } else if may_grow && was_full && size < read_ahead {
             self.grow(size.saturating_mul(4).min(read_ahead));
         } else if may_grow && self.end == size {
             self.grow(size * 2);
         }
-        self.octets.get_mut(self.end..).unwrap_or(&mut [])
+        self.bytes.get_mut(self.end..).unwrap_or(&mut [])
     }
 
-    /// Takes over `count` octets that were written into [`ReceiveBuffer::space`].
+    /// Takes over `count` bytes that were written into [`ReceiveBuffer::space`].
     pub fn fill(&mut self, count: usize) {
-        self.end = self.octets.len().min(self.end + count);
-        self.was_full = self.end == self.octets.len();
+        self.end = self.bytes.len().min(self.end + count);
+        self.was_full = self.end == self.bytes.len();
     }
 
-    /// Drops `count` octets from the front.
+    /// Drops `count` bytes from the front.
     #[inline]
     pub fn consume(&mut self, count: usize) {
         self.start = self.end.min(self.start + count);
@@ -74,9 +74,9 @@ impl ReceiveBuffer {
     pub(super) fn consume_secret(&mut self, count: usize) {
         self.consume(count);
         let (start, end) = (self.start, self.end);
-        for unread in [0..start, end..self.octets.len()] {
-            if let Some(octets) = self.octets.get_mut(unread) {
-                octets.zeroize();
+        for unread in [0..start, end..self.bytes.len()] {
+            if let Some(bytes) = self.bytes.get_mut(unread) {
+                bytes.zeroize();
             }
         }
     }
@@ -84,7 +84,7 @@ impl ReceiveBuffer {
     /// Wipes what a handshake that was not done has left.
     pub(super) fn wipe_secret(&mut self) {
         if self.is_secret {
-            self.octets.zeroize();
+            self.bytes.zeroize();
         }
     }
 
@@ -95,14 +95,14 @@ impl ReceiveBuffer {
 
     fn grow(&mut self, size: usize) {
         if !self.is_secret {
-            return self.octets.resize(size, 0);
+            return self.bytes.resize(size, 0);
         }
-        let mut octets = vec![0; size];
-        for (to, from) in octets.iter_mut().zip(&self.octets) {
+        let mut bytes = vec![0; size];
+        for (to, from) in bytes.iter_mut().zip(&self.bytes) {
             *to = *from;
         }
-        self.octets.zeroize();
-        self.octets = octets;
+        self.bytes.zeroize();
+        self.bytes = bytes;
     }
 
     /// Gives the memory back when nothing is held.
@@ -115,9 +115,9 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Octets of memory held.
+    /// Bytes of memory held.
     pub fn capacity(&self) -> usize {
-        self.octets.capacity()
+        self.bytes.capacity()
     }
 }
 
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn octets_come_out_as_they_went_in_whatever_the_steps() {
+    fn bytes_come_out_as_they_went_in_whatever_the_steps() {
         let mut buffer = ReceiveBuffer::default();
         let mut sent = 0u32;
         let mut seen = 0u32;
@@ -137,16 +137,16 @@ mod tests {
                 let space = buffer.space(64 << 10, true);
                 assert!(!space.is_empty());
                 let now = left.min(space.len());
-                for octet in &mut space[..now] {
-                    *octet = (sent % 251) as u8;
+                for byte in &mut space[..now] {
+                    *byte = (sent % 251) as u8;
                     sent += 1;
                 }
                 buffer.fill(now);
                 left -= now;
             }
             let take = ((step * 104_729) % 6_000).min(buffer.filled().len());
-            for octet in &buffer.filled()[..take] {
-                assert_eq!(*octet, (seen % 251) as u8);
+            for byte in &buffer.filled()[..take] {
+                assert_eq!(*byte, (seen % 251) as u8);
                 seen += 1;
             }
             buffer.consume(take);

@@ -11,15 +11,15 @@ use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN};
 
 /// A queue of encoded messages that outlives a connection.
 ///
-/// Positions count octets since the queue was made and only grow:
+/// Positions count bytes since the queue was made and only grow:
 /// `released <= message_start <= written <= end`.
-/// - `released`: first octet still held in memory.
+/// - `released`: first byte still held in memory.
 /// - `message_start`: start of the first message that is not written whole.
 /// - `written`: what the kernel has taken.
 /// - `end`: what has been queued.
 ///
 /// When a connection is lost, [`SendQueue::rewind`] goes back to `message_start`: a peer never
-/// delivers a message it has not received whole, so it is sent again from its first octet and
+/// delivers a message it has not received whole, so it is sent again from its first byte and
 /// still delivered at most once.
 #[derive(Debug, Default)]
 pub struct SendQueue {
@@ -44,10 +44,10 @@ enum Segment {
 }
 
 impl Segment {
-    fn octets(&self) -> &[u8] {
+    fn bytes(&self) -> &[u8] {
         match self {
-            Segment::Buffer(octets) => octets,
-            Segment::Shared(octets) => octets,
+            Segment::Buffer(bytes) => bytes,
+            Segment::Shared(bytes) => bytes,
         }
     }
 }
@@ -64,9 +64,9 @@ impl SendQueue {
         self.message_ends.len()
     }
 
-    /// Octets (heads included) that are not written.
+    /// Bytes (heads included) that are not written.
     #[inline]
-    pub fn octets(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.end - self.written
     }
 
@@ -116,7 +116,7 @@ impl SendQueue {
         self.end += (self.tail.len() - before) as u64;
     }
 
-    /// Makes room for `size` octets in `tail` without moving what is there.
+    /// Makes room for `size` bytes in `tail` without moving what is there.
     #[inline]
     fn reserve(&mut self, size: usize) {
         if self.tail.capacity() - self.tail.len() >= size {
@@ -133,7 +133,7 @@ impl SendQueue {
         }
     }
 
-    /// Octets of the message that is being written and must be finished before anything else
+    /// Bytes of the message that is being written and must be finished before anything else
     /// (a heartbeat) may be put on the wire.
     pub fn unfinished(&self) -> u64 {
         match self.message_ends.front() {
@@ -142,47 +142,47 @@ impl SendQueue {
         }
     }
 
-    /// Adds slices of the unwritten octets, from `skip` octets behind `written` and at most
-    /// `octets_max` octets, until `out` holds `slices_max`.
+    /// Adds slices of the unwritten bytes, from `skip` bytes behind `written` and at most
+    /// `bytes_max` bytes, until `out` holds `slices_max`.
     pub fn gather<'a>(
         &'a self,
         skip: u64,
-        mut octets_max: u64,
+        mut bytes_max: u64,
         slices_max: usize,
         out: &mut Vec<IoSlice<'a>>,
     ) {
         let mut position = self.released;
         let from = self.written + skip;
-        let chunks = self.segments.iter().map(Segment::octets);
-        for octets in chunks.chain([self.tail.as_slice()]) {
-            if out.len() >= slices_max || octets_max == 0 {
+        let chunks = self.segments.iter().map(Segment::bytes);
+        for bytes in chunks.chain([self.tail.as_slice()]) {
+            if out.len() >= slices_max || bytes_max == 0 {
                 return;
             }
-            let next = position + octets.len() as u64;
+            let next = position + bytes.len() as u64;
             if next > from {
                 let offset = usize::try_from(from.saturating_sub(position)).unwrap_or(usize::MAX);
-                let rest = octets.get(offset..).unwrap_or(&[]);
-                let take = usize::try_from(octets_max)
+                let rest = bytes.get(offset..).unwrap_or(&[]);
+                let take = usize::try_from(bytes_max)
                     .unwrap_or(usize::MAX)
                     .min(rest.len());
                 out.push(IoSlice::new(rest.get(..take).unwrap_or(&[])));
-                octets_max -= take as u64;
+                bytes_max -= take as u64;
             }
             position = next;
         }
     }
 
-    /// The frames behind the first `skip` unwritten octets, which must end with a frame.
+    /// The frames behind the first `skip` unwritten bytes, which must end with a frame.
     #[cfg(feature = "curve")]
     pub(super) fn frames(&self, skip: u64) -> impl Iterator<Item = (Head, &[u8])> {
         let mut left = self.written + skip - self.released;
-        let chunks = self.segments.iter().map(Segment::octets);
+        let chunks = self.segments.iter().map(Segment::bytes);
         let mut chunks = chunks
             .chain([self.tail.as_slice()])
-            .filter_map(move |octets| {
-                let skipped = left.min(octets.len() as u64);
+            .filter_map(move |bytes| {
+                let skipped = left.min(bytes.len() as u64);
                 left -= skipped;
-                let rest = octets.get(usize::try_from(skipped).ok()?..)?;
+                let rest = bytes.get(usize::try_from(skipped).ok()?..)?;
                 (!rest.is_empty()).then_some(rest)
             });
         let mut rest: &[u8] = &[];
@@ -207,7 +207,7 @@ impl SendQueue {
         })
     }
 
-    /// The kernel has taken `count` octets.
+    /// The kernel has taken `count` bytes.
     pub fn advance(&mut self, count: u64) {
         self.written = self.end.min(self.written + count);
         while let Some(&end) = self.message_ends.front() {
@@ -219,7 +219,7 @@ impl SendQueue {
             self.cuts = 0;
         }
         while let Some(segment) = self.segments.front() {
-            let size = segment.octets().len() as u64;
+            let size = segment.bytes().len() as u64;
             if self.released + size > self.message_start {
                 return;
             }
@@ -272,7 +272,7 @@ impl SendQueue {
 mod tests {
     use super::*;
 
-    fn octets(queue: &SendQueue) -> Vec<u8> {
+    fn bytes(queue: &SendQueue) -> Vec<u8> {
         let mut slices = Vec::new();
         queue.gather(0, u64::MAX, usize::MAX, &mut slices);
         slices
@@ -332,10 +332,10 @@ mod tests {
         assert_eq!(queue.rewind(false), 1);
         let mut want = encoded(&[b"second", b"part"]);
         want.extend(encoded(&[b"third"]));
-        assert_eq!(octets(&queue), want);
+        assert_eq!(bytes(&queue), want);
         assert_eq!(queue.message_count(), 2);
         queue.drop_first();
-        assert_eq!(octets(&queue), encoded(&[b"third"]));
+        assert_eq!(bytes(&queue), encoded(&[b"third"]));
         assert_eq!(queue.rewind(true), 1, "another message");
         queue.drop_first();
         assert!(queue.is_empty());
@@ -346,11 +346,11 @@ mod tests {
     fn a_large_message_leaves_no_large_memory() {
         let mut queue = SendQueue::new();
         queue.push(&[&vec![1; 10 << 20]]);
-        queue.advance(queue.octets());
+        queue.advance(queue.bytes());
         assert!(queue.is_empty() && queue.segments.is_empty());
         assert!(queue.tail.capacity() <= SEND_CHUNK_SIZE_MAX);
         queue.push(&[b"small"]);
-        queue.advance(queue.octets());
+        queue.advance(queue.bytes());
         queue.release_idle();
         assert_eq!(queue.tail.capacity(), 0);
     }

@@ -160,7 +160,7 @@ impl Arena {
             self.worst
         );
         assert_eq!(self.good.counters().disconnected, 0);
-        assert!(memory < cost.memory_mib << 20, "{memory} octets");
+        assert!(memory < cost.memory_mib << 20, "{memory} bytes");
         assert!(cpu < cost.cpu, "{cpu:?}");
         let descriptors = seen.peers_max;
         assert!(descriptors <= cost.descriptors, "{descriptors} descriptors");
@@ -229,7 +229,7 @@ impl Random {
         self.0
     }
 
-    pub(crate) fn octets(&mut self, count: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count).map(|_| self.next() as u8).collect()
     }
 }

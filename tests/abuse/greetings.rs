@@ -13,7 +13,7 @@ fn garbage_greetings() {
     let mut random = Random(1);
     for round in 0..1000u64 {
         let mut raw = arena.raw();
-        raw.write(&random.octets(1024));
+        raw.write(&random.bytes(1024));
         if round % 50 == 0 {
             arena.round();
         }
@@ -33,21 +33,21 @@ fn garbage_greetings() {
 
 #[test]
 fn slow_greetings() {
-    // An octet now and then is progress, and still no handshake. Behind the greeting stands a
+    // A byte now and then is progress, and still no handshake. Behind the greeting stands a
     // command that would take minutes.
     let mut arena = Arena::new(
         "slow greetings",
         Options::new().handshake_ivl(Duration::from_secs(4)),
     );
     let mut raws: Vec<Raw> = (0..100).map(|_| arena.raw()).collect();
-    let mut octets = greeting("NULL").to_vec();
-    octets.extend([6, 0, 0, 0, 0, 0, 0, 0x27, 0]);
-    octets.resize(octets.len() + 0x2700, b'x');
-    let mut octets = octets.into_iter();
+    let mut bytes = greeting("NULL").to_vec();
+    bytes.extend([6, 0, 0, 0, 0, 0, 0, 0x27, 0]);
+    bytes.resize(bytes.len() + 0x2700, b'x');
+    let mut bytes = bytes.into_iter();
     while arena.seen().counters.handshake_timeouts < 100 {
-        let octet = octets.next().expect("out of time before the last octet");
+        let byte = bytes.next().expect("out of time before the last byte");
         raws.iter_mut().for_each(|raw| {
-            raw.try_write(&[octet]);
+            raw.try_write(&[byte]);
         });
         for _ in 0..10 {
             arena.round();
@@ -228,7 +228,7 @@ fn an_identity_a_connection() {
     }
     arena.rounds_until("all are gone", |seen| seen.peers == 1);
     let grown = rss().saturating_sub(settled);
-    assert!(grown < 2 << 20, "15,000 identities left {grown} octets");
+    assert!(grown < 2 << 20, "15,000 identities left {grown} bytes");
     let seen = arena.end(&Cost {
         memory_mib: 6,
         descriptors: 120,

@@ -14,12 +14,12 @@ fn attacker(arena: &Arena, identity: &[u8]) -> Raw {
     raw
 }
 
-/// Writes `octets` again and again until the connection is closed.
-fn flood_until_closed(arena: &mut Arena, raw: &mut Raw, octets: &[u8]) {
+/// Writes `bytes` again and again until the connection is closed.
+fn flood_until_closed(arena: &mut Arena, raw: &mut Raw, bytes: &[u8]) {
     let mut at = 0;
     let mut turns = 0u32;
     until("it is closed", || {
-        at = (at + raw.try_write(&octets[at..])) % octets.len();
+        at = (at + raw.try_write(&bytes[at..])) % bytes.len();
         raw.read(1024);
         turns += 1;
         if turns.is_multiple_of(16) {
@@ -68,10 +68,10 @@ fn huge_declared_frames() {
     let mut arena = Arena::new("declared 2^63-1", Options::new());
     for round in 0..200u64 {
         let mut raw = attacker(&arena, b"huge");
-        let mut octets = vec![2];
-        octets.extend((i64::MAX as u64 - round).to_be_bytes());
-        octets.extend([0; 500]);
-        raw.write(&octets);
+        let mut bytes = vec![2];
+        bytes.extend((i64::MAX as u64 - round).to_be_bytes());
+        bytes.extend([0; 500]);
+        raw.write(&bytes);
         arena.rounds_until("it is closed", |seen| {
             seen.counters.protocol_errors == round + 1
         });
@@ -80,10 +80,10 @@ fn huge_declared_frames() {
     let raws: Vec<Raw> = (0..100u8)
         .map(|n| {
             let mut raw = attacker(&arena, &[b'a', n]);
-            let mut octets = vec![2];
-            octets.extend((64u64 << 20).to_be_bytes());
-            octets.extend([0; 500]);
-            raw.write(&octets);
+            let mut bytes = vec![2];
+            bytes.extend((64u64 << 20).to_be_bytes());
+            bytes.extend([0; 500]);
+            raw.write(&bytes);
             raw
         })
         .collect();
@@ -110,11 +110,11 @@ fn floods_below_the_mark() {
             let mut raw = attacker(&arena, &[b'f', n]);
             let over = &over;
             scope.spawn(move || {
-                let octets = frame(0, b"a small message").repeat(4096);
+                let bytes = frame(0, b"a small message").repeat(4096);
                 let mut at = 0;
                 while !over.load(Ordering::SeqCst) {
-                    let count = raw.try_write(&octets[at..]);
-                    at = (at + count) % octets.len();
+                    let count = raw.try_write(&bytes[at..]);
+                    at = (at + count) % bytes.len();
                     if count == 0 {
                         std::thread::sleep(Duration::from_micros(100));
                     }
@@ -151,7 +151,7 @@ fn large_unfinished_messages_of_many() {
     let total = 32 << 20;
     let mut arena = Arena::new(
         "large, never finished",
-        Options::new().rcvhwm_total_octets(total),
+        Options::new().rcvhwm_total_bytes(total),
     );
     // It needs memory as well, and gets it.
     arena.filler = vec![7; 100_000];

@@ -12,8 +12,8 @@ use casparian::zmtp::{Config, Connection, Heartbeat, Limits, Progress, SendQueue
 use crate::arena::{Arena, Cost, Random};
 use crate::support::*;
 
-fn key(octet: u8) -> SecretKey {
-    SecretKey::from_bytes([octet; 32])
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32])
 }
 
 fn arena(name: &'static str) -> Arena {
@@ -116,9 +116,9 @@ fn forged_curve_messages() {
         raw.write(&greeting("CURVE"));
         let mut hello = b"\x05HELLO\x01\0".to_vec();
         hello.extend([0; 72]);
-        hello.extend(random.octets(120));
+        hello.extend(random.bytes(120));
         raw.write(&frame(4, &hello));
-        raw.write(&frame(0, &random.octets(100)));
+        raw.write(&frame(0, &random.bytes(100)));
         if round % 10 == 9 {
             arena.rounds_until("all are refused", |seen| {
                 seen.counters.handshake_failed == round + 1
@@ -165,9 +165,9 @@ fn authenticated_attackers() {
             client.seal(&queue).unwrap();
             let mut slices = Vec::new();
             client.gather(&queue, 8, &mut slices);
-            let octets: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
-            client.handle_written(&mut queue, octets.len(), now);
-            octets
+            let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.to_vec()).collect();
+            client.handle_written(&mut queue, bytes.len(), now);
+            bytes
         };
         let mut read = 0;
         until("it is let in", || {
@@ -185,8 +185,8 @@ fn authenticated_attackers() {
             client.is_open().then_some(())
         });
         if kind == "boxes" {
-            let octets = frame(0, &[b"\x07MESSAGE".to_vec(), vec![9; 100]].concat());
-            raw.write(&octets);
+            let bytes = frame(0, &[b"\x07MESSAGE".to_vec(), vec![9; 100]].concat());
+            raw.write(&bytes);
             until("it is closed", || {
                 arena.round();
                 raw.poll();

@@ -32,7 +32,7 @@ fn connected(bound: &str, router: &mut Router, options: Options) -> Dealer {
 pub(crate) fn close(net: &Net) {
     let (mut server, bound) = router(net, Options::new());
     let mut dealer = connected(&bound, &mut server, quick());
-    // Nobody reads these, and octets that are unread when a tcp connection is dropped end it by
+    // Nobody reads these, and bytes that are unread when a tcp connection is dropped end it by
     // a reset, which takes along what is on its way.
     server.send(b"d", &[&[1; 100_000]]).unwrap();
     server.drain(DEADLINE).unwrap();
@@ -80,9 +80,9 @@ pub(crate) fn close_is_bounded(net: &Net) {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let octets = frame(0, b"x").repeat(10_000);
+            let bytes = frame(0, b"x").repeat(10_000);
             while !over.load(Ordering::SeqCst) {
-                raws[0].try_write(&octets);
+                raws[0].try_write(&bytes);
             }
         });
         assert!(!server.close(Duration::from_millis(50)).unwrap());

@@ -56,7 +56,7 @@ pub(crate) fn spec_dealer(net: &Net) {
     let mut heard = Vec::new();
     until("all are heard", || {
         routers.iter_mut().for_each(Drive::drive);
-        // The octets of all are there before the first is taken.
+        // The bytes of all are there before the first is taken.
         if heard.is_empty() {
             for_a_while(Duration::from_millis(20), || dealer.drive());
         }

@@ -66,7 +66,7 @@ behaviours! {
     connections::reconnect_options, "each stop condition ends the attempts, and no other";
     connections::term_endpoint, "a send after disconnect has no peer; an unbound endpoint is closed";
     connections::bind_after_connect, "what was queued before the bind arrives";
-    connections::close, "what was sent arrives though octets of the other side are unread";
+    connections::close, "what was sent arrives though bytes of the other side are unread";
     connections::close_is_bounded, "neither a flood nor many peers keep a socket from closing in time";
     connections::held_and_lost, "a message that nobody receives does not keep a lost connection from coming back";
     connections::host_names, "a name leads to its host; one that does not exist is told and disturbs nobody";
@@ -79,13 +79,13 @@ behaviours! {
     connections::monitor, "events come in the order of a connection's life";
     connections::metadata, "properties of the handshake are told, case-insensitively";
 
-    raw::stream, "the octets of a DEALER, one by one";
+    raw::stream, "the bytes of a DEALER, one by one";
     raw::stream_timeout, "silent peers are dropped, accepted or connected to";
-    raw::trickled_handshake, "octets that trickle do not put the end of a handshake off";
+    raw::trickled_handshake, "bytes that trickle do not put the end of a handshake off";
     raw::socket_types, "types that talk to each other do, others and bad identities get ERROR";
     raw::old_versions, "ZMTP 1 and 2 are refused with a reason, versions to come are not";
-    raw::stream_exceeds_buffer, "8193 octets in pieces of any size are one message";
-    raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 octets at most";
+    raw::stream_exceeds_buffer, "8193 bytes in pieces of any size are one message";
+    raw::heartbeats, "silence ends a connection; TTL is honoured; contexts come back, 16 bytes at most";
     raw::heartbeats_of_3_0, "a 3.0 peer is not held to PINGs it does not know";
     raw::unread_is_not_silent, "what has come and is unread keeps a connection past its deadlines";
     raw::slow_owner, "an owner that takes its time over each message loses nobody who is there";
@@ -114,5 +114,5 @@ behaviours! {
     others::libzmq_1575_new_identity, "libzmq #1575, #4603: a connecting ROUTER learns the identity anew";
     others::libzmq_2709_big_transfer, "libzmq #2709: a large message over a slow link does not look like silence";
     others::cve_2020_15166, "silent connections keep nobody out";
-    others::libzmq_2020_memory, "libzmq #2020, #3737: queues are bounded in octets";
+    others::libzmq_2020_memory, "libzmq #2020, #3737: queues are bounded in bytes";
 }

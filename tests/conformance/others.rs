@@ -108,22 +108,22 @@ pub(crate) fn zmqrs_286_ready_lengths(net: &Net) {
     let (mut server, bound) = router(net, Options::new());
     let good = ready(&[("Socket-Type", b"DEALER"), ("Identity", b"g")]);
     let mut bad = Vec::new();
-    // The body cut everywhere, and every octet of it made as large and as small as it can be.
+    // The body cut everywhere, and every byte of it made as large and as small as it can be.
     for size in 0..good.len() - 2 {
         bad.push(frame(4, &good[2..2 + size]));
     }
     for place in 2..good.len() {
         for value in [0, 0x7F, 0x80, 0xFF] {
-            let mut octets = good.clone();
-            octets[place] = value;
-            bad.push(octets);
+            let mut bytes = good.clone();
+            bytes[place] = value;
+            bad.push(bytes);
         }
     }
     let mut raws: Vec<Raw> = Vec::new();
-    for octets in &bad {
+    for bytes in &bad {
         let mut raw = net.raw(&bound);
         raw.write(&greeting("NULL"));
-        raw.write(octets);
+        raw.write(bytes);
         raws.push(raw);
         server.drive();
     }
@@ -164,9 +164,9 @@ pub(crate) fn rzmq_9_huge_length(net: &Net) {
     ] {
         for flags in [2, 3, 6] {
             let mut raw = established(net, &mut server, &bound, b"bad");
-            let mut octets = vec![flags];
-            octets.extend(size.to_be_bytes());
-            raw.write(&octets);
+            let mut bytes = vec![flags];
+            bytes.extend(size.to_be_bytes());
+            raw.write(&bytes);
             raw.try_write(&[0; 1000]);
             lost(&mut server, b"bad");
         }
@@ -247,7 +247,7 @@ pub(crate) fn libzmq_4665_dead_at_hwm(net: &Net) {
 
 pub(crate) fn libzmq_4665_blocked_send(net: &Net) {
     // A send that may wait for ever, to a peer whose own message nobody has received and whose
-    // host is gone: no octet comes any more, and no end of the stream.
+    // host is gone: no byte comes any more, and no end of the stream.
     let options = Options::new()
         .heartbeat_ivl(Duration::from_millis(20))
         .heartbeat_timeout(Duration::from_millis(200))
@@ -344,15 +344,15 @@ pub(crate) fn libzmq_2709_big_transfer(net: &Net) {
         let due = began.elapsed().as_micros() as usize;
         match due.saturating_sub(raw.got.len()) {
             0 => {}
-            octets => _ = raw.read(octets.min(1 << 20)),
+            bytes => _ = raw.read(bytes.min(1 << 20)),
         }
         (raw.got.len() > body.len()).then_some(())
     });
     assert!(began.elapsed() > Duration::from_secs(5));
     raw.write(&frame(4, b"\x04PONG"));
     // And a large message that comes slowly is life as well.
-    let octets = frame(0, &vec![4; 100_000]);
-    for piece in octets.chunks(1000) {
+    let bytes = frame(0, &vec![4; 100_000]);
+    for piece in bytes.chunks(1000) {
         raw.write(piece);
         let until = Instant::now() + Duration::from_millis(3);
         while Instant::now() < until {
@@ -393,8 +393,8 @@ pub(crate) fn cve_2020_15166(net: &Net) {
 pub(crate) fn libzmq_2020_memory(net: &Net) {
     let options = Options::new()
         .sndhwm(0)
-        .sndhwm_octets(4 << 20)
-        .sndhwm_total_octets(10 << 20);
+        .sndhwm_bytes(4 << 20)
+        .sndhwm_total_bytes(10 << 20);
     let (mut server, bound) = router(net, options);
     let _stalled: Vec<Raw> = (0..4u8)
         .map(|n| established(net, &mut server, &bound, &[b'a' + n]))
@@ -404,11 +404,11 @@ pub(crate) fn libzmq_2020_memory(net: &Net) {
     for n in 0..4u8 {
         fill(&mut server, &[b'a' + n], &body);
     }
-    let queued = server.socket().pending_octets();
+    let queued = server.socket().pending_bytes();
     assert!((9 << 20..=10 << 20).contains(&queued), "{queued}");
     assert!(rss() < before + (64 << 20));
     // A message that is larger than the whole mark goes alone.
-    let (mut alone, bound) = router(net, Options::new().sndhwm_octets(1000));
+    let (mut alone, bound) = router(net, Options::new().sndhwm_bytes(1000));
     let mut raw = established(net, &mut alone, &bound, b"r");
     alone.send(b"r", &[&body]).unwrap();
     until("it arrives", || {

@@ -121,7 +121,7 @@ pub(crate) fn gone_with_its_connection(net: &Net) {
         assert_eq!(take(&mut server), None);
         (server.socket().peer_count() == 0).then_some(())
     });
-    assert_eq!(server.socket().pending_octets(), 0);
+    assert_eq!(server.socket().pending_bytes(), 0);
     let mut back = established(net, &mut server, &bound, b"same");
     server.send(b"same", &[b"fresh"]).unwrap();
     until("a message comes", || {
@@ -168,7 +168,7 @@ pub(crate) fn sockopt_hwm(net: &Net) {
 pub(crate) fn backpressure(net: &Net) {
     // The receiver reads ahead little and its owner takes nothing.
     let (mut server, bound) = router(net, Options::new().sndhwm(10));
-    let options = Options::new().routing_id("d").rcvhwm_octets(4096);
+    let options = Options::new().routing_id("d").rcvhwm_bytes(4096);
     let mut dealer = Dealer::new(options).unwrap();
     dealer.connect(&bound).unwrap();
     until("established", || {

@@ -1,4 +1,4 @@
-//! Sockets against peers that speak octets.
+//! Sockets against peers that speak bytes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -52,11 +52,11 @@ pub(crate) fn stream(net: &Net) {
         (raw.got.len() >= want.len()).then_some(())
     });
     assert_eq!(raw.got, want);
-    for octet in greeting("NULL")
+    for byte in greeting("NULL")
         .into_iter()
         .chain(ready(&[("Socket-Type", b"ROUTER")]))
     {
-        raw.write(&[octet]);
+        raw.write(&[byte]);
         dealer.drive();
     }
     until("established", || {
@@ -118,7 +118,7 @@ pub(crate) fn stream_timeout(net: &Net) {
 }
 
 pub(crate) fn trickled_handshake(net: &Net) {
-    // Octet after octet, a stranger could go on for as long as its command is long.
+    // Byte after byte, a stranger could go on for as long as its command is long.
     let options = Options::new().handshake_ivl(Duration::from_millis(40));
     let (mut server, bound) = router(net, options);
     let mut raw = net.raw(&bound);
@@ -130,7 +130,7 @@ pub(crate) fn trickled_handshake(net: &Net) {
         server.drive();
         (server.counters().handshake_timeouts == 1).then_some(())
     });
-    assert!(given < 0x2700, "{given} octets");
+    assert!(given < 0x2700, "{given} bytes");
 }
 
 pub(crate) fn socket_types(net: &Net) {
@@ -186,7 +186,7 @@ pub(crate) fn socket_types(net: &Net) {
 }
 
 pub(crate) fn old_versions(net: &Net) {
-    for (octets, want) in [
+    for (bytes, want) in [
         (&b"\x01\0"[..], "not a ZMTP greeting"),
         (b"\x05\0abcd", "not a ZMTP greeting"),
         (b"\xff\0\0\0\0\0\0\0\x05\0", "peer speaks ZMTP 1.0"),
@@ -199,7 +199,7 @@ pub(crate) fn old_versions(net: &Net) {
     ] {
         let (mut server, bound) = router(net, Options::new());
         let mut raw = net.raw(&bound);
-        raw.write(octets);
+        raw.write(bytes);
         let mut events = Vec::new();
         until("it is closed", || {
             server.drive();
@@ -209,16 +209,16 @@ pub(crate) fn old_versions(net: &Net) {
         });
         // This is what the log line says.
         let reason = handshake_failure(&events).unwrap().to_string();
-        assert!(reason.contains(want), "{octets:?}: {reason}");
+        assert!(reason.contains(want), "{bytes:?}: {reason}");
     }
     // Higher versions and whatever stands in the padding are those of a peer to come.
     let (mut server, bound) = router(net, Options::new());
-    let mut octets = greeting("NULL");
-    octets[1..9].copy_from_slice(b"whatever");
-    (octets[9], octets[10], octets[11]) = (0x01, 4, 7);
-    (octets[32], octets[63]) = (1, 9);
+    let mut bytes = greeting("NULL");
+    bytes[1..9].copy_from_slice(b"whatever");
+    (bytes[9], bytes[10], bytes[11]) = (0x01, 4, 7);
+    (bytes[32], bytes[63]) = (1, 9);
     let mut raw = net.raw(&bound);
-    raw.write(&octets);
+    raw.write(&bytes);
     raw.write(&ready(&[("Socket-Type", b"DEALER"), ("Identity", b"new")]));
     until("it is let in", || {
         server.drive();
@@ -231,8 +231,8 @@ pub(crate) fn stream_exceeds_buffer(net: &Net) {
         let (mut server, bound) = router(net, Options::new());
         let mut raw = established(net, &mut server, &bound, b"r");
         let body: Vec<u8> = (0..8193u32).map(|n| n as u8).collect();
-        let octets = frame(0, &body);
-        for piece in octets.chunks(step.min(octets.len())) {
+        let bytes = frame(0, &body);
+        for piece in bytes.chunks(step.min(bytes.len())) {
             raw.write(piece);
             if let Some((from, frames)) = take(&mut server) {
                 assert_eq!((from, frames), (b"r".to_vec(), vec![body.clone()]));
@@ -331,7 +331,7 @@ pub(crate) fn heartbeats(net: &Net) {
     for_a_while(Duration::from_millis(50), || server.drive());
     assert!(server.socket().route(b"none").is_some());
 
-    // The context comes back, 16 octets of it at most.
+    // The context comes back, 16 bytes of it at most.
     let long = [7; 300];
     for (context, echo) in [
         (&b""[..], &b""[..]),
@@ -361,10 +361,10 @@ pub(crate) fn heartbeats_of_3_0(net: &Net) {
     );
     let old = |identity: &[u8]| {
         let mut raw = net.raw(&bound);
-        let mut octets = greeting("NULL").to_vec();
-        octets[11] = 0;
-        octets.extend(ready(&[("Socket-Type", b"DEALER"), ("Identity", identity)]));
-        raw.write(&octets);
+        let mut bytes = greeting("NULL").to_vec();
+        bytes[11] = 0;
+        bytes.extend(ready(&[("Socket-Type", b"DEALER"), ("Identity", identity)]));
+        raw.write(&bytes);
         raw
     };
     let _ignores = old(b"ignores");
@@ -524,7 +524,7 @@ pub(crate) fn commands_between_frames(net: &Net) {
     });
     // What the RFC forbids closes the connection: reserved bits, MORE on a command, a second
     // READY, a malformed command.
-    for octets in [
+    for bytes in [
         frame(8, b"x"),
         frame(0x80, b"x"),
         frame(5, b"\x04PONG"),
@@ -534,11 +534,11 @@ pub(crate) fn commands_between_frames(net: &Net) {
         frame(4, b"\x09PING"),
     ] {
         let mut raw = established(net, &mut server, &bound, b"bad");
-        raw.write(&octets);
+        raw.write(&bytes);
         let reason = lost(&mut server, b"bad");
         assert!(
             matches!(reason, DisconnectReason::Protocol(_)),
-            "{octets:?}: {reason}"
+            "{bytes:?}: {reason}"
         );
     }
     assert!(server.socket().route(b"r").is_some());

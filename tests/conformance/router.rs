@@ -49,7 +49,7 @@ pub(crate) fn spec_router(net: &Net) {
         }
         assert!(dealer.drain(DEADLINE).unwrap());
     }
-    // Octets of all are there before the first is taken.
+    // Bytes of all are there before the first is taken.
     for_a_while(Duration::from_millis(20), || router.drive());
     let mut got = Vec::new();
     until("all arrive", || {
@@ -64,7 +64,7 @@ pub(crate) fn spec_router(net: &Net) {
             assert_eq!(*frames, [vec![], vec![round as u8]]);
         }
     }
-    // A peer without a name gets one of five octets, the first of them zero.
+    // A peer without a name gets one of five bytes, the first of them zero.
     let mut nameless = dealer("", &bound);
     nameless.send(&[b"who am I"]).unwrap();
     let name = until("it is heard", || {
@@ -200,16 +200,16 @@ pub(crate) fn router_handover(net: &Net) {
 
 pub(crate) fn handover_of_another_user(net: &Net) {
     let users = || PlainServer::new([("one", "1"), ("two", "2")]);
-    let secret = |octet| SecretKey::from_bytes([octet; 32]);
+    let secret = |byte| SecretKey::from_bytes([byte; 32]);
     let listed = || {
         let keys = [(1, "one"), (2, "two"), (3, "two")];
-        let keys = keys.map(|(octet, name)| (secret(octet).public(), name.to_owned()));
+        let keys = keys.map(|(byte, name)| (secret(byte).public(), name.to_owned()));
         Clients::Listed(Arc::new(keys.into_iter().collect()))
     };
     let plain = |user: &str, password: &str| {
         Options::new().plain_client(PlainClient::new(user, password).unwrap())
     };
-    let curve = |octet| Options::new().curve_client(secret(octet), secret(9).public());
+    let curve = |byte| Options::new().curve_client(secret(byte), secret(9).public());
     let server = |clients| Options::new().curve_server(secret(9), clients);
     // Key 2 and key 3 have one name.
     for (what, server, first, second, may) in [

@@ -13,14 +13,14 @@ use casparian::zmtp::{Config, Connection, Limits, Progress, SendQueue};
 use crate::router::router;
 use crate::support::*;
 
-fn key(octet: u8) -> SecretKey {
-    SecretKey::from_bytes([octet; 32])
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32])
 }
 
-fn listed(octets: &[u8]) -> Clients {
-    let keys = octets
+fn listed(bytes: &[u8]) -> Clients {
+    let keys = bytes
         .iter()
-        .map(|octet| (key(*octet).public(), format!("key {octet}")));
+        .map(|byte| (key(*byte).public(), format!("key {byte}")));
     Clients::Listed(Arc::new(keys.collect::<AuthorizedKeys>()))
 }
 
@@ -59,13 +59,13 @@ impl Client {
         Client(Connection::new(Arc::new(config), Instant::now()))
     }
 
-    fn receive(&mut self, octets: &[u8]) {
-        let mut octets = octets;
-        while !octets.is_empty() {
+    fn receive(&mut self, bytes: &[u8]) {
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
             let space = self.0.receive_space(true);
-            let count = space.len().min(octets.len());
-            space[..count].copy_from_slice(&octets[..count]);
-            octets = &octets[count..];
+            let count = space.len().min(bytes.len());
+            space[..count].copy_from_slice(&bytes[..count]);
+            bytes = &bytes[count..];
             self.0.handle_received(count, Instant::now());
             while let Ok(Progress::Established | Progress::Message) = self.0.poll(Instant::now()) {}
         }
@@ -75,13 +75,13 @@ impl Client {
         let mut queue = SendQueue::new();
         let mut slices = Vec::new();
         self.0.gather(&queue, 8, &mut slices);
-        let octets = slices
+        let bytes = slices
             .iter()
             .flat_map(|slice| slice.to_vec())
             .collect::<Vec<u8>>();
         self.0
-            .handle_written(&mut queue, octets.len(), Instant::now());
-        octets
+            .handle_written(&mut queue, bytes.len(), Instant::now());
+        bytes
     }
 }
 
@@ -137,11 +137,11 @@ pub(crate) fn security_curve_raw(net: &Net) {
         let mut client = Client::new(2, 1);
         let mut raw = net.raw(&bound);
         client.receive(&greeting("CURVE"));
-        let octets = client.written();
-        let (greeted, hello) = octets.split_at(64);
+        let bytes = client.written();
+        let (greeted, hello) = bytes.split_at(64);
         raw.write(greeted);
-        let mut edited = |head: usize, octets: &[u8]| {
-            let mut body = octets[head..].to_vec();
+        let mut edited = |head: usize, bytes: &[u8]| {
+            let mut body = bytes[head..].to_vec();
             edit(&mut body);
             raw.write(&frame(4, &body));
         };
@@ -232,10 +232,10 @@ pub(crate) fn duplicates_are_told(net: &Net) {
 
 pub(crate) fn set_security(net: &Net) {
     let curve_client = || base().curve_client(key(2), key(1).public());
-    let curve = |server: u8, octets: &[u8]| {
+    let curve = |server: u8, bytes: &[u8]| {
         Security::CurveServer(CurveServer {
             secret: key(server),
-            clients: listed(octets),
+            clients: listed(bytes),
         })
     };
     let users = |users: &[(&'static str, &'static str)]| {
@@ -374,7 +374,7 @@ pub(crate) fn security_plain(net: &Net) {
     // Raw: what is malformed, or comes out of turn, is refused; nothing is delivered.
     let hello = frame(4, b"\x05HELLO\x04user\x04pass");
     let initiate = frame(4, b"\x08INITIATE\x0bSocket-Type\0\0\0\x06DEALER");
-    for (what, octets) in [
+    for (what, bytes) in [
         ("INITIATE first", initiate.clone()),
         ("READY", ready(&[("Socket-Type", b"DEALER")])),
         ("cut HELLO", frame(4, b"\x05HELLO\x04user\x04pas")),
@@ -390,7 +390,7 @@ pub(crate) fn security_plain(net: &Net) {
         let (mut server, bound) = router(net, plain_server());
         let mut raw = net.raw(&bound);
         raw.write(&greeting("PLAIN"));
-        raw.write(&octets);
+        raw.write(&bytes);
         raw.write(&frame(0, b"not authenticated"));
         until(what, || {
             assert_eq!(take(&mut server), None, "{what}");
@@ -403,7 +403,7 @@ pub(crate) fn security_plain(net: &Net) {
     raw.write(&hello);
     raw.write(&initiate);
     raw.write(&frame(0, b"authenticated"));
-    until("the right octets get in", || take(&mut server));
+    until("the right bytes get in", || take(&mut server));
 }
 
 pub(crate) fn security_curve(net: &Net) {

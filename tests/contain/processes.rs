@@ -94,10 +94,10 @@ import json, os, socket, struct, time
 import pyarrow as pa
 
 def read(peer, size):
-    octets = b""
-    while len(octets) < size:
-        octets += peer.recv(size - len(octets)) or end()
-    return octets
+    data = b""
+    while len(data) < size:
+        data += peer.recv(size - len(data)) or end()
+    return data
 
 def end():
     raise EOFError
@@ -205,11 +205,11 @@ fn forger(dir: &Path, named: &str) -> Vec<PathBuf> {
 fn check_unforged(what: &str, database: &Path, out: &Path) -> BTreeSet<String> {
     let rows = "SELECT count(*) FROM cf_processing_queue WHERE status = 'COMPLETED'";
     assert_eq!(sql(database, rows), "12", "{what}");
-    let octets: Vec<u8> = [database.to_owned(), suffixed(database, "-wal")]
+    let data: Vec<u8> = [database.to_owned(), suffixed(database, "-wal")]
         .iter()
         .flat_map(|file| std::fs::read(file).unwrap_or_default())
         .collect();
-    let evil = octets.windows(4).filter(|octets| octets == b"evil").count();
+    let evil = data.windows(4).filter(|data| data == b"evil").count();
     assert_eq!(evil, 0, "{what}");
     let read = "import sys, pyarrow.parquet as pq\nfor path in sys.argv[1:]:\n    print(*pq.read_table(path)['log'].to_pylist(), sep='\\n')";
     let mut command = Command::new(python());

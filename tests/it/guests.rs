@@ -187,7 +187,7 @@ fn no_process(argument: &str) {
     until("the grandchild is gone", || {
         let alive = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
             std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| {
-                line.split(|octet| *octet == 0)
+                line.split(|byte| *byte == 0)
                     .any(|word| word == argument.as_bytes())
             })
         });

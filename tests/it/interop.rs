@@ -11,8 +11,8 @@ use crate::common::*;
 
 const WAIT: Option<Duration> = Some(Duration::from_millis(5));
 
-fn hex(octets: &[u8]) -> String {
-    octets.iter().map(|octet| format!("{octet:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn say(peer: &mut Background, action: Value) -> Value {
@@ -44,7 +44,7 @@ fn options(identity: &str) -> Options {
 
 /// Our options and a libzmq peer's arguments for a mechanism and its server.
 fn secured(mechanism: &str, ours: Options, they_serve: bool) -> (Options, Vec<String>) {
-    let keys = [1, 2].map(|octet| SecretKey::from_bytes([octet; 32]));
+    let keys = [1, 2].map(|byte| SecretKey::from_bytes([byte; 32]));
     let [server, client] = &keys;
     match (mechanism, they_serve) {
         ("PLAIN", true) => (
@@ -262,7 +262,7 @@ fn libzmqs_req_and_rep_are_served() {
 
 #[test]
 fn libzmq_peers_with_wrong_credentials_or_types_are_refused_and_refuse_us() {
-    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let key = |byte| SecretKey::from_bytes([byte; 32]);
     let curve = |server: u8, client: u8| {
         vec![
             format!("--option=curve_serverkey={}", key(server).public()),

@@ -42,9 +42,9 @@ fn a_secret_key_stands_in_memory_once_and_its_text_nowhere() {
     for (program, file) in [(&sentinel, &secret), (&worker, &worker_secret)] {
         let held = std::fs::read_to_string(file).unwrap();
         let held = held.lines().last().unwrap();
-        let octets = z85::decode(held).unwrap();
-        // Clamping changes the first and the last octet.
-        let copies = [held.as_bytes(), &octets[1..31]].map(Needle::new);
+        let bytes = z85::decode(held).unwrap();
+        // Clamping changes the first and the last byte.
+        let copies = [held.as_bytes(), &bytes[1..31]].map(Needle::new);
         assert_eq!(copies.map(|needle| needle.copies(program.pid())), [0, 1]);
     }
 }

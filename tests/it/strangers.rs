@@ -14,7 +14,7 @@ fn bad_input_is_one_line_with_peer_and_reason() {
     let mut greeting = [0; 64];
     (greeting[0], greeting[9], greeting[10]) = (0xFF, 0x7F, 3);
     greeting[12..16].copy_from_slice(b"NULL");
-    let behind = |octets: &[u8]| [&greeting, octets].concat();
+    let behind = |bytes: &[u8]| [&greeting, bytes].concat();
     let ready = b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06DEALER";
     let cases: [(Vec<u8>, &str); 6] = [
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "not a ZMTP greeting"),
@@ -24,9 +24,9 @@ fn bad_input_is_one_line_with_peer_and_reason() {
         ),
         (
             {
-                let mut octets = greeting;
-                octets[12..17].copy_from_slice(b"PLAIN");
-                octets.to_vec()
+                let mut bytes = greeting;
+                bytes[12..17].copy_from_slice(b"PLAIN");
+                bytes.to_vec()
             },
             "PLAIN",
         ),
@@ -41,10 +41,10 @@ fn bad_input_is_one_line_with_peer_and_reason() {
         ),
     ];
     let mut told = Vec::new();
-    for (octets, reason) in &cases {
+    for (bytes, reason) in &cases {
         let mut raw = TcpStream::connect(address).unwrap();
         raw.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        raw.write_all(octets).unwrap();
+        raw.write_all(bytes).unwrap();
         // An end or a reset, as it may.
         let mut rest = Vec::new();
         let _ = raw.read_to_end(&mut rest);

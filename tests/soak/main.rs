@@ -162,7 +162,7 @@ fn peers_come_go_stall_and_misbehave() {
         &peer(),
         "NULL",
     );
-    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let key = |byte| SecretKey::from_bytes([byte; 32]);
     soak(
         "CURVE over ipc",
         &Net::new(Transport::Ipc),

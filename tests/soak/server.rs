@@ -143,8 +143,8 @@ impl<'a> Server<'a> {
         let (epoch, number, size) = (number_at(0), number_at(1), number_at(2));
         assert_eq!(filler.len() as u64, size);
         assert!(
-            filler.iter().all(|octet| *octet == number as u8),
-            "octets of another message"
+            filler.iter().all(|byte| *byte == number as u8),
+            "bytes of another message"
         );
         let peer = router.socket().route(from).unwrap();
         let connection = self.seen.restarts << 48 | peer.to_u64();

@@ -28,16 +28,16 @@ pub(crate) fn run(net: &Net, bound: &str, mechanism: &str, shared: &Shared) -> u
             kind if mechanism == "CURVE" && kind < 6 => {
                 // HELLOs that open nothing, of the right size and of others, and what may not
                 // come before them.
-                let mut octets = greeting(mechanism).to_vec();
+                let mut bytes = greeting(mechanism).to_vec();
                 let mut hello = b"\x05HELLO\x01\0".to_vec();
                 hello.resize(80, 0);
                 hello.extend((0..120).map(|_| random.next() as u8));
                 match kind {
-                    3 => octets.extend(frame(4, &hello)),
-                    4 => octets.extend(frame(4, &hello[..random.below(200) as usize])),
-                    _ => octets.extend(frame(0, b"\x07MESSAGE of nobody")),
+                    3 => bytes.extend(frame(4, &hello)),
+                    4 => bytes.extend(frame(4, &hello[..random.below(200) as usize])),
+                    _ => bytes.extend(frame(0, b"\x07MESSAGE of nobody")),
                 }
-                raw.try_write(&octets);
+                raw.try_write(&bytes);
             }
             kind => {
                 // As somebody new, or as somebody who is there.
@@ -45,19 +45,19 @@ pub(crate) fn run(net: &Net, bound: &str, mechanism: &str, shared: &Shared) -> u
                     0 => format!("stranger {count}"),
                     _ => format!("p-{}", random.below(PEERS)),
                 };
-                let mut octets = greeting("NULL").to_vec();
-                octets.extend(ready(&[
+                let mut bytes = greeting("NULL").to_vec();
+                bytes.extend(ready(&[
                     ("Socket-Type", b"DEALER"),
                     ("Identity", name.as_bytes()),
                 ]));
-                octets.extend(match kind {
+                bytes.extend(match kind {
                     3 => frame(1, b"never finished"),
                     4 => frame(0, b"whole"),
                     5 => frame(4, b"\x04PING\0"),
                     6 => noise,
                     _ => vec![2, 0x7F, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF],
                 });
-                raw.try_write(&octets);
+                raw.try_write(&bytes);
             }
         }
         held.push(raw);

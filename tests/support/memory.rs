@@ -5,22 +5,22 @@ use std::os::unix::fs::FileExt;
 
 use zeroize::Zeroize;
 
-/// Octets to look for which do not stand in our own memory while we look.
+/// Bytes to look for which do not stand in our own memory while we look.
 pub(crate) struct Needle(Vec<u8>);
 
 impl Needle {
-    pub(crate) fn new(octets: &[u8]) -> Self {
-        Needle(octets.iter().map(|octet| !octet).collect())
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Needle(bytes.iter().map(|byte| !byte).collect())
     }
 
-    fn count(&self, octets: &[u8]) -> usize {
-        let (mut count, mut end, mut rest) = (0, 0, octets);
+    fn count(&self, bytes: &[u8]) -> usize {
+        let (mut count, mut end, mut rest) = (0, 0, bytes);
         // The standard library's search is optimised where this program is not.
         while let Ok(passed @ 1..) = rest.skip_until(!self.0[0]) {
             end += passed;
-            let candidate = octets.get(end - 1..end - 1 + self.0.len());
+            let candidate = bytes.get(end - 1..end - 1 + self.0.len());
             count += usize::from(candidate.is_some_and(|candidate| {
-                let masked = candidate.iter().map(|octet| !octet);
+                let masked = candidate.iter().map(|byte| !byte);
                 masked.eq(self.0.iter().copied())
             }));
         }
@@ -65,7 +65,7 @@ impl Needle {
             }
         }
         buffer.zeroize();
-        assert!(looked_at > 100_000, "{looked_at} octets of memory");
+        assert!(looked_at > 100_000, "{looked_at} bytes of memory");
         count
     }
 }

@@ -1,4 +1,4 @@
-//! What the socket tests share: endpoints of each transport, peers that speak raw octets, and
+//! What the socket tests share: endpoints of each transport, peers that speak raw bytes, and
 //! what the process uses.
 
 #![allow(dead_code)]
@@ -159,7 +159,7 @@ enum RawStream {
     Ipc(UnixStream),
 }
 
-/// A peer that speaks octets, never blocks, and remembers what it was sent.
+/// A peer that speaks bytes, never blocks, and remembers what it was sent.
 pub(crate) struct Raw {
     stream: RawStream,
     pub(crate) got: Vec<u8>,
@@ -177,10 +177,10 @@ impl Raw {
     }
 
     /// Writes as much as the kernel takes now; how much that was. An error is an end.
-    pub(crate) fn try_write(&mut self, octets: &[u8]) -> usize {
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> usize {
         let result = match &mut self.stream {
-            RawStream::Tcp(stream) => stream.write(octets),
-            RawStream::Ipc(stream) => stream.write(octets),
+            RawStream::Tcp(stream) => stream.write(bytes),
+            RawStream::Ipc(stream) => stream.write(bytes),
         };
         match result {
             Ok(count) => count,
@@ -192,13 +192,13 @@ impl Raw {
         }
     }
 
-    /// Writes octets that the kernel takes at once.
+    /// Writes bytes that the kernel takes at once.
     #[track_caller]
-    pub(crate) fn write(&mut self, octets: &[u8]) {
-        assert_eq!(self.try_write(octets), octets.len());
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        assert_eq!(self.try_write(bytes), bytes.len());
     }
 
-    /// Reads at most `limit` octets of what is there into `got`; how many they were.
+    /// Reads at most `limit` bytes of what is there into `got`; how many they were.
     pub(crate) fn read(&mut self, limit: usize) -> usize {
         let mut chunk = vec![0; limit];
         let result = match &mut self.stream {
@@ -218,10 +218,10 @@ impl Raw {
     }
 
     /// Sets `SO_RCVBUF`, which Unix sockets do not have.
-    pub(crate) fn receive_buffer(&self, octets: usize) {
+    pub(crate) fn receive_buffer(&self, bytes: usize) {
         if let RawStream::Tcp(stream) = &self.stream {
             let socket = socket2::SockRef::from(stream);
-            socket.set_recv_buffer_size(octets).unwrap();
+            socket.set_recv_buffer_size(bytes).unwrap();
         }
     }
 
@@ -232,12 +232,12 @@ impl Raw {
 
     /// Greeting and READY of a NULL peer.
     pub(crate) fn shake_hands(&mut self, socket_type: &str, identity: &[u8]) {
-        let mut octets = greeting("NULL").to_vec();
-        octets.extend(ready(&[
+        let mut bytes = greeting("NULL").to_vec();
+        bytes.extend(ready(&[
             ("Socket-Type", socket_type.as_bytes()),
             ("Identity", identity),
         ]));
-        self.write(&octets);
+        self.write(&bytes);
     }
 
     /// Frames that have come whole after the greeting: flags and body.
@@ -248,7 +248,7 @@ impl Raw {
             let (head, size) = match flags & 2 {
                 0 => (2, usize::from(*size)),
                 _ => match rest.get(1..9) {
-                    Some(octets) => (9, u64::from_be_bytes(octets.try_into().unwrap()) as usize),
+                    Some(bytes) => (9, u64::from_be_bytes(bytes.try_into().unwrap()) as usize),
                     None => break,
                 },
             };
@@ -264,15 +264,15 @@ impl Raw {
 
 /// A ZMTP 3.1 greeting.
 pub(crate) fn greeting(mechanism: &str) -> [u8; 64] {
-    let mut octets = [0; 64];
-    (octets[0], octets[9], octets[10], octets[11]) = (0xFF, 0x7F, 3, 1);
-    octets[12..12 + mechanism.len()].copy_from_slice(mechanism.as_bytes());
-    octets
+    let mut bytes = [0; 64];
+    (bytes[0], bytes[9], bytes[10], bytes[11]) = (0xFF, 0x7F, 3, 1);
+    bytes[12..12 + mechanism.len()].copy_from_slice(mechanism.as_bytes());
+    bytes
 }
 
 /// A frame with these flags; LONG is set when the body needs it.
 pub(crate) fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
-    let mut octets = match u8::try_from(body.len()) {
+    let mut bytes = match u8::try_from(body.len()) {
         Ok(size) => vec![flags, size],
         Err(_) => {
             let mut head = vec![flags | 2];
@@ -280,8 +280,8 @@ pub(crate) fn frame(flags: u8, body: &[u8]) -> Vec<u8> {
             head
         }
     };
-    octets.extend_from_slice(body);
-    octets
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// A READY command frame.
@@ -382,7 +382,7 @@ pub(crate) fn fds() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Resident memory of the process, octets.
+/// Resident memory of the process, bytes.
 pub(crate) fn rss() -> u64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = text.split(' ').nth(1).unwrap().parse().unwrap();

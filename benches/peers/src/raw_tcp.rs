@@ -1,6 +1,6 @@
-//! The baseline: the octets of the same messages over a bare `TcpStream`, without any protocol work.
+//! The baseline: the bytes of the same messages over a bare `TcpStream`, without any protocol work.
 //!
-//! A message is as long as ZMTP would frame it (2 octets before a frame of up to 255, else 9).
+//! A message is as long as ZMTP would frame it (2 bytes before a frame of up to 255, else 9).
 //! Throughput writes whole blocks of messages, which no message library can beat.
 
 use crate::measure::{Error, Laps, Outcome, Plan, join};
@@ -10,7 +10,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-/// Octets that are written or read at once in throughput mode.
+/// Bytes that are written or read at once in throughput mode.
 const BLOCK_SIZE: usize = 256 * 1024;
 
 fn wire_size(plan: &Plan) -> usize {
@@ -27,7 +27,7 @@ fn pair() -> Result<(TcpStream, TcpStream), Error> {
     Ok((client, server))
 }
 
-fn write_octets(stream: &mut TcpStream, mut left: u64, block: &[u8]) -> Result<(), Error> {
+fn write_bytes(stream: &mut TcpStream, mut left: u64, block: &[u8]) -> Result<(), Error> {
     while left > 0 {
         let size = left.min(block.len() as u64) as usize;
         stream.write_all(&block[..size])?;
@@ -36,7 +36,7 @@ fn write_octets(stream: &mut TcpStream, mut left: u64, block: &[u8]) -> Result<(
     Ok(())
 }
 
-fn read_octets(stream: &mut TcpStream, mut left: u64, block: &mut [u8]) -> Result<(), Error> {
+fn read_bytes(stream: &mut TcpStream, mut left: u64, block: &mut [u8]) -> Result<(), Error> {
     while left > 0 {
         let size = left.min(block.len() as u64) as usize;
         let got = stream.read(&mut block[..size])?;
@@ -57,15 +57,15 @@ pub(crate) fn throughput(plan: &Plan) -> Result<Outcome, Error> {
     let (go, gone) = mpsc::channel::<()>();
     let sender = thread::spawn(move || {
         let block = vec![0x5C; BLOCK_SIZE];
-        write_octets(&mut client, warmup, &block)?;
+        write_bytes(&mut client, warmup, &block)?;
         gone.recv()?;
-        write_octets(&mut client, total, &block)
+        write_bytes(&mut client, total, &block)
     });
     let mut block = vec![0; BLOCK_SIZE];
-    read_octets(&mut server, warmup, &mut block)?;
+    read_bytes(&mut server, warmup, &mut block)?;
     let start = Instant::now();
     go.send(())?;
-    read_octets(&mut server, total, &mut block)?;
+    read_bytes(&mut server, total, &mut block)?;
     let elapsed = start.elapsed();
     join(sender)?;
     Ok(Outcome::Throughput(elapsed))

@@ -42,7 +42,7 @@ fn main() {
         let began = Instant::now();
         for path in &found {
             match std::fs::read(path) {
-                Ok(octets) => run(&octets),
+                Ok(bytes) => run(&bytes),
                 // A fuzzer at work replaces inputs by smaller ones.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => panic!("{}: {error}", path.display()),

@@ -14,12 +14,12 @@ fn data(path: &str) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn seed(target: &str, name: &str, octets: &[u8]) {
+fn seed(target: &str, name: &str, bytes: &[u8]) {
     let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target);
     fs::create_dir_all(&dir).unwrap();
-    fs::write(dir.join(format!("seed-{name}")), octets).unwrap();
+    fs::write(dir.join(format!("seed-{name}")), bytes).unwrap();
 }
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -42,16 +42,16 @@ fn zmtp() {
         seed("greeting", mechanism, &Greeting::encode(mechanism));
     }
     for name in CAPTURES {
-        let octets = data(&format!("zmtp/{name}.bin"));
-        seed("greeting", name, &octets[..64]);
-        // The first octet also says which blocking call follows.
+        let bytes = data(&format!("zmtp/{name}.bin"));
+        seed("greeting", name, &bytes[..64]);
+        // The first byte also says which blocking call follows.
         for choice in 128..136u8 {
             let name = format!("{name}-{choice}");
-            seed("router", &name, &[&[choice], &octets[..]].concat());
+            seed("router", &name, &[&[choice], &bytes[..]].concat());
         }
         // Every frame's body as a command, and all frames behind the first as an open connection
         // meets them.
-        let mut rest = &octets[64..];
+        let mut rest = &bytes[64..];
         let mut count = 0;
         while let [flags, size, ..] = rest {
             let (head, size) = match flags & 2 {
@@ -83,8 +83,8 @@ fn zmtp() {
         ("reserved", b"\x08\0"),
         ("error", b"\x04\x09\x05ERROR\x02no"),
     ];
-    for (name, octets) in frames {
-        seed("frames", name, &[&[1, 2, 3, 250], *octets].concat());
+    for (name, bytes) in frames {
+        seed("frames", name, &[&[1, 2, 3, 250], *bytes].concat());
     }
     // Plans: 10 and 11 write, 0 and 1 deliver, 8 and 9 queue a message, 14 lets time pass.
     let honest = [
@@ -249,23 +249,23 @@ fn main() {
         "three_rows",
         "two_batches_strings_nulls",
     ] {
-        let octets = data(&format!("bridge/{name}.bin"));
-        seed("bridge", name, &[&[9], &octets[..]].concat());
+        let bytes = data(&format!("bridge/{name}.bin"));
+        seed("bridge", name, &[&[9], &bytes[..]].concat());
     }
     for number in 0..8u8 {
-        let octets: Vec<u8> = (0..200u32)
+        let bytes: Vec<u8> = (0..200u32)
             .map(|at| {
                 (at.wrapping_mul(2_654_435_761)
                     .wrapping_add(u32::from(number) * 977)
                     >> 13) as u8
             })
             .collect();
-        seed("sentinel", &number.to_string(), &octets);
+        seed("sentinel", &number.to_string(), &bytes);
         // Both bind and connect, then whatever comes: security, options, steps.
         let mut socket = vec![number * 28, 0, 0, 0, 0, 0, 0, 0, 2, 128, 64 + 5, 200];
-        socket.extend(&octets);
+        socket.extend(&bytes);
         seed("socket", &number.to_string(), &socket);
-        let edits: Vec<u8> = octets
+        let edits: Vec<u8> = bytes
             .iter()
             .copied()
             .take(usize::from(number) * 4)

@@ -261,7 +261,7 @@ impl Worker {
 }
 
 fn is_hash(text: &str) -> bool {
-    let is_digit = |octet: u8| matches!(octet, b'0'..=b'9' | b'a'..=b'f');
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     text.len() == 64 && text.bytes().all(is_digit)
 }
 

@@ -432,7 +432,7 @@ impl Control {
         };
         let slots = identify.slots.unwrap_or(1) as usize;
         // One that a socket has made up begins with a zero, and is another's later.
-        let is_chosen = from.routing_id.first().is_some_and(|octet| *octet != 0);
+        let is_chosen = from.routing_id.first().is_some_and(|byte| *byte != 0);
         let known_by = Some(printable(from.routing_id));
         let known_by = known_by.filter(|_| instance.is_none() && is_chosen);
         let asked = Asked {

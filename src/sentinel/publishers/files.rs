@@ -54,8 +54,8 @@ pub fn write_publisher(path: &Path, name: &str, replace: bool) -> Result<String,
     let mut text = Zeroizing::new(String::with_capacity(1024));
     text.push_str(SECRET_MARK);
     text.push_str(": whoever reads it can sign in its owner's name.\n");
-    for octet in secret.iter() {
-        for digit in [octet >> 4, octet & 15] {
+    for byte in secret.iter() {
+        for digit in [byte >> 4, byte & 15] {
             text.extend(char::from_digit(u32::from(digit), 16));
         }
     }

@@ -35,8 +35,8 @@ const RFC_8032: [[&str; 4]; 4] = [
     ],
 ];
 
-fn publisher(octet: u8, name: &str) -> Publisher {
-    Publisher::new(&[octet; 32], name).unwrap()
+fn publisher(byte: u8, name: &str) -> Publisher {
+    Publisher::new(&[byte; 32], name).unwrap()
 }
 
 fn trust(list: &str, allow_unsigned: bool) -> Trust {
@@ -80,25 +80,25 @@ fn only_the_named_publishers_signature_over_that_hash_counts() {
         "each of her keys"
     );
     // Other spellings of the same bytes.
-    let octets: [u8; 64] = decode(&good).unwrap();
-    let base64 = base64::engine::general_purpose::STANDARD.encode(octets);
+    let bytes: [u8; 64] = decode(&good).unwrap();
+    let base64 = base64::engine::general_purpose::STANDARD.encode(bytes);
     for text in [good.to_uppercase(), base64.clone(), base64.replace('=', "")] {
         assert_eq!(trust.check("ana", &hash, &text), Ok(Some(good.clone())));
     }
     // S + L is the same number modulo the order of the group.
     let order = unhex("edd3f55c1a631258d69cf7a2def9de1400000000000000000000000000000010");
-    let mut malleable = octets;
+    let mut malleable = bytes;
     let mut carry = 0;
-    for (octet, more) in malleable[32..].iter_mut().zip(&order) {
-        let sum = u16::from(*octet) + u16::from(*more) + carry;
-        (*octet, carry) = ((sum & 255) as u8, sum >> 8);
+    for (byte, more) in malleable[32..].iter_mut().zip(&order) {
+        let sum = u16::from(*byte) + u16::from(*more) + carry;
+        (*byte, carry) = ((sum & 255) as u8, sum >> 8);
     }
-    let mut small_order = octets;
+    let mut small_order = bytes;
     small_order[..32].copy_from_slice(&[0; 32]);
     small_order[0] = 1;
     let of_another = bob.sign(&hash_text).unwrap();
     let of_another_hash = ana.sign(&text::hex(&[8; 32])).unwrap();
-    let mut flipped = octets;
+    let mut flipped = bytes;
     flipped[63] ^= 1;
     for (what, name, signature) in [
         ("missing", "ana", ""),
@@ -161,7 +161,7 @@ fn lists_have_a_key_and_a_name_a_line_and_no_unusable_keys() {
     // y = 1 as p + 1.
     let unusual = format!("ee{}7f ana", "ff".repeat(30));
     let many: Vec<String> = (1..=17)
-        .map(|octet| publisher(octet, "ana").public_line())
+        .map(|byte| publisher(byte, "ana").public_line())
         .collect();
     for (text, want) in [
         ("ana", "line 1: a publisher's key is 64"),
@@ -245,8 +245,8 @@ fn a_signature_with_a_point_of_small_order_is_refused_though_it_satisfies_the_eq
     let parts = [&point[..], key.as_bytes(), &hash].concat();
     let challenge = Scalar::from_bytes_mod_order_wide(&Sha512::digest(parts).into());
     let number = (challenge * ana.key.to_scalar()).to_bytes();
-    let octets: [u8; 64] = [point, number].concat().try_into().unwrap();
-    key.verify(&hash, &Signature::from_bytes(&octets)).unwrap();
+    let bytes: [u8; 64] = [point, number].concat().try_into().unwrap();
+    key.verify(&hash, &Signature::from_bytes(&bytes)).unwrap();
     let trust = trust(&ana.public_line(), false);
-    assert!(trust.check("ana", &hash, &text::hex(&octets)).is_err());
+    assert!(trust.check("ana", &hash, &text::hex(&bytes)).is_err());
 }

@@ -56,7 +56,7 @@ fn uris_mean_targets_or_say_what_is_wrong() {
         ("parquet://o?compression=gzip", "snappy, zstd"),
         ("parquet://o?x=1", "unknown parameter"),
         ("parquet://.casparian/x", ".casparian"),
-        (&long, "200 octets"),
+        (&long, "200 bytes"),
         ("sqlite://x.db", "no table"),
         ("sqlite://x.db/", "empty"),
         ("sqlite:///a/../b.db/t", "a part `..`"),

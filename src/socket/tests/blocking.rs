@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A DEALER that is established with a listener's stream, which speaks octets.
+/// A DEALER that is established with a listener's stream, which speaks bytes.
 fn dealer_of_raw(options: Options) -> (Dealer, std::net::TcpStream, std::net::TcpListener) {
     use std::io::Write;
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -11,9 +11,9 @@ fn dealer_of_raw(options: Options) -> (Dealer, std::net::TcpStream, std::net::Tc
     dealer.connect(&endpoint).unwrap();
     dealer.flush().unwrap();
     let (mut raw, _) = listener.accept().unwrap();
-    let mut octets = crate::zmtp::Greeting::encode("NULL").to_vec();
-    octets.extend(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER");
-    raw.write_all(&octets).unwrap();
+    let mut bytes = crate::zmtp::Greeting::encode("NULL").to_vec();
+    bytes.extend(b"\x04\x1c\x05READY\x0bSocket-Type\0\0\0\x06ROUTER");
+    raw.write_all(&bytes).unwrap();
     until(|| {
         dealer.flush().unwrap();
         (dealer.counters().established == 1).then_some(())
@@ -212,7 +212,7 @@ fn a_reset_connection_is_no_good_end() {
 #[test]
 fn a_wrong_server_key_is_guessed() {
     use crate::zmtp::curve::{Clients, SecretKey};
-    let key = |octet| SecretKey::from_bytes([octet; 32]);
+    let key = |byte| SecretKey::from_bytes([byte; 32]);
     let mut router = Router::new(Options::new().curve_server(key(1), Clients::Any)).unwrap();
     let bound = router.bind("tcp://127.0.0.1:*").unwrap().to_string();
     let mut dealer = Dealer::new(options(b"d").curve_client(key(2), key(3).public())).unwrap();

@@ -112,18 +112,18 @@ impl Turned {
         self.socket.check();
     }
 
-    /// An established DEALER that speaks octets.
+    /// An established DEALER that speaks bytes.
     fn raw(&mut self, identity: &[u8]) -> std::net::TcpStream {
         use std::io::Write;
         let address = self.bound.addresses().unwrap()[0];
         let mut raw = std::net::TcpStream::connect(address).unwrap();
-        let mut octets = crate::zmtp::Greeting::encode("NULL").to_vec();
+        let mut bytes = crate::zmtp::Greeting::encode("NULL").to_vec();
         let mut body = b"\x05READY\x0bSocket-Type\0\0\0\x06DEALER\x08Identity".to_vec();
         body.extend((identity.len() as u32).to_be_bytes());
         body.extend(identity);
-        octets.extend([4, body.len() as u8]);
-        octets.extend(body);
-        raw.write_all(&octets).unwrap();
+        bytes.extend([4, body.len() as u8]);
+        bytes.extend(body);
+        raw.write_all(&bytes).unwrap();
         until(|| {
             self.drive();
             self.socket.route(identity)
@@ -157,7 +157,7 @@ fn a_ttl_is_noted_however_the_reads_fall() {
 #[test]
 fn who_takes_nothing_keeps_nobody_else_from_a_little() {
     let total = 1 << 20;
-    let mut router = Turned::new(Options::new().sndhwm_total_octets(total).sndbuf(4096));
+    let mut router = Turned::new(Options::new().sndhwm_total_bytes(total).sndbuf(4096));
     let _stalled = router.raw(b"stalled");
     let good = router.raw(b"good");
     let filler = vec![7; 60_000];
@@ -166,7 +166,7 @@ fn who_takes_nothing_keeps_nobody_else_from_a_little() {
         router.turn();
         (router.socket.send_to(stalled, &[&filler]) == Err(SendError::Full)).then_some(())
     });
-    assert!(router.socket.pending_octets() > total / 2);
+    assert!(router.socket.pending_bytes() > total / 2);
     let to_good = router.socket.route(b"good").unwrap();
     assert_eq!(router.socket.send_to(to_good, &[b"a little"]), Ok(()));
     let much = vec![7; total as usize];
@@ -199,7 +199,7 @@ fn an_identity_that_the_owner_gave_stays_with_its_peer() {
         (router.socket.counters().handshake_failed == 1).then_some(())
     });
     assert_eq!(router.socket.route(b"same"), Some(chosen));
-    assert!(router.socket.pending_octets() > 0);
+    assert!(router.socket.pending_bytes() > 0);
 }
 
 #[test]
@@ -213,12 +213,12 @@ fn a_silent_peer_whose_message_waits_keeps_its_name_from_nobody() {
         let mut router = Turned::new(heartbeats);
         let mut raw = router.raw(b"same");
         let old = router.socket.route(b"same").unwrap();
-        let mut octets = vec![2, 0, 0, 0, 0, 0, 0];
-        octets.extend((size as u16).to_be_bytes());
-        octets.extend(vec![7; size]);
-        // Octets of a second message stand behind the first.
-        octets.extend([0, 200, 1, 2, 3]);
-        raw.write_all(&octets).unwrap();
+        let mut bytes = vec![2, 0, 0, 0, 0, 0, 0];
+        bytes.extend((size as u16).to_be_bytes());
+        bytes.extend(vec![7; size]);
+        // Bytes of a second message stand behind the first.
+        bytes.extend([0, 200, 1, 2, 3]);
+        raw.write_all(&bytes).unwrap();
         // An owner that only sends.
         until(|| {
             router.drive();

@@ -34,15 +34,15 @@ pub(super) struct Seen {
     pub(super) error: Option<Error>,
 }
 
-/// Feeds octets in pieces of the given sizes (cycled) and collects everything.
+/// Feeds bytes in pieces of the given sizes (cycled) and collects everything.
 pub(super) fn feed(
     connection: &mut Connection,
-    octets: &[u8],
+    bytes: &[u8],
     steps: &[usize],
     now: Instant,
 ) -> Seen {
     let mut seen = Seen::default();
-    let mut rest = octets;
+    let mut rest = bytes;
     let mut steps = steps.iter().cycle();
     while !rest.is_empty() {
         let space = connection.receive_space(true);
@@ -73,9 +73,9 @@ pub(super) fn output(connection: &mut Connection, queue: &mut SendQueue) -> Vec<
         connection.seal(queue).unwrap();
         let mut slices = Vec::new();
         connection.gather(queue, 8, &mut slices);
-        let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
-        connection.handle_written(queue, octets.len(), Instant::now());
-        out.extend(octets);
+        let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+        connection.handle_written(queue, bytes.len(), Instant::now());
+        out.extend(bytes);
     }
     out
 }
@@ -99,10 +99,10 @@ fn captured_libzmq_conversations_parse_at_every_split() {
         ("null_heartbeat.server", SocketType::Dealer, b"", 1),
     ];
     for (name, ours, identity, messages) in cases {
-        let octets = capture(name);
+        let bytes = capture(name);
         let whole = feed(
             &mut Connection::new(config(ours, b""), now),
-            &octets,
+            &bytes,
             &[usize::MAX],
             now,
         );
@@ -116,10 +116,10 @@ fn captured_libzmq_conversations_parse_at_every_split() {
             whole.messages.len() >= messages || name.contains("heartbeat"),
             "{name}: {whole:?}"
         );
-        for steps in every_split(octets.len()) {
+        for steps in every_split(bytes.len()) {
             let mut connection = Connection::new(config(ours, b""), now);
             assert_eq!(
-                feed(&mut connection, &octets, &steps, now),
+                feed(&mut connection, &bytes, &steps, now),
                 whole,
                 "{name} by {steps:?}"
             );
@@ -131,9 +131,9 @@ fn captured_libzmq_conversations_parse_at_every_split() {
 fn the_table_of_frames_counts_as_memory_and_goes_with_its_message() {
     let now = Instant::now();
     let mut connection = Connection::new(config(SocketType::Router, b""), now);
-    let mut octets = Greeting::encode("NULL").to_vec();
-    ready(&mut octets, "DEALER", b"x");
-    feed(&mut connection, &octets, &[usize::MAX], now);
+    let mut bytes = Greeting::encode("NULL").to_vec();
+    ready(&mut bytes, "DEALER", b"x");
+    feed(&mut connection, &bytes, &[usize::MAX], now);
     let before = connection.receive_capacity();
     let frames = [1, 0].repeat(4000);
     feed(&mut connection, &frames, &[usize::MAX], now);
@@ -144,7 +144,7 @@ fn the_table_of_frames_counts_as_memory_and_goes_with_its_message() {
     assert!(connection.receive_capacity() <= SPANS_KEPT_MAX * size_of::<Span>());
 }
 
-/// Octet by octet, and in two pieces cut at every place (some hundred places of long ones).
+/// Byte by byte, and in two pieces cut at every place (some hundred places of long ones).
 pub(super) fn every_split(size: usize) -> impl Iterator<Item = Vec<usize>> {
     let apart = size / 500 + 1;
     let two = (1..size).step_by(apart).map(move |at| vec![at, size]);
@@ -175,18 +175,18 @@ fn commands_between_frames_are_seen_alike_at_every_split() {
         b"\x04\x05\x04PING",
     ];
     for end in bad {
-        let octets = [&good, end].concat();
+        let bytes = [&good, end].concat();
         let new = || established(SocketType::Router, Limits::default(), now);
         let mut whole = new();
-        let want = feed(&mut whole, &octets, &[usize::MAX], now);
+        let want = feed(&mut whole, &bytes, &[usize::MAX], now);
         assert_eq!(want.messages.len(), 4);
         assert_eq!(want.messages[0], [&b"a"[..], b"bc", b""]);
         assert_eq!(want.error.is_some(), !end.is_empty());
         let answers = output(&mut whole, &mut SendQueue::new());
-        for steps in every_split(octets.len()) {
+        for steps in every_split(bytes.len()) {
             let mut connection = new();
             assert_eq!(
-                feed(&mut connection, &octets, &steps, now),
+                feed(&mut connection, &bytes, &steps, now),
                 want,
                 "{steps:?}"
             );
@@ -199,7 +199,7 @@ fn commands_between_frames_are_seen_alike_at_every_split() {
 #[test]
 fn later_and_earlier_greetings_shake_hands_all_the_same() {
     let now = Instant::now();
-    for (at, octet) in [
+    for (at, byte) in [
         (11, 0),
         (11, 9),
         (10, 4),
@@ -208,25 +208,25 @@ fn later_and_earlier_greetings_shake_hands_all_the_same() {
         (5, 0xAB),
         (40, 1),
     ] {
-        let mut octets = Greeting::encode("NULL").to_vec();
-        octets[at] = octet;
-        ready(&mut octets, "DEALER", b"x");
+        let mut bytes = Greeting::encode("NULL").to_vec();
+        bytes[at] = byte;
+        ready(&mut bytes, "DEALER", b"x");
         let mut connection = Connection::new(config(SocketType::Router, b""), now);
-        octets.extend(b"\0\x01m");
-        let seen = feed(&mut connection, &octets, &[7], now);
-        assert_eq!(seen.error, None, "octet {at} is {octet}");
+        bytes.extend(b"\0\x01m");
+        let seen = feed(&mut connection, &bytes, &[7], now);
+        assert_eq!(seen.error, None, "byte {at} is {byte}");
         assert_eq!(seen.messages, [[b"m"]]);
     }
 }
 
 #[test]
-fn our_octets_are_those_of_libzmq() {
+fn our_bytes_are_those_of_libzmq() {
     let now = Instant::now();
     let theirs = capture("null_identity.client");
     let mut connection = Connection::new(config(SocketType::Dealer, b"w-1"), now);
     let mut queue = SendQueue::new();
     let ours = output(&mut connection, &mut queue);
-    // libzmq fills octet 8 of the padding with the identity's length + 1.
+    // libzmq fills byte 8 of the padding with the identity's length + 1.
     assert_eq!(ours[9..12], theirs[9..12]);
     assert_eq!(ours[12..ours.len()], theirs[12..ours.len()]);
 }
@@ -300,7 +300,7 @@ fn bad_input_closes_the_connection_with_its_reason() {
         ("reserved flags", vec![8, 0], "reserved"),
         ("command with MORE", vec![5, 0], "MORE"),
         ("declared 2^63-1", long(i64::MAX as u64), "limit is 1000"),
-        ("declared u64::MAX", long(u64::MAX), "octets"),
+        ("declared u64::MAX", long(u64::MAX), "bytes"),
         ("frame over the limit", long(1001), "limit is 1000"),
         ("message over the limit", big, "limit is 1500"),
         ("too many frames", many_empty, "more than 3 frames"),
@@ -308,9 +308,9 @@ fn bad_input_closes_the_connection_with_its_reason() {
         ("second READY", frame(4, b"\x05READY"), "READY sent twice"),
         ("ERROR", frame(4, b"\x05ERROR\x02no"), "refused"),
     ];
-    for (name, octets, want) in cases {
+    for (name, bytes, want) in cases {
         let mut connection = established(SocketType::Router, limits, now);
-        let seen = feed(&mut connection, &octets, &[1], now);
+        let seen = feed(&mut connection, &bytes, &[1], now);
         let error = seen.error.unwrap_or_else(|| panic!("{name}: no error"));
         assert!(error.to_string().contains(want), "{name}: {error}");
         assert!(seen.messages.is_empty(), "{name}");
@@ -325,18 +325,18 @@ fn commands_within_a_message_are_bounded() {
     let limit = crate::limits::ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX;
     let mut connection = established(SocketType::Router, Limits::default(), now);
     let pong = [&[4u8, 5][..], b"\x04PONG"].concat();
-    let mut octets = b"\x01\x01a".to_vec();
-    octets.extend(pong.repeat(limit / pong.len()));
-    octets.extend(b"\x00\x01b");
-    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    let mut bytes = b"\x01\x01a".to_vec();
+    bytes.extend(pong.repeat(limit / pong.len()));
+    bytes.extend(b"\x00\x01b");
+    let seen = feed(&mut connection, &bytes, &[usize::MAX], now);
     assert_eq!(seen.messages, [[b"a", b"b"]]);
     // The next message has a bound of its own, and no bound stands between messages.
-    octets.splice(..0, pong.repeat(limit / pong.len() + 1));
-    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    bytes.splice(..0, pong.repeat(limit / pong.len() + 1));
+    let seen = feed(&mut connection, &bytes, &[usize::MAX], now);
     assert_eq!(seen.messages, [[b"a", b"b"]]);
-    let mut octets = b"\x01\x01a".to_vec();
-    octets.extend(pong.repeat(limit / pong.len() + 1));
-    let seen = feed(&mut connection, &octets, &[usize::MAX], now);
+    let mut bytes = b"\x01\x01a".to_vec();
+    bytes.extend(pong.repeat(limit / pong.len() + 1));
+    let seen = feed(&mut connection, &bytes, &[usize::MAX], now);
     assert_eq!(seen.error, Some(Error::TooManyCommands { limit }));
     assert!(seen.messages.is_empty());
     assert!(connection.receive_capacity() <= 4 * limit);
@@ -370,9 +370,9 @@ fn handshake_violations_are_refused() {
             "does not talk",
         ),
     ];
-    for (name, octets, want) in cases {
+    for (name, bytes, want) in cases {
         let mut connection = Connection::new(config(SocketType::Router, b""), now);
-        let all = [&Greeting::encode("NULL")[..], &octets].concat();
+        let all = [&Greeting::encode("NULL")[..], &bytes].concat();
         let error = feed(&mut connection, &all, &[3], now).error.expect(name);
         assert!(error.to_string().contains(want), "{name}: {error}");
         assert!(connection.message().is_empty());
@@ -402,7 +402,7 @@ fn heartbeats_are_sent_answered_and_missed() {
         output(&mut connection, &mut queue),
         b"\x04\x07\x04PING\xFF\xFF"
     );
-    // Any octet is life, even half a frame head.
+    // Any byte is life, even half a frame head.
     feed(&mut connection, &[0], &[1], at(300));
     connection.handle_timeout(at(349), false).unwrap();
     connection.handle_timeout(at(598), false).unwrap();
@@ -471,10 +471,10 @@ proptest! {
         while client.wants_write(&queue) {
             let mut slices = Vec::new();
             client.gather(&queue, 3, &mut slices);
-            let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
-            let count = octets.len().min(*writes.next().unwrap());
+            let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+            let count = bytes.len().min(*writes.next().unwrap());
             client.handle_written(&mut queue, count, now);
-            wire.extend_from_slice(&octets[..count]);
+            wire.extend_from_slice(&bytes[..count]);
         }
         let seen = feed(&mut server, &wire, &steps, now);
         prop_assert_eq!(seen.error, None);
@@ -528,14 +528,14 @@ proptest! {
 
     #[test]
     fn garbage_never_panics_and_delivers_nothing_before_the_handshake(
-        octets in prop::collection::vec(any::<u8>(), 0..400),
+        bytes in prop::collection::vec(any::<u8>(), 0..400),
         greet in any::<bool>(),
         step in 1usize..50,
     ) {
         let now = Instant::now();
         let mut connection = Connection::new(config(SocketType::Router, b""), now);
         let mut all = if greet { Greeting::encode("NULL").to_vec() } else { Vec::new() };
-        all.extend(octets);
+        all.extend(bytes);
         let seen = feed(&mut connection, &all, &[step], now);
         prop_assert!(seen.peer.is_some() || seen.messages.is_empty());
     }
@@ -547,10 +547,10 @@ mod security;
 fn error_never_cuts_into_a_message() {
     let now = Instant::now();
     let mut connection = Connection::new(config(SocketType::Router, b""), now);
-    let mut octets = Greeting::encode("NULL").to_vec();
-    ready(&mut octets, "DEALER", b"d");
+    let mut bytes = Greeting::encode("NULL").to_vec();
+    ready(&mut bytes, "DEALER", b"d");
     assert!(
-        feed(&mut connection, &octets, &[usize::MAX], now)
+        feed(&mut connection, &bytes, &[usize::MAX], now)
             .peer
             .is_some()
     );

@@ -24,7 +24,7 @@ impl Connection {
         }
     }
 
-    /// Whether [`Connection::handle_timeout`] would end it, but for octets that are unread.
+    /// Whether [`Connection::handle_timeout`] would end it, but for bytes that are unread.
     pub fn is_overdue(&self, now: Instant) -> bool {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         match self.state {
@@ -39,7 +39,7 @@ impl Connection {
 
     /// Lets time pass: heartbeats are queued, deadlines close the connection.
     ///
-    /// `is_unread` says that octets of the peer's may be waiting which nobody has read: then
+    /// `is_unread` says that bytes of the peer's may be waiting which nobody has read: then
     /// the silence is our own and does not count.
     pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
         let is_open = self.state == State::Open;

@@ -1,4 +1,4 @@
-//! Octets on their way out: a message that is cut, control octets, further messages.
+//! Bytes on their way out: a message that is cut, control bytes, further messages.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -29,7 +29,7 @@ impl Connection {
 
     /// Makes what is to be written ready for [`Connection::gather`]; must come before it.
     ///
-    /// With CURVE, control octets and queued messages are sealed here, a bounded amount ahead
+    /// With CURVE, control bytes and queued messages are sealed here, a bounded amount ahead
     /// of the kernel; otherwise nothing happens.
     #[inline]
     pub fn seal(&mut self, queue: &SendQueue) -> Result<(), Error> {
@@ -43,10 +43,10 @@ impl Connection {
         Ok(())
     }
 
-    /// Adds the next octets to write to `out`, at most `slices_max` slices in all.
+    /// Adds the next bytes to write to `out`, at most `slices_max` slices in all.
     ///
-    /// A message that is partly on the wire is finished first, then control octets go, then
-    /// further messages; before the handshake is done only control octets.
+    /// A message that is partly on the wire is finished first, then control bytes go, then
+    /// further messages; before the handshake is done only control bytes.
     pub fn gather<'a>(
         &'a self,
         queue: &'a SendQueue,
@@ -81,10 +81,10 @@ impl Connection {
         }
     }
 
-    /// The kernel took the first `count` octets of what [`Connection::gather`] gave.
+    /// The kernel took the first `count` bytes of what [`Connection::gather`] gave.
     ///
     /// A PONG can be missed only from when its PING has left: it may have waited behind a large
-    /// message, and a connection that takes octets is alive.
+    /// message, and a connection that takes bytes is alive.
     pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize, now: Instant) {
         if self.ping_unwritten
             && count > 0

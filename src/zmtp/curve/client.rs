@@ -98,7 +98,7 @@ fn welcome(
 ) -> Result<Box<XSalsa20Poly1305>, Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != WELCOME_SIZE || cursor.take(8) != Some(b"\x07WELCOME") {
-        return Err(bad("WELCOME expected, of 168 octets"));
+        return Err(bad("WELCOME expected, of 168 bytes"));
     }
     let nonce: [u8; LONG_NONCE_SIZE] = cursor.array().ok_or(bad("WELCOME cut short"))?;
     let mut sealed = Zeroizing::new(cursor.rest().to_vec());

@@ -40,12 +40,12 @@ impl std::error::Error for KeyError {}
 pub struct PublicKey([u8; KEY_SIZE]);
 
 impl PublicKey {
-    /// The key of 32 octets.
-    pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
-        PublicKey(octets)
+    /// The key of 32 bytes.
+    pub fn from_bytes(bytes: [u8; KEY_SIZE]) -> Self {
+        PublicKey(bytes)
     }
 
-    /// Its 32 octets.
+    /// Its 32 bytes.
     pub fn as_bytes(&self) -> &[u8; KEY_SIZE] {
         &self.0
     }
@@ -83,7 +83,7 @@ impl FromStr for PublicKey {
 
 /// A Curve25519 secret key; never shown, and wiped with its last clone.
 ///
-/// Its octets stand in one place: clones share it, and moving one leaves no copy behind.
+/// Its bytes stand in one place: clones share it, and moving one leaves no copy behind.
 #[derive(Clone)]
 pub struct SecretKey {
     secret: Arc<Zeroizing<[u8; KEY_SIZE]>>,
@@ -93,19 +93,19 @@ pub struct SecretKey {
 impl SecretKey {
     /// A new key from the system's randomness.
     pub fn generate() -> Result<Self, Error> {
-        wiping_stack(|| Self::made_by(|octets| random(octets)))
+        wiping_stack(|| Self::made_by(|bytes| random(bytes)))
     }
 
-    /// The key of 32 octets. The caller's own copies are the caller's to wipe.
-    pub fn from_bytes(octets: [u8; KEY_SIZE]) -> Self {
-        let octets = Zeroizing::new(octets);
-        wiping_stack(|| Self::of(&octets))
+    /// The key of 32 bytes. The caller's own copies are the caller's to wipe.
+    pub fn from_bytes(bytes: [u8; KEY_SIZE]) -> Self {
+        let bytes = Zeroizing::new(bytes);
+        wiping_stack(|| Self::of(&bytes))
     }
 
-    /// A key whose octets are copied to their place from elsewhere.
-    pub(super) fn of(octets: &[u8; KEY_SIZE]) -> Self {
+    /// A key whose bytes are copied to their place from elsewhere.
+    pub(super) fn of(bytes: &[u8; KEY_SIZE]) -> Self {
         let made: Result<_, Infallible> = Self::made_by(|place| {
-            place.copy_from_slice(octets);
+            place.copy_from_slice(bytes);
             Ok(())
         });
         made.unwrap_or_else(|never| match never {})
@@ -114,8 +114,8 @@ impl SecretKey {
     fn made_by<E>(make: impl FnOnce(&mut [u8; KEY_SIZE]) -> Result<(), E>) -> Result<Self, E> {
         let mut secret = Arc::new(Zeroizing::new([0; KEY_SIZE]));
         // Nobody else has it yet.
-        if let Some(octets) = Arc::get_mut(&mut secret) {
-            make(octets)?;
+        if let Some(bytes) = Arc::get_mut(&mut secret) {
+            make(bytes)?;
         }
         let public = PublicKey(MontgomeryPoint::mul_base_clamped(**secret).0);
         Ok(SecretKey { secret, public })
@@ -146,7 +146,7 @@ impl FromStr for SecretKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        wiping_stack(|| decode(text).map(|octets| SecretKey::of(&octets)))
+        wiping_stack(|| decode(text).map(|bytes| SecretKey::of(&bytes)))
     }
 }
 
@@ -158,7 +158,7 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
         )));
     }
     // The text may be a secret: the error says where it is wrong, not what stands there.
-    let octets = Zeroizing::new(z85::decode(text).map_err(|error| {
+    let bytes = Zeroizing::new(z85::decode(text).map_err(|error| {
         KeyError::new(match error {
             z85::DecodeError::InvalidByte(at, _) => {
                 format!("character {} is not one of Z85", at + 1)
@@ -167,10 +167,10 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
         })
     })?);
     let mut key = Zeroizing::new([0; KEY_SIZE]);
-    if octets.len() != KEY_SIZE {
+    if bytes.len() != KEY_SIZE {
         return Err(KeyError::new("not the Z85 text of a key"));
     }
-    key.copy_from_slice(&octets);
+    key.copy_from_slice(&bytes);
     Ok(key)
 }
 

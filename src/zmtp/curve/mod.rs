@@ -99,7 +99,7 @@ const fn bad(what: &'static str) -> Error {
     Error::Curve { what }
 }
 
-/// Octets of a long nonce's random part, of a short nonce, of a Poly1305 tag, of a key.
+/// Bytes of a long nonce's random part, of a short nonce, of a Poly1305 tag, of a key.
 const LONG_NONCE_SIZE: usize = 16;
 const TAG_SIZE: usize = 16;
 const KEY_SIZE: usize = 32;
@@ -126,7 +126,7 @@ fn short_nonce(prefix: &[u8; 16], counter: u64) -> [u8; 24] {
     nonce
 }
 
-/// A nonce of a fixed prefix and random octets.
+/// A nonce of a fixed prefix and random bytes.
 fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
     let mut nonce = [0; 24];
     let (head, tail) = nonce.split_at_mut(8);
@@ -135,7 +135,7 @@ fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
     nonce
 }
 
-/// Fills with octets nobody can foresee.
+/// Fills with bytes nobody can foresee.
 #[cfg(not(fuzzing))]
 fn random(out: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(out).map_err(|_| Error::NoRandomness)
@@ -189,13 +189,13 @@ fn append_box(
     seal_in_place(cipher, nonce, sealed)
 }
 
-/// Encrypts all of `octets` but the first [`TAG_SIZE`], where the tag goes.
+/// Encrypts all of `bytes` but the first [`TAG_SIZE`], where the tag goes.
 fn seal_in_place(
     cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
-    octets: &mut [u8],
+    bytes: &mut [u8],
 ) -> Result<(), Error> {
-    let (tag_place, body) = octets.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
+    let (tag_place, body) = bytes.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
     #[cfg(fuzzing)]
     crate::fuzzing::tamper(body);
     let tag = cipher
@@ -214,9 +214,9 @@ const SEAL_FAILED: Error = bad("a box could not be sealed");
 fn open_in_place<'a>(
     cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
-    octets: &'a mut [u8],
+    bytes: &'a mut [u8],
 ) -> Option<&'a mut [u8]> {
-    let (tag, body) = octets.split_at_mut_checked(TAG_SIZE)?;
+    let (tag, body) = bytes.split_at_mut_checked(TAG_SIZE)?;
     let (tag, _) = tag.split_first_chunk::<TAG_SIZE>()?;
     cipher
         .decrypt_in_place_detached(&nonce.into(), b"", body, tag.into())
@@ -234,7 +234,7 @@ fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<XSalsa20Poly1305
     let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
     let shared = Zeroizing::new(point.0);
     point.zeroize();
-    if shared.iter().all(|octet| *octet == 0) {
+    if shared.iter().all(|byte| *byte == 0) {
         return Err(bad("public key of low order"));
     }
     let mut key = salsa20::hsalsa::<U10>((&*shared).into(), (&[0; 16]).into());

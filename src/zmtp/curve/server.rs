@@ -87,7 +87,7 @@ impl Server {
 fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(CookieKey, u64), Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != HELLO_SIZE || cursor.take(6) != Some(b"\x05HELLO") {
-        return Err(bad("HELLO expected, of 200 octets"));
+        return Err(bad("HELLO expected, of 200 bytes"));
     }
     if cursor.take(2) != Some(&[1, 0]) {
         return Err(bad("HELLO of another CurveZMQ version than 1.0"));
@@ -102,7 +102,7 @@ fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(Cookie
         .ok_or(bad(
             "HELLO does not open: the client has another server key",
         ))?;
-    if signature.iter().any(|octet| *octet != 0) {
+    if signature.iter().any(|byte| *byte != 0) {
         return Err(bad("HELLO with a box that is not all zeros"));
     }
 
@@ -146,7 +146,7 @@ fn initiate(
 ) -> Result<Step, Error> {
     let mut cursor = Cursor::new(body);
     if body.len() < INITIATE_SIZE_MIN || cursor.take(9) != Some(b"\x08INITIATE") {
-        return Err(bad("INITIATE expected, of 257 octets or more"));
+        return Err(bad("INITIATE expected, of 257 bytes or more"));
     }
     let cut_short = bad("INITIATE cut short");
     let cookie_random: [u8; LONG_NONCE_SIZE] = cursor.array().ok_or(cut_short.clone())?;
@@ -164,9 +164,7 @@ fn initiate(
     .ok_or(bad("INITIATE with a cookie that is not of this connection"))?;
     let mut secrets = Cursor::new(secrets);
     let client_transient = PublicKey::from_bytes(secrets.array().ok_or(cut_short.clone())?);
-    let transient = secrets
-        .take(KEY_SIZE)
-        .and_then(|octets| octets.first_chunk());
+    let transient = secrets.take(KEY_SIZE).and_then(|bytes| bytes.first_chunk());
     let transient = SecretKey::of(transient.ok_or(cut_short.clone())?);
 
     let nonce = cursor.u64().ok_or(cut_short.clone())?;

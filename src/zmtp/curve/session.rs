@@ -6,11 +6,11 @@ use std::fmt;
 use crypto_secretbox::XSalsa20Poly1305;
 
 use super::{TAG_SIZE, bad, open_in_place, seal_in_place, short_nonce};
-use crate::limits::SEALED_OCTETS_MAX;
+use crate::limits::SEALED_BYTES_MAX;
 use crate::zmtp::frame::{Head, HeadResult, encode_head};
 use crate::zmtp::{Error, SendQueue};
 
-/// Octets that MESSAGE adds to a frame's body: name 8, nonce 8, tag 16, flags 1.
+/// Bytes that MESSAGE adds to a frame's body: name 8, nonce 8, tag 16, flags 1.
 pub(in crate::zmtp) const MESSAGE_OVERHEAD: usize = 33;
 /// Where the box stands in a MESSAGE body.
 const BOX_START: usize = 16;
@@ -18,7 +18,7 @@ const BOX_START: usize = 16;
 const INNER_MORE: u8 = 0b01;
 const INNER_COMMAND: u8 = 0b10;
 
-/// What a MESSAGE held; the body is what follows its first [`MESSAGE_OVERHEAD`] octets.
+/// What a MESSAGE held; the body is what follows its first [`MESSAGE_OVERHEAD`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::zmtp) struct Inner {
     pub(in crate::zmtp) more: bool,
@@ -37,12 +37,12 @@ pub(in crate::zmtp) struct Sealed {
     receive_nonce: u64,
     wire: Vec<u8>,
     wire_written: usize,
-    /// Octets that left before the first of `wire`.
+    /// Bytes that left before the first of `wire`.
     wire_start: u64,
-    /// Where whole queued messages end, counted like `wire_start`, and their octets in the
+    /// Where whole queued messages end, counted like `wire_start`, and their bytes in the
     /// queue.
     marks: VecDeque<(u64, u64)>,
-    /// Octets of the queue that are sealed and not written whole.
+    /// Bytes of the queue that are sealed and not written whole.
     taken: u64,
 }
 
@@ -87,14 +87,14 @@ impl Sealed {
         self.taken > 0
     }
 
-    /// Octets to write now.
+    /// Bytes to write now.
     pub(in crate::zmtp) fn pending(&self) -> &[u8] {
         self.wire.get(self.wire_written..).unwrap_or(&[])
     }
 
-    /// Puts handshake octets that are not written yet in front.
-    pub(in crate::zmtp) fn carry(&mut self, octets: &[u8]) {
-        self.wire.extend_from_slice(octets);
+    /// Puts handshake bytes that are not written yet in front.
+    pub(in crate::zmtp) fn carry(&mut self, bytes: &[u8]) {
+        self.wire.extend_from_slice(bytes);
     }
 
     /// Seals the command frames in `control` and then queued messages, until enough waits to
@@ -105,7 +105,7 @@ impl Sealed {
         control: &mut Vec<u8>,
         queue: &SendQueue,
     ) -> Result<(), Error> {
-        if self.pending().len() >= SEALED_OCTETS_MAX {
+        if self.pending().len() >= SEALED_BYTES_MAX {
             return Ok(());
         }
         let mut rest = std::mem::take(control);
@@ -118,27 +118,27 @@ impl Sealed {
             self.frame(INNER_COMMAND, frame.get(head.head_size..).unwrap_or(&[]))?;
             commands = others;
         }
-        if self.wire_written >= SEALED_OCTETS_MAX {
+        if self.wire_written >= SEALED_BYTES_MAX {
             self.wire.drain(..self.wire_written);
             self.wire_start += self.wire_written as u64;
             self.wire_written = 0;
         }
-        let mut message_octets = 0u64;
-        let mut sealed_octets = 0u64;
+        let mut message_bytes = 0u64;
+        let mut sealed_bytes = 0u64;
         for (head, body) in queue.frames(self.taken) {
             self.frame(if head.more { INNER_MORE } else { 0 }, body)?;
-            message_octets += (head.head_size + body.len()) as u64;
+            message_bytes += (head.head_size + body.len()) as u64;
             if !head.more {
                 let end = self.wire_start + self.wire.len() as u64;
-                self.marks.push_back((end, message_octets));
-                sealed_octets += message_octets;
-                message_octets = 0;
-                if self.pending().len() >= SEALED_OCTETS_MAX {
+                self.marks.push_back((end, message_bytes));
+                sealed_bytes += message_bytes;
+                message_bytes = 0;
+                if self.pending().len() >= SEALED_BYTES_MAX {
                     break;
                 }
             }
         }
-        self.taken += sealed_octets;
+        self.taken += sealed_bytes;
         Ok(())
     }
 
@@ -160,23 +160,23 @@ impl Sealed {
         seal_in_place(&self.cipher, short_nonce(self.send_prefix, nonce), sealed)
     }
 
-    /// The kernel has taken `count` octets. Gives how many octets of the queue are now written.
+    /// The kernel has taken `count` bytes. Gives how many bytes of the queue are now written.
     pub(in crate::zmtp) fn handle_written(&mut self, count: usize) -> u64 {
         self.wire_written = self.wire.len().min(self.wire_written + count);
         let written = self.wire_start + self.wire_written as u64;
         let mut done = 0;
-        while let Some(&(end, octets)) = self.marks.front() {
+        while let Some(&(end, bytes)) = self.marks.front() {
             if end > written {
                 break;
             }
-            done += octets;
+            done += bytes;
             self.marks.pop_front();
         }
         self.taken -= done;
         if self.wire_written == self.wire.len() {
             self.wire_start = written;
             self.wire_written = 0;
-            if self.wire.capacity() > 2 * SEALED_OCTETS_MAX {
+            if self.wire.capacity() > 2 * SEALED_BYTES_MAX {
                 self.wire = Vec::new();
             }
             self.wire.clear();
@@ -195,7 +195,7 @@ impl Sealed {
     /// Decrypts a MESSAGE body in place.
     pub(in crate::zmtp) fn open(&mut self, body: &mut [u8]) -> Result<Inner, Error> {
         if body.len() < MESSAGE_OVERHEAD {
-            return Err(bad("MESSAGE of fewer than 33 octets"));
+            return Err(bad("MESSAGE of fewer than 33 bytes"));
         }
         let (head, sealed) = body
             .split_at_mut_checked(BOX_START)
@@ -205,7 +205,7 @@ impl Sealed {
         };
         let nonce = nonce
             .first_chunk()
-            .map(|octets| u64::from_be_bytes(*octets))
+            .map(|bytes| u64::from_be_bytes(*bytes))
             .ok_or(bad("MESSAGE cut short"))?;
         if nonce <= self.receive_nonce {
             return Err(bad("MESSAGE with a nonce that was used"));

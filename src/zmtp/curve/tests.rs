@@ -10,8 +10,8 @@ use super::*;
 use crate::zmtp::command::{Metadata, encode_property};
 use crate::zmtp::cursor::Cursor;
 
-fn key(octet: u8) -> SecretKey {
-    SecretKey::from_bytes([octet; 32])
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32])
 }
 
 fn open(cipher: &XSalsa20Poly1305, nonce: [u8; 24], sealed: &[u8]) -> Option<Vec<u8>> {
@@ -226,14 +226,14 @@ fn initiate_must_vouch_for_this_connection_and_this_server_by_the_key_it_shows()
 fn a_point_of_low_order_added_to_a_key_changes_nothing() {
     let nonce = [3; 24];
     let client = curve25519_dalek::EdwardsPoint::mul_base_clamped([5; 32]);
-    for octet in 1..20u8 {
-        let secret = key(octet);
+    for byte in 1..20u8 {
+        let secret = key(byte);
         let plain = PublicKey::from_bytes(client.to_montgomery().0);
         let want = sealed(&shared(&plain, &secret).unwrap(), nonce, b"x");
         for torsion in EIGHT_TORSION {
             let point: MontgomeryPoint = (client + torsion).to_montgomery();
             let cipher = shared(&PublicKey::from_bytes(point.0), &secret).unwrap();
-            assert_eq!(sealed(&cipher, nonce, b"x"), want, "key {octet}");
+            assert_eq!(sealed(&cipher, nonce, b"x"), want, "key {byte}");
         }
     }
     for torsion in EIGHT_TORSION {

@@ -1,4 +1,4 @@
-//! PLAIN and CURVE, octet for octet, well-behaved and not.
+//! PLAIN and CURVE, byte for byte, well-behaved and not.
 
 use super::*;
 use crate::zmtp::{PlainClient, PlainServer, encode_head};
@@ -48,13 +48,13 @@ fn talk(client: &mut Connection, server: &mut Connection) -> [(Seen, Vec<u8>); 2
     [(a, c), (b, d)]
 }
 
-/// The handshake and a message each way, with the octets cut at every place: what a side is
+/// The handshake and a message each way, with the bytes cut at every place: what a side is
 /// sent does not depend on how it comes.
 fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
     let now = Instant::now();
     let mut queues = [SendQueue::new(), SendQueue::new()];
     let mut count = 0;
-    // The longest flight is about 350 octets; later cuts find nothing to cut.
+    // The longest flight is about 350 bytes; later cuts find nothing to cut.
     for cut in 0..400usize {
         let mut sides = [
             Connection::new(client.clone(), now),
@@ -68,11 +68,11 @@ fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
         loop {
             let mut said = false;
             for (from, to) in [(0, 1), (1, 0)] {
-                let octets = output(&mut sides[from], &mut queues[from]);
-                said |= !octets.is_empty();
-                let steps = [if cut == 0 { 1 } else { cut }, octets.len().max(1)];
+                let bytes = output(&mut sides[from], &mut queues[from]);
+                said |= !bytes.is_empty();
+                let steps = [if cut == 0 { 1 } else { cut }, bytes.len().max(1)];
                 let steps = if cut == 0 { &steps[..1] } else { &steps[..] };
-                let new = feed(&mut sides[to], &octets, steps, now);
+                let new = feed(&mut sides[to], &bytes, steps, now);
                 seen[to].peer = seen[to].peer.take().or(new.peer);
                 seen[to].messages.extend(new.messages);
                 assert_eq!(new.error, None, "cut {cut}");
@@ -103,7 +103,7 @@ fn command(body: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn plain_is_octet_for_octet_that_of_libzmq() {
+fn plain_is_byte_for_byte_that_of_libzmq() {
     let now = Instant::now();
     let mut client = Connection::new(plain("worker", "secret"), now);
     let mut server = Connection::new(plain_server(), now);
@@ -111,7 +111,7 @@ fn plain_is_octet_for_octet_that_of_libzmq() {
     assert_eq!((client_seen.error, server_seen.error), (None, None));
     assert_eq!(server_seen.peer.unwrap().user_id.as_deref(), Some("worker"));
     assert_eq!(client_seen.peer.unwrap().socket_type, "ROUTER");
-    // What follows the greetings; libzmq's first octets differ in the padding alone.
+    // What follows the greetings; libzmq's first bytes differ in the padding alone.
     for (ours, theirs) in [
         (up, capture("plain.client")),
         (down, capture("plain.server")),
@@ -128,11 +128,11 @@ fn captured_plain_conversations_parse_at_every_split() {
         ("plain.client", plain_server()),
         ("plain.server", plain("worker", "secret")),
     ] {
-        let octets = capture(name);
-        for steps in every_split(octets.len()) {
+        let bytes = capture(name);
+        for steps in every_split(bytes.len()) {
             let seen = feed(
                 &mut Connection::new(config.clone(), now),
-                &octets,
+                &bytes,
                 &steps,
                 now,
             );
@@ -183,9 +183,9 @@ fn error_is_understood_as_libzmqs_plain_server_spells_it() {
         (b"^", false),
     ] {
         let mut client = Connection::new(plain("worker", "wrong"), now);
-        let mut octets = Greeting::encode("PLAIN").to_vec();
-        octets.extend(command(body));
-        let error = feed(&mut client, &octets, &[1], now).error.unwrap();
+        let mut bytes = Greeting::encode("PLAIN").to_vec();
+        bytes.extend(command(body));
+        let error = feed(&mut client, &bytes, &[1], now).error.unwrap();
         assert_eq!(error.is_fatal(), fatal, "{error}");
         assert_eq!(error.to_string().contains("400"), fatal, "{error}");
     }
@@ -217,7 +217,7 @@ fn malformed_plain_commands_close_the_connection() {
             vec![command(b"\x05HELLO\x06worker\x07secret")],
         ),
         (
-            "octets behind the password",
+            "bytes behind the password",
             plain_server(),
             vec![command(b"\x05HELLO\x06worker\x06secretx")],
         ),
@@ -240,7 +240,7 @@ fn malformed_plain_commands_close_the_connection() {
             vec![hello.clone(), vec![0, 1, 7]],
         ),
         (
-            "WELCOME of nine octets",
+            "WELCOME of nine bytes",
             plain("a", "b"),
             vec![command(b"\x07WELCOME\0")],
         ),
@@ -252,8 +252,8 @@ fn malformed_plain_commands_close_the_connection() {
         ("HELLO for WELCOME", plain("a", "b"), vec![hello]),
     ];
     for (name, config, frames) in cases {
-        let octets = [&greeting[..], &frames.concat()].concat();
-        let seen = feed(&mut Connection::new(config, now), &octets, &[5], now);
+        let bytes = [&greeting[..], &frames.concat()].concat();
+        let seen = feed(&mut Connection::new(config, now), &bytes, &[5], now);
         assert!(seen.error.is_some(), "{name}");
         assert!(seen.peer.is_none() && seen.messages.is_empty(), "{name}");
     }
@@ -274,7 +274,7 @@ fn another_mechanism_is_refused_and_gets_no_credentials() {
         let seen = feed(&mut connection, &Greeting::encode(theirs), &[64], now);
         assert!(matches!(seen.error, Some(Error::MechanismMismatch { .. })));
         let sent = output(&mut connection, &mut SendQueue::new());
-        assert!(!sent.windows(6).any(|octets| octets == b"secret"));
+        assert!(!sent.windows(6).any(|bytes| bytes == b"secret"));
     }
 }
 

@@ -4,8 +4,8 @@ use super::*;
 use crate::zmtp::curve::memory::Needle;
 use crate::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
 
-fn key(octet: u8) -> SecretKey {
-    SecretKey::from_bytes([octet; 32])
+fn key(byte: u8) -> SecretKey {
+    SecretKey::from_bytes([byte; 32])
 }
 
 fn client(secret: u8, server: u8) -> Arc<Config> {
@@ -27,7 +27,7 @@ fn server(secret: u8, clients: Clients) -> Arc<Config> {
 fn listed(clients: &[(u8, &str)]) -> Clients {
     let keys: AuthorizedKeys = clients
         .iter()
-        .map(|(octet, name)| (key(*octet).public(), (*name).to_owned()))
+        .map(|(byte, name)| (key(*byte).public(), (*name).to_owned()))
         .collect();
     Clients::Listed(Arc::new(keys))
 }
@@ -90,7 +90,7 @@ fn traffic_is_sealed_both_ways_in_message_frames_of_libzmqs_form() {
         seen.messages,
         [vec![vec![], b"x".to_vec(), big], vec![b"second".to_vec()]]
     );
-    // The same octets again: their nonces are used up.
+    // The same bytes again: their nonces are used up.
     wire.truncate(35);
     let again = feed(&mut b, &wire, &[35], now);
     assert!(again.error.unwrap().to_string().contains("nonce"));
@@ -208,29 +208,29 @@ fn honest(stage: usize) -> (Connection, Connection, Vec<u8>) {
 }
 
 #[test]
-fn every_changed_octet_of_hello_and_initiate_is_found() {
+fn every_changed_byte_of_hello_and_initiate_is_found() {
     let now = Instant::now();
     for (stage, name) in [(1, "HELLO"), (2, "INITIATE")] {
-        let (_, _, honest_octets) = honest(stage);
-        for at in 0..honest_octets.len() {
-            let (_, mut b, mut octets) = honest(stage);
-            octets[at] ^= 0x10;
-            let seen = feed(&mut b, &octets, &[usize::MAX], now);
-            // HELLO's padding is not looked at; a longer frame waits for more octets.
+        let (_, _, honest_bytes) = honest(stage);
+        for at in 0..honest_bytes.len() {
+            let (_, mut b, mut bytes) = honest(stage);
+            bytes[at] ^= 0x10;
+            let seen = feed(&mut b, &bytes, &[usize::MAX], now);
+            // HELLO's padding is not looked at; a longer frame waits for more bytes.
             let padding = name == "HELLO" && (10..82).contains(&at);
             let sizes = if name == "HELLO" { 1..2 } else { 1..9 };
             assert!(
                 seen.error.is_some() || padding || sizes.contains(&at),
-                "{name} octet {at}"
+                "{name} byte {at}"
             );
-            assert!(seen.peer.is_none(), "{name} octet {at}");
+            assert!(seen.peer.is_none(), "{name} byte {at}");
             assert!(seen.messages.is_empty());
         }
     }
 }
 
 #[test]
-fn changed_octets_of_welcome_ready_and_message_are_found() {
+fn changed_bytes_of_welcome_ready_and_message_are_found() {
     let now = Instant::now();
     let (mut a, mut b, hello) = honest(1);
     feed(&mut b, &hello, &[usize::MAX], now);
@@ -285,7 +285,7 @@ fn commands_of_a_bad_server_are_refused() {
         body.resize(size, 7);
         command(&body)
     };
-    for (stage, octets, want) in [
+    for (stage, bytes, want) in [
         (1, short(b"\x07WELCOME", 167), "WELCOME expected, of 168"),
         (1, short(b"\x07WELCOME", 169), "WELCOME expected, of 168"),
         (1, short(b"\x07welcome", 168), "WELCOME expected"),
@@ -297,7 +297,7 @@ fn commands_of_a_bad_server_are_refused() {
         (2, short(b"\x07WELCOME", 168), "READY expected"),
     ] {
         let (mut a, _, _) = honest(stage);
-        let seen = feed(&mut a, &octets, &[usize::MAX], now);
+        let seen = feed(&mut a, &bytes, &[usize::MAX], now);
         let error = seen.error.expect(want).to_string();
         assert!(error.contains(want), "{error}");
         assert!(seen.peer.is_none());
@@ -316,7 +316,7 @@ fn a_client_says_nothing_in_the_clear_to_a_server_that_has_sealed() {
     let [(client_seen, up), (server_seen, _)] = talk(&mut a, &mut b);
     assert!(matches!(client_seen.error, Some(Error::BadIdentity { .. })));
     assert_eq!(server_seen.error, None);
-    assert!(!up.windows(5).any(|octets| octets == b"ERROR"));
+    assert!(!up.windows(5).any(|bytes| bytes == b"ERROR"));
 }
 
 #[test]
@@ -425,14 +425,14 @@ fn libzmqs_recorded_hello_opens_and_its_initiate_is_refused() {
         clients: Clients::Any,
     };
     let config = with(SocketType::Router, Security::CurveServer(keys));
-    let octets = capture("curve.client");
+    let bytes = capture("curve.client");
     for step in [1, 7, usize::MAX] {
         let mut connection = Connection::new(config.clone(), now);
-        let seen = feed(&mut connection, &octets[..64 + 202], &[step], now);
+        let seen = feed(&mut connection, &bytes[..64 + 202], &[step], now);
         assert_eq!(seen, Seen::default());
         let sent = output(&mut connection, &mut SendQueue::new());
         assert_eq!(sent[64..74], *b"\x04\xA8\x07WELCOME");
-        let seen = feed(&mut connection, &octets[64 + 202..], &[step], now);
+        let seen = feed(&mut connection, &bytes[64 + 202..], &[step], now);
         assert!(seen.error.unwrap().to_string().contains("cookie"));
     }
 }
@@ -486,17 +486,17 @@ fn lengths_names_and_versions_are_checked() {
             vec![0, 8, 7, b'M', b'E', b'S', b'S', b'A', b'G', b'E'],
         ),
     ];
-    for (what, octets) in cases {
+    for (what, bytes) in cases {
         let mut b = Connection::new(server(2, Clients::Any), now);
-        let all = [&greeting[..], &octets].concat();
+        let all = [&greeting[..], &bytes].concat();
         let seen = feed(&mut b, &all, &[11], now);
         assert!(seen.error.is_some(), "{what}");
         assert!(seen.peer.is_none() && seen.messages.is_empty(), "{what}");
     }
     for size in [0, 8, 256, 9] {
         let (_, mut b, initiate) = honest(2);
-        let octets = command(&initiate[9..9 + size]);
-        let seen = feed(&mut b, &octets, &[usize::MAX], now);
+        let bytes = command(&initiate[9..9 + size]);
+        let seen = feed(&mut b, &bytes, &[usize::MAX], now);
         assert!(seen.error.is_some(), "INITIATE of {size}");
     }
     // A declared frame beyond the limit is refused at its head, sealed or not.
@@ -543,8 +543,8 @@ fn pongs_that_cannot_leave_do_not_gather() {
     let mut slices = Vec::new();
     b.gather(&queue, 8, &mut slices);
     let waiting: usize = slices.iter().map(|slice| slice.len()).sum();
-    let room = crate::limits::SEALED_OCTETS_MAX + 4 * CONTROL_PENDING_MAX;
-    assert!(waiting <= room, "{waiting} octets");
+    let room = crate::limits::SEALED_BYTES_MAX + 4 * CONTROL_PENDING_MAX;
+    assert!(waiting <= room, "{waiting} bytes");
 }
 
 #[test]
@@ -600,8 +600,8 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
     let names = [(1, "b"), (2, "a"), (3, "b"), (4, "c"), (5, "b"), (6, "a")];
     let keys: AuthorizedKeys = names
         .iter()
-        .map(|(octet, name)| {
-            let secret = curve::SecretKey::from_bytes([*octet; 32]);
+        .map(|(byte, name)| {
+            let secret = curve::SecretKey::from_bytes([*byte; 32]);
             (secret.public(), (*name).to_owned())
         })
         .collect();
@@ -673,15 +673,15 @@ proptest! {
             a.seal(&queue).unwrap();
             let mut slices = Vec::new();
             a.gather(&queue, 3, &mut slices);
-            let octets: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
-            let count = octets.len().min(*writes.next().unwrap());
+            let bytes: Vec<u8> = slices.iter().flat_map(|s| s.iter().copied()).collect();
+            let count = bytes.len().min(*writes.next().unwrap());
             a.handle_written(&mut queue, count, now);
-            wire.extend_from_slice(&octets[..count]);
+            wire.extend_from_slice(&bytes[..count]);
         }
         let seen = feed(&mut b, &wire, &steps, now);
         prop_assert_eq!(seen.error, None);
         prop_assert_eq!(seen.messages, messages);
         prop_assert_eq!(queue.message_count(), 0);
-        prop_assert_eq!(queue.octets(), 0);
+        prop_assert_eq!(queue.bytes(), 0);
     }
 }
