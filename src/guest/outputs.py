@@ -794,15 +794,36 @@ class Frames:
         offsets = pa.concat_arrays([pa.array([0], pa.int64()), ends]).cast(offset_type)
         mask = self.mask(array)
         if pa.types.is_map(kind):
-            values = self.map_as_list(array, kind).flatten()
-            keys = self.plain(values.field(0), target.key_type, kind.key_type, shrinks)
-            items = self.plain(values.field(1), target.item_type, kind.item_type, shrinks)
-            entries = pa.StructArray.from_arrays([keys, items], fields=[target.key_field, target.item_field])
+            def entries_of(values):
+                keys = self.plain(values.field(0), target.key_type, kind.key_type, shrinks)
+                items = self.plain(values.field(1), target.item_type, kind.item_type, shrinks)
+                return pa.StructArray.from_arrays([keys, items], fields=[target.key_field, target.item_field])
+
+            entries = self.own_values(self.map_as_list(array, kind), entries_of)
             return pa.Array.from_buffers(
                 target, len(array), [self.validity(mask), offsets.buffers()[1]], children=[entries])
-        values = self.plain(array.flatten(), target.value_type, kind.value_type, shrinks)
+        values = self.own_values(
+            array, lambda values: self.plain(values, target.value_type, kind.value_type, shrinks))
         return pa.Array.from_buffers(
             target, len(array), [self.validity(mask), offsets.buffers()[1]], children=[values])
+
+    def own_values(self, array, convert):
+        """What `convert` makes of the values of a list's own rows. pyarrow's `flatten` concatenates them where rows
+        are null, which corrupts dictionaries of half floats: these are taken by index."""
+        pa, types = self.pa, self.pa.types
+        kind = array.type
+        if not self.has(kind.value_type, lambda one: types.is_dictionary(one) and types.is_float16(one.value_type)):
+            return convert(array.flatten())
+        if types.is_list(kind):
+            like = pa.list_(pa.int64())
+        elif types.is_large_list(kind):
+            like = pa.large_list(pa.int64())
+        else:
+            like = pa.list_view(pa.int64()) if self.is_of(kind, "is_list_view") else pa.large_list_view(pa.int64())
+        indices = pa.Array.from_buffers(
+            like, len(array), array.buffers()[:like.num_buffers], offset=array.offset,
+            children=[pa.array(range(len(array.values)), pa.int64())])
+        return convert(array.values).take(indices.flatten())
 
     def map_as_list(self, array, kind):
         pa = self.pa
