@@ -15,6 +15,9 @@ use crate::limits;
 
 pub(super) const JOB_ID: &str = "_job_id";
 pub(super) const FILE_VERSION_ID: &str = "_file_version_id";
+/// Columns that SQLite tables get, in this case, where several databases or incarnations write to one.
+pub(super) const DATABASE: &str = "_database";
+pub(super) const INCARNATION: &str = "_incarnation";
 
 /// The sink's schema: the batch's as it is stored, with the two ids behind it.
 fn with_ids(schema: &SchemaRef) -> Result<SchemaRef, Error> {
@@ -52,9 +55,9 @@ pub(super) fn check_table(schema: &SchemaRef) -> Result<(), Error> {
         let name = field.name().to_ascii_lowercase();
         let reason = if name.contains('\0') {
             "its name has a NUL; rename it for a SQLite sink".to_owned()
-        } else if [JOB_ID, FILE_VERSION_ID].contains(&name.as_str()) {
-            "the engine adds a column of this name, and SQLite takes names without regard to \
-             case; rename yours"
+        } else if [JOB_ID, FILE_VERSION_ID, DATABASE, INCARNATION].contains(&name.as_str()) {
+            "the engine adds a column of this name to tables, and SQLite takes names without \
+             regard to case; rename yours"
                 .to_owned()
         } else if index + 2 >= limits::TABLE_COLUMNS_MAX {
             format!(

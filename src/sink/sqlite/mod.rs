@@ -32,7 +32,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
 use super::Error;
 use super::folder::Name;
 use super::record::TableOutput;
-use super::{files, names};
+use super::{columns, files, names};
 use crate::beside;
 use crate::job::Cause;
 
@@ -239,8 +239,8 @@ struct Marks {
 }
 
 impl Marks {
-    const DATABASE: &str = "_database";
-    const INCARNATION: &str = "_incarnation";
+    const DATABASE: &str = columns::DATABASE;
+    const INCARNATION: &str = columns::INCARNATION;
 
     /// Condition on the job's rows in a table with such columns: `?1` its ID, `?2` and `?3` the
     /// marks.

@@ -278,15 +278,6 @@ fn make_table(
         if !is_needed {
             continue;
         }
-        if staged
-            .iter()
-            .any(|column| column.eq_ignore_ascii_case(name))
-        {
-            return Err(Error::Column {
-                column: name.to_owned(),
-                reason: "the engine adds a column of this name; rename yours".to_owned(),
-            });
-        }
         if !columns.iter().any(|column| column == name) {
             connection
                 .execute_batch(&format!("ALTER TABLE main.{table} ADD COLUMN {name} {sql}"))

@@ -49,6 +49,18 @@ fn names_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
         ),
         (sqlite, named(&["_JOB_ID"]), "\"_JOB_ID\"", "rename yours"),
         (both, named(&["_job_id"]), "\"_job_id\"", "rename yours"),
+        (
+            sqlite,
+            named(&["_database"]),
+            "\"_database\"",
+            "rename yours",
+        ),
+        (
+            sqlite,
+            named(&["_Incarnation"]),
+            "\"_Incarnation\"",
+            "rename yours",
+        ),
         (sqlite, named(&["a\0b"]), "\"a\\0b\"", nul),
         (sqlite, named(&many), "\"c1998\"", "at most 2000 columns"),
     ];
@@ -65,7 +77,10 @@ fn names_that_a_sink_cannot_store_are_the_plugins_fault_and_named() {
         }
     }
     for (uris, batch) in [
-        (parquet, named(&["A", "a", "_JOB_ID", "a\0b"])),
+        (
+            parquet,
+            named(&["A", "a", "_JOB_ID", "a\0b", "_database", "_incarnation"]),
+        ),
         (parquet, nested(&["A", "a"])),
         (parquet, named(&many)),
         (sqlite, named(&many[1..])),
