@@ -17,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use casparian::guest::environment;
+use casparian::plugin::environment;
 use casparian::store::{Deploy, Inspector, Open, Store};
 
 const PLUGIN: &str = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'id': [1, 2, 3], 'value': [10.5, 20.3, 30.1]})\n";
@@ -201,7 +201,12 @@ fn start(setting: Setting, source: &str, jobs: usize, home: &Path) -> Rig {
     }
     let began = Instant::now();
     let (sentinel, endpoint) = sentinel(of_sentinel);
-    of_worker.args(["--guest-start", setting.start, "--sandbox", setting.sandbox]);
+    of_worker.args([
+        "--plugin-start",
+        setting.start,
+        "--sandbox",
+        setting.sandbox,
+    ]);
     of_worker.args(["--connect", &endpoint, "--output"]);
     of_worker.arg(folder.path().join("out"));
     if setting.limits == Limits::All {

@@ -12,7 +12,7 @@ ROOMS = {
     "zmtp": (["src/zmtp/"], 95),
     "socket": (["src/socket/"], 95),
     "protocol": (["src/protocol/"], 95),
-    "guest frames": (["src/guest/bridge.rs"], 95),
+    "bridge frames": (["src/plugin/bridge.rs"], 95),
     "other parsers": (
         ["src/reactor/endpoint.rs", "src/sink/uri.rs", "src/store/manifest.rs", "src/cli/args.rs"],
         0,

@@ -10,7 +10,7 @@
 //! - `store`: the SQLite queue, registry and catalogue (feature `sentinel`).
 //! - `sentinel`: the control plane (feature `sentinel`).
 //! - `sink`: Arrow batches → files (feature `worker`).
-//! - `guest`: plugin processes (feature `worker`).
+//! - `plugin`: plugin processes (feature `worker`).
 //! - `worker`: job slots (feature `worker`).
 //! - `cli`: the command lines (feature `cli`).
 //!
@@ -31,14 +31,14 @@ mod disk;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 #[cfg(feature = "worker")]
-pub mod guest;
-#[cfg(feature = "worker")]
 mod input_file;
 #[cfg(feature = "json")]
 pub mod job;
 pub mod limits;
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod lock_file;
+#[cfg(feature = "worker")]
+pub mod plugin;
 #[cfg(feature = "worker")]
 mod proc_file;
 pub mod protocol;

@@ -440,12 +440,12 @@ pub const ERROR_TEXT_SIZE_MAX: usize = 16 << 10;
 /// Bytes of a plugin's last lines in a receipt.
 pub const LOG_TAIL_SIZE_MAX: usize = 16 << 10;
 
-/// A guest must have connected.
-pub const GUEST_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-/// A guest must have exited after its end of output.
-pub const GUEST_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A guest that failed gets this long to exit by itself, so that its last words are kept.
-pub const GUEST_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A plugin process must have connected.
+pub const PLUGIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// A plugin process must have exited after its end of output.
+pub const PLUGIN_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A plugin process that failed gets this long to exit by itself, so that its last words are kept.
+pub const PLUGIN_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The bridge must be over after its process has exited, or have brought bytes: what the process
 /// sent is in the kernel already, and only another process that holds the bridge keeps it open.
@@ -696,11 +696,11 @@ pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
 pub const SEGMENTS_MAX: usize = 64;
 /// Arrow data handed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
-/// Reads of one guest's log pipe per turn.
+/// Reads of one plugin process's log pipe per turn.
 pub const LOG_READS_PER_TURN: usize = 16;
-/// Turns of log reading after a guest's exit.
+/// Turns of log reading after a plugin process's exit.
 pub const LOG_TURNS_AT_EXIT: usize = 16;
-/// Bytes read from one guest's bridge per turn.
+/// Bytes read from one plugin process's bridge per turn.
 pub const BRIDGE_BYTES_PER_TURN: usize = 4 << 20;
 /// An environment that could not be created is tried again after this; it doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::buffer::Buffer;
-use casparian::guest::bridge;
+use casparian::plugin::bridge;
 use casparian::zmtp::curve::{AuthorizedKeys, Clients, CurveClient, CurveServer, SecretKey};
 use casparian::zmtp::{
     Config, Connection, Heartbeat, Limits, Progress, Security, SendQueue, SocketType,
@@ -118,7 +118,7 @@ fn captured_frame(name: &str) -> Vec<u8> {
 }
 
 /// Target `bridge`: arrow's reader panics on the offset of a buffer behind the end of its
-/// message (arrow-buffer 60.1, `Buffer::slice_with_length`); a guest gets an error.
+/// message (arrow-buffer 60.1, `Buffer::slice_with_length`); a plugin process gets an error.
 #[test]
 fn a_panic_of_arrows_reader_is_an_error() {
     let mut frame = captured_frame("three_rows");
@@ -131,7 +131,7 @@ fn a_panic_of_arrows_reader_is_an_error() {
     );
 }
 
-/// No single changed byte gets a guest further than an error, or columns that are valid.
+/// No single changed byte gets a plugin process further than an error, or columns that are valid.
 #[test]
 fn every_changed_byte_of_a_frame_is_an_error_or_valid() {
     for name in [

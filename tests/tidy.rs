@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The rooms in the order of the data's way: a room uses only rooms before it.
 const ROOMS: &[&str] = &[
     "zmtp", "reactor", "socket", "job", "protocol", "store", "sentinel", "sink", "sandbox",
-    "guest", "worker", "cli",
+    "plugin", "worker", "cli",
 ];
 
 /// Rooms that do not know each other although one stands before the other.
@@ -17,9 +17,9 @@ const STRANGERS: &[(&str, &str)] = &[
     ("worker", "store"),
     ("sink", "store"),
     ("sink", "sentinel"),
-    ("guest", "store"),
-    ("guest", "sentinel"),
-    ("guest", "sink"),
+    ("plugin", "store"),
+    ("plugin", "sentinel"),
+    ("plugin", "sink"),
     ("sink", "socket"),
     ("store", "socket"),
     ("reactor", "zmtp"),

@@ -1,10 +1,10 @@
-//! What a guest sends: frames in any split, and Arrow IPC with hostile lengths and offsets. An
+//! What a plugin process sends: frames in any split, and Arrow IPC with hostile lengths and offsets. An
 //! error is fine; a panic that gets out, a read out of bounds or a huge allocation is not.
 
 use std::io::{self, Read};
 
 use arrow::array::Array;
-use casparian::guest::bridge::{BridgeReader, Step, decode};
+use casparian::plugin::bridge::{BridgeReader, Step, decode};
 
 /// Gives so many bytes a read, and blocks between reads.
 struct Pieces<'a> {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::args::{Command, Flag};
 use super::table::{bytes, render};
 use super::{Failure, failed, say};
-use crate::guest::cache::{Entry, evict, excess, list};
-use crate::guest::environment;
+use crate::plugin::cache::{Entry, evict, excess, list};
+use crate::plugin::environment;
 use crate::store::format_time;
 
 pub(super) const COMMAND: Command = Command {

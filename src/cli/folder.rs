@@ -16,11 +16,11 @@ use super::input::{fixed_part, glob};
 use super::plugin::PluginFile;
 use super::summary::{Item, Outcome};
 use super::table::one_line;
-use crate::guest::folder::{self, Folder};
-use crate::guest::project::{self, Project};
 use crate::input_file;
 use crate::job::text;
 use crate::limits;
+use crate::plugin::folder::{self, Folder};
+use crate::plugin::project::{self, Project};
 
 /// How often a folder is read whose files change meanwhile.
 const TRIES_MAX: u32 = 3;
@@ -174,7 +174,7 @@ fn read_once(root: &Path, name: &str, others: &Others) -> Result<Option<PluginFi
     };
     let all: Vec<u8> = contents.into_values().flatten().collect();
     let source = folder::pack(&folder, &source, &all);
-    if let Ok(Some(script)) = crate::guest::script::of_plugin(&source)
+    if let Ok(Some(script)) = crate::plugin::script::of_plugin(&source)
         && let Some(preload) = script.preload.iter().find(|name| {
             let module = name.split('.').next().unwrap_or_default();
             own.contains(module)

@@ -15,13 +15,13 @@ use super::operate::{DATABASE_FLAG, database};
 use super::stderr::tell;
 use super::table::one_line;
 use super::{Failure, failed, failed_in, say_done};
-use crate::guest::environment::{self, Build};
-use crate::guest::request::Request;
-use crate::guest::resolve::{self, Place};
-use crate::guest::{self, script, strays, syntax};
 use crate::input_file;
 use crate::job::Parameters;
 use crate::limits;
+use crate::plugin::environment::{self, Build};
+use crate::plugin::request::Request;
+use crate::plugin::resolve::{self, Place};
+use crate::plugin::{self, script, strays, syntax};
 use crate::reactor::BootTime;
 use crate::store::{
     self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id,
@@ -231,7 +231,7 @@ pub(super) fn check_syntax(
     cancel: &AtomicBool,
 ) -> Result<(), Failure> {
     let limit = limits::SYNTAX_CHECK_TIMEOUT;
-    let source = guest::folder::entry_source(&plugin.source);
+    let source = plugin::folder::entry_source(&plugin.source);
     match syntax::error(python, how, &plugin.name, source, limit, cancel) {
         Ok(None) => Ok(()),
         Ok(Some(reason)) => Err(failed(format!("plugin {}: {reason}", path.display()))),

@@ -39,9 +39,9 @@ use super::progress::Progress;
 use super::stderr::tell;
 use super::summary::{Item, Summary};
 use super::{Failure, failed, log_lines, say};
-use crate::guest::environment;
-use crate::guest::request::Request;
-use crate::guest::resolve::{Place, lockfile};
+use crate::plugin::environment;
+use crate::plugin::request::Request;
+use crate::plugin::resolve::{Place, lockfile};
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, Sentinel};
 use crate::sink::{Root, RootOptions};
@@ -133,7 +133,7 @@ pub(super) const COMMAND: Command = Command {
             help: "How long the run waits at a time, from its start to its end, while\nits queue cannot be written, or its worker cannot work (full disk,\nlocked database; default 300)",
         },
         Flag {
-            long: "guest-start",
+            long: "plugin-start",
             short: None,
             value: Some("HOW"),
             help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
-#[cfg(feature = "worker")]
-use crate::guest::{programs, quota::Quota};
 use crate::limits;
+#[cfg(feature = "worker")]
+use crate::plugin::{programs, quota::Quota};
 use crate::reactor::Endpoint;
 #[cfg(feature = "worker")]
 use crate::sandbox::{Mode, Support, launch};
@@ -263,7 +263,7 @@ const WORKER_FLAGS: &[Flag] = &[
         help: "A job that takes longer is killed (default 3600)",
     },
     Flag {
-        long: "guest-start",
+        long: "plugin-start",
         short: None,
         value: Some("HOW"),
         help: "warm: fork from an interpreter that has done its imports\n(default); spawn: a fresh interpreter each",
@@ -272,7 +272,7 @@ const WORKER_FLAGS: &[Flag] = &[
         long: "shim",
         short: None,
         value: Some("FILE"),
-        help: "Run plugins by this shim instead of the built-in one\n(needs --guest-start spawn)",
+        help: "Run plugins by this shim instead of the built-in one\n(needs --plugin-start spawn)",
     },
     QUOTA_FLAGS[0],
     QUOTA_FLAGS[1],
@@ -455,9 +455,9 @@ pub(super) fn worker(
     options.sink_roots = typed.has("sink-root").then(|| typed.paths("sink-root"));
     options.owns_process = true;
     options.shim = command.path(&typed, "shim")?;
-    if options.shim.is_some() && options.guest_start == worker::GuestStart::Warm {
+    if options.shim.is_some() && options.plugin_start == worker::PluginStart::Warm {
         return Err(command
-            .usage_error("--shim needs --guest-start spawn")
+            .usage_error("--shim needs --plugin-start spawn")
             .into());
     }
     log_lines::start("info");
@@ -547,12 +547,12 @@ pub(super) fn worker_options(
         typed,
         &inputs.collect::<Vec<_>>(),
     )?);
-    options.guest_start = match command.text(typed, "guest-start")?.as_deref() {
-        None | Some("warm") => worker::GuestStart::Warm,
-        Some("spawn") => worker::GuestStart::Spawn,
+    options.plugin_start = match command.text(typed, "plugin-start")?.as_deref() {
+        None | Some("warm") => worker::PluginStart::Warm,
+        Some("spawn") => worker::PluginStart::Spawn,
         Some(other) => {
             return Err(command
-                .usage_error(format!("--guest-start {other}: expected warm or spawn"))
+                .usage_error(format!("--plugin-start {other}: expected warm or spawn"))
                 .into());
         }
     };

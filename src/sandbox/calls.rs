@@ -533,6 +533,6 @@ mod tests {
     #[test]
     fn plugin_processes_know_what_stands_for_their_id() {
         let line = format!("OWN_PID = {OWN_PID:#X}\n").replace("0X", "0x");
-        assert!(crate::guest::SHIM.contains(&line));
+        assert!(crate::plugin::SHIM.contains(&line));
     }
 }

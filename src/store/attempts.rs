@@ -462,7 +462,7 @@ impl Turn<'_> {
             end.cause.map(Cause::as_str),
             metric("exit_code"),
             metric("signal"),
-            metric("rss_max_bytes").or_else(|| metric("guest_rss_max_bytes")),
+            metric("rss_max_bytes").or_else(|| metric("plugin_rss_max_bytes")),
             reason,
             log_tail,
             held.key,

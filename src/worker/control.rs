@@ -8,11 +8,11 @@ use super::environments::State;
 use super::job::Order;
 use super::plugins::Plugins;
 use super::serve::Worker;
-use crate::guest::environment::Environment;
 use crate::job::{
     ARTIFACTS_TRUNCATED, Attempt, Cause, Job, Lease, Plugin, Receipt, Sink, SinkError, text,
 };
 use crate::limits;
+use crate::plugin::environment::Environment;
 use crate::protocol::{
     Answer, Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload,
     View,

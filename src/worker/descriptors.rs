@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::slot::Failure;
-use crate::guest::process::Process;
 use crate::job::Cause;
 use crate::limits;
+use crate::plugin::process::Process;
 
 /// The soft limit that the program was started with.
 static AT_START: OnceLock<Option<u64>> = OnceLock::new();

@@ -6,7 +6,7 @@
 //! a bound.
 //!
 //! A few are created at once; those that jobs wait for come first. What jobs and interpreters run in is
-//! locked (`guest/cache.rs`). Where an environment has been created, those that were not used for
+//! locked (`plugin/cache.rs`). Where an environment has been created, those that were not used for
 //! longest are evicted when all are too large.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use super::event::ThreadEvent;
 use super::slot::Failure;
-use crate::guest::cache::{self, InUse, Taken};
-use crate::guest::environment::{self, Build, Environment, provision};
 use crate::job::Cause;
 use crate::limits;
+use crate::plugin::cache::{self, InUse, Taken};
+use crate::plugin::environment::{self, Build, Environment, provision};
 use crate::reactor::BootTime;
 use crate::thread;
 

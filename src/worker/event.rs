@@ -4,9 +4,9 @@ use super::meter::Usage;
 use super::settling::Standing;
 use super::slot::Failure;
 use super::writer::Report;
-use crate::guest::cache::InUse;
-use crate::guest::environment::Environment;
 use crate::job::Attempt;
+use crate::plugin::cache::InUse;
+use crate::plugin::environment::Environment;
 
 /// Sent over one channel, followed by a wake-up.
 pub(super) enum ThreadEvent {

@@ -4,13 +4,13 @@ use std::io;
 
 use super::descriptors::worker_failure;
 use super::environments::State;
-use super::job::{Guest, Run};
+use super::job::{ProcessState, Run};
 use super::serve::Worker;
 use super::slot::Failure;
-use crate::guest::Exit;
-use crate::guest::warm::{self, Started, WarmEvent};
 use crate::job::Cause;
 use crate::limits;
+use crate::plugin::Exit;
+use crate::plugin::warm::{self, Started, WarmEvent};
 use crate::reactor::BootTime;
 
 /// Why an interpreter is given up that sends more than its jobs account for.
@@ -22,7 +22,7 @@ impl Worker {
         let Some(Some(run)) = self.slots.get_mut(place) else {
             return;
         };
-        let Guest::Running(process) = &run.guest else {
+        let ProcessState::Running(process) = &run.process else {
             return;
         };
         let registry = self.reactor.registry();
@@ -72,7 +72,7 @@ impl Worker {
             }
             WarmEvent::Failed { key, message } => {
                 if let Some((_, run)) = self.warm_run(index, key) {
-                    run.guest = Guest::None;
+                    run.process = ProcessState::None;
                     // Its own word, and code of its environment may speak for it.
                     let message = format!("the warm interpreter cannot fork: {message}");
                     let failure = Failure::new(Cause::Environment, message);
@@ -110,7 +110,7 @@ impl Worker {
         let process = match process {
             Ok(Started::Running(process)) => process,
             Ok(Started::Ended(number)) => {
-                run.guest = Guest::Ended(number);
+                run.process = ProcessState::Ended(number);
                 run.slot.handle_started(now);
                 run.slot.handle_exit_seen(Exit::UNKNOWN, now);
                 run.accept(place, registry, now);
@@ -118,7 +118,7 @@ impl Worker {
             }
             Err(error) => {
                 let message = format!("the warm interpreter names no process of its own: {error}");
-                run.guest = Guest::None;
+                run.process = ProcessState::None;
                 let failure = Failure::new(Cause::Environment, message.clone());
                 run.slot.handle_start_failed(failure);
                 // What it has started, and cannot be watched, ends with it.
@@ -126,7 +126,7 @@ impl Worker {
                 return;
             }
         };
-        let killed = matches!(run.guest, Guest::Requested { kill: true });
+        let killed = matches!(run.process, ProcessState::Requested { kill: true });
         // Without a pidfd its end could be missed; it may also have ended already.
         if let Err(error) = run.watch_process(process, place, registry) {
             let failure = worker_failure("cannot watch the plugin's process", &error);
@@ -146,7 +146,7 @@ impl Worker {
     fn warm_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
         self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
             let run = slot.as_mut()?;
-            let has_process = !matches!(run.guest, Guest::None);
+            let has_process = !matches!(run.process, ProcessState::None);
             (has_process && run.interpreter == Some(index) && run.serial == key)
                 .then_some((place, run))
         })
@@ -155,7 +155,7 @@ impl Worker {
     /// Indexes of the interpreters that jobs need.
     pub(super) fn interpreters_in_use(&self) -> Vec<usize> {
         let runs = self.slots.iter().flatten();
-        runs.filter(|run| !matches!(run.guest, Guest::None))
+        runs.filter(|run| !matches!(run.process, ProcessState::None))
             .filter_map(|run| run.interpreter)
             .collect()
     }
@@ -186,10 +186,10 @@ impl Worker {
             exit.is_none_or(|exit| exit.signal == Some(9) || exit == Exit::UNKNOWN)
         };
         // One that is lost again before its start is reported may have done it in that moment.
-        let alive = |run: &Run| match &run.guest {
-            Guest::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
-            Guest::Requested { .. } => run.asked_again,
-            Guest::None | Guest::Ended(_) => false,
+        let alive = |run: &Run| match &run.process {
+            ProcessState::Running(_) => !run.slot.is_gone() && killed(run.slot.exit_seen()),
+            ProcessState::Requested { .. } => run.asked_again,
+            ProcessState::None | ProcessState::Ended(_) => false,
         };
         let runs = self.slots.iter().flatten();
         let jobs: Vec<i64> = runs
@@ -204,9 +204,9 @@ impl Worker {
                 continue;
             };
             run.interpreter = None;
-            let requested = matches!(run.guest, Guest::Requested { kill: false });
+            let requested = matches!(run.process, ProcessState::Requested { kill: false });
             if requested && failure.cause == Cause::Worker && !run.asked_again {
-                run.guest = Guest::None;
+                run.process = ProcessState::None;
                 run.asked_again = true;
                 again.push(place);
             } else if let Some(process) = run.handle_lost(failure.clone(), place, registry, now) {

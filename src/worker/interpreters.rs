@@ -18,12 +18,12 @@ use super::descriptors;
 use super::serve::WARM;
 use super::slot::Failure;
 use super::watchdog::{Order, Watchdog};
-use crate::guest::environment::Environment;
-use crate::guest::process::{Pipes, Process};
-use crate::guest::warm::{self, Imports, Warm, WarmEvent};
-use crate::guest::{Exit, Job};
 use crate::job::Cause;
 use crate::limits;
+use crate::plugin::environment::Environment;
+use crate::plugin::process::{Pipes, Process};
+use crate::plugin::warm::{self, Imports, Warm, WarmEvent};
+use crate::plugin::{Exit, Job};
 use crate::reactor::{BootTime, token};
 use crate::sandbox::Mounts;
 

@@ -15,13 +15,13 @@ use super::permit::Permit;
 use super::runtime::Place;
 use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
-use crate::guest::Exit;
-use crate::guest::bridge::{self, BridgeReader, Step};
-use crate::guest::process::{Pipes, Process};
-use crate::guest::quota::Quota;
-use crate::guest::source::Source;
 use crate::job::{Attempt, Cause, Job, Lease};
 use crate::limits;
+use crate::plugin::Exit;
+use crate::plugin::bridge::{self, BridgeReader, Step};
+use crate::plugin::process::{Pipes, Process};
+use crate::plugin::quota::Quota;
+use crate::plugin::source::Source;
 use crate::reactor::{BootTime, token};
 use crate::sink::{Artifact, Bounds};
 
@@ -51,8 +51,8 @@ impl Order {
     }
 }
 
-/// The plugin process.
-pub(super) enum Guest {
+/// A job's plugin process.
+pub(super) enum ProcessState {
     None,
     /// Asked of a warm interpreter.
     Requested {
@@ -80,7 +80,7 @@ pub(super) struct Run {
     readable: bool,
     reader: BridgeReader,
     pub(super) writer: Option<Writer>,
-    pub(super) guest: Guest,
+    pub(super) process: ProcessState,
     /// Index of the warm interpreter that the process is a child of.
     pub(super) interpreter: Option<usize>,
     /// Its process was asked for again, after an interpreter was lost before it started.
@@ -138,7 +138,7 @@ impl Run {
             readable: false,
             reader: BridgeReader::new(bounds.frame()),
             writer: None,
-            guest: Guest::None,
+            process: ProcessState::None,
             interpreter: None,
             asked_again: false,
             stdout: LogTail::new(None),
@@ -190,7 +190,7 @@ impl Run {
         registry: &Registry,
     ) -> io::Result<()> {
         let fd = process.pidfd().as_raw_fd();
-        self.guest = Guest::Running(process);
+        self.process = ProcessState::Running(process);
         let token = token::new(owner::EXIT, place);
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
     }
@@ -231,10 +231,10 @@ impl Run {
 
     /// Takes the process's connection. One of any other process is closed.
     pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
-        let process = match &self.guest {
-            Guest::Running(process) => process.id(),
-            Guest::Ended(number) => *number,
-            Guest::None | Guest::Requested { .. } => return,
+        let process = match &self.process {
+            ProcessState::Running(process) => process.id(),
+            ProcessState::Ended(number) => *number,
+            ProcessState::None | ProcessState::Requested { .. } => return,
         };
         self.accepts_pending = false;
         for _ in 0..limits::BRIDGE_ACCEPTS_PER_CALL {
@@ -344,7 +344,7 @@ impl Run {
     /// Keeps the most memory that the process has had: once it has exited, the kernel tells it
     /// only to who reaps it.
     fn sample_rss(&mut self) {
-        if let Guest::Running(process) = &self.guest {
+        if let ProcessState::Running(process) = &self.process {
             self.rss_max_bytes = self.rss_max_bytes.max(process.rss_max_bytes());
         }
     }
@@ -366,7 +366,7 @@ impl Run {
 
     /// What it is measured by; none while it has no process.
     pub(super) fn subject(&self) -> Option<Subject> {
-        let Guest::Running(process) = &self.guest else {
+        let ProcessState::Running(process) = &self.process else {
             return None;
         };
         Some(Subject {
@@ -380,7 +380,7 @@ impl Run {
 
     /// The process has started: what it has in memory now is not the plugin's.
     pub(super) fn note_start(&mut self) {
-        if let Guest::Running(process) = &self.guest
+        if let ProcessState::Running(process) = &self.process
             && self.quota.memory > 0
         {
             self.memory_at_start = meter::memory(process.id());
@@ -410,10 +410,10 @@ impl Run {
     /// Kills the process, now or as soon as it starts.
     pub(super) fn kill(&mut self) {
         self.sample_rss();
-        match &mut self.guest {
-            Guest::None | Guest::Ended(_) => {}
-            Guest::Running(process) => process.kill(),
-            Guest::Requested { kill } => *kill = true,
+        match &mut self.process {
+            ProcessState::None | ProcessState::Ended(_) => {}
+            ProcessState::Running(process) => process.kill(),
+            ProcessState::Requested { kill } => *kill = true,
         }
     }
 
@@ -427,13 +427,13 @@ impl Run {
     ) {
         self.take_last_words(place, registry, now);
         self.rss_max_bytes = self.rss_max_bytes.max(exit.rss_max_bytes);
-        self.guest = Guest::None;
+        self.process = ProcessState::None;
         self.slot.handle_exited(exit, now);
     }
 
     /// The exit was seen; who reaps the process has not told it yet.
     pub(super) fn handle_exit_seen(&mut self, place: usize, registry: &Registry, now: BootTime) {
-        let Guest::Running(process) = &self.guest else {
+        let ProcessState::Running(process) = &self.process else {
             return;
         };
         let exit = process.unreaped_exit().unwrap_or(Exit::UNKNOWN);
@@ -449,23 +449,23 @@ impl Run {
         registry: &Registry,
         now: BootTime,
     ) -> Option<Process> {
-        match std::mem::replace(&mut self.guest, Guest::None) {
-            Guest::None => None,
-            Guest::Requested { .. } => {
+        match std::mem::replace(&mut self.process, ProcessState::None) {
+            ProcessState::None => None,
+            ProcessState::Requested { .. } => {
                 self.slot.handle_start_failed(failure);
                 None
             }
-            Guest::Ended(number) => {
-                self.guest = Guest::Ended(number);
+            ProcessState::Ended(number) => {
+                self.process = ProcessState::Ended(number);
                 self.take_last_words(place, registry, now);
-                self.guest = Guest::None;
+                self.process = ProcessState::None;
                 self.slot.handle_lost(failure, now);
                 None
             }
-            Guest::Running(process) => {
+            ProcessState::Running(process) => {
                 let unreaped = || process.has_exited().then(|| process.unreaped_exit())?;
                 let exit = self.slot.exit_seen().or_else(unreaped);
-                self.guest = Guest::Running(process);
+                self.process = ProcessState::Running(process);
                 self.take_last_words(place, registry, now);
                 match exit {
                     // Killed by the kernel with its interpreter, or not known.
@@ -480,8 +480,8 @@ impl Run {
                     }
                     Some(exit) => self.slot.handle_exited(exit, now),
                 }
-                match std::mem::replace(&mut self.guest, Guest::None) {
-                    Guest::Running(process) => Some(process),
+                match std::mem::replace(&mut self.process, ProcessState::None) {
+                    ProcessState::Running(process) => Some(process),
                     _ => None,
                 }
             }

@@ -5,9 +5,9 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::guest::process::Process;
-use crate::guest::strays;
 use crate::limits;
+use crate::plugin::process::Process;
+use crate::plugin::strays;
 use crate::reactor::BootTime;
 
 /// See the module's head. At most [`limits::LEFTOVERS_MAX`] are watched.

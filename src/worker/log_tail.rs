@@ -1,4 +1,4 @@
-//! The last bytes a guest printed.
+//! The last bytes a plugin process printed.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -7,7 +7,7 @@ use mio::unix::pipe::Receiver;
 
 use crate::limits;
 
-/// A pipe of the guest and the end of what came through it.
+/// A pipe of the plugin process and the end of what came through it.
 #[derive(Debug)]
 pub(super) struct LogTail {
     pipe: Option<Receiver>,

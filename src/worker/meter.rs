@@ -13,9 +13,9 @@ use std::sync::mpsc::{Sender, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::event::ThreadEvent;
-use crate::guest::quota::Quota;
-use crate::guest::strays;
 use crate::limits;
+use crate::plugin::quota::Quota;
+use crate::plugin::strays;
 use crate::proc_file;
 use crate::reactor::BootTime;
 use crate::thread;

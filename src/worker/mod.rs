@@ -1,11 +1,11 @@
-//! Job slots: each runs one guest at a time and turns its batches into published output.
+//! Job slots: each runs one plugin process at a time and turns its batches into published output.
 //!
 //! [`slot`] decides (a state machine without I/O); [`Worker`] is the loop that runs the slots:
-//! one thread for the control connection, the guests' sockets, their output and exits; one
+//! one thread for the control connection, the plugin processes' sockets, their output and exits; one
 //! writer thread a running job; one thread for each environment that is being made.
 //!
 //! Backpressure reaches from the disk to the plugin: a writer's channel holds one frame; while
-//! it is full the guest's socket is not read, and the plugin blocks in `publish`. Memory does
+//! it is full the plugin process's socket is not read, and the plugin blocks in `publish`. Memory does
 //! not grow with the output.
 //!
 //! What it does not do: it has no queue of its own beyond what the sentinel has dispatched, and
@@ -27,7 +27,6 @@ mod descriptors;
 mod environments;
 mod event;
 mod exits;
-mod guests;
 mod health;
 mod input;
 mod interpreters;
@@ -38,6 +37,7 @@ mod log_tail;
 mod meter;
 mod permit;
 mod plugins;
+mod processes;
 mod publish;
 mod receipt;
 mod runtime;
@@ -54,6 +54,6 @@ pub(crate) use descriptors::raise_limit;
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use runtime::private_folder;
 pub use sandbox::SandboxOptions;
-pub use serve::{Error, GuestStart, Options, Worker};
+pub use serve::{Error, Options, PluginStart, Worker};
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use settling::settled;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::guest::source::Source;
 use crate::job::Plugin;
 use crate::limits;
+use crate::plugin::source::Source;
 
 /// By plugin name and artifact hash.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Staged output on its way to be visible. It waits here, outside the slots, for a lease.
 
-use super::guests::give_up_writer;
 use super::job::Run;
+use super::processes::give_up_writer;
 use super::serve::Worker;
 use super::slot::Action;
 use crate::job::{Mode, Target};

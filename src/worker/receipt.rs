@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::guests::oom_kills;
 use super::job::Run;
+use super::processes::oom_kills;
 use super::slot::Failure;
 use crate::job::{Cause, JobStatus, Receipt, text};
 use crate::limits;
@@ -89,7 +89,7 @@ impl Run {
         if rss > 0 {
             put("plugin_rss_max_bytes", count(rss));
             // The name that earlier releases used.
-            put("guest_rss_max_bytes", count(rss));
+            put("plugin_rss_max_bytes", count(rss));
         }
         if let Some(exit) = self.slot.own_exit() {
             if let Some(code) = exit.code {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::cleaner::Cleaner;
 use super::scratch;
-use crate::guest::SHIM;
+use crate::plugin::SHIM;
 use crate::reactor::BootTime;
 use crate::sink::Root;
 use crate::{limits, lock_file, remover};

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::slot::Failure;
-use crate::guest;
-use crate::guest::environment::{self, Environment};
-use crate::guest::programs;
-use crate::guest::source::Source;
-use crate::guest::uv_folders;
 use crate::job::Cause;
+use crate::plugin;
+use crate::plugin::environment::{self, Environment};
+use crate::plugin::programs;
+use crate::plugin::source::Source;
+use crate::plugin::uv_folders;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
 
 /// What a worker is told of it.
@@ -157,7 +157,7 @@ impl Sandbox {
         layer: &'a Layer,
         folder: &'a Path,
         keep: &'a [&'a Path],
-    ) -> Option<guest::Sandbox<'a>> {
+    ) -> Option<plugin::Sandbox<'a>> {
         if layer.mode == Mode::Off {
             return None;
         }
@@ -168,7 +168,7 @@ impl Sandbox {
         };
         let has_seccomp = self.options.support.no_seccomp.is_none();
         let has_namespaces = self.options.support.no_namespaces.is_none();
-        Some(guest::Sandbox {
+        Some(plugin::Sandbox {
             hide: has_namespaces.then_some(folder),
             keep,
             cover: self.control_socket.as_deref().filter(|_| has_namespaces),
@@ -184,7 +184,7 @@ impl Sandbox {
     }
 
     /// How a process of the job is held, for its receipt.
-    pub(super) fn described(&self, layer: &Layer, applied: Option<&guest::Sandbox<'_>>) -> String {
+    pub(super) fn described(&self, layer: &Layer, applied: Option<&plugin::Sandbox<'_>>) -> String {
         let Some(applied) = applied else {
             return Mode::Off.name().to_owned();
         };
@@ -258,7 +258,7 @@ impl Sandbox {
             mounts.hidden = self.options.hidden.clone();
             // A file of the queue could be locked by whoever can read it, and so could other environments.
             mounts.hidden.push(of.output.join(".casparian"));
-            mounts.hidden.extend([guest::uv_lock_file(of.home)]);
+            mounts.hidden.extend([plugin::uv_lock_file(of.home)]);
             mounts.hidden.extend(uv_folders::locks());
             let environments = environment::folder(of.home);
             let keep = prefixes(of.environment).into_iter();

@@ -22,16 +22,16 @@ use super::plugins::Plugins;
 use super::runtime::Runtime;
 use super::sandbox::{Sandbox, SandboxOptions};
 use super::settling::Settlements;
-use crate::guest::quota::Quota;
-use crate::guest::{environment, strays, uv_folders};
 use crate::limits;
+use crate::plugin::quota::Quota;
+use crate::plugin::{environment, strays, uv_folders};
 use crate::reactor::{BootTime, Endpoint, Reactor, Signals, Stopper, token};
 use crate::sink::{self, Bounds, Root, RootOptions};
 use crate::socket::{self, LocalUsers, PeerId, Security, Socket, SocketType};
 
-/// How guests are started.
+/// How plugin processes are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GuestStart {
+pub enum PluginStart {
     /// Forked from an interpreter that has done its imports.
     Warm,
     /// A fresh interpreter each.
@@ -73,11 +73,11 @@ pub struct Options {
     pub writer_timeout: Duration,
     /// Longest step of a publish.
     pub publish_timeout: Duration,
-    /// How guests are started.
-    pub guest_start: GuestStart,
+    /// How plugin processes are started.
+    pub plugin_start: PluginStart,
     /// Longest a warm interpreter's imports may take.
     pub interpreter_start_timeout: Duration,
-    /// The shim that guests run; our own when absent.
+    /// The shim that plugin processes run; our own when absent.
     pub shim: Option<PathBuf>,
     /// Where environments and the private uv live; empty = `~/.casparian_flow`.
     pub home: PathBuf,
@@ -120,7 +120,7 @@ impl Options {
             bounds: Bounds::default(),
             writer_timeout: limits::WRITER_TIMEOUT,
             publish_timeout: limits::PUBLISH_TIMEOUT,
-            guest_start: GuestStart::Warm,
+            plugin_start: PluginStart::Warm,
             interpreter_start_timeout: limits::WARM_START_TIMEOUT,
             shim: None,
             home: PathBuf::new(),

@@ -32,9 +32,9 @@ use std::time::Duration;
 pub use verdict::Failure;
 use verdict::verdict;
 
-use crate::guest::{ENVIRONMENT_MARK, Exit, INPUT_MARK};
 use crate::job::Cause;
 use crate::limits;
+use crate::plugin::{ENVIRONMENT_MARK, Exit, INPUT_MARK};
 use crate::reactor::BootTime;
 
 /// The bytes of the plugin process.
@@ -180,7 +180,7 @@ impl Slot {
             self.process = Process::Running;
         }
         if self.bridge == Bridge::Waiting {
-            self.connect_deadline = Some(now + limits::GUEST_CONNECT_TIMEOUT);
+            self.connect_deadline = Some(now + limits::PLUGIN_CONNECT_TIMEOUT);
         }
         self.job_deadline = Some(now + self.timeouts.job);
     }
@@ -211,7 +211,7 @@ impl Slot {
 
     /// The end of output was received.
     pub fn handle_end(&mut self, now: BootTime) {
-        self.bridge_over(Bridge::Ended, limits::GUEST_EXIT_TIMEOUT, now);
+        self.bridge_over(Bridge::Ended, limits::PLUGIN_EXIT_TIMEOUT, now);
     }
 
     /// A failure of the plugin was received, or of the input or the environment, which the text
@@ -233,12 +233,12 @@ impl Slot {
             is_plugins_end: cause == Cause::Plugin,
             ..Failure::new(cause, text)
         });
-        self.bridge_over(Bridge::Failed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
+        self.bridge_over(Bridge::Failed, limits::PLUGIN_LAST_WORDS_TIMEOUT, now);
     }
 
     /// The bridge was closed without an end of output. The exit status may give the cause.
     pub fn handle_closed(&mut self, now: BootTime) {
-        self.bridge_over(Bridge::Closed, limits::GUEST_LAST_WORDS_TIMEOUT, now);
+        self.bridge_over(Bridge::Closed, limits::PLUGIN_LAST_WORDS_TIMEOUT, now);
     }
 
     /// The bridge cannot be read on: its bytes make no sense, or the worker cannot take them.
@@ -476,7 +476,7 @@ impl Slot {
                 Cause::Worker,
                 format!(
                     "the plugin's process did not connect within {} s",
-                    limits::GUEST_CONNECT_TIMEOUT.as_secs()
+                    limits::PLUGIN_CONNECT_TIMEOUT.as_secs()
                 ),
             ));
         }
@@ -487,7 +487,7 @@ impl Slot {
                 match self.bridge {
                     Bridge::Ended => format!(
                         "the plugin's process did not exit within {} s after its end of output",
-                        limits::GUEST_EXIT_TIMEOUT.as_secs()
+                        limits::PLUGIN_EXIT_TIMEOUT.as_secs()
                     ),
                     _ => "the plugin closed the bridge without an end of output".to_owned(),
                 },

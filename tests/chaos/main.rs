@@ -98,7 +98,7 @@ fn every_job_ends_once_with_the_files_of_its_receipt() {
     let port = programs[SENTINEL].start_sentinel();
     let direct = format!("tcp://127.0.0.1:{port}");
     let proxies: Vec<Proxy> = (0..2).map(|_| Proxy::start(port)).collect();
-    let more = |id, start| ["--slots", "2", "--worker-id", id, "--guest-start", start];
+    let more = |id, start| ["--slots", "2", "--worker-id", id, "--plugin-start", start];
     for (name, id, endpoint, start) in [
         ("w1", "w1", &proxies[0].endpoint(), "warm"),
         ("w2", "w2", &proxies[1].endpoint(), "warm"),

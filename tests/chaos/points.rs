@@ -162,7 +162,7 @@ impl Stage {
         let more = [
             "--slots",
             "1",
-            "--guest-start",
+            "--plugin-start",
             "spawn",
             "--worker-id",
             name,

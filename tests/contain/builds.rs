@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use casparian::guest::environment::{hash, requirements_lockfile};
+use casparian::plugin::environment::{hash, requirements_lockfile};
 
 use crate::common::*;
 
@@ -31,7 +31,7 @@ impl Scene {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let shared = home().join(".casparian_flow");
-        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
         let bin = dir.path().join("home/.casparian_flow/uv/bin");
         fs::create_dir_all(&bin).unwrap();
         symlink(uv, bin.join("uv")).unwrap();
@@ -503,7 +503,7 @@ fn uv_is_installed_by_its_hashes() {
         if !is_genuine {
             let wheels = scene.path("wheels");
             fs::create_dir(&wheels).unwrap();
-            let version = fs::read_to_string(root().join("src/guest/uv.txt")).unwrap();
+            let version = fs::read_to_string(root().join("src/plugin/uv.txt")).unwrap();
             let version = version
                 .split("uv==")
                 .nth(1)

@@ -149,7 +149,14 @@ fn what_a_plugin_leaves_ends_with_its_job() {
         let ids = submit(&database, "leaver", &files);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let out = dir.path().join("out");
-        let more = ["--slots", "2", "--guest-start", start, "--job-timeout", "5"];
+        let more = [
+            "--slots",
+            "2",
+            "--plugin-start",
+            start,
+            "--job-timeout",
+            "5",
+        ];
         let mut worker = worker(&endpoint, &out, &more);
         for ((id, file), (case, status)) in ids.iter().zip(&files).zip(&cases) {
             let done = ended(&database, *id);
@@ -176,7 +183,14 @@ fn what_a_plugin_leaves_ends_with_its_worker_and_with_its_interpreter() {
                 let (_sentinel, endpoint) = sentinel(&database, &[]);
                 // With a sandbox no plugin can kill its interpreter.
                 let sandbox = if signal.is_empty() { "off" } else { "on" };
-                let more = ["--slots", "1", "--guest-start", start, "--sandbox", sandbox];
+                let more = [
+                    "--slots",
+                    "1",
+                    "--plugin-start",
+                    start,
+                    "--sandbox",
+                    sandbox,
+                ];
                 let mut worker = worker(&endpoint, &dir.path().join("out"), &more);
                 left(&file);
                 match signal {

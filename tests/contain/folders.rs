@@ -474,7 +474,7 @@ fn folders_and_variables_that_are_not_utf_8_reach_plugins_as_they_are() {
             path.push(":");
             path.push(&folder);
             let mut run = program("casparian");
-            run.args(["run", "--guest-start", start, "--sandbox", sandbox])
+            run.args(["run", "--plugin-start", start, "--sandbox", sandbox])
                 .args(["--outage-timeout", "5", "-o"])
                 .arg(dir.path().join("out"))
                 .args([&folder.join("p.py"), &dir.path().join("in")])
@@ -606,7 +606,7 @@ fn databases_whose_path_is_not_utf_8_work_and_odd_paths_in_rows_fail_alone() {
     fs::create_dir(&folder).unwrap();
     fs::write(dir.path().join("p.py"), ONE_ROW).unwrap();
     let shim = folder.join("shim.py");
-    fs::write(&shim, casparian::guest::SHIM).unwrap();
+    fs::write(&shim, casparian::plugin::SHIM).unwrap();
     let mut url = OsString::from("sqlite://");
     url.push(&folder);
     url.push("/q.db");
@@ -643,7 +643,9 @@ fn databases_whose_path_is_not_utf_8_work_and_odd_paths_in_rows_fail_alone() {
     let mut worker = program("casparian-worker");
     worker.args(["--connect", &endpoint, "--output"]);
     worker.arg(dir.path().join("out"));
-    worker.args(["--guest-start", "spawn", "--shim"]).arg(&shim);
+    worker
+        .args(["--plugin-start", "spawn", "--shim"])
+        .arg(&shim);
     let _worker = Background::start(worker.env("TMPDIR", &folder));
     for (index, (path, want)) in cases.iter().enumerate() {
         let id = (index + 1).to_string();

@@ -148,7 +148,7 @@ fn the_limit_that_is_passed_ends_the_job_and_is_named() {
         let more = [
             "--slots",
             "3",
-            "--guest-start",
+            "--plugin-start",
             start,
             "--job-timeout",
             "100",

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use casparian::guest::environment::{hash, requirements_lockfile};
+use casparian::plugin::environment::{hash, requirements_lockfile};
 
 use crate::common::*;
 
@@ -282,9 +282,9 @@ fn code_of_an_environment_is_held_from_its_first_line() {
     let cases: &[(&[&str], &str, usize)] = &[
         (&["--sandbox", "off"], "", 0),
         (&["--sandbox", "on"], "", 1),
-        (&["--sandbox", "on", "--guest-start", "spawn"], "", 1),
+        (&["--sandbox", "on", "--plugin-start", "spawn"], "", 1),
         (&["--sandbox", "strict"], "", 2),
-        (&["--sandbox", "strict", "--guest-start", "spawn"], "", 2),
+        (&["--sandbox", "strict", "--plugin-start", "spawn"], "", 2),
         (&["--sandbox", "on"], "sandbox = \"strict\"", 2),
         (&["--sandbox", "off"], "sandbox = \"strict\"", 2),
     ];

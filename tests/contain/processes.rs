@@ -73,7 +73,7 @@ fn no_process_speaks_for_the_job_of_another() {
         let honest = submit(&database, "honest", &files[1..]);
         let (_sentinel, endpoint) = sentinel(&database, &[]);
         let out = dir.path().join("out");
-        let more = ["--slots", "2", "--guest-start", start];
+        let more = ["--slots", "2", "--plugin-start", start];
         let mut worker = worker(&endpoint, &out, &more);
         for id in honest {
             let done = ended(&database, id);
@@ -437,7 +437,7 @@ fn a_plugin_sends_the_worker_no_descriptors() {
         std::fs::write(path("in"), "").unwrap();
         let mut command = program("casparian");
         command.args(["run", &path("p.py"), &path("in"), "-o", &path("out")]);
-        command.args(["--guest-start", start, "--sandbox", mode]);
+        command.args(["--plugin-start", start, "--sandbox", mode]);
         let done = output(&mut command);
         assert!(done.status.success(), "{}{}", stdout(&done), stderr(&done));
         let read = "import glob, sys, pyarrow.parquet as pq\nfor file in glob.glob(sys.argv[1] + '/*/*.parquet'): print(pq.read_table(file)['x'][0])";

@@ -70,7 +70,7 @@ fn plugins_change_none_of_the_programs_that_builds_run() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let shared = home().join(".casparian_flow");
-        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
         let copy = |from: &Path, name: &str| {
             fs::create_dir_all(path(name).parent().unwrap()).unwrap();
             fs::copy(from, path(name)).unwrap();
@@ -181,7 +181,7 @@ fn no_program_of_others_is_run_without_a_sandbox_for_an_environment() {
         let bin = path("home/.casparian_flow/uv/bin");
         fs::create_dir_all(&bin).unwrap();
         let shared = home().join(".casparian_flow");
-        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
         symlink(uv, bin.join("uv")).unwrap();
         let ran = output(&mut run("100"));
         assert!(ran.status.success(), "{mode}: {}", stderr(&ran));
@@ -218,7 +218,7 @@ fn run_at(home_of: &Path, arguments: &[&str]) -> Command {
     if !bin.exists() {
         fs::create_dir_all(&bin).unwrap();
         let shared = home().join(".casparian_flow");
-        let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
         fs::copy(uv, bin.join("uv")).unwrap();
     }
     let mut command = program("casparian");

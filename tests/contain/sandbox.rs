@@ -428,7 +428,7 @@ fn attack(dir: &Path, names: &[&str], mode: &str, start: &str, by: By) -> BTreeM
     }
     std::os::unix::fs::symlink(".", dir.join("link")).unwrap();
     command.args(["run", &path("p.py"), &path("in"), "-o", &path("link/out")]);
-    command.args(["--sandbox", mode, "--guest-start", start, "--slots", "2"]);
+    command.args(["--sandbox", mode, "--plugin-start", start, "--slots", "2"]);
     let output = output(&mut command);
     assert!(
         output.status.success(),
@@ -758,7 +758,7 @@ fn a_worker_whose_program_is_replaced_goes_on() {
     fs::copy(program("casparian-worker").get_program(), &copy).unwrap();
     let mut command = Command::new(&copy);
     command.env("HOME", home()).args(["--connect", &endpoint]);
-    command.args(["--guest-start", "spawn", "--output"]);
+    command.args(["--plugin-start", "spawn", "--output"]);
     let _worker = Background::start(command.arg(dir.path().join("out")));
     for round in 0..2 {
         let input = dir.path().join(format!("in{round}"));
@@ -874,7 +874,7 @@ fn other_mounts_of_the_workers_folder_and_of_devices_show_nothing() {
             .arg("run")
             .args([path("p.py"), path("in")])
             .arg("-o");
-        command.arg(path("out")).args(["--guest-start", start]);
+        command.arg(path("out")).args(["--plugin-start", start]);
         let output = command.env("TMPDIR", path("tmp")).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{start} {}", stderr(&output));
     }

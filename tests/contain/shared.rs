@@ -70,7 +70,7 @@ fn run(dir: &Path, input: &Path, options: &[&str]) -> (u64, Vec<(i64, i64)>) {
 fn shared_memory_is_the_jobs_own() {
     for (options, is_own) in [
         (&[][..], true),
-        (&["--guest-start", "spawn"], true),
+        (&["--plugin-start", "spawn"], true),
         (&["--sandbox", "off"], false),
     ] {
         let dir = tempfile::tempdir().unwrap();

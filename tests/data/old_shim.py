@@ -1,7 +1,7 @@
-"""The old system's guest shim, as far as its worker can tell.
+"""The old system's shim, as far as its worker can tell.
 
 Re-created from the bridge's description and the captures in `bridge/`, apart from our own shim:
-it proves that a guest of the old kind works under our worker. Environment: BRIDGE_SOCKET,
+it proves that a plugin process of the old kind works under our worker. Environment: BRIDGE_SOCKET,
 BRIDGE_PLUGIN_CODE (base64 source), BRIDGE_FILE_PATH, BRIDGE_JOB_ID, BRIDGE_FILE_VERSION_ID.
 
 On the socket: for each published batch a u32 big-endian length and one complete Arrow IPC

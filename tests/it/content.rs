@@ -51,7 +51,7 @@ impl Scene {
         let line = sentinel.line_with("listens on ");
         let endpoint = line.split("listens on ").nth(1).unwrap().trim().to_owned();
         let out = self.dir.path().join("out");
-        let _worker = worker(&endpoint, &out, &["--guest-start", start]);
+        let _worker = worker(&endpoint, &out, &["--plugin-start", start]);
         ended(&self.database, job)
     }
 

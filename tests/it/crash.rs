@@ -97,10 +97,10 @@ impl Scene {
     }
 }
 
-/// Guests of a killed worker must not live on.
-fn is_gone(guest: i32) {
-    until("the guest dies with its worker", || {
-        let status = std::fs::read_to_string(format!("/proc/{guest}/stat"));
+/// Plugin processes of a killed worker must not live on.
+fn is_gone(process: i32) {
+    until("the plugin process dies with its worker", || {
+        let status = std::fs::read_to_string(format!("/proc/{process}/stat"));
         // A zombie is dead; nobody has reaped it yet.
         status
             .map_or(true, |stat| stat.contains(") Z "))
@@ -113,12 +113,12 @@ fn a_killed_worker_loses_nothing() {
     for start in ["warm", "spawn"] {
         let scene = Scene::new(2);
         let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
-        let more = ["--slots", "2", "--guest-start", start];
+        let more = ["--slots", "2", "--plugin-start", start];
         let mut first = worker(&endpoint, &scene.out(), &more);
-        let guests = [scene.wait_started(0), scene.wait_started(1)];
+        let processes = [scene.wait_started(0), scene.wait_started(1)];
         first.kill();
         scene.nothing_visible();
-        guests.into_iter().for_each(is_gone);
+        processes.into_iter().for_each(is_gone);
         scene.open_gate();
         let _second = worker(&endpoint, &scene.out(), &more);
         scene.all_done();
@@ -165,17 +165,17 @@ fn killed_sentinel_and_worker_leave_no_running_row() {
 }
 
 #[test]
-fn a_killed_guest_is_a_failure_that_says_so_and_the_slot_is_free() {
+fn a_killed_plugin_process_is_a_failure_that_says_so_and_the_slot_is_free() {
     let scene = Scene::new(2);
     let (_sentinel, endpoint) = sentinel(&scene.database, &[]);
     let _worker = worker(
         &endpoint,
         &scene.out(),
-        &["--slots", "1", "--guest-start", "spawn"],
+        &["--slots", "1", "--plugin-start", "spawn"],
     );
-    let guest = scene.wait_started(0).to_string();
+    let process = scene.wait_started(0).to_string();
     let killed = std::process::Command::new("kill")
-        .args(["-KILL", &guest])
+        .args(["-KILL", &process])
         .status()
         .unwrap();
     assert!(killed.success());

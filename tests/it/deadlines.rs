@@ -4,8 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use casparian::guest::environment;
 use casparian::job::{Cause, JobStatus, Receipt};
+use casparian::plugin::environment;
 use casparian::worker::{Options, Worker};
 
 use crate::common::*;
@@ -62,7 +62,14 @@ fn a_time_out_holds_wherever_the_process_has_gone() {
         ),
     ];
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start, "--job-timeout", "2"]);
+        let mut rig = Rig::new(&[
+            "--slots",
+            "1",
+            "--plugin-start",
+            start,
+            "--job-timeout",
+            "2",
+        ]);
         for (name, body) in bodies {
             let mark = rig.path("mark");
             let receipt = rig.run(&marked(&mark, body));
@@ -130,7 +137,7 @@ fn an_interpreter_whose_socket_another_process_holds_is_missed_when_it_dies() {
     let fork = format!(
         "def main():\n    import time\n    if '--warm' in sys.argv and os.fork() == 0:\n        while os.path.exists({holds:?}): time.sleep(0.05)\n        os._exit(0)"
     );
-    let shim = casparian::guest::SHIM.replace("def main():", &fork);
+    let shim = casparian::plugin::SHIM.replace("def main():", &fork);
     std::fs::write(path("shim.py"), shim).unwrap();
     let mut dispatcher = Dispatcher::new();
     dispatcher.gives_leases = true;
@@ -309,7 +316,7 @@ fn imports_that_do_not_end_fail_the_jobs_of_their_environment_only() {
 #[test]
 fn a_removed_runtime_folder_is_created_again() {
     for start in ["warm", "spawn"] {
-        let arguments = ["--slots", "2", "--guest-start", start];
+        let arguments = ["--slots", "2", "--plugin-start", start];
         let mut rig = Rig::with(&arguments, |command, dir| {
             let base = dir.join("tmp");
             std::fs::create_dir(&base).unwrap();
@@ -350,7 +357,14 @@ fn a_folder_of_an_environment_that_cannot_be_used_is_replaced() {
     ];
     for (name, spoil) in cases {
         for (start, sandbox) in [("warm", "on"), ("spawn", "on"), ("warm", "off")] {
-            let arguments = ["--slots", "2", "--guest-start", start, "--sandbox", sandbox];
+            let arguments = [
+                "--slots",
+                "2",
+                "--plugin-start",
+                start,
+                "--sandbox",
+                sandbox,
+            ];
             let mut rig = Rig::with(&arguments, |command, dir| {
                 let base = dir.join("tmp");
                 std::fs::create_dir(&base).unwrap();
@@ -411,7 +425,7 @@ fn variables_that_are_no_text_harm_nothing() {
     use std::os::unix::ffi::OsStrExt;
     let odd = std::ffi::OsStr::from_bytes(b"\xff");
     for start in ["warm", "spawn"] {
-        let arguments = ["--slots", "1", "--guest-start", start];
+        let arguments = ["--slots", "1", "--plugin-start", start];
         let mut rig = Rig::with(&arguments, |command, _| {
             command.env("FOO", odd).env("LC_ODD", odd);
         });

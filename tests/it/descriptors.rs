@@ -47,7 +47,7 @@ fn a_worker_takes_no_more_jobs_than_its_descriptors_allow() {
         let mut command = program("casparian-worker");
         command
             .args(["--connect", &endpoint, "--slots", "64"])
-            .args(["--guest-start", start, "--output"])
+            .args(["--plugin-start", start, "--output"])
             .arg(dir.path().join("out"));
         let mut worker = Background::start(&mut limited(&command, "-n 120"));
         let line = worker.line_with("ulimit -n");
@@ -78,7 +78,7 @@ fn a_worker_without_descriptors_for_one_slot_does_not_start() {
 #[test]
 fn a_plugin_process_has_the_limit_that_the_worker_was_started_with() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::with(&["--slots", "2", "--guest-start", start], |command, _| {
+        let mut rig = Rig::with(&["--slots", "2", "--plugin-start", start], |command, _| {
             *command = limited(command, "-S -n 300");
         });
         let job = rig.run(
@@ -139,7 +139,7 @@ fn a_job_that_cannot_start_beside_others_is_given_back() {
         std::fs::write(beside(second, "free"), "").unwrap();
         let first_job = submit(&database, "hold", std::slice::from_ref(first))[0];
         let (_sentinel, endpoint) = sentinel(&database, &[]);
-        let more = ["--slots", "2", "--guest-start", start];
+        let more = ["--slots", "2", "--plugin-start", start];
         let mut worker = worker(&endpoint, &dir.path().join("out"), &more);
         until("the first job runs", || {
             beside(first, "begun").exists().then_some(())

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
 
-use casparian::guest::cache::{InUse, Taken};
-use casparian::guest::environment::{hash, requirements_lockfile};
 use casparian::job::JobStatus;
+use casparian::plugin::cache::{InUse, Taken};
+use casparian::plugin::environment::{hash, requirements_lockfile};
 use serde_json::Value;
 
 use crate::common::*;
@@ -21,7 +21,7 @@ fn fake_hash(digit: char) -> String {
 /// Sets a command up with a home in a folder, which borrows uv and its cache.
 fn at_home(command: &mut Command, dir: &Path) {
     let shared = home().join(".casparian_flow");
-    let uv = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let uv = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
     let bin = dir.join(".casparian_flow/uv/bin");
     if !bin.exists() {
         std::fs::create_dir_all(&bin).unwrap();
@@ -93,7 +93,7 @@ fn a_worker_keeps_the_cache_within_its_bound_and_no_worker_takes_what_another_us
 
 #[test]
 fn an_environment_that_was_evicted_is_created_again_for_the_next_job() {
-    let mut rig = Rig::with(&["--guest-start", "spawn"], at_home);
+    let mut rig = Rig::with(&["--plugin-start", "spawn"], at_home);
     for _ in 0..2 {
         let receipt = rig.run("yield pa.table({'x': [1]})");
         assert_eq!(receipt.status, JobStatus::Success, "{receipt:?}");

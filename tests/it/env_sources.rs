@@ -17,7 +17,7 @@ struct Host {
 
 fn real_uv() -> PathBuf {
     let shared = home().join(".casparian_flow");
-    casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap()
+    casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap()
 }
 
 impl Host {
@@ -439,7 +439,7 @@ fn a_deployed_plugin_has_exact_versions_and_what_its_block_says() {
         assert!(lockfile.contains(want), "{want}: {lockfile}");
     }
     assert_eq!(
-        casparian::guest::environment::preload(lockfile.trim_end()),
+        casparian::plugin::environment::preload(lockfile.trim_end()),
         ["six"]
     );
     // Versions of a lockfile beside the plugin (`uv lock --script`) are kept.

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use casparian::guest::environment::{
+use casparian::plugin::environment::{
     Build, Environment, Error, find, hash, provision, requirements_lockfile,
 };
 
@@ -17,7 +17,7 @@ use crate::dispatcher::*;
 /// A home of its own that borrows the shared private uv, so that it is installed once.
 fn fresh_home() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let uv = casparian::guest::uv(
+    let uv = casparian::plugin::uv(
         &home().join(".casparian_flow"),
         &AtomicBool::new(false),
         &mut |_| {},
@@ -207,7 +207,7 @@ fn failing_uv(dir: &Path, failures: usize) -> PathBuf {
         std::fs::write(dir.join(format!("fails-{number}")), "").unwrap();
     }
     let shared = home().join(".casparian_flow");
-    let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let real = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
     let script = format!(
         "#!/bin/sh\nfor mark in {dir:?}/fails-*; do\n  if [ -e \"$mark\" ]; then rm \"$mark\"; echo 'the registry does not answer' >&2; exit 3; fi\ndone\nexec {real:?} \"$@\"\n"
     );
@@ -321,9 +321,9 @@ fn a_home_that_cannot_be_used_is_no_trouble_of_the_worker() {
 /// Plugin processes have a working directory of their own: paths of the worker do not depend on it.
 #[test]
 fn a_shim_may_be_relative() {
-    let arguments = ["--guest-start", "spawn", "--shim", "shim.py"];
+    let arguments = ["--plugin-start", "spawn", "--shim", "shim.py"];
     let mut rig = Rig::with(&arguments, |command: &mut Command, dir: &Path| {
-        std::fs::write(dir.join("shim.py"), casparian::guest::SHIM).unwrap();
+        std::fs::write(dir.join("shim.py"), casparian::plugin::SHIM).unwrap();
         command.current_dir(dir);
     });
     let receipt = rig.run("yield pa.table({'x': [1]})");
@@ -407,7 +407,7 @@ fn rig_with_gate() -> Rig {
     let other = requirements_lockfile(&[], None, &[]);
     let shared = home().join(".casparian_flow");
     make(&shared, &other).unwrap();
-    let real = casparian::guest::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    let real = casparian::plugin::uv(&shared, &AtomicBool::new(false), &mut |_| {}).unwrap();
     Rig::with(&["--slots", "1"], |command, dir| {
         let bin = dir.join("bin");
         let gate = dir.join("gate");

@@ -13,7 +13,7 @@ use crate::stderr::limit_files;
 #[test]
 fn no_exit_hides_an_exception() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         let jobs: Vec<u64> = (0..60)
             .map(|_| rig.start("raise ValueError('my message')"))
             .collect();
@@ -178,7 +178,7 @@ const EXCEPTIONS: &[(&str, &str, &str, &[&str])] = &[
 #[test]
 fn every_exception_and_exit_is_told_in_the_first_line() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         let jobs: Vec<u64> = EXCEPTIONS
             .iter()
             .map(|(_, body, ..)| rig.start(body))
@@ -198,7 +198,7 @@ fn every_exception_and_exit_is_told_in_the_first_line() {
 #[test]
 fn an_exception_of_a_plugin_that_closes_its_bridge_is_in_the_log() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
         for reuses in ["pass", "while os.open('/dev/null', os.O_RDWR) < 64: pass"] {
             let body = format!("os.closerange(3, 4096)\n{reuses}\nyield pa.table({{'x': [1]}})");
             let receipt = rig.run(&body);
@@ -228,7 +228,7 @@ fn an_enormous_message_is_cut() {
 
 #[test]
 fn an_exception_group_names_its_parts() {
-    let mut rig = Rig::new(&["--slots", "1", "--guest-start", "spawn"]);
+    let mut rig = Rig::new(&["--slots", "1", "--plugin-start", "spawn"]);
     // Python 3.11 and later have them; only their shape matters.
     let body = "class Group(Exception):\n    exceptions = (ValueError('one'), TypeError('two'))\nraise Group('both')";
     let receipt = rig.run(body);
@@ -241,7 +241,7 @@ fn an_exception_group_names_its_parts() {
 #[test]
 fn output_that_waits_when_the_process_exits_is_written() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
         // More than the kernel holds for a socket, and an exit right behind the end.
         let receipt = rig.run(
             "for n in range(40): self.bridge.send(pa.table({'x': list(range(n * 10000, n * 10000 + 10000))}))\nself.bridge.end()\nos._exit(0)",
@@ -255,7 +255,7 @@ fn output_that_waits_when_the_process_exits_is_written() {
 #[test]
 fn what_is_printed_before_an_exit_is_in_the_log() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         let body = "print('x' * 50_000)\nprint('last out')\nos.write(2, b'last err')\nos._exit(3)";
         let jobs: Vec<u64> = (0..20).map(|_| rig.start(body)).collect();
         for job in jobs {
@@ -275,7 +275,14 @@ fn what_is_printed_before_an_exit_is_in_the_log() {
 #[test]
 fn peak_memory_and_ends_are_in_the_metrics() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start, "--job-timeout", "2"]);
+        let mut rig = Rig::new(&[
+            "--slots",
+            "1",
+            "--plugin-start",
+            start,
+            "--job-timeout",
+            "2",
+        ]);
         let fill = "kept = bytearray(os.urandom(1 << 20) * 100)\n";
         for (end, exit_code, signal) in [
             ("yield pa.table({'x': [1]})", Some(0), None),
@@ -287,7 +294,7 @@ fn peak_memory_and_ends_are_in_the_metrics() {
             let metrics = &receipt.metrics;
             let rss = metrics["plugin_rss_max_bytes"];
             assert!(rss > 100 << 20, "{start} {end}: {receipt:?}");
-            assert_eq!(metrics["guest_rss_max_bytes"], rss);
+            assert_eq!(metrics["plugin_rss_max_bytes"], rss);
             let ends = (
                 metrics.get("exit_code").copied(),
                 metrics.get("signal").copied(),
@@ -352,7 +359,7 @@ fn inputs_that_cannot_be_read_are_the_inputs_fault_at_once() {
         ),
     ];
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         for (name, make, opened, cause, words) in &cases {
             let input = rig.path(name);
             make(Path::new(&input));
@@ -378,7 +385,7 @@ fn inputs_that_cannot_be_read_are_the_inputs_fault_at_once() {
 #[test]
 fn an_abort_is_the_operators_doing() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
         let mark = rig.path("mark");
         let running = rig.start(&format!("open({mark:?}, 'w').close()\ntime.sleep(1000)"));
         let waiting = rig.start("time.sleep(1000)");
@@ -415,7 +422,7 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
         ("missing", &nothing, ""),
     ];
     for start in ["warm", "spawn"] {
-        let arguments = ["--slots", "2", "--guest-start", start];
+        let arguments = ["--slots", "2", "--plugin-start", start];
         let mut rig = Rig::with(&arguments, |command, dir| {
             command.env("HOME", dir);
         });
@@ -443,7 +450,7 @@ fn environments_that_do_not_work_are_not_the_plugins_fault() {
 #[test]
 fn an_interpreter_that_is_killed_once_while_it_starts_costs_nothing() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::with(&["--guest-start", start], |command, dir| {
+        let mut rig = Rig::with(&["--plugin-start", start], |command, dir| {
             command.env("HOME", dir);
         });
         let (input, once) = (rig.path("in"), rig.path("once"));
@@ -504,7 +511,7 @@ fn an_interpreter_that_ends_while_it_is_asked_says_of_what() {
 /// Jobs name the default environment by nothing, or by its hash as `casparian run` does.
 #[test]
 fn a_default_environment_that_does_not_start_is_avoided_by_both_its_names() {
-    use casparian::guest::environment::{hash, requirements_lockfile};
+    use casparian::plugin::environment::{hash, requirements_lockfile};
     let default = hash(&requirements_lockfile(&[], None, &[]));
     for name in ["", &default] {
         let mut rig = Rig::with(&[], |command, dir| {
@@ -620,7 +627,7 @@ const CHILDREN: &[(&str, i32)] = &[
 #[test]
 fn a_forked_child_does_not_speak_for_the_job() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         for (end, code) in CHILDREN {
             let body = format!(
                 "import sys\npid = os.fork()\nif pid == 0:\n    {end}\n    return None\nstatus = os.waitpid(pid, 0)[1]\nif os.WEXITSTATUS(status) != {code} or os.WIFSIGNALED(status): raise ValueError(str(status))\nreturn pa.table({{'x': [1]}})"
@@ -643,7 +650,7 @@ fn a_forked_child_does_not_speak_for_the_job() {
 #[test]
 fn what_a_forked_child_would_publish_fails_the_job() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "2", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "2", "--plugin-start", start]);
         for publishes in [
             "if os.fork() == 0: return pa.table({'x': [2, 3]})\nos.wait()",
             "if os.fork() == 0:\n    self.bridge.send(pa.table({'x': [2, 3]}))\nos.wait()",
@@ -659,14 +666,14 @@ fn what_a_forked_child_would_publish_fails_the_job() {
 
 #[test]
 fn an_environment_without_pyarrow_is_not_the_plugins_fault() {
-    let system = casparian::guest::environment::python().unwrap();
+    let system = casparian::plugin::environment::python().unwrap();
     let plain = |command: &str, dir: &Path| {
         let mut made = std::process::Command::new(&system);
         made.args(["-m", "venv", "--without-pip"]);
         assert!(made.arg(dir).status().unwrap().success(), "{command}");
     };
     for start in ["warm", "spawn"] {
-        let arguments = ["--slots", "1", "--guest-start", start];
+        let arguments = ["--slots", "1", "--plugin-start", start];
         let mut rig = Rig::with(&arguments, |command, dir| {
             command.env("HOME", dir);
         });
@@ -699,7 +706,7 @@ fn an_environment_without_pyarrow_is_not_the_plugins_fault() {
 #[test]
 fn a_source_that_begins_with_a_mark_of_the_byte_order_is_python() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::new(&["--slots", "1", "--guest-start", start]);
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
         let source = format!("\u{feff}{}", handler("return pa.table({'x': [1]})"));
         let input = rig.path("in");
         let job = rig.dispatcher.dispatch(&source, &input, "");

@@ -50,7 +50,7 @@ fn a_job_that_kills_a_worker_which_is_always_full_is_given_up_alone() {
         let more = ["--lease", "1", "--retries", "1"];
         let (_sentinel, endpoint) = sentinel(&database, &more);
         let start_worker = || {
-            let more = ["--slots", "3", "--worker-id", "w", "--guest-start", start];
+            let more = ["--slots", "3", "--worker-id", "w", "--plugin-start", start];
             let more = [more.as_slice(), &["--sandbox", "off"]].concat();
             let worker = worker(&endpoint, &dir.path().join("out"), &more);
             std::fs::write(dir.path().join("pid.new"), worker.pid().to_string()).unwrap();
@@ -96,7 +96,7 @@ fn a_job_that_stops_its_workers_is_given_up() {
     for _ in 0..13 {
         let mut command = program("casparian-worker");
         command
-            .args(["--connect", &endpoint, "--slots", "2", "--guest-start"])
+            .args(["--connect", &endpoint, "--slots", "2", "--plugin-start"])
             .args(["spawn", "--sandbox", "off", "--output"])
             .arg(dir.path().join("out"));
         assert_eq!(Background::start(&mut command).wait(), Some(0));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod away;
+mod bad_plugins;
 mod commands;
 mod common;
 mod content;
@@ -21,7 +22,6 @@ mod failures;
 #[path = "../chaos/faults.rs"]
 mod faults;
 mod fsck;
-mod guests;
 mod hangs;
 mod interop;
 mod killers;

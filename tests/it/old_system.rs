@@ -177,7 +177,7 @@ fn the_old_shim_works_under_our_worker() {
     let _worker = worker(
         &endpoint,
         &out,
-        &["--guest-start", "spawn", "--shim", shim.to_str().unwrap()],
+        &["--plugin-start", "spawn", "--shim", shim.to_str().unwrap()],
     );
     let done = ended(&database, good);
     assert_eq!(done["status"], "COMPLETED", "{done}");
@@ -200,7 +200,7 @@ fn our_shim_works_under_the_old_worker() {
     let dir = tempfile::tempdir().unwrap();
     let input = inputs(dir.path(), 1).remove(0);
     let shim = dir.path().join("shim.py");
-    std::fs::write(&shim, casparian::guest::SHIM).unwrap();
+    std::fs::write(&shim, casparian::plugin::SHIM).unwrap();
     for capture in index["captures"].as_array().unwrap() {
         let name = capture["name"].as_str().unwrap();
         let plugin = dir.path().join(format!("{name}.py"));

@@ -79,7 +79,7 @@ fn values_reach_configure_with_their_types_and_decide_what_is_run_again() {
         }
         let mut more: Vec<&str> = words.iter().flat_map(|word| ["--param", *word]).collect();
         // Both ways lead to the same.
-        more.extend(["--guest-start", ["warm", "spawn"][number % 2]]);
+        more.extend(["--plugin-start", ["warm", "spawn"][number % 2]]);
         let (summary, _) = run_json(plugin.to_str().unwrap(), &inputs, &out, &more);
         let file = &summary["files"][0];
         assert_eq!(file["status"], *status, "{number} {words:?}: {summary}");

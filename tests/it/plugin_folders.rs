@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use casparian::guest::folder::{File, Folder, pack};
+use casparian::plugin::folder::{File, Folder, pack};
 use serde_json::{Value, json};
 
 use crate::common::*;
@@ -90,7 +90,7 @@ fn a_folder_and_a_package_run_with_their_modules_and_data() {
         for start in ["warm", "spawn"] {
             let out = dir.path().join(start);
             let inputs = [dir.path().join("in")];
-            let more = ["--guest-start", start];
+            let more = ["--plugin-start", start];
             let (summary, _) = run_json(
                 folder.to_str().unwrap(),
                 &[inputs[0].to_str().unwrap()],

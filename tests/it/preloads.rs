@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use casparian::guest::environment::{Build, hash, provision, requirements_lockfile};
 use casparian::job::JobStatus;
+use casparian::plugin::environment::{Build, hash, provision, requirements_lockfile};
 
 use crate::common::*;
 use crate::dispatcher::*;
@@ -39,7 +39,7 @@ fn seen(
     variables: &[(&str, &[u8])],
 ) -> String {
     let arguments = [
-        "--guest-start",
+        "--plugin-start",
         start,
         "--slots",
         "1",

@@ -140,14 +140,14 @@ pub(crate) fn check(more_source: &str, cases: &[Case], more: &[&str]) {
 
 /// Values become the same however the process was started: every fourth case shows it.
 fn check_values(cases: &[Case]) {
-    check("", cases, &["--guest-start", "warm"]);
+    check("", cases, &["--plugin-start", "warm"]);
     let some: Vec<Case> = cases.iter().step_by(4).cloned().collect();
-    check("", &some, &["--guest-start", "spawn"]);
+    check("", &some, &["--plugin-start", "spawn"]);
 }
 
 pub(crate) fn check_both(more_source: &str, cases: &[Case]) {
     for start in ["warm", "spawn"] {
-        check(more_source, cases, &["--guest-start", start]);
+        check(more_source, cases, &["--plugin-start", start]);
     }
 }
 
@@ -945,7 +945,7 @@ fn values_of_several_kinds_in_a_column_are_refused() {
             ),
         ),
     ]);
-    check("", &cases, &["--guest-start", "warm"]);
+    check("", &cases, &["--plugin-start", "warm"]);
 }
 
 const REFUSED: &[Case] = &[
@@ -1100,7 +1100,7 @@ fn frames(body: &str) -> (Vec<usize>, u64) {
         "import pyarrow as pa, polars as pl\nclass Handler:\n    def execute(self, path):\n        {body}\n"
     );
     std::fs::write(path("p.py"), source).unwrap();
-    std::fs::write(path("shim.py"), casparian::guest::SHIM).unwrap();
+    std::fs::write(path("shim.py"), casparian::plugin::SHIM).unwrap();
     std::fs::write(path("in"), "").unwrap();
     let mut command = peer("old_worker_bridge.py");
     for (flag, name) in [

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use casparian::guest::environment;
+use casparian::plugin::environment;
 
 use crate::common::*;
 
@@ -292,7 +292,7 @@ fn mistakes_are_one_clear_line_and_an_exit_code() {
             "unknown option --nope",
         ),
         (
-            run(&plugin, &input, &out, &["--guest-start", "x"]),
+            run(&plugin, &input, &out, &["--plugin-start", "x"]),
             2,
             "warm or spawn",
         ),

@@ -42,7 +42,7 @@ yield pa.table({'x': [1]})";
 #[test]
 fn a_worker_sees_ends_and_stops_whatever_signals_it_inherits() {
     for start in ["warm", "spawn"] {
-        let mut rig = Rig::with(&["--guest-start", start], |command, _| {
+        let mut rig = Rig::with(&["--plugin-start", start], |command, _| {
             *command = odd(command);
         });
         let receipt = rig.run(USUAL);
@@ -83,7 +83,7 @@ fn a_run_ends_and_stops_whatever_signals_it_inherits() {
     let run = |plugin: &str| {
         let mut command = program("casparian");
         command
-            .args(["run", "--guest-start", "spawn"])
+            .args(["run", "--plugin-start", "spawn"])
             .args([path(plugin), path("in")])
             .arg("--output")
             .arg(path(&format!("out-{plugin}")));

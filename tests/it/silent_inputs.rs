@@ -78,7 +78,7 @@ fn an_input_whose_storage_stops_responding_costs_its_own_job_alone() {
                 "1",
                 "--sandbox",
                 "off",
-                "--guest-start",
+                "--plugin-start",
                 start,
                 "--job-timeout",
                 timeout,

@@ -254,7 +254,7 @@ fn threads_may_publish_at_the_same_time() {
             );
             std::fs::write(&plugin, source).unwrap();
             let out = dir.path().join(format!("out-{start}-{place}"));
-            let more = ["--guest-start", start];
+            let more = ["--plugin-start", start];
             let inputs = [inputs.to_str().unwrap()];
             let (summary, code) = run_json(plugin.to_str().unwrap(), &inputs, &out, &more);
             assert_eq!(code, Some(0), "{start} {frame}: {summary}");
@@ -316,7 +316,7 @@ fn processes_of_every_start_method_find_the_plugin_and_leave_nothing() {
     for start in ["warm", "spawn"] {
         for sandbox in ["on", "off"] {
             let more = [
-                "--guest-start",
+                "--plugin-start",
                 start,
                 "--sandbox",
                 sandbox,

@@ -52,7 +52,7 @@ class Bridge:
             self.connection.settimeout(max(0.01, self.deadline - time.monotonic()))
             part = self.connection.recv(min(size - len(data), 1 << 20))
             if not part:
-                raise EOFError(f"the guest closed after {len(data)} of {size} bytes")
+                raise EOFError(f"the plugin process closed after {len(data)} of {size} bytes")
             data += part
             if self.raw:
                 self.raw.write(part)
@@ -116,18 +116,18 @@ def last_json_line(text):
 
 
 def accept(listener, child, deadline):
-    """The guest's connection; an error when it exits or is silent instead."""
+    """The plugin process's connection; an error when it exits or is silent instead."""
     listener.settimeout(0.1)
     while True:
-        # Looked at before accepting: a guest may connect, write and exit within one wait.
+        # Looked at before accepting: a plugin process may connect, write and exit within one wait.
         exited = child.poll() is not None
         try:
             return listener.accept()[0]
         except TimeoutError:
             if exited:
-                raise EOFError(f"the guest exited with {child.returncode} and never connected") from None
+                raise EOFError(f"the plugin process exited with {child.returncode} and never connected") from None
             if time.monotonic() > deadline:
-                raise EOFError("the guest never connected") from None
+                raise EOFError("the plugin process never connected") from None
 
 
 def main():
@@ -155,7 +155,7 @@ def main():
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        # Both pipes are drained from the start: a guest must never block on its own log.
+        # Both pipes are drained from the start: a plugin process must never block on its own log.
         logs = {}
         drains = []
         for name in ("stdout", "stderr"):

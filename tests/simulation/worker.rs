@@ -3,10 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use casparian::guest::Exit;
 use casparian::job::{
     Attempt, BARRED_BY, Cause, JobStatus, Lease, Receipt, SETTLED_ATTEMPT, Settlement,
 };
+use casparian::plugin::Exit;
 use casparian::protocol::{Dispatch, Heartbeat, HeartbeatStatus, Identify, Payload, View};
 use casparian::reactor::BootTime;
 use casparian::worker::leases::Leases;

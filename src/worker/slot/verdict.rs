@@ -1,7 +1,7 @@
 //! How a plugin ended, from what its process and its bridge show.
 
-use crate::guest::Exit;
 use crate::job::{Attempt, Cause, Content};
+use crate::plugin::Exit;
 use crate::sink;
 
 /// Why a job failed.

@@ -1,8 +1,8 @@
-//! Bridge frames from a guest's Unix socket → Arrow record batches.
+//! Bridge frames from a plugin process's Unix socket → Arrow record batches.
 //!
 //! A frame is a u32 big-endian length and that many bytes of one complete Arrow IPC stream.
 //! Length 0 ends the output; 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text, then
-//! a 0. Everything comes from a guest and is checked: no declared length is reserved before
+//! a 0. Everything comes from a plugin process and is checked: no declared length is reserved before
 //! the bytes arrive, and a panic of the decoder is an error of the frame.
 
 use std::fmt;
@@ -25,7 +25,7 @@ pub const TOPIC_KEY: &str = "casparian.topic";
 
 const FAILURE: u32 = u32::MAX;
 
-/// Why a guest's bytes are refused.
+/// Why a plugin process's bytes are refused.
 #[derive(Debug)]
 pub enum Error {
     /// A frame declares more bytes than the limit.

@@ -7,12 +7,12 @@
 //! - [`resolve`]: the lockfile of a request, with exact versions and hashes.
 //! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv. It and [`resolve`] block.
 //! - [`syntax`]: whether a source is Python, as an interpreter sees it.
-//! - [`process`] and [`warm`]: a guest's process, started fresh or forked from a warm
+//! - [`process`] and [`warm`]: a plugin process, started fresh or forked from a warm
 //!   interpreter; `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py` are the program that runs in it.
 //! - [`programs`]: which programs are run with more rights than plugins have.
-//! - [`bridge`]: frames from the guest's Unix socket → Arrow record batches.
+//! - [`bridge`]: frames from the plugin process's Unix socket → Arrow record batches.
 //!
-//! Guests are hostile until proven otherwise: each has its own process group, which is killed
+//! Plugin processes are hostile until proven otherwise: each has its own process group, which is killed
 //! whole, a scrubbed environment and a private working directory; its bytes are checked before
 //! they are believed, and no length it declares is reserved before the bytes arrive.
 //!
@@ -73,7 +73,7 @@ pub const INPUT_MARK: &str = "input: ";
 /// How the text of a failure begins when the environment lacks what the shim itself needs.
 pub const ENVIRONMENT_MARK: &str = "environment: ";
 
-/// The guest's program; written to a private file, run by the environment's interpreter.
+/// The plugin process's program; written to a private file, run by the environment's interpreter.
 pub const SHIM: &str = concat!(
     include_str!("outputs.py"),
     "\n\n",
@@ -88,7 +88,7 @@ pub const SHIM: &str = concat!(
     include_str!("shim.py")
 );
 
-/// A job as its guest sees it.
+/// A job as its plugin process sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     /// The job.
@@ -114,7 +114,7 @@ pub struct Job<'a> {
     pub open_files: u64,
     /// Where the worker listens.
     pub socket_path: &'a Path,
-    /// The guest's private directory; also its HOME and TMPDIR.
+    /// The plugin process's private directory; also its HOME and TMPDIR.
     pub work_dir: &'a Path,
 }
 
@@ -138,7 +138,7 @@ pub struct Sandbox<'a> {
     pub seccomp: Option<BorrowedFd<'a>>,
 }
 
-/// How a guest's process ended.
+/// How a plugin process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
     /// Its exit code, when it exited.

@@ -156,7 +156,7 @@ pub fn hash(lockfile: &str) -> String {
 }
 
 /// The lockfile of a requirements list, in one spelling: sorted, each once. pyarrow is always in
-/// it, since the guest needs it.
+/// it, since the plugin process needs it.
 pub fn requirements_lockfile(
     requirements: &[String],
     requires_python: Option<&str>,

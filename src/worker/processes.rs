@@ -14,18 +14,18 @@ use super::environments::State;
 use super::event::ThreadEvent;
 use super::health::{Health, tries};
 use super::interpreters::{Kind, Start};
-use super::job::{Guest, Order, Run, owner};
+use super::job::{Order, ProcessState, Run, owner};
 use super::runtime::{self, Place, Runtime};
 use super::sandbox::{ForkServer, Reachable};
 use super::scratch;
-use super::serve::{GuestStart, Worker};
+use super::serve::{PluginStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
-use crate::guest::environment::{self, Environment};
-use crate::guest::process::Pipes;
-use crate::guest::{Job, warm};
 use crate::job::{Attempt, Cause, text};
 use crate::limits;
+use crate::plugin::environment::{self, Environment};
+use crate::plugin::process::Pipes;
+use crate::plugin::{Job, warm};
 use crate::reactor::{BootTime, bind_private, token};
 use crate::sandbox::Mode;
 use crate::sink::{Bounds, Root};
@@ -44,7 +44,7 @@ impl Worker {
             if let Some(slot) = self.slots.get_mut(place) {
                 *slot = Some(run);
             }
-            self.start_guest(place, state, now);
+            self.start_plugin(place, state, now);
         }
     }
 
@@ -98,7 +98,7 @@ impl Worker {
     }
 
     /// Starts the process of a slot whose environment is ready, or could not be created.
-    fn start_guest(&mut self, place: usize, state: State, now: BootTime) {
+    fn start_plugin(&mut self, place: usize, state: State, now: BootTime) {
         let started = match state {
             State::Ready(environment) => self.launch(place, &environment, now),
             State::Making => return,
@@ -239,10 +239,10 @@ impl Worker {
             (Some(shared), Some(layer)) => shared.is_apart(layer),
             _ => false,
         };
-        let kind = match self.options.guest_start {
+        let kind = match self.options.plugin_start {
             _ if is_apart => Kind::Apart,
-            GuestStart::Spawn => Kind::Bare,
-            GuestStart::Warm => Kind::Warm,
+            PluginStart::Spawn => Kind::Bare,
+            PluginStart::Warm => Kind::Warm,
         };
         let job = Job {
             job_id: order.job.attempt.job_id.unsigned_abs(),
@@ -270,7 +270,7 @@ impl Worker {
         };
         run.interpreter = Some(index);
         run.sandbox = Some(held);
-        run.guest = Guest::Requested { kill: false };
+        run.process = ProcessState::Requested { kill: false };
         run.slot.handle_requested();
         run.watch_pipes(pipes, place, self.reactor.registry())
             .map_err(worker("event loop"))
@@ -509,7 +509,9 @@ impl Worker {
     pub(super) fn leave_slot(&mut self, index: usize, is_good: bool, now: BootTime) -> Option<Run> {
         let mut run = self.slots.get_mut(index)?.take()?;
         let attempt = run.order.job.attempt;
-        if let Guest::Running(process) = std::mem::replace(&mut run.guest, Guest::None) {
+        if let ProcessState::Running(process) =
+            std::mem::replace(&mut run.process, ProcessState::None)
+        {
             if !process.has_exited() {
                 log::error!(
                     "{attempt}: process {} has not ended after SIGKILL; it is watched apart",

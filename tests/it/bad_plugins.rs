@@ -1,11 +1,11 @@
-//! Guests that do what they must not: the job fails with a reason, and the slot is free again.
+//! Plugin processes that do what they must not: the job fails with a reason, and the slot is free again.
 
 use serde_json::Value;
 
 use crate::common::*;
 
 /// Name, source, job status, words of the error.
-const GUESTS: &[(&str, &str, &str, &str)] = &[
+const PLUGIN_PROCESSES: &[(&str, &str, &str, &str)] = &[
     (
         "raises",
         "class Handler:\n    def execute(self, path):\n        raise ValueError('bad row 17')\n",
@@ -142,7 +142,7 @@ fn run_all(start: &str) {
     std::fs::write(&input, "x").unwrap();
     let text = database.to_str().unwrap();
     let mut ids = Vec::new();
-    for (name, source, ..) in GUESTS {
+    for (name, source, ..) in PLUGIN_PROCESSES {
         let file = dir.path().join(format!("{name}.py"));
         std::fs::write(&file, source).unwrap();
         casparian_ok(&["deploy", file.to_str().unwrap(), "-d", text]);
@@ -162,10 +162,10 @@ fn run_all(start: &str) {
     ]);
     command
         .arg(&out)
-        .args(["--guest-start", start])
+        .args(["--plugin-start", start])
         .env("SECRET_TOKEN", "x");
     let _worker = Background::start(&mut command);
-    for (id, (name, _, status, words)) in ids.into_iter().zip(GUESTS) {
+    for (id, (name, _, status, words)) in ids.into_iter().zip(PLUGIN_PROCESSES) {
         let job = ended(&database, id);
         assert_eq!(job["status"], *status, "{start} {name}: {job}");
         let error = job["error"].as_str().unwrap_or("");
@@ -196,12 +196,12 @@ fn no_process(argument: &str) {
 }
 
 #[test]
-fn bad_guests_fail_with_a_reason_and_free_the_slot_warm() {
+fn bad_plugins_fail_with_a_reason_and_free_the_slot_warm() {
     run_all("warm");
 }
 
 #[test]
-fn bad_guests_fail_with_a_reason_and_free_the_slot_spawned() {
+fn bad_plugins_fail_with_a_reason_and_free_the_slot_spawned() {
     run_all("spawn");
 }
 

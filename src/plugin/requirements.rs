@@ -328,7 +328,7 @@ mod tests {
             .collect();
         let read = |path: &Path| {
             let path =
-                PathBuf::from(crate::guest::direct::absolute_path("", path).unwrap_or_default());
+                PathBuf::from(crate::plugin::direct::absolute_path("", path).unwrap_or_default());
             files
                 .get(&path)
                 .cloned()

@@ -70,7 +70,7 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-    use crate::guest::environment;
+    use crate::plugin::environment;
 
     fn ask(python: &Path, source: &str, limit: u64) -> Result<Option<String>, Error> {
         let limit = Duration::from_secs(limit);

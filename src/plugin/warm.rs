@@ -480,8 +480,8 @@ fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::source::Source;
     use crate::job::{Parameters, Plugin};
+    use crate::plugin::source::Source;
 
     #[test]
     fn only_children_of_an_interpreter_are_taken_for_such() {

@@ -1,4 +1,4 @@
-"""The guest's side of the bridge: runs one plugin over one file and sends its output.
+"""The plugin process's side of the bridge: runs one plugin over one file and sends its output.
 
 Concatenated with `outputs.py`, `values.py`, `work.py`, `daemons.py` and `folder.py` into one program (`SHIM` in `mod.rs`).
 
