@@ -72,6 +72,58 @@ impl Identity {
     }
 }
 
+/// A folder or link on the way to a file, by its metadata.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Step {
+    device: u64,
+    inode: u64,
+    is_link: bool,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    attributes: (u32, u32, u32),
+}
+
+impl Step {
+    /// True where it was replaced or renamed between these two: the path may have led to another file
+    /// meanwhile, though it leads to the same one again.
+    fn was_moved(&self, after: &Step) -> bool {
+        let is_same =
+            (self.device, self.inode, self.is_link) == (after.device, after.inode, after.is_link);
+        // New entries set both times of a folder to the same, a rename its `ctime` alone. Who sets its
+        // `mtime` sets an earlier one, and changes `ctime` as well.
+        let set_by_entries = after.modified == self.modified || after.modified > self.changed;
+        let is_renamed = self.is_link
+            || after.changed != after.modified
+                && set_by_entries
+                && self.attributes == after.attributes;
+        !is_same || self.changed != after.changed && is_renamed
+    }
+}
+
+/// What a path leads through. Where a link leads is in its folders again.
+fn steps_to(path: &Path) -> Vec<Step> {
+    let real = fs::canonicalize(path).unwrap_or_default();
+    let folders = path.ancestors().skip(1);
+    let links = path
+        .symlink_metadata()
+        .is_ok_and(|found| found.is_symlink());
+    folders
+        .chain(real.ancestors().skip(1))
+        .chain(links.then_some(path))
+        .filter_map(|step| {
+            let found = step.symlink_metadata().ok()?;
+            Some(Step {
+                device: found.dev(),
+                inode: found.ino(),
+                is_link: found.is_symlink(),
+                modified: (found.mtime(), found.mtime_nsec()),
+                changed: (found.ctime(), found.ctime_nsec()),
+                attributes: (found.mode(), found.uid(), found.gid()),
+            })
+        })
+        .collect()
+}
+
 /// An input that is watched from the start of its job.
 pub(super) struct Input {
     path: PathBuf,
@@ -137,10 +189,11 @@ impl Input {
             };
             let goes_on = begun.is_ok();
             let kept = before.and_then(|before| look.keep(before));
+            let steps = steps_to(&look.path);
             // Nobody may wait for the answers any more.
             let _ = answer.send(begun);
             if goes_on && let Ok(is_brief) = wanted.recv() {
-                let _ = answer.send(look.end(before, kept, is_brief));
+                let _ = answer.send(look.end(before, kept, &steps, is_brief));
             }
         })
         .map_err(|error| start_failure("thread for the input", &error))?;
@@ -224,6 +277,9 @@ impl Input {
     }
 }
 
+const MOVED: &str = "a folder or link above it was replaced or renamed while the job ran, so the job may \
+                     have read another file";
+
 /// The thread's end of an input.
 struct Look {
     path: PathBuf,
@@ -292,6 +348,7 @@ impl Look {
         &self,
         before: Option<Identity>,
         kept: Option<File>,
+        steps: &[Step],
         is_brief: bool,
     ) -> Result<(), Failure> {
         let reason = "it changed while the job ran, so the job may have read parts of both";
@@ -309,7 +366,16 @@ impl Look {
         let known = self.content.as_ref();
         let is_comparable = known.is_some_and(|known| known.sha256().is_some());
         let is_other = match before {
-            Some(before) if before == after => return Ok(()),
+            Some(before) if before == after => {
+                let now = steps_to(&self.path);
+                let mut pairs = steps.iter().zip(&now);
+                let is_moved =
+                    steps.len() != now.len() || pairs.any(|(old, new)| old.was_moved(new));
+                return match is_moved {
+                    true => Err(self.changed(MOVED, None)),
+                    false => Ok(()),
+                };
+            }
             Some(before) => !before.differs_in_attributes_alone(&after),
             // It was not there.
             None if is_comparable => true,

@@ -152,6 +152,8 @@ fn a_file_whose_content_stays_costs_one_attempt() {
     for (change, is_touched) in [
         ("os.chmod(path, 0o640)", false),
         ("os.link(path, path + '.link')", false),
+        ("os.chmod(os.path.dirname(path), 0o750)", false),
+        ("os.mkdir(os.path.dirname(path) + '/new')", false),
         ("pass", true),
     ] {
         let scene = Scene::new(change, 1);
@@ -184,6 +186,70 @@ fn a_file_that_is_written_again_with_its_time_put_back_is_run_over_again() {
         let wanted = json!({"x": ["OLD0"], "is_of_row": true, "is_of_file": true,
             "versions": 1, "locations": 1});
         assert_eq!(scene.found(job), wanted, "{start} {done}");
+    }
+}
+
+/// The path may have led to another file meanwhile, as while a release is rolled forward and back.
+#[test]
+fn a_file_whose_folder_is_renamed_and_put_back_is_run_over_again() {
+    let renamed = "d = os.path.dirname(path); os.rename(d, d + '~'); os.mkdir(d); os.rmdir(d); os.rename(d + '~', d)";
+    for folder in ["v1", "v1/deep"] {
+        for (start, transport) in WAYS {
+            let mut scene = Scene::new(renamed, 1);
+            scene.input = scene.dir.path().join(folder).join("f");
+            std::fs::create_dir_all(scene.input.parent().unwrap()).unwrap();
+            std::fs::write(&scene.input, "OLD0").unwrap();
+            let job = scene.submit();
+            let done = scene.run(job, start, transport);
+            assert_eq!(done["status"], "COMPLETED", "{folder} {done}");
+            assert_eq!(done["attempt"], 2, "{folder} {done}");
+            let first = done["attempts"][0].to_string();
+            assert!(first.contains("a folder or link above it"), "{done}");
+            let wanted = json!({"x": ["OLD0"], "is_of_row": true, "is_of_file": true,
+                "versions": 1, "locations": 1});
+            assert_eq!(scene.found(job), wanted, "{folder}: {done}");
+        }
+    }
+}
+
+/// A link to a folder, or to the file itself.
+#[test]
+fn a_file_whose_link_is_replaced_and_put_back_is_run_over_again() {
+    for (link, input) in [
+        ("current", "current"),
+        ("current/f", "current/f"),
+        ("f", "f"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for (version, text) in [("v1", "right"), ("v2", "wrong")] {
+            std::fs::create_dir(path(version)).unwrap();
+            std::fs::write(path(version).join("f"), text).unwrap();
+        }
+        let link = match link {
+            "f" => ("f", "v1/f", "v2/f"),
+            _ => ("current", "v1", "v2"),
+        };
+        std::os::unix::fs::symlink(link.1, path(link.0)).unwrap();
+        let source = format!(
+            "import os\nimport pyarrow as pa\nROOT = {root:?}\ndef lead(to):\n    os.symlink(to, ROOT + '/~')\n    os.rename(ROOT + '/~', ROOT + '/{}')\nclass Handler:\n    def execute(self, path):\n        with open(ROOT + '/runs', 'a') as file: file.write('.')\n        is_first = os.path.getsize(ROOT + '/runs') == 1\n        if is_first: lead('{}')\n        text = open(path).read()\n        if is_first: lead('{}')\n        yield pa.table({{'x': [text]}})\n",
+            link.0,
+            link.2,
+            link.1,
+            root = dir.path()
+        );
+        std::fs::write(path("p.py"), source).unwrap();
+        let (summary, code) = crate::run::run_json(
+            path("p.py").to_str().unwrap(),
+            &[path(input).to_str().unwrap()],
+            &path("out"),
+            &[],
+        );
+        assert_eq!(code, Some(0), "{summary}");
+        let files = visible_files(&path("out"));
+        let read = "import sys, pyarrow.parquet as pq; print(pq.read_table(sys.argv[1])['x'][0])";
+        let found = output(Command::new(python()).args(["-c", read]).args(files));
+        assert_eq!(stdout(&found).trim(), "right", "{input} {summary}");
     }
 }
 
