@@ -396,12 +396,26 @@ def is_sparse(dtype):
 
 
 def dense(frame):
-    """A frame without sparse columns, which pyarrow does not take."""
-    places = [place for place, dtype in enumerate(frame.dtypes) if is_sparse(dtype)]
-    frame = frame.copy(deep=False) if places else frame
+    """A frame without what pyarrow does not take: sparse columns, and bytes in the other order."""
+    places = [place for place, dtype in enumerate(frame.dtypes) if is_sparse(dtype) or is_swapped(dtype)]
+    if not places and not is_swapped(frame.index.dtype):
+        return frame
+    frame = frame.copy(deep=False)
     for place in places:
-        frame.isetitem(place, frame.iloc[:, place].sparse.to_dense())
+        column = frame.iloc[:, place]
+        column = column.sparse.to_dense() if is_sparse(column.dtype) else column
+        frame.isetitem(place, native(column))
+    frame.index = native(frame.index)
     return frame
+
+
+def is_swapped(dtype):
+    """True of numpy's types whose bytes are not in the order of this machine."""
+    return type(dtype).__module__.split(".")[0] == "numpy" and not dtype.isnative
+
+
+def native(values):
+    return values.astype(values.dtype.newbyteorder("=")) if is_swapped(values.dtype) else values
 
 
 def without_values(frame, places):
@@ -495,7 +509,7 @@ def array_of(name, values, pa):
         if is_of(values, "pandas", "Series", "Index"):
             values = values.sparse.to_dense() if is_sparse(values.dtype) else values
             check_categories(values)
-            return array_of_values(values, pa, True) if is_object(values) else pa.array(values, from_pandas=True)
+            return array_of_values(values, pa, True) if is_object(values) else pa.array(native(values), from_pandas=True)
         if hasattr(values, "__arrow_array__"):
             return pa.array(values, from_pandas=True)
         return array_of_values(values if isinstance(values, (list, tuple)) else list(values), pa)
@@ -556,8 +570,7 @@ def of_ndarray(array, pa):
     if array.dtype.names is not None:
         fields = [of_ndarray(array[name], pa) for name in array.dtype.names]
         return pa.StructArray.from_arrays(fields, names=list(array.dtype.names))
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    array = native(array)
     if array.dtype.kind in "SU":
         return of_texts(array, pa)
     if array.dtype.kind == "O":

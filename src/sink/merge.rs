@@ -78,7 +78,7 @@ pub(super) fn known(field: &FieldRef, column: &dyn Array) -> FieldRef {
     with_type(field, evidence(column))
 }
 
-/// True when a node of a type is `Null`.
+/// True when a node of a type is `Null`, or a struct without fields.
 pub(super) fn is_unknown(data_type: &DataType) -> bool {
     use DataType as T;
     match data_type {
@@ -86,7 +86,9 @@ pub(super) fn is_unknown(data_type: &DataType) -> bool {
         T::List(item) | T::LargeList(item) | T::FixedSizeList(item, _) | T::Map(item, _) => {
             is_unknown(item.data_type())
         }
-        T::Struct(fields) => fields.iter().any(|field| is_unknown(field.data_type())),
+        T::Struct(fields) => {
+            fields.is_empty() || fields.iter().any(|field| is_unknown(field.data_type()))
+        }
         _ => false,
     }
 }
@@ -356,6 +358,7 @@ fn fill(evidence: &DataType, declared: &DataType) -> DataType {
             let entries = entries.as_ref().clone().with_data_type(data_type);
             T::Map(Arc::new(entries), *is_sorted)
         }
+        (T::Struct(fields), T::Struct(others)) if fields.is_empty() => T::Struct(others.clone()),
         (T::Struct(fields), T::Struct(others)) => {
             let names = by_name(others);
             let filled = fields.iter().enumerate().map(|(index, field)| {

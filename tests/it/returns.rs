@@ -296,6 +296,16 @@ const ACCEPTED: &[Case] = &[
         Rows(r#"[{"a": 1, "s": "x", "v": [1, 2], "t": {"n": 3}}]"#),
     ),
     (
+        "swapped",
+        "return pd.DataFrame({'a': np.array([1.5], '>f8'), 'b': pd.arrays.SparseArray([2])}, index=pd.Index(np.array([7], '>i4'), name='i'))",
+        Rows(r#"[{"a": 1.5, "b": 2, "i": 7}]"#),
+    ),
+    (
+        "swapped_series",
+        "return {'a': pd.Series(np.array([1.5], '>f8'))}",
+        Rows(r#"[{"a": 1.5}]"#),
+    ),
+    (
         "record",
         "return np.array([(1,)], dtype=[('a', 'i4')])[0]",
         Rows(r#"[{"a": 1}]"#),

@@ -66,6 +66,18 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
             "surrogate",
             r#"its name has characters that UTF-8 does not have"#,
         ),
+        (
+            "dictionary",
+            r#"column "v": its values are no valid Arrow data"#,
+        ),
+        (
+            "extension",
+            r#"column "v": its metadata says extension type arrow.uuid"#,
+        ),
+        (
+            "extension_deep",
+            r#"column "v": its metadata says extension type arrow.json"#,
+        ),
         ("digits", r#"column "v": "#),
         ("far", r#"is out of the range of Timestamp(ns)"#),
         ("large", r#"expected column "v" of type Float64"#),

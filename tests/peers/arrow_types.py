@@ -194,6 +194,10 @@ MERGED = {
     "empty_struct_deep": (
         [array(pa.list_(pa.struct([])), [{}, {}]), array(pa.list_(pa.struct([("a", TEXT)])), [{"a": "x"}])],
         pa.list_(pa.struct([("a", TEXT)]))),
+    "empty_struct_null": (
+        [array(pa.struct([])), array(pa.struct([("a", INT)])), pa.nulls(1)], pa.struct([("a", INT)])),
+    "empty_struct_all_null": (
+        [array(pa.struct([]), {}), array(pa.struct([("a", INT)]), None)], pa.struct([("a", INT)])),
     "json_text": ([extension(pa.json_(), array(TEXT, "{}")), array(TEXT, "no json")], TEXT),
     "bool8_int": ([extension(pa.bool8(), array(pa.int8(), 1)), array(pa.int16(), 300)], pa.int16()),
     "wide_decimals": ([array(pa.decimal128(38, 0), D(5)), array(pa.decimal128(38, 2), D("0.50"))],
@@ -340,6 +344,12 @@ def refused(name):
                            pa.table({"v": array(pa.decimal128(38, 2), D("0.50"))})],
         "far": lambda: [pa.table({"v": array(pa.timestamp("us"), dt.datetime(9999, 1, 1))}),
                         pa.table({"v": array(pa.timestamp("ns"), dt.datetime(2000, 1, 1))})],
+        "extension": lambda: [with_field(TEXT, "x", {"ARROW:extension:name": "arrow.uuid"})],
+        "extension_deep": lambda: [pa.table({"v": pa.ListArray.from_arrays(
+            pa.array([0, 1], pa.int32()), pa.array([1]), type=pa.list_(pa.field(
+                "item", INT, metadata={"ARROW:extension:name": "arrow.json"})))})],
+        "dictionary": lambda: [pa.table({"w": ["x"], "v": categories([0], pa.Array.from_buffers(
+            TEXT, 1, [None, invalid, pa.py_buffer(b"\xff")]))})],
         "large": lambda: [pa.table({"v": [2**53 + 1]}), pa.table({"v": [1.5]})],
         "large_back": lambda: [pa.table({"v": [1.5]}), pa.table({"v": [2**53 + 1]})],
     }[name]()
@@ -505,7 +515,7 @@ def check_merged(report, file):
             expected = values
             if name.startswith("lacking_field"):
                 expected = [{"q": value["q"], "r": value.get("r")} for value in values]
-            if name.startswith("empty_struct__"):
+            if name.startswith(("empty_struct__", "empty_struct_all_null")):
                 expected = [value if value is None else {"a": value.get("a")} for value in values]
             if name.startswith("empty_struct_deep"):
                 expected = [[{"a": item.get("a")} for item in value] for value in values]
