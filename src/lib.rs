@@ -34,6 +34,8 @@ pub mod fuzzing;
 mod input_file;
 #[cfg(feature = "json")]
 pub mod job;
+#[cfg(any(feature = "worker", all(feature = "sentinel", feature = "cli")))]
+mod keys_in_use;
 pub mod limits;
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 mod lock_file;

@@ -39,8 +39,17 @@ pub const METADATA_KEPT_MAX: usize = 4 << 10;
 
 /// Bytes of a file with one key.
 pub const KEY_FILE_SIZE_MAX: u64 = 4 << 10;
+/// The comments that begin files of secret keys: of CURVE, and of publishers (Ed25519).
+pub const SECRET_KEY_MARKS: [&str; 2] = [
+    "# CURVE secret key of Casparian",
+    "# Ed25519 secret key of a Casparian publisher",
+];
 /// Bytes of a list of authorized keys: some ten thousand lines.
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
+/// Sentinels of a user whose key files its workers keep plugins from.
+pub const KEY_NOTES_MAX: usize = 256;
+/// Bytes of the paths of one sentinel's key files.
+pub const KEY_NOTE_SIZE_MAX: u64 = 64 << 10;
 /// How often the list of authorized keys is looked at for changes.
 pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -222,7 +222,7 @@ impl Typed {
     }
 
     /// The same as paths.
-    #[cfg(feature = "worker")]
+    #[cfg(any(feature = "sentinel", feature = "worker"))]
     pub(crate) fn paths(&self, long: &str) -> Vec<PathBuf> {
         self.all(long).map(PathBuf::from).collect()
     }

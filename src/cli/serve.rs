@@ -2,11 +2,14 @@
 
 use std::ffi::OsString;
 #[cfg(feature = "worker")]
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::args::{Command, Flag, Typed};
 use super::{Failure, failed, log_lines, security};
+#[cfg(feature = "sentinel")]
+use crate::keys_in_use::{KeysInUse, Noted};
 use crate::limits;
 #[cfg(feature = "worker")]
 use crate::plugin::{programs, quota::Quota};
@@ -119,6 +122,33 @@ pub(super) const SENTINEL: Command = sentinel_command("casparian-sentinel");
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) const CASPARIAN_SENTINEL: Command = sentinel_command("casparian sentinel");
 
+/// Notes the key files for the workers of this user, which keep plugins from them.
+#[cfg(feature = "sentinel")]
+fn note_keys(typed: &Typed) -> Option<Noted> {
+    let lists = [
+        typed.paths("authorized-keys"),
+        typed.paths("trusted-publishers"),
+    ];
+    let keys = KeysInUse {
+        secret: absolute(typed.paths("curve-secret-key")),
+        lists: absolute(lists.concat()),
+    };
+    if keys == KeysInUse::default() {
+        return None;
+    }
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let noted = match home.filter(|home| home.is_absolute()) {
+        Some(home) => keys.note(&home.join(".casparian_flow")),
+        None => Err(std::io::Error::other("HOME is no absolute path")),
+    };
+    let warned = noted.inspect_err(|error| {
+        log::warn!(
+            "workers of this user cannot be told of its key files ({error}): name them by --protect there"
+        );
+    });
+    warned.ok()
+}
+
 #[cfg(feature = "sentinel")]
 pub(super) fn sentinel(
     command: &Command,
@@ -184,6 +214,7 @@ pub(super) fn sentinel(
         );
     }
     raise_descriptor_limit();
+    let _noted = note_keys(&typed);
     let sentinel = loop {
         match sentinel::Sentinel::open(options.clone()) {
             Err(error) if error.may_pass() => {
@@ -394,7 +425,7 @@ pub(super) const PROTECT_FLAG: Flag = Flag {
     long: "protect",
     short: None,
     value: Some("PATH"),
-    help: "Another file or folder that plugins cannot change; of a SQLite\ndatabase, such as the sentinel's, they find nothing, and\ncannot change its folder; may be repeated",
+    help: "Another file or folder that plugins cannot change; of a secret\nkey they find nothing, nor of a SQLite database, such as the\nsentinel's, whose folder they cannot change; may be repeated",
 };
 
 #[cfg(feature = "worker")]
@@ -624,12 +655,12 @@ fn sandbox_options(
         support: probe(&launcher),
         launcher,
         hidden: absolute(typed.paths("curve-secret-key")),
-        read_only: absolute(typed.paths("protect")),
+        // A key instead of its file is no path that is there.
+        read_only: absolute([typed.paths("protect"), typed.paths("curve-server-key")].concat()),
         named: absolute(typed.paths("output")),
     })
 }
 
-#[cfg(feature = "worker")]
 fn absolute(paths: Vec<PathBuf>) -> Vec<PathBuf> {
     let whole = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
     paths.into_iter().map(whole).collect()

@@ -30,7 +30,7 @@ use super::aliases::{aliases, is_same};
 use super::nest::{self, Nest};
 use super::pins::Anchors;
 use super::{Mounts, Private, Restricted, Support, calls, folders_in, pins, rules};
-use crate::{descriptors, limits};
+use crate::{descriptors, keys_in_use, limits};
 
 /// First argument of a program that is run as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
@@ -209,6 +209,9 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             fixed.push(folder);
             hidden.extend(files);
         }
+        if keys_in_use::is_secret(&path) {
+            hidden.push(path);
+        }
     }
     let (entries, beside) = entries(&listed, &mounts.entries, &fixed);
     // Where nothing is protected, only the worker's folder is named.
@@ -223,8 +226,8 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         let all = ways.into_iter().flatten().map(PathBuf::as_path);
         for place in pins::places(all, &fixed) {
             match pins::pin(&place) {
-                // Not every kernel mounts onto links.
-                Err(_) if place.is_symlink() => {}
+                // Not every kernel mounts onto links. Nothing is protected where nothing is.
+                Err(_) if place.is_symlink() || !place.exists() => {}
                 pinned => pinned.map_err(failed(&place.display().to_string()))?,
             }
         }
@@ -238,7 +241,10 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         read_only(path, &spared).map_err(failed(&path.display().to_string()))?;
     }
     for path in &fixed {
-        read_only(path, &mounts.writable).map_err(failed(&path.display().to_string()))?;
+        match read_only(path, &mounts.writable) {
+            Err(_) if !path.exists() => {}
+            done => done.map_err(failed(&path.display().to_string()))?,
+        }
     }
     for path in hidden.iter().filter(|path| path.exists()) {
         let hidden = match path.is_dir() {
@@ -248,6 +254,9 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             }
             false => mount_bind("/dev/null", path),
         };
+        if hidden.is_err() && !path.exists() {
+            continue;
+        }
         hidden.map_err(|error| failed(&path.display().to_string())(error.into()))?;
     }
     let served = SERVED.map(Path::new).into_iter();

@@ -74,7 +74,7 @@ fn is_key(text: &str) -> bool {
 }
 
 /// The comment that begins a secret file.
-const SECRET_MARK: &str = "# CURVE secret key of Casparian";
+const SECRET_MARK: &str = limits::SECRET_KEY_MARKS[0];
 
 /// Writes a secret key (readable by its owner alone) and its public file. Files that are there
 /// already are replaced only when `replace` says so. Gives the public file's line.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::slot::Failure;
 use crate::job::Cause;
+use crate::keys_in_use;
 use crate::plugin;
 use crate::plugin::environment::{self, Environment};
 use crate::plugin::programs;
@@ -50,7 +51,8 @@ impl SandboxOptions {
         let read_only = [output.to_owned()].into_iter();
         let read_only = read_only.chain(self.read_only.iter().cloned());
         let programs = programs::kept().clone();
-        let read_only = read_only.chain(programs.whole);
+        let keys = keys_in_use::all(&home);
+        let read_only = read_only.chain(programs.whole).chain(keys.lists);
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
         let is_in = |path: &PathBuf| {
@@ -75,6 +77,7 @@ impl SandboxOptions {
             hidden: hidden
                 .chain(self.hidden.iter().cloned())
                 .chain([output.join(".casparian")])
+                .chain(keys.secret)
                 .map(|path| absolute(&path))
                 .collect(),
             named: self.named.iter().map(absolute).collect(),
@@ -256,6 +259,9 @@ impl Sandbox {
                 .extend(own_prefix(&of.environment.interpreter));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
+            let keys = keys_in_use::all(of.home);
+            mounts.read_only.extend(keys.lists);
+            mounts.hidden.extend(keys.secret);
             // A file of the queue could be locked by whoever can read it, and so could other environments.
             mounts.hidden.push(of.output.join(".casparian"));
             mounts.hidden.extend([plugin::uv_lock_file(of.home)]);

@@ -796,6 +796,51 @@ fn a_secret_key_is_hidden_by_whatever_path_it_is_named() {
     assert!(read.contains("\"size\":0"), "{read}");
 }
 
+/// The key files of a sentinel of the same user, wherever they are, and those that the worker names.
+#[test]
+fn key_files_are_neither_read_nor_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(path("keys")).unwrap();
+    let server = casparian_ok(&["keygen", &path("keys/sentinel")]);
+    let listed = casparian_ok(&["keygen", &path("keys/worker")]);
+    casparian_ok(&["keygen", &path("other")]);
+    let publisher = casparian_ok(&["keygen", "--publisher", &path("publisher")]);
+    let names = [
+        ("authorized", &listed),
+        ("publishers", &publisher),
+        ("server.pub", &server),
+    ];
+    for (name, line) in names {
+        fs::write(path(name), format!("{line}\n")).unwrap();
+    }
+    let source = format!(
+        "import os, shutil\nimport pyarrow as pa\nROOT = {:?} + '/'\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('keys/sentinel', 'keys/worker', 'publisher'):\n            if open(ROOT + name).read(): did.append('read ' + name)\n        def append(name): open(ROOT + name, 'a').write('x')\n        def replace(name): shutil.copy(ROOT + 'other.pub', ROOT + '~'); os.rename(ROOT + '~', ROOT + name)\n        def remove(name): os.remove(ROOT + name)\n        for name in ('authorized', 'publishers', 'server.pub', 'keys/sentinel'):\n            # What is hidden is the null device.\n            for change in (append, replace, remove)[name == 'keys/sentinel':]:\n                try:\n                    change(name)\n                    did.append(change.__name__ + ' ' + name)\n                except OSError: pass\n        print(did)\n        yield pa.table({{'did': [1 + len(did)], 'other': [int(bool(open(ROOT + 'other').read()))]}})\n",
+        dir.path()
+    );
+    let database = database_with(dir.path(), "p", &source);
+    fs::write(path("in"), "x").unwrap();
+    let jobs = submit(&database, "p", &[dir.path().join("in")]);
+    let (key, list, publishers) = (
+        path("keys/sentinel"),
+        path("authorized"),
+        path("publishers"),
+    );
+    let more = ["--curve-secret-key", &key, "--authorized-keys", &list];
+    let more = [&more[..], &["--trusted-publishers", &publishers]].concat();
+    let (_sentinel, endpoint) = sentinel(&database, &more);
+    let (server, key, protect) = (path("server.pub"), path("keys/worker"), path("publisher"));
+    let more = ["--curve-server-key", &server, "--curve-secret-key", &key];
+    let more = [&more[..], &["--protect", &protect]].concat();
+    let _worker = worker(&endpoint, &dir.path().join("out"), &more);
+    let job = ended(&database, jobs[0]);
+    assert_eq!(job["status"], "COMPLETED", "{job}");
+    let read = read_parquet(&dir.path().join("out"))[0].to_string();
+    assert!(read.contains("\"did\":1"), "{read} {job}");
+    // What no sentinel and no worker names is as the user may.
+    assert!(read.contains("\"other\":1"), "{read}");
+}
+
 /// The output folder, mounted at a second place.
 struct Alias(PathBuf);
 

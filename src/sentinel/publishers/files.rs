@@ -12,7 +12,7 @@ use crate::socket::secured::{
 };
 
 /// The comment that begins a secret file.
-pub const SECRET_MARK: &str = "# Ed25519 secret key of a Casparian publisher";
+pub const SECRET_MARK: &str = limits::SECRET_KEY_MARKS[1];
 
 /// Reads a secret key. A file that others than its owner can read or write is refused.
 pub fn read_publisher(path: &Path) -> Result<Publisher, KeyFileError> {
