@@ -221,6 +221,11 @@ mod keygen {
             [path] => Path::new(path),
             _ => return Err(COMMAND.usage_error("more than one FILE").into()),
         };
+        if path.extension().is_some_and(|extension| extension == "pub") {
+            let what = "FILE is for the secret key, FILE.pub for the public one: give a name \
+                        without .pub";
+            return Err(COMMAND.usage_error(what).into());
+        }
         if typed.has("show") && typed.has("force") {
             return Err(COMMAND
                 .usage_error("--show replaces nothing: no --force")

@@ -570,8 +570,9 @@ fn metadata_size<'a>(entries: impl Iterator<Item = ipc::KeyValue<'a>>) -> usize 
 fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
     let limit = limits::BRIDGE_BATCH_ROWS_MAX.max(frame_size.saturating_mul(8));
     if batch.num_rows() > limit {
-        return Err(Error::Arrow(format!(
-            "a batch of {} rows in {frame_size} bytes",
+        return Err(Error::Schema(format!(
+            "the plugin sent a batch of {} rows in {frame_size} bytes, the limit is {limit}; publish \
+             smaller batches",
             batch.num_rows()
         )));
     }

@@ -15,6 +15,8 @@ import sys
 # Bytes of Arrow data that a frame should have, and above which it is cut further.
 FRAME_BYTES = 2 << 20
 FRAME_BYTES_MAX = 2 * FRAME_BYTES
+# Rows of a frame: the worker refuses batches of more than twice as many that have few bytes.
+FRAME_ROWS_MAX = 8 << 20
 # Bytes of a data frame that are converted to Arrow at a time.
 CONVERT_BYTES = 32 << 20
 # Rows of a DuckDB result that are fetched at a time: eight of its vectors.
@@ -605,7 +607,7 @@ class Frames:
             rows = FRAME_BYTES * batch.num_rows // max(1, batch.nbytes)
             rows = min(max(least, rows), most)
         else:
-            rows = max(1, batch.num_rows)
+            rows = min(max(1, batch.num_rows), FRAME_ROWS_MAX)
         for start in range(0, max(1, batch.num_rows), rows):
             piece = batch.slice(start, rows)
             if any(self.below):

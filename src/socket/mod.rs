@@ -15,6 +15,8 @@
 //! are encoded at once into the peer's queue and leave on [`Socket::flush`] (or when much has
 //! gathered).
 //!
+//! [`differences`] lists where they differ from libzmq's sockets.
+//!
 //! Invariants:
 //! - A peer is invisible to routing until its handshake is done.
 //! - A message is delivered at most once and never in part; what the system had not taken whole
@@ -59,6 +61,7 @@ mod blocking;
 #[cfg(any(test, fuzzing))]
 mod check;
 mod core;
+pub mod differences;
 #[cfg(feature = "curve")]
 pub mod keyfile;
 mod links;

@@ -41,6 +41,8 @@ fn keygen_writes_a_pair_and_shows_its_public_key() {
     for (arguments, want) in [
         (&["keygen"][..], "FILE is missing"),
         (&["keygen", "a", "b"], "more than one FILE"),
+        (&["keygen", "x.pub"], "a name without .pub"),
+        (&["keygen", "--publisher", "x.pub"], "a name without .pub"),
         (&["keygen", "--name", "a\nb", "x"], "control characters"),
     ] {
         let refused = casparian(arguments);

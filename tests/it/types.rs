@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::json;
+
 use crate::common::*;
 use crate::run::Folder;
 
@@ -113,6 +115,22 @@ fn what_a_file_cannot_keep_fails_the_job_with_the_column() {
         let text = item["error"].as_str().unwrap_or_default();
         assert!(text.contains(words), "{name}: {item}");
     }
+}
+
+/// Rows that take few bytes are cut by their number.
+#[test]
+fn a_batch_of_many_small_rows_is_written() {
+    let folder = Folder::new(&[("a", "x")]);
+    let plugin = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        yield pa.table({'a': pa.nulls(17_000_000)})\n";
+    folder.write("p.py", plugin);
+    let (plugin, out) = (folder.path("p.py"), folder.path("out"));
+    let (summary, code) =
+        crate::run::run_json(&plugin, &[&folder.path("in")], Path::new(&out), &[]);
+    assert_eq!(
+        (code, &summary["totals"]["rows"]),
+        (Some(0), &json!(17_000_000)),
+        "{summary}"
+    );
 }
 
 /// A cell that is larger than a batch may be is named with the option that allows it.

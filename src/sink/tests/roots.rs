@@ -488,7 +488,12 @@ fn a_full_disk_is_the_workers_whatever_the_sink_until_it_has_room() {
         let error = publish(&root, &job, &rows).unwrap_err();
         assert_eq!(root.fault(&error), Fault::Worker, "{error}");
         let tested = root.test().unwrap_err().to_string();
-        assert!(tested.contains("bytes free"), "{tested}");
+        // A process that another thread is starting may keep a removed file's room for a moment.
+        let is_full = |reason| tested.contains(reason);
+        assert!(
+            is_full("bytes free") || is_full("No space left"),
+            "{tested}"
+        );
         fs::remove_file(&filler).unwrap();
         root.test().unwrap();
     }
