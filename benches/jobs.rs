@@ -111,7 +111,7 @@ impl Drop for Running {
 fn queue(folder: &Path, source_code: &str, jobs: usize) -> PathBuf {
     let database = folder.join("queue.sqlite");
     let mut store = Store::open(&database, Open::Create).expect("database");
-    let mut turn = store.begin().expect("transaction");
+    let mut transaction = store.begin().expect("transaction");
     let deploy = Deploy {
         plugin_name: "small",
         version: None,
@@ -119,16 +119,18 @@ fn queue(folder: &Path, source_code: &str, jobs: usize) -> PathBuf {
         lockfile_content: "",
         sinks: &[],
     };
-    turn.deploy(&deploy, 0).expect("deploy");
+    transaction.deploy(&deploy, 0).expect("deploy");
     std::fs::write(folder.join("input"), "").expect("input");
     let root = folder.to_str().expect("a path of text");
-    let file = turn
+    let file = transaction
         .register_file(root, "input", 0, 0.0, "0", 0)
         .expect("file");
     for _ in 0..jobs {
-        turn.enqueue("small", file.version_id, 0, 0).expect("job");
+        transaction
+            .enqueue("small", file.version_id, 0, 0)
+            .expect("job");
     }
-    turn.commit().expect("commit");
+    transaction.commit().expect("commit");
     database
 }
 

@@ -10,7 +10,7 @@ use casparian::job::{Attempt, JobStatus, Receipt};
 use casparian::store::{Claim, Completion, Deploy, Ended, Now, Open, Store};
 
 fn fill(store: &mut Store, rows: usize) {
-    let mut turn = store.begin().expect("transaction");
+    let mut transaction = store.begin().expect("transaction");
     let deploy = Deploy {
         plugin_name: "p",
         version: None,
@@ -18,23 +18,24 @@ fn fill(store: &mut Store, rows: usize) {
         lockfile_content: "",
         sinks: &[],
     };
-    turn.deploy(&deploy, 0).expect("deploy");
-    let file = turn
+    transaction.deploy(&deploy, 0).expect("deploy");
+    let file = transaction
         .register_file("/data", "x", 0, 0.0, "0", 0)
         .expect("file");
     for row in 0..rows {
-        turn.enqueue("p", file.version_id, (row % 7) as i64, 0)
+        transaction
+            .enqueue("p", file.version_id, (row % 7) as i64, 0)
             .expect("row");
     }
-    turn.commit().expect("commit");
+    transaction.commit().expect("commit");
 }
 
 /// Seconds for one turn that completes the batch before and claims the next, as the sentinel's
 /// does under load.
-fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
+fn transaction(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
     let plugins = ["p".to_owned()];
     let start = Instant::now();
-    let mut turn = store.begin().expect("transaction");
+    let mut transaction = store.begin().expect("transaction");
     let receipt = Receipt {
         status: JobStatus::Success,
         metrics: [("rows".to_owned(), 3)].into(),
@@ -52,10 +53,10 @@ fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
             receipt: &receipt,
             retries_max: 3,
         };
-        let ended = turn.complete(&completion, &now).expect("complete");
+        let ended = transaction.complete(&completion, &now).expect("complete");
         assert_eq!(ended, Ended::Completed, "only the holder's attempt counts");
     }
-    let claimed = turn
+    let claimed = transaction
         .claim(
             &Claim {
                 worker_id: "w",
@@ -71,7 +72,7 @@ fn turn(store: &mut Store, batch: usize, held: &mut Vec<Attempt>) -> f64 {
         )
         .expect("claim");
     held.extend(claimed.jobs.iter().map(|job| job.attempt));
-    turn.commit().expect("commit");
+    transaction.commit().expect("commit");
     start.elapsed().as_secs_f64()
 }
 
@@ -96,9 +97,9 @@ fn main() {
             };
             fill(&mut store, rows + (turns + 2) * batch);
             let mut held = Vec::new();
-            turn(&mut store, batch, &mut held);
+            transaction(&mut store, batch, &mut held);
             let mut seconds: Vec<f64> = (0..turns)
-                .map(|_| turn(&mut store, batch, &mut held))
+                .map(|_| transaction(&mut store, batch, &mut held))
                 .collect();
             seconds.sort_by(f64::total_cmp);
             let median = seconds[seconds.len() / 2];

@@ -26,7 +26,7 @@ pub(crate) fn path(database: &Path, suffix: &str) -> PathBuf {
 }
 
 /// The file beside a database that must not be opened, and why. None of what is there was put there by
-/// somebody who may not change the database anyway: its owner is this user, root, or the owner of the database or
+/// a user who may not change the database anyway: its owner is this user, root, or the owner of the database or
 /// of its folder, unless group or others may write to the database.
 pub(crate) fn refusal(database: &Path) -> Option<(PathBuf, String)> {
     let own = fs::metadata(database).ok();

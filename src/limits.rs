@@ -20,7 +20,7 @@ pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
 pub const ZMTP_FRAMES_MAX: usize = 4096;
 /// Bytes of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
-/// Bytes of one command of the handshake, from peers that nobody knows yet: twice what our own
+/// Bytes of one command of the handshake, from unauthenticated peers: twice what our own
 /// can take.
 #[cfg(not(fuzzing))]
 pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 10 << 10;
@@ -50,7 +50,7 @@ pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
 pub const KEY_NOTES_MAX: usize = 256;
 /// Bytes of the paths of one sentinel's key files.
 pub const KEY_NOTE_SIZE_MAX: u64 = 64 << 10;
-/// How often the list of authorized keys is looked at for changes.
+/// How often the list of authorized keys is read for changes.
 pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// First receive buffer of a connection; an idle one holds none.
@@ -131,12 +131,12 @@ pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Lookups of host names at a time, in the process.
 pub const LOOKUPS_MAX: usize = 32;
-/// Pause of a peer whose host cannot be looked up yet.
+/// Pause of a peer whose host cannot be resolved yet.
 pub const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 
-/// Rows of its waiting jobs that `casparian run` compares with the queue in a look, once a second.
+/// Rows of its waiting jobs that `casparian run` compares with the queue in a poll, once a second.
 pub const WAITING_PER_LOOK: usize = 10_000;
 
 /// Messages a sentinel or worker takes per turn of its loop.
@@ -159,9 +159,9 @@ pub const WORKER_GRACE: Duration = Duration::from_secs(3);
 /// How often connected workers are noted in the database as seen.
 pub const SEEN_INTERVAL: Duration = Duration::from_secs(10);
 /// A connected worker that was noted as seen longer ago has no sentinel, where the sentinel's lock
-/// cannot be looked at. Three times [`SEEN_INTERVAL`], for a sentinel may wait for its database.
+/// cannot be polled. Three times [`SEEN_INTERVAL`], for a sentinel may wait for its database.
 pub const SEEN_AGE_MAX: Duration = Duration::from_secs(30);
-/// How often a sentinel's lock is tried: whoever asks for a sentinel holds it for microseconds.
+/// How often a sentinel tries its lock: programs that ask for a sentinel hold it for microseconds.
 pub const LOCK_TRIES: usize = 5;
 /// The pause between these.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -189,9 +189,9 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Silence that ends a connection between sentinel and worker.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often other programs' commits are looked for; rows they insert are seen within 50 ms.
+/// How often other programs' commits are polled for; rows they insert are found within 50 ms.
 pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How often leases are looked at.
+/// How often leases are checked.
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
 /// A sentinel that has not run for so long, its own work apart, was stopped or suspended, or its
 /// disk was: that time does not count for leases, because the requests of workers waited meanwhile.
@@ -281,7 +281,7 @@ pub const INFRA_RETRIES_MAX: u32 = 10;
 /// Attempts of a job in a row that are followed by another because the input's content was not that of
 /// the file version. The pauses between them add up to 7 s.
 pub const INPUT_MOVES_MAX: i64 = 4;
-/// A content hash of the catalogue that workers are told: one of ours has 64 hex digits.
+/// A content hash of the catalogue that workers receive: one of ours has 64 hex digits.
 pub const CONTENT_HASH_SIZE_MAX: usize = 256;
 /// Retries of a job whose input changes while it runs: it may change for ever.
 pub const INPUT_RETRIES_MAX: u32 = 3;
@@ -357,7 +357,7 @@ pub const FOLDER_FILES_MAX: usize = 2000;
 pub const FOLDER_PATHS_SIZE_MAX: usize = 256 << 10;
 /// Folders above each of these files, within the plugin.
 pub const FOLDER_DEPTH_MAX: usize = 32;
-/// Entries of the folder that are looked at, those that are left out too.
+/// Entries of the folder that are listed, including those that are left out.
 pub const FOLDER_ENTRIES_MAX: usize = 100_000;
 // Lines of base64 have three bytes more; a path without control characters has two bytes for one in JSON at
 // most, beside its keys.
@@ -409,13 +409,13 @@ pub const DEPLOY_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 pub const DEPLOY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Keys of one trusted publisher: a signature is compared with each.
 pub const PUBLISHER_KEYS_MAX: usize = 16;
-/// Plugins, and sinks of all plugins, that a sentinel looks at once to tell workers of changes.
+/// Plugins, and sinks of all plugins, that a sentinel reads at once to announce changes to workers.
 pub const DEPLOYMENTS_MAX: usize = 10_000;
 /// How often that is done when no other program has changed the database.
 pub const DEPLOYMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that workers prepare before there are jobs; others are created for their first job.
 pub const ENVIRONMENTS_WANTED_MAX: usize = 64;
-/// How often a worker looks which of its environments are still there.
+/// How often a worker checks which of its environments exist.
 pub const ENVIRONMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that a worker is asked to prepare at once, before jobs need them.
 pub const PREPARED_AT_ONCE: usize = 2;
@@ -437,7 +437,7 @@ pub const LOG_LINES_PER_SECOND: u32 = 20;
 /// Bytes that are written to stderr at a time: a pipe that polls as writable takes so many
 /// (PIPE_BUF) without a wait.
 pub const STDERR_PART_SIZE: usize = 4 << 10;
-/// Wait of a program's last line for whoever reads stderr.
+/// How long a program's last line waits for the reader of stderr.
 pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of the URIs in a row's `published`, as JSON: those of the largest receipt.
 pub const PUBLISHED_SIZE_MAX: usize = RECEIPT_SIZE_MAX;
@@ -480,9 +480,9 @@ pub const WARM_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const WARM_DEATHS_MAX: u32 = 2;
 /// Jobs that a worker remembers because an interpreter died while they ran.
 pub const SUSPECTS_MAX: usize = 1024;
-/// How soon a worker looks again for processes that were killed and have not ended; it doubles.
+/// Pause after which a worker polls again for killed processes that have not ended; it doubles.
 pub const LEFTOVERS_INTERVAL: Duration = Duration::from_millis(20);
-/// Longest pause before it looks again.
+/// Longest pause before it polls again.
 pub const LEFTOVERS_INTERVAL_MAX: Duration = Duration::from_secs(2);
 /// How long a worker that ends waits for its fork servers to kill what plugins have started, and for
 /// what lost ones have left.
@@ -509,7 +509,7 @@ pub const SELF_TEST_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Tries to make an environment before jobs that need it fail.
 pub const PROVISION_ATTEMPTS: u32 = 3;
-/// How long a worker waits for another program that looks at an environment, or evicts it.
+/// How long a worker waits for another program that checks or evicts an environment.
 pub const EVICTION_PAUSE: Duration = Duration::from_millis(10);
 /// Environments that a worker creates at once. One whose tool hangs must not keep the others waiting.
 pub const ENVIRONMENTS_MADE_AT_ONCE: usize = 4;
@@ -538,7 +538,7 @@ pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
 /// How long, while the process that holds it is stopped (SIGSTOP): it makes nothing.
 pub const LOCK_STOPPED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is looked who holds it.
+/// How often its holder is polled.
 pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An interpreter must have said whether a plugin's source is Python: it starts, which takes a while
 /// on a cold disk, and compiles the source.
@@ -556,7 +556,7 @@ pub const WHEEL_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const TOOL_LINES_KEPT: usize = 12;
 /// Folders in a folder of programs that stay writable for plugins; each is a mount for interpreters. `/usr` has a dozen.
 pub const FOLDERS_BESIDE_PROGRAMS_MAX: usize = 64;
-/// Descendants of the processes that a program had at its start which are told from strays: far more than a container's
+/// Descendants of the processes that a program had at its start which are distinguished from strays: far more than a container's
 /// start script has.
 pub const INHERITED_MAX: usize = 10_000;
 /// Bytes of one bridge frame; the old shim sends a whole table as one.
@@ -585,7 +585,7 @@ pub const SCRATCH_ROOM_LEAST: u64 = 1 << 20;
 pub const SCRATCH_OWN_MAX: u64 = 64 << 20;
 /// Longest walk over a job's working directory.
 pub const METER_WALK_MAX: Duration = Duration::from_millis(500);
-/// Processes of a job that are looked at.
+/// Processes of a job that are measured.
 pub const METER_PROCESSES_MAX: u64 = 65_536;
 /// Processes of a job at a time, unless an option says otherwise: more than a pool needs, and less
 /// than a system has.
@@ -687,13 +687,13 @@ pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
 pub const INPUT_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long that may take in all: nothing interrupts it.
 pub const INPUT_LOOK_TIME_MAX: Duration = Duration::from_secs(60);
-/// After such a wait people are told of it.
+/// After such a wait it is reported.
 pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
 /// The same for the output folder of a run. A sleeping disk takes a few seconds.
 pub const OUTPUT_SILENCE_TOLD: Duration = Duration::from_secs(10);
 /// Inputs of a command line whose storage did not respond, before the others fail at once.
 pub const INPUTS_SILENT_MAX: usize = 10;
-/// Threads of a worker that look at inputs. Those whose storage does not respond stay until it does.
+/// Threads of a worker that check inputs. Those whose storage does not respond stay until it does.
 pub const INPUTS_WATCHED_MAX: usize = 2 * WORKER_SLOTS_MAX;
 /// A step of a publish. One may be the whole transaction of a SQLite sink, which takes minutes for
 /// a large table.

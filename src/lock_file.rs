@@ -1,6 +1,6 @@
 //! Files that programs of ours lock (`flock`) against each other, and who has locked one.
 //!
-//! Whoever can open a file can lock it, so a lock file can be opened by its owner alone.
+//! A process that can open a file can lock it, so a lock file can be opened by its owner alone.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;

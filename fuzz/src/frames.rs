@@ -21,11 +21,11 @@ fn decode(bytes: &[u8], mut step: impl FnMut(usize) -> usize) -> (Vec<Vec<Vec<u8
     let mut rest = hands_shaken();
     rest.extend_from_slice(bytes);
     let mut rest = rest.as_slice();
-    let mut turn = 0;
+    let mut transaction = 0;
     let mut refused = false;
     while !rest.is_empty() && !refused {
-        turn += 1;
-        let count = feed(&mut connection, rest, step(turn).max(1), now);
+        transaction += 1;
+        let count = feed(&mut connection, rest, step(transaction).max(1), now);
         rest = &rest[count..];
         loop {
             match connection.poll(now) {
@@ -52,6 +52,6 @@ pub fn run(data: &[u8]) {
     let expected = wire::messages(bytes);
     assert_eq!(decode(bytes, |_| usize::MAX), expected, "in one piece");
     assert_eq!(decode(bytes, |_| 1), expected, "byte by byte");
-    let split = decode(bytes, |turn| usize::from(choice[turn % 4]));
+    let split = decode(bytes, |transaction| usize::from(choice[transaction % 4]));
     assert_eq!(split, expected, "split by {choice:?}");
 }

@@ -96,16 +96,16 @@ fn pairs_and_lists(dir: &std::path::Path, text: &str) {
     let mut list = keyfile::AuthorizedKeysFile::open(&public).unwrap();
     assert_eq!((list.path(), list.keys().len()), (public.as_path(), 2));
     std::fs::write(&public, format!("{other}\n")).unwrap();
-    assert!(list.look(false).unwrap().is_none());
-    assert_eq!(list.look(false).unwrap().unwrap().len(), 1);
+    assert!(list.poll(false).unwrap().is_none());
+    assert_eq!(list.poll(false).unwrap().unwrap().len(), 1);
     std::fs::write(&public, format!("{line}\n{other}\n")).unwrap();
-    assert_eq!(list.look(false).unwrap().unwrap().len(), 2);
+    assert_eq!(list.poll(false).unwrap().unwrap().len(), 2);
     set_mode(&public, 0o666);
-    assert!(list.look(false).is_err());
-    assert!(list.look(false).unwrap().is_none(), "said once");
+    assert!(list.poll(false).is_err());
+    assert!(list.poll(false).unwrap().is_none(), "said once");
     set_mode(&public, 0o644);
     std::fs::write(&public, [0xFF; 50]).unwrap();
-    assert!(list.look(true).is_err());
+    assert!(list.poll(true).is_err());
     std::fs::write(&path, vec![b'#'; 5000]).unwrap();
     set_mode(&path, 0o600);
     assert!(keyfile::read_secret_key(&path).is_err());
@@ -138,9 +138,9 @@ fn files(text: &str) {
         match keyfile::AuthorizedKeysFile::open(&path) {
             Ok(mut file) => {
                 assert_eq!(Ok(&*file.keys()), listed.as_ref());
-                assert!(file.look(true).unwrap().is_none());
+                assert!(file.poll(true).unwrap().is_none());
                 std::fs::write(&path, "nonsense").unwrap();
-                assert!(file.look(false).is_err());
+                assert!(file.poll(false).is_err());
                 assert_eq!(Ok(&*file.keys()), listed.as_ref());
             }
             Err(error) => assert!(

@@ -47,7 +47,7 @@ fn scene() -> Scene {
 
 impl Scene {
     /// Takes what has come, and echoes what a good one sent.
-    fn turn(&mut self) {
+    fn transaction(&mut self) {
         for dealer in &mut self.good {
             dealer.flush().unwrap();
         }
@@ -73,7 +73,7 @@ impl Scene {
         }
         let mut served = [false; 2];
         for _ in 0..TURNS_MAX {
-            self.turn();
+            self.transaction();
             for (dealer, served) in self.good.iter_mut().zip(&mut served) {
                 // An answer to the garbage of a peer that took the name over went there.
                 if let Some(message) = dealer.receive(NOW).unwrap() {
@@ -154,7 +154,7 @@ fn blocking(scene: &mut Scene, choice: u8) {
             assert!(router.connect_as(&endpoint, b"there").is_err());
             router.send(b"there", &[b"from a router"]).unwrap();
             for _ in 0..20 {
-                scene.turn();
+                scene.transaction();
                 router.flush().unwrap();
             }
             assert!(router.close(Duration::from_millis(20)).is_ok());
@@ -220,7 +220,7 @@ pub fn run(data: &[u8]) {
         blocking(scene, *cut);
         drop(bad);
         for _ in 0..TURNS_MAX {
-            scene.turn();
+            scene.transaction();
             if scene.router.socket().peer_count() == 2 {
                 return;
             }

@@ -63,7 +63,7 @@ pub fn run(data: &[u8]) {
                 });
                 let unsettled = store.unsettled(0).unwrap_or_default();
                 if let Ok(found) = store.queued_plugins(100, 1)
-                    && let Ok(mut turn) = store.begin()
+                    && let Ok(mut transaction) = store.begin()
                 {
                     let claim = Claim {
                         worker_id: "w",
@@ -76,10 +76,10 @@ pub fn run(data: &[u8]) {
                         lease_until_ms: 1,
                     };
                     for job_id in unsettled {
-                        let _ = turn.take_settlement(job_id);
+                        let _ = transaction.take_settlement(job_id);
                     }
-                    if turn.claim(&claim, 1).is_ok() {
-                        let _ = turn.commit();
+                    if transaction.claim(&claim, 1).is_ok() {
+                        let _ = transaction.commit();
                     }
                 }
             }

@@ -30,7 +30,7 @@ fn scene() -> Scene {
     let dir = crate::memory_dir();
     let path = dir.path().join("queue.sqlite");
     let mut store = Store::open(&path, Open::Create).unwrap();
-    let mut turn = store.begin().unwrap();
+    let mut transaction = store.begin().unwrap();
     for plugin in ["p", "q"] {
         let deploy = Deploy {
             plugin_name: plugin,
@@ -39,17 +39,17 @@ fn scene() -> Scene {
             lockfile_content: if plugin == "q" { "lock" } else { "" },
             sinks: &[],
         };
-        turn.deploy(&deploy, START_MS).unwrap();
+        transaction.deploy(&deploy, START_MS).unwrap();
     }
-    let file = turn
+    let file = transaction
         .register_file("/data", "a.csv", 3, 1.5, "hash", START_MS)
         .unwrap();
     for row in 0..ROWS {
         let plugin = ["p", "q", "nobody's"][row as usize % 3];
-        turn.enqueue(plugin, file.version_id, row % 2, START_MS)
+        transaction.enqueue(plugin, file.version_id, row % 2, START_MS)
             .unwrap();
     }
-    turn.commit().unwrap();
+    transaction.commit().unwrap();
     let other = Connection::open(&path).unwrap();
     other.pragma_update(None, "foreign_keys", false).unwrap();
     Scene { dir, other }
@@ -154,7 +154,7 @@ fn payload(plan: &mut Unstructured<'_>) -> (u64, Payload<'static>) {
                 .filter(|attempt| *attempt >= 0),
             ..Receipt::default()
         }),
-        6 => Payload::Err(casparian::protocol::Err {
+        6 => Payload::Err(casparian::protocol::ErrorMessage {
             message: "failed".into(),
             traceback: None,
             refused: false,

@@ -95,7 +95,7 @@ fn options(plan: &mut Unstructured<'_>, identity: &str) -> Options {
 }
 
 impl Scene {
-    fn turn(&mut self) {
+    fn transaction(&mut self) {
         self.reactor.wait(Some(self.now), self.now).unwrap();
         for event in self.reactor.events() {
             let owner = usize::from(token::owner(event.token()));
@@ -261,7 +261,7 @@ impl Scene {
             }
         }
         if op & 0x40 != 0 {
-            self.turn();
+            self.transaction();
         }
         Ok(())
     }
@@ -338,7 +338,7 @@ pub fn run(data: &[u8]) {
         }
     }
     for _ in 0..4 {
-        scene.turn();
+        scene.transaction();
     }
     for side in [0, 1] {
         let socket = &mut scene.sockets[side];
@@ -350,7 +350,7 @@ pub fn run(data: &[u8]) {
     scene.raws.clear();
     for _ in 0..1000 {
         scene.now += Duration::from_millis(200);
-        scene.turn();
+        scene.transaction();
         if scene.sockets.iter().all(|socket| socket.peer_count() == 0) {
             assert!(
                 scene

@@ -12,7 +12,7 @@ use super::{SHARED, SUFFIXES, folder_of, path};
 #[derive(Default)]
 pub(crate) struct Kept(Option<(File, PathBuf)>);
 
-/// Takes the names beside this user's own database, so that nobody else puts a file there before it is
+/// Takes the names beside this user's own database, so that no other user puts a file there before it is
 /// opened. SQLite takes empty files for none. Nothing is done in a folder where only this user, or root, may
 /// create files, and for a database that others may change.
 pub(crate) fn keep(database: &Path) -> Kept {

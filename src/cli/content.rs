@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
 
     /// What a file's content is now; none when its size and time are those that are `known`. Fails
     /// when the file cannot be read, or its storage has not responded for
-    /// [`limits::INPUT_TIMEOUT`]; `note` tells people of such a wait.
+    /// [`limits::INPUT_TIMEOUT`]; `note` reports such a wait.
     pub(super) fn read(
         &mut self,
         path: &Path,

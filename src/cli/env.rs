@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::args::{Command, Flag};
 use super::table::{bytes, render};
-use super::{Failure, failed, say};
+use super::{Failure, failed, print};
 use crate::plugin::cache::{Entry, evict, excess, list};
 use crate::plugin::environment;
 use crate::store::format_time;
@@ -65,7 +65,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     };
     if typed.has("json") {
         let rows: Vec<Value> = found.iter().map(row_json).collect();
-        return say(&format!("{}\n", Value::from(rows)));
+        return print(&format!("{}\n", Value::from(rows)));
     }
     let rows: Vec<Vec<String>> = found
         .iter()
@@ -80,7 +80,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         })
         .collect();
     let header = ["ENVIRONMENT", "SIZE", "LAST USED", "NOTE"];
-    say(&render(&header, &[false, true], &rows))
+    print(&render(&header, &[false, true], &rows))
 }
 
 fn used_at(entry: &Entry) -> String {

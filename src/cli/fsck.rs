@@ -91,7 +91,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut report = Report::new(typed.has("json"));
     let mut roots = Vec::new();
     for output in &outputs {
-        let look = Root::look(output, RootOptions::default());
+        let look = Root::open_to_read(output, RootOptions::default());
         let look = look.map_err(|error| failed(format!("output folder: {error}")))?;
         if let Some(root) = folders(&look, may_change.then_some((&path, output)), &mut report)? {
             roots.push(root.unwrap_or(look));
@@ -323,9 +323,9 @@ impl Scan<'_> {
     fn job(&mut self, mut row: Audited) -> Result<(), Failure> {
         let mut repaired = 0;
         for _ in 0..TRIES_MAX + REPAIRS_MAX {
-            let looked = look(&mut self.checks, &row, self.is_adopting);
+            let compared = compare(&mut self.checks, &row, self.is_adopting);
             let is_unsettled = row.is_unsettled && !row.runs_again();
-            let is_clean = looked.problems.is_empty() && !is_unsettled && !is_stale(&row);
+            let is_clean = compared.problems.is_empty() && !is_unsettled && !is_stale(&row);
             if !is_clean && self.repair.is_none() {
                 match self.again(&row)? {
                     Some(again) if again == row => {}
@@ -338,7 +338,7 @@ impl Scan<'_> {
             }
             let done = match &mut self.repair {
                 Some(repair) if !is_clean && repaired < REPAIRS_MAX => {
-                    let (problems, roots) = (&looked.problems, &self.roots);
+                    let (problems, roots) = (&compared.problems, &self.roots);
                     match self.is_adopting && repair.adopt(&row, problems, roots)? {
                         true => Some(Done::Adopted),
                         false if self.is_repair => repair.job(&row, problems, roots)?,
@@ -347,7 +347,7 @@ impl Scan<'_> {
                 }
                 _ => None,
             };
-            self.report_job(&row, looked, done.as_ref())?;
+            self.report_job(&row, compared, done.as_ref())?;
             match done {
                 None => return Ok(()),
                 Some(_) => repaired += 1,
@@ -371,12 +371,12 @@ impl Scan<'_> {
     fn report_job(
         &mut self,
         row: &Audited,
-        looked: Looked,
+        compared: Compared,
         done: Option<&Done>,
     ) -> Result<(), Failure> {
         let is_unsettled = row.is_unsettled && !row.runs_again();
         let unsettled = is_unsettled.then(|| unsettled(row, self.inspector.has_sentinel()));
-        let problems = looked.problems.into_iter();
+        let problems = compared.problems.into_iter();
         let findings = problems.map(|(_, problem)| finding(problem, row));
         let stale = is_stale(row).then(|| stale(row));
         for mut finding in findings.chain(unsettled).chain(stale) {
@@ -403,8 +403,8 @@ impl Scan<'_> {
             Some(Done::Adopted) => counts.adopted += 1,
             None => {
                 counts.jobs += 1;
-                counts.outputs += looked.compared;
-                counts.elsewhere += looked.elsewhere;
+                counts.outputs += compared.compared;
+                counts.elsewhere += compared.elsewhere;
             }
         }
         Ok(())
@@ -419,14 +419,14 @@ const ADOPTED: [&str; 3] = ["foreign", "barred", "touched"];
 const QUEUED_AGAIN: [&str; 5] = ["missing", "changed", "rows", "damaged", "stale"];
 
 /// What a job has in all roots.
-struct Looked {
+struct Compared {
     /// Each with the position of its root.
     problems: Vec<(usize, Problem)>,
     compared: u64,
     elsewhere: u64,
 }
 
-fn look(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Looked {
+fn compare(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Compared {
     let outputs: Vec<Named> = row
         .outputs
         .iter()
@@ -456,7 +456,7 @@ fn look(checks: &mut [Check<'_>], row: &Audited, is_adopting: bool) -> Looked {
         named.extend(found.named);
         problems.extend(found.problems.into_iter().map(|problem| (index, problem)));
     }
-    Looked {
+    Compared {
         problems,
         compared: named.len() as u64,
         elsewhere: (outputs.len() - named.len()) as u64,

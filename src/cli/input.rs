@@ -90,7 +90,7 @@ struct Listing {
     written: PathBuf,
     glob: Option<GlobMatcher>,
     pattern: Option<GlobMatcher>,
-    /// Paths that were not looked into, or could not be, below `base`.
+    /// Paths below `base` that were ignored or could not be read.
     unseen: Vec<PathBuf>,
     /// Nothing at all is in the folder.
     is_empty: bool,
@@ -147,7 +147,7 @@ impl Found {
     }
 }
 
-/// True where no file is at a path: nothing, or a folder, FIFO or device. What cannot be looked at may be
+/// True where no file is at a path: nothing, or a folder, FIFO or device. What cannot be read may be
 /// there, and so may the file that a link has led to.
 pub(crate) fn is_absent(path: &Path) -> bool {
     let found = match path.symlink_metadata() {
@@ -632,7 +632,7 @@ mod tests {
         );
         let twice = twice.unwrap().files;
         assert_eq!(names(&twice), ["a.csv", "b.csv", "c.txt", "d.csv"]);
-        // What is passed over is told, as far as it is meant otherwise.
+        // Ignored files are reported, where the caller named them.
         std::fs::write(root.join(".z.csv"), "").unwrap();
         std::fs::create_dir(root.join(".casparian")).unwrap();
         for (input, want) in [

@@ -5,7 +5,7 @@
 //! Of the lines that one place in the source logs, a bounded number is written each second, so that
 //! no peer or plugin can fill a disk with what it causes. What was left out is counted.
 //!
-//! A log line never waits for whoever reads stderr. What is not taken at once is dropped and
+//! A log line never waits for the reader of stderr. What it does not read at once is dropped and
 //! counted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,12 +80,12 @@ pub(super) fn start(level: &str) {
         })
         .try_init();
     if let Err(error) = started {
-        stderr::tell(format_args!("log: {error}"));
+        stderr::print_line(format_args!("log: {error}"));
     }
 }
 
 /// Whether lines are coloured: on a terminal, unless the environment says something else. Of a
-/// target that is no stream of the standard library `env_logger` cannot tell.
+/// target that is no stream of the standard library, which `env_logger` cannot detect.
 fn is_coloured() -> bool {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     io::stderr().is_terminal()

@@ -53,7 +53,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use args::Refusal;
-use stderr::tell_last;
+use stderr::print_last_line;
 
 /// Exit code of an interrupted command.
 const INTERRUPTED: u8 = 130;
@@ -107,7 +107,7 @@ fn named(database: &std::path::Path, error: String) -> String {
 }
 
 /// Writes results to stdout; a reader that has gone away (`| head`) is no error.
-pub(crate) fn say(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     match std::io::stdout()
         .lock()
         .write_all(clean::clean(text).as_bytes())
@@ -119,10 +119,10 @@ pub(crate) fn say(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Like [`say`], of what is done; where stdout cannot be written, the error says it, too.
+/// Like [`print`], of what is done; where stdout cannot be written, the error says it, too.
 #[cfg(all(feature = "sentinel", feature = "worker"))]
-pub(crate) fn say_done(text: &str, done: impl std::fmt::Display) -> Result<(), Failure> {
-    say(text).map_err(|failure| match failure {
+pub(crate) fn print_done(text: &str, done: impl std::fmt::Display) -> Result<(), Failure> {
+    print(text).map_err(|failure| match failure {
         Failure::Failed(reason) => failed(format!("{reason}; {done}")),
         other => other,
     })
@@ -134,20 +134,20 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Said) => ExitCode::from(1),
         Err(Failure::Failed(message)) => {
-            tell_last(format_args!("{program}: {message}"));
+            print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(1)
         }
         Err(Failure::Interrupted(message)) => {
-            tell_last(format_args!("{program}: {message}"));
+            print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(INTERRUPTED)
         }
         Err(Failure::Refused(Refusal::Usage(message))) => {
-            tell_last(format_args!("{program}: {message}"));
+            print_last_line(format_args!("{program}: {message}"));
             ExitCode::from(2)
         }
-        Err(Failure::Refused(Refusal::Help(text))) => exit_after(say(&text)),
+        Err(Failure::Refused(Refusal::Help(text))) => exit_after(print(&text)),
         Err(Failure::Refused(Refusal::Version)) => {
-            exit_after(say(&format!("{program} {}\n", env!("CARGO_PKG_VERSION"))))
+            exit_after(print(&format!("{program} {}\n", env!("CARGO_PKG_VERSION"))))
         }
     }
 }
@@ -158,7 +158,7 @@ fn finish(program: &str, result: Result<(), Failure>) -> ExitCode {
 fn hide_memory() {
     use rustix::process::{DumpableBehavior, set_dumpable_behavior};
     if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        tell_last(format_args!(
+        print_last_line(format_args!(
             "casparian: other processes may read its memory: {error}"
         ));
     }
@@ -175,11 +175,11 @@ fn hide_memory() {}
 #[cfg(any(feature = "sentinel", feature = "worker"))]
 fn set_up_signals() {
     if let Err(error) = crate::reactor::reset_signals() {
-        tell_last(format_args!("signals: {error}"));
+        print_last_line(format_args!("signals: {error}"));
     }
     let seen = std::sync::Arc::default();
     if let Err(error) = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen) {
-        tell_last(format_args!("SIGXFSZ: {error}"));
+        print_last_line(format_args!("SIGXFSZ: {error}"));
     }
 }
 
@@ -226,9 +226,9 @@ fn is_launch(argument: &OsString) -> bool {
 #[cfg(feature = "worker")]
 fn launch(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match crate::sandbox::launch::main(arguments) {
-        Ok(text) => exit_after(say(&format!("{text}\n"))),
+        Ok(text) => exit_after(print(&format!("{text}\n"))),
         Err(reason) => {
-            tell_last(format!("sandbox: {reason}"));
+            print_last_line(format!("sandbox: {reason}"));
             ExitCode::FAILURE
         }
     }
@@ -245,7 +245,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     set_up_signals();
     hide_memory();
     let Some(command) = arguments.next() else {
-        tell_last("casparian: no command given; see `casparian --help`");
+        print_last_line("casparian: no command given; see `casparian --help`");
         return ExitCode::from(2);
     };
     let result = match command.to_str().unwrap_or("") {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::args::{Command, Flag, Typed};
 use super::plugin::unix_ms;
 use super::table::{bytes, first_line, one_line, render, thousands};
-use super::{Failure, failed, failed_in, say, say_done};
+use super::{Failure, failed, failed_in, print, print_done};
 use crate::job::ARTIFACTS_TRUNCATED;
 use crate::limits;
 use crate::store::{
@@ -148,7 +148,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
                 jobs.join(", ")
             ));
         }
-        return say_done(&text, &done);
+        return print_done(&text, &done);
     }
     let was_there = path.exists();
     super::plugin::warn_of_owner(&path);
@@ -164,7 +164,7 @@ pub(super) fn init(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         "created"
     };
     let done = format!("{} {what}", path.display());
-    say_done(&format!("{done}\n"), &done)
+    print_done(&format!("{done}\n"), &done)
 }
 
 /// Permissions in octal, the owner's among them.
@@ -208,7 +208,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let rows = inspector.jobs(&filter).map_err(failed_in(&path))?;
     if typed.has("json") {
         let rows: Vec<_> = rows.iter().map(row_json).collect();
-        return say(&format!("{}\n", serde_json::Value::from(rows)));
+        return print(&format!("{}\n", serde_json::Value::from(rows)));
     }
     let mut lines = Vec::with_capacity(rows.len());
     let mut reasons: HashMap<&str, Option<String>> = HashMap::new();
@@ -244,7 +244,7 @@ pub(super) fn jobs(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     let header = ["ID", "STATUS", "PLUGIN", "FILE", "ROWS", "ATTEMPT", "NOTE"];
     let right = [true, false, false, false, true, true, false];
-    say(&render(&header, &right, &lines))
+    print(&render(&header, &right, &lines))
 }
 
 /// When a PENDING job is queued again.
@@ -344,9 +344,9 @@ pub(super) fn job(arguments: impl IntoIterator<Item = OsString>) -> Result<(), F
         )));
     };
     if typed.has("json") {
-        return say(&format!("{}\n", detail_json(&detail)));
+        return print(&format!("{}\n", detail_json(&detail)));
     }
-    say(&describe(&detail))
+    print(&describe(&detail))
 }
 
 fn describe(detail: &JobDetail) -> String {
@@ -472,7 +472,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
     let workers = inspector.workers().map_err(failed_in(&path))?;
     if typed.has("json") {
         let rows: Vec<Value> = workers.iter().map(worker_json).collect();
-        return say(&format!("{}\n", Value::from(rows)));
+        return print(&format!("{}\n", Value::from(rows)));
     }
     let now_ms = unix_ms();
     let lines: Vec<Vec<String>> = workers
@@ -503,7 +503,7 @@ pub(super) fn workers(arguments: impl IntoIterator<Item = OsString>) -> Result<(
         "NOTE",
     ];
     let right = [false, false, false, true, false, true];
-    say(&render(&header, &right, &lines))
+    print(&render(&header, &right, &lines))
 }
 
 /// Characters of a note: it comes last in its line, and its end says what to do.

@@ -12,9 +12,9 @@ use super::content::{Fingerprint, Reader};
 use super::folder::{self, Others};
 use super::input::{Choice, Input};
 use super::operate::{DATABASE_FLAG, database};
-use super::stderr::tell;
+use super::stderr::print_line;
 use super::table::one_line;
-use super::{Failure, failed, failed_in, say_done};
+use super::{Failure, failed, failed_in, print_done};
 use crate::input_file;
 use crate::job::Parameters;
 use crate::limits;
@@ -24,7 +24,7 @@ use crate::plugin::resolve::{self, Place};
 use crate::plugin::{self, script, strays, syntax};
 use crate::reactor::BootTime;
 use crate::store::{
-    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Turn, boot_id,
+    self, Code, Deploy, FileVersion, ManifestSink, Now, Open, Store, Transaction, boot_id,
     check_deploy_size, read_manifest,
 };
 
@@ -299,17 +299,17 @@ fn read_lockfile(file: &Path) -> Result<String, Failure> {
 
 /// Registers a file under the longest root that contains it, else under its own.
 pub(super) fn register(
-    turn: &mut Turn<'_>,
+    transaction: &mut Transaction<'_>,
     input: &Input,
     print: &Fingerprint,
     now_ms: i64,
 ) -> Result<FileVersion, store::Error> {
-    let root = match turn.root_of(&input.path)? {
+    let root = match transaction.root_of(&input.path)? {
         Some(root) => root,
         None => input.root.clone(),
     };
     let rel_path = input.path.strip_prefix(&root).unwrap_or(&input.path);
-    turn.register_file(
+    transaction.register_file(
         &root.to_string_lossy(),
         &rel_path.to_string_lossy(),
         print.size_bytes,
@@ -377,7 +377,7 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
     adopt();
     let cancel = Arc::new(AtomicBool::new(false));
     interruptible(&cancel)?;
-    let mut message = |line: &str| tell(line);
+    let mut message = |line: &str| print_line(line);
     let lockfile = match command.path(typed, "lockfile")? {
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         file => {
@@ -423,8 +423,8 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     let mut store = Store::open(&location, Open::Existing).map_err(failed_in(&location))?;
     let prepared = prepare(&DEPLOY, &typed)?;
     let plugin = &prepared.plugin;
-    let mut turn = store.begin().map_err(failed_in(&location))?;
-    let deployed = turn
+    let mut transaction = store.begin().map_err(failed_in(&location))?;
+    let deployed = transaction
         .deploy(
             &Deploy {
                 plugin_name: &plugin.name,
@@ -437,17 +437,18 @@ pub(super) fn deploy(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         )
         .map_err(failed_in(&location))?;
     if typed.has("param") {
-        turn.set_default_parameters(&plugin.name, &parameters)
+        transaction
+            .set_default_parameters(&plugin.name, &parameters)
             .map_err(failed_in(&location))?;
     }
-    turn.commit().map_err(failed_in(&location))?;
+    transaction.commit().map_err(failed_in(&location))?;
     let what = if deployed.new {
         "deployed"
     } else {
         "was known, now runs again"
     };
     let done = format!("{} {} {what}", plugin.name, deployed.version);
-    say_done(&format!("{}\n", one_line(&done)), &done)
+    print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
 /// What has become of jobs whose IDs cannot be printed.
@@ -484,10 +485,10 @@ fn file_for_name(text: &str) -> Option<String> {
     ))
 }
 
-/// Whoever may change a queue decides what the workers run.
+/// Users who may change a queue decide what the workers run.
 pub(super) fn warn_of_owner(database: &Path) {
     if let Some(what) = crate::store::shared_with(database, false) {
-        super::stderr::tell(format_args!("database {}: {what}", database.display()));
+        super::stderr::print_line(format_args!("database {}: {what}", database.display()));
     }
 }
 
@@ -510,11 +511,14 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
         let reason = file_for_name(&plugin).unwrap_or(reason);
         failed(format!("database {}: {reason}", location.display()))
     };
-    let mut turn = store.begin().map_err(failed_in(&location))?;
-    if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed_in(&location))? {
+    let mut transaction = store.begin().map_err(failed_in(&location))?;
+    if let Code::Waits(reason) = transaction
+        .plugin_code(&plugin)
+        .map_err(failed_in(&location))?
+    {
         return Err(not_now(reason));
     }
-    drop(turn);
+    drop(transaction);
     let choice = Choice {
         pattern: pattern.as_deref(),
         skip: None,
@@ -527,16 +531,16 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
     }
     let left_out = found.left_out.iter().map(|out| &out.reason);
     for line in found.warnings.iter().chain(left_out) {
-        tell(format_args!("casparian: {line}"));
+        print_line(format_args!("casparian: {line}"));
     }
     for line in found.ignored_lines() {
-        tell(format_args!("casparian: {}", one_line(&line)));
+        print_line(format_args!("casparian: {}", one_line(&line)));
     }
     let priority = i64::try_from(priority).unwrap_or(i64::MAX);
     let mut unreadable = found.left_out.len();
     let mut done = 0;
     let never = AtomicBool::new(false);
-    let note = |text: &str| tell(format_args!("casparian: {}", one_line(text)));
+    let note = |text: &str| print_line(format_args!("casparian: {}", one_line(text)));
     let mut reader = Reader::new(&never);
     for batch in found.files.chunks(limits::SUBMIT_BATCH) {
         done += batch.len();
@@ -546,33 +550,37 @@ pub(super) fn submit(arguments: impl IntoIterator<Item = OsString>) -> Result<()
             match reader.fingerprint(&input.path, &note) {
                 Ok(print) => prints.push((input, print)),
                 Err(Failure::Failed(reason)) => {
-                    tell(format_args!("casparian: {reason}"));
+                    print_line(format_args!("casparian: {reason}"));
                     unreadable += 1;
                 }
                 Err(other) => return Err(other),
             }
         }
         let now_ms = unix_ms();
-        let mut turn = store.begin().map_err(failed_in(&location))?;
-        if let Code::Waits(reason) = turn.plugin_code(&plugin).map_err(failed_in(&location))? {
+        let mut transaction = store.begin().map_err(failed_in(&location))?;
+        if let Code::Waits(reason) = transaction
+            .plugin_code(&plugin)
+            .map_err(failed_in(&location))?
+        {
             return Err(not_now(reason));
         }
         let mut jobs = Vec::with_capacity(prints.len());
         for (input, print) in &prints {
             let version =
-                register(&mut turn, input, print, now_ms).map_err(failed_in(&location))?;
-            let job = turn
+                register(&mut transaction, input, print, now_ms).map_err(failed_in(&location))?;
+            let job = transaction
                 .enqueue(&plugin, version.version_id, priority, now_ms)
                 .map_err(failed_in(&location))?;
             if !parameters.is_empty() {
-                turn.set_parameters(job, &parameters)
+                transaction
+                    .set_parameters(job, &parameters)
                     .map_err(failed_in(&location))?;
             }
             jobs.push(job);
         }
-        turn.commit().map_err(failed_in(&location))?;
+        transaction.commit().map_err(failed_in(&location))?;
         let out: String = jobs.iter().map(|job| format!("{job}\n")).collect();
-        say_done(&out, queued(&jobs, found.files.len() - done))?;
+        print_done(&out, queued(&jobs, found.files.len() - done))?;
     }
     match unreadable {
         0 => Ok(()),

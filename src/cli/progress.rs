@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::clean::clean;
-use super::stderr::tell;
+use super::stderr::print_line;
 use super::table::{first_line, one_line, thousands};
 
 /// One ended file.
@@ -43,7 +43,7 @@ impl Progress {
     pub(super) fn message(&self, text: &str) {
         match self {
             Progress::Bar(bar) => bar.set_message(one_line(text)),
-            Progress::Lines { .. } => tell(text),
+            Progress::Lines { .. } => print_line(text),
             Progress::Quiet => {}
         }
     }
@@ -53,7 +53,7 @@ impl Progress {
         let text = format!("casparian: {}", one_line(text));
         match self {
             Progress::Bar(bar) => bar.println(text),
-            Progress::Lines { .. } | Progress::Quiet => tell(text),
+            Progress::Lines { .. } | Progress::Quiet => print_line(text),
         }
     }
 
@@ -73,7 +73,7 @@ impl Progress {
             }
             Progress::Lines { total, done } => {
                 *done += 1;
-                tell(format_args!("[{done}/{total}] {text}"));
+                print_line(format_args!("[{done}/{total}] {text}"));
             }
             Progress::Quiet => {}
         }

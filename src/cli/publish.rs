@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::args::{Command, Flag, Typed};
 use super::plugin::{self, DEPLOY, LOCKFILE_FLAG, VERSION_FLAG};
 use super::table::one_line;
-use super::{Failure, failed, say_done, security};
+use super::{Failure, failed, print_done, security};
 use crate::limits;
 use crate::protocol::{Deploy, HEADER_SIZE, Payload, View};
 use crate::reactor::Endpoint;
@@ -142,7 +142,7 @@ pub(super) fn sign(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         publisher.name(),
         deploy.artifact_hash
     );
-    say_done(&format!("{}\n", one_line(&done)), &done)
+    print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
 /// `deploy --connect`.
@@ -191,7 +191,7 @@ pub(super) fn deploy(typed: &Typed) -> Result<(), Failure> {
     }
     let manifest_id = exchange(&endpoint, socket_options, message, &interrupted)?;
     let done = format!("{plugin_name} deployed at {endpoint}, manifest {manifest_id}");
-    say_done(&format!("{}\n", one_line(&done)), &done)
+    print_done(&format!("{}\n", one_line(&done)), &done)
 }
 
 /// The file on the command line, when it is one that `sign` has made.

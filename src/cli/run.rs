@@ -36,9 +36,9 @@ use super::plugin::{
     tool_failed,
 };
 use super::progress::Progress;
-use super::stderr::tell;
+use super::stderr::print_line;
 use super::summary::{Item, Summary};
-use super::{Failure, failed, log_lines, say};
+use super::{Failure, failed, log_lines, print};
 use crate::plugin::environment;
 use crate::plugin::request::Request;
 use crate::plugin::resolve::{Place, lockfile};
@@ -245,7 +245,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         return Err(failed(&without.reason));
     }
     for line in &found.warnings {
-        tell(format_args!("casparian: {line}"));
+        print_line(format_args!("casparian: {line}"));
     }
     interruptible(&interrupted)?;
     let mut progress = Progress::new((found.files.len() + found.left_out.len()) as u64, json);
@@ -391,10 +391,10 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     if json {
         let mut summary = summary.json(&plugin.name, &output, &items);
         drift.add_to(&mut summary);
-        say(&format!("{summary}\n"))?;
+        print(&format!("{summary}\n"))?;
     } else {
         let notes = drift.text();
-        say(&summary.text(&items, &output, &notes))?;
+        print(&summary.text(&items, &output, &notes))?;
     }
     if let Some(failure) = failure {
         return Err(failure);
@@ -406,7 +406,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     }
     if let [first, others @ ..] = mistaken.as_slice() {
         for reason in others {
-            tell(format_args!("casparian: {reason}"));
+            print_line(format_args!("casparian: {reason}"));
         }
         return Err(failed(first));
     }

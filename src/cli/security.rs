@@ -171,7 +171,7 @@ mod keygen {
     use std::path::Path;
 
     use crate::cli::args::{Command, Flag};
-    use crate::cli::{Failure, failed, say};
+    use crate::cli::{Failure, failed, print};
     use crate::sentinel::publishers::{is_name, read_publisher, write_publisher};
 
     pub(in crate::cli) const COMMAND: Command = Command {
@@ -254,7 +254,7 @@ mod keygen {
             true => write_publisher(path, &name, replace).map_err(failed)?,
             false => connection_key(path, &name, show, replace)?,
         };
-        say(&format!("{line}\n"))
+        print(&format!("{line}\n"))
     }
 
     #[cfg(feature = "curve")]

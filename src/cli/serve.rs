@@ -94,7 +94,7 @@ const SENTINEL_FLAGS: &[Flag] = &[
         long: "allow-unsigned",
         short: None,
         value: None,
-        help: "Whoever may connect may deploy plugins, without a signature",
+        help: "Clients that may connect may deploy plugins without a signature",
     },
 ];
 
@@ -199,13 +199,16 @@ pub(super) fn sentinel(
         log::warn!("{path} lists no publisher: no client can deploy with a signature");
     }
     if options.allow_unsigned {
-        log::warn!("--allow-unsigned: whoever may connect can run code on the workers");
+        log::warn!("--allow-unsigned: every client that may connect can run code on the workers");
     }
     #[cfg(feature = "curve")]
     if let Some(file) = &options.authorized_keys
         && file.keys().is_empty()
     {
-        log::warn!("{} lists no key: nobody may connect", file.path().display());
+        log::warn!(
+            "{} lists no key: no peer may connect",
+            file.path().display()
+        );
     }
     if is_open {
         log::warn!(
@@ -679,9 +682,9 @@ fn log_sandbox(sandbox: &worker::SandboxOptions) {
 #[cfg(feature = "worker")]
 fn check_sandbox() -> Result<(), Failure> {
     let support = probe(Path::new(OWN_PROGRAM));
-    super::say(&format!("{support}\n"))?;
+    super::print(&format!("{support}\n"))?;
     for missing in support.lacks() {
-        super::say(&format!("{missing}\n"))?;
+        super::print(&format!("{missing}\n"))?;
     }
     match support.lacks().is_empty() {
         true => Ok(()),

@@ -11,7 +11,7 @@ use crate::job::text::cut;
 use crate::limits;
 
 /// Writes a line, however long its reader takes.
-pub(super) fn tell(line: impl std::fmt::Display) {
+pub(super) fn print_line(line: impl std::fmt::Display) {
     // There is nowhere to say that it failed.
     let _ = io::stderr().lock().write_all(shown(line).as_bytes());
 }
@@ -33,15 +33,15 @@ pub(super) fn report_panics() {
         let trace = std::backtrace::Backtrace::capture();
         match trace.status() {
             std::backtrace::BacktraceStatus::Captured => {
-                tell_last(format_args!("thread {name}: {panic}\n{trace}"));
+                print_last_line(format_args!("thread {name}: {panic}\n{trace}"));
             }
-            _ => tell_last(format_args!("thread {name}: {panic}")),
+            _ => print_last_line(format_args!("thread {name}: {panic}")),
         }
     }));
 }
 
 /// Writes a program's last line, unless its reader takes too long.
-pub(super) fn tell_last(line: impl std::fmt::Display) {
+pub(super) fn print_last_line(line: impl std::fmt::Display) {
     write(shown(line).as_bytes(), limits::LAST_LINE_TIMEOUT);
 }
 

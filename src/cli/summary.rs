@@ -37,7 +37,7 @@ pub(super) struct Item {
     pub(super) is_stale: bool,
     /// The path that the file had when its job ran before.
     pub(super) renamed_from: Option<PathBuf>,
-    /// Its stale output was looked for.
+    /// Its stale output was searched for.
     pub(super) is_cleared: bool,
     pub(super) outcome: Outcome,
     /// What it is run over; none when it could not be read.

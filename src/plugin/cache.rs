@@ -1,7 +1,7 @@
 //! The cache of environments, `<home>/venvs`: which are in use, and which go when all of them are too
 //! large.
 //!
-//! Whoever uses an environment holds a shared lock on its folder, which the kernel takes back from a
+//! A process that uses an environment holds a shared lock on its folder, which the kernel takes back from a
 //! process that was killed. An environment is evicted only under the exclusive lock: it is renamed,
 //! and removed after that, so that its name never stands for half of one. What a program that died
 //! meanwhile has renamed is removed by the next one. The time of last use is the folder's time of
@@ -42,7 +42,7 @@ pub enum Taken {
     Held(InUse),
     /// It is there, and its file system or its place allows no lock; it is never evicted.
     Unlockable,
-    /// Another program has the exclusive lock, for a moment: it looks at it, or evicts it.
+    /// Another program has the exclusive lock, for a moment: it checks or evicts it.
     Busy,
     /// It is not there.
     Gone,

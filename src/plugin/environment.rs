@@ -85,7 +85,7 @@ pub enum Error {
         /// How long it was waited for.
         waited: Duration,
     },
-    /// Whoever wanted it has stopped.
+    /// The worker that asked for it is stopping.
     Cancelled,
     /// A file could not be read or written.
     Io {

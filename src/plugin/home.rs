@@ -65,7 +65,7 @@ fn check_folder(folder: &Path) -> Result<(), Error> {
         return refused(format!("it belongs to user {}", found.uid()));
     }
     let is_set = |bits| found.mode() & bits != 0;
-    // Nobody replaces entries of others in a sticky folder, and the entries are checked as well. A
+    // No user replaces entries of others in a sticky folder, and the entries are checked as well. A
     // group with its user's number has no other members.
     let is_shared = is_set(0o002) || is_set(0o020) && found.gid() != found.uid();
     match is_shared && !is_set(0o1000) {

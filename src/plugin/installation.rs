@@ -66,7 +66,7 @@ pub(super) fn of(program: &Path) -> Kept {
     let is_venv = prefix.join("pyvenv.cfg").exists();
     Kept {
         whole: parts.into_iter().filter(|part| part.exists()).collect(),
-        // Whoever can add a `pyvenv.cfg` chooses the library.
+        // A user who can add a `pyvenv.cfg` chooses the library.
         entries: (!is_venv).then(|| prefix.to_owned()).into_iter().collect(),
     }
 }

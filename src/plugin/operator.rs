@@ -149,7 +149,7 @@ pub(super) fn pip_settings() -> &'static str {
     })
 }
 
-/// True where pip is told to read no settings.
+/// True where pip is set to read no settings.
 pub(super) fn is_pip_without_files() -> bool {
     set("PIP_CONFIG_FILE").is_some_and(|path| path == Path::new("/dev/null"))
 }

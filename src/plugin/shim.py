@@ -848,7 +848,7 @@ class ForkServer:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.watch_children()
 
-    def say(self, **answer):
+    def send(self, **answer):
         self.control.send(json.dumps(answer).encode())
 
     def watch_children(self):
@@ -862,7 +862,7 @@ class ForkServer:
         self.kept = set(own_children())
         # From here on it is told of the worker's end by its socket. If it is stopped, it goes on.
         prctl(PR_SET_PDEATHSIG, self.signal.SIGCONT)
-        self.say(ready=True, python=sys.version.split()[0])
+        self.send(ready=True, python=sys.version.split()[0])
         poll = self.select.poll()
         poll.register(self.control, self.select.POLLIN)
         poll.register(self.wake_in, self.select.POLLIN)
@@ -893,7 +893,7 @@ class ForkServer:
         try:
             request = json.loads(message)
             if "ping" in request:
-                self.say(pong=request["ping"])
+                self.send(pong=request["ping"])
                 return True
             job = request["job"]
             sandbox = request.get("sandbox", {})
@@ -905,15 +905,15 @@ class ForkServer:
                 raise ValueError(
                     f"{len(fds)} of {expected} descriptors arrived: it has too many open files"
                     f" (limit {limit}); raise it with `ulimit -n`")
-            self.look_for_threads()
+            self.check_threads()
             parent = getpid()
             pid = os.fork()
             if pid == 0:
                 self.child(request, fds, parent)
             self.children[pid] = job
-            self.say(started=job, pid=pid)
+            self.send(started=job, pid=pid)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            self.say(failed=job, message=printable(f"{type(error).__name__}: {error}"))
+            self.send(failed=job, message=printable(f"{type(error).__name__}: {error}"))
         finally:
             for fd in fds:
                 os.close(fd)
@@ -988,9 +988,9 @@ class ForkServer:
                 answer["signal"] = os.WTERMSIG(status)
             else:
                 answer["code"] = os.WEXITSTATUS(status)
-            self.say(**answer)
+            self.send(**answer)
 
-    def look_for_threads(self):
+    def check_threads(self):
         """While threads run, children become fresh interpreters; that is said once."""
         known, self.threads = self.threads, len(sys._current_frames()) - 1
         if self.threads > 0 and known == 0 and not self.is_told:

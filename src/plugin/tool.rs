@@ -574,7 +574,7 @@ mod tests {
             let reason = fails(&format!("echo why >&2; {floods} & exit 3"));
             assert_eq!(reason, "sh failed: why", "{floods}");
         }
-        // Nobody reads on: the pipe is closed.
+        // The pipe is closed, since it is not read any more.
         let goes_on =
             "trap '' PIPE; : > $0.up; while echo x; do sleep 0.01; done 2>/dev/null; : > $0";
         // Before that it is in the group, which is killed.

@@ -80,7 +80,7 @@ pub fn locks() -> Vec<PathBuf> {
     locked.map(|folder| folder.join(".lock")).collect()
 }
 
-/// What tools are told of it.
+/// The variables that name it for tools.
 pub(super) fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     let folders = folders();
     let named = [

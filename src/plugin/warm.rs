@@ -40,7 +40,7 @@ pub enum Started {
     Ended(i32),
 }
 
-/// What a warm interpreter tells.
+/// What a warm interpreter reports.
 #[derive(Debug)]
 pub enum WarmEvent {
     /// Its imports are done.
@@ -255,7 +255,7 @@ impl Warm {
         self.control.as_raw_fd()
     }
 
-    /// Its process. Another one may hold the control socket, which then tells no end.
+    /// Its process. Another one may hold the control socket open, which then shows no end.
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -435,7 +435,7 @@ impl Warm {
     }
 }
 
-/// Logs what an interpreter prints, until nobody has its stderr any more.
+/// Logs what an interpreter prints, until no process has its stderr open.
 fn log_lines(errors: impl Read) {
     let mut errors = BufReader::new(errors);
     loop {

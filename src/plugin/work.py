@@ -187,7 +187,7 @@ class Work:
     def __init__(self, bridge):
         self.bridge = bridge
         self.errors = []
-        # Failures of tasks of executors by their future's ID, until somebody asks for them.
+        # Failures of tasks of executors by their future's ID, until a caller asks for them.
         self.lost = {}
         self.helpers = {id(helper) for helper in helpers()}
         self.show = threading.excepthook

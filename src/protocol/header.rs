@@ -206,7 +206,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// Splits the frames behind the routing id. Frames behind the second are ignored.
+    /// Splits the frames behind the routing ID. Frames behind the second are ignored.
     pub fn decode(mut frames: impl Iterator<Item = &'a [u8]>) -> Result<View<'a>, Error> {
         let first = frames.next().ok_or(Error::MissingFrame { got: 0 })?;
         let header = Header::decode(first)?;

@@ -1,6 +1,6 @@
 //! Control protocol v4: the 16-byte header, the opcodes, and their JSON payloads.
 //!
-//! A message is two ZMTP frames behind the routing id: header, then payload. All numbers are
+//! A message is two ZMTP frames behind the routing ID: header, then payload. All numbers are
 //! big-endian (`!BBHQI` in Python's struct notation):
 //!
 //! | bytes | field |
@@ -34,6 +34,6 @@ mod payload;
 pub use header::{Error, HEADER_SIZE, Header, OpCode, PROTOCOL_VERSION, View};
 #[cfg(feature = "json")]
 pub use payload::{
-    Answer, Deploy, Dispatch, DispatchPart, EnvReady, Err, Heartbeat, HeartbeatStatus, Identify,
-    Payload, PrepareEnv, PublishRequest, SinkConfig,
+    Answer, Deploy, Dispatch, DispatchPart, EnvReady, ErrorMessage, Heartbeat, HeartbeatStatus,
+    Identify, Payload, PrepareEnv, PublishRequest, SinkConfig,
 };

@@ -20,7 +20,7 @@ use crate::limits;
 pub struct Identify<'a> {
     /// Names of plugins this worker can run; `*` = any.
     pub capabilities: Vec<String>,
-    /// The worker's name; its routing id when absent.
+    /// The worker's name; its routing ID when absent.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub worker_id: Option<Cow<'a, str>>,
     /// Jobs it runs at a time; 1 when absent.
@@ -36,7 +36,7 @@ pub struct Identify<'a> {
     /// old workers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<Vec<Attempt>>,
-    /// The process's own random text: two processes with one worker ID are told apart by it.
+    /// The process's own random text: it distinguishes two processes with one worker ID.
     /// A worker that sends it asks for leases and acknowledges of receipts.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<Cow<'a, str>>,
@@ -314,7 +314,7 @@ pub struct Answer {
 
 /// ERR.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Err<'a> {
+pub struct ErrorMessage<'a> {
     /// What went wrong.
     #[serde(borrow)]
     pub message: Cow<'a, str>,
@@ -459,7 +459,7 @@ pub enum Payload<'a> {
     /// CONCLUDE.
     Conclude(Receipt),
     /// ERR.
-    Err(Err<'a>),
+    Err(ErrorMessage<'a>),
     /// RELOAD.
     Reload,
     /// PREPARE_ENV.

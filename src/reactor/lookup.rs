@@ -1,4 +1,4 @@
-//! Host names are looked up on a thread of their own: the system's resolver blocks for as long
+//! Host names are resolved on a thread of their own: the system's resolver blocks for as long
 //! as it likes, and a loop must not.
 
 use std::io;
@@ -39,7 +39,7 @@ impl Drop for Place {
     }
 }
 
-/// A lookup under way. Its end is told by readability and [`Lookup::poll`]; the thread ends
+/// A lookup under way. Its end is reported by readability and [`Lookup::poll`]; the thread ends
 /// with it, and is left alone when it is dropped before.
 #[derive(Debug)]
 pub struct Lookup {
@@ -49,7 +49,7 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// Starts to look for the addresses of a tcp endpoint. Fails with `WouldBlock` when there
+    /// Starts to resolve the addresses of a tcp endpoint. Fails with `WouldBlock` when there
     /// are too many lookups already, and when no thread can be had.
     pub fn start(endpoint: &Endpoint) -> io::Result<Self> {
         let endpoint = endpoint.clone();
@@ -64,7 +64,7 @@ impl Lookup {
         thread::start("casparian-lookup", move || {
             let found = find();
             drop(place);
-            // The owner may be gone, and then nobody wants to know.
+            // The owner may have been dropped; then the answer is not needed.
             let _ = sender.send(found);
             drop(other);
         })?;
@@ -93,7 +93,7 @@ impl Lookup {
     }
 }
 
-/// Tests that look hosts up share this, and the one that takes all places has it alone.
+/// Tests that resolve hosts share this, and the one that takes all lookups has it alone.
 #[cfg(test)]
 pub(crate) static PLACES: std::sync::RwLock<()> = std::sync::RwLock::new(());
 
@@ -140,7 +140,7 @@ mod tests {
         let under_way: Vec<_> = (0..limits::LOOKUPS_MAX).map(|_| hang().unwrap()).collect();
         let error = hang().unwrap_err().to_string();
         assert!(error.contains("too many lookups"), "{error}");
-        // Those that nobody waits for any more count until they end.
+        // Abandoned lookups count until they end.
         drop(under_way);
         assert!(hang().is_err());
         drop(release);

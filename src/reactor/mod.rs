@@ -5,9 +5,9 @@
 //! [`Reactor`], registers its sources under tokens of its own ([`token`]), computes the
 //! earliest deadline of everything it drives, and waits.
 //!
-//! What it is not: it knows no protocol and calls nobody back.
+//! What it is not: it knows no protocol and has no callbacks.
 //!
-//! Readiness is edge-triggered: whoever gets a token must go on until the operating system
+//! Readiness is edge-triggered: the owner of a token must continue until the operating system
 //! says `WouldBlock`, or remember that it has not.
 
 #![cfg_attr(

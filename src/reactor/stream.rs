@@ -50,7 +50,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// Starts to connect; completion is told by writability and [`Stream::connect_result`].
+    /// Starts to connect; completion is reported by writability and [`Stream::connect_result`].
     ///
     /// `addresses` are those of a tcp endpoint; the first that leads somewhere is taken.
     pub fn connect(
@@ -207,7 +207,7 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds; a socket file that nobody listens on any more is replaced. Connections that are
+    /// Binds; a socket file without a listener is replaced. Connections that are
     /// accepted have `buffers`. A host name blocks for as long as the resolver takes. The file of a
     /// private ipc socket has mode 0600 whatever the umask is; others have that of the umask.
     pub fn bind(endpoint: &Endpoint, buffers: Buffers, is_private: bool) -> io::Result<Listener> {

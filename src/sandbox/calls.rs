@@ -90,7 +90,7 @@ const fn argument(index: u32) -> u32 {
     16 + 8 * index + low
 }
 
-/// Setting SO_LINGER works and has no effect: whoever closes such a socket, perhaps another process that it was
+/// Setting SO_LINGER works and has no effect: the process that closes such a socket, perhaps another one that it was
 /// sent to, waits as long as the option says.
 fn without_lingering() -> BpfProgram {
     let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);

@@ -72,7 +72,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, Str
         Ok(never) => match never {},
         Err(reason) => reason,
     };
-    // Whoever started it reads there what an interpreter says.
+    // The parent reads there what an interpreter prints.
     let message = serde_json::json!({ "unstarted": reason }).to_string();
     let _ = rustix::net::send(io::stdin(), message.as_bytes(), SendFlags::NOSIGNAL);
     Err(reason)
@@ -159,7 +159,7 @@ fn probe() -> Support {
     let own = |error| format!("one for each plugin process: {error}");
     let unshare_own = || {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).map_err(io::Error::from)?;
-        // Where nothing is looked for any more.
+        // Where nothing is searched any more.
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         mount("none", "/mnt", "tmpfs", flags, None).or_else(|error| {
             match Path::new("/mnt").exists() {
@@ -313,7 +313,7 @@ fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>
 const SERVED: [&str; 2] = ["/dev/fuse", "/dev/cuse"];
 
 /// The folder of a SQLite database and its files there: of a database it is not enough that it cannot be written to.
-/// Its log and journal may come later, and whoever can read one of its files can lock it.
+/// Its log and journal may come later, and a process that can read one of its files can lock it.
 fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     let path = fs::canonicalize(path).ok().filter(|path| path.is_file())?;
     let mut magic = [0u8; 16];

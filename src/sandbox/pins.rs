@@ -1,4 +1,4 @@
-//! Folders and links on the way to a protected path, which nobody may replace: a path that cannot be
+//! Folders and links on the way to a protected path, which plugins may not replace: a path that cannot be
 //! written to is no protection when a folder above it can be renamed and another one put in its place.
 //!
 //! The kernel refuses to rename or remove what is a mount point in the caller's mount namespace. So each

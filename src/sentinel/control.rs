@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use crate::job::{Attempt, Cause, JobStatus, Loss, Plugin, Receipt, User, text};
 use crate::limits;
-use crate::protocol::{DispatchPart, Err as ErrPayload, Heartbeat, Identify, Payload};
+use crate::protocol::{DispatchPart, ErrorMessage, Heartbeat, Identify, Payload};
 use crate::reactor::BootTime;
 use crate::socket::PeerId;
 
@@ -326,7 +326,7 @@ impl Control {
         self.outgoing.push(Outgoing {
             peer,
             job_id,
-            body: Body::Payload(Payload::Err(ErrPayload {
+            body: Body::Payload(Payload::Err(ErrorMessage {
                 message: message.into(),
                 traceback: None,
                 refused,
@@ -445,7 +445,7 @@ impl Control {
             && receipt.status == JobStatus::Failed
             && receipt.cause.is_none_or(|cause| cause == Cause::Operator)
         {
-            // It was told to stop.
+            // It was asked to stop.
             receipt.cause = Some(Cause::Lost);
         }
         let worker_id = worker.worker_id.clone();
@@ -490,7 +490,7 @@ impl Control {
         &mut self,
         from: &Sender<'_>,
         job_id: u64,
-        error: &ErrPayload<'_>,
+        error: &ErrorMessage<'_>,
         now: BootTime,
     ) -> Option<&'static str> {
         if job_id == 0 {

@@ -1,5 +1,5 @@
 //! Noticing what is deployed: workers prepare the environments of plugins that they may run before
-//! there are jobs, and are told when a plugin or its sinks have changed.
+//! there are jobs, and learn when a plugin or its sinks have changed.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::store::{self, Deployment, Store};
 
-/// What the last look has found.
+/// What the last poll found.
 #[derive(Debug)]
 pub(super) struct Deployments {
-    /// The state of each plugin; none before the first look.
+    /// The state of each plugin; none before the first poll.
     states: Option<BTreeMap<String, u64>>,
     /// Another program has committed since.
     pub(super) is_stale: bool,
-    /// This program has committed a deployment since: workers are told in the same iteration.
+    /// This program has committed a deployment since: it is announced in the same iteration.
     pub(super) is_urgent: bool,
-    look_at: BootTime,
+    poll_at: BootTime,
 }
 
 impl Deployments {
@@ -26,22 +26,22 @@ impl Deployments {
             states: None,
             is_stale: true,
             is_urgent: false,
-            look_at: now,
+            poll_at: now,
         }
     }
 
-    /// Once a second, and after a deployment over the wire: looks for deployments and sinks if the
-    /// database has changed, and tells workers.
-    pub(super) fn tell(
+    /// Once a second, and after a deployment over the wire: polls deployments and sinks if the
+    /// database has changed, and announces changes to workers.
+    pub(super) fn announce(
         &mut self,
         store: &Store,
         control: &mut Control,
         now: BootTime,
     ) -> Result<(), store::Error> {
-        if self.is_stale || self.is_urgent || now >= self.look_at {
+        if self.is_stale || self.is_urgent || now >= self.poll_at {
             let found = store.deployments()?;
             (self.is_stale, self.is_urgent) = (false, false);
-            self.look_at = now + limits::DEPLOYMENTS_LOOK_INTERVAL;
+            self.poll_at = now + limits::DEPLOYMENTS_LOOK_INTERVAL;
             control.want_environments(wanted(found.plugins));
             if let Some(before) = self.states.replace(found.states) {
                 let after = self.states.iter().flatten();

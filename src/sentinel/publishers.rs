@@ -131,7 +131,7 @@ impl Publishers {
         self.keys.values().map(Vec::len).sum()
     }
 
-    /// True when nobody is trusted.
+    /// True when no publisher is trusted.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -181,7 +181,7 @@ impl KeyList for Publishers {
     }
 }
 
-/// Whose deployments are taken over the wire. By default nobody's.
+/// Whose deployments are taken over the wire. By default none.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     /// Whose signatures count; none: there is no list.

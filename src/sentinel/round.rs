@@ -8,12 +8,12 @@ use crate::job::Job;
 use crate::limits;
 use crate::store::{self, Claim, Ended, Now, Store};
 
-/// A look at the whole queue, in which a transaction considers a bounded number of plugins.
+/// A pass over the whole queue, in which a transaction considers a bounded number of plugins.
 #[derive(Debug)]
 pub(crate) struct Round {
     /// Rows were queued, or a worker can take more, since it began: another one is needed.
     pub(crate) is_stale: bool,
-    /// It has begun, and there are plugins that no claim has looked at.
+    /// It has begun, and there are plugins that no claim has considered.
     is_open: bool,
     /// The last transaction stopped at its bound of rows that cannot be used.
     pub(crate) is_bounded: bool,
@@ -33,18 +33,18 @@ impl Round {
         }
     }
 
-    /// Plugins are to be looked at.
+    /// Plugins are to be considered.
     pub(crate) fn is_due(&self) -> bool {
         self.is_stale || self.is_open
     }
 
-    /// What the last look has found was not claimed: it is found again.
+    /// What the last pass found was not claimed: it is found again.
     pub(crate) fn reopen(&mut self) {
         (self.is_stale, self.is_open) = (true, true);
     }
 
     /// The next plugins with QUEUED rows.
-    pub(crate) fn look(
+    pub(crate) fn pass(
         &mut self,
         store: &mut Store,
         at: &Now,
@@ -75,7 +75,7 @@ impl Round {
     /// second worker is emptied for what one of them, or of those in `alone`, may run.
     pub(super) fn restrict(
         &self,
-        turn: &mut store::Turn<'_>,
+        transaction: &mut store::Transaction<'_>,
         deployed: &[Deployed],
         alone: &[Able],
         openings: &mut Vec<Opening>,
@@ -83,7 +83,7 @@ impl Round {
         for one in deployed {
             let mut kept = self.emptied.values().chain(alone);
             if kept.any(|worker| worker.runs(&one.plugin, &one.env_hash)) {
-                turn.empty_none_for(&one.plugin);
+                transaction.empty_none_for(&one.plugin);
             }
         }
         openings.retain(|opening| !self.emptied.contains_key(&opening.routing_id));
@@ -98,7 +98,7 @@ pub(super) struct Deployed {
 
 /// The plugins that have code. What the others wait for is logged once.
 pub(super) fn deployed(
-    turn: &mut store::Turn<'_>,
+    transaction: &mut store::Transaction<'_>,
     plugins: Vec<String>,
     control: &Control,
     waiting: &mut HashSet<String>,
@@ -113,7 +113,7 @@ pub(super) fn deployed(
         }
     };
     for plugin in plugins {
-        match turn.plugin_code(&plugin)? {
+        match transaction.plugin_code(&plugin)? {
             store::Code::Runs(code) => {
                 if !control.may_run(&plugin) {
                     tell(&plugin, log::Level::Info, &|| {
@@ -136,7 +136,7 @@ pub(super) fn deployed(
 /// Fills free slots in rounds, one job a worker in the first and twice as many in each further
 /// one, so that a short queue is spread and a long one is taken in large steps.
 pub(super) fn claim(
-    turn: &mut store::Turn<'_>,
+    transaction: &mut store::Transaction<'_>,
     openings: &[Opening],
     deployed: &[Deployed],
     lease_ms: i64,
@@ -159,7 +159,7 @@ pub(super) fn claim(
         let mut next = Vec::with_capacity(open.len());
         for (opening, plugins, mut jobs) in open {
             let limit = step.min(opening.free - jobs.len());
-            let claimed = turn.claim(
+            let claimed = transaction.claim(
                 &Claim {
                     worker_id: &opening.worker_id,
                     hostname: &opening.hostname,

@@ -246,7 +246,7 @@ impl Scheduler {
         };
         let is_done = iteration.run(due)?;
         if !is_done || self.round.is_bounded {
-            // The pause counts from the end of the look that finds them.
+            // The pause counts from the end of the pass that finds them.
             let forgive_at = now + limits::REFUSED_ROWS_PAUSE;
             self.forgive_at = self.forgive_at.max(forgive_at);
         }
@@ -261,7 +261,7 @@ impl Scheduler {
         }
         match &mut self.deployments {
             Some(deployments) if is_slow || deployments.is_urgent => {
-                deployments.tell(&self.store, &mut self.control, now)
+                deployments.announce(&self.store, &mut self.control, now)
             }
             _ => Ok(()),
         }

@@ -27,7 +27,7 @@ use crate::socket::{
 };
 use crate::store::{self, Now, Open, Store};
 
-/// What a sentinel is told.
+/// Settings of a sentinel.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where workers connect.
@@ -36,8 +36,8 @@ pub struct Options {
     pub security: Security,
     /// Connections at a time whose handshake is not done.
     pub handshakes_max: usize,
-    /// Users of this host that may connect beside our own and root, where `security` proves
-    /// nobody.
+    /// Users of this host that may connect beside our own and root, where `security` does not
+    /// authenticate.
     pub allowed_uids: Vec<u32>,
     /// The list behind `security`, which is followed while the sentinel runs and read again at
     /// SIGHUP; a worker whose key has gone from it is closed.
@@ -64,7 +64,7 @@ pub struct Options {
     pub drain_timeout: Duration,
     /// Take SIGINT, SIGTERM and SIGHUP over.
     pub signals: bool,
-    /// Nobody else works on this database: RUNNING rows found at the start are nobody's.
+    /// No other sentinel uses this database: RUNNING rows found at the start have no holder.
     pub exclusive: bool,
     /// How long the database may fail. After that, and when it is removed or replaced, the
     /// sentinel ends with the reason. None: it waits until the database works again. With a bound
@@ -521,7 +521,7 @@ impl Sentinel {
             return;
         }
         self.keys_poll_at = clock + limits::KEY_LOOK_INTERVAL;
-        match file.look(reload) {
+        match file.poll(reload) {
             Ok(None) if reload => log::info!("authorized keys: unchanged"),
             Ok(None) => {}
             Ok(Some(keys)) => {
@@ -569,7 +569,7 @@ impl Sentinel {
             return;
         }
         self.publishers_poll_at = clock + limits::KEY_LOOK_INTERVAL;
-        match file.look(reload) {
+        match file.poll(reload) {
             Ok(None) if reload => log::info!("trusted publishers: unchanged"),
             Ok(None) => {}
             Ok(Some(keys)) => {

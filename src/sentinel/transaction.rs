@@ -26,7 +26,7 @@ pub(crate) struct Iteration<'a> {
     pub(crate) sweep: &'a mut Sweep,
     /// Plugins whose jobs wait for a deployment or a worker, so that it is logged once.
     pub(crate) waiting: &'a mut HashSet<String>,
-    /// What workers are told of deployments before there are jobs.
+    /// Announcements of deployments to workers.
     pub(super) deployments: Option<&'a mut Deployments>,
     /// Where ended jobs are reported.
     pub(crate) observer: Option<&'a Sender<JobEnd>>,
@@ -142,18 +142,18 @@ pub(crate) fn recover(
     at: &Now,
 ) -> Result<Duration, store::Error> {
     let earlier_ms = store.lease_ms(at)?;
-    let mut turn = store.begin()?;
-    turn.all_workers_offline(at.unix_ms)?;
-    turn.set_lease_ms(control.lease_ms(), earlier_ms, at)?;
-    turn.commit()?;
+    let mut transaction = store.begin()?;
+    transaction.all_workers_offline(at.unix_ms)?;
+    transaction.set_lease_ms(control.lease_ms(), earlier_ms, at)?;
+    transaction.commit()?;
     let earlier = Duration::from_millis(earlier_ms);
     control.set_earlier_lease(now + earlier);
     if is_exclusive {
         loop {
-            let mut turn = store.begin()?;
+            let mut transaction = store.begin()?;
             let limit = limits::EXPIRED_PER_TURN;
-            let count = turn.release_all("its run was interrupted", limit, at)?;
-            turn.commit()?;
+            let count = transaction.release_all("its run was interrupted", limit, at)?;
+            transaction.commit()?;
             if count > 0 {
                 log::info!("{count} job(s) of an earlier run are queued again");
             }
@@ -201,7 +201,7 @@ impl Iteration<'_> {
                 // What the claims meet does not undo the rest.
                 Ok(()) => (changes, due, claims) = (Vec::new(), Due::default(), true),
                 Err(error) => {
-                    // What this look has found was not claimed.
+                    // What this pass found was not claimed.
                     self.store.look_again();
                     self.round.reopen();
                     if !matches!(error, store::Error::RolledBack { .. }) {
@@ -230,7 +230,7 @@ impl Iteration<'_> {
     fn transact(&mut self, changes: &[Change], due: Due, claims: bool) -> Result<(), store::Error> {
         let mut outcome = Outcome::default();
         let plugins = match claims && self.control.has_openings(self.now) {
-            true => self.round.look(self.store, self.at)?,
+            true => self.round.pass(self.store, self.at)?,
             false => Vec::new(),
         };
         let (revoked, held_after) = match due.holds {
@@ -256,30 +256,36 @@ impl Iteration<'_> {
             return Ok(());
         }
         let mut openings = self.control.openings(self.now);
-        let mut turn = self.store.begin()?;
+        let mut transaction = self.store.begin()?;
         for change in changes {
-            apply(&mut turn, change, self.retries_max, self.at, &mut outcome)?;
+            apply(
+                &mut transaction,
+                change,
+                self.retries_max,
+                self.at,
+                &mut outcome,
+            )?;
         }
         // The second comes at intervals while a worker is connected.
         let cleans =
             |change: &Change| matches!(change, Change::WorkerOnline { .. } | Change::Seen { .. });
         if changes.iter().any(cleans) {
-            turn.forget_old_workers(self.at.unix_ms)?;
+            transaction.forget_old_workers(self.at.unix_ms)?;
         }
         if due.lease {
-            turn.set_lease_ms(self.control.lease_ms(), 0, self.at)?;
+            transaction.set_lease_ms(self.control.lease_ms(), 0, self.at)?;
         }
         if retries {
-            outcome.queued |= turn.wake_due(self.at)? > 0;
+            outcome.queued |= transaction.wake_due(self.at)? > 0;
         }
         if !plugins.is_empty() {
-            let deployed = deployed(&mut turn, plugins, self.control, self.waiting)?;
+            let deployed = deployed(&mut transaction, plugins, self.control, self.waiting)?;
             let alone = self.control.alone();
             self.round
-                .restrict(&mut turn, &deployed, &alone, &mut openings);
+                .restrict(&mut transaction, &deployed, &alone, &mut openings);
             let lease_ms = i64::try_from(self.lease.as_millis()).unwrap_or(i64::MAX);
             claim(
-                &mut turn,
+                &mut transaction,
                 &openings,
                 &deployed,
                 lease_ms,
@@ -293,12 +299,12 @@ impl Iteration<'_> {
             if room == 0 {
                 break;
             }
-            if let Some(taken) = turn.take_settlement(job_id)? {
+            if let Some(taken) = transaction.take_settlement(job_id)? {
                 room = room.saturating_sub(taken.0.size());
                 outcome.settlements.push(taken);
             }
         }
-        turn.commit()?;
+        transaction.commit()?;
         note_more(
             "attempts ended without a word of their workers",
             outcome.released.len(),
@@ -343,7 +349,7 @@ impl Iteration<'_> {
         }
     }
 
-    /// RUNNING rows that nobody holds here, because another program changed their attempt or
+    /// RUNNING rows that no worker holds, because another program changed their attempt or
     /// worker, or set the status: their lease runs from now.
     fn inherit_unknown(&mut self) -> Result<(), store::Error> {
         let Some(after) = self.sweep.rows_after else {
@@ -431,7 +437,7 @@ impl Iteration<'_> {
 }
 
 fn apply(
-    turn: &mut store::Turn<'_>,
+    transaction: &mut store::Transaction<'_>,
     change: &Change,
     retries_max: u32,
     at: &Now,
@@ -460,21 +466,27 @@ fn apply(
                 environments: environments.clone(),
                 routing_id: routing_id.clone(),
             };
-            turn.save_worker(&session, at.unix_ms)?;
+            transaction.save_worker(&session, at.unix_ms)?;
         }
-        Change::WorkerOffline { worker_id } => turn.worker_offline(worker_id, at.unix_ms)?,
+        Change::WorkerOffline { worker_id } => transaction.worker_offline(worker_id, at.unix_ms)?,
         Change::EnvironmentReady {
             worker_id,
             env_hash,
             interpreter_path,
             cached,
-        } => turn.environment_ready(worker_id, env_hash, interpreter_path, *cached, at.unix_ms)?,
+        } => transaction.environment_ready(
+            worker_id,
+            env_hash,
+            interpreter_path,
+            *cached,
+            at.unix_ms,
+        )?,
         Change::EnvironmentFailed {
             worker_id,
             env_hash,
-        } => turn.environment_failed(worker_id, env_hash)?,
-        Change::EnvironmentsUnknown { worker_id } => turn.forget_environments(worker_id)?,
-        Change::Seen { workers } => turn.touch_workers(workers, at.unix_ms)?,
+        } => transaction.environment_failed(worker_id, env_hash)?,
+        Change::EnvironmentsUnknown { worker_id } => transaction.forget_environments(worker_id)?,
+        Change::Seen { workers } => transaction.touch_workers(workers, at.unix_ms)?,
         Change::End {
             routing_id,
             worker_id,
@@ -487,7 +499,7 @@ fn apply(
                 receipt,
                 retries_max,
             };
-            let ended = turn.complete(&completion, at)?;
+            let ended = transaction.complete(&completion, at)?;
             let is_success = receipt.status == JobStatus::Success;
             let reason = match &receipt.error_message {
                 None if is_success && ended != Ended::Completed => Some(store::OTHER_ROW),
@@ -500,7 +512,8 @@ fn apply(
                 _ => log_end(*attempt, &ended, reason.unwrap_or("")),
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            let is_stray =
+                ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
             outcome.strays.push((*attempt, is_stray));
             outcome.note_end(attempt.job_id, ended, Some(receipt), reason);
             outcome.ended.push((routing_id.clone(), *attempt));
@@ -513,7 +526,7 @@ fn apply(
             let is_done = receipt.status == JobStatus::Success;
             let reason = receipt.error_message.as_deref().unwrap_or("");
             let job_id = attempt.job_id;
-            match turn.settle(*attempt, receipt, at)? {
+            match transaction.settle(*attempt, receipt, at)? {
                 Settled::Completed => log::info!("job {job_id}: completed: its output was there"),
                 Settled::QueuedAgain => {
                     log::info!(
@@ -536,11 +549,12 @@ fn apply(
             loss,
             reason,
         } => {
-            let ended = turn.release(*attempt, *cause, *loss, reason, retries_max, at)?;
+            let ended = transaction.release(*attempt, *cause, *loss, reason, retries_max, at)?;
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }
-            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            let is_stray =
+                ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
             outcome.strays.push((*attempt, is_stray));
             outcome.note_end(attempt.job_id, ended, None, Some(reason));
             outcome.queued |= matches!(ended, Ended::Queued);
@@ -552,18 +566,19 @@ fn apply(
             from,
             upload,
         } => {
-            let done = turn.deploy_upload(upload, at.unix_ms)?;
+            let done = transaction.deploy_upload(upload, at.unix_ms)?;
             log_upload(from, upload, &done);
             let done = done.map(|deployed| deployed.manifest_id);
             outcome.uploaded.push((*peer, *job_id, done));
         }
         Change::GiveBack { attempt, reason } => {
-            let ended = turn.give_back(*attempt, reason, at)?;
+            let ended = transaction.give_back(*attempt, reason, at)?;
             if outcome.released.len() < limits::ENDS_LOGGED_MAX {
                 log_end(*attempt, &ended, reason);
             }
             outcome.queued |= matches!(ended, Ended::Queued);
-            let is_stray = ended == Ended::Stale || turn.is_end_undone(attempt.job_id, ended)?;
+            let is_stray =
+                ended == Ended::Stale || transaction.is_end_undone(attempt.job_id, ended)?;
             outcome.strays.push((*attempt, is_stray));
             outcome.released.push(*attempt);
         }

@@ -48,7 +48,7 @@ fn is_mounted_again(place: Place, inode: u64, found: Place, own: Option<u64>) ->
     own == Some(inode) && found.0 != place.0
 }
 
-/// Opens a folder, and tells which it is.
+/// Opens a folder, and returns its identity.
 fn open(folder: &Path) -> Result<(File, Place), Error> {
     let fail = |error| Error::io(folder, error);
     let file = File::open(folder).map_err(fail)?;

@@ -1,6 +1,6 @@
 //! Compares a root with what a database knows of it: receipts and records with files and tables,
 //! the staging folder, bars, the owner, and the folders of `.casparian`. Nothing is changed: the
-//! root is opened by [`Root::look`], or by a program that repairs it and has it to itself.
+//! root is opened by [`Root::open_to_read`], or by a program that repairs it and has it to itself.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;

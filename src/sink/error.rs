@@ -180,7 +180,7 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// The writer was told to stop.
+    /// The writer was asked to stop.
     Stopped,
     /// The Parquet writer failed.
     Parquet(String),

@@ -63,7 +63,7 @@ impl Root {
             }
             // A table.
             Error::OtherDatabase { .. } => Fault::Job,
-            // All jobs share the disk, whoever has filled it.
+            // All jobs share the disk.
             Error::Io { path, source } if disk::is_full(source) && self.is_on_disk(path) => {
                 self.failed().last().is_full = true;
                 Fault::Worker

@@ -304,7 +304,7 @@ pub(super) struct Slices<'a> {
     schema: Option<SchemaRef>,
     row_size_max: usize,
     at: usize,
-    /// Rows of the next slice, as far as the last one tells.
+    /// Rows of the next slice, estimated by the last one.
     guess: usize,
     is_over: bool,
 }

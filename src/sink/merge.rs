@@ -286,7 +286,7 @@ fn by_name(fields: &Fields) -> HashMap<&str, &FieldRef> {
 fn merge_structs(first: &Fields, second: &Fields) -> Result<Fields, Clash> {
     let (mine, others) = (by_name(first), by_name(second));
     if mine.len() < first.len() || others.len() < second.len() {
-        // Names that are there twice: only the position tells which is which.
+        // Names that are there twice: only the position distinguishes them.
         let names = first.iter().map(|field| field.name());
         let is_same = names.eq(second.iter().map(|field| field.name()));
         let pairs = first.iter().zip(second);

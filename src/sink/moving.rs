@@ -1,12 +1,12 @@
 //! Files that are moved to the path of another layout. A file's record has both paths (`also`) before
-//! the second name is made, and until one of them is gone. So whoever works on the job next leaves it one
+//! the second name is made, and until one of them is gone. So the next process that works on the job leaves it one
 //! name, whatever stopped the move: the workers that finish or undo what an attempt left, the job's
 //! next attempt, and the next program that has root and database to itself.
 //!
 //! `.casparian/moves.<database>` lists what is moved. It is renamed to `deciding.<database>` before the
 //! database is changed, and to `moved.<database>` when it names the new paths. Of a move that stopped, files
 //! keep the old name in the first state, the new one in the last. Between them only a program that knows what
-//! the database names can tell: recovery leaves both.
+//! the database names is known: recovery keeps both.
 
 use std::path::{Path, PathBuf};
 
@@ -50,7 +50,7 @@ pub(super) fn end(root: &Root, folder: &Folder, record: &mut Record) -> Result<(
     Ok(())
 }
 
-/// Whether recovery can tell which name of a job's files stays.
+/// Whether recovery knows which name of a job's files stays.
 pub(super) fn is_decided(root: &Root, record: &Record, database: &str) -> Result<bool, Error> {
     Ok(!is_moving(record) || files::identity(&deciding(root, database)?)?.is_none())
 }

@@ -226,7 +226,7 @@ impl JobOutput {
         };
         let path = PathBuf::from(path);
         let share = self.root.shares();
-        match sqlite::look(&path, table, &self.folder.name, share) {
+        match sqlite::check(&path, table, &self.folder.name, share) {
             Ok(Some(by)) => Err(Error::Exists {
                 path: path.join(table),
                 by,

@@ -192,7 +192,7 @@ impl Record {
         self.outputs.tables.is_empty() && self.outputs.files.len() == 1
     }
 
-    /// An error when what was mounted above an output is not any more: it cannot be looked at.
+    /// An error when what was mounted above an output is not any more: it cannot be checked.
     fn check_mounts(&self, root: &Root) -> Result<(), Error> {
         let files = self.outputs.files.iter();
         let files = files.map(|file| root.path().join(&file.path));

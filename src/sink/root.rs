@@ -161,7 +161,7 @@ impl Root {
 
     /// Opens a root that exists, to read it: nothing is created, recovered or locked. What would
     /// change something must not be called.
-    pub fn look(path: &Path, options: RootOptions) -> Result<Self, Error> {
+    pub fn open_to_read(path: &Path, options: RootOptions) -> Result<Self, Error> {
         let fail = |error| Error::io(path, error);
         let real = fs::canonicalize(path).map_err(fail)?;
         check_text(&real)?;
@@ -184,7 +184,7 @@ impl Root {
         })
     }
 
-    /// It was opened by [`Root::look`].
+    /// It was opened by [`Root::open_to_read`].
     pub(super) fn is_reader(&self) -> bool {
         self.worker.is_empty()
     }

@@ -1,5 +1,5 @@
 //! The columns of published output with the types of their values, as the schemas of a run's files are
-//! compared by them. Types that no reader tells apart, such as dictionaries and large strings, are the same
+//! compared by them. Types that no reader distinguishes, such as dictionaries and large strings, are the same
 //! here. Those of a Parquet file are in its footer; those of rows in a table are in the job's receipt.
 
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! What keeps a sink of mode `error` from publishing files: those of other jobs, and files of nobody
-//! that have a name of its output.
+//! What keeps a sink of mode `error` from publishing files: those of other jobs, and files that no record
+//! names and that have a name of its output.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use super::names::{self, Holder};
 use super::{Error, Root, files, place, record};
 use crate::job::Attempt;
 
-/// How often a file is looked at that others replace meanwhile.
+/// How often a file is checked that others replace meanwhile.
 const LOOKS_MAX: u32 = 10;
 
 /// An error when the sink at a path below the root has output of another job than `own`.
@@ -21,8 +21,8 @@ pub(super) fn refuse(root: &Root, name: &Name, sink: &Path, own: &Holder) -> Res
     Ok(())
 }
 
-/// Whose a file is that by its name is of a job in the sink: of an attempt of the same database, or
-/// of nobody that is known. None when it has gone, or is of another sink.
+/// The publisher of a file whose name says that a job of the sink published it: an attempt of the same
+/// database, or unknown. None when the file is missing, or of another sink.
 fn whose(
     root: &Root,
     name: &Name,

@@ -169,7 +169,7 @@ impl<'a> Standing<'a> {
 
     /// True when a file has gone, and in its sink stands one that another job published by mode
     /// `replace`, which removes those of all jobs of the database. One of another mode may have been
-    /// added beside an older one: then the times of the files' content tell.
+    /// added beside an older one: then the times of the files' content decide.
     pub(super) fn is_file_replaced(
         &mut self,
         name: &Name,

@@ -24,7 +24,7 @@ struct Driven {
     /// Messages after which the clock is read again: few for an owner that takes its time.
     clock_every: u32,
     /// Messages that may be sent before the clock is read again.
-    unlooked: u32,
+    until_poll: u32,
     /// Another loop waits for the descriptor.
     is_watched: Cell<bool>,
     waker: Option<Waker>,
@@ -55,7 +55,7 @@ impl Driven {
             now: Instant::now(),
             given: 0,
             clock_every: 1,
-            unlooked: 0,
+            until_poll: 0,
             is_watched: Cell::new(false),
             waker: None,
         })
@@ -87,7 +87,7 @@ impl Driven {
         // The owner may have been away since the clock was read.
         self.reactor.wait(deadline, Instant::now())?;
         self.now = Instant::now();
-        self.unlooked = 0;
+        self.until_poll = 0;
         for event in self.reactor.events() {
             if token::owner(event.token()) == SOCKET {
                 self.socket.handle_ready(event, self.now);
@@ -99,7 +99,7 @@ impl Driven {
 
     /// Before an owner that was away writes: takes notice of what has come meanwhile, ends of
     /// connections above all. What is written to a connection that has ended is lost.
-    fn look(&mut self) -> io::Result<()> {
+    fn poll_readiness(&mut self) -> io::Result<()> {
         if self.now.elapsed() < TURN_INTERVAL {
             return Ok(());
         }
@@ -108,22 +108,22 @@ impl Driven {
         Ok(())
     }
 
-    /// [`Driven::look`] before the first of some messages that may be written at once.
+    /// [`Driven::poll_readiness`] before the first of some messages that may be written at once.
     #[inline]
-    fn look_before_sending(&mut self) {
-        match self.unlooked.checked_sub(1) {
-            Some(left) => self.unlooked = left,
+    fn poll_before_sending(&mut self) {
+        match self.until_poll.checked_sub(1) {
+            Some(left) => self.until_poll = left,
             None => {
-                // An error of the reactor comes back where there is somebody to tell.
-                if let Err(error) = self.look() {
+                // A later call returns an error of the reactor.
+                if let Err(error) = self.poll_readiness() {
                     log::debug!("before a send: {error}");
                 }
-                self.unlooked = MESSAGES_PER_CLOCK;
+                self.until_poll = MESSAGES_PER_CLOCK;
             }
         }
     }
 
-    /// Makes the descriptor readable when there is something to do that no readiness tells of.
+    /// Makes the descriptor readable when there is work that no readiness reports.
     fn wake_watcher(&mut self) -> io::Result<()> {
         if !self.is_watched.get() || !self.socket.has_ready() {
             return Ok(());
@@ -146,7 +146,7 @@ impl Driven {
 
     fn receive(&mut self, timeout: Option<Duration>) -> io::Result<Option<PeerId>> {
         let mut deadline = None;
-        let mut has_looked = false;
+        let mut has_polled = false;
         // A peer that floods leaves its turn to the others, to timers and to answers.
         if self.given >= self.clock_every {
             self.given = 0;
@@ -163,8 +163,8 @@ impl Driven {
                 self.given += 1;
                 return Ok(Some(id));
             }
-            if !has_looked {
-                has_looked = true;
+            if !has_polled {
+                has_polled = true;
                 if self.now.elapsed() >= TURN_INTERVAL {
                     self.wait(Some(self.now))?;
                     continue;
@@ -190,7 +190,7 @@ impl Driven {
     /// After [`Driven::drive`] has changed nothing: waits until something may have changed for
     /// sending, not for messages.
     fn wait_to_send(&mut self, deadline: Instant) -> io::Result<()> {
-        // Readiness is told once: what is there already must not be waited for.
+        // Readiness is reported once: do not wait for what has been reported.
         let wait = match self.socket.has_ready_to_drive() {
             true => Some(self.now),
             false => [Some(deadline), self.socket.poll_timeout()]
@@ -204,7 +204,7 @@ impl Driven {
     fn wait_writable(&mut self, timeout: Duration) -> io::Result<bool> {
         let before = self.socket.pending_bytes();
         let deadline = after(Instant::now(), timeout);
-        self.look()?;
+        self.poll_readiness()?;
         loop {
             self.drive();
             if before == 0 || self.socket.pending_bytes() < before {
@@ -223,7 +223,7 @@ impl Driven {
         timeout: Option<Duration>,
         mut send: impl FnMut(&mut Socket) -> Result<(), SendError>,
     ) -> io::Result<Result<(), SendError>> {
-        self.look()?;
+        self.poll_readiness()?;
         let result = send(&mut self.socket);
         if !matches!(result, Err(SendError::Full | SendError::NoPeer)) {
             return Ok(result);
@@ -271,7 +271,7 @@ impl Driven {
 
     fn drain(&mut self, linger: Duration) -> io::Result<bool> {
         let deadline = after(Instant::now(), linger);
-        self.look()?;
+        self.poll_readiness()?;
         loop {
             self.drive();
             if self.socket.pending_bytes() == 0 {
@@ -414,7 +414,7 @@ impl Router {
             .connect_as(&endpoint, routing_id, self.inner.now)
     }
 
-    /// The next message and the routing id it came from, or none when `timeout` (none = wait
+    /// The next message and the routing ID it came from, or none when `timeout` (none = wait
     /// for ever) is over. What is queued for sending leaves meanwhile.
     pub fn receive(
         &mut self,
@@ -427,11 +427,11 @@ impl Router {
         Ok(socket.identity(id).zip(socket.message(id)))
     }
 
-    /// Queues a message for the peer with a routing id; never blocks. It leaves on the next
+    /// Queues a message for the peer with a routing ID; never blocks. It leaves on the next
     /// `flush` or `receive` that has to wait, or when much has gathered.
     #[inline]
     pub fn send(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.look_before_sending();
+        self.inner.poll_before_sending();
         self.inner.socket.send_routed(routing_id, parts)
     }
 
@@ -456,7 +456,7 @@ impl Router {
 /// let mut dealer = Dealer::new(Options::new().routing_id("w-1").sndhwm(1))?;
 /// assert_eq!(dealer.send(&[b"hello"]), Err(SendError::NoPeer));
 /// dealer.connect("ipc://@casparian-doc-example")?;
-/// dealer.send(&[b"queued until somebody listens"])?;
+/// dealer.send(&[b"queued until a peer listens"])?;
 /// assert_eq!(dealer.send(&[b"one too many"]), Err(SendError::Full));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -481,7 +481,7 @@ impl Dealer {
     /// the next `flush` or `receive` that has to wait, or when much has gathered.
     #[inline]
     pub fn send(&mut self, parts: &[&[u8]]) -> Result<(), SendError> {
-        self.inner.look_before_sending();
+        self.inner.poll_before_sending();
         self.inner.socket.send(parts)
     }
 

@@ -23,7 +23,7 @@ use crate::zmtp::{Config, PeerInfo, Security, SocketType};
 /// budget of the owner's is used up); send; [`Socket::flush`]; then wait until
 /// [`Socket::poll_timeout`], or not at all while [`Socket::has_ready`].
 ///
-/// A loop that has more than one socket, or other sources, tells them apart by the owner of
+/// A loop that has more than one socket, or other sources, distinguishes them by the owner of
 /// their tokens:
 ///
 /// ```
@@ -98,16 +98,16 @@ pub struct Socket {
     pub(super) queued_bytes: u64,
     /// Bytes of receive buffers of all peers.
     pub(super) received_bytes: u64,
-    /// The latest instant the owner told.
+    /// The latest instant that the owner passed.
     pub(super) now: Instant,
-    /// When each peer is to be looked at, as its `timer` says.
+    /// When each peer is due, as in its `timer`.
     pub(super) timers: BTreeSet<(Instant, PeerId)>,
     /// Timers that have come; empty between calls.
     pub(super) due: Vec<(Instant, PeerId)>,
     pub(super) random: RandomState,
     pub(super) random_count: u64,
     pub(super) identity_next: u32,
-    /// Accepted peers whose user has not been looked up yet; empty between calls.
+    /// Accepted peers whose user is not known yet; empty between calls.
     #[cfg(feature = "process")]
     pub(super) unasked: Vec<PeerId>,
 }
@@ -221,7 +221,7 @@ impl Socket {
             Some(free) => *free = bound_there,
             None => self.listeners.push(bound_there),
         }
-        self.tell(Event::Listening {
+        self.report(Event::Listening {
             endpoint: bound.clone(),
         });
         Ok(bound)
@@ -238,14 +238,14 @@ impl Socket {
         let Some(bound) = found.and_then(Option::take) else {
             return false;
         };
-        self.tell(Event::Closed {
+        self.report(Event::Closed {
             endpoint: bound.endpoint,
         });
         true
     }
 
     /// Connects in the background and goes on trying; a DEALER may queue messages at once
-    /// (unless its options say otherwise), a ROUTER from when it knows the routing id.
+    /// (unless its options say otherwise), a ROUTER from when it knows the routing ID.
     ///
     /// A DEALER has one connection to an endpoint: a second call gives the peer of the first, as
     /// libzmq does.
@@ -296,7 +296,7 @@ impl Socket {
             return refused(io::ErrorKind::InvalidInput, ROUTING_ID_RULE);
         }
         if self.routes.contains_key(routing_id) {
-            return refused(io::ErrorKind::AddrInUse, "another peer has that routing id");
+            return refused(io::ErrorKind::AddrInUse, "another peer has that routing ID");
         }
         let mut peer = Peer::new(
             Link::Waiting(now),
@@ -418,7 +418,7 @@ impl Socket {
         self.options.sndhwm = messages;
     }
 
-    /// What the handshake of an established peer told.
+    /// What the handshake reported of an established peer.
     pub fn peer_info(&self, id: PeerId) -> Option<&PeerInfo> {
         match &self.peers.get(id)?.link {
             Link::Up(_, connection) if connection.is_open() => Some(connection.peer()),
@@ -460,7 +460,7 @@ impl Socket {
         self.peers.len()
     }
 
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn report(&mut self, event: Event) {
         self.counters.count(&event);
         if self.events.len() >= limits::SOCKET_EVENTS_MAX {
             self.events.pop_front();

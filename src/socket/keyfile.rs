@@ -91,7 +91,7 @@ pub fn write_key_pair(
     let line = public_line(secret, name).map_err(|error| fail(&public)(error.to_string()))?;
     let mut text = Zeroizing::new(String::with_capacity(256));
     text.push_str(SECRET_MARK);
-    text.push_str(": whoever reads it can pose as its owner.\n");
+    text.push_str(": a reader can pose as its owner.\n");
     text.push_str(&secret.to_z85());
     text.push('\n');
     write(path, text.as_bytes(), 0o600, replace)?;
@@ -252,37 +252,37 @@ mod tests {
         fs::write(&path, format!("# workers\n{one} w-1\n")).unwrap();
         let mut file = AuthorizedKeysFile::open(&path).unwrap();
         assert_eq!(file.keys().len(), 1);
-        assert!(file.look(false).unwrap().is_none());
+        assert!(file.poll(false).unwrap().is_none());
         fs::write(&path, format!("{one} w-1\n{two} w-2\n")).unwrap();
-        assert_eq!(file.look(false).unwrap().unwrap().len(), 2);
+        assert_eq!(file.poll(false).unwrap().unwrap().len(), 2);
         fs::write(&path, format!("{one} w-1\nnonsense\n")).unwrap();
-        let error = file.look(false).unwrap_err().to_string();
+        let error = file.poll(false).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
-        assert!(file.look(false).unwrap().is_none(), "said once");
-        assert!(file.look(true).is_err(), "said again when asked");
+        assert!(file.poll(false).unwrap().is_none(), "said once");
+        assert!(file.poll(true).is_err(), "said again when asked");
         assert_eq!(file.keys().len(), 2);
         fs::remove_file(&path).unwrap();
-        assert!(file.look(false).is_err());
+        assert!(file.poll(false).is_err());
         assert_eq!(file.keys().len(), 2);
-        // Half-written, then whole again: nobody was shut out.
+        // Half-written, then complete: no key was revoked.
         fs::write(&path, format!("{one} w-1\n")).unwrap();
-        assert!(file.look(false).unwrap().is_none());
+        assert!(file.poll(false).unwrap().is_none());
         fs::write(&path, format!("{one} w-1\n{two} w-2\n")).unwrap();
-        assert!(file.look(false).unwrap().is_none());
+        assert!(file.poll(false).unwrap().is_none());
         assert_eq!(file.keys().len(), 2);
         fs::write(&path, format!("{two}\n")).unwrap();
         set_mode(&path, 0o666);
-        let error = file.look(false).unwrap_err().to_string();
+        let error = file.poll(false).unwrap_err().to_string();
         assert!(error.contains("go-w"), "{error}");
         set_mode(&path, 0o644);
-        assert!(file.look(false).unwrap().is_none(), "seen once");
+        assert!(file.poll(false).unwrap().is_none(), "seen once");
         assert_eq!(
-            file.look(false).unwrap().unwrap().name(&two),
+            file.poll(false).unwrap().unwrap().name(&two),
             Some(&*two.to_string())
         );
         // Asked for, it counts at once.
         fs::write(&path, "").unwrap();
-        assert!(file.look(true).unwrap().unwrap().is_empty());
+        assert!(file.poll(true).unwrap().unwrap().is_empty());
         // A change of the mode alone is noticed, once the list has settled.
         let old = SystemTime::now() - Duration::from_secs(60);
         fs::write(&path, format!("{two}\n")).unwrap();
@@ -292,10 +292,10 @@ mod tests {
             .unwrap()
             .set_modified(old)
             .unwrap();
-        assert_eq!(file.look(false).unwrap().unwrap().len(), 1);
-        assert!(file.look(false).unwrap().is_none());
+        assert_eq!(file.poll(false).unwrap().unwrap().len(), 1);
+        assert!(file.poll(false).unwrap().is_none());
         set_mode(&path, 0o666);
-        assert!(file.look(false).is_err());
+        assert!(file.poll(false).is_err());
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Socket {
             self.dirty.push(id);
         }
         if let Some(endpoint) = peer.connect_to.clone() {
-            self.tell(Event::Connected { peer: id, endpoint });
+            self.report(Event::Connected { peer: id, endpoint });
         }
         self.note_timeout(id, timeout);
     }
@@ -179,7 +179,7 @@ impl Socket {
                             bound.rest_until = Some(now + limits::ACCEPT_REST);
                         }
                         self.warn(format_args!("cannot accept on {endpoint}: {reason}"), now);
-                        self.tell(Event::AcceptFailed { endpoint, reason });
+                        self.report(Event::AcceptFailed { endpoint, reason });
                     }
                 }
             }
@@ -224,7 +224,7 @@ impl Socket {
                 .retain(|id| peers.get(*id).is_some_and(|peer| !peer.established));
         }
         self.note_timeout(id, timeout);
-        self.tell(Event::Accepted { peer: id, address });
+        self.report(Event::Accepted { peer: id, address });
     }
 
     /// The accepted connection that has been shaking hands for longest and is waited for: a
@@ -323,7 +323,7 @@ impl Socket {
             }
         }
         self.note_timeout(id, timeout);
-        self.tell(Event::Established { peer: id, identity });
+        self.report(Event::Established { peer: id, identity });
         true
     }
 
@@ -342,8 +342,8 @@ impl Socket {
         self.lose(id, reason, now);
     }
 
-    /// Whether a newcomer may have the routing id of a peer: by option, and only from somebody
-    /// who is the same user, as far as the mechanism proves users.
+    /// Whether a new peer may take the routing ID of another: by option, and only as the same user,
+    /// where the mechanism authenticates users.
     fn may_take_over(&self, old: PeerId, newcomer: &PeerInfo) -> bool {
         let security = &self.options.security;
         let peer = self.peers.get(old);
@@ -364,7 +364,7 @@ impl Socket {
             }
     }
 
-    /// Takes a peer's routing id and drops what is queued for it; gives how many messages.
+    /// Takes a peer's routing ID and drops what is queued for it; gives how many messages.
     fn forget_identity(&mut self, id: PeerId) -> usize {
         let Some(peer) = self.peers.get_mut(id) else {
             return 0;
@@ -378,7 +378,7 @@ impl Socket {
             self.routes.remove(&identity);
         }
         if messages > 0 {
-            self.tell(Event::Unsent {
+            self.report(Event::Unsent {
                 peer: id,
                 identity,
                 messages,
@@ -462,7 +462,7 @@ impl Socket {
         } else {
             self.warn(format_args!("{address}: {stage}: {reason}"), now);
         }
-        self.tell(if was_established || reason == DisconnectReason::Owner {
+        self.report(if was_established || reason == DisconnectReason::Owner {
             Event::Disconnected {
                 peer: id,
                 identity: identity.clone(),
@@ -484,7 +484,7 @@ impl Socket {
             return self.wait_to_connect(id, &reason, now);
         }
         if connects {
-            self.tell(Event::Stopped { peer: id });
+            self.report(Event::Stopped { peer: id });
         } else if accepted && !was_established {
             self.handshakes -= 1;
         }
@@ -506,7 +506,7 @@ impl Socket {
         self.queued_bytes -= peer.queue.bytes();
         let messages = peer.queue.message_count();
         if messages > 0 {
-            self.tell(Event::Unsent {
+            self.report(Event::Unsent {
                 peer: id,
                 identity,
                 messages,
@@ -551,7 +551,7 @@ impl Socket {
                 format_args!("{address}: {cuts} connections ended within a message; it is dropped"),
                 now,
             );
-            self.tell(Event::Unsent {
+            self.report(Event::Unsent {
                 peer: id,
                 identity,
                 messages: 1,
@@ -577,7 +577,7 @@ impl Socket {
         if let Some(peer) = self.peers.get_mut(id) {
             peer.link = Link::Waiting(at);
         }
-        self.tell(Event::RetryIn { peer: id, pause });
+        self.report(Event::RetryIn { peer: id, pause });
         self.note_timeout(id, Some(at));
     }
 

@@ -10,7 +10,7 @@
 //! - [`Socket`] is driven by a loop of the caller's that has other sources too, as the sentinel
 //!   and the worker do.
 //!
-//! No thread is started but to look a host name up, and nothing is locked. Messages are borrowed
+//! No thread is started except to resolve a host name, and nothing is locked. Messages are borrowed
 //! from the receive buffer of the peer they came from and are valid until the next receive; sends
 //! are encoded at once into the peer's queue and leave on [`Socket::flush`] (or when much has
 //! gathered).
@@ -23,7 +23,7 @@
 //!   when a connection was lost stays queued for a connecting peer, and dies with an accepted
 //!   one. What it had taken may be lost with the connection: acknowledge what matters.
 //! - Queues are bounded in messages and bytes; at the bound a send is refused, never dropped
-//!   silently. What will not be sent any more is told ([`Event::Unsent`]).
+//!   silently. Messages that will not be sent are reported ([`Event::Unsent`]).
 //!
 //! ```
 //! use std::time::Duration;
@@ -96,7 +96,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No peer has that routing id.
+    /// No peer has that routing ID.
     Unroutable,
     /// The peer's queue is at its high-water mark (DEALER: every peer's).
     Full,
@@ -109,7 +109,7 @@ pub enum SendError {
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            SendError::Unroutable => "no peer has that routing id",
+            SendError::Unroutable => "no peer has that routing ID",
             SendError::Full => "the peer's queue is at its high-water mark",
             SendError::NoPeer => "there is no peer to send to",
             SendError::Invalid => "the message is empty or larger than the limits",

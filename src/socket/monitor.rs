@@ -1,4 +1,4 @@
-//! What a socket tells its owner about connections: events and counters.
+//! What a socket reports about connections: events and counters.
 
 use std::fmt;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub enum Event {
         /// The system's reason.
         reason: String,
     },
-    /// A listener took a connection; it has no routing id yet.
+    /// A listener took a connection; it has no routing ID yet.
     Accepted {
         /// The peer.
         peer: PeerId,
@@ -56,7 +56,7 @@ pub enum Event {
     Established {
         /// The peer.
         peer: PeerId,
-        /// Its routing id, given or made up.
+        /// Its routing ID, given or made up.
         identity: Vec<u8>,
     },
     /// The connection ended before its handshake was done.
@@ -72,7 +72,7 @@ pub enum Event {
     Disconnected {
         /// The peer; its id is dead now unless a retry follows.
         peer: PeerId,
-        /// Its routing id.
+        /// Its routing ID.
         identity: Vec<u8>,
         /// Why.
         reason: DisconnectReason,
@@ -81,7 +81,7 @@ pub enum Event {
     Unsent {
         /// The peer.
         peer: PeerId,
-        /// The routing id they were for.
+        /// The routing ID they were for.
         identity: Vec<u8>,
         /// How many.
         messages: usize,
@@ -111,7 +111,7 @@ pub enum DisconnectReason {
     Unanswered,
     /// The transport failed.
     Io(String),
-    /// Nobody listens there.
+    /// Connection refused.
     ConnRefused(String),
     /// The peer broke the protocol, refused us, or went silent.
     Protocol(zmtp::Error),
@@ -184,7 +184,7 @@ pub struct Counters {
     pub handshake_timeouts: u64,
     /// Established connections that fell silent.
     pub heartbeat_timeouts: u64,
-    /// Peers that proved to be somebody who may not connect.
+    /// Peers that authenticated as a user that may not connect.
     pub unauthorized: u64,
     /// Connections closed for a bound on connections, handshakes or memory.
     pub too_many: u64,
@@ -198,7 +198,7 @@ pub struct Counters {
     pub retries: u64,
     /// Failures of the system to take a connection.
     pub accept_failed: u64,
-    /// Events nobody read.
+    /// Events that were not read.
     pub events_dropped: u64,
     /// Log lines left out because there were too many.
     pub log_lines_dropped: u64,

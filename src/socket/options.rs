@@ -1,4 +1,4 @@
-//! What a socket is told when it is made.
+//! Options of a socket.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::zmtp::curve::{Clients, CurveClient, CurveServer, PublicKey, SecretKey
 /// When a connecting socket gives up instead of trying again (`ZMQ_RECONNECT_STOP`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReconnectStop {
-    /// Nobody listens there.
+    /// Connection refused.
     pub conn_refused: bool,
     /// The handshake failed.
     pub handshake_failed: bool,
@@ -109,7 +109,7 @@ impl Options {
         Self::default()
     }
 
-    /// Our routing id, at most 255 bytes, the first not zero; a socket refuses others. Empty
+    /// Our routing ID, at most 255 bytes, the first not zero; a socket refuses others. Empty
     /// (the default) lets each peer make one up. `ZMQ_ROUTING_ID`.
     #[must_use]
     pub fn routing_id(mut self, id: impl Into<Vec<u8>>) -> Self {
@@ -273,16 +273,16 @@ impl Options {
         self
     }
 
-    /// ROUTER: a newcomer with the routing id of a living peer takes its place (true), or is
+    /// ROUTER: a newcomer with the routing ID of a living peer takes its place (true), or is
     /// refused with ERROR (false, the default). Where PLAIN or a list of CURVE keys proves who
-    /// peers are, nobody takes the place of another user. `ZMQ_ROUTER_HANDOVER`.
+    /// peers are, no user takes the routing ID of another. `ZMQ_ROUTER_HANDOVER`.
     #[must_use]
     pub fn router_handover(mut self, on: bool) -> Self {
         self.router_handover = on;
         self
     }
 
-    /// ROUTER: a send to an unknown routing id is an error (true, the default, unlike
+    /// ROUTER: a send to an unknown routing ID is an error (true, the default, unlike
     /// libzmq's) or dropped (false). `ZMQ_ROUTER_MANDATORY`.
     #[must_use]
     pub fn router_mandatory(mut self, on: bool) -> Self {
@@ -314,7 +314,7 @@ impl Options {
     }
 
     /// Accepted connections at a time whose handshake is not done (default 16384). The oldest
-    /// goes when one more comes, so that silent ones keep nobody out.
+    /// goes when one more comes, so that silent ones cannot keep others out.
     #[must_use]
     pub fn max_handshakes(mut self, peers: usize) -> Self {
         self.handshakes_max = peers.max(1);
@@ -337,7 +337,7 @@ impl Options {
     }
 
     /// Lets only these users of this host connect to our listeners, and connects to none of others;
-    /// peers of other hosts are not asked. For mechanisms that prove nobody, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
+    /// peers of other hosts are not asked. For mechanisms that do not authenticate, on Linux. (libzmq has `ZMQ_IPC_FILTER_UID`.)
     #[cfg(feature = "process")]
     #[must_use]
     pub fn local_users(mut self, users: super::LocalUsers) -> Self {
@@ -391,7 +391,7 @@ fn unbounded_if_zero(time: Duration) -> Duration {
 }
 
 pub(super) const ROUTING_ID_RULE: &str =
-    "a routing id is at most 255 bytes, the first of them not zero";
+    "a routing ID is at most 255 bytes, the first of them not zero";
 
 pub(super) fn is_routing_id(id: &[u8]) -> bool {
     id.len() <= 255 && id.first() != Some(&0)

@@ -18,7 +18,7 @@ impl PeerId {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    /// The id of such a number; one that was never given out reaches nobody.
+    /// The id of such a number; one that was never given out has no peer.
     pub fn from_u64(number: u64) -> Self {
         PeerId {
             index: number as u32,
@@ -39,7 +39,7 @@ impl PeerId {
 pub(super) enum Link {
     /// The next attempt is due at the instant.
     Waiting(Instant),
-    /// The host of the endpoint is looked up until the deadline; addresses skip this.
+    /// The host of the endpoint is resolved until the deadline; addresses skip this.
     Resolving(Lookup, Instant),
     /// A connect is under way until the deadline.
     Connecting(Stream, Instant),
@@ -100,7 +100,7 @@ pub(super) struct Peer {
     pub(super) established: bool,
     /// Routing id since the last handshake; a connecting peer keeps it while it is away.
     pub(super) identity: Vec<u8>,
-    /// The owner chose the routing id; the peer's own identity does not count.
+    /// The owner chose the routing ID; the peer's own identity does not count.
     pub(super) identity_is_assigned: bool,
     /// A listener took it, rather than that we connected.
     pub(super) accepted: bool,
@@ -216,7 +216,7 @@ impl Peers {
         }
     }
 
-    /// The id of whoever lives in slot `index`.
+    /// The ID of the peer in slot `index`.
     pub(super) fn at(&self, index: usize) -> Option<PeerId> {
         match self.slots.get(index) {
             Some((generation, Some(_))) => Some(PeerId {

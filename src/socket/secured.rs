@@ -152,7 +152,7 @@ pub(crate) fn read(
     }
 }
 
-/// What tells one state of a file from another.
+/// Identifies a state of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -222,13 +222,13 @@ pub trait KeyList: PartialEq + Sized {
 /// A list of keys that is read again when its file changes.
 ///
 /// A file that others can change is refused. One that cannot be read or has a wrong line keeps
-/// the list as it was, and keys go only when two looks in a row miss them: neither a slip of an
+/// the list as it was, and keys are revoked only after two consecutive reads omit them: neither a slip of an
 /// editor nor a file caught half-written shuts anybody out.
 #[derive(Clone, Debug)]
 pub struct KeyListFile<L> {
     path: PathBuf,
     keys: Arc<L>,
-    /// None: to be read at the next look.
+    /// None: to be read at the next poll.
     stamp: Option<Stamp>,
     /// A list with fewer keys, to be seen once more.
     smaller: Option<L>,
@@ -262,7 +262,7 @@ impl<L: KeyList> KeyListFile<L> {
     /// Looks whether the file has changed and reads it again: the list when it is another one.
     /// `force` reads it in any case. A complaint is given once for as long as it stays the same,
     /// or again with `force`.
-    pub fn look(&mut self, force: bool) -> Result<Option<Arc<L>>, KeyFileError> {
+    pub fn poll(&mut self, force: bool) -> Result<Option<Arc<L>>, KeyFileError> {
         let stamp = fs::metadata(&self.path)
             .ok()
             .map(|metadata| Stamp::of(&metadata));

@@ -8,7 +8,7 @@ use crate::limits;
 use crate::reactor::Endpoint;
 use crate::zmtp::Error;
 
-/// How often a peer is looked at whose silence may be our own.
+/// How often a peer is checked whose silence may be our own.
 pub(super) const OVERDUE_STEP: Duration = Duration::from_millis(10);
 /// The same while a message of its waits for the owner.
 pub(super) const OVERDUE_STEP_HELD: Duration = Duration::from_millis(100);
@@ -22,7 +22,7 @@ impl Socket {
         rests.chain(peers).min()
     }
 
-    /// A peer is to be looked at by then; an earlier instant stays. Deadlines that move back are
+    /// A peer is due by then; an earlier instant stays. Deadlines that move back are
     /// found out about when the earlier one has come.
     #[inline]
     pub(super) fn note_timeout(&mut self, id: PeerId, at: Option<Instant>) {
@@ -59,7 +59,7 @@ impl Socket {
         }
     }
 
-    /// Tries to write to a blocked peer whose timer is due: the kernel tells of room only when
+    /// Tries to write to a blocked peer whose timer is due: the kernel reports room only when
     /// much of its buffer is free again, so a slow reader would look like a dead one.
     fn try_blocked(&mut self, id: PeerId, now: Instant) {
         if let Some(peer) = self.peers.get_mut(id)
@@ -99,7 +99,7 @@ impl Socket {
                 self.lose(id, DisconnectReason::Io(reason), now);
             }
             Link::Up(_, connection) => {
-                // The silence may be our own: we looked away, or there were more events than one
+                // The silence may be our own: the owner did not poll, or there were more events than one
                 // wait gives. So one more read comes before the end.
                 let is_overdue = connection.is_overdue(now);
                 if is_overdue && peer.probe == Probe::None {

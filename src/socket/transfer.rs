@@ -227,7 +227,7 @@ impl Socket {
             let space = connection.receive_space(may_grow);
             let room = space.len();
             if room == 0 {
-                // Whoever holds most makes way, so that those who hold little go on.
+                // The peer that uses most memory is disconnected, so that the others go on.
                 let largest = self.largest_receiver().unwrap_or(id);
                 self.lose(largest, DisconnectReason::OutOfMemory, now);
                 if largest == id {
@@ -248,7 +248,7 @@ impl Socket {
                 }
                 Ok(0) => self.lose(id, DisconnectReason::Closed, now),
                 Ok(count) => {
-                    // The owner may have been away since it told the time.
+                    // The owner's last instant may be long ago.
                     connection.handle_received(count, now.max(Instant::now()));
                     peer.probe = match connection.is_open() {
                         true => Probe::None,
@@ -298,7 +298,7 @@ impl Socket {
         }
     }
 
-    /// The routing id of an established peer.
+    /// The routing ID of an established peer.
     pub fn identity(&self, id: PeerId) -> Option<&[u8]> {
         self.peers
             .get(id)
@@ -314,7 +314,7 @@ impl Socket {
         }
     }
 
-    /// The peer with a routing id (ROUTER).
+    /// The peer with a routing ID (ROUTER).
     pub fn route(&self, identity: &[u8]) -> Option<PeerId> {
         self.routes.get(identity).copied()
     }
@@ -369,7 +369,7 @@ impl Socket {
         Ok(())
     }
 
-    /// ROUTER: queues a message for the peer with a routing id.
+    /// ROUTER: queues a message for the peer with a routing ID.
     #[inline]
     pub fn send_routed(&mut self, routing_id: &[u8], parts: &[&[u8]]) -> Result<(), SendError> {
         let sent = match self.route(routing_id) {
@@ -410,7 +410,7 @@ impl Socket {
             return;
         }
         // A PING's deadline counts from when it leaves, and the owner may have been away since
-        // it told the time.
+        // its last instant.
         self.now = self.now.max(Instant::now());
         while let Some(id) = self.dirty.pop() {
             if let Some(peer) = self.peers.get_mut(id) {
@@ -482,7 +482,7 @@ fn is_full(peer: &Peer, options: &Options, size: usize, total: u64) -> bool {
     let bytes = options.sndhwm_bytes > 0
         && !queue.is_empty()
         && queue.bytes() + size > options.sndhwm_bytes;
-    // Those who take nothing keep nobody else from a little.
+    // Stalled peers cannot starve others.
     let is_little = queue.bytes() + size <= limits::FLUSH_BYTES;
     let all = options.sndhwm_total_bytes > 0
         && total > 0

@@ -1,5 +1,5 @@
-//! The ends of attempts: reported by the holder ([`Turn::complete`]), or of a holder that is lost
-//! ([`Turn::release`]). Each is a compare-and-set on job, attempt and RUNNING, and leaves a row in
+//! The ends of attempts: reported by the holder ([`Transaction::complete`]), or of a holder that is lost
+//! ([`Transaction::release`]). Each is a compare-and-set on job, attempt and RUNNING, and leaves a row in
 //! `cf_job_attempt`. What follows a failure is decided by the policy in `retry.rs`.
 
 use rusqlite::types::ValueRef;
@@ -10,7 +10,7 @@ use super::retry::{
     Detail, Failures, Next, Retries, decide, decide_moved, decide_stopped, pause_ms,
 };
 use super::value::{cell, count, number, shown};
-use super::{Error, Now, Turn, format_time};
+use super::{Error, Now, Transaction, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Loss, Receipt, text};
 use crate::limits;
 
@@ -41,7 +41,7 @@ pub enum Ended {
     Queued,
     /// It is PENDING until then ([`Now::boot_ms`]).
     Waits {
-        /// When [`Turn::wake_due`] queues it.
+        /// When [`Transaction::wake_due`] queues it.
         until_boot_ms: u64,
     },
     /// The attempt was not current; nothing was changed.
@@ -130,7 +130,7 @@ struct End<'a> {
     retries_max: u32,
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Ends the attempt that a worker holds, as it reports it. A job that failed for a cause that
     /// is not final is tried again; one that was returned goes back to the queue uncounted.
     pub fn complete(&mut self, completion: &Completion<'_>, now: &Now) -> Result<Ended, Error> {
@@ -215,7 +215,7 @@ impl Turn<'_> {
     /// many. Call it again while that many were.
     pub fn release_all(&mut self, reason: &str, limit: usize, now: &Now) -> Result<usize, Error> {
         let mut released = 0;
-        for running in super::queue::running(&self.transaction, i64::MIN, limit)? {
+        for running in super::queue::running(&self.inner, i64::MIN, limit)? {
             let end = End {
                 success: false,
                 detail: Detail::Interrupted,
@@ -239,7 +239,7 @@ impl Turn<'_> {
     ) -> Result<Ended, Error> {
         let number = attempt.number.max(0);
         let held = self
-            .transaction
+            .inner
             .prepare_cached(HELD_QUERY)?
             .query_row(params![attempt.job_id, worker_id, number], |row| {
                 Ok(held(row))
@@ -420,13 +420,13 @@ impl Turn<'_> {
             return Ok(false);
         }
         let query = "SELECT status = 'QUEUED' FROM cf_processing_queue WHERE id = ?1";
-        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut statement = self.inner.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| Ok(number(cell(row, 0)) == Some(1)));
         Ok(found.optional()?.unwrap_or(false))
     }
 
     fn stopped_before(&self, attempt: Attempt) -> Result<i64, Error> {
-        let mut statement = self.transaction.prepare_cached(STOPPED_QUERY)?;
+        let mut statement = self.inner.prepare_cached(STOPPED_QUERY)?;
         let first = attempt.incarnation() << 32;
         let parameters = params![attempt.job_id, attempt.number, first];
         Ok(statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?)
@@ -485,7 +485,7 @@ impl Turn<'_> {
     /// `cf_plugin_config.retries`, where it is a number.
     fn own_retries(&self, plugin: &str) -> Result<Option<u32>, Error> {
         let mut statement = self
-            .transaction
+            .inner
             .prepare_cached("SELECT retries FROM cf_plugin_config WHERE plugin_name = ?1")?;
         let retries = statement
             .query_row([plugin], |row| Ok(number(cell(row, 0))))

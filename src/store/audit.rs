@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::claim::{history, published};
 use super::value::{cell, count, number, shown};
-use super::{Error, Inspector, Now, Turn, attempts, format_time, identity};
+use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity};
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
 use crate::limits;
 
@@ -103,7 +103,7 @@ pub struct Claimant {
     pub last_seen_ms: Option<i64>,
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Attempts of COMPLETED jobs that ended with output, the last one first, until `is_wanted` says
     /// so of one; gives that.
     pub fn latest_completed(
@@ -113,7 +113,7 @@ impl Turn<'_> {
         let query = "SELECT a.job_id, a.attempt FROM cf_job_attempt a \
              JOIN cf_processing_queue q ON q.id = a.job_id AND q.status = 'COMPLETED' \
              WHERE a.status = 'COMPLETED' ORDER BY a.ended DESC, a.attempt DESC";
-        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut statement = self.inner.prepare_cached(query)?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let attempt = Attempt::new(row.get(0)?, count(cell(row, 1)));
@@ -124,16 +124,16 @@ impl Turn<'_> {
         Ok(None)
     }
 
-    /// True when one attempt ended after another, by [`Turn::latest_completed`]'s order.
+    /// True when one attempt ended after another, by [`Transaction::latest_completed`]'s order.
     pub fn ended_after(&self, one: Attempt, other: Attempt) -> Result<bool, Error> {
         let query = "SELECT (SELECT (ended, attempt) > (?3, ?4) FROM cf_job_attempt \
              WHERE job_id = ?1 AND attempt = ?2)";
         let ended = "SELECT ended FROM cf_job_attempt WHERE job_id = ?1 AND attempt = ?2";
-        let mut statement = self.transaction.prepare_cached(ended)?;
+        let mut statement = self.inner.prepare_cached(ended)?;
         let ended: Option<rusqlite::types::Value> = statement
             .query_row([other.job_id, other.number], |row| row.get(0))
             .optional()?;
-        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut statement = self.inner.prepare_cached(query)?;
         let parameters = params![one.job_id, one.number, ended, other.number];
         let is_after: Option<bool> = statement.query_row(parameters, |row| row.get(0))?;
         Ok(is_after.unwrap_or(false))
@@ -289,7 +289,7 @@ fn described(receipt: ValueRef<'_>) -> Described {
     described
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Output of a job may not be what its row says: it is to be settled. False when the job runs
     /// (again), or is gone.
     pub fn unsettle(&mut self, job_id: i64) -> Result<bool, Error> {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::claim::published;
 use super::value::{cell, count, number, shown};
-use super::{Error, PluginCode, Turn, format_time, sinks};
+use super::{Error, PluginCode, Transaction, format_time, sinks};
 use crate::job::{Attempt, Parameters};
 
 /// A version of a file.
@@ -155,17 +155,17 @@ fn file_job(row: &Row<'_>) -> rusqlite::Result<FileJob> {
     })
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// An ID that no row has or names; none when SQLite is to choose it.
     fn new_id(&self, highest: &str) -> Result<Option<i64>, Error> {
-        let mut statement = self.transaction.prepare_cached(highest)?;
+        let mut statement = self.inner.prepare_cached(highest)?;
         let highest: i64 = statement.query_row([ID_END], |row| row.get(0))?;
         Ok((highest < ID_END).then(|| highest + 1))
     }
 
-    /// The longest active root that contains an absolute path: each folder above it is looked up.
+    /// The longest active root that contains an absolute path: each folder above it is searched.
     pub fn root_of(&self, path: &Path) -> Result<Option<PathBuf>, Error> {
-        let mut statement = self.transaction.prepare_cached(ROOT_QUERY)?;
+        let mut statement = self.inner.prepare_cached(ROOT_QUERY)?;
         for folder in path.ancestors().skip(1) {
             // A root that was written with a slash at its end is the same folder.
             let text = folder.to_string_lossy();
@@ -188,7 +188,7 @@ impl Turn<'_> {
         now_ms: i64,
     ) -> Result<FileVersion, Error> {
         let now = format_time(now_ms);
-        let transaction = &self.transaction;
+        let transaction = &self.inner;
         let root_id: Option<i64> = transaction
             .prepare_cached("SELECT id FROM cf_source_root WHERE path IN (?1, ?1 || '/')")?
             .query_row([root], |row| row.get(0))
@@ -251,7 +251,7 @@ impl Turn<'_> {
     ) -> Result<(i64, bool), Error> {
         let now = format_time(now_ms);
         let size = i64::try_from(size_bytes).unwrap_or(i64::MAX);
-        let transaction = &self.transaction;
+        let transaction = &self.inner;
         transaction
             .prepare_cached(
                 "INSERT INTO cf_file_hash_registry (content_hash, first_seen, size_bytes) \
@@ -299,7 +299,7 @@ impl Turn<'_> {
 
     /// The jobs of a plugin for any version of the file at a location, by rising ID.
     pub fn jobs_of_file(&self, plugin: &str, location_id: i64) -> Result<Vec<FileJob>, Error> {
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
              FROM cf_file_version v JOIN cf_processing_queue q \
              ON q.file_version_id = v.id AND q.plugin_name = ?1 \
@@ -311,7 +311,7 @@ impl Turn<'_> {
 
     /// The same of one job; none where it is gone.
     pub fn file_job(&self, job_id: i64) -> Result<Option<FileJob>, Error> {
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "SELECT q.id, q.status, v.content_hash, q.artifact_hash, q.receipt \
              FROM cf_processing_queue q LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
              WHERE q.id = ?1",
@@ -322,7 +322,7 @@ impl Turn<'_> {
     /// The location of a file at an absolute path that was registered by a release which followed
     /// the links of paths.
     pub fn resolved_location(&self, path: &Path) -> Result<Option<i64>, Error> {
-        let mut statement = self.transaction.prepare_cached(RESOLVED_QUERY)?;
+        let mut statement = self.inner.prepare_cached(RESOLVED_QUERY)?;
         for folder in path.ancestors().skip(1) {
             let Ok(below) = path.strip_prefix(folder) else {
                 continue;
@@ -347,7 +347,7 @@ impl Turn<'_> {
         code: &PluginCode,
         own: &Parameters,
     ) -> Result<bool, Error> {
-        let mut statement = self.transaction.prepare_cached(DONE_QUERY)?;
+        let mut statement = self.inner.prepare_cached(DONE_QUERY)?;
         Ok(statement.exists(params![job_id, plugin, artifact_hash])?
             && self.has_same_sinks(job_id, code, own)?)
     }
@@ -360,7 +360,7 @@ impl Turn<'_> {
         own: &Parameters,
     ) -> Result<bool, Error> {
         let query = "SELECT config_overrides, sinks_hash FROM cf_processing_queue WHERE id = ?1";
-        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut statement = self.inner.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| {
             let (overrides, known) = (shown(cell(row, 0)), shown(cell(row, 1)));
             Ok(sinks::are_those_of(
@@ -375,7 +375,7 @@ impl Turn<'_> {
 
     /// What a job has published. None when there is no such job.
     pub fn publication(&self, job_id: i64) -> Result<Option<Publication>, Error> {
-        let mut statement = self.transaction.prepare_cached(PUBLICATION_QUERY)?;
+        let mut statement = self.inner.prepare_cached(PUBLICATION_QUERY)?;
         let found = statement.query_row([job_id], |row| {
             let (attempt, key) = match number(cell(row, 2)) {
                 Some(attempt) => (attempt, number(cell(row, 3)).unwrap_or(0)),
@@ -399,7 +399,7 @@ impl Turn<'_> {
         plugin: &str,
         is_wanted: &mut dyn FnMut(&PublishedInput) -> bool,
     ) -> Result<Vec<PublishedInput>, Error> {
-        let mut statement = self.transaction.prepare_cached(PUBLISHED_INPUTS_QUERY)?;
+        let mut statement = self.inner.prepare_cached(PUBLISHED_INPUTS_QUERY)?;
         let mut rows = statement.query([plugin])?;
         let mut found = Vec::new();
         while let Some(row) = rows.next()? {
@@ -424,7 +424,7 @@ impl Turn<'_> {
     /// Files of a job's output have other URIs: each by its old and its new one.
     pub fn rename_outputs(&mut self, job_id: i64, uris: &[(String, String)]) -> Result<(), Error> {
         let query = "SELECT receipt, published FROM cf_processing_queue WHERE id = ?1";
-        let found = self.transaction.query_row(query, [job_id], |row| {
+        let found = self.inner.query_row(query, [job_id], |row| {
             let text = |index| shown(cell(row, index)).map(|text| renamed(&text, uris));
             Ok((text(0), text(1)))
         });

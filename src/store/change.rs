@@ -3,7 +3,7 @@
 //! row alone. Failures of the database itself (locked, full, damaged, I/O) are errors.
 //!
 //! Each statement runs in a savepoint, because `RAISE(FAIL)` keeps what was changed before it. What
-//! has rolled the whole transaction back ends the [`Turn`] with [`Error::RolledBack`]; when it is
+//! has rolled the whole transaction back ends the [`Transaction`] with [`Error::RolledBack`]; when it is
 //! done again the row is passed over, until [`Store::forgive`].
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,7 @@ use rusqlite::{ErrorCode, Params, ToSql, ffi};
 
 use super::passed::Passed;
 use super::strays::Strays;
-use super::{Error, Store, Turn};
+use super::{Error, Store, Transaction};
 use crate::limits;
 
 /// Rows that are not tried again for now.
@@ -52,7 +52,7 @@ impl Refused {
         self.jobs.get(&job_id).is_some_and(|times| *times > 1)
     }
 
-    /// A claim does not look at the job.
+    /// A claim does not consider the job.
     pub(super) fn is_passed_over(&self, job_id: i64) -> bool {
         self.is_given_up(job_id) || self.strays.is_paused(job_id)
     }
@@ -126,7 +126,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Changes a job's row, or one that belongs to it; gives how many rows, and none when code in
     /// the schema refused it.
     pub(super) fn change_job(
@@ -228,15 +228,15 @@ impl Turn<'_> {
         if self.refused.groups.contains(name) {
             return Ok(Err(again));
         }
-        self.transaction.execute_batch("SAVEPOINT all_rows")?;
+        self.inner.execute_batch("SAVEPOINT all_rows")?;
         let error = match run(self) {
             Ok(done) => {
-                self.transaction.execute_batch("RELEASE all_rows")?;
+                self.inner.execute_batch("RELEASE all_rows")?;
                 return Ok(Ok(done));
             }
             Err(error) => error,
         };
-        if self.transaction.is_autocommit() {
+        if self.inner.is_autocommit() {
             self.refused.make_room();
             self.refused.groups.insert(name.to_owned());
             return Err(Error::RolledBack {
@@ -245,7 +245,7 @@ impl Turn<'_> {
         }
         match error {
             Error::Sqlite(error) if is_of_statement(&error) => {
-                self.transaction
+                self.inner
                     .execute_batch("ROLLBACK TO all_rows; RELEASE all_rows")?;
                 self.cache.uncommitted = true;
                 Ok(Err(format!("the database refuses it: {error}")))
@@ -261,17 +261,15 @@ impl Turn<'_> {
         check: Option<Check<'_>>,
     ) -> Result<Done, Error> {
         let run = |sql| -> Result<(), Error> {
-            self.transaction.prepare_cached(sql)?.execute([])?;
+            self.inner.prepare_cached(sql)?.execute([])?;
             Ok(())
         };
-        let mut statement = self.transaction.prepare_cached(sql)?;
+        let mut statement = self.inner.prepare_cached(sql)?;
         run("SAVEPOINT one_row")?;
         match statement.execute(parameters) {
             Ok(rows) => {
                 let stands = match check {
-                    Some((query, values)) => {
-                        self.transaction.prepare_cached(query)?.exists(values)?
-                    }
+                    Some((query, values)) => self.inner.prepare_cached(query)?.exists(values)?,
                     None => true,
                 };
                 if !stands {
@@ -284,7 +282,7 @@ impl Turn<'_> {
                 })
             }
             Err(error) if !self.is_of_schema(&error, sql) => Err(error.into()),
-            Err(_) if self.transaction.is_autocommit() => Ok(Done::RolledBack),
+            Err(_) if self.inner.is_autocommit() => Ok(Done::RolledBack),
             Err(_) => {
                 run("ROLLBACK TO one_row")?;
                 run("RELEASE one_row")?;
@@ -303,8 +301,7 @@ impl Turn<'_> {
             ErrorCode::ConstraintViolation => true,
             ErrorCode::TooBig | ErrorCode::TypeMismatch => true,
             _ => {
-                failure.extended_code & 0xff == ffi::SQLITE_ERROR
-                    && self.transaction.prepare(sql).is_ok()
+                failure.extended_code & 0xff == ffi::SQLITE_ERROR && self.inner.prepare(sql).is_ok()
             }
         }
     }

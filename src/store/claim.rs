@@ -24,7 +24,7 @@ use super::content::registered;
 use super::identity::last_attempt;
 use super::parameters::parameters;
 use super::value::{Malformed, cell, count, integer, malformed, needed, number, shown, text};
-use super::{Code, Error, Turn, format_time, sinks};
+use super::{Code, Error, Transaction, format_time, sinks};
 use crate::job::{Attempt, Cause, Content, History, Job, Parameters, Past, PastEnd, Sink};
 use crate::limits;
 
@@ -171,7 +171,7 @@ struct Resolved {
     previous: Vec<String>,
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// No worker is emptied for a job of this plugin: one is already, or runs a job alone.
     pub fn empty_none_for(&mut self, plugin: &str) {
         self.emptying.insert(plugin.to_owned());
@@ -312,7 +312,7 @@ impl Turn<'_> {
         let mut found = Vec::new();
         let mut passed = None;
         'parts: for (sql, count, values) in &parts {
-            let mut statement = self.transaction.prepare_cached(sql)?;
+            let mut statement = self.inner.prepare_cached(sql)?;
             let mut rows = statement.query(params_from_iter(values.iter().take(*count)))?;
             while found.len() < want
                 && let Some(row) = rows.next()?
@@ -385,7 +385,7 @@ impl Turn<'_> {
 
     /// The attempts before one, which has this sentinel's key.
     pub(super) fn history(&self, attempt: Attempt) -> Result<History, Error> {
-        history(&self.transaction, self.key, attempt)
+        history(&self.inner, self.key, attempt)
     }
 
     /// Ends a QUEUED row that cannot be used; false when the database refuses even that.
@@ -407,7 +407,7 @@ impl Turn<'_> {
 
     /// What a job needs of its rows, or why it cannot be had.
     fn resolve(&self, job_id: i64, code: &PluginCode) -> Result<Result<Resolved, String>, Error> {
-        let mut statement = self.transaction.prepare_cached(RESOLVE_QUERY)?;
+        let mut statement = self.inner.prepare_cached(RESOLVE_QUERY)?;
         Ok(statement.query_row([job_id], |row| {
             Ok(resolved(row, job_id, code).map_err(|error| error.to_string()))
         })?)

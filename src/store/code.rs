@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::value::{Malformed, cell, malformed, needed, shown, text};
-use super::{Error, Turn, artifact_hash, parameters, sha256_hex, sinks};
+use super::{Error, Transaction, artifact_hash, parameters, sha256_hex, sinks};
 use crate::job::{Parameters, Plugin, Sink};
 use crate::limits;
 
@@ -47,14 +47,14 @@ impl Code {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// The code that runs for a plugin, or why its jobs wait. Cached until another program
     /// commits.
     pub fn plugin_code(&mut self, plugin: &str) -> Result<Code, Error> {
         if let Some(code) = self.cache.codes.get(plugin) {
             return Ok(code.clone());
         }
-        let code = read(&self.transaction, plugin)?;
+        let code = read(&self.inner, plugin)?;
         if self.cache.codes.len() >= limits::PLUGINS_CACHED_MAX {
             self.cache.codes.clear();
         }

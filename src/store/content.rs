@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::time;
 use super::value::{cell, count, number, shown};
-use super::{Error, Now, Store, Turn};
+use super::{Error, Now, Store, Transaction};
 use crate::job::{Attempt, Content, mtime_s, text};
 use crate::limits;
 
@@ -83,7 +83,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Registers what a worker has found in place of the content of a RUNNING job's file version.
     /// None when it is that version's content, or incomplete; the inner error is why the database
     /// refuses it.
@@ -99,7 +99,7 @@ impl Turn<'_> {
             return Ok(Ok(None));
         };
         let location = self
-            .transaction
+            .inner
             .prepare_cached(LOCATION_QUERY)?
             .query_row([attempt.job_id], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()?;
@@ -108,8 +108,8 @@ impl Turn<'_> {
         };
         let hash = hash.to_ascii_lowercase();
         let name = format!("the input of job {}", attempt.job_id);
-        let registered = self.change_all(&name, |turn| {
-            turn.register_version(location_id, size, mtime_s(mtime_ns), &hash, now.unix_ms)
+        let registered = self.change_all(&name, |transaction| {
+            transaction.register_version(location_id, size, mtime_s(mtime_ns), &hash, now.unix_ms)
         })?;
         Ok(match registered {
             Ok((to, _)) if to == from => Ok(None),
@@ -141,7 +141,7 @@ impl Turn<'_> {
     }
 
     fn moved_before(&self, attempt: Attempt) -> Result<i64, Error> {
-        let mut statement = self.transaction.prepare_cached(MOVED_QUERY)?;
+        let mut statement = self.inner.prepare_cached(MOVED_QUERY)?;
         let first = attempt.incarnation() << 32;
         let parameters = params![attempt.job_id, attempt.number, first];
         Ok(statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?)

@@ -1,4 +1,4 @@
-//! What is deployed, as far as a sentinel tells its workers before there are jobs: environments, and
+//! What is deployed, as a sentinel announces it to workers before jobs: environments, and
 //! that a plugin or its sinks have changed.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{OptionalExtension, params};
 
 use super::value::{cell, number, shown};
-use super::{Error, Store, Turn, format_time, sha256_hex};
+use super::{Error, Store, Transaction, format_time, sha256_hex};
 use crate::limits;
 
 /// What is deployed of a plugin.
@@ -126,7 +126,7 @@ fn hash_value(value: ValueRef<'_>, hasher: &mut DefaultHasher) {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// A worker reports an environment as ready.
     pub fn environment_ready(
         &mut self,

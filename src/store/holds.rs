@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{OptionalExtension, params};
 
 use super::value::{abridged, cell, number, shown};
-use super::{Error, Now, Store, Turn};
+use super::{Error, Now, Store, Transaction};
 use crate::job::Attempt;
 use crate::limits;
 
@@ -14,7 +14,7 @@ pub(super) const HELD_QUERY: &str = "SELECT 1 FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (attempt = ?2 OR ?2 <= 0) \
      AND (?3 IS NULL OR worker_id = ?3)";
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// A sentinel gives leases of `own_ms` from now on. Those of earlier ones may last `earlier_ms`
     /// yet: the longer of both is kept as `lease_ms`, and as `lease_until` that one, `own_ms` and
     /// when those of earlier ones are over.
@@ -24,7 +24,7 @@ impl Turn<'_> {
         let until = (earlier_ms > own_ms)
             .then(|| format!("{longest_ms} {own_ms} {until_ms} {}", now.boot_id));
         let longest_ms = i64::try_from(longest_ms).unwrap_or(i64::MAX);
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "INSERT INTO cf_casparian (key, value) VALUES (?1, ?2) \
              ON CONFLICT (key) DO UPDATE SET value = ?2",
         )?;
@@ -63,7 +63,7 @@ impl Store {
     }
 
     /// How long leases of the sentinels before may last from now on, in milliseconds, as
-    /// [`Turn::set_lease_ms`] left it. After another start of the machine it is not known how much of
+    /// [`Transaction::set_lease_ms`] left it. After another start of the machine it is not known how much of
     /// a lease has passed: it counts from now.
     pub fn lease_ms(&self, now: &Now) -> Result<u64, Error> {
         let mut statement = self

@@ -71,7 +71,7 @@ pub const SET_ASIDE: &str =
     "set aside by a later casparian run; submit it again, or set status to QUEUED";
 
 impl JobRow {
-    /// No sentinel queues it: `casparian run` ([`super::Turn::park_queued`]) or another program has
+    /// No sentinel queues it: `casparian run` ([`super::Transaction::park_queued`]) or another program has
     /// made it PENDING.
     pub fn is_set_aside(&self) -> bool {
         self.status == "PENDING" && self.next_run.is_none()

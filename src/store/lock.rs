@@ -116,7 +116,7 @@ impl Inode {
         Ok(Inode { key })
     }
 
-    /// Whether somebody has locked the file at a path; none where that cannot be known.
+    /// Whether a process has locked the file at a path; none where that cannot be known.
     fn is_locked(database: &Path) -> Option<bool> {
         let mut files = files();
         let key = open_once(&mut files, database, Open::Existing).ok()?;
@@ -169,7 +169,7 @@ fn lock_exclusively(file: &File) -> rustix::io::Result<()> {
     rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
-/// Whether somebody has locked a file exclusively; none where that cannot be known.
+/// Whether a process has locked a file exclusively; none where that cannot be known.
 fn is_locked(file: &File) -> Option<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockShared) {
         Ok(()) => {

@@ -1,13 +1,13 @@
 //! MANIFEST of a plugin's source: routing data that is read as literals and never run.
 //!
-//! `MANIFEST = PluginMetadata(pattern="*.csv", topic="sales", ...)` is looked for among the
+//! `MANIFEST = PluginMetadata(pattern="*.csv", topic="sales", ...)` is searched among the
 //! statements that begin a line; its arguments are what `ast.literal_eval` of Python takes, as
 //! far as JSON can hold it: strings, numbers, `True`, `False`, `None`, lists, tuples, sets,
 //! dicts with string keys. Anything that would have to be run is refused.
 //!
 //! The source comes from strangers: nesting is bounded ([`limits::MANIFEST_DEPTH_MAX`]), and
 //! time and memory are linear in its length. Whether the rest of it is Python is for Python to
-//! say; here only strings, comments and brackets are told apart.
+//! say; here only strings, comments and brackets are distinguished.
 
 use std::fmt;
 
@@ -65,7 +65,7 @@ impl std::error::Error for ManifestError {}
 
 /// Reads the MANIFEST of a plugin's source; none when it has none.
 pub fn read_manifest(source: &str) -> Result<Option<Manifest>, ManifestError> {
-    // Python's own reader does the same before it looks at the text.
+    // Python's own reader does the same before it parses the text.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let source = with_line_feeds(source);
     let mut reader = Reader {

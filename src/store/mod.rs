@@ -5,7 +5,7 @@
 //! line does the same. Our own columns are nullable or have defaults.
 //!
 //! Invariants:
-//! - Every change is made in an explicit transaction ([`Turn`]); dropping it undoes it. Nothing
+//! - Every change is made in an explicit transaction ([`Transaction`]); dropping it undoes it. Nothing
 //!   slow happens inside one: files are read, and checked, before it begins.
 //! - `synchronous=FULL`, WAL: a committed transaction survives kill -9 and a power cut.
 //! - Only the holder of the current attempt ends a job (compare-and-set on job and attempt).
@@ -63,7 +63,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::{beside, limits};
 
@@ -358,16 +358,16 @@ struct Cache {
     uncommitted: bool,
 }
 
-/// One transaction. [`Turn::commit`] makes it durable; dropping it undoes it.
-pub struct Turn<'a> {
-    transaction: Transaction<'a>,
+/// One transaction. [`Transaction::commit`] makes it durable; dropping it undoes it.
+pub struct Transaction<'a> {
+    inner: rusqlite::Transaction<'a>,
     cache: &'a mut Cache,
     refused: &'a mut change::Refused,
     database: &'a Arc<str>,
     key: i64,
     /// Rows that may still be ended because they cannot be used.
     unusable_left: usize,
-    /// Plugins for whose jobs no worker is emptied, see [`Turn::empty_none_for`].
+    /// Plugins for whose jobs no worker is emptied, see [`Transaction::empty_none_for`].
     emptying: HashSet<String>,
 }
 
@@ -432,8 +432,9 @@ impl Store {
     }
 
     /// Begins a transaction that may write; waits for another writer's for a bounded time.
-    pub fn begin(&mut self) -> Result<Turn<'_>, Error> {
-        let transaction = Transaction::new(&mut self.connection, TransactionBehavior::Immediate)?;
+    pub fn begin(&mut self) -> Result<Transaction<'_>, Error> {
+        let behavior = TransactionBehavior::Immediate;
+        let transaction = rusqlite::Transaction::new(&mut self.connection, behavior)?;
         let version = data_version(&transaction)?;
         let is_changed = version != self.cache.data_version;
         let changes = transaction.total_changes();
@@ -443,8 +444,8 @@ impl Store {
             self.cache.uncommitted = false;
             self.cache.codes.clear();
         }
-        Ok(Turn {
-            transaction,
+        Ok(Transaction {
+            inner: transaction,
             cache: &mut self.cache,
             refused: &mut self.refused,
             database: self.identity.database(),
@@ -465,11 +466,11 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Makes everything of this transaction durable.
     pub fn commit(self) -> Result<(), Error> {
-        let changes = self.transaction.total_changes();
-        self.transaction.commit()?;
+        let changes = self.inner.total_changes();
+        self.inner.commit()?;
         self.cache.uncommitted = false;
         self.refused.passed.commit(changes);
         Ok(())
@@ -482,9 +483,9 @@ impl fmt::Debug for Store {
     }
 }
 
-impl fmt::Debug for Turn<'_> {
+impl fmt::Debug for Transaction<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Turn").finish_non_exhaustive()
+        f.debug_struct("Transaction").finish_non_exhaustive()
     }
 }
 

@@ -5,7 +5,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::value::{Malformed, abridged, cell, text};
-use super::{Error, Turn};
+use super::{Error, Transaction};
 use crate::job::Parameters;
 use crate::limits;
 
@@ -39,7 +39,7 @@ pub(super) fn defaults(
         .unwrap_or_else(|| Ok(Parameters::default())))
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Makes these the default parameters of a plugin that is registered.
     pub fn set_default_parameters(
         &mut self,
@@ -48,7 +48,7 @@ impl Turn<'_> {
     ) -> Result<(), Error> {
         self.cache.codes.remove(plugin);
         self.cache.uncommitted = true;
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_plugin_config SET default_parameters = ?2 WHERE plugin_name = ?1",
             params![plugin, parameters.to_json()],
         )?;
@@ -58,7 +58,7 @@ impl Turn<'_> {
     /// Makes these a job's own parameters.
     pub fn set_parameters(&mut self, job_id: i64, parameters: &Parameters) -> Result<(), Error> {
         let json = (!parameters.is_empty()).then(|| parameters.to_json());
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "UPDATE cf_processing_queue SET parameters = ?2 WHERE id = ?1 AND parameters IS NOT ?2",
         )?;
         statement.execute(params![job_id, json])?;

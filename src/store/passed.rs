@@ -1,7 +1,7 @@
 //! How far the claim's ranges begin with rows that are given up ([`super::change`]), so that a claim
 //! does not read them again.
 //!
-//! Such a place holds while nobody changes rows. Another program's commit ends it, and so do our
+//! Such a position is valid until rows change. Another program's commit ends it, and so do our
 //! own changes: before a claim they may have queued rows, and when the transaction is rolled back
 //! the rows that it took are there again.
 
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use rusqlite::types::Value;
 
-use super::Turn;
+use super::Transaction;
 
 /// Priority and ID of the last row that is passed over.
 pub(super) type Place = (Value, i64);
@@ -77,16 +77,16 @@ impl Passed {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// To be called before a claim reads rows.
     pub(super) fn begin_claim(&mut self) {
-        let changes = self.transaction.total_changes();
+        let changes = self.inner.total_changes();
         self.refused.passed.claim(changes);
     }
 
     /// A claim has changed a row: it is before no row that the claim has not read.
     pub(super) fn note_claimed(&mut self) {
-        let changes = self.transaction.total_changes();
+        let changes = self.inner.total_changes();
         self.refused.passed.keep(changes);
     }
 }

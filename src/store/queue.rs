@@ -4,7 +4,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::value::{abridged, cell, count, number, shown};
-use super::{Code, Error, Store, Turn, code, format_time};
+use super::{Code, Error, Store, Transaction, code, format_time};
 use crate::job::{Attempt, User};
 use crate::limits;
 
@@ -110,7 +110,7 @@ impl Store {
 
     /// Gives whether it has ended rows and left others.
     fn fail_unnamed(&mut self, names: &[Unusable], now_ms: i64) -> Result<bool, Error> {
-        let mut turn = self.begin()?;
+        let mut transaction = self.begin()?;
         let mut found: Vec<(i64, String)> = Vec::new();
         for name in names {
             let left = limits::UNUSABLE_ROWS_PER_TRANSACTION.saturating_sub(found.len());
@@ -119,7 +119,7 @@ impl Store {
                 Unusable::Text(bytes) => ("= CAST(?1 AS TEXT)", bytes.as_slice()),
                 Unusable::Other => (">= ?1", &[][..]),
             };
-            let mut statement = turn.transaction.prepare_cached(&format!(
+            let mut statement = transaction.inner.prepare_cached(&format!(
                 "SELECT id, plugin_name FROM cf_processing_queue INDEXED BY ix_casparian_claim \
                  WHERE status = 'QUEUED' AND plugin_name {range} LIMIT ?2"
             ))?;
@@ -134,12 +134,12 @@ impl Store {
             let reason = format!(
                 "cf_processing_queue.plugin_name of row {job_id} is {name}, expected UTF-8 text"
             );
-            if turn.fail(job_id, &reason, now_ms)? {
+            if transaction.fail(job_id, &reason, now_ms)? {
                 log::warn!("job {job_id} failed: {reason}");
                 failed += 1;
             }
         }
-        turn.commit()?;
+        transaction.commit()?;
         Ok(is_full && failed > 0)
     }
 
@@ -231,7 +231,7 @@ pub(super) fn running(
     Ok(running)
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Adds a job; gives its id.
     pub fn enqueue(
         &mut self,
@@ -240,7 +240,7 @@ impl Turn<'_> {
         priority: i64,
         now_ms: i64,
     ) -> Result<i64, Error> {
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "INSERT INTO cf_processing_queue \
              (file_version_id, plugin_name, status, priority, retry_count, created_at) \
              VALUES (?1, ?2, 'QUEUED', ?3, 0, ?4)",
@@ -251,18 +251,18 @@ impl Turn<'_> {
             priority,
             format_time(now_ms)
         ])?;
-        Ok(self.transaction.last_insert_rowid())
+        Ok(self.inner.last_insert_rowid())
     }
 
     /// QUEUED → PENDING, and no retries of PENDING rows, so that no worker takes them;
-    /// [`Turn::requeue`] brings one back. Gives how many were QUEUED.
+    /// [`Transaction::requeue`] brings one back. Gives how many were QUEUED.
     pub fn park_queued(&mut self) -> Result<usize, Error> {
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_processing_queue SET next_run = NULL, next_run_boot_ms = NULL, \
              next_run_boot_id = NULL WHERE status = 'PENDING' AND next_run IS NOT NULL",
             [],
         )?;
-        Ok(self.transaction.execute(
+        Ok(self.inner.execute(
             "UPDATE cf_processing_queue SET status = 'PENDING' WHERE status = 'QUEUED'",
             [],
         )?)
@@ -273,7 +273,7 @@ impl Turn<'_> {
     /// code has run yet. False when it is RUNNING
     /// or gone.
     pub fn requeue(&mut self, job_id: i64, file_version_id: i64) -> Result<bool, Error> {
-        let mut statement = self.transaction.prepare_cached(
+        let mut statement = self.inner.prepare_cached(
             "UPDATE cf_processing_queue SET status = 'QUEUED', file_version_id = ?2, \
              end_time = NULL, error_message = NULL, result_summary = NULL, retry_count = 0, \
              infra_count = 0, shared_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \

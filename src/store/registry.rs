@@ -4,7 +4,7 @@ use rusqlite::{OptionalExtension, params};
 use sha2::{Digest, Sha256};
 
 use super::value::{cell, shown};
-use super::{Error, ManifestSink, Turn, format_time};
+use super::{Error, ManifestSink, Transaction, format_time};
 use crate::job::text;
 
 /// SHA-256 as lower-case hex.
@@ -48,10 +48,10 @@ pub struct Deployed {
     pub new: bool,
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// How often the plugin's jobs are retried, unless a number is set already.
     pub fn set_retries(&mut self, plugin: &str, retries: u32) -> Result<(), Error> {
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_plugin_config SET retries = coalesce(retries, ?2) WHERE plugin_name = ?1",
             params![plugin, retries],
         )?;
@@ -63,7 +63,7 @@ impl Turn<'_> {
         let now = format_time(now_ms);
         self.cache.codes.remove(deploy.plugin_name);
         self.cache.uncommitted = true;
-        self.transaction.execute(
+        self.inner.execute(
             "INSERT INTO cf_plugin_config (plugin_name, last_updated) VALUES (?1, ?2) \
              ON CONFLICT (plugin_name) DO UPDATE SET last_updated = ?2",
             params![deploy.plugin_name, now],
@@ -71,7 +71,7 @@ impl Turn<'_> {
         let env_hash = (!deploy.lockfile_content.is_empty())
             .then(|| sha256_hex(&[deploy.lockfile_content.as_bytes()]));
         if let Some(hash) = &env_hash {
-            self.transaction.execute(
+            self.inner.execute(
                 "INSERT INTO cf_plugin_environment (hash, lockfile_content, size_mb, last_used, \
                  created_at) VALUES (?1, ?2, 0.0, ?3, ?3) \
                  ON CONFLICT (hash) DO UPDATE SET lockfile_content = ?2, last_used = ?3",
@@ -96,7 +96,7 @@ impl Turn<'_> {
         };
         if let Some((manifest_id, _, old_version)) = known {
             let version = deploy.version.map_or(old_version, str::to_owned);
-            self.transaction.execute(
+            self.inner.execute(
                 "UPDATE cf_plugin_manifest SET status = 'ACTIVE', deployed_at = ?2, \
                  env_hash = ?3, artifact_hash = ?4, version = ?5, source_code = ?6, \
                  plugin_name = ?7, \
@@ -125,7 +125,7 @@ impl Turn<'_> {
             Some(version) => version.to_owned(),
             None => self.next_version(deploy.plugin_name)?,
         };
-        self.transaction.execute(
+        self.inner.execute(
             "INSERT INTO cf_plugin_manifest (plugin_name, version, source_code, source_hash, \
              status, created_at, deployed_at, env_hash, artifact_hash, system_requirements) \
              VALUES (?1, ?2, ?3, ?4, 'ACTIVE', ?5, ?5, ?6, ?7, '[]')",
@@ -139,7 +139,7 @@ impl Turn<'_> {
                 artifact
             ],
         )?;
-        let manifest_id = self.transaction.last_insert_rowid();
+        let manifest_id = self.inner.last_insert_rowid();
         self.make_newest(manifest_id)?;
         self.declare_sinks(deploy, manifest_id)?;
         Ok(Deployed {
@@ -152,7 +152,7 @@ impl Turn<'_> {
     /// Gives a manifest the highest `deploy_order`: the triggers do it only when `deployed_at`
     /// changes, and that is a time.
     fn make_newest(&self, manifest_id: i64) -> Result<(), Error> {
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_plugin_manifest SET deploy_order = \
              (SELECT coalesce(max(deploy_order), 0) + 1 FROM cf_plugin_manifest \
              WHERE typeof(deploy_order) = 'integer' AND deploy_order < 1 << 62) WHERE id = ?1",
@@ -162,12 +162,12 @@ impl Turn<'_> {
     }
 
     fn declare_sinks(&self, deploy: &Deploy<'_>, manifest_id: i64) -> Result<(), Error> {
-        self.transaction.execute(
+        self.inner.execute(
             "DELETE FROM cf_topic_config WHERE plugin_name = ?1 AND manifest_id IS NOT NULL",
             [deploy.plugin_name],
         )?;
         for sink in deploy.sinks {
-            self.transaction.execute(
+            self.inner.execute(
                 "INSERT INTO cf_topic_config (plugin_name, topic_name, uri, mode, manifest_id) \
                  SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM cf_topic_config \
                  WHERE plugin_name = ?1 AND topic_name = ?2)",
@@ -185,7 +185,7 @@ impl Turn<'_> {
 
     fn manifest(&self, source_hash: &str) -> Result<Option<(i64, String, String)>, Error> {
         Ok(self
-            .transaction
+            .inner
             .query_row(
                 "SELECT id, plugin_name, version FROM cf_plugin_manifest WHERE source_hash = ?1",
                 [source_hash],
@@ -199,7 +199,7 @@ impl Turn<'_> {
 
     fn next_version(&self, plugin: &str) -> Result<String, Error> {
         let last: Option<String> = self
-            .transaction
+            .inner
             .query_row(
                 "SELECT version FROM cf_plugin_manifest WHERE plugin_name = ?1 \
                  ORDER BY id DESC LIMIT 1",

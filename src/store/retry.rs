@@ -23,12 +23,12 @@
 //! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
 //!   is not counted at all, unless its workers were stopped while it ran more than
 //!   [`limits::GIVEN_BACK_MAX`] times in a row, which
-//!   `cf_job_attempt` tells: it may be what stops them. Each further time counts as a loss: with
+//!   `cf_job_attempt` shows: it may be what stops them. Each further time counts as a loss: with
 //!   other jobs until it runs alone, then alone.
 //! - An attempt that is refused because of output of another job, which may still go (`waits.rs`),
 //!   is not counted at all. Its pause doubles up to 32 s.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
-//! - Both counts begin anew when a job is queued again by [`Turn::requeue`].
+//! - Both counts begin anew when a job is queued again by [`Transaction::requeue`].
 //!
 //! The pause is 1 s and doubles with each failure of the kind, up to 5 min, give or take a fifth
 //! that depends on job and attempt: jobs that failed together do not come back together. While it
@@ -40,7 +40,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::value::{cell, number, shown};
-use super::{Error, Now, Store, Turn, parse_time};
+use super::{Error, Now, Store, Transaction, parse_time};
 use crate::job::{Attempt, Cause};
 use crate::limits;
 
@@ -124,7 +124,7 @@ impl Detail {
         matches!(self, Detail::Stopped | Detail::Displaced)
     }
 
-    /// Nobody says whether the attempt has left output.
+    /// It is not known whether the attempt has left output.
     pub(super) fn may_have_output(self) -> bool {
         matches!(self, Detail::Displaced | Detail::Interrupted)
     }
@@ -282,7 +282,7 @@ pub(super) const NEXT_DUE_QUERY: &str = "SELECT next_run_boot_ms FROM cf_process
      AND next_run_boot_id = ?1 AND next_run_boot_ms IS NOT NULL ORDER BY next_run_boot_ms LIMIT 1";
 
 impl Store {
-    /// When [`Turn::wake_due`] has something to do next, in milliseconds of the machine's clock
+    /// When [`Transaction::wake_due`] has something to do next, in milliseconds of the machine's clock
     /// ([`Now::boot_ms`]); none when no job waits for a retry.
     pub fn next_due_boot_ms(&self, now: &Now) -> Result<Option<u64>, Error> {
         for query in FOREIGN_QUERIES {
@@ -300,7 +300,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Queues PENDING jobs whose pause is over, at most [`limits::WOKEN_PER_TRANSACTION`]; gives
     /// how many rows it changed. Call it again while that many were.
     pub fn wake_due(&mut self, now: &Now) -> Result<usize, Error> {
@@ -310,7 +310,7 @@ impl Turn<'_> {
         let read = i64::try_from(limit.saturating_add(self.refused.len())).unwrap_or(i64::MAX);
         let boot_ms = i64::try_from(now.boot_ms).unwrap_or(i64::MAX);
         let due: Vec<i64> = self
-            .transaction
+            .inner
             .prepare_cached(DUE_QUERY)?
             .query_map(params![&*now.boot_id, boot_ms, read], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
@@ -337,7 +337,7 @@ impl Turn<'_> {
         let mut found: Vec<(i64, u64)> = Vec::new();
         let read = limit.saturating_add(self.refused.len());
         for query in FOREIGN_QUERIES {
-            let mut statement = self.transaction.prepare_cached(query)?;
+            let mut statement = self.inner.prepare_cached(query)?;
             let mut rows = statement.query(foreign_parameters(now, read))?;
             while let Some(row) = rows.next()? {
                 let left_ms = shown(cell(row, 1))

@@ -6,7 +6,7 @@
 //! of its own, so that it bars those before it. A row that is queued again, or will be (PENDING with
 //! `next_run`), needs none: its next attempt replaces what an earlier one left. Every other status
 //! but RUNNING is an end, whatever another program has written there. A row of which no settlement can be made has
-//! `unsettled = 2`, so that it is not looked at again.
+//! `unsettled = 2`, so that it is not considered again.
 //!
 //! Output that stands is of the file version, the code and the sinks that its attempt was dispatched
 //! with. The row may have others by now: then it does not complete the job.
@@ -18,7 +18,7 @@ use super::attempts::{OTHER_ROW, uris};
 use super::claim::previous;
 use super::identity::last_attempt;
 use super::value::{Malformed, cell, count, number, shown};
-use super::{Error, Now, Store, Turn, format_time};
+use super::{Error, Now, Store, Transaction, format_time};
 use crate::job::{Attempt, Cause, JobStatus, Receipt, SETTLED_ATTEMPT, Settlement};
 use crate::limits;
 
@@ -143,7 +143,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Jobs that wait for an attempt, and of which an earlier one may have left output, fail as lost:
     /// so they can be settled without another attempt. Only for a program that has the database to
     /// itself, and is asked for the attempts that are to follow. Gives how many.
@@ -164,7 +164,7 @@ impl Turn<'_> {
         job_id: i64,
     ) -> Result<Option<(Settlement, Option<String>)>, Error> {
         let found = self
-            .transaction
+            .inner
             .prepare_cached(SETTLE_QUERY)?
             .query_row([job_id], |row| {
                 let lost = shown(cell(row, 2)).as_deref() == Some(Cause::Lost.as_str());
@@ -282,7 +282,7 @@ impl Turn<'_> {
 
     /// What the output of an attempt of a job is of.
     fn origin(&self, job_id: i64, attempt: i64) -> Result<Origin, Error> {
-        let mut statement = self.transaction.prepare_cached(STANDING_QUERY)?;
+        let mut statement = self.inner.prepare_cached(STANDING_QUERY)?;
         Ok(
             statement.query_row(params![job_id, attempt, OTHER_ROW], |row| {
                 Ok(Origin {
@@ -296,7 +296,7 @@ impl Turn<'_> {
     }
 
     fn last_settled(&self, job_id: i64) -> Result<i64, Error> {
-        let mut statement = self.transaction.prepare_cached(SETTLED_QUERY)?;
+        let mut statement = self.inner.prepare_cached(SETTLED_QUERY)?;
         Ok(statement.query_row([job_id], |row| Ok(count(cell(row, 0))))?)
     }
 
@@ -312,7 +312,7 @@ impl Turn<'_> {
         }
         let first = attempt.incarnation() << 32;
         let settled = self.last_settled(attempt.job_id)?.max(first);
-        let mut statement = self.transaction.prepare_cached(WITHOUT_OUTPUT_QUERY)?;
+        let mut statement = self.inner.prepare_cached(WITHOUT_OUTPUT_QUERY)?;
         let parameters = params![attempt.job_id, settled];
         let told = statement.query_row(parameters, |row| Ok(count(cell(row, 0))))?;
         let before = attempt.number.saturating_sub(settled).saturating_sub(1);

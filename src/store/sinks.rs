@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 use serde::Deserialize;
 
 use super::value::{cell, needed, text};
-use super::{Error, PluginCode, Turn, sha256_hex};
+use super::{Error, PluginCode, Transaction, sha256_hex};
 use crate::job::{Parameters, Sink};
 use crate::limits;
 
@@ -66,11 +66,11 @@ pub(super) fn configured(
     Ok(with_output(sinks, plugin))
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// The sinks that a job would publish into now, or why they cannot be used.
     pub fn sinks_of(&self, job_id: i64) -> Result<Result<Vec<Sink>, String>, Error> {
         let query = "SELECT plugin_name, config_overrides FROM cf_processing_queue WHERE id = ?1";
-        let mut statement = self.transaction.prepare_cached(query)?;
+        let mut statement = self.inner.prepare_cached(query)?;
         let found = statement.query_row([job_id], |row| {
             let column = "cf_processing_queue.config_overrides";
             let size_max = limits::OVERRIDES_SIZE_MAX;
@@ -82,7 +82,7 @@ impl Turn<'_> {
             Ok(found) => found,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let sinks = match configured(&self.transaction, &plugin)? {
+        let sinks = match configured(&self.inner, &plugin)? {
             Ok(sinks) => sinks,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -188,7 +188,7 @@ pub(super) fn are_those_of(
             .map(|sinks| hash(&sinks, &Parameters::default())),
     };
     let parameters = code.parameters.with(own);
-    // Sinks that cannot be used are told when the job is run.
+    // Unusable sinks are reported when the job is run.
     sinks.is_ok_and(|sinks| Ok(hash(&sinks, &parameters)) == known)
 }
 

@@ -45,7 +45,7 @@ impl Scene {
     }
 
     fn deploy(&mut self, plugin: &str, source: &str) -> Deployed {
-        let mut turn = self.store.begin().unwrap();
+        let mut transaction = self.store.begin().unwrap();
         let deploy = Deploy {
             plugin_name: plugin,
             version: None,
@@ -53,20 +53,20 @@ impl Scene {
             lockfile_content: "",
             sinks: &[],
         };
-        let deployed = turn.deploy(&deploy, DAY_MS).unwrap();
-        turn.commit().unwrap();
+        let deployed = transaction.deploy(&deploy, DAY_MS).unwrap();
+        transaction.commit().unwrap();
         deployed
     }
 
     fn enqueue(&mut self, plugin: &str, priority: i64) -> i64 {
-        let mut turn = self.store.begin().unwrap();
-        let file = turn
+        let mut transaction = self.store.begin().unwrap();
+        let file = transaction
             .register_file("/data", "a/b.csv", 3, 1.5, "hash", DAY_MS)
             .unwrap();
-        let id = turn
+        let id = transaction
             .enqueue(plugin, file.version_id, priority, DAY_MS)
             .unwrap();
-        turn.commit().unwrap();
+        transaction.commit().unwrap();
         id
     }
 
@@ -82,8 +82,8 @@ impl Scene {
         is_old: bool,
     ) -> Claimed {
         let plugins: Vec<String> = plugins.iter().map(|name| (*name).to_owned()).collect();
-        let mut turn = self.store.begin().unwrap();
-        let claimed = turn
+        let mut transaction = self.store.begin().unwrap();
+        let claimed = transaction
             .claim(
                 &Claim {
                     worker_id,
@@ -98,21 +98,21 @@ impl Scene {
                 DAY_MS,
             )
             .unwrap();
-        turn.commit().unwrap();
+        transaction.commit().unwrap();
         claimed
     }
 
     /// A worker's report of the end of an attempt, so many ms after [`DAY_MS`].
     fn report(&mut self, worker_id: &str, attempt: Attempt, receipt: &Receipt, at: u64) -> Ended {
-        let mut turn = self.store.begin().unwrap();
+        let mut transaction = self.store.begin().unwrap();
         let completion = Completion {
             attempt,
             worker_id,
             receipt,
             retries_max: 3,
         };
-        let ended = turn.complete(&completion, &now(at)).unwrap();
-        turn.commit().unwrap();
+        let ended = transaction.complete(&completion, &now(at)).unwrap();
+        transaction.commit().unwrap();
         ended
     }
 
@@ -121,18 +121,18 @@ impl Scene {
     }
 
     fn lose(&mut self, attempt: Attempt, loss: Loss, at: u64) -> Ended {
-        let mut turn = self.store.begin().unwrap();
-        let ended = turn
+        let mut transaction = self.store.begin().unwrap();
+        let ended = transaction
             .release(attempt, Cause::Lost, loss, "worker w was lost", 3, &now(at))
             .unwrap();
-        turn.commit().unwrap();
+        transaction.commit().unwrap();
         ended
     }
 
     fn wake(&mut self, now: &Now) -> usize {
-        let mut turn = self.store.begin().unwrap();
-        let woken = turn.wake_due(now).unwrap();
-        turn.commit().unwrap();
+        let mut transaction = self.store.begin().unwrap();
+        let woken = transaction.wake_due(now).unwrap();
+        transaction.commit().unwrap();
         woken
     }
 

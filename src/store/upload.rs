@@ -4,7 +4,7 @@ use std::fmt;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::{Deploy, Deployed, Error, Manifest, Turn, artifact_hash, format_time};
+use super::{Deploy, Deployed, Error, Manifest, Transaction, artifact_hash, format_time};
 use crate::limits;
 
 /// Who publishes a plugin.
@@ -73,7 +73,7 @@ pub fn check_deploy_size(source_code: &str, lockfile_content: &str) -> Result<()
     Ok(())
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// Registers what a client deploys, with its publisher and routing, and makes it what runs.
     /// All of it or nothing: the inner error is why the database refuses this deployment.
     pub fn deploy_upload(
@@ -83,9 +83,9 @@ impl Turn<'_> {
     ) -> Result<Result<Deployed, String>, Error> {
         let artifact = artifact_hash(&upload.source_code, &upload.lockfile_content);
         let name = format!("{}\0{artifact}", upload.plugin_name);
-        self.change_all(&name, |turn| {
-            let author_id = turn.author(&upload.author, now_ms)?;
-            turn.upload(upload, author_id, now_ms)
+        self.change_all(&name, |transaction| {
+            let author_id = transaction.author(&upload.author, now_ms)?;
+            transaction.upload(upload, author_id, now_ms)
         })
     }
 
@@ -102,7 +102,7 @@ impl Turn<'_> {
         )?;
         let requirements =
             serde_json::to_string(&upload.system_requirements).unwrap_or_else(|_| "[]".to_owned());
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_plugin_manifest SET signature = ?2, publisher_id = ?3, \
              system_requirements = ?4, validation_error = NULL WHERE id = ?1",
             params![
@@ -124,11 +124,11 @@ impl Turn<'_> {
                      WHERE azure_oid = ?1 AND name IS NOT ?2)";
         let mut oid = author.azure_oid.as_deref();
         let row = params![oid, author.name];
-        if self.transaction.query_row(query, row, |row| row.get(0))? {
+        if self.inner.query_row(query, row, |row| row.get(0))? {
             oid = None;
         }
         let found: Option<i64> = self
-            .transaction
+            .inner
             .query_row(
                 "SELECT id FROM cf_publisher WHERE name = ?1 \
                  ORDER BY azure_oid IS ?2 DESC, id LIMIT 1",
@@ -137,37 +137,37 @@ impl Turn<'_> {
             )
             .optional()?;
         if let Some(id) = found {
-            self.transaction.execute(
+            self.inner.execute(
                 "UPDATE cf_publisher SET last_active = ?2, email = coalesce(?3, email), \
                  azure_oid = coalesce(azure_oid, ?4) WHERE id = ?1",
                 params![id, now, author.email, oid],
             )?;
             return Ok(id);
         }
-        self.transaction.execute(
+        self.inner.execute(
             "INSERT INTO cf_publisher (azure_oid, name, email, created_at, last_active) \
              VALUES (?1, ?2, ?3, ?4, ?4)",
             params![oid, author.name, author.email, now],
         )?;
-        Ok(self.transaction.last_insert_rowid())
+        Ok(self.inner.last_insert_rowid())
     }
 
     /// Files whose names match the pattern get the plugin's own tag, to which it subscribes. What
     /// operators have added stays.
     fn route(&mut self, plugin: &str, manifest: &Manifest) -> Result<(), Error> {
         let tag = format!("auto_{plugin}");
-        let changed = self.transaction.execute(
+        let changed = self.inner.execute(
             "UPDATE cf_routing_rule SET pattern = ?2, priority = ?3 \
              WHERE id = (SELECT min(id) FROM cf_routing_rule WHERE tag = ?1)",
             params![tag, manifest.pattern, manifest.priority],
         )?;
         if changed == 0 {
-            self.transaction.execute(
+            self.inner.execute(
                 "INSERT INTO cf_routing_rule (pattern, tag, priority) VALUES (?2, ?1, ?3)",
                 params![tag, manifest.pattern, manifest.priority],
             )?;
         }
-        self.transaction.execute(
+        self.inner.execute(
             "UPDATE cf_plugin_config SET default_parameters = coalesce(default_parameters, '{}'), \
              subscription_tags = CASE \
              WHEN coalesce(subscription_tags, '') = '' THEN ?2 \
@@ -177,7 +177,7 @@ impl Turn<'_> {
             params![plugin, tag],
         )?;
         for topic in &manifest.subscriptions {
-            self.transaction.execute(
+            self.inner.execute(
                 "INSERT INTO cf_plugin_subscription (plugin_name, topic_name, is_active) \
                  VALUES (?1, ?2, 1) ON CONFLICT (plugin_name, topic_name) DO NOTHING",
                 params![plugin, topic],

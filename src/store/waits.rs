@@ -3,7 +3,7 @@
 //! Output is a reason to fail for good once it has a receipt, or once nothing can remove it any
 //! more. Before that the attempt waits (PENDING with a pause) and nothing is counted: the other job
 //! may be cancelled or fail, and its output goes then. What the worker saw is older than what the
-//! row of the other job says now. So output that can only stay is looked at once more by another
+//! row of the other job says now. So output that can only stay is checked once more by another
 //! attempt before it counts.
 //!
 //! Jobs do not wait for each other for ever: an attempt that fails removes what its job has
@@ -13,7 +13,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::value::{cell, count, shown};
-use super::{Error, Turn};
+use super::{Error, Transaction};
 use crate::job::{Attempt, Receipt};
 use crate::limits;
 
@@ -78,7 +78,7 @@ impl Wait {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// What a failed attempt waits for; none when its failure is final.
     pub(super) fn waits_for(
         &self,
@@ -100,7 +100,7 @@ impl Turn<'_> {
     }
 
     fn other(&self, by: Attempt) -> Result<Other, Error> {
-        let mut statement = self.transaction.prepare_cached(OTHER_QUERY)?;
+        let mut statement = self.inner.prepare_cached(OTHER_QUERY)?;
         let found = statement.query_row(params![by.job_id, by.number], |row| {
             let last = Attempt::new(by.job_id, count(cell(row, 0)));
             let is = |index| count(cell(row, index)) != 0;
@@ -121,7 +121,7 @@ impl Turn<'_> {
     /// How often a job has waited in a row for this output.
     fn waited(&self, job_id: i64, by: Attempt) -> Result<Counts, Error> {
         let mut statement = self
-            .transaction
+            .inner
             .prepare_cached("SELECT receipt FROM cf_processing_queue WHERE id = ?1")?;
         let text = statement.query_row([job_id], |row| Ok(shown(cell(row, 0))))?;
         let last = text.and_then(|text| serde_json::from_str::<Receipt>(&text).ok());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Row, params};
 
 use super::value::{cell, count, number, shown};
-use super::{Error, Store, Turn, format_time};
+use super::{Error, Store, Transaction, format_time};
 use crate::limits;
 
 /// What a worker said of itself when it was last heard.
@@ -64,7 +64,7 @@ impl Store {
     }
 }
 
-impl Turn<'_> {
+impl Transaction<'_> {
     /// A worker is there. Its row in the reference's `cf_worker_node` is kept true as well.
     pub fn save_worker(&mut self, worker: &WorkerSession, now_ms: i64) -> Result<(), Error> {
         let names = serde_json::to_string(&worker.capabilities)
@@ -142,7 +142,7 @@ impl Turn<'_> {
             ),
         ] {
             let known: i64 = self
-                .transaction
+                .inner
                 .prepare_cached(&format!("SELECT count(*) FROM {table}"))?
                 .query_row([], |row| row.get(0))?;
             if known > limits::WORKER_SESSIONS_MAX {
@@ -178,7 +178,7 @@ impl Turn<'_> {
         self.change_worker(worker_id, node, params![worker_id, format_time(now_ms)])
     }
 
-    /// Nobody is there: a sentinel has just started.
+    /// No worker is connected: a sentinel has just started.
     pub fn all_workers_offline(&mut self, now_ms: i64) -> Result<(), Error> {
         let sessions = "UPDATE cf_worker_session SET status = 'OFFLINE', environments = NULL \
              WHERE status = 'ONLINE'";

@@ -14,8 +14,7 @@ use crate::job::{
 use crate::limits;
 use crate::plugin::environment::Environment;
 use crate::protocol::{
-    Answer, Dispatch, EnvReady, Err as ErrPayload, Heartbeat, HeartbeatStatus, Identify, Payload,
-    View,
+    Answer, Dispatch, EnvReady, ErrorMessage, Heartbeat, HeartbeatStatus, Identify, Payload, View,
 };
 use crate::reactor::BootTime;
 use crate::socket::Event;
@@ -474,7 +473,7 @@ pub(super) fn env_ready(hash: &str, environment: &Environment, cached: bool) -> 
 }
 
 pub(super) fn error_payload(message: &str, env_hash: Option<&str>) -> Payload<'static> {
-    Payload::Err(ErrPayload {
+    Payload::Err(ErrorMessage {
         message: message.to_owned().into(),
         traceback: None,
         refused: false,

@@ -44,7 +44,7 @@ struct Known {
     retry_at: BootTime,
     /// When its creation was begun.
     begun_at: BootTime,
-    /// It was created, and was not there at the last look.
+    /// It was created, and was missing at the last poll.
     is_gone: bool,
 }
 
@@ -80,7 +80,7 @@ pub(super) struct Environments {
     /// Threads that create one.
     threads: usize,
     known: HashMap<String, Known>,
-    /// When it is looked again which of them are there.
+    /// When it is checked again which of them exist.
     look_at: Option<BootTime>,
     /// The environment of jobs that name none.
     default_lockfile: Arc<str>,
@@ -156,7 +156,7 @@ impl Environments {
         }
     }
 
-    /// Locks an environment that is ready. While another program looks at it or evicts it, a thread
+    /// Locks an environment that is ready. While another program checks or evicts it, a thread
     /// waits for what becomes of it, as if it were created.
     fn hold(&mut self, hash: &str, environment: Environment) -> State {
         let now = BootTime::now();
@@ -256,7 +256,7 @@ impl Environments {
         }
     }
 
-    /// Environments that were ready and have gone since the last look (none), or are there again:
+    /// Environments that were ready and are missing since the last poll (none), or exist again:
     /// other programs of the host evict and create them, too.
     pub(super) fn changed(&mut self, now: BootTime) -> Vec<(String, Option<Environment>)> {
         if self.look_at.is_some_and(|at| now < at) {

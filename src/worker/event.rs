@@ -1,4 +1,4 @@
-//! What threads of a worker tell its loop.
+//! What threads of a worker report to its loop.
 
 use super::meter::Usage;
 use super::settling::Standing;

@@ -1,4 +1,4 @@
-//! A job's input before and after the job, looked at by a thread of its own, because the input's
+//! A job's input before and after the job, checked by a thread of its own, because the input's
 //! storage may not respond: that is a fault of the input, not of the output folder.
 //!
 //! At the start size and time are compared with what the job's file version says. Where they differ,
@@ -23,8 +23,8 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::thread;
 
-/// Threads that look at an input now. One whose storage does not respond stays.
-static LOOKING: AtomicUsize = AtomicUsize::new(0);
+/// Threads that check an input now. One whose storage does not respond stays.
+static WATCHERS: AtomicUsize = AtomicUsize::new(0);
 
 /// What a file is, as far as its metadata show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -127,7 +127,7 @@ fn steps_to(path: &Path) -> Vec<Step> {
 /// An input that is watched from the start of its job.
 pub(super) struct Input {
     path: PathBuf,
-    /// Asks for what it is now, for which the answer comes second; true = see [`Input::look`].
+    /// Asks for what it is now, for which the answer comes second; true = see [`Input::check_briefly`].
     again: Sender<bool>,
     answers: Receiver<Result<(), Failure>>,
     progress: Arc<Progress>,
@@ -155,27 +155,27 @@ impl Input {
         content: Option<&Content>,
         serial: u64,
     ) -> Result<Self, Failure> {
-        if LOOKING.load(Ordering::SeqCst) >= limits::INPUTS_WATCHED_MAX {
+        if WATCHERS.load(Ordering::SeqCst) >= limits::INPUTS_WATCHED_MAX {
             let reason = "the storage of too many inputs does not respond";
             return Err(failure(path, reason));
         }
         let (again, wanted) = channel();
         let (answer, answers) = channel();
-        LOOKING.fetch_add(1, Ordering::SeqCst);
-        let looking = Looking;
+        WATCHERS.fetch_add(1, Ordering::SeqCst);
+        let counted = Counted;
         let progress = Arc::new(Progress::default());
-        let look = Look {
+        let watcher = Watcher {
             path: path.to_owned(),
             content: content.cloned(),
             progress: progress.clone(),
         };
         thread::start(format!("input-{serial}"), move || {
-            let _looking = looking;
+            let _looking = counted;
             // Before it owns one.
             if let Err(error) = crate::descriptors::unshare() {
                 log::warn!("descriptors of the thread that reads an input: {error}");
             }
-            let (before, begun) = match look.begin() {
+            let (before, begun) = match watcher.begin() {
                 Ok(before) => (before, Ok(())),
                 Err(failure) => {
                     // It says nothing about the worker: the plugin may not have run.
@@ -188,12 +188,12 @@ impl Input {
                 }
             };
             let goes_on = begun.is_ok();
-            let kept = before.and_then(|before| look.keep(before));
-            let steps = steps_to(&look.path);
-            // Nobody may wait for the answers any more.
+            let kept = before.and_then(|before| watcher.keep(before));
+            let steps = steps_to(&watcher.path);
+            // The receiver may have been dropped.
             let _ = answer.send(begun);
             if goes_on && let Ok(is_brief) = wanted.recv() {
-                let _ = answer.send(look.end(before, kept, &steps, is_brief));
+                let _ = answer.send(watcher.end(before, kept, &steps, is_brief));
             }
         })
         .map_err(|error| start_failure("thread for the input", &error))?;
@@ -230,7 +230,7 @@ impl Input {
 
     /// As [`Input::compare`], after the plugin has failed and whether or not the job has begun: no more
     /// is read than the next attempt needs to find what has changed.
-    pub(super) fn look(
+    pub(super) fn check_briefly(
         &self,
         has_begun: bool,
         silence_max: Duration,
@@ -281,14 +281,14 @@ const MOVED: &str = "a folder or link above it was replaced or renamed while the
                      have read another file";
 
 /// The thread's end of an input.
-struct Look {
+struct Watcher {
     path: PathBuf,
     /// What the job's file version says of it.
     content: Option<Content>,
     progress: Arc<Progress>,
 }
 
-impl Look {
+impl Watcher {
     /// What the file is at the start: a failure when its content is not that of the file version.
     fn begin(&self) -> Result<Option<Identity>, Failure> {
         let Some(known) = self
@@ -343,7 +343,7 @@ impl Look {
         is_it.then_some(kept)
     }
 
-    /// Whether the file is at the end what it was at the start. `is_brief`: see [`Input::look`].
+    /// Whether the file is at the end what it was at the start. `is_brief`: see [`Input::check_briefly`].
     fn end(
         &self,
         before: Option<Identity>,
@@ -443,10 +443,10 @@ fn failure(path: &Path, reason: &str) -> Failure {
 }
 
 /// Counts a thread until it ends.
-struct Looking;
+struct Counted;
 
-impl Drop for Looking {
+impl Drop for Counted {
     fn drop(&mut self) {
-        LOOKING.fetch_sub(1, Ordering::SeqCst);
+        WATCHERS.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -1,7 +1,7 @@
 //! The warm interpreters of a worker: started, watched, given up.
 //!
 //! When an interpreter dies, its children die with it. Which of them did it, if any, cannot be
-//! told from outside: it may have ended before the loss is seen. So all are given back and nothing
+//! seen from outside: it may have ended before the loss is seen. So all are given back and nothing
 //! is counted; but each is remembered, and the next attempt of it on this worker gets an
 //! interpreter of its own. The loss of that one counts ([`Cause::Worker`]), and at
 //! [`limits::WARM_DEATHS_MAX`] such losses the job is to blame. No other is harmed by it meanwhile.
@@ -17,7 +17,7 @@ use mio::unix::SourceFd;
 use super::descriptors;
 use super::serve::WARM;
 use super::slot::Failure;
-use super::watchdog::{Order, Watchdog};
+use super::watchdog::{Action, Watchdog};
 use crate::job::Cause;
 use crate::limits;
 use crate::plugin::environment::Environment;
@@ -301,11 +301,11 @@ impl Interpreters {
                 continue;
             };
             match interpreter.watchdog.poll(in_use(index), now) {
-                Some(Order::Ping) => {
+                Some(Action::Ping) => {
                     interpreter.warm.ping();
                     interpreter.watchdog.handle_sent(now);
                 }
-                Some(Order::GiveUp) => silent.push(index),
+                Some(Action::GiveUp) => silent.push(index),
                 None => {}
             }
         }

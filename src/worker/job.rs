@@ -341,7 +341,7 @@ impl Run {
         }
     }
 
-    /// Keeps the most memory that the process has had: once it has exited, the kernel tells it
+    /// Keeps the most memory that the process has had: once it has exited, the kernel reports it
     /// only to who reaps it.
     fn sample_rss(&mut self) {
         if let ProcessState::Running(process) = &self.process {
@@ -431,7 +431,7 @@ impl Run {
         self.slot.handle_exited(exit, now);
     }
 
-    /// The exit was seen; who reaps the process has not told it yet.
+    /// The exit was seen; the process that reaps it has not reported it yet.
     pub(super) fn handle_exit_seen(&mut self, place: usize, registry: &Registry, now: BootTime) {
         let ProcessState::Running(process) = &self.process else {
             return;

@@ -16,7 +16,7 @@ pub(super) struct Leftovers {
     processes: VecDeque<Process>,
     /// Children that this worker has not started are killed.
     kills_strays: bool,
-    /// When to look again.
+    /// When to poll again.
     due_at: Option<BootTime>,
     pause: Duration,
 }

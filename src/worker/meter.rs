@@ -41,7 +41,7 @@ pub(super) struct Usage {
     /// limit: then they count once, and the first process counts whole at least.
     pub(super) memory: u64,
     pub(super) processes: u64,
-    /// Bytes in its working directory, as far as it was looked at, without the plugin's own files.
+    /// Bytes in its working directory, as far as it was measured, without the plugin's own files.
     pub(super) scratch: u64,
 }
 

@@ -352,7 +352,7 @@ fn ensure_private(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// True for a folder of this user that nobody else may enter.
+/// True for a folder of this user that no other user may enter.
 fn is_private(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let found = fs::symlink_metadata(path)?;

@@ -16,7 +16,7 @@ use crate::plugin::source::Source;
 use crate::plugin::uv_folders;
 use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
 
-/// What a worker is told of it.
+/// A worker's settings of it.
 #[derive(Clone, Debug)]
 pub struct SandboxOptions {
     /// How closely plugin processes are held. Plugins may ask for more.
@@ -262,7 +262,7 @@ impl Sandbox {
             let keys = keys_in_use::all(of.home);
             mounts.read_only.extend(keys.lists);
             mounts.hidden.extend(keys.secret);
-            // A file of the queue could be locked by whoever can read it, and so could other environments.
+            // A file of the queue could be locked by any process that can read it, and so could other environments.
             mounts.hidden.push(of.output.join(".casparian"));
             mounts.hidden.extend([plugin::uv_lock_file(of.home)]);
             mounts.hidden.extend(uv_folders::locks());

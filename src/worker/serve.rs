@@ -38,7 +38,7 @@ pub enum PluginStart {
     Spawn,
 }
 
-/// What a worker is told.
+/// Settings of a worker.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The sentinel.

@@ -23,7 +23,7 @@ pub(super) struct Watchdog {
 
 /// What the loop has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum Action {
     /// Send a ping, and report it by [`Watchdog::handle_sent`].
     Ping,
     /// Kill the interpreter.
@@ -92,10 +92,10 @@ impl Watchdog {
     }
 
     /// What is due.
-    pub(super) fn poll(&mut self, busy: bool, now: BootTime) -> Option<Order> {
+    pub(super) fn poll(&mut self, busy: bool, now: BootTime) -> Option<Action> {
         if self.deadline.is_some_and(|at| at <= now) {
             if self.reprieved {
-                return Some(Order::GiveUp);
+                return Some(Action::GiveUp);
             }
             self.reprieved = true;
             self.deadline = Some(now + limits::WARM_REPRIEVE);
@@ -103,7 +103,7 @@ impl Watchdog {
         }
         if self.pings(busy) && self.ping_at <= now {
             self.ping_at = now + limits::WARM_PING_INTERVAL;
-            return Some(Order::Ping);
+            return Some(Action::Ping);
         }
         None
     }
@@ -120,11 +120,11 @@ mod tests {
         (0..200).find(|seconds| {
             let now = from + Duration::from_secs(*seconds);
             match watchdog.poll(busy, now) {
-                Some(Order::Ping) => {
+                Some(Action::Ping) => {
                     watchdog.handle_sent(now);
                     false
                 }
-                Some(Order::GiveUp) => true,
+                Some(Action::GiveUp) => true,
                 None => false,
             }
         })
@@ -177,7 +177,7 @@ mod tests {
         watchdog.handle_ready(now);
         for _ in 0..100 {
             now = now + limits::WARM_PING_INTERVAL;
-            assert_eq!(watchdog.poll(true, now), Some(Order::Ping));
+            assert_eq!(watchdog.poll(true, now), Some(Action::Ping));
             watchdog.handle_sent(now);
             // The machine was suspended: the answer is read only after the deadline was seen.
             now = now + Duration::from_secs(3600);

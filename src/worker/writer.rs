@@ -19,15 +19,15 @@ use crate::reactor::BootTime;
 use crate::sink::{self, Artifact, Bounds, Fault, JobOutput, Refused, Root, Staged};
 use crate::thread;
 
-/// What a writer is told. A closed channel means: remove the output.
-enum Order {
+/// Orders to a writer. A closed channel means: remove the output.
+enum Command {
     Frame(Buffer),
     Stage,
     /// Publish after these attempts of other jobs are barred.
     Publish(Vec<Attempt>),
 }
 
-/// What a writer tells.
+/// Reports of a writer.
 #[derive(Debug)]
 pub(super) enum Report {
     /// It can take a frame again, after it could not.
@@ -112,12 +112,12 @@ impl Address {
 
 /// The loop's end of a writer.
 pub(super) struct Writer {
-    orders: Option<SyncSender<Order>>,
+    orders: Option<SyncSender<Command>>,
     shared: Shared,
     /// Bytes of frames that the loop and the writer may have.
     frames_size_max: usize,
     /// Orders that found the channel full.
-    pending: VecDeque<Order>,
+    pending: VecDeque<Command>,
 }
 
 impl Writer {
@@ -188,20 +188,20 @@ impl Writer {
     /// Gives a frame, or keeps it until there is room.
     pub(super) fn give(&mut self, frame: Buffer) {
         self.shared.held.fetch_add(frame.len(), Ordering::SeqCst);
-        self.order(Order::Frame(frame));
+        self.order(Command::Frame(frame));
     }
 
     /// No frame comes any more.
     pub(super) fn stage(&mut self) {
-        self.order(Order::Stage);
+        self.order(Command::Stage);
     }
 
     /// What is staged becomes visible.
     pub(super) fn publish(&mut self, bar: Vec<Attempt>) {
-        self.order(Order::Publish(bar));
+        self.order(Command::Publish(bar));
     }
 
-    fn order(&mut self, order: Order) {
+    fn order(&mut self, order: Command) {
         self.pending.push_back(order);
         self.retry();
     }
@@ -252,7 +252,7 @@ struct Task {
     root: Arc<Root>,
     permit: Permit,
     bounds: Bounds,
-    orders: Receiver<Order>,
+    orders: Receiver<Command>,
     shared: Shared,
     address: Address,
 }
@@ -320,7 +320,7 @@ impl Task {
         let until = self.shared.progress.note() + limits::INPUT_LOOK_TIME_MAX;
         let goes_on = || self.shared.progress.note() < until;
         Ok(
-            match watched.look(has_begun, limits::INPUT_LOOK_TIMEOUT, goes_on) {
+            match watched.check_briefly(has_begun, limits::INPUT_LOOK_TIMEOUT, goes_on) {
                 Some(Err(failure)) if failure.input_changed => Report::Failed(failure),
                 _ => Report::Discarded,
             },
@@ -337,7 +337,7 @@ impl Task {
             self.report_room();
             self.shared.progress.note();
             match order {
-                Order::Frame(frame) => {
+                Command::Frame(frame) => {
                     let size = frame.len();
                     if let Some(report) = self.write_frame(&mut output, frame)? {
                         return Ok(report);
@@ -345,9 +345,9 @@ impl Task {
                     self.shared.held.fetch_sub(size, Ordering::SeqCst);
                     self.report_room();
                 }
-                Order::Stage => break,
+                Command::Stage => break,
                 // The slot orders it after Staged only.
-                Order::Publish(_) => return Ok(Report::Discarded),
+                Command::Publish(_) => return Ok(Report::Discarded),
             }
         }
         self.shared.reads_input.store(true, Ordering::SeqCst);
@@ -408,7 +408,7 @@ impl Task {
 
     fn publish(&self, mut staged: Staged) -> Result<Report, sink::Error> {
         loop {
-            let Ok(Order::Publish(bar)) = self.orders.recv() else {
+            let Ok(Command::Publish(bar)) = self.orders.recv() else {
                 return Ok(Report::Discarded);
             };
             let is_granted = || self.permit.is_valid(self.shared.progress.note());

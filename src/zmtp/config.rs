@@ -11,7 +11,7 @@ use super::{Limits, Security};
 pub enum SocketType {
     /// Round-robin out, fair-queued in.
     Dealer,
-    /// Addresses its peers by routing id.
+    /// Addresses its peers by routing ID.
     Router,
 }
 
@@ -50,7 +50,7 @@ pub struct Heartbeat {
 pub struct Config {
     /// Our socket type.
     pub socket_type: SocketType,
-    /// Our routing id, 0 to 255 bytes; empty lets the peer make one up.
+    /// Our routing ID, 0 to 255 bytes; empty lets the peer make one up.
     pub identity: Vec<u8>,
     /// Bounds on what the peer may send.
     pub limits: Limits,
@@ -69,7 +69,7 @@ pub struct Config {
     pub metadata: Vec<(String, Vec<u8>)>,
 }
 
-/// What the handshake told about the peer.
+/// What the handshake reported about the peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerInfo {

@@ -196,7 +196,7 @@ impl Connection {
         }
     }
 
-    /// What the handshake told; empty before [`Progress::Established`].
+    /// What the handshake reported of the peer; empty before [`Progress::Established`].
     pub fn peer(&self) -> &PeerInfo {
         &self.peer
     }
@@ -419,7 +419,7 @@ impl Connection {
     }
 
     /// RFC 37 §3.5: a side that refuses the other says so with ERROR before it closes. Only
-    /// errors that the peer's operator can mend are told, and only during the handshake.
+    /// errors that the peer's operator can mend are sent, and only during the handshake.
     fn fail(&mut self, error: &Error) {
         // A CURVE server has sealed what comes after its READY, and takes nothing else.
         #[cfg(feature = "curve")]

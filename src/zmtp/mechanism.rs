@@ -64,7 +64,7 @@ impl Security {
         }
     }
 
-    /// Whether peers prove to be users that somebody has listed: PLAIN, or CURVE with a list.
+    /// Whether peers prove to be listed users: PLAIN, or CURVE with a list.
     pub(crate) fn proves_users(&self) -> bool {
         match self {
             Security::PlainServer(_) => true,
@@ -74,8 +74,7 @@ impl Security {
         }
     }
 
-    /// Whether two peers that were let in are the same user. Where anybody may come nobody is
-    /// proved to be another.
+    /// Whether two authenticated peers are the same user. Peers that any key admits are the same.
     pub(crate) fn is_same_user(&self, one: &PeerInfo, other: &PeerInfo) -> bool {
         // The name of a listed key may have been changed.
         #[cfg(feature = "curve")]

@@ -45,8 +45,8 @@ behaviours! {
     dealer::msg_flags, "frames keep their boundaries, empty ones too, and only the last ends a message";
     dealer::order_before_the_end, "what was sent before a connection ends is still received";
 
-    router::spec_router, "heard in turn, each message under its sender's routing id";
-    router::router_mandatory, "an unknown routing id: an error, or a silent drop, by option";
+    router::spec_router, "heard in turn, each message under its sender's routing ID";
+    router::router_mandatory, "an unknown routing ID: an error, or a silent drop, by option";
     router::router_mandatory_hwm, "a full peer refuses, others flow";
     router::router_handover, "a newcomer with a living peer's identity takes over, or is refused with ERROR";
     router::handover_of_another_user, "nobody takes the identity of another user; the same user does";

@@ -1,4 +1,4 @@
-//! ROUTER: messages by routing id.
+//! ROUTER: messages by routing ID.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

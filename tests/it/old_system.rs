@@ -239,8 +239,8 @@ fn our_shim_works_under_the_old_worker() {
 fn our_encodings_decode_with_a_python_reader() {
     use casparian::job::{Attempt, JobStatus, Receipt};
     use casparian::protocol::{
-        Dispatch, EnvReady, Err, Heartbeat, HeartbeatStatus, Identify, Payload, PrepareEnv,
-        SinkConfig,
+        Dispatch, EnvReady, ErrorMessage, Heartbeat, HeartbeatStatus, Identify, Payload,
+        PrepareEnv, SinkConfig,
     };
     let sink = SinkConfig {
         topic: "output".into(),
@@ -293,7 +293,7 @@ fn our_encodings_decode_with_a_python_reader() {
         ),
         (
             1,
-            Payload::Err(Err {
+            Payload::Err(ErrorMessage {
                 message: "bad".into(),
                 traceback: None,
                 refused: false,

@@ -124,7 +124,7 @@ def encode(opcode, job_id=0, payload=None):
 
 
 def decode(frames):
-    """`(opcode name, job id, payload or None)` of a message without its routing id."""
+    """`(opcode name, job id, payload or None)` of a message without its routing ID."""
     if len(frames) < 2:
         raise BadMessage(f"TooFewFrames: expected header and payload, got {len(frames)} frame(s)")
     head, body = frames[0], frames[1]

@@ -39,7 +39,7 @@ impl Folder {
         };
         let folder = Folder { dir: dir.unwrap() };
         let mut store = Store::open(&folder.path("template"), Open::Create).unwrap();
-        let mut turn = store.begin().unwrap();
+        let mut transaction = store.begin().unwrap();
         let deploy = Deploy {
             plugin_name: "p",
             version: None,
@@ -47,8 +47,8 @@ impl Folder {
             lockfile_content: "",
             sinks: &[],
         };
-        turn.deploy(&deploy, START_UNIX_MS).unwrap();
-        turn.commit().unwrap();
+        transaction.deploy(&deploy, START_UNIX_MS).unwrap();
+        transaction.commit().unwrap();
         drop(store);
         folder
     }

@@ -340,7 +340,7 @@ pub(crate) fn drive_until(
     });
 }
 
-/// Receives on a ROUTER: the routing id and the frames.
+/// Receives on a ROUTER: the routing ID and the frames.
 pub(crate) fn take(router: &mut Router) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
     let (from, message) = router.receive(NOW).unwrap()?;
     Some((from.to_vec(), message.to_vecs()))

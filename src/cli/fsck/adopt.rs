@@ -77,9 +77,9 @@ impl Repair {
                 let by = root.bar_of(&id, row.last).map_err(failed)?;
                 if let Some(by) = by {
                     let barred = Attempt::new(row.job_id, by);
-                    let mut turn = self.store.begin().map_err(failed)?;
-                    turn.count_on(barred, None).map_err(failed)?;
-                    turn.commit().map_err(failed)?;
+                    let mut transaction = self.store.begin().map_err(failed)?;
+                    transaction.count_on(barred, None).map_err(failed)?;
+                    transaction.commit().map_err(failed)?;
                     is_adopted = true;
                 }
             }
@@ -101,17 +101,19 @@ impl Repair {
             if receipt.is_none() && problem.kind == Kind::Touched {
                 // The database knows the attempt, and its record has the file of now.
                 if is_all {
-                    let mut turn = self.store.begin().map_err(failed)?;
-                    turn.name_published(row.job_id, uris).map_err(failed)?;
-                    turn.commit().map_err(failed)?;
+                    let mut transaction = self.store.begin().map_err(failed)?;
+                    transaction
+                        .name_published(row.job_id, uris)
+                        .map_err(failed)?;
+                    transaction.commit().map_err(failed)?;
                 }
                 is_adopted |= has_output;
                 continue;
             }
-            let mut turn = self.store.begin().map_err(failed)?;
-            let noted = turn.adopt(attempt, adopted.key, receipt.as_ref(), &now());
+            let mut transaction = self.store.begin().map_err(failed)?;
+            let noted = transaction.adopt(attempt, adopted.key, receipt.as_ref(), &now());
             noted.map_err(failed)?;
-            turn.commit().map_err(failed)?;
+            transaction.commit().map_err(failed)?;
             is_adopted = true;
         }
         Ok(is_adopted)

@@ -72,7 +72,7 @@ impl Repair {
                 output.display()
             ))),
         };
-        refuse(&Root::look(output, options.clone()).map_err(fail)?)?;
+        refuse(&Root::open_to_read(output, options.clone()).map_err(fail)?)?;
         let root = Root::open(output, options).map_err(fail)?;
         // One may have started meanwhile.
         refuse(&root)?;
@@ -82,8 +82,8 @@ impl Repair {
     /// Ends moves of files to another layout, as the database has them.
     pub(super) fn finish_moves(&mut self, id: &str, root: &Root) -> Result<(), Failure> {
         let mut named = |job_id| -> Result<Vec<String>, Failure> {
-            let turn = self.store.begin().map_err(failed)?;
-            let found = turn.publication(job_id).map_err(failed)?;
+            let transaction = self.store.begin().map_err(failed)?;
+            let found = transaction.publication(job_id).map_err(failed)?;
             Ok(found.map(|found| found.uris).unwrap_or_default())
         };
         root.finish_moves(id, &mut named).map(drop)
@@ -125,17 +125,17 @@ impl Repair {
         let is_obstructed = has(&[Kind::Obstructed]);
         if (is_damaged || super::is_stale(row)) && !is_obstructed && row.status == "COMPLETED" {
             if let Some(why) = self.replaces(row, roots)? {
-                crate::cli::stderr::tell(format_args!(
+                crate::cli::stderr::print_line(format_args!(
                     "job {}: it is not queued again: {why}; set its status to QUEUED if its \
                      output is to be there",
                     row.job_id
                 ));
                 return Ok(None);
             }
-            let mut turn = self.store.begin().map_err(failed)?;
-            let is_queued = turn.requeue(row.job_id, row.file_version_id);
+            let mut transaction = self.store.begin().map_err(failed)?;
+            let is_queued = transaction.requeue(row.job_id, row.file_version_id);
             let is_queued = is_queued.map_err(failed)?;
-            turn.commit().map_err(failed)?;
+            transaction.commit().map_err(failed)?;
             return Ok(is_queued.then_some(Done::QueuedAgain));
         }
         Ok(None)
@@ -156,9 +156,11 @@ impl Repair {
             if uris.is_empty() || serde_json::json!(uris).to_string().len() > PUBLISHED_SIZE_MAX {
                 continue;
             }
-            let mut turn = self.store.begin().map_err(failed)?;
-            turn.name_published(row.job_id, uris).map_err(failed)?;
-            turn.commit().map_err(failed)?;
+            let mut transaction = self.store.begin().map_err(failed)?;
+            transaction
+                .name_published(row.job_id, uris)
+                .map_err(failed)?;
+            transaction.commit().map_err(failed)?;
             return Ok(true);
         }
         Ok(false)
@@ -168,9 +170,9 @@ impl Repair {
     /// by a sink of mode `replace`: one that the job has now, or had when it published.
     fn replaces(&mut self, row: &Audited, roots: &[&Root]) -> Result<Option<String>, Failure> {
         let id = self.store.database_id();
-        let turn = self.store.begin().map_err(failed)?;
-        // Sinks that cannot be used are told when the job runs.
-        let sinks = turn.sinks_of(row.job_id).map_err(failed)?;
+        let transaction = self.store.begin().map_err(failed)?;
+        // Unusable sinks are reported when the job runs.
+        let sinks = transaction.sinks_of(row.job_id).map_err(failed)?;
         let mut sinks = sinks.unwrap_or_default();
         sinks.retain(|sink| sink.mode == Mode::Replace);
         let mut standings: Vec<Standing<'_>> = roots
@@ -206,7 +208,9 @@ impl Repair {
                             published.contains(&(place.clone(), true))
                         })
                     };
-                    let last = turn.latest_completed(&mut is_of_place).map_err(failed)?;
+                    let last = transaction
+                        .latest_completed(&mut is_of_place)
+                        .map_err(failed)?;
                     self.last_publishers.insert(place.clone(), last);
                     last
                 }
@@ -214,7 +218,10 @@ impl Repair {
             let Some(last) = last.filter(|last| last.job_id != row.job_id) else {
                 continue;
             };
-            if !turn.ended_after(row.publisher, last).map_err(failed)? {
+            if !transaction
+                .ended_after(row.publisher, last)
+                .map_err(failed)?
+            {
                 let place = path_text(&place);
                 return Ok(Some(format!(
                     "job {} was the last one to publish into {place}, which replaced others",
@@ -266,7 +273,7 @@ impl Repair {
             self.note(&settlement, &receipt).map_err(failed)?;
             if receipt.barred_by(settlement.attempt).is_none() {
                 let reason = receipt.error_message.unwrap_or_default();
-                crate::cli::stderr::tell(format_args!("job {}: {reason}", row.job_id));
+                crate::cli::stderr::print_line(format_args!("job {}: {reason}", row.job_id));
                 return Ok(None);
             }
         }
@@ -274,10 +281,10 @@ impl Repair {
     }
 
     fn take(&mut self, job_id: i64) -> Result<Option<Settlement>, store::Error> {
-        let mut turn = self.store.begin()?;
-        turn.unsettle(job_id)?;
-        let taken = turn.take_settlement(job_id)?;
-        turn.commit()?;
+        let mut transaction = self.store.begin()?;
+        transaction.unsettle(job_id)?;
+        let taken = transaction.take_settlement(job_id)?;
+        transaction.commit()?;
         Ok(taken.map(|(settlement, _)| settlement))
     }
 
@@ -286,9 +293,9 @@ impl Repair {
         settlement: &Settlement,
         receipt: &Receipt,
     ) -> Result<Settled, store::Error> {
-        let mut turn = self.store.begin()?;
-        let became = turn.settle(settlement.attempt, receipt, &now())?;
-        turn.commit()?;
+        let mut transaction = self.store.begin()?;
+        let became = transaction.settle(settlement.attempt, receipt, &now())?;
+        transaction.commit()?;
         Ok(became)
     }
 }

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::table::one_line;
-use crate::cli::{Failure, say};
+use crate::cli::{Failure, print};
 use crate::sink::{Kind, Problem};
 
 /// How bad a finding is.
@@ -214,7 +214,7 @@ impl Report {
         }
         self.count += 1;
         match self.text.len() >= PART_SIZE {
-            true => say(&std::mem::take(&mut self.text)),
+            true => print(&std::mem::take(&mut self.text)),
             false => Ok(()),
         }
     }
@@ -241,7 +241,7 @@ impl Report {
             }
             false => self.text.push_str(&counts.text(is_repair)),
         }
-        say(&self.text)?;
+        print(&self.text)?;
         Ok(counts.errors + counts.warnings > 0)
     }
 }

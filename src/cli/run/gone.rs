@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::output::{forget, say_left, withdraw};
+use super::output::{forget, report_left, withdraw};
 use super::queue::{End, Queue};
 use crate::cli::content::Fingerprint;
 use crate::cli::failed;
@@ -14,7 +14,7 @@ use crate::cli::progress::Progress;
 use crate::cli::summary::{Gone, Item};
 use crate::job::Attempt;
 use crate::sink::{Root, Standing};
-use crate::store::{Error, FileJob, PublishedInput, Turn};
+use crate::store::{Error, FileJob, PublishedInput, Transaction};
 
 /// Jobs with output whose files this run did not find, and the paths that it found.
 #[derive(Default)]
@@ -44,8 +44,8 @@ fn print_of(input: &PublishedInput) -> Option<Print> {
 
 impl Lost {
     /// Looks for them. Files whose content could not be read get their jobs.
-    pub(super) fn look(
-        turn: &Turn<'_>,
+    pub(super) fn find(
+        transaction: &Transaction<'_>,
         plugin: &str,
         found: &Found,
         items: &mut [Item],
@@ -70,7 +70,7 @@ impl Lost {
             // A file may have come from any folder.
             is_lost || (print_of(input).is_some_and(|it| prints.contains(&it)) && is_absent(path))
         };
-        let (unread, jobs): (Vec<_>, Vec<_>) = turn
+        let (unread, jobs): (Vec<_>, Vec<_>) = transaction
             .published_inputs(plugin, &mut is_wanted)?
             .into_iter()
             .partition(|job| unread.contains(&job.path));
@@ -105,7 +105,7 @@ impl Lost {
     /// content and modification time, or an earlier release has followed the links of its path.
     pub(super) fn take(
         &mut self,
-        turn: &Turn<'_>,
+        transaction: &Transaction<'_>,
         plugin: &str,
         path: &Path,
         print: &Fingerprint,
@@ -113,16 +113,16 @@ impl Lost {
         let print = (print.hash.clone(), print.mtime_s.to_bits());
         if let Some(before) = self.earlier(&print, path).and_then(|at| self.jobs.get(at)) {
             self.taken.insert(before.input.job_id);
-            let job = turn.file_job(before.input.job_id)?;
+            let job = transaction.file_job(before.input.job_id)?;
             return Ok(job.map(|job| (job, before.input.path.clone())));
         }
         let real = fs::canonicalize(path).ok();
         let real = real.filter(|real| real != path && !self.found.contains(real));
         let Some(real) = real else { return Ok(None) };
-        let Some(location) = turn.resolved_location(&real)? else {
+        let Some(location) = transaction.resolved_location(&real)? else {
             return Ok(None);
         };
-        let mut jobs = turn.jobs_of_file(plugin, location)?.into_iter();
+        let mut jobs = transaction.jobs_of_file(plugin, location)?.into_iter();
         let job = jobs.find(|job| self.taken.insert(job.job_id));
         Ok(job.map(|job| (job, real)))
     }
@@ -207,7 +207,7 @@ pub(super) fn settle(
             continue;
         }
         let (removed, left) = withdraw(gone.job_id, queue, progress, root)?;
-        is_blocked = say_left(&left, &gone.path, progress);
+        is_blocked = report_left(&left, &gone.path, progress);
         frees |= !removed.is_empty();
         gone.outputs.retain(|uri| !removed.contains(uri));
         gone.removed = removed;

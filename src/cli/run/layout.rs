@@ -40,9 +40,9 @@ pub(super) fn arrange(
         return Ok(arranged);
     };
     let jobs = queue.step(progress, |store| {
-        let turn = store.begin()?;
+        let transaction = store.begin()?;
         let mut is_wanted = |input: &PublishedInput| root.may_be_misplaced(&input.uris);
-        Ok(turn.published_inputs(plugin, &mut is_wanted)?)
+        Ok(transaction.published_inputs(plugin, &mut is_wanted)?)
     })?;
     let mut found = Vec::new();
     for job in &jobs {
@@ -131,11 +131,11 @@ fn move_files(
     }
     waited(queue, progress, || root.note_deciding(id))??;
     queue.step(progress, |store| {
-        let mut turn = store.begin()?;
+        let mut transaction = store.begin()?;
         for job in &jobs {
-            turn.rename_outputs(job.job_id(), &root.renamed(job))?;
+            transaction.rename_outputs(job.job_id(), &root.renamed(job))?;
         }
-        Ok(turn.commit()?)
+        Ok(transaction.commit()?)
     })?;
     waited(queue, progress, || root.note_moved(id))??;
     waited(queue, progress, || root.end_moves(&mut jobs, true))??;

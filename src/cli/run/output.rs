@@ -94,17 +94,17 @@ pub(super) fn settle_interrupted(
     root: &Root,
 ) -> Result<(), End> {
     let mut found = queue.step(progress, |store| {
-        let mut turn = store.begin()?;
-        turn.fail_unsettled("its run was interrupted", &now())?;
-        turn.commit()?;
+        let mut transaction = store.begin()?;
+        transaction.fail_unsettled("its run was interrupted", &now())?;
+        transaction.commit()?;
         Ok(store.unsettled(0)?)
     })?;
     while let Some(last) = found.last().copied() {
         for job_id in found {
             let taken = queue.step(progress, |store| {
-                let mut turn = store.begin()?;
-                let taken = turn.take_settlement(job_id)?;
-                turn.commit()?;
+                let mut transaction = store.begin()?;
+                let taken = transaction.take_settlement(job_id)?;
+                transaction.commit()?;
                 Ok(taken)
             })?;
             let Some((settlement, _)) = taken else {
@@ -121,9 +121,9 @@ pub(super) fn settle_interrupted(
             };
             let receipt = worker::settled(attempt, standing);
             queue.step(progress, |store| {
-                let mut turn = store.begin()?;
-                turn.settle(attempt, &receipt, &now())?;
-                Ok(turn.commit()?)
+                let mut transaction = store.begin()?;
+                transaction.settle(attempt, &receipt, &now())?;
+                Ok(transaction.commit()?)
             })?;
         }
         found = queue.step(progress, |store| Ok(store.unsettled(last)?))?;
@@ -162,14 +162,14 @@ pub(super) fn remove_stale(
             }
             let (removed, left) = withdraw(*job_id, queue, progress, root)?;
             frees |= !removed.is_empty();
-            is_blocked = say_left(&left, &item.path, progress);
+            is_blocked = report_left(&left, &item.path, progress);
         }
         match (&item.outcome, item.job_id) {
             (Outcome::Failed { is_final: true, .. }, Some(job_id))
                 if removes_failed && is_outdated(item) =>
             {
                 let (removed, left) = withdraw(job_id, queue, progress, root)?;
-                is_blocked |= say_left(&left, &item.path, progress);
+                is_blocked |= report_left(&left, &item.path, progress);
                 frees |= !removed.is_empty();
                 item.removed = removed;
             }
@@ -211,7 +211,7 @@ pub(super) fn note_kept(
 }
 
 /// Says why earlier output stays; true when a sink is locked.
-pub(super) fn say_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
+pub(super) fn report_left(left: &[sink::Error], file: &Path, progress: &Progress) -> bool {
     for error in left {
         let file = file.display();
         progress.note(&match error {
@@ -249,7 +249,7 @@ pub(super) fn withdraw(
     progress: &Progress,
     root: &Root,
 ) -> Result<(Vec<String>, Vec<sink::Error>), End> {
-    // Nobody else changes the row meanwhile, and a sink may be locked for long.
+    // No other program changes the row meanwhile, and a sink may be locked for long.
     let (id, before) = queue.step(progress, |store| {
         let id = store.database_id();
         let before = store.begin()?.publication(job_id)?;
@@ -271,9 +271,9 @@ pub(super) fn withdraw(
 /// What a job has published is not there any more.
 pub(super) fn forget(job_id: i64, queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     queue.step(progress, |store| {
-        let mut turn = store.begin()?;
-        turn.forget_publication(job_id)?;
-        Ok(turn.commit()?)
+        let mut transaction = store.begin()?;
+        transaction.forget_publication(job_id)?;
+        Ok(transaction.commit()?)
     })
 }
 

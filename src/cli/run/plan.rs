@@ -16,7 +16,7 @@ use crate::cli::{Failure, failed};
 use crate::job::{Parameters, Sink, mtime_s};
 use crate::limits;
 use crate::sink::{Root, Standing};
-use crate::store::{Code, Deploy, Turn, artifact_hash};
+use crate::store::{Code, Deploy, Transaction, artifact_hash};
 
 /// Retries after faults of the worker: with their pauses, which add up to 255 s, they outlast most of
 /// the time that a run waits for a disk with room.
@@ -98,12 +98,12 @@ pub(super) fn enqueue(
     }
     items.extend(found.left_out.iter().cloned().map(unusable));
     queue.step(progress, |store| {
-        let mut turn = store.begin()?;
+        let mut transaction = store.begin()?;
         // What an earlier command line queued and did not finish is not asked for by this one.
-        turn.park_queued()?;
-        turn.deploy(&own.deploy, unix_ms())?;
-        turn.set_retries(own.deploy.plugin_name, RETRIES)?;
-        Ok(turn.commit()?)
+        transaction.park_queued()?;
+        transaction.deploy(&own.deploy, unix_ms())?;
+        transaction.set_retries(own.deploy.plugin_name, RETRIES)?;
+        Ok(transaction.commit()?)
     })?;
     let arranged = arrange(queue, progress, own.deploy.plugin_name, root)?;
     let force = Force {
@@ -113,12 +113,12 @@ pub(super) fn enqueue(
     let database = queue.database();
     let (sinks, gone, mistaken) = queue.step(progress, |store| {
         let id = store.database_id();
-        let mut turn = store.begin()?;
+        let mut transaction = store.begin()?;
         let mut standing = Standing::new(root, &id);
-        let mut lost = Lost::look(&turn, own.deploy.plugin_name, found, &mut items)?;
+        let mut lost = Lost::find(&transaction, own.deploy.plugin_name, found, &mut items)?;
         let all = items.iter_mut();
         let sinks = plan(
-            &mut turn,
+            &mut transaction,
             database,
             own,
             &force,
@@ -126,7 +126,7 @@ pub(super) fn enqueue(
             &mut lost,
             all,
         )?;
-        turn.commit()?;
+        transaction.commit()?;
         let mistaken = lost.mistaken(found);
         Ok((sinks, lost.gone(found), mistaken))
     })?;
@@ -155,13 +155,21 @@ pub(super) fn enqueue_freed(
     let database = queue.database();
     queue.step(progress, |store| {
         let id = store.database_id();
-        let mut turn = store.begin()?;
+        let mut transaction = store.begin()?;
         let mut standing = Standing::new(root, &id);
         let items = freed.iter_mut().map(|item| &mut **item);
         let lost = &mut Lost::default();
         let force = Force::default();
-        plan(&mut turn, database, own, &force, &mut standing, lost, items)?;
-        turn.commit()?;
+        plan(
+            &mut transaction,
+            database,
+            own,
+            &force,
+            &mut standing,
+            lost,
+            items,
+        )?;
+        transaction.commit()?;
         Ok(())
     })
 }
@@ -169,7 +177,7 @@ pub(super) fn enqueue_freed(
 /// Decides which of the items are to be run, and queues them. What it notes in the items replaces
 /// what an earlier try noted.
 fn plan<'i>(
-    turn: &mut Turn<'_>,
+    transaction: &mut Transaction<'_>,
     database: &Path,
     own: &Own<'_>,
     force: &Force,
@@ -179,7 +187,7 @@ fn plan<'i>(
 ) -> Result<Vec<Sink>, Stop> {
     let plugin = own.deploy.plugin_name;
     let now_ms = unix_ms();
-    let code = match turn.plugin_code(plugin)? {
+    let code = match transaction.plugin_code(plugin)? {
         Code::Runs(code) => code,
         Code::Waits(reason) => {
             let database = database.display();
@@ -205,19 +213,21 @@ fn plan<'i>(
         item.others.clear();
         item.renamed_from = None;
         item.is_cleared = false;
-        let version = register(turn, input, print, now_ms)?;
+        let version = register(transaction, input, print, now_ms)?;
         // Others were queued by other programs. They have output of their own.
-        let mut jobs = turn.jobs_of_file(plugin, version.location_id)?.into_iter();
+        let mut jobs = transaction
+            .jobs_of_file(plugin, version.location_id)?
+            .into_iter();
         let mut last = jobs.next();
         if last.is_none()
-            && let Some((job, path)) = lost.take(turn, plugin, &input.path, print)?
+            && let Some((job, path)) = lost.take(transaction, plugin, &input.path, print)?
         {
             // The plugin gets the path, so it runs again; the output of before stays until it is done.
             item.renamed_from = Some(path);
             last = Some(job);
         }
         for other in jobs {
-            let published = turn.publication(other.job_id)?;
+            let published = transaction.publication(other.job_id)?;
             if let Some(hash) = published
                 .filter(|published| !published.uris.is_empty())
                 .and_then(|published| published.content_hash)
@@ -226,20 +236,21 @@ fn plan<'i>(
             }
         }
         if let Some(last) = &last
-            && let Some(before) = turn.publication(last.job_id)?
+            && let Some(before) = transaction.publication(last.job_id)?
         {
             let receipt = last.receipt.as_deref();
             let outputs = receipted(receipt);
             let is_unchanged = last.content_hash == print.hash
                 && item.renamed_from.is_none()
-                && turn.is_done(last.job_id, plugin, &artifact, &code, own.parameters)?;
+                && transaction.is_done(last.job_id, plugin, &artifact, &code, own.parameters)?;
             let mut failure = None;
             let mut others = |job_id: i64| {
-                let found = match turn.is_done(job_id, plugin, &artifact, &code, own.parameters) {
-                    Ok(true) => turn.publication(job_id),
-                    Ok(false) => Ok(None),
-                    Err(error) => Err(error),
-                };
+                let found =
+                    match transaction.is_done(job_id, plugin, &artifact, &code, own.parameters) {
+                        Ok(true) => transaction.publication(job_id),
+                        Ok(false) => Ok(None),
+                        Err(error) => Err(error),
+                    };
                 let found = found.unwrap_or_else(|error| {
                     failure = Some(error);
                     None
@@ -276,10 +287,10 @@ fn plan<'i>(
     for (item, last, version_id) in wanted {
         let job_id = match last {
             // One row a file and plugin: its output keeps its name and is replaced.
-            Some(job_id) if turn.requeue(job_id, version_id)? => job_id,
-            _ => turn.enqueue(plugin, version_id, 0, now_ms)?,
+            Some(job_id) if transaction.requeue(job_id, version_id)? => job_id,
+            _ => transaction.enqueue(plugin, version_id, 0, now_ms)?,
         };
-        turn.set_parameters(job_id, own.parameters)?;
+        transaction.set_parameters(job_id, own.parameters)?;
         item.job_id = Some(job_id);
         if let Some(source) = &mut item.source {
             source.version_id = version_id;
@@ -403,10 +414,10 @@ pub(super) fn queue_again(
     source.requeued += 1;
     let hash = std::mem::replace(&mut source.print, print).hash;
     let (is_queued, version_id) = queue.step(progress, |store| {
-        let mut turn = store.begin()?;
-        let version = register(&mut turn, &source.input, &source.print, unix_ms())?;
-        let is_queued = turn.requeue(job_id, version.version_id)?;
-        turn.commit()?;
+        let mut transaction = store.begin()?;
+        let version = register(&mut transaction, &source.input, &source.print, unix_ms())?;
+        let is_queued = transaction.requeue(job_id, version.version_id)?;
+        transaction.commit()?;
         Ok((is_queued, version.version_id))
     })?;
     source.version_id = version_id;
@@ -424,9 +435,10 @@ pub(super) fn queue_again(
 pub(super) fn settle(queue: &mut Queue<'_>, progress: &Progress) -> Result<(), End> {
     loop {
         let put_back = queue.step(progress, |store| {
-            let mut turn = store.begin()?;
-            let put_back = turn.release_all("the run ended", limits::EXPIRED_PER_TURN, &now())?;
-            turn.commit()?;
+            let mut transaction = store.begin()?;
+            let put_back =
+                transaction.release_all("the run ended", limits::EXPIRED_PER_TURN, &now())?;
+            transaction.commit()?;
             Ok(put_back)
         })?;
         if put_back < limits::EXPIRED_PER_TURN {

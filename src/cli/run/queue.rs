@@ -13,7 +13,7 @@ use crate::limits;
 use crate::sink;
 use crate::store::{Error, Open, Store};
 
-/// How often an interruption is looked for while the queue is waited for.
+/// How often an interruption is polled for while the queue is waited for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often it is said that the queue is waited for.
 const SAY_INTERVAL: Duration = Duration::from_secs(60);
@@ -144,7 +144,7 @@ impl<'a> Queue<'a> {
                 Ok(done) => return Ok(done),
                 Err(Stop::Other(failure)) => return Err(failure.into()),
                 Err(Stop::Queue(error)) if !error.may_pass() => return Err(self.refused(&error)),
-                Err(Stop::Queue(error)) => said(self.database, &error),
+                Err(Stop::Queue(error)) => shown(self.database, &error),
                 Err(Stop::Output(error)) if !error.may_pass() => return Err(error.into()),
                 Err(Stop::Output(error)) => format!("output folder: {error}"),
             };
@@ -184,7 +184,7 @@ impl<'a> Queue<'a> {
 }
 
 /// What is wrong with a queue.
-pub(super) fn said(database: &Path, error: &Error) -> String {
+pub(super) fn shown(database: &Path, error: &Error) -> String {
     format!("queue {}: {}", database.display(), error.reason())
 }
 
@@ -227,7 +227,7 @@ mod tests {
             if tries < 3 { Err(busy()) } else { Ok(tries) }
         });
         assert_eq!(done.unwrap(), 3);
-        // What does not pass is told at once.
+        // Permanent errors are reported at once.
         let missing = Error::Missing {
             path: path.to_owned(),
         };

@@ -12,12 +12,12 @@ use rustix::fs::statvfs;
 
 use super::watch::GO_ON;
 use crate::cli::clean::path_text;
-use crate::cli::stderr::{tell, tell_last};
+use crate::cli::stderr::{print_last_line, print_line};
 use crate::cli::{Failure, INTERRUPTED, failed};
 use crate::limits;
 use crate::thread;
 
-/// How often storage is asked, and the answer looked for.
+/// How often storage is queried, and the answer polled for.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Watches the storage of `output` until the process ends. Silence of
@@ -51,12 +51,12 @@ pub(super) fn watch(
                 false => Duration::ZERO,
             };
             seen = answers;
-            match look(silent, longest, is_told, interrupted.load(Ordering::SeqCst)) {
+            match decide(silent, longest, is_told, interrupted.load(Ordering::SeqCst)) {
                 Step::Nothing => {}
                 Step::Tell(what) => {
                     is_told = silent > Duration::ZERO;
                     let output = path_text(&output);
-                    tell(format_args!(
+                    print_line(format_args!(
                         "casparian: output {output}: its storage {what}"
                     ));
                 }
@@ -76,7 +76,7 @@ enum Step {
     End(u8, String),
 }
 
-fn look(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bool) -> Step {
+fn decide(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bool) -> Step {
     let seconds = longest.as_secs();
     if silent.is_zero() && is_told {
         return Step::Tell("responds again".to_owned());
@@ -102,7 +102,7 @@ fn look(silent: Duration, longest: Duration, is_told: bool, is_interrupted: bool
 /// responds.
 fn end(code: u8, output: &Path, why: &str) -> ! {
     let output = path_text(output);
-    tell_last(format_args!(
+    print_last_line(format_args!(
         "casparian: output {output}: its storage {why}; once it responds, {GO_ON}"
     ));
     std::process::exit(i32::from(code))
@@ -154,7 +154,7 @@ mod tests {
             (60, true, false, Step::End(1, bound)),
         ] {
             let silent = Duration::from_secs(seconds);
-            let found = look(silent, longest, is_told, is_interrupted);
+            let found = decide(silent, longest, is_told, is_interrupted);
             assert_eq!(found, step, "{seconds} s {is_told} {is_interrupted}");
         }
     }

@@ -24,9 +24,9 @@ pub(super) struct Watch {
     queue: Store,
     /// The plugin of the run's jobs.
     plugin: String,
-    /// Jobs that could not end at the last look.
+    /// Jobs that could not end at the last poll.
     suspects: BTreeSet<i64>,
-    /// The last job that was looked at.
+    /// The last job that was checked.
     looked_up_to: i64,
     /// How long queue and worker may fail.
     longest: Duration,
@@ -75,12 +75,12 @@ impl Watch {
 
     /// Why a queue that failed for too long is given up.
     pub(super) fn given_up(&self, error: &Error) -> String {
-        queue::given_up(&queue::said(&self.database, error), self.longest)
+        queue::given_up(&queue::shown(&self.database, error), self.longest)
     }
 
     /// Which of the jobs of the run's plugin cannot end, because another program has changed their
-    /// rows, and why: jobs of which that was so at two looks, for the sentinel may be about to report
-    /// the end. A look reads a bounded number of rows; the next one goes on behind them.
+    /// rows, and why: jobs of which that was so at two polls, for the sentinel may be about to report
+    /// the end. A poll reads a bounded number of rows; the next one continues after them.
     pub(super) fn stuck(&mut self, waiting: &BTreeMap<i64, usize>) -> Vec<(i64, String)> {
         let before = std::mem::take(&mut self.suspects);
         let from = (Bound::Excluded(self.looked_up_to), Bound::Unbounded);
@@ -94,7 +94,7 @@ impl Watch {
         let waits = self.queue.waits(&self.plugin).ok().flatten();
         let again = before.iter().filter(|job_id| waiting.contains_key(job_id));
         for job_id in again.chain(&part) {
-            // Other failures of the queue are looked at by those who write it.
+            // Other failures of the queue are handled where it is written.
             let Ok(Some(reason)) = self.queue.is_stuck(*job_id, &self.plugin, waits.as_deref())
             else {
                 continue;
@@ -114,7 +114,7 @@ impl Watch {
 
     /// What is to be said of a worker that takes no jobs any more. Fails when it has taken none for
     /// too long: in between it may seem to work until it tries a job.
-    pub(super) fn look_at_worker(&mut self, now: Instant) -> Result<Option<String>, String> {
+    pub(super) fn poll_worker(&mut self, now: Instant) -> Result<Option<String>, String> {
         let Some(trouble) = self.trouble() else {
             let is_over = |seen: Instant| now.saturating_duration_since(seen) >= RECOVERED_AFTER;
             if self.trouble_seen.is_none_or(is_over) {

@@ -19,12 +19,12 @@ use crate::sentinel::{self, JobEnd, Sentinel};
 use crate::thread;
 use crate::worker::Worker;
 
-/// How often an interruption is looked for.
+/// How often an interruption is polled for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
-/// How often queue, output folder and worker are looked at.
+/// How often queue, output folder and worker are polled.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs sentinel and worker until every queued item has ended, somebody interrupts, or it cannot
+/// Runs sentinel and worker until every queued item has ended, a signal interrupts it, or it cannot
 /// go on. `again` queues an item again where that is needed, and gives whether it did.
 pub(super) fn work(
     mut sentinel: Sentinel,
@@ -106,7 +106,7 @@ pub(super) fn work(
         }
         if is_due {
             looked_at = now;
-            match watch.look_at_worker(now) {
+            match watch.poll_worker(now) {
                 Ok(None) => {}
                 Ok(Some(message)) => progress.note(&message),
                 Err(reason) => break Err(End::Failed(failed(reason))),

@@ -1,4 +1,4 @@
-//! What workers are told before they get jobs: environments to prepare (PREPARE_ENV), and that a
+//! What workers receive before jobs: environments to prepare (PREPARE_ENV), and that a
 //! plugin or its sinks have changed (RELOAD).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -140,7 +140,7 @@ impl Control {
         self.outgoing.push(prepare_env(peer, env_hash, lockfile));
     }
 
-    /// A plugin or its sinks have changed: workers that may run it are told.
+    /// A plugin or its sinks have changed: workers that may run it receive RELOAD.
     pub fn reload(&mut self, plugins: &[&str]) {
         let is_concerned = |capabilities: &Capabilities| {
             let mut plugins = plugins.iter();

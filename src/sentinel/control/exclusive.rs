@@ -110,7 +110,7 @@ impl Exclusive {
         }
         self.holders.retain(|_, holder| *holder != attempt);
         if self.unreported.len() > limits::UNREPORTED_MAX {
-            // The oldest cannot be told; a barred attempt that is still paused loses its folder
+            // Which is the oldest is not known; a barred attempt that is still paused loses its folder
             // to its own job's next attempt as well.
             self.unreported.clear();
         }

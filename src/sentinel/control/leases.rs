@@ -89,7 +89,7 @@ impl Control {
         self.exclusive.inherit(attempt, self.inherited_until(now));
     }
 
-    /// When nobody may publish any more what this sentinel has not dispatched.
+    /// When leases of earlier sentinels have ended: then attempts that this one has not dispatched may not publish.
     fn inherited_until(&self, now: BootTime) -> BootTime {
         let until = now + self.settings.lease;
         self.earlier_until.map_or(until, |at| at.max(until)) + self.settings.margin
@@ -438,7 +438,7 @@ impl Control {
         }
     }
 
-    /// Ends are committed: new workers are told that their receipts have arrived.
+    /// Ends are committed: their receipts are acknowledged to new workers.
     pub fn handle_ended(&mut self, routing_id: &[u8], attempt: Attempt) {
         self.ending.remove(&attempt);
         self.acknowledge(routing_id, attempt);

@@ -26,7 +26,7 @@ struct Asked {
 pub(super) struct Settling {
     /// The settlement of each job that a worker was asked for, and when another may be asked.
     asked: BTreeMap<i64, Asked>,
-    /// The jobs up to this one have been looked at.
+    /// The jobs up to this one have been checked.
     after: i64,
 }
 
@@ -46,7 +46,7 @@ impl Worker {
 }
 
 impl Control {
-    /// The ID above which jobs to settle are to be looked for; none while no worker can settle
+    /// The ID above which jobs to settle are to be searched; none while no worker can settle
     /// them.
     pub fn settles_after(&mut self, now: BootTime) -> Option<i64> {
         let workers = &self.workers;
@@ -115,8 +115,8 @@ impl Control {
             .map(|(route, _)| route)
             .collect();
         able.sort_unstable();
-        let turn = usize::try_from(attempt.ordinal()).unwrap_or(0);
-        able.get(turn.checked_rem(able.len())?)
+        let transaction = usize::try_from(attempt.ordinal()).unwrap_or(0);
+        able.get(transaction.checked_rem(able.len())?)
             .map(|route| (*route).clone())
     }
 

@@ -235,7 +235,7 @@ fn errors_end_jobs_and_odd_messages_change_nothing() {
     control.handle_claimed(b"w", vec![assignment(5, 1, "")], now);
     control.take_outgoing();
     let error = || {
-        Payload::Err(ErrPayload {
+        Payload::Err(ErrorMessage {
             message: "boom".into(),
             traceback: Some("tb".into()),
             refused: false,
@@ -400,7 +400,7 @@ fn a_process_that_has_lost_its_id_and_comes_back_costs_its_jobs_no_attempt() {
             _ => false,
         };
         assert!(refused.iter().any(is_refusal), "{refused:?}");
-        // What it says of its own jobs counts, and of nobody else's.
+        // What it reports of its own jobs counts, not of others'.
         let mut returned = Receipt::failed(first, Cause::Operator, "its worker was stopped");
         returned.returned = true;
         control.take_changes();

@@ -53,7 +53,7 @@ pub fn write_publisher(path: &Path, name: &str, replace: bool) -> Result<String,
     // Written into space that never moves, so that no copy stays behind.
     let mut text = Zeroizing::new(String::with_capacity(1024));
     text.push_str(SECRET_MARK);
-    text.push_str(": whoever reads it can sign in its owner's name.\n");
+    text.push_str(": a reader can sign in its owner's name.\n");
     for byte in secret.iter() {
         for digit in [byte >> 4, byte & 15] {
             text.extend(char::from_digit(u32::from(digit), 16));

@@ -177,7 +177,7 @@ fn settlements_that_do_not_fit_into_one_answer_go_into_the_next() {
     for job_id in 1..=12 {
         assert_eq!(row(job_id, "unsettled"), "0", "job {job_id}");
     }
-    // It is given up: it has no other attempt, and is not looked at again.
+    // It is given up: it has no other attempt, and is not considered again.
     assert_eq!(
         (row(13, "unsettled"), row(13, "attempt")),
         ("2".into(), "1".into())
@@ -285,7 +285,7 @@ impl Scene {
 
     fn deploy_with(&self, plugin_name: &str, lockfile_content: &str) -> i64 {
         let mut store = Store::open(&self.dir.path().join("q.db"), Open::Existing).unwrap();
-        let mut turn = store.begin().unwrap();
+        let mut transaction = store.begin().unwrap();
         let deploy = store::Deploy {
             plugin_name,
             version: None,
@@ -293,9 +293,11 @@ impl Scene {
             lockfile_content,
             sinks: &[],
         };
-        turn.deploy(&deploy, 1).unwrap();
-        let file = turn.register_file("/data", "a", 1, 0.0, "h", 1).unwrap();
-        turn.commit().unwrap();
+        transaction.deploy(&deploy, 1).unwrap();
+        let file = transaction
+            .register_file("/data", "a", 1, 0.0, "h", 1)
+            .unwrap();
+        transaction.commit().unwrap();
         file.version_id
     }
 }
@@ -339,7 +341,7 @@ fn behind_others(others: &str) -> Scene {
          VALUES (99999, {version}, 'p', 'QUEUED')"
     ));
     let (now, at) = scene.now();
-    // The sentinel has looked at the queue before its worker comes.
+    // The sentinel has polled the queue before its worker connects.
     scene.scheduler.as_mut().unwrap().iterate(now, &at);
     scene
 }
@@ -376,7 +378,7 @@ fn plugins_that_cannot_run_do_not_stall_those_behind_them() {
         let count = scene.settle();
         assert_eq!(scene.status(99_999), "RUNNING", "{others}");
         assert!(count < 30, "{count}");
-        // Nothing has changed: nothing is looked at until the next look.
+        // Nothing has changed: nothing is read until the next poll.
         assert_eq!(scene.settle(), 1, "{others}");
         // A name in front, and one that is deployed behind.
         scene.seconds += 1;
@@ -468,7 +470,7 @@ fn a_row_that_is_queued_again_while_it_runs_does_not_stall_those_behind_it() {
         let inspector = store::Inspector::open(&scene.dir.path().join("q.db")).unwrap();
         let reason = inspector.job(1).unwrap().unwrap().waiting_for.unwrap();
         assert!(reason.contains("another program"), "{reason}");
-        // It runs to its end once nobody does that any more.
+        // It runs to its end once other programs stop.
         for _ in 0..200 {
             scene.introduce_as("w", &["*"], &[]);
             let outgoing = scene.tick();

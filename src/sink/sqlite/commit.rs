@@ -45,7 +45,7 @@ impl FileId {
     }
 }
 
-/// Opens the database at a path, and tells which file it is.
+/// Opens the database at a path, and returns the file's identity.
 pub(super) fn open(path: &Path) -> Result<(Connection, FileId), Error> {
     let open = || Connection::open(path).map_err(|error| failure(path, &error));
     if !path.exists() {

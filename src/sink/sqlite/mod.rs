@@ -4,10 +4,10 @@
 //! Three tables in the target database are the fence and the record. `_casparian_table` names the
 //! database (UUID) that a sink's table belongs to. `_casparian_output` has the attempt that wrote
 //! each job's rows; such a row stays when the job's rows go (`present = 0`), so that an attempt
-//! before it is still refused. `_casparian_key` has that attempt's key, which tells it from an
+//! before it is still refused. `_casparian_key` has that attempt's key, which distinguishes it from an
 //! attempt of the same number in a copy of the database; it is a table of its own because earlier
 //! releases insert into `_casparian_output` by position. Rows of other databases (`share`) and of jobs under the ID of a
-//! deleted one are told apart by the columns `_database` and `_incarnation`, which are added when
+//! deleted one are distinguished by the columns `_database` and `_incarnation`, which are added when
 //! the first such rows come.
 //!
 //! A process that is stopped inside its transaction locks the target database. Others wait for
@@ -39,7 +39,7 @@ use crate::job::Cause;
 pub(super) use commit::Prepared;
 pub(super) use rows::{Rows, Stage};
 pub(super) use standing::{Tables, is_usable};
-pub(super) use tables::{Table, Target, look, prepare};
+pub(super) use tables::{Table, Target, check, prepare};
 pub(super) use wait::{Patience, Stuck};
 
 const SIDE_TABLES: &str = "

@@ -385,9 +385,9 @@ fn taken(
 }
 
 /// Whose output keeps a sink of mode `error` from a table of a database, as far as it is known. Only
-/// a look before the job runs, which waits for no lock: what it cannot tell is found when the job
+/// a check before the job runs, which waits for no lock: what it misses is found when the job
 /// publishes.
-pub(in crate::sink) fn look(
+pub(in crate::sink) fn check(
     path: &Path,
     table: &str,
     run: &Name,
@@ -396,7 +396,7 @@ pub(in crate::sink) fn look(
     let Some(connection) = open_existing(path, Instant::now())? else {
         return Ok(None);
     };
-    let look = || {
+    let found = || {
         let columns = column_names(&connection, "main", table)?;
         let owner = owner_of(&connection, table)?.unwrap_or_else(|| run.database.clone());
         let is_usable = share || owner == run.database;
@@ -408,7 +408,7 @@ pub(in crate::sink) fn look(
         let marks = Marks::new(&owner, run);
         taken(&connection, table, run, &columns, &marks)
     };
-    look().map_err(|error| failure(path, &error))
+    found().map_err(|error| failure(path, &error))
 }
 
 /// The last attempt of the job that has published into a table, whether or not its rows are there.
@@ -483,7 +483,7 @@ fn has_empty(connection: &Connection, table: &str, run: &Name) -> rusqlite::Resu
 }
 
 /// An attempt of another job that has published into a table; none when the table has output of
-/// another database, or of nobody that is known.
+/// another database, or of an unknown publisher.
 fn other_writer(
     connection: &Connection,
     table: &str,

@@ -212,7 +212,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
     )
     .unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), Some(reused));
-    // Of nobody, or not as a record names it.
+    // In no record, or not as a record names it.
     let fixture = Fixture::new();
     fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), None);
@@ -220,7 +220,7 @@ fn a_refusal_names_the_attempt_whose_output_is_there() {
     publish(&fixture.root, &other_job(files), &[1]).unwrap();
     fs::write(fixture.path("a_1.parquet"), "mine").unwrap();
     assert_eq!(refused(&fixture, files).taken_by(), None);
-    // Rows of nobody.
+    // Rows that no record names.
     let fixture = Fixture::new();
     let table =
         "CREATE TABLE rows (x, _job_id, _file_version_id); INSERT INTO rows VALUES (1, 1, 1)";
@@ -302,7 +302,7 @@ fn output_of_another_sink_does_not_count_because_of_its_name() {
             "parquet://o.parquet",
             Some("parquet://o.parquet"),
         ),
-        // A file of nobody counts for both.
+        // A file that no record names counts for both.
         ("", 0, "", None),
     ] {
         let fixture = Fixture::new();

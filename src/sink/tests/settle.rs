@@ -128,7 +128,7 @@ fn only_output_without_a_receipt_is_settled() {
         assert_eq!(settle(later), None, "{completed} {failed:?}");
         assert_eq!(values(&fixture.path("a_7.parquet")), [1]);
     }
-    // Of a file that somebody exchanged nothing is known.
+    // Nothing is known of a file that was replaced.
     fs::remove_file(fixture.path("a_7.parquet")).unwrap();
     fs::write(fixture.path("a_7.parquet"), "mine").unwrap();
     let mut later = settlement(0, &[]);

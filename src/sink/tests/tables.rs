@@ -609,7 +609,7 @@ fn a_view_in_the_place_of_a_table_is_refused_as_before() {
     assert_eq!(indexes(&fixture), [""; 0]);
 }
 
-/// What a table of mode `error` has of another job is told before the plugin has given anything.
+/// What a table of mode `error` has of another job is reported before the plugin has published.
 #[test]
 fn a_table_that_is_taken_is_refused_before_the_job_runs() {
     let fixture = Fixture::new();
@@ -638,7 +638,7 @@ fn a_table_that_is_taken_is_refused_before_the_job_runs() {
         start(attempt(2, 1, "sqlite://x.db/free")).unwrap();
         start(of(A, 2, 1, "replace")).unwrap();
     }
-    // What cannot be told now is found when the job publishes.
+    // What cannot be decided now is found when the job publishes.
     let lock = rusqlite::Connection::open(fixture.path("x.db")).unwrap();
     lock.execute_batch("BEGIN EXCLUSIVE").unwrap();
     start(attempt(2, 1, ROWS)).unwrap();

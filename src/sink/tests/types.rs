@@ -820,7 +820,7 @@ fn columns_of_a_table_get_the_type_of_their_first_values() {
 #[test]
 fn values_that_a_parquet_file_cannot_hold_are_named_by_their_path() {
     let bad_date: ArrayRef = Arc::new(Date64Array::from(vec![Some(86_400_001), None]));
-    // Not checked by whoever publishes it.
+    // Its producer does not check it.
     let too_long = Decimal128Array::from(vec![1234]).with_data_type(DataType::Decimal128(3, 0));
     let negative = IntervalYearMonthArray::from(vec![-1]);
     let cases: Vec<(ArrayRef, &str, &str)> = vec![

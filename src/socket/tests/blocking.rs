@@ -29,7 +29,7 @@ fn a_message_that_goes_with_its_connection_is_counted() {
     use std::io::Write;
     let (mut dealer, mut raw, _listener) = dealer_of_raw(options);
     raw.write_all(b"\0\x01x").unwrap();
-    // Nobody receives, and the other side falls silent: a connection is worth more than that.
+    // The owner does not receive, and the peer falls silent: the connection stays.
     until(|| {
         dealer.flush().unwrap();
         (dealer.counters().retries > 0).then_some(())

@@ -1,22 +1,27 @@
 use super::*;
 
 fn register(scene: &mut Scene, root: &str, name: &str, hash: &str) -> FileVersion {
-    let mut turn = scene.store.begin().unwrap();
-    let file = turn.register_file(root, name, 3, 1.5, hash, DAY_MS);
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    let file = transaction.register_file(root, name, 3, 1.5, hash, DAY_MS);
+    transaction.commit().unwrap();
     file.unwrap()
 }
 
 fn enqueue(scene: &mut Scene, file: FileVersion) -> i64 {
-    let mut turn = scene.store.begin().unwrap();
-    let id = turn.enqueue("p", file.version_id, 0, DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    let id = transaction
+        .enqueue("p", file.version_id, 0, DAY_MS)
+        .unwrap();
+    transaction.commit().unwrap();
     id
 }
 
 fn last_job(scene: &mut Scene, file: FileVersion) -> Option<i64> {
-    let turn = scene.store.begin().unwrap();
-    let last = turn.jobs_of_file("p", file.location_id).unwrap().pop();
+    let transaction = scene.store.begin().unwrap();
+    let last = transaction
+        .jobs_of_file("p", file.location_id)
+        .unwrap()
+        .pop();
     last.map(|last| last.job_id)
 }
 

@@ -8,7 +8,7 @@ fn jobs_come_by_priority_then_id_over_all_plugins_and_only_capable_ones() {
     let b = scene.enqueue("q", 5);
     let c = scene.enqueue("p", 5);
     let d = scene.enqueue("other", 100);
-    // Each look goes on behind the one before, and begins anew after the last name.
+    // Each pass continues after the one before, and begins again after the last name.
     for (limit, names, is_end) in [
         (10, &["other", "p", "q"][..], true),
         (2, &["other", "p"], false),
@@ -118,7 +118,7 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
         ((true, 4), (vec![ids[4], ids[5]], false, false)),
     ];
     let plugins = ["p".to_owned()];
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     for ((is_idle, limit), want) in cases {
         let claim = Claim {
             worker_id: "w",
@@ -130,11 +130,11 @@ fn a_job_that_lost_workers_with_others_runs_alone() {
             is_old: false,
             lease_until_ms: 0,
         };
-        let claimed = turn.claim(&claim, DAY_MS).unwrap();
+        let claimed = transaction.claim(&claim, DAY_MS).unwrap();
         let got = (super::ids(&claimed), claimed.alone, claimed.is_reserved);
         assert_eq!(got, want, "{is_idle} {limit}");
     }
-    drop(turn);
+    drop(transaction);
     // Behind a job of higher rank it waits until the worker is idle.
     scene.sql(&format!(
         "UPDATE cf_processing_queue SET priority = 9 WHERE id = {}",

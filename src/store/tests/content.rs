@@ -51,9 +51,9 @@ fn a_row_gets_the_version_that_was_found_uncounted_within_a_bound() {
             (limits::INPUT_MOVES_MAX, Ended::Failed) => {}
             (_, Ended::Waits { until_boot_ms }) => {
                 at_ms = until_boot_ms - 1_000_000;
-                let mut turn = scene.store.begin().unwrap();
-                assert_eq!(turn.wake_due(&now(at_ms)).unwrap(), 1);
-                turn.commit().unwrap();
+                let mut transaction = scene.store.begin().unwrap();
+                assert_eq!(transaction.wake_due(&now(at_ms)).unwrap(), 1);
+                transaction.commit().unwrap();
             }
             other => panic!("{other:?}"),
         }

@@ -298,7 +298,7 @@ fn a_returned_job_is_queued_at_once_and_not_counted() {
         assert_eq!(scene.report("w", attempt, &returned, 0), Ended::Queued);
     }
     let detail = scene.inspect(id);
-    // It is nobody's fault.
+    // No cause is counted.
     let causes = detail.attempts.iter().map(|attempt| &attempt.cause);
     assert!(causes.chain([&detail.row.cause]).all(Option::is_none));
     assert_eq!((detail.retry_count, detail.infra_count), (0, 0));
@@ -418,9 +418,9 @@ fn a_job_whose_workers_are_stopped_while_it_runs_is_given_up_alone_in_the_end() 
     let want = "its worker was stopped while it ran, 15 times in a row";
     assert_eq!(error, want);
     // An operator queues it again: all begins anew.
-    let mut turn = scene.store.begin().unwrap();
-    assert!(turn.requeue(id, 1).unwrap());
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    assert!(transaction.requeue(id, 1).unwrap());
+    transaction.commit().unwrap();
     let (is_alone, ended) = stop(&mut scene, true);
     assert_eq!((is_alone, ended), (false, Ended::Queued));
 }
@@ -434,9 +434,9 @@ fn earlier_outputs_are_known_until_an_attempt_replaces_them() {
     assert_eq!(job.database, Some(scene.store.database_id()));
     scene.report("w", job.attempt, &success(&["file:///a", "file:///b"]), 0);
     let requeue = |scene: &mut Scene| {
-        let mut turn = scene.store.begin().unwrap();
-        assert!(turn.requeue(id, 1).unwrap());
-        turn.commit().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
+        assert!(transaction.requeue(id, 1).unwrap());
+        transaction.commit().unwrap();
         scene.claim(&["p"], 1).jobs.remove(0)
     };
     for receipt in [
@@ -520,9 +520,13 @@ fn all_running_jobs_can_be_put_back_in_batches() {
     assert_eq!(scene.claim(&["p"], 5).jobs.len(), 5);
     let mut counts = Vec::new();
     for _ in 0..4 {
-        let mut turn = scene.store.begin().unwrap();
-        counts.push(turn.release_all("the run ended", 2, &now(0)).unwrap());
-        turn.commit().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
+        counts.push(
+            transaction
+                .release_all("the run ended", 2, &now(0))
+                .unwrap(),
+        );
+        transaction.commit().unwrap();
     }
     assert_eq!(counts, [2, 2, 1, 0]);
     assert_eq!(scene.claim(&["p"], 9).jobs.len(), 5);
@@ -602,8 +606,8 @@ fn pending_rows_without_next_run_wait_and_those_with_a_bad_one_do_not() {
     // Parked rows are not retried either.
     let attempt = scene.claim(&["p"], 1).jobs[0].attempt;
     scene.report("w", attempt, &failure(Some(Cause::Worker), "x"), 0);
-    let mut turn = scene.store.begin().unwrap();
-    turn.park_queued().unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.park_queued().unwrap();
+    transaction.commit().unwrap();
     assert_eq!(scene.wake(&now(1_000_000)), 0);
 }

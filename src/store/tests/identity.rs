@@ -252,9 +252,9 @@ fn a_row_whose_attempt_makes_no_sense_fails_alone_and_its_id_is_used_again() {
         );
         // Nor is it settled by an attempt above that one, which would bar all others.
         scene.sql("UPDATE cf_processing_queue SET unsettled = 1 WHERE id = 2");
-        let mut turn = scene.store.begin().unwrap();
-        assert_eq!(turn.take_settlement(2).unwrap(), None);
-        turn.commit().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
+        assert_eq!(transaction.take_settlement(2).unwrap(), None);
+        transaction.commit().unwrap();
         assert_eq!(
             scene.inspect(2).row.attempt.number,
             attempt.max(0),

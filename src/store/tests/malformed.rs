@@ -235,7 +235,7 @@ const CASES: &[(&str, &str, &str)] = &[
 /// Plugin p with an environment and a sink, plugin q, and a job of each over a file of its own.
 pub(super) fn two_plugins() -> Scene {
     let mut scene = Scene::new();
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     let sinks = [ManifestSink {
         topic: "t".into(),
         uri: "parquet://t/".into(),
@@ -250,7 +250,7 @@ pub(super) fn two_plugins() -> Scene {
             lockfile_content: lockfile,
             sinks,
         };
-        turn.deploy(&deploy, DAY_MS).unwrap();
+        transaction.deploy(&deploy, DAY_MS).unwrap();
     }
     let worker = WorkerSession {
         worker_id: "w".into(),
@@ -263,12 +263,14 @@ pub(super) fn two_plugins() -> Scene {
         environments: Default::default(),
         routing_id: None,
     };
-    turn.save_worker(&worker, DAY_MS).unwrap();
-    let first = turn
+    transaction.save_worker(&worker, DAY_MS).unwrap();
+    let first = transaction
         .register_file("/data", "a.csv", 1, 0.0, "a", DAY_MS)
         .unwrap();
-    turn.enqueue("p", first.version_id, 0, DAY_MS).unwrap();
-    turn.commit().unwrap();
+    transaction
+        .enqueue("p", first.version_id, 0, DAY_MS)
+        .unwrap();
+    transaction.commit().unwrap();
     scene
 }
 
@@ -278,12 +280,14 @@ fn a_malformed_row_fails_or_waits_alone_with_a_reason_that_names_it() {
         let mut scene = two_plugins();
         scene.sql(&format!("UPDATE {change}"));
         // The other plugin's job over another file, behind it in the queue.
-        let mut turn = scene.store.begin().unwrap();
-        let other = turn
+        let mut transaction = scene.store.begin().unwrap();
+        let other = transaction
             .register_file("/other", "b.csv", 1, 0.0, "b", DAY_MS)
             .unwrap();
-        let healthy = turn.enqueue("q", other.version_id, -1, DAY_MS).unwrap();
-        turn.commit().unwrap();
+        let healthy = transaction
+            .enqueue("q", other.version_id, -1, DAY_MS)
+            .unwrap();
+        transaction.commit().unwrap();
         let (claimed, calls) = claim_all(&mut scene);
         assert!(ids(&claimed).contains(&healthy), "{change}");
         assert!(calls <= 3, "{change}: {calls}");
@@ -393,8 +397,8 @@ fn rows_that_a_trigger_of_another_program_protects_are_passed_over() {
     assert_eq!(scene.release(attempt, 0), Ended::Refused);
     let reason = scene.inspect(good).waiting_for.unwrap();
     assert!(reason.contains("(theirs) refuses it"), "{reason}");
-    let mut turn = scene.store.begin().unwrap();
-    assert_eq!(turn.release_all("x", 9, &now(0)).unwrap(), 0);
+    let mut transaction = scene.store.begin().unwrap();
+    assert_eq!(transaction.release_all("x", 9, &now(0)).unwrap(), 0);
 }
 
 #[test]
@@ -636,11 +640,11 @@ impl Scene {
                 is_old: false,
                 lease_until_ms: 0,
             };
-            let mut turn = self.store.begin().unwrap();
-            match turn.claim(&claim, DAY_MS) {
+            let mut transaction = self.store.begin().unwrap();
+            match transaction.claim(&claim, DAY_MS) {
                 Err(Error::RolledBack { .. }) => continue,
                 claimed => {
-                    turn.commit().unwrap();
+                    transaction.commit().unwrap();
                     return claimed.unwrap();
                 }
             }
@@ -650,7 +654,7 @@ impl Scene {
 
     /// Two workers come, and all claimed jobs are done.
     fn try_end(&mut self, claimed: &Claimed) -> Result<Vec<Ended>, Error> {
-        let mut turn = self.store.begin()?;
+        let mut transaction = self.store.begin()?;
         for worker_id in ["w1", "w2"] {
             let worker = WorkerSession {
                 worker_id: worker_id.into(),
@@ -663,7 +667,7 @@ impl Scene {
                 environments: Default::default(),
                 routing_id: None,
             };
-            turn.save_worker(&worker, DAY_MS)?;
+            transaction.save_worker(&worker, DAY_MS)?;
         }
         let receipt = success(&[]);
         let mut ends = Vec::new();
@@ -674,9 +678,9 @@ impl Scene {
                 receipt: &receipt,
                 retries_max: 3,
             };
-            ends.push(turn.complete(&completion, &now(0))?);
+            ends.push(transaction.complete(&completion, &now(0))?);
         }
-        turn.commit()?;
+        transaction.commit()?;
         Ok(ends)
     }
 }
@@ -703,7 +707,7 @@ fn rows_that_cannot_even_be_ended_do_not_stall_those_behind_them() {
     );
     let waits = scene.inspect(good + 1).waiting_for;
     assert!(waits.is_some_and(|reason| reason.contains("theirs")));
-    // They are tried again when somebody asks for it.
+    // They are tried again on request.
     scene.sql("DROP TRIGGER theirs");
     assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0]);
     assert!(scene.store.forgive().any);
@@ -735,10 +739,10 @@ fn claims_until_a_job(scene: &mut Scene, code: &str, rows: usize) -> (usize, i32
             is_idle: true,
             lease_until_ms: 0,
         };
-        let mut turn = scene.store.begin().unwrap();
-        match turn.claim(&claim, DAY_MS) {
+        let mut transaction = scene.store.begin().unwrap();
+        match transaction.claim(&claim, DAY_MS) {
             Err(Error::RolledBack { .. }) => continue,
-            claimed => turn.commit().map(|()| claimed).unwrap().unwrap(),
+            claimed => transaction.commit().map(|()| claimed).unwrap().unwrap(),
         };
         if scene.status(good) == "RUNNING" {
             break claims;
@@ -799,9 +803,9 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
     let first = scene.enqueue("p", 9);
     assert_eq!(ids(&scene.claim(&["p"], 1)), [first]);
     for retries in 0..2 {
-        let mut turn = scene.store.begin().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
         let version = 1;
-        let job = turn.enqueue("p", version, 1, DAY_MS).unwrap();
+        let job = transaction.enqueue("p", version, 1, DAY_MS).unwrap();
         let plugins = ["p".to_owned()];
         let claim = Claim {
             is_old: false,
@@ -814,17 +818,17 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
             lease_until_ms: 0,
         };
         assert_eq!(
-            ids(&turn.claim(&claim, DAY_MS).unwrap()),
+            ids(&transaction.claim(&claim, DAY_MS).unwrap()),
             [job],
             "{retries}"
         );
         // It is not committed: the job is not there.
-        drop(turn);
+        drop(transaction);
         assert_eq!(ids(&scene.claim(&["p"], 2)), [0i64; 0], "{retries}");
     }
     // A claim that is not committed took a row that is there again.
     let job = scene.enqueue("p", 1);
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     let plugins = ["p".to_owned()];
     let claim = Claim {
         is_old: false,
@@ -836,9 +840,9 @@ fn rows_that_come_before_those_that_are_given_up_are_claimed_first() {
         is_idle: true,
         lease_until_ms: 0,
     };
-    assert_eq!(ids(&turn.claim(&claim, DAY_MS).unwrap()), [job]);
-    assert_eq!(ids(&turn.claim(&claim, DAY_MS).unwrap()), [0i64; 0]);
-    drop(turn);
+    assert_eq!(ids(&transaction.claim(&claim, DAY_MS).unwrap()), [job]);
+    assert_eq!(ids(&transaction.claim(&claim, DAY_MS).unwrap()), [0i64; 0]);
+    drop(transaction);
     assert_eq!(ids(&scene.claim(&["p"], 2)), [job]);
 }
 

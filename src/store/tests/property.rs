@@ -158,17 +158,19 @@ fn exercise(path: &Path, held: &[Attempt]) {
     let running = store.running().unwrap();
     let waiting = store.queued_plugins(100, DAY_MS).unwrap().names;
     store.next_due_boot_ms(&now(0)).unwrap();
-    let mut turn = store.begin().unwrap();
-    turn.all_workers_offline(DAY_MS).unwrap();
-    let file = turn
+    let mut transaction = store.begin().unwrap();
+    transaction.all_workers_offline(DAY_MS).unwrap();
+    let file = transaction
         .register_file("/data", "c.csv", 1, 0.0, "c", DAY_MS)
         .unwrap();
-    turn.root_of(Path::new("/data/c.csv")).unwrap();
-    turn.jobs_of_file("p", file.location_id).unwrap();
-    turn.enqueue("p", file.version_id, 0, DAY_MS).unwrap();
-    turn.wake_due(&now(1_000_000)).unwrap();
+    transaction.root_of(Path::new("/data/c.csv")).unwrap();
+    transaction.jobs_of_file("p", file.location_id).unwrap();
+    transaction
+        .enqueue("p", file.version_id, 0, DAY_MS)
+        .unwrap();
+    transaction.wake_due(&now(1_000_000)).unwrap();
     for plugin in &waiting {
-        turn.plugin_code(plugin).unwrap();
+        transaction.plugin_code(plugin).unwrap();
     }
     let claim = Claim {
         worker_id: "w",
@@ -180,8 +182,8 @@ fn exercise(path: &Path, held: &[Attempt]) {
         is_old: false,
         lease_until_ms: 1,
     };
-    let claimed = turn.claim(&claim, DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let claimed = transaction.claim(&claim, DAY_MS).unwrap();
+    transaction.commit().unwrap();
     let attempts = claimed
         .jobs
         .iter()
@@ -192,7 +194,7 @@ fn exercise(path: &Path, held: &[Attempt]) {
         .collect();
     let held: Vec<_> = attempts.iter().map(|attempt| (*attempt, None)).collect();
     store.not_running(&held).unwrap();
-    let mut turn = store.begin().unwrap();
+    let mut transaction = store.begin().unwrap();
     for (index, attempt) in attempts.iter().enumerate() {
         let causes = [
             Cause::Plugin,
@@ -212,13 +214,16 @@ fn exercise(path: &Path, held: &[Attempt]) {
             retries_max: 3,
         };
         if index % 2 == 0 {
-            turn.complete(&completion, &now(0)).unwrap();
+            transaction.complete(&completion, &now(0)).unwrap();
         }
-        turn.release(*attempt, cause, Loss::Alone, "lost", 3, &now(0))
+        transaction
+            .release(*attempt, cause, Loss::Alone, "lost", 3, &now(0))
             .unwrap();
-        turn.requeue(attempt.job_id, file.version_id).unwrap();
+        transaction
+            .requeue(attempt.job_id, file.version_id)
+            .unwrap();
     }
-    turn.release_all("x", 10, &now(0)).unwrap();
+    transaction.release_all("x", 10, &now(0)).unwrap();
     let worker = WorkerSession {
         worker_id: "w".into(),
         user_id: None,
@@ -230,10 +235,12 @@ fn exercise(path: &Path, held: &[Attempt]) {
         environments: Default::default(),
         routing_id: None,
     };
-    turn.save_worker(&worker, DAY_MS).unwrap();
-    turn.touch_workers(&["w".to_owned()], DAY_MS).unwrap();
-    turn.worker_offline("w", DAY_MS).unwrap();
-    turn.forget_old_workers(DAY_MS).unwrap();
+    transaction.save_worker(&worker, DAY_MS).unwrap();
+    transaction
+        .touch_workers(&["w".to_owned()], DAY_MS)
+        .unwrap();
+    transaction.worker_offline("w", DAY_MS).unwrap();
+    transaction.forget_old_workers(DAY_MS).unwrap();
     for source in ["class Handler: name = \"p\"", "class Handler: new = 1"] {
         let deploy = Deploy {
             plugin_name: "p",
@@ -242,11 +249,11 @@ fn exercise(path: &Path, held: &[Attempt]) {
             lockfile_content: "six==1",
             sinks: &[],
         };
-        turn.deploy(&deploy, DAY_MS).unwrap();
-        turn.plugin_code("p").unwrap();
+        transaction.deploy(&deploy, DAY_MS).unwrap();
+        transaction.plugin_code("p").unwrap();
     }
-    turn.park_queued().unwrap();
-    turn.commit().unwrap();
+    transaction.park_queued().unwrap();
+    transaction.commit().unwrap();
     let inspector = Inspector::open(path).unwrap();
     let filter = JobFilter {
         limit: 100,

@@ -8,8 +8,8 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
     assert!(second.new && second.version != first.version);
     let again = scene.deploy("p", "v1");
     assert_eq!((again.manifest_id, again.new), (first.manifest_id, false));
-    let mut turn = scene.store.begin().unwrap();
-    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    let code = transaction.plugin_code("p").unwrap().runs().unwrap();
     assert_eq!(code.plugin.source_code, "v1", "in the same millisecond");
     let deploy = Deploy {
         plugin_name: "p",
@@ -18,19 +18,19 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
         lockfile_content: "lock",
         sinks: &[],
     };
-    turn.deploy(&deploy, DAY_MS + 1000).unwrap();
-    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    transaction.deploy(&deploy, DAY_MS + 1000).unwrap();
+    let code = transaction.plugin_code("p").unwrap().runs().unwrap();
     assert_eq!(
         (code.plugin.source_code.as_str(), code.version.as_str()),
         ("v1", "9")
     );
     assert_eq!(code.plugin.env_hash, sha256_hex(&[b"lock"]));
-    turn.commit().unwrap();
+    transaction.commit().unwrap();
     // The same source under another name is another manifest.
     assert!(scene.deploy("q", "v1").new);
     // Another program's deployment is noticed.
     let mut other = Store::open(&scene.path(), Open::Existing).unwrap();
-    let mut turn = other.begin().unwrap();
+    let mut transaction = other.begin().unwrap();
     let deploy = Deploy {
         plugin_name: "p",
         version: None,
@@ -38,13 +38,14 @@ fn the_newest_deployment_runs_even_when_its_source_is_an_old_one() {
         lockfile_content: "",
         sinks: &[],
     };
-    turn.deploy(&deploy, DAY_MS + 2000).unwrap();
-    turn.commit().unwrap();
+    transaction.deploy(&deploy, DAY_MS + 2000).unwrap();
+    transaction.commit().unwrap();
     assert!(scene.store.changed().unwrap());
     assert!(!scene.store.changed().unwrap());
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     assert_eq!(
-        turn.plugin_code("p")
+        transaction
+            .plugin_code("p")
             .unwrap()
             .runs()
             .unwrap()
@@ -79,7 +80,7 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
     ];
     for (count, (sinks, want)) in versions.iter().enumerate() {
         let source = format!("source {count}");
-        let mut turn = scene.store.begin().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
         let deploy = Deploy {
             plugin_name: "p",
             version: None,
@@ -87,8 +88,8 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
             lockfile_content: "",
             sinks,
         };
-        turn.deploy(&deploy, DAY_MS).unwrap();
-        turn.commit().unwrap();
+        transaction.deploy(&deploy, DAY_MS).unwrap();
+        transaction.commit().unwrap();
         let topics = scene.text("SELECT group_concat(topic_name) FROM (SELECT topic_name FROM cf_topic_config ORDER BY id)");
         assert_eq!(topics, *want);
         let uri = scene.text("SELECT uri FROM cf_topic_config WHERE topic_name = 'mine'");
@@ -118,14 +119,14 @@ fn sinks_of_a_manifest_follow_its_version_and_leave_those_of_operators() {
 #[test]
 fn a_file_keeps_its_location_and_gets_versions_and_its_last_job_is_found() {
     let mut scene = Scene::new();
-    let mut turn = scene.store.begin().unwrap();
-    let one = turn
+    let mut transaction = scene.store.begin().unwrap();
+    let one = transaction
         .register_file("/data", "x.csv", 1, 0.0, "h1", DAY_MS)
         .unwrap();
-    let same = turn
+    let same = transaction
         .register_file("/data", "x.csv", 1, 0.0, "h1", DAY_MS)
         .unwrap();
-    let two = turn
+    let two = transaction
         .register_file("/data", "x.csv", 2, 0.0, "h2", DAY_MS)
         .unwrap();
     assert_eq!(
@@ -133,33 +134,45 @@ fn a_file_keeps_its_location_and_gets_versions_and_its_last_job_is_found() {
         (one.location_id, one.version_id, false)
     );
     assert!(two.location_id == one.location_id && two.version_id != one.version_id);
-    let job = turn.enqueue("p", one.version_id, 0, DAY_MS).unwrap();
-    let last = turn.jobs_of_file("p", one.location_id).unwrap().remove(0);
+    let job = transaction.enqueue("p", one.version_id, 0, DAY_MS).unwrap();
+    let last = transaction
+        .jobs_of_file("p", one.location_id)
+        .unwrap()
+        .remove(0);
     assert_eq!((last.job_id, last.content_hash.as_str()), (job, "h1"));
-    assert!(turn.jobs_of_file("q", one.location_id).unwrap().is_empty());
-    assert!(turn.requeue(job, two.version_id).unwrap());
+    assert!(
+        transaction
+            .jobs_of_file("q", one.location_id)
+            .unwrap()
+            .is_empty()
+    );
+    assert!(transaction.requeue(job, two.version_id).unwrap());
     assert_eq!(
-        turn.jobs_of_file("p", one.location_id)
+        transaction
+            .jobs_of_file("p", one.location_id)
             .unwrap()
             .remove(0)
             .content_hash,
         "h2"
     );
     assert_eq!(
-        turn.root_of(Path::new("/data/y")).unwrap(),
+        transaction.root_of(Path::new("/data/y")).unwrap(),
         Some("/data".into())
     );
-    assert_eq!(turn.root_of(Path::new("/database")).unwrap(), None);
-    turn.commit().unwrap();
+    assert_eq!(transaction.root_of(Path::new("/database")).unwrap(), None);
+    transaction.commit().unwrap();
     scene.claim(&["p"], 1);
-    let mut turn = scene.store.begin().unwrap();
-    assert!(!turn.requeue(job, one.version_id).unwrap(), "it is RUNNING");
+    let mut transaction = scene.store.begin().unwrap();
+    assert!(
+        !transaction.requeue(job, one.version_id).unwrap(),
+        "it is RUNNING"
+    );
 }
 
 /// Which source runs.
 fn source(scene: &mut Scene) -> String {
-    let mut turn = scene.store.begin().unwrap();
-    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    let code = transaction.plugin_code("p").unwrap().runs().unwrap();
     code.plugin.source_code.clone()
 }
 
@@ -167,7 +180,7 @@ fn source(scene: &mut Scene) -> String {
 fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
     let mut scene = Scene::new();
     let deploy = |scene: &mut Scene, source: &str, now_ms: i64| {
-        let mut turn = scene.store.begin().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
         let deploy = Deploy {
             plugin_name: "p",
             version: None,
@@ -175,8 +188,8 @@ fn the_newest_deployment_is_an_order_that_no_clock_and_no_old_program_upsets() {
             lockfile_content: "",
             sinks: &[],
         };
-        turn.deploy(&deploy, now_ms).unwrap();
-        turn.commit().unwrap();
+        transaction.deploy(&deploy, now_ms).unwrap();
+        transaction.commit().unwrap();
     };
     // The clock runs backwards, stands still, and is far ahead for a while.
     for (count, now_ms) in [
@@ -272,7 +285,7 @@ fn the_root_of_a_file_is_the_nearest_folder_that_is_known() {
          ('/data/in/off', 0), ('relative', 1), (x'2f', 1), ('/file', 1)",
     );
     let mut scene = scene;
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     for (path, want) in [
         ("/data/x", Some("/data")),
         ("/data/in/x", Some("/data/in")),
@@ -281,15 +294,17 @@ fn the_root_of_a_file_is_the_nearest_folder_that_is_known() {
         ("/x", None),
         ("/file", None),
     ] {
-        let root = turn.root_of(Path::new(path)).unwrap();
+        let root = transaction.root_of(Path::new(path)).unwrap();
         assert_eq!(root.as_deref(), want.map(Path::new), "{path}");
     }
     // Registered under it, it is the same root, with or without the slash.
-    turn.register_file("/data/in", "x", 1, 0.0, "h", DAY_MS)
+    transaction
+        .register_file("/data/in", "x", 1, 0.0, "h", DAY_MS)
         .unwrap();
-    turn.register_file("/data/in", "y", 1, 0.0, "h", DAY_MS)
+    transaction
+        .register_file("/data/in", "y", 1, 0.0, "h", DAY_MS)
         .unwrap();
-    turn.commit().unwrap();
+    transaction.commit().unwrap();
     assert_eq!(
         scene.text("SELECT count(*) FROM cf_source_root"),
         "Integer(6)"

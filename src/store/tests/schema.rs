@@ -84,9 +84,9 @@ fn every_table_and_column_of_the_reference_is_in_a_new_database_too() {
 fn a_dropped_turn_changes_nothing() {
     let mut scene = Scene::new();
     let id = scene.enqueue("p", 0);
-    let mut turn = scene.store.begin().unwrap();
-    turn.enqueue("p", 1, 0, DAY_MS).unwrap();
-    turn.park_queued().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.enqueue("p", 1, 0, DAY_MS).unwrap();
+    transaction.park_queued().unwrap();
     // Nor does what it deployed stay in the cache.
     let deploy = Deploy {
         plugin_name: "p",
@@ -95,13 +95,13 @@ fn a_dropped_turn_changes_nothing() {
         lockfile_content: "",
         sinks: &[],
     };
-    turn.deploy(&deploy, DAY_MS).unwrap();
-    turn.plugin_code("p").unwrap();
-    drop(turn);
-    let mut turn = scene.store.begin().unwrap();
-    let code = turn.plugin_code("p").unwrap().runs().unwrap();
+    transaction.deploy(&deploy, DAY_MS).unwrap();
+    transaction.plugin_code("p").unwrap();
+    drop(transaction);
+    let mut transaction = scene.store.begin().unwrap();
+    let code = transaction.plugin_code("p").unwrap().runs().unwrap();
     assert_eq!(code.plugin.source_code, "class Handler: pass\n");
-    drop(turn);
+    drop(transaction);
     assert_eq!(scene.status(id), "QUEUED");
     assert_eq!(
         scene.text("SELECT count(*) FROM cf_processing_queue"),

@@ -7,16 +7,16 @@ impl Scene {
     }
 
     fn take_settlement(&mut self, job_id: i64) -> Option<(Settlement, Option<String>)> {
-        let mut turn = self.store.begin().unwrap();
-        let taken = turn.take_settlement(job_id).unwrap();
-        turn.commit().unwrap();
+        let mut transaction = self.store.begin().unwrap();
+        let taken = transaction.take_settlement(job_id).unwrap();
+        transaction.commit().unwrap();
         taken
     }
 
     fn settle(&mut self, attempt: Attempt, receipt: &Receipt) -> bool {
-        let mut turn = self.store.begin().unwrap();
-        let became = turn.settle(attempt, receipt, &now(9)).unwrap();
-        turn.commit().unwrap();
+        let mut transaction = self.store.begin().unwrap();
+        let became = transaction.settle(attempt, receipt, &now(9)).unwrap();
+        transaction.commit().unwrap();
         became == Settled::Completed
     }
 
@@ -121,9 +121,9 @@ fn a_job_is_settled_unless_its_workers_said_that_it_has_no_output() {
             SqlValue(value) => set_value(&scene, value),
             AfterSql => scene.set_status(id, "QUEUED"),
             Interrupted | InterruptedThenSql => {
-                let mut turn = scene.store.begin().unwrap();
-                assert_eq!(turn.release_all("killed", 9, &now(0)).unwrap(), 1);
-                turn.commit().unwrap();
+                let mut transaction = scene.store.begin().unwrap();
+                assert_eq!(transaction.release_all("killed", 9, &now(0)).unwrap(), 1);
+                transaction.commit().unwrap();
             }
             After(Some(Cause::Lost), _) => drop(scene.release(first, 0)),
             After(cause, returned) => {
@@ -413,9 +413,9 @@ fn neither_failed_settlements_nor_rows_of_others_make_the_history_grow() {
 impl Scene {
     /// Another file version, of another file where `path` is another.
     fn version(&mut self, path: &str, hash: &str) -> i64 {
-        let mut turn = self.store.begin().unwrap();
-        let file = turn.register_file("/data", path, 5, 2.5, hash, DAY_MS);
-        turn.commit().unwrap();
+        let mut transaction = self.store.begin().unwrap();
+        let file = transaction.register_file("/data", path, 5, 2.5, hash, DAY_MS);
+        transaction.commit().unwrap();
         file.unwrap().version_id
     }
 
@@ -556,15 +556,15 @@ fn a_job_that_stays_as_it_ended_says_which_version_its_output_is_of() {
         assert_eq!(scene.stands(), format!("{status} {version} 1"));
         // It does not count as done over the row's version, whatever another program says.
         scene.set_status(id, "COMPLETED");
-        let mut turn = scene.store.begin().unwrap();
-        let code = turn.plugin_code("p").unwrap().runs().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
+        let code = transaction.plugin_code("p").unwrap().runs().unwrap();
         let artifact = code.plugin.artifact_hash.clone();
         assert!(
-            !turn
+            !transaction
                 .is_done(id, "p", &artifact, &code, &Parameters::default())
                 .unwrap()
         );
-        let published = turn.publication(id).unwrap().unwrap();
+        let published = transaction.publication(id).unwrap().unwrap();
         assert_eq!(published.content_hash.as_deref(), Some("hash"));
     }
 }

@@ -31,9 +31,9 @@ fn upload(lockfile: &str) -> Upload {
 
 impl Scene {
     fn upload(&mut self, upload: &Upload, at_ms: i64) -> Result<Deployed, String> {
-        let mut turn = self.store.begin().unwrap();
-        let done = turn.deploy_upload(upload, DAY_MS + at_ms).unwrap();
-        turn.commit().unwrap();
+        let mut transaction = self.store.begin().unwrap();
+        let done = transaction.deploy_upload(upload, DAY_MS + at_ms).unwrap();
+        transaction.commit().unwrap();
         done
     }
 }
@@ -96,8 +96,8 @@ fn an_upload_writes_the_rows_of_the_reference() {
     scene.upload(&other, 3000).unwrap();
     assert_eq!(scene.text(config), "mine,auto_sales{}");
     assert_eq!(scene.text(subscriptions), "salesraw0");
-    let mut turn = scene.store.begin().unwrap();
-    let code = turn.plugin_code("sales").unwrap().runs().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    let code = transaction.plugin_code("sales").unwrap().runs().unwrap();
     assert_eq!(
         (code.manifest_id, code.version.as_str()),
         (first.manifest_id, "1.2.0")
@@ -122,9 +122,9 @@ fn a_signature_goes_with_the_artifact_that_it_is_of() {
         ("version = 1\n", format!("{}1", "ff".repeat(64))),
         ("", "--".into()),
     ] {
-        let mut turn = scene.store.begin().unwrap();
-        turn.deploy(&local(lockfile), DAY_MS + 1).unwrap();
-        turn.commit().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
+        transaction.deploy(&local(lockfile), DAY_MS + 1).unwrap();
+        transaction.commit().unwrap();
         assert_eq!(scene.text(row), want);
     }
 }
@@ -143,7 +143,7 @@ fn publishers_are_known_by_name_and_keep_their_directory_ids() {
     scene.upload(&by("ana", None), 0).unwrap();
     scene.upload(&by("ana", Some("oid-1")), 0).unwrap();
     scene.upload(&by("bob", Some("oid-2")), 0).unwrap();
-    // No signature covers it: whoever sends it keeps nobody from deploying.
+    // No signature covers it: its sender cannot keep others from deploying.
     scene.upload(&by("bob", Some("oid-1")), 0).unwrap();
     scene.upload(&by("cyd", Some("oid-1")), 0).unwrap();
     let all = "SELECT group_concat(name || coalesce(azure_oid, '')) FROM (SELECT * FROM cf_publisher ORDER BY id)";
@@ -165,11 +165,11 @@ fn a_refused_upload_leaves_nothing_and_takes_nothing_with_it() {
         let mut tries = 0;
         let refused = loop {
             tries += 1;
-            let mut turn = scene.store.begin().unwrap();
-            turn.enqueue("p", 1, 0, DAY_MS).unwrap();
-            match turn.deploy_upload(&upload(""), DAY_MS) {
+            let mut transaction = scene.store.begin().unwrap();
+            transaction.enqueue("p", 1, 0, DAY_MS).unwrap();
+            match transaction.deploy_upload(&upload(""), DAY_MS) {
                 Ok(done) => {
-                    turn.commit().unwrap();
+                    transaction.commit().unwrap();
                     break done.unwrap_err();
                 }
                 Err(Error::RolledBack { .. }) => assert!(tries < 2, "it is not tried again"),

@@ -26,22 +26,22 @@ fn the_reason_of_waiting_is_told() {
         environments: Default::default(),
         routing_id: Some("r-1".to_owned()),
     };
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&session("x"), DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.save_worker(&session("x"), DAY_MS).unwrap();
+    transaction.commit().unwrap();
     assert!(reason(&scene, id).unwrap().contains("none of the 1"));
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&session("*"), DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.save_worker(&session("*"), DAY_MS).unwrap();
+    transaction.commit().unwrap();
     assert!(reason(&scene, id).unwrap().contains("free slot"));
     let no_uv: std::collections::BTreeMap<_, _> = [("".to_owned(), "no uv".to_owned())].into();
     let broken = WorkerSession {
         environments: no_uv.clone(),
         ..session("*")
     };
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&broken, DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.save_worker(&broken, DAY_MS).unwrap();
+    transaction.commit().unwrap();
     assert!(reason(&scene, id).unwrap().contains("no uv"));
     let workers = scene.store.workers().unwrap();
     assert!(workers.iter().any(|worker| worker.environments == no_uv));
@@ -52,13 +52,13 @@ fn the_reason_of_waiting_is_told() {
         .collect();
     assert!(known.len() == 1 && known[0].worker_id == "w-*", "{known:?}");
     for trouble in [Some("its disk is full"), None] {
-        let mut turn = scene.store.begin().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
         let session = WorkerSession {
             trouble: trouble.map(str::to_owned),
             ..session("*")
         };
-        turn.save_worker(&session, DAY_MS).unwrap();
-        turn.commit().unwrap();
+        transaction.save_worker(&session, DAY_MS).unwrap();
+        transaction.commit().unwrap();
         let told = reason(&scene, id);
         assert_eq!(
             told.is_some_and(|told| told.contains("disk")),
@@ -75,9 +75,9 @@ fn the_reason_of_waiting_is_told() {
         );
     }
     assert_eq!(scene.store.workers().unwrap().len(), 2);
-    let mut turn = scene.store.begin().unwrap();
-    turn.all_workers_offline(DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.all_workers_offline(DAY_MS).unwrap();
+    transaction.commit().unwrap();
     assert!(reason(&scene, id).unwrap().contains("no worker"));
     let inspector = Inspector::open(&scene.path()).unwrap();
     let filter = JobFilter {
@@ -104,31 +104,38 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
         environments: Default::default(),
         routing_id: None,
     };
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&session("w", None), DAY_MS).unwrap();
-    turn.save_worker(&session("idle", Some("bob")), DAY_MS)
+    let mut transaction = scene.store.begin().unwrap();
+    transaction
+        .save_worker(&session("w", None), DAY_MS)
         .unwrap();
-    turn.commit().unwrap();
+    transaction
+        .save_worker(&session("idle", Some("bob")), DAY_MS)
+        .unwrap();
+    transaction.commit().unwrap();
     assert_eq!(scene.claim(&["p"], 1).jobs.len(), 1);
     let user = |scene: &Scene| scene.store.running().unwrap()[0].user.clone();
     assert_eq!(user(&scene), None);
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&session("w", Some("ann")), DAY_MS)
+    let mut transaction = scene.store.begin().unwrap();
+    transaction
+        .save_worker(&session("w", Some("ann")), DAY_MS)
         .unwrap();
-    turn.commit().unwrap();
+    transaction.commit().unwrap();
     assert_eq!(user(&scene), Some(crate::job::User::parse("ann")));
 
     // A connected worker stays, however many others connect and disconnect.
-    let mut turn = scene.store.begin().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
     for count in 0..crate::limits::WORKER_SESSIONS_MAX + 50 {
         let worker_id = format!("x-{count}");
-        turn.save_worker(&session(&worker_id, None), DAY_MS + count)
+        transaction
+            .save_worker(&session(&worker_id, None), DAY_MS + count)
             .unwrap();
-        turn.worker_offline(&worker_id, DAY_MS + count).unwrap();
+        transaction
+            .worker_offline(&worker_id, DAY_MS + count)
+            .unwrap();
     }
-    turn.worker_offline("w", DAY_MS - 1).unwrap();
-    turn.forget_old_workers(DAY_MS).unwrap();
-    turn.commit().unwrap();
+    transaction.worker_offline("w", DAY_MS - 1).unwrap();
+    transaction.forget_old_workers(DAY_MS).unwrap();
+    transaction.commit().unwrap();
     let known = scene.store.workers().unwrap();
     let kept = crate::limits::WORKER_SESSIONS_MAX * 9 / 10;
     assert_eq!(known.len() as i64, kept);
@@ -148,13 +155,13 @@ fn claims_are_their_workers_users_affair_and_old_workers_are_forgotten() {
     // A worker that comes with another process leaves the one it was.
     let online = nodes("ONLINE");
     for pid in 1..5 {
-        let mut turn = scene.store.begin().unwrap();
+        let mut transaction = scene.store.begin().unwrap();
         let again = WorkerSession {
             pid: Some(pid),
             ..session("idle", None)
         };
-        turn.save_worker(&again, DAY_MS).unwrap();
-        turn.commit().unwrap();
+        transaction.save_worker(&again, DAY_MS).unwrap();
+        transaction.commit().unwrap();
         assert_eq!(nodes("ONLINE"), online);
     }
 }
@@ -189,9 +196,9 @@ fn where_the_lock_cannot_be_looked_at_the_age_of_the_last_sign_decides() {
         environments: Default::default(),
         routing_id: None,
     };
-    let mut turn = scene.store.begin().unwrap();
-    turn.save_worker(&session, DAY_MS).unwrap();
-    turn.commit().unwrap();
+    let mut transaction = scene.store.begin().unwrap();
+    transaction.save_worker(&session, DAY_MS).unwrap();
+    transaction.commit().unwrap();
     let (status, waits) = look(&scene, age_max);
     assert_eq!(status.as_deref(), Some("ONLINE"));
     assert!(waits.unwrap().contains("free slot"));

@@ -39,7 +39,7 @@ impl Connection {
 
     /// Lets time pass: heartbeats are queued, deadlines close the connection.
     ///
-    /// `is_unread` says that bytes of the peer's may be waiting which nobody has read: then
+    /// `is_unread` says that bytes of the peer's may be waiting unread: then
     /// the silence is our own and does not count.
     pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
         let is_open = self.state == State::Open;

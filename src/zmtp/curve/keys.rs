@@ -113,7 +113,7 @@ impl SecretKey {
 
     fn made_by<E>(make: impl FnOnce(&mut [u8; KEY_SIZE]) -> Result<(), E>) -> Result<Self, E> {
         let mut secret = Arc::new(Zeroizing::new([0; KEY_SIZE]));
-        // Nobody else has it yet.
+        // It is not shared yet.
         if let Some(bytes) = Arc::get_mut(&mut secret) {
             make(bytes)?;
         }
@@ -315,7 +315,7 @@ impl AuthorizedKeys {
         self.keys.len()
     }
 
-    /// True when nobody may connect.
+    /// True when no peer may connect.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }

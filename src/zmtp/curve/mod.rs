@@ -63,8 +63,7 @@ pub struct CurveServer {
 /// Whom a CURVE server lets in.
 #[derive(Clone, Debug)]
 pub enum Clients {
-    /// Whoever knows the server's public key. The traffic is encrypted, the client is not
-    /// proved to be anyone.
+    /// Every client that knows the server's public key. Clients are not authenticated.
     Any,
     /// The holders of the listed keys.
     Listed(Arc<AuthorizedKeys>),
@@ -135,7 +134,7 @@ fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
     nonce
 }
 
-/// Fills with bytes nobody can foresee.
+/// Fills with random bytes of the system.
 #[cfg(not(fuzzing))]
 fn random(out: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(out).map_err(|_| Error::NoRandomness)
@@ -155,7 +154,7 @@ fn random_array<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// Calculates with secrets, and wipes what that has left of them on the stack: values that are
-/// moved or passed leave copies behind which nobody drops.
+/// moved or passed leave copies behind that are not wiped.
 fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
     /// 32 KiB: more than the curve and the cipher use, which is some 8 KiB without optimisation.
     const WORDS: usize = 4 << 10;
@@ -228,7 +227,7 @@ fn open_in_place<'a>(
 /// `crypto_box_beforenm`.
 ///
 /// The secret is clamped, not reduced, so that a point of low order hidden in a public key
-/// tells nothing about it. A public key that is such a point alone would make the secret known
+/// reveals nothing about it. A public key that is such a point alone would make the secret known
 /// to everybody and is refused (RFC 7748 §6.1).
 fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<XSalsa20Poly1305>, Error> {
     let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());

@@ -220,7 +220,7 @@ fn initiate_must_vouch_for_this_connection_and_this_server_by_the_key_it_shows()
     }
 }
 
-/// A point of low order in a public key must tell nothing about the secret one: the clamped
+/// A point of low order in a public key must reveal nothing about the secret one: the clamped
 /// scalar is a multiple of eight.
 #[test]
 fn a_point_of_low_order_added_to_a_key_changes_nothing() {

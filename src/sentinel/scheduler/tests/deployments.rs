@@ -1,7 +1,7 @@
-//! What workers are told of deployments: PREPARE_ENV, RELOAD, and ENV_READY back.
+//! What is announced to workers of deployments: PREPARE_ENV, RELOAD, and ENV_READY back.
 
 use super::*;
-use crate::protocol::{EnvReady, Err as ErrPayload};
+use crate::protocol::{EnvReady, ErrorMessage};
 use crate::store::sha256_hex;
 
 impl Scene {
@@ -20,7 +20,7 @@ impl Scene {
         hash
     }
 
-    /// Two seconds pass: what each worker is told, in order, and a request of each.
+    /// Two seconds pass: what each worker receives, in order, and a request of each.
     fn told(&mut self, workers: &[&str]) -> Vec<String> {
         let mut told = Vec::new();
         for _ in 0..2 {
@@ -99,7 +99,7 @@ fn workers_prepare_environments_when_they_join_and_when_a_plugin_is_deployed() {
     assert!(recorded.starts_with(&format!("x {} /venvs/x/bin/python 2025-", &a[..8])));
     assert!(!recorded.contains(','), "{recorded}");
     // It is removed there, and cannot be created again.
-    let failed = ErrPayload {
+    let failed = ErrorMessage {
         message: "no space".into(),
         traceback: None,
         refused: false,
@@ -337,7 +337,7 @@ fn an_environment_that_is_reported_as_failed_and_as_ready_in_turns_is_recorded_a
     scene.told(&["x"]);
     assert_eq!(scene.recorded_count(), "1");
     for _ in 0..2 * limits::ENVIRONMENT_FLIPS_MAX {
-        let failed = ErrPayload {
+        let failed = ErrorMessage {
             message: "no space".into(),
             traceback: None,
             refused: false,

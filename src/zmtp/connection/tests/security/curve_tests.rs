@@ -216,7 +216,7 @@ fn every_changed_byte_of_hello_and_initiate_is_found() {
             let (_, mut b, mut bytes) = honest(stage);
             bytes[at] ^= 0x10;
             let seen = feed(&mut b, &bytes, &[usize::MAX], now);
-            // HELLO's padding is not looked at; a longer frame waits for more bytes.
+            // HELLO's padding is not checked; a longer frame waits for more bytes.
             let padding = name == "HELLO" && (10..82).contains(&at);
             let sizes = if name == "HELLO" { 1..2 } else { 1..9 };
             assert!(
@@ -309,7 +309,7 @@ fn commands_of_a_bad_server_are_refused() {
 fn a_client_says_nothing_in_the_clear_to_a_server_that_has_sealed() {
     let now = Instant::now();
     let mut config = (*server(2, Clients::Any)).clone();
-    // An identity that nobody may have.
+    // An identity that no peer may have.
     config.identity = vec![0, 1];
     let mut a = Connection::new(client(1, 2), now);
     let mut b = Connection::new(Arc::new(config), now);
