@@ -26,7 +26,7 @@ pub(crate) struct KeysInUse {
 }
 
 /// The folder of these files, below that of environments.
-fn folder(home: &Path) -> PathBuf {
+pub(crate) fn folder(home: &Path) -> PathBuf {
     home.join("keys")
 }
 

@@ -143,7 +143,7 @@ fn note_keys(typed: &Typed) -> Option<Noted> {
     };
     let warned = noted.inspect_err(|error| {
         log::warn!(
-            "workers of this user cannot be told of its key files ({error}): name them by --protect there"
+            "cannot list the key files for workers of this user ({error}): name them by --protect there"
         );
     });
     warned.ok()

@@ -89,8 +89,8 @@ impl Step {
     fn was_moved(&self, after: &Step) -> bool {
         let is_same =
             (self.device, self.inode, self.is_link) == (after.device, after.inode, after.is_link);
-        // New entries set both times of a folder to the same, a rename its `ctime` alone. Who sets its
-        // `mtime` sets an earlier one, and changes `ctime` as well.
+        // A new entry sets both times of a folder to the same instant, a rename its `ctime` alone. utimes
+        // sets `mtime`, usually to an earlier instant, and `ctime` to now.
         let set_by_entries = after.modified == self.modified || after.modified > self.changed;
         let is_renamed = self.is_link
             || after.changed != after.modified
@@ -170,7 +170,7 @@ impl Input {
             progress: progress.clone(),
         };
         thread::start(format!("input-{serial}"), move || {
-            let _looking = counted;
+            let _counted = counted;
             // Before it owns one.
             if let Err(error) = crate::descriptors::unshare() {
                 log::warn!("descriptors of the thread that reads an input: {error}");

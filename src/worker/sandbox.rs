@@ -78,6 +78,8 @@ impl SandboxOptions {
                 .chain(self.hidden.iter().cloned())
                 .chain([output.join(".casparian")])
                 .chain(keys.secret)
+                // Build code may write to the rest of the folder of environments.
+                .chain([keys_in_use::folder(&home)])
                 .map(|path| absolute(&path))
                 .collect(),
             named: self.named.iter().map(absolute).collect(),
