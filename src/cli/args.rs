@@ -57,7 +57,14 @@ impl Command {
         let usage = |error: lexopt::Error| Refusal::Usage(format!("{error}; {}", self.hint()));
         while let Some(argument) = parser.next().map_err(usage)? {
             let flag = match argument {
-                Arg::Long(long) => self.flags.iter().find(|flag| flag.long == long),
+                Arg::Long(long) => {
+                    // As earlier releases named it.
+                    let long = match long {
+                        "guest-start" => "plugin-start",
+                        long => long,
+                    };
+                    self.flags.iter().find(|flag| flag.long == long)
+                }
                 Arg::Short(short) => self.flags.iter().find(|flag| flag.short == Some(short)),
                 Arg::Value(value) => {
                     typed.positionals.push(value);

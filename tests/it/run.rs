@@ -296,6 +296,12 @@ fn mistakes_are_one_clear_line_and_an_exit_code() {
             2,
             "warm or spawn",
         ),
+        (
+            // Its name in earlier releases.
+            run(&plugin, &input, &out, &["--guest-start", "x"]),
+            2,
+            "warm or spawn",
+        ),
         (run(&at("missing.py"), &input, &out, &[]), 1, "No such file"),
         (
             run(&at("bad_syntax.py"), &input, &out, &[]),
