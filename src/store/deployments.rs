@@ -36,8 +36,8 @@ pub struct Deployments {
 /// The newest manifest of each plugin.
 pub(super) const DEPLOYED_QUERY: &str = "SELECT plugin_name, env_hash, \
      max(CAST(deploy_order AS INTEGER)), EXISTS (SELECT 1 FROM cf_processing_queue AS q \
-     INDEXED BY ix_casparian_claim WHERE q.status = 'QUEUED' AND q.plugin_name = m.plugin_name) \
-     FROM cf_plugin_manifest AS m WHERE status = 'ACTIVE' GROUP BY plugin_name LIMIT ?1";
+     INDEXED BY ix_casparian_claim WHERE q.status = 'QUEUED' AND q.plugin_name = m.plugin_name), \
+     id, source_hash FROM cf_plugin_manifest AS m WHERE status = 'ACTIVE' GROUP BY plugin_name LIMIT ?1";
 
 /// An environment is ready on a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,10 @@ impl Store {
                 has_jobs: row.get(3).unwrap_or(false),
             };
             let hasher = hashers.entry(name.to_owned()).or_default();
-            (deployment.order, &deployment.env_hash).hash(hasher);
+            // The order is not hashed: the newest manifest deployed once more changes nothing.
+            for index in [1, 4, 5] {
+                hash_value(cell(row, index), hasher);
+            }
             found.plugins.push(deployment);
         }
         let mut statement = self.connection.prepare_cached(

@@ -176,8 +176,9 @@ impl Worker {
 
     fn answered(&mut self, answer: &Answer) {
         for attempt in self.leases.handle_answer(answer) {
-            log::info!("{attempt}: not held any more, stopped");
-            self.stop(|order| order.job.attempt == attempt, None);
+            if self.stop(|order| order.job.attempt == attempt, None) {
+                log::info!("{attempt}: not held any more, stopped");
+            }
         }
         self.update_permits();
         self.settle(&answer.settle);
@@ -347,12 +348,13 @@ impl Worker {
     }
 
     /// Stops jobs, waiting and running. With a reason a receipt follows; without one the sentinel
-    /// does not want any.
-    fn stop(&mut self, mut is_meant: impl FnMut(&Order) -> bool, reason: Option<&str>) {
+    /// does not want any. False when there was none to stop.
+    fn stop(&mut self, mut is_meant: impl FnMut(&Order) -> bool, reason: Option<&str>) -> bool {
         let backlog = std::mem::take(&mut self.backlog);
         let (stopped, rest): (VecDeque<Order>, VecDeque<Order>) =
             backlog.into_iter().partition(|order| is_meant(order));
         self.backlog = rest;
+        let mut is_any = !stopped.is_empty();
         for order in stopped {
             let attempt = order.job.attempt;
             self.leases.forget(attempt);
@@ -363,10 +365,12 @@ impl Worker {
         }
         for run in self.slots.iter_mut().flatten().chain(&mut self.publishing) {
             if is_meant(&run.order) {
+                is_any = true;
                 run.is_unwanted |= reason.is_none();
                 run.slot.handle_abort(reason.unwrap_or("not held any more"));
             }
         }
+        is_any
     }
 }
 

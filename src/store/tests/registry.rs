@@ -262,6 +262,39 @@ fn deployments_of_before_the_migration_keep_their_order() {
 }
 
 #[test]
+fn a_deployment_that_changes_nothing_is_no_new_state() {
+    let mut scene = Scene::new();
+    let sink = |uri: &str| ManifestSink {
+        topic: "t".to_owned(),
+        uri: uri.to_owned(),
+        mode: None,
+    };
+    let mut state = |source: &str, lock: &str, uri: &str| {
+        let deploy = Deploy {
+            plugin_name: "p",
+            version: None,
+            source_code: source,
+            lockfile_content: lock,
+            sinks: &[sink(uri)],
+        };
+        let mut transaction = scene.store.begin().unwrap();
+        transaction.deploy(&deploy, DAY_MS).unwrap();
+        transaction.commit().unwrap();
+        scene.store.deployments().unwrap().states["p"]
+    };
+    let first = state("one", "", "parquet://1/");
+    assert_eq!(state("one", "", "parquet://1/"), first);
+    for (source, lock, uri) in [
+        ("two", "", "parquet://1/"),
+        ("one", "lock", "parquet://1/"),
+        ("one", "", "parquet://2/"),
+    ] {
+        assert_ne!(state(source, lock, uri), first, "{source} {lock} {uri}");
+        assert_eq!(state("one", "", "parquet://1/"), first);
+    }
+}
+
+#[test]
 fn another_programs_changes_count_from_their_commit() {
     let mut scene = Scene::new();
     scene.enqueue("p", 0);
