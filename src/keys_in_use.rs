@@ -4,6 +4,9 @@
 //! A file has one record for each path: `S` for a secret key, `L` for a list of keys, the path's bytes
 //! and a NUL.
 
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 #[cfg(all(feature = "sentinel", feature = "cli"))]
@@ -30,10 +33,36 @@ pub(crate) fn folder(home: &Path) -> PathBuf {
     home.join("keys")
 }
 
+/// Creates the folder of these files, so that nobody else does. Fails when something else is in its
+/// place, or others may write to it.
+pub(crate) fn prepare(home: &Path) -> io::Result<()> {
+    let folder = folder(home);
+    let mut builder = fs::DirBuilder::new();
+    let created = builder.recursive(true).mode(0o700).create(&folder);
+    let found = match fs::symlink_metadata(&folder) {
+        Ok(found) => found,
+        Err(error) => return created.and(Err(error)),
+    };
+    let own = rustix::process::geteuid().as_raw();
+    let reason = if !found.is_dir() {
+        "it is no folder"
+    } else if found.uid() != own && found.uid() != 0 && own != 0 {
+        "another user owns it"
+    } else if found.mode() & 0o022 != 0 {
+        "others may write to it"
+    } else {
+        return Ok(());
+    };
+    let path = folder.display();
+    Err(io::Error::other(format!(
+        "{path}: {reason}; the keys of sentinels cannot be kept from plugins by it: remove it"
+    )))
+}
+
 #[cfg(all(test, feature = "sentinel", feature = "worker", feature = "cli"))]
 mod tests {
-    use std::fs;
     use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -63,5 +92,59 @@ mod tests {
         assert_eq!(all(home.path()), second);
         assert!(!stale.exists());
         drop(also);
+    }
+
+    #[test]
+    fn what_others_put_in_the_folders_place_is_refused_by_both_sides() {
+        let home = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let folder = folder(home.path());
+        let keys = KeysInUse {
+            secret: vec!["/k/s".into()],
+            lists: Vec::new(),
+        };
+        let check = |words: &str| {
+            for error in [
+                prepare(home.path()).unwrap_err(),
+                keys.note(home.path()).map(drop).unwrap_err(),
+            ] {
+                let text = error.to_string();
+                assert!(text.contains(words) && text.contains("/keys:"), "{text}");
+            }
+            assert_eq!(all(home.path()), KeysInUse::default());
+        };
+        symlink(elsewhere.path(), &folder).unwrap();
+        check("it is no folder");
+        fs::remove_file(&folder).unwrap();
+        fs::write(&folder, "").unwrap();
+        check("it is no folder");
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        check("others may write");
+        fs::remove_dir(&folder).unwrap();
+        prepare(home.path()).unwrap();
+        let mode = fs::metadata(&folder).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn unfinished_files_keep_no_sentinel_from_being_known() {
+        let home = tempfile::tempdir().unwrap();
+        prepare(home.path()).unwrap();
+        let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        for number in 0..2 * crate::limits::KEY_NOTES_MAX {
+            let path = folder(home.path()).join(format!("{number:05}~"));
+            let file = fs::File::create(path).unwrap();
+            file.set_times(old).unwrap();
+        }
+        let keys = KeysInUse {
+            secret: vec!["/k/s".into()],
+            lists: Vec::new(),
+        };
+        let noted = keys.note(home.path()).unwrap();
+        assert_eq!(all(home.path()), keys);
+        assert_eq!(fs::read_dir(folder(home.path())).unwrap().count(), 1);
+        drop(noted);
     }
 }

@@ -48,6 +48,8 @@ pub const SECRET_KEY_MARKS: [&str; 2] = [
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
 /// Sentinels of a user whose key files its workers keep plugins from.
 pub const KEY_NOTES_MAX: usize = 256;
+/// Age at which a file of them that was not finished is removed.
+pub const KEY_NOTE_UNFINISHED_MAX: Duration = Duration::from_secs(60);
 /// Bytes of the paths of one sentinel's key files.
 pub const KEY_NOTE_SIZE_MAX: u64 = 64 << 10;
 /// How often the list of authorized keys is read for changes.

@@ -254,7 +254,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
         check_owner(&output, &mut queue, &progress)?;
     }
     worker_options.output = output.clone();
-    let build = worker_options.build(&[]);
+    let build = worker_options.build(&[]).map_err(failed)?;
     let (lockfile, python) = provision(&request, &build, &progress, &interrupted)?;
     let base = environment::base_interpreter(&python).map_err(tool_failed)?;
     check_syntax(&base, &build, &plugin_path, &plugin, &interrupted)?;
@@ -380,7 +380,7 @@ pub(super) fn main(arguments: impl IntoIterator<Item = OsString>) -> Result<(), 
     let mut drift = Drift::default();
     if !matches!(end, Err(End::Lost(_))) {
         items.iter_mut().for_each(Item::forget_replaced);
-        drift = Drift::of(&items, &queue);
+        drift = Drift::of(&items, &queue, &output);
     }
     progress.finish();
     let failure = end.err().map(Failure::from);

@@ -3,13 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{KeysInUse, folder};
+use super::{KeysInUse, folder, prepare};
 
 /// A sentinel's file; removed when it is dropped.
 pub(crate) struct Noted {
@@ -27,9 +27,8 @@ impl Drop for Noted {
 impl KeysInUse {
     /// Notes these files as long as the value lives. `home`: the folder of environments.
     pub(crate) fn note(&self, home: &Path) -> io::Result<Noted> {
+        prepare(home)?;
         let folder = folder(home);
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(&folder)?;
         let named = unique_name();
         let (new, path) = (folder.join(format!("{named}~")), folder.join(named));
         let mut options = OpenOptions::new();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use super::{KeysInUse, folder};
+use super::{KeysInUse, folder, prepare};
 use crate::{input_file, limits};
 
 /// True for the file of a secret key.
@@ -25,16 +25,31 @@ pub(crate) fn is_secret(path: &Path) -> bool {
 /// The key files of all sentinels of this user that run. Files of others that have ended are removed.
 pub(crate) fn all(home: &Path) -> KeysInUse {
     let mut all = KeysInUse::default();
-    let Ok(entries) = fs::read_dir(folder(home)) else {
-        return all;
+    let entries = prepare(home).and_then(|()| fs::read_dir(folder(home)));
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(error) => {
+            log::warn!("keys of sentinels are not kept from plugins: {error}");
+            return all;
+        }
     };
-    for entry in entries.flatten().take(limits::KEY_NOTES_MAX) {
+    let mut left = limits::KEY_NOTES_MAX;
+    for entry in entries.flatten() {
         let path = entry.path();
-        if path.as_os_str().as_bytes().ends_with(b"~") {
+        let is_unfinished = path.as_os_str().as_bytes().ends_with(b"~");
+        if is_unfinished && !is_old(&path) {
             continue;
         }
         match read(&path) {
-            Ok(Some(bytes)) => all.add(&bytes),
+            Ok(Some(bytes)) if !is_unfinished => {
+                let Some(now_left) = left.checked_sub(1) else {
+                    log::warn!("key files of more than {} sentinels", limits::KEY_NOTES_MAX);
+                    break;
+                };
+                left = now_left;
+                all.add(&bytes);
+            }
+            Ok(Some(_)) => {}
             Ok(None) => {
                 let _ = fs::remove_file(&path);
             }
@@ -42,6 +57,13 @@ pub(crate) fn all(home: &Path) -> KeysInUse {
         }
     }
     all
+}
+
+/// A sentinel locks and renames its file at once.
+fn is_old(path: &Path) -> bool {
+    let written = fs::symlink_metadata(path).and_then(|found| found.modified());
+    let age = written.map(|at| at.elapsed().unwrap_or_default());
+    age.is_ok_and(|age| age >= limits::KEY_NOTE_UNFINISHED_MAX)
 }
 
 /// The content of a file that a sentinel holds; none when it has ended.

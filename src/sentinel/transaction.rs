@@ -71,16 +71,16 @@ pub(crate) struct Due {
     pub(crate) lease: bool,
 }
 
-/// A job that has ended, for good, with the commit of its end.
+/// The committed end of a job's attempt: of the job, too, or with a pause before the next attempt.
 #[derive(Clone, Debug)]
 pub struct JobEnd {
     /// The job.
     pub job_id: i64,
-    /// Completed or failed.
-    pub is_completed: bool,
+    /// [`Ended::Completed`], [`Ended::Failed`] or [`Ended::Waits`].
+    pub ended: Ended,
     /// What its worker reported; none when no worker did.
     pub receipt: Option<Receipt>,
-    /// Why it failed.
+    /// Why the attempt failed.
     pub reason: Option<String>,
 }
 
@@ -118,13 +118,13 @@ impl Outcome {
         receipt: Option<&Receipt>,
         reason: Option<&str>,
     ) {
-        if !matches!(ended, Ended::Completed | Ended::Failed) {
+        if matches!(ended, Ended::Queued | Ended::Stale | Ended::Refused) {
             return;
         }
         let reported = receipt.and_then(|receipt| receipt.error_message.clone());
         self.ends.push(JobEnd {
             job_id,
-            is_completed: ended == Ended::Completed,
+            ended,
             receipt: receipt.cloned(),
             reason: reported.or_else(|| reason.map(str::to_owned)),
         });

@@ -43,9 +43,16 @@ impl SandboxOptions {
         output: &Path,
         home: PathBuf,
         hidden: &[&Path],
-    ) -> Option<(PathBuf, Mounts)> {
+    ) -> io::Result<Option<(PathBuf, Mounts)>> {
         if self.mode == Mode::Off {
-            return None;
+            return Ok(None);
+        }
+        // What does not exist cannot be hidden.
+        if let Err(error) = keys_in_use::prepare(&home) {
+            match keys_in_use::folder(&home).symlink_metadata() {
+                Ok(_) => return Err(error),
+                Err(_) => log::warn!("{error}: the folder of environments cannot be written"),
+            }
         }
         let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let read_only = [output.to_owned()].into_iter();
@@ -89,7 +96,7 @@ impl SandboxOptions {
                 forks: false,
             }),
         };
-        Some((self.launcher.clone(), mounts))
+        Ok(Some((self.launcher.clone(), mounts)))
     }
 }
 

@@ -133,18 +133,23 @@ impl Options {
         }
     }
 
-    /// How environments are built. The folders named are found empty by the tools' build code.
-    pub fn build(&self, hidden: &[&Path]) -> environment::Build {
+    /// How environments are built. The folders named are found empty by the tools' build code. Fails
+    /// when the sandbox could not keep keys from it.
+    pub fn build(&self, hidden: &[&Path]) -> io::Result<environment::Build> {
         let sandbox = self.sandbox.as_ref();
         let home = match self.home.as_os_str().is_empty() {
             true => environment::home().unwrap_or_default(),
             false => self.home.clone(),
         };
-        environment::Build {
+        let launcher = match sandbox {
+            Some(sandbox) => sandbox.build(&self.output, home, hidden)?,
+            None => None,
+        };
+        Ok(environment::Build {
             no_build: self.no_build,
-            launcher: sandbox.and_then(|sandbox| sandbox.build(&self.output, home, hidden)),
+            launcher,
             pythons: uv_folders::pythons(),
-        }
+        })
     }
 }
 
@@ -324,7 +329,9 @@ impl Worker {
             environments: Environments::new(
                 options.home.clone(),
                 options.cache_max,
-                options.build(&[runtime.hidden_folder()]),
+                options
+                    .build(&[runtime.hidden_folder()])
+                    .map_err(io_error("sandbox"))?,
                 report_sender.clone(),
                 waker.clone(),
             ),

@@ -714,6 +714,41 @@ fn a_build_finds_its_own_scratch_folder_alone_and_moves_no_folder_of_the_home() 
     assert_eq!(kept, "kept");
 }
 
+const PLANT_NOTES: &str = r#"
+    keys, loot = HOME + "/keys", SCENE_FOLDER + "loot"
+    os.makedirs(loot, exist_ok=True)
+    attempt(lambda: os.rename(keys, keys + "x"))
+    attempt(lambda: os.rmdir(keys))
+    attempt(lambda: os.symlink(loot, keys))
+    attempt(lambda: os.mkdir(keys))
+    for number in range(300):
+        attempt(lambda: open(f"{keys}/{number:05}~", "w").close())
+    attempt(lambda: os.chmod(keys, 0o777))
+"#;
+
+/// Sentinels note their key files there, and workers keep plugins from them.
+#[test]
+fn build_code_puts_nothing_in_the_place_of_notes_of_key_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    add_attack(&scene, PLANT_NOTES);
+    let ran = output(&mut scene.run());
+    assert!(ran.status.success(), "{}", stderr(&ran));
+    assert!(scene.path("loot").exists(), "the attack ran");
+    let keys = scene.path("home/.casparian_flow/keys");
+    let found = fs::symlink_metadata(&keys).unwrap();
+    assert!(found.is_dir());
+    assert_eq!(found.permissions().mode() & 0o777, 0o700);
+    assert_eq!(fs::read_dir(&keys).unwrap().count(), 0);
+    // What stood there before is refused by name.
+    fs::remove_dir(&keys).unwrap();
+    std::os::unix::fs::symlink(scene.path("loot"), &keys).unwrap();
+    let refused = output(&mut scene.run());
+    assert_eq!(refused.status.code(), Some(1));
+    let text = stderr(&refused);
+    assert!(text.contains("/keys: it is no folder"), "{text}");
+}
+
 const DEEP: &str = r#"
     at = os.open(TOP, os.O_RDONLY)
     for _ in range(15000):

@@ -297,3 +297,32 @@ fn files_that_are_done_with_0_rows_are_pointed_out() {
     );
     assert!(text.contains(&line), "{text}");
 }
+
+/// Readers of the folder read them: of failed files, and of earlier runs with other inputs.
+#[test]
+fn files_that_stand_beside_the_runs_own_are_compared_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plugin, inputs) = folder(dir.path(), &[("a.csv", "id,x\n1,5\n")]);
+    let out = dir.path().join("out");
+    let run = |input: &Path| {
+        let inputs = [input.to_str().unwrap()];
+        run_json(plugin.to_str().unwrap(), &inputs, &out, &[]).0
+    };
+    assert_eq!(run(&inputs).get("drift"), None);
+    let other = dir.path().join("other.csv");
+    std::fs::write(&other, "id,x\n1,1.5\n").unwrap();
+    let types = |summary: &serde_json::Value| {
+        let types = summary["drift"][0]["types"].as_array();
+        types.map(|types| types.iter().map(|seen| seen["type"].clone()).collect())
+    };
+    let want: Option<Vec<serde_json::Value>> = Some(vec!["double".into(), "int64".into()]);
+    let summary = run(&other);
+    assert_eq!(types(&summary), want, "{summary}");
+    // The file of `a` fails now, and keeps its output.
+    std::fs::remove_file(&other).unwrap();
+    std::fs::write(inputs.join("a.csv"), "").unwrap();
+    std::fs::write(inputs.join("b.csv"), "id,x\n1,2.5\n").unwrap();
+    let summary = run(&inputs);
+    assert_eq!(summary["files"][0]["status"], "FAILED", "{summary}");
+    assert_eq!(types(&summary), want, "{summary}");
+}

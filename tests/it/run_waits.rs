@@ -106,3 +106,24 @@ fn a_queue_that_is_no_database_is_refused_at_once() {
     );
     assert_eq!(visible_files(Path::new(&folder.path("out"))).len(), 1);
 }
+
+/// As the kernel's OOM killer does: a pause and a second attempt, and nothing else to print meanwhile.
+#[test]
+fn a_file_that_is_tried_again_after_a_pause_is_reported() {
+    let folder = Folder::new(&[("a", "1\n"), ("b", "2\n")]);
+    let plugin = format!(
+        "import os, signal\nimport pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        \
+         if path.endswith('b') and not os.path.exists({0:?}):\n            \
+         open({0:?}, 'w').close()\n            os.kill(os.getpid(), signal.SIGKILL)\n        \
+         yield pa.table({{'x': [1]}})\n",
+        folder.path("once")
+    );
+    folder.write("count.py", &plugin);
+    let mut run = start(&folder, &[]);
+    let line = run.line_with("tried again later");
+    assert!(
+        line.starts_with("casparian: b: tried again later: "),
+        "{line}"
+    );
+    assert_eq!(run.wait(), Some(0), "{:#?}", run.seen);
+}

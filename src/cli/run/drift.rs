@@ -1,9 +1,9 @@
-//! Outputs of one run whose schemas differ, by topic and column. Readers of a folder take the columns and
+//! Outputs of one run, and files beside them, whose schemas differ, by topic and column. Readers of a folder take the columns and
 //! types of one of its files for all, or fail; a table has values of several types in one column.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -17,6 +17,8 @@ use crate::store::Inspector;
 /// Most files whose footers or receipts are read, and most time for it.
 const FILES_MAX: usize = 10_000;
 const TIME_MAX: Duration = Duration::from_secs(5);
+/// Most entries of the outputs' folders that are listed for files that are not of the run.
+const NEIGHBOURS_MAX: usize = 1_000;
 /// Most columns that are listed in the text, and most types of one.
 const COLUMNS_MAX: usize = 100;
 const TYPES_MAX: usize = 10;
@@ -50,7 +52,9 @@ pub(super) struct Drift {
 
 impl Drift {
     /// Compares the inputs' outputs: Parquet files by their footers, rows in tables by their jobs' receipts.
-    pub(super) fn of(items: &[Item], queue: &Queue<'_>) -> Self {
+    /// Files that stand beside them (of files that failed, are gone or are not of this run) are
+    /// compared, too: who reads the folder reads them. `root` is the output folder.
+    pub(super) fn of(items: &[Item], queue: &Queue<'_>, root: &Path) -> Self {
         let mut topics: BTreeMap<&str, Vec<Output<'_>>> = BTreeMap::new();
         for item in items.iter().filter(|item| item.has_output()) {
             for (topic, uris) in &item.topics {
@@ -58,6 +62,7 @@ impl Drift {
                 topics.entry(topic).or_default().extend(output);
             }
         }
+        add_neighbours(&mut topics, items, root);
         topics.retain(|_, outputs| outputs.len() > 1);
         let mut drift = Drift {
             files: topics.values().map(Vec::len).sum(),
@@ -75,6 +80,7 @@ impl Drift {
                 read += 1;
                 let columns = match output {
                     Output::File(path) => columns_of_file(path),
+                    Output::Neighbour(ref path) => columns_of_file(path),
                     Output::Table { uri, job_id, .. } => receipts.columns(job_id, uri),
                 };
                 // A file that is no Parquet file any more is no reader's.
@@ -161,6 +167,8 @@ impl Drift {
 /// An input's output for a topic. Sinks of one topic get the same rows; a file says more of their types.
 enum Output<'a> {
     File(&'a Path),
+    /// A file that is not of the run, in the folder of one that is.
+    Neighbour(PathBuf),
     Table {
         uri: &'a str,
         job_id: i64,
@@ -183,14 +191,56 @@ impl<'a> Output<'a> {
     }
 
     fn is_file(&self) -> bool {
-        matches!(self, Output::File(_))
+        matches!(self, Output::File(_) | Output::Neighbour(_))
     }
 
     /// Rows in a table are named by their input.
-    fn name(&self) -> Cow<'a, str> {
+    fn name(&self) -> Cow<'_, str> {
         match self {
+            Output::Neighbour(path) => path.to_string_lossy(),
             Output::File(path) => path.to_string_lossy(),
             Output::Table { input, .. } => input.to_string_lossy(),
+        }
+    }
+}
+
+/// Adds Parquet files that are not the items' own, in folders below `root` that hold outputs of one
+/// topic alone.
+fn add_neighbours(topics: &mut BTreeMap<&str, Vec<Output<'_>>>, items: &[Item], root: &Path) {
+    let uris = items.iter().flat_map(|item| item.topics.values().flatten());
+    let own: BTreeSet<&Path> = uris
+        .filter_map(|uri| uri.strip_prefix("file://"))
+        .map(Path::new)
+        .collect();
+    let mut folders: BTreeMap<PathBuf, BTreeSet<&str>> = BTreeMap::new();
+    for (topic, outputs) in &*topics {
+        for output in outputs {
+            if let Output::File(path) = output
+                && let Some(folder) = path.parent()
+                && folder != root
+            {
+                folders.entry(folder.to_owned()).or_default().insert(topic);
+            }
+        }
+    }
+    let mut left = NEIGHBOURS_MAX;
+    for (folder, of) in folders {
+        let mut of = of.into_iter();
+        let (Some(topic), None) = (of.next(), of.next()) else {
+            continue;
+        };
+        let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+        for entry in entries.take(left) {
+            left -= 1;
+            let path = entry.path();
+            let is_parquet = path.extension().is_some_and(|end| end == "parquet");
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if is_parquet && is_file && !own.contains(path.as_path()) {
+                topics
+                    .entry(topic)
+                    .or_default()
+                    .push(Output::Neighbour(path));
+            }
         }
     }
 }

@@ -12,15 +12,19 @@ use super::queue::End;
 use super::watch::{GO_ON, Watch};
 use crate::cli::clean::path_text;
 use crate::cli::failed;
-use crate::cli::progress::{Ended, Progress};
+use crate::cli::progress::{self, Progress};
 use crate::cli::summary::{Item, Outcome, by_topic};
+use crate::cli::table::first_line;
 use crate::job::{Cause, text};
 use crate::sentinel::{self, JobEnd, Sentinel};
+use crate::store::Ended;
 use crate::thread;
 use crate::worker::Worker;
 
 /// How often an interruption is polled for.
 const WATCH_INTERVAL: Duration = Duration::from_millis(20);
+/// Files that are tried again later are reported so many times.
+const PAUSES_REPORTED_MAX: u32 = 20;
 /// How often queue, output folder and worker are polled.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -47,6 +51,7 @@ pub(super) fn work(
     let sentinel = spawn("sentinel", move || sentinel.run())?;
     let worker = spawn("worker", move || worker.run())?;
     let mut looked_at = Instant::now();
+    let mut pauses = 0_u32;
     let result = loop {
         // The first one is waited for, the others that have come are taken with it.
         let first = ends.recv_timeout(WATCH_INTERVAL).ok();
@@ -62,6 +67,13 @@ pub(super) fn work(
         let mut failure = None;
         for end in found {
             let job_id = end.job_id;
+            if matches!(end.ended, Ended::Waits { .. }) {
+                if let Some(item) = waiting.get(&job_id).and_then(|index| items.get(*index)) {
+                    pauses = pauses.saturating_add(1);
+                    report_pause(progress, item, &end, pauses);
+                }
+                continue;
+            }
             let Some(index) = waiting.remove(&job_id) else {
                 continue;
             };
@@ -134,6 +146,23 @@ pub(super) fn work(
     }
 }
 
+/// Reports that a file is tried again after a pause, unless that was reported often.
+fn report_pause(progress: &Progress, item: &Item, end: &JobEnd, count: u32) {
+    let file = item.path.file_name().unwrap_or_default();
+    let reason = end.reason.as_deref().unwrap_or("no reason");
+    let more = match count == PAUSES_REPORTED_MAX {
+        true => " (further ones are not reported)",
+        false => "",
+    };
+    if count <= PAUSES_REPORTED_MAX {
+        progress.note(&format!(
+            "{}: tried again later: {}{more}",
+            path_text(Path::new(file)),
+            first_line(reason, 200)
+        ));
+    }
+}
+
 fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
@@ -144,7 +173,7 @@ fn spawn<T: Send + 'static>(
 /// What became of a file whose job has ended.
 fn outcome(end: JobEnd) -> Outcome {
     let receipt = end.receipt.unwrap_or_default();
-    if !end.is_completed {
+    if end.ended != Ended::Completed {
         let is_taken = receipt.taken_by().is_some();
         let reason = end.reason.unwrap_or_else(|| "no reason".to_owned());
         return Outcome::Failed {
@@ -184,7 +213,7 @@ pub(super) fn report(progress: &mut Progress, item: &Item) {
         Outcome::Done { rows, .. } => (*rows, None),
         Outcome::Failed { reason, .. } => (0, Some(reason.as_str())),
     };
-    progress.ended(&Ended {
+    progress.ended(&progress::Ended {
         file: &file,
         rows,
         error,
