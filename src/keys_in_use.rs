@@ -17,7 +17,7 @@ mod read;
 #[cfg(all(feature = "sentinel", feature = "cli"))]
 pub(crate) use note::Noted;
 #[cfg(feature = "worker")]
-pub(crate) use read::{all, is_secret};
+pub(crate) use read::{files, is_secret, state};
 
 /// Key files, by absolute paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,7 @@ mod tests {
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use super::read::all;
     use super::*;
 
     #[test]

@@ -624,6 +624,9 @@ pub const SCHEMA_FIELDS_MAX: usize = 1 << 17;
 pub const COLUMN_NAME_SIZE_MAX: usize = 64 << 10;
 /// Bytes of a batch's schema: names and metadata.
 pub const SCHEMA_SIZE_MAX: usize = 16 << 20;
+/// Bytes of a row group's values as readers hold them: pyarrow reads no nested texts of 2 GiB and more
+/// in a row group, and readers hold whole row groups.
+pub const ROW_GROUP_EXPANDED_MAX: usize = 512 << 20;
 /// Memory of a row group that is being written; more is flushed.
 pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 /// Rows of a row group.

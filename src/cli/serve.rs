@@ -122,6 +122,29 @@ pub(super) const SENTINEL: Command = sentinel_command("casparian-sentinel");
 #[cfg(all(feature = "sentinel", feature = "worker"))]
 pub(super) const CASPARIAN_SENTINEL: Command = sentinel_command("casparian sentinel");
 
+/// The names by which other processes find these files: the file's own, and that of links to it. What a
+/// process calls its own descriptors (`/dev/stdin`) is another file in each.
+#[cfg(feature = "sentinel")]
+fn names_of(paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut names = Vec::new();
+    for path in absolute(paths) {
+        match std::fs::canonicalize(&path) {
+            Ok(own) if own.is_file() => names.push(own),
+            Ok(_) | Err(_) => log::warn!(
+                "{}: it is no file with a name, which plugins of this user's workers could be kept from",
+                path.display()
+            ),
+        }
+        let is_of_process = ["/proc", "/dev"]
+            .iter()
+            .any(|folder| path.starts_with(folder));
+        if !is_of_process && !names.contains(&path) {
+            names.push(path);
+        }
+    }
+    names
+}
+
 /// Notes the key files for the workers of this user, which keep plugins from them.
 #[cfg(feature = "sentinel")]
 fn note_keys(typed: &Typed) -> Option<Noted> {
@@ -130,8 +153,8 @@ fn note_keys(typed: &Typed) -> Option<Noted> {
         typed.paths("trusted-publishers"),
     ];
     let keys = KeysInUse {
-        secret: absolute(typed.paths("curve-secret-key")),
-        lists: absolute(lists.concat()),
+        secret: names_of(typed.paths("curve-secret-key")),
+        lists: names_of(lists.concat()),
     };
     if keys == KeysInUse::default() {
         return None;

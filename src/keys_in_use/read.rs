@@ -2,9 +2,10 @@
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, OFlags, flock};
@@ -22,8 +23,24 @@ pub(crate) fn is_secret(path: &Path) -> bool {
     read.is_ok() && marks.iter().any(|mark| start.starts_with(mark))
 }
 
+/// Those of [`all`] that are files, or not there at the moment: what another program was told to use harms no
+/// job of this worker.
+pub(crate) fn files(home: &Path) -> KeysInUse {
+    let mut keys = all(home);
+    let may_be = |path: &PathBuf| match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            log::warn!("key file of a sentinel: {}: it is no file", path.display());
+            false
+        }
+        _ => true,
+    };
+    keys.secret.retain(may_be);
+    keys.lists.retain(may_be);
+    keys
+}
+
 /// The key files of all sentinels of this user that run. Files of others that have ended are removed.
-pub(crate) fn all(home: &Path) -> KeysInUse {
+pub(super) fn all(home: &Path) -> KeysInUse {
     let mut all = KeysInUse::default();
     let entries = prepare(home).and_then(|()| fs::read_dir(folder(home)));
     let entries = match entries {
@@ -66,12 +83,46 @@ fn is_old(path: &Path) -> bool {
     age.is_ok_and(|age| age >= limits::KEY_NOTE_UNFINISHED_MAX)
 }
 
-/// The content of a file that a sentinel holds; none when it has ended.
-fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// A number that is another one once a sentinel of the user has started with key files or has ended, or
+/// another file is in the place of one of these files or of `more`.
+pub(crate) fn state<'a>(home: &Path, more: impl Iterator<Item = &'a Path>) -> u64 {
+    let mut keys = KeysInUse::default();
+    let entries = fs::read_dir(folder(home)).into_iter().flatten().flatten();
+    let mut notes: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    notes.retain(|path| !path.as_os_str().as_bytes().ends_with(b"~"));
+    notes.sort_unstable();
+    notes.truncate(limits::KEY_NOTES_MAX);
+    for note in &notes {
+        if let Ok(file) = open(note) {
+            let mut bytes = Vec::new();
+            let _ = file.take(limits::KEY_NOTE_SIZE_MAX).read_to_end(&mut bytes);
+            keys.add(&bytes);
+        }
+    }
+    let mut hasher = DefaultHasher::new();
+    notes.hash(&mut hasher);
+    let mut add = |path: &Path| {
+        let found = fs::metadata(path).map(|found| (found.dev(), found.ino()));
+        (path, found.ok()).hash(&mut hasher);
+    };
+    keys.secret
+        .iter()
+        .chain(&keys.lists)
+        .for_each(|path| add(path));
+    more.for_each(add);
+    hasher.finish()
+}
+
+fn open(path: &Path) -> io::Result<fs::File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let mut options = OpenOptions::new();
-    let file = options.read(true).custom_flags(flags.bits().cast_signed());
-    let file = match file.open(path) {
+    options.read(true).custom_flags(flags.bits().cast_signed());
+    options.open(path)
+}
+
+/// The content of a file that a sentinel holds; none when it has ended.
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Vec::new())),
         Err(error) => return Err(error),

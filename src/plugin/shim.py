@@ -645,6 +645,7 @@ SHARED_MEMORY = "/dev/shm"
 CLONE_NEWNS, CLONE_NEWIPC = 0x20000, 0x8000000
 AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = -100, 0x8000, 1
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 32, 4096, 16384
+MS_NOEXEC, MS_NOATIME, MS_NODIRATIME, MS_RELATIME, ST_RELATIME = 8, 1024, 2048, 1 << 21, 4096
 CAPABILITY_VERSION = 0x20080522
 # Capabilities that root's plugins keep, by number: those over files of other users, user IDs and
 # sockets, not those over the machine, its devices, mounts and other processes.
@@ -717,6 +718,11 @@ def contain(sandbox, ruleset, seccomp, own_memory):
         if cover:
             try:
                 mount("/dev/null", cover, None, MS_BIND)
+                # Modes and owners set there would be those of the machine's device.
+                found = os.statvfs("/dev/null").f_flag
+                kept = found & (MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_NOATIME | MS_NODIRATIME)
+                kept |= MS_RELATIME if found & ST_RELATIME else 0
+                mount(None, cover, None, MS_REMOUNT | MS_BIND | MS_RDONLY | kept)
             except FileNotFoundError:
                 # The program that listens there is being restarted.
                 pass

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, StatVfsMountFlags, statvfs};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_bind,
     mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree,
@@ -252,7 +252,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
                 let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::RDONLY;
                 mount("none", path, "tmpfs", flags, Some(c"mode=0711,size=64k"))
             }
-            false => mount_bind("/dev/null", path),
+            false => cover(path),
         };
         if hidden.is_err() && !path.exists() {
             continue;
@@ -266,8 +266,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     });
     for path in served.collect::<Vec<PathBuf>>() {
         if path.exists() {
-            mount_bind("/dev/null", &path)
-                .map_err(|error| failed(&path.display().to_string())(error.into()))?;
+            cover(&path).map_err(|error| failed(&path.display().to_string())(error.into()))?;
         }
     }
     let others = mounts.fixed.iter().flat_map(|path| aliases(&listed, path));
@@ -329,6 +328,28 @@ fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     let files = files.map(|entry| entry.path()).collect();
     Some((folder.to_owned(), files))
 }
+
+/// Puts the null device in the place of a file. The mount is read-only, so that modes and owners set there are
+/// not those of the machine's device; a device can be written to all the same.
+fn cover(path: &Path) -> rustix::io::Result<()> {
+    mount_bind(NULL, path)?;
+    let found = statvfs(NULL)?.f_flag;
+    let kept = [
+        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    let kept = kept
+        .into_iter()
+        .filter(|(found_as, _)| found.contains(*found_as));
+    let flags = kept.fold(MountFlags::empty(), |flags, (_, flag)| flags | flag);
+    mount_remount(path, flags | MountFlags::BIND | MountFlags::RDONLY, "")
+}
+
+const NULL: &str = "/dev/null";
 
 /// Makes a folder one in which nothing is found but some folders and files of it.
 fn show_only(private: &Private, anchors: Option<Anchors>) -> io::Result<()> {

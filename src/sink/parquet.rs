@@ -167,6 +167,9 @@ impl ParquetFile {
         if slice.num_rows() == 0 {
             return Ok(());
         }
+        if self.pending.saturating_add(size) > limits::ROW_GROUP_EXPANDED_MAX {
+            self.flush()?;
+        }
         let is_first = self.pending == 0;
         self.pending = self.pending.saturating_add(size);
         self.rows.add(slice.num_rows(), size);

@@ -116,8 +116,11 @@ pub(super) fn worker_failure(what: &str, error: &io::Error) -> Failure {
 /// until it has tested itself.
 pub(super) fn start_failure(what: &str, error: &io::Error) -> Failure {
     let used_up = matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory
+    ) || matches!(
         Errno::from_io_error(error),
-        Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE)
+        Some(Errno::MFILE | Errno::NFILE)
     );
     Failure {
         is_innocent: used_up,
@@ -144,6 +147,14 @@ mod tests {
             let failure = start_failure("writer thread", &error);
             let found = (failure.cause, failure.is_innocent, failure.is_trouble);
             assert_eq!(found, (Cause::Worker, given_back, given_back), "{errno}");
+            // As of a thread.
+            let named = io::Error::new(error.kind(), "thread writer-1 cannot be started");
+            if matches!(errno, Errno::AGAIN | Errno::NOMEM) {
+                assert!(
+                    start_failure("writer thread", &named).is_innocent,
+                    "{errno}"
+                );
+            }
         }
     }
 

@@ -31,6 +31,8 @@ struct Interpreter {
     hash: String,
     /// Where it finds its jobs.
     folder: PathBuf,
+    /// The [`state`](crate::keys_in_use::state) of the key files that it is kept from.
+    keys: u64,
     /// The job that has it to itself.
     only: Option<i64>,
     kind: Kind,
@@ -55,6 +57,7 @@ pub(super) struct Start<'a> {
     pub(super) kind: Kind,
     pub(super) hash: &'a str,
     pub(super) folder: &'a Path,
+    pub(super) keys: u64,
     pub(super) environment: &'a Environment,
     /// The program: for [`Kind::Apart`] not the environment's own.
     pub(super) interpreter: &'a Path,
@@ -90,10 +93,17 @@ impl Interpreters {
     }
 
     /// The interpreter that runs a job, if it is there: a suspect has its own.
-    pub(super) fn find(&self, job_id: i64, hash: &str, folder: &Path, kind: Kind) -> Option<usize> {
+    pub(super) fn find(
+        &self,
+        job_id: i64,
+        hash: &str,
+        (folder, keys): (&Path, u64),
+        kind: Kind,
+    ) -> Option<usize> {
         let only = self.only(job_id);
         let is_it = |found: &Interpreter| {
-            let is_of = found.hash == hash && found.folder == folder && found.only == only;
+            let has_these = found.folder == folder && found.keys == keys;
+            let is_of = found.hash == hash && has_these && found.only == only;
             is_of && found.kind == kind && kind != Kind::Bare
         };
         let is_it = |entry: &Option<Interpreter>| entry.as_ref().is_some_and(is_it);
@@ -128,17 +138,19 @@ impl Interpreters {
         self.remove(idle, registry)
     }
 
-    /// Takes out an idle interpreter of an environment whose jobs have another folder now.
+    /// Takes out an idle interpreter of an environment whose jobs have another folder now, or are to be kept
+    /// from other keys.
     pub(super) fn remove_stale(
         &mut self,
         hash: &str,
-        folder: &Path,
+        (folder, keys): (&Path, u64),
         in_use: &dyn Fn(usize) -> bool,
         registry: &mio::Registry,
     ) -> Option<Process> {
         let is_stale = |entry: &Option<Interpreter>| {
             let found = entry.as_ref();
-            found.is_some_and(|found| found.hash == hash && found.folder != folder)
+            let differs = |found: &Interpreter| found.folder != folder || found.keys != keys;
+            found.is_some_and(|found| found.hash == hash && differs(found))
         };
         let mut entries = self.table.iter().enumerate();
         let (index, _) = entries.find(|(index, entry)| is_stale(entry) && !in_use(*index))?;
@@ -200,6 +212,7 @@ impl Interpreters {
             *entry = Some(Interpreter {
                 hash: hash.to_owned(),
                 folder: start.folder.to_owned(),
+                keys: start.keys,
                 only: (kind == Kind::Bare || self.suspects.contains_key(&job_id)).then_some(job_id),
                 kind,
                 warm,
@@ -514,6 +527,7 @@ mod tests {
                     kind: Kind::Warm,
                     interpreter: &environment.interpreter,
                     hash: "hash",
+                    keys: 0,
                     folder: Path::new("/nonexistent"),
                     environment: &environment,
                     shim: Path::new("/nonexistent"),

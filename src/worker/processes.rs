@@ -22,6 +22,7 @@ use super::serve::{PluginStart, Worker};
 use super::slot::{Action, Failure, Timeouts};
 use super::writer::{Address, Report, Writer};
 use crate::job::{Attempt, Cause, text};
+use crate::keys_in_use;
 use crate::limits;
 use crate::plugin::environment::{self, Environment};
 use crate::plugin::process::Pipes;
@@ -289,16 +290,21 @@ impl Worker {
         let job_id = order.job.attempt.job_id;
         let hash = &order.environment;
         let mut replaced = false;
+        let keys = match &self.sandbox {
+            Some(sandbox) => keys_in_use::state(&self.options.home, sandbox.named_files()),
+            None => 0,
+        };
+        let wanted = (own_folder, keys);
         loop {
             let registry = self.reactor.registry();
-            let found = self.interpreters.find(job_id, hash, own_folder, kind);
+            let found = self.interpreters.find(job_id, hash, wanted, kind);
             let index = match found {
                 Some(index) => index,
                 None => {
                     let used = self.interpreters_in_use();
                     let is_used = |index| used.contains(&index);
                     let interpreters = &mut self.interpreters;
-                    let stale = interpreters.remove_stale(hash, own_folder, &is_used, registry);
+                    let stale = interpreters.remove_stale(hash, wanted, &is_used, registry);
                     let idle = interpreters.make_room(&is_used, registry);
                     for process in stale.into_iter().chain(idle) {
                         self.leftovers.add(process, now);
@@ -326,6 +332,7 @@ impl Worker {
                         kind,
                         hash,
                         folder: own_folder,
+                        keys,
                         environment,
                         interpreter: base.as_deref().unwrap_or(&environment.interpreter),
                         shim: &shim,

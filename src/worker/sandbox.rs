@@ -58,7 +58,7 @@ impl SandboxOptions {
         let read_only = [output.to_owned()].into_iter();
         let read_only = read_only.chain(self.read_only.iter().cloned());
         let programs = programs::kept().clone();
-        let keys = keys_in_use::all(&home);
+        let keys = keys_in_use::files(&home);
         let read_only = read_only.chain(programs.whole).chain(keys.lists);
         let read_only: Vec<_> = read_only.map(|path| absolute(&path)).collect();
         // No mounts of their own elsewhere: uv links files from its cache, which mounts prevent.
@@ -161,6 +161,12 @@ impl Sandbox {
         }
         let strict = strict_ruleset(reachable).map_err(|error| refused(&error))?;
         Ok(Layer { mode, strict })
+    }
+
+    /// Files and folders that plugins are kept from by options of the worker.
+    pub(super) fn named_files(&self) -> impl Iterator<Item = &Path> {
+        let files = self.options.hidden.iter().chain(&self.options.read_only);
+        files.map(PathBuf::as_path)
     }
 
     /// That of a process of the job, as it applies it to itself.
@@ -268,7 +274,7 @@ impl Sandbox {
                 .extend(own_prefix(&of.environment.interpreter));
             mounts.read_only.extend(self.options.read_only.clone());
             mounts.hidden = self.options.hidden.clone();
-            let keys = keys_in_use::all(of.home);
+            let keys = keys_in_use::files(of.home);
             mounts.read_only.extend(keys.lists);
             mounts.hidden.extend(keys.secret);
             // A file of the queue could be locked by any process that can read it, and so could other environments.

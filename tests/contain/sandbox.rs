@@ -815,7 +815,7 @@ fn key_files_are_neither_read_nor_changed() {
         fs::write(path(name), format!("{line}\n")).unwrap();
     }
     let source = format!(
-        "import os, shutil\nimport pyarrow as pa\nROOT = {:?} + '/'\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('keys/sentinel', 'keys/worker', 'publisher'):\n            if open(ROOT + name).read(): did.append('read ' + name)\n        def append(name): open(ROOT + name, 'a').write('x')\n        def replace(name): shutil.copy(ROOT + 'other.pub', ROOT + '~'); os.rename(ROOT + '~', ROOT + name)\n        def remove(name): os.remove(ROOT + name)\n        for name in ('authorized', 'publishers', 'server.pub', 'keys/sentinel'):\n            # What is hidden is the null device.\n            for change in (append, replace, remove)[name == 'keys/sentinel':]:\n                try:\n                    change(name)\n                    did.append(change.__name__ + ' ' + name)\n                except OSError: pass\n        print(did)\n        yield pa.table({{'did': [1 + len(did)], 'other': [int(bool(open(ROOT + 'other').read()))]}})\n",
+        "import os, shutil\nimport pyarrow as pa\nROOT = {:?} + '/'\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('keys/sentinel', 'keys/worker', 'publisher'):\n            if open(ROOT + name).read(): did.append('read ' + name)\n        def append(name): open(ROOT + name, 'a').write('x')\n        def replace(name): shutil.copy(ROOT + 'other.pub', ROOT + '~'); os.rename(ROOT + '~', ROOT + name)\n        def remove(name): os.remove(ROOT + name)\n        def mode(name): os.chmod(ROOT + name, 0o600)\n        def owner(name): os.chown(ROOT + name, os.getuid(), os.getgid())\n        for name in ('authorized', 'publishers', 'server.pub', 'keys/sentinel'):\n            # What is hidden is the null device.\n            for change in (append, replace, remove, mode, owner)[name == 'keys/sentinel':]:\n                try:\n                    change(name)\n                    did.append(change.__name__ + ' ' + name)\n                except OSError: pass\n        print(did)\n        yield pa.table({{'did': [1 + len(did)], 'other': [int(bool(open(ROOT + 'other').read()))]}})\n",
         dir.path()
     );
     let database = database_with(dir.path(), "p", &source);
@@ -839,6 +839,89 @@ fn key_files_are_neither_read_nor_changed() {
     assert!(read.contains("\"did\":1"), "{read} {job}");
     // What no sentinel and no worker names is as the user may.
     assert!(read.contains("\"other\":1"), "{read}");
+}
+
+/// A worker's interpreters live long: sentinels start with other keys meanwhile, and lists are replaced.
+#[test]
+fn key_files_that_come_later_are_kept_from_the_next_job() {
+    for start in ["warm", "spawn"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        casparian_ok(&["keygen", &path("key")]);
+        let listed = casparian_ok(&["keygen", &path("w")]);
+        let write = |name: &str| fs::write(path(name), format!("{listed}\n")).unwrap();
+        write("list");
+        let source = format!(
+            "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        try:\n            open({:?}, 'a')\n            did = 10\n        except OSError: did = 20\n        yield pa.table({{'x': [did + len(open({:?}).read(1))]}})\n",
+            dir.path().join("list"),
+            dir.path().join("key")
+        );
+        let database = database_with(dir.path(), "p", &source);
+        let (_sentinel, endpoint) = sentinel(&database, &[]);
+        let out = dir.path().join("out");
+        let _worker = worker(&endpoint, &out, &["--plugin-start", start]);
+        let run = |number: usize| {
+            let input = dir.path().join(format!("in{number}"));
+            fs::write(&input, number.to_string()).unwrap();
+            let jobs = submit(&database, "p", &[input]);
+            let job = ended(&database, jobs[0]);
+            assert_eq!(job["status"], "COMPLETED", "{job}");
+            read_parquet(&out)[0]["sums"]["x"].as_u64()
+        };
+        assert_eq!(run(0), Some(11), "{start}");
+        let other = path("other.sqlite");
+        casparian_ok(&["init", &other]);
+        let (key, list) = (path("key"), path("list"));
+        let more = ["--curve-secret-key", &key, "--authorized-keys", &list];
+        let _other = crate::common::sentinel(Path::new(&other), &more);
+        assert_eq!(run(1), Some(11 + 20), "{start}");
+        write("new");
+        fs::rename(path("new"), path("list")).unwrap();
+        assert_eq!(run(2), Some(11 + 20 + 20), "{start}");
+    }
+}
+
+/// Names that mean another file in each process, and what took the place of a list since.
+#[test]
+fn odd_key_files_of_a_sentinel_harm_no_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    casparian_ok(&["keygen", &path("s")]);
+    let listed = casparian_ok(&["keygen", &path("w")]);
+    for name in ["stdin", "list"] {
+        fs::write(path(name), format!("{listed}\n")).unwrap();
+    }
+    let source = format!(
+        "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('stdin', 'list'):\n            try:\n                open({:?} + '/' + name, 'a')\n                did.append(name)\n            except OSError: pass\n        print(did)\n        yield pa.table({{'x': [len(did)]}})\n",
+        dir.path()
+    );
+    fs::write(path("p.py"), source).unwrap();
+    fs::write(path("in"), "x").unwrap();
+    let mut sentinels = Vec::new();
+    for list in ["/dev/stdin", "/proc/self/fd/0", &path("list")] {
+        let database = path(&format!("{}.sqlite", sentinels.len()));
+        casparian_ok(&["init", &database]);
+        let mut sentinel = Command::new("sh");
+        sentinel.args(["-c", "exec \"$@\" < \"$0\"", &path("stdin")]);
+        sentinel.arg(program("casparian-sentinel").get_program());
+        sentinel.args(["--bind", "tcp://127.0.0.1:0", "--database", &database]);
+        sentinel.args(["--curve-secret-key", &path("s"), "--authorized-keys", list]);
+        let mut sentinel = Background::start(&mut sentinel);
+        sentinel.line_with("listens on ");
+        sentinels.push(sentinel);
+    }
+    let run = |out: &str, want: &str| {
+        let out = path(out);
+        casparian_ok(&["run", &path("p.py"), &path("in"), "--output", &out]);
+        let read = read_parquet(Path::new(&out))[0].to_string();
+        assert!(read.contains(want), "{read}");
+    };
+    run("kept", "\"x\":0");
+    for target in ["/", "/dev/null"] {
+        fs::remove_file(path("list")).unwrap();
+        std::os::unix::fs::symlink(target, path("list")).unwrap();
+        run(&format!("linked{}", target.len()), "\"x\":");
+    }
 }
 
 /// The output folder, mounted at a second place.

@@ -97,7 +97,11 @@ pub(super) fn limit(connection: &Connection, until: Instant) -> rusqlite::Result
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+        Some(
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::FileLockingProtocolFailed
+        )
     )
 }
 
@@ -123,6 +127,9 @@ mod tests {
         let patience = Patience::new(Duration::from_millis(20), &|| true);
         let error = patience.run(|| Err::<(), _>(locked())).unwrap_err();
         assert!(is_busy(&error));
+        // As while another program holds the marks of the log's readers, stopped in a checkpoint.
+        let marks = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_PROTOCOL);
+        assert!(is_busy(&rusqlite::Error::SqliteFailure(marks, None)));
     }
 
     #[test]

@@ -411,6 +411,31 @@ fn row_groups_are_written_out_by_size() {
     assert_eq!(rows(&root.path("o_1.parquet")), 2 << 20);
 }
 
+/// pyarrow reads no nested texts of 2 GiB and more in one row group, however few bytes they have in the file.
+#[test]
+fn row_groups_of_repeated_texts_are_bounded_as_readers_hold_them() {
+    let root = Fixture::new();
+    let mut output = root
+        .output(1, &[("output", "parquet://o.parquet", "append")])
+        .unwrap();
+    let texts = StringArray::from(vec!["x".repeat(256 << 10)]);
+    let keys = arrow::array::Int32Array::from(vec![0; 1000]);
+    let column: ArrayRef = Arc::new(DictionaryArray::<Int32Type>::new(keys, Arc::new(texts)));
+    let field = Arc::new(Field::new("s", column.data_type().clone(), true));
+    let column: ArrayRef = Arc::new(StructArray::from(vec![(field, column)]));
+    let large = batch(vec![("l", column)]);
+    for _ in 0..5 {
+        output.write(None, &large).unwrap();
+    }
+    finish(output).unwrap();
+    let file = File::open(root.path("o_1.parquet")).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+    let groups = reader.metadata().row_groups().iter();
+    let rows: Vec<i64> = groups.map(|group| group.num_rows()).collect();
+    assert_eq!(rows.iter().sum::<i64>(), 5000);
+    assert!(rows.iter().all(|rows| *rows <= 2048), "{rows:?}");
+}
+
 #[test]
 fn a_wide_batch_has_few_row_groups() {
     let root = Fixture::new();
