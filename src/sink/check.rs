@@ -619,12 +619,22 @@ impl<'a> Check<'a> {
         None
     }
 
-    /// What is in the place of a folder above a file.
+    /// What is in the place of a folder above a file: no folder, or a link that leads out of the root.
     fn no_folder(&self, path: &Path) -> Option<Problem> {
+        let root = self.root.path();
         let folders = path.ancestors().skip(1);
-        let mut folders = folders.take_while(|folder| *folder != self.root.path());
+        let mut folders = folders.take_while(|folder| *folder != root);
         let first = folders.find(|folder| folder.symlink_metadata().is_ok())?;
-        (!first.is_dir()).then(|| obstruction(first, "folder"))
+        if !first.is_dir() {
+            return Some(obstruction(first, "folder"));
+        }
+        let leads_out = match (first.canonicalize(), root.canonicalize()) {
+            (Ok(real), Ok(root)) => !real.starts_with(root),
+            _ => false,
+        };
+        let mut above = [first].into_iter().chain(folders);
+        let link = above.find(|folder| folder.is_symlink() && leads_out)?;
+        Some(obstruction(link, "folder"))
     }
 
     fn table(

@@ -432,7 +432,7 @@ fn what_is_in_the_way_of_a_file_must_be_removed_before_a_repair() {
     }
 }
 
-/// A plugin's sinks lie in a folder in whose place there is a file.
+/// A plugin's sinks lie in a folder in whose place there is a file, or a link that leads elsewhere.
 #[test]
 fn what_is_in_the_way_of_a_folder_must_be_removed_before_a_repair() {
     let scene = Scene::published(1);
@@ -440,13 +440,20 @@ fn what_is_in_the_way_of_a_folder_must_be_removed_before_a_repair() {
     assert_eq!(scene.run_again(2)["status"], "COMPLETED");
     let folder = scene.out().join("sub");
     fs::remove_dir_all(&folder).unwrap();
-    fs::write(&folder, "").unwrap();
-    let (code, text) = scene.fsck(&["--repair"]);
-    assert_eq!(code, Some(1));
-    let wanted = "a file is in its place, not a folder; remove it";
-    assert!(text.contains(wanted), "{text}");
-    assert_eq!(scene.status(2), "COMPLETED");
-    fs::remove_file(&folder).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::create_dir(elsewhere.path().join("of")).unwrap();
+    for kind in ["a file", "a symbolic link"] {
+        match kind {
+            "a file" => fs::write(&folder, "").unwrap(),
+            _ => std::os::unix::fs::symlink(elsewhere.path(), &folder).unwrap(),
+        }
+        let (code, text) = scene.fsck(&["--repair"]);
+        assert_eq!(code, Some(1));
+        let wanted = format!("{kind} is in its place, not a folder; remove it");
+        assert!(text.contains(&wanted), "{text}");
+        assert_eq!(scene.status(2), "COMPLETED");
+        fs::remove_file(&folder).unwrap();
+    }
     scene.fsck(&["--repair"]);
     assert_eq!(scene.status(2), "QUEUED");
 }
