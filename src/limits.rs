@@ -46,6 +46,8 @@ pub const SECRET_KEY_MARKS: [&str; 2] = [
 ];
 /// Bytes of a list of authorized keys: some ten thousand lines.
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
+/// Files in a protected folder of which secret keys and databases are hidden from plugins.
+pub const PROTECTED_FILES_MAX: usize = 1_000;
 /// Sentinels of a user whose key files its workers keep plugins from.
 pub const KEY_NOTES_MAX: usize = 256;
 /// Age at which a file of them that was not finished is removed.

@@ -227,8 +227,8 @@ impl<'a> Rules<'a> {
     fn new(project: &Project, others: &'a Others) -> Result<Self, Refused> {
         let matcher = |pattern: &String| {
             let pattern = pattern.strip_suffix('/').unwrap_or(pattern);
-            let place = |reason| Refused(format!("pyproject.toml: exclude: {reason}"));
-            glob(pattern).map_err(place)
+            let path = |reason| Refused(format!("pyproject.toml: exclude: {reason}"));
+            glob(pattern).map_err(path)
         };
         Ok(Rules {
             exclude: project
@@ -276,10 +276,10 @@ fn list(root: &Path, rules: &Rules<'_>) -> Result<BTreeMap<String, Seen>, Refuse
             let reason = format!("it is more than {most} folders deep; {LEAVE_OUT}");
             return Err(refused(&root.join(&folder), reason));
         }
-        let place = root.join(&folder);
-        let listed = fs::read_dir(&place).map_err(|error| refused(&place, error))?;
+        let path = root.join(&folder);
+        let listed = fs::read_dir(&path).map_err(|error| refused(&path, error))?;
         for found in listed {
-            let found = found.map_err(|error| refused(&place, error))?;
+            let found = found.map_err(|error| refused(&path, error))?;
             entries += 1;
             if entries > limits::FOLDER_ENTRIES_MAX {
                 let most = limits::FOLDER_ENTRIES_MAX;

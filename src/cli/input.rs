@@ -415,15 +415,15 @@ fn walk(
         }
         is_hidden
     };
-    let place = |path: &Path| {
+    let location = |path: &Path| {
         let found = std::fs::metadata(path).ok()?;
         Some((found.dev(), found.ino()))
     };
     // By its file, not by its real path: that takes a step for each folder above, of each.
-    let skip = choice.skip.and_then(place);
+    let skip = choice.skip.and_then(location);
     let skipped = |entry: &walkdir::DirEntry| {
         let is_skipped =
-            skip.is_some() && entry.file_type().is_dir() && place(entry.path()) == skip;
+            skip.is_some() && entry.file_type().is_dir() && location(entry.path()) == skip;
         if is_skipped {
             unseen.borrow_mut().push(below(entry.path()));
         }

@@ -20,7 +20,7 @@ use crate::job::Parameters;
 use crate::limits;
 use crate::plugin::environment::{self, Build};
 use crate::plugin::request::Request;
-use crate::plugin::resolve::{self, Place};
+use crate::plugin::resolve::{self, Hosts};
 use crate::plugin::{self, script, strays, syntax};
 use crate::reactor::BootTime;
 use crate::store::{
@@ -382,8 +382,8 @@ pub(super) fn prepare(command: &Command, typed: &Typed) -> Result<Prepared, Fail
         Some(file) if environment::is_uv_lock(&file) => read_lockfile(&file)?,
         file => {
             let request = request(file.as_deref(), &path, &plugin)?;
-            let (place, build) = (Place::Anywhere, Build::default());
-            resolve::lockfile(&home, &request, place, &build, &cancel, &mut message)
+            let (hosts, build) = (Hosts::Any, Build::default());
+            resolve::lockfile(&home, &request, hosts, &build, &cancel, &mut message)
                 .map_err(tool_failed)?
         }
     };

@@ -41,7 +41,7 @@ use super::summary::{Item, Summary};
 use super::{Failure, failed, log_lines, print};
 use crate::plugin::environment;
 use crate::plugin::request::Request;
-use crate::plugin::resolve::{Place, lockfile};
+use crate::plugin::resolve::{Hosts, lockfile};
 use crate::reactor::Endpoint;
 use crate::sentinel::{self, Sentinel};
 use crate::sink::{Root, RootOptions};
@@ -443,7 +443,7 @@ fn provision(
     let lockfile = lockfile(
         &home,
         request,
-        Place::Here,
+        Hosts::This,
         build,
         interrupted,
         &mut message,

@@ -451,7 +451,7 @@ pub(super) const PROTECT_FLAG: Flag = Flag {
     long: "protect",
     short: None,
     value: Some("PATH"),
-    help: "Another file or folder that plugins cannot change; of a secret\nkey they find nothing, nor of a SQLite database, such as the\nsentinel's, whose folder they cannot change; may be repeated",
+    help: "Another file or folder that plugins cannot change; of a secret\nkey they find nothing, nor of a SQLite database, such as the\nsentinel's, whose folder they cannot change, also where it is a\nfile of that folder; may be repeated",
 };
 
 #[cfg(feature = "worker")]

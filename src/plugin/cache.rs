@@ -51,8 +51,8 @@ pub enum Taken {
 impl InUse {
     /// Locks an environment, and notes that it is used. Does not wait.
     pub fn take(home: &Path, hash: &str) -> Taken {
-        let place = home.join("venvs").join(hash);
-        let folder = match open(&place) {
+        let path = home.join("venvs").join(hash);
+        let folder = match open(&path) {
             Ok(folder) => folder,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
             Err(_) => return Taken::Unlockable,
@@ -60,14 +60,14 @@ impl InUse {
         match folder.try_lock_shared() {
             Ok(()) => {}
             // It is no program of ours that evicts: that may last for ever.
-            Err(fs::TryLockError::WouldBlock) if is_held_by_stranger(&folder, &place) => {
+            Err(fs::TryLockError::WouldBlock) if is_held_by_stranger(&folder, &path) => {
                 return Taken::Unlockable;
             }
             Err(fs::TryLockError::WouldBlock) => return Taken::Busy,
             Err(fs::TryLockError::Error(_)) => return Taken::Unlockable,
         }
         // It may have been renamed between these.
-        if !is_at(&folder, &place) {
+        if !is_at(&folder, &path) {
             return Taken::Gone;
         }
         let taken = InUse { folder };
@@ -195,14 +195,14 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
 
 /// Removes an environment; false when it is in use, or not there any more.
 fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
-    let place = venvs.join(hash);
-    let Ok(folder) = open(&place) else {
+    let path = venvs.join(hash);
+    let Ok(folder) = open(&path) else {
         return Ok(false);
     };
-    if folder.try_lock().is_err() || !is_at(&folder, &place) {
+    if folder.try_lock().is_err() || !is_at(&folder, &path) {
         return Ok(false);
     }
-    let away = move_away(&place, venvs, EVICTED)?;
+    let away = move_away(&path, venvs, EVICTED)?;
     drop(folder);
     sweep(&away, None);
     Ok(true)
@@ -224,8 +224,8 @@ fn lock(venvs: &Path) -> Result<Option<File>, Error> {
 }
 
 /// True when the lock is held by a process of a user who may not evict.
-fn is_held_by_stranger(folder: &File, place: &Path) -> bool {
-    let holder = lock_file::holder(place);
+fn is_held_by_stranger(folder: &File, path: &Path) -> bool {
+    let holder = lock_file::holder(path);
     let other = holder.and_then(|holder| holder.other_user);
     let owner = folder.metadata().map_or(0, |found| found.uid());
     other.is_some_and(|user| ![0, owner].contains(&user))
@@ -269,17 +269,17 @@ mod tests {
     fn home(used: &[(u32, u64)]) -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
         for (number, at) in used {
-            let place = home.path().join("venvs").join(hash(*number));
-            fs::create_dir_all(place.join("bin")).unwrap();
-            fs::write(place.join("bin/python"), vec![b'x'; 64 << 10]).unwrap();
-            set_used(&place, *at);
+            let path = home.path().join("venvs").join(hash(*number));
+            fs::create_dir_all(path.join("bin")).unwrap();
+            fs::write(path.join("bin/python"), vec![b'x'; 64 << 10]).unwrap();
+            set_used(&path, *at);
         }
         home
     }
 
-    fn set_used(place: &Path, at: u64) {
+    fn set_used(path: &Path, at: u64) {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_577_836_800 + at);
-        open(place).unwrap().set_modified(time).unwrap();
+        open(path).unwrap().set_modified(time).unwrap();
     }
 
     /// The numbers of the environments that are left, and how many other names.

@@ -75,13 +75,13 @@ def package_of(space):
 def member(value, name):
     """An attribute of a value, found without running code of its class."""
     kind = type(value)
-    places = value.__mro__ if kind is type else kind.__mro__
+    indexes = value.__mro__ if kind is type else kind.__mro__
     try:
         found = object.__getattribute__(value, "__dict__").get(name)
     except Exception:  # it has none
         found = None
     if found is None:
-        found = next((place.__dict__[name] for place in places if name in place.__dict__), None)
+        found = next((index.__dict__[name] for index in indexes if name in place.__dict__), None)
     if type(found) is types.MemberDescriptorType and kind is not type:
         try:
             found = found.__get__(value)
@@ -164,8 +164,8 @@ class Reach:
 
     def watch_lists(self, code):
         steps = [step for step in dis.get_instructions(code) if step.opname != "CACHE"]
-        for place, step in enumerate(steps):
-            name = names_of(steps[place - 1])[-1]
+        for index, step in enumerate(steps):
+            name = names_of(steps[index - 1])[-1]
             is_attribute = step.opname in ("LOAD_ATTR", "LOAD_METHOD")
             if is_attribute and step.argval in GROWS:
                 self.grown.add(name)
@@ -173,7 +173,7 @@ class Reach:
                 self.emptied.add(name)
             elif step.opname.startswith("STORE_"):
                 self.emptied.update(names_of(step))
-                if "INPLACE" in steps[place - 1].opname or "+=" in (steps[place - 1].argrepr or ""):
+                if "INPLACE" in steps[index - 1].opname or "+=" in (steps[index - 1].argrepr or ""):
                     self.grown.add(names_of(step)[0])
 
     def add_all(self, values):

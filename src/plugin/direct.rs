@@ -253,8 +253,8 @@ mod tests {
         fs::create_dir(&zero).unwrap();
         std::os::unix::fs::symlink("/dev/zero", zero.join("pyproject.toml")).unwrap();
         let reason = named("./zero", dir.path()).unwrap_err();
-        let place = "zero/pyproject.toml: it is not a regular file";
-        assert!(reason.ends_with(place), "{reason}");
+        let wanted = "zero/pyproject.toml: it is not a regular file";
+        assert!(reason.ends_with(wanted), "{reason}");
         assert_eq!(name("My_Lib.x [a]>1"), "my-lib-x");
     }
 }

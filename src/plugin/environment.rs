@@ -332,16 +332,16 @@ pub fn provision(
         "making Python environment {}",
         hash.get(..12).unwrap_or(&hash)
     ));
-    let place = venvs.join(&hash);
+    let target = venvs.join(&hash);
     let prefix = format!(".{hash}{BEGUN}");
     let fresh = Building::new(&venvs, &prefix)?;
     let tools = Tools::new(home, how, cancel)?;
     build(&tools, &uv, lockfile, &fresh.path(), message)?;
     // What stands there has no interpreter.
-    displace(&place, &prefix)?;
-    fresh.finish(&place)?;
+    displace(&target, &prefix)?;
+    fresh.finish(&target)?;
     Ok(Environment {
-        interpreter: place.join("bin/python"),
+        interpreter: target.join("bin/python"),
         cached: false,
         preload,
     })
@@ -351,7 +351,7 @@ fn build(
     tools: &Tools<'_>,
     uv: &Path,
     lockfile: &str,
-    place: &Path,
+    target: &Path,
     message: &mut dyn FnMut(&str),
 ) -> Result<(), Error> {
     let is_requirements = lockfile.starts_with(REQUIREMENTS_MARK);
@@ -366,10 +366,10 @@ fn build(
         .args(step.configure(&settings)?);
     venv.args(["--python", &python::supported(requires_python.as_deref())]);
     tools
-        .run_own(&step, venv.arg(place), "uv venv")
+        .run_own(&step, venv.arg(target), "uv venv")
         .map_err(|error| python::explained(uv, tools, requires_python.as_deref(), None, error))?;
-    made(place, "bin/python", "uv venv")?;
-    let python = place.join("bin/python");
+    made(target, "bin/python", "uv venv")?;
+    let python = target.join("bin/python");
     let pip_install = |step: &Step| {
         let mut install = Command::new(uv);
         install
@@ -385,7 +385,7 @@ fn build(
         let mut install = pip_install(&step)?;
         tools.install(&step, install.arg("-r").arg(&list), "uv pip install")?;
     } else {
-        sync(tools, &step, uv, lockfile, place, &settings)?;
+        sync(tools, &step, uv, lockfile, target, &settings)?;
     }
     let mut check = Command::new(&python);
     check.args(["-c", "import pyarrow"]);
@@ -399,7 +399,7 @@ fn build(
     } else {
         checked?;
     }
-    compile(tools, &python, &place.join("lib"))
+    compile(tools, &python, &target.join("lib"))
 }
 
 /// Compiles the modules of an environment to bytecode, but for tests. Plugin processes may not write in
@@ -507,7 +507,7 @@ fn sync(
     step: &Step,
     uv: &Path,
     lockfile: &str,
-    place: &Path,
+    target: &Path,
     settings: &Table,
 ) -> Result<(), Error> {
     let lock = uv_lock(lockfile)?;
@@ -531,7 +531,7 @@ fn sync(
         .args(step.configure(settings)?)
         .arg("--project")
         .arg(step.path())
-        .env("UV_PROJECT_ENVIRONMENT", place);
+        .env("UV_PROJECT_ENVIRONMENT", target);
     tools.install(step, &mut command, "uv sync")
 }
 

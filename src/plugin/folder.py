@@ -109,10 +109,10 @@ def load_folder(parent, source, lines):
             raise FolderError(f"{entry!r} cannot be imported")
     except FolderError as error:
         raise FolderError(f"the plugin's folder in its source: {error}; deploy the folder again") from None
-    place = os.path.join(parent, UNPACKED)
+    root = os.path.join(parent, UNPACKED)
     own = {name} if is_package else {path.split("/")[0].partition(".")[0] for path in (entry, *paths)
                                      if path.endswith((".py", ".so"))}
-    sys.path.insert(0, place if is_package else os.path.join(place, name))
+    sys.path.insert(0, root if is_package else os.path.join(root, name))
     hidden = sorted(one for one in own if one in sys.modules or one in sys.builtin_module_names)
     PLACE["module"] = ".".join(parts)
     provide_sdk_to_children(parent)

@@ -346,29 +346,29 @@ def of_pandas(frame, pa):
             table = pa.table(frame.to_arrow(index=keeps))
         else:
             table = pa.Table.from_pandas(dense(frame), preserve_index=keeps)
-        for place, array in exact.items():
-            table = table.set_column(place, table.schema.field(place).with_type(array.type), array)
+        for index, array in exact.items():
+            table = table.set_column(index, table.schema.field(index).with_type(array.type), array)
         return table
     except Exception as error:
-        for place, name in enumerate(frame.columns):
+        for index, name in enumerate(frame.columns):
             check_text(name)
-            array_of(name, frame.iloc[:, place], pa)
+            array_of(name, frame.iloc[:, index], pa)
         raise error
 
 
 def exact_columns(frame, pa):
     """By their positions, the columns of Python's objects that pandas would have converted less exactly."""
     exact = {}
-    for place in range(frame.shape[1]):
-        column = frame.iloc[:, place]
+    for index in range(frame.shape[1]):
+        column = frame.iloc[:, index]
         try:
             check_categories(column)
         except Exception as error:
-            raise column_error(frame.columns[place], error) from error
+            raise column_error(frame.columns[index], error) from error
         if is_object(column):
-            array = array_of_objects(frame.columns[place], column, pa)
+            array = array_of_objects(frame.columns[index], column, pa)
             if array is not None:
-                exact[place] = array
+                exact[index] = array
     for name in frame.index.names:
         level = None if name is None else frame.index.get_level_values(name)
         if level is not None and is_object(level) and array_of_objects(name, level, pa) is not None:
@@ -399,14 +399,14 @@ def is_sparse(dtype):
 
 def dense(frame):
     """A frame without what pyarrow does not take: sparse columns, and bytes in the other order."""
-    places = [place for place, dtype in enumerate(frame.dtypes) if is_sparse(dtype) or is_swapped(dtype)]
-    if not places and not is_swapped(frame.index.dtype):
+    indexes = [index for index, dtype in enumerate(frame.dtypes) if is_sparse(dtype) or is_swapped(dtype)]
+    if not indexes and not is_swapped(frame.index.dtype):
         return frame
     frame = frame.copy(deep=False)
-    for place in places:
-        column = frame.iloc[:, place]
+    for index in indexes:
+        column = frame.iloc[:, index]
         column = column.sparse.to_dense() if is_sparse(column.dtype) else column
-        frame.isetitem(place, native(column))
+        frame.isetitem(index, native(column))
     frame.index = native(frame.index)
     return frame
 
@@ -420,11 +420,11 @@ def native(values):
     return values.astype(values.dtype.newbyteorder("=")) if is_swapped(values.dtype) else values
 
 
-def without_values(frame, places):
+def without_values(frame, indexes):
     """A frame with None in the columns at these positions, which pandas does not convert then."""
-    frame = frame.copy(deep=False) if places else frame
-    for place in places:
-        frame.isetitem(place, None)
+    frame = frame.copy(deep=False) if indexes else frame
+    for index in indexes:
+        frame.isetitem(index, None)
     return frame
 
 
@@ -716,7 +716,7 @@ class Frames:
                 values = values.value_type
             return pa.dictionary(kind.index_type, values, kind.ordered)
         if types.is_struct(kind):
-            return pa.struct([inner(kind.field(place)) for place in range(kind.num_fields)])
+            return pa.struct([inner(kind.field(index)) for index in range(kind.num_fields)])
         if types.is_map(kind):
             return pa.map_(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
         if types.is_list(kind) or self.is_of(kind, "is_list_view"):
@@ -752,7 +752,7 @@ class Frames:
             return self.has(kind.value_type, asks)
         if not self.pa.types.is_struct(kind):
             return False
-        return any(self.has(kind.field(place).type, asks) for place in range(kind.num_fields))
+        return any(self.has(kind.field(index).type, asks) for index in range(kind.num_fields))
 
     def plain(self, array, target, kind, shrinks=False, hidden=None):
         """An array as one of the target type, with what its own rows have alone. `shrinks`: dictionaries
@@ -770,11 +770,11 @@ class Frames:
         if types.is_struct(kind):
             below = self.either(hidden, self.mask(array))
             children = [
-                self.plain(array.field(place), target.field(place).type, kind.field(place).type, shrinks, below)
-                for place in range(kind.num_fields)]
+                self.plain(array.field(index), target.field(index).type, kind.field(index).type, shrinks, below)
+                for index in range(kind.num_fields)]
             if not children:
                 return array.cast(target) if array.type != target else array
-            fields = [target.field(place) for place in range(target.num_fields)]
+            fields = [target.field(index) for index in range(target.num_fields)]
             return pa.StructArray.from_arrays(children, fields=fields, mask=self.mask(array))
         if self.is_of(kind, "is_run_end_encoded") and kind != target:
             # No kernel decodes views.
@@ -888,4 +888,4 @@ class Frames:
         try:
             return values.take(used)
         except self.pa.ArrowNotImplementedError:
-            return self.pa.array([values[place].as_py() for place in used.to_pylist()], values.type)
+            return self.pa.array([values[index].as_py() for index in used.to_pylist()], values.type)

@@ -298,9 +298,9 @@ fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
 /// True where this process's user may change or replace a file or folder that is there.
 fn may_change(path: &Path) -> bool {
     let user = rustix::process::geteuid();
-    let may = |place: &Path| {
-        let is_owner = fs::metadata(place).is_ok_and(|found| found.uid() == user.as_raw());
-        is_owner || rustix::fs::access(place, Access::WRITE_OK).is_ok()
+    let may = |folder: &Path| {
+        let is_owner = fs::metadata(folder).is_ok_and(|found| found.uid() == user.as_raw());
+        is_owner || rustix::fs::access(folder, Access::WRITE_OK).is_ok()
     };
     path.exists() && (user.is_root() || path.ancestors().any(may))
 }
@@ -315,10 +315,10 @@ pub(super) fn is_kept(python: &Path) -> bool {
     let of = installation::prefix(python).unwrap_or(python);
     let Kept { whole, entries } = kept();
     let pythons = uv_folders::pythons();
-    let places = whole.iter().chain(&pythons);
-    let whole: Vec<PathBuf> = places.flat_map(fs::canonicalize).collect();
-    let is_in_whole = |path: &Path| whole.iter().any(|place| path.starts_with(place));
-    let is_prefix = entries.iter().any(|place| place == of);
+    let folders = whole.iter().chain(&pythons);
+    let whole: Vec<PathBuf> = folders.flat_map(fs::canonicalize).collect();
+    let is_in_whole = |path: &Path| whole.iter().any(|folder| path.starts_with(folder));
+    let is_prefix = entries.iter().any(|folder| folder == of);
     is_in_whole(of) || is_prefix && is_in_whole(python) || !may_change(python)
 }
 

@@ -54,7 +54,7 @@ struct Folder {
 /// Reads the file's text.
 pub fn read(text: &str) -> Result<Project, Error> {
     let fail = |reason: String| Error {
-        place: FILE,
+        source: FILE,
         reason,
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -63,7 +63,8 @@ pub fn read(text: &str) -> Result<Project, Error> {
         let line = before.map_or(1, |before| before.matches('\n').count() + 1);
         fail(format!("line {line}: {}", error.message()))
     })?;
-    let wrong = |place: &str, error: toml::de::Error| fail(format!("{place}: {}", error.message()));
+    let wrong =
+        |source: &str, error: toml::de::Error| fail(format!("{source}: {}", error.message()));
     let mut tool = match file.remove("tool") {
         Some(Value::Table(tool)) => tool,
         _ => Table::new(),

@@ -51,7 +51,7 @@ pub(super) fn url_hash(requirement: &str) -> Result<Option<String>, String> {
 }
 
 /// Where a line stands.
-struct Place<'a> {
+struct Context<'a> {
     file: &'a Path,
     folder: &'a Path,
     /// File and line.
@@ -59,7 +59,7 @@ struct Place<'a> {
     is_constraints: bool,
 }
 
-impl Place<'_> {
+impl Context<'_> {
     fn refused(&self, reason: String) -> Refused {
         Refused(format!("{}: {reason}", self.at))
     }
@@ -105,25 +105,25 @@ impl Reader<'_> {
         let folder = whole.parent().unwrap_or(Path::new("/")).to_owned();
         for (number, line) in logical_lines(&with_line_feeds(&text)) {
             let at = format!("{}:{number}", file.display());
-            let place = Place {
+            let context = Context {
                 file,
                 folder: &folder,
                 at: &at,
                 is_constraints,
             };
             match line.starts_with('-') {
-                true => self.option(&line, &place)?,
+                true => self.option(&line, &context)?,
                 false => self
-                    .requirement(&line, &place)
-                    .map_err(|reason| place.refused(reason))?,
+                    .requirement(&line, &context)
+                    .map_err(|reason| context.refused(reason))?,
             }
         }
         Ok(())
     }
 
-    fn option(&mut self, line: &str, place: &Place<'_>) -> Result<(), Refused> {
-        let refused = |reason| place.refused(reason);
-        let folder = place.folder;
+    fn option(&mut self, line: &str, context: &Context<'_>) -> Result<(), Refused> {
+        let refused = |reason| context.refused(reason);
+        let folder = context.folder;
         let (option, value) = split_option(line);
         let needed = || match value.is_empty() {
             true => Err(refused(format!("{option} needs a value"))),
@@ -137,16 +137,16 @@ impl Reader<'_> {
                         "{option} {value}: it is no file of this host"
                     )));
                 }
-                let above = place.file.parent().unwrap_or(Path::new(""));
+                let above = context.file.parent().unwrap_or(Path::new(""));
                 let is_constraints =
-                    place.is_constraints || matches!(option, "-c" | "--constraint");
+                    context.is_constraints || matches!(option, "-c" | "--constraint");
                 self.file(&above.join(value), is_constraints)
                     .map_err(|error| match error.0.starts_with("requirements ") {
                         true => refused(error.0),
                         false => error,
                     })
             }
-            "-e" | "--editable" => self.requirement(needed()?, place).map_err(refused),
+            "-e" | "--editable" => self.requirement(needed()?, context).map_err(refused),
             "-i" | "--index-url" | "--pypi-url" => {
                 let url = location(needed()?, folder).map_err(refused)?;
                 self.set("index-url", Value::String(url)).map_err(refused)
@@ -177,15 +177,15 @@ impl Reader<'_> {
                 Ok(())
             }
             "--require-hashes" => {
-                self.need_hashes(place);
+                self.need_hashes(context);
                 Ok(())
             }
             _ => Err(refused(format!("{option} is not supported"))),
         }
     }
 
-    fn need_hashes(&mut self, place: &Place<'_>) {
-        let by = || place.at.to_owned();
+    fn need_hashes(&mut self, context: &Context<'_>) {
+        let by = || context.at.to_owned();
         self.hashes_needed_by.get_or_insert_with(by);
     }
 
@@ -209,9 +209,9 @@ impl Reader<'_> {
         self.set(key, Value::Array(list))
     }
 
-    fn requirement(&mut self, line: &str, place: &Place<'_>) -> Result<(), String> {
+    fn requirement(&mut self, line: &str, context: &Context<'_>) -> Result<(), String> {
         let mut words = line.split(" --");
-        let requirement = named(words.next().unwrap_or_default().trim(), place.folder)?;
+        let requirement = named(words.next().unwrap_or_default().trim(), context.folder)?;
         let mut hashes = Vec::new();
         for word in words {
             let (option, value) = word.split_once(['=', ' ']).unwrap_or((word, ""));
@@ -224,16 +224,16 @@ impl Reader<'_> {
             return Err(format!("{requirement}: variables are not supported"));
         }
         let has_hash = !hashes.is_empty() || url_hash(&requirement)?.is_some();
-        if !has_hash && !place.is_constraints && self.without_hash.is_none() {
-            self.without_hash = Some(place.at.to_owned());
+        if !has_hash && !context.is_constraints && self.without_hash.is_none() {
+            self.without_hash = Some(context.at.to_owned());
         }
         if !hashes.is_empty() {
-            self.need_hashes(place);
+            self.need_hashes(context);
             let known = self.request.hashes.entry(name(&requirement)).or_default();
             known.allowed.extend(hashes);
-            place.at.clone_into(&mut known.at);
+            context.at.clone_into(&mut known.at);
         }
-        match place.is_constraints {
+        match context.is_constraints {
             false => self.request.dependencies.push(requirement),
             true => {
                 let constraints = self.request.project.entry("constraint-dependencies");

@@ -28,13 +28,13 @@ use super::{home, programs, python, uv};
 use crate::job::text;
 use crate::{input_file, limits};
 
-/// Where the environment is to be created.
+/// Hosts on which the environment may be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// On this host: for the Python that is here, and with local dependencies.
-    Here,
+pub enum Hosts {
+    /// On this host: for its Python, and with local dependencies.
+    This,
     /// On any host: local dependencies are refused.
-    Anywhere,
+    Any,
 }
 
 /// Resolves a request. Blocks for as long as uv takes, at most
@@ -42,12 +42,12 @@ pub enum Place {
 pub fn lockfile(
     home: &Path,
     request: &Request,
-    place: Place,
+    hosts: Hosts,
     build: &Build,
     cancel: &AtomicBool,
     message: &mut dyn FnMut(&str),
 ) -> Result<String, Error> {
-    if request.is_default() && place == Place::Here {
+    if request.is_default() && hosts == Hosts::This {
         let python = request.requires_python.as_deref();
         return Ok(environment::requirements_lockfile(
             &[],
@@ -57,7 +57,7 @@ pub fn lockfile(
     }
     let operator = operator::settings()?;
     let key = key(request, &operator, build);
-    if place == Place::Here
+    if hosts == Hosts::This
         && let Some(lockfile) = Resolved::find(home, &key)
     {
         return Ok(lockfile);
@@ -70,13 +70,13 @@ pub fn lockfile(
         tools: &tools,
         request,
         operator: &operator,
-        place,
+        hosts,
         requires_python: request.requires_python.clone(),
         download_failure: None,
     };
     resolver.choose_python()?;
     let mut lock = resolver.lock()?;
-    if place == Place::Anywhere {
+    if hosts == Hosts::Any {
         refuse_local(&lock.table)?;
     }
     let locals = resolver.fix(&mut lock, message)?;
@@ -100,7 +100,7 @@ struct Resolver<'a> {
     tools: &'a Tools<'a>,
     request: &'a Request,
     operator: &'a Table,
-    place: Place,
+    hosts: Hosts,
     requires_python: Option<String>,
     /// Why uv could not download a Python.
     download_failure: Option<String>,
@@ -137,10 +137,10 @@ impl Resolver<'_> {
                 |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
             (are_digits(major) && are_digits(minor)).then(|| format!("{major}.{minor}"))
         });
-        self.requires_python = match (self.place, self.requires_python.take(), minor) {
-            (Place::Here, Some(own), Some(minor)) => Some(format!("{own},=={minor}.*")),
-            (Place::Here, None, Some(minor)) => Some(format!("=={minor}.*")),
-            (Place::Anywhere, None, Some(minor)) => Some(format!(">={minor}")),
+        self.requires_python = match (self.hosts, self.requires_python.take(), minor) {
+            (Hosts::This, Some(own), Some(minor)) => Some(format!("{own},=={minor}.*")),
+            (Hosts::This, None, Some(minor)) => Some(format!("=={minor}.*")),
+            (Hosts::Any, None, Some(minor)) => Some(format!(">={minor}")),
             (_, own, _) => own,
         };
         Ok(())

@@ -31,7 +31,7 @@ pub struct Script {
 /// Why a block is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    pub(super) place: &'static str,
+    pub(super) source: &'static str,
     pub(super) reason: String,
 }
 
@@ -39,9 +39,9 @@ const INLINE: &str = "inline script metadata (PEP 723)";
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place {
+        match self.source {
             "" => f.write_str(&self.reason),
-            place => write!(f, "{place}: {}", self.reason),
+            source => write!(f, "{source}: {}", self.reason),
         }
     }
 }
@@ -94,11 +94,11 @@ pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
         return Ok(Some(script));
     }
     let fail = |reason: String| Error {
-        place: project::FILE,
+        source: project::FILE,
         reason,
     };
     let found = folder::content(source, project::FILE).map_err(|error| Error {
-        place: "",
+        source: "",
         reason: error.to_string(),
     });
     match found? {
@@ -110,10 +110,23 @@ pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
     }
 }
 
+/// True when a comment line of the (entry) file or the folder's `pyproject.toml` names `casparian`, so that metadata
+/// which cannot be read may have settings of ours.
+pub(super) fn may_have_settings(source: &str) -> bool {
+    let entry = with_line_feeds(folder::entry_source(source));
+    let mut comments = entry.lines().filter(|line| line.starts_with('#'));
+    let project = folder::content(source, project::FILE);
+    let in_project = project.ok().flatten().is_some_and(|text| {
+        let text = String::from_utf8_lossy(&text);
+        text.contains("casparian")
+    });
+    in_project || comments.any(|line| line.contains("casparian"))
+}
+
 /// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
 pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     let fail = |reason: &str| Error {
-        place: INLINE,
+        source: INLINE,
         reason: reason.to_owned(),
     };
     let mut found: Option<String> = None;
@@ -147,9 +160,9 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
 }
 
 /// The values of a table, checked.
-pub(super) fn script(table: Table, place: &'static str) -> Result<Script, Error> {
+pub(super) fn script(table: Table, source: &'static str) -> Result<Script, Error> {
     let fail = |reason: &str| Error {
-        place,
+        source,
         reason: reason.to_owned(),
     };
     for word in table.dependencies.iter().chain(&table.requires_python) {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags};
 
+use super::folder;
 use super::quota::Quota;
-use super::{folder, script};
+use super::script::{self, Script};
 use crate::job::Plugin;
 
 /// A version of a plugin with its source as a sealed memory file: processes read it, and none can
@@ -18,6 +19,7 @@ pub struct Source {
     file: Arc<OwnedFd>,
     is_strict: bool,
     quota: Quota,
+    refusal: Option<script::Error>,
     unpacked_size: u64,
 }
 
@@ -29,12 +31,18 @@ impl Source {
         file.write_all(plugin.source_code.as_bytes())?;
         let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
         rustix::fs::fcntl_add_seals(&file, seals)?;
-        let script = script::of_plugin(&plugin.source_code);
-        let script = script.ok().flatten().unwrap_or_default();
+        let (script, refusal) = match script::of_plugin(&plugin.source_code) {
+            Ok(script) => (script.unwrap_or_default(), None),
+            Err(error) => {
+                let has_settings = script::may_have_settings(&plugin.source_code);
+                (Script::default(), has_settings.then_some(error))
+            }
+        };
         let folder = folder::of_source(&plugin.source_code).ok().flatten();
         Ok(Source {
             is_strict: script.is_strict,
             quota: script.quota,
+            refusal,
             unpacked_size: folder
                 .map_or(0, |folder| folder.unpacked_size(plugin.source_code.len())),
             plugin,
@@ -42,7 +50,13 @@ impl Source {
         })
     }
 
-    /// The plugin asks to be held as closely as can be. Metadata that cannot be read asks for nothing.
+    /// Why it cannot run: its metadata is invalid, and may have settings of ours. Without them it would be
+    /// restricted less than its author asks for. Invalid metadata of others is ignored.
+    pub fn refusal(&self) -> Option<&script::Error> {
+        self.refusal.as_ref()
+    }
+
+    /// The plugin asks for the strict sandbox.
     pub fn is_strict(&self) -> bool {
         self.is_strict
     }
@@ -72,6 +86,44 @@ impl AsFd for Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn metadata_that_is_invalid_and_has_settings_is_a_refusal() {
+        for (source, is_refused) in [
+            (
+                "# /// script\n# [tool.casparian]\n# sandbox = \"strict\"\n# ///\n",
+                false,
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# job-memory-max = \"1G\"\n# ///\n",
+                true,
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# sandbox = \"STRICT\"\n# ///\n",
+                true,
+            ),
+            (
+                "# /// script\n# dependencies = 3\n# tool.casparian.sandbox = \"strict\"\n# ///\n",
+                true,
+            ),
+            (
+                "# /// script\n# [tool.casparian]\n# sandbox = \"strict\"\nx = 1\n",
+                true,
+            ),
+            (
+                "# /// script\n# dependencies = 3\n# ///\nimport casparian_flow\n",
+                false,
+            ),
+            ("x = 1\n", false),
+        ] {
+            let plugin = Plugin {
+                source_code: source.to_owned(),
+                ..Plugin::default()
+            };
+            let source_file = Source::new(Arc::new(plugin)).unwrap();
+            assert_eq!(source_file.refusal().is_some(), is_refused, "{source}");
+        }
+    }
 
     #[test]
     fn a_source_can_be_read_and_not_changed() {

@@ -61,9 +61,9 @@ pub(super) fn find(
             version => reason = format!("{} is {version:?}", found.display()),
         }
     }
-    let place = home.join("uv");
-    let own = place.join("bin/uv");
-    check(home, &place.join("bin"))?;
+    let target = home.join("uv");
+    let own = target.join("bin/uv");
+    check(home, &target.join("bin"))?;
     let is_there = || Ok(own.exists() && suffices(&version_of(&own, &tools)?));
     if is_there()? {
         return Ok(own);
@@ -76,9 +76,9 @@ pub(super) fn find(
     message(&format!(
         "{reason}: installing {} from PyPI into {}",
         pinned(),
-        place.display()
+        target.display()
     ));
-    install(&tools, &python, &place.join("bin"))?;
+    install(&tools, &python, &target.join("bin"))?;
     Ok(own)
 }
 
@@ -111,10 +111,10 @@ fn suffices(printed: &str) -> bool {
 /// Installs uv in the folder of one tool, which build code that runs meanwhile does not find, and takes the program alone.
 fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error> {
     let step = tools.step()?;
-    let place = step.path().join(VENV);
+    let installed = step.path().join(VENV);
     let mut venv = Command::new(python);
     // Without what the user's folders of packages and variables add.
-    venv.args(["-I", "-m", "venv"]).arg(&place);
+    venv.args(["-I", "-m", "venv"]).arg(&installed);
     tools
         .run(&step, &venv, "python3 -m venv")
         .map_err(|error| match error {
@@ -124,7 +124,7 @@ fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error>
             other => other,
         })?;
     let list = step.write("uv.txt", PINNED)?;
-    let mut pip = Command::new(place.join("bin/python"));
+    let mut pip = Command::new(installed.join("bin/python"));
     pip.args(["-m", "pip", "install", "--quiet", "--no-input"])
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
         .args(["--no-deps", "--require-hashes", "-r"])
@@ -137,9 +137,9 @@ fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error>
         );
     }
     tools.run(&step, &pip, "pip install uv")?;
-    made(&place, "bin/uv", "pip install uv")?;
+    made(&installed, "bin/uv", "pip install uv")?;
     let made = step.take(&[VENV, "bin"], "uv");
-    let mut made = made.map_err(|error| Error::io(&place.join("bin/uv"), error))?;
+    let mut made = made.map_err(|error| Error::io(&installed.join("bin/uv"), error))?;
     keep(&mut made, target).map_err(|error| Error::io(target, error))
 }
 

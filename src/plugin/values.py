@@ -339,7 +339,7 @@ class Exact:
         if pa.types.is_duration(kind) and path in self.paths:
             return pa.duration("ns")
         if pa.types.is_struct(kind):
-            fields = [kind.field(place) for place in range(kind.num_fields)]
+            fields = [kind.field(index) for index in range(kind.num_fields)]
             return pa.struct([field.with_type(self.type_of(field.type, pa, (*path, field.name)))
                               for field in fields])
         if pa.types.is_list(kind):

@@ -16,15 +16,15 @@ use crate::thread;
 type Found = Result<Vec<SocketAddr>, EndpointError>;
 
 /// One of the lookups that there may be at a time.
-struct Place;
+struct Permit;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-impl Place {
+impl Permit {
     fn take() -> io::Result<Self> {
         let one_more = |taken: usize| (taken < limits::LOOKUPS_MAX).then_some(taken + 1);
         match TAKEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
-            Ok(_) => Ok(Place),
+            Ok(_) => Ok(Permit),
             Err(_) => Err(io::Error::new(
                 io::ErrorKind::WouldBlock,
                 "too many lookups of hosts are under way",
@@ -33,7 +33,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         TAKEN.fetch_sub(1, Ordering::Relaxed);
     }
@@ -58,12 +58,12 @@ impl Lookup {
 
     /// The same by any function.
     pub(crate) fn start_with(find: impl FnOnce() -> Found + Send + 'static) -> io::Result<Self> {
-        let place = Place::take()?;
+        let permit = Permit::take()?;
         let (ended, other) = UnixStream::pair()?;
         let (sender, found) = mpsc::sync_channel(1);
         thread::start("casparian-lookup", move || {
             let found = find();
-            drop(place);
+            drop(permit);
             // The owner may have been dropped; then the answer is not needed.
             let _ = sender.send(found);
             drop(other);
@@ -123,7 +123,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(60);
         let all_are_free = || {
             while TAKEN.load(Ordering::Relaxed) > 0 {
-                assert!(Instant::now() < deadline, "places are not given back");
+                assert!(Instant::now() < deadline, "permits are not given back");
                 std::thread::yield_now();
             }
         };

@@ -13,7 +13,7 @@ struct Mount {
     device: Vec<u8>,
     /// What of the file system is mounted.
     root: PathBuf,
-    place: PathBuf,
+    mount_point: PathBuf,
 }
 
 /// The other paths at which a path, or a part of what is below it, is found by the mounts of a
@@ -43,21 +43,21 @@ fn listed_aliases(listed: &[u8], path: &Path) -> Vec<(PathBuf, PathBuf)> {
         Some(Mount {
             device: fields.next()?.to_vec(),
             root: unescaped(fields.next()?),
-            place: unescaped(fields.next()?),
+            mount_point: unescaped(fields.next()?),
         })
     };
     let lines = listed.split(|byte| *byte == b'\n');
     let mounts: Vec<Mount> = lines.filter_map(parse).collect();
-    let holds = |mount: &&Mount| path.starts_with(&mount.place);
+    let holds = |mount: &&Mount| path.starts_with(&mount.mount_point);
     // The last of several at one place is the one that is seen.
     let Some(own) = mounts
         .iter()
         .filter(holds)
-        .max_by_key(|mount| mount.place.components().count())
+        .max_by_key(|mount| mount.mount_point.components().count())
     else {
         return Vec::new();
     };
-    let Ok(below) = path.strip_prefix(&own.place) else {
+    let Ok(below) = path.strip_prefix(&own.mount_point) else {
         return Vec::new();
     };
     let inside = own.root.join(below);
@@ -65,10 +65,10 @@ fn listed_aliases(listed: &[u8], path: &Path) -> Vec<(PathBuf, PathBuf)> {
     others
         .filter_map(|mount| {
             if let Ok(rest) = inside.strip_prefix(&mount.root) {
-                return Some((joined(&mount.place, rest), path.to_owned()));
+                return Some((joined(&mount.mount_point, rest), path.to_owned()));
             }
             let rest = mount.root.strip_prefix(&inside).ok()?;
-            Some((mount.place.clone(), joined(path, rest)))
+            Some((mount.mount_point.clone(), joined(path, rest)))
         })
         .filter(|(alias, _)| !alias.starts_with(path))
         .collect()

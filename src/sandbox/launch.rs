@@ -224,11 +224,11 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
             &mounts.writable,
         ];
         let all = ways.into_iter().flatten().map(PathBuf::as_path);
-        for place in pins::places(all, &fixed) {
-            match pins::pin(&place) {
+        for location in pins::to_pin(all, &fixed) {
+            match pins::pin(&location) {
                 // Not every kernel mounts onto links. Nothing is protected where nothing is.
-                Err(_) if place.is_symlink() || !place.exists() => {}
-                pinned => pinned.map_err(failed(&place.display().to_string()))?,
+                Err(_) if location.is_symlink() || !location.exists() => {}
+                pinned => pinned.map_err(failed(&location.display().to_string()))?,
             }
         }
     }
@@ -295,21 +295,26 @@ fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>
     let named = named.iter().flat_map(fs::canonicalize);
     let whole: Vec<PathBuf> = fixed.iter().flat_map(fs::canonicalize).collect();
     let is_whole = |path: &Path| whole.iter().any(|folder| path.starts_with(folder));
-    let places = named.flat_map(|folder| {
+    let locations = named.flat_map(|folder| {
         let others = aliases(listed, &folder).into_iter();
         let others: Vec<_> = others.filter(|alias| is_same(alias, &folder)).collect();
         others.into_iter().chain([folder])
     });
-    let places: BTreeSet<PathBuf> = places.filter(|place| !is_whole(place)).collect();
+    let locations: BTreeSet<PathBuf> = locations.filter(|location| !is_whole(location)).collect();
     let beside = |folder: &PathBuf| folders_in(folder).take(limits::FOLDERS_BESIDE_PROGRAMS_MAX);
-    let beside = places.iter().flat_map(beside);
+    let beside = locations.iter().flat_map(beside);
     let beside = beside.filter(|folder| !is_whole(folder)).collect();
-    (places.into_iter().collect(), beside)
+    (locations.into_iter().collect(), beside)
 }
 
 /// Devices by which a process serves a file system or a device of its own, also in a user namespace. A process that waits
 /// for such an answer cannot be killed.
 const SERVED: [&str; 2] = ["/dev/fuse", "/dev/cuse"];
+
+/// True for a file of which plugins find nothing where it is protected: a secret key or a SQLite database.
+pub(crate) fn is_hidden_file(path: &Path) -> bool {
+    keys_in_use::is_secret(path) || database_files(path).is_some()
+}
 
 /// The folder of a SQLite database and its files there: of a database it is not enough that it cannot be written to.
 /// Its log and journal may come later, and a process that can read one of its files can lock it.
@@ -480,10 +485,13 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
     // What is named in a folder that is spared is meant.
     let spared = spared.iter().filter(|spared| !path.starts_with(spared));
     let spared: Vec<_> = spared.collect();
-    let is_spared = |place: &Path| spared.iter().any(|spared| place.starts_with(spared));
+    let is_spared = |location: &Path| spared.iter().any(|spared| location.starts_with(spared));
     let found = mounts_below(&listed, &path);
-    for (place, flags) in found.into_iter().filter(|(place, _)| !is_spared(place)) {
-        mount_remount(&place, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
+    for (location, flags) in found
+        .into_iter()
+        .filter(|(location, _)| !is_spared(location))
+    {
+        mount_remount(&location, flags | MountFlags::BIND | MountFlags::RDONLY, "")?;
     }
     Ok(())
 }
@@ -493,7 +501,7 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
 fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
     let parse = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
-        let place = unescaped(fields.nth(4)?);
+        let location = unescaped(fields.nth(4)?);
         let options = std::str::from_utf8(fields.next()?).ok()?;
         let flags = options
             .split(',')
@@ -509,7 +517,7 @@ fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
                         _ => MountFlags::empty(),
                     }
             });
-        place.starts_with(path).then_some((place, flags))
+        location.starts_with(path).then_some((location, flags))
     };
     let mut found: Vec<_> = listed
         .split(|byte| *byte == b'\n')
@@ -518,7 +526,7 @@ fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
     // The last of several at one place is the one that is seen.
     found.reverse();
     let mut seen = std::collections::BTreeSet::new();
-    found.retain(|(place, _)| seen.insert(place.clone()));
+    found.retain(|(location, _)| seen.insert(location.clone()));
     found
 }
 

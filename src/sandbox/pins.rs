@@ -21,38 +21,39 @@ const LINKS_MAX: usize = 40;
 /// What is to be pinned on the way to some paths: folders and links that this process's user can rename,
 /// those above first. What lies in a folder that is read-only is not, and neither are the paths' own
 /// folders and files.
-pub(super) fn places<'a>(
+pub(super) fn to_pin<'a>(
     paths: impl Iterator<Item = &'a Path>,
     read_only: &[PathBuf],
 ) -> BTreeSet<PathBuf> {
-    let mut places = BTreeSet::new();
+    let mut locations = BTreeSet::new();
     for path in paths {
         let Ok(path) = std::path::absolute(path) else {
             continue;
         };
-        let (links, folders): (Vec<_>, Vec<_>) =
-            way(&path).into_iter().partition(|place| place.is_symlink());
+        let (links, folders): (Vec<_>, Vec<_>) = way(&path)
+            .into_iter()
+            .partition(|location| location.is_symlink());
         let above = folders.len().saturating_sub(1);
-        places.extend(links.into_iter().chain(folders.into_iter().take(above)));
+        locations.extend(links.into_iter().chain(folders.into_iter().take(above)));
     }
     let read_only = read_only.iter().flat_map(fs::canonicalize);
     let fixed: Vec<PathBuf> = read_only.chain(["/proc".into()]).collect();
-    let is_fixed = |place: &Path| fixed.iter().any(|path| place.starts_with(path));
-    places.retain(|place| !is_fixed(place) && place.parent().is_some_and(may_change));
-    places
+    let is_fixed = |location: &Path| fixed.iter().any(|path| location.starts_with(path));
+    locations.retain(|location| !is_fixed(location) && location.parent().is_some_and(may_change));
+    locations
 }
 
 /// All folders and links on the way to some paths that this process's user can rename, with the paths' own.
 fn whole_ways(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
-    let mut places: BTreeSet<_> = paths.iter().flat_map(|path| way(path)).collect();
-    places.retain(|place| place.parent().is_some_and(may_change));
-    places
+    let mut locations: BTreeSet<_> = paths.iter().flat_map(|path| way(path)).collect();
+    locations.retain(|location| location.parent().is_some_and(may_change));
+    locations
 }
 
 /// The entries that are passed on the way to a path, without `/`. It ends where there is nothing.
 fn way(path: &Path) -> Vec<PathBuf> {
     let mut passed = Vec::new();
-    let mut place = PathBuf::from("/");
+    let mut location = PathBuf::from("/");
     let mut rest = path.to_owned();
     let mut links = 0;
     loop {
@@ -63,10 +64,10 @@ fn way(path: &Path) -> Vec<PathBuf> {
         let mut left = parts.as_path().to_owned();
         match part {
             Component::ParentDir => {
-                place.pop();
+                location.pop();
             }
             Component::Normal(name) => {
-                let entry = place.join(name);
+                let entry = location.join(name);
                 match fs::read_link(&entry) {
                     Ok(target) if links < LINKS_MAX => {
                         links += 1;
@@ -75,12 +76,12 @@ fn way(path: &Path) -> Vec<PathBuf> {
                     }
                     _ if entry.exists() => {
                         passed.push(entry.clone());
-                        place = entry;
+                        location = entry;
                     }
                     _ => return passed,
                 }
             }
-            _ => place = PathBuf::from("/"),
+            _ => location = PathBuf::from("/"),
         }
         rest = left;
     }
@@ -94,22 +95,22 @@ fn may_change(folder: &Path) -> bool {
 }
 
 /// Mounts a folder or a link onto itself.
-pub(super) fn pin(place: &Path) -> io::Result<()> {
-    attach(tree(place)?, place)
+pub(super) fn pin(location: &Path) -> io::Result<()> {
+    attach(tree(location)?, location)
 }
 
 /// A copy of the mounts at a folder or a link.
-fn tree(place: &Path) -> io::Result<OwnedFd> {
+fn tree(location: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
         | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
-    Ok(open_tree(CWD, place, flags)?)
+    Ok(open_tree(CWD, location, flags)?)
 }
 
-fn attach(tree: OwnedFd, place: &Path) -> io::Result<()> {
+fn attach(tree: OwnedFd, location: &Path) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    Ok(move_mount(tree, "", CWD, place, flags)?)
+    Ok(move_mount(tree, "", CWD, location, flags)?)
 }
 
 /// What makes folders mount points that are seen in none of the mounts where they are used. The kernel
@@ -121,12 +122,12 @@ impl Anchors {
     pub(super) fn take(paths: &[PathBuf]) -> io::Result<Self> {
         let (links, folders): (Vec<_>, Vec<_>) = whole_ways(paths)
             .into_iter()
-            .partition(|place| place.is_symlink());
+            .partition(|location| location.is_symlink());
         for link in links {
             // Not every kernel mounts onto links.
             let _ = pin(&link);
         }
-        let trees: io::Result<_> = folders.iter().map(|place| tree(place)).collect();
+        let trees: io::Result<_> = folders.iter().map(|location| tree(location)).collect();
         Ok(Anchors(trees?))
     }
 
@@ -164,16 +165,16 @@ mod tests {
         ];
         for (path, expected) in cases {
             let path = root.join(path);
-            let mut found = places(std::iter::once(path.as_path()), &[]);
-            found.retain(|place| place.starts_with(&root) && *place != root);
+            let mut found = to_pin(std::iter::once(path.as_path()), &[]);
+            found.retain(|location| location.starts_with(&root) && *location != root);
             let expected: BTreeSet<_> = expected.iter().map(|name| root.join(name)).collect();
             assert_eq!(found, expected, "{}", path.display());
         }
-        places(std::iter::once(root.join("round/f").as_path()), &[]);
+        to_pin(std::iter::once(root.join("round/f").as_path()), &[]);
         let path = root.join("a/up/b");
-        let found = places(std::iter::once(path.as_path()), &[root.join("direct")]);
+        let found = to_pin(std::iter::once(path.as_path()), &[root.join("direct")]);
         assert!(found.contains(&root.join("a/up")));
-        let found = places(std::iter::once(path.as_path()), &[root.join("a")]);
+        let found = to_pin(std::iter::once(path.as_path()), &[root.join("a")]);
         assert!(!found.contains(&root.join("a/up")));
     }
 }

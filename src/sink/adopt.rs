@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::folder::{Folder, Name};
 use super::record::{self, State};
-use super::{Artifact, Error, Root, check, files, names, place};
+use super::{Artifact, Error, Root, check, files, location, names};
 use crate::job::Attempt;
 
 /// What a job's record says of the attempt that has published.
@@ -111,14 +111,14 @@ impl Root {
     /// True when a receipt names an artifact, under whatever path the root was then.
     fn names(&self, uris: &[String], artifact: &Artifact) -> bool {
         if let Some(path) = names::file_of(&artifact.uri) {
-            let below = place::below(self.path(), path);
+            let below = location::below(self.path(), path);
             let mut named = uris.iter().filter_map(|uri| names::file_of(uri));
             return below.is_some_and(|below| named.any(|path| path.ends_with(&below)));
         }
         let Some((database, table)) = names::table_of(&artifact.uri) else {
             return false;
         };
-        let (_, below) = place::database(self.path(), database);
+        let (_, below) = location::database(self.path(), database);
         let mut named = uris.iter().filter_map(|uri| names::table_of(uri));
         named.any(|(other, of)| {
             let is_same = match &below {

@@ -15,7 +15,7 @@ use super::mounts::Mounts;
 use crate::lock_file;
 
 /// Device and inode.
-pub(super) type Place = (u64, u64);
+pub(super) type FolderId = (u64, u64);
 
 /// A root as it was when it was opened.
 #[derive(Debug)]
@@ -30,26 +30,26 @@ pub(super) struct Anchor {
 #[derive(Debug)]
 struct Held {
     folder: File,
-    place: Place,
+    id: FolderId,
     /// The worker's own file, locked.
     lock: File,
     inode: u64,
 }
 
 /// Device and inode of what is at a path.
-pub(super) fn place(path: &Path) -> Result<Place, Error> {
+pub(super) fn folder_id(path: &Path) -> Result<FolderId, Error> {
     let found = fs::metadata(path).map_err(|error| Error::io(path, error))?;
     Ok((found.dev(), found.ino()))
 }
 
 /// True when the folder that is found has the worker's own file on another device. On the same
 /// device that is a copy by hard links.
-fn is_mounted_again(place: Place, inode: u64, found: Place, own: Option<u64>) -> bool {
-    own == Some(inode) && found.0 != place.0
+fn is_mounted_again(id: FolderId, inode: u64, found: FolderId, own: Option<u64>) -> bool {
+    own == Some(inode) && found.0 != id.0
 }
 
 /// Opens a folder, and returns its identity.
-fn open(folder: &Path) -> Result<(File, Place), Error> {
+fn open(folder: &Path) -> Result<(File, FolderId), Error> {
     let fail = |error| Error::io(folder, error);
     let file = File::open(folder).map_err(fail)?;
     let found = file.metadata().map_err(fail)?;
@@ -64,10 +64,10 @@ fn inode(file: &File, path: &Path) -> Result<u64, Error> {
 impl Anchor {
     /// For a root in which the worker has created its own file, and locked it.
     pub(super) fn new(root: &Path, own: PathBuf, lock: File) -> Result<Self, Error> {
-        let (folder, place) = open(root)?;
+        let (folder, id) = open(root)?;
         let held = Held {
             folder,
-            place,
+            id,
             inode: inode(&lock, &own)?,
             lock,
         };
@@ -98,19 +98,19 @@ impl Anchor {
             Err(error) if is_absent(&error) => return Err(gone()),
             Err(error) => return Err(Error::io(&self.root, error)),
         };
-        let (place, inode) = {
+        let (id, inode) = {
             let held = self.held();
-            (held.place, held.inode)
+            (held.id, held.inode)
         };
         // Paths are compared with the one that was opened: a link there is another place.
         if fs::canonicalize(&self.root).is_ok_and(|real| real != self.root) {
             return Err(gone());
         }
-        if found == place {
+        if found == id {
             return Ok(());
         }
         let own = files::identity(&self.own)?.map(|own| own.inode);
-        match is_mounted_again(place, inode, found, own) {
+        match is_mounted_again(id, inode, found, own) {
             true => self.hold_again(),
             false => Err(gone()),
         }
@@ -126,11 +126,11 @@ impl Anchor {
         let file = files::open(&self.own).map_err(|error| Error::io(&self.own, error))?;
         // Not free where the earlier lock still holds.
         if file.try_lock().is_ok() {
-            let (folder, place) = open(&self.root)?;
+            let (folder, id) = open(&self.root)?;
             let mut held = self.held();
             held.lock = file;
             held.folder = folder;
-            held.place = place;
+            held.id = id;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ use super::record::{self, FileOutput, Record, TableOutput};
 use super::root::{self, FOLDERS};
 use super::sqlite::{self, Tables};
 use super::standing::is_by;
-use super::{Error, Root, Standing, moving, names, place, quiet_panics};
+use super::{Error, Root, Standing, location, moving, names, quiet_panics};
 use crate::job::{Attempt, History, text};
 use crate::limits;
 
@@ -72,16 +72,16 @@ pub struct Problem {
     /// Its kind.
     pub kind: Kind,
     /// The file, folder or table.
-    pub place: String,
+    pub subject: String,
     /// What is wrong with it.
     pub what: String,
 }
 
 impl Problem {
-    fn new(kind: Kind, place: impl std::fmt::Display, what: impl Into<String>) -> Self {
+    fn new(kind: Kind, subject: impl std::fmt::Display, what: impl Into<String>) -> Self {
         Problem {
             kind,
-            place: place.to_string(),
+            subject: subject.to_string(),
             what: what.into(),
         }
     }
@@ -90,8 +90,8 @@ impl Problem {
         Problem::new(kind, path.display(), what)
     }
 
-    fn unchecked(place: impl std::fmt::Display, error: &Error) -> Self {
-        Problem::new(Kind::Unchecked, place, error.to_string())
+    fn unchecked(subject: impl std::fmt::Display, error: &Error) -> Self {
+        Problem::new(Kind::Unchecked, subject, error.to_string())
     }
 }
 
@@ -286,7 +286,7 @@ impl<'a> Check<'a> {
 
     /// A move of the database's files to another layout that has stopped.
     pub fn moves(&self) -> Option<Problem> {
-        let (place, journal) = match moving::read(self.root, self.database) {
+        let (path, journal) = match moving::read(self.root, self.database) {
             Ok(found) => found?,
             Err(error) => return Some(Problem::unchecked(self.root.base().display(), &error)),
         };
@@ -295,7 +295,7 @@ impl<'a> Check<'a> {
              another one than their receipt says",
             journal.moves.len()
         );
-        (!self.root.is_alive(&journal.worker)).then(|| Problem::at(Kind::Moving, &place, what))
+        (!self.root.is_alive(&journal.worker)).then(|| Problem::at(Kind::Moving, &path, what))
     }
 
     /// `.casparian/<folder>/<database>`
@@ -332,7 +332,7 @@ impl<'a> Check<'a> {
                 is_left.then(|| Problem::at(Kind::DeadAttempt, &path, what))
             })
             .collect();
-        problems.sort_by(|a, b| a.place.cmp(&b.place));
+        problems.sort_by(|a, b| a.subject.cmp(&b.subject));
         problems
     }
 
@@ -413,10 +413,10 @@ impl<'a> Check<'a> {
     pub fn without_row(&self, job_id: i64, incarnation: i64) -> Option<Problem> {
         let attempt = Attempt::new(job_id, incarnation << 32);
         let name = Name::numbered(self.database, attempt).ok()?;
-        let place = record::path(self.root, &name);
+        let path = record::path(self.root, &name);
         let record = match record::read(self.root, &name) {
             Ok(record) => record?,
-            Err(error) => return Some(Problem::at(Kind::Record, &place, reason(&error))),
+            Err(error) => return Some(Problem::at(Kind::Record, &path, reason(&error))),
         };
         let mut uris: Vec<String> = record
             .outputs
@@ -434,7 +434,7 @@ impl<'a> Check<'a> {
         };
         let what = format!(
             "its record ({}) is of a row that was deleted{more}",
-            place.display()
+            path.display()
         );
         Some(Problem::new(Kind::NoRow, first, what))
     }
@@ -455,11 +455,11 @@ impl<'a> Check<'a> {
                 return found;
             }
         };
-        let place = record::path(self.root, &name);
+        let path = record::path(self.root, &name);
         let record = match record::read(self.root, &name) {
             Ok(record) => record,
             Err(error) => {
-                let problem = Problem::at(Kind::Record, &place, reason(&error));
+                let problem = Problem::at(Kind::Record, &path, reason(&error));
                 found.problems.push(problem);
                 None
             }
@@ -518,8 +518,8 @@ impl<'a> Check<'a> {
     fn is_below(&self, uri: &str) -> bool {
         let root = self.root.path();
         match (names::file_of(uri), names::table_of(uri)) {
-            (Some(path), _) => place::below(root, path).is_some(),
-            (None, Some((database, _))) => place::database(root, database).1.is_some(),
+            (Some(path), _) => location::below(root, path).is_some(),
+            (None, Some((database, _))) => location::database(root, database).1.is_some(),
             (None, None) => false,
         }
     }
@@ -531,7 +531,7 @@ impl<'a> Check<'a> {
         let is_here =
             |path: &Path, below: &str| path.ends_with(below) && (is_adopting || !path.exists());
         if let Some((database, table)) = names::table_of(uri) {
-            let (path, below) = place::database(root, database);
+            let (path, below) = location::database(root, database);
             if below.is_some() {
                 return Some(Target::Table(path.into(), table.to_owned()));
             }
@@ -546,7 +546,7 @@ impl<'a> Check<'a> {
             return Some(Target::Table(database, known.table.clone()));
         }
         let path = names::file_of(uri)?;
-        if let Some(below) = place::below(root, path) {
+        if let Some(below) = location::below(root, path) {
             return Some(Target::File(below));
         }
         let mut files = record?.outputs.files.iter();
@@ -646,17 +646,17 @@ impl<'a> Check<'a> {
         name: &Name,
         publisher: (Attempt, i64),
     ) -> Option<Problem> {
-        let place = database.join(table);
+        let path = database.join(table);
         let missing = |what: &str| {
-            let missing = || Problem::at(Kind::Missing, &place, what);
+            let missing = || Problem::at(Kind::Missing, &path, what);
             Some(no_database(database).unwrap_or_else(missing))
         };
         let rows = match self.tables_of(database) {
-            Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+            Err(error) => return Some(Problem::unchecked(path.display(), &error)),
             Ok(None) => None,
             Ok(Some(tables)) => match tables.rows(table, name) {
                 Ok(rows) => rows,
-                Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+                Err(error) => return Some(Problem::unchecked(path.display(), &error)),
             },
         };
         let (attempt, key) = match record {
@@ -673,12 +673,12 @@ impl<'a> Check<'a> {
             (None, _) => missing("the job's rows are not there"),
             (Some(found), Some(expected)) if found != expected => {
                 let what = format!("the job has {found} rows there, its receipt says {expected}");
-                Some(Problem::at(Kind::Rows, &place, what))
+                Some(Problem::at(Kind::Rows, &path, what))
             }
             _ => {
                 let what = "the job's rows there are of another attempt than its receipt's";
                 let is_other = !tables?.is_of(table, &published, key);
-                is_other.then(|| Problem::at(Kind::Changed, &place, what))
+                is_other.then(|| Problem::at(Kind::Changed, &path, what))
             }
         }
     }
@@ -699,7 +699,7 @@ impl<'a> Check<'a> {
 
     /// What is wrong with a job's record, and with output that only it names.
     fn record(&self, record: &Record, expected: &Expected<'_>, name: &Name) -> Option<Problem> {
-        let place = record::path(self.root, name);
+        let path = record::path(self.root, name);
         let mut next = expected.last;
         next.number = next.number.saturating_add(1);
         let is_foreign = record.attempt > expected.last.number
@@ -712,7 +712,7 @@ impl<'a> Check<'a> {
                 "attempt {ordinal} of the job has published, and the database does not know it: \
                  the database was copied or restored"
             );
-            return Some(Problem::at(Kind::Foreign, &place, what));
+            return Some(Problem::at(Kind::Foreign, &path, what));
         }
         if expected.runs_again || expected.is_unsettled {
             return None;
@@ -728,16 +728,16 @@ impl<'a> Check<'a> {
             Ok(false) if is_current => return None,
             Ok(false) => {
                 let what = "an attempt ended while it published";
-                return Some(Problem::at(Kind::Unfinished, &place, what));
+                return Some(Problem::at(Kind::Unfinished, &path, what));
             }
-            Err(error) => return Some(Problem::unchecked(place.display(), &error)),
+            Err(error) => return Some(Problem::unchecked(path.display(), &error)),
         }
         let uris = self.unnamed(record, expected);
         let first = uris.first()?;
         match is_current && expected.is_truncated {
             true => None,
             false => {
-                let what = format!("no receipt names it, its record does ({})", place.display());
+                let what = format!("no receipt names it, its record does ({})", path.display());
                 Some(Problem::new(Kind::NoReceipt, first, what))
             }
         }
@@ -757,7 +757,7 @@ impl<'a> Check<'a> {
             .iter()
             .map(|output| output.uri.clone())
             .collect();
-        let named = place::named(self.root.path(), &uris);
+        let named = location::named(self.root.path(), &uris);
         // The root may have had another path, or be a copy.
         let is_current = is_by(record, expected.publisher, expected.key);
         let is_here =
@@ -791,7 +791,7 @@ impl<'a> Check<'a> {
 
     fn bars(&self, expected: &Expected<'_>) -> Option<Problem> {
         let last = expected.last;
-        let place = self.of_database("barred");
+        let path = self.of_database("barred");
         match self.root.bar_of(self.database, last) {
             Ok(by) => {
                 let what = format!(
@@ -800,9 +800,9 @@ impl<'a> Check<'a> {
                     Attempt::new(last.job_id, by?).ordinal(),
                     last.ordinal()
                 );
-                Some(Problem::at(Kind::Barred, &place, what))
+                Some(Problem::at(Kind::Barred, &path, what))
             }
-            Err(error) => Some(Problem::unchecked(place.display(), &error)),
+            Err(error) => Some(Problem::unchecked(path.display(), &error)),
         }
     }
 }

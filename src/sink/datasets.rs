@@ -128,7 +128,7 @@ fn of_topic(root: &Root, folder: &Folder, plugin: &str, topic: &str) -> Result<S
         }
     }
     let reason = format!("no folder is free for topic {topic:?} of plugin {plugin:?}");
-    Err(Error::place(&notes, reason))
+    Err(Error::at_path(&notes, reason))
 }
 
 /// The name that is tried first, where it is the topic's as it is, and others after it.

@@ -26,7 +26,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// A sink's file or folder cannot be created, because of what is there or of the sink's URI.
-    Place {
+    Path {
         /// The file, folder or database.
         path: PathBuf,
         /// Why.
@@ -216,7 +216,7 @@ impl fmt::Display for Error {
                 "{}: a symbolic link leads out of the output folder",
                 path.display()
             ),
-            Error::Place { path, reason } => write!(
+            Error::Path { path, reason } => write!(
                 f,
                 "{}: {reason}; change the sink's URI, or what is there",
                 path.display()
@@ -447,7 +447,7 @@ impl Error {
             | Error::Topics { .. } => Cause::Plugin,
             Error::Sink(_)
             | Error::Outside { .. }
-            | Error::Place { .. }
+            | Error::Path { .. }
             | Error::SameFile { .. }
             | Error::Exists { .. }
             | Error::TableColumns { .. }
@@ -511,8 +511,8 @@ impl Error {
         Error::NotOurs { path, rows: None }
     }
 
-    pub(super) fn place(path: &Path, reason: impl Into<String>) -> Self {
-        Error::Place {
+    pub(super) fn at_path(path: &Path, reason: impl Into<String>) -> Self {
+        Error::Path {
             path: path.to_owned(),
             reason: reason.into(),
         }
@@ -527,10 +527,10 @@ impl Error {
             };
         }
         if errno == Some(rustix::io::Errno::NAMETOOLONG) {
-            return Error::place(path, "the path is too long");
+            return Error::at_path(path, "the path is too long");
         }
         if path.as_os_str().as_encoded_bytes().contains(&0) {
-            return Error::place(path, "the path contains a NUL");
+            return Error::at_path(path, "the path contains a NUL");
         }
         Error::Io {
             path: path.to_owned(),

@@ -218,7 +218,7 @@ pub(super) fn create_own(root: &Path, folder: &Path) -> Result<(), Error> {
     let real = fs::canonicalize(there).map_err(|error| Error::io(there, error))?;
     if real != there {
         let reason = format!("a symbolic link leads to {}", real.display());
-        return Err(Error::place(there, reason));
+        return Err(Error::at_path(there, reason));
     }
     create_folders(root, folder, OWN_MODE)
 }
@@ -297,7 +297,7 @@ fn is_folder(path: &Path) -> Result<bool, Error> {
         Ok(found) if found.is_dir() => return Ok(true),
         Ok(_) => {
             let reason = "it is not a folder, and a sink needs one there";
-            return Err(Error::place(path, reason));
+            return Err(Error::at_path(path, reason));
         }
         Err(error) => error,
     };
@@ -323,7 +323,7 @@ fn link_refusal(path: &Path, error: io::Error) -> Error {
         Some(Errno::ACCESS) => "this user may not read the folder",
         _ => return Error::io(path, error),
     };
-    Error::place(path, format!("{reason} where a sink writes"))
+    Error::at_path(path, format!("{reason} where a sink writes"))
 }
 
 /// Refuses a file whose folder is missing.
@@ -331,7 +331,7 @@ pub(super) fn check_parent(file: &Path) -> Result<(), Error> {
     match file.parent() {
         Some(folder) if !is_folder(folder)? => {
             let reason = format!("the sink's folder {} does not exist", folder.display());
-            Err(Error::place(file, reason))
+            Err(Error::at_path(file, reason))
         }
         _ => Ok(()),
     }
@@ -370,7 +370,7 @@ pub(super) fn sink_failure(at: &Path, file: &Path, error: io::Error) -> Error {
         )
     };
     match Errno::from_io_error(&error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Error::place(at, reason()),
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Error::at_path(at, reason()),
         Some(Errno::ACCESS | Errno::PERM) => Error::Io {
             path: at.to_owned(),
             source: io::Error::new(ErrorKind::PermissionDenied, reason()),

@@ -17,7 +17,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::anchor::{Anchor, Place, place};
+use super::anchor::{Anchor, FolderId, folder_id};
 use super::files::{self, is_absent};
 use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
@@ -135,7 +135,7 @@ pub(super) struct Folder {
     pub(super) name: Name,
     path: PathBuf,
     anchor: Arc<Anchor>,
-    staging: Place,
+    staging: FolderId,
     mount: files::Mount,
     /// Folders that hold a bay, below the root, each with its mount.
     bays: Vec<(String, files::Mount)>,
@@ -149,7 +149,7 @@ impl Folder {
         let path = root.staging().join(name.text());
         // Complete before it has its name, so that it never lacks its worker.
         let new = Unnamed::create(root)?;
-        let (staging, mount) = (place(root.staging())?, files::mount(&new.0)?);
+        let (staging, mount) = (folder_id(root.staging())?, files::mount(&new.0)?);
         let mut moved = fs::rename(&new.0, &path);
         if let Err(error) = &moved
             && is_occupied(error)
@@ -196,7 +196,7 @@ impl Folder {
             Err(error) => return Err(Error::io(&from, error)),
         }
         let mut folder = Folder {
-            staging: place(root.staging())?,
+            staging: folder_id(root.staging())?,
             mount: files::mount(&path)?,
             name: claimed,
             path,
@@ -318,7 +318,7 @@ impl Folder {
             return error;
         }
         let staging = self.path.parent().unwrap_or(&self.path);
-        match place(staging) {
+        match folder_id(staging) {
             Ok(now) if now == self.staging => {
                 let attempt = self.name.attempt;
                 let by = attempt.number;

@@ -17,7 +17,7 @@
 //! - Memory is bounded whatever the size of the output: row groups are written out by size.
 //!
 //! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `place` (one file under several paths);
+//! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `location` (one file under several paths);
 //! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `segments`, `sqlite` (writing),
 //! `types` (what is stored of a type), `merge` (one type of several), `metadata` (one metadata of several; `pandas`, `geo`), `convert` (values), `logical` and `budget` (what it
 //! takes of memory); `schema` (the types that readers of a file find).
@@ -49,6 +49,7 @@ mod fault;
 mod files;
 mod folder;
 mod geo;
+mod location;
 mod logical;
 mod merge;
 mod metadata;
@@ -60,7 +61,6 @@ mod output;
 mod pandas;
 mod panics;
 mod parquet;
-mod place;
 mod plan;
 mod publish;
 mod record;

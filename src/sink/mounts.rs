@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::files::{self, is_absent};
-use super::{Error, place};
+use super::{Error, location};
 use crate::limits;
 
 /// The mount points that this worker has seen.
@@ -19,7 +19,7 @@ pub(super) struct Mounts(Mutex<BTreeSet<PathBuf>>);
 impl Mounts {
     /// An error when what was mounted above a sink's file is not any more.
     pub(super) fn check(&self, root: &Path, file: &Path) -> Result<(), Error> {
-        let file = place::real(file);
+        let file = location::real(file);
         // Storage may not respond, so it is not asked under the lock.
         let known = self.known().clone();
         for point in known.iter().filter(|point| file.starts_with(point)) {

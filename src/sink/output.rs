@@ -10,10 +10,10 @@ use arrow::datatypes::SchemaRef;
 use super::budget::{self, Bounds};
 use super::columns::{Columns, check_table};
 use super::folder::{Folder, Name};
+use super::location::{self, FileId};
 use super::logical::Slices;
 use super::names::{self, Holder};
 use super::parquet::{Memory, ParquetFile};
-use super::place::{self, Place};
 use super::publish::StagedSink;
 use super::segments::Segments;
 use super::sqlite::{self, Rows, Stage};
@@ -107,7 +107,7 @@ pub struct JobOutput {
     folder: Folder,
     sinks: Vec<Sink>,
     /// Files of the sinks; true for databases, which may have several tables.
-    files: HashMap<Place, bool>,
+    files: HashMap<FileId, bool>,
     /// Indices of the sinks of each topic.
     topics: HashMap<String, Vec<usize>>,
     stage: Option<Stage>,
@@ -176,11 +176,11 @@ impl JobOutput {
             // Storage outside the root is compared when the job publishes.
             Target::Sqlite { database, .. } if database.is_absolute() => (None, true),
             Target::Sqlite { database, .. } => {
-                (Some(place::real(&self.root.path().join(database))), true)
+                (Some(location::real(&self.root.path().join(database))), true)
             }
         };
         if let Some(file) = file {
-            let place = Place::of_name(&self.root.path().join(&file));
+            let place = FileId::of_name(&self.root.path().join(&file));
             let other = self.files.insert(place, is_database);
             if other.is_some_and(|is_other_database| !(is_database && is_other_database)) {
                 return Err(Error::SameFile { path: file });
@@ -427,8 +427,8 @@ impl JobOutput {
                 if is_new {
                     let target = self.root.path().join(path);
                     files::inside(self.root.path(), &target)?;
-                    let below = place::below(self.root.path(), &target);
-                    place::check_below(&target, below.as_deref())?;
+                    let below = location::below(self.root.path(), &target);
+                    location::check_below(&target, below.as_deref())?;
                     let holder = Holder::new(self.folder.name.attempt, None);
                     sink.bay = self.folder.bay(&names::file(path, &holder))?;
                 }

@@ -6,8 +6,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::files::{self, Identity};
 use super::folder::Folder;
+use super::location::{self, FileId};
 use super::names::{self, Holder};
-use super::place::{self, Place};
 use super::publish::{Staged, StagedSink};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::sqlite::{self, Table, Target as Database};
@@ -34,7 +34,7 @@ pub(super) fn exclusive(staged: &Staged) -> Vec<String> {
         Target::Sqlite { .. } => None,
     });
     let root = staged.root.path();
-    let real = |file: PathBuf| place::below(root, &root.join(&file)).map_or(file, PathBuf::from);
+    let real = |file: PathBuf| location::below(root, &root.join(&file)).map_or(file, PathBuf::from);
     // One a line, whatever is in a name.
     files.map(|file| format!("{:?}", real(file))).collect()
 }
@@ -78,7 +78,7 @@ pub(super) fn make(staged: &mut Staged) -> Result<Plan, Error> {
     if let Some(before) = &mut before {
         moving::end(root, folder, before)?;
     }
-    let named = place::named(root.path(), &job.previous);
+    let named = location::named(root.path(), &job.previous);
     let mut earlier = before.as_ref().map(Record::standing).unwrap_or_default();
     let stands = |file: &FileOutput| -> Result<bool, Error> {
         Ok(files::identity(&root.path().join(&file.path))? == Some(file.identity))
@@ -263,7 +263,7 @@ fn add_named(
     let mut known: HashSet<String> = earlier.files.iter().map(|file| file.path.clone()).collect();
     for uri in previous {
         if let Some(path) = names::file_of(uri) {
-            let Some(below) = place::below(root.path(), path) else {
+            let Some(below) = location::below(root.path(), path) else {
                 continue;
             };
             let is_plain = Path::new(&below)
@@ -281,7 +281,7 @@ fn add_named(
                 earlier.files.push(named_file(below, identity));
             }
         } else if let Some((database, table)) = names::table_of(uri) {
-            let (database, below) = place::database(root.path(), database);
+            let (database, below) = location::database(root.path(), database);
             if !root.may_hold(database.as_ref(), below.as_deref()) {
                 continue;
             }
@@ -311,8 +311,8 @@ fn plan_file(
     let target = root.path().join(&given);
     root.anchor().check_mounts(&target)?;
     files::inside(root.path(), &target)?;
-    let real = place::below(root.path(), &target);
-    place::check_below(&target, real.as_deref())?;
+    let real = location::below(root.path(), &target);
+    location::check_below(&target, real.as_deref())?;
     if let Some(parent) = target.parent() {
         files::create_folders(root.path(), parent, files::PUBLIC_MODE)?;
     }
@@ -384,7 +384,7 @@ struct Found {
 /// The databases, in an order that is the same for every worker.
 fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
     let mut databases: BTreeMap<String, Found> = BTreeMap::new();
-    let mut keys: HashMap<Place, String> = HashMap::new();
+    let mut keys: HashMap<FileId, String> = HashMap::new();
     for sink in sinks {
         let Target::Sqlite { database, table } = &sink.target else {
             continue;
@@ -392,7 +392,7 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
         let (path, below) = locate(root, database)?;
         let key = below.as_ref().unwrap_or(&path);
         let key = keys
-            .entry(Place::of(Path::new(&path)))
+            .entry(FileId::of(Path::new(&path)))
             .or_insert(key.clone());
         let found = databases.entry(key.clone()).or_insert(Found {
             path,
@@ -416,8 +416,8 @@ fn plan_tables(root: &Root, sinks: &[StagedSink]) -> Result<Vec<Found>, Error> {
 pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<String>), Error> {
     let path = root.path().join(database);
     root.anchor().check_mounts(&path)?;
-    let (_, below) = place::database(root.path(), &path.to_string_lossy());
-    place::check_below(&path, below.as_deref())?;
+    let (_, below) = location::database(root.path(), &path.to_string_lossy());
+    location::check_below(&path, below.as_deref())?;
     if database.is_relative() {
         files::inside(root.path(), &path)?;
         if let Some(parent) = path.parent() {
@@ -429,8 +429,8 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
         }
     }
     // A link may lead to a path that is not UTF-8; the database's name is that of the link then.
-    let real = place::real(&path);
-    let (path, below) = place::database(root.path(), &path.to_string_lossy());
+    let real = location::real(&path);
+    let (path, below) = location::database(root.path(), &path.to_string_lossy());
     if !root.may_hold(&real, below.as_deref()) {
         let reason = match root.is_closed() {
             true => {
@@ -441,7 +441,7 @@ pub(super) fn locate(root: &Root, database: &Path) -> Result<(String, Option<Str
                 "it is neither in the output folder nor in one that the worker's --sink-root names"
             }
         };
-        return Err(Error::place(Path::new(&path), reason));
+        return Err(Error::at_path(Path::new(&path), reason));
     }
     sqlite::check_file(Path::new(&path))?;
     Ok((path, below))

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::files::{self, Identity};
 use super::folder::{Folder, Name};
+use super::location::{self, FileId};
 use super::names::Holder;
-use super::place::{self, Place};
 use super::{Artifact, Error, Root, names, sqlite};
 use crate::job::Attempt;
 use crate::limits;
@@ -87,8 +87,8 @@ impl TableOutput {
     }
 
     /// What distinguishes the table from every other, whatever path leads to its database.
-    pub(super) fn identity(&self) -> (Place, String) {
-        let place = Place::of(Path::new(&self.database));
+    pub(super) fn identity(&self) -> (FileId, String) {
+        let place = FileId::of(Path::new(&self.database));
         (place, self.table.to_ascii_lowercase())
     }
 
@@ -97,7 +97,7 @@ impl TableOutput {
         if let Some(below) = self.below.as_deref().filter(|below| files::is_below(below)) {
             self.database = root.path().join(below).to_string_lossy().into_owned();
         }
-        (self.database, self.below) = place::database(root.path(), &self.database);
+        (self.database, self.below) = location::database(root.path(), &self.database);
     }
 }
 
@@ -385,7 +385,7 @@ fn read_files(root: &Root, name: &Name) -> Result<Option<Record>, Error> {
                 file.path
             )));
         }
-        if let Some(below) = place::below(root.path(), &root.path().join(&file.path)) {
+        if let Some(below) = location::below(root.path(), &root.path().join(&file.path)) {
             file.path = below;
         }
     }

@@ -350,14 +350,14 @@ impl Root {
             *is_final = self.is_closed();
         }
         match error {
-            Error::Place { path, reason } => self.judged_place(path, reason),
+            Error::Path { path, reason } => self.judged_path(path, reason),
             // In the output folder permissions are missing for a while, as elsewhere room is. Another
             // place is the operator's choice.
             Error::Io { path, source }
                 if source.kind() == io::ErrorKind::PermissionDenied
                     && !path.starts_with(&self.path) =>
             {
-                self.judged_place(path, source.to_string())
+                self.judged_path(path, source.to_string())
             }
             error => error,
         }
@@ -365,7 +365,7 @@ impl Root {
 
     /// A place that cannot be used is the operator's, but the output folder itself is the worker's, and
     /// while it cannot be used nothing is known of what is below it.
-    fn judged_place(&self, path: PathBuf, reason: String) -> Error {
+    fn judged_path(&self, path: PathBuf, reason: String) -> Error {
         if path == self.path {
             let source = io::Error::other(reason);
             return Error::Io { path, source };
@@ -375,7 +375,7 @@ impl Root {
             | rustix::fs::Access::EXEC_OK;
         match rustix::fs::access(&self.path, all) {
             Err(errno) => Error::io(&self.path, errno.into()),
-            Ok(()) => Error::Place { path, reason },
+            Ok(()) => Error::Path { path, reason },
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::folder::{Folder, Name};
 use super::record::{self, Outputs, Record, Remains, State};
 use super::recover::Before;
-use super::{Artifact, Error, Root, moving, names, place, recover};
+use super::{Artifact, Error, Root, location, moving, names, recover};
 use crate::job::{History, Job, PastEnd, Settlement};
 
 impl Root {
@@ -153,7 +153,7 @@ impl Root {
         if is_foreign || record.attempt <= history.completed() || record.replaces {
             return Ok(Vec::new());
         }
-        let named = place::named(self.path(), previous);
+        let named = location::named(self.path(), previous);
         let is_named = |uri: String| named.contains(&uri);
         let (mut stays, mut goes) = (Outputs::default(), Outputs::default());
         let standing = record.standing();

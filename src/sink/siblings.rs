@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::folder::Name;
 use super::names::{self, Holder};
-use super::{Error, Root, files, place, record};
+use super::{Error, Root, files, location, record};
 use crate::job::Attempt;
 
 /// How often a file is checked that others replace meanwhile.
@@ -29,7 +29,7 @@ fn whose(
     path: &Path,
     (holder, own): (&Holder, &Holder),
 ) -> Result<Option<Option<Attempt>>, Error> {
-    let below = place::below(root.path(), path);
+    let below = location::below(root.path(), path);
     for _ in 0..LOOKS_MAX {
         let Some(identity) = files::identity(path)? else {
             return Ok(None);

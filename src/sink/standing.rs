@@ -8,7 +8,7 @@ use super::folder::Name;
 use super::names::Holder;
 use super::record::{self, FileOutput, Record, TableOutput};
 use super::sqlite::Tables;
-use super::{Error, Root, files, names, place};
+use super::{Error, Root, files, location, names};
 use crate::job::{Attempt, Mode, Sink, Target};
 
 /// An output as a receipt names it.
@@ -135,7 +135,7 @@ impl<'a> Standing<'a> {
         // Several topics may go into one table, whatever its URI.
         let table = |output: &Receipted| {
             let (database, table) = names::table_of(&output.uri)?;
-            let (database, _) = place::database(self.root.path(), database);
+            let (database, _) = location::database(self.root.path(), database);
             Some((database, table.to_ascii_lowercase()))
         };
         let tables: Vec<_> = outputs.iter().map(table).collect();
@@ -290,7 +290,7 @@ impl<'a> Standing<'a> {
                 let found: Vec<(PathBuf, Holder)> = found.collect();
                 let is_recorded = |(path, holder): &(PathBuf, Holder)| {
                     let record = self.record_of(holder.job_id, holder.incarnation, None);
-                    let below = place::below(self.root.path(), path);
+                    let below = location::below(self.root.path(), path);
                     let files = record.into_iter().flat_map(|record| record.outputs.files);
                     let mut paths = files.map(|file| file.path);
                     (holder.job_id, holder.incarnation) != (job.job_id, job.incarnation())
@@ -339,7 +339,7 @@ impl<'a> Standing<'a> {
             Target::Parquet { path, .. } => root.join(path),
             Target::Sqlite { database, table } => {
                 let path = root.join(database);
-                let (path, _) = place::database(root, &path.to_string_lossy());
+                let (path, _) = location::database(root, &path.to_string_lossy());
                 Path::new(&path).join(table.to_ascii_lowercase())
             }
         }
@@ -370,7 +370,7 @@ impl<'a> Standing<'a> {
         others: &mut Publisher<'_>,
     ) -> bool {
         let Ok(Some(found)) = files::identity(path) else {
-            let below = place::below(self.root.path(), path);
+            let below = location::below(self.root.path(), path);
             let mut files = record.into_iter().flat_map(|record| &record.outputs.files);
             let file = files.find(|file| Some(&file.path) == below.as_ref());
             return file.is_some_and(|file| self.is_file_replaced(name, file, Some(others)));
@@ -378,7 +378,7 @@ impl<'a> Standing<'a> {
         let Some(record) = record else {
             return found.inode != 0 && output.size_bytes.is_none_or(|size| size == found.size);
         };
-        let Some(below) = place::below(self.root.path(), path) else {
+        let Some(below) = location::below(self.root.path(), path) else {
             return false;
         };
         let mut files = record.outputs.files.iter();
@@ -391,7 +391,7 @@ impl<'a> Standing<'a> {
     }
 
     pub(super) fn tables_of(&mut self, database: &str) -> Option<&mut Tables> {
-        let (path, below) = place::database(self.root.path(), database);
+        let (path, below) = location::database(self.root.path(), database);
         if below.is_none() && !self.anywhere {
             return None;
         }

@@ -1,6 +1,6 @@
 //! Tests of the storage side: what is written (`writing`, `columns`, `tables`), whose it is (`identity`), what
 //! modes do (`modes`), the fence and recovery (`fence`, `steps`), settlements (`settle`), what stands (`standing`), roots (`roots`),
-//! paths that lead to one file (`places`), what the old system left (`old_peers`), tables of others (`strangers`), and databases that are
+//! paths that lead to one file (`locations`), what the old system left (`old_peers`), tables of others (`strangers`), and databases that are
 //! moved (`moved`).
 
 use std::fs::{self, File};
@@ -17,10 +17,10 @@ mod away;
 mod columns;
 mod fence;
 mod identity;
+mod locations;
 mod modes;
 mod moved;
 mod old_peers;
-mod places;
 mod roots;
 mod settle;
 mod standing;

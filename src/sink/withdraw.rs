@@ -8,7 +8,7 @@ use std::path::Path;
 use super::folder::{Folder, Name};
 use super::record::{self, FileOutput, Outputs, Record, State, TableOutput};
 use super::standing::is_by;
-use super::{Error, Standing, files, moving, names, place, recover, sqlite};
+use super::{Error, Standing, files, location, moving, names, recover, sqlite};
 use crate::job::Attempt;
 
 /// What became of a job's output.
@@ -59,7 +59,8 @@ impl Standing<'_> {
             paths = self.withdraw_files(name, record, stays, &mut withdrawn)?;
         }
         for uri in uris {
-            let below = names::file_of(uri).and_then(|path| place::below(self.root.path(), path));
+            let below =
+                names::file_of(uri).and_then(|path| location::below(self.root.path(), path));
             let Some(below) = below else { continue };
             if paths.remove(&below) {
                 withdrawn.removed.push(uri.clone());
@@ -150,12 +151,12 @@ impl Standing<'_> {
             record::remove(root, &folder)?;
         }
         folder.unleave();
-        let path = |uri: &String| place::below(root.path(), names::file_of(uri)?);
+        let path = |uri: &String| location::below(root.path(), names::file_of(uri)?);
         Ok(finished.removed.iter().filter_map(path).collect())
     }
 
     fn clear(&self, name: &Name, key: i64, database: &str, table: &str) -> Result<bool, Error> {
-        let (database, below) = place::database(self.root.path(), database);
+        let (database, below) = location::database(self.root.path(), database);
         if below.is_none() || !sqlite::is_usable(Path::new(&database)) {
             return Ok(false);
         }

@@ -30,14 +30,10 @@ impl Socket {
         let handshakes = peers.iter().filter(|(_, peer)| pending(peer)).count();
         assert_eq!(self.handshakes, handshakes, "pending handshakes");
         for (id, peer) in &peers {
-            let places = self.ready.iter().filter(|other| *other == id).count();
-            assert_eq!(
-                places,
-                usize::from(peer.in_ready),
-                "places in the ready ring"
-            );
-            let places = self.dirty.iter().filter(|other| *other == id).count();
-            assert_eq!(places, usize::from(peer.in_dirty), "places among the dirty");
+            let count = self.ready.iter().filter(|other| *other == id).count();
+            assert_eq!(count, usize::from(peer.in_ready), "count in the ready ring");
+            let count = self.dirty.iter().filter(|other| *other == id).count();
+            assert_eq!(count, usize::from(peer.in_dirty), "count among the dirty");
             if self.is_router() && peer.established {
                 assert_eq!(
                     self.routes.get(&peer.identity),
@@ -45,9 +41,9 @@ impl Socket {
                     "an unroutable peer"
                 );
             }
-            let places = self.round_robin.iter().filter(|other| *other == id).count();
+            let count = self.round_robin.iter().filter(|other| *other == id).count();
             let is_dealt_to = !self.is_router() && peer.established;
-            assert!(places <= 1 && (places == 1 || !is_dealt_to), "its turns");
+            assert!(count <= 1 && (count == 1 || !is_dealt_to), "its turns");
             let due = match &peer.link {
                 Link::Waiting(at) | Link::Resolving(_, at) | Link::Connecting(_, at) => Some(*at),
                 Link::Up(_, connection) => connection.poll_timeout(),

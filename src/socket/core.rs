@@ -205,10 +205,10 @@ impl Socket {
         }
         let bound = listener.endpoint(endpoint);
         let free = self.listeners.iter().position(Option::is_none);
-        let place = free.unwrap_or(self.listeners.len());
+        let index = free.unwrap_or(self.listeners.len());
         listener.register(
             &self.registry,
-            token::new(self.owner, LISTENER_INDEX_BASE + place),
+            token::new(self.owner, LISTENER_INDEX_BASE + index),
         )?;
         let bound_there = Some(Bound {
             listener,
@@ -217,7 +217,7 @@ impl Socket {
             acceptable: true,
             rest_until: None,
         });
-        match self.listeners.get_mut(place) {
+        match self.listeners.get_mut(index) {
             Some(free) => *free = bound_there,
             None => self.listeners.push(bound_there),
         }

@@ -35,8 +35,8 @@ impl Socket {
             return self.note_timeout(id, Some(at));
         }
         let started = lookup.and_then(|mut lookup| {
-            let place = token::new(self.owner, id.index as usize);
-            lookup.register(&self.registry, place)?;
+            let token = token::new(self.owner, id.index as usize);
+            lookup.register(&self.registry, token)?;
             Ok(lookup)
         });
         match started {
@@ -61,10 +61,10 @@ impl Socket {
         };
         let count = addresses.len().max(1);
         addresses.rotate_left(peer.failures as usize % count);
-        let place = token::new(self.owner, id.index as usize);
+        let token = token::new(self.owner, id.index as usize);
         let made =
             Stream::connect(endpoint, &addresses, self.options.buffers).and_then(|mut stream| {
-                stream.register(&self.registry, place)?;
+                stream.register(&self.registry, token)?;
                 Ok(stream)
             });
         match made {
@@ -118,9 +118,9 @@ impl Socket {
     }
 
     fn accept_all(&mut self, now: Instant) {
-        for place in 0..self.listeners.len() {
+        for index in 0..self.listeners.len() {
             for _ in 0..limits::ACCEPTS_PER_TURN {
-                let Some(Some(bound)) = self.listeners.get_mut(place) else {
+                let Some(Some(bound)) = self.listeners.get_mut(index) else {
                     break;
                 };
                 if !bound.acceptable || bound.rest_until.is_some_and(|until| until > now) {
@@ -135,7 +135,7 @@ impl Socket {
                 if matches!(room, Room::Soon) {
                     break;
                 }
-                let Some(Some(bound)) = self.listeners.get_mut(place) else {
+                let Some(Some(bound)) = self.listeners.get_mut(index) else {
                     break;
                 };
                 match bound.listener.accept(self.options.buffers) {
@@ -175,7 +175,7 @@ impl Socket {
                                 Room::Free | Room::None => {}
                             }
                         }
-                        if let Some(Some(bound)) = self.listeners.get_mut(place) {
+                        if let Some(Some(bound)) = self.listeners.get_mut(index) {
                             bound.rest_until = Some(now + limits::ACCEPT_REST);
                         }
                         self.warn(format_args!("cannot accept on {endpoint}: {reason}"), now);

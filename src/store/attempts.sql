@@ -108,9 +108,9 @@ END;
 -- Deployments are ordered by when they were committed, not by what a clock said. Old programs
 -- deploy by inserting a row or by setting deployed_at; both count. A change of status alone does
 -- not.
-UPDATE cf_plugin_manifest SET deploy_order = ordered.place FROM (
+UPDATE cf_plugin_manifest SET deploy_order = ordered.position FROM (
     SELECT id, row_number() OVER
-        (ORDER BY julianday(coalesce(deployed_at, created_at)), id) AS place
+        (ORDER BY julianday(coalesce(deployed_at, created_at)), id) AS position
     FROM cf_plugin_manifest
 ) AS ordered WHERE ordered.id = cf_plugin_manifest.id;
 CREATE INDEX ix_casparian_deploy ON cf_plugin_manifest (deploy_order);

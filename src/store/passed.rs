@@ -12,45 +12,46 @@ use rusqlite::types::Value;
 use super::Transaction;
 
 /// Priority and ID of the last row that is passed over.
-pub(super) type Place = (Value, i64);
+pub(super) type Position = (Value, i64);
 
 /// By plugin, and by whether the rows run alone.
-type Places = HashMap<(String, bool), Place>;
+type Positions = HashMap<(String, bool), Position>;
 
 #[derive(Debug, Default)]
 pub(super) struct Passed {
-    places: Places,
+    positions: Positions,
     /// Those before this transaction changed rows.
-    before: Option<Places>,
+    before: Option<Positions>,
     /// Changes of the connection that they take into account.
     changes: u64,
 }
 
 impl Passed {
-    /// The place in a range.
-    pub(super) fn get(&self, plugin: &str, runs_alone: bool) -> Option<&Place> {
-        match self.places.is_empty() {
+    /// The position in a range.
+    pub(super) fn get(&self, plugin: &str, runs_alone: bool) -> Option<&Position> {
+        match self.positions.is_empty() {
             true => None,
-            false => self.places.get(&(plugin.to_owned(), runs_alone)),
+            false => self.positions.get(&(plugin.to_owned(), runs_alone)),
         }
     }
 
-    pub(super) fn set(&mut self, plugin: &str, runs_alone: bool, place: Place) {
-        self.places.insert((plugin.to_owned(), runs_alone), place);
+    pub(super) fn set(&mut self, plugin: &str, runs_alone: bool, position: Position) {
+        self.positions
+            .insert((plugin.to_owned(), runs_alone), position);
     }
 
     pub(super) fn clear(&mut self) {
-        self.places.clear();
+        self.positions.clear();
         self.before = None;
     }
 
     /// A transaction begins. The last one may not have been committed.
     pub(super) fn begin(&mut self, is_changed: bool, changes: u64) {
         if let Some(before) = self.before.take() {
-            self.places = before;
+            self.positions = before;
         }
         if is_changed {
-            self.places.clear();
+            self.positions.clear();
         }
         self.changes = changes;
     }
@@ -59,13 +60,13 @@ impl Passed {
     fn claim(&mut self, changes: u64) {
         if changes != self.changes {
             self.keep(changes);
-            self.places.clear();
+            self.positions.clear();
         }
     }
 
     /// The transaction has changed rows.
     fn keep(&mut self, changes: u64) {
-        self.before.get_or_insert_with(|| self.places.clone());
+        self.before.get_or_insert_with(|| self.positions.clone());
         self.changes = changes;
     }
 

@@ -146,8 +146,8 @@ impl Environments {
             State::Ready(environment) => self.hold(hash, environment),
             State::Making => {
                 // A job waits for it: it comes before those that none waits for.
-                let place = self.queue.iter().position(|(queued, _)| queued == hash);
-                if let Some(entry) = place.and_then(|place| self.queue.remove(place)) {
+                let index = self.queue.iter().position(|(queued, _)| queued == hash);
+                if let Some(entry) = index.and_then(|index| self.queue.remove(index)) {
                     self.queue.push_front(entry);
                 }
                 State::Making

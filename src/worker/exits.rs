@@ -18,8 +18,8 @@ const FLOOD: &str = "the warm interpreter sends more than it was asked";
 
 impl Worker {
     /// The pidfd of a slot's process is readable.
-    pub(super) fn process_exit(&mut self, place: usize, now: BootTime) {
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+    pub(super) fn process_exit(&mut self, slot_index: usize, now: BootTime) {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return;
         };
         let ProcessState::Running(process) = &run.process else {
@@ -30,7 +30,7 @@ impl Worker {
         if !process.has_exited() {
             return;
         }
-        run.handle_exit_seen(place, registry, now);
+        run.handle_exit_seen(slot_index, registry, now);
     }
 
     /// A warm interpreter has sent something, or has exited.
@@ -80,10 +80,10 @@ impl Worker {
                 }
             }
             WarmEvent::Exited { key, exit } => {
-                if let Some((place, _)) = self.warm_run(index, key)
-                    && let Some(Some(run)) = self.slots.get_mut(place)
+                if let Some((slot_index, _)) = self.warm_run(index, key)
+                    && let Some(Some(run)) = self.slots.get_mut(slot_index)
                 {
-                    run.handle_exit(exit, place, self.reactor.registry(), now);
+                    run.handle_exit(exit, slot_index, self.reactor.registry(), now);
                 }
             }
         }
@@ -96,14 +96,14 @@ impl Worker {
         process: io::Result<Started>,
         now: BootTime,
     ) {
-        let Some((place, _)) = self.warm_run(index, key) else {
+        let Some((slot_index, _)) = self.warm_run(index, key) else {
             // Its job was given up before it started.
             if let Ok(Started::Running(process)) = process {
                 self.leftovers.add(process, now);
             }
             return;
         };
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return;
         };
         let registry = self.reactor.registry();
@@ -113,7 +113,7 @@ impl Worker {
                 run.process = ProcessState::Ended(number);
                 run.slot.handle_started(now);
                 run.slot.handle_exit_seen(Exit::UNKNOWN, now);
-                run.accept(place, registry, now);
+                run.accept(slot_index, registry, now);
                 return;
             }
             Err(error) => {
@@ -128,7 +128,7 @@ impl Worker {
         };
         let killed = matches!(run.process, ProcessState::Requested { kill: true });
         // Without a pidfd its end could be missed; it may also have ended already.
-        if let Err(error) = run.watch_process(process, place, registry) {
+        if let Err(error) = run.watch_process(process, slot_index, registry) {
             let failure = worker_failure("cannot watch the plugin's process", &error);
             run.slot.handle_start_failed(failure);
             return;
@@ -139,17 +139,20 @@ impl Worker {
             run.kill();
         }
         // It may have connected, or exited, before its start was reported.
-        run.accept(place, registry, now);
+        run.accept(slot_index, registry, now);
     }
 
     /// The slot whose process was asked of the interpreter by that key.
     fn warm_run(&mut self, index: usize, key: u64) -> Option<(usize, &mut Run)> {
-        self.slots.iter_mut().enumerate().find_map(|(place, slot)| {
-            let run = slot.as_mut()?;
-            let has_process = !matches!(run.process, ProcessState::None);
-            (has_process && run.interpreter == Some(index) && run.serial == key)
-                .then_some((place, run))
-        })
+        self.slots
+            .iter_mut()
+            .enumerate()
+            .find_map(|(slot_index, slot)| {
+                let run = slot.as_mut()?;
+                let has_process = !matches!(run.process, ProcessState::None);
+                (has_process && run.interpreter == Some(index) && run.serial == key)
+                    .then_some((slot_index, run))
+            })
     }
 
     /// Indexes of the interpreters that jobs need.
@@ -199,7 +202,7 @@ impl Worker {
         let failure = self.interpreters.handle_lost(index, &jobs, reason, now);
         let registry = self.reactor.registry();
         let mut again = Vec::new();
-        for (place, slot) in self.slots.iter_mut().enumerate() {
+        for (slot_index, slot) in self.slots.iter_mut().enumerate() {
             let Some(run) = slot.as_mut().filter(|run| concerned(run)) else {
                 continue;
             };
@@ -208,8 +211,10 @@ impl Worker {
             if requested && failure.cause == Cause::Worker && !run.asked_again {
                 run.process = ProcessState::None;
                 run.asked_again = true;
-                again.push(place);
-            } else if let Some(process) = run.handle_lost(failure.clone(), place, registry, now) {
+                again.push(slot_index);
+            } else if let Some(process) =
+                run.handle_lost(failure.clone(), slot_index, registry, now)
+            {
                 self.leftovers.add(process, now);
             }
         }
@@ -217,20 +222,20 @@ impl Worker {
         if let Some(process) = self.interpreters.remove(index, registry) {
             self.leftovers.add(process, now);
         }
-        for place in again {
-            self.ask_again(place, now);
+        for slot_index in again {
+            self.ask_again(slot_index, now);
         }
         failure
     }
 
     /// Starts the process of a job whose interpreter was lost before it started.
-    fn ask_again(&mut self, place: usize, now: BootTime) {
-        let Some(Some(run)) = self.slots.get(place) else {
+    fn ask_again(&mut self, slot_index: usize, now: BootTime) {
+        let Some(Some(run)) = self.slots.get(slot_index) else {
             return;
         };
         let hash = run.order.environment.clone();
         let started = match self.environments.state(&hash) {
-            State::Ready(environment) => self.start_process(place, &environment, now),
+            State::Ready(environment) => self.start_process(slot_index, &environment, now),
             State::Failed(failure) => Err(failure),
             State::Making => Err(Failure::new(
                 Cause::Environment,
@@ -238,7 +243,7 @@ impl Worker {
             )),
         };
         if let Err(failure) = started
-            && let Some(Some(run)) = self.slots.get_mut(place)
+            && let Some(Some(run)) = self.slots.get_mut(slot_index)
         {
             run.slot.handle_start_failed(failure);
         }

@@ -12,7 +12,7 @@ use super::descriptors::worker_failure;
 use super::log_tail::LogTail;
 use super::meter::{self, Subject, Usage};
 use super::permit::Permit;
-use super::runtime::Place;
+use super::runtime::JobPaths;
 use super::slot::{Failure, Slot, Timeouts};
 use super::writer::Writer;
 use crate::job::{Attempt, Cause, Job, Lease};
@@ -68,7 +68,7 @@ pub(super) enum ProcessState {
 pub(super) struct Run {
     pub(super) serial: u64,
     /// Empty until it is launched.
-    pub(super) place: Place,
+    pub(super) paths: JobPaths,
     pub(super) order: Order,
     /// What it may use, and what of it are the operator's limits.
     pub(super) quota: Quota,
@@ -127,7 +127,7 @@ impl Run {
         };
         Run {
             serial,
-            place: Place::default(),
+            paths: JobPaths::default(),
             order,
             quota: own_quota.lowered(order_quota),
             own_quota,
@@ -165,7 +165,7 @@ impl Run {
     pub(super) fn watch_pipes(
         &mut self,
         pipes: Pipes,
-        place: usize,
+        slot_index: usize,
         registry: &Registry,
     ) -> io::Result<()> {
         self.stdout = LogTail::new(Some(pipes.stdout));
@@ -176,7 +176,7 @@ impl Run {
         ];
         for (log, owner) in logs {
             if let Some(pipe) = log.pipe() {
-                registry.register(pipe, token::new(owner, place), Interest::READABLE)?;
+                registry.register(pipe, token::new(owner, slot_index), Interest::READABLE)?;
             }
         }
         Ok(())
@@ -186,19 +186,19 @@ impl Run {
     pub(super) fn watch_process(
         &mut self,
         process: Process,
-        place: usize,
+        slot_index: usize,
         registry: &Registry,
     ) -> io::Result<()> {
         let fd = process.pidfd().as_raw_fd();
         self.process = ProcessState::Running(process);
-        let token = token::new(owner::EXIT, place);
+        let token = token::new(owner::EXIT, slot_index);
         registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
     }
 
     /// Goes on with what no readiness will come for, and lets time pass.
-    pub(super) fn advance(&mut self, place: usize, registry: &Registry, now: BootTime) {
+    pub(super) fn advance(&mut self, slot_index: usize, registry: &Registry, now: BootTime) {
         if self.accepts_pending {
-            self.accept(place, registry, now);
+            self.accept(slot_index, registry, now);
         }
         self.read(now);
         if self.logs_pending {
@@ -230,7 +230,7 @@ impl Run {
     }
 
     /// Takes the process's connection. One of any other process is closed.
-    pub(super) fn accept(&mut self, place: usize, registry: &Registry, now: BootTime) {
+    pub(super) fn accept(&mut self, slot_index: usize, registry: &Registry, now: BootTime) {
         let process = match &self.process {
             ProcessState::Running(process) => process.id(),
             ProcessState::Ended(number) => *number,
@@ -257,7 +257,7 @@ impl Run {
                 );
                 continue;
             }
-            let token = token::new(owner::STREAM, place);
+            let token = token::new(owner::STREAM, slot_index);
             if let Err(error) = registry.register(&mut stream, token, Interest::READABLE) {
                 self.slot
                     .handle_bridge_broken(worker_failure("cannot watch the bridge", &error));
@@ -372,7 +372,7 @@ impl Run {
         Some(Subject {
             serial: self.serial,
             pid: process.id(),
-            work_dir: self.place.work_dir.clone(),
+            work_dir: self.paths.work_dir.clone(),
             plugin_size: self.order.source.unpacked_size(),
             quota: self.quota,
         })
@@ -421,23 +421,28 @@ impl Run {
     pub(super) fn handle_exit(
         &mut self,
         exit: Exit,
-        place: usize,
+        slot_index: usize,
         registry: &Registry,
         now: BootTime,
     ) {
-        self.take_last_words(place, registry, now);
+        self.take_last_words(slot_index, registry, now);
         self.rss_max_bytes = self.rss_max_bytes.max(exit.rss_max_bytes);
         self.process = ProcessState::None;
         self.slot.handle_exited(exit, now);
     }
 
     /// The exit was seen; the process that reaps it has not reported it yet.
-    pub(super) fn handle_exit_seen(&mut self, place: usize, registry: &Registry, now: BootTime) {
+    pub(super) fn handle_exit_seen(
+        &mut self,
+        slot_index: usize,
+        registry: &Registry,
+        now: BootTime,
+    ) {
         let ProcessState::Running(process) = &self.process else {
             return;
         };
         let exit = process.unreaped_exit().unwrap_or(Exit::UNKNOWN);
-        self.take_last_words(place, registry, now);
+        self.take_last_words(slot_index, registry, now);
         self.slot.handle_exit_seen(exit, now);
     }
 
@@ -445,7 +450,7 @@ impl Run {
     pub(super) fn handle_lost(
         &mut self,
         failure: Failure,
-        place: usize,
+        slot_index: usize,
         registry: &Registry,
         now: BootTime,
     ) -> Option<Process> {
@@ -457,7 +462,7 @@ impl Run {
             }
             ProcessState::Ended(number) => {
                 self.process = ProcessState::Ended(number);
-                self.take_last_words(place, registry, now);
+                self.take_last_words(slot_index, registry, now);
                 self.process = ProcessState::None;
                 self.slot.handle_lost(failure, now);
                 None
@@ -466,7 +471,7 @@ impl Run {
                 let unreaped = || process.has_exited().then(|| process.unreaped_exit())?;
                 let exit = self.slot.exit_seen().or_else(unreaped);
                 self.process = ProcessState::Running(process);
-                self.take_last_words(place, registry, now);
+                self.take_last_words(slot_index, registry, now);
                 match exit {
                     // Killed by the kernel with its interpreter, or not known.
                     None
@@ -488,8 +493,8 @@ impl Run {
         }
     }
 
-    fn take_last_words(&mut self, place: usize, registry: &Registry, now: BootTime) {
-        self.accept(place, registry, now);
+    fn take_last_words(&mut self, slot_index: usize, registry: &Registry, now: BootTime) {
+        self.accept(slot_index, registry, now);
         self.readable = true;
         self.read_last_logs();
     }

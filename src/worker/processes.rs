@@ -15,7 +15,7 @@ use super::event::ThreadEvent;
 use super::health::{Health, tries};
 use super::interpreters::{Kind, Start};
 use super::job::{Order, ProcessState, Run, owner};
-use super::runtime::{self, Place, Runtime};
+use super::runtime::{self, JobPaths, Runtime};
 use super::sandbox::{ForkServer, Reachable};
 use super::scratch;
 use super::serve::{PluginStart, Worker};
@@ -38,14 +38,14 @@ impl Worker {
             return self.give_back_waiting();
         }
         while self.draining_until.is_none()
-            && let Some(place) = self.slots.iter().position(Option::is_none)
+            && let Some(slot_index) = self.slots.iter().position(Option::is_none)
             && let Some((order, state)) = self.next_order(now)
         {
             let run = self.new_run(order, now);
-            if let Some(slot) = self.slots.get_mut(place) {
+            if let Some(slot) = self.slots.get_mut(slot_index) {
                 *slot = Some(run);
             }
-            self.start_plugin(place, state, now);
+            self.start_plugin(slot_index, state, now);
         }
     }
 
@@ -99,12 +99,12 @@ impl Worker {
     }
 
     /// Starts the process of a slot whose environment is ready, or could not be created.
-    fn start_plugin(&mut self, place: usize, state: State, now: BootTime) {
+    fn start_plugin(&mut self, slot_index: usize, state: State, now: BootTime) {
         let started = match state {
-            State::Ready(environment) => self.launch(place, &environment, now),
+            State::Ready(environment) => self.launch(slot_index, &environment, now),
             State::Making => return,
             State::Failed(failure) => {
-                let slot = self.slots.get(place).and_then(Option::as_ref);
+                let slot = self.slots.get(slot_index).and_then(Option::as_ref);
                 let hash = slot.map(|run| run.order.environment.clone());
                 if failure.is_innocent
                     && let Some(hash) = hash
@@ -116,7 +116,7 @@ impl Worker {
             }
         };
         if let Err(failure) = started
-            && let Some(Some(run)) = self.slots.get_mut(place)
+            && let Some(Some(run)) = self.slots.get_mut(slot_index)
         {
             run.slot.handle_start_failed(failure);
         }
@@ -130,30 +130,33 @@ impl Worker {
 
     fn launch(
         &mut self,
-        place: usize,
+        slot_index: usize,
         environment: &Environment,
         now: BootTime,
     ) -> Result<(), Failure> {
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
         let serial = run.serial;
         let order = run.order.clone();
         check_path(&order.job.file_path)?;
+        if let Some(refusal) = order.source.refusal() {
+            return Err(Failure::new(Cause::Plugin, refusal.to_string()));
+        }
         self.runtime
             .ensure()
             .map_err(worker("folder for sockets"))?;
         let hash = &order.environment;
-        let (own, mut listener) = self.prepare_place(hash, serial).or_else(|_| {
+        let (own, mut listener) = self.prepare_paths(hash, serial).or_else(|_| {
             // Its folder alone may be what is wrong.
             self.runtime.forget_environment(hash);
-            self.prepare_place(hash, serial)
+            self.prepare_paths(hash, serial)
         })?;
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
-        run.place = own;
-        let token = token::new(owner::LISTENER, place);
+        run.paths = own;
+        let token = token::new(owner::LISTENER, slot_index);
         let registry = self.reactor.registry();
         registry
             .register(&mut listener, token, Interest::READABLE)
@@ -175,11 +178,15 @@ impl Worker {
             address,
         );
         run.writer = Some(writer.map_err(worker("writer thread"))?);
-        self.start_process(place, environment, now)
+        self.start_process(slot_index, environment, now)
     }
 
     /// A job's working directory and its socket.
-    fn prepare_place(&mut self, hash: &str, serial: u64) -> Result<(Place, UnixListener), Failure> {
+    fn prepare_paths(
+        &mut self,
+        hash: &str,
+        serial: u64,
+    ) -> Result<(JobPaths, UnixListener), Failure> {
         let used = self.interpreters.environments();
         let runs = self.slots.iter().flatten();
         let used = used.chain(runs.map(|run| run.order.environment.as_str()));
@@ -188,7 +195,7 @@ impl Worker {
             .runtime
             .environment_folder(hash, &|hash| used.contains(hash))
             .map_err(worker("folder of an environment"))?;
-        let own = Place::new(folder, serial);
+        let own = JobPaths::new(folder, serial);
         Runtime::create_work_dir(&own).map_err(worker("working directory"))?;
         let listener = bind_private(&own.socket).map_err(worker("bridge"))?;
         Ok((own, listener))
@@ -197,20 +204,20 @@ impl Worker {
     /// Starts the process of a slot that has everything else.
     pub(super) fn start_process(
         &mut self,
-        place: usize,
+        slot_index: usize,
         environment: &Environment,
         now: BootTime,
     ) -> Result<(), Failure> {
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
         let serial = run.serial;
         let order = run.order.clone();
-        let Place {
+        let JobPaths {
             folder: own_folder,
             socket: socket_path,
             work_dir,
-        } = run.place.clone();
+        } = run.paths.clone();
         run.started_at = Some(now);
         run.oom_kills = oom_kills();
         let shim = self.options.shim.clone();
@@ -266,14 +273,14 @@ impl Worker {
         );
         let (index, pipes) =
             self.request(&order, environment, (kind, &own_folder), serial, &job, now)?;
-        let Some(Some(run)) = self.slots.get_mut(place) else {
+        let Some(Some(run)) = self.slots.get_mut(slot_index) else {
             return Ok(());
         };
         run.interpreter = Some(index);
         run.sandbox = Some(held);
         run.process = ProcessState::Requested { kill: false };
         run.slot.handle_requested();
-        run.watch_pipes(pipes, place, self.reactor.registry())
+        run.watch_pipes(pipes, slot_index, self.reactor.registry())
             .map_err(worker("event loop"))
     }
 
@@ -498,7 +505,7 @@ impl Worker {
                         self.heartbeat_at = now;
                     }
                     Some(Action::Conclude(failure)) => {
-                        let (folder, work_dir) = (self.runtime.folder(), &run.place.work_dir);
+                        let (folder, work_dir) = (self.runtime.folder(), &run.paths.work_dir);
                         let judged = |failure| scratch::judged(failure, folder, work_dir);
                         let failure = failure.map(judged);
                         if let Some(mut run) = self.leave_slot(index, failure.is_none(), now) {
@@ -534,7 +541,7 @@ impl Worker {
         if let Some(process) = unused {
             self.leftovers.add(process, now);
         }
-        self.runtime.clear(&run.place, run.serial);
+        self.runtime.clear(&run.paths, run.serial);
         Some(run)
     }
 

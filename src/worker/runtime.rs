@@ -19,17 +19,17 @@ use crate::{limits, lock_file, remover};
 
 /// Where a job's socket and working directory are.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Place {
+pub(super) struct JobPaths {
     /// The folder of the job's environment.
     pub(super) folder: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) work_dir: PathBuf,
 }
 
-impl Place {
+impl JobPaths {
     /// That of a job, by its number in the worker's life.
     pub(super) fn new(folder: PathBuf, serial: u64) -> Self {
-        Place {
+        JobPaths {
             socket: folder.join(format!("s{serial}")),
             work_dir: folder.join(format!("w{serial}")),
             folder,
@@ -159,15 +159,15 @@ impl Runtime {
     }
 
     /// Creates the working directory of a job.
-    pub(super) fn create_work_dir(place: &Place) -> io::Result<()> {
-        fs::DirBuilder::new().mode(0o700).create(&place.work_dir)
+    pub(super) fn create_work_dir(paths: &JobPaths) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(&paths.work_dir)
     }
 
     /// Removes a job's socket and working directory with all that the job left there. The
     /// removing itself goes on in the background.
-    pub(super) fn clear(&self, place: &Place, serial: u64) {
-        let socket = fs::remove_file(&place.socket);
-        let from = &place.work_dir;
+    pub(super) fn clear(&self, paths: &JobPaths, serial: u64) {
+        let socket = fs::remove_file(&paths.socket);
+        let from = &paths.work_dir;
         let trash = self.folder.join(TRASH);
         let moved = fs::rename(from, trash.join(serial.to_string()));
         for result in [socket, moved] {
@@ -410,14 +410,14 @@ mod tests {
         let first = runtime.folder().to_owned();
         runtime.ensure().unwrap();
         assert_eq!(runtime.folder(), first);
-        let place = |runtime: &mut Runtime| {
+        let prepare = |runtime: &mut Runtime| {
             let folder = runtime.environment_folder("hash", &|_| true);
-            folder.map(|folder| Place::new(folder, 1))
+            folder.map(|folder| JobPaths::new(folder, 1))
         };
         fs::remove_dir_all(&first).unwrap();
-        assert!(place(&mut runtime).is_err());
+        assert!(prepare(&mut runtime).is_err());
         runtime.ensure().unwrap();
-        let own = place(&mut runtime).unwrap();
+        let own = prepare(&mut runtime).unwrap();
         Runtime::create_work_dir(&own).unwrap();
         assert!(runtime.shim().exists());
         let last = runtime.folder().to_owned();

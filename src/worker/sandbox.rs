@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use super::slot::Failure;
 use crate::job::Cause;
 use crate::keys_in_use;
+use crate::limits;
 use crate::plugin;
 use crate::plugin::environment::{self, Environment};
 use crate::plugin::programs;
 use crate::plugin::source::Source;
 use crate::plugin::uv_folders;
-use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, rules};
+use crate::sandbox::{Mode, Mounts, Private, Restricted, Support, calls, launch, rules};
 
 /// A worker's settings of it.
 #[derive(Clone, Debug)]
@@ -273,6 +274,11 @@ impl Sandbox {
                 .read_only
                 .extend(own_prefix(&of.environment.interpreter));
             mounts.read_only.extend(self.options.read_only.clone());
+            // Of secret keys and databases in a folder plugins find nothing, as of those that are named.
+            let folders = self.options.read_only.iter();
+            mounts
+                .read_only
+                .extend(folders.flat_map(|path| files_in(path)));
             mounts.hidden = self.options.hidden.clone();
             let keys = keys_in_use::files(of.home);
             mounts.read_only.extend(keys.lists);
@@ -310,6 +316,15 @@ pub(super) struct ForkServer<'a> {
     pub(super) own_folder: &'a Path,
     pub(super) shim: &'a Path,
     pub(super) environment: &'a Environment,
+}
+
+/// The files in a folder, so many that all can be read for each interpreter.
+fn files_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = entries.take(limits::PROTECTED_FILES_MAX);
+    let is_file = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    let files = entries.filter(is_file).map(|entry| entry.path());
+    files.filter(|path| launch::is_hidden_file(path)).collect()
 }
 
 /// Files of the kernel by which the worker, the interpreter of its plugins and the machine are changed.

@@ -38,7 +38,7 @@ pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failur
     };
     let most = limits::SCRATCH_OWN_MAX.min(disk::size(folder) / 2);
     let used = folder_size(work_dir, most);
-    let place = folder.display();
+    let path = folder.display();
     if used >= most {
         let message = format!(
             "{}\n(the job has filled the file system of its working directory: it had {used} bytes or more there)",
@@ -47,7 +47,7 @@ pub(super) fn judged(failure: Failure, folder: &Path, work_dir: &Path) -> Failur
         return Failure { message, ..failure };
     }
     let message = format!(
-        "no room for working directories of jobs in {place}: {lack}; free some, or set TMPDIR of the worker to \
+        "no room for working directories of jobs in {path}: {lack}; free some, or set TMPDIR of the worker to \
          a folder elsewhere. The plugin failed meanwhile:\n{}",
         failure.message
     );

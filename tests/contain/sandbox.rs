@@ -806,6 +806,10 @@ fn key_files_are_neither_read_nor_changed() {
     let listed = casparian_ok(&["keygen", &path("keys/worker")]);
     casparian_ok(&["keygen", &path("other")]);
     let publisher = casparian_ok(&["keygen", "--publisher", &path("publisher")]);
+    // In a folder that is protected as one.
+    fs::create_dir(path("folder")).unwrap();
+    casparian_ok(&["keygen", "--publisher", &path("folder/publisher")]);
+    casparian_ok(&["init", &path("folder/queue.sqlite")]);
     let names = [
         ("authorized", &listed),
         ("publishers", &publisher),
@@ -815,7 +819,7 @@ fn key_files_are_neither_read_nor_changed() {
         fs::write(path(name), format!("{line}\n")).unwrap();
     }
     let source = format!(
-        "import os, shutil\nimport pyarrow as pa\nROOT = {:?} + '/'\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('keys/sentinel', 'keys/worker', 'publisher'):\n            if open(ROOT + name).read(): did.append('read ' + name)\n        def append(name): open(ROOT + name, 'a').write('x')\n        def replace(name): shutil.copy(ROOT + 'other.pub', ROOT + '~'); os.rename(ROOT + '~', ROOT + name)\n        def remove(name): os.remove(ROOT + name)\n        def mode(name): os.chmod(ROOT + name, 0o600)\n        def owner(name): os.chown(ROOT + name, os.getuid(), os.getgid())\n        for name in ('authorized', 'publishers', 'server.pub', 'keys/sentinel'):\n            # What is hidden is the null device.\n            for change in (append, replace, remove, mode, owner)[name == 'keys/sentinel':]:\n                try:\n                    change(name)\n                    did.append(change.__name__ + ' ' + name)\n                except OSError: pass\n        print(did)\n        yield pa.table({{'did': [1 + len(did)], 'other': [int(bool(open(ROOT + 'other').read()))]}})\n",
+        "import os, shutil\nimport pyarrow as pa\nROOT = {:?} + '/'\nclass Handler:\n    def execute(self, path):\n        did = []\n        for name in ('keys/sentinel', 'keys/worker', 'publisher', 'folder/publisher', 'folder/queue.sqlite'):\n            if open(ROOT + name, 'rb').read(): did.append('read ' + name)\n        def append(name): open(ROOT + name, 'a').write('x')\n        def replace(name): shutil.copy(ROOT + 'other.pub', ROOT + '~'); os.rename(ROOT + '~', ROOT + name)\n        def remove(name): os.remove(ROOT + name)\n        def mode(name): os.chmod(ROOT + name, 0o600)\n        def owner(name): os.chown(ROOT + name, os.getuid(), os.getgid())\n        for name in ('authorized', 'publishers', 'server.pub', 'keys/sentinel'):\n            # What is hidden is the null device.\n            for change in (append, replace, remove, mode, owner)[name == 'keys/sentinel':]:\n                try:\n                    change(name)\n                    did.append(change.__name__ + ' ' + name)\n                except OSError: pass\n        print(did)\n        yield pa.table({{'did': [1 + len(did)], 'other': [int(bool(open(ROOT + 'other').read()))]}})\n",
         dir.path()
     );
     let database = database_with(dir.path(), "p", &source);
@@ -831,7 +835,8 @@ fn key_files_are_neither_read_nor_changed() {
     let (_sentinel, endpoint) = sentinel(&database, &more);
     let (server, key, protect) = (path("server.pub"), path("keys/worker"), path("publisher"));
     let more = ["--curve-server-key", &server, "--curve-secret-key", &key];
-    let more = [&more[..], &["--protect", &protect]].concat();
+    let folder = path("folder");
+    let more = [&more[..], &["--protect", &protect, "--protect", &folder]].concat();
     let _worker = worker(&endpoint, &dir.path().join("out"), &more);
     let job = ended(&database, jobs[0]);
     assert_eq!(job["status"], "COMPLETED", "{job}");

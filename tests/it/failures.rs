@@ -851,3 +851,27 @@ fn a_column_of_a_type_that_a_sink_cannot_store_is_named() {
     let log = worker.seen.join("\n");
     assert!(!log.contains("panic"), "{log}");
 }
+
+/// As rows of earlier releases and clients of the wire may have them: without them the plugin would be restricted
+/// less than its author asks for.
+#[test]
+fn settings_that_cannot_be_read_fail_the_job() {
+    for start in ["warm", "spawn"] {
+        let mut rig = Rig::new(&["--slots", "1", "--plugin-start", start]);
+        let input = rig.path("in");
+        for (block, want) in [
+            (
+                "# sandbox = \"strict\"\n# job-memory-max = \"1G\"",
+                "no setting \"job-memory-max\"",
+            ),
+            ("# sandbox = \"STRICT\"", "sandbox \"STRICT\""),
+        ] {
+            let block = format!("# /// script\n# [tool.casparian]\n{block}\n# ///\n");
+            let source = block + &handler("return pa.table({'x': [1]})");
+            let job = rig.dispatcher.dispatch(&source, &input, "");
+            let receipt = rig.dispatcher.receipt(job);
+            assert_eq!(receipt.cause, Some(Cause::Plugin), "{start}: {receipt:?}");
+            assert!(first_line(&receipt).contains(want), "{start}: {receipt:?}");
+        }
+    }
+}

@@ -34,7 +34,7 @@ pub(super) struct Finding {
     pub(super) severity: Severity,
     pub(super) kind: &'static str,
     pub(super) job: Option<i64>,
-    pub(super) place: String,
+    pub(super) subject: String,
     pub(super) what: String,
     pub(super) to_do: &'static str,
     /// What a repair has done.
@@ -49,7 +49,7 @@ impl Finding {
             severity,
             kind,
             job,
-            place: problem.place,
+            subject: problem.subject,
             what: problem.what,
             to_do,
             done: None,
@@ -65,10 +65,15 @@ impl Finding {
             None => self.to_do.to_owned(),
         };
         let Finding {
-            kind, place, what, ..
+            kind,
+            subject,
+            what,
+            ..
         } = self;
         let severity = self.severity.name();
-        one_line(&format!("{severity}: {kind}: {place}{job}: {what}; {end}"))
+        one_line(&format!(
+            "{severity}: {kind}: {subject}{job}: {what}; {end}"
+        ))
     }
 
     fn json(&self) -> Value {
@@ -76,7 +81,7 @@ impl Finding {
             "severity": self.severity.name(),
             "kind": self.kind,
             "job": self.job,
-            "place": self.place,
+            "place": self.subject,
             "what": self.what,
             "to_do": self.to_do,
             "repaired": self.done,

@@ -194,7 +194,7 @@ pub(super) fn check_file(path: &Path) -> Result<(), Error> {
 /// for ever.
 fn check_beside(path: &Path) -> Result<(), Error> {
     match beside::refusal(path) {
-        Some((beside, reason)) => Err(Error::place(&beside, reason)),
+        Some((beside, reason)) => Err(Error::at_path(&beside, reason)),
         None => Ok(()),
     }
 }

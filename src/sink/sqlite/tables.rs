@@ -74,7 +74,7 @@ pub(in crate::sink) fn prepare(
     {
         let reason =
             format!("it is a job queue (it has a table {QUEUE_TABLE}), which takes no output");
-        return Err(Error::place(path, reason));
+        return Err(Error::at_path(path, reason));
     }
     connection.execute_batch(SIDE_TABLES).map_err(fail)?;
     check_side_tables(path, &connection)?;

@@ -20,7 +20,7 @@ fn of(job_id: i64, number: i64) -> Job {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Nothing is in its place.
+    /// Nothing is in its folder.
     Renamed,
     /// An empty folder is.
     Replaced,
@@ -31,7 +31,7 @@ enum Way {
 }
 
 /// An output folder that is taken away and put back.
-struct Place {
+struct Moved {
     dir: tempfile::TempDir,
     path: PathBuf,
     way: Way,
@@ -39,12 +39,12 @@ struct Place {
     other: Option<Arc<Root>>,
 }
 
-impl Place {
+impl Moved {
     /// None where this process may not mount.
     fn new(way: Way) -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().canonicalize().unwrap().join("out");
-        let mut place = Place {
+        let mut folder = Moved {
             dir,
             path,
             way,
@@ -52,11 +52,11 @@ impl Place {
             other: None,
         };
         if way == Way::Unmounted {
-            fs::create_dir(place.away()).unwrap();
-            place.give();
-            place.mount.as_ref()?;
+            fs::create_dir(folder.away()).unwrap();
+            folder.give();
+            folder.mount.as_ref()?;
         }
-        Some(place)
+        Some(folder)
     }
 
     fn away(&self) -> PathBuf {
@@ -108,20 +108,20 @@ impl Place {
 }
 
 /// Renames are always tried, mounts where this process may mount.
-fn each_way(run: impl Fn(Place)) {
+fn each_way(run: impl Fn(Moved)) {
     for way in [Way::Renamed, Way::Replaced, Way::Used, Way::Unmounted] {
-        match Place::new(way) {
-            Some(place) => run(place),
+        match Moved::new(way) {
+            Some(folder) => run(folder),
             None => eprintln!("without a mount: this process may not mount"),
         }
     }
 }
 
-fn assert_gone(error: &Error, place: &Path, case: &str) {
+fn assert_gone(error: &Error, folder: &Path, case: &str) {
     let want = format!(
         "the output folder {} is not the one that this worker has opened (unmounted, renamed or \
          removed): put it back, or restart the worker",
-        place.display()
+        folder.display()
     );
     assert_eq!(error.to_string(), want, "{case}");
     assert_eq!(error.cause(), Cause::Worker, "{case}");
@@ -139,13 +139,13 @@ fn settlement() -> Settlement {
 
 #[test]
 fn nothing_is_created_in_the_place_of_a_root_that_is_away() {
-    each_way(|mut place| {
-        let root = open(&place.path);
+    each_way(|mut folder| {
+        let root = open(&folder.path);
         publish(&root, &of(1, 1), &[1]).unwrap();
         let staged = stage(&root, &of(2, 1), &[2]).unwrap();
         let mut output = JobOutput::new(root.clone(), Arc::new(of(3, 1))).unwrap();
-        place.take();
-        let before = place.all();
+        folder.take();
+        let before = folder.all();
         let written = output.write(None, &numbers(&[3]));
         let written = written.and_then(|()| output.stage()).and_then(granted);
         let errors = [
@@ -158,31 +158,31 @@ fn nothing_is_created_in_the_place_of_a_root_that_is_away() {
             ("settle_failed", root.settle_failed(&of(1, 2)).err()),
         ];
         for (what, error) in errors {
-            let case = format!("{what} {:?}", place.way);
-            assert_gone(&error.expect(&case), &place.path, &case);
-            assert_eq!(place.all(), before, "{case}");
+            let case = format!("{what} {:?}", folder.way);
+            assert_gone(&error.expect(&case), &folder.path, &case);
+            assert_eq!(folder.all(), before, "{case}");
         }
-        place.give();
+        folder.give();
         root.ensure().unwrap();
         for (job_id, number) in [(2, 2), (3, 2), (4, 1)] {
             publish(&root, &of(job_id, number), &[job_id]).unwrap();
         }
         let files: Vec<String> = (1..5).map(|id| format!("set/a_{id}.parquet")).collect();
-        assert_eq!(visible(&place.path), files, "{:?}", place.way);
-        assert_eq!(names_in(&place.path.join(".casparian/staging")), [""; 0]);
+        assert_eq!(visible(&folder.path), files, "{:?}", folder.way);
+        assert_eq!(names_in(&folder.path.join(".casparian/staging")), [""; 0]);
     });
 }
 
 #[test]
 fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
     for sinks in SINK_LISTS {
-        each_way(|place| {
-            let place = std::cell::RefCell::new(place);
-            let root = open(&place.borrow().path);
+        each_way(|folder| {
+            let folder = std::cell::RefCell::new(folder);
+            let root = open(&folder.borrow().path);
             for stop in 0.. {
                 let attempt = |number| job(Some(A), Attempt::new(stop + 1, number), sinks);
                 if sinks[0].2 == "error" {
-                    let path = &place.borrow().path;
+                    let path = &folder.borrow().path;
                     for file in visible(path) {
                         fs::remove_file(path.join(file)).unwrap();
                     }
@@ -191,8 +191,8 @@ fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
                 let (at, before) = (std::cell::Cell::new(0), std::cell::RefCell::new(None));
                 let hook = |step| {
                     if at.replace(at.get() + 1) == stop {
-                        place.borrow_mut().take();
-                        *before.borrow_mut() = Some((place.borrow().all(), step));
+                        folder.borrow_mut().take();
+                        *before.borrow_mut() = Some((folder.borrow().all(), step));
                     }
                     Ok(())
                 };
@@ -202,15 +202,15 @@ fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
                     assert!(stop > 3);
                     break;
                 };
-                let case = format!("{sinks:?} {:?} {step:?}", place.borrow().way);
+                let case = format!("{sinks:?} {:?} {step:?}", folder.borrow().way);
                 match result {
                     Err(Refused::Failed(error)) => {
-                        assert_gone(&error, &place.borrow().path, &case);
+                        assert_gone(&error, &folder.borrow().path, &case);
                     }
                     other => panic!("{case}: {other:?}"),
                 }
-                assert_eq!(place.borrow().all(), before, "{case}");
-                place.borrow_mut().give();
+                assert_eq!(folder.borrow().all(), before, "{case}");
+                folder.borrow_mut().give();
                 let published = publish(&root, &attempt(2), &[2]).unwrap();
                 assert_eq!(published.artifacts.len(), sinks.len(), "{case}");
                 for artifact in published.artifacts {
@@ -218,14 +218,14 @@ fn a_root_that_goes_at_any_step_of_a_publish_fails_the_attempt() {
                         assert_eq!(values(Path::new(file)), [2], "{case}");
                     }
                 }
-                let table = place.borrow().path.join("x.db");
+                let table = folder.borrow().path.join("x.db");
                 if table.exists() {
                     let query = "SELECT x FROM rows WHERE _job_id = ?1";
                     let table = rusqlite::Connection::open(table).unwrap();
                     let value = table.query_row(query, [stop + 1], |row| row.get(0));
                     assert_eq!(value, Ok(2), "{case}");
                 }
-                let staging = place.borrow().path.join(".casparian/staging");
+                let staging = folder.borrow().path.join(".casparian/staging");
                 assert_eq!(names_in(&staging), [""; 0], "{case}");
             }
         });
@@ -259,32 +259,35 @@ fn a_root_that_was_removed_is_another_one_when_it_is_created_again() {
 /// links, a link to where it is now.
 #[test]
 fn what_looks_like_the_root_is_not_it() {
-    let mut place = Place::new(Way::Renamed).unwrap();
-    let root = open(&place.path);
+    let mut folder = Moved::new(Way::Renamed).unwrap();
+    let root = open(&folder.path);
     let own = format!(".casparian/workers/{}", root.worker());
     let staged = stage(&root, &of(1, 1), &[1]).unwrap();
-    place.take();
-    fs::create_dir_all(place.path.join(".casparian/workers")).unwrap();
-    fs::write(place.path.join(&own), "").unwrap();
-    assert_gone(&root.ensure().unwrap_err(), &place.path, "a file");
-    fs::remove_dir_all(&place.path).unwrap();
+    folder.take();
+    fs::create_dir_all(folder.path.join(".casparian/workers")).unwrap();
+    fs::write(folder.path.join(&own), "").unwrap();
+    assert_gone(&root.ensure().unwrap_err(), &folder.path, "a file");
+    fs::remove_dir_all(&folder.path).unwrap();
     let copied = std::process::Command::new("cp")
         .arg("-al")
-        .args([place.away(), place.path.clone()])
+        .args([folder.away(), folder.path.clone()])
         .status();
     assert!(copied.unwrap().success());
-    assert_gone(&root.ensure().unwrap_err(), &place.path, "a copy");
-    fs::remove_dir_all(&place.path).unwrap();
-    std::os::unix::fs::symlink(place.away(), &place.path).unwrap();
-    assert_gone(&root.ensure().unwrap_err(), &place.path, "a link");
+    assert_gone(&root.ensure().unwrap_err(), &folder.path, "a copy");
+    fs::remove_dir_all(&folder.path).unwrap();
+    std::os::unix::fs::symlink(folder.away(), &folder.path).unwrap();
+    assert_gone(&root.ensure().unwrap_err(), &folder.path, "a link");
     let error = publish(&root, &of(2, 1), &[2]).unwrap_err();
-    assert_gone(&error, &place.path, "a link");
-    fs::remove_file(&place.path).unwrap();
-    place.give();
+    assert_gone(&error, &folder.path, "a link");
+    fs::remove_file(&folder.path).unwrap();
+    folder.give();
     root.ensure().unwrap();
     granted(staged).unwrap();
     publish(&root, &of(2, 1), &[2]).unwrap();
-    assert_eq!(visible(&place.path), ["set/a_1.parquet", "set/a_2.parquet"]);
+    assert_eq!(
+        visible(&folder.path),
+        ["set/a_1.parquet", "set/a_2.parquet"]
+    );
 }
 
 #[test]

@@ -286,7 +286,7 @@ fn symbolic_links_and_files_in_the_way_do_not_lead_out() {
     fs::write(root.path("file"), "x").unwrap();
     assert!(matches!(
         root.publish(1, "parquet://file/o.parquet", "append"),
-        Err(Error::Place { .. })
+        Err(Error::Path { .. })
     ));
     assert_eq!(root.staged().len(), 0);
 }

@@ -104,8 +104,8 @@ impl SecretKey {
 
     /// A key whose bytes are copied to their place from elsewhere.
     pub(super) fn of(bytes: &[u8; KEY_SIZE]) -> Self {
-        let made: Result<_, Infallible> = Self::made_by(|place| {
-            place.copy_from_slice(bytes);
+        let made: Result<_, Infallible> = Self::made_by(|target| {
+            target.copy_from_slice(bytes);
             Ok(())
         });
         made.unwrap_or_else(|never| match never {})

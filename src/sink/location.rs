@@ -10,22 +10,22 @@ use super::{Error, files, names};
 /// A file, by whatever path: device and inode of the last part of the path that exists, and what
 /// follows it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Place {
+pub(super) struct FileId {
     device: u64,
     inode: u64,
     rest: PathBuf,
 }
 
-impl Place {
+impl FileId {
     /// The file that a path leads to.
     pub(super) fn of(path: &Path) -> Self {
         match fs::metadata(path) {
-            Ok(found) => Place {
+            Ok(found) => FileId {
                 device: found.dev(),
                 inode: found.ino(),
                 rest: PathBuf::new(),
             },
-            Err(_) => Place::of_name(path),
+            Err(_) => FileId::of_name(path),
         }
     }
 
@@ -34,7 +34,7 @@ impl Place {
         let folder = files::existing_folder(path);
         let found = fs::metadata(folder);
         let (device, inode) = found.map_or((0, 0), |found| (found.dev(), found.ino()));
-        Place {
+        FileId {
             device,
             inode,
             rest: path.strip_prefix(folder).unwrap_or(path).to_owned(),
@@ -60,9 +60,9 @@ fn strip_root(root: &Path, real: &Path) -> Option<String> {
     let below = match real.strip_prefix(root) {
         Ok(below) => below,
         Err(_) => {
-            let place = Place::of(root);
+            let place = FileId::of(root);
             let mut above = real.ancestors().skip(1);
-            let root = above.find(|path| Place::of(path) == place)?;
+            let root = above.find(|path| FileId::of(path) == place)?;
             real.strip_prefix(root).ok()?
         }
     };
@@ -80,7 +80,10 @@ pub(super) fn below(root: &Path, file: &Path) -> Option<String> {
 pub(super) fn check_below(file: &Path, below: Option<&str>) -> Result<(), Error> {
     let is_own = |below: &str| Path::new(below).iter().any(|part| part == ".casparian");
     match below.is_some_and(is_own) {
-        true => Err(Error::place(file, "the sink's path leads into .casparian")),
+        true => Err(Error::at_path(
+            file,
+            "the sink's path leads into .casparian",
+        )),
         false => Ok(()),
     }
 }

@@ -241,7 +241,7 @@ fn what_a_record_publishes_is_not_cleared_by_it() {
     let hook = |step| match step {
         Step::Remove => {
             fs::rename(&folder, &aside).unwrap();
-            Err(Error::place(&folder, "stopped"))
+            Err(Error::at_path(&folder, "stopped"))
         }
         _ => Ok(()),
     };
