@@ -56,7 +56,7 @@ pub(super) const HELD_QUERY: &str = "SELECT attempt, retry_count, infra_count, p
      worker_id, worker_host, worker_pid, claim_time, \
      CASE WHEN published IS NULL THEN receipt END, shared_count, attempt_key, \
      dispatched IS NOT NULL AND dispatched IS NOT file_version_id || ' ' || plugin_name, \
-     dispatched, artifact_hash, sinks_hash \
+     dispatched, artifact_hash, sinks_hash, locked_count, changed_count, killed_count \
      FROM cf_processing_queue \
      WHERE id = ?1 AND status = 'RUNNING' AND (?2 IS NULL OR worker_id = ?2) \
      AND (?3 <= 0 AND ?2 IS NOT NULL \
@@ -67,7 +67,7 @@ pub(super) const END: &str = "UPDATE cf_processing_queue SET status = ?2, \
      end_time = iif(?2 IN ('COMPLETED', 'FAILED'), ?3, NULL), error_message = ?4, \
      result_summary = ?5, receipt = coalesce(?6, receipt), published = coalesce(?7, published), \
      log_tail = coalesce(?8, log_tail), failure_cause = ?9, retry_count = ?10, infra_count = ?11, \
-     shared_count = ?15, unsettled = ?16, \
+     shared_count = ?15, locked_count = ?19, changed_count = ?20, killed_count = ?21, unsettled = ?16, \
      next_run = ?12, next_run_boot_ms = ?13, next_run_boot_id = ?14, lease_until_ms = NULL, \
      worker_id = iif(?2 IN ('COMPLETED', 'FAILED'), worker_id, NULL), \
      worker_host = iif(?2 IN ('COMPLETED', 'FAILED'), worker_host, NULL), \
@@ -301,8 +301,7 @@ impl Transaction<'_> {
                 ("PENDING", Ended::Waits { until_boot_ms }, Some(pause_ms))
             }
         };
-        let retried = failures.lost.saturating_add(failures.infra);
-        let retried = retried.saturating_add(failures.shared);
+        let retried = failures.all();
         let given_up = ended == Ended::Failed && failures != held.failures && retried > 1;
         let barred_by = end.receipt.and_then(|receipt| receipt.barred_by(full));
         let foreign = barred_by.map(|by| {
@@ -397,6 +396,9 @@ impl Transaction<'_> {
             unsettled,
             barred_by,
             end.success && receipt.is_some_and(|receipt| receipt.attempt.is_some()),
+            failures.locked,
+            failures.changed,
+            failures.killed,
         ];
         if self.change_job(attempt.job_id, END, parameters)? != Some(1) {
             return Ok(Ended::Refused);
@@ -504,6 +506,9 @@ fn held(row: &Row<'_>) -> Held {
             lost: count(cell(row, 1)),
             infra: count(cell(row, 2)),
             shared: count(cell(row, 9)),
+            locked: count(cell(row, 15)),
+            changed: count(cell(row, 16)),
+            killed: count(cell(row, 17)),
         },
         plugin: shown(cell(row, 3)).unwrap_or_default(),
         worker_id: shown(cell(row, 4)),

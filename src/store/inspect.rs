@@ -135,9 +135,9 @@ pub struct JobDetail {
     /// What its plugin is configured with, as JSON: the defaults of now and its own; none where there is
     /// nothing, or it cannot be used.
     pub parameters: Option<String>,
-    /// How often it lost its worker.
+    /// How often it lost its worker, or its plugin process was killed.
     pub retry_count: i64,
-    /// How often an environment or a worker failed.
+    /// How often an environment or a worker failed, others had a sink locked, or its input changed.
     pub infra_count: i64,
     /// One line of the result.
     pub result_summary: Option<String>,
@@ -164,7 +164,8 @@ const JOB_COLUMNS: &str = "SELECT q.id, q.plugin_name, q.status, q.priority, \
      q.attempt, q.worker_id, q.claim_time, q.end_time, q.error_message, q.receipt, \
      q.next_run, q.failure_cause, \
      q.file_version_id, q.config_overrides, q.retry_count, q.infra_count, q.result_summary, \
-     q.artifact_hash, q.log_tail, q.shared_count, q.parameters FROM cf_processing_queue q \
+     q.artifact_hash, q.log_tail, q.shared_count, q.parameters, \
+     q.locked_count, q.changed_count, q.killed_count FROM cf_processing_queue q \
      LEFT JOIN cf_file_version v ON v.id = q.file_version_id \
      LEFT JOIN cf_file_location l ON l.id = v.location_id \
      LEFT JOIN cf_source_root r ON r.id = l.source_root_id";
@@ -191,13 +192,17 @@ fn job_row(row: &Row<'_>) -> rusqlite::Result<JobRow> {
 
 fn job_detail(row: &Row<'_>) -> rusqlite::Result<JobDetail> {
     let text = |index| shown(cell(row, index));
+    let counts = |indexes: &[usize]| {
+        let counts = indexes.iter().map(|index| count(cell(row, *index)));
+        counts.fold(0, i64::saturating_add)
+    };
     Ok(JobDetail {
         row: job_row(row)?,
         file_version_id: number(cell(row, 13)).unwrap_or(0),
         config_overrides: text(14),
         parameters: None,
-        retry_count: count(cell(row, 15)),
-        infra_count: count(cell(row, 16)),
+        retry_count: counts(&[15, 24]),
+        infra_count: counts(&[16, 22, 23]),
         result_summary: text(17),
         artifact_hash: text(18),
         log_tail: text(19),

@@ -276,7 +276,7 @@ impl Transaction<'_> {
         let mut statement = self.inner.prepare_cached(
             "UPDATE cf_processing_queue SET status = 'QUEUED', file_version_id = ?2, \
              end_time = NULL, error_message = NULL, result_summary = NULL, retry_count = 0, \
-             infra_count = 0, shared_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
+             infra_count = 0, shared_count = 0, locked_count = 0, changed_count = 0, killed_count = 0, failure_cause = NULL, next_run = NULL, next_run_boot_ms = NULL, \
              next_run_boot_id = NULL, claim_time = NULL, worker_id = NULL, \
              lease_until_ms = NULL, log_tail = NULL, \
              artifact_hash = iif(file_version_id IS ?2, artifact_hash, NULL) \

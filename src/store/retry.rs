@@ -10,16 +10,17 @@
 //!   jobs come back at different times. After [`limits::SHARED_LOSSES_TOGETHER`] such losses a job
 //!   is claimed alone (`claim.rs`), so the one that kills its worker loses it alone, which counts.
 //!   More than 20 such losses are FAILED as well.
-//! - `lost` where the worker goes on and its plugin process alone was killed: counted alike, and
-//!   tried again [`limits::KILLED_RETRIES_MAX`] times at most.
-//! - `environment`, `worker`, and `input` where the input changed while the job ran (at most
-//!   [`limits::INPUT_RETRIES_MAX`] times): counted in `infra_count`, apart, so that such a fault
-//!   never uses up
-//!   the retries of a job that then loses its worker, and the other way round. Unless `retries_max`
-//!   is 0, or the plugin has a number of its own, there are 10 retries or `retries_max` if that is
-//!   more: with their pauses they outlast a quarter of an hour of a full disk or a missing network.
-//!   Where others have the database of a sink locked, which a plugin can do as long as its job lasts, there are
-//!   [`limits::LOCKED_RETRIES_MAX`] retries at least, unless there are to be none.
+//! - `lost` where the worker goes on and its plugin process alone was killed: counted in
+//!   `killed_count`, and tried again [`limits::KILLED_RETRIES_MAX`] times at most.
+//! - `environment` and `worker`: counted in `infra_count`. Unless `retries_max` is 0, or the plugin has
+//!   a number of its own, there are 10 retries or `retries_max` if that is more: with their pauses
+//!   they outlast a quarter of an hour of a full disk or a missing network.
+//! - `worker` where others have the database of a sink locked, which a plugin can do as long as its job
+//!   lasts: counted in `locked_count`. There are [`limits::LOCKED_RETRIES_MAX`] retries at least,
+//!   unless there are to be none.
+//! - `input` where the input changed while the job ran: counted in `changed_count`, and tried again
+//!   [`limits::INPUT_RETRIES_MAX`] times at most.
+//! - Each of these limits has its count, so that no fault uses up the retries after another one.
 //! - A job that a worker gives back (`returned`), or whose worker lost its ID to another process,
 //!   is not counted at all, unless its workers were stopped while it ran more than
 //!   [`limits::GIVEN_BACK_MAX`] times in a row, which
@@ -28,7 +29,7 @@
 //! - An attempt that is refused because of output of another job, which may still go (`waits.rs`),
 //!   is not counted at all. Its pause doubles up to 32 s.
 //! - `cf_plugin_config.retries` takes the place of `retries_max` for the plugin's jobs.
-//! - Both counts begin anew when a job is queued again by [`Transaction::requeue`].
+//! - All counts begin anew when a job is queued again by [`Transaction::requeue`].
 //!
 //! The pause is 1 s and doubles with each failure of the kind, up to 5 min, give or take a fifth
 //! that depends on job and attempt: jobs that failed together do not come back together. While it
@@ -53,6 +54,27 @@ pub(super) struct Failures {
     pub(super) infra: i64,
     /// Lost workers that held other jobs too: `shared_count`.
     pub(super) shared: i64,
+    /// Databases of sinks that others had locked: `locked_count`.
+    pub(super) locked: i64,
+    /// Inputs that changed while the job ran: `changed_count`.
+    pub(super) changed: i64,
+    /// Killed plugin processes: `killed_count`.
+    pub(super) killed: i64,
+}
+
+impl Failures {
+    /// Those of all kinds.
+    pub(super) fn all(&self) -> i64 {
+        let kinds = [
+            self.lost,
+            self.infra,
+            self.shared,
+            self.locked,
+            self.changed,
+            self.killed,
+        ];
+        kinds.into_iter().fold(0, i64::saturating_add)
+    }
 }
 
 /// How often a job is retried, by kind of failure.
@@ -149,17 +171,17 @@ pub(super) fn decide(
     let (count, free, retries_max) = match cause {
         Some(Cause::Lost) if detail == Detail::Killed => {
             let retries = retries.lost.min(limits::KILLED_RETRIES_MAX);
-            (&mut failures.lost, 1, retries)
+            (&mut failures.killed, 1, retries)
         }
         Some(Cause::Lost) => (&mut failures.lost, 1, retries.lost),
         Some(Cause::Worker) if detail == Detail::SinkLocked && retries.infra > 0 => {
             let retries = retries.infra.max(limits::LOCKED_RETRIES_MAX);
-            (&mut failures.infra, 0, retries)
+            (&mut failures.locked, 0, retries)
         }
         Some(Cause::Environment | Cause::Worker) => (&mut failures.infra, 0, retries.infra),
         Some(Cause::Input) if detail == Detail::InputChanged => {
             let retries = retries.infra.min(limits::INPUT_RETRIES_MAX);
-            (&mut failures.infra, 0, retries)
+            (&mut failures.changed, 0, retries)
         }
         Some(Cause::Plugin | Cause::Input | Cause::Operator) | None => return Next::Failed,
     };
@@ -433,9 +455,40 @@ mod tests {
             Failures {
                 lost: 4,
                 infra: 4,
-                shared: 0
+                ..Failures::default()
             }
         );
+    }
+
+    /// A job that has used up the retries after one kind of failure has all of each other kind.
+    #[test]
+    fn no_kind_of_failure_uses_up_the_retries_of_another() {
+        let kinds = [
+            (Cause::Lost, Detail::None),
+            (Cause::Lost, Detail::Killed),
+            (Cause::Lost, Detail::Shared),
+            (Cause::Worker, Detail::None),
+            (Cause::Worker, Detail::SinkLocked),
+            (Cause::Input, Detail::InputChanged),
+        ];
+        let attempt = Attempt::new(7, 1);
+        let until_failed = |failures: &mut Failures, (cause, detail)| {
+            let mut next = || decide(Some(cause), failures, THREE, attempt, detail);
+            let mut count = 0;
+            while next() != Next::Failed {
+                count += 1;
+            }
+            count
+        };
+        for first in kinds {
+            for second in kinds.into_iter().filter(|second| *second != first) {
+                let alone = until_failed(&mut Failures::default(), second);
+                let mut failures = Failures::default();
+                until_failed(&mut failures, first);
+                let after = until_failed(&mut failures, second);
+                assert_eq!(after, alone, "{second:?} after {first:?}");
+            }
+        }
     }
 
     #[test]

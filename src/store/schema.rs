@@ -27,6 +27,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("attempt_dispatched.sql"),
     include_str!("listed.sql"),
     include_str!("parameters.sql"),
+    include_str!("counts.sql"),
 ];
 
 /// Indexes that statements name (`INDEXED BY`), so that they fail without them. Another program may

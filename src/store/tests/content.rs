@@ -21,7 +21,7 @@ fn row(scene: &Scene) -> (String, String, String) {
     (
         scene.text("SELECT file_version_id FROM cf_processing_queue"),
         scene.text("SELECT count(*) FROM cf_file_version"),
-        scene.text("SELECT coalesce(infra_count, 0) FROM cf_processing_queue"),
+        scene.text("SELECT coalesce(changed_count, 0) FROM cf_processing_queue"),
     )
 }
 

@@ -53,7 +53,7 @@ fn hot() -> Vec<(&'static str, Vec<Value>)> {
         ),
         (attempts::HELD_QUERY, vec![number(1), text("w"), number(1)]),
         (attempts::END, {
-            let mut values = vec![Value::Null; 18];
+            let mut values = vec![Value::Null; 21];
             (values[0], values[1]) = (number(1), text("COMPLETED"));
             values
         }),
