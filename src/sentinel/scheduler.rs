@@ -165,7 +165,12 @@ impl Scheduler {
         if self.outage.retry_at.is_none_or(|retry_at| retry_at <= now) {
             match self.transact(now, at) {
                 Ok(()) => self.outage.handle_success(now),
-                Err(error) => self.outage.handle_error(error, now),
+                Err(error) => {
+                    if error.is_index_missing() && self.store.restore_indexes().is_ok() {
+                        log::warn!("{error}: another program has dropped it; it was created again");
+                    }
+                    self.outage.handle_error(error, now);
+                }
             }
         }
         let mut outgoing = self.control.take_outgoing();

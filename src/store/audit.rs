@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::claim::{history, published};
 use super::value::{cell, count, number, shown};
-use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity};
+use super::{Error, Inspector, Now, Transaction, attempts, format_time, identity, schema};
 use crate::job::{ARTIFACTS_TRUNCATED, Attempt, History, Receipt};
 use crate::limits;
 
@@ -176,7 +176,7 @@ impl Inspector {
 
     /// RUNNING rows with IDs above `after`, rising, at most `limit`.
     pub fn claimants(&self, after: i64, limit: usize) -> Result<Vec<Claimant>, Error> {
-        let mut statement = self.connection.prepare_cached(HELD_QUERY)?;
+        let mut statement = schema::prepare_for_reading(&self.connection, HELD_QUERY)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let rows = statement.query_map([after, limit], |row| {
             let is_online = shown(cell(row, 2)).as_deref() == Some("ONLINE");

@@ -368,7 +368,7 @@ impl Inspector {
     }
 
     fn is_unsettled(&self, job_id: i64) -> Result<bool, Error> {
-        let mut statement = self.connection.prepare_cached(settle::SETTLE_QUERY)?;
+        let mut statement = schema::prepare_for_reading(&self.connection, settle::SETTLE_QUERY)?;
         Ok(statement.exists([job_id])?)
     }
 

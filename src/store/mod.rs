@@ -280,7 +280,13 @@ impl Error {
         }
     }
 
-    /// What is wrong, without the place.
+    /// True when another program has dropped an index that a statement names:
+    /// [`Store::restore_indexes`].
+    pub fn is_index_missing(&self) -> bool {
+        matches!(self, Error::Sqlite(error) if schema::is_index_missing(error))
+    }
+
+    /// What is wrong, without the path.
     pub fn reason(&self) -> String {
         match self {
             Error::Open { reason, .. } | Error::Row(reason) => reason.clone(),
@@ -453,6 +459,11 @@ impl Store {
             unusable_left: limits::UNUSABLE_ROWS_PER_TRANSACTION,
             emptying: HashSet::new(),
         })
+    }
+
+    /// Creates the indexes that statements name and another program has dropped.
+    pub fn restore_indexes(&self) -> Result<(), Error> {
+        schema::restore_indexes(&self.connection)
     }
 
     /// True when another connection has committed since the last call.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{CachedStatement, Connection, Transaction, TransactionBehavior};
 
 use super::Error;
 
@@ -44,6 +44,34 @@ CREATE INDEX IF NOT EXISTS ix_casparian_retry
 CREATE INDEX IF NOT EXISTS ix_casparian_unsettled
     ON cf_processing_queue (id) WHERE unsettled = 1;
 ";
+
+/// Creates the indexes that statements name and another program has dropped.
+pub(super) fn restore_indexes(connection: &Connection) -> Result<(), Error> {
+    Ok(connection.execute_batch(INDEXES)?)
+}
+
+/// The statement, also where another program has dropped the index that it names: for programs that only
+/// read, and so cannot create it again.
+pub(super) fn prepare_for_reading<'c>(
+    connection: &'c Connection,
+    query: &str,
+) -> Result<CachedStatement<'c>, Error> {
+    let prepared = connection.prepare_cached(query);
+    let Some((before, after)) = query.split_once(" INDEXED BY ") else {
+        return Ok(prepared?);
+    };
+    match prepared {
+        Err(error) if is_index_missing(&error) => {
+            let rest = after.split_once(' ').map_or("", |(_, rest)| rest);
+            Ok(connection.prepare_cached(&format!("{before} {rest}"))?)
+        }
+        prepared => Ok(prepared?),
+    }
+}
+
+pub(super) fn is_index_missing(error: &rusqlite::Error) -> bool {
+    error.to_string().contains("no such index")
+}
 
 /// The version after all migrations.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
@@ -122,8 +150,7 @@ fn run_migrations(connection: &mut Connection, path: &Path) -> Result<(), Error>
             });
         }
         if found == VERSION {
-            connection.execute_batch(INDEXES)?;
-            return Ok(());
+            return restore_indexes(connection);
         }
         let transaction = Transaction::new(connection, TransactionBehavior::Immediate)?;
         // Another program may have migrated while we waited for the lock.

@@ -662,3 +662,57 @@ fn a_slot_that_a_cancelled_job_frees_is_used() {
     drop(store);
     assert_eq!(ended(&database, waiting[0])["status"], "COMPLETED");
 }
+
+/// As migration tools do whose models do not have our indexes.
+#[test]
+fn indexes_that_other_programs_drop_are_created_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = "import pyarrow as pa\nclass Handler:\n    def execute(self, path):\n        return pa.table({'x': [1]})\n";
+    let database = database_with(dir.path(), "p", source);
+    let input = dir.path().join("in");
+    std::fs::write(&input, "x").unwrap();
+    let job = submit(&database, "p", &[input])[0];
+    let (mut sentinel, endpoint) = sentinel(&database, &[]);
+    let out = dir.path().join("out");
+    let _worker = worker(&endpoint, &out, &[]);
+    ended(&database, job);
+    let indexes = ["claim", "retry", "running", "unsettled"];
+    for index in indexes {
+        // The second row is due again since long ago.
+        sql(
+            &database,
+            &format!(
+                "DROP INDEX ix_casparian_{index}; \
+                 INSERT INTO cf_processing_queue (file_version_id, plugin_name, status) \
+                 SELECT file_version_id, plugin_name, 'QUEUED' FROM cf_processing_queue WHERE id = {job}; \
+                 INSERT INTO cf_processing_queue (file_version_id, plugin_name, status, next_run) \
+                 SELECT file_version_id, plugin_name, 'PENDING', '2020-01-01T00:00:00+00:00' \
+                 FROM cf_processing_queue WHERE id = {job}"
+            ),
+        );
+        let database_text = database.to_str().unwrap();
+        casparian_ok(&["jobs", "--database", database_text]);
+        casparian_ok(&["job", &job.to_string(), "--database", database_text]);
+        casparian_ok(&["workers", "--database", database_text]);
+        let last: i64 = sql(&database, "SELECT max(id) FROM cf_processing_queue")
+            .parse()
+            .unwrap();
+        for id in [last - 1, last] {
+            assert_eq!(ended(&database, id)["status"], "COMPLETED", "{index}");
+        }
+    }
+    sentinel.line_with("ix_casparian_claim: another program has dropped it");
+    // Nothing has created it again yet where no sentinel works.
+    drop(sentinel);
+    sql(
+        &database,
+        "DROP INDEX ix_casparian_running; DROP INDEX ix_casparian_unsettled",
+    );
+    casparian_ok(&[
+        "fsck",
+        "--database",
+        database.to_str().unwrap(),
+        "--output",
+        out.to_str().unwrap(),
+    ]);
+}
