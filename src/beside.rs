@@ -1,5 +1,5 @@
-//! The files that SQLite keeps beside a database (`-journal`, `-wal`, `-shm`): it takes what it finds
-//! under their names for its own, and so changes the database by them.
+//! The files that SQLite keeps beside a database (`-journal`, `-wal`, `-shm`). SQLite uses any files with
+//! these names as its own. So another user who puts such a file there can change the database.
 
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ const SUFFIXES: [&str; 3] = ["-journal", "-wal", "-shm"];
 /// Write permission of the group and of others.
 const SHARED: u32 = 0o022;
 
-/// The file of a suffix. Links to the database are followed, as SQLite does.
+/// The path of the file with a suffix. Symbolic links to the database are followed, as SQLite does.
 pub(crate) fn path(database: &Path, suffix: &str) -> PathBuf {
     let database = fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut name = database.into_os_string();
@@ -25,9 +25,10 @@ pub(crate) fn path(database: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The file beside a database that must not be opened, and why. None of what is there was put there by
-/// a user who may not change the database anyway: its owner is this user, root, or the owner of the database or
-/// of its folder, unless group or others may write to the database.
+/// A file beside a database because of which the database must not be opened, and why. None when all of these
+/// files are regular files with one hard link and a trusted owner: this user, root, the owner of the
+/// database, or the owner of its folder. Where group or others may write to the database, every owner is
+/// trusted.
 pub(crate) fn refusal(database: &Path) -> Option<(PathBuf, String)> {
     let own = fs::metadata(database).ok();
     let is_shared = own.as_ref().is_some_and(|own| own.mode() & SHARED != 0);
@@ -102,7 +103,7 @@ mod tests {
             if is_root {
                 std::os::unix::fs::chown(&beside, Some(1000), None).unwrap();
                 assert!(reason(&path).contains("belongs to user 1000"));
-                // Who may change the database anyway.
+                // User 1000 may change the database anyway: by its mode, then as its owner.
                 let shared = fs::Permissions::from_mode(0o660);
                 fs::set_permissions(&path, shared).unwrap();
                 assert_eq!(refusal(&path), None);

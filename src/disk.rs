@@ -1,17 +1,17 @@
-//! The room on the disk of a folder.
+//! Free space of a folder's file system.
 
 use std::io;
 use std::path::Path;
 
 use rustix::fs::statvfs;
 
-/// An error when a folder's file system has less room than that, in bytes. Of a small file system a quarter
-/// is enough.
+/// Checks that a folder's file system has `room` bytes free, or a quarter of its size if that is less. It
+/// must also be able to have further files. Passes where the file system cannot be queried.
 pub(crate) fn check_room(folder: &Path, room: u64) -> io::Result<()> {
     let Ok(found) = statvfs(folder) else {
         return Ok(());
     };
-    // What is kept for root counts for root.
+    // Root may also use the reserved blocks and files.
     let (blocks, files) = match rustix::process::getuid().is_root() {
         true => (found.f_bfree, found.f_ffree),
         false => (found.f_bavail, found.f_favail),
@@ -22,21 +22,21 @@ pub(crate) fn check_room(folder: &Path, room: u64) -> io::Result<()> {
             "its file system has {free} bytes free"
         )));
     }
-    // Some have no number of files.
+    // Some file systems do not report a number of files.
     if found.f_files > 0 && files == 0 {
         return Err(io::Error::other("its file system can hold no more files"));
     }
     Ok(())
 }
 
-/// Bytes of a folder's file system.
+/// Size of a folder's file system in bytes.
 pub(crate) fn size(folder: &Path) -> u64 {
     statvfs(folder).map_or(u64::MAX, |found| {
         found.f_blocks.saturating_mul(found.f_frsize)
     })
 }
 
-/// True where a disk or a quota is used up.
+/// True where the disk is full or a quota is exceeded.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(
         error.kind(),

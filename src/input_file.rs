@@ -1,4 +1,4 @@
-//! Files that are inputs, read by a thread whose storage may not respond.
+//! Opens, reads and hashes inputs. Their storage may not respond, so a thread of its own calls this.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::job::text::hex;
 
-/// Opens a regular file. Anything else is refused at once: a FIFO or a device would be waited for.
+/// Opens a regular file. Anything else is refused at once, because a FIFO or a device could block.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     regular(File::from(rustix::fs::open(path, flags, Mode::empty())?))
@@ -24,7 +24,7 @@ pub(crate) fn open_at(folder: impl AsFd, name: impl Arg) -> io::Result<File> {
     regular(File::from(file?))
 }
 
-/// The text of a file of at most that many bytes.
+/// The text of a file of at most `size_max` bytes.
 pub(crate) fn text(file: File, size_max: usize) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(size_max as u64 + 1).read_to_end(&mut bytes)?;
@@ -42,11 +42,12 @@ fn regular(file: File) -> io::Result<File> {
     }
 }
 
-/// What is at fault with a file for which [`hash`] gives none.
+/// The reason why [`hash`] has no result for a file.
 pub(crate) const CHANGED: &str = "it changed while it was read";
 
-/// The size of a file's content and its SHA-256 in hex; none where it grows meanwhile: it may grow as
-/// fast as it is read. `goes_on` is asked before each step.
+/// The size of a file's content in bytes and its SHA-256 in hex. None where the file grows meanwhile, because
+/// it may grow as fast as it is read. Ends with an error when `goes_on`, called before each read, returns
+/// false.
 pub(crate) fn hash(
     file: &mut File,
     goes_on: impl Fn() -> bool,
@@ -66,7 +67,7 @@ pub(crate) fn hash(
                 size_bytes += count as u64;
             }
         }
-        // Of files whose content is made as it is read, as in /proc, the size says nothing.
+        // Files with generated content, as in /proc, are larger than their reported size.
         if size_bytes > size_before && file.metadata()?.len() != size_before {
             return Ok(None);
         }

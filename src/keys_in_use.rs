@@ -1,8 +1,9 @@
-//! Which key files the sentinels of this user use, so that the workers of the user keep plugins from
-//! them: files `~/.casparian_flow/keys/<name>`, each locked as long as its sentinel runs.
+//! Lists the key files that the sentinels of this user use, so that the user's workers hide or protect these
+//! key files from plugins. Each sentinel has a list `~/.casparian_flow/keys/<name>`, locked while the
+//! sentinel runs.
 //!
-//! A file has one record for each path: `S` for a secret key, `L` for a list of keys, the path's bytes
-//! and a NUL.
+//! A list has one record for each path: `S` for a secret key or `L` for a list of keys, the path's bytes, and
+//! a NUL.
 
 use std::fs;
 use std::io;
@@ -24,17 +25,17 @@ pub(crate) use read::{files, is_secret, state};
 pub(crate) struct KeysInUse {
     /// Secret keys, which plugins may not read.
     pub(crate) secret: Vec<PathBuf>,
-    /// Lists of those who may connect or deploy, which plugins may not change.
+    /// Lists of keys that may connect or deploy, which plugins may not change.
     pub(crate) lists: Vec<PathBuf>,
 }
 
-/// The folder of these files, below that of environments.
+/// The folder of these lists. `home` = the folder of environments (`~/.casparian_flow`).
 pub(crate) fn folder(home: &Path) -> PathBuf {
     home.join("keys")
 }
 
-/// Creates the folder of these files, so that nobody else does. Fails when something else is in its
-/// place, or others may write to it.
+/// Creates the folder of these lists, before another program can create it. Fails when its path is not a
+/// folder of this user or of root, or when others may write to it.
 pub(crate) fn prepare(home: &Path) -> io::Result<()> {
     let folder = folder(home);
     let mut builder = fs::DirBuilder::new();
@@ -86,7 +87,7 @@ mod tests {
         assert_eq!(all(home.path()).secret.len(), 3);
         drop(noted);
         assert_eq!(all(home.path()), second);
-        // As after SIGKILL: the lock goes, the file stays.
+        // As after SIGKILL: the file stays, without a lock.
         let stale = folder(home.path()).join("stale");
         fs::write(&stale, "S/gone\0").unwrap();
         fs::write(folder(home.path()).join("new~"), "").unwrap();

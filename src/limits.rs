@@ -1,18 +1,18 @@
 //! Every bound of the system, with its reason.
 //!
-//! A bound that an operator may change is an option whose default stands here.
+//! Where a command-line option can change a bound, the constant here is the option's default.
 
 use std::time::{Duration, Instant};
 
-/// `now + wait`, or an instant far beyond any wait where that cannot be said.
+/// `now + wait`. The wait is capped at 100 years. `now` where an [`Instant`] cannot represent the sum.
 pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
     now.checked_add(wait.min(WAIT_MAX)).unwrap_or(now)
 }
 
-/// Longest wait anybody can mean.
+/// Longest wait of [`after`].
 const WAIT_MAX: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
 
-/// Bytes of one ZMTP frame; a plugin's source and lockfile travel in one frame.
+/// Bytes of one ZMTP frame. A plugin's source and lockfile are sent in one frame.
 pub const ZMTP_FRAME_SIZE_MAX: u64 = 64 << 20;
 /// Bytes of one ZMTP message.
 pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
@@ -20,21 +20,21 @@ pub const ZMTP_MESSAGE_SIZE_MAX: u64 = 64 << 20;
 pub const ZMTP_FRAMES_MAX: usize = 4096;
 /// Bytes of one ZMTP command: READY with metadata is the largest.
 pub const ZMTP_COMMAND_SIZE_MAX: u64 = 64 << 10;
-/// Bytes of one command of the handshake, from unauthenticated peers: twice what our own
-/// can take.
+/// Bytes of one handshake command. Peers are not authenticated yet. This is twice the size of Casparian's
+/// own largest handshake command.
 #[cfg(not(fuzzing))]
 pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 10 << 10;
-/// So small that inputs reach it.
+/// The same for fuzzing: so small that fuzz inputs exceed it.
 #[cfg(fuzzing)]
 pub const ZMTP_HANDSHAKE_COMMAND_SIZE_MAX: u64 = 1 << 10;
 /// Bytes of commands between the frames of one message: a PING a second for a day.
 #[cfg(not(fuzzing))]
 pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 20;
-/// So small that inputs reach it.
+/// The same for fuzzing: so small that fuzz inputs exceed it.
 #[cfg(fuzzing)]
 pub const ZMTP_COMMANDS_IN_MESSAGE_SIZE_MAX: usize = 1 << 10;
 
-/// Bytes of application properties kept of a peer's metadata.
+/// Bytes of a peer's application metadata that are kept.
 pub const METADATA_KEPT_MAX: usize = 4 << 10;
 
 /// Bytes of a file with one key.
@@ -44,33 +44,32 @@ pub const SECRET_KEY_MARKS: [&str; 2] = [
     "# CURVE secret key of Casparian",
     "# Ed25519 secret key of a Casparian publisher",
 ];
-/// Bytes of a list of authorized keys: some ten thousand lines.
+/// Bytes of a list of authorized keys: about ten thousand lines.
 pub const AUTHORIZED_KEYS_SIZE_MAX: u64 = 1 << 20;
-/// Files in a protected folder of which secret keys and databases are hidden from plugins.
+/// Files in a protected folder that are checked for secret keys and databases, which are hidden from plugins.
 pub const PROTECTED_FILES_MAX: usize = 1_000;
-/// Sentinels of a user whose key files its workers keep plugins from.
+/// Sentinels of a user whose key files the user's workers hide from plugins.
 pub const KEY_NOTES_MAX: usize = 256;
-/// Age at which a file of them that was not finished is removed.
+/// Age at which a sentinel's unfinished list of its key files is removed.
 pub const KEY_NOTE_UNFINISHED_MAX: Duration = Duration::from_secs(60);
-/// Bytes of the paths of one sentinel's key files.
+/// Bytes of one sentinel's list of its key files.
 pub const KEY_NOTE_SIZE_MAX: u64 = 64 << 10;
-/// How often the list of authorized keys is read for changes.
+/// How often the lists of authorized keys and of trusted publishers are read for changes.
 pub const KEY_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// First receive buffer of a connection; an idle one holds none.
+/// First size of a connection's receive buffer. An idle connection has no buffer.
 pub const RECEIVE_BUFFER_SIZE_MIN: usize = 512;
-/// Read-ahead of a busy connection; a larger message grows it for as long as it lasts.
+/// Read-ahead of a busy connection. For a larger message the buffer grows until the message is complete.
 pub const RECEIVE_BUFFER_SIZE_MAX: usize = 256 << 10;
 /// Read-ahead during the handshake.
 pub const HANDSHAKE_READ_AHEAD: usize = 4 << 10;
 
-/// First chunk of a send queue.
+/// Size of the first chunk of a send queue.
 pub const SEND_CHUNK_SIZE_MIN: usize = 4 << 10;
-/// Further chunks of a send queue.
+/// Size of further chunks of a send queue.
 pub const SEND_CHUNK_SIZE_MAX: usize = 64 << 10;
 
-/// Bytes of a CURVE connection that are sealed ahead of the kernel taking them; one message
-/// more may stand behind them.
+/// Encrypted bytes of a CURVE connection that the kernel has not accepted yet. One message may exceed it.
 pub const SEALED_BYTES_MAX: usize = 128 << 10;
 
 const _: () = assert!(ZMTP_FRAME_SIZE_MAX <= ZMTP_MESSAGE_SIZE_MAX);
@@ -92,40 +91,41 @@ pub const SEND_HWM: usize = 1000;
 pub const SEND_HWM_BYTES: u64 = 64 << 20;
 /// Bytes queued for all peers of a socket.
 pub const SEND_TOTAL_BYTES: u64 = 1 << 30;
-/// Memory of a socket for what its peers send.
+/// Memory of a socket for messages that its peers send.
 pub const RECEIVE_TOTAL_BYTES: u64 = 1 << 30;
 /// Log lines about connections that a socket writes per second.
 pub const SOCKET_LOG_LINES_PER_SECOND: u32 = 10;
-/// Queued bytes at which a send writes at once instead of waiting for the flush.
+/// At this number of queued bytes a send writes at once, without waiting for the flush.
 pub const FLUSH_BYTES: u64 = 64 << 10;
-/// Slices handed to one writev.
+/// Slices of one writev call.
 pub const SLICES_PER_WRITE: usize = 16;
-/// Bytes that the kernel holds of a tcp connection without having sent them
-/// (`TCP_NOTSENT_LOWAT`); what it has sent and not had acknowledged comes on top. Half as many
-/// cost a third of the throughput of 4 KiB messages on loopback.
+/// Unsent bytes of a tcp connection in the kernel (`TCP_NOTSENT_LOWAT`). Bytes that were sent and not
+/// acknowledged are not included. Half of this costs a third of the throughput of 4 KiB messages on loopback.
 pub const UNSENT_BYTES: u32 = 512 << 10;
-/// Reads of one call to receive, so that a flood leaves time for everything else.
+/// Reads in one call to receive, so that a flood of messages leaves time for other work.
 pub const READS_PER_RECEIVE: usize = 64;
-/// Connections taken from a listener per turn.
+/// Connections accepted from a listener per event-loop iteration.
 pub const ACCEPTS_PER_TURN: usize = 64;
-/// Reads of the system's tables of sockets, to find the user of a local connection.
+/// Reads of the kernel's tables of sockets, to find the user of a local connection. A read may miss an entry
+/// that moves meanwhile.
 pub const OWNER_READS_MAX: usize = 3;
 /// Connections of a private ipc socket that wait to be accepted; the system may allow fewer.
 pub const LISTEN_BACKLOG: i32 = 4096;
-/// Pause of a listener after an error such as EMFILE.
+/// Pause of a listener after an error of accept, such as EMFILE.
 pub const ACCEPT_REST: Duration = Duration::from_millis(200);
-/// Buffers of a connection that was silent for this long are given back.
+/// The buffers of a connection that was silent for this long are freed.
 pub const IDLE_MEMORY_AFTER: Duration = Duration::from_secs(5);
 /// Connections of a socket.
 pub const CONNECTIONS_MAX: usize = 65_536;
-/// Connections of a socket whose handshake is not done.
+/// Connections of a socket with an incomplete handshake.
 pub const HANDSHAKES_MAX: usize = 16_384;
-/// The same for the sentinel of a run: its only peer is its worker, with which it shares descriptors.
+/// The same for the sentinel of `casparian run`. Its only peer is the worker of the run. Both share one
+/// limit of descriptors.
 pub const RUN_HANDSHAKES_MAX: usize = 16;
-/// Connect and handshake.
+/// Time for connect and handshake together.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Connections that may be lost within one message before it is dropped: a peer that does not
-/// take it, for its size say, would never get what is queued behind it.
+/// Connections that may be lost while one message is sent, before the message is dropped. Otherwise a peer
+/// that rejects a message, for example because of its size, would never get the messages queued behind it.
 pub const MESSAGE_CUTS_MAX: u32 = 10;
 /// Shortest pause before a reconnect.
 pub const RECONNECT_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -135,212 +135,215 @@ pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(100);
 pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Lookups of host names at a time, in the process.
 pub const LOOKUPS_MAX: usize = 32;
-/// Pause of a peer whose host cannot be resolved yet.
+/// Pause before the next try to look up a peer's host name while [`LOOKUPS_MAX`] lookups are running.
 pub const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 /// Unread lifecycle events of a socket.
 pub const SOCKET_EVENTS_MAX: usize = 4096;
 
-/// Rows of its waiting jobs that `casparian run` compares with the queue in a poll, once a second.
+/// Waiting jobs that `casparian run` compares with their rows per poll. It polls once a second.
 pub const WAITING_PER_LOOK: usize = 10_000;
 
-/// Messages a sentinel or worker takes per turn of its loop.
+/// Messages that a sentinel or worker receives per event-loop iteration.
 pub const MESSAGES_PER_TURN: usize = 4096;
-/// Bound of a lease. A worker asks again every quarter of it.
+/// Length of a lease. A worker asks for renewal every quarter of it.
 pub const LEASE: Duration = Duration::from_secs(10);
-/// Seconds of the longest lease that an operator may set: a day.
+/// The longest lease that an operator may set, in seconds: a day.
 pub const LEASE_SECONDS_MAX: i64 = 86_400;
-/// Added to a lease before its attempt is given away: how far two clocks may drift apart in a
-/// lease.
+/// Time after the end of a lease before the job is given to another worker: how far two clocks may drift
+/// apart during a lease.
 pub const LEASE_MARGIN: Duration = Duration::from_secs(2);
-/// A worker must end an attempt within this time, or it loses it: far above [`JOB_TIMEOUT`], because
-/// workers of the old system have no bound on a job.
+/// A worker must end an attempt within this time. Otherwise the attempt is lost. It is far above
+/// [`JOB_TIMEOUT`], because workers of the reference system have no time-out for a job.
 pub const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(86_400);
-/// The same where the workers are our own, which end each job.
+/// The same for `casparian run`, whose worker has a time-out for every job.
 pub const ATTEMPT_TIMEOUT_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
-/// How long a worker may be disconnected before it is reported offline: longer than a reconnect
-/// takes.
+/// How long a worker may be disconnected before it is reported offline. Longer than a reconnect takes.
 pub const WORKER_GRACE: Duration = Duration::from_secs(3);
-/// How often connected workers are noted in the database as seen.
+/// How often the time at which connected workers were last seen is written to the database.
 pub const SEEN_INTERVAL: Duration = Duration::from_secs(10);
-/// A connected worker that was noted as seen longer ago has no sentinel, where the sentinel's lock
-/// cannot be polled. Three times [`SEEN_INTERVAL`], for a sentinel may wait for its database.
+/// Where the sentinel's lock cannot be checked: age of the last-seen time of a connected worker from which
+/// on no sentinel is assumed to run. Three times [`SEEN_INTERVAL`], because a sentinel may wait for its
+/// database.
 pub const SEEN_AGE_MAX: Duration = Duration::from_secs(30);
-/// How often a sentinel tries its lock: programs that ask for a sentinel hold it for microseconds.
+/// How often a sentinel that starts tries to get its lock. Programs that check for a sentinel have the lock
+/// for microseconds.
 pub const LOCK_TRIES: usize = 5;
-/// The pause between these.
+/// The pause between these tries.
 pub const LOCK_PAUSE: Duration = Duration::from_millis(10);
-/// Changes that wait for a database that fails; at the limit nothing more is read.
+/// Changes that wait while the database fails. At the limit no more messages are received.
 pub const CHANGES_MAX: usize = 100_000;
-/// A second worker that asks for a connected worker's ID waits this long for its sign of life.
+/// How long a second process that asks for the ID of a connected worker waits for that worker's sign of life.
 pub const CONTENDER_WAIT: Duration = Duration::from_secs(2);
-/// Second workers that wait at a time.
+/// Such processes that wait at a time.
 pub const CONTENDERS_MAX: usize = 1000;
 /// Attempts that a worker may hold per slot: running, and waiting for exclusive sinks.
 pub const HELD_PER_SLOT_MAX: usize = 4;
 /// Exclusive sinks of one attempt.
 pub const EXCLUSIVE_SINKS_MAX: usize = 1000;
-/// Attempts per exclusive sink whose workers did not report an end, and sinks with such.
+/// Attempts per exclusive sink whose workers did not report an end, and sinks with such attempts.
 pub const UNREPORTED_MAX: usize = 1000;
-/// Bytes of a worker's reason for taking no jobs.
+/// Bytes of the reason that a worker reports for accepting no jobs.
 pub const TROUBLE_SIZE_MAX: usize = 1000;
 /// Bytes of the reason that a worker reports for avoiding an environment.
 pub const ENVIRONMENT_REASON_SIZE_MAX: usize = 500;
-/// How often a job may lose its worker; more is most likely the job's own doing.
+/// How often a job may lose its worker. After more losses the job itself is the probable cause.
 pub const RETRIES_MAX: u32 = 3;
-/// Wait for running jobs at a stop.
+/// How long a sentinel or worker that stops waits for running jobs.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
-/// ZMTP PING between sentinel and worker.
+/// Interval of ZMTP PING between sentinel and worker.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
-/// Silence that ends a connection between sentinel and worker.
+/// A connection between sentinel and worker is closed after this time without a byte.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often other programs' commits are polled for; rows they insert are found within 50 ms.
+/// How often a sentinel polls for commits of other programs. Rows that they insert are found within 50 ms.
 pub const QUEUE_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often leases are checked.
 pub const EXPIRE_INTERVAL: Duration = Duration::from_secs(1);
-/// A sentinel that has not run for so long, its own work apart, was stopped or suspended, or its
-/// disk was: that time does not count for leases, because the requests of workers waited meanwhile.
+/// If more time than this passes between two iterations of a sentinel, without its own work, the sentinel,
+/// its host or its disk was suspended. That time does not count for leases, because the requests of workers
+/// waited meanwhile.
 pub const AWAY_AFTER: Duration = Duration::from_millis(2500);
-/// How often RUNNING rows are compared with what is held, when no other program has committed.
+/// How often RUNNING rows are compared with the attempts of workers when no other program has committed.
 pub const HOLDS_LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// Leases ended per transaction.
+/// Expired leases that are processed per transaction.
 pub const EXPIRED_PER_TURN: usize = 1000;
-/// Held attempts that an iteration compares with their rows, and RUNNING rows with what is held.
+/// Attempts of workers that an iteration compares with their rows, and RUNNING rows that it compares with
+/// the attempts of workers.
 pub const HOLDS_PER_TURN: usize = 1000;
-/// Ends without a receipt that are logged one by one, of those that come together.
+/// Ends without a receipt that are logged one by one when many occur at once.
 pub const ENDS_LOGGED_MAX: usize = 20;
-/// Ended jobs whose output is brought in line with their rows, per transaction.
+/// Settlements that are created per transaction.
 pub const SETTLED_PER_TURN: usize = 64;
-/// Such jobs that workers have at a time: a worker does one after the other.
+/// Settlements that workers are asked for at a time. A worker processes one after the other.
 pub const SETTLING_MAX: usize = 256;
-/// Bytes of such jobs' settlements that workers have at a time, in JSON; the last one may exceed it.
-/// So an answer with all of them can be sent.
+/// Bytes of these settlements in JSON, so that one answer can contain all of them. The last one may exceed
+/// it.
 pub const SETTLING_SIZE_MAX: usize = 16 << 20;
-/// How long a worker may take for one before another may be asked: longer than a busy disk needs,
-/// and each attempt bars the one before.
+/// How long a worker may take for a settlement before another worker may be asked. Longer than a busy disk
+/// needs. Each settlement bars the earlier attempts.
 pub const SETTLE_WAIT: Duration = Duration::from_secs(60);
-/// Different plugins with queued jobs that one transaction considers; the next one goes on behind
-/// them. Each costs a jump in an index, and a claim for each worker that may run it.
+/// Different plugins with queued jobs that one transaction considers. The next transaction continues behind
+/// them. Each plugin costs an index search, and a claim for each worker that may run it.
 pub const QUEUED_PLUGINS_PER_TURN: usize = 1000;
-/// Plugins that a sentinel logs because their jobs wait.
+/// Plugins for which a sentinel remembers that it has logged that their jobs wait.
 pub const WAITING_LOGGED_MAX: usize = 1000;
-/// Plugins whose code, or whose part of DISPATCH, a sentinel keeps in memory.
+/// Plugins of which a sentinel keeps the code, or their part of DISPATCH, in memory.
 pub const PLUGINS_CACHED_MAX: usize = 10_000;
-/// How long a sentinel's statement waits for another program's transaction: answers to workers
-/// wait as long.
+/// How long a sentinel's statement waits for another program's transaction. Answers to workers are delayed
+/// by the same time.
 pub const STORE_BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long a statement waits for another program's transaction where nothing tries again.
+/// How long a statement waits for another program's transaction in programs that do not try again.
 pub const STORE_OPEN_WAIT: Duration = Duration::from_secs(5);
-/// Pause before a sentinel opens its database again, when it cannot be opened as it starts.
+/// Pause before a sentinel that starts tries again to open its database.
 pub const STORE_OPEN_PAUSE: Duration = Duration::from_secs(2);
-/// Pause before a database is changed to WAL again that another program has locked.
+/// Pause before the next try to change a database to WAL mode while another program has it locked.
 pub const WAL_CHANGE_PAUSE: Duration = Duration::from_millis(5);
-/// Bytes of a database's absolute path: SQLite has 512, of which the name of the journal needs 8 more
-/// than that of the database.
+/// Bytes of a database's absolute path. SQLite's limit is 512, and the journal's name is 8 bytes longer than
+/// that of the database.
 pub const SQLITE_PATH_SIZE_MAX: usize = 504;
 /// First pause after a failed transaction; it doubles.
 pub const STORE_RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Longest pause after a failed transaction.
 pub const STORE_RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// How often a database that goes on failing is logged.
+/// How often a repeated failure of the database is logged.
 pub const STORE_LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Names in one IDENTIFY.
 pub const CAPABILITIES_MAX: usize = 10_000;
-/// Bytes of these names: the database keeps them of each worker that it remembers.
+/// Bytes of these names. The database keeps them for each worker that it remembers.
 pub const CAPABILITIES_SIZE_MAX: usize = 256 << 10;
-/// Bytes of a message that a worker sends, receipts apart: lists of what it runs and of environments.
+/// Bytes of a message of a worker that is not a receipt. It lists attempts and environments.
 pub const WORKER_MESSAGE_SIZE_MAX: usize = 1 << 20;
-/// Bytes of messages that a sentinel takes per iteration of its loop.
+/// Bytes of messages that a sentinel receives per event-loop iteration.
 pub const MESSAGE_BYTES_PER_TURN: usize = 32 << 20;
-/// Attempts that a worker lists: what it holds, and what it has not been acknowledged.
+/// Attempts that a worker lists: those it holds, and those whose receipts are not acknowledged.
 pub const LISTED_ATTEMPTS_MAX: usize = 16_384;
-/// Attempts that one answer asks a worker to stop, beside its own.
+/// Attempts that one answer asks a worker to stop, in addition to those that it holds.
 pub const ABORTS_MAX: usize = 4096;
-/// Metrics of a receipt; our own worker has some thirty.
+/// Metrics of a receipt. Casparian's worker has about thirty.
 pub const METRICS_MAX: usize = 256;
-/// Fields of an artifact of a receipt; our own worker has six.
+/// Fields of an artifact of a receipt. Casparian's worker has six.
 pub const ARTIFACT_FIELDS_MAX: usize = 32;
 /// Bytes of such a field: a URI with a path of 4096 bytes, escaped.
 pub const ARTIFACT_TEXT_SIZE_MAX: usize = 16 << 10;
-/// Lists and maps within each other in a Parquet file: the time that DuckDB takes for such a type doubles with
-/// each, and is about a second here.
+/// Nesting depth of lists and maps in a Parquet file. The time that DuckDB takes for such a type doubles
+/// with each level, and is about a second at this depth.
 pub const LIST_LEVELS_MAX: usize = 20;
-/// Lists, maps and structs within each other there: pyarrow opens no file with 100 levels of Parquet, of which a list
-/// has two.
+/// Nesting depth of lists, maps and structs in a Parquet file. pyarrow does not open a file with 100 Parquet
+/// levels. A list has two levels.
 pub const TYPE_LEVELS_MAX: usize = 48;
 /// Bytes of the names and types of a table's columns in a receipt.
 pub const TABLE_COLUMNS_SIZE_MAX: usize = 8 << 10;
-/// Bytes of those of all tables of a job.
+/// Bytes of the names and types of the columns of all tables of a job.
 pub const TABLES_COLUMNS_SIZE_MAX: usize = 256 << 10;
 const _: () = assert!(TABLE_COLUMNS_SIZE_MAX < ARTIFACT_TEXT_SIZE_MAX);
-/// Bytes of receipts that wait for a transaction; at the limit nothing more is read.
+/// Bytes of receipts that wait for a transaction. At the limit no more messages are received.
 pub const RECEIPTS_SIZE_MAX: usize = 64 << 20;
 /// Slots of one worker.
 pub const WORKER_SLOTS_MAX: usize = 1024;
-/// Workers that a database remembers; of more, those that have gone are forgotten.
+/// Workers that a database remembers. Above the limit, disconnected ones are deleted.
 pub const WORKER_SESSIONS_MAX: i64 = 10_000;
-/// How long a database remembers a worker that has gone.
+/// How long a database remembers a disconnected worker.
 pub const WORKER_SESSION_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Retries of a job after failures of environments and workers, at the least.
+/// Retries of a job after failures of environments and workers, unless `--retries` is more or zero.
 pub const INFRA_RETRIES_MAX: u32 = 10;
-/// Attempts of a job in a row that are followed by another because the input's content was not that of
-/// the file version. The pauses between them add up to 7 s.
+/// Attempts of a job in a row that may fail because the content of the input is not that of the file
+/// version, and are repeated. The pauses between them add up to 7 s.
 pub const INPUT_MOVES_MAX: i64 = 4;
-/// A content hash of the catalogue that workers receive: one of ours has 64 hex digits.
+/// Bytes of a content hash in the catalogue that is sent to workers. Casparian's hashes have 64 hex digits.
 pub const CONTENT_HASH_SIZE_MAX: usize = 256;
-/// Retries of a job whose input changes while it runs: it may change for ever.
+/// Retries of a job whose input changes while it runs. An input may change without end.
 pub const INPUT_RETRIES_MAX: u32 = 3;
-/// Retries of a job whose sink's database others have locked: with their pauses, which add up to more than an hour,
-/// they outlast a job of the default time-out that reads it.
+/// Retries of a job while other programs have its sink's database locked. Their pauses add up to more than an
+/// hour. So they outlast a job with the default time-out that reads the database.
 pub const LOCKED_RETRIES_MAX: u32 = 24;
-/// Retries of a job whose plugin process others have killed while no other job ran.
+/// Retries of a job whose plugin process was killed from outside while no other job ran.
 pub const KILLED_RETRIES_MAX: u32 = 2;
-/// After so many losses of workers that held other jobs too a job runs alone on its worker: if it
-/// is what ends them, its neighbours are spared and it is found out. One loss may be a restart.
+/// After this many losses of workers that ran other jobs too, a job runs alone on its worker. If the job ends
+/// its workers, it is identified, and no other job is lost with it. A single loss may be a restart.
 pub const SHARED_LOSSES_TOGETHER: i64 = 2;
-/// Losses of workers that held other jobs too, before a job is given up.
+/// Losses of workers that ran other jobs too, before a job fails.
 pub const SHARED_LOSSES_MAX: i64 = 20;
-/// Times in a row that a job may be given back because its worker was stopped while it ran. More
-/// count as lost workers, because the job may be what stops them. A long job is moved on by every
-/// stop: when a thousand workers are restarted one by one, some seven times.
+/// How often in a row a job may be given back because its worker was stopped while the job ran. Further
+/// times count as lost workers, because the job may be what stops them. Every stop of a worker moves its long
+/// jobs to another worker: about seven times when a thousand workers are restarted one by one.
 pub const GIVEN_BACK_MAX: i64 = 10;
 /// First pause before a job is retried; it doubles with each retry.
 pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest pause before a job is retried, without the jitter of a fifth.
+/// Longest pause before a job is retried, without its jitter of up to a fifth more or less.
 pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
-/// Rows that cannot be used, which one transaction ends or skips: the others go on meanwhile.
+/// Unusable rows that one transaction ends or skips, so that other rows do not wait for them.
 pub const UNUSABLE_ROWS_PER_TRANSACTION: usize = 250;
 /// Pause after such a transaction, so that other programs can write.
 pub const BOUNDED_PAUSE: Duration = Duration::from_millis(25);
-/// Rows that are passed over because code in the schema refuses their changes; of more, all are
-/// tried again.
+/// Rows that are skipped because code in the schema refuses their changes. Above the limit all are tried
+/// again.
 pub const REFUSED_ROWS_MAX: usize = 250_000;
-/// For how long they are at first; the pause doubles while some are refused again.
+/// For how long they are skipped at first. The pause doubles while some are refused again.
 pub const REFUSED_ROWS_PAUSE: Duration = Duration::from_secs(10);
-/// For how long they are at most.
+/// Longest time for which they are skipped.
 pub const REFUSED_ROWS_PAUSE_MAX: Duration = Duration::from_secs(160);
-/// Of them so many are tried again at a time, once a second: the others are not held up.
+/// How many of them are tried again at a time, once a second, so that other rows do not wait for them.
 pub const FORGIVEN_PER_TURN: usize = 1000;
-/// Attempts of a job in a row whose row another program has changed while they ran; from the next one on
-/// the job is claimed again after a pause only.
+/// Attempts of a job in a row during which another program changed the row. After more of them the job is
+/// claimed again only after a pause.
 pub const STRAY_ATTEMPTS_MAX: u32 = 2;
-/// Rows that roll back the transaction of one iteration, before it ends without it.
+/// How often rows may roll back the transaction of one iteration, before the iteration ends without a commit.
 pub const ROLLBACKS_PER_ITERATION: usize = 32;
-/// How often the pause of a job doubles that waits for the output of another job: up to 32 s.
+/// How often the pause of a job that waits for the output of another job doubles: up to 32 s.
 pub const WAIT_DOUBLINGS_MAX: i64 = 5;
-/// How often a job waits for the settlement of another one that has ended: some ten minutes.
+/// How often a job waits for the settlement of another job that has ended: about ten minutes in all.
 pub const UNSETTLED_WAITS_MAX: i64 = 20;
-/// Rows whose retry is due, which one transaction queues.
+/// Rows with a due retry that one transaction queues.
 pub const WOKEN_PER_TRANSACTION: usize = 1000;
-/// Ended attempts that the database keeps of a job.
+/// Ended attempts that the database keeps for each job.
 pub const ATTEMPTS_KEPT: i64 = 100;
 /// Earlier attempts in a job's DISPATCH: more than the database keeps, unless
 /// another program has added rows.
 pub const HISTORY_MAX: usize = 1000;
-/// Last lines of a plugin that are kept of each attempt.
+/// Last printed lines of a plugin that are kept for each attempt.
 pub const ATTEMPT_LOG_LINES: usize = 50;
 /// Bytes of a job's `config_overrides`.
 pub const OVERRIDES_SIZE_MAX: usize = 1 << 20;
-/// Bytes of a source or a lockfile in the database: in JSON either fits into one frame.
+/// Bytes of a source or a lockfile in the database. In JSON either fits into one frame.
 pub const SOURCE_SIZE_MAX: usize = 8 << 20;
 /// Bytes of a source that is deployed: each DISPATCH contains it.
 pub const DEPLOY_SOURCE_SIZE_MAX: usize = 8 << 20;
@@ -350,21 +353,21 @@ pub const DEPLOY_LOCKFILE_SIZE_MAX: usize = 4 << 20;
 pub const DEPLOY_SIZE_MAX: usize = 10 << 20;
 const _: () = assert!(DEPLOY_SOURCE_SIZE_MAX <= SOURCE_SIZE_MAX);
 const _: () = assert!(DEPLOY_LOCKFILE_SIZE_MAX <= SOURCE_SIZE_MAX);
-// A byte takes six in JSON at most (`\u0001`).
+// In JSON a byte becomes at most six (`\u0001`).
 const _: () = assert!((6 * DEPLOY_SIZE_MAX + (1 << 20)) as u64 <= ZMTP_FRAME_SIZE_MAX);
-/// Bytes of the files of a plugin that is a folder. They travel in its source as base64, which takes four
-/// bytes for three, beside the list of their paths.
+/// Bytes of the files of a plugin that is a folder. The plugin's source contains them as base64, four bytes
+/// for three, and the list of their paths.
 pub const FOLDER_SIZE_MAX: usize = 5 << 20;
 /// Files of a plugin that is a folder.
 pub const FOLDER_FILES_MAX: usize = 2000;
 /// Bytes of the paths of these files together.
 pub const FOLDER_PATHS_SIZE_MAX: usize = 256 << 10;
-/// Folders above each of these files, within the plugin.
+/// Depth of folders within the plugin.
 pub const FOLDER_DEPTH_MAX: usize = 32;
-/// Entries of the folder that are listed, including those that are left out.
+/// Entries of the folder that are listed, including those that do not belong to the plugin.
 pub const FOLDER_ENTRIES_MAX: usize = 100_000;
-// Lines of base64 have three bytes more; a path without control characters has two bytes for one in JSON at
-// most, beside its keys.
+// Each line of base64 has three additional bytes. In JSON a byte of a path without control characters becomes
+// at most two, and each path has keys beside it.
 const _: () = assert!(
     FOLDER_SIZE_MAX / 3 * 4
         + FOLDER_SIZE_MAX / 256
@@ -372,14 +375,14 @@ const _: () = assert!(
         + 64 * FOLDER_FILES_MAX
         <= DEPLOY_SOURCE_SIZE_MAX
 );
-/// Bytes of a plugin's default parameters, and of a job's own. Both together reach the plugin process in
-/// one variable, which the kernel bounds to 128 KiB, and by one message of a local socket.
+/// Bytes of a plugin's default parameters, and of a job's own. Both together are sent to the plugin process
+/// in one environment variable, which the kernel limits to 128 KiB, and in one message of a Unix socket.
 pub const PARAMETERS_SIZE_MAX: usize = 32 << 10;
 /// Sinks that `cf_topic_config` may have for one plugin, and `config_overrides` for one job.
 pub const SINKS_MAX: usize = 10_000;
 /// Files that `submit` queues in one transaction.
 pub const SUBMIT_BATCH: usize = 500;
-/// Environments a sentinel remembers per worker, and a worker knows at a time.
+/// Environments that a sentinel remembers per worker, and that a worker has at a time.
 pub const WORKER_ENVIRONMENTS_MAX: usize = 1024;
 /// Bytes of a plugin's name.
 pub const PLUGIN_NAME_SIZE_MAX: usize = 100;
@@ -391,232 +394,230 @@ pub const AZURE_OID_SIZE_MAX: usize = 36;
 pub const SYSTEM_REQUIREMENTS_MAX: usize = 100;
 /// Bytes of a pattern in the MANIFEST of a plugin that a client deploys.
 pub const MANIFEST_PATTERN_SIZE_MAX: usize = 500;
-/// The same of a sink's URI.
+/// Bytes of a sink's URI in such a MANIFEST.
 pub const MANIFEST_URI_SIZE_MAX: usize = 1000;
-/// The same in number of sinks, and of subscriptions.
+/// Sinks, and subscriptions, in such a MANIFEST.
 pub const MANIFEST_ENTRIES_MAX: usize = 1000;
-/// Bytes of deployments that a sentinel takes per iteration of its loop; the last one may exceed it. They are
-/// hashed and parsed: a debug build needs a second for the largest.
+/// Bytes of deployments that a sentinel processes per event-loop iteration. The last one may exceed it. They
+/// are hashed and parsed: a debug build needs a second for the largest.
 pub const DEPLOY_BYTES_PER_TURN: usize = 1 << 20;
-/// Bytes of sources and lockfiles of deployments that wait for a transaction; the last one may
-/// exceed it.
+/// Bytes of sources and lockfiles of deployments that wait for a transaction. The last one may exceed it.
 pub const DEPLOYS_WAITING_SIZE_MAX: usize = 64 << 20;
-/// What such a deployment counts beside its source and lockfile.
+/// Bytes that such a deployment counts in addition to its source and lockfile.
 pub const DEPLOY_OVERHEAD: usize = 64 << 10;
 /// Pause between log lines about deployments that were refused.
 pub const DEPLOY_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of the reason why a deployment is refused.
 pub const DEPLOY_REASON_SIZE_MAX: usize = 2000;
-/// Wait of `casparian deploy --connect` for the sentinel's answer.
+/// How long `casparian deploy --connect` waits for the sentinel's answer.
 pub const DEPLOY_ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same for a connection that is not there.
+/// How long it tries to connect.
 pub const DEPLOY_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Keys of one trusted publisher: a signature is compared with each.
+/// Keys of one trusted publisher. A signature is verified with each.
 pub const PUBLISHER_KEYS_MAX: usize = 16;
-/// Plugins, and sinks of all plugins, that a sentinel reads at once to announce changes to workers.
+/// Plugins, and sinks of all plugins together, that a sentinel reads at once to announce changes to workers.
 pub const DEPLOYMENTS_MAX: usize = 10_000;
 /// How often that is done when no other program has changed the database.
 pub const DEPLOYMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// Environments that workers prepare before there are jobs; others are created for their first job.
+/// Environments that workers create before there are jobs. Others are created for their first job.
 pub const ENVIRONMENTS_WANTED_MAX: usize = 64;
 /// How often a worker checks which of its environments exist.
 pub const ENVIRONMENTS_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// Environments that a worker is asked to prepare at once, before jobs need them.
 pub const PREPARED_AT_ONCE: usize = 2;
-/// How long a worker that does not answer counts as preparing an environment.
+/// How long a worker that has not answered PREPARE_ENV counts as creating the environment.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(60);
-/// Lockfiles that leave at once, of up to [`SOURCE_SIZE_MAX`] each.
+/// Lockfiles that are sent at once, of up to [`SOURCE_SIZE_MAX`] bytes each.
 pub const PREPARES_PER_LOOK: usize = 16;
-/// Lists in lists of a plugin's MANIFEST.
+/// Nesting depth of lists in a plugin's MANIFEST.
 pub const MANIFEST_DEPTH_MAX: usize = 32;
-/// Bytes of a log record's message: what it contains comes from others, and a disk holds it for
-/// long.
+/// Bytes of a log record's message. It may contain text of other programs, and logs are kept for long.
 pub const LOG_MESSAGE_SIZE_MAX: usize = 4 << 10;
 /// Bytes of one message on stderr: the last lines of a failed tool, or a backtrace, are the longest.
 pub const STDERR_MESSAGE_SIZE_MAX: usize = 64 << 10;
-/// Characters of a cell of a table for people: the longest paths there are in use have some hundred.
+/// Characters of a cell of a table that is printed for people. The longest paths in use have some hundred.
 pub const TABLE_CELL_MAX: usize = 500;
-/// Log lines that one place in the source writes each second, debug lines apart.
+/// Lines that one log statement in the source writes each second. Debug lines are not limited.
 pub const LOG_LINES_PER_SECOND: u32 = 20;
-/// Bytes that are written to stderr at a time: a pipe that polls as writable takes so many
-/// (PIPE_BUF) without a wait.
+/// Bytes that are written to stderr at a time (PIPE_BUF). A pipe that polls as writable accepts them without
+/// blocking.
 pub const STDERR_PART_SIZE: usize = 4 << 10;
-/// How long a program's last line waits for the reader of stderr.
+/// How long a program that ends waits until the reader of stderr accepts its last line.
 pub const LAST_LINE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Bytes of the URIs in a row's `published`, as JSON: those of the largest receipt.
+/// Bytes of the URIs in a row's `published`, as JSON: as many as in the largest receipt.
 pub const PUBLISHED_SIZE_MAX: usize = RECEIPT_SIZE_MAX;
 const _: () = assert!((SETTLING_SIZE_MAX + 2 * PUBLISHED_SIZE_MAX) as u64 <= ZMTP_MESSAGE_SIZE_MAX);
 /// Bytes of a name that a peer chose.
 pub const NAME_SIZE_MAX: usize = 255;
 /// Bytes of an error message in a receipt.
 pub const ERROR_TEXT_SIZE_MAX: usize = 16 << 10;
-/// Bytes of a plugin's last lines in a receipt.
+/// Bytes of a plugin's last printed lines in a receipt.
 pub const LOG_TAIL_SIZE_MAX: usize = 16 << 10;
 
-/// A plugin process must have connected.
+/// Time in which a plugin process must connect.
 pub const PLUGIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-/// A plugin process must have exited after its end of output.
+/// Time in which a plugin process must exit after its end of output.
 pub const PLUGIN_EXIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A plugin process that failed gets this long to exit by itself, so that its last words are kept.
+/// A plugin process that failed gets this long to exit by itself, so that its last printed lines are kept.
 pub const PLUGIN_LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The bridge must be over after its process has exited, or have brought bytes: what the process
-/// sent is in the kernel already, and only another process that holds the bridge keeps it open.
+/// Time in which the bridge of an exited process must end or deliver bytes. Everything that the process sent
+/// is already in the kernel. Only another process that has the bridge open can keep it open.
 pub const BRIDGE_DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-/// A plugin process that is killed must be gone; one that is not is given up, so that its slot is
+/// Time in which a killed plugin process must end. Otherwise the worker gives it up, so that its slot is
 /// free.
 pub const KILL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A warm interpreter must report the exit of a child that the kernel shows as exited.
+/// Time in which a fork server must report the exit of a child that the kernel shows as exited.
 pub const WARM_REPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A warm interpreter must have done its imports; large packages on cold disks take a minute.
+/// Time in which a fork server must do its imports. Large packages on cold disks take a minute.
 pub const WARM_START_TIMEOUT: Duration = Duration::from_secs(120);
-/// A warm interpreter must answer a request or a ping.
+/// Time in which a fork server must answer a request or a ping.
 pub const WARM_ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// What a warm interpreter gets beyond a deadline, for answers that a pause of the worker kept.
+/// Time that a fork server gets beyond a deadline, because its answers may have waited while the worker was
+/// paused.
 pub const WARM_REPRIEVE: Duration = Duration::from_secs(2);
-/// How often a warm interpreter with jobs is pinged.
+/// How often a fork server with jobs is pinged.
 pub const WARM_PING_INTERVAL: Duration = Duration::from_secs(5);
-/// First pause before a warm interpreter that failed twice in a row is started again; it doubles.
+/// First pause before a fork server that failed twice in a row is started again. It doubles.
 pub const WARM_RESTART_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause before a warm interpreter is started again.
+/// Longest pause before a fork server is started again.
 pub const WARM_RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// How often a warm interpreter may die with one job alone in it, before the job is to blame.
+/// How often a fork server may end with only one job in it, before that counts as the plugin's failure.
 pub const WARM_DEATHS_MAX: u32 = 2;
-/// Jobs that a worker remembers because an interpreter died while they ran.
+/// Jobs that a worker remembers because their fork server ended while they ran.
 pub const SUSPECTS_MAX: usize = 1024;
 /// Pause after which a worker polls again for killed processes that have not ended; it doubles.
 pub const LEFTOVERS_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest pause before it polls again.
 pub const LEFTOVERS_INTERVAL_MAX: Duration = Duration::from_secs(2);
-/// How long a worker that ends waits for its fork servers to kill what plugins have started, and for
-/// what lost ones have left.
+/// How long a worker that ends waits until its fork servers have killed the processes that plugins started,
+/// and until processes of lost fork servers have ended.
 pub const LEFTOVERS_WAIT: Duration = Duration::from_secs(2);
-/// Killed processes that have not ended, that a worker watches.
+/// Killed processes that have not ended and that a worker watches.
 pub const LEFTOVERS_MAX: usize = 256;
-/// Connections taken from a bridge's listener per call.
+/// Connections accepted from a bridge's listener per call.
 pub const BRIDGE_ACCEPTS_PER_CALL: usize = 16;
-/// How often a running plugin's memory is sampled at most.
+/// Shortest interval between samples of a running plugin's memory.
 pub const RSS_SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// Levels of folders that are removed of one job.
+/// Levels of folders that are removed at once.
 pub const CLEANER_ROUNDS_MAX: usize = 1 << 20;
-/// Removing the folders of the last jobs when a worker stops; the next worker removes the rest.
+/// How long a worker that stops removes the folders of its last jobs. The next worker removes the rest.
 pub const CLEAN_AT_STOP: Duration = Duration::from_secs(2);
-/// Failures of the worker's own in a row, after which it takes no jobs.
+/// Failures in a row that are the worker's own, after which it accepts no jobs.
 pub const TROUBLE_FAILURES: u32 = 3;
 /// First pause before a worker in trouble tests itself; it doubles.
 pub const SELF_TEST_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// A job that a healed worker tries and that has run for so long is likely to end well: others are
-/// tried beside it.
+/// After a self-test has succeeded, the worker tries one job. When that job has run for this long, it is
+/// likely to succeed, and other jobs are tried beside it.
 pub const TRIAL_TIME: Duration = Duration::from_secs(10);
 /// Longest pause before a worker in trouble tests itself.
 pub const SELF_TEST_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Tries to make an environment before jobs that need it fail.
+/// Tries to create an environment before jobs that need it fail.
 pub const PROVISION_ATTEMPTS: u32 = 3;
 /// How long a worker waits for another program that checks or evicts an environment.
 pub const EVICTION_PAUSE: Duration = Duration::from_millis(10);
-/// Environments that a worker creates at once. One whose tool hangs must not keep the others waiting.
+/// Environments that a worker creates at once, so that a tool that hangs does not delay the others.
 pub const ENVIRONMENTS_MADE_AT_ONCE: usize = 4;
-/// How long an environment that nothing runs in stays locked, so that it is not locked for each job.
+/// How long an unused environment stays locked, so that it is not locked again for each job.
 pub const ENVIRONMENT_IDLE: Duration = Duration::from_secs(10);
-/// How often an environment that is in use is noted as used.
+/// How often the time of last use is updated of an environment in use.
 pub const ENVIRONMENT_NOTED_INTERVAL: Duration = Duration::from_secs(60);
-/// Bytes that the environments of a home may have before those not used for longest go.
+/// Bytes of all environments of a user. Above the limit the least recently used ones are evicted.
 pub const ENVIRONMENT_CACHE_SIZE_MAX: u64 = 20_000_000_000;
-/// Pause between these tries; it doubles.
+/// Pause between the tries of [`PROVISION_ATTEMPTS`]. It doubles.
 pub const PROVISION_PAUSE: Duration = Duration::from_secs(1);
-/// Bytes of the lockfiles that a worker keeps, to make environments again.
+/// Bytes of the lockfiles that a worker keeps, to create environments again.
 pub const LOCKFILES_KEPT_SIZE_MAX: usize = 64 << 20;
-/// What removing leftovers of builds may take where something waits for it; the rest is removed at the next
-/// start.
+/// How long a program waits while leftovers of builds are removed. The rest is removed at the next start.
 pub const SWEEP_TIME_MAX: Duration = Duration::from_secs(1);
-/// Bytes of a wheel that is built of a local dependency.
+/// Bytes of a wheel that is built from a local dependency.
 pub const WHEEL_SIZE_MAX: u64 = 4 << 30;
-/// What a tool's stderr gets to close after its exit; a grandchild may hold it.
+/// How long the end of a tool's stderr is awaited after its exit. A grandchild may have it open.
 pub const TOOL_STDERR_TIMEOUT: Duration = Duration::from_secs(2);
-/// What uv gets to print its version.
+/// Time in which uv must print its version.
 pub const UV_VERSION_TIMEOUT: Duration = Duration::from_secs(60);
-/// One step of making an environment: resolving, downloading, installing.
+/// Time for one step of creating an environment: resolving, downloading, installing.
 pub const PROVISION_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long the lock of an environment is waited for: as long as others may take to make it.
+/// How long a process waits for the lock of an environment: as long as another process may take to create it.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
-/// How long, while the process that holds it is stopped (SIGSTOP): it makes nothing.
+/// The same while the process with the lock is stopped (SIGSTOP).
 pub const LOCK_STOPPED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often its holder is polled.
+/// How often a waiting process checks which process has the lock.
 pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// An interpreter must have said whether a plugin's source is Python: it starts, which takes a while
-/// on a cold disk, and compiles the source.
+/// Time in which an interpreter must report whether a plugin's source is valid Python. It starts, which is
+/// slow on a cold disk, and compiles the source.
 pub const SYNTAX_CHECK_TIMEOUT: Duration = Duration::from_secs(60);
-/// Files that a requirements file may lead to by `-r` and `-c`: more are a mistake.
+/// Files that a requirements file may include by `-r` and `-c`. More are probably a mistake.
 pub const REQUIREMENTS_FILES_MAX: usize = 100;
-/// Files and bytes of a local dependency that are compared with those of before. A larger one is resolved and
-/// built at every start.
+/// Files of a local dependency that are compared with those of the last start. A dependency with more files,
+/// or more bytes than [`LOCAL_SIZE_MAX`], is resolved and built at every start.
 pub const LOCAL_FILES_MAX: usize = 20_000;
-/// See [`LOCAL_FILES_MAX`].
+/// Bytes of such a dependency. See [`LOCAL_FILES_MAX`].
 pub const LOCAL_SIZE_MAX: u64 = 1 << 30;
-/// How long a wheel of a local dependency is kept that no run has used: jobs of another program may wait for it.
+/// How long an unused wheel of a local dependency is kept. Jobs of another program may wait for it.
 pub const WHEEL_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Last lines of a failed tool that its error carries.
+/// Last lines of a failed tool's output that its error contains.
 pub const TOOL_LINES_KEPT: usize = 12;
-/// Folders in a folder of programs that stay writable for plugins; each is a mount for interpreters. `/usr` has a dozen.
+/// Folders in a folder of programs that stay writable for plugins. Each is a mount of every fork server.
+/// `/usr` has a dozen.
 pub const FOLDERS_BESIDE_PROGRAMS_MAX: usize = 64;
-/// Descendants of the processes that a program had at its start which are distinguished from strays: far more than a container's
-/// start script has.
+/// Processes that are distinguished from strays: the children that a program had when it started, and their
+/// descendants. Far more than the start script of a container has.
 pub const INHERITED_MAX: usize = 10_000;
-/// Bytes of one bridge frame; the old shim sends a whole table as one.
+/// Bytes of one bridge frame. The shim of the reference system sends a whole table as one frame.
 pub const BRIDGE_FRAME_SIZE_MAX: u32 = 1 << 30;
-/// Rows of a batch, unless its bytes could hold more as bits.
+/// Rows of a batch. More are allowed up to one row per bit of its frame.
 pub const BRIDGE_BATCH_ROWS_MAX: usize = 16 << 20;
-/// Rows that a sink is given at a time.
+/// Rows that are passed to a sink at a time.
 pub const SINK_ROWS_MAX: usize = 1 << 20;
 /// Bytes kept of a plugin's failure text.
 pub const BRIDGE_TEXT_SIZE_MAX: usize = 1 << 20;
-/// How often is measured what running jobs use.
+/// How often the resource usage of running jobs is measured.
 pub const METER_INTERVAL: Duration = Duration::from_millis(700);
-/// Messages of a warm interpreter that are read at a time: more than all its jobs can be the reason for.
+/// Messages of a fork server that are read at a time: more than all its jobs can cause.
 pub const WARM_MESSAGES_MAX: usize = 4 * WORKER_SLOTS_MAX + 64;
-/// Symbolic links in a row to a database that is created, as for the kernel.
+/// Symbolic links that are followed to a database that is created. The kernel has the same limit.
 pub const LINKS_MAX: usize = 40;
-/// Workers of the old system that a sentinel remembers while they are away.
+/// Workers of the reference system that a sentinel remembers while they are disconnected.
 pub const OLD_WORKERS_MAX: usize = 10_000;
-/// Bytes that a worker's own folder needs free, or a quarter of a smaller file system: with less a self-test
-/// fails, and a plugin that names a full disk has failed for it. The output folder needs as much once a job
-/// has failed because its disk was full.
+/// Free bytes that a worker's own folder needs, or a quarter of a small file system. With less, a self-test
+/// fails, and a plugin's failure whose message is about a full disk counts as the worker's. The output folder
+/// needs as much after a job has failed because its disk was full.
 pub const DISK_ROOM: u64 = 16 << 20;
-/// With less than so much any plugin may have failed for it, whatever it names.
+/// With fewer free bytes than this, every failure of a plugin counts as the worker's, with any message.
 pub const SCRATCH_ROOM_LEAST: u64 = 1 << 20;
-/// A job that has so much in its working directory, or half of a smaller file system, has filled it itself.
+/// A job with this many bytes in its working directory, or half of a small file system, has filled the file
+/// system itself.
 pub const SCRATCH_OWN_MAX: u64 = 64 << 20;
-/// Longest walk over a job's working directory.
+/// Longest time for measuring a job's working directory.
 pub const METER_WALK_MAX: Duration = Duration::from_millis(500);
 /// Processes of a job that are measured.
 pub const METER_PROCESSES_MAX: u64 = 65_536;
-/// Processes of a job at a time, unless an option says otherwise: more than a pool needs, and less
-/// than a system has.
+/// Default limit of a job's processes at a time: more than a pool needs, and less than a system allows.
 pub const JOB_PROCESSES: u64 = 1024;
-/// Bytes that a job prints, unless an option says otherwise: only the last lines are kept.
+/// Default limit of the bytes that a job prints. Only the last lines are kept.
 pub const JOB_LOG_SIZE: u64 = 1 << 30;
-/// Least limit of open files of a plugin process: an interpreter has to run.
+/// Smallest limit of open files of a plugin process with which an interpreter can run.
 pub const JOB_OPEN_FILES_MIN: u64 = 32;
-/// Memory of the worker for one job's output, unless an option says otherwise: a frame of the old
-/// shim is half of it.
+/// Default limit of the worker's memory for one job's output. The largest bridge frame is half of it.
 pub const JOB_BUFFER_SIZE: u64 = 2 << 30;
-/// Least memory of the worker for one job's output.
+/// Smallest limit of the worker's memory for one job's output.
 pub const JOB_BUFFER_SIZE_MIN: u64 = 64 << 20;
-/// Largest cell that `--cell-max` may allow: a page of a Parquet file has less than 2 GiB.
+/// Largest cell that `--cell-max` may allow. A page of a Parquet file has less than 2 GiB.
 pub const CELL_SIZE_MAX: u64 = 1984 << 20;
-/// Bytes that a row and its frame may have beside such a cell.
+/// Bytes that a row and its frame may have in addition to such a cell.
 pub const CELL_OVERHEAD: usize = 16 << 20;
 /// Bytes of a value in a SQLite database (SQLITE_MAX_LENGTH).
 pub const SQLITE_VALUE_MAX: usize = 1_000_000_000;
-/// Memory of a column's encoder in a row group that is being written, beside its data.
+/// Memory of a column's encoder in a row group that is being written, without its data.
 pub const COLUMN_MEMORY: usize = 24 << 10;
-/// Memory of a column of a row group that is written out, until the file is finished: 0.8 KiB, and
-/// what it keeps the allocator from using again.
+/// Memory of a column of a written row group until the file is finished: 0.8 KiB, and memory that the
+/// allocator cannot reuse because of it.
 pub const CHUNK_MEMORY: usize = 2 << 10;
-/// Data that a column has in a row group on average, with what its encoder keeps of each value.
+/// Smallest average size of a column in a row group, including the encoder's memory for each value.
 pub const CHUNK_SIZE_MIN: usize = 16 << 10;
-/// Memory of a field of a schema, beside its name and metadata.
+/// Memory of a field of a schema, without its name and metadata.
 pub const FIELD_MEMORY: usize = 2 << 10;
 /// Copies of names and metadata while a file is written.
 pub const SCHEMA_COPIES: usize = 10;
@@ -626,131 +627,133 @@ pub const SCHEMA_FIELDS_MAX: usize = 1 << 17;
 pub const COLUMN_NAME_SIZE_MAX: usize = 64 << 10;
 /// Bytes of a batch's schema: names and metadata.
 pub const SCHEMA_SIZE_MAX: usize = 16 << 20;
-/// Bytes of a row group's values as readers hold them: pyarrow reads no nested texts of 2 GiB and more
-/// in a row group, and readers hold whole row groups.
+/// Bytes of a row group's values in the memory of readers, which load whole row groups. pyarrow cannot read
+/// nested strings of 2 GiB or more in a row group.
 pub const ROW_GROUP_EXPANDED_MAX: usize = 512 << 20;
-/// Memory of a row group that is being written; more is flushed.
+/// Memory of a row group that is being written. Above the limit it is flushed.
 pub const ROW_GROUP_SIZE_MAX: usize = 16 << 20;
 /// Rows of a row group.
 pub const ROW_GROUP_ROWS_MAX: usize = 1 << 20;
-/// Memory of all row groups of a job that are being written; of more, the largest is flushed.
+/// Memory of all row groups of a job that are being written. Above the limit the largest is flushed.
 pub const ROW_GROUPS_SIZE_MAX: usize = 64 << 20;
-/// How far the clock of a file system may be behind the sentinel's where the time of a file says
-/// that a worker of the old system wrote it.
+/// How far the clock of a file system may be behind the sentinel's clock, where the time of a file shows that
+/// a worker of the reference system wrote it.
 pub const OLD_PEER_CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// Bytes of a record of what a job has published: the names of its files, twice.
 pub const RECORD_SIZE_MAX: u64 = 64 << 20;
 /// Bytes of a file that are read at a time to hash it.
 pub const CHECK_READ_SIZE: usize = 64 << 10;
-/// Bytes of a file that holds one name.
+/// Bytes of a file that contains one name.
 pub const SHORT_FILE_SIZE_MAX: u64 = 4 << 10;
 /// Files that `run` moves to another layout in one transaction. A job's files are moved together.
 pub const MOVED_AT_ONCE: usize = 2000;
-/// Bytes of a journal of such moves: two paths of each file, and all files of one job more.
+/// Bytes of a journal of such moves. It has two paths for each file, and all files of one further job.
 pub const MOVES_SIZE_MAX: u64 = 256 << 20;
 /// Topics of a job, configured or published.
 pub const TOPICS_MAX: usize = 10_000;
-/// Open files that a worker asks the kernel for: one a topic.
+/// Limit of open files that a worker requests from the kernel: one file for each topic.
 pub const DESCRIPTORS_MAX: u64 = 1 << 20;
-/// Descriptors that no plugin process may have, of what the worker may.
+/// How far the limit of descriptors of a plugin process is below that of the worker.
 pub const DESCRIPTORS_RESERVED: u64 = 1 << 10;
-/// Descriptors that a worker opens beside its slots: event loop, waker, control socket, signals,
-/// locks, also those of environments, the output folder, tools that make an environment, a self-test, a settlement, an
-/// interpreter or process that is being started.
+/// Descriptors that a worker opens in addition to those of its slots: event loop, waker, control socket,
+/// signals, locks (also those of environments), the output folder, tools that create an environment, a
+/// self-test, a settlement, a fork server or process that is being started.
 pub const WORKER_DESCRIPTORS: u64 = 56;
-/// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the
-/// plugin's source, the lock of its environment (7); output of two topics and the stage of SQLite sinks (3); while another job of
-/// the slot is published, a SQLite database, its journal, WAL index and stage, folder and record (6).
+/// Descriptors of a slot: its bridge's listener and connection, stdout and stderr, the pidfd, the plugin's
+/// source, the lock of its environment (7); output of two topics and the staged rows of SQLite sinks (3);
+/// while another job of the slot is published, a SQLite database, its journal, WAL index and staged rows,
+/// folder and record (6).
 pub const SLOT_DESCRIPTORS: u64 = 16;
-/// Files of a job's topics that are open between two batches; a job of more topics opens each for a
-/// write. [`SLOT_DESCRIPTORS`] counts them.
+/// Files of a job's topics that stay open between two batches. A job with more topics opens a file for each
+/// write. [`SLOT_DESCRIPTORS`] includes them.
 pub const FILES_OPEN_MAX: usize = 2;
 /// Descriptors of a fork server: its socket and its pidfd. Each job may need one of its own.
 pub const INTERPRETER_DESCRIPTORS: u64 = 2;
-/// Bytes of staged rows up to which a SQLite sink lets readers into its database while it writes
-/// them. They are kept in memory as long as a reader is there.
+/// Bytes of staged rows up to which a SQLite sink permits readers of its database while it writes them. The
+/// changed pages stay in memory while a reader is active.
 pub const SQLITE_SHARED_SIZE_MAX: u64 = 64 << 20;
-/// A SQLite database in which a table that has no index on `_job_id` gets one while a job publishes: it
-/// takes a scan of the table, seconds for so much, while the database is locked.
+/// Size of a SQLite database up to which a table without an index on `_job_id` gets one while a job
+/// publishes. That scans the table while the database is locked: seconds for this size.
 pub const SQLITE_INDEXED_SIZE_MAX: u64 = 1 << 30;
 /// Columns of a table of a SQLite database (SQLITE_MAX_COLUMN).
 pub const TABLE_COLUMNS_MAX: usize = 2000;
-/// Wait of a SQLite sink for its database while others have it locked.
+/// How long a SQLite sink waits for its database while other programs have it locked.
 pub const SQLITE_WAIT: Duration = Duration::from_secs(30);
-/// The same wait for a database that another job of the worker has waited for in vain.
+/// The same for a database for which another job of the worker has already waited that long in vain.
 pub const SQLITE_STUCK_WAIT: Duration = Duration::from_secs(1);
-/// Databases of which a worker remembers that.
+/// Databases for which a worker remembers that.
 pub const SQLITE_STUCK_MAX: usize = 1000;
 /// Mount points of sinks' folders that a worker remembers.
 pub const MOUNTS_MAX: usize = 1000;
-/// A job's writer that was ordered to remove the output must have answered, or done a step of its
-/// work; one that has not is given up, so that its slot is free. Longer than the wait for a SQLite
-/// database, which such a step may contain.
+/// Time in which a writer that was ordered to stop must answer or do a step of its work. Otherwise the slot
+/// gives the writer up, and is free. Longer than the wait for a SQLite database, which such a step may
+/// contain.
 pub const WRITER_TIMEOUT: Duration = Duration::from_secs(SQLITE_WAIT.as_secs() + 10);
-/// The wait for an input's storage that does not respond: at a job's end, where the input is compared
-/// with what it was, and where a command line reads it.
+/// How long storage of an input may not respond: when a job starts and ends, where the input is compared with
+/// its file version, and when a command line reads it.
 pub const INPUT_TIMEOUT: Duration = Duration::from_secs(30);
-/// The same where the plugin failed by itself, which a change of the input may explain.
+/// The same where the plugin has failed. A change of the input may be the reason.
 pub const INPUT_LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long that may take in all: nothing interrupts it.
+/// Longest time for such a comparison after a plugin's failure. Nothing interrupts it.
 pub const INPUT_LOOK_TIME_MAX: Duration = Duration::from_secs(60);
-/// After such a wait it is reported.
+/// After this wait for an input's storage a command line reports it.
 pub const INPUT_SILENCE_TOLD: Duration = Duration::from_secs(5);
-/// The same for the output folder of a run. A sleeping disk takes a few seconds.
+/// The same for the output folder of `casparian run`. A sleeping disk takes a few seconds.
 pub const OUTPUT_SILENCE_TOLD: Duration = Duration::from_secs(10);
 /// Inputs of a command line whose storage did not respond, before the others fail at once.
 pub const INPUTS_SILENT_MAX: usize = 10;
 /// Threads of a worker that check inputs. Those whose storage does not respond stay until it does.
 pub const INPUTS_WATCHED_MAX: usize = 2 * WORKER_SLOTS_MAX;
-/// A step of a publish. One may be the whole transaction of a SQLite sink, which takes minutes for
-/// a large table.
+/// Time for one step of a publish. A step may be the whole transaction of a SQLite sink, which takes minutes
+/// for a large table.
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(300);
-/// Wait of a publish for one of another job into the same sink of mode `replace` or `error`.
+/// How long a publish waits for another job's publish into the same sink of mode `replace` or `error`.
 pub const CLAIM_WAIT: Duration = Duration::from_secs(1);
 /// How often the types of a Parquet sink's columns may change. For each change there is a file in
 /// staging until the output is complete.
 pub const SEGMENTS_MAX: usize = 64;
-/// Arrow data handed to the Parquet writer at a time.
+/// Bytes of Arrow data that are passed to the Parquet writer at a time.
 pub const WRITE_SLICE_SIZE: usize = 4 << 20;
-/// Reads of one plugin process's log pipe per turn.
+/// Reads of one plugin process's log pipe per event-loop iteration.
 pub const LOG_READS_PER_TURN: usize = 16;
-/// Turns of log reading after a plugin process's exit.
+/// How often [`LOG_READS_PER_TURN`] reads are repeated after a plugin process has exited.
 pub const LOG_TURNS_AT_EXIT: usize = 16;
-/// Bytes read from one plugin process's bridge per turn.
+/// Bytes read from one plugin process's bridge per event-loop iteration.
 pub const BRIDGE_BYTES_PER_TURN: usize = 4 << 20;
-/// An environment that could not be created is tried again after this; it doubles.
+/// First pause before the creation of a failed environment is tried again. It doubles.
 pub const ENVIRONMENT_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Longest pause before an environment is tried again.
 pub const ENVIRONMENT_RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
-/// How often a worker's environment is recorded as ready after it failed, each time within
-/// [`ENVIRONMENT_FLIP`]: each change is a write.
+/// How often a worker's environment may change from failed to ready, each time within [`ENVIRONMENT_FLIP`],
+/// before further changes are ignored. Each change is a write to the database.
 pub const ENVIRONMENT_FLIPS_MAX: u32 = 8;
 /// See [`ENVIRONMENT_FLIPS_MAX`].
 pub const ENVIRONMENT_FLIP: Duration = Duration::from_secs(5);
-/// Warm interpreters of one worker; each holds its imports in memory.
+/// Warm fork servers of one worker. Each has its imports in memory.
 pub const WARM_INTERPRETERS_MAX: usize = 8;
 /// Plugin versions whose sources a worker keeps in memory.
 pub const PLUGIN_VERSIONS_MAX: usize = 256;
 /// Attempts that a worker may hold whose environments are being created.
 pub const WAITING_MAX: usize = 256;
-/// An environment whose creation takes longer is reported to the sentinel, so that the worker gets
+/// An environment whose creation takes longer than this is reported to the sentinel, so that the worker gets
 /// other jobs meanwhile.
 pub const ENVIRONMENT_SLOW: Duration = Duration::from_secs(1);
-/// Jobs a worker holds beyond its slots; an old sentinel may send more than it can run.
+/// Jobs that a worker holds beyond its slots. A sentinel of the reference system may send more jobs than the
+/// worker has slots.
 pub const BACKLOG_MAX: usize = 1024;
-/// A job.
+/// Default time-out of a job.
 pub const JOB_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Longest pause between a worker's HEARTBEATs; it is a quarter of a lease.
 pub const WORKER_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// Shortest pause between a worker's HEARTBEATs.
 pub const WORKER_HEARTBEAT_INTERVAL_MIN: Duration = Duration::from_millis(100);
-/// Requests of a worker that are remembered without an answer.
+/// Requests without an answer that a worker remembers.
 pub const UNANSWERED_REQUESTS_MAX: usize = 1000;
-/// A receipt without an acknowledgement is sent again after this, though its connection lives.
+/// A receipt without an acknowledgement is sent again after this time, even on a working connection.
 pub const RECEIPT_RESEND_AFTER: Duration = Duration::from_secs(10);
-/// Bytes of a receipt on the wire; a larger one is sent without its list of files.
+/// Bytes of a receipt on the wire. A larger one is sent without its list of files.
 pub const RECEIPT_SIZE_MAX: usize = 8 << 20;
-/// Queued messages get this long to leave when a worker stops.
+/// How long a worker that stops tries to send its queued messages.
 pub const LINGER: Duration = Duration::from_secs(1);
-/// Port of a sentinel.
+/// Default port of a sentinel.
 pub const PORT_DEFAULT: u16 = 5555;

@@ -1,6 +1,6 @@
-//! Files that programs of ours lock (`flock`) against each other, and who has locked one.
+//! Opens the files that Casparian's programs lock by `flock`, and finds the process that has a lock.
 //!
-//! A process that can open a file can lock it, so a lock file can be opened by its owner alone.
+//! A process that can open a file can lock it. So only the owner of a lock file can open it.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -15,9 +15,9 @@ use rustix::process::geteuid;
 #[cfg(feature = "worker")]
 use crate::proc_file;
 
-/// Opens a lock file, and creates it where it is missing. It must be a regular file of this user, of
-/// root, or of the owner of its folder, who can do there as they like. One of this user that others can open is
-/// closed to them. Never waits, and follows no symbolic link at its name.
+/// Opens a lock file, and creates it where it is missing. It must be a regular file of this user, of root, or
+/// of the owner of its folder, who can replace it anyway. A file of this user gets the mode 0600. Never
+/// blocks, and does not follow a symbolic link at the path.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOFOLLOW;
     let file = OpenOptions::new()
@@ -48,7 +48,7 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Creates a lock file that is not there.
+/// Creates a lock file. Fails where it exists.
 #[cfg(feature = "worker")]
 pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
@@ -56,15 +56,15 @@ pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// A process that holds a lock.
+/// A process that has a lock.
 #[cfg(feature = "worker")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
-    /// Its number.
+    /// Its process ID.
     pub(crate) pid: i32,
-    /// Its user, where that is another than this process's.
+    /// Its user, where that is not the user of this process.
     pub(crate) other_user: Option<u32>,
-    /// It is stopped, and gives up nothing.
+    /// It is stopped (SIGSTOP), so it does not release the lock.
     pub(crate) is_stopped: bool,
 }
 
@@ -79,7 +79,7 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Who holds the lock of a file, where the kernel says so: not across machines.
+/// The process that has the lock of a file, by `/proc/locks`. None for locks of other hosts.
 #[cfg(feature = "worker")]
 pub(crate) fn holder(path: &Path) -> Option<Holder> {
     let found = fs::metadata(path).ok()?;
@@ -88,11 +88,11 @@ pub(crate) fn holder(path: &Path) -> Option<Holder> {
     let pid = pid_of(&locks, device, found.ino())?;
     let process = format!("/proc/{pid}");
     let stat = proc_file::read(format!("{process}/stat")).ok()?;
-    // The owner of the folder is root for one that is not dumpable: its status has the user.
+    // For a process that is not dumpable the owner of `/proc/<pid>` is root. Its status has the user.
     let status = proc_file::read(format!("{process}/status")).ok()?;
     let user = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     let user = user.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    // The name of the program before it may contain anything.
+    // The name of the program comes before the state, and may contain any text.
     let (_, state) = stat.rsplit_once(") ")?;
     Some(Holder {
         pid,
@@ -101,8 +101,9 @@ pub(crate) fn holder(path: &Path) -> Option<Holder> {
     })
 }
 
-/// The process that `/proc/locks` names. Some file systems have another device number there; then a
-/// single lock on that inode is meant.
+/// The process that has the lock on an inode, from the text of `/proc/locks`. Some file systems have another
+/// device number there. Then the result is the process of the only lock on that inode number, if there is
+/// one.
 #[cfg(feature = "worker")]
 fn pid_of(locks: &str, device: (u32, u32), inode: u64) -> Option<i32> {
     let mut others = Vec::new();

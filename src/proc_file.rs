@@ -1,4 +1,5 @@
-//! Files of `/proc` with the name of a process, which the process chooses: any bytes (`PR_SET_NAME`).
+//! Files of `/proc` that contain the name of a process. A process may give itself any bytes as its name
+//! (`PR_SET_NAME`).
 
 use std::io;
 use std::path::Path;

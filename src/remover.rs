@@ -1,9 +1,8 @@
-//! Removes folders that plugins or build code have filled: the number of files and the depth of folders
-//! are their choice.
+//! Removes folders that plugins or build code have filled, with any number of files and any depth.
 //!
-//! Nothing recurses and no path grows: a folder that is not empty is moved up into the one that is
-//! removed before its own content is listed. No symbolic link is followed. What other processes add
-//! meanwhile may stay.
+//! There is no recursion, and no path grows: a nested folder that is not empty is moved into the folder that
+//! is being removed, before its own content is listed. Symbolic links are not followed. Files that other
+//! processes add meanwhile may stay.
 
 use std::ffi::CStr;
 use std::io;
@@ -17,8 +16,8 @@ use rustix::io::Errno;
 use crate::limits;
 use crate::reactor::BootTime;
 
-/// Removes a file, a link or a folder, at most until a deadline ([`io::ErrorKind::TimedOut`]). What is
-/// not there is removed.
+/// Removes a file, a link or a folder, at most until a deadline ([`io::ErrorKind::TimedOut`]). Succeeds where
+/// the path does not exist.
 pub(crate) fn remove(path: &Path, deadline: Option<BootTime>) -> io::Result<()> {
     match unlinkat(CWD, path, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
@@ -37,8 +36,8 @@ pub(crate) fn empty(folder: &Path, deadline: Option<BootTime>) -> io::Result<()>
     let root = open_folder(CWD, folder)?;
     let late = || deadline.is_some_and(|at| at <= BootTime::now());
     let mut failed = Ok(());
-    // Each round removes one level of folders; those that they held come up for the next one.
-    // Rounds that find nothing new to remove end it.
+    // Each round removes one level of folders. The folders in them are moved up for the next round. A round
+    // that removes nothing is the last.
     for _ in 0..limits::CLEANER_ROUNDS_MAX {
         let mut progress = false;
         for name in Dir::read_from(&root)? {
@@ -118,7 +117,7 @@ fn move_up(folder: &OwnedFd, name: &CStr, root: &OwnedFd) -> Result<(), Errno> {
     renameat(folder, name, root, format!("moved-{count:x}"))
 }
 
-/// Opens a folder, never through a symbolic link, and makes it usable for its owner.
+/// Opens a folder, never through a symbolic link, and gives its owner all permissions.
 fn open_folder<P: rustix::path::Arg + Copy>(
     parent: impl std::os::fd::AsFd + Copy,
     name: P,
@@ -153,7 +152,7 @@ mod tests {
         std::fs::write(trash.join("file"), "x").unwrap();
         let locked = trash.join("job/wide");
         std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).unwrap();
-        // Deeper than a path can name and than a stack of calls should go.
+        // Deeper than the longest path and than a recursion should be.
         let script = "import os\nfor _ in range(3000):\n    os.mkdir('d' * 50)\n    os.chdir('d' * 50)\n    open('f', 'w').close()\n";
         let deep = std::process::Command::new("python3")
             .args(["-c", script])

@@ -1,9 +1,9 @@
-//! Threads, and what keeps one from starting.
+//! Starts threads by name.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
 
-/// Starts a thread with a name. The error says which one, and what to do.
+/// Starts a thread with a name. The error contains the name, and what the user can do.
 pub(crate) fn start<T: Send + 'static>(
     name: impl Into<String>,
     run: impl FnOnce() -> T + Send + 'static,

@@ -1,4 +1,4 @@
-//! The names of the files that SQLite keeps beside a database, taken before others take them.
+//! Creates the files that SQLite keeps beside a database, before another user creates them.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -8,13 +8,14 @@ use rustix::process::geteuid;
 
 use super::{SHARED, SUFFIXES, folder_of, path};
 
-/// A journal of ours that keeps the name while a database is opened; removed when it is dropped.
+/// An empty journal that reserves its name while a database is opened. It is removed when the value is
+/// dropped.
 #[derive(Default)]
 pub(crate) struct Kept(Option<(File, PathBuf)>);
 
-/// Takes the names beside this user's own database, so that no other user puts a file there before it is
-/// opened. SQLite takes empty files for none. Nothing is done in a folder where only this user, or root, may
-/// create files, and for a database that others may change.
+/// Creates empty files with these names beside this user's own database, so that no other user can create
+/// them before the database is opened. SQLite treats empty files as missing. Does nothing in a folder where
+/// only its owner may create files, or for a database that other users may change.
 pub(crate) fn keep(database: &Path) -> Kept {
     let user = geteuid().as_raw();
     let own = fs::metadata(database);
@@ -42,7 +43,7 @@ impl Drop for Kept {
         let Some((file, path)) = self.0.take() else {
             return;
         };
-        // SQLite may use it by now, or have removed it.
+        // SQLite may use the journal by now, or have removed it.
         let same = |own: Metadata| {
             let found = fs::symlink_metadata(&path).ok()?;
             (found.ino() == own.ino() && own.len() == 0).then_some(())

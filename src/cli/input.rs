@@ -76,6 +76,9 @@ pub(crate) struct Ignored {
     pub(crate) is_default: bool,
 }
 
+/// Most notes that say why an input has no files.
+const NOTES_MAX: usize = 3;
+
 /// Names that are never data: markers and half-written output of Hadoop and Spark.
 const IGNORED: [&str; 3] = ["_SUCCESS", "_temporary", "*._COPYING_"];
 
@@ -129,6 +132,10 @@ impl Found {
     pub(crate) fn may_be_unmounted(&self, path: &Path) -> bool {
         let mut listings = self.listings.iter().filter(|listing| listing.covers(path));
         listings.any(|listing| listing.is_empty)
+    }
+
+    fn ignored_count(&self) -> u64 {
+        self.ignored.values().map(|ignored| ignored.count).sum()
     }
 
     /// What the rules left out, a line a rule.
@@ -222,6 +229,7 @@ fn collect_one(
     };
     let before = found.left_out.len();
     let warned = found.warnings.len();
+    let ignored = found.ignored_count();
     let (files, folder) = match std::fs::metadata(input) {
         Ok(kind) if kind.is_dir() => {
             let files = walk(input, (None, pattern), choice, rules, &wanted, found)?;
@@ -267,16 +275,23 @@ fn collect_one(
             (Some(folder), Some(skip)) => is_same(folder, skip),
             _ => false,
         };
-        let reason = match (found.warnings.get(warned), pattern) {
+        // The last note is that on hidden names, which is the most frequent reason.
+        let notes = found.warnings.iter().skip(warned).rev().take(NOTES_MAX);
+        let mut notes: Vec<String> = notes.cloned().collect();
+        if found.ignored_count() > ignored {
+            notes.extend(found.ignored_lines());
+        }
+        let what = match pattern {
+            Some(pattern) => format!("no file in it matches {}", pattern.glob()),
+            None => "no file found".to_owned(),
+        };
+        let reason = match notes.is_empty() {
             _ if is_output => format!(
                 "input {name}: it is the output folder, whose files are no inputs; choose another \
                  one (--output)"
             ),
-            (Some(line), _) => format!("input {name}: no file found ({line})"),
-            (None, Some(pattern)) => {
-                format!("input {name}: no file in it matches {}", pattern.glob())
-            }
-            (None, None) => format!("input {name}: no file found"),
+            true => format!("input {name}: {what}"),
+            false => format!("input {name}: {what} ({})", notes.join("; ")),
         };
         let Some(folder) = &folder else {
             return Err(reason);
@@ -674,7 +689,13 @@ mod tests {
         assert_eq!(roots("sub/d.csv"), [root.join("sub")]);
         rustix::fs::mkfifoat(rustix::fs::CWD, root.join("fifo"), rustix::fs::Mode::RWXU).unwrap();
         assert_eq!(names(&find("", Some("fifo*")).unwrap_or_default()), [""; 0]);
+        std::os::unix::fs::symlink("..", root.join("sub/loop")).unwrap();
+        std::fs::create_dir(root.join("marks")).unwrap();
+        std::fs::write(root.join("marks/_SUCCESS"), "").unwrap();
         for (input, pattern, want) in [
+            (".h*", None, "no file found (input "),
+            (".h*", None, "begins with '.' is passed over"),
+            ("marks", None, "1 name is ignored by the rule _SUCCESS"),
             ("fifo", None, "neither a file nor a folder"),
             ("nothing.csv", None, "No such file"),
             ("*.parquet", None, "no file found"),
@@ -761,7 +782,7 @@ mod tests {
             std::fs::remove_file(root.join(name)).unwrap();
         }
         let error = find("in/*", false).unwrap_err();
-        assert!(error.contains("no file found (input"), "{error}");
+        assert!(error.contains("no file in it matches *.csv (input"), "{error}");
         assert!(error.contains("--follow"), "{error}");
     }
 

@@ -1,4 +1,4 @@
-//! The sentinel's side.
+//! The sentinel's side: writes the list of its key files.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{KeysInUse, folder, prepare};
 
-/// A sentinel's file; removed when it is dropped.
+/// A sentinel's locked list. It is removed when the value is dropped.
 pub(crate) struct Noted {
     _locked: File,
     path: PathBuf,
@@ -19,13 +19,13 @@ pub(crate) struct Noted {
 
 impl Drop for Noted {
     fn drop(&mut self) {
-        // One that stays is removed by the next worker.
+        // If this fails, the next worker removes it.
         let _ = fs::remove_file(&self.path);
     }
 }
 
 impl KeysInUse {
-    /// Notes these files as long as the value lives. `home`: the folder of environments.
+    /// Lists these files until the returned value is dropped. `home` = the folder of environments.
     pub(crate) fn note(&self, home: &Path) -> io::Result<Noted> {
         prepare(home)?;
         let folder = folder(home);

@@ -1,4 +1,4 @@
-//! The worker's side.
+//! The worker's side: reads the lists of all sentinels.
 
 use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use super::{KeysInUse, folder, prepare};
 use crate::{input_file, limits};
 
-/// True for the file of a secret key.
+/// True when a file begins with the comment of a secret key ([`limits::SECRET_KEY_MARKS`]).
 pub(crate) fn is_secret(path: &Path) -> bool {
     let marks = limits::SECRET_KEY_MARKS.map(str::as_bytes);
     let longest = marks.map(<[u8]>::len).into_iter().max().unwrap_or(0);
@@ -23,8 +23,8 @@ pub(crate) fn is_secret(path: &Path) -> bool {
     read.is_ok() && marks.iter().any(|mark| start.starts_with(mark))
 }
 
-/// Those of [`all`] that are files, or not there at the moment: what another program was told to use harms no
-/// job of this worker.
+/// Those of [`all`] that are files or do not exist at the moment. Other paths, from a wrong option of a
+/// sentinel, must not make jobs of this worker fail.
 pub(crate) fn files(home: &Path) -> KeysInUse {
     let mut keys = all(home);
     let may_be = |path: &PathBuf| match fs::metadata(path) {
@@ -39,7 +39,7 @@ pub(crate) fn files(home: &Path) -> KeysInUse {
     keys
 }
 
-/// The key files of all sentinels of this user that run. Files of others that have ended are removed.
+/// The key files of all running sentinels of this user. Lists of sentinels that have ended are removed.
 pub(super) fn all(home: &Path) -> KeysInUse {
     let mut all = KeysInUse::default();
     let entries = prepare(home).and_then(|()| fs::read_dir(folder(home)));
@@ -76,15 +76,16 @@ pub(super) fn all(home: &Path) -> KeysInUse {
     all
 }
 
-/// A sentinel locks and renames its file at once.
+/// True for an unfinished list that its sentinel must have left: a sentinel locks and renames its list at
+/// once.
 fn is_old(path: &Path) -> bool {
     let written = fs::symlink_metadata(path).and_then(|found| found.modified());
     let age = written.map(|at| at.elapsed().unwrap_or_default());
     age.is_ok_and(|age| age >= limits::KEY_NOTE_UNFINISHED_MAX)
 }
 
-/// A number that is another one once a sentinel of the user has started with key files or has ended, or
-/// another file is in the place of one of these files or of `more`.
+/// A number that changes when a sentinel of the user with key files starts or ends, or when one of these
+/// files or of `more` is replaced by another file.
 pub(crate) fn state<'a>(home: &Path, more: impl Iterator<Item = &'a Path>) -> u64 {
     let mut keys = KeysInUse::default();
     let entries = fs::read_dir(folder(home)).into_iter().flatten().flatten();
@@ -120,7 +121,7 @@ fn open(path: &Path) -> io::Result<fs::File> {
     options.open(path)
 }
 
-/// The content of a file that a sentinel holds; none when it has ended.
+/// The content of a sentinel's list. None when no sentinel has it locked.
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let file = match open(path) {
         Ok(file) => file,

@@ -1,9 +1,9 @@
-//! Bridge frames from a plugin process's Unix socket → Arrow record batches.
+//! Reads bridge frames from a plugin process's Unix socket and decodes them to Arrow record batches.
 //!
-//! A frame is a u32 big-endian length and that many bytes of one complete Arrow IPC stream.
-//! Length 0 ends the output; 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text, then
-//! a 0. Everything comes from a plugin process and is checked: no declared length is reserved before
-//! the bytes arrive, and a panic of the decoder is an error of the frame.
+//! A frame is a u32 big-endian length, followed by that many bytes of one complete Arrow IPC stream. Length 0
+//! ends the output. Length 0xFFFFFFFF announces a failure: a u32 length and UTF-8 text follow, then a 0. All
+//! bytes come from a plugin process and are checked. Buffers grow with bytes received, never with a declared
+//! length. A panic of the decoder is an error of the frame.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ use super::frame_head;
 use crate::job::text::prefix;
 use crate::limits;
 
-/// Schema metadata key of the topic that a frame's batches were published to.
+/// Key in the schema's metadata. Its value is the topic to which a frame's batches were published.
 pub const TOPIC_KEY: &str = "casparian.topic";
 
 const FAILURE: u32 = u32::MAX;
@@ -34,14 +34,14 @@ pub enum Error {
         size: u32,
         /// The limit.
         limit: usize,
-        /// Its largest column and the bytes of that, where they are known.
+        /// Its largest column and the size of that column in bytes, if known.
         column: Option<(String, u64)>,
     },
     /// The stream ended inside a frame or without an end of output.
     Closed,
-    /// The stream failed.
+    /// Reading failed.
     Io(io::Error),
-    /// A frame is no complete Arrow IPC stream.
+    /// A frame is not a complete Arrow IPC stream.
     Arrow(String),
     /// The names and metadata of a frame's columns are too large.
     Schema(String),
@@ -49,7 +49,7 @@ pub enum Error {
     Column {
         /// Its name.
         column: String,
-        /// Why.
+        /// The reason.
         reason: String,
     },
 }
@@ -99,18 +99,18 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What reading came to.
+/// Result of [`BridgeReader::read`].
 #[derive(Debug)]
 pub enum Step {
-    /// A whole frame.
+    /// A complete frame.
     Frame(Buffer),
-    /// The end of the output; nothing more is read.
+    /// The end of output. Nothing more is read.
     End,
-    /// The plugin failed, with its text; nothing more is read.
+    /// The plugin failed, with this text. Nothing more is read.
     Failure(String),
-    /// No bytes now.
+    /// No bytes are available now.
     Blocked,
-    /// Bytes were read, the frame is not whole; call again.
+    /// Bytes were read, and the frame is not complete. Call again.
     More,
 }
 
@@ -123,19 +123,19 @@ enum State {
     Over,
 }
 
-/// Reads frames from a stream that may block at any byte.
+/// Reads frames from a stream that may block after any byte.
 #[derive(Debug)]
 pub struct BridgeReader {
     state: State,
     head: [u8; 4],
     head_have: usize,
-    /// Bytes of the body or text being read.
+    /// Size in bytes of the body or text that is being read.
     size: usize,
     have: usize,
     body: MutableBuffer,
     text: Vec<u8>,
     frame_size_max: usize,
-    /// Bytes of a frame that is refused, of which the beginning is read.
+    /// Declared size of a frame that is refused. Only its beginning is read.
     refused: Option<u32>,
 }
 
@@ -145,11 +145,11 @@ impl Default for BridgeReader {
     }
 }
 
-/// First reservation of a body; it doubles as bytes arrive.
+/// Bytes allocated first for a body. The allocation doubles as bytes arrive.
 const BODY_STEP: usize = 256 << 10;
 
 impl BridgeReader {
-    /// Takes frames of so many bytes.
+    /// A reader that accepts frames of at most that many bytes.
     pub fn new(frame_size_max: usize) -> Self {
         BridgeReader {
             state: State::Length,
@@ -164,7 +164,7 @@ impl BridgeReader {
         }
     }
 
-    /// Bytes of the frame that is being read, also of those that have not arrived.
+    /// Declared size in bytes of the frame that is being read; 0 between frames.
     pub fn frame_size(&self) -> usize {
         match self.state {
             State::Body => self.size,
@@ -172,7 +172,7 @@ impl BridgeReader {
         }
     }
 
-    /// One read at most; call until it gives something other than [`Step::More`].
+    /// Reads at most once. Call until the result is not [`Step::More`].
     pub fn read(&mut self, from: &mut impl Read) -> Result<Step, Error> {
         match self.state {
             State::Length | State::FailureLength => self.read_head(from),
@@ -228,7 +228,8 @@ impl BridgeReader {
     fn read_body(&mut self, from: &mut impl Read) -> Result<Step, Error> {
         if self.have == self.body.len() {
             if self.have >= self.size / 16 && self.body.capacity() < self.size {
-                // No more copies: a body that grows is there twice for a moment.
+                // The rest is reserved at once, to avoid further copies: while a body grows, it is in memory
+                // twice.
                 self.body.reserve(self.size - self.have);
             }
             let grown = self.body.len().saturating_mul(2).min(self.size);
@@ -258,7 +259,7 @@ impl BridgeReader {
         Ok(Step::Frame(body.into()))
     }
 
-    /// Why a frame is refused of which the beginning was read.
+    /// The error for a frame that is refused, after its beginning was read.
     fn refusal(&mut self, size: u32) -> Error {
         self.state = State::Over;
         let head = self.body.as_slice().get(..self.have).unwrap_or_default();
@@ -292,7 +293,7 @@ impl BridgeReader {
     }
 }
 
-/// None = would block.
+/// None if the read would block.
 fn read(from: &mut impl Read, space: &mut [u8]) -> Result<Option<usize>, Error> {
     loop {
         return match from.read(space) {
@@ -309,15 +310,15 @@ fn read(from: &mut impl Read, space: &mut [u8]) -> Result<Option<usize>, Error> 
 /// A decoded frame.
 #[derive(Debug)]
 pub struct Decoded {
-    /// The batches' schema, topic included.
+    /// The batches' schema, including the topic in its metadata.
     pub schema: SchemaRef,
-    /// The topic they were published to; none = every sink of the job.
+    /// The topic to which they were published; none = every sink of the job.
     pub topic: Option<String>,
-    /// The batches, borrowing from the frame where its alignment allows it.
+    /// The batches. They borrow from the frame where its alignment allows it.
     pub batches: Vec<RecordBatch>,
 }
 
-/// Decodes a whole frame.
+/// Decodes a complete frame.
 pub fn decode(frame: Buffer) -> Result<Decoded, Error> {
     let mut batches = Vec::new();
     let mut stream = Stream::open(frame)?;
@@ -336,12 +337,12 @@ pub fn decode(frame: Buffer) -> Result<Decoded, Error> {
     })
 }
 
-/// The topic of batches with that schema.
+/// The topic of batches with this schema.
 pub fn topic(schema: &SchemaRef) -> Option<String> {
     schema.metadata().get(TOPIC_KEY).cloned()
 }
 
-/// A frame that is decoded a batch at a time.
+/// A frame that is decoded one batch at a time.
 pub struct Stream {
     frame: Buffer,
     rest: Buffer,
@@ -350,7 +351,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Checks what a frame declares, before anything is reserved for it.
+    /// Checks the lengths that a frame declares, before memory is reserved for them.
     pub fn open(frame: Buffer) -> Result<Self, Error> {
         check_lengths(&frame)?;
         Ok(Stream {
@@ -361,7 +362,7 @@ impl Stream {
         })
     }
 
-    /// The next batch, borrowing from the frame where its alignment allows it; none at the end.
+    /// The next batch, or none at the end. It borrows from the frame where its alignment allows it.
     pub fn next_batch(&mut self) -> Result<Option<RecordBatch>, Error> {
         let reason = match catch_unwind(AssertUnwindSafe(|| self.decode_batch())) {
             Ok(Err(Error::Arrow(reason))) => reason,
@@ -397,7 +398,7 @@ impl Stream {
     }
 }
 
-/// The name of a column that alone cannot be decoded; none where it is not one column's fault.
+/// The name of the only column that cannot be decoded. None if the error is not in one column alone.
 fn damaged_column(frame: &Buffer) -> Option<String> {
     let open = |columns: Option<Vec<usize>>| StreamReader::try_new(frame.as_slice(), columns);
     let fails = |columns: Range<usize>| {
@@ -410,7 +411,7 @@ fn damaged_column(frame: &Buffer) -> Option<String> {
     let schema = open(None).ok()?.schema();
     let (mut from, mut to) = (0, schema.fields().len());
     if fails(0..0) {
-        // Dictionaries are decoded whatever columns are asked for.
+        // Dictionaries are decoded even if no column is requested.
         let mut with = schema
             .fields()
             .iter()
@@ -448,8 +449,8 @@ fn has_dictionary(data_type: &DataType) -> bool {
     }
 }
 
-/// Checks that every message of a stream has the bytes that it declares: the decoder reserves
-/// what is declared.
+/// Checks that every message of a stream has the bytes that it declares, because the decoder reserves
+/// declared lengths.
 fn check_lengths(stream: &[u8]) -> Result<(), Error> {
     let cut = || Error::Arrow("it ends inside a message".to_owned());
     let mut rest = stream;
@@ -476,8 +477,8 @@ fn check_lengths(stream: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a schema that takes more memory than a frame has, and buffers that overlap: such a
-/// buffer is copied once for each column where it is not aligned.
+/// Refuses a schema that needs more memory than its limits allow, and buffers that overlap. Overlapping
+/// buffers that are not aligned would be copied once for each column.
 fn check_message(message: &ipc::Message<'_>, body: usize) -> Result<(), Error> {
     if let Some(schema) = message.header_as_schema() {
         let mut seen = Fields {
@@ -505,7 +506,7 @@ fn check_message(message: &ipc::Message<'_>, body: usize) -> Result<(), Error> {
     }
 }
 
-/// What the fields of a schema take.
+/// Memory that the fields of a schema need.
 struct Fields {
     /// Bytes of names and metadata.
     size: usize,
@@ -513,7 +514,7 @@ struct Fields {
 }
 
 impl Fields {
-    /// Counts a field and those in it, whose depth arrow has checked.
+    /// Counts a field and its nested fields. Arrow has checked the depth.
     fn add(&mut self, field: &ipc::Field<'_>) -> Result<(), Error> {
         let name = field.name().unwrap_or("");
         let shown = prefix(name, 80);
@@ -565,8 +566,8 @@ fn metadata_size<'a>(entries: impl Iterator<Item = ipc::KeyValue<'a>>) -> usize 
     sizes.fold(0, usize::saturating_add)
 }
 
-/// Rows that need no bytes (of the null type, or without columns) are bounded by those that a
-/// frame of this size could hold as bits, and by a number that is still handled with ease.
+/// Bounds the rows of a batch, because rows of the null type or without columns need no bytes. The limit is
+/// `BRIDGE_BATCH_ROWS_MAX`, or the number of bits of the frame if that is larger.
 fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
     let limit = limits::BRIDGE_BATCH_ROWS_MAX.max(frame_size.saturating_mul(8));
     if batch.num_rows() > limit {
@@ -583,7 +584,7 @@ fn check_rows(batch: &RecordBatch, frame_size: usize) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Gives `step` bytes a read and blocks after each.
+    /// Returns at most `step` bytes per read, and would block at every second read.
     struct Chunks<'a> {
         bytes: &'a [u8],
         step: usize,
@@ -674,7 +675,7 @@ mod tests {
             for step in [1, 2, 3, 5, 7, 64, 1000, usize::MAX] {
                 assert_eq!(read_all(&bytes, step), want, "{name} by {step}");
             }
-            // Cut anywhere, it is never taken for whole.
+            // A truncated stream is never taken for complete.
             let whole = bytes.len() - if end == "end" { 0 } else { 4 };
             for cut in 0..whole {
                 let seen = read_all(&bytes[..cut], usize::MAX);
@@ -708,7 +709,7 @@ mod tests {
         assert!(decode(Buffer::from_vec(vec![9u8; 100])).is_err());
         let huge = read_all(&0xFFFF_FFFEu32.to_be_bytes(), 1);
         assert!(huge.end.contains("limit"), "{huge:?}");
-        // A declared gigabyte costs nothing before it arrives.
+        // A declared gigabyte is not allocated before it arrives.
         let mut reader = BridgeReader::default();
         let declared = limits::BRIDGE_FRAME_SIZE_MAX.to_be_bytes();
         let mut from = Chunks {

@@ -1,14 +1,14 @@
-//! The cache of environments, `<home>/venvs`: which are in use, and which go when all of them are too
-//! large.
+//! The cache of environments, `<home>/venvs`: which environments are in use, and which are evicted when the
+//! total size is above its limit.
 //!
-//! A process that uses an environment holds a shared lock on its folder, which the kernel takes back from a
-//! process that was killed. An environment is evicted only under the exclusive lock: it is renamed,
-//! and removed after that, so that its name never stands for half of one. What a program that died
-//! meanwhile has renamed is removed by the next one. The time of last use is the folder's time of
-//! modification; a clock that jumps changes the order at worst, and locks do not depend on it.
+//! A process that uses an environment holds a shared lock on its folder. The kernel releases the lock when
+//! the process is killed. An environment is evicted only under the exclusive lock. It is renamed before it is
+//! removed, so its name never belongs to an incomplete environment. The next eviction removes what a program
+//! that died in between has renamed. The time of last use is the folder's modification time. If the clock
+//! jumps, only the order of eviction changes; locks do not depend on it.
 //!
-//! Bytes are those that the file system has allocated. A file with several links, as uv makes them of
-//! its own cache, counts once for all environments.
+//! Sizes are the bytes that the file system has allocated. A file with several hard links, as uv creates them
+//! to its own cache, counts once for all environments.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -24,32 +24,32 @@ use super::environment::{Error, is_hash};
 use super::folders::{is_at, move_away, open, sweep};
 use crate::lock_file;
 
-/// How names of folders begin that hold evicted environments.
+/// Prefix of the names of folders with evicted environments.
 const EVICTED: &str = ".evicted-";
-/// The lock of who evicts.
+/// Name of the file that is locked while environments are evicted.
 const EVICT_LOCK: &str = ".evict.lock";
 
-/// An environment that is not evicted while this lives.
+/// The shared lock on an environment. The environment is not evicted before this is dropped.
 #[derive(Debug)]
 pub struct InUse {
     folder: File,
 }
 
-/// What [`InUse::take`] has found.
+/// Result of [`InUse::take`].
 #[derive(Debug)]
 pub enum Taken {
-    /// It is locked.
+    /// The environment is locked.
     Held(InUse),
-    /// It is there, and its file system or its place allows no lock; it is never evicted.
+    /// The environment exists and cannot be locked. It is never evicted.
     Unlockable,
-    /// Another program has the exclusive lock, for a moment: it checks or evicts it.
+    /// Another program holds the exclusive lock for a short time, to check or to evict the environment.
     Busy,
-    /// It is not there.
+    /// The environment does not exist.
     Gone,
 }
 
 impl InUse {
-    /// Locks an environment, and notes that it is used. Does not wait.
+    /// Locks an environment and sets its time of last use. Does not block.
     pub fn take(home: &Path, hash: &str) -> Taken {
         let path = home.join("venvs").join(hash);
         let folder = match open(&path) {
@@ -59,14 +59,14 @@ impl InUse {
         };
         match folder.try_lock_shared() {
             Ok(()) => {}
-            // It is no program of ours that evicts: that may last for ever.
+            // The holder is not allowed to evict, so it may hold the lock for any time.
             Err(fs::TryLockError::WouldBlock) if is_held_by_stranger(&folder, &path) => {
                 return Taken::Unlockable;
             }
             Err(fs::TryLockError::WouldBlock) => return Taken::Busy,
             Err(fs::TryLockError::Error(_)) => return Taken::Unlockable,
         }
-        // It may have been renamed between these.
+        // It may have been renamed between open and lock.
         if !is_at(&folder, &path) {
             return Taken::Gone;
         }
@@ -75,7 +75,7 @@ impl InUse {
         Taken::Held(taken)
     }
 
-    /// Notes that it is used now.
+    /// Sets the time of last use.
     pub fn touch(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let now = now.unwrap_or_default();
@@ -89,7 +89,8 @@ impl InUse {
                 tv_nsec: now.subsec_nanos().into(),
             },
         };
-        // Another user's, or on a file system that cannot be written: its order is a guess.
+        // Fails for a folder of another user or on a read-only file system. Then its time of last use is
+        // outdated.
         let _ = futimens(&self.folder, &times);
     }
 }
@@ -99,15 +100,15 @@ impl InUse {
 pub struct Entry {
     /// The lockfile's hash.
     pub hash: String,
-    /// When it was used last.
+    /// Time of last use.
     pub used_at: SystemTime,
-    /// A program uses it.
+    /// True if a program uses it.
     pub in_use: bool,
-    /// Bytes that those used after it do not have.
+    /// Size in bytes, without files that are also in entries before this one in the list.
     pub size: u64,
 }
 
-/// The environments below a home, those in use first and then the last used.
+/// The environments below a home: first those in use, then the others, the last used first.
 fn entries(venvs: &Path) -> Vec<Entry> {
     let now = SystemTime::now();
     let mut found = Vec::new();
@@ -122,7 +123,7 @@ fn entries(venvs: &Path) -> Vec<Entry> {
         let used_at = folder.metadata().and_then(|found| found.modified());
         found.push(Entry {
             hash: hash.to_owned(),
-            // What was used in a future that a clock has left is no better than the last used.
+            // A time in the future, set before the clock was moved back, counts as now.
             used_at: used_at.map_or(SystemTime::UNIX_EPOCH, |at| at.min(now)),
             in_use: folder.try_lock().is_err(),
             size: 0,
@@ -132,7 +133,7 @@ fn entries(venvs: &Path) -> Vec<Entry> {
     found
 }
 
-/// The environments below a home with their sizes, those in use first and then the last used.
+/// The environments below a home with their sizes: first those in use, then the others, the last used first.
 pub fn list(home: &Path) -> Vec<Entry> {
     let venvs = home.join("venvs");
     let mut found = entries(&venvs);
@@ -143,8 +144,8 @@ pub fn list(home: &Path) -> Vec<Entry> {
     found
 }
 
-/// Which of the listed environments have to go so that the others have at most `size_max` bytes: all
-/// that were used before one that has no room. Those in use stay.
+/// The listed environments that are to be evicted so that the others have at most `size_max` bytes: from
+/// where the sum of the sizes exceeds `size_max`, all that are not in use.
 pub fn excess(listed: &[Entry], size_max: u64) -> Vec<Entry> {
     let mut sum = 0u64;
     let over = |entry: &&Entry| {
@@ -154,9 +155,8 @@ pub fn excess(listed: &[Entry], size_max: u64) -> Vec<Entry> {
     listed.iter().filter(over).cloned().collect()
 }
 
-/// Evicts the environments that were not used for longest until the others have at most `size_max`
-/// bytes; gives those that went. Blocks for as long as reading and removing the files takes. Does
-/// nothing while another program evicts.
+/// Evicts the least recently used environments until the others have at most `size_max` bytes. Returns the
+/// evicted ones. Blocks while files are read and removed. Does nothing while another program evicts.
 pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entry>, Error> {
     let venvs = home.join("venvs");
     let Some(_lock) = lock(&venvs)? else {
@@ -172,7 +172,7 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
     let mut seen = HashSet::new();
     let mut sum = 0u64;
     for entry in &mut listed {
-        // Those behind go as well.
+        // The sum is already too large, so this one is evicted whatever its size.
         if sum > size_max && !entry.in_use {
             entry.size = 0;
             continue;
@@ -181,7 +181,7 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
         sum = sum.saturating_add(entry.size);
     }
     let mut gone = Vec::new();
-    // The one used longest ago first.
+    // The least recently used first.
     for entry in excess(&listed, size_max).into_iter().rev() {
         if cancel.load(Ordering::Relaxed) {
             break;
@@ -193,7 +193,7 @@ pub fn evict(home: &Path, size_max: u64, cancel: &AtomicBool) -> Result<Vec<Entr
     Ok(gone)
 }
 
-/// Removes an environment; false when it is in use, or not there any more.
+/// Removes an environment. Returns false if it is in use or does not exist.
 fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
     let path = venvs.join(hash);
     let Ok(folder) = open(&path) else {
@@ -208,7 +208,7 @@ fn remove(venvs: &Path, hash: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
-/// The right to evict; none while another program has it, or where there are no environments.
+/// The lock for eviction. None while another program holds it, or if there are no environments.
 fn lock(venvs: &Path) -> Result<Option<File>, Error> {
     let path = venvs.join(EVICT_LOCK);
     let file = match lock_file::open(&path) {
@@ -223,7 +223,7 @@ fn lock(venvs: &Path) -> Result<Option<File>, Error> {
     }
 }
 
-/// True when the lock is held by a process of a user who may not evict.
+/// True if the lock is held by a process of a user who may not evict (neither root nor the folder's owner).
 fn is_held_by_stranger(folder: &File, path: &Path) -> bool {
     let holder = lock_file::holder(path);
     let other = holder.and_then(|holder| holder.other_user);
@@ -231,7 +231,7 @@ fn is_held_by_stranger(folder: &File, path: &Path) -> bool {
     other.is_some_and(|user| ![0, owner].contains(&user))
 }
 
-/// Bytes allocated for a folder and what is in it, but files of several links that were seen before.
+/// Bytes allocated for a folder and its contents, without files with several links that are in `seen`.
 fn size(folder: &Path, seen: &mut HashSet<(u64, u64)>, cancel: &AtomicBool) -> u64 {
     let mut sum = 0u64;
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
@@ -248,7 +248,7 @@ fn size(folder: &Path, seen: &mut HashSet<(u64, u64)>, cancel: &AtomicBool) -> u
             } else if found.nlink() > 1 && !seen.insert((found.dev(), found.ino())) {
                 continue;
             }
-            // Blocks of 512 bytes, whatever the file system's are.
+            // Blocks of 512 bytes, whatever the block size of the file system.
             sum = sum.saturating_add(found.blocks().saturating_mul(512));
         }
     }
@@ -265,7 +265,7 @@ mod tests {
         format!("{number:064x}")
     }
 
-    /// A home with environments of 64 KiB each, used so many seconds after 2020.
+    /// A home with environments of 64 KiB each. The times of last use are given in seconds after 2020-01-01.
     fn home(used: &[(u32, u64)]) -> tempfile::TempDir {
         let home = tempfile::tempdir().unwrap();
         for (number, at) in used {
@@ -282,7 +282,7 @@ mod tests {
         open(path).unwrap().set_modified(time).unwrap();
     }
 
-    /// The numbers of the environments that are left, and how many other names.
+    /// The numbers of the environments that exist, and the count of other names.
     fn left(home: &Path) -> (Vec<u32>, usize) {
         let names = fs::read_dir(home.join("venvs")).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(evicted(home.path(), u64::MAX), 0);
         assert_eq!(evicted(home.path(), 160 * KIB), 2);
         assert_eq!(left(home.path()), (vec![1, 4], 0));
-        // The use of one puts the other to the end.
+        // Using environment 1 makes environment 4 the least recently used.
         assert!(matches!(InUse::take(home.path(), &hash(1)), Taken::Held(_)));
         assert_eq!(evicted(home.path(), 100 * KIB), 1);
         assert_eq!(left(home.path()), (vec![1], 0));
@@ -322,7 +322,7 @@ mod tests {
             panic!("it is there");
         };
         set_used(&home.path().join("venvs").join(hash(1)), 0);
-        // Another was used in a year that has not come.
+        // The time of last use of another one is in the future.
         set_used(&home.path().join("venvs").join(hash(3)), 10_000_000_000);
         let listed = list(home.path());
         assert!(listed[0].in_use && listed[0].hash == hash(1), "{listed:?}");

@@ -5,12 +5,12 @@ use std::path::{Component, Path, PathBuf};
 
 use crate::{input_file, limits};
 
-/// Endings of archives that pip and uv install.
+/// Suffixes of archives that pip and uv install.
 const ARCHIVES: &[&str] = &[
     ".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst",
 ];
 
-/// The name at the start of a requirement, in the spelling of lockfiles: lower case, `-` between words.
+/// The name at the start of a requirement, normalised as in lockfiles: lower case, words separated by `-`.
 pub(super) fn name(requirement: &str) -> String {
     let name = split_name(requirement).0;
     let words = name.split(['-', '_', '.']).filter(|word| !word.is_empty());
@@ -24,7 +24,7 @@ fn split_name(requirement: &str) -> (&str, &str) {
     text.split_at(end)
 }
 
-/// What follows `name[extras] @`; none for a requirement of an index.
+/// What follows `name[extras] @`; none for a requirement from an index.
 fn url(requirement: &str) -> Option<&str> {
     let rest = split_name(requirement).1.trim_start();
     let rest = match rest.strip_prefix('[') {
@@ -34,8 +34,7 @@ fn url(requirement: &str) -> Option<&str> {
     rest.strip_prefix('@').map(str::trim_start)
 }
 
-/// A requirement whose path, if it has one, does not depend on the working directory: relative ones
-/// lead from `folder`.
+/// Makes the path of a requirement absolute, if it has one. Relative paths are relative to `folder`.
 pub(super) fn absolute(requirement: &str, folder: &Path) -> Result<String, String> {
     let Some(url) = url(requirement) else {
         return Ok(requirement.to_owned());
@@ -48,7 +47,7 @@ pub(super) fn absolute(requirement: &str, folder: &Path) -> Result<String, Strin
     Ok(format!("{head}{}{markers}", absolute_url(url, folder)?))
 }
 
-/// A URL, or a path as one.
+/// Makes a URL, or a path, an absolute URL.
 fn absolute_url(url: &str, folder: &Path) -> Result<String, String> {
     let own = file_url(folder)?;
     let url = url
@@ -72,7 +71,7 @@ fn split_fragment(url: &str) -> (&str, &str) {
     url.split_at(url.find('#').unwrap_or(url.len()))
 }
 
-/// An absolute path without `.` and `..`, as far as names alone decide it.
+/// Makes a path absolute, without `.` and `..`. Links are not followed.
 pub(super) fn absolute_path(path: &str, folder: &Path) -> Result<String, String> {
     let mut out = PathBuf::new();
     for part in folder.join(path).components() {
@@ -100,7 +99,7 @@ fn file_url(path: &Path) -> Result<String, String> {
     Ok(out.trim_end_matches('/').to_owned())
 }
 
-/// A URL, a path or the name of a folder or archive of local indexes: as it is, or absolute.
+/// The location of a local index or a `find-links` folder: a URL is unchanged, a path becomes absolute.
 pub(super) fn absolute_location(location: &str, folder: &Path) -> Result<String, String> {
     match location.strip_prefix("file:") {
         Some(_) => absolute_url(location, folder),
@@ -109,7 +108,7 @@ pub(super) fn absolute_location(location: &str, folder: &Path) -> Result<String,
     }
 }
 
-/// A line of a requirements file as a requirement with a name, and with an absolute path.
+/// Parses a line of a requirements file. The result is a requirement with a name and an absolute path.
 pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
     let (start, rest) = split_name(line);
     let is_archive = ARCHIVES.iter().any(|end| start.ends_with(end));
@@ -145,7 +144,7 @@ pub(super) fn named(line: &str, folder: &Path) -> Result<String, String> {
     Ok(format!("{name}{extras} @ {url}{markers}"))
 }
 
-/// The name of a package by its URL or, for a folder, by its `pyproject.toml`.
+/// The name of a package, from its URL, or from the `pyproject.toml` of its folder.
 fn name_of(url: &str, path: &Path) -> Result<Option<String>, String> {
     let (location, fragment) = split_fragment(url);
     let mut words = fragment.trim_start_matches('#').split('&');

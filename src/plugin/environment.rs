@@ -1,11 +1,11 @@
-//! Python environments: `<home>/venvs/<hash>/bin/python`, made by uv.
+//! Python environments: `<home>/venvs/<hash>/bin/python`, created by uv.
 //!
-//! An environment is named by the SHA-256 of its lockfile. A lockfile is either a `uv.lock`, or
-//! a requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built beside
-//! its place and renamed into it, so `bin/python` exists only when all of it does. A file lock
-//! per environment lets programs and threads that want the same one at the same time make it
-//! once. Each attempt builds in a folder of its own: the tools of a program that was killed end
-//! with it, and may write in theirs until then.
+//! The name of an environment is the SHA-256 of its lockfile. A lockfile is either a `uv.lock`, or a
+//! requirements list that begins with [`REQUIREMENTS_MARK`]. An environment is built in another folder and
+//! renamed to its path, so `bin/python` exists only when the environment is complete. There is a file lock
+//! for each environment. So programs and threads that request the same environment at the same time create it
+//! once. Each build has a folder of its own, because the tools of a killed program may write in theirs until
+//! they have ended.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -36,62 +36,62 @@ pub use super::tool::{Build, sleep};
 pub const REQUIREMENTS_MARK: &str = "# casparian requirements 1";
 const PYTHON_MARK: &str = "# requires-python: ";
 pub(super) const PRELOAD_MARK: &str = "# preload: ";
-/// Name of the project that stands in for a plugin where uv resolves its dependencies.
+/// Name of the project that replaces the plugin where uv resolves its dependencies.
 pub(super) const ROOT: &str = "casparian-environment";
 
-/// An environment that is there.
+/// An existing environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     /// Its `bin/python`.
     pub interpreter: PathBuf,
-    /// It was there before.
+    /// True if it existed before.
     pub cached: bool,
-    /// Modules a warm interpreter imports.
+    /// Modules that a warm fork server imports.
     pub preload: Vec<String>,
 }
 
-/// Why an environment could not be made.
+/// Why an environment could not be created.
 #[derive(Debug)]
 pub enum Error {
-    /// The hash is none, or not the lockfile's.
+    /// The hash is not a SHA-256, or not that of the lockfile.
     Hash {
-        /// What came.
+        /// The hash, as received.
         hash: String,
         /// What is wrong.
         reason: &'static str,
     },
     /// A tool is missing or cannot be installed.
     Tool(String),
-    /// A tool failed.
+    /// A tool failed, or an interpreter is not usable.
     Failed {
-        /// What ran.
+        /// The command, or the file.
         what: String,
-        /// Its last lines.
+        /// Its last lines of output, or the reason.
         tail: String,
     },
-    /// It took too long.
+    /// A tool took too long.
     Timeout {
-        /// What ran.
+        /// The command.
         what: String,
-        /// How long it might take.
+        /// The limit.
         limit: Duration,
-        /// Its last lines.
+        /// Its last lines of output.
         tail: String,
     },
-    /// Another process holds a lock for too long.
+    /// Another process has held a lock for too long.
     Held {
-        /// Who, and which.
+        /// The process and the lock.
         what: String,
-        /// How long it was waited for.
+        /// How long this process waited for it.
         waited: Duration,
     },
     /// The worker that asked for it is stopping.
     Cancelled,
     /// A file could not be read or written.
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
@@ -111,8 +111,8 @@ impl Error {
         }
     }
 
-    /// Whose fault it is. A home that cannot be written concerns environments that are to be
-    /// created there; others work on.
+    /// The cause of the failure. It is the environment also where the home cannot be written, because that
+    /// affects only environments that are to be created there.
     pub fn cause(&self) -> Cause {
         match self {
             Error::Cancelled => Cause::Worker,
@@ -120,7 +120,7 @@ impl Error {
         }
     }
 
-    /// True when the same call may succeed a moment later.
+    /// True if the same call may succeed shortly after.
     pub fn may_pass(&self) -> bool {
         matches!(self, Error::Failed { .. } | Error::Io { .. })
     }
@@ -155,8 +155,8 @@ pub fn hash(lockfile: &str) -> String {
     text::hex(&Sha256::digest(lockfile.as_bytes()))
 }
 
-/// The lockfile of a requirements list, in one spelling: sorted, each once. pyarrow is always in
-/// it, since the plugin process needs it.
+/// The lockfile of a requirements list in canonical form: sorted, without duplicates. It always includes
+/// pyarrow, since the plugin process needs it.
 pub fn requirements_lockfile(
     requirements: &[String],
     requires_python: Option<&str>,
@@ -199,8 +199,8 @@ fn header<'a>(lockfile: &'a str, mark: &str) -> Option<&'a str> {
         .find_map(|line| line.strip_prefix(mark))
 }
 
-/// The Python that an environment was made from: what stands at the end of the link that is the
-/// environment's own. Build code may have put another link there: see [`kept_interpreter`].
+/// The Python that an environment was created from: the target of the environment's own link. Build code may
+/// have replaced that link: see [`kept_interpreter`].
 pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     let failed = |reason: String| Error::Failed {
         what: interpreter.display().to_string(),
@@ -219,7 +219,11 @@ pub fn base_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// The same for a program that nothing restricts: neither plugins nor build code can have put it there.
+/// As [`base_interpreter`], for a program that runs unrestricted.
+///
+/// # Errors
+///
+/// Also an error where plugins or build code can have changed the Python.
 pub fn kept_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     let base = base_interpreter(interpreter)?;
     match programs::is_kept(&base) {
@@ -236,8 +240,8 @@ pub fn kept_interpreter(interpreter: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// Modules that a lockfile says a warm interpreter should import: at the beginning of a requirements list, at
-/// the end of a uv.lock.
+/// The modules that a warm fork server imports, as a lockfile lists them: at the beginning of a requirements
+/// list, at the end of a uv.lock.
 pub fn preload(lockfile: &str) -> Vec<String> {
     let last = || lockfile.lines().next_back()?.strip_prefix(PRELOAD_MARK);
     header(lockfile, PRELOAD_MARK)
@@ -246,28 +250,28 @@ pub fn preload(lockfile: &str) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// The environment of a hash if it is there already.
+/// The interpreter of an environment, if the environment exists.
 pub fn find(home: &Path, hash: &str) -> Option<PathBuf> {
     let interpreter = home.join("venvs").join(hash).join("bin/python");
     (is_hash(hash) && interpreter.exists()).then_some(interpreter)
 }
 
-/// Refuses an environment where another user could change what is run.
+/// Refuses an environment if another user could change the programs in it.
 pub fn check_owners(home: &Path, hash: &str) -> Result<(), Error> {
     check(home, &home.join("venvs").join(hash).join("bin"))
 }
 
-/// The folder of all environments, and of their locks.
+/// The folder of all environments and of their locks.
 pub fn folder(home: &Path) -> PathBuf {
     home.join("venvs")
 }
 
-/// The file that is locked while an environment is made.
+/// The file that is locked while an environment is created.
 fn lock_file(home: &Path, hash: &str) -> PathBuf {
     folder(home).join(format!(".{hash}.lock"))
 }
 
-/// The other process that an environment which is being made waits for.
+/// The other process that the creation of an environment waits for.
 pub fn waits_for(home: &Path, hash: &str) -> Option<String> {
     let locks = [lock_file(home, hash), uv::lock_file(home)];
     locks.iter().find_map(|path| lock::held_by_another(path))
@@ -280,8 +284,8 @@ pub(super) fn is_hash(text: &str) -> bool {
             .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Makes the environment of a lockfile, or finds it made. Blocks for as long as uv takes, at
-/// most [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) a step.
+/// Creates the environment of a lockfile, or returns the existing one. Blocks while uv runs, at most
+/// [`PROVISION_TIMEOUT`](crate::limits::PROVISION_TIMEOUT) for each step.
 pub fn provision(
     home: &Path,
     lockfile: &str,
@@ -337,7 +341,7 @@ pub fn provision(
     let fresh = Building::new(&venvs, &prefix)?;
     let tools = Tools::new(home, how, cancel)?;
     build(&tools, &uv, lockfile, &fresh.path(), message)?;
-    // What stands there has no interpreter.
+    // What is at the path has no interpreter.
     displace(&target, &prefix)?;
     fresh.finish(&target)?;
     Ok(Environment {
@@ -402,9 +406,9 @@ fn build(
     compile(tools, &python, &target.join("lib"))
 }
 
-/// Compiles the modules of an environment to bytecode, but for tests. Plugin processes may not write in
-/// it: each would compile again whatever it imports (pandas: 1.5 s of CPU). Files that are no Python of
-/// this version, as packages may have, are left out.
+/// Compiles the modules of an environment to bytecode, except for tests. Plugin processes may not write in
+/// the environment, so each would compile every module that it imports (pandas: 1.5 s of CPU). Files that are
+/// not valid Python of this version, which packages may have, are left out.
 fn compile(tools: &Tools<'_>, python: &Path, modules: &Path) -> Result<(), Error> {
     let mut compile = Command::new(python);
     compile
@@ -416,7 +420,7 @@ fn compile(tools: &Tools<'_>, python: &Path, modules: &Path) -> Result<(), Error
     }
 }
 
-/// Refuses what is neither a requirements lockfile of ours nor a uv.lock; the error is the reason.
+/// Refuses a text that is neither a requirements lockfile nor a uv.lock. The error is the reason.
 pub fn check_lockfile(lockfile: &str) -> Result<(), String> {
     if lockfile.starts_with(REQUIREMENTS_MARK) {
         return Ok(());
@@ -431,11 +435,11 @@ pub fn check_lockfile(lockfile: &str) -> Result<(), String> {
 
 struct UvLock {
     requires_python: Option<String>,
-    /// Name of the package that the lockfile is of.
+    /// Name of the root package, for which the lockfile was created.
     root: Option<String>,
 }
 
-/// A uv.lock as TOML.
+/// Parses a uv.lock as TOML.
 pub(super) fn parse_lock(lockfile: &str) -> Result<Table, Error> {
     toml::from_str(lockfile).map_err(|error| Error::Failed {
         what: "reading the lockfile".to_owned(),
@@ -443,7 +447,7 @@ pub(super) fn parse_lock(lockfile: &str) -> Result<Table, Error> {
     })
 }
 
-/// True for the package of a uv.lock that the lockfile is of.
+/// True for the root package of a uv.lock, for which the lockfile was created.
 pub(super) fn is_root(package: &Table) -> bool {
     let source = package.get("source").and_then(Value::as_table);
     let folder = |key: &str| source.and_then(|source| source.get(key)?.as_str());
@@ -475,7 +479,7 @@ fn uv_lock(lockfile: &str) -> Result<UvLock, Error> {
     })
 }
 
-/// The `pyproject.toml` of a project without code. It is in no workspace of the folders above.
+/// The `pyproject.toml` of a project without code. The project belongs to no workspace in the folders above.
 pub(super) fn project(
     name: &str,
     dependencies: &[String],
@@ -500,8 +504,8 @@ pub(super) fn project(
     whole.to_string()
 }
 
-/// `uv sync --frozen` wants the project that the lockfile was made for; a project with the
-/// root's name and nothing else stands in, since a frozen sync takes everything from the lock.
+/// Installs a uv.lock. `uv sync --frozen` needs the project that the lockfile was created for. A project with
+/// only the name of the root replaces it, since a frozen sync takes everything else from the lockfile.
 fn sync(
     tools: &Tools<'_>,
     step: &Step,
@@ -512,7 +516,7 @@ fn sync(
 ) -> Result<(), Error> {
     let lock = uv_lock(lockfile)?;
     let Some(root) = lock.root else {
-        // A lockfile that locks nothing.
+        // The lockfile has no packages.
         return Ok(());
     };
     let requires = lock.requires_python.unwrap_or_else(|| ">=3.8".to_owned());

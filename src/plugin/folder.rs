@@ -1,5 +1,5 @@
-//! A plugin that is a folder, as one source text: the entry file's source, and behind it the folder's
-//! other files as comment lines. `folder.py` unpacks them in the plugin process.
+//! A plugin that is a folder, as one source text: the source of the entry file, then the folder's other files
+//! as comment lines. `folder.py` unpacks them in the plugin process.
 //!
 //! ```text
 //! <source of the entry file>
@@ -10,10 +10,10 @@
 //! # casparian folder 1: <bytes of the entry file's source>
 //! ```
 //!
-//! So source, hash, signature and version of a folder are those of a text, as of a single file, and a
-//! worker that does not read the comments fails at the first import of a sibling. The text does not depend
-//! on times, owners, or a compressor's release. It is read from its end: what stands in the entry file does
-//! not matter.
+//! So a folder has a source, hash, signature and version as a single file has. A worker that does not read
+//! the comments fails at the first import of another module of the folder. The text does not depend on times,
+//! owners, or the release of a compressor. It is parsed from its end, so no text in the entry file can be
+//! mistaken for these lines.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -25,35 +25,35 @@ use serde::{Deserialize, Serialize};
 use crate::limits;
 
 const MARK: &str = "# casparian folder 1";
-/// Characters of a line of base64: a multiple of four.
+/// Characters in a line of base64; a multiple of four.
 const LINE_SIZE: usize = 1024;
 
-/// What the comment lines say.
+/// Content of the JSON line in the comment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Folder {
-    /// The folder's name; of a package, the module's.
+    /// The folder's name. Of a package, the name of the module.
     pub name: String,
     /// Path of the entry file.
     pub entry: String,
-    /// The other files, by rising paths.
+    /// The other files, in ascending order of their paths.
     pub files: Vec<File>,
 }
 
 /// A file of a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
-    /// Below the folder, with `/`.
+    /// Path relative to the folder, separated by `/`.
     pub path: String,
-    /// Its bytes.
+    /// Size in bytes.
     pub size: usize,
-    /// It may be executed.
+    /// True if the file is executable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub executable: bool,
 }
 
 impl Folder {
-    /// Bytes on a disk of its files and folders, and of what `work.py` adds, at most. `entry_size_max`:
-    /// bound of the entry file's size.
+    /// Upper bound of the bytes on disk that the folder's files and folders, and what `work.py` adds, occupy.
+    /// `entry_size_max` bounds the size of the entry file.
     pub fn unpacked_size(&self, entry_size_max: usize) -> u64 {
         let on_disk = |size: usize| (size as u64).max(1).next_multiple_of(4096);
         let folders: BTreeSet<&str> = self
@@ -66,7 +66,7 @@ impl Folder {
             .iter()
             .map(|file| on_disk(file.size.min(limits::SOURCE_SIZE_MAX)));
         let files: u64 = files.sum();
-        // Of what is added there are eight files and folders.
+        // `work.py` adds at most eight files and folders.
         files + on_disk(entry_size_max) + on_disk(0) * (folders.len() as u64 + 8)
     }
 }
@@ -93,9 +93,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// The text of a folder. `contents` are those of its files, one after the other.
+/// The text of a folder. `contents` is the contents of `folder.files`, concatenated.
 pub fn pack(folder: &Folder, entry_source: &str, contents: &[u8]) -> String {
-    // Strings and numbers always serialise.
+    // Serialising strings and numbers cannot fail.
     let head = serde_json::to_string(folder).unwrap_or_default();
     let data = STANDARD.encode(contents);
     let room = entry_source.len() + head.len() + data.len() / LINE_SIZE * 3 + data.len() + 128;
@@ -116,7 +116,7 @@ pub fn pack(folder: &Folder, entry_source: &str, contents: &[u8]) -> String {
     text
 }
 
-/// The source of the entry file, and what stands behind it where that is a folder.
+/// The source of the entry file, and the text after its mark if the plugin is a folder.
 fn split(source: &str) -> (&str, Option<&str>) {
     let found = || {
         let (rest, last) = source.strip_suffix('\n')?.rsplit_once('\n')?;
@@ -139,7 +139,7 @@ pub fn entry_source(source: &str) -> &str {
     split(source).0
 }
 
-/// The folder of a source; none where the plugin is a single file. The contents are not decoded.
+/// The folder of a source, or none if the plugin is a single file. The contents are not decoded.
 pub fn of_source(source: &str) -> Result<Option<Folder>, Error> {
     match split(source).1 {
         Some(behind) => Ok(Some(read(behind)?.0)),
@@ -147,7 +147,7 @@ pub fn of_source(source: &str) -> Result<Option<Folder>, Error> {
     }
 }
 
-/// The head, and the lines of the contents.
+/// The list of files, and the lines of their contents.
 fn read(behind: &str) -> Result<(Folder, &str), Error> {
     let (head, lines) = behind.split_once('\n').unwrap_or((behind, ""));
     let head = head.strip_prefix("# ").unwrap_or_default();
@@ -161,7 +161,7 @@ fn read(behind: &str) -> Result<(Folder, &str), Error> {
     Ok((folder, lines))
 }
 
-/// The content of one file of a folder; none where there is no such file.
+/// The content of one file of a folder, or none if there is no such file.
 pub fn content(source: &str, path: &str) -> Result<Option<Vec<u8>>, Error> {
     let Some(behind) = split(source).1 else {
         return Ok(None);

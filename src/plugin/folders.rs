@@ -1,10 +1,10 @@
-//! Folders in which environments are built, and what is left of them.
+//! Folders in which environments are built, and the removal of leftovers.
 //!
-//! `<home>/tmp/build-…` is the folder of a program that builds, locked while it lives. Each tool gets a
-//! fresh folder in it, a *step*: code of dependencies may have put anything into those of tools that ran
-//! before, also links, FIFOs and trees of any depth. What is written is created, what is read is a
-//! regular file of bounded size, and a folder is the one that was opened when it was created, whatever has
-//! its name later.
+//! `<home>/tmp/build-…` is the *scratch folder* of a program that builds. It is locked while the program
+//! lives. Each tool gets a new folder in it, a *step*. Code of dependencies may have put anything into the
+//! steps of earlier tools: also links, FIFOs and trees of any depth. So files are only written by creating
+//! them, and only regular files of bounded size are read. A folder is used through the descriptor that was
+//! opened when it was created, so it does not matter what has its name later.
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -22,19 +22,19 @@ use crate::reactor::BootTime;
 use crate::sandbox::Private;
 use crate::{input_file, limits, lock_file, remover};
 
-/// Folders of the home that tools only read. They are there before a tool runs.
+/// Folders of the home that tools only read. They exist before a tool runs.
 pub const FIXED: [&str; 3] = ["resolved", "uv", "wheels"];
 const VENVS: &str = "venvs";
-/// That of scratch folders; also the folder of a step that is its tool's TMPDIR.
+/// Name of the folder of scratch folders. In a step, name of the folder that is the tool's TMPDIR.
 const TEMPORARY: &str = "tmp";
-/// How names of scratch folders begin.
+/// Prefix of the names of scratch folders.
 const SCRATCH: &str = "build-";
-/// How they began in releases that locked none.
+/// Prefix of the names of scratch folders in earlier releases, which did not lock them.
 const SCRATCH_UNLOCKED: &str = "scratch-";
-/// What stands in the name of a folder in which an environment is built, after a dot and its hash.
+/// In the name of a folder in which an environment is built, this follows a dot and the environment's hash.
 pub(super) const BEGUN: &str = ".new";
 
-/// A folder for steps that is removed when it is dropped. It is locked as long as its program lives.
+/// A scratch folder. It is removed when it is dropped, and locked as long as its program lives.
 pub(super) struct Scratch {
     base: PathBuf,
     path: PathBuf,
@@ -43,7 +43,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// A fresh folder below `home`.
+    /// Creates a scratch folder below `home`.
     pub(super) fn new(home: &Path) -> Result<Self, Error> {
         for name in FIXED.into_iter().chain([TEMPORARY, VENVS]) {
             home::create(&home.join(name))?;
@@ -51,7 +51,7 @@ impl Scratch {
         let base = home.join(TEMPORARY);
         loop {
             let (path, folder) = fresh(&base, SCRATCH)?;
-            // Before it was locked another program may have taken it for one that was left.
+            // Before the lock was taken, another program may have removed the folder as a leftover.
             if folder.try_lock().is_ok() && is_at(&folder, &path) {
                 return Ok(Scratch {
                     base,
@@ -63,7 +63,7 @@ impl Scratch {
         }
     }
 
-    /// A fresh folder for one tool.
+    /// Creates a folder for one tool.
     pub(super) fn step(&self) -> Result<Step, Error> {
         let number = self.steps.get();
         self.steps.set(number.saturating_add(1));
@@ -75,7 +75,7 @@ impl Scratch {
         Ok(step)
     }
 
-    /// What a tool finds of all scratch folders.
+    /// The mount that hides all scratch folders from a tool except its own step.
     pub(super) fn shown(&self, step: &Step) -> Private {
         Private {
             folder: self.base.clone(),
@@ -90,7 +90,7 @@ impl Drop for Scratch {
     }
 }
 
-/// The folder of one tool, and its working directory.
+/// The folder of one tool. It is the tool's working directory.
 pub(super) struct Step {
     path: PathBuf,
     folder: File,
@@ -106,7 +106,7 @@ impl Step {
         self.path.join(TEMPORARY)
     }
 
-    /// Creates a folder in it.
+    /// Creates a folder in the step.
     pub(super) fn create(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
         match create_at(&self.folder, name) {
@@ -115,7 +115,7 @@ impl Step {
         }
     }
 
-    /// Creates a file in it.
+    /// Creates a file in the step.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
@@ -129,21 +129,21 @@ impl Step {
         }
     }
 
-    /// Writes settings for uv; gives the options by which it reads no others. Without them it reads those of
-    /// the folders above its own.
+    /// Writes settings for uv, and returns the options by which uv reads no others. Without these options uv
+    /// reads the settings in the folders above its working directory.
     pub(super) fn configure(&self, settings: &toml::Table) -> Result<[OsString; 3], Error> {
         let path = self.write("uv.toml", &settings.to_string())?;
         Ok(["--no-config".into(), "--config-file".into(), path.into()])
     }
 
-    /// Reads a file that its tool has left in it.
+    /// Reads a file that the tool has left in the step.
     pub(super) fn read(&self, name: &str, size_max: usize) -> Result<String, Error> {
         let file = input_file::open_at(&self.folder, name);
         let text = file.and_then(|file| input_file::text(file, size_max));
         text.map_err(|error| Error::io(&self.path.join(name), error))
     }
 
-    /// Opens a file that its tool has left in folders of it, one in the other; through no links.
+    /// Opens a file that the tool has left in nested folders of the step. Follows no links.
     pub(super) fn take(&self, folders: &[&str], name: &str) -> io::Result<File> {
         let mut folder = self.folder.try_clone()?;
         for name in folders {
@@ -152,13 +152,13 @@ impl Step {
         input_file::open_at(&folder, name)
     }
 
-    /// Opens a folder of it.
+    /// Opens a folder in the step.
     pub(super) fn open(&self, name: &str) -> Result<File, Error> {
         open_at(&self.folder, name).map_err(|error| Error::io(&self.path.join(name), error))
     }
 }
 
-/// Opens a folder, never through a symbolic link at its name. Does not wait.
+/// Opens a folder. Does not follow a symbolic link at the path, and does not block.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     fs::OpenOptions::new()
         .read(true)
@@ -175,35 +175,36 @@ fn open_at(parent: impl AsFd, name: &str) -> io::Result<File> {
     Ok(openat(parent, name, OF_FOLDER, Mode::empty())?.into())
 }
 
-/// Creates a folder, and opens it.
+/// Creates a folder and opens it.
 fn create_at(parent: impl AsFd, name: &str) -> io::Result<File> {
     mkdirat(&parent, name, Mode::RWXU)?;
     open_at(parent, name)
 }
 
-/// True while a folder has that path.
+/// True if the path still names this folder (same device and inode).
 pub(super) fn is_at(folder: &File, path: &Path) -> bool {
     let there = fs::symlink_metadata(path).map(|found| (found.dev(), found.ino()));
     let here = folder.metadata().map(|found| (found.dev(), found.ino()));
     matches!((there, here), (Ok(there), Ok(here)) if there == here)
 }
 
-/// A new folder in `parent`, which stays the same when another gets its name.
+/// Creates a folder in `parent` and opens it. The open folder stays the same when its name is given to
+/// another.
 pub(super) fn fresh(parent: &Path, prefix: &str) -> Result<(PathBuf, File), Error> {
     let failed = |error| Error::io(parent, error);
     loop {
         let created = tempfile::Builder::new().prefix(prefix).tempdir_in(parent);
         let path = created.map_err(failed)?.keep();
         match open(&path) {
-            // Another program has taken it for one that was left.
+            // Another program has removed it as a leftover.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             folder => return Ok((path, folder.map_err(failed)?)),
         }
     }
 }
 
-/// Removes what programs that were killed have left of builds: their scratch folders, and what they have
-/// begun beside environments. What takes long is left for the next call.
+/// Removes what killed programs have left of builds: their scratch folders, and incomplete environments. What
+/// cannot be removed within [`soon`] is left for the next call.
 pub(super) fn sweep_killed(home: &Path) {
     let until = soon();
     let listed = |folder: &Path| {
@@ -217,7 +218,7 @@ pub(super) fn sweep_killed(home: &Path) {
         if begins(SCRATCH) {
             match open(&path) {
                 Ok(folder) => sweep_unlocked(&folder, &path, until),
-                // It is no folder.
+                // It is not a folder.
                 Err(_) => sweep_other(&path),
             }
         } else if begins(SCRATCH_UNLOCKED) {
@@ -232,7 +233,7 @@ pub(super) fn sweep_killed(home: &Path) {
     for entry in listed(&venvs) {
         let name = entry.file_name();
         if let Some((hash, _)) = name.to_str().and_then(|name| name.split_once(BEGUN)) {
-            // Who builds an environment has its lock.
+            // A program that builds an environment holds the environment's lock.
             if let Ok(lock) = lock_file::open(&venvs.join(format!("{hash}.lock"))) {
                 sweep_unlocked(&lock, &entry.path(), until);
             }
@@ -240,26 +241,27 @@ pub(super) fn sweep_killed(home: &Path) {
     }
 }
 
-/// Removes a folder under its lock, unless a program has that.
+/// Removes a folder, unless a program holds its lock.
 fn sweep_unlocked(lock: &File, folder: &Path, until: Option<BootTime>) {
     if lock.try_lock().is_ok() {
         sweep(folder, until);
     }
 }
 
-/// Removes what is no folder.
+/// Removes a file or link, not a folder.
 fn sweep_other(path: &Path) {
     if fs::symlink_metadata(path).is_ok_and(|found| !found.is_dir()) {
         sweep(path, None);
     }
 }
 
-/// Until when leftovers are removed where something waits for it.
+/// The deadline for the removal of leftovers where the caller waits for it.
 pub(super) fn soon() -> Option<BootTime> {
     Some(BootTime::now() + limits::SWEEP_TIME_MAX)
 }
 
-/// Removes a file or a folder of ours; what cannot be removed in time stays for the next attempt.
+/// Removes a file or folder that Casparian has created. What cannot be removed in time is left for the next
+/// attempt.
 pub(super) fn sweep(path: &Path, until: Option<BootTime>) {
     match remover::remove(path, until) {
         Ok(()) => {}
@@ -273,19 +275,19 @@ pub(super) fn sweep(path: &Path, until: Option<BootTime>) {
     }
 }
 
-/// A folder below `parent` in which something is built. No other attempt has its name, not even
-/// one whose program was killed and whose tools go on writing. Removed when it is dropped.
+/// A folder below `parent` in which something is built. Its name is unique, so the tools of a killed program
+/// that are still running do not write into it. It is removed when this is dropped.
 pub(super) struct Building {
     path: PathBuf,
     folder: File,
 }
 
-/// The name there of what is built or moved away.
+/// Name, in the new folder, of what is built or moved away.
 const IT: &str = "it";
 
 impl Building {
-    /// Removes what other attempts left under the same prefix, as far as that can be done: a tool
-    /// that outlives its program may be writing there still. The caller holds the lock.
+    /// Removes what other attempts left under the same prefix, as far as possible: a tool that outlives its
+    /// program may still be writing there. The caller holds the lock.
     pub(super) fn new(parent: &Path, prefix: &str) -> Result<Self, Error> {
         let until = soon();
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
@@ -298,12 +300,12 @@ impl Building {
         Ok(Building { path, folder })
     }
 
-    /// What is to be built; not there yet.
+    /// The path at which the caller builds. It does not exist yet.
     pub(super) fn path(&self) -> PathBuf {
         self.path.join(IT)
     }
 
-    /// Gives what was built its name.
+    /// Moves what was built to its final path.
     pub(super) fn finish(self, target: &Path) -> Result<(), Error> {
         let failed = |error| Error::io(target, error);
         let found = statat(&self.folder, IT, AtFlags::SYMLINK_NOFOLLOW);
@@ -323,8 +325,8 @@ impl Drop for Building {
     }
 }
 
-/// Moves a folder out of the way of its name, then removes it. `prefix` is that of the [`Building`] that is
-/// to have the name.
+/// Moves a folder away from its path, then removes it. `prefix` is the prefix of the [`Building`] that is to
+/// be moved to this path.
 pub(super) fn displace(path: &Path, prefix: &str) -> Result<(), Error> {
     let (Some(parent), true) = (path.parent(), path.symlink_metadata().is_ok()) else {
         return Ok(());
@@ -334,7 +336,7 @@ pub(super) fn displace(path: &Path, prefix: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Moves a folder into a fresh one beside it, whose path it gives.
+/// Moves a folder into a new folder in `parent`, and returns the path of the new folder.
 pub(super) fn move_away(path: &Path, parent: &Path, prefix: &str) -> Result<PathBuf, Error> {
     let (away, folder) = fresh(parent, prefix)?;
     let moved = renameat(CWD, path, &folder, IT);

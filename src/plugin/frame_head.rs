@@ -1,16 +1,18 @@
-//! What the beginning of a bridge frame says about its columns: for the message about a frame that is
-//! refused for its size, of which no more is read.
+//! Finds the largest column of a bridge frame from the beginning of the frame. It is used for the error
+//! message about a frame that is refused because of its size, since only the beginning of such a frame is
+//! read.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::ipc;
 
-/// Bytes of a frame that are read for that: its schema, and the layout of its first batch.
+/// Bytes that are read of a refused frame. They contain its schema and the layout of its first batch.
 pub(super) const SIZE: usize = 1 << 20;
 
-/// The largest column of the first large batch or dictionary, and its bytes.
+/// The largest column of the first message that exceeds `head`, and its size in bytes. The message is a
+/// record batch or a dictionary.
 pub(super) fn largest_column(head: &[u8]) -> Option<(String, u64)> {
-    // The bytes come from a plugin.
+    // The bytes come from a plugin, so decoding may panic.
     catch_unwind(AssertUnwindSafe(|| largest(head))).ok()?
 }
 
@@ -66,14 +68,14 @@ fn of_message(schema: &ipc::Schema<'_>, message: &ipc::Message<'_>) -> Option<(S
     largest
 }
 
-/// True when a field, or one in it, has that dictionary.
+/// True if a field, or a field nested in it, has the dictionary with that ID.
 fn has_dictionary(field: &ipc::Field<'_>, id: i64) -> bool {
     let mut children = field.children().into_iter().flatten();
     let own = field.dictionary().is_some_and(|found| found.id() == id);
     own || children.any(|child| has_dictionary(&child, id))
 }
 
-/// Buffers of a field with those of the fields in it, as the Arrow format lays them out.
+/// Number of buffers of a field, including its nested fields, in the layout of the Arrow format.
 fn buffers_of(field: &ipc::Field<'_>, views: &mut impl Iterator<Item = i64>) -> Option<usize> {
     if field.dictionary().is_some() {
         return Some(2);
@@ -122,7 +124,7 @@ mod tests {
         frame
     }
 
-    /// The column that is large among others of each layout, wherever it is.
+    /// One large column of each layout, at each position among small columns.
     #[test]
     fn the_largest_column_of_a_frame_is_known_by_its_beginning() {
         let text = "x".repeat(100_000);
@@ -190,7 +192,7 @@ mod tests {
                 let (name, size) = largest_column(head).unwrap();
                 assert_eq!(name, "large", "{} at {index}", column.data_type());
                 assert!((100_000..200_000).contains(&size), "{size}");
-                // Whatever is missing or wrong.
+                // Truncated and damaged beginnings cause no panic.
                 for cut in (0..head.len()).step_by(41) {
                     let _ = largest_column(&head[..cut]);
                     let mut other = head.to_vec();

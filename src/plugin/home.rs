@@ -1,5 +1,5 @@
-//! The folder of environments, `~/.casparian_flow`: where it is, and whether another user could have
-//! put programs there.
+//! The folder of environments, `~/.casparian_flow`: its path, and whether another user could have put
+//! programs there.
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::environment::Error;
 
-/// `$HOME/.casparian_flow`. HOME must be absolute: below the working directory anything may be.
+/// `$HOME/.casparian_flow`. HOME must be absolute: any user's files may be below the working directory.
 pub fn home() -> Result<PathBuf, Error> {
     let refused = |reason: &str| {
         Error::Tool(format!(
@@ -23,15 +23,15 @@ pub fn home() -> Result<PathBuf, Error> {
     }
 }
 
-/// Creates a folder below the home with those above it, for its owner alone.
+/// Creates a folder below the home, and the folders above it, with mode 0700.
 pub(super) fn create(folder: &Path) -> Result<(), Error> {
     let mut builder = DirBuilder::new();
     let created = builder.recursive(true).mode(0o700).create(folder);
     created.map_err(|error| Error::io(folder, error))
 }
 
-/// Refuses a folder of the home, with those above it up to that which the home is in, when a user who
-/// is neither this one nor root owns it or can change it. Folders that are missing are left out.
+/// Checks a folder in the home and the folders above it, up to the one that contains the home. Refuses one
+/// that a user other than this one and root owns or can change. Missing folders are skipped.
 pub(super) fn check(home: &Path, folder: &Path) -> Result<(), Error> {
     let top = home.parent().unwrap_or(home);
     let mut at = Some(folder);
@@ -65,8 +65,8 @@ fn check_folder(folder: &Path) -> Result<(), Error> {
         return refused(format!("it belongs to user {}", found.uid()));
     }
     let is_set = |bits| found.mode() & bits != 0;
-    // No user replaces entries of others in a sticky folder, and the entries are checked as well. A
-    // group with its user's number has no other members.
+    // In a sticky folder no user can replace entries of other users, and the entries are checked as well. A
+    // group whose ID equals the user's ID is taken for the user's private group.
     let is_shared = is_set(0o002) || is_set(0o020) && found.gid() != found.uid();
     match is_shared && !is_set(0o1000) {
         true => refused("other users can change it (chmod go-w)".to_owned()),

@@ -1,4 +1,5 @@
-//! What belongs to the installation of a Python: what plugins must not change lest they change what it runs.
+//! Which files belong to the installation of a Python. Plugins must not change them, or they could change
+//! what the Python runs.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::programs::{self, Kept};
 
-/// Of a prefix: programs, libraries, and what says that it is a virtual environment.
+/// Entries of a prefix: programs, libraries, and the file that marks a virtual environment.
 const PARTS: [&str; 8] = [
     "bin",
     "sbin",
@@ -18,11 +19,11 @@ const PARTS: [&str; 8] = [
     "pyvenv.cfg",
 ];
 
-/// True for the names that installations give their Pythons.
+/// True for the names that installations give to their Pythons.
 pub(super) fn is_python(name: &str) -> bool {
     let begins = ["python", "pypy", "graalpy"];
     let version = begins.iter().find_map(|begin| name.strip_prefix(begin));
-    // `3.13t` is a Python without a global lock, `3.13d` one for debugging.
+    // `3.13t` is a Python without a global interpreter lock, `3.13d` is a debug build.
     let version = version.map(|version| version.trim_end_matches(['t', 'd']));
     let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
     version.is_some_and(|version| {
@@ -33,15 +34,15 @@ pub(super) fn is_python(name: &str) -> bool {
     })
 }
 
-/// True for a program that no other one interprets.
+/// True for an ELF file, so not for a script.
 pub(super) fn is_binary(program: &Path) -> bool {
     let mut magic = [0; 4];
     let read = File::open(program).and_then(|mut file| file.read_exact(&mut magic));
     read.is_ok() && magic == *b"\x7fELF"
 }
 
-/// The installation of a Python that is in its `bin`, or of the version manager whose `shims` it is in. Data beside these stays
-/// what it is. Where the prefix is for other things as well, this is the program and its library alone.
+/// The installation of a Python that is in its `bin`, or of the version manager that has it in its `shims`.
+/// Data in the same prefix stays changeable. Where the prefix is shared, only the program and its library.
 pub(super) fn of(program: &Path) -> Kept {
     let alone = Kept {
         whole: vec![program.to_owned()],
@@ -66,19 +67,19 @@ pub(super) fn of(program: &Path) -> Kept {
     let is_venv = prefix.join("pyvenv.cfg").exists();
     Kept {
         whole: parts.into_iter().filter(|part| part.exists()).collect(),
-        // A user who can add a `pyvenv.cfg` chooses the library.
+        // A user who can add a `pyvenv.cfg` to the prefix can select another library.
         entries: (!is_venv).then(|| prefix.to_owned()).into_iter().collect(),
     }
 }
 
-/// The folder of an installation.
+/// The folder of an installation: the parent of the program's `bin` or `shims`.
 pub(super) fn prefix(program: &Path) -> Option<&Path> {
     let folder = program.parent()?;
     let is_usual = folder.ends_with("bin") || folder.ends_with("shims");
     folder.parent().filter(|_| is_usual)
 }
 
-/// True where a prefix is for other things as well.
+/// True if a prefix is used for other things than an installation.
 fn is_shared(prefix: &Path) -> bool {
     let homes = programs::homes();
     let is_homes = homes.iter().any(|home| {
@@ -95,7 +96,7 @@ fn is_shared(prefix: &Path) -> bool {
         || !is_manager() && programs::has_too_many_folders(prefix)
 }
 
-/// The library of a Python below a prefix.
+/// The files and folders of a Python's library below a prefix.
 fn library(prefix: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(prefix.join("lib")).into_iter().flatten();
     let paths = entries.flatten().map(|entry| entry.path());

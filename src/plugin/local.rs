@@ -1,9 +1,9 @@
-//! Dependencies that are folders and archives of this host: wheels of their content, and whether that
-//! has changed.
+//! Dependencies that are folders and archives on this host: building wheels from folders, and detecting
+//! changes.
 //!
-//! A folder is built into a wheel, `<home>/wheels/<SHA-256>/<name>.whl`, and the lockfile names that: so
-//! its text depends on what is installed, and an environment can be created after the folder has
-//! changed. Builds do not depend on the time, so that the same content gives the same wheel.
+//! A folder is built into a wheel, `<home>/wheels/<SHA-256>/<name>.whl`, and the lockfile names this wheel.
+//! So the text of the lockfile depends on what is installed, and an environment can be created after the
+//! folder has changed. Builds do not depend on the time, so the same content gives the same wheel.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -43,16 +43,16 @@ impl Wheel {
     }
 }
 
-/// How uv is called.
+/// How uv is run.
 pub(super) struct Uv<'a> {
     pub(super) program: &'a Path,
-    /// Its configuration.
+    /// uv's configuration.
     pub(super) settings: &'a Table,
-    /// The Python that the environment is for.
+    /// The version of the Python that the environment is for.
     pub(super) python: Option<&'a str>,
 }
 
-/// 1980-01-01, the first time that an archive can hold.
+/// 1980-01-01 UTC, the earliest time that a zip archive can represent, in seconds since the epoch.
 const BUILD_TIME: &str = "315532800";
 
 /// Builds the wheel of a folder.
@@ -66,7 +66,7 @@ pub(super) fn build(
     let step = tools.step()?;
     let out = step.create("out")?;
     let info = step.create("info")?;
-    // setuptools writes into the folder otherwise, and installs what it finds there of earlier builds.
+    // Without these settings setuptools writes into the folder, and installs what earlier builds left there.
     let lines = format!(
         "[build]\nbuild_base = {}/build\n[egg_info]\negg_base = {}\n",
         step.path().display(),
@@ -74,7 +74,7 @@ pub(super) fn build(
     );
     let settings = step.write("setuptools.cfg", &lines)?;
     let mut command = Command::new(uv.program);
-    // Quiet, it says nothing of what a backend printed that failed.
+    // Without `--quiet`, which would suppress what a failing backend printed.
     command.args(["build", "--no-progress", "--color", "never", "--wheel"]);
     command.arg("--out-dir");
     command.arg(&out);
@@ -112,13 +112,14 @@ fn wheel_in(folder: &File) -> io::Result<Option<String>> {
     Ok(None)
 }
 
-/// Why a wheel is not in the store.
+/// Why a wheel is not in the wheel store: reading the wheel failed, or the store did.
 enum Kept {
     Wheel(io::Error),
     Store(Error),
 }
 
-/// Moves a wheel of a folder into the store, unless it is there.
+/// Moves a wheel from a folder into the wheel store, unless it is there already. Removes wheels from the
+/// store that have not been used for `WHEEL_KEPT`.
 fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
     let hash = wheel_hash(from, name).map_err(Kept::Wheel)?;
     let store = home.join("wheels");
@@ -137,10 +138,10 @@ fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
         let (fresh, opened) = folders::fresh(&store, ".new-").map_err(Kept::Store)?;
         let moved = renameat(from, name, &opened, name).map_err(io::Error::from);
         let placed = moved.map_err(Kept::Wheel).and_then(|()| {
-            // A power cut may have left it empty.
+            // A power failure may have left the folder empty.
             sweep(&folder, until);
             match fs::rename(&fresh, &folder) {
-                // Another program has just put it there.
+                // Another program has created it in the meantime.
                 Err(_) if path.exists() => Ok(()),
                 result => result.map_err(|error| Kept::Store(Error::io(&folder, error))),
             }
@@ -148,7 +149,7 @@ fn keep(home: &Path, from: &File, name: &str) -> Result<Wheel, Kept> {
         sweep(&fresh, until);
         placed?;
     }
-    // It is used now.
+    // The modification time is the time of last use.
     if let Ok(opened) = folders::open(&folder) {
         let _ = opened.set_modified(SystemTime::now());
     }
@@ -176,8 +177,8 @@ fn hash_of(mut file: File) -> io::Result<String> {
     }
 }
 
-/// What a file or a folder contains, as a hash; none where it cannot be read, is too large to be
-/// compared, or where a build reads what is outside of the folder. What builds and caches write is left out.
+/// A hash of the content of a file or folder. None if it cannot be read, is too large to be compared, or if
+/// its build reads files outside the folder. Files that builds and caches write are left out.
 pub(super) fn fingerprint(path: &Path) -> Option<String> {
     let mut found = Found::default();
     match fs::metadata(path).ok()?.is_dir() {
@@ -187,7 +188,7 @@ pub(super) fn fingerprint(path: &Path) -> Option<String> {
     }
     let mut hasher = Sha256::new();
     for (name, content) in &found.files {
-        // The length keeps a name apart from what follows it.
+        // The length separates a name from what follows it.
         hasher.update((name.len() as u64).to_be_bytes());
         hasher.update(name);
         hasher.update(content);
@@ -195,7 +196,7 @@ pub(super) fn fingerprint(path: &Path) -> Option<String> {
     Some(text::hex(&hasher.finalize()))
 }
 
-/// True for a package whose files for its build name a folder above, as `../shared`.
+/// True for a package whose build files contain the path component `..`, as in `../shared`.
 fn leads_out(folder: &Path) -> bool {
     let files = ["pyproject.toml", "setup.py", "setup.cfg", "MANIFEST.in"];
     files.iter().any(|name| {
@@ -230,8 +231,8 @@ impl Found {
                     self.folder(&path, &below)?;
                 }
             } else {
-                // Also `*.pyc`: Python imports those outside `__pycache__` where there is no source. A link to a
-                // folder is none of the files that can be compared.
+                // Also `*.pyc`: Python imports them outside `__pycache__` where there is no source. A link to
+                // a folder cannot be compared, and fails here.
                 self.file(&path, &below)?;
             }
         }
@@ -253,7 +254,8 @@ impl Found {
     }
 }
 
-/// True for a folder that a tool has made: caches, environments, histories, and output of runs.
+/// True for a folder that tools have generated: caches, environments, repositories' histories, output of
+/// runs.
 fn is_generated(folder: &Path) -> bool {
     let name = folder.file_name().unwrap_or_default().as_encoded_bytes();
     let names: [&[u8]; 5] = [b"__pycache__", b".git", b".hg", b".svn", b".casparian"];

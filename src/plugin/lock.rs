@@ -1,4 +1,4 @@
-//! Locks on files, by which programs create an environment once, and who holds them.
+//! File locks, so that only one program creates an environment, and the holder of such a lock.
 
 use std::fs;
 use std::path::Path;
@@ -10,13 +10,19 @@ use crate::limits;
 use crate::lock_file::{self, Holder, holder};
 use crate::reactor::BootTime;
 
-/// A file lock that is held until it is dropped.
+/// A file lock, held until it is dropped.
 pub(super) struct Lock {
     _file: fs::File,
 }
 
 impl Lock {
-    /// Waits for the lock, but not for a process that is stopped.
+    /// Waits for the lock. Gives up after `LOCK_STOPPED_TIMEOUT` if the holder is stopped (SIGSTOP), after
+    /// `LOCK_TIMEOUT` in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Held`] after these times, [`Error::Cancelled`] when `cancel` is set, [`Error::Io`] for the
+    /// file.
     pub(super) fn take(
         path: &Path,
         cancel: &AtomicBool,
@@ -65,7 +71,7 @@ impl Lock {
     }
 }
 
-/// What is waited for while another process holds a lock.
+/// The text to report while another process holds a lock, or none.
 pub(super) fn held_by_another(path: &Path) -> Option<String> {
     let holder = holder(path)?;
     let is_another = holder.pid.unsigned_abs() != std::process::id();

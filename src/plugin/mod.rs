@@ -1,23 +1,24 @@
-//! Plugin processes: environments, warm interpreters, bridge frames.
+//! Plugin processes: environments, fork servers, bridge frames.
 //!
-//! - [`script`]: what a plugin's source says of its environment (PEP 723, or its folder's `pyproject.toml`).
-//! - [`project`]: the `pyproject.toml` of a folder.
+//! - [`script`]: what a plugin's source requires of its environment (PEP 723, or its folder's
+//!   `pyproject.toml`).
+//! - [`project`]: the `pyproject.toml` of a plugin's folder.
 //! - [`folder`]: a folder as one source text, which `folder.py` unpacks.
 //! - [`request`]: what an environment is to contain, with `[tool.uv]` or from a requirements file.
 //! - [`resolve`]: the lockfile of a request, with exact versions and hashes.
-//! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, made by uv. It and [`resolve`] block.
-//! - [`syntax`]: whether a source is Python, as an interpreter sees it.
-//! - [`process`] and [`warm`]: a plugin process, started fresh or forked from a warm
-//!   interpreter; `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py` are the program that runs in it.
-//! - [`programs`]: which programs are run with more rights than plugins have.
-//! - [`bridge`]: frames from the plugin process's Unix socket → Arrow record batches.
+//! - [`environment`]: `~/.casparian_flow/venvs/<hash>`, created by uv. Functions there and in [`resolve`]
+//!   block.
+//! - [`syntax`]: checks by an interpreter that a source is valid Python.
+//! - [`process`] and [`warm`]: a plugin process, which a fork server forks. The program that runs in it is
+//!   `outputs.py`, `values.py`, `work.py`, `daemons.py`, `folder.py` and `shim.py`.
+//! - [`programs`]: which programs run with more rights than plugins have.
+//! - [`bridge`]: frames from the plugin process's Unix socket, decoded to Arrow record batches.
 //!
-//! Plugin processes are hostile until proven otherwise: each has its own process group, which is killed
-//! whole, a scrubbed environment and a private working directory; its bytes are checked before
-//! they are believed, and no length it declares is reserved before the bytes arrive.
+//! Plugin processes are treated as hostile. Each has its own process group, which is killed as a whole, a
+//! scrubbed environment and a private working directory. Its bytes are checked before they are used. Buffers
+//! grow with bytes received, never with a declared length.
 //!
-//! What it does not do: it decides nothing about jobs (see `crate::worker`) and writes no
-//! output.
+//! This module does not decide about jobs (see `crate::worker`) and does not write output.
 
 #![cfg_attr(
     not(test),
@@ -67,13 +68,13 @@ use crate::job::Parameters;
 
 pub use uv::{find_or_install as uv, lock_file as uv_lock_file};
 
-/// How the text of a failure begins that the shim found in the input, before the plugin ran.
+/// Prefix of a failure's text when the shim found the fault in the input, before the plugin ran.
 pub const INPUT_MARK: &str = "input: ";
 
-/// How the text of a failure begins when the environment lacks what the shim itself needs.
+/// Prefix of a failure's text when the environment lacks what the shim itself needs.
 pub const ENVIRONMENT_MARK: &str = "environment: ";
 
-/// The plugin process's program; written to a private file, run by the environment's interpreter.
+/// Source of the plugin process's program. The environment's interpreter runs it.
 pub const SHIM: &str = concat!(
     include_str!("outputs.py"),
     "\n\n",
@@ -91,28 +92,28 @@ pub const SHIM: &str = concat!(
 /// A job as its plugin process sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
-    /// The job.
+    /// ID of the job.
     pub job_id: u64,
-    /// The input's version.
+    /// ID of the input's file version.
     pub file_version_id: i64,
-    /// For tracebacks.
+    /// Name of the plugin, for tracebacks.
     pub plugin_name: &'a str,
-    /// The input.
+    /// Path of the input.
     pub file_path: &'a str,
     /// The plugin's source.
     pub source: &'a source::Source,
-    /// What it is configured with.
+    /// Parameters of the job.
     pub parameters: &'a Parameters,
-    /// The program that runs the plugin, instead of our own shim.
+    /// The program that runs the plugin instead of [`SHIM`].
     pub shim: Option<&'a Path>,
-    /// The interpreter that its process becomes once it is restricted; none when it runs the plugin as it is
-    /// forked.
+    /// The interpreter that the plugin process executes (exec) once it is restricted. None when the forked
+    /// process itself runs the plugin.
     pub interpreter: Option<&'a Path>,
-    /// What it may do; none = all that its user may.
+    /// How it is restricted; none = not restricted.
     pub sandbox: Option<Sandbox<'a>>,
-    /// Files that each of its processes may open; 0 = no limit of its own.
+    /// Limit of open files of each of its processes; 0 = no limit of its own.
     pub open_files: u64,
-    /// Where the worker listens.
+    /// Path of the socket on which the worker listens.
     pub socket_path: &'a Path,
     /// The plugin process's private directory; also its HOME and TMPDIR.
     pub work_dir: &'a Path,
@@ -121,20 +122,20 @@ pub struct Job<'a> {
 /// The second layer of [`crate::sandbox`], as a plugin process applies it to itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Sandbox<'a> {
-    /// The folder of which it sees its own paths alone; none without a mount namespace.
+    /// The folder in which it sees only the paths in `keep`; none without a mount namespace.
     pub hide: Option<&'a Path>,
-    /// Its own paths there.
+    /// The paths in `hide` that it sees.
     pub keep: &'a [&'a Path],
     /// A socket that it cannot connect to; none without a mount namespace.
     pub cover: Option<&'a Path>,
-    /// With that namespace, all file systems are read-only but for its private directory.
+    /// With a mount namespace: all file systems are read-only except its private directory.
     pub is_strict: bool,
-    /// As root it may signal its descendants of other users: its ruleset or its user namespace lets it signal
-    /// no others.
+    /// True when it, as root, may signal its descendants that run as other users. Its ruleset or its user
+    /// namespace then prevents signals to all other processes.
     pub kills: bool,
-    /// A Landlock ruleset.
+    /// The Landlock ruleset that it applies.
     pub ruleset: Option<BorrowedFd<'a>>,
-    /// A file with a seccomp filter.
+    /// A file that contains its seccomp filter.
     pub seccomp: Option<BorrowedFd<'a>>,
 }
 
@@ -145,7 +146,7 @@ pub struct Exit {
     pub code: Option<i32>,
     /// The signal that killed it.
     pub signal: Option<i32>,
-    /// Most memory it ever had, in bytes; 0 = not known.
+    /// Largest resident size that it had, in bytes; 0 = unknown.
     pub rss_max_bytes: u64,
 }
 
@@ -155,7 +156,7 @@ impl Exit {
         self.code == Some(0)
     }
 
-    /// An end of which nothing is known.
+    /// An end whose exit code and signal are unknown.
     pub const UNKNOWN: Exit = Exit {
         code: None,
         signal: None,
@@ -182,8 +183,8 @@ impl fmt::Display for Exit {
     }
 }
 
-/// The variables of a plugin process that come from its job. The source reaches our own shim by a
-/// descriptor.
+/// The variables of a plugin process that come from its job. [`SHIM`] gets the source by a descriptor, not by
+/// a variable.
 fn variables(job: &Job<'_>) -> Vec<(&'static str, OsString)> {
     let path = |path: &Path| path.as_os_str().to_owned();
     let mut variables = vec![
@@ -206,8 +207,8 @@ fn variables(job: &Job<'_>) -> Vec<(&'static str, OsString)> {
     variables
 }
 
-/// The source as a variable, for shims of the old system. An argument or variable of more than
-/// 128 KiB is refused by execve, so a longer one has none.
+/// The source as a variable, for shims of the reference system. execve refuses an argument or variable of
+/// more than 128 KiB, so there is no variable for a longer source.
 fn code_variable(source_code: &str) -> Option<String> {
     use base64::Engine as _;
     let code = base64::engine::general_purpose::STANDARD.encode(source_code);
@@ -216,8 +217,8 @@ fn code_variable(source_code: &str) -> Option<String> {
 
 const CODE_VARIABLE_SIZE_MAX: usize = 120 << 10;
 
-/// The variables that interpreters and tools get of the worker's own: what a program needs to find its
-/// way, and no secrets. Values need not be UTF-8; PATH has its absolute folders alone.
+/// The variables that interpreters and tools get from the worker's own environment: locale, time zone and
+/// PATH, no secrets. Values need not be UTF-8. PATH has only its absolute folders.
 fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
     let kept = std::env::vars_os().filter(|(name, _)| {
         let name = name.to_str();
@@ -226,8 +227,8 @@ fn kept_variables() -> impl Iterator<Item = (OsString, OsString)> {
     kept.chain(programs::path_of_plugins().map(|path| ("PATH".into(), path)))
 }
 
-/// Writes the plugin's source where another shim than our own reads it. Code of the job's environment can put
-/// links there already.
+/// Writes the plugin's source to the file where a shim other than [`SHIM`] reads it. Code of the job's
+/// environment may already have created links there, so links are not followed.
 fn write_plugin(job: &Job<'_>) -> std::io::Result<std::path::PathBuf> {
     use rustix::fs::{Mode, OFlags, open, openat};
     let own = OFlags::CLOEXEC | OFlags::NOFOLLOW;

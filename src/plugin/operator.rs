@@ -1,6 +1,7 @@
-//! What the user of this host says about uv and pip: by variables, and by a `uv.toml` of the user or the
-//! system. Only what says where packages come from and how they are fetched counts, and what restricts
-//! them. All else would change what an environment contains, which its lockfile alone decides.
+//! Settings of this host's user for uv and pip: variables, and a `uv.toml` of the user or the system. Only
+//! settings count that determine where packages come from and how they are fetched, or that restrict
+//! packages. Others are ignored: they would change what an environment contains, which only its lockfile
+//! determines.
 
 use std::env;
 use std::ffi::OsString;
@@ -14,7 +15,7 @@ use toml::{Table, Value};
 use super::environment::Error;
 use crate::{input_file, limits};
 
-/// Variables of uv that are kept.
+/// Variables of uv that are passed on.
 const UV: &[&str] = &[
     "UV_CACHE_DIR",
     "UV_CONCURRENT_BUILDS",
@@ -46,7 +47,7 @@ const UV: &[&str] = &[
     "UV_SYSTEM_CERTS",
 ];
 
-/// Variables of pip that are kept; it installs uv.
+/// Variables of pip that are passed on. pip installs uv.
 const PIP: &[&str] = &[
     "PIP_CACHE_DIR",
     "PIP_CERT",
@@ -65,7 +66,7 @@ const PIP: &[&str] = &[
     "PIP_TRUSTED_HOST",
 ];
 
-/// Settings of a `uv.toml` that are kept.
+/// Settings of a `uv.toml` that are passed on.
 const SETTINGS: &[&str] = &[
     "allow-insecure-host",
     "cache-dir",
@@ -106,7 +107,7 @@ pub(super) fn is_kept(name: &str) -> bool {
         || families.iter().any(|family| name.starts_with(family))
 }
 
-/// The kept variables of uv that may change which versions are chosen.
+/// The variables of uv that are passed on and may change which versions are chosen.
 pub(super) fn variables() -> Vec<(OsString, OsString)> {
     let is_known = |name: &OsString| {
         name.to_str()
@@ -117,19 +118,19 @@ pub(super) fn variables() -> Vec<(OsString, OsString)> {
     found
 }
 
-/// What the files say at the start.
+/// Contents of the settings files as read at the start.
 static SETTINGS_READ: OnceLock<Table> = OnceLock::new();
 static PIP_READ: OnceLock<String> = OnceLock::new();
 
-/// Reads the files, which plugins may write later.
+/// Reads the settings files once, because plugins may write them later.
 pub(super) fn resolve() {
-    // An error is that of each build.
+    // An error is ignored here. Each build reads the settings again and fails with it.
     let _ = settings();
     pip_settings();
 }
 
-/// The kept settings of the first `uv.toml` that is there: that of UV_CONFIG_FILE, the user's, the system's.
-/// Later changes do not count.
+/// The settings that are passed on, of the first existing `uv.toml`: that of UV_CONFIG_FILE, the user's or
+/// the system's. Later changes have no effect.
 pub(super) fn settings() -> Result<Table, Error> {
     if let Some(known) = SETTINGS_READ.get() {
         return Ok(known.clone());
@@ -138,7 +139,7 @@ pub(super) fn settings() -> Result<Table, Error> {
     Ok(SETTINGS_READ.get_or_init(|| read).clone())
 }
 
-/// The text of pip's file of this user, or of PIP_CONFIG_FILE; empty without one.
+/// The text of pip's settings file: that of PIP_CONFIG_FILE, else the user's. Empty without a file.
 pub(super) fn pip_settings() -> &'static str {
     PIP_READ.get_or_init(|| {
         let read = |path: PathBuf| {
@@ -149,7 +150,7 @@ pub(super) fn pip_settings() -> &'static str {
     })
 }
 
-/// True where pip is set to read no settings.
+/// True if pip is configured to read no settings files.
 pub(super) fn is_pip_without_files() -> bool {
     set("PIP_CONFIG_FILE").is_some_and(|path| path == Path::new("/dev/null"))
 }
@@ -189,12 +190,12 @@ fn set(name: &str) -> Option<PathBuf> {
     value.map(PathBuf::from)
 }
 
-/// Where this user's settings are.
+/// The folder of this user's settings.
 fn user_folder() -> Option<PathBuf> {
     set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")))
 }
 
-/// The files of settings that are there.
+/// The existing settings files.
 pub(super) fn files() -> impl Iterator<Item = PathBuf> {
     let all = uv_files().into_iter().chain(pip_files());
     all.filter(|path| path.is_file())
@@ -217,7 +218,8 @@ fn uv_files() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Settings of a request before those of the operator: lists follow each other, other values stand.
+/// Merges the settings of a request with those of the operator. Lists are concatenated, the request's first.
+/// Other values of the request take precedence.
 pub(super) fn merged(mut own: Table, operator: Table) -> Table {
     for (key, value) in operator {
         match (own.get_mut(&key), value) {

@@ -1,8 +1,8 @@
-//! A process of the worker's: a fork server, or a plugin process, which is a fork server's child.
+//! A process that the worker watches: a fork server, or a plugin process, which is a child of a fork server.
 //!
-//! Either is watched and killed through a pidfd, which names the exact process: neither a
-//! process group that it has left nor a stopped parent matters. A process that the worker
-//! started is its child, and is reaped here; a fork server reaps its own children.
+//! Either is watched and killed through a pidfd, which identifies exactly one process. So it does not matter
+//! whether the process has left its process group, or whether its parent is stopped. A fork server is a child
+//! of the worker and is reaped here. A fork server reaps its own children.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -29,19 +29,19 @@ pub struct Pipes {
     pub stderr: Receiver,
 }
 
-/// A plugin process. Dropping it kills it, and does not wait for its end.
+/// A process. Dropping it kills it without waiting for its end.
 #[derive(Debug)]
 pub struct Process {
     pid: Pid,
     /// Readable once the process has exited.
     pidfd: OwnedFd,
-    /// None of a warm interpreter's child.
+    /// None for a plugin process, which its fork server reaps.
     child: Option<Child>,
     reaped: bool,
 }
 
 impl Process {
-    /// A child of this process, watched through a pidfd. Kills it when that cannot be had.
+    /// Watches a child of this process through a pidfd. If no pidfd can be opened, the child is killed.
     pub fn of_child(mut child: Child) -> io::Result<Self> {
         let pid = Pid::from_child(&child);
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {
@@ -52,7 +52,7 @@ impl Process {
                 reaped: false,
             }),
             Err(error) => {
-                // Both fail only when it has just exited by itself.
+                // Both fail only if the child has just exited by itself.
                 let _ = child.kill();
                 let _ = child.try_wait();
                 Err(error.into())
@@ -60,7 +60,7 @@ impl Process {
         }
     }
 
-    /// A process that another one reaps.
+    /// Watches a process that another process reaps.
     pub fn adopt(pid: Pid, pidfd: OwnedFd) -> Self {
         Process {
             pid,
@@ -70,19 +70,20 @@ impl Process {
         }
     }
 
-    /// A descriptor that is readable once the process has exited.
+    /// The pidfd, which is readable once the process has exited.
     pub fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
     }
 
-    /// Its ID; at its start it leads the process group of the same number.
+    /// Its process ID. When it starts, it leads the process group with the same ID.
     pub fn id(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Sets the limits of open files of a process that has not been reaped: the soft one, and a hard one
-    /// below the soft one of this process. As many descriptors as its limit may a process have on the way between sockets before
-    /// it can send none, and those of all processes of the user count (unix(7), ETOOMANYREFS).
+    /// Sets the limits of open files (RLIMIT_NOFILE) of a process that has not been reaped. The hard limit is
+    /// below the soft limit of this process. The reason: descriptors in flight over Unix sockets are counted
+    /// for all processes of a user, and a process cannot send any while the count is above its own limit
+    /// (unix(7), ETOOMANYREFS). So plugin processes cannot prevent this process from sending descriptors.
     pub fn limit_descriptors(&self, soft: Option<u64>) -> io::Result<()> {
         let own = getrlimit(Resource::Nofile);
         let reserved = |limit: u64| match limit >= 8 * limits::DESCRIPTORS_RESERVED {
@@ -102,16 +103,16 @@ impl Process {
         Ok(())
     }
 
-    /// Kills the process, also in another process group, and the group that it led.
+    /// Kills the process, whatever process group it is in, and the group that it led.
     pub fn kill(&self) {
-        // Fails with ESRCH once it has been reaped; then its number may be another's.
+        // Fails with ESRCH once the process has been reaped. Then the ID of the group may be used again.
         if !self.reaped && rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL).is_ok() {
             // ESRCH: the group is empty.
             let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
         }
     }
 
-    /// True once it has exited, reaped or not.
+    /// True once the process has exited, reaped or not.
     pub fn has_exited(&self) -> bool {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let at_once = Timespec {
@@ -121,7 +122,7 @@ impl Process {
         poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits until it has exited, at most until then.
+    /// Waits until the process has exited, but not longer than until the given time.
     pub fn wait_until(&self, until: BootTime) {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
         let left = until.saturating_duration_since(BootTime::now());
@@ -129,13 +130,13 @@ impl Process {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: left.subsec_nanos().into(),
         };
-        // An interruption counts as its end.
+        // An interruption by a signal also ends the wait.
         let _ = poll(&mut fds, Some(&left));
     }
 
-    /// Reaps a child of the worker once it has exited, and returns how it ended. Its group is
-    /// killed before, so the group's number cannot have become another's. None while it runs,
-    /// and for a process that another one reaps.
+    /// Reaps a child of this process once it has exited, and returns how it ended. Its process group is
+    /// killed before, while its ID cannot be used again. None while the child runs, and for a process that
+    /// another process reaps.
     pub fn try_exit(&mut self) -> io::Result<Option<Exit>> {
         let Some(child) = &mut self.child else {
             return Ok(None);
@@ -155,12 +156,11 @@ impl Process {
         Ok(Some(exit_of(status)))
     }
 
-    /// How a process ended that has exited and has not been reaped, as the kernel shows it in
-    /// /proc.
+    /// How a process ended that has exited and has not been reaped, read from /proc.
     pub fn unreaped_exit(&self) -> Option<Exit> {
         let stat = proc_file::read(format!("/proc/{}/stat", self.id())).ok()?;
-        // After the name, which may contain anything: state is the first field, the wait
-        // status the last.
+        // The process name may contain anything, so the fields after it are read: the first is the state, the
+        // last the wait status.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut fields = fields.split_ascii_whitespace();
         if fields.next() != Some("Z") {
@@ -170,7 +170,7 @@ impl Process {
         Some(exit_of(ExitStatus::from_raw(status)))
     }
 
-    /// Most memory that it has had so far, in bytes; 0 when that is not known or it has exited.
+    /// Its largest resident size so far, in bytes; 0 if that is unknown or the process has exited.
     pub fn rss_max_bytes(&self) -> u64 {
         let status = proc_file::read(format!("/proc/{}/status", self.id()));
         status
@@ -197,7 +197,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if !self.reaped {
             self.kill();
-            // Reaped here only if it has exited already: a wait could last for ever.
+            // Reaped here only if it has exited already, because waiting could block without bound.
             if let Err(error) = self.try_exit() {
                 log::debug!("process {}: {error}", self.id());
             }
@@ -250,7 +250,7 @@ mod tests {
         assert!(process.rss_max_bytes() > 0);
         process.kill();
         assert_eq!(exit(&mut process).signal, Some(9));
-        // Its number may be another's by now.
+        // The process has been reaped, so its ID may be used again.
         process.kill();
     }
 }

@@ -1,16 +1,28 @@
-//! The programs that are run here with more rights than plugin processes have, and what chooses them. Neither
-//! plugins nor build code may change either, so all of it is found once, by [`resolve`], before the first of them runs.
+//! The programs that run with more rights than plugin processes, and what selects them. Neither plugins nor
+//! build code may change either of them. So all are determined once, by [`resolve`], before the first plugin
+//! or build runs.
 //!
-//! | program | run as | chosen by | kept from plugins and build code |
-//! |---|---|---|---|
-//! | the launcher | unrestricted | `/proc/self/exe` | it is the program that runs |
-//! | the fork server of mode `strict` | unrestricted | the link of its environment | neither plugins nor build code can have changed it |
-//! | a fork server of mode `on` | as plugins are | its environment | environments are read-only for plugins |
-//! | the shell of a tool, uv, the Python that installs uv | as build code is | PATH | folders of PATH, but those for other things as well: [`kept`] |
-//! | a Python that compiles a plugin | as build code is | the link of its environment | nothing needed |
+//!  program | runs with the rights of | selected by |
+//! ---|---|---|
+//!  the launcher | this process | `/proc/self/exe` |
+//!  the fork server of mode `strict` | this process | the link of its environment |
+//!  a fork server of mode `on` | a plugin | its environment |
+//!  the shell of a tool, uv, the Python that installs uv | build code | PATH |
+//!  a Python that compiles a plugin | build code | the link of its environment |
 //!
-//! Folders of PATH that are missing at the start are never searched: they may be created later. What of it root's
-//! programs load of the system (the linker, its libraries) is not here: docs/security.md, "What remains".
+//! How each is protected from plugins and build code:
+//!
+//! - The launcher is the program that runs.
+//! - The Python of the fork server of mode `strict` is one that neither plugins nor build code can have
+//!   changed.
+//! - The Python of a fork server of mode `on` is in its environment, which is read-only for plugins.
+//! - Programs that PATH selects are in folders of PATH that are used for programs only. These are protected
+//!   ([`kept`]).
+//! - A Python that compiles a plugin needs no protection.
+//!
+//! Folders of PATH that do not exist at the start are never searched, because they may be created later. What
+//! these programs load from the system (the linker, its libraries) is not protected here: see
+//! docs/security.md, "What remains".
 
 use std::collections::BTreeSet;
 use std::env;
@@ -27,16 +39,17 @@ use super::{installation, operator, uv_folders};
 use crate::limits;
 use crate::sandbox::folders_in;
 
-/// What plugins and build code cannot change.
+/// Paths that plugins and build code cannot change.
 #[derive(Clone, Debug, Default)]
 pub struct Kept {
-    /// Files, and folders with all that is below.
+    /// Files, and folders with everything below them.
     pub whole: Vec<PathBuf>,
-    /// Folders with their own files and links, in which nothing can be added or renamed. Folders there stay what they are.
+    /// Folders whose own files and links cannot be changed, and in which nothing can be added or renamed. The
+    /// folders in them may be changed.
     pub entries: Vec<PathBuf>,
 }
 
-/// Finds all of it; later calls change nothing. The inputs are those that are known at the start.
+/// Determines all of it. Later calls change nothing. `inputs` are the inputs that are known at the start.
 pub fn resolve(inputs: &[PathBuf]) {
     let _ = INPUTS.set(inputs.iter().filter_map(|input| known(input)).collect());
     for (folder, reason) in &folders().left {
@@ -52,7 +65,7 @@ pub fn resolve(inputs: &[PathBuf]) {
 
 static INPUTS: OnceLock<Vec<PathBuf>> = OnceLock::new();
 
-/// What of an input's path is there: it may be a pattern.
+/// The longest existing part of an input's path. The path may be a pattern.
 fn known(input: &Path) -> Option<PathBuf> {
     let input = std::path::absolute(input).ok()?;
     input
@@ -64,14 +77,14 @@ fn inputs() -> &'static [PathBuf] {
     INPUTS.get().map_or(&[], Vec::as_slice)
 }
 
-/// True where the files of an input are a folder's own.
+/// True if a folder is an input, or directly contains an input file.
 pub(super) fn has_input_beside(folder: &Path) -> bool {
     let is_beside =
         |input: &PathBuf| input == folder || input.parent() == Some(folder) && input.is_file();
     inputs().iter().any(is_beside)
 }
 
-/// The inputs beside which plugins cannot write, each with the folder that is kept.
+/// The inputs in protected folders, each with its folder. Plugins cannot write beside these inputs.
 pub fn inputs_in_kept() -> impl Iterator<Item = (&'static Path, &'static Path)> {
     inputs().iter().filter_map(|input| {
         let is_beside =
@@ -82,12 +95,13 @@ pub fn inputs_in_kept() -> impl Iterator<Item = (&'static Path, &'static Path)> 
     })
 }
 
-/// The folders of PATH that are there at the start, but for relative ones: an empty entry is the working directory.
+/// The folders of PATH that exist at the start, without relative ones. An empty entry of PATH is the working
+/// directory.
 #[derive(Debug)]
 struct Folders {
     all: Vec<PathBuf>,
     searched: Vec<PathBuf>,
-    /// Those that are for other things as well, and why.
+    /// Folders that are not only for programs, and why. They are not searched.
     left: Vec<(PathBuf, String)>,
 }
 
@@ -114,7 +128,7 @@ fn folders() -> &'static Folders {
     })
 }
 
-/// Folders that are for programs whatever else is in them.
+/// Folders that count as folders of programs, whatever else is in them.
 const SYSTEM: [&str; 6] = [
     "/bin",
     "/sbin",
@@ -124,7 +138,7 @@ const SYSTEM: [&str; 6] = [
     "/usr/local/sbin",
 ];
 
-/// Why a folder of PATH that this user may change is to stay so.
+/// Why a folder of PATH stays changeable for plugins; none if it is protected or this user cannot change it.
 fn other_use(folder: &Path) -> Option<String> {
     let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     if !may_change(&folder) || SYSTEM.iter().any(|system| folder == Path::new(system)) {
@@ -144,7 +158,7 @@ fn other_use(folder: &Path) -> Option<String> {
     (root || has_too_many_folders(&folder)).then(|| "it has other folders".to_owned())
 }
 
-/// HOME, as it is named and as its links lead.
+/// HOME, as it is set and with its links followed.
 pub(super) fn homes() -> Vec<PathBuf> {
     let home = env::var_os("HOME").map(PathBuf::from);
     let home = home.filter(|home| home.is_absolute());
@@ -152,7 +166,7 @@ pub(super) fn homes() -> Vec<PathBuf> {
     home.into_iter().chain(real).collect()
 }
 
-/// True for a folder of temporary files, and for one above ours.
+/// True for a folder of temporary files (a sticky one), and for a folder that contains `TMPDIR`.
 pub(super) fn is_temporary(folder: &Path) -> bool {
     let own = env::temp_dir();
     let real = fs::canonicalize(&own);
@@ -164,19 +178,20 @@ pub(super) fn is_temporary(folder: &Path) -> bool {
     is_above || is_sticky
 }
 
-/// Each folder in one of programs is a mount for interpreters.
+/// True where a folder has more folders than can be mounted: each folder in a folder of programs is a mount
+/// for interpreters.
 pub(super) fn has_too_many_folders(folder: &Path) -> bool {
     folders_in(folder)
         .nth(limits::FOLDERS_BESIDE_PROGRAMS_MAX)
         .is_some()
 }
 
-/// PATH as tools get it; none where it has no folder that is searched.
+/// PATH for tools, or none if no folder is searched.
 pub(super) fn path() -> Option<OsString> {
     joined(&folders().searched)
 }
 
-/// PATH as plugins get it: with what they may change.
+/// PATH for plugins. It includes the folders that plugins may change.
 pub(super) fn path_of_plugins() -> Option<OsString> {
     joined(&folders().all)
 }
@@ -187,7 +202,7 @@ fn joined(folders: &[PathBuf]) -> Option<OsString> {
         .filter(|_| !folders.is_empty())
 }
 
-/// The first program of that name on PATH.
+/// The first program with that name in the searched folders of PATH.
 pub(super) fn program(name: &str) -> Option<PathBuf> {
     let searched = folders().searched.iter();
     let programs = searched.map(|folder| folder.join(name));
@@ -198,7 +213,7 @@ pub(super) fn program(name: &str) -> Option<PathBuf> {
     programs.into_iter().find(is_program)
 }
 
-/// Why tools cannot be run: they search programs themselves.
+/// Fails if PATH has no folder to search, because tools search for programs themselves.
 pub(super) fn check_path() -> Result<(), Error> {
     match path() {
         Some(_) => Ok(()),
@@ -210,8 +225,8 @@ pub(super) fn check_path() -> Result<(), Error> {
     }
 }
 
-/// What of the programs this user could change: the own program, the folders of PATH, the uv there, the installations
-/// of the Pythons there, and the settings of uv and pip.
+/// The paths that this user could change and that are protected: this program, the folders of PATH, the uv in
+/// them, the installations of the Pythons in them, and the settings of uv and pip.
 pub fn kept() -> &'static Kept {
     static KEPT: OnceLock<Kept> = OnceLock::new();
     KEPT.get_or_init(|| {
@@ -236,7 +251,7 @@ impl Kept {
         self.entries.extend(other.entries);
     }
 
-    /// Without what this user cannot change, and what lies in a folder that is kept whole.
+    /// Removes paths that this user cannot change, and paths inside a folder of `whole`.
     fn changeable(self) -> Kept {
         let sorted = |paths: Vec<PathBuf>| BTreeSet::from_iter(paths).into_iter();
         let whole = outermost(sorted(self.whole).filter(|path| may_change(path)));
@@ -247,12 +262,12 @@ impl Kept {
     }
 }
 
-/// The installation that an environment was made of.
+/// The installation that an environment was created from.
 pub fn of_base(python: &Path) -> Kept {
     installation::of(python).changeable()
 }
 
-/// What a program of PATH leads to: the file of a uv, the installation of a Python.
+/// The paths that a program of PATH uses: the file of uv, the installation of a Python.
 fn means(program: &Path) -> Kept {
     let mut found = Kept::default();
     let name = program.file_name().and_then(|name| name.to_str());
@@ -267,7 +282,7 @@ fn means(program: &Path) -> Kept {
     if !is_python {
         return found;
     }
-    // A virtual environment leads to another installation by its file, and what version managers link is a
+    // A virtual environment names another installation in its `pyvenv.cfg`. What version managers link is a
     // script of theirs.
     let parent = program.parent();
     let is_shim = parent.is_some_and(|parent| parent.ends_with("shims"));
@@ -283,7 +298,7 @@ fn means(program: &Path) -> Kept {
     found
 }
 
-/// Those that are in none of the others.
+/// The paths that are in none of the others.
 fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     let mut outermost: Vec<PathBuf> = Vec::new();
     // Sorted: a folder comes before what is in it.
@@ -295,7 +310,7 @@ fn outermost(paths: impl Iterator<Item = PathBuf>) -> Vec<PathBuf> {
     outermost
 }
 
-/// True where this process's user may change or replace a file or folder that is there.
+/// True if this process's user may change or replace an existing file or folder.
 fn may_change(path: &Path) -> bool {
     let user = rustix::process::geteuid();
     let may = |folder: &Path| {
@@ -305,8 +320,8 @@ fn may_change(path: &Path) -> bool {
     path.exists() && (user.is_root() || path.ancestors().any(may))
 }
 
-/// True for a Python, all links followed, that neither plugins nor build code can change: one of an installation that is
-/// [`kept`], of uv's Pythons, or of another user's.
+/// True for a Python (with all links followed) that neither plugins nor build code can change: one of an
+/// installation in [`kept`], one of uv's, or one that this user cannot change.
 pub(super) fn is_kept(python: &Path) -> bool {
     let name = python.file_name().and_then(|name| name.to_str());
     if !name.is_some_and(installation::is_python) {

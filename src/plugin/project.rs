@@ -1,4 +1,4 @@
-//! The `pyproject.toml` of a plugin that is a folder: its dependencies, and what `[tool.casparian]` says.
+//! The `pyproject.toml` of a plugin that is a folder: its dependencies and `[tool.casparian]`.
 
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -8,7 +8,7 @@ use super::script::{self, Error, Script};
 /// The file's name.
 pub const FILE: &str = "pyproject.toml";
 
-/// Keys of `[tool.uv]` that do not concern what an environment of the dependencies contains.
+/// Keys of `[tool.uv]` that do not affect what an environment of the dependencies contains.
 const WITHOUT_MEANING: &[&str] = &[
     "build-backend",
     "cache-keys",
@@ -23,14 +23,14 @@ const WITHOUT_MEANING: &[&str] = &[
     "trusted-publishing",
 ];
 
-/// What a `pyproject.toml` says of a plugin.
+/// Content of a `pyproject.toml` that concerns the plugin.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Project {
     /// The entry file (`[tool.casparian] entry`).
     pub entry: Option<String>,
-    /// Patterns of files that are left out of the plugin (`[tool.casparian] exclude`).
+    /// Patterns of files that do not belong to the plugin (`[tool.casparian] exclude`).
     pub exclude: Vec<String>,
-    /// What inline metadata would say.
+    /// The settings that a single file has as inline metadata.
     pub script: Script,
 }
 

@@ -1,4 +1,4 @@
-//! Which Python an environment gets, and what to do where the right one is missing.
+//! Which Python an environment gets, and the error message if no suitable one is found.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,10 +6,10 @@ use std::process::Command;
 use super::environment::Error;
 use super::tool::Tools;
 
-/// The Pythons that plugin processes run on.
+/// The Python versions on which plugin processes run.
 const PYTHONS: &str = ">=3.9";
 
-/// What is required of Python, by a plugin and by us.
+/// The Python versions that both the plugin and Casparian require.
 pub(super) fn supported(requires_python: Option<&str>) -> String {
     match requires_python {
         Some(version) => format!("{version},{PYTHONS}"),
@@ -17,7 +17,7 @@ pub(super) fn supported(requires_python: Option<&str>) -> String {
     }
 }
 
-/// A failure with the Pythons of this host, where none of them is one that is required.
+/// Adds the Pythons of this host to a failure, if none of them is suitable.
 pub(super) fn explained(
     uv: &Path,
     tools: &Tools<'_>,
@@ -51,7 +51,7 @@ pub(super) fn explained(
     if pythons.is_empty() {
         pythons.push("none".to_owned());
     }
-    // The step may not write where uv downloads to: its own error is not the cause.
+    // The step cannot write into the folder to which uv downloads, so its own error is not the cause.
     let tail = download_failure.unwrap_or(tail);
     Error::Failed {
         what: what.clone(),

@@ -1,4 +1,4 @@
-//! What a job may use: the operator's limits, and lower ones of its plugin.
+//! The limits of a job: those of the operator, lowered by those of its plugin.
 
 use serde::Deserialize;
 
@@ -8,19 +8,19 @@ use crate::limits;
 /// Limits of one job; 0 = none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// Seconds from its start to the end of its process.
+    /// Seconds from the job's start to the end of its process.
     pub timeout: u64,
-    /// Seconds of processor time of all its processes.
+    /// CPU seconds of all its processes.
     pub cpu: u64,
-    /// Bytes in memory (RSS) of all its processes, without what the first one had at its start.
+    /// Resident memory (RSS) of all its processes in bytes, without what the first one had when it started.
     pub memory: u64,
-    /// Open files of each process.
+    /// Open files of each process (RLIMIT_NOFILE).
     pub open_files: u64,
-    /// Processes at a time.
+    /// Number of processes at a time.
     pub processes: u64,
     /// Bytes of all its output.
     pub output: u64,
-    /// Bytes that it prints.
+    /// Bytes that it prints to stdout and stderr.
     pub log: u64,
     /// Bytes in its working directory.
     pub scratch: u64,
@@ -47,7 +47,7 @@ impl Quota {
     }
 }
 
-/// `job-...` of a plugin's `[tool.casparian]`.
+/// The keys `job-...` of a plugin's `[tool.casparian]`.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Words {
@@ -66,12 +66,12 @@ pub(super) struct Words {
 enum Amount {
     Number(u64),
     Text(String),
-    /// Of another type, so that the error can name the setting.
+    /// A value of another type. It is accepted here so that the error can name the setting.
     Other(serde::de::IgnoredAny),
 }
 
 impl Words {
-    /// The limits; the reason when one cannot be read.
+    /// The limits. The error is the reason why a value is invalid.
     pub(super) fn quota(&self) -> Result<Quota, String> {
         let number = |name: &str, amount: &Option<Amount>| match amount {
             None => Ok(0),
@@ -90,7 +90,7 @@ impl Words {
             memory: bytes("job-memory", &self.job_memory)?,
             open_files: match number("job-open-files", &self.job_open_files)? {
                 0 => 0,
-                // Its interpreter has to run.
+                // The interpreter itself needs some.
                 count => count.max(limits::JOB_OPEN_FILES_MIN),
             },
             processes: number("job-processes", &self.job_processes)?,

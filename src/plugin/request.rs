@@ -1,5 +1,6 @@
 //! What an environment is to contain, as its author wrote it: PEP 723 metadata with `[tool.uv]`, or a
-//! requirements file. Paths are absolute here. Whatever would not hold is refused by its name.
+//! requirements file. Paths are absolute here. Settings that would have no effect are refused; the error
+//! names them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +13,7 @@ use super::direct::{absolute, absolute_location, absolute_path, name};
 use super::requirements;
 use super::script::Script;
 
-/// Keys of `[tool.uv]` that belong to a project.
+/// Keys of `[tool.uv]` that are written into the project.
 const PROJECT: &[&str] = &[
     "constraint-dependencies",
     "environments",
@@ -22,7 +23,7 @@ const PROJECT: &[&str] = &[
     "sources",
 ];
 
-/// Keys of `[tool.uv]` that are settings of uv.
+/// Keys of `[tool.uv]` that are written into uv's settings.
 pub(super) const SETTINGS: &[&str] = &[
     "dependency-metadata",
     "exclude-newer",
@@ -50,17 +51,17 @@ pub struct Request {
     /// Requirements (PEP 508).
     pub(super) dependencies: Vec<String>,
     pub(super) requires_python: Option<String>,
-    /// Modules a warm interpreter imports.
+    /// Modules that a warm fork server imports.
     pub(super) preload: Vec<String>,
     /// `[tool.uv]` of the project that uv resolves.
     pub(super) project: Table,
-    /// Settings with which it does.
+    /// Settings with which uv resolves it.
     pub(super) settings: Table,
-    /// The hashes that files of a package may have, by its name.
+    /// The hashes that files of a package may have, by the package's name.
     pub(super) hashes: BTreeMap<String, Hashes>,
-    /// Every package must have one of them: which file and line asks for that.
+    /// The file and line because of which every package must have a hash; none if no package must.
     pub(super) hashes_needed_by: Option<String>,
-    /// A lockfile whose versions are kept as far as they fit.
+    /// A lockfile whose versions are kept where they satisfy the request.
     pub(super) known: Option<String>,
 }
 
@@ -86,8 +87,8 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Request {
-    /// What a plugin's own metadata asks for; relative paths lead from the plugin's folder. `known` is the
-    /// lockfile beside it (`uv lock --script`).
+    /// The request of a plugin's own metadata. Relative paths are relative to the plugin's folder. `known` is
+    /// the lockfile beside the plugin (`uv lock --script`).
     pub fn of_script(
         script: &Script,
         folder: &Path,
@@ -104,8 +105,8 @@ impl Request {
         Ok(request)
     }
 
-    /// What a requirements file asks for, with Python, preloads and `[tool.uv]` of the plugin's metadata.
-    /// `read` gives the text of a file.
+    /// The request of a requirements file, with Python version, preloads and `[tool.uv]` of the plugin's
+    /// metadata. `read` returns the text of a file.
     pub fn of_requirements(
         file: &Path,
         read: &dyn Fn(&Path) -> io::Result<String>,
@@ -119,7 +120,8 @@ impl Request {
         Ok(request)
     }
 
-    /// Adds the hashes that URLs end with (`NAME @ URL#sha256=…`): uv compares none of a local file.
+    /// Adds the hashes that URLs end with (`NAME @ URL#sha256=…`), because uv does not check those of local
+    /// files.
     fn add_url_hashes(&mut self) -> Result<(), String> {
         for requirement in &self.dependencies {
             let Some(hash) = requirements::url_hash(requirement)? else {
@@ -153,7 +155,7 @@ impl Request {
         Ok(request)
     }
 
-    /// True when nothing but pyarrow, Python and preloads is asked for.
+    /// True if the request needs only pyarrow, a Python version and preloads.
     pub(super) fn is_default(&self) -> bool {
         self.dependencies.iter().all(|one| one == "pyarrow")
             && self.project.is_empty()
@@ -168,7 +170,7 @@ fn absolute_all(requirements: &mut [String], folder: &Path) -> Result<(), String
     Ok(())
 }
 
-/// Makes the paths in a value of `[tool.uv]` absolute, and refuses what has no meaning here.
+/// Makes the paths in a value of `[tool.uv]` absolute, and refuses values that are not supported.
 fn make_absolute(key: &str, value: &mut Value, folder: &Path) -> Result<(), String> {
     match key {
         "sources" => {
@@ -205,7 +207,7 @@ fn make_absolute(key: &str, value: &mut Value, folder: &Path) -> Result<(), Stri
     Ok(())
 }
 
-/// The strings of a value that is one or a list of them.
+/// The strings of a value that is a string or a list of strings.
 fn strings(value: &mut Value) -> Result<Vec<&mut String>, String> {
     let texts = match value {
         Value::Array(list) => list.as_mut_slice(),
@@ -226,13 +228,14 @@ fn absolute_source(source: &mut Value, folder: &Path) -> Result<(), String> {
     if let Some(path) = source.get_mut("path") {
         let text = path.as_str().ok_or("path: expected a string")?;
         *path = Value::String(absolute_path(text, folder)?);
-        // An environment contains what the folder contains when the run starts.
+        // An environment contains a copy of the folder as it is when the run starts.
         source.remove("editable");
     }
     Ok(())
 }
 
-/// The location of an index. Its credentials would be read in the lockfile, or missing from it.
+/// The absolute location of an index. Credentials in it are refused: they would be readable in the lockfile,
+/// or missing from it.
 pub(super) fn location(text: &str, folder: &Path) -> Result<String, String> {
     let host = text
         .split_once("://")

@@ -1,6 +1,6 @@
-//! Requirements files, as pip and uv read them: continued lines, comments, `-r`, `-c`, `-e`, hashes and
-//! the options of indexes. Paths lead from the folder of the file that has them. What is not supported is
-//! refused by its name, file and line.
+//! Parses requirements files as pip and uv do: continued lines, comments, `-r`, `-c`, `-e`, hashes and the
+//! options of indexes. Paths are relative to the folder of the file that contains them. What is not supported
+//! is refused, with its name, file and line.
 
 use std::collections::HashSet;
 use std::io;
@@ -15,7 +15,7 @@ use crate::limits;
 
 type Read<'a> = &'a dyn Fn(&Path) -> io::Result<String>;
 
-/// Adds what a file asks for to a request.
+/// Adds the requirements and options of a file to a request.
 pub(super) fn read_into(request: &mut Request, file: &Path, read: Read<'_>) -> Result<(), Refused> {
     let mut reader = Reader {
         from_metadata: request.settings.clone(),
@@ -50,7 +50,7 @@ pub(super) fn url_hash(requirement: &str) -> Result<Option<String>, String> {
         .map_err(|_| format!("{requirement}: expected #sha256= and 64 hex digits"))
 }
 
-/// Where a line stands.
+/// The position of a line.
 struct Context<'a> {
     file: &'a Path,
     folder: &'a Path,
@@ -69,9 +69,9 @@ struct Reader<'a> {
     request: &'a mut Request,
     from_metadata: toml::Table,
     read: Read<'a>,
-    /// Files that were read, and whether as constraints.
+    /// Files that were read, each with whether it was read as constraints.
     seen: HashSet<(PathBuf, bool)>,
-    /// The first line with `--require-hashes` or a hash: as for pip, each requirement must have one then.
+    /// The first line with `--require-hashes` or a hash. As in pip, each requirement must then have a hash.
     hashes_needed_by: Option<String>,
     /// The first requirement without a hash.
     without_hash: Option<String>,
@@ -189,7 +189,7 @@ impl Reader<'_> {
         self.hashes_needed_by.get_or_insert_with(by);
     }
 
-    /// Sets a setting, unless the plugin's metadata has it.
+    /// Sets a setting, unless the plugin's metadata has it too.
     fn set(&mut self, key: &str, value: Value) -> Result<(), String> {
         if self.from_metadata.contains_key(key) {
             return Err(format!(
@@ -247,7 +247,7 @@ impl Reader<'_> {
     }
 }
 
-/// Only these are in lockfiles.
+/// Normalises a hash. Only SHA-256 is supported, because lockfiles have no others.
 fn sha256(hash: &str) -> Result<String, String> {
     let digits = hash
         .strip_prefix("sha256:")
@@ -258,7 +258,7 @@ fn sha256(hash: &str) -> Result<String, String> {
     }
 }
 
-/// Lines without comments and line ends, each with the number of its first one. A backslash at the end
+/// Lines without comments and line ends, each with the number of its first line. A backslash at the end
 /// continues a line.
 fn logical_lines(text: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
@@ -269,7 +269,7 @@ fn logical_lines(text: &str) -> Vec<(usize, String)> {
             Some(line) if !is_comment => (line, true),
             _ => (line, false),
         };
-        // A comment ends a continued line, and so does an empty line.
+        // A comment line or an empty line ends a continued line.
         let (number, mut whole) = begun.take().unwrap_or((index + 1, String::new()));
         if is_comment {
             whole.push(' ');

@@ -1,11 +1,11 @@
 //! The lockfile of a request: a `uv.lock` with exact versions, hashes and commits.
 //!
-//! uv resolves a project without code that asks for what the request asks for; so it honours `[tool.uv]`
-//! as it does in a script. No configuration of the current folder is read (see `operator.rs`).
-//! The content of local dependencies is in the lockfile by its hash (see `local.rs`).
+//! uv resolves a project without code that has the dependencies of the request. So uv itself applies
+//! `[tool.uv]`, as it does in a script. No configuration of the current folder is read (see `operator.rs`).
+//! The lockfile names the content of local dependencies by hash (see `local.rs`).
 //!
-//! What was resolved is remembered, `<home>/resolved/<hash of the request>.<hash of the lockfile>`,
-//! as long as its environment and what it was made of are there.
+//! The result is stored as `<home>/resolved/<hash of the request>.<hash of the lockfile>`. It is used as long
+//! as its environment exists and its local dependencies have not changed.
 
 use std::fs;
 use std::io::Write;
@@ -31,9 +31,9 @@ use crate::{input_file, limits};
 /// Hosts on which the environment may be created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hosts {
-    /// On this host: for its Python, and with local dependencies.
+    /// Only this host: for its Python, and with local dependencies.
     This,
-    /// On any host: local dependencies are refused.
+    /// Any host: local dependencies are refused.
     Any,
 }
 
@@ -106,15 +106,16 @@ struct Resolver<'a> {
     download_failure: Option<String>,
 }
 
-/// A uv.lock, as text and as what it says.
+/// A uv.lock, as text and parsed.
 struct Lock {
     text: String,
     table: Table,
 }
 
 impl Resolver<'_> {
-    /// On this host a script runs with the Python that is here, as by `uv run`: what its dependencies need
-    /// on others does not matter. Elsewhere all that the plugin allows count.
+    /// Chooses the Python to resolve for. For this host that is the Python that `uv run` would use for the
+    /// script; requirements for other Pythons are ignored. For any host all Pythons count that the plugin
+    /// allows.
     fn choose_python(&mut self) -> Result<(), Error> {
         let step = self.tools.step()?;
         let mut find = Command::new(self.program);
@@ -123,7 +124,7 @@ impl Resolver<'_> {
         find.arg(python::supported(self.requires_python.as_deref()));
         let found = match self.tools.ask(&step, &find, "uv python find") {
             Ok(printed) => printed,
-            // uv may download one, which it cannot do where code of dependencies runs.
+            // uv may download a Python. It cannot do that in a step in which code of dependencies runs.
             Err(Error::Failed { .. }) => {
                 self.download_failure = self.download_python()?;
                 return Ok(());
@@ -146,8 +147,8 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    /// Lets uv download a Python, as it may be configured. Gives why it could not: that fails the steps
-    /// that need it.
+    /// Lets uv download a Python, if its configuration allows that. Returns the reason if uv could not: the
+    /// steps that need a Python then fail with it.
     fn download_python(&self) -> Result<Option<String>, Error> {
         let step = self.tools.step()?;
         let mut venv = Command::new(self.program);
@@ -176,14 +177,14 @@ impl Resolver<'_> {
         let mut refreshed = Vec::new();
         loop {
             let lock = match self.lock_once(&dependencies, &refreshed) {
-                // The plugin's own index may lack it: it is added when the environment is created.
+                // The plugin's own index may lack pyarrow. It is added when the environment is created.
                 Err(Error::Failed { tail, .. }) if !has_pyarrow && tail.contains("pyarrow") => {
                     dependencies.pop();
                     self.lock_once(&dependencies, &refreshed)?
                 }
                 lock => lock?,
             };
-            // uv remembers what a folder depends on, and does not see all its changes.
+            // uv caches the dependencies of a folder and does not detect all changes. So they are refreshed.
             let folders = packages(&lock.table).filter(|package| folder_of(package).is_some());
             let names: Vec<String> = folders.filter_map(name_of).map(str::to_owned).collect();
             if names.iter().all(|name| refreshed.contains(name)) {
@@ -193,7 +194,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// The pyarrow of our own program: one that needs no numpy, where the plugin wants the lowest versions.
+    /// The requirement for the pyarrow that the shim needs. Where the plugin selects a resolution (lowest
+    /// versions), it is one that does not need numpy.
     fn own_pyarrow(&self) -> String {
         match self.request.settings.contains_key("resolution") {
             true => "pyarrow>=18".to_owned(),
@@ -201,7 +203,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// The settings with which the plugin's dependencies are resolved. Its time limit is none for ours.
+    /// The settings with which the plugin's dependencies are resolved. The plugin's `exclude-newer` does not
+    /// apply to a pyarrow that only the shim needs.
     fn settings(&self) -> Table {
         let mut own = self.request.settings.clone();
         let asks_for = |one: &String| direct::name(one) == "pyarrow";
@@ -245,7 +248,7 @@ impl Resolver<'_> {
         Ok(Lock { text, table })
     }
 
-    /// A failure with the Pythons of this host, where none is the right one.
+    /// A failure with the list of this host's Pythons, if none of them is suitable.
     fn explained(&self, error: Error) -> Error {
         python::explained(
             self.program,
@@ -256,8 +259,9 @@ impl Resolver<'_> {
         )
     }
 
-    /// Puts the content of local dependencies into a lockfile, and takes files out of it that the request does not
-    /// allow. Gives what was local, with its content; none where the request may mean something else later.
+    /// Puts hashes of the content of local dependencies into a lockfile, and removes files that the request
+    /// does not allow. Returns the local dependencies with their fingerprints. Returns none where the same
+    /// request may resolve differently later.
     fn fix(
         &self,
         lock: &mut Lock,
@@ -279,7 +283,7 @@ impl Resolver<'_> {
         let list = list.into_iter().flatten().filter_map(Value::as_table_mut);
         for package in list {
             if let Some(folder) = folder_of(package) {
-                // Before it is read by the build, so that a change meanwhile is seen by the next run.
+                // Before the build reads it, so that the next run detects a change during the build.
                 note(folder.clone());
                 if self.tools.no_build() {
                     let name = name_of(package).unwrap_or_default();
@@ -306,7 +310,7 @@ impl Resolver<'_> {
         Ok(locals.filter(|_| !moves))
     }
 
-    /// Leaves the files of a package that `--hash`, `--no-binary` and `--only-binary` allow.
+    /// Keeps only the files of a package that `--hash`, `--no-binary` and `--only-binary` allow.
     fn keep_allowed(&self, package: &mut Table) -> Result<(), Error> {
         let name = name_of(package).unwrap_or_default().to_owned();
         let settings = &self.request.settings;
@@ -388,7 +392,7 @@ fn folder_of(package: &Table) -> Option<PathBuf> {
     Some(folder?.as_str()?.into())
 }
 
-/// The path of this host that a package comes from.
+/// The path on this host that a package comes from.
 fn local_path(package: &Table) -> Option<String> {
     let source = source(package)?;
     if is_root(package) {
@@ -407,7 +411,7 @@ fn local_path(package: &Table) -> Option<String> {
     }
 }
 
-/// Refuses a lockfile of which another host cannot install a package, with its name.
+/// Refuses a lockfile with a package that other hosts cannot install. The error names the package.
 pub fn check_portable(lockfile: &str) -> Result<(), Error> {
     match lockfile.starts_with(environment::REQUIREMENTS_MARK) {
         true => Ok(()),
@@ -429,7 +433,8 @@ fn refuse_local(lock: &Table) -> Result<(), Error> {
     }
 }
 
-/// True for a package whose request names no commit: it may mean another one later.
+/// True for a package of a git repository whose request names no commit: it may resolve to another commit
+/// later.
 fn moves_on(package: &Table) -> bool {
     let git = source(package).and_then(|source| source.get("git")?.as_str());
     let asked = |url: &str| {
@@ -442,7 +447,7 @@ fn moves_on(package: &Table) -> bool {
     git.is_some_and(|url| asked(url).is_none())
 }
 
-/// Lets a package be a wheel.
+/// Replaces the source of a package by a wheel.
 fn take_wheel(package: &mut Table, wheel: &local::Wheel) {
     let mut source = Table::new();
     let path = wheel.path.to_string_lossy().into_owned();
@@ -456,7 +461,7 @@ fn take_wheel(package: &mut Table, wheel: &local::Wheel) {
     package.insert("wheels".to_owned(), files);
 }
 
-/// Gives files of a local index, which have no hash in a lockfile, theirs.
+/// Adds the hashes of files of a local index, which have none in a lockfile.
 fn add_hashes(package: &mut Table) -> Result<(), Error> {
     let add = |file: &mut Value| {
         let file = file.as_table_mut();
@@ -476,7 +481,7 @@ fn add_hashes(package: &mut Table) -> Result<(), Error> {
     wheels.into_iter().flatten().try_for_each(add)
 }
 
-/// All that a resolution depends on, but for what indexes and folders contain, as a hash.
+/// A hash of all that a resolution depends on, except the contents of indexes and folders.
 fn key(request: &Request, operator: &Table, build: &Build) -> String {
     let mut hasher = Sha256::new();
     let text = format!(
@@ -489,7 +494,7 @@ fn key(request: &Request, operator: &Table, build: &Build) -> String {
     text::hex(&hasher.finalize())
 }
 
-/// A resolution that is remembered.
+/// A stored resolution.
 #[derive(Deserialize, Serialize)]
 struct Resolved {
     lockfile: String,
@@ -498,7 +503,7 @@ struct Resolved {
 }
 
 impl Resolved {
-    /// That of a request, if its environment is there and nothing that it depends on has changed.
+    /// The lockfile of a request, if its environment exists and none of its local dependencies has changed.
     fn find(home: &Path, key: &str) -> Option<String> {
         let entries = fs::read_dir(home.join("resolved")).ok()?;
         let names = entries.flatten().map(|entry| entry.path());
@@ -511,7 +516,8 @@ impl Resolved {
         found.local.iter().all(is_same).then_some(found.lockfile)
     }
 
-    /// Remembers it in place of an earlier one, and forgets those whose environments are gone.
+    /// Stores the resolution in place of an earlier one. Removes stored resolutions whose environments do not
+    /// exist.
     fn keep(&self, home: &Path, key: &str) -> Result<(), Error> {
         let folder = home.join("resolved");
         home::create(&folder)?;

@@ -1,4 +1,4 @@
-//! What a plugin's source says of its environment: PEP 723 inline metadata, else the `pyproject.toml` of
+//! What a plugin's source requires of its environment: PEP 723 inline metadata, else the `pyproject.toml` of
 //! its folder (`project.rs`).
 
 use std::collections::BTreeMap;
@@ -11,20 +11,20 @@ use super::quota::{Quota, Words};
 use super::{folder, project};
 use crate::job::text::with_line_feeds;
 
-/// The `# /// script` block of a plugin, or what its `pyproject.toml` says of the same.
+/// Content of the `# /// script` block of a plugin, or the same settings in its `pyproject.toml`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Script {
     /// Requirements (PEP 508).
     pub dependencies: Vec<String>,
-    /// Versions of Python it runs on.
+    /// Python versions on which it runs.
     pub requires_python: Option<String>,
-    /// Modules a warm interpreter imports before it forks (`[tool.casparian] preload`).
+    /// Modules that a warm fork server imports (`[tool.casparian] preload`).
     pub preload: Vec<String>,
-    /// It is to be held as closely as can be (`[tool.casparian] sandbox = "strict"`).
+    /// The plugin asks for the strict sandbox (`[tool.casparian] sandbox = "strict"`).
     pub is_strict: bool,
-    /// Limits that it asks for (`[tool.casparian] job-cpu` and so on).
+    /// Limits that the plugin asks for (`[tool.casparian] job-cpu` and so on).
     pub quota: Quota,
-    /// `[tool.uv]` as it is written.
+    /// `[tool.uv]`, unchanged.
     pub uv: toml::Table,
 }
 
@@ -73,12 +73,13 @@ struct Casparian {
     sandbox: Option<String>,
     #[serde(flatten)]
     limits: Words,
-    /// Settings of `pyproject.toml` alone.
+    /// Settings that only a `pyproject.toml` has.
     #[serde(rename = "entry")]
     _entry: Option<IgnoredAny>,
     #[serde(rename = "exclude")]
     _exclude: Option<IgnoredAny>,
-    /// Of no setting: one that is misspelt would hold a plugin less closely than it says.
+    /// Unknown keys. They are refused: a misspelt setting would restrict the plugin less than its author asks
+    /// for.
     #[serde(flatten)]
     unknown: BTreeMap<String, IgnoredAny>,
 }
@@ -87,8 +88,8 @@ struct Casparian {
 const SETTINGS: &str = "preload, sandbox, entry, exclude, job-timeout, job-cpu, job-memory, \
                         job-open-files, job-processes, job-output, job-log, job-scratch";
 
-/// What a plugin's source says: the block of its (entry) file, else its folder's `pyproject.toml`; none where
-/// there is neither.
+/// The metadata of a plugin: the block of its (entry) file, else its folder's `pyproject.toml`. None if it
+/// has neither.
 pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
     if let Some(script) = metadata(folder::entry_source(source))? {
         return Ok(Some(script));
@@ -110,8 +111,8 @@ pub fn of_plugin(source: &str) -> Result<Option<Script>, Error> {
     }
 }
 
-/// True when a comment line of the (entry) file or the folder's `pyproject.toml` names `casparian`, so that metadata
-/// which cannot be read may have settings of ours.
+/// True if a comment line of the (entry) file, or the folder's `pyproject.toml`, contains `casparian`. Then
+/// metadata that cannot be parsed may have settings of Casparian.
 pub(super) fn may_have_settings(source: &str) -> bool {
     let entry = with_line_feeds(folder::entry_source(source));
     let mut comments = entry.lines().filter(|line| line.starts_with('#'));
@@ -123,14 +124,14 @@ pub(super) fn may_have_settings(source: &str) -> bool {
     in_project || comments.any(|line| line.contains("casparian"))
 }
 
-/// Reads the block; none when there is none. Two blocks are an error, as the PEP says.
+/// Parses the block; none if there is none. Two blocks are an error, as PEP 723 requires.
 pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     let fail = |reason: &str| Error {
         source: INLINE,
         reason: reason.to_owned(),
     };
     let mut found: Option<String> = None;
-    // A mark of the byte order is no part of the text.
+    // A byte order mark is not part of the text.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source);
     let source = with_line_feeds(source);
     let mut lines = source.lines().peekable();
@@ -159,7 +160,16 @@ pub fn metadata(source: &str) -> Result<Option<Script>, Error> {
     script(table, INLINE).map(Some)
 }
 
-/// The values of a table, checked.
+/// True for a version with an operator (PEP 440), and for an empty clause, as after a trailing comma.
+fn is_version_clause(clause: &str) -> bool {
+    let operators = ["===", "==", "~=", "!=", "<=", ">=", "<", ">"];
+    let version = operators
+        .iter()
+        .find_map(|operator| clause.strip_prefix(operator));
+    clause.is_empty() || version.is_some_and(|version| !version.trim().is_empty())
+}
+
+/// Checks the values of a table.
 pub(super) fn script(table: Table, source: &'static str) -> Result<Script, Error> {
     let fail = |reason: &str| Error {
         source,
@@ -169,6 +179,16 @@ pub(super) fn script(table: Table, source: &'static str) -> Result<Script, Error
         if word.contains(['\n', '\r']) || word.trim_start().starts_with('-') {
             return Err(fail(&format!("{word:?} is no requirement")));
         }
+    }
+    if let Some(version) = &table.requires_python
+        && let Some(clause) = version
+            .split(',')
+            .map(str::trim)
+            .find(|clause| !is_version_clause(clause))
+    {
+        return Err(fail(&format!(
+            "requires-python {version:?}: {clause:?} is no version specifier, such as \">=3.11\" or \"==3.11.*\""
+        )));
     }
     if let Some(name) = table.tool.casparian.unknown.keys().next() {
         return Err(fail(&format!(
@@ -253,10 +273,10 @@ mod tests {
                 script.is_some_and(|script| script.is_strict && script.dependencies == ["six"]);
             assert_eq!(is_read, is_end, "{end:?}");
         }
-        // A line that is empty ends the block.
+        // An empty line ends the block.
         let error = metadata(&lines.join("\n\r")).unwrap_err().to_string();
         assert!(error.contains("no closing line"), "{error}");
-        // Within a line they change nothing.
+        // Within a line these characters have no effect.
         let mixed = "x = 'a\x0cb'\x0c\r# /// script\r\n# [tool.casparian]\r# sandbox = \"strict\"\n# ///\ry";
         assert!(metadata(mixed).unwrap().unwrap().is_strict);
     }
@@ -277,6 +297,14 @@ mod tests {
             (
                 "# /// script\n# [tool.casparian]\n# preload = [\"a;b\"]\n# ///\n",
                 "no module",
+            ),
+            (
+                "# /// script\n# requires-python = \"3.11\"\n# ///\n",
+                "requires-python \"3.11\": \"3.11\" is no version specifier",
+            ),
+            (
+                "# /// script\n# requires-python = \">=3.9,garbage\"\n# ///\n",
+                "\"garbage\" is no version specifier",
             ),
             (
                 "# /// script\n# [tool.casparian]\n# job-memroy = 3\n# ///\n",

@@ -1,4 +1,4 @@
-//! A plugin's source, held in memory once a version for all its warm processes.
+//! A plugin's source, kept in memory once for each version, for all its plugin processes.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,8 +11,8 @@ use super::quota::Quota;
 use super::script::{self, Script};
 use crate::job::Plugin;
 
-/// A version of a plugin with its source as a sealed memory file: processes read it, and none can
-/// change it for the next.
+/// A version of a plugin, with its source as a sealed memory file: plugin processes can read it and cannot
+/// change it.
 #[derive(Clone, Debug)]
 pub struct Source {
     plugin: Arc<Plugin>,
@@ -50,13 +50,14 @@ impl Source {
         })
     }
 
-    /// Why it cannot run: its metadata is invalid, and may have settings of ours. Without them it would be
-    /// restricted less than its author asks for. Invalid metadata of others is ignored.
+    /// Why it cannot run: its metadata is invalid and may have settings of Casparian. If it ran without these
+    /// settings, it would be restricted less than its author asks for. Metadata that is invalid and cannot
+    /// have such settings is ignored.
     pub fn refusal(&self) -> Option<&script::Error> {
         self.refusal.as_ref()
     }
 
-    /// The plugin asks for the strict sandbox.
+    /// True if the plugin asks for the strict sandbox.
     pub fn is_strict(&self) -> bool {
         self.is_strict
     }
@@ -66,12 +67,12 @@ impl Source {
         self.quota
     }
 
-    /// Bytes on a disk of what the plugin process unpacks of it; 0 for a single file.
+    /// Bytes on disk that the plugin process needs to unpack the plugin; 0 for a single file.
     pub fn unpacked_size(&self) -> u64 {
         self.unpacked_size
     }
 
-    /// What it is the source of.
+    /// The plugin.
     pub fn plugin(&self) -> &Arc<Plugin> {
         &self.plugin
     }

@@ -1,13 +1,14 @@
-//! Processes that others have left to this one: children of it that it has not started.
+//! Strays: children of this process that it has not started. They are orphans that it got as a subreaper.
 //!
-//! A worker is a subreaper, and so are its fork servers and their plugin processes (`shim.py`): what
-//! a plugin starts stays below its process, whatever session or process group it makes. A fork server
-//! kills what an ended plugin process has left. When the fork server itself is lost, that comes to
-//! the worker.
+//! A worker, its fork servers and their plugin processes (`shim.py`) are subreapers. So all processes that a
+//! plugin starts stay descendants of its plugin process, in whatever session or process group they are. A
+//! fork server kills what an ended plugin process has left. When a fork server is lost, its descendants
+//! become children of the worker.
 //!
-//! A process may have children that it has not started: those of the shell script that became this program by `exec`. They and
-//! what they have started are no strays. Nor are, where this is the first process of a container, those of others that have come to
-//! it: see `Held`.
+//! Two kinds of children are not strays although this process has not started them:
+//!
+//! - Children of the shell script that became this program by `exec`, and their descendants (`INHERITED`).
+//! - Where this process is the first one of a container: orphans of other programs (see `Held`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -27,7 +28,8 @@ fn known() -> MutexGuard<'static, BTreeSet<i32>> {
     KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Processes that were there before [`adopt`], and their descendants that were seen since, with the times of their starts.
+/// Processes that existed before [`adopt`], and their descendants found since. Values: start times as
+/// [`started`] returns them.
 static INHERITED: Mutex<BTreeMap<i32, u64>> = Mutex::new(BTreeMap::new());
 
 /// Whether [`adopt`] has been called.
@@ -35,19 +37,19 @@ static ADOPTED: AtomicBool = AtomicBool::new(false);
 
 /// Starts a child that [`kill`] spares until [`forget`].
 pub(super) fn spawn(command: &mut Command) -> io::Result<Child> {
-    // Held meanwhile: a child is known before anybody can take it for a stray.
+    // The lock is held over both steps, so that [`kill`] never takes the new child for a stray.
     let mut known = known();
     let child = command.spawn()?;
     known.insert(Pid::from_child(&child).as_raw_pid());
     Ok(child)
 }
 
-/// A child has been waited for: its number may become another's.
+/// Forgets a child that has been waited for. Its process ID may be used again.
 pub(super) fn forget(pid: Pid) {
     known().remove(&pid.as_raw_pid());
 }
 
-/// Makes this process the parent of what its descendants leave behind. Children that it has by then of before are spared.
+/// Makes this process a subreaper. The children that it has at the first call are spared by [`kill`].
 pub fn adopt() -> io::Result<()> {
     let known = known();
     if !ADOPTED.load(Ordering::Relaxed) {
@@ -57,7 +59,7 @@ pub fn adopt() -> io::Result<()> {
         inherited.extend(others.filter_map(|pid| Some((pid, started(pid)?))));
         follow(&mut inherited);
     }
-    // Any number but none turns it on.
+    // Any process ID enables it; `None` disables it.
     set_child_subreaper(Some(rustix::process::getpid()))?;
     ADOPTED.store(true, Ordering::Relaxed);
     Ok(())
@@ -67,13 +69,13 @@ fn inherited() -> MutexGuard<'static, BTreeMap<i32, u64>> {
     INHERITED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes out those that have ended, and adds the descendants of the others.
+/// Removes processes that have ended, and adds the descendants of the others.
 fn follow(inherited: &mut BTreeMap<i32, u64>) {
     inherited.retain(|pid, start| {
         if started(*pid) != Some(*start) {
             return false;
         }
-        // Reaps one that has ended, where it is a child.
+        // Reaps the process if it is a child that has ended.
         let ended = waitpid(Pid::from_raw(*pid), WaitOptions::NOHANG);
         !matches!(ended, Ok(Some(_)))
     });
@@ -92,19 +94,21 @@ fn follow(inherited: &mut BTreeMap<i32, u64>) {
     }
 }
 
-/// When a process was started, in ticks since the boot.
+/// The start time of a process, in clock ticks since boot.
 fn started(pid: i32) -> Option<u64> {
     let stat = proc_file::read(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// [`kill`] in a process that has called [`adopt`]; false in others, whose children may be anybody's.
+/// Calls [`kill`] if [`adopt`] was called in this process. Otherwise returns false, because children that
+/// this process has not started may belong to another program.
 pub(super) fn kill_adopted() -> bool {
     ADOPTED.load(Ordering::Relaxed) && kill()
 }
 
-/// Kills and reaps the strays; true when some have not ended yet or may have left others.
+/// Kills and reaps the strays. Returns true if there were any: some may not have ended yet, or may have left
+/// further orphans.
 pub fn kill() -> bool {
     let known = known();
     let mut inherited = inherited();
@@ -118,18 +122,18 @@ pub fn kill() -> bool {
     let own = (own_id() == 1).then(|| Held::of(1)).flatten();
     strays.fold(false, |left, pid| {
         if own.is_some_and(|own| !own.is_passed(pid)) {
-            // Reaps one that has ended.
+            // Reaps the process if it has ended.
             let _ = waitpid(Some(pid), WaitOptions::NOHANG);
             return left;
         }
-        // Fails for one that has ended, which is still there to be reaped.
+        // Fails for a process that has ended and is still to be reaped.
         let _ = kill_process(pid, Signal::KILL);
         let _ = waitpid(Some(pid), WaitOptions::NOHANG);
         true
     })
 }
 
-/// How a process is restricted, which all that it starts inherits.
+/// The restrictions of a process that its children inherit.
 #[derive(Clone, Copy)]
 struct Held {
     no_new_privs: u32,
@@ -149,8 +153,9 @@ impl Held {
         })
     }
 
-    /// True for a process that is more restricted than this one: plugins and tools are, but for those of mode `off`. The
-    /// first process of a container is the parent of all orphans there, also of those that an operator has started.
+    /// True for a process that is more restricted than this one, as plugin processes and tools are except in
+    /// mode `off`. The first process of a container is the parent of all orphans in it, also of those that an
+    /// operator has started.
     fn is_passed(self, pid: Pid) -> bool {
         Held::of(pid.as_raw_pid()).is_some_and(|other| {
             other.no_new_privs > self.no_new_privs || other.filters > self.filters
@@ -162,13 +167,13 @@ fn own_id() -> i32 {
     i32::try_from(std::process::id()).unwrap_or(0)
 }
 
-/// This process's children; those that have ended and were not waited for are among them.
+/// The children of this process, including those that have ended and have not been waited for.
 fn children() -> Vec<Pid> {
     let children = children_of(own_id()).into_iter();
     children.filter_map(Pid::from_raw).collect()
 }
 
-/// A process's children; those that have ended and were not waited for are among them.
+/// The children of a process, including those that have ended and have not been waited for.
 pub fn children_of(pid: i32) -> Vec<i32> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"));
     let lists: Vec<String> = (tasks.into_iter().flatten().flatten())
@@ -178,7 +183,7 @@ pub fn children_of(pid: i32) -> Vec<i32> {
         let pids = lists.iter().flat_map(|list| list.split_ascii_whitespace());
         return pids.filter_map(|pid| pid.parse().ok()).collect();
     }
-    // A kernel without these files (CONFIG_PROC_CHILDREN).
+    // The kernel has no such files (it lacks CONFIG_PROC_CHILDREN).
     let parent = pid.to_string();
     let is_child = |name: &str| {
         let stat = proc_file::read(format!("/proc/{name}/stat")).ok()?;

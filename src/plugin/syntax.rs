@@ -1,4 +1,4 @@
-//! Whether a plugin's source is Python, as an interpreter sees it.
+//! Checks by an interpreter whether a plugin's source is valid Python.
 
 use std::io::{self, Seek, Write};
 use std::path::Path;
@@ -22,11 +22,11 @@ except (SyntaxError, ValueError) as error:
     sys.exit(3)
 ";
 
-/// How the line of [`CHECK`] begins; warnings may stand before it.
+/// Prefix of the line that [`CHECK`] prints. Warnings may be printed before it.
 const MARK: &str = "syntax: ";
 
-/// Asks an interpreter, which is restricted as the tools of a build are, whether a source is Python: none = it is,
-/// else what is wrong. Blocks for `limit` at most.
+/// Checks a source with an interpreter that is restricted as the tools of a build are. Returns none if the
+/// source is valid Python, else the reason. Blocks for at most `limit`.
 pub fn error(
     python: &Path,
     how: &Build,
@@ -38,7 +38,7 @@ pub fn error(
     let what = python.display().to_string();
     let input = input(source).map_err(|error| Error::failed(&what, error))?;
     let mut command = Command::new(python);
-    // No packages, which would run code of theirs.
+    // Without packages, because they would run their own code.
     command.args(["-I", "-S", "-c", CHECK, &format!("{name}.py")]);
     let restricted = restricted(&command, how.held());
     let mut command = restricted.map_err(|error| Error::failed(&what, error))?;
@@ -56,7 +56,7 @@ pub fn error(
     }
 }
 
-/// A source as a tool's stdin. It is no pipe, which would have to be written while it is read.
+/// A source as a tool's stdin: a memory file. A pipe would have to be written while the tool reads it.
 fn input(source: &str) -> io::Result<Stdio> {
     let mut file = std::fs::File::from(memfd_create("source", MemfdFlags::CLOEXEC)?);
     file.write_all(source.as_bytes())?;

@@ -1,4 +1,4 @@
-//! Running the tools that make environments. Everything here blocks, with a deadline.
+//! Runs the tools that create environments. Everything here blocks, with a deadline.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -20,10 +20,10 @@ use crate::limits;
 use crate::reactor::BootTime;
 use crate::sandbox::{Mounts, launch};
 
-/// How often a tool or a lock is asked.
+/// Interval at which a tool or a lock is polled.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Waits, but not when it is cancelled.
+/// Waits for that time, or until it is cancelled.
 pub fn sleep(wait: Duration, cancel: &AtomicBool) {
     let until = BootTime::now() + wait;
     while BootTime::now() < until && !cancel.load(Ordering::Relaxed) {
@@ -34,18 +34,18 @@ pub fn sleep(wait: Duration, cancel: &AtomicBool) {
 /// How environments are built.
 #[derive(Clone, Debug, Default)]
 pub struct Build {
-    /// Dependencies are installed from wheels alone: no code of theirs runs.
+    /// Dependencies are installed only from wheels, so none of their code runs.
     pub no_build: bool,
-    /// The program that restricts the tools (see [`crate::sandbox::launch`]), and how; none = they
-    /// may do what their user may. It is started by this process, not by a shell, so that `/proc/self/exe` is this
-    /// program.
+    /// The program that restricts the tools (see [`crate::sandbox::launch`]), and their mounts. None = tools
+    /// may do what their user may. This process starts the launcher itself, not by a shell, so that
+    /// `/proc/self/exe` is this program.
     pub launcher: Option<(PathBuf, Mounts)>,
-    /// What only tools may change that run no code of dependencies: where uv installs Pythons.
+    /// Folders in which uv installs Pythons. Only tools that run no code of dependencies may change them.
     pub pythons: Vec<PathBuf>,
 }
 
 impl Build {
-    /// How what may run code of dependencies is restricted.
+    /// The restrictions of tools that may run code of dependencies.
     pub(super) fn held(&self) -> Option<(&Path, Mounts)> {
         let (program, mounts) = self.launcher.as_ref()?;
         let mut mounts = mounts.clone();
@@ -54,14 +54,14 @@ impl Build {
         Some((program, mounts))
     }
 
-    /// How what runs no such code is restricted.
+    /// The restrictions of tools that run no code of dependencies.
     fn held_own(&self) -> Option<(&Path, Mounts)> {
         let (program, mounts) = self.launcher.as_ref()?;
         Some((program, mounts.clone()))
     }
 }
 
-/// What builds one environment: tools, each of which runs in a folder of its own ([`Step`]).
+/// Runs the tools that build one environment, each in a folder of its own ([`Step`]).
 pub(super) struct Tools<'a> {
     build: &'a Build,
     scratch: Scratch,
@@ -83,34 +83,34 @@ impl<'a> Tools<'a> {
         })
     }
 
-    /// Dependencies are installed from wheels alone.
+    /// True if dependencies are installed only from wheels.
     pub(super) fn no_build(&self) -> bool {
         self.build.no_build
     }
 
-    /// The folder of one tool, fresh and removed at the end: nothing in it is of a tool that ran before.
+    /// Creates the folder of one tool. It has no files of earlier tools. It is removed at the end.
     pub(super) fn step(&self) -> Result<Step, Error> {
         self.scratch.step()
     }
 
-    /// Runs one in its folder, as [`run`]. It may run code of dependencies.
+    /// Runs a tool in its step. The tool may run code of dependencies.
     pub(super) fn run(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
         self.ask(step, command, what).map(|_| ())
     }
 
-    /// Runs one that runs no code of dependencies. It may install Pythons.
+    /// Runs a tool that runs no code of dependencies. It may install Pythons.
     pub(super) fn run_own(&self, step: &Step, command: &Command, what: &str) -> Result<(), Error> {
         let limit = limits::PROVISION_TIMEOUT;
         let held = self.build.held_own();
         self.contained(step, command, held, what, limit).map(|_| ())
     }
 
-    /// Runs one in its folder, and gives its last lines.
+    /// Runs a tool in its step, and returns its last lines of output.
     pub(super) fn ask(&self, step: &Step, command: &Command, what: &str) -> Result<String, Error> {
         self.ask_within(step, command, what, limits::PROVISION_TIMEOUT)
     }
 
-    /// The same within a time of its own.
+    /// As [`Tools::ask`], with another time limit.
     pub(super) fn ask_within(
         &self,
         step: &Step,
@@ -143,7 +143,7 @@ impl<'a> Tools<'a> {
         guarded(&own, held, what, limit, self.cancel)
     }
 
-    /// Runs an installation of dependencies.
+    /// Runs a tool that installs dependencies.
     pub(super) fn install(
         &self,
         step: &Step,
@@ -167,23 +167,24 @@ impl<'a> Tools<'a> {
 const NO_BUILD_HINT: &str = "--no-build allows dependencies with wheels alone: use a version of \
     this one that has a wheel for this platform, or leave the option out to run its build code";
 
-/// Starts a tool in place of the shell, beside a process of its group that kills the group when
-/// the pipe on stdin ends. Others cannot change what it creates.
+/// Executes a tool in the process of the shell. Another process of the group kills the group when the pipe on
+/// stdin ends. By the umask other users cannot change what the tool creates.
 const GUARD: &str = "umask go-w
 exec 3<&0 </dev/null
 (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
 exec 3<&- \"$@\"";
 
-/// Runs a tool to its end, at most [`limits::PROVISION_TIMEOUT`]; a failure carries its last
-/// lines, and so does a time-out.
+/// Runs a tool to its end, for at most [`limits::PROVISION_TIMEOUT`]. A failure and a time-out have its last
+/// lines.
 #[cfg(test)]
 fn run(command: &Command, what: &str, cancel: &AtomicBool) -> Result<(), Error> {
     let limit = limits::PROVISION_TIMEOUT;
     guarded(command, None, what, limit, cancel).map(|_| ())
 }
 
-/// Runs a tool that must succeed, and gives its last lines. The tool and what it starts in its group
-/// end with this process, however that ends: the kernel closes the pipe. The shell is restricted as the tool is.
+/// Runs a tool that must succeed, and returns its last lines. The tool, and what it starts in its process
+/// group, are killed when this process ends for any reason, because the kernel then closes the pipe. The
+/// shell is restricted as the tool is.
 fn guarded(
     command: &Command,
     held: Option<(&Path, Mounts)>,
@@ -217,7 +218,7 @@ fn guarded(
     })
 }
 
-/// A command's program and words, started by the launcher where there is one.
+/// A command with the same program and arguments, started by the launcher if there is one.
 pub(super) fn restricted(command: &Command, held: Option<(&Path, Mounts)>) -> io::Result<Command> {
     let program = command.get_program();
     let mut restricted = match held {
@@ -228,7 +229,7 @@ pub(super) fn restricted(command: &Command, held: Option<(&Path, Mounts)>) -> io
     Ok(restricted)
 }
 
-/// Refuses the success of a tool that has not left what it was run for.
+/// Fails if a tool that succeeded has not created the given file.
 pub(super) fn made(folder: &Path, name: &str, what: &str) -> Result<(), Error> {
     match folder.join(name).exists() {
         true => Ok(()),
@@ -242,12 +243,12 @@ pub(super) fn made(folder: &Path, name: &str, what: &str) -> Result<(), Error> {
 /// How a tool ended.
 pub(super) struct End {
     pub(super) status: ExitStatus,
-    /// Its last lines.
+    /// Its last lines of output.
     pub(super) tail: String,
 }
 
 impl End {
-    /// What it said; else its exit status.
+    /// Its last lines, or its exit status if it printed nothing.
     pub(super) fn reason(self) -> String {
         match self.tail.is_empty() {
             true => self.status.to_string(),
@@ -256,8 +257,8 @@ impl End {
     }
 }
 
-/// Runs a tool to its end, at most `limit`, and kills what it leaves in its group. Its last lines
-/// are those of its stdout and stderr.
+/// Runs a tool to its end, for at most `limit`, and kills the rest of its process group. Its last lines are
+/// those of stdout and stderr.
 pub(super) fn output(
     command: &mut Command,
     what: &str,
@@ -273,7 +274,7 @@ pub(super) fn output(
         .stderr(writer)
         .process_group(0);
     let mut child = strays::spawn(command).map_err(fail)?;
-    // The command holds the pipe until it has others.
+    // `command` keeps the writing end of the pipe open until its stdout and stderr are replaced.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let waited = wait(&child, &mut printed, what, limit, cancel);
     let status = end(&mut child);
@@ -292,7 +293,7 @@ pub(super) fn output(
     Ok(End { status, tail })
 }
 
-/// Gives a tool the variables of [`variables`] and its own, and no others.
+/// Gives a tool only the variables of [`variables`] and those that are set in its command.
 fn scrub(command: &mut Command) {
     let own = command.get_envs();
     let own: Vec<(OsString, OsString)> = own
@@ -305,8 +306,8 @@ fn scrub(command: &mut Command) {
         .envs(own);
 }
 
-/// The variables that tools get of this process's own: those that plugin processes get, and what uv and
-/// pip need for indexes, proxies, certificates and their caches ([`operator`]).
+/// The variables that tools get from this process: those that plugin processes get, and what uv and pip need
+/// for indexes, proxies, certificates and caches ([`operator`]).
 fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     let is_kept = |name: &str| {
         operator::is_kept(name)
@@ -334,11 +335,11 @@ const KEPT: &[&str] = &[
     "GIT_SSL_CAINFO",
     "GIT_SSL_CAPATH",
 ];
-/// In upper or lower case.
+/// The names count in upper and in lower case.
 const PROXIES: &[&str] = &["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
 
-/// Reads what a tool prints until it has exited; false when it has not in time. It is not reaped, so
-/// its group has its number.
+/// Reads what a tool prints until it has exited. Returns false if it has not exited in time. The tool is not
+/// reaped, so that its ID still identifies its process group.
 fn wait(
     child: &Child,
     printed: &mut Printed,
@@ -364,7 +365,7 @@ fn wait(
     }
 }
 
-/// Kills a tool with its group, and gives it a moment to be reaped.
+/// Kills a tool and its process group, and waits for a short time to reap it.
 fn end(child: &mut Child) -> Option<ExitStatus> {
     let group = Pid::from_child(child);
     // ESRCH: it has just ended by itself.
@@ -377,19 +378,19 @@ fn end(child: &mut Child) -> Option<ExitStatus> {
         }
     };
     strays::forget(group);
-    // What has left the group.
+    // Processes that have left the group.
     while BootTime::now() < until && strays::kill_adopted() {
         std::thread::sleep(POLL_INTERVAL);
     }
     status
 }
 
-/// What a tool prints: its last lines are kept.
+/// The output of a tool, of which the last lines are kept.
 struct Printed {
-    /// None after its end.
+    /// None after the end of the pipe.
     pipe: Option<io::PipeReader>,
     lines: VecDeque<String>,
-    /// The line that has not ended.
+    /// The last line, if it has no line end yet.
     line: Vec<u8>,
 }
 
@@ -403,7 +404,7 @@ impl Printed {
         })
     }
 
-    /// Takes what is there, and waits [`POLL_INTERVAL`] for it at most.
+    /// Reads what is available. Waits at most [`POLL_INTERVAL`] for it.
     fn read(&mut self) {
         let Some(pipe) = &mut self.pipe else {
             return std::thread::sleep(POLL_INTERVAL);
@@ -459,8 +460,8 @@ impl Printed {
         Vec::from(self.lines).join("\n")
     }
 
-    /// The last lines after the tool's end. What it printed is in the pipe, which a process that
-    /// left its group may hold: that is waited for no longer than a moment.
+    /// The last lines after the tool's end. A process that left the group may keep the pipe open, so this
+    /// waits for its end only for a short time.
     fn rest(mut self) -> String {
         let until = BootTime::now() + limits::TOOL_STDERR_TIMEOUT;
         while self.pipe.is_some() && BootTime::now() < until {
@@ -471,7 +472,7 @@ impl Printed {
     }
 }
 
-/// Characters of a line that are kept, and the bytes that they may have.
+/// Limits of a kept line, in characters and bytes.
 const LINE_CHARACTERS_MAX: usize = 500;
 const LINE_SIZE_MAX: usize = 4 * LINE_CHARACTERS_MAX;
 
@@ -574,10 +575,10 @@ mod tests {
             let reason = fails(&format!("echo why >&2; {floods} & exit 3"));
             assert_eq!(reason, "sh failed: why", "{floods}");
         }
-        // The pipe is closed, since it is not read any more.
+        // The pipe is closed because it is no longer read, so `echo` fails and the loop ends.
         let goes_on =
             "trap '' PIPE; : > $0.up; while echo x; do sleep 0.01; done 2>/dev/null; : > $0";
-        // Before that it is in the group, which is killed.
+        // Until `setsid` has run, the process is in the group, which is killed.
         let until_up = "while [ ! -e $0.up ]; do sleep 0.01; done";
         fails(&format!("setsid sh -c {goes_on:?} & {until_up}; exit 3"));
         let until = BootTime::now() + Duration::from_secs(20);

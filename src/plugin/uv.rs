@@ -1,4 +1,4 @@
-//! Finding uv, or installing it once from PyPI.
+//! Finds uv, or installs it once from PyPI.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
@@ -20,7 +20,7 @@ pub fn lock_file(home: &Path) -> PathBuf {
     home.join("uv.lock")
 }
 
-/// Refuses a home where uv cannot work, before it is begun.
+/// Refuses a home whose path uv cannot process, before anything is created there.
 fn check_text(home: &Path) -> Result<(), Error> {
     match home.to_str() {
         Some(_) => Ok(()),
@@ -34,8 +34,8 @@ fn check_text(home: &Path) -> Result<(), Error> {
 /// The version that is installed, with the hashes of its files.
 const PINNED: &str = include_str!("uv.txt");
 
-/// uv on PATH where it is at least the pinned version; else the private one below `home`, installed
-/// there when it is missing or older.
+/// Returns the uv on PATH if it is at least the pinned version. Else returns the private one below `home`,
+/// which is installed first if it is missing or older.
 pub fn find_or_install(
     home: &Path,
     cancel: &AtomicBool,
@@ -44,8 +44,8 @@ pub fn find_or_install(
     find(home, &Build::default(), cancel, message)
 }
 
-/// The same by tools that are restricted as builds are: who may change such a uv gets no more by it than
-/// build code has.
+/// As [`find_or_install`], with tools that are restricted as builds are. So a user who can change such a uv
+/// gets no more rights by it than build code has.
 pub(super) fn find(
     home: &Path,
     build: &Build,
@@ -98,7 +98,7 @@ fn version_of(uv: &Path, tools: &Tools<'_>) -> Result<String, Error> {
     tools.ask_within(&tools.step()?, &command, &what, limits::UV_VERSION_TIMEOUT)
 }
 
-/// True for a printed version (`uv 1.2.3 (…)`) that is the pinned one or a later one.
+/// True for a printed version (`uv 1.2.3 (…)`) that is at least the pinned one.
 fn suffices(printed: &str) -> bool {
     let numbers = |text: &str| -> Option<Vec<u32>> {
         text.split('.').map(|part| part.parse().ok()).collect()
@@ -108,12 +108,13 @@ fn suffices(printed: &str) -> bool {
     matches!((printed, least), (Some(printed), Some(least)) if printed >= least)
 }
 
-/// Installs uv in the folder of one tool, which build code that runs meanwhile does not find, and takes the program alone.
+/// Installs uv in the step of one tool, where build code that runs at the same time cannot find it. Then only
+/// the program is copied to `target`.
 fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error> {
     let step = tools.step()?;
     let installed = step.path().join(VENV);
     let mut venv = Command::new(python);
-    // Without what the user's folders of packages and variables add.
+    // Isolated, so that the user's packages and variables have no effect.
     venv.args(["-I", "-m", "venv"]).arg(&installed);
     tools
         .run(&step, &venv, "python3 -m venv")
@@ -129,7 +130,7 @@ fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error>
         .args(["--disable-pip-version-check", "--only-binary", ":all:"])
         .args(["--no-deps", "--require-hashes", "-r"])
         .arg(&list);
-    // Where it is the null device, pip reads no file at all.
+    // If PIP_CONFIG_FILE is the null device, pip reads no settings file at all.
     if !operator::is_pip_without_files() {
         pip.env(
             "PIP_CONFIG_FILE",
@@ -145,7 +146,7 @@ fn install(tools: &Tools<'_>, python: &Path, target: &Path) -> Result<(), Error>
 
 const VENV: &str = "it";
 
-/// Copies the program into its folder, where it appears under its name only when it is whole.
+/// Copies the program into its folder. It gets its name only when the copy is complete.
 fn keep(made: &mut File, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let mut copy = tempfile::NamedTempFile::new_in(folder)?;
@@ -157,7 +158,7 @@ fn keep(made: &mut File, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Far above uv's own.
+/// Bytes; far above the size of uv.
 const PROGRAM_SIZE_MAX: u64 = 1 << 30;
 
 #[cfg(test)]

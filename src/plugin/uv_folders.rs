@@ -1,5 +1,5 @@
-//! Folders in which uv keeps what environments are made of. Each is found once, and tools are given it by its variable,
-//! so that none uses another one than that which plugins cannot change.
+//! The folders in which uv keeps its cache and Pythons. Each is determined once and given to all tools by its
+//! variable, so every tool uses the folder that plugins cannot change.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,16 +8,16 @@ use std::sync::OnceLock;
 
 use super::operator;
 
-/// The folders that there are.
+/// uv's folders on this host.
 #[derive(Debug)]
 struct Folders {
-    /// Files of packages, which environments share by links.
+    /// Files of packages. Environments share them by links.
     cache: Option<PathBuf>,
-    /// Where UV_PYTHON_INSTALL_DIR says that Pythons are.
+    /// The folder of Pythons that UV_PYTHON_INSTALL_DIR names.
     pythons: Option<PathBuf>,
-    /// uv's own of the user, with Pythons where nothing else is said.
+    /// uv's data folder of the user. It has the Pythons where UV_PYTHON_INSTALL_DIR is not set.
     data: Option<PathBuf>,
-    /// Archives of Pythons.
+    /// Downloaded archives of Pythons.
     archives: Option<PathBuf>,
 }
 
@@ -25,7 +25,7 @@ fn folders() -> &'static Folders {
     static FOLDERS: OnceLock<Folders> = OnceLock::new();
     FOLDERS.get_or_init(|| {
         let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
-        // As uv does: relative to the working directory.
+        // As uv does: a relative path is relative to the working directory.
         let named = |name: &str| set(name).and_then(|folder| whole(Path::new(&folder)));
         let of_user = |name: &str, below_home: &str| {
             let folder = set(name).map(PathBuf::from);
@@ -50,18 +50,18 @@ fn whole(folder: &Path) -> Option<PathBuf> {
     std::path::absolute(folder).ok()
 }
 
-/// Finds them; later calls change nothing.
+/// Determines the folders. Later calls change nothing.
 pub(super) fn resolve() {
     log::debug!("folders of uv: {:?}", folders());
 }
 
-/// What plugins cannot change.
+/// The folders that plugins cannot change.
 pub fn all() -> Vec<PathBuf> {
     let cache = folders().cache.clone();
     cache.into_iter().chain(pythons()).collect()
 }
 
-/// Where uv installs Pythons, and what of; build code cannot change these either.
+/// The folders in which uv installs Pythons and keeps their archives. Build code cannot change them either.
 pub fn pythons() -> Vec<PathBuf> {
     let folders = folders();
     let installed = folders.pythons.clone().or_else(|| folders.data.clone());
@@ -71,7 +71,7 @@ pub fn pythons() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The files there that tools of uv lock.
+/// The files in these folders that uv locks.
 pub fn locks() -> Vec<PathBuf> {
     let folders = folders();
     let data = folders.data.as_ref().map(|data| data.join("python"));
@@ -80,7 +80,7 @@ pub fn locks() -> Vec<PathBuf> {
     locked.map(|folder| folder.join(".lock")).collect()
 }
 
-/// The variables that name it for tools.
+/// The variables that pass the folders to tools.
 pub(super) fn variables() -> impl Iterator<Item = (OsString, OsString)> {
     let folders = folders();
     let named = [

@@ -1,9 +1,9 @@
-//! A warm interpreter: it has imported pyarrow (and what the plugin preloads) and forks a child
-//! for every job.
+//! A fork server: an interpreter that forks a child for each job. A warm one has imported pyarrow and the
+//! modules that the plugin preloads.
 //!
-//! Nothing here blocks: requests to an interpreter that takes none are an error, and dropping a
-//! [`Warm`] kills it without waiting for its end. Its children ask the kernel to be killed with
-//! it.
+//! Nothing here blocks, except where noted. A request to a fork server that does not read its requests is an
+//! error. Dropping a [`Warm`] kills the fork server without waiting for its end. Its children have set a
+//! parent-death signal, so the kernel kills them too.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,41 +31,41 @@ use crate::reactor::rights;
 use crate::sandbox::{Mounts, launch};
 use crate::thread;
 
-/// A child that an interpreter has started.
+/// A child that a fork server has started.
 #[derive(Debug)]
 pub enum Started {
-    /// Its process, which leads its own group.
+    /// The child, which leads its own process group.
     Running(Process),
-    /// The number of a process that has ended and was reaped since.
+    /// The process ID of a child that has ended and has been reaped.
     Ended(i32),
 }
 
-/// What a warm interpreter reports.
+/// A report of a fork server.
 #[derive(Debug)]
 pub enum WarmEvent {
     /// Its imports are done.
     Ready,
-    /// It answers a ping.
+    /// The answer to a ping.
     Pong,
-    /// The job's child runs.
+    /// The child of the job runs.
     Started {
-        /// Of the request.
+        /// Key of the request.
         key: u64,
-        /// Its process; else why it cannot be watched.
+        /// The child, or the reason why it cannot be watched.
         process: io::Result<Started>,
     },
-    /// The job's child has exited and its group is dead.
+    /// The child of the job has exited and its process group was killed.
     Exited {
-        /// Of the request.
+        /// Key of the request.
         key: u64,
-        /// How.
+        /// How it ended.
         exit: Exit,
     },
-    /// The job's child could not be made.
+    /// The child of the job could not be created.
     Failed {
-        /// Of the request.
+        /// Key of the request.
         key: u64,
-        /// Why.
+        /// The reason.
         message: String,
     },
 }
@@ -81,7 +81,7 @@ enum Answer {
         #[allow(dead_code)]
         pong: u64,
     },
-    /// Of the launcher.
+    /// Sent by the launcher: it could not start the interpreter.
     Unstarted {
         unstarted: String,
     },
@@ -102,7 +102,7 @@ enum Answer {
     },
 }
 
-/// What a fork server is asked for. Paths and values are bytes as [`of_bytes`] writes them.
+/// A request to a fork server. Paths and values are bytes, written by [`of_bytes`].
 #[derive(Serialize)]
 struct Request {
     job: u64,
@@ -118,7 +118,7 @@ struct Request {
     sandbox: Option<Restricted>,
 }
 
-/// [`super::Sandbox`], with what of its descriptors comes with the request.
+/// [`super::Sandbox`] in a request. `ruleset` and `seccomp` tell which descriptors are sent with it.
 #[derive(Serialize)]
 struct Restricted {
     hide: Option<String>,
@@ -130,18 +130,18 @@ struct Restricted {
     kills: bool,
 }
 
-/// Why a warm interpreter is of no more use.
+/// Why a fork server cannot be used.
 #[derive(Debug)]
 pub enum Error {
-    /// It could not be started or talked to.
+    /// An I/O error, when starting it or on its socket.
     Io(io::Error),
-    /// It is gone.
+    /// It has ended.
     Gone,
-    /// It has not read the requests before this one, and the kernel keeps no more of them.
+    /// It has not read earlier requests, and the socket's buffer is full.
     Full,
     /// Its launcher could not start it.
     Unstarted(String),
-    /// It answered what it must not.
+    /// It sent an invalid answer.
     Answer(String),
 }
 
@@ -171,7 +171,7 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
-/// One warm interpreter. Dropping it kills it and with it its children.
+/// One fork server. Dropping it kills it and its children.
 #[derive(Debug)]
 pub struct Warm {
     process: Process,
@@ -179,23 +179,23 @@ pub struct Warm {
     pings: u64,
 }
 
-/// What an interpreter runs before the first request.
+/// What a fork server imports before its first request.
 #[derive(Clone, Copy, Debug)]
 pub enum Imports<'a> {
     /// pyarrow and these modules.
     These(&'a [String]),
-    /// What Python itself runs at its start, such as `.pth` files of packages.
+    /// Only what Python itself runs when it starts, such as `.pth` files of packages.
     None,
-    /// Nothing but Python's own library.
+    /// Nothing except Python's own library.
     NoPackages,
 }
 
-/// Bytes of one message either way; requests carry no source, which lies in a file.
+/// Bytes of a request or an answer. Requests do not contain the source, which is passed as a descriptor.
 const MESSAGE_SIZE_MAX: usize = 1 << 20;
 
 impl Warm {
-    /// Starts an interpreter; its imports go on in the background. The launcher is a program of ours that
-    /// runs it with those mounts.
+    /// Starts a fork server. Its imports run in the background. `launcher` is the program that runs it with
+    /// the given mounts.
     pub fn start(
         interpreter: &Path,
         shim: &Path,
@@ -210,7 +210,8 @@ impl Warm {
         )?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         rights::refuse(&ours);
-        // Handed on as stdin: the one descriptor that reaches a child without being marked.
+        // The control socket is passed as stdin, the only descriptor that a child inherits without clearing
+        // its close-on-exec flag.
         let mut command = match launcher {
             Some((program, mounts)) => launch::command(program, mounts, interpreter)?,
             None => Command::new(interpreter),
@@ -218,7 +219,7 @@ impl Warm {
         let (options, kind, modules): (&[&str], _, &[String]) = match imports {
             Imports::These(modules) => (&[], "--warm", modules),
             Imports::None => (&[], "--bare", &[]),
-            // Isolated, and without the packages of its installation.
+            // Isolated (`-I`), and without the packages of its installation (`-S`).
             Imports::NoPackages => (&["-I", "-S"], "--bare", &[]),
         };
         command
@@ -250,22 +251,23 @@ impl Warm {
         })
     }
 
-    /// The descriptor to watch for readability.
+    /// The descriptor to poll for readability.
     pub fn raw_fd(&self) -> RawFd {
         self.control.as_raw_fd()
     }
 
-    /// Its process. Another one may hold the control socket open, which then shows no end.
+    /// Its process. The end of the process must be polled here, because another process may keep the control
+    /// socket open.
     pub fn process(&self) -> &Process {
         &self.process
     }
 
-    /// Gives up the interpreter: what must be killed and reaped.
+    /// Returns the process, which the caller must kill and reap.
     pub fn into_process(self) -> Process {
         self.process
     }
 
-    /// Asks whether it still answers. False when it takes no message, which is an answer too.
+    /// Sends a ping. Returns false if the socket's buffer is full, which also shows that it does not respond.
     pub fn ping(&mut self) -> bool {
         self.pings = self.pings.wrapping_add(1);
         let request = serde_json::json!({ "ping": self.pings }).to_string();
@@ -277,9 +279,10 @@ impl Warm {
         sent.is_ok()
     }
 
-    /// Asks for a child that runs the job. `key` names it in the events: a job may have two
-    /// children for a moment, when a further attempt comes before the first has gone. An interpreter
-    /// that has closed its socket and has not exited yet takes requests too: how it ends is seen soon.
+    /// Requests a child that runs the job. `key` identifies it in the events, because a job may have two
+    /// children for a short time: a further attempt may start before the first has ended. A fork server that
+    /// has closed its socket and has not exited yet also gets requests without an error: its end is detected
+    /// soon.
     pub fn request(&mut self, key: u64, job: &Job<'_>) -> Result<Pipes, Error> {
         let mut variables: BTreeMap<_, _> = variables(job).into_iter().collect();
         if job.shim.is_some() {
@@ -334,15 +337,15 @@ impl Warm {
                 return Err(Error::Gone);
             }
             Err(Errno::PIPE | Errno::CONNRESET) => {}
-            // The latter: too many descriptors are on their way.
+            // TOOMANYREFS: too many descriptors are in flight.
             Err(Errno::AGAIN | Errno::TOOMANYREFS) => return Err(Error::Full),
             Err(error) => return Err(error.into()),
         }
         Ok(Pipes { stdout, stderr })
     }
 
-    /// A child by its number. Whatever the interpreter says, a process must be a child of it: it will be
-    /// killed.
+    /// The child with a process ID that the fork server reported. Only a child of the fork server is
+    /// accepted, because the process will be killed.
     fn child_process(&self, number: i32) -> io::Result<Started> {
         let pid = Some(number)
             .filter(|number| *number > 0)
@@ -361,7 +364,7 @@ impl Warm {
         }
     }
 
-    /// Whose child a process is that had that number when the pidfd was opened.
+    /// Which parent the process has that had this ID when the pidfd was opened.
     fn has_child(&self, number: i32, pidfd: &OwnedFd) -> io::Result<Parent> {
         let stat = proc_file::read(format!("/proc/{number}/stat"));
         let is_gone = |error: &io::Error| {
@@ -375,7 +378,7 @@ impl Warm {
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let parent = fields.split_ascii_whitespace().nth(1);
         let is_child = parent.and_then(|parent| parent.parse().ok()) == Some(self.process.id());
-        // The number was this process's when its parent was read, if it still is.
+        // The parent that was read is the process's if the pidfd still has this ID.
         Ok(match (number_of(pidfd)? == Some(number), is_child) {
             (false, _) => Parent::None,
             (true, true) => Parent::Own,
@@ -383,12 +386,13 @@ impl Warm {
         })
     }
 
-    /// Takes one answer; none when there is none now.
+    /// Reads one answer; none if there is none now.
     pub fn next_event(&mut self) -> Result<Option<WarmEvent>, Error> {
         let mut bytes = vec![0u8; MESSAGE_SIZE_MAX.min(64 << 10)];
         let mut receive =
             || rustix::net::recv(&self.control, bytes.as_mut_slice(), RecvFlags::DONTWAIT);
-        // An end that left messages of ours unread shows as an error once, before what it sent.
+        // A peer that closed with unread messages causes ECONNRESET once. What it has sent can be read after
+        // that.
         let received = match receive() {
             Err(rustix::io::Errno::CONNRESET) => receive(),
             received => received,
@@ -435,7 +439,7 @@ impl Warm {
     }
 }
 
-/// Logs what an interpreter prints, until no process has its stderr open.
+/// Logs what a fork server writes to stderr, until no process has its stderr open.
 fn log_lines(errors: impl Read) {
     let mut errors = BufReader::new(errors);
     loop {
@@ -450,27 +454,27 @@ fn log_lines(errors: impl Read) {
     }
 }
 
-/// Bytes of a line of an interpreter that are logged as one.
+/// Bytes of a line that are logged as one.
 const LINE_SIZE_MAX: u64 = 4096;
 
-/// Whose child a process is.
+/// Which parent a process has.
 enum Parent {
-    /// The interpreter's.
+    /// The fork server.
     Own,
-    /// Another's.
+    /// Another process.
     Other,
-    /// It has been reaped.
+    /// The process has been reaped.
     None,
 }
 
-/// The number of a pidfd's process, -1 when it is reaped.
+/// The process ID of a pidfd's process; -1 if it has been reaped.
 fn number_of(pidfd: &OwnedFd) -> io::Result<Option<i32>> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
     let number = info.lines().find_map(|line| line.strip_prefix("Pid:"));
     Ok(number.and_then(|number| number.trim().parse().ok()))
 }
 
-/// A pipe whose reading end does not block and whose writing end does.
+/// A pipe whose reading end is non-blocking and whose writing end is blocking.
 fn pipe_pair() -> io::Result<(OwnedFd, Receiver)> {
     let (sender, receiver) = pipe::new()?;
     sender.set_nonblocking(false)?;
@@ -508,7 +512,7 @@ mod tests {
             panic!("it runs");
         };
         assert_eq!(process.id(), child);
-        // Reaped, and beyond the kernel's highest process ID.
+        // A reaped process, and an ID above the kernel's highest process ID.
         for number in [ended, 1 << 30] {
             let taken = taken(number).unwrap();
             assert!(matches!(taken, Started::Ended(ended) if ended == number));

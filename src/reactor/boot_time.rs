@@ -1,15 +1,15 @@
-//! A clock that goes on in suspend.
+//! A clock that includes time in suspend.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// A moment of CLOCK_BOOTTIME: time since the machine's start, suspend included. Not affected by
-/// changes of the wall clock. Outside Linux it is the monotonic clock.
+/// A time of CLOCK_BOOTTIME: time since boot, including suspend. Changes of the wall clock do not
+/// affect it. On systems other than Linux it is the monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BootTime(Duration);
 
 impl BootTime {
-    /// This moment.
+    /// The current time.
     pub fn now() -> Self {
         #[cfg(target_os = "linux")]
         let clock = rustix::time::ClockId::Boottime;
@@ -22,23 +22,23 @@ impl BootTime {
         ))
     }
 
-    /// A moment so long after the machine's start.
+    /// The time that is `since` after boot.
     pub const fn after_boot(since: Duration) -> Self {
         BootTime(since)
     }
 
-    /// Time since the machine's start.
+    /// Time since boot.
     pub fn since_boot(self) -> Duration {
         self.0
     }
 
-    /// The time from an earlier moment to this one; zero when it is later.
+    /// The duration from `earlier` to this time; zero if `earlier` is later.
     pub fn saturating_duration_since(self, earlier: BootTime) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
 
-/// The time that this thread has used a processor.
+/// The processor time that this thread has used.
 pub fn thread_time() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(
@@ -50,7 +50,7 @@ pub fn thread_time() -> Duration {
 impl Add<Duration> for BootTime {
     type Output = BootTime;
 
-    /// Ends at the last moment that can be said.
+    /// Saturates at the maximum.
     fn add(self, wait: Duration) -> BootTime {
         BootTime(self.0.saturating_add(wait))
     }

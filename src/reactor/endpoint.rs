@@ -5,29 +5,30 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// Where to bind or connect.
+/// An address to bind or connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// A host (address or name) and a port; `*` as host binds all IPv4 addresses, port `*` or 0
-    /// lets the system choose.
+    /// A host (address or name) and a port. Host `*` binds all IPv4 addresses. With port `*` or 0
+    /// the system chooses the port.
     Tcp {
-        /// An address, a name, or `*`; IPv6 without its brackets.
+        /// An address, a name, or `*`; an IPv6 address without brackets.
         host: String,
-        /// The port.
+        /// The port; 0 = chosen by the system.
         port: u16,
     },
-    /// A Unix socket in the file system; a listener at `*` makes a file in a folder of its own.
+    /// A Unix socket in the file system. A listener at `*` creates its socket file in a new private
+    /// folder.
     Ipc(PathBuf),
     /// A Unix socket in Linux's abstract namespace; the name without its `@`.
     IpcAbstract(String),
 }
 
-/// Why a text is no endpoint, or has no address.
+/// Why a text is not an endpoint, or why an endpoint's host cannot be resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EndpointError {
     endpoint: String,
     reason: String,
-    /// The text itself is wrong.
+    /// The text is not an endpoint.
     is_text: bool,
 }
 
@@ -43,7 +44,7 @@ impl fmt::Display for EndpointError {
 
 impl std::error::Error for EndpointError {}
 
-/// Room in `sockaddr_un` for a path, its terminating zero included.
+/// Size of the path in `sockaddr_un`, including its terminating zero.
 const UNIX_PATH_SIZE_MAX: usize = 108;
 
 impl FromStr for Endpoint {
@@ -124,7 +125,8 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// True when only this machine can reach the endpoint. Names count as remote.
+    /// True if only this machine can reach the endpoint. Host names other than `localhost` count as
+    /// remote.
     pub fn is_local(&self) -> bool {
         match self {
             Endpoint::Tcp { host, .. } => {
@@ -137,8 +139,8 @@ impl Endpoint {
         }
     }
 
-    /// True when it names one place, which can be connected to: no port or file is left to the
-    /// system. Connecting to host `*` reaches this machine.
+    /// True if a socket can connect to the endpoint: neither its port nor its file is chosen by the
+    /// system. Connecting to host `*` connects to this machine.
     pub fn is_definite(&self) -> bool {
         match self {
             Endpoint::Tcp { port, .. } => *port != 0,
@@ -147,7 +149,8 @@ impl Endpoint {
         }
     }
 
-    /// The socket addresses of an endpoint that needs no lookup for them; ipc has none.
+    /// The socket addresses of an endpoint, if they are known without a lookup. ipc endpoints have
+    /// none.
     pub(crate) fn literal_addresses(&self) -> Option<Vec<SocketAddr>> {
         let Endpoint::Tcp { host, port } = self else {
             return Some(Vec::new());
@@ -159,8 +162,8 @@ impl Endpoint {
         Some(vec![SocketAddr::new(address, *port)])
     }
 
-    /// The socket addresses of an endpoint, in the resolver's order. A name blocks the caller
-    /// for as long as the resolver takes.
+    /// The socket addresses of an endpoint, in the resolver's order. With a host name, this blocks
+    /// until the resolver returns.
     pub(crate) fn addresses(&self) -> Result<Vec<SocketAddr>, EndpointError> {
         let fail = |reason: String| EndpointError {
             endpoint: self.to_string(),

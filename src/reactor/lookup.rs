@@ -1,5 +1,5 @@
-//! Host names are resolved on a thread of their own: the system's resolver blocks for as long
-//! as it likes, and a loop must not.
+//! Lookups of host names. Each runs on its own thread, because the system's resolver blocks without
+//! a time limit and an event loop must not block.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::thread;
 
 type Found = Result<Vec<SocketAddr>, EndpointError>;
 
-/// One of the lookups that there may be at a time.
+/// Permission for one of the `LOOKUPS_MAX` concurrent lookups. It is returned when dropped.
 struct Permit;
 
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
@@ -39,24 +39,24 @@ impl Drop for Permit {
     }
 }
 
-/// A lookup under way. Its end is reported by readability and [`Lookup::poll`]; the thread ends
-/// with it, and is left alone when it is dropped before.
+/// A running lookup. When it ends, its source becomes readable and [`Lookup::poll`] returns the
+/// result. If a `Lookup` is dropped earlier, its thread continues until the resolver returns.
 #[derive(Debug)]
 pub struct Lookup {
     found: mpsc::Receiver<Found>,
-    /// The thread holds the other end, which closes when it is done.
+    /// The thread owns the other end, and closes it when the lookup ends.
     ended: UnixStream,
 }
 
 impl Lookup {
-    /// Starts to resolve the addresses of a tcp endpoint. Fails with `WouldBlock` when there
-    /// are too many lookups already, and when no thread can be had.
+    /// Starts to resolve the addresses of a tcp endpoint. Fails with `WouldBlock` if too many
+    /// lookups are running or the system cannot start another thread.
     pub fn start(endpoint: &Endpoint) -> io::Result<Self> {
         let endpoint = endpoint.clone();
         Self::start_with(move || endpoint.addresses())
     }
 
-    /// The same by any function.
+    /// Like [`Lookup::start`], with any function as the resolver.
     pub(crate) fn start_with(find: impl FnOnce() -> Found + Send + 'static) -> io::Result<Self> {
         let permit = Permit::take()?;
         let (ended, other) = UnixStream::pair()?;
@@ -64,14 +64,14 @@ impl Lookup {
         thread::start("casparian-lookup", move || {
             let found = find();
             drop(permit);
-            // The owner may have been dropped; then the answer is not needed.
+            // This fails if the `Lookup` has been dropped; then the result is not needed.
             let _ = sender.send(found);
             drop(other);
         })?;
         Ok(Lookup { found, ended })
     }
 
-    /// What was found; none while the lookup is under way.
+    /// The result; `None` while the lookup is running.
     pub fn poll(&self) -> Option<io::Result<Vec<SocketAddr>>> {
         match self.found.try_recv() {
             Ok(found) => Some(found.map_err(io::Error::other)),
@@ -82,18 +82,19 @@ impl Lookup {
         }
     }
 
-    /// Starts readiness events.
+    /// Registers the lookup for readiness events.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         registry.register(&mut self.ended, token, Interest::READABLE)
     }
 
-    /// Ends readiness events.
+    /// Removes the lookup from the registry.
     pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         registry.deregister(&mut self.ended)
     }
 }
 
-/// Tests that resolve hosts share this, and the one that takes all lookups has it alone.
+/// Tests that start lookups hold this lock shared. The test that takes all permits holds it
+/// exclusively.
 #[cfg(test)]
 pub(crate) static PLACES: std::sync::RwLock<()> = std::sync::RwLock::new(());
 
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
     use crate::reactor::Reactor;
 
-    /// Waits for the end of a lookup by readiness alone.
+    /// Waits for the end of a lookup; readiness is the only trigger.
     fn wait(reactor: &mut Reactor, lookup: &Lookup) -> io::Result<Vec<SocketAddr>> {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
@@ -183,7 +184,7 @@ mod tests {
                 .iter()
                 .all(|at| at.ip().is_loopback() && at.port() == 5)
         );
-        // Longer than a label may be, so that no server is asked.
+        // Longer than the limit of a DNS label, so that no server is queried.
         let endpoint = format!("tcp://{}.invalid:5", "x".repeat(64));
         let error = look(&endpoint).unwrap_err();
         assert!(error.to_string().contains("cannot resolve"), "{error}");

@@ -1,14 +1,14 @@
-//! The event loop's parts: readiness, wake-ups, signals; tcp and ipc listeners and streams;
-//! lookups of host names.
+//! Parts of an event loop: readiness, wake-ups, signals, tcp and ipc listeners and streams, lookups
+//! of host names.
 //!
-//! What it is: a thin layer over mio (epoll, kqueue) that one thread drives. A loop owns one
-//! [`Reactor`], registers its sources under tokens of its own ([`token`]), computes the
-//! earliest deadline of everything it drives, and waits.
+//! It is a thin layer over mio (epoll, kqueue) for one thread. An event loop owns one [`Reactor`],
+//! registers its sources with its own tokens ([`token`]), computes the earliest deadline of all its
+//! parts, and waits.
 //!
-//! What it is not: it knows no protocol and has no callbacks.
+//! It implements no protocol and has no callbacks.
 //!
-//! Readiness is edge-triggered: the owner of a token must continue until the operating system
-//! says `WouldBlock`, or remember that it has not.
+//! Readiness is edge-triggered: the owner of a source must read or write until the operating system
+//! returns `WouldBlock`, or remember that it has not done so.
 
 #![cfg_attr(
     not(test),
@@ -45,7 +45,7 @@ pub use signals::{Requests, Signals, reset as reset_signals};
 pub use stopper::Stopper;
 pub use stream::{Buffers, Listener, Stream, bind_private};
 
-/// mio's poll and the events of its last wait.
+/// A mio poll and the events of the last wait.
 #[derive(Debug)]
 pub struct Reactor {
     poll: mio::Poll,
@@ -53,7 +53,7 @@ pub struct Reactor {
 }
 
 impl Reactor {
-    /// A reactor of its own epoll or kqueue descriptor.
+    /// Creates a reactor with its own epoll or kqueue descriptor.
     pub fn new() -> io::Result<Self> {
         Ok(Reactor {
             poll: mio::Poll::new()?,
@@ -61,19 +61,21 @@ impl Reactor {
         })
     }
 
-    /// Where sources are registered.
+    /// The registry in which sources are registered.
     pub fn registry(&self) -> &mio::Registry {
         self.poll.registry()
     }
 
-    /// A handle from which any thread ends the current or next wait.
+    /// A handle by which any thread can end the current or the next wait.
     pub fn waker(&self, token: mio::Token) -> io::Result<mio::Waker> {
         mio::Waker::new(self.registry(), token)
     }
 
-    /// Waits for readiness until `deadline`; none waits for ever. A signal ends the wait early.
+    /// Waits for readiness until `deadline`; `None` waits without a limit. A signal ends the wait
+    /// early.
     pub fn wait(&mut self, deadline: Option<Instant>, now: Instant) -> io::Result<()> {
-        // epoll counts in milliseconds; rounding up keeps a deadline from being polled for.
+        // epoll's timeout is in milliseconds. Without rounding up, the loop would poll repeatedly
+        // just before a deadline.
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(now);
             if left.is_zero() {
@@ -91,7 +93,7 @@ impl Reactor {
         }
     }
 
-    /// What the last wait found.
+    /// The events of the last wait.
     pub fn events(&self) -> impl Iterator<Item = &mio::event::Event> {
         self.events.iter()
     }
@@ -103,26 +105,26 @@ impl AsRawFd for Reactor {
     }
 }
 
-/// Tokens: which part of a loop a source belongs to, and its place there.
+/// Tokens: each has the part of a loop that owns a source, and the source's index in that part.
 ///
-/// A token of a source that has gone may still come out of the same wait; a spurious readiness
-/// must do no harm, so owners treat it as a hint and try.
+/// A wait may still return the token of a source that has been closed since. So owners must treat
+/// readiness as a hint: they try to read or write, and accept `WouldBlock`.
 pub mod token {
     use mio::Token;
 
     const INDEX_BITS: u32 = 28;
 
-    /// The token of place `index` (below 2^28) of part `owner` (0 to 15).
+    /// The token of source `index` (below 2^28) of part `owner` (0 to 15).
     pub fn new(owner: u8, index: usize) -> Token {
         Token((usize::from(owner & 0xF) << INDEX_BITS) | (index & ((1 << INDEX_BITS) - 1)))
     }
 
-    /// The part a token belongs to.
+    /// The part that owns the token's source.
     pub fn owner(token: Token) -> u8 {
         ((token.0 >> INDEX_BITS) & 0xF) as u8
     }
 
-    /// The place within its part.
+    /// The source's index in its part.
     pub fn index(token: Token) -> usize {
         token.0 & ((1 << INDEX_BITS) - 1)
     }

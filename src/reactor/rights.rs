@@ -1,12 +1,14 @@
-//! Descriptors in messages of Unix sockets (SCM_RIGHTS, unix(7)).
+//! File descriptors in messages of Unix sockets (SCM_RIGHTS, unix(7)).
 //!
-//! No socket of ours takes any. Those of a message are closed in the process that reads it, or that closes
-//! the socket, and a close can last as long as their sender likes: that of a TCP socket with SO_LINGER, or of a file
-//! whose server does not answer. From Linux 6.16 on a socket can refuse them: then the sender gets EPERM.
+//! No socket of Casparian uses them. A received descriptor is closed in the process that reads the
+//! message or closes the socket. Its sender can make this close block for any time: with a TCP
+//! socket that has SO_LINGER, or a file on a network file system whose server does not respond.
+//! From Linux 6.16 on, a socket can refuse descriptors: then the sender gets EPERM.
 
 use std::os::fd::AsFd;
 
-/// Lets a Unix socket, and the connections that it accepts from then on, refuse descriptors, where the kernel can.
+/// Makes a Unix socket, and the connections that it accepts from then on, refuse descriptors, if
+/// the kernel supports it.
 #[cfg(all(
     target_os = "linux",
     any(
@@ -18,7 +20,7 @@ use std::os::fd::AsFd;
 #[allow(unsafe_code)]
 pub(crate) fn refuse(socket: &impl AsFd) {
     use std::os::fd::AsRawFd;
-    /// From asm-generic/socket.h; the `libc` crate does not have it.
+    /// From asm-generic/socket.h; it is not in the `libc` crate.
     const SO_PASSRIGHTS: libc::c_int = 83;
     let off: libc::c_int = 0;
     let size = size_of_val(&off) as libc::socklen_t;
@@ -39,7 +41,7 @@ pub(crate) fn refuse(socket: &impl AsFd) {
     }
 }
 
-/// Nothing: the system cannot.
+/// Does nothing: this system does not support it.
 #[cfg(not(all(
     target_os = "linux",
     any(

@@ -1,4 +1,4 @@
-//! Signals as readiness.
+//! Signals as readiness events of a reactor.
 
 use std::io;
 use std::sync::Arc;
@@ -7,29 +7,30 @@ use mio::{Interest, Registry, Token};
 use nix::sys::signal::SigSet;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 
-/// Undoes what a program may inherit of signals, for itself and the processes that it starts: no
-/// signal is blocked, and SIGCHLD is not ignored, since the kernel would keep no exit status then.
-/// Called before there are other threads, which inherit what is blocked.
+/// Resets inherited signal settings of this program and of the processes that it starts: no signal
+/// is blocked, and SIGCHLD is not ignored. (If SIGCHLD is ignored, the kernel keeps no exit status
+/// of children.) It must be called before other threads are started, because they inherit the
+/// signal mask.
 pub fn reset() -> io::Result<()> {
-    // A handler is replaced by the default in processes that are started, SIG_IGN is not.
+    // Started processes get the default action instead of a handler, but would inherit SIG_IGN.
     signal_hook::flag::register(SIGCHLD, Arc::default())?;
     Ok(SigSet::all().thread_unblock()?)
 }
 
-/// SIGINT, SIGTERM and SIGHUP as a source of a reactor.
+/// SIGINT, SIGTERM and SIGHUP as an event source of a reactor.
 pub struct Signals {
     inner: signal_hook_mio::v1_0::Signals,
 }
 
 impl Signals {
-    /// Takes the signals over from their default actions.
+    /// Installs handlers for the signals, in place of their default actions.
     pub fn register(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut inner = signal_hook_mio::v1_0::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         registry.register(&mut inner, token, Interest::READABLE)?;
         Ok(Signals { inner })
     }
 
-    /// What has come since the last call.
+    /// The signals received since the last call.
     pub fn take(&mut self) -> Requests {
         let mut requests = Requests::default();
         for signal in self.inner.pending() {
@@ -43,11 +44,11 @@ impl Signals {
     }
 }
 
-/// What signals ask for.
+/// Requests made by signals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Requests {
-    /// SIGINT and SIGTERM: how many came.
+    /// Number of SIGINT and SIGTERM received.
     pub stops: usize,
-    /// SIGHUP: read files again.
+    /// SIGHUP was received: read files again.
     pub reload: bool,
 }

@@ -1,9 +1,9 @@
-//! Ending a loop from another thread.
+//! Stops an event loop from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A handle on a sentinel or worker that runs elsewhere.
+/// A handle by which another thread can stop a sentinel or worker.
 #[derive(Clone, Debug)]
 pub struct Stopper {
     drain: Arc<AtomicBool>,
@@ -12,7 +12,7 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// A handle that wakes its loop by `waker`.
+    /// Creates a handle that wakes the event loop by `waker`.
     pub fn new(waker: Arc<mio::Waker>) -> Self {
         Stopper {
             drain: Arc::default(),
@@ -21,13 +21,13 @@ impl Stopper {
         }
     }
 
-    /// Takes up nothing new and ends when what runs is over.
+    /// Asks the loop to start nothing new and to end when running work is finished.
     pub fn drain(&self) {
         self.drain.store(true, Ordering::SeqCst);
         self.wake();
     }
 
-    /// Ends at once.
+    /// Asks the loop to end at once.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::SeqCst);
         self.wake();

@@ -1,4 +1,4 @@
-//! tcp and ipc streams and listeners behind one face.
+//! tcp and ipc streams and listeners with one interface.
 
 use std::fs;
 use std::io::{self, IoSlice, Read, Write};
@@ -18,7 +18,7 @@ use socket2::SockRef;
 use super::{Endpoint, rights};
 use crate::limits;
 
-/// Sizes of the kernel's buffers in bytes; none leaves them to the system.
+/// Sizes of a socket's kernel buffers, in bytes; `None` = the system's default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Buffers {
     /// `SO_SNDBUF`.
@@ -43,16 +43,18 @@ impl Buffers {
 /// A non-blocking connected (or connecting) stream.
 #[derive(Debug)]
 pub enum Stream {
-    /// tcp, with Nagle's algorithm off and a bound on what the kernel holds unsent.
+    /// tcp, without Nagle's algorithm and with a limit on unsent bytes in the kernel.
     Tcp(TcpStream),
     /// ipc.
     Unix(UnixStream),
 }
 
 impl Stream {
-    /// Starts to connect; completion is reported by writability and [`Stream::connect_result`].
+    /// Starts to connect. On completion the stream becomes writable; then call
+    /// [`Stream::connect_result`].
     ///
-    /// `addresses` are those of a tcp endpoint; the first that leads somewhere is taken.
+    /// `addresses` are the addresses of a tcp endpoint. The first one for which connecting can be
+    /// started is used.
     pub fn connect(
         endpoint: &Endpoint,
         addresses: &[SocketAddr],
@@ -75,7 +77,7 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Whether a connect has come through: `Ok(false)` while it is under way.
+    /// The result of connecting: `Ok(true)` when connected, `Ok(false)` while it continues.
     pub fn connect_result(&self) -> io::Result<bool> {
         let (error, peer) = match self {
             Stream::Tcp(stream) => (stream.take_error()?, stream.peer_addr().map(drop)),
@@ -96,7 +98,7 @@ impl Stream {
         }
     }
 
-    /// The peer's address, for people.
+    /// The peer's address, for messages to people.
     pub fn peer(&self) -> String {
         match self {
             Stream::Tcp(stream) => match stream.peer_addr() {
@@ -107,7 +109,7 @@ impl Stream {
         }
     }
 
-    /// Says that no more bytes come from us.
+    /// Shuts down the sending direction.
     pub fn shut_down(&self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
@@ -115,7 +117,7 @@ impl Stream {
         }
     }
 
-    /// Starts readiness events.
+    /// Registers the stream for readiness events.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         match self {
@@ -124,7 +126,7 @@ impl Stream {
         }
     }
 
-    /// Ends readiness events.
+    /// Removes the stream from the registry.
     pub fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.deregister(registry),
@@ -165,27 +167,28 @@ impl Write for Stream {
     }
 }
 
-/// A bound, non-blocking listener. A socket file it made is removed when it is dropped.
+/// A bound, non-blocking listener. The socket file that it created is removed when it is dropped.
 #[derive(Debug)]
 pub enum Listener {
     /// tcp.
     Tcp(TcpListener),
-    /// ipc; the file is absent for abstract names.
+    /// ipc; abstract names have no file.
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// The file of a bound Unix socket, known by device and inode so that only our own is removed.
+/// The file of a bound Unix socket. It is removed only if device and inode are still those of our
+/// file.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// A folder made for it alone.
+    /// The private folder that was created for the file, if any.
     folder: Option<PathBuf>,
 }
 
 impl SocketFile {
-    /// Where it is.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -207,14 +210,15 @@ impl Drop for SocketFile {
 }
 
 impl Listener {
-    /// Binds; a socket file without a listener is replaced. Connections that are
-    /// accepted have `buffers`. A host name blocks for as long as the resolver takes. The file of a
-    /// private ipc socket has mode 0600 whatever the umask is; others have that of the umask.
+    /// Binds a listener. A socket file without a listener is replaced. Accepted connections have
+    /// the sizes of `buffers`. With a host name, this blocks until the resolver returns. The file
+    /// of a private ipc socket has mode 0600 whatever the umask is; the mode of other socket files
+    /// depends on the umask.
     pub fn bind(endpoint: &Endpoint, buffers: Buffers, is_private: bool) -> io::Result<Listener> {
         let listener = Self::bind_any(endpoint, is_private)?;
         match &listener {
             Listener::Tcp(listener) => buffers.set(listener)?,
-            // The sizes of Unix sockets do not pass from the listener on.
+            // Accepted Unix sockets do not inherit the sizes; [`Listener::accept`] sets them.
             Listener::Unix(..) => {}
         }
         Ok(listener)
@@ -239,7 +243,7 @@ impl Listener {
         }
     }
 
-    /// Where it is really bound: the system's choice of port or file filled in.
+    /// The endpoint that is bound, with the port or file that the system chose.
     pub fn endpoint(&self, asked: &Endpoint) -> Endpoint {
         match (self, asked) {
             (Listener::Tcp(listener), Endpoint::Tcp { .. }) => match listener.local_addr() {
@@ -254,7 +258,7 @@ impl Listener {
         }
     }
 
-    /// The next waiting connection, or `WouldBlock`.
+    /// Accepts the next waiting connection; `WouldBlock` if there is none.
     pub fn accept(&self, buffers: Buffers) -> io::Result<Stream> {
         match self {
             Listener::Tcp(listener) => {
@@ -270,7 +274,7 @@ impl Listener {
         }
     }
 
-    /// Starts readiness events.
+    /// Registers the listener for readiness events.
     pub fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         match self {
             Listener::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
@@ -279,7 +283,8 @@ impl Listener {
     }
 }
 
-/// A peer of a Unix socket has no address of its own, so it is named by the one they share.
+/// Describes the peer of a Unix socket by the listener's path, because a connecting Unix socket has
+/// no address.
 fn ipc_peer(stream: &UnixStream) -> String {
     let ends = [stream.local_addr(), stream.peer_addr()];
     let path = ends.iter().flatten().find_map(|end| end.as_pathname());
@@ -289,7 +294,7 @@ fn ipc_peer(stream: &UnixStream) -> String {
     }
 }
 
-/// What `attempt` gives for the first address for which it works, or the last error.
+/// The result of `attempt` for the first address for which it succeeds, or the last error.
 fn first_of<T>(
     addresses: &[SocketAddr],
     attempt: impl Fn(SocketAddr) -> io::Result<T>,
@@ -304,8 +309,8 @@ fn first_of<T>(
     Err(last)
 }
 
-/// What the kernel holds unsent stands before a PING and cannot be hurried along, so that is
-/// little; what it has sent and holds until it is acknowledged is not limited by this.
+/// Limits the unsent bytes in the kernel, because a PING must wait behind them. Bytes that are sent
+/// and not yet acknowledged do not count.
 fn set_tcp_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -330,7 +335,7 @@ fn bind_file(path: PathBuf, folder: Option<PathBuf>, is_private: bool) -> io::Re
     Ok(Listener::Unix(listener, Some(file)))
 }
 
-/// A new folder that only this user may enter.
+/// Creates a folder that only this user can enter.
 fn private_folder() -> io::Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let base = std::env::temp_dir();
@@ -344,13 +349,13 @@ fn private_folder() -> io::Result<PathBuf> {
     }
 }
 
-/// Binds a socket that takes no descriptors, whose file has mode 0600 from its creation on, whatever the umask is. On other
-/// systems than Linux the mode is that of the umask.
+/// Binds a Unix socket that refuses descriptors. Its file has mode 0600 from its creation on,
+/// whatever the umask is. On systems other than Linux the mode depends on the umask.
 pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
     #[cfg(target_os = "linux")]
     let socket = {
-        // The file gets the mode of its socket, less the umask.
+        // The file gets the mode of the socket, minus the umask.
         let socket = fs::File::from(OwnedFd::from(socket));
         socket.set_permissions(fs::Permissions::from_mode(0o600))?;
         socket2::Socket::from(OwnedFd::from(socket))
@@ -370,7 +375,8 @@ fn bind_path(
     match bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = fs::symlink_metadata(path)?.file_type().is_socket();
-            // Not blocking: a listener that is stopped and full is a live one.
+            // The connect does not block. Only `ConnectionRefused` proves that no process listens:
+            // a listener that is stopped or whose backlog is full gives another result.
             let refused = UnixStream::connect(path)
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
             if !(is_socket && refused) {

@@ -1,5 +1,5 @@
-//! Other paths of the same folders and files: a file system, or a part of it, can be mounted at several
-//! places, and a mount that is changed changes none of the others.
+//! Other paths of the same folders and files. A file system, or a part of it, can be mounted at several
+//! mount points. A change of one mount does not affect the others.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,19 +11,18 @@ use super::launch::unescaped;
 struct Mount {
     /// `major:minor` of its file system.
     device: Vec<u8>,
-    /// What of the file system is mounted.
+    /// The folder of the file system that is mounted.
     root: PathBuf,
     mount_point: PathBuf,
 }
 
-/// The other paths at which a path, or a part of what is below it, is found by the mounts of a
-/// `/proc/self/mountinfo`.
+/// The other paths of `path`, and of folders below it, by the mounts of a `/proc/self/mountinfo`.
 pub(super) fn aliases(listed: &[u8], path: &Path) -> Vec<PathBuf> {
     let Ok(path) = fs::canonicalize(path) else {
         return Vec::new();
     };
     let mut found = listed_aliases(listed, &path);
-    // What another mount covers is not seen there.
+    // A path that another mount covers leads to a different file.
     found.retain(|(alias, original)| is_same(alias, original));
     found.into_iter().map(|(alias, _)| alias).collect()
 }
@@ -36,7 +35,7 @@ pub(super) fn is_same(one: &Path, other: &Path) -> bool {
     file(one).is_some_and(|one| Some(one) == file(other))
 }
 
-/// Pairs of a path elsewhere, and what it is at or below `path`.
+/// Pairs of an alias outside `path`, and the path at or below `path` that it is an alias of.
 fn listed_aliases(listed: &[u8], path: &Path) -> Vec<(PathBuf, PathBuf)> {
     let parse = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ').skip(2);
@@ -49,7 +48,7 @@ fn listed_aliases(listed: &[u8], path: &Path) -> Vec<(PathBuf, PathBuf)> {
     let lines = listed.split(|byte| *byte == b'\n');
     let mounts: Vec<Mount> = lines.filter_map(parse).collect();
     let holds = |mount: &&Mount| path.starts_with(&mount.mount_point);
-    // The last of several at one place is the one that is seen.
+    // Of several mounts at one mount point the last one is visible.
     let Some(own) = mounts
         .iter()
         .filter(holds)
@@ -74,7 +73,7 @@ fn listed_aliases(listed: &[u8], path: &Path) -> Vec<(PathBuf, PathBuf)> {
         .collect()
 }
 
-/// Without the slash at the end that joining nothing leaves.
+/// Joins two paths, without the trailing slash that joining an empty path would add.
 fn joined(base: &Path, rest: &Path) -> PathBuf {
     match rest.as_os_str().is_empty() {
         true => base.to_owned(),

@@ -1,10 +1,12 @@
-//! The second layer's seccomp filters: the system calls that are refused.
+//! The second layer's seccomp filters: which system calls are refused.
 //!
-//! What acts on the caller alone is allowed, and what acts on other processes, on their user or on the
-//! machine is refused with EPERM. Three kinds are left to others: what needs a capability that plugin
-//! processes do not have is the kernel's to refuse, signals, tracing and memory of other processes are
-//! Landlock's in [`super::Mode::On`], and writing is the mounts'. Calls that only read (`getpriority`,
-//! `sched_getaffinity`) are allowed.
+//! Calls that affect only the caller are allowed. Calls that affect other processes, their user or the
+//! machine are refused with EPERM. Calls that only read (`getpriority`, `sched_getaffinity`) are allowed.
+//! Three kinds of calls are restricted by other means:
+//!
+//! - calls that need a capability that plugin processes do not have: by the kernel;
+//! - signals, and tracing other processes or reading their memory, in [`super::Mode::On`]: by Landlock;
+//! - writing: by the mounts.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,28 +18,29 @@ use seccompiler::{
     SeccompCondition, SeccompFilter, SeccompRule, sock_filter,
 };
 
-/// What a filter is for.
+/// The process that a filter is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// [`super::Mode::On`].
+    /// A plugin process in [`super::Mode::On`].
     On,
-    /// A fork server of [`super::Mode::On`]. Its children inherit the filter, and each has another ID that
-    /// stands for itself: calls that name a process are left to their own filters.
+    /// A fork server of [`super::Mode::On`]. Its children inherit the filter, and each may name itself by
+    /// its own process ID. So this filter does not check process IDs; the children's own filters do.
     Fork,
-    /// [`super::Mode::Strict`].
+    /// A plugin process in [`super::Mode::Strict`].
     Strict,
-    /// [`super::Mode::Strict`] without mounts and namespaces, whose part it takes.
+    /// A plugin process in [`super::Mode::Strict`] without mounts and namespaces. The filter also refuses
+    /// what these would prevent.
     StrictAlone,
 }
 
-/// Stands in a filter for the ID of the process that puts itself under it; the process replaces it. No
-/// process has this ID.
+/// Placeholder in a filter for the ID of the process that applies it. The process replaces it by its own
+/// ID. No process has this ID.
 const OWN_PID: u32 = 0x7FFF_CA5B;
 
-/// A filter, as a memory file with its instructions.
+/// A filter, as a sealed memory file with its BPF instructions.
 pub fn filter_file(kind: Kind) -> io::Result<OwnedFd> {
     let program = filter(kind).map_err(io::Error::other)?;
-    // The kernel reads its own order.
+    // The kernel reads instructions in the machine's byte order.
     #[allow(clippy::host_endian_bytes)]
     let bytes: Vec<u8> = program
         .iter()
@@ -50,13 +53,14 @@ pub fn filter_file(kind: Kind) -> io::Result<OwnedFd> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = std::fs::File::from(rustix::fs::memfd_create("seccomp", flags)?);
     file.write_all(&bytes)?;
-    // Fork servers of all environments get it, and code of these could change it.
+    // Fork servers of all environments receive this file. Code of an environment could change it without
+    // seals.
     let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
     rustix::fs::fcntl_add_seals(&file, seals)?;
     Ok(file.into())
 }
 
-/// Puts this process under a filter.
+/// Applies a filter to this process.
 pub(super) fn try_seccomp(kind: Kind) -> Result<(), String> {
     let program = filter(kind)?;
     seccompiler::apply_filter(&program).map_err(|error| error.to_string())
@@ -84,17 +88,17 @@ fn step(code: u32, jf: u8, k: u32) -> sock_filter {
     }
 }
 
-/// Offset of the low half of an argument in what a filter is given (`struct seccomp_data`).
+/// Offset of the low half of an argument in a filter's input (`struct seccomp_data`).
 const fn argument(index: u32) -> u32 {
     let low = if cfg!(target_endian = "big") { 4 } else { 0 };
     16 + 8 * index + low
 }
 
-/// Setting SO_LINGER works and has no effect: the process that closes such a socket, perhaps another one that it was
-/// sent to, waits as long as the option says.
+/// Setting SO_LINGER succeeds without effect. Otherwise closing such a socket could block for the
+/// option's time, also in another process that the socket was sent to.
 fn without_lingering() -> BpfProgram {
     let load = |offset| step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, offset);
-    // Past all that follows, where it is another.
+    // Jumps over the rest of this part of the filter when the value differs.
     let equals = |others, value| step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, others, value);
     vec![
         load(0),
@@ -107,16 +111,16 @@ fn without_lingering() -> BpfProgram {
     ]
 }
 
-/// Calls that are answered as by a kernel without them.
+/// Calls that fail with ENOSYS, as on a kernel that does not have them.
 fn missing_calls() -> BpfProgram {
     let mut missing = Vec::new();
-    // The numbers of x32, a second interface of the same architecture, are none of the table's.
+    // The rules do not cover the call numbers of x32, a second ABI of this architecture.
     if cfg!(target_arch = "x86_64") {
         missing.push((libc::BPF_JGE, 0x4000_0000));
     }
-    // Its flags are in memory, which a filter does not see. Without it, callers use clone.
+    // The flags of clone3 are in memory, which a filter cannot read. Callers fall back to clone.
     missing.push((libc::BPF_JEQ, libc::SYS_clone3 as u32));
-    // What it does is in memory, too; container runtimes refuse it.
+    // The operations of io_uring are in memory, too. Container runtimes also refuse it.
     missing.push((libc::BPF_JEQ, libc::SYS_io_uring_setup as u32));
     let steps = missing.into_iter().flat_map(|(compare, number)| {
         let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
@@ -151,7 +155,8 @@ fn is_pointer(argument: u8) -> Condition {
     SeccompCondition::new(argument, Len::Qword, Op::Ne, 0)
 }
 
-/// What is refused, by the numbers of calls: without a rule always, else where one of the rules holds.
+/// The refused calls by their numbers. A call without rules is always refused, others when one of their
+/// rules matches.
 fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let mut when = |call: i64, conditions: Vec<Condition>| {
@@ -168,7 +173,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         when(call, vec![is(0, user)])?;
     }
     if kind != Kind::Fork {
-        // A process is named by its ID, or is the caller by 0.
+        // 0 and the caller's own ID both mean the caller.
         let other = |argument| vec![is_not(argument, 0), is_not(argument, OWN_PID)];
         for call in OF_A_PROCESS {
             when(*call, other(0))?;
@@ -180,9 +185,9 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
             when(call, other(1))?;
         }
     }
-    // Leases make others wait who open the file.
+    // A file lease blocks other processes that open the file.
     when(libc::SYS_fcntl, vec![is(1, libc::F_SETLEASE as u32)])?;
-    // Without its mounts a process could rename what they protect.
+    // A process that detaches its mounts could rename the paths that they protect.
     when(
         libc::SYS_umount2,
         vec![has_flag(1, libc::MNT_DETACH as u32)],
@@ -190,17 +195,18 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     for typing in [libc::TIOCSTI, libc::TIOCLINUX] {
         when(libc::SYS_ioctl, vec![is(1, typing as u32)])?;
     }
-    // In a cgroup namespace of its own a process could mount the control group of the worker, and kill that.
+    // In a cgroup namespace of its own a process could mount the worker's control group and kill the
+    // worker.
     for call in [libc::SYS_unshare, libc::SYS_clone] {
         when(call, vec![has_flag(0, libc::CLONE_NEWCGROUP as u32)])?;
     }
-    // A sibling of its maker is in no limit of the job, which counts descendants.
+    // The limits of a job count its descendants. A process with CLONE_PARENT would be a sibling.
     when(
         libc::SYS_clone,
         vec![has_flag(0, libc::CLONE_PARENT as u32)],
     )?;
     if is_strict(kind) {
-        // Sockets between processes of the plugin's own are allowed.
+        // Unix sockets are allowed, for communication between the plugin's own processes.
         when(libc::SYS_socket, vec![is_not(0, libc::AF_UNIX as u32)])?;
         when(
             libc::SYS_clone,
@@ -212,7 +218,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
             when(libc::SYS_ioctl, vec![is(1, *change)])?;
         }
     }
-    // Last: it replaces rules.
+    // This must be last: it replaces the conditional rules of these calls.
     let mut always = |calls: &[i64]| rules.extend(calls.iter().map(|call| (*call, Vec::new())));
     always(REFUSED);
     if is_strict(kind) {
@@ -225,7 +231,7 @@ fn rules(kind: Kind) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     Ok(rules)
 }
 
-/// Calls whose first argument is the ID of a process that they change.
+/// Calls that change the process whose ID is their first argument.
 const OF_A_PROCESS: &[i64] = &[
     libc::SYS_sched_setaffinity,
     libc::SYS_sched_setattr,
@@ -235,9 +241,9 @@ const OF_A_PROCESS: &[i64] = &[
     libc::SYS_move_pages,
 ];
 
-/// System calls that no plugin needs and that reach beyond its process: the kernel's keyrings and
-/// programs, files by handles that pass by mounts, memory of other processes, mounts that are left,
-/// modules, the machine's state.
+/// System calls that no plugin needs and that have effects outside its process: kernel keyrings, BPF
+/// programs, files by handles (which bypass mounts), memory of other processes, `pivot_root` (which
+/// leaves the mounts), kernel modules, the machine's state.
 const REFUSED: &[i64] = &[
     libc::SYS_add_key,
     libc::SYS_keyctl,
@@ -261,7 +267,8 @@ const REFUSED: &[i64] = &[
     libc::SYS_swapoff,
 ];
 
-/// What goes past the other rules of [`super::Mode::Strict`], or watches what it cannot read.
+/// Calls that would bypass the other rules of [`super::Mode::Strict`], or observe files that it cannot
+/// read.
 const REFUSED_STRICTLY: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -284,7 +291,7 @@ const REFUSED_STRICTLY: &[i64] = &[
     libc::SYS_syslog,
 ];
 
-/// Memory, queues and semaphores that are the user's, and stay when their process has ended.
+/// Calls for shared memory, message queues and semaphores, which persist when their process has ended.
 const OUTLIVING: &[i64] = &[
     libc::SYS_shmget,
     libc::SYS_shmat,
@@ -301,7 +308,7 @@ const OUTLIVING: &[i64] = &[
     libc::SYS_mq_unlink,
 ];
 
-/// Changes of modes, owners, times and attributes, which Landlock does not know.
+/// Calls that change modes, owners, times and attributes of files, which Landlock does not restrict.
 const METADATA: &[i64] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
@@ -332,17 +339,18 @@ const METADATA: &[i64] = &[
     SYS_FILE_SETATTR,
 ];
 
-// The same number on all architectures; not all are in the crate for each of them.
+// These numbers are the same on all architectures. The libc crate does not have all of them for each.
 const SYS_FCHMODAT2: i64 = 452;
 const SYS_SETXATTRAT: i64 = 463;
 const SYS_REMOVEXATTRAT: i64 = 466;
 const SYS_FILE_SETATTR: i64 = 469;
 
-/// The third kind of `setpriority` and of `ioprio_set`, from linux/resource.h and linux/ioprio.h.
+/// The value of `which` for a user in `setpriority` and in `ioprio_set`, from linux/resource.h and
+/// linux/ioprio.h.
 const PRIO_USER: u32 = 2;
 const IOPRIO_WHO_USER: u32 = 3;
 
-/// Requests of ioctl on plain files, from linux/fs.h, linux/fscrypt.h and linux/fsverity.h:
+/// ioctl requests that change plain files, from linux/fs.h, linux/fscrypt.h and linux/fsverity.h:
 /// FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FS_IOC_SET_ENCRYPTION_POLICY,
 /// FS_IOC_ENABLE_VERITY.
 const FILE_FLAGS: &[u32] = &[
@@ -357,7 +365,8 @@ const FILE_FLAGS: &[u32] = &[
 mod tests {
     use super::*;
 
-    /// What the kernel does with a call: 0, or the number of the error. Only what these filters consist of.
+    /// The result of a filter for a call: 0 or an errno. Interprets only the instructions that these
+    /// filters use.
     fn answer(program: &[sock_filter], call: i64, arguments: [u64; 6]) -> u32 {
         let arch: u32 = match std::env::consts::ARCH {
             "x86_64" => 0xC000_003E,
@@ -396,14 +405,14 @@ mod tests {
         }
     }
 
-    /// Stands for a call that works and does nothing.
+    /// The answer for a call that succeeds without effect (errno 0).
     const FAKED: u32 = u32::MAX;
     const NO: u32 = libc::EPERM as u32;
     const NONE: u32 = libc::ENOSYS as u32;
     const OWN: u64 = OWN_PID as u64;
     const OTHER: u64 = 4711;
 
-    /// A call, its first arguments, and the answers in the modes "on", "strict" and "strict" alone.
+    /// A call, its first arguments, and the answers of the filters `On`, `Strict` and `StrictAlone`.
     const TABLE: &[(i64, &[u64], [u32; 3])] = &[
         (libc::SYS_read, &[0], [0, 0, 0]),
         (libc::SYS_prlimit64, &[OTHER, 7, 0x1_0000_0000], [NO; 3]),
@@ -411,7 +420,7 @@ mod tests {
         (libc::SYS_prlimit64, &[OTHER, 7, 0], [0; 3]),
         (libc::SYS_prlimit64, &[0, 7, 0x1000], [0; 3]),
         (libc::SYS_prlimit64, &[OWN, 7, 0x1000], [0; 3]),
-        // The kernel takes an ID as 32 bits.
+        // The kernel reads only the low 32 bits of an ID.
         (libc::SYS_prlimit64, &[0x1_0000_0000, 7, 0x1000], [0; 3]),
         (libc::SYS_sched_setaffinity, &[OTHER], [NO; 3]),
         (libc::SYS_sched_setaffinity, &[OWN], [0; 3]),
@@ -423,7 +432,7 @@ mod tests {
         (libc::SYS_migrate_pages, &[OTHER], [NO; 3]),
         (libc::SYS_move_pages, &[OTHER], [NO; 3]),
         (libc::SYS_move_pages, &[0], [0; 3]),
-        // Of a process, a group and a user.
+        // 0, 1, 2: a process, a process group, a user.
         (libc::SYS_setpriority, &[0, OTHER], [NO; 3]),
         (libc::SYS_setpriority, &[0, 0], [0; 3]),
         (libc::SYS_setpriority, &[0, OWN], [0; 3]),

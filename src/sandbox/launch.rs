@@ -1,10 +1,10 @@
-//! The first layer: a program of ours that changes what it sees of the file system and becomes the
-//! interpreter.
+//! The launcher, a program that applies the first layer: it changes its mounts and then becomes the
+//! interpreter (exec).
 //!
-//! It is a process of its own because namespaces are entered by a process with one thread, and because
-//! nothing can be done between fork and exec without `unsafe`. As root it unshares its mounts. Any
-//! other user needs a user namespace for that: there it keeps its IDs, and CAP_SYS_ADMIN over these
-//! mounts alone, which the plugin processes use for their own layer and give up.
+//! It is a process of its own, because a process with several threads cannot enter these namespaces, and
+//! because running code between fork and exec needs `unsafe`. As root it unshares its mounts. Any other
+//! user also needs a user namespace. In it the process keeps its IDs, and has CAP_SYS_ADMIN over these
+//! mounts only. Plugin processes use this capability for the second layer and then drop it.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -32,14 +32,15 @@ use super::pins::Anchors;
 use super::{Mounts, Private, Restricted, Support, calls, folders_in, pins, rules};
 use crate::{descriptors, keys_in_use, limits};
 
-/// First argument of a program that is run as the launcher.
+/// First argument with which a program runs as the launcher.
 pub const ARGUMENT: &str = "sandbox-launch";
-/// Second argument with which it only prints what the kernel offers, as JSON.
+/// Second argument with which it only prints its [`Support`] as JSON.
 const PROBE: &str = "--probe";
-/// Second argument with which it maps the IDs of the process that the third names.
+/// Second argument with which it maps the IDs of a process. The third argument is the process ID.
 const MAP: &str = "--map";
 
-/// A command that runs `interpreter` in the first layer, by this program itself.
+/// A command that runs `interpreter` in the first layer. `program` must call [`main`] when its first
+/// argument is [`ARGUMENT`].
 pub fn command(program: &Path, mounts: &Mounts, interpreter: &Path) -> io::Result<Command> {
     let mut command = Command::new(program);
     command
@@ -49,15 +50,17 @@ pub fn command(program: &Path, mounts: &Mounts, interpreter: &Path) -> io::Resul
     Ok(command)
 }
 
-/// A command that prints what the kernel offers.
+/// A command that prints the kernel's [`Support`] as JSON.
 pub fn probe_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.args([ARGUMENT, PROBE]);
     command
 }
 
-/// The launcher: `mounts interpreter arguments…`, `--probe` or `--map`. Gives why the interpreter does not run,
-/// after a message `{"unstarted": reason}` to the socket on stdin; as a probe it returns what to print.
+/// The launcher, with the arguments `mounts interpreter arguments…`, `--probe` or `--map process`. A
+/// probe returns the text to print. Otherwise it returns only on failure, with the reason why the
+/// interpreter does not run. That reason is also sent to the socket on stdin as a message `{"unstarted":
+/// reason}`.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, String> {
     let first = arguments.next().unwrap_or_default();
     if first == OsStr::new(PROBE) {
@@ -72,7 +75,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<String, Str
         Ok(never) => match never {},
         Err(reason) => reason,
     };
-    // The parent reads there what an interpreter prints.
+    // The parent also reads messages of the interpreter from this socket.
     let message = serde_json::json!({ "unstarted": reason }).to_string();
     let _ = rustix::net::send(io::stdin(), message.as_bytes(), SendFlags::NOSIGNAL);
     Err(reason)
@@ -94,7 +97,7 @@ fn become_interpreter(
     for argument in arguments {
         words.push(text(&argument)?);
     }
-    // Code of the environment may run before the interpreter's own program asks for this. It stays over exec.
+    // Code of the environment may run before the shim could set this signal. The setting survives exec.
     if mounts.restricted.as_ref().is_some_and(|held| held.forks) {
         let parent = rustix::process::getppid();
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -103,7 +106,7 @@ fn become_interpreter(
             return Err("the worker has ended".to_owned());
         }
     }
-    // Not `Command::exec`, which runs what is no program by a shell.
+    // `Command::exec` would run a file that is not executable code with a shell.
     nix::unistd::execv(&program, &words).map_err(|error| {
         format!(
             "cannot start {}: {}",
@@ -115,10 +118,10 @@ fn become_interpreter(
 
 /// Restricts this process.
 fn hold(mounts: &Mounts) -> Result<(), String> {
-    // By one of a folder, with which the worker was started, files are reached below all mounts.
+    // An inherited descriptor of a folder would give access to files that mounts cover.
     descriptors::close_others().map_err(|error| format!("descriptors: {error}"))?;
     let restricted = mounts.restricted.as_ref();
-    // A tool ends with its process group.
+    // A tool that builds environments stays in its process group, which is killed as a whole.
     if restricted.is_none_or(|restricted| restricted.forks) {
         nix::unistd::setsid().map_err(|error| format!("session: {error}"))?;
     }
@@ -130,7 +133,8 @@ fn hold(mounts: &Mounts) -> Result<(), String> {
     if mounts.namespaces {
         let folder = std::env::current_dir();
         enter(mounts)?;
-        // It is still in the mount that was there before, below what lies over it now.
+        // The working directory still is the folder that new mounts may cover. It is entered again by its
+        // path.
         let again = folder.and_then(std::env::set_current_dir);
         again
             .or_else(|_| std::env::set_current_dir("/"))
@@ -152,14 +156,14 @@ fn prepare_nest() -> Result<Nest, String> {
     Nest::prepare(mapper).map_err(|error| format!("user namespace: {error}"))
 }
 
-/// Tries everything in this process, which is of no more use after that.
+/// Tries all features in this process, which cannot do anything else afterwards.
 fn probe() -> Support {
     let landlock = rules::landlock_version();
     let nest = prepare_nest();
     let own = |error| format!("one for each plugin process: {error}");
     let unshare_own = || {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC).map_err(io::Error::from)?;
-        // Where nothing is searched any more.
+        // The probe does not use /mnt otherwise.
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
         mount("none", "/mnt", "tmpfs", flags, None).or_else(|error| {
             match Path::new("/mnt").exists() {
@@ -180,7 +184,7 @@ fn probe() -> Support {
     }
 }
 
-/// Enters namespaces of its own, and changes the mounts there.
+/// Enters new namespaces, and changes the mounts there.
 fn enter(mounts: &Mounts) -> Result<(), String> {
     let failed = |what: &str| {
         let what = what.to_owned();
@@ -201,7 +205,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     ] {
         more.extend(paths.iter().flat_map(|path| aliases(&listed, path)));
     }
-    // What is shown of these is shown at their own places alone.
+    // The visible parts of a private folder are visible only at its own path, not at its aliases.
     let private = mounts.private.iter().map(|private| &private.folder);
     hidden.extend(private.flat_map(|folder| aliases(&listed, folder)));
     for path in fixed.clone() {
@@ -214,7 +218,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         }
     }
     let (entries, beside) = entries(&listed, &mounts.entries, &fixed);
-    // Where nothing is protected, only the worker's folder is named.
+    // Without read-only paths there is only the worker's folder, which needs no pins.
     if !fixed.is_empty() {
         let ways = [
             &mounts.named,
@@ -226,7 +230,7 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
         let all = ways.into_iter().flatten().map(PathBuf::as_path);
         for location in pins::to_pin(all, &fixed) {
             match pins::pin(&location) {
-                // Not every kernel mounts onto links. Nothing is protected where nothing is.
+                // Some kernels cannot mount onto links. A path that does not exist needs no pin.
                 Err(_) if location.is_symlink() || !location.exists() => {}
                 pinned => pinned.map_err(failed(&location.display().to_string()))?,
             }
@@ -289,8 +293,8 @@ fn enter(mounts: &Mounts) -> Result<(), String> {
     Ok(())
 }
 
-/// Folders of which the own files are held, wherever they are mounted, and the folders in them that stay as they are:
-/// not those that are in a folder which is held whole.
+/// The folders of `named` with their aliases, and their subfolders, which stay writable. `fixed` are
+/// folders that are read-only with all that is below them; what is in these is left out.
 fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let named = named.iter().flat_map(fs::canonicalize);
     let whole: Vec<PathBuf> = fixed.iter().flat_map(fs::canonicalize).collect();
@@ -307,17 +311,19 @@ fn entries(listed: &[u8], named: &[PathBuf], fixed: &[PathBuf]) -> (Vec<PathBuf>
     (locations.into_iter().collect(), beside)
 }
 
-/// Devices by which a process serves a file system or a device of its own, also in a user namespace. A process that waits
-/// for such an answer cannot be killed.
+/// Devices with which a process can implement a file system or a device, also in a user namespace. A
+/// process that waits for a response of such an implementation cannot be killed.
 const SERVED: [&str; 2] = ["/dev/fuse", "/dev/cuse"];
 
-/// True for a file of which plugins find nothing where it is protected: a secret key or a SQLite database.
+/// True for a file that appears empty to plugins when its path is read-only: a secret key or a SQLite
+/// database.
 pub(crate) fn is_hidden_file(path: &Path) -> bool {
     keys_in_use::is_secret(path) || database_files(path).is_some()
 }
 
-/// The folder of a SQLite database and its files there: of a database it is not enough that it cannot be written to.
-/// Its log and journal may come later, and a process that can read one of its files can lock it.
+/// The folder of a SQLite database and the database's files in it; `None` for other files. It is not
+/// enough that the database file is read-only. The WAL and the journal may be created later, and a
+/// process that can read one of these files can lock it.
 fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     let path = fs::canonicalize(path).ok().filter(|path| path.is_file())?;
     let mut magic = [0u8; 16];
@@ -334,8 +340,8 @@ fn database_files(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     Some((folder.to_owned(), files))
 }
 
-/// Puts the null device in the place of a file. The mount is read-only, so that modes and owners set there are
-/// not those of the machine's device; a device can be written to all the same.
+/// Mounts the null device over a file. The mount is read-only, so that mode and owner of the machine's
+/// null device cannot be changed through it. Writing to a device works on a read-only mount.
 fn cover(path: &Path) -> rustix::io::Result<()> {
     mount_bind(NULL, path)?;
     let found = statvfs(NULL)?.f_flag;
@@ -356,7 +362,7 @@ fn cover(path: &Path) -> rustix::io::Result<()> {
 
 const NULL: &str = "/dev/null";
 
-/// Makes a folder one in which nothing is found but some folders and files of it.
+/// Mounts an empty file system over a folder, in which only the files and folders to keep are visible.
 fn show_only(private: &Private, anchors: Option<Anchors>) -> io::Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -387,8 +393,8 @@ fn show_only(private: &Private, anchors: Option<Anchors>) -> io::Result<()> {
     Ok(mount_remount(&private.folder, fixed, "")?)
 }
 
-/// The second layer of [`super::Mode::On`], as `shim.py` applies it to plugin processes; a fork server keeps
-/// what its children need for mounts of their own.
+/// Applies the second layer of [`super::Mode::On`] to this process, as `shim.py` does to plugin
+/// processes. A fork server keeps the privileges that its children need for mounts of their own.
 fn restrict(restricted: &Restricted) -> Result<(), String> {
     let Restricted { support, forks } = restricted;
     let mut kept = match rustix::process::geteuid().is_root() {
@@ -399,8 +405,8 @@ fn restrict(restricted: &Restricted) -> Result<(), String> {
     if makes_mounts {
         kept |= CapabilitySet::SYS_ADMIN;
     }
-    // For what jobs and tools leave as other users. It counts for processes of its user namespace, or of its ruleset,
-    // alone.
+    // Needed to kill processes that jobs and tools leave behind as other users. It applies only to
+    // processes in its user namespace, or in its ruleset.
     if rustix::process::geteuid().is_root() && (makes_mounts || support.scopes_signals()) {
         kept |= CapabilitySet::KILL;
     }
@@ -421,7 +427,7 @@ fn restrict(restricted: &Restricted) -> Result<(), String> {
         })
         .map_err(|error| format!("capabilities: {error}"))?;
     set_no_new_privs(true).map_err(|error| format!("no_new_privs: {error}"))?;
-    // A ruleset for files would refuse mounts.
+    // In a ruleset for files the kernel refuses mounts.
     if !makes_mounts || support.scopes_signals() {
         rules::restrict(support.landlock).map_err(|error| format!("Landlock: {error}"))?;
     }
@@ -435,7 +441,7 @@ fn restrict(restricted: &Restricted) -> Result<(), String> {
     }
 }
 
-/// Those of `ROOT_KEEPS` in `shim.py`.
+/// The same capabilities as `ROOT_KEEPS` in `shim.py`.
 const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -452,7 +458,7 @@ const ROOT_KEEPS: CapabilitySet = CapabilitySet::CHOWN
 
 fn unshare_mounts() -> io::Result<()> {
     let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
-    // What is left in the System V IPC of others stays when its process has ended.
+    // Objects in the System V IPC of the host would persist when their process has ended.
     let own = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
     if user.is_root() && unshare(own).is_ok() {
         return Ok(());
@@ -466,7 +472,7 @@ fn unshare_mounts() -> io::Result<()> {
     for (name, text) in maps {
         fs::write(format!("/proc/self/{name}"), text)?;
     }
-    // What the plugin processes need is kept over exec.
+    // Plugin processes need this capability, so it must survive exec.
     let mut sets = capabilities(None)?;
     sets.inheritable = CapabilitySet::SYS_ADMIN;
     set_capabilities(None, sets)?;
@@ -474,7 +480,7 @@ fn unshare_mounts() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a path and all mounts below it read-only, but for some.
+/// Makes a path and all mounts below it read-only, except for mounts in the `spared` folders.
 fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
     if !path.exists() {
         return Ok(());
@@ -482,7 +488,7 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
     let path = fs::canonicalize(path)?;
     mount_bind_recursive(&path, &path)?;
     let listed = fs::read(MOUNTS)?;
-    // What is named in a folder that is spared is meant.
+    // A path inside a spared folder was named explicitly, so it becomes read-only.
     let spared = spared.iter().filter(|spared| !path.starts_with(spared));
     let spared: Vec<_> = spared.collect();
     let is_spared = |location: &Path| spared.iter().any(|spared| location.starts_with(spared));
@@ -497,7 +503,7 @@ fn read_only(path: &Path, spared: &[PathBuf]) -> io::Result<()> {
 }
 
 /// The mounts at and below a path in `/proc/self/mountinfo`, with the flags that a remount must repeat:
-/// in a user namespace they cannot be taken away.
+/// in a user namespace they cannot be removed.
 fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
     let parse = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
@@ -523,7 +529,7 @@ fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
         .split(|byte| *byte == b'\n')
         .filter_map(parse)
         .collect();
-    // The last of several at one place is the one that is seen.
+    // Of several mounts at one mount point the last one is visible.
     found.reverse();
     let mut seen = std::collections::BTreeSet::new();
     found.retain(|(location, _)| seen.insert(location.clone()));
@@ -532,7 +538,8 @@ fn mounts_below(listed: &[u8], path: &Path) -> Vec<(PathBuf, MountFlags)> {
 
 const MOUNTS: &str = "/proc/self/mountinfo";
 
-/// A path of mountinfo, where blanks and backslashes are octal numbers.
+/// Decodes a path of mountinfo, in which some characters (such as blanks and backslashes) are octal
+/// escapes.
 pub(super) fn unescaped(text: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStringExt;
     let mut bytes = Vec::new();

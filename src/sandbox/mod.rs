@@ -1,22 +1,30 @@
-//! What plugin processes may do beside reading their input and giving their output.
+//! The restrictions of plugin processes: what they may do besides reading input and producing output.
 //!
-//! Two layers. The first is around a fork server: [`launch`] puts it into a mount namespace of its own,
-//! where the output root, the environments and the shim are read-only and keys are hidden, and runs the
-//! interpreter there. The second is each plugin process's own, applied by `shim.py` before the plugin's
-//! code: the folders of other jobs are hidden, the capabilities that the first layer needed are given
-//! up, and a Landlock ruleset ([`rules`]) and a seccomp filter ([`calls`]) hold for all that the process starts.
+//! There are two layers.
 //!
-//! A fork server of [`Mode::On`] runs code of its environment already: what Python runs at its start, and
-//! preloads. So its first layer holds it as the second one would, but for what its children need: it is
-//! in a user namespace of its own (`nest`), whose mounts cannot be undone there, and sees of the worker's
-//! folder the part of its environment alone. One that may not run such code, because the second layer of its
-//! children is closer ([`Mode::Strict`]) or because there is no such namespace, is the Python that the environment was
-//! made from, without the environment's packages; its children become the environment's interpreter in the second layer.
+//! The first layer is applied to a fork server. [`launch`] enters a new mount namespace. There the output
+//! root, the environments and the shim are read-only, and key files are hidden. Then it runs the
+//! interpreter.
 //!
-//! [`Mode::On`] takes nothing away from a plugin that reads, writes and talks to the network as its user
-//! may, but for writing to what is named above, and for signalling, tracing or reading the memory of
-//! processes other than those it has started. [`Mode::Strict`] lets it write to its working directory
-//! alone, read its input, its environment and the system's files, and use no network.
+//! The second layer is applied by each plugin process itself, in `shim.py`, before the plugin's code
+//! runs. It hides the folders of other jobs and drops the capabilities that the first layer needed. Then
+//! it applies a Landlock ruleset ([`rules`]) and a seccomp filter ([`calls`]), which all descendants
+//! inherit.
+//!
+//! A fork server of [`Mode::On`] already runs code of its environment: what Python runs at startup, and
+//! preloaded modules. So its first layer also has the restrictions of the second layer, except for those
+//! that would prevent what its children need. It is in a user namespace of its own (`nest`), where
+//! existing mounts cannot be undone. Of the worker's folder it sees only the part for its environment.
+//!
+//! In two cases a fork server must not run code of its environment: when its children have the stricter
+//! second layer of [`Mode::Strict`], and when there is no such user namespace. Then it runs the Python
+//! that the environment is based on, without the environment's packages. Its children become the
+//! environment's interpreter in the second layer.
+//!
+//! In [`Mode::On`] a plugin may read files, write files and use the network as its user may. It may not
+//! write to the paths named above. It may not signal, trace or read the memory of processes other than
+//! its descendants. In [`Mode::Strict`] it may write only to its working directory, read only its input,
+//! its environment and the system's files, and not use the network.
 
 #![cfg_attr(
     not(test),
@@ -40,20 +48,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// How closely plugin processes are held.
+/// How far plugin processes are restricted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Not at all.
+    /// No restrictions.
     Off,
-    /// What plugins that were written without a sandbox never do is refused.
+    /// Only operations are refused that plugins written without a sandbox never need.
     #[default]
     On,
-    /// Only what a plugin needs to turn its input into output is allowed.
+    /// Only what a plugin needs to convert its input to output is allowed.
     Strict,
 }
 
 impl Mode {
-    /// By its name on the command line and in `[tool.casparian]`.
+    /// The mode with this name on the command line and in `[tool.casparian]`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "off" => Some(Mode::Off),
@@ -63,7 +71,7 @@ impl Mode {
         }
     }
 
-    /// Its name.
+    /// The mode's name.
     pub fn name(self) -> &'static str {
         match self {
             Mode::Off => "off",
@@ -73,21 +81,21 @@ impl Mode {
     }
 }
 
-/// What the kernel offers this process for it.
+/// Which sandbox features the kernel offers this process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Support {
-    /// Why there is no mount namespace; none when there is.
+    /// Why a mount namespace cannot be created; `None` when it can.
     pub no_namespaces: Option<String>,
-    /// Why there is no user namespace within it; none when there is.
+    /// Why a user namespace cannot be created inside the mount namespace; `None` when it can.
     pub no_nesting: Option<String>,
-    /// Version of Landlock's interface; 0 = none.
+    /// Version of the Landlock ABI; 0 = no Landlock.
     pub landlock: u32,
-    /// Why there are no seccomp filters; none when there are.
+    /// Why seccomp filters cannot be used; `None` when they can.
     pub no_seccomp: Option<String>,
 }
 
 impl Support {
-    /// Nothing, for that reason.
+    /// Support for nothing, with one reason for all features.
     pub fn none(reason: &str) -> Self {
         Support {
             no_namespaces: Some(reason.to_owned()),
@@ -97,8 +105,8 @@ impl Support {
         }
     }
 
-    /// Why [`Mode::Strict`] cannot be had; none when it can. It needs Landlock's rules for files and TCP
-    /// (version 4, Linux 6.7) and seccomp.
+    /// Why [`Mode::Strict`] is not available; `None` when it is. It needs Landlock's rules for files and
+    /// TCP (ABI version 4, Linux 6.7) and seccomp.
     pub fn strict_lacks(&self) -> Option<String> {
         match (&self.no_seccomp, self.landlock) {
             (Some(reason), _) => Some(format!("seccomp: {reason}")),
@@ -110,12 +118,12 @@ impl Support {
         }
     }
 
-    /// True when a ruleset keeps plugins from signalling other processes.
+    /// True when a Landlock ruleset can prevent plugins from signalling other processes.
     pub fn scopes_signals(&self) -> bool {
         self.landlock >= LANDLOCK_SIGNALS
     }
 
-    /// What of [`Mode::On`] cannot be had, a line each.
+    /// The missing parts of [`Mode::On`], one line each.
     pub fn lacks(&self) -> Vec<String> {
         let mut lacks = Vec::new();
         if let Some(reason) = &self.no_namespaces {
@@ -158,62 +166,63 @@ impl fmt::Display for Support {
     }
 }
 
-/// Landlock's version that scopes signals (Linux 6.12).
+/// First Landlock ABI version with a scope for signals (Linux 6.12).
 const LANDLOCK_SIGNALS: u32 = 6;
-/// Landlock's version with rules for TCP (Linux 6.7).
+/// First Landlock ABI version with rules for TCP (Linux 6.7).
 const LANDLOCK_STRICT: u32 = 4;
 
-/// The first layer: what [`launch`] does before it runs the interpreter.
+/// The mounts of the first layer, which [`launch`] creates before it runs the interpreter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mounts {
-    /// It enters namespaces at all.
+    /// The launcher enters namespaces. Without them no mount is created.
     pub namespaces: bool,
-    /// Files and folders that can be read and not changed, with all that is mounted below. A SQLite database is
-    /// found empty, and its folder cannot be changed.
+    /// Files and folders that are read-only, with all mounts below them. Of a SQLite database also the
+    /// folder is read-only, and its files are hidden.
     #[serde(with = "crate::job::text::paths")]
     pub read_only: Vec<PathBuf>,
-    /// Folders whose own files and links can be read and not changed, and in which nothing can be added or renamed. What is in
-    /// the folders there stays as it is.
+    /// Folders that are read-only with the files and links directly in them: no entry can be added,
+    /// renamed or removed. Their subfolders keep their access rights.
     #[serde(
         default,
         with = "crate::job::text::paths",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub entries: Vec<PathBuf>,
-    /// Folders that stay as they are where they lie in one of these.
+    /// Folders inside those of `read_only` and `entries` that stay writable.
     #[serde(with = "crate::job::text::paths")]
     pub writable: Vec<PathBuf>,
-    /// Files and folders that are found empty.
+    /// Files and folders that appear empty.
     #[serde(with = "crate::job::text::paths")]
     pub hidden: Vec<PathBuf>,
-    /// Other names of these. The folders and links on the way to all of them cannot be renamed or removed.
+    /// Further paths of the files and folders above. The folders and links in all of these paths cannot
+    /// be renamed or removed.
     #[serde(with = "crate::job::text::paths")]
     pub named: Vec<PathBuf>,
-    /// Folders that can be read and not changed, as `read_only`, but that are no databases, and to which ways are as
-    /// `anchored` says.
+    /// Folders that are read-only like those of `read_only`, without the rules for databases. The folders
+    /// in their paths are protected by `anchored` only.
     #[serde(
         default,
         with = "crate::job::text::paths",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub fixed: Vec<PathBuf>,
-    /// Folders that cannot be renamed or removed, nor those on the way to them, while hard links between what is in
-    /// them and elsewhere can be made. They count where a folder is `private`.
+    /// Folders that cannot be renamed or removed, nor the folders in their paths. Hard links between
+    /// their content and other folders can still be created. Used only together with `private`.
     #[serde(
         default,
         with = "crate::job::text::paths",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub anchored: Vec<PathBuf>,
-    /// Folders of which only some folders and files are found.
+    /// Folders of which only some files and subfolders are visible.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub private: Vec<Private>,
-    /// How the program itself is held, when it does not hold itself.
+    /// How the launcher restricts the program, when the program does not restrict itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restricted>,
 }
 
-/// The folders in a folder; links to some are none.
+/// The subfolders of a folder, without symbolic links to folders.
 pub(crate) fn folders_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
@@ -226,16 +235,16 @@ pub struct Private {
     /// The folder.
     #[serde(with = "crate::job::text::path")]
     pub folder: PathBuf,
-    /// What is found below it.
+    /// The files and folders below it that stay visible.
     #[serde(with = "crate::job::text::paths")]
     pub keep: Vec<PathBuf>,
 }
 
-/// A program that is put into the second layer of [`Mode::On`], as far as the kernel offers it.
+/// The second layer of [`Mode::On`] for a program, as far as the kernel offers it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restricted {
     /// What the kernel offers.
     pub support: Support,
-    /// It is a fork server, whose children make mounts of their own.
+    /// The program is a fork server, whose children create mounts of their own.
     pub forks: bool,
 }

@@ -1,8 +1,9 @@
-//! A user namespace within the first layer, for a fork server that runs code of its environment.
+//! A user namespace inside the first layer, for a fork server that runs code of its environment.
 //!
-//! There a process may make mounts of its own, as its children do, and cannot undo those that it found: the
-//! kernel locks what comes from a namespace with more privileges (mount_namespaces(7)). Its privileges count for what is in
-//! this namespace alone. User and group IDs are the same as outside.
+//! A process in it may create mounts of its own, as the fork server's children do. It cannot undo the
+//! mounts that existed before: the kernel locks mounts from a namespace with more privileges
+//! (mount_namespaces(7)). Its capabilities apply only inside this namespace. User and group IDs are the
+//! same as outside.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -13,18 +14,20 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
-/// What is needed for it, got before the file system is changed.
+/// Descriptors and a process that are needed to enter the namespace. They are opened before the mounts
+/// are changed.
 pub(super) struct Nest {
-    /// This process in `/proc`, where it can write.
+    /// This process's folder in `/proc`.
     own: std::os::fd::OwnedFd,
-    /// The limits of namespaces, where they can be written.
+    /// The folder `/proc/sys/user`, with the limits of namespaces.
     limits: std::os::fd::OwnedFd,
-    /// A process of root's outside, which may map all IDs.
+    /// A process of root outside the namespace, which may map all IDs. `None` for other users.
     mapper: Option<Child>,
 }
 
-/// What processes below it may have of each kind, all together. What they have counts for the user outside
-/// as well (namespaces(7), "The /proc/sys/user directory"), whose limits are some ten thousands.
+/// How many objects of each kind all processes in the namespace may have together. They also count
+/// towards the limits of the user outside (namespaces(7), "The /proc/sys/user directory"), which are some
+/// ten thousands.
 const LIMITS: &[(&str, &str)] = &[
     ("max_cgroup_namespaces", "2048"),
     ("max_ipc_namespaces", "2048"),
@@ -38,7 +41,8 @@ const LIMITS: &[(&str, &str)] = &[
     ("max_inotify_watches", "65536"),
 ];
 
-/// Reads a line, once there is one, and maps the IDs of the process that it stands for.
+/// Waits for a byte on stdin and maps the IDs of the process with this ID. Maps nothing when stdin is
+/// closed first.
 pub(super) fn map(process: &str) -> Result<String, String> {
     let mut line = [0u8; 1];
     let read = io::stdin()
@@ -56,7 +60,7 @@ pub(super) fn map(process: &str) -> Result<String, String> {
         write("gid_map", &all)?;
         return Ok(String::new());
     }
-    // Root of a namespace that has no others.
+    // This process is root of a user namespace in which only ID 0 is mapped.
     write("setgroups", "deny")?;
     write("uid_map", "0 0 1")?;
     write("gid_map", "0 0 1")?;
@@ -93,7 +97,7 @@ impl Nest {
                 OFlags::WRONLY | OFlags::CLOEXEC,
                 Mode::empty(),
             ) {
-                // A kind that the kernel does not have; and what containers have read-only.
+                // The kernel does not have this limit, or a container has it read-only.
                 Err(Errno::NOENT | Errno::ROFS | Errno::ACCESS | Errno::PERM) => continue,
                 file => rustix::io::write(file?, count.as_bytes())?,
             };

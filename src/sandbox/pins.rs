@@ -1,9 +1,10 @@
-//! Folders and links on the way to a protected path, which plugins may not replace: a path that cannot be
-//! written to is no protection when a folder above it can be renamed and another one put in its place.
+//! Pins: folders and links in the path of a protected file or folder, which plugins may not replace.
+//! Otherwise a plugin could rename a folder above a read-only path and create another folder under its
+//! name.
 //!
-//! The kernel refuses to rename or remove what is a mount point in the caller's mount namespace. So each
-//! of these is mounted onto itself. Renames and hard links across such a folder fail as between file
-//! systems.
+//! The kernel refuses to rename or remove a mount point of the caller's mount namespace. So each of these
+//! folders and links is mounted onto itself. Renames and hard links into or out of such a folder fail as
+//! between file systems.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,12 +16,12 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{Access, CWD};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, move_mount, open_tree};
 
-/// Links that are followed on the way to a path; the kernel has the same limit.
+/// Symbolic links that are followed in one path. The kernel has the same limit.
 const LINKS_MAX: usize = 40;
 
-/// What is to be pinned on the way to some paths: folders and links that this process's user can rename,
-/// those above first. What lies in a folder that is read-only is not, and neither are the paths' own
-/// folders and files.
+/// The folders and links in some paths that must be pinned: those that this process's user can rename,
+/// parents first. The last component of each path is not among them, unless it is a link. Nothing inside
+/// a folder of `read_only` is among them.
 pub(super) fn to_pin<'a>(
     paths: impl Iterator<Item = &'a Path>,
     read_only: &[PathBuf],
@@ -43,14 +44,16 @@ pub(super) fn to_pin<'a>(
     locations
 }
 
-/// All folders and links on the way to some paths that this process's user can rename, with the paths' own.
+/// All folders and links in some paths that this process's user can rename, with the last component of
+/// each path.
 fn whole_ways(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut locations: BTreeSet<_> = paths.iter().flat_map(|path| way(path)).collect();
     locations.retain(|location| location.parent().is_some_and(may_change));
     locations
 }
 
-/// The entries that are passed on the way to a path, without `/`. It ends where there is nothing.
+/// All folders and links that the kernel visits when it resolves a path, and the path itself, without
+/// `/`. It ends at the first component that does not exist.
 fn way(path: &Path) -> Vec<PathBuf> {
     let mut passed = Vec::new();
     let mut location = PathBuf::from("/");
@@ -87,7 +90,7 @@ fn way(path: &Path) -> Vec<PathBuf> {
     }
 }
 
-/// True where this process's user may rename what is in the folder, now or after changing its mode.
+/// True where this process's user may rename entries of the folder, now or after changing its mode.
 fn may_change(folder: &Path) -> bool {
     let user = rustix::process::getuid();
     let is_owner = fs::metadata(folder).is_ok_and(|folder| folder.uid() == user.as_raw());
@@ -99,7 +102,7 @@ pub(super) fn pin(location: &Path) -> io::Result<()> {
     attach(tree(location)?, location)
 }
 
-/// A copy of the mounts at a folder or a link.
+/// A detached copy of the mounts at and below a folder or a link.
 fn tree(location: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -113,25 +116,27 @@ fn attach(tree: OwnedFd, location: &Path) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, location, flags)?)
 }
 
-/// What makes folders mount points that are seen in none of the mounts where they are used. The kernel
-/// refuses to rename what is a mount point of any mount of the namespace.
+/// Copies of mounts in which folders are made mount points, while they stay plain folders in the mounts
+/// in which they are used. The kernel refuses to rename a folder that is a mount point in any mount of
+/// the namespace.
 pub(super) struct Anchors(Vec<OwnedFd>);
 
 impl Anchors {
-    /// Takes the folders on the ways to some paths. Links there are pinned, which no hard link is about.
+    /// Copies the mounts of the folders in some paths. Links in these paths are pinned: that prevents no
+    /// hard links.
     pub(super) fn take(paths: &[PathBuf]) -> io::Result<Self> {
         let (links, folders): (Vec<_>, Vec<_>) = whole_ways(paths)
             .into_iter()
             .partition(|location| location.is_symlink());
         for link in links {
-            // Not every kernel mounts onto links.
+            // Some kernels cannot mount onto links.
             let _ = pin(&link);
         }
         let trees: io::Result<_> = folders.iter().map(|location| tree(location)).collect();
         Ok(Anchors(trees?))
     }
 
-    /// Attaches a copy of each in an empty folder, and covers it there.
+    /// Attaches each copy in an empty folder and mounts an empty file system over it there.
     pub(super) fn attach(self, empty: &Path) -> io::Result<()> {
         for (number, tree) in self.0.into_iter().enumerate() {
             let spot = empty.join(format!(".{number}"));

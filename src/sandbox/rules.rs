@@ -1,5 +1,5 @@
-//! The second layer's Landlock rulesets. A plugin process gets them as descriptors and puts itself under
-//! them.
+//! The second layer's Landlock rulesets. A plugin process receives them as descriptors and applies them
+//! to itself.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,12 +10,12 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, Scope,
 };
 
-/// The newest of Landlock's versions whose rules are used.
+/// The newest Landlock ABI version whose rules are used.
 const VERSION: ABI = ABI::V6;
 
-/// Version of Landlock's interface that the kernel has; 0 = none.
+/// Version of the kernel's Landlock ABI; 0 = no Landlock.
 pub fn landlock_version() -> u32 {
-    // Each version is asked for what it brought; the crate does not give the number.
+    // The crate does not return the version. So for each version a feature is tried that it introduced.
     let has = |version: u32, ruleset: Result<Ruleset, landlock::RulesetError>| {
         let created = ruleset.and_then(Ruleset::create);
         created.is_ok().then_some(version)
@@ -32,9 +32,9 @@ pub fn landlock_version() -> u32 {
     versions.into_iter().flatten().max().unwrap_or(0)
 }
 
-/// The ruleset of [`super::Mode::On`]: processes cannot signal those outside it, nor connect to their
-/// abstract sockets, and by being in it at all cannot trace them or read their memory. None where the
-/// kernel has no Landlock.
+/// The ruleset of [`super::Mode::On`]. Processes in it cannot signal processes outside it, nor connect to
+/// their abstract sockets (both from version 6). Any ruleset also prevents them from tracing processes
+/// outside it and reading their memory. `None` for versions 0 and 1.
 pub fn on(version: u32) -> io::Result<Option<OwnedFd>> {
     Ok(on_ruleset(version)?.and_then(Into::into))
 }
@@ -44,7 +44,8 @@ fn on_ruleset(version: u32) -> io::Result<Option<RulesetCreated>> {
     let ruleset = match version {
         // Version 1 would refuse renames between folders.
         0 | 1 => return Ok(None),
-        // What it handles must be something: renames between folders, which are allowed.
+        // A ruleset must handle some access right. This one handles renames between folders, and allows
+        // them.
         2..=5 => ruleset.handle_access(AccessFs::Refer),
         _ => ruleset.scope(Scope::from_all(VERSION)),
     };
@@ -60,7 +61,7 @@ fn on_ruleset(version: u32) -> io::Result<Option<RulesetCreated>> {
     Ok(Some(created))
 }
 
-/// Puts this process under the ruleset of [`super::Mode::On`]; it must not gain privileges any more.
+/// Applies the ruleset of [`super::Mode::On`] to this process, which must have set `no_new_privs`.
 pub(super) fn restrict(version: u32) -> io::Result<()> {
     if let Some(ruleset) = on_ruleset(version)? {
         ruleset.restrict_self().map_err(io::Error::other)?;
@@ -68,16 +69,16 @@ pub(super) fn restrict(version: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// What a process under [`super::Mode::Strict`] may reach.
+/// The files and folders that a process in [`super::Mode::Strict`] may access.
 #[derive(Clone, Copy, Debug)]
 pub struct Reach<'a> {
-    /// Read and run, with all below.
+    /// Files and folders that may be read and executed, with all that is below them.
     pub readable: &'a [&'a Path],
-    /// Changed, with all below.
+    /// Files and folders that may be changed, with all that is below them.
     pub writable: &'a [&'a Path],
 }
 
-/// The ruleset of [`super::Mode::Strict`]. Paths that are not there are left out.
+/// The ruleset of [`super::Mode::Strict`]. Paths that do not exist are left out.
 pub fn strict(reach: Reach<'_>) -> io::Result<Option<OwnedFd>> {
     let all = AccessFs::from_all(VERSION);
     let ruleset = Ruleset::default()

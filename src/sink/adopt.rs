@@ -1,4 +1,4 @@
-//! Output of a root that a copied or restored database takes for its own.
+//! Adoption: a copied or restored database takes over the output in a root.
 
 use std::path::Path;
 
@@ -7,16 +7,16 @@ use super::record::{self, State};
 use super::{Artifact, Error, Root, check, files, location, names};
 use crate::job::Attempt;
 
-/// What a job's record says of the attempt that has published.
+/// The attempt that published a job's output, by the job's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopted {
     /// Its number.
     pub attempt: i64,
     /// Its key.
     pub key: i64,
-    /// What it has published and the receipt names, under the paths of now.
+    /// Its output that the receipt names, with present paths.
     pub artifacts: Vec<Artifact>,
-    /// How much else it has published.
+    /// Number of its other artifacts.
     pub others: usize,
 }
 
@@ -31,8 +31,8 @@ impl Root {
         Ok(artifacts.iter().any(|artifact| self.names(uris, artifact)))
     }
 
-    /// URIs of what an attempt has published by its record, under the paths of now; none where the
-    /// record is of another attempt, or its output was not published to the end.
+    /// URIs of what an attempt has published by its record, with present paths. Empty where the record is
+    /// of another attempt or is not committed.
     pub fn published_by(
         &self,
         database: &str,
@@ -51,10 +51,10 @@ impl Root {
         Ok(artifacts.map(|artifact| artifact.uri).collect())
     }
 
-    /// Takes what a job's record names for the database's own, as it is now: files of the recorded
-    /// size and content that were restored or copied count as those that were published. `uris` are those of
-    /// the job's receipt. None where the job has no record. Nothing is taken where its output is not
-    /// complete any more: another job has replaced it, or it was removed.
+    /// Takes over the output that a job's record names. A restored or copied file of the recorded size
+    /// and content counts as the published file: the record gets its identity. `uris` are those of the
+    /// job's receipt. `None` where the job has no record. The result has no artifacts where the record is
+    /// not committed.
     pub fn adopt(
         &self,
         database: &str,
@@ -108,7 +108,8 @@ impl Root {
         }))
     }
 
-    /// True when a receipt names an artifact, under whatever path the root was then.
+    /// True when a receipt names an artifact. The root may have had another path when the receipt was
+    /// created.
     fn names(&self, uris: &[String], artifact: &Artifact) -> bool {
         if let Some(path) = names::file_of(&artifact.uri) {
             let below = location::below(self.path(), path);

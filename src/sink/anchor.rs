@@ -1,8 +1,9 @@
-//! Which folder the root is: the one that the worker has opened, whatever is at its path later.
+//! The identity of the root: the folder that the worker opened at its start. Another folder at the same
+//! path is not the root.
 //!
-//! It is the same as long as its device and inode are. The folder is kept open, so that no other
-//! one gets its inode number. A file system that is mounted again may have another device number:
-//! then it is the same where the worker's own file is in it.
+//! A folder is the same if its device and inode are the same. It is kept open, so that no other folder
+//! gets its inode number. A file system that is mounted again may have another device number. Then the
+//! folder is the same if the worker's own file is in it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +18,7 @@ use crate::lock_file;
 /// Device and inode.
 pub(super) type FolderId = (u64, u64);
 
-/// A root as it was when it was opened.
+/// The identity of an opened root.
 #[derive(Debug)]
 pub(super) struct Anchor {
     root: PathBuf,
@@ -42,8 +43,8 @@ pub(super) fn folder_id(path: &Path) -> Result<FolderId, Error> {
     Ok((found.dev(), found.ino()))
 }
 
-/// True when the folder that is found has the worker's own file on another device. On the same
-/// device that is a copy by hard links.
+/// True when the folder at the path is on another device and has the worker's own file in it. On the same
+/// device it would be a copy by hard links.
 fn is_mounted_again(id: FolderId, inode: u64, found: FolderId, own: Option<u64>) -> bool {
     own == Some(inode) && found.0 != id.0
 }
@@ -62,7 +63,7 @@ fn inode(file: &File, path: &Path) -> Result<u64, Error> {
 }
 
 impl Anchor {
-    /// For a root in which the worker has created its own file, and locked it.
+    /// For a root in which the worker has created and locked its own file.
     pub(super) fn new(root: &Path, own: PathBuf, lock: File) -> Result<Self, Error> {
         let (folder, id) = open(root)?;
         let held = Held {
@@ -102,7 +103,7 @@ impl Anchor {
             let held = self.held();
             (held.id, held.inode)
         };
-        // Paths are compared with the one that was opened: a link there is another place.
+        // The path must have no links: a link that was created later may lead to another folder.
         if fs::canonicalize(&self.root).is_ok_and(|real| real != self.root) {
             return Err(gone());
         }
@@ -116,15 +117,15 @@ impl Anchor {
         }
     }
 
-    /// An error when what was mounted above a sink's file is not any more.
+    /// An error when a file system above a sink's file is no longer mounted.
     pub(super) fn check_mounts(&self, file: &Path) -> Result<(), Error> {
         self.mounts.check(&self.root, file)
     }
 
-    /// Holds the root that was mounted again, and the lock there.
+    /// Opens the root that was mounted again, and locks the worker's own file there.
     fn hold_again(&self) -> Result<(), Error> {
         let file = files::open(&self.own).map_err(|error| Error::io(&self.own, error))?;
-        // Not free where the earlier lock still holds.
+        // The lock is not free while the earlier one is in effect.
         if file.try_lock().is_ok() {
             let (folder, id) = open(&self.root)?;
             let mut held = self.held();
@@ -150,13 +151,13 @@ impl Anchor {
                 held.lock = file;
                 Ok(())
             }
-            // Another worker asks at this moment; the next call locks a file of its own.
+            // Another worker tests the lock at this moment. The next call creates and locks a new file.
             Err(fs::TryLockError::WouldBlock) => fs::remove_file(&self.own).map_err(fail),
             Err(fs::TryLockError::Error(error)) => Err(fail(error)),
         }
     }
 
-    /// Gives up the lock: others take the worker for ended.
+    /// Releases the lock. Other workers then regard this worker as ended.
     pub(super) fn unlock(&self) {
         if let Err(error) = self.held().lock.unlock() {
             log::warn!("cannot unlock {}: {error}", self.own.display());

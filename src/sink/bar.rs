@@ -1,10 +1,10 @@
 //! Barring attempts. A bar is an empty file `.casparian/barred/<database>/<job / 1000>/<job>/<n>`:
-//! attempts up to *n* may not publish. Bars are only added, so that no two who bar at a time can
-//! lower what the other has set.
+//! attempts up to *n* may not publish. Bars are only added, so two workers that bar at the same time
+//! cannot lower each other's bars.
 //!
-//! The bar is created first and the folders are claimed then. An attempt creates its folder
-//! before it reads the bars, and reads them last before its renames. So either it sees the bar,
-//! or its folder existed when the folders were claimed, and its renames fail.
+//! The bar is created first. Then the folders of the barred attempts are claimed. An attempt creates its
+//! folder before it reads the bars, and reads them for the last time before its renames. So either it
+//! finds the bar, or its folder existed when the folders were claimed, and its renames fail.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,13 +14,14 @@ use super::folder::{self, Entry};
 use super::{Error, Root, recover};
 use crate::job::Attempt;
 
-/// Passes over the staging folder in which other workers may claim what is claimed here.
+/// Limit of passes over the staging folder. Further passes are needed when other workers claim the same
+/// folders.
 const PASSES_MAX: u32 = 100;
 
 impl Root {
-    /// Bars the attempts of a job up to the given one, and finishes or undoes what they left
-    /// unfinished. Afterwards none of them can change what is published. `database` is the UUID
-    /// of the job's database.
+    /// Bars the attempts of a job up to the given one, and finishes or undoes what they left unfinished.
+    /// Afterwards none of them can change visible output. `database` is the UUID of the job's database.
+    /// Attempts without a number are not barred.
     pub fn bar(&self, database: &str, attempt: Attempt) -> Result<(), Error> {
         let database = folder::checked(database)?;
         if !attempt.is_numbered() {
@@ -31,7 +32,8 @@ impl Root {
         files::create_own(self.path(), &folder)?;
         let bar = folder.join(attempt.number.to_string());
         files::create(&bar).map_err(|error| Error::io(&bar, error))?;
-        // A folder that another worker claims meanwhile may escape one pass, so two must find none.
+        // A pass may miss a folder that another worker renames meanwhile. So two passes in a row must
+        // find none.
         let (mut clean, mut passes) = (0, 0);
         while clean < 2 {
             passes += 1;
@@ -56,8 +58,7 @@ impl Root {
         self.check()
     }
 
-    /// The highest attempt up to which the job's attempts are barred, when the given one is among
-    /// them.
+    /// The job's highest bar, when it bars the given attempt.
     pub(super) fn barred_by(&self, database: &str, attempt: Attempt) -> Result<Option<i64>, Error> {
         let folder = self.bars(database, attempt.job_id);
         let entries = match fs::read_dir(&folder) {

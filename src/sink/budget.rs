@@ -1,9 +1,9 @@
-//! How much memory a job's output may take in the worker, and what it is counted as.
+//! How much memory a job's output may take in the worker, and how it is counted.
 //!
-//! The buffer of a job (`--job-buffer`) has four parts: frames on their way, the row groups that are
-//! being written, what files keep until they are finished (schemas, footers), and one row as it is
-//! written, of which the writers have several copies. `--cell-max` raises the limits of a frame and of a
-//! row alone, to one cell of that size: its memory is beside the buffer.
+//! The buffer of a job (`--job-buffer`) has four parts: frames that are not written yet, the row groups
+//! that are being written, what files keep until they are finished (schemas, footers), and one row that
+//! is being written, of which the writers have several copies. `--cell-max` raises only the limits of a
+//! frame and of a row, to one cell of that size. That memory is not part of the buffer.
 
 use arrow::datatypes::{DataType, SchemaRef};
 
@@ -13,12 +13,12 @@ use crate::limits;
 /// Bounds of one job's output.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Bytes of memory; see the module's head.
+    /// Bytes of the job's buffer; see the module's documentation.
     pub buffer: u64,
-    /// Bytes of all files together; 0 = any number.
+    /// Bytes of all files together; 0 = no limit.
     pub output: u64,
-    /// Bytes of a cell that is taken beyond the buffer's parts; 0 = none. Its frame, and what the
-    /// writers keep of it, is memory beside the buffer.
+    /// Bytes of the largest cell that is accepted although it exceeds the buffer's parts; 0 = none.
+    /// Memory of its frame and of the writers' copies is not part of the buffer.
     pub cell: u64,
 }
 
@@ -37,12 +37,12 @@ impl Bounds {
         usize::try_from(self.buffer / divisor).unwrap_or(usize::MAX)
     }
 
-    /// Bytes of frames that have been read and are not written yet.
+    /// Limit of the bytes of frames that have been read and are not written yet.
     pub fn frames(&self) -> usize {
         self.part(2)
     }
 
-    /// Bytes of one frame.
+    /// Limit of the bytes of one frame.
     pub fn frame(&self) -> usize {
         let usual = self.frames().min(limits::BRIDGE_FRAME_SIZE_MAX as usize);
         usual.max(self.cell_row())
@@ -57,23 +57,23 @@ impl Bounds {
         }
     }
 
-    /// Bytes of the row groups that are being written, with their columns' encoders.
+    /// Limit of the bytes of the row groups that are being written, with their columns' encoders.
     pub(super) fn row_groups(&self) -> usize {
         self.part(4)
     }
 
-    /// Bytes that files keep until they are finished.
+    /// Limit of the bytes that files keep in memory until they are finished.
     pub(super) fn files(&self) -> usize {
         self.part(8)
     }
 
-    /// Bytes of one row, expanded.
+    /// Limit of the bytes of one row, expanded.
     pub(super) fn row(&self) -> usize {
         self.part(32).max(self.cell_row())
     }
 }
 
-/// Columns of a Parquet file with that type of column.
+/// Number of Parquet columns for a column of this type.
 fn leaves(data_type: &DataType) -> usize {
     match data_type {
         DataType::Struct(fields) => fields.iter().map(|field| leaves(field.data_type())).sum(),
@@ -88,13 +88,13 @@ fn leaves(data_type: &DataType) -> usize {
     }
 }
 
-/// Columns of a Parquet file with that schema.
+/// Number of columns of a Parquet file with this schema.
 pub(super) fn columns(schema: &SchemaRef) -> usize {
     let fields = schema.fields().iter();
     fields.map(|field| leaves(field.data_type())).sum()
 }
 
-/// Memory of a schema for as long as its file is written.
+/// Bytes of memory of a schema while its file is being written.
 pub(super) fn schema_size(schema: &SchemaRef) -> usize {
     let metadata = schema.metadata().iter();
     let metadata = metadata.map(|(key, value)| key.len() + value.len());
@@ -106,7 +106,7 @@ pub(super) fn schema_size(schema: &SchemaRef) -> usize {
     fields.sum::<usize>() + metadata.sum::<usize>() * limits::SCHEMA_COPIES
 }
 
-/// Memory that a column's compressor keeps, of what it has compressed.
+/// Bytes of memory that a column's compressor keeps, for the data it has compressed.
 pub(super) fn codec_size(compression: Compression) -> usize {
     match compression {
         Compression::None => 0,

@@ -1,10 +1,12 @@
-//! Publishes into one sink of mode `replace` or `error` exclude each other. The sentinel lets one
-//! attempt at a time publish there; this holds without it too, for old sentinels and for several.
+//! Claims: publishes into the same sink of mode `replace` or `error` exclude each other. The sentinel
+//! permits one attempt at a time to publish there. Claims also work without that, for old sentinels and
+//! for several sentinels.
 //!
-//! An attempt writes the sinks into the file `claim` of its folder and reads those of the others
-//! then. It goes on when there is none. Two that see each other both step back, the one with the
-//! higher job withdraws its claim, and both try again for a bounded time. A claim ends with its
-//! folder: those of barred attempts and dead workers block no other.
+//! An attempt writes its sinks into the file `claim` of its folder. Then it reads the claims of the other
+//! attempts. If no other attempt claims one of these sinks, it continues. If two attempts find each
+//! other's claims, both wait: the one with the higher job ID withdraws its claim. Both try again for a
+//! bounded time. A claim ends with its folder, so claims of barred attempts and dead workers block no
+//! other attempt.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use crate::limits;
 const CLAIM: &str = "claim";
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Claims sinks; false when another attempt held one for too long, or the lease ended.
+/// Claims sinks. False when another attempt's claim did not end within `CLAIM_WAIT`, or the lease ended.
 pub(super) fn acquire(
     root: &Root,
     folder: &Folder,
@@ -58,7 +60,7 @@ pub(super) fn withdraw(folder: &Folder) -> Result<(), Error> {
     files::remove(&folder.path(CLAIM))
 }
 
-/// What decides between two.
+/// Of two attempts with claims, the one with the lower order keeps its claim.
 fn order(name: &Name) -> (i64, String) {
     (name.attempt.job_id, name.run())
 }
@@ -86,7 +88,8 @@ fn claimants(root: &Root, folder: &Folder, sinks: &[String]) -> Result<Vec<(i64,
         }
         match root.is_alive(&worker) {
             true => found.push(order(&name)),
-            // It may have left a part of its output; that is undone before ours is decided.
+            // The dead worker may have left a part of its output. It is undone before this claim is
+            // decided.
             false => recover::recover(root, &name)?,
         }
     }

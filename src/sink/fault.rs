@@ -1,9 +1,9 @@
-//! What a failed attempt says about the root that it was for, and the root's self-test.
+//! Whether a failed attempt is a fault of the root or of the attempt's sink, and the root's self-test.
 //!
-//! A sink may be in a place of its own: a mount, a folder, a database, inside the root or outside it.
-//! When that fails and the root works, jobs with other sinks are as good as before. What the root
-//! itself failed by is remembered, so that the self-test tries it too: it succeeds no earlier than
-//! the next job could.
+//! A sink may be on storage of its own: a mount, a folder, a database, inside the root or outside it.
+//! When such a sink fails and the root works, jobs with other sinks are not affected. What failed in the
+//! root itself is remembered, and the self-test tries it too. So the test does not succeed before the
+//! next job could.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,28 +18,28 @@ use super::{Error, Root};
 use crate::job::Cause;
 use crate::{disk, limits};
 
-/// What an error is about.
+/// What an error is a fault of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The job or its sink: the root works.
+    /// The job or its sink; the root works.
     Job,
     /// The root or the worker.
     Worker,
-    /// The root belongs to another database: no job of this one can publish here.
+    /// The root belongs to another database, so no job of this database can publish here.
     Owner,
 }
 
-/// What the root has failed by, for the self-test.
+/// The last failures of the root, for the self-test.
 #[derive(Debug, Default)]
 pub(super) struct Failed(Mutex<Last>);
 
 #[derive(Debug, Default)]
 struct Last {
-    /// A database that is not the root's owner.
+    /// The database of a job that was refused because it is not the root's owner.
     database: Option<String>,
-    /// A path of ours.
+    /// A failed path: the root, or a path in `.casparian`.
     path: Option<PathBuf>,
-    /// Its disk was full.
+    /// The root's disk was full.
     is_full: bool,
 }
 
@@ -50,7 +50,8 @@ impl Failed {
 }
 
 impl Root {
-    /// What an error of an attempt, as [`Root::judged`] gives it, is about. It may run the self-test.
+    /// Decides what an attempt's error, as classified by [`Root::judged`], is a fault of. It may run the
+    /// self-test.
     pub fn fault(&self, error: &Error) -> Fault {
         if error.cause() != Cause::Worker {
             return Fault::Job;
@@ -61,7 +62,7 @@ impl Root {
                 self.failed().last().database = Some(database.clone());
                 Fault::Owner
             }
-            // A table.
+            // A table of a sink.
             Error::OtherDatabase { .. } => Fault::Job,
             // All jobs share the disk.
             Error::Io { path, source } if disk::is_full(source) && self.is_on_disk(path) => {
@@ -93,13 +94,13 @@ impl Root {
         own.is_some() && device(folder) == own
     }
 
-    /// The jobs that come may be of another database than those before.
+    /// Forgets the refused database: the next jobs may be of another database.
     pub fn forget_database(&self) {
         self.failed().last().database = None;
     }
 
-    /// Tries what a publish needs of the root: a durable file is renamed into it; and what has failed
-    /// last.
+    /// The self-test. It tries what a publish needs of the root: it syncs a file and renames it into the
+    /// root. It also tries what failed last.
     pub fn test(&self) -> Result<(), Error> {
         self.ensure()?;
         let tried = self.try_file();
@@ -118,7 +119,7 @@ impl Root {
         database.map_or(Ok(()), |database| self.check_owner(&database))
     }
 
-    /// An error when the root is another database's, and not shared.
+    /// An error when the root belongs to another database and is not shared.
     pub(super) fn check_owner(&self, database: &str) -> Result<(), Error> {
         let owner = files::read_short(&self.base().join("owner"))?;
         match owner.as_deref().map(str::trim) {
@@ -152,10 +153,10 @@ impl Root {
             .tempdir_in(self.base())?;
         let path = folder.path().join("a");
         let mut file = File::create_new(&path)?;
-        // As much as a small output: a disk that has less left is full.
+        // As much as a small output. A disk with less free space counts as full.
         file.write_all(&[1; 256 << 10])?;
         file.sync_all()?;
-        // The same name for all workers, so that what killed ones leave does not gather.
+        // All workers use the same name, so that files of killed workers do not accumulate.
         let public = self.path().join(".casparian-test");
         fs::rename(&path, &public)?;
         match fs::remove_file(&public) {

@@ -1,15 +1,17 @@
-//! The folder of an attempt in staging. It is the fence: an attempt changes what is published
-//! only by renames from and to paths in its folder, so that moving the folder away ends what the
-//! attempt can do, whatever state its process is in.
+//! The folder of an attempt in staging. It is the fence: an attempt changes visible output only by
+//! renames from and to paths in its folder. So moving the folder away ends what the attempt can do, in
+//! whatever state its process is.
 //!
-//! `<database>.<job>.<attempt>` is the folder of a running attempt, and its file `worker` names
-//! the worker. `<database>.<job>.<attempt>~<worker>` was claimed by a worker that finishes or
-//! undoes what the attempt left; claiming again moves it from that worker. An old sentinel sends
-//! no numbers: `old.<job>.0.<worker>-<count>` is a run of its own.
+//! Names of folders:
+//! - `<database>.<job>.<attempt>` is the folder of a running attempt. Its file `worker` names the worker.
+//! - `<database>.<job>.<attempt>~<worker>-<count>` was claimed by a worker that finishes or undoes what
+//!   the attempt left. A further claim moves it away from that worker.
+//! - `old.<job>.0.<worker>-<count>` is the folder of an attempt that an old sentinel sent without a
+//!   number.
 //!
-//! Where a sink's folder is on another mount, which renames cannot cross, a *bay* of the same
-//! name lies there, in a folder `.casparian`. The file `bays` lists them before they are created,
-//! so that a worker that claims the folder finds and moves them too.
+//! Renames cannot cross mounts. Where a sink's folder is on another mount, the attempt has a second
+//! folder of the same name there (a *bay*), in a folder `.casparian`. The file `bays` lists the bays
+//! before they are created, so that a worker that claims the folder finds and moves them too.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -23,10 +25,10 @@ use super::{Error, Root};
 use crate::job::{self, Attempt, Job};
 use crate::{limits, remover};
 
-/// Its file that names the worker.
+/// The file in an attempt's folder that names the worker.
 pub(super) const WORKER: &str = "worker";
 const BAYS: &str = "bays";
-/// Database of attempts that an old sentinel sent.
+/// Stands for the database in names of attempts that an old sentinel sent.
 pub(super) const OLD: &str = "old";
 
 /// The name of an attempt's folder.
@@ -34,13 +36,13 @@ pub(super) const OLD: &str = "old";
 pub(super) struct Name {
     pub(super) database: String,
     pub(super) attempt: Attempt,
-    /// Distinguishes runs that have no number.
+    /// Distinguishes attempts without a number.
     run: Option<String>,
     claimed_by: Option<String>,
 }
 
 impl Name {
-    /// The name for a job's attempt. The database's UUID comes from outside.
+    /// The name for a job's attempt. The database's UUID is checked, because it is input from outside.
     pub(super) fn new(job: &Job, root: &Root) -> Result<Self, Error> {
         match &job.database {
             Some(database) if job.attempt.is_numbered() => Self::numbered(database, job.attempt),
@@ -80,7 +82,7 @@ impl Name {
         })
     }
 
-    /// The name without the claim: what a record calls the run.
+    /// The name without the claim, as in the field `run` of a record.
     pub(super) fn run(&self) -> String {
         let Name {
             database, attempt, ..
@@ -99,8 +101,8 @@ impl Name {
         }
     }
 
-    /// What the side table of a SQLite sink calls the run: the attempt's number; of a run without
-    /// one a negative number of its own.
+    /// The attempt's number in the side table of a SQLite sink. An attempt without a number gets a
+    /// negative number, a hash of its name.
     pub(super) fn stamp(&self) -> i64 {
         match self.is_numbered() {
             true => self.attempt.number,
@@ -118,7 +120,7 @@ impl Name {
     }
 }
 
-/// A database's name that may become part of a path.
+/// Checks that a database's UUID can be a part of a path.
 pub(super) fn checked(database: &str) -> Result<String, Error> {
     let good = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'z' | b'-');
     if database.is_empty() || database.len() > 64 || !database.bytes().all(good) {
@@ -129,7 +131,7 @@ pub(super) fn checked(database: &str) -> Result<String, Error> {
     Ok(database.to_owned())
 }
 
-/// The folder of an attempt, and its bays. Dropping it removes them, unless it is left.
+/// The folder of an attempt, and its bays. Dropping it removes them, unless `is_left` is set.
 #[derive(Debug)]
 pub(super) struct Folder {
     pub(super) name: Name,
@@ -137,7 +139,7 @@ pub(super) struct Folder {
     anchor: Arc<Anchor>,
     staging: FolderId,
     mount: files::Mount,
-    /// Folders that hold a bay, below the root, each with its mount.
+    /// Folders that contain a bay, as paths below the root, each with its mount.
     bays: Vec<(String, files::Mount)>,
     is_left: bool,
 }
@@ -147,7 +149,7 @@ impl Folder {
     pub(super) fn create(root: &Root, name: Name) -> Result<Self, Error> {
         root.check()?;
         let path = root.staging().join(name.text());
-        // Complete before it has its name, so that it never lacks its worker.
+        // The folder gets its name when it is complete, so that its file `worker` is never missing.
         let new = Unnamed::create(root)?;
         let (staging, mount) = (folder_id(root.staging())?, files::mount(&new.0)?);
         let mut moved = fs::rename(&new.0, &path);
@@ -175,13 +177,14 @@ impl Folder {
             bays: Vec::new(),
             is_left: false,
         };
-        // What is renamed from the folder stays in the root that it is in.
+        // Checked again after the creation: renames from this folder stay in the root in which it was
+        // created.
         root.check()?;
         Ok(folder)
     }
 
-    /// Takes over the folder of an attempt that may not go on, with its bays; none when another
-    /// worker was faster.
+    /// Claims the folder of an attempt that may not continue, with its bays. `None` when the folder does
+    /// not exist, or another worker claimed it first.
     pub(super) fn claim(root: &Root, name: &Name) -> Result<Option<Self>, Error> {
         root.check()?;
         let from = root.staging().join(name.text());
@@ -210,7 +213,8 @@ impl Folder {
         Ok(Some(folder))
     }
 
-    /// Moves a bay to the name of this folder, from whatever claim it is under.
+    /// Renames the attempt's bay in `parent` to this folder's name. An earlier claim may have renamed it
+    /// before.
     fn claim_bay(&mut self, parent: &str) -> Result<(), Error> {
         let base = self.root().join(parent);
         let entries = match fs::read_dir(&base) {
@@ -273,8 +277,8 @@ impl Folder {
         }
     }
 
-    /// The bay whose files can be renamed into the folder of `target`, a path below the root;
-    /// none for the folder itself. It is created when it is new.
+    /// The bay whose files can be renamed into the folder of `target`, a path below the root. It is
+    /// created where it is missing. `None` when the attempt's folder itself is on the same mount.
     pub(super) fn bay(&mut self, target: &Path) -> Result<Option<String>, Error> {
         let target = self.root().join(target);
         self.anchor.check_mounts(&target)?;
@@ -306,13 +310,13 @@ impl Folder {
         Ok(Some(below))
     }
 
-    /// False once a worker has claimed the folder: the attempt is barred.
+    /// False when a worker has claimed the folder, because the attempt is barred.
     pub(super) fn exists(&self) -> bool {
         self.path.exists()
     }
 
-    /// Why the folder does not exist: it was claimed, so the attempt is barred, or the root or the
-    /// staging folder was taken away.
+    /// The error for a folder that does not exist: the attempt is barred (its folder was claimed), or the
+    /// root or the staging folder was removed or replaced.
     pub(super) fn gone(&self) -> Error {
         if let Err(error) = self.anchor.check() {
             return error;
@@ -331,7 +335,8 @@ impl Folder {
         }
     }
 
-    /// An error of an operation in the folder; when the folder is gone, why that is so.
+    /// The error of a failed operation in the folder. When the folder does not exist, the reason for that
+    /// instead.
     pub(super) fn refusal(&self, error: Error) -> Error {
         match error {
             Error::Io { .. } | Error::Sqlite { .. } if !self.exists() => self.gone(),
@@ -339,17 +344,17 @@ impl Folder {
         }
     }
 
-    /// Keeps the folder when it is dropped: it holds what recovery needs.
+    /// Makes dropping keep the folder: recovery needs its content.
     pub(super) fn leave(&mut self) {
         self.is_left = true;
     }
 
-    /// Removes the folder when it is dropped: recovery needs it no more.
+    /// Makes dropping remove the folder: recovery no longer needs it.
     pub(super) fn unleave(&mut self) {
         self.is_left = false;
     }
 
-    /// Removes a claimed folder that is settled.
+    /// Removes a claimed folder whose attempt is finished or undone.
     pub(super) fn settled(mut self) {
         self.is_left = false;
     }
@@ -360,7 +365,7 @@ impl Drop for Folder {
         if self.is_left {
             return;
         }
-        // The folder goes last: its list is what finds the bays.
+        // The folder is removed last, because its list is needed to find the bays.
         let bays = self.bays.iter();
         let bays = bays.map(|(bay, _)| self.root().join(bay).join(self.name.text()));
         for path in bays.chain([self.path.clone()]) {
@@ -371,7 +376,7 @@ impl Drop for Folder {
     }
 }
 
-/// A folder that gets its name later. Dropping it before that removes it.
+/// A new folder before it gets an attempt's name. Dropping it removes the folder at its first path.
 struct Unnamed(PathBuf);
 
 impl Unnamed {
@@ -393,7 +398,7 @@ impl Drop for Unnamed {
     }
 }
 
-/// Removes a folder of staging; false where some of it is left, for the next sweep.
+/// Removes a folder of staging. False when a part of it remains, which the next sweep removes.
 pub(super) fn remove(folder: &Path) -> bool {
     match remover::remove(folder, None) {
         Err(error) if !is_absent(&error) => {
@@ -411,27 +416,28 @@ fn is_occupied(error: &std::io::Error) -> bool {
     )
 }
 
-/// Prefix of a folder that has no name yet.
+/// Prefix of the names of folders that are not yet an attempt's.
 const NEW: &str = "new~";
 
 /// What an entry of the staging folder is.
 pub(super) enum Entry {
-    /// A folder of an attempt, and the worker that holds it.
+    /// A folder of an attempt, and the worker that uses or claimed it. The worker is empty when it cannot
+    /// be read.
     Attempt(Name, String),
-    /// A folder that a worker has not named yet.
+    /// A folder that has no attempt's name yet, and the worker that created it.
     Unnamed(PathBuf, String),
-    /// A folder of an earlier release, with the lock of its worker.
+    /// A folder of an earlier release, with its worker's lock file in it.
     Legacy(PathBuf),
 }
 
-/// What is in the staging folder. What is none of ours is passed over.
+/// The entries of the staging folder. Foreign entries are ignored.
 pub(super) fn entries(root: &Root) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     visit(root, |_, entry| entries.extend(entry))?;
     Ok(entries)
 }
 
-/// What is in staging and no attempt's.
+/// Foreign entries of the staging folder.
 pub(super) fn strangers(root: &Root) -> Result<Vec<PathBuf>, Error> {
     let mut strangers = Vec::new();
     visit(root, |path, entry| {
@@ -447,7 +453,7 @@ fn visit(root: &Root, mut found: impl FnMut(PathBuf, Option<Entry>)) -> Result<(
     let listed = fs::read_dir(staging).map_err(|error| Error::io(staging, error))?;
     for entry in listed {
         let entry = entry.map_err(|error| Error::io(staging, error))?;
-        // Never a symbolic link.
+        // A symbolic link is never accepted.
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let path = entry.path();
         let known = is_folder.then(|| known(&path)).flatten();
@@ -472,7 +478,7 @@ fn known(path: &Path) -> Option<Entry> {
     is_legacy.then(|| Entry::Legacy(path.to_owned()))
 }
 
-/// The worker that a folder names; none when that cannot be read.
+/// The worker that a folder names. Empty when it cannot be read.
 fn worker_in(folder: &Path) -> String {
     match files::read_short(&folder.join(WORKER)) {
         Ok(worker) => worker.unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! Where files are: symbolic links, hard links and mounts give one file several paths.
+//! Identity of files: one file may have several paths, by symbolic links, hard links and mounts.
 
 use std::collections::HashSet;
 use std::fs;
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, files, names};
 
-/// A file, by whatever path: device and inode of the last part of the path that exists, and what
-/// follows it.
+/// Identity of a file, independent of the path that leads to it: device and inode of the longest part of
+/// the path that exists, and the rest of the path.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     device: u64,
@@ -29,7 +29,7 @@ impl FileId {
         }
     }
 
-    /// The name that a path ends with, in its folder.
+    /// The directory entry that a path names. A link at its end is not followed.
     pub(super) fn of_name(path: &Path) -> Self {
         let folder = files::existing_folder(path);
         let found = fs::metadata(folder);
@@ -42,20 +42,21 @@ impl FileId {
     }
 }
 
-/// A path with the links of its folders followed; what does not exist is kept as it is.
+/// A path with the links of its folders followed. Parts that do not exist are kept.
 fn real_name(path: &Path) -> Option<PathBuf> {
     let folder = files::existing_folder(path);
     let rest = path.strip_prefix(folder).ok()?;
     Some(fs::canonicalize(folder).ok()?.join(rest))
 }
 
-/// A path with all links followed, as far as it exists.
+/// A path with all links followed. Parts that do not exist are kept.
 pub(super) fn real(path: &Path) -> PathBuf {
     let real = fs::canonicalize(path).ok().or_else(|| real_name(path));
     real.unwrap_or_else(|| path.to_owned())
 }
 
-/// What follows the root in a path without links, under whatever path the root is in it.
+/// The path relative to the root of a path without links. The root may have another path in it than
+/// `root`.
 fn strip_root(root: &Path, real: &Path) -> Option<String> {
     let below = match real.strip_prefix(root) {
         Ok(below) => below,
@@ -70,13 +71,14 @@ fn strip_root(root: &Path, real: &Path) -> Option<String> {
     files::is_below(below).then(|| below.to_owned())
 }
 
-/// The path of a file below the root, with the links of its folders followed. None where it leads
-/// out of the root, or is not UTF-8.
+/// The path of a file relative to the root, with the links of its folders followed. `None` where it is
+/// outside the root, or is not UTF-8.
 pub(super) fn below(root: &Path, file: &Path) -> Option<String> {
     strip_root(root, &real_name(file)?)
 }
 
-/// Refuses a sink's file whose path below the root, links followed, is among our own files.
+/// Refuses a sink's file inside `.casparian`. `below` is its path relative to the root, with links
+/// followed.
 pub(super) fn check_below(file: &Path, below: Option<&str>) -> Result<(), Error> {
     let is_own = |below: &str| Path::new(below).iter().any(|part| part == ".casparian");
     match below.is_some_and(is_own) {
@@ -88,7 +90,8 @@ pub(super) fn check_below(file: &Path, below: Option<&str>) -> Result<(), Error>
     }
 }
 
-/// The path of a database with all links followed, and its path below the root if it is there.
+/// The path of a database with all links followed, and its path relative to the root if it is below the
+/// root.
 pub(super) fn database(root: &Path, path: &str) -> (String, Option<String>) {
     let real = real(Path::new(path));
     let below = strip_root(root, &real);
@@ -100,7 +103,7 @@ pub(super) fn database(root: &Path, path: &str) -> (String, Option<String>) {
     (path, below)
 }
 
-/// URIs that receipts name, each as it is and with the path that this worker has for it.
+/// The URIs of receipts, each unchanged and with the path that the file or database has for this worker.
 pub(super) fn named(root: &Path, receipts: &[String]) -> HashSet<String> {
     let located = receipts.iter().filter_map(|uri| {
         if let Some((path, table)) = names::table_of(uri) {

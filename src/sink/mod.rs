@@ -1,29 +1,37 @@
-//! Arrow batches → files: the Parquet writer, the SQLite sink, staging, publishing, recovery.
+//! Writing Arrow batches to sinks: the Parquet writer, the SQLite sink, staging, publishing, recovery.
 //!
-//! Everything here blocks and runs on a writer thread that the worker owns, one a job.
-//! [`JobOutput`] takes the batches, [`Staged`] is complete and synced output that is not visible,
-//! [`Staged::publish`] makes it visible. A [`Root`] is a folder that several workers of several
-//! databases may share.
+//! Everything here blocks. It runs on writer threads of the worker, one for each job. [`JobOutput`] takes
+//! the batches. [`Staged`] is complete and synced output that is not visible. [`Staged::publish`] makes
+//! it visible. A [`Root`] is an output root, which several workers of several databases may share.
 //!
 //! Invariants:
-//! - An output belongs to (database, job, incarnation, topic). At most one is visible, and a
-//!   further attempt replaces it.
-//! - No reader sees a part of a file: it becomes visible by a rename (Parquet) or one transaction
+//! - An output belongs to (database, job, incarnation, topic). At most one is visible, and a later
+//!   attempt replaces it.
+//! - No reader sees a part of a file. Output becomes visible by a rename (Parquet) or one transaction
 //!   (SQLite), after it is synced.
-//! - An attempt that is barred cannot change what is visible, whatever state its process is in.
-//! - Only what a record of the database or a receipt of the job names is replaced or removed.
-//! - What a process leaves unfinished is finished or undone by the next that opens the root.
-//! - No path leaves the output root, whatever the URI or a symbolic link says.
-//! - Memory is bounded whatever the size of the output: row groups are written out by size.
+//! - A barred attempt cannot change visible output, in whatever state its process is.
+//! - Only output that a record of the database or a receipt of the job names is replaced or removed.
+//! - What a process leaves unfinished is finished or undone by the next process that opens the root.
+//! - No path below the root leads out of it, whatever a URI or a symbolic link contains.
+//! - Memory is bounded for outputs of any size: row groups are written out by size.
 //!
-//! Files: `anchor` (which folder the root is), `fault` (what a failure says about it), `folder` (the fence), `bar`, `claims` (modes `replace` and `error`), `record` (the
-//! journal), `plan`, `publish`, `recover`, `settle`, `standing`, `check`, `adopt`; `location` (one file under several paths);
-//! `siblings` (what is in the way of mode `error`); `datasets` (folders of topics), `relocate` (their files' move there); `output`, `columns`, `parquet`, `segments`, `sqlite` (writing),
-//! `types` (what is stored of a type), `merge` (one type of several), `metadata` (one metadata of several; `pandas`, `geo`), `convert` (values), `logical` and `budget` (what it
-//! takes of memory); `schema` (the types that readers of a file find).
+//! Files:
+//! - the root: `root`, `anchor` (identity of the root's folder), `mounts` (mount points of sinks),
+//!   `fault` (whether a failure is the worker's fault), `folder` (folders of attempts, the fence), `bar`,
+//!   `claims` (modes `replace` and `error`), `files` and `names` (operations on files, their names),
+//!   `location` (one file under several paths);
+//! - publishing: `plan`, `publish`, `record` (the journal), `recover`, `siblings` (output that prevents
+//!   mode `error` from publishing), `old_peers` (output of the reference system), `settle`, `withdraw`
+//!   (removal);
+//! - checks: `standing` (whether output is unchanged), `check`, `adopt`;
+//! - layouts: `datasets` (folders of topics), `relocate` and `moving` (moves between layouts);
+//! - writing: `output`, `columns`, `parquet`, `segments`, `sqlite`;
+//! - types: `types` (how a type is stored), `merge` (the common type of several), `metadata` (the common
+//!   metadata of several schemas; `pandas`, `geo`), `convert` (values), `schema` (the types that readers
+//!   of a file find);
+//! - memory: `logical` and `budget`; `panics` (panics of libraries as errors).
 //!
-//! What it does not do: it has no part in leases, plugin processes, frames or the control
-//! protocol.
+//! This module does not handle leases, plugin processes, frames or the control protocol.
 
 #![cfg_attr(
     not(test),

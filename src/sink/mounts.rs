@@ -1,8 +1,8 @@
-//! Mount points on the way to the files of sinks, below the root and outside it.
+//! Mount points above the files of sinks, below the root and outside it.
 //!
-//! A folder that was a mount point when something was first published below it must be one
-//! whenever something is again. Otherwise it is the folder below the mount. Which file system is
-//! mounted there is not compared: one that is mounted again may have another device number.
+//! A folder may be a mount point when output is first published below it. Then it must be a mount point
+//! at each later publish. Otherwise the file system was unmounted, and the folder is the one that it
+//! covered. File systems are not compared: one that is mounted again may have another device number.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use super::files::{self, is_absent};
 use super::{Error, location};
 use crate::limits;
 
-/// The mount points that this worker has seen.
+/// The mount points above sinks that this worker has found.
 #[derive(Debug, Default)]
 pub(super) struct Mounts(Mutex<BTreeSet<PathBuf>>);
 
 impl Mounts {
-    /// An error when what was mounted above a sink's file is not any more.
+    /// An error when a file system above a sink's file is no longer mounted.
     pub(super) fn check(&self, root: &Path, file: &Path) -> Result<(), Error> {
         let file = location::real(file);
-        // Storage may not respond, so it is not asked under the lock.
+        // Storage may not respond, so it is not queried while the mutex is locked.
         let known = self.known().clone();
         for point in known.iter().filter(|point| file.starts_with(point)) {
             if !is_mount_point(point)? {
@@ -54,7 +54,7 @@ fn is_mount_point(folder: &Path) -> Result<bool, Error> {
     }
 }
 
-/// The mount point that a file is below; none for the root of all.
+/// The nearest mount point above a file. `None` for `/`.
 fn mount_point(file: &Path) -> Result<Option<PathBuf>, Error> {
     let mut folders = files::existing_folder(file).ancestors();
     let point = folders.find_map(|folder| match is_mount_point(folder) {

@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Metadata, Schema, SchemaRef};
 use parquet::arrow::arrow_writer::{ArrowWriter, ArrowWriterOptions};
-use parquet::arrow::{ARROW_SCHEMA_META_KEY, encode_arrow_schema};
-use parquet::basic::{Compression as Codec, ZstdLevel};
+use parquet::arrow::{ARROW_SCHEMA_META_KEY, ArrowSchemaConverter, encode_arrow_schema};
+use parquet::basic::{Compression as Codec, Type as PhysicalType, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
-use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::file::properties::{
+    DEFAULT_STATISTICS_TRUNCATE_LENGTH, EnabledStatistics, WriterProperties,
+};
+use parquet::schema::types::ColumnDescriptor;
 use sha2::{Digest, Sha256};
 
 use super::convert::convert;
@@ -112,6 +115,14 @@ impl Write for Hashed {
     }
 }
 
+/// True for fixed-size values that the writer cuts in statistics: readers fail at bounds of another size than
+/// the column's.
+fn is_cut_in_statistics(column: &ColumnDescriptor) -> bool {
+    let size = usize::try_from(column.type_length()).unwrap_or(0);
+    column.physical_type() == PhysicalType::FIXED_LEN_BYTE_ARRAY
+        && DEFAULT_STATISTICS_TRUNCATE_LENGTH.is_some_and(|size_max| size > size_max)
+}
+
 impl ParquetFile {
     pub(super) fn create(
         path: &Path,
@@ -126,12 +137,19 @@ impl ParquetFile {
             Compression::None => Codec::UNCOMPRESSED,
         };
         let padded = types::padded_schema(schema);
-        let properties = WriterProperties::builder()
+        let mut properties = WriterProperties::builder()
             .set_compression(codec)
             .set_statistics_enabled(EnabledStatistics::Chunk)
             .set_max_row_group_row_count(Some(limits::ROW_GROUP_ROWS_MAX))
-            .set_created_by(format!("casparian {}", env!("CARGO_PKG_VERSION")))
-            .build();
+            .set_created_by(format!("casparian {}", env!("CARGO_PKG_VERSION")));
+        let converted = ArrowSchemaConverter::new().convert(&padded);
+        for column in converted.iter().flat_map(|schema| schema.columns()) {
+            if is_cut_in_statistics(column) {
+                let none = EnabledStatistics::None;
+                properties = properties.set_column_statistics_enabled(column.path().clone(), none);
+            }
+        }
+        let properties = properties.build();
         let file = Hashed {
             path: path.to_owned(),
             file: Some(file),

@@ -1,4 +1,4 @@
-//! The output root: its `.casparian` folder, and the workers that share it.
+//! The output root: its `.casparian` folder, its owner, and the workers that share it.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,21 +19,22 @@ use crate::lock_file;
 /// How a root is used.
 #[derive(Clone, Debug, Default)]
 pub struct RootOptions {
-    /// Databases other than the root's first one may publish here (`--share-output`). Names of
-    /// their files end with 8 digits of the database's UUID.
+    /// Databases other than the root's owner may publish here (`--share-output`). The names of their
+    /// files end with 8 digits of the database's UUID.
     pub share: bool,
     /// SQLite sinks stay below the root.
     pub is_closed: bool,
-    /// SQLite sinks stay below the root or one of these folders (`--sink-root`); none for anywhere.
+    /// SQLite sinks must be below the root or below one of these folders (`--sink-root`). `None`: they
+    /// may be anywhere.
     pub sink_roots: Option<Vec<PathBuf>>,
-    /// A topic that no sink is configured for has a folder of its own, with a file for each input.
+    /// A topic without a configured sink gets a folder with a file for each input.
     pub datasets: bool,
 }
 
 /// Folders in `.casparian`.
 pub(super) const FOLDERS: [&str; 4] = ["staging", "workers", "barred", "outputs"];
 
-/// An output root, opened by one worker. Several workers, of several databases, may share one.
+/// An output root, opened by one worker. Several workers of several databases may share it.
 #[derive(Debug)]
 pub struct Root {
     path: PathBuf,
@@ -48,12 +49,13 @@ pub struct Root {
     folders: datasets::Folders,
 }
 
-/// Creates a folder, and those above it. The error names what stands in the place of one.
+/// Creates a folder and its parents. When a path of these is not a folder, the error has that path.
 pub fn create_folder(folder: &Path) -> Result<(), Error> {
     create(folder, files::PUBLIC_MODE)
 }
 
-/// The same for `.casparian` of an output folder.
+/// The same as [`create_folder`] for `.casparian` of an output folder, with the mode of Casparian's own
+/// folders.
 pub fn create_own_folder(folder: &Path) -> Result<(), Error> {
     create(folder, files::OWN_MODE)
 }
@@ -77,13 +79,13 @@ fn create(folder: &Path, mode: u32) -> Result<(), Error> {
     })
 }
 
-/// UUID of the database that a root belongs to; none when nothing was published into it.
+/// UUID of the database that owns a root. `None` when nothing was published into the root.
 pub fn owner(root: &Path) -> Result<Option<String>, Error> {
     let owner = files::read_short(&root.join(".casparian").join("owner"))?;
     Ok(owner.map(|owner| owner.trim().chars().take(64).collect()))
 }
 
-/// Receipts and records name files as text.
+/// The path must be UTF-8, because receipts and records name files as text.
 fn check_text(path: &Path) -> Result<(), Error> {
     match path.to_str() {
         Some(_) => Ok(()),
@@ -94,8 +96,8 @@ fn check_text(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Creates the folders of ours in a root. Files are renamed between them and into the root, which
-/// works within one file system only.
+/// Creates Casparian's own folders in a root. Files are renamed between them and into the root, so all
+/// must be on one file system and mount.
 fn create_own(root: &Path) -> Result<(), Error> {
     for name in FOLDERS {
         let folder = root.join(".casparian").join(name);
@@ -112,7 +114,8 @@ fn create_own(root: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Who may change what a root keeps there may change its output, and the queue of a run.
+/// Warns when other users may write to `.casparian`: they could change the output, and the queue of a
+/// run.
 fn warn_of_strangers(root: &Path, base: &Path) {
     let (Ok(folder), Ok(found)) = (fs::metadata(root), fs::metadata(base)) else {
         return;
@@ -127,11 +130,11 @@ fn warn_of_strangers(root: &Path, base: &Path) {
 }
 
 impl Root {
-    /// Creates the root where it is missing, and finishes or undoes what dead workers left in it.
-    /// What cannot be recovered is logged and stays.
+    /// Opens a root, and creates it where it is missing. Finishes or undoes what dead workers left
+    /// unfinished in it. A failure to recover an attempt is logged, and its folder stays.
     pub fn open(path: &Path, mut options: RootOptions) -> Result<Self, Error> {
         create_folder(path)?;
-        // Links that are followed at the start lead nowhere else later.
+        // Links are resolved once, so that later changes of them have no effect.
         for folder in options.sink_roots.iter_mut().flatten() {
             *folder = fs::canonicalize(&*folder).map_err(|error| Error::io(folder, error))?;
         }
@@ -159,8 +162,8 @@ impl Root {
         Ok(root)
     }
 
-    /// Opens a root that exists, to read it: nothing is created, recovered or locked. What would
-    /// change something must not be called.
+    /// Opens an existing root to read it. Nothing is created, recovered or locked. Methods that change
+    /// the root must not be called on it.
     pub fn open_to_read(path: &Path, options: RootOptions) -> Result<Self, Error> {
         let fail = |error| Error::io(path, error);
         let real = fs::canonicalize(path).map_err(fail)?;
@@ -184,12 +187,12 @@ impl Root {
         })
     }
 
-    /// It was opened by [`Root::open_to_read`].
+    /// True when the root was opened by [`Root::open_to_read`].
     pub(super) fn is_reader(&self) -> bool {
         self.worker.is_empty()
     }
 
-    /// What sinks' databases are opened for.
+    /// How databases of sinks are opened.
     pub(super) fn access(&self) -> Access {
         match self.is_reader() {
             true => Access::Read,
@@ -197,8 +200,8 @@ impl Root {
         }
     }
 
-    /// Creates again what was removed from `.casparian`: its folders, and the worker's own file,
-    /// which shows others that it lives. The root itself is never created again.
+    /// Creates again what was removed from `.casparian`: its folders, and the worker's own file, whose
+    /// lock shows other workers that this one is alive. The root itself is never created again.
     pub fn ensure(&self) -> Result<(), Error> {
         self.check()?;
         let created = create_own(&self.path).and_then(|()| self.anchor.ensure_own());
@@ -225,8 +228,8 @@ impl Root {
         self.options.is_closed
     }
 
-    /// True where a SQLite sink may have its database: `path` has its links followed, and `below` is
-    /// the path below the root, if it is there.
+    /// True if the database of a SQLite sink may have this path. `path` has its links followed. `below`
+    /// is the path relative to the root, if it is below the root.
     pub(super) fn may_hold(&self, path: &Path, below: Option<&str>) -> bool {
         let mut folders = self.options.sink_roots.iter().flatten();
         below.is_some()
@@ -235,7 +238,7 @@ impl Root {
                     || folders.any(|folder| path != folder && path.starts_with(folder))))
     }
 
-    /// Topics without sinks have folders.
+    /// True when topics without configured sinks get folders ([`RootOptions::datasets`]).
     pub fn has_datasets(&self) -> bool {
         self.options.datasets
     }
@@ -244,7 +247,7 @@ impl Root {
         &self.folders
     }
 
-    /// Tables and the root may be those of another database.
+    /// True when tables and the root may belong to another database.
     pub(super) fn shares(&self) -> bool {
         self.options.share
     }
@@ -257,7 +260,7 @@ impl Root {
         &self.staging
     }
 
-    /// SQLite databases that others keep locked.
+    /// SQLite databases that other programs keep locked.
     pub(super) fn stuck(&self) -> &Stuck {
         &self.stuck
     }
@@ -266,19 +269,19 @@ impl Root {
         &self.failed
     }
 
-    /// The name of this worker in the root.
+    /// The name of this worker's file in the root. Empty for a reader.
     pub(super) fn worker(&self) -> &str {
         &self.worker
     }
 
-    /// `<worker>-<count>`, given once.
+    /// A name `<worker>-<count>`, different for each call.
     pub(super) fn unique(&self) -> String {
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         format!("{}-{count}", self.worker)
     }
 
-    /// True unless the worker's process has ended. Its lock says so, and only a free one: what
-    /// cannot be asked is taken for alive.
+    /// True unless the worker's process has ended, which a free lock shows. When the lock cannot be
+    /// tested, the worker counts as alive.
     pub(super) fn is_alive(&self, worker: &str) -> bool {
         if worker.is_empty() {
             return false;
@@ -290,21 +293,23 @@ impl Root {
             return false;
         }
         match files::open(&self.base.join("workers").join(worker)) {
-            // Shared, so that two who ask at a time do not take each other for the worker.
+            // A shared lock, so that two processes that test at the same time do not find each other's
+            // lock.
             Ok(file) => file.try_lock_shared().is_err(),
             Err(error) => !files::is_absent(&error),
         }
     }
 
-    /// What marks a database's files here, for one that publishes none; none for the root's owner.
+    /// The suffix of a database's file names in this root, without claiming ownership. `None` for the
+    /// root's owner.
     pub(super) fn mark(&self, name: &Name) -> Result<Option<String>, Error> {
         let owner = files::read_short(&self.base.join("owner"))?;
         let is_other = owner.is_some_and(|owner| owner.trim() != name.database);
         Ok((name.is_numbered() && is_other).then(|| names::suffix(&name.database)))
     }
 
-    /// What marks a database's files here; none for the first that publishes, which becomes the
-    /// root's owner.
+    /// The suffix of a database's file names in this root. `None` for the root's owner. The first
+    /// database that publishes becomes the owner.
     pub(super) fn suffix(&self, folder: &Folder) -> Result<Option<String>, Error> {
         let database = &folder.name.database;
         if !folder.name.is_numbered() {
@@ -316,7 +321,7 @@ impl Root {
             let new = folder.path("owner");
             files::write_synced(&new, database.as_bytes())
                 .map_err(|error| folder.refusal(error))?;
-            // One of several wins.
+            // When several workers do this at the same time, one link succeeds.
             match fs::hard_link(&new, &path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -338,8 +343,8 @@ impl Root {
         }
     }
 
-    /// The same error, as it counts in this root. What was found in another folder counts for
-    /// nothing.
+    /// Classifies an error for this root. [`Error::RootGone`] replaces it when another folder is at the
+    /// root's path, because then the error is not about this root.
     pub fn judged(&self, mut error: Error) -> Error {
         if error.cause() != Cause::Plugin
             && let Err(gone @ Error::RootGone { .. }) = self.check()
@@ -351,8 +356,8 @@ impl Root {
         }
         match error {
             Error::Path { path, reason } => self.judged_path(path, reason),
-            // In the output folder permissions are missing for a while, as elsewhere room is. Another
-            // place is the operator's choice.
+            // Missing permissions in the output folder may be temporary, like a full disk. Missing
+            // permissions elsewhere are a fault of the operator, who chose the path.
             Error::Io { path, source }
                 if source.kind() == io::ErrorKind::PermissionDenied
                     && !path.starts_with(&self.path) =>
@@ -363,8 +368,8 @@ impl Root {
         }
     }
 
-    /// A place that cannot be used is the operator's, but the output folder itself is the worker's, and
-    /// while it cannot be used nothing is known of what is below it.
+    /// An unusable path is the operator's fault. An unusable output folder is the worker's fault, and
+    /// while it is unusable, paths below it cannot be judged.
     fn judged_path(&self, path: PathBuf, reason: String) -> Error {
         if path == self.path {
             let source = io::Error::other(reason);
@@ -403,7 +408,8 @@ impl Root {
         let workers = self.base.join("workers");
         let entries = fs::read_dir(&workers).map_err(|error| Error::io(&workers, error))?;
         for entry in entries.flatten() {
-            // Locked until its name is removed, so that a worker that starts does not take it.
+            // The lock is kept until the name is removed. So a worker that starts at this moment cannot
+            // use the file.
             let Ok(file) = files::open(&entry.path()) else {
                 continue;
             };
@@ -416,7 +422,7 @@ impl Root {
         Ok(())
     }
 
-    /// Gives up the worker's lock, as the end of its process does.
+    /// Releases the worker's lock, as the end of its process does.
     #[cfg(test)]
     pub(super) fn die(&self) {
         self.anchor.unlock();
@@ -432,7 +438,7 @@ impl Drop for Root {
         if let Err(error) = files::remove(&path) {
             log::warn!("{error}");
         }
-        // After its name: no worker finds a free lock of one that ends.
+        // Unlocked after the name is removed, so that other workers never find this file unlocked.
         self.anchor.unlock();
     }
 }
@@ -442,7 +448,7 @@ fn remove_folder(path: &Path) {
     folder::remove(path);
 }
 
-/// Creates the file of a worker and locks it for the worker's life.
+/// Creates the file of a worker and locks it until the worker ends. Returns the file's name.
 fn register(workers: &Path) -> Result<(String, File), Error> {
     loop {
         let unique = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0);
@@ -452,7 +458,7 @@ fn register(workers: &Path) -> Result<(String, File), Error> {
         let file = lock_file::create_new(&path).map_err(fail)?;
         match file.try_lock() {
             Ok(()) => {}
-            // Another worker asks whether this one is alive, and may remove its file.
+            // Another worker tests whether this one is alive, and may remove the file.
             Err(fs::TryLockError::WouldBlock) => continue,
             Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
         }

@@ -1,5 +1,5 @@
-//! What keeps a sink of mode `error` from publishing files: those of other jobs, and files that no record
-//! names and that have a name of its output.
+//! Files that prevent a sink of mode `error` from publishing: files of other jobs, and files that have
+//! the name of an output of this sink and that no record names.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use super::names::{self, Holder};
 use super::{Error, Root, files, location, record};
 use crate::job::Attempt;
 
-/// How often a file is checked that others replace meanwhile.
+/// How often a file is checked again that other processes replace meanwhile.
 const LOOKS_MAX: u32 = 10;
 
-/// An error when the sink at a path below the root has output of another job than `own`.
+/// An error when the sink at a path below the root has output of a job other than `own`.
 pub(super) fn refuse(root: &Root, name: &Name, sink: &Path, own: &Holder) -> Result<(), Error> {
     for (path, holder) in names::siblings(&root.path().join(sink), own) {
         if let Some(by) = whose(root, name, &path, (&holder, own))? {
@@ -21,8 +21,9 @@ pub(super) fn refuse(root: &Root, name: &Name, sink: &Path, own: &Holder) -> Res
     Ok(())
 }
 
-/// The publisher of a file whose name says that a job of the sink published it: an attempt of the same
-/// database, or unknown. None when the file is missing, or of another sink.
+/// The publisher of a file that has the name of a job's output in this sink: `Some(Some(attempt))` for an
+/// attempt of the same database, `Some(None)` for an unknown publisher. `None` when the file is missing,
+/// or a record shows that it is output of another sink.
 fn whose(
     root: &Root,
     name: &Name,
@@ -48,7 +49,8 @@ fn whose(
         {
             return Ok(None);
         }
-        // A file is in the record of its job before it appears, and until it has gone.
+        // A record names a file from before it appears until after it is removed. So an unchanged file
+        // without a record has an unknown publisher.
         if files::identity(path)? == Some(identity) {
             break;
         }

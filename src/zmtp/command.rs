@@ -4,10 +4,11 @@ use super::Error;
 use super::cursor::Cursor;
 use super::frame::encode_head;
 
-/// Longest heartbeat context (RFC 37 §3.6); longer ones are cut, as libzmq does.
+/// Maximum size of a heartbeat context, in bytes (RFC 37 §3.6). Longer contexts are truncated, as
+/// in libzmq.
 pub(crate) const CONTEXT_SIZE_MAX: usize = 16;
 
-/// A command this side understands, borrowed from the frame.
+/// A decoded command, borrowed from the frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command<'a> {
     /// READY with its metadata.
@@ -23,7 +24,7 @@ pub enum Command<'a> {
     },
     /// PONG with the echoed context.
     Pong,
-    /// A well-formed command with a name this side does not know.
+    /// A well-formed command with an unknown name.
     Unknown(&'a [u8]),
 }
 
@@ -66,14 +67,14 @@ impl<'a> Command<'a> {
     }
 }
 
-/// The properties of READY or INITIATE, checked once, read by name.
+/// The properties of READY or INITIATE, validated when decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metadata<'a> {
     bytes: &'a [u8],
 }
 
 impl<'a> Metadata<'a> {
-    /// Checks the whole list; a truncated property or trailing bytes are an error.
+    /// Validates the whole list; a truncated property or trailing bytes are an error.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Error> {
         let mut cursor = Cursor::new(bytes);
         while !cursor.is_empty() {
@@ -118,8 +119,8 @@ pub(crate) fn encode_ready(out: &mut Vec<u8>, metadata: &[u8]) {
     out.extend_from_slice(metadata);
 }
 
-/// Appends one property. Names are cut at 255 bytes; values are at most 2^31-1 bytes as the
-/// limits of a command keep them far smaller.
+/// Appends one property. Names are truncated at 255 bytes. The limits of a command keep values far
+/// below their maximum of 2^31-1 bytes.
 pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     let size = u8::try_from(name.len()).unwrap_or(u8::MAX);
     out.push(size);
@@ -128,7 +129,7 @@ pub(crate) fn encode_property(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(value);
 }
 
-/// Appends ERROR as a command frame; the reason is cut at 255 bytes.
+/// Appends ERROR as a command frame; the reason is truncated at 255 bytes.
 pub(crate) fn encode_error(out: &mut Vec<u8>, reason: &str) {
     let size = u8::try_from(reason.len()).unwrap_or(u8::MAX);
     let reason = reason.as_bytes().get(..usize::from(size)).unwrap_or(&[]);

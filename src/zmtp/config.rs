@@ -1,4 +1,4 @@
-//! What the connections of a socket share, and what they learn about their peers.
+//! The configuration that all connections of a socket share, and the properties of a peer.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::curve;
 use super::{Limits, Security};
 
-/// The socket types this stack speaks.
+/// The socket types that this crate implements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketType {
-    /// Round-robin out, fair-queued in.
+    /// Sends round-robin, receives fair-queued.
     Dealer,
-    /// Addresses its peers by routing ID.
+    /// Addresses peers by routing ID.
     Router,
 }
 
@@ -24,7 +24,7 @@ impl SocketType {
         }
     }
 
-    /// RFC 37 §3.6.1: which types may talk to each other.
+    /// Whether this type may connect to a peer of that type (RFC 37 §3.6.1).
     pub fn talks_to(self, peer: &[u8]) -> bool {
         match self {
             SocketType::Dealer => matches!(peer, b"REP" | b"DEALER" | b"ROUTER"),
@@ -33,31 +33,32 @@ impl SocketType {
     }
 }
 
-/// PING and the patience that goes with it (RFC 37 §3.6).
+/// Intervals and timeouts of heartbeats (RFC 37 §3.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Time between our PINGs.
     pub interval: Duration,
-    /// Silence after a PING that closes the connection.
+    /// The connection is closed if no byte arrives within this time after a PING.
     pub timeout: Duration,
-    /// What we ask the peer to wait for us at most; sent in tenths of a second, at most
-    /// 6553.5 s. Zero = none.
+    /// TTL in our PINGs: the peer closes the connection if it receives nothing from us for this
+    /// long. Sent in tenths of a second, at most 6553.5 s. Zero = none.
     pub ttl: Duration,
 }
 
-/// What all connections of a socket share.
+/// The configuration that all connections of a socket share.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Our socket type.
     pub socket_type: SocketType,
-    /// Our routing ID, 0 to 255 bytes; empty lets the peer make one up.
+    /// Our routing ID, 0 to 255 bytes. If it is empty, the peer generates one.
     pub identity: Vec<u8>,
     /// Bounds on what the peer may send.
     pub limits: Limits,
-    /// Bytes a busy connection reads ahead of what its owner has taken.
+    /// Size, in bytes, to which the receive buffer grows while reads fill it. Only a larger message
+    /// grows it further.
     pub read_ahead: usize,
-    /// Whole messages it holds at most that its owner has not taken; 0 = as many as there are in
-    /// the bytes read ahead.
+    /// Maximum number of complete messages that are buffered and not yet polled; 0 = limited by
+    /// `read_ahead` only.
     pub rcvhwm: usize,
     /// Time from the start of the connection to the end of the handshake.
     pub handshake_timeout: Duration,
@@ -65,7 +66,7 @@ pub struct Config {
     pub heartbeat: Option<Heartbeat>,
     /// The security mechanism, our role in it and our credentials.
     pub security: Security,
-    /// Properties of the application's own; names begin with `X-` (RFC 37 §3.4).
+    /// Application properties; their names begin with `X-` (RFC 37 §3.4).
     pub metadata: Vec<(String, Vec<u8>)>,
 }
 
@@ -77,14 +78,14 @@ pub struct PeerInfo {
     pub socket_type: String,
     /// Its `Identity`; empty when it has none.
     pub identity: Vec<u8>,
-    /// Minor version of ZMTP 3 in its greeting.
+    /// Minor version in its greeting.
     pub minor: u8,
-    /// Who it proved to be: the user name of PLAIN, the name of a listed CURVE key. Servers
-    /// only.
+    /// Its authenticated user: the user name of PLAIN, or the name of its listed CURVE key. The
+    /// text of its key if the server accepts any key. Set on servers only.
     pub user_id: Option<String>,
-    /// Its long-term key, proved by CURVE. Servers only.
+    /// Its long-term key, authenticated by CURVE. Set on servers only.
     #[cfg(feature = "curve")]
     pub public_key: Option<curve::PublicKey>,
-    /// Its properties with names that begin with `X-`.
+    /// Its application properties, whose names begin with `X-`.
     pub metadata: Vec<(String, Vec<u8>)>,
 }

@@ -19,14 +19,14 @@ use crate::limits::{
     HANDSHAKE_READ_AHEAD, ZMTP_COMMAND_SIZE_MAX, ZMTP_HANDSHAKE_COMMAND_SIZE_MAX, after,
 };
 
-/// What one step of parsing came to.
+/// Result of one [`Connection::poll`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// All bytes are used up; read more.
+    /// More bytes must be read.
     NeedInput,
     /// The handshake is done; [`Connection::peer`] is known and messages may be sent.
     Established,
-    /// A whole message is there: [`Connection::message`].
+    /// A complete message is available by [`Connection::message`].
     Message,
 }
 
@@ -34,8 +34,8 @@ pub enum Progress {
 ///  Greeting ──64 bytes──▶ Handshake ──mechanism done──▶ Open
 ///      └────────── error ──────┴──────── error ──────────┴──▶ Failed
 /// ```
-/// Our greeting is in `control` from the start, and with NULL our READY too: RFC 37 lets both
-/// sides send at once, and libzmq does.
+/// `control` contains our greeting from the start, and with NULL also our READY: RFC 37 allows both
+/// sides to send at once, and libzmq does so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Greeting,
@@ -44,31 +44,32 @@ enum State {
     Failed,
 }
 
-/// One ZMTP connection without its socket.
+/// The state of one ZMTP connection, without its socket.
 ///
-/// Inputs: bytes read into [`Connection::receive_space`] and announced by
-/// [`Connection::handle_received`]; [`Connection::handle_timeout`]. After either, drain
-/// [`Connection::poll`] until [`Progress::NeedInput`], then write what
-/// [`Connection::gather`] gives and report it to [`Connection::handle_written`].
-/// [`Connection::poll_timeout`] says when [`Connection::handle_timeout`] is due.
+/// Inputs: bytes are read into [`Connection::receive_space`] and reported by
+/// [`Connection::handle_received`]. [`Connection::handle_timeout`] is called when
+/// [`Connection::poll_timeout`] is due. After either, call [`Connection::poll`] until it returns
+/// [`Progress::NeedInput`]. Then write the slices of [`Connection::gather`] and report the count to
+/// [`Connection::handle_written`].
 pub struct Connection {
     config: Arc<Config>,
     state: State,
     handshake: Handshake,
-    /// Seals and opens all traffic once CURVE's handshake is done.
+    /// Encrypts and decrypts all traffic after CURVE's handshake.
     #[cfg(feature = "curve")]
     sealed: Option<Box<curve::Sealed>>,
     received: ReceiveBuffer,
-    /// Bytes of `received` that have been parsed: the message so far, or the whole of the
-    /// message given out last.
+    /// Number of bytes of `received` that have been parsed: the frames of the current message so
+    /// far, or the complete message that `poll` reported last.
     parsed: usize,
     spans: Vec<Span>,
     message_size: u64,
-    /// Bytes of commands that stand between the frames of the message so far.
+    /// Total size of the commands between the frames of the current message, in bytes.
     commands_size: usize,
     complete: bool,
     peer: PeerInfo,
-    /// Greeting, handshake and heartbeat bytes; they go before the next queued message.
+    /// Bytes of greeting, handshake and heartbeats. They are written before the next queued
+    /// message.
     control: Vec<u8>,
     control_written: usize,
     handshake_deadline: Instant,
@@ -77,19 +78,20 @@ pub struct Connection {
     pong_deadline: Option<Instant>,
     /// The PING that `pong_deadline` belongs to is not written yet.
     ping_unwritten: bool,
-    /// It answers PINGs: it speaks 3.1, or has answered one. RFC 23 (3.0) knows no PING, though
-    /// libzmq 4.2 announces 3.0 and answers.
+    /// The peer answers PINGs: it announced ZMTP 3.1 or has sent a PONG. ZMTP 3.0 (RFC 23) has no
+    /// PING, but libzmq 4.2 announces 3.0 and answers.
     answers_pings: bool,
     peer_ttl: Option<Duration>,
 }
 
-/// Frames of a message whose places are kept in memory for the next one.
+/// Capacity of `spans`, in frames, that is kept for the next message.
 const SPANS_KEPT_MAX: usize = 64;
-/// PONGs waiting to be written are bounded: a peer that pings without reading gets no more.
+/// While this many bytes of `control` are unwritten, no PING or PONG is added. So a peer that sends
+/// PINGs and does not read cannot make it grow.
 const CONTROL_PENDING_MAX: usize = 4096;
 
 impl Connection {
-    /// A connection whose transport has just been made.
+    /// Creates the state of a connection whose transport has just been established.
     pub fn new(config: Arc<Config>, now: Instant) -> Self {
         let mut control = Greeting::encode(config.security.mechanism()).to_vec();
         let handshake = Handshake::new(&config.security);
@@ -125,8 +127,8 @@ impl Connection {
         }
     }
 
-    /// Where the next read goes; empty only when the message under way needs more memory and
-    /// `may_grow` is false.
+    /// The buffer for the next read. It is empty only when the current message needs more memory
+    /// and `may_grow` is false.
     pub fn receive_space(&mut self, may_grow: bool) -> &mut [u8] {
         let read_ahead = match self.state {
             State::Open => self.config.read_ahead,
@@ -141,8 +143,8 @@ impl Connection {
         space.get_mut(..size).unwrap_or(&mut [])
     }
 
-    /// So few bytes that no more than so many messages can be complete with them: what the
-    /// frame under way lacks, and frames of the smallest size.
+    /// The largest read size by which at most `messages` messages can become complete: what the
+    /// current frame lacks, plus one smallest frame for each further message.
     fn bytes_of(&self, messages: usize) -> usize {
         let filled = self.received.filled();
         let missing = match self.state {
@@ -152,14 +154,16 @@ impl Connection {
         missing.saturating_add((messages - 1).saturating_mul(FRAME_SIZE_MIN))
     }
 
-    /// `count` bytes were read into [`Connection::receive_space`]. Any byte is life.
+    /// Reports that `count` bytes were read into [`Connection::receive_space`]. Any byte counts as
+    /// a sign of life and cancels the PONG deadline.
     pub fn handle_received(&mut self, count: usize, now: Instant) {
         self.received.fill(count);
         self.received_at = now;
         self.pong_deadline = None;
     }
 
-    /// Parses on. After an error the connection is dead and every call gives the same kind.
+    /// Continues parsing. After an error the connection has failed, and every call returns
+    /// [`Progress::NeedInput`].
     #[inline]
     pub fn poll(&mut self, now: Instant) -> Result<Progress, Error> {
         if self.complete {
@@ -186,7 +190,7 @@ impl Connection {
         result
     }
 
-    /// The message [`Connection::poll`] announced; frames of zero length when there is none.
+    /// The message that [`Connection::poll`] reported. It has no frames if there is none.
     #[inline]
     pub fn message(&self) -> Message<'_> {
         if self.complete {
@@ -196,7 +200,7 @@ impl Connection {
         }
     }
 
-    /// What the handshake reported of the peer; empty before [`Progress::Established`].
+    /// The properties of the peer from the handshake; empty before [`Progress::Established`].
     pub fn peer(&self) -> &PeerInfo {
         &self.peer
     }
@@ -206,7 +210,7 @@ impl Connection {
         self.state == State::Open
     }
 
-    /// True for a CURVE client that has said HELLO and waits for WELCOME.
+    /// True for a CURVE client that has queued HELLO and waits for WELCOME.
     pub(crate) fn is_unanswered(&self) -> bool {
         #[cfg(feature = "curve")]
         if let Handshake::CurveClient(client) = &self.handshake {
@@ -249,8 +253,8 @@ impl Connection {
             self.received.consume_secret(size);
             let peer = match outcome {
                 Outcome::Continue => {
-                    // A WELCOME is worth nothing after that, and its cookie's key goes with the
-                    // connection.
+                    // The cookie in WELCOME is invalid after COOKIE_LIFE. Closing the connection
+                    // then also wipes the cookie key.
                     #[cfg(feature = "curve")]
                     if matches!(self.config.security, Security::CurveServer(_)) {
                         let end = after(now, curve::COOKIE_LIFE);
@@ -340,8 +344,8 @@ impl Connection {
                     what: "MESSAGE with the MORE bit outside its box",
                 });
             }
-            // Before the bytes arrive nothing says whether the box holds a command, which has
-            // a limit of its own.
+            // Only the decrypted flags show whether this is a command, which has a limit of its
+            // own.
             let inner_size = head.body_size.saturating_sub(OVERHEAD);
             let within = check_frame_size(inner_size, self.message_size, &self.config.limits);
             if inner_size > ZMTP_COMMAND_SIZE_MAX {
@@ -387,8 +391,8 @@ impl Connection {
         }
     }
 
-    /// A command of so many bytes is done with. Between the frames of a message it stays in the
-    /// buffer until the message is complete, so those are bounded.
+    /// Drops a processed command of `size` bytes. Between the frames of a message, commands stay
+    /// buffered until the message is complete, so their total size is limited.
     fn drop_command(&mut self, size: usize) -> Result<(), Error> {
         if self.spans.is_empty() {
             self.received.consume(self.parsed);
@@ -418,10 +422,11 @@ impl Connection {
         Ok(())
     }
 
-    /// RFC 37 §3.5: a side that refuses the other says so with ERROR before it closes. Only
-    /// errors that the peer's operator can mend are sent, and only during the handshake.
+    /// RFC 37 §3.5: a side that refuses the peer sends ERROR before it closes. ERROR is sent only
+    /// during the handshake, and only for errors that the peer's operator can correct.
     fn fail(&mut self, error: &Error) {
-        // A CURVE server has sealed what comes after its READY, and takes nothing else.
+        // A CURVE client refuses a server after READY. From READY on, the server accepts only
+        // encrypted frames.
         #[cfg(feature = "curve")]
         let may_tell = !matches!(self.config.security, Security::CurveClient(_));
         #[cfg(not(feature = "curve"))]
@@ -440,11 +445,12 @@ impl Connection {
         self.state = State::Failed;
     }
 
-    /// Queues ERROR with a reason of the owner's and ends the connection: nothing more is
-    /// parsed or sent but what is in the control bytes.
+    /// Queues ERROR with the given reason and sets the connection to failed: nothing more is
+    /// parsed, and only the control bytes are still sent.
     ///
-    /// A CURVE server says it in place of READY as long as that has not left; later, and as a
-    /// client, a CURVE connection is ended without a word. One that has failed stays as it is.
+    /// A CURVE server sends ERROR in place of READY while no byte of READY is written. Otherwise an
+    /// established CURVE connection closes without ERROR, because plaintext is no longer allowed. A
+    /// connection that has already failed does not change.
     pub fn refuse(&mut self, reason: &str) {
         if self.state == State::Failed {
             return;
@@ -455,7 +461,7 @@ impl Connection {
             .take()
             .is_some_and(|sealed| !sealed.is_untouched())
         {
-            // What is not sealed must not leave.
+            // Plaintext must not be sent any more.
             self.control.clear();
             self.control_written = 0;
             self.state = State::Failed;
@@ -465,7 +471,7 @@ impl Connection {
         self.state = State::Failed;
     }
 
-    /// Gives idle memory back.
+    /// Frees unused memory.
     pub fn release_idle(&mut self) {
         if !self.complete && self.spans.is_empty() {
             self.received.release_if_empty();
@@ -477,13 +483,14 @@ impl Connection {
         }
     }
 
-    /// Whether the message takes more memory than its bytes say, for its many frames.
+    /// Whether the message has so many frames that the table of their positions is larger than what
+    /// is kept for the next message.
     #[inline]
     pub(crate) fn has_large_table(&self) -> bool {
         self.spans.capacity() > SPANS_KEPT_MAX
     }
 
-    /// Bytes of memory that hold what the peer sent.
+    /// Memory allocated for received data, in bytes.
     pub fn receive_capacity(&self) -> usize {
         self.received.capacity() + self.spans.capacity() * size_of::<Span>()
     }
@@ -496,7 +503,7 @@ impl Drop for Connection {
     }
 }
 
-/// Without the bytes, which may be a secret.
+/// Omits buffered bytes, which may be secret.
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
@@ -507,7 +514,7 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// Commands are small; anything larger than this is no command we or libzmq would send.
+/// Rejects commands that are larger than any that this crate or libzmq sends.
 fn check_command_size(size: u64, limit: u64) -> Result<(), Error> {
     if size > limit {
         return Err(Error::FrameTooLarge { size, limit });
@@ -532,7 +539,8 @@ fn check_frame_size(size: u64, message_size: u64, limits: &Limits) -> Result<(),
     Ok(())
 }
 
-/// A whole frame of the handshake; every one of them is a command.
+/// The first frame in `filled`, or `None` until it is complete. Its size is limited as a command's,
+/// because the handshake has only commands.
 fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
     let HeadResult::Head(head) = Head::decode(filled)? else {
         return Ok(None);
@@ -544,7 +552,8 @@ fn next_frame(filled: &[u8]) -> Result<Option<(Head, &[u8])>, Error> {
     Ok(body.map(|body| (head, body)))
 }
 
-/// A command on an open connection; gives the context of a PING to answer.
+/// Processes a command on an open connection. Returns the context of a PING, which PONG must
+/// repeat.
 fn handle_command<'a>(
     body: &'a [u8],
     peer_ttl: &mut Option<Duration>,

@@ -1,7 +1,6 @@
-//! The one bounds-checked cursor that parses command bodies.
+//! The bounds-checked cursor that parses command bodies.
 
-/// Reads forward over a slice; every read that would pass the end gives `None` and moves
-/// nothing.
+/// Reads a slice from start to end. A read beyond the end returns `None` and does not advance.
 #[derive(Clone, Debug)]
 pub(crate) struct Cursor<'a> {
     rest: &'a [u8],

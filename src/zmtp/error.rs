@@ -1,26 +1,27 @@
-//! Why a connection is closed by the protocol.
+//! Errors that close a connection.
 
 use std::fmt;
 
-/// The peer broke the protocol, went silent, or refused us. Each closes the connection.
+/// The peer violated the protocol, sent nothing for too long, or refused the connection; or the
+/// system has no randomness. Each error closes the connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The first bytes are no ZMTP signature (RFC 37 §3.2).
+    /// The first bytes are not a ZMTP signature (RFC 37 §3.2).
     NotZmtp {
         /// Byte 0 of the greeting.
         first: u8,
     },
     /// A ZMTP 1.0 or 2.0 peer; downgrades are refused.
     OldVersion {
-        /// Major version the greeting stands for.
+        /// Major version of the peer.
         major: u8,
     },
     /// The peer's greeting names another security mechanism.
     MechanismMismatch {
-        /// What this side is configured for.
+        /// The mechanism that is configured on this side.
         expected: &'static str,
-        /// What the peer asked for, printable.
+        /// The mechanism of the peer, printable.
         got: String,
     },
     /// A frame has flag bits 3-7 set (RFC 37 §3.3: must be zero).
@@ -30,33 +31,33 @@ pub enum Error {
     },
     /// A command frame has the MORE bit.
     CommandWithMore,
-    /// A frame declares more bytes than the limit.
+    /// A frame declares a size above the limit.
     FrameTooLarge {
         /// Declared size.
         size: u64,
-        /// The limit it crossed.
+        /// The limit.
         limit: u64,
     },
-    /// A message grew past its limit.
+    /// A message is larger than the limit.
     MessageTooLarge {
-        /// Bytes so far, the refused frame included.
+        /// Size so far in bytes, including the refused frame.
         size: u64,
-        /// The limit it crossed.
+        /// The limit.
         limit: u64,
     },
     /// A message has more frames than the limit.
     TooManyFrames {
-        /// The limit it crossed.
+        /// The limit.
         limit: usize,
     },
-    /// The commands between the frames of one message take more bytes than the limit.
+    /// The commands between the frames of one message are larger, in total, than the limit.
     TooManyCommands {
-        /// The limit they crossed.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// A command body does not follow its grammar.
+    /// A command body is malformed.
     MalformedCommand {
-        /// Which command, and what was wrong with it.
+        /// The command and what is wrong with it.
         what: &'static str,
     },
     /// A message or an unexpected command arrived before the handshake was done.
@@ -64,16 +65,16 @@ pub enum Error {
         /// What arrived.
         what: &'static str,
     },
-    /// A command that may come once came again (READY).
+    /// A command that is allowed once was sent again (READY).
     Repeated {
-        /// Its name.
+        /// The command's name.
         command: &'static str,
     },
-    /// The peer's `Socket-Type` may not talk to ours, or is missing.
+    /// The peer's `Socket-Type` is not compatible with ours, or is missing.
     SocketTypeMismatch {
         /// Our type.
         ours: &'static str,
-        /// Theirs, printable; empty when absent.
+        /// The peer's type, printable; empty if missing.
         theirs: String,
     },
     /// `Identity` is over 255 bytes or begins with a zero byte (RFC 28).
@@ -81,35 +82,35 @@ pub enum Error {
         /// Its length.
         size: usize,
     },
-    /// The peer sent ERROR: it refuses us, and asking again would not help.
+    /// The peer sent ERROR: it refuses the connection.
     Refused {
         /// The peer's reason, printable.
         reason: String,
     },
-    /// The CURVE handshake or a CURVE box is not as RFC 26 wants it, or is forged.
+    /// The CURVE handshake or a CURVE box violates RFC 26 or is forged.
     Curve {
         /// What was wrong.
         what: &'static str,
     },
-    /// The peer proved who it is, and may not connect.
+    /// The peer's credentials are wrong, or its key is not authorized.
     Unauthorized {
         /// Its key or user name, printable.
         who: String,
     },
-    /// The system gave no randomness for keys.
+    /// The system returned no random bytes for keys.
     NoRandomness,
     /// The handshake took longer than its deadline.
     HandshakeTimeout,
-    /// Nothing was heard from the peer for the heartbeat timeout or its TTL.
+    /// No byte was received within the heartbeat timeout or the peer's TTL.
     HeartbeatTimeout,
 }
 
-/// The reason of ERROR to a peer whose credentials are wrong; libzmq's servers send their ZAP
-/// status code (RFC 27 §8), and its clients look for one.
+/// The reason in ERROR for wrong credentials: a ZAP status code (RFC 27 §8), which libzmq's servers
+/// send and its clients expect.
 pub(crate) const STATUS_UNAUTHORIZED: &str = "400";
 
 impl Error {
-    /// True when reconnecting at once with the same configuration cannot succeed.
+    /// True if reconnecting at once with the same configuration cannot succeed.
     pub fn is_fatal(&self) -> bool {
         matches!(
             self,
@@ -165,7 +166,7 @@ impl fmt::Display for Error {
                 f,
                 "identity of {size} bytes refused: 0 to 255 bytes, the first not zero"
             ),
-            // What ZAP handlers say (RFC 27 §8).
+            // The status code of ZAP handlers (RFC 27 §8).
             Error::Refused { reason } if reason == STATUS_UNAUTHORIZED => {
                 f.write_str("peer refused the connection: not authorized (400)")
             }

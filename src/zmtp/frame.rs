@@ -2,14 +2,14 @@
 
 use super::Error;
 
-/// MORE: another frame of the same message follows.
+/// Flag MORE: another frame of the same message follows.
 pub(crate) const MORE: u8 = 0b001;
-/// LONG: the length takes eight bytes.
+/// Flag LONG: the length has eight bytes.
 pub(crate) const LONG: u8 = 0b010;
-/// COMMAND: the body is a command.
+/// Flag COMMAND: the body is a command.
 pub(crate) const COMMAND: u8 = 0b100;
 
-/// Bytes of the smallest frame.
+/// Size of the smallest frame, in bytes.
 pub(super) const FRAME_SIZE_MIN: usize = 2;
 
 /// A decoded frame head.
@@ -19,16 +19,16 @@ pub struct Head {
     pub more: bool,
     /// The body is a command.
     pub command: bool,
-    /// Bytes the head itself takes: 2 or 9.
+    /// Size of the head, in bytes: 2 or 9.
     pub head_size: usize,
-    /// Bytes of the body.
+    /// Size of the body, in bytes.
     pub body_size: u64,
 }
 
-/// What the bytes at the start of a frame amount to.
+/// Result of [`Head::decode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadResult {
-    /// Fewer bytes than a head.
+    /// The bytes are fewer than a head has.
     Incomplete,
     /// A head.
     Head(Head),
@@ -74,7 +74,7 @@ impl Head {
     }
 }
 
-/// Bytes that the frame which `bytes` begin certainly lacks, at least one.
+/// The number of bytes that the frame at the start of `bytes` lacks at least; never 0.
 pub(super) fn missing(bytes: &[u8]) -> usize {
     let lacks = match (Head::decode(bytes), bytes.first()) {
         (Ok(HeadResult::Head(head)), _) => {

@@ -2,24 +2,24 @@
 
 use super::Error;
 
-/// Bytes of a greeting.
+/// Size of a greeting, in bytes.
 pub const GREETING_SIZE: usize = 64;
 
-/// What a peer's greeting says.
+/// A decoded greeting of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     /// Major version, 3 or higher.
     pub major: u8,
     /// Minor version.
     pub minor: u8,
-    /// The mechanism field, NUL padding kept.
+    /// The mechanism field, including its NUL padding.
     pub mechanism: [u8; 20],
-    /// The as-server bit. libzmq always sends 0, so it decides nothing.
+    /// The as-server bit. It is ignored, because libzmq always sends 0.
     pub as_server: bool,
 }
 
 impl Greeting {
-    /// Our greeting for a mechanism; as-server is 0 like libzmq's.
+    /// Encodes our greeting for a mechanism. as-server is 0, as in libzmq.
     pub fn encode(mechanism: &str) -> [u8; GREETING_SIZE] {
         let mut out = [0u8; GREETING_SIZE];
         let name = mechanism.as_bytes();
@@ -36,15 +36,16 @@ impl Greeting {
         out
     }
 
-    /// Checks the bytes that have arrived so far, so that a foreign protocol is refused at its
-    /// first wrong byte instead of after 64.
+    /// Checks the bytes that have arrived so far, so that another protocol is refused at its first
+    /// wrong byte instead of after 64 bytes.
     ///
-    /// The padding (bytes 1-8) and the filler are not validated, as the RFC demands.
+    /// The padding (bytes 1-8) and the filler are not validated, as the RFC requires.
     pub fn check_prefix(bytes: &[u8]) -> Result<(), Error> {
         match bytes.first() {
             None => return Ok(()),
             Some(0xFF) => {}
-            // A ZMTP 1.0 peer starts with a frame length, but so does any foreign protocol.
+            // A ZMTP 1.0 peer may begin with any frame length, so it cannot be distinguished from
+            // another protocol.
             Some(&first) => return Err(Error::NotZmtp { first }),
         }
         // ZMTP 1.0 long-length frame: the low bit of byte 9 is clear.
@@ -60,7 +61,7 @@ impl Greeting {
         }
     }
 
-    /// Parses a whole greeting that passed [`Greeting::check_prefix`].
+    /// Parses a complete greeting.
     pub fn decode(bytes: &[u8; GREETING_SIZE]) -> Result<Greeting, Error> {
         Self::check_prefix(bytes)?;
         let [_, _, _, _, _, _, _, _, _, _, major, minor, rest @ ..] = bytes;
@@ -76,7 +77,7 @@ impl Greeting {
         })
     }
 
-    /// Refuses a mechanism that is not exactly `expected`, padding included.
+    /// Returns an error if the mechanism is not exactly `expected`, including the padding.
     pub fn require_mechanism(&self, expected: &'static str) -> Result<(), Error> {
         let mut want = [0u8; 20];
         for (to, from) in want.iter_mut().zip(expected.as_bytes()) {

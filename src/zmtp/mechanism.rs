@@ -1,4 +1,4 @@
-//! Security mechanisms: which one a socket uses, and where a connection's handshake stands.
+//! Security mechanisms: the configuration of a socket, and the handshake state of a connection.
 
 use std::time::Instant;
 
@@ -11,28 +11,28 @@ use super::curve;
 #[cfg(feature = "curve")]
 use super::curve::{CurveClient, CurveServer};
 
-/// The mechanism of a socket and its credentials. The role (client or server) is configured
-/// here and independent of who binds; the as-server bit of greetings decides nothing.
+/// The mechanism of a socket and its credentials. The role (client or server) is configured here.
+/// It does not depend on which side binds, and the as-server bit of greetings is ignored.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Security {
     /// No authentication, no encryption (RFC 37 §3.5).
     #[default]
     Null,
-    /// PLAIN, showing credentials.
+    /// PLAIN client, with its credentials.
     PlainClient(PlainClient),
-    /// PLAIN, checking credentials.
+    /// PLAIN server, with the users that may connect.
     PlainServer(PlainServer),
-    /// CURVE, knowing the server's key.
+    /// CURVE client, with the server's public key.
     #[cfg(feature = "curve")]
     CurveClient(CurveClient),
-    /// CURVE, deciding who may connect.
+    /// CURVE server, with the clients that may connect.
     #[cfg(feature = "curve")]
     CurveServer(CurveServer),
 }
 
 impl Security {
-    /// The mechanism's name as it stands in the greeting.
+    /// The mechanism's name in the greeting.
     pub fn mechanism(&self) -> &'static str {
         match self {
             Security::Null => "NULL",
@@ -42,7 +42,8 @@ impl Security {
         }
     }
 
-    /// Whether a peer that `old` let in could come in the same way still.
+    /// Whether a peer that was admitted under `old` would also be admitted under `self`, with the
+    /// same credentials and the same server key.
     pub(crate) fn still_admits(&self, old: &Security, peer: &PeerInfo) -> bool {
         match (self, old) {
             (Security::Null, Security::Null)
@@ -64,7 +65,7 @@ impl Security {
         }
     }
 
-    /// Whether peers prove to be listed users: PLAIN, or CURVE with a list.
+    /// Whether peers are authenticated as listed users: PLAIN, or CURVE with a list.
     pub(crate) fn proves_users(&self) -> bool {
         match self {
             Security::PlainServer(_) => true,
@@ -74,9 +75,10 @@ impl Security {
         }
     }
 
-    /// Whether two authenticated peers are the same user. Peers that any key admits are the same.
+    /// Whether two authenticated peers are the same user. If users are not authenticated, all peers
+    /// are the same user.
     pub(crate) fn is_same_user(&self, one: &PeerInfo, other: &PeerInfo) -> bool {
-        // The name of a listed key may have been changed.
+        // The name of a listed key may have changed between the two handshakes.
         #[cfg(feature = "curve")]
         let has_same_key = one.public_key.is_some() && one.public_key == other.public_key;
         #[cfg(not(feature = "curve"))]
@@ -84,24 +86,24 @@ impl Security {
         !self.proves_users() || has_same_key || one.user_id == other.user_id
     }
 
-    /// True when what travels can be neither read nor changed by others.
+    /// True if traffic is encrypted and authenticated.
     pub fn is_encrypted(&self) -> bool {
         self.mechanism() == "CURVE"
     }
 }
 
-/// Where the handshake of one connection stands, from our greeting to the peer's metadata.
+/// State of the handshake of one connection, from our greeting to the peer's metadata.
 #[derive(Debug)]
 pub(super) enum Handshake {
-    /// NULL: READY is awaited.
+    /// NULL: waits for READY.
     Null,
-    /// PLAIN client: WELCOME is awaited.
+    /// PLAIN client: waits for WELCOME.
     PlainClient,
-    /// PLAIN client: READY is awaited.
+    /// PLAIN client: waits for READY.
     PlainInitiated,
-    /// PLAIN server: HELLO is awaited.
+    /// PLAIN server: waits for HELLO.
     PlainServer,
-    /// PLAIN server: INITIATE of this user is awaited.
+    /// PLAIN server: waits for INITIATE of this user.
     PlainWelcomed(String),
     #[cfg(feature = "curve")]
     CurveClient(Box<curve::Client>),
@@ -109,13 +111,13 @@ pub(super) enum Handshake {
     CurveServer(Box<curve::Server>),
 }
 
-/// What a handshake command came to.
+/// Result of a handshake command.
 pub(super) enum Outcome {
-    /// Another command is awaited.
+    /// Another command must follow.
     Continue,
-    /// The peer is known and may talk to us.
+    /// The handshake is done with this peer.
     Done(PeerInfo),
-    /// The same, and all traffic is sealed from here on.
+    /// The handshake is done, and all further traffic is encrypted.
     #[cfg(feature = "curve")]
     Sealed(PeerInfo, Box<curve::Sealed>),
 }
@@ -133,8 +135,9 @@ impl Handshake {
         }
     }
 
-    /// The peer uses our mechanism: queues the first command of a client. (READY of NULL has
-    /// left with the greeting; credentials wait until the peer is known to ask for them.)
+    /// Queues the first command of a client, after the peer's greeting has named our mechanism.
+    /// (READY of NULL is sent with the greeting. Credentials are sent only after the greeting,
+    /// because only then it is known that the peer uses the mechanism.)
     pub(super) fn start(&mut self, config: &Config, out: &mut Vec<u8>) -> Result<(), Error> {
         match (self, &config.security) {
             (Handshake::PlainClient, Security::PlainClient(client)) => {
@@ -149,7 +152,7 @@ impl Handshake {
         }
     }
 
-    /// One command of the peer's; answers go to `out`.
+    /// Processes one command of the peer; appends answers to `out`.
     pub(super) fn handle(
         &mut self,
         body: &[u8],
@@ -164,8 +167,8 @@ impl Handshake {
                 reason: String::from_utf8_lossy(reason).into_owned(),
             });
         }
-        // libzmq's PLAIN server spells the name of ERROR with a hexadecimal escape that swallows
-        // its first letter: the frame holds "^RROR", a length and the status.
+        // libzmq's PLAIN server sends ERROR under a wrong name: a hexadecimal escape in its source
+        // includes the first letter. The frame contains "^RROR", a length and the status.
         if matches!(self, Handshake::PlainClient | Handshake::PlainInitiated)
             && let Some([_, reason @ ..]) = body.strip_prefix(b"^RROR")
         {
@@ -173,7 +176,7 @@ impl Handshake {
                 reason: String::from_utf8_lossy(reason).into_owned(),
             });
         }
-        // CURVE has no clock of its own but the life of its cookie.
+        // Only CURVE uses `now`, for the lifetime of cookies.
         let _ = now;
         match (&mut *self, &config.security) {
             (Handshake::PlainClient, _) => {
@@ -239,7 +242,7 @@ fn curve_outcome(step: curve::Step, config: &Config) -> Result<Outcome, Error> {
     }
 }
 
-/// READY of NULL, which needs to know nothing of the peer.
+/// Appends READY of NULL, which does not depend on the peer.
 pub(super) fn encode_null_ready(config: &Config, out: &mut Vec<u8>) {
     encode_ready(out, &metadata(config));
 }
@@ -259,7 +262,7 @@ fn metadata(config: &Config) -> Vec<u8> {
     out
 }
 
-/// The peer behind its properties, when it may talk to us.
+/// Reads the peer's properties; an error if its socket type or routing ID is not allowed.
 fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
     let metadata = Metadata::decode(properties)?;
     let theirs = metadata.get("Socket-Type").unwrap_or(&[]);
@@ -285,7 +288,8 @@ fn checked_peer(properties: &[u8], config: &Config) -> Result<PeerInfo, Error> {
     })
 }
 
-/// The properties with names that begin with `X-` (RFC 37 §3.4), as many as fit the limit.
+/// The properties whose names begin with `X-` (RFC 37 §3.4), up to a total size of
+/// `METADATA_KEPT_MAX` bytes.
 fn application_properties(metadata: &Metadata<'_>) -> Vec<(String, Vec<u8>)> {
     let mut left = crate::limits::METADATA_KEPT_MAX;
     let mut kept = Vec::new();

@@ -1,13 +1,13 @@
 //! A received message as a borrowed view into its connection's receive buffer.
 
-/// Where one frame's body stands, relative to the message's first byte.
+/// Position and size of one frame's body, relative to the first byte of the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(crate) start: usize,
     pub(crate) size: usize,
 }
 
-/// One or more frames, valid until the connection is asked for the next message.
+/// One or more frames, valid until the next call of [`Connection::poll`](super::Connection::poll).
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     bytes: &'a [u8],
@@ -24,7 +24,7 @@ impl<'a> Message<'a> {
         self.spans.len()
     }
 
-    /// True for the view of no message, which a connection never gives.
+    /// True for a view without frames: the connection has no complete message.
     pub fn is_empty(&self) -> bool {
         self.spans.is_empty()
     }
@@ -42,12 +42,12 @@ impl<'a> Message<'a> {
         (0..self.len()).filter_map(move |index| message.get(index))
     }
 
-    /// Bytes of all bodies together.
+    /// Total size of all bodies, in bytes.
     pub fn size(&self) -> usize {
         self.spans.iter().map(|span| span.size).sum()
     }
 
-    /// Copies the frames out.
+    /// Copies the frames into owned vectors.
     pub fn to_vecs(&self) -> Vec<Vec<u8>> {
         self.iter().map(<[u8]>::to_vec).collect()
     }

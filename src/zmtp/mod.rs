@@ -1,18 +1,17 @@
-//! ZMTP 3.1 without I/O: bytes in → events out, calls in → bytes out.
+//! ZMTP 3.1 without I/O: received bytes become events, calls become bytes to send.
 //!
-//! Follows RFC 37/ZMTP (3.1) and accepts 3.0 peers (RFC 23). Nothing here owns a socket, a
-//! thread or a clock; `now` is an argument and every wait is reported as a deadline.
+//! Follows RFC 37/ZMTP (3.1) and accepts 3.0 peers (RFC 23). This module owns no socket, thread or
+//! clock. `now` is an argument, and every wait is reported as a deadline.
 //!
-//! What it is: the greeting, the frame codec, commands and metadata, the mechanisms NULL, PLAIN
-//! (RFC 24) and CURVE (RFC 25 and 26, feature `curve`), the heartbeat, and the per-connection
-//! state machine [`Connection`] that joins them; and [`SendQueue`], the encoded messages of one
-//! peer on their way out.
+//! It contains the greeting, the frame codec, commands and metadata, the mechanisms NULL, PLAIN
+//! (RFC 24) and CURVE (RFC 25 and 26, feature `curve`), the heartbeat, and the per-connection state
+//! machine [`Connection`] that uses all of these. [`SendQueue`] has the encoded messages that wait
+//! to be sent to one peer.
 //!
-//! What it is not: routing, reconnecting, high-water marks, which are decided in
-//! [`crate::socket`].
+//! It does not contain routing, reconnecting or high-water marks; they are in [`crate::socket`].
 //!
 //! Invariants:
-//! - A message is delivered whole or not at all, in order, never twice.
+//! - A message is delivered completely or not at all, in order, never twice.
 //! - Nothing is delivered before the handshake is done.
 //! - No memory is reserved for bytes that have not arrived; every length is checked against
 //!   [`Limits`] when its header is seen.
@@ -56,14 +55,14 @@ pub use plain::{PlainClient, PlainServer};
 pub use receive::ReceiveBuffer;
 pub use send::SendQueue;
 
-/// What a peer may make us hold; crossing one closes the connection.
+/// Limits on what a peer may send; exceeding one closes the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one frame's body.
+    /// Maximum size of one frame's body, in bytes.
     pub frame_size_max: u64,
-    /// Bytes of all bodies of one message together.
+    /// Maximum total size of all frame bodies of one message, in bytes.
     pub message_size_max: u64,
-    /// Frames of one message, empty ones included.
+    /// Maximum number of frames of one message, empty ones included.
     pub frames_max: usize,
 }
 

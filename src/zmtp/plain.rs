@@ -1,6 +1,6 @@
-//! The PLAIN mechanism (RFC 24): a user name and a password, in the clear.
+//! The PLAIN mechanism (RFC 24): a user name and a password, sent in plaintext.
 //!
-//! For networks that are private already; it keeps mistakes out, not listeners.
+//! It is for private networks only: others can read the password on the network.
 //!
 //! ```text
 //! client                                   server
@@ -22,8 +22,8 @@ use super::command::encode_ready;
 use super::cursor::Cursor;
 use super::frame::encode_head;
 
-/// What a connecting side shows. The password stands in one place that clones share; it is
-/// wiped with the last of them, and never shown.
+/// The credentials of a client. The password is in memory only once: clones share it. It is wiped
+/// when the last clone is dropped, and is never printed.
 #[derive(Clone)]
 pub struct PlainClient {
     username: String,
@@ -31,7 +31,7 @@ pub struct PlainClient {
 }
 
 impl PlainClient {
-    /// Credentials of at most 255 bytes each; none when they are longer.
+    /// User name and password of at most 255 bytes each; `None` if one is longer.
     pub fn new(username: &str, password: &str) -> Option<Self> {
         (username.len() <= 255 && password.len() <= 255).then(|| PlainClient {
             username: username.to_owned(),
@@ -46,14 +46,15 @@ impl fmt::Debug for PlainClient {
     }
 }
 
-/// The users an accepting side lets in, with their passwords, which clones share.
+/// The users that a server accepts, with their passwords. Clones share them.
 #[derive(Clone, Default)]
 pub struct PlainServer {
     users: Arc<BTreeMap<Vec<u8>, Zeroizing<Vec<u8>>>>,
 }
 
 impl PlainServer {
-    /// Users and passwords of at most 255 bytes each; longer ones could never be shown.
+    /// Users and passwords of at most 255 bytes each. Longer ones never match, because HELLO cannot
+    /// contain them.
     pub fn new<'a>(users: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let entry = |(user, password): (&str, &str)| {
             let password = Zeroizing::new(password.as_bytes().to_vec());
@@ -64,7 +65,7 @@ impl PlainServer {
         }
     }
 
-    /// Whether a user has the same password here as there.
+    /// Whether a user is in both lists with the same password.
     pub(super) fn has_same(&self, other: &PlainServer, user: &str) -> bool {
         let password = self.users.get(user.as_bytes());
         password.is_some() && password == other.users.get(user.as_bytes())
@@ -91,7 +92,7 @@ fn malformed(what: &'static str) -> Error {
 pub(super) fn encode_hello(out: &mut Vec<u8>, client: &PlainClient) {
     let (user, password) = (client.username.as_bytes(), client.password.as_bytes());
     let size = 8 + user.len() + password.len();
-    // A buffer that grows later would leave a copy of the password behind.
+    // If the buffer grew later, a copy of the password would stay in the freed memory.
     out.reserve(size + 9);
     encode_head(out, size, false, true);
     out.extend_from_slice(b"\x05HELLO");
@@ -101,7 +102,7 @@ pub(super) fn encode_hello(out: &mut Vec<u8>, client: &PlainClient) {
     }
 }
 
-/// Reads HELLO and queues WELCOME; gives the user's name.
+/// Reads HELLO and queues WELCOME; returns the user's name.
 pub(super) fn answer_hello(
     body: &[u8],
     server: &PlainServer,
@@ -142,7 +143,7 @@ pub(super) fn answer_welcome(body: &[u8], metadata: &[u8], out: &mut Vec<u8>) ->
     Ok(())
 }
 
-/// Reads INITIATE and queues READY; gives the client's metadata.
+/// Reads INITIATE and queues READY; returns the client's metadata.
 pub(super) fn answer_initiate<'a>(
     body: &'a [u8],
     metadata: &[u8],

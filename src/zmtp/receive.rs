@@ -1,46 +1,47 @@
-//! The rolling receive buffer of one connection.
+//! The receive buffer of one connection.
 
 use zeroize::Zeroize;
 
 use crate::limits::RECEIVE_BUFFER_SIZE_MIN;
 
-/// Bytes that arrived and are not consumed yet.
+/// Bytes that were received and are not yet consumed.
 ///
-/// `start <= end <= bytes.len()`; `bytes[start..end]` is what arrived, the rest is room for
-/// the next read. It grows only when it is full: fourfold up to the read-ahead while reads fill
-/// it, by doubling beyond that for a message that is larger. So the memory is at most twice
-/// what has arrived, or the read-ahead.
+/// `start <= end <= bytes.len()`; `bytes[start..end]` are the received bytes; the bytes behind them
+/// are space for the next read. The buffer grows only after a read has filled it: by a factor of
+/// four up to the read-ahead, then by doubling for a larger message. So its size is at most the
+/// read-ahead or twice the bytes received, whichever is larger.
 #[derive(Debug, Default)]
 pub struct ReceiveBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    /// The last read filled all the room: more may be waiting.
+    /// The last read filled the buffer, so more bytes may be waiting in the kernel.
     was_full: bool,
     is_secret: bool,
 }
 
 impl ReceiveBuffer {
-    /// Bytes that arrived and are not consumed.
+    /// The bytes that were received and are not consumed.
     #[inline]
     pub fn filled(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or(&[])
     }
 
-    /// The same, to decrypt in place.
+    /// The same bytes, mutable for decryption in place.
     #[cfg(feature = "curve")]
     pub(super) fn filled_mut(&mut self) -> &mut [u8] {
         self.bytes.get_mut(self.start..self.end).unwrap_or(&mut [])
     }
 
-    /// Room for the next read; empty only when there is none left and `may_grow` is false.
+    /// Space for the next read. It is empty only if the buffer is full and `may_grow` is false.
     pub fn space(&mut self, read_ahead: usize, may_grow: bool) -> &mut [u8] {
         if self.start == self.end {
             self.start = 0;
             self.end = 0;
         }
         let size = self.bytes.len();
-        // Moving what is left to the front is cheap while it is small against the buffer.
+        // Moves the unconsumed bytes to the front when less than half of the buffer is free behind
+        // them.
         if self.start > 0 && size - self.end < size / 2 {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
@@ -57,20 +58,20 @@ impl ReceiveBuffer {
         self.bytes.get_mut(self.end..).unwrap_or(&mut [])
     }
 
-    /// Takes over `count` bytes that were written into [`ReceiveBuffer::space`].
+    /// Adds `count` bytes that were written into [`ReceiveBuffer::space`].
     pub fn fill(&mut self, count: usize) {
         self.end = self.bytes.len().min(self.end + count);
         self.was_full = self.end == self.bytes.len();
     }
 
-    /// Drops `count` bytes from the front.
+    /// Removes `count` bytes from the front.
     #[inline]
     pub fn consume(&mut self, count: usize) {
         self.start = self.end.min(self.start + count);
     }
 
-    /// The same, and wipes all that is not to be read any more: a command of the handshake may
-    /// hold a password.
+    /// Removes `count` bytes, and wipes all bytes outside `start..end`: a command of the handshake
+    /// may contain a password.
     pub(super) fn consume_secret(&mut self, count: usize) {
         self.consume(count);
         let (start, end) = (self.start, self.end);
@@ -81,14 +82,15 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Wipes what a handshake that was not done has left.
+    /// Wipes the buffer if it may contain secrets of an unfinished handshake.
     pub(super) fn wipe_secret(&mut self) {
         if self.is_secret {
             self.bytes.zeroize();
         }
     }
 
-    /// Whether what arrives from now on is wiped where it was when it has to move.
+    /// Sets whether the buffer may contain secrets: then the old memory is wiped when the buffer
+    /// grows or is dropped.
     pub(super) fn set_secret(&mut self, is_secret: bool) {
         self.is_secret = is_secret;
     }
@@ -105,7 +107,7 @@ impl ReceiveBuffer {
         self.bytes = bytes;
     }
 
-    /// Gives the memory back when nothing is held.
+    /// Frees the memory if the buffer is empty.
     pub fn release_if_empty(&mut self) {
         if self.start == self.end {
             *self = ReceiveBuffer {
@@ -115,7 +117,7 @@ impl ReceiveBuffer {
         }
     }
 
-    /// Bytes of memory held.
+    /// Allocated memory, in bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }

@@ -1,4 +1,4 @@
-//! Messages of one peer on their way out, encoded as ZMTP frames.
+//! Messages that wait to be sent to one peer, encoded as ZMTP frames.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -11,29 +11,29 @@ use crate::limits::{SEND_CHUNK_SIZE_MAX, SEND_CHUNK_SIZE_MIN};
 
 /// A queue of encoded messages that outlives a connection.
 ///
-/// Positions count bytes since the queue was made and only grow:
-/// `released <= message_start <= written <= end`.
-/// - `released`: first byte still held in memory.
-/// - `message_start`: start of the first message that is not written whole.
-/// - `written`: what the kernel has taken.
-/// - `end`: what has been queued.
+/// Positions count bytes since the queue was created, and never decrease: `released <=
+/// message_start <= written <= end`.
+/// - `released`: the first byte that is still in memory.
+/// - `message_start`: the start of the first message that is not completely written.
+/// - `written`: the end of what the kernel has accepted.
+/// - `end`: the end of what has been queued.
 ///
-/// When a connection is lost, [`SendQueue::rewind`] goes back to `message_start`: a peer never
-/// delivers a message it has not received whole, so it is sent again from its first byte and
-/// still delivered at most once.
+/// When a connection is lost, [`SendQueue::rewind`] sets `written` back to `message_start`, so a
+/// partly written message is sent again from its first byte. It is still delivered at most once,
+/// because a peer does not deliver an incomplete message.
 #[derive(Debug, Default)]
 pub struct SendQueue {
     /// Full chunks and shared payloads, older than `tail`.
     segments: VecDeque<Segment>,
-    /// The chunk that is being filled.
+    /// The chunk to which frames are appended.
     tail: Vec<u8>,
     released: u64,
     message_start: u64,
     written: u64,
     end: u64,
-    /// Ends of the messages that are not written whole, in order.
+    /// Ends of the messages that are not completely written, in order.
     message_ends: VecDeque<u64>,
-    /// Connections that were lost while the first of them was written in part.
+    /// Number of connections that were lost while the first of these messages was partly written.
     cuts: u32,
 }
 
@@ -53,18 +53,18 @@ impl Segment {
 }
 
 impl SendQueue {
-    /// An empty queue, which holds no memory.
+    /// An empty queue, without allocated memory.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Messages that are not written whole.
+    /// Number of messages that are not completely written.
     #[inline]
     pub fn message_count(&self) -> usize {
         self.message_ends.len()
     }
 
-    /// Bytes (heads included) that are not written.
+    /// Number of unwritten bytes, frame heads included.
     #[inline]
     pub fn bytes(&self) -> u64 {
         self.end - self.written
@@ -76,7 +76,8 @@ impl SendQueue {
         self.written == self.end
     }
 
-    /// Queues one message; every part is copied behind its frame head. No parts, no message.
+    /// Queues one message. Every part is copied behind its frame head. Without parts nothing is
+    /// queued.
     #[inline]
     pub fn push(&mut self, parts: &[&[u8]]) {
         let Some((last, others)) = parts.split_last() else {
@@ -116,7 +117,7 @@ impl SendQueue {
         self.end += (self.tail.len() - before) as u64;
     }
 
-    /// Makes room for `size` bytes in `tail` without moving what is there.
+    /// Makes room for `size` bytes in `tail`, without moving bytes that are already queued.
     #[inline]
     fn reserve(&mut self, size: usize) {
         if self.tail.capacity() - self.tail.len() >= size {
@@ -133,8 +134,8 @@ impl SendQueue {
         }
     }
 
-    /// Bytes of the message that is being written and must be finished before anything else
-    /// (a heartbeat) may be put on the wire.
+    /// Number of unwritten bytes of a partly written message. They must be written before anything
+    /// else, such as a heartbeat. 0 if no message is partly written.
     pub fn unfinished(&self) -> u64 {
         match self.message_ends.front() {
             Some(end) if self.written > self.message_start => end - self.written,
@@ -142,8 +143,8 @@ impl SendQueue {
         }
     }
 
-    /// Adds slices of the unwritten bytes, from `skip` bytes behind `written` and at most
-    /// `bytes_max` bytes, until `out` holds `slices_max`.
+    /// Adds slices of unwritten bytes to `out`, until `out` has `slices_max` slices. They begin
+    /// `skip` bytes behind `written` and have at most `bytes_max` bytes.
     pub fn gather<'a>(
         &'a self,
         skip: u64,
@@ -172,7 +173,8 @@ impl SendQueue {
         }
     }
 
-    /// The frames behind the first `skip` unwritten bytes, which must end with a frame.
+    /// The frames behind the first `skip` unwritten bytes. That position must be the end of a
+    /// frame.
     #[cfg(feature = "curve")]
     pub(super) fn frames(&self, skip: u64) -> impl Iterator<Item = (Head, &[u8])> {
         let mut left = self.written + skip - self.released;
@@ -190,8 +192,8 @@ impl SendQueue {
             if rest.is_empty() {
                 rest = chunks.next()?;
             }
-            // A head is never split, and its body either stands behind it or, when it is
-            // shared, is the next chunk.
+            // A head is never split. Its body follows it in the same chunk, or is the next chunk if
+            // it is shared.
             let Ok(HeadResult::Head(head)) = Head::decode(rest) else {
                 return None;
             };
@@ -207,7 +209,7 @@ impl SendQueue {
         })
     }
 
-    /// The kernel has taken `count` bytes.
+    /// Reports that the kernel accepted `count` bytes.
     pub fn advance(&mut self, count: u64) {
         self.written = self.end.min(self.written + count);
         while let Some(&end) = self.message_ends.front() {
@@ -228,7 +230,7 @@ impl SendQueue {
         }
         if self.message_start == self.end {
             self.released = self.end;
-            // A large message leaves no large memory behind.
+            // The memory of a large message is not kept.
             match self.tail.capacity() > SEND_CHUNK_SIZE_MAX {
                 true => self.tail = Vec::new(),
                 false => self.tail.clear(),
@@ -236,15 +238,16 @@ impl SendQueue {
         }
     }
 
-    /// The connection is lost: the message that was being written starts over. `is_cut` says
-    /// that there was one; gives how many connections were lost so within this message.
+    /// Reports that the connection is lost: the first unfinished message will be sent again from
+    /// its first byte. `is_cut`: that message was partly written. Returns how many connections have
+    /// been lost while this message was partly written.
     pub fn rewind(&mut self, is_cut: bool) -> u32 {
         self.cuts += u32::from(is_cut && !self.message_ends.is_empty());
         self.written = self.message_start;
         self.cuts
     }
 
-    /// Drops the first message, of which nothing must have been written on this connection.
+    /// Drops the first message. It does nothing if a part of the message is already written.
     pub fn drop_first(&mut self) {
         if let Some(end) = self.message_ends.front()
             && self.written == self.message_start
@@ -253,7 +256,7 @@ impl SendQueue {
         }
     }
 
-    /// Gives idle memory back.
+    /// Frees unused memory.
     pub fn release_idle(&mut self) {
         if self.message_ends.is_empty() && self.tail.is_empty() {
             self.tail = Vec::new();
@@ -262,7 +265,7 @@ impl SendQueue {
         }
     }
 
-    /// Drops everything.
+    /// Drops all messages.
     pub fn clear(&mut self) {
         *self = Self::default();
     }

@@ -411,6 +411,35 @@ fn row_groups_are_written_out_by_size() {
     assert_eq!(rows(&root.path("o_1.parquet")), 2 << 20);
 }
 
+/// pyarrow and Polars fail at statistics that are not of the column's size.
+#[test]
+fn long_values_of_a_fixed_size_have_no_statistics() {
+    for (size, has_them) in [(63, true), (64, true), (65, false), (1000, false)] {
+        let root = Fixture::new();
+        let mut output = root
+            .output(1, &[("output", "parquet://o.parquet", "append")])
+            .unwrap();
+        let value = vec![1u8; size];
+        let values = [value.as_slice(), value.as_slice()].into_iter();
+        let column = arrow::array::FixedSizeBinaryArray::try_from_iter(values).unwrap();
+        let column: ArrayRef = Arc::new(column);
+        let field = Arc::new(Field::new("s", column.data_type().clone(), true));
+        let nested: ArrayRef = Arc::new(StructArray::from(vec![(field, column.clone())]));
+        output
+            .write(None, &batch(vec![("c", column), ("n", nested)]))
+            .unwrap();
+        finish(output).unwrap();
+        let file = File::open(root.path("o_1.parquet")).unwrap();
+        let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap();
+        let group = reader.metadata().row_group(0);
+        for index in [0, 1] {
+            let statistics = group.column(index).statistics();
+            let has_bounds = statistics.is_some_and(|found| found.min_bytes_opt().is_some());
+            assert_eq!(has_bounds, has_them, "{size} {index}");
+        }
+    }
+}
+
 /// pyarrow reads no nested texts of 2 GiB and more in one row group, however few bytes they have in the file.
 #[test]
 fn row_groups_of_repeated_texts_are_bounded_as_readers_hold_them() {

@@ -18,7 +18,7 @@ pub(super) fn config(socket_type: SocketType, identity: &[u8]) -> Arc<Config> {
     })
 }
 
-/// Appends READY of a peer.
+/// Appends a READY command frame of a peer.
 fn ready(out: &mut Vec<u8>, socket_type: &str, identity: &[u8]) {
     let mut metadata = Vec::new();
     encode_property(&mut metadata, "Socket-Type", socket_type.as_bytes());
@@ -26,7 +26,7 @@ fn ready(out: &mut Vec<u8>, socket_type: &str, identity: &[u8]) {
     encode_ready(out, &metadata);
 }
 
-/// What a connection reported while it was fed.
+/// What a connection reported while it parsed the bytes of [`feed`].
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Seen {
     pub(super) peer: Option<PeerInfo>,
@@ -34,7 +34,8 @@ pub(super) struct Seen {
     pub(super) error: Option<Error>,
 }
 
-/// Feeds bytes in pieces of the given sizes (cycled) and collects everything.
+/// Feeds bytes in pieces of the given sizes (repeated cyclically), and collects what the connection
+/// reports.
 pub(super) fn feed(
     connection: &mut Connection,
     bytes: &[u8],
@@ -144,14 +145,16 @@ fn the_table_of_frames_counts_as_memory_and_goes_with_its_message() {
     assert!(connection.receive_capacity() <= SPANS_KEPT_MAX * size_of::<Span>());
 }
 
-/// Byte by byte, and in two pieces cut at every place (some hundred places of long ones).
+/// Ways to split `size` bytes: single bytes, and two pieces split at every position (at several
+/// hundred positions for long input).
 pub(super) fn every_split(size: usize) -> impl Iterator<Item = Vec<usize>> {
     let apart = size / 500 + 1;
     let two = (1..size).step_by(apart).map(move |at| vec![at, size]);
     [vec![1]].into_iter().chain(two)
 }
 
-/// Commands of every kind between messages and between frames, and what is wrong at the end.
+/// Commands of every kind between messages and between frames, in some cases with an invalid frame
+/// at the end.
 #[test]
 fn commands_between_frames_are_seen_alike_at_every_split() {
     let now = Instant::now();
@@ -195,7 +198,7 @@ fn commands_between_frames_are_seen_alike_at_every_split() {
     }
 }
 
-/// Minor versions down to 3.0 and up, later major versions, and an as-server bit decide nothing.
+/// Other minor versions (3.0 and later), later major versions and the as-server bit change nothing.
 #[test]
 fn later_and_earlier_greetings_shake_hands_all_the_same() {
     let now = Instant::now();
@@ -226,7 +229,7 @@ fn our_bytes_are_those_of_libzmq() {
     let mut connection = Connection::new(config(SocketType::Dealer, b"w-1"), now);
     let mut queue = SendQueue::new();
     let ours = output(&mut connection, &mut queue);
-    // libzmq fills byte 8 of the padding with the identity's length + 1.
+    // libzmq sets byte 8 of the padding to the length of the routing ID + 1.
     assert_eq!(ours[9..12], theirs[9..12]);
     assert_eq!(ours[12..ours.len()], theirs[12..ours.len()]);
 }
@@ -318,7 +321,7 @@ fn bad_input_closes_the_connection_with_its_reason() {
     }
 }
 
-/// Between the frames of a message commands cannot be dropped from the buffer.
+/// Commands between the frames of a message stay in the buffer, so their size is limited.
 #[test]
 fn commands_within_a_message_are_bounded() {
     let now = Instant::now();
@@ -330,7 +333,7 @@ fn commands_within_a_message_are_bounded() {
     bytes.extend(b"\x00\x01b");
     let seen = feed(&mut connection, &bytes, &[usize::MAX], now);
     assert_eq!(seen.messages, [[b"a", b"b"]]);
-    // The next message has a bound of its own, and no bound stands between messages.
+    // The limit counts anew for the next message. Commands between messages are not limited.
     bytes.splice(..0, pong.repeat(limit / pong.len() + 1));
     let seen = feed(&mut connection, &bytes, &[usize::MAX], now);
     assert_eq!(seen.messages, [[b"a", b"b"]]);
@@ -397,12 +400,12 @@ fn heartbeats_are_sent_answered_and_missed() {
     output(&mut connection, &mut queue);
     assert_eq!(connection.poll_timeout(), Some(at(100)));
     connection.handle_timeout(at(100), false).unwrap();
-    // A TTL over 6553.5 s is cut instead of wrapping.
+    // A TTL above 6553.5 s is limited to it and does not wrap.
     assert_eq!(
         output(&mut connection, &mut queue),
         b"\x04\x07\x04PING\xFF\xFF"
     );
-    // Any byte is life, even half a frame head.
+    // Any byte counts as a sign of life, even half a frame head.
     feed(&mut connection, &[0], &[1], at(300));
     connection.handle_timeout(at(349), false).unwrap();
     connection.handle_timeout(at(598), false).unwrap();
@@ -504,7 +507,7 @@ proptest! {
         let mut got = Vec::new();
         let mut rest = wire.as_slice();
         while !rest.is_empty() {
-            // A peer that sends as fast as it can: every read is full.
+            // The peer sends as fast as it can, so every read fills the space.
             let space = connection.receive_space(true);
             let count = space.len().min(rest.len());
             space[..count].copy_from_slice(&rest[..count]);

@@ -8,7 +8,7 @@ use crate::limits::after;
 use crate::zmtp::Error;
 
 impl Connection {
-    /// The earliest instant at which [`Connection::handle_timeout`] has something to do.
+    /// The earliest time at which [`Connection::handle_timeout`] must be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Greeting | State::Handshake => Some(self.handshake_deadline),
@@ -24,7 +24,8 @@ impl Connection {
         }
     }
 
-    /// Whether [`Connection::handle_timeout`] would end it, but for bytes that are unread.
+    /// Whether a deadline has passed, so that [`Connection::handle_timeout`] fails unless bytes are
+    /// unread.
     pub fn is_overdue(&self, now: Instant) -> bool {
         let due = |deadline: Option<Instant>| deadline.is_some_and(|at| at <= now);
         match self.state {
@@ -37,10 +38,10 @@ impl Connection {
         }
     }
 
-    /// Lets time pass: heartbeats are queued, deadlines close the connection.
+    /// Queues a PING that is due, and fails when a deadline has passed.
     ///
-    /// `is_unread` says that bytes of the peer's may be waiting unread: then
-    /// the silence is our own and does not count.
+    /// `is_unread`: bytes from the peer may be waiting unread. Then deadlines are ignored, because
+    /// the delay may be ours.
     pub fn handle_timeout(&mut self, now: Instant, is_unread: bool) -> Result<(), Error> {
         let is_open = self.state == State::Open;
         if !is_unread && self.is_overdue(now) {
@@ -55,7 +56,7 @@ impl Connection {
             && let Some(heartbeat) = self.config.heartbeat
         {
             let ttl = u16::try_from(heartbeat.ttl.as_millis() / 100).unwrap_or(u16::MAX);
-            // One PING at a time is enough while it waits behind a large message.
+            // While a PING waits behind a large message, no second one is queued.
             if !self.ping_unwritten
                 && self.control.len() - self.control_written < CONTROL_PENDING_MAX
             {

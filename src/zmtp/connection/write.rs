@@ -1,4 +1,4 @@
-//! Bytes on their way out: a message that is cut, control bytes, further messages.
+//! Output of a connection: the rest of a partly written message, control bytes, further messages.
 
 use std::io::IoSlice;
 use std::time::Instant;
@@ -17,20 +17,20 @@ impl Connection {
         let control = self.control_written < self.control.len();
         #[cfg(feature = "curve")]
         if let Some(sealed) = &self.sealed {
-            // What is not sealed when the connection fails never will be.
+            // After a failure only bytes that are already sealed are written.
             return !sealed.pending().is_empty() || (open && (control || !queue.is_empty()));
         }
         match open {
             true => control || !queue.is_empty(),
-            // Nothing can follow a message that was cut.
+            // Control bytes cannot follow a partly written message.
             false => control && queue.unfinished() == 0,
         }
     }
 
-    /// Makes what is to be written ready for [`Connection::gather`]; must come before it.
+    /// Prepares output for [`Connection::gather`]; must be called before it.
     ///
-    /// With CURVE, control bytes and queued messages are sealed here, a bounded amount ahead
-    /// of the kernel; otherwise nothing happens.
+    /// With CURVE, control bytes and queued messages are sealed here, until a limit of unwritten
+    /// sealed bytes is reached. Otherwise this does nothing.
     #[inline]
     pub fn seal(&mut self, queue: &SendQueue) -> Result<(), Error> {
         #[cfg(feature = "curve")]
@@ -45,8 +45,8 @@ impl Connection {
 
     /// Adds the next bytes to write to `out`, at most `slices_max` slices in all.
     ///
-    /// A message that is partly on the wire is finished first, then control bytes go, then
-    /// further messages; before the handshake is done only control bytes.
+    /// A partly written message is finished first. Control bytes follow, then further messages.
+    /// Before the handshake is done, there are only control bytes.
     pub fn gather<'a>(
         &'a self,
         queue: &'a SendQueue,
@@ -81,10 +81,10 @@ impl Connection {
         }
     }
 
-    /// The kernel took the first `count` bytes of what [`Connection::gather`] gave.
+    /// Reports that the kernel accepted the first `count` bytes of [`Connection::gather`].
     ///
-    /// A PONG can be missed only from when its PING has left: it may have waited behind a large
-    /// message, and a connection that takes bytes is alive.
+    /// Until a PING is written completely, each write postpones the deadline of its PONG: the PING
+    /// may wait behind a large message, and a connection that accepts bytes is alive.
     pub fn handle_written(&mut self, queue: &mut SendQueue, count: usize, now: Instant) {
         if self.ping_unwritten
             && count > 0
@@ -97,7 +97,7 @@ impl Connection {
         self.ping_unwritten &= !self.control_is_written();
     }
 
-    /// Whether the connection, if it ended now, would cut a message of the queue.
+    /// Whether a message of the queue is partly written on this connection.
     pub(crate) fn is_within_message(&self, queue: &SendQueue) -> bool {
         #[cfg(feature = "curve")]
         if let Some(sealed) = &self.sealed {
@@ -135,7 +135,7 @@ impl Connection {
         let control = pending.min(count);
         self.control_written += control as usize;
         if self.control_written == self.control.len() {
-            // PLAIN's HELLO holds a password.
+            // PLAIN's HELLO contains a password.
             self.control.zeroize();
             self.control = Vec::new();
             self.control_written = 0;

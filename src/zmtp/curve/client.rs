@@ -1,4 +1,4 @@
-//! The connecting side of the CURVE handshake (RFC 26 §5.2).
+//! The client side of the CURVE handshake (RFC 26 §5.2).
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ const WELCOME_SIZE: usize = 168;
 pub(in crate::zmtp) enum Client {
     New,
     Greeted(SecretKey),
-    /// Boxed, so that it is wiped where it stood when it moves on.
+    /// Boxed, so that moving it leaves no copy of the key in memory.
     Initiated(Box<XSalsa20Poly1305>),
     Done,
 }
@@ -41,7 +41,7 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    /// HELLO has been queued, and WELCOME has not come.
+    /// HELLO has been queued, and WELCOME has not arrived.
     pub(in crate::zmtp) fn is_unanswered(&self) -> bool {
         matches!(self, Client::Greeted(_))
     }
@@ -68,7 +68,7 @@ impl Client {
         Ok(())
     }
 
-    /// WELCOME or READY.
+    /// Processes WELCOME or READY.
     pub(in crate::zmtp) fn handle(
         &mut self,
         body: &[u8],
@@ -88,7 +88,7 @@ impl Client {
     }
 }
 
-/// Reads WELCOME and answers it by INITIATE; gives the cipher of the transient keys.
+/// Reads WELCOME and queues INITIATE; returns the cipher of the transient keys.
 fn welcome(
     body: &[u8],
     config: &CurveClient,
@@ -111,7 +111,7 @@ fn welcome(
         PublicKey::from_bytes(plain.array().ok_or(bad("WELCOME without a key"))?);
     let cookie: [u8; COOKIE_SIZE] = plain.array().ok_or(bad("WELCOME without a cookie"))?;
 
-    // The vouch proves that the holder of C meant C' for S: box[C', S](c→S').
+    // The vouch proves that the owner of key C uses C' for server S: box[C', S](c→S').
     let vouch_random = random_array::<LONG_NONCE_SIZE>()?;
     let mut vouched = Vec::with_capacity(2 * KEY_SIZE);
     vouched.extend_from_slice(transient.public().as_bytes());

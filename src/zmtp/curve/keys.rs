@@ -1,4 +1,4 @@
-//! Long-term keys: their Z85 text (RFC 32) and the list of those who may connect.
+//! Long-term keys, their Z85 text (RFC 32), and the list of authorized keys.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -12,10 +12,10 @@ use zeroize::Zeroizing;
 use super::{KEY_SIZE, random, wiping_stack};
 use crate::zmtp::Error;
 
-/// Characters of a key as Z85 text.
+/// Length of a key as Z85 text, in characters.
 const TEXT_SIZE: usize = 40;
 
-/// Why a text is no key.
+/// Why a text is not a valid key or list of keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyError {
     what: String,
@@ -40,7 +40,7 @@ impl std::error::Error for KeyError {}
 pub struct PublicKey([u8; KEY_SIZE]);
 
 impl PublicKey {
-    /// The key of 32 bytes.
+    /// The key with these 32 bytes.
     pub fn from_bytes(bytes: [u8; KEY_SIZE]) -> Self {
         PublicKey(bytes)
     }
@@ -50,8 +50,8 @@ impl PublicKey {
         &self.0
     }
 
-    /// True for the points whose multiples are only a handful, the null key among them: every
-    /// secret key would share the same secret with it.
+    /// True for the low-order points of the curve, which include the all-zero key. Their shared
+    /// secret with any secret key can be computed by anyone.
     pub fn is_low_order(&self) -> bool {
         (MontgomeryPoint(self.0) * Scalar::from(8u8)).0 == [0; KEY_SIZE]
     }
@@ -81,9 +81,9 @@ impl FromStr for PublicKey {
     }
 }
 
-/// A Curve25519 secret key; never shown, and wiped with its last clone.
+/// A Curve25519 secret key. It is never printed, and is wiped when its last clone is dropped.
 ///
-/// Its bytes stand in one place: clones share it, and moving one leaves no copy behind.
+/// Its bytes are in memory only once: clones share them, and moving a clone does not copy them.
 #[derive(Clone)]
 pub struct SecretKey {
     secret: Arc<Zeroizing<[u8; KEY_SIZE]>>,
@@ -96,13 +96,13 @@ impl SecretKey {
         wiping_stack(|| Self::made_by(|bytes| random(bytes)))
     }
 
-    /// The key of 32 bytes. The caller's own copies are the caller's to wipe.
+    /// The key with these 32 bytes. The caller must wipe its own copies.
     pub fn from_bytes(bytes: [u8; KEY_SIZE]) -> Self {
         let bytes = Zeroizing::new(bytes);
         wiping_stack(|| Self::of(&bytes))
     }
 
-    /// A key whose bytes are copied to their place from elsewhere.
+    /// The key with a copy of these bytes.
     pub(super) fn of(bytes: &[u8; KEY_SIZE]) -> Self {
         let made: Result<_, Infallible> = Self::made_by(|target| {
             target.copy_from_slice(bytes);
@@ -113,7 +113,7 @@ impl SecretKey {
 
     fn made_by<E>(make: impl FnOnce(&mut [u8; KEY_SIZE]) -> Result<(), E>) -> Result<Self, E> {
         let mut secret = Arc::new(Zeroizing::new([0; KEY_SIZE]));
-        // It is not shared yet.
+        // Always `Some`: the `Arc` is not shared yet.
         if let Some(bytes) = Arc::get_mut(&mut secret) {
             make(bytes)?;
         }
@@ -125,12 +125,12 @@ impl SecretKey {
         &self.secret
     }
 
-    /// The public key that belongs to it.
+    /// The public key of this secret key.
     pub fn public(&self) -> PublicKey {
         self.public
     }
 
-    /// Its Z85 text, for the file it is kept in.
+    /// Its Z85 text, to be written into a key file.
     pub fn to_z85(&self) -> Zeroizing<String> {
         Zeroizing::new(z85::encode(self.secret.as_slice()))
     }
@@ -157,7 +157,8 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
             text.chars().count()
         )));
     }
-    // The text may be a secret: the error says where it is wrong, not what stands there.
+    // The text may be a secret, so the error has the position of the wrong character, but not the
+    // character.
     let bytes = Zeroizing::new(z85::decode(text).map_err(|error| {
         KeyError::new(match error {
             z85::DecodeError::InvalidByte(at, _) => {
@@ -174,17 +175,17 @@ fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_SIZE]>, KeyError> {
     Ok(key)
 }
 
-/// What the workers of a key may do, whatever they ask for. None: as they ask.
+/// Limits for the workers of a key. `None`: no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyLimits {
-    /// Jobs at a time, of all its workers together.
+    /// Maximum number of slots of all its workers together.
     pub slots: Option<usize>,
-    /// Plugins that they may run.
+    /// The plugins that they may run.
     pub plugins: Option<Vec<String>>,
 }
 
 impl KeyLimits {
-    /// Takes the last words of a line that are limits; gives the text before them.
+    /// Parses the limits at the end of a line; returns also the text before them.
     fn parse(mut text: &str) -> Result<(Self, &str), KeyError> {
         let mut limits = KeyLimits::default();
         loop {
@@ -212,7 +213,8 @@ impl KeyLimits {
             }
             text = before.trim_end();
         }
-        // A slip must not give a key more than its line means to.
+        // A misspelled limit must not become a part of the name, because the key would have no
+        // limit then.
         let is_limit = |word: &str| {
             let word = word.to_ascii_lowercase();
             let name = word.split('=').next().unwrap_or_default();
@@ -234,19 +236,19 @@ struct Entry {
     limits: KeyLimits,
 }
 
-/// Who may connect: public keys, the names they are known by, and limits.
+/// The clients that may connect: public keys, with their user names and limits.
 ///
-/// The text has one key and a name on each line, separated by white space; the name may be
-/// left out. Last words `slots=4` and `plugins=a,b` are limits. Empty lines and lines that begin
-/// with `# ` or are a lone `#` are skipped (a key may begin with `#` as well, but has no space
-/// behind it).
+/// Each line of the text has a key and an optional name, separated by white space. The words
+/// `slots=4` and `plugins=a,b` at the end of a line are limits. Empty lines, lines that begin with
+/// `# `, and lines that consist of `#` are skipped. (A key may also begin with `#`, but contains no
+/// space.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuthorizedKeys {
     keys: BTreeMap<PublicKey, Entry>,
 }
 
 impl AuthorizedKeys {
-    /// Reads a list; an error names the line.
+    /// Parses a list. An error contains the line number.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
         let mut keys = BTreeMap::new();
         for (index, line) in text.lines().enumerate() {
@@ -280,7 +282,7 @@ impl AuthorizedKeys {
         self.keys.get(key).map(|entry| entry.name.as_str())
     }
 
-    /// Names that several keys have, in order; their holders are one user.
+    /// Names that several keys have, sorted. Keys with the same name are one user.
     pub fn shared_names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self
             .keys
@@ -305,12 +307,12 @@ impl AuthorizedKeys {
         all.filter(|(_, limits)| **limits != KeyLimits::default())
     }
 
-    /// Whether every key of another list is here, too.
+    /// Whether this list contains every key of the other list.
     pub(crate) fn has_all_of(&self, other: &AuthorizedKeys) -> bool {
         other.keys.keys().all(|key| self.keys.contains_key(key))
     }
 
-    /// How many keys are listed.
+    /// The number of keys.
     pub fn len(&self) -> usize {
         self.keys.len()
     }

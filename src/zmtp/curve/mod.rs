@@ -1,8 +1,8 @@
 //! The CURVE mechanism: CurveZMQ (RFC 26) inside ZMTP (RFC 25).
 //!
-//! Every connection makes transient keys of its own; the long-term keys only prove who takes
-//! part. The client knows the server's public key beforehand, the server decides by
-//! [`Clients`] whom it lets in, and neither learns a secret of the other's.
+//! Every connection generates transient keys of its own. The long-term keys only authenticate
+//! client and server. The client is configured with the server's public key. The server accepts
+//! clients by [`Clients`]. Neither side learns a secret key of the other.
 //!
 //! ```text
 //! client                                                server
@@ -13,14 +13,16 @@
 //!   MESSAGE   box[flags, body] both ways, nonces strictly increasing
 //! ```
 //!
-//! The cryptography is that of the RustCrypto and dalek crates: X25519, XSalsa20-Poly1305.
-//! Secrets are wiped from memory when they are dropped and never formatted.
+//! The RustCrypto and dalek crates implement the cryptography: X25519, XSalsa20-Poly1305. Secrets
+//! are wiped from memory when they are dropped and never formatted.
 
 mod client;
 mod keys;
 #[cfg(test)]
 #[path = "../../../tests/support/memory.rs"]
 pub(super) mod memory;
+#[cfg(fuzzing)]
+pub mod repeatable;
 mod server;
 mod session;
 #[cfg(test)]
@@ -42,7 +44,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::Error;
 
-/// The keys of a connecting side.
+/// The keys of a CURVE client.
 #[derive(Clone, Debug)]
 pub struct CurveClient {
     /// Our long-term secret key.
@@ -51,26 +53,26 @@ pub struct CurveClient {
     pub server: PublicKey,
 }
 
-/// The keys of a side that lets clients in.
+/// The keys of a CURVE server.
 #[derive(Clone, Debug)]
 pub struct CurveServer {
     /// Our long-term secret key.
     pub secret: SecretKey,
-    /// Who may connect.
+    /// The clients that may connect.
     pub clients: Clients,
 }
 
-/// Whom a CURVE server lets in.
+/// The clients that a CURVE server accepts.
 #[derive(Clone, Debug)]
 pub enum Clients {
     /// Every client that knows the server's public key. Clients are not authenticated.
     Any,
-    /// The holders of the listed keys.
+    /// Clients with the listed keys.
     Listed(Arc<AuthorizedKeys>),
 }
 
 impl Clients {
-    /// The name under which a key is let in.
+    /// The user name of a key, or `None` if the key is not accepted.
     pub(crate) fn name_of(&self, key: &PublicKey) -> Option<String> {
         match self {
             Clients::Any => Some(key.to_string()),
@@ -79,17 +81,17 @@ impl Clients {
     }
 }
 
-/// What a handshake command came to.
+/// Result of a handshake command.
 pub(super) enum Step {
-    /// Another command is awaited.
+    /// Another command must follow.
     Continue,
-    /// Both sides have proved themselves.
+    /// The handshake is done.
     Done {
         /// The peer's metadata.
         properties: Vec<u8>,
-        /// The client's key and the name it is let in by; servers only.
+        /// The client's key and its user name; on servers only.
         key: Option<(PublicKey, String)>,
-        /// What seals and opens the traffic from here on.
+        /// Encrypts and decrypts all further traffic.
         sealed: Box<Sealed>,
     },
 }
@@ -98,13 +100,13 @@ const fn bad(what: &'static str) -> Error {
     Error::Curve { what }
 }
 
-/// Bytes of a long nonce's random part, of a short nonce, of a Poly1305 tag, of a key.
+/// Sizes in bytes: of a long nonce's random part, a Poly1305 tag, a key, a cookie.
 const LONG_NONCE_SIZE: usize = 16;
 const TAG_SIZE: usize = 16;
 const KEY_SIZE: usize = 32;
 const COOKIE_SIZE: usize = 96;
 
-/// A cookie is worth nothing after this (RFC 26 §5.3).
+/// Lifetime of a cookie (RFC 26 §5.3).
 pub(super) const COOKIE_LIFE: Duration = Duration::from_secs(60);
 
 const NONCE_HELLO: &[u8; 16] = b"CurveZMQHELLO---";
@@ -116,7 +118,7 @@ const NONCE_READY: &[u8; 16] = b"CurveZMQREADY---";
 const NONCE_MESSAGE_CLIENT: &[u8; 16] = b"CurveZMQMESSAGEC";
 const NONCE_MESSAGE_SERVER: &[u8; 16] = b"CurveZMQMESSAGES";
 
-/// A nonce of a fixed prefix and a counter.
+/// A nonce that consists of a fixed prefix and a counter.
 fn short_nonce(prefix: &[u8; 16], counter: u64) -> [u8; 24] {
     let mut nonce = [0; 24];
     let (head, tail) = nonce.split_at_mut(16);
@@ -125,7 +127,7 @@ fn short_nonce(prefix: &[u8; 16], counter: u64) -> [u8; 24] {
     nonce
 }
 
-/// A nonce of a fixed prefix and random bytes.
+/// A nonce that consists of a fixed prefix and random bytes.
 fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
     let mut nonce = [0; 24];
     let (head, tail) = nonce.split_at_mut(8);
@@ -134,16 +136,16 @@ fn long_nonce(prefix: &[u8; 8], random: &[u8; LONG_NONCE_SIZE]) -> [u8; 24] {
     nonce
 }
 
-/// Fills with random bytes of the system.
+/// Fills `out` with random bytes from the system.
 #[cfg(not(fuzzing))]
 fn random(out: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(out).map_err(|_| Error::NoRandomness)
 }
 
-/// A fuzz run must be repeatable.
+/// Fills `out` with the fuzz run's deterministic bytes, so that runs can be repeated.
 #[cfg(fuzzing)]
 fn random(out: &mut [u8]) -> Result<(), Error> {
-    crate::fuzzing::random(out);
+    repeatable::random(out);
     Ok(())
 }
 
@@ -153,10 +155,10 @@ fn random_array<const N: usize>() -> Result<[u8; N], Error> {
     Ok(out)
 }
 
-/// Calculates with secrets, and wipes what that has left of them on the stack: values that are
-/// moved or passed leave copies behind that are not wiped.
+/// Runs a calculation with secrets, then wipes the stack below the caller. Moving or passing a
+/// value leaves a copy of it on the stack.
 fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
-    /// 32 KiB: more than the curve and the cipher use, which is some 8 KiB without optimisation.
+    /// 32 KiB. The curve and the cipher use about 8 KiB without optimization.
     const WORDS: usize = 4 << 10;
 
     #[inline(never)]
@@ -174,7 +176,7 @@ fn wiping_stack<T>(calculate: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Appends box[plain], its tag first as NaCl lays it out.
+/// Appends box[plain] in NaCl's layout: the tag, then the ciphertext.
 fn append_box(
     out: &mut Vec<u8>,
     cipher: &XSalsa20Poly1305,
@@ -188,7 +190,8 @@ fn append_box(
     seal_in_place(cipher, nonce, sealed)
 }
 
-/// Encrypts all of `bytes` but the first [`TAG_SIZE`], where the tag goes.
+/// Encrypts `bytes` in place, except for the first [`TAG_SIZE`] bytes, into which it writes the
+/// tag.
 fn seal_in_place(
     cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
@@ -196,7 +199,7 @@ fn seal_in_place(
 ) -> Result<(), Error> {
     let (tag_place, body) = bytes.split_at_mut_checked(TAG_SIZE).ok_or(SEAL_FAILED)?;
     #[cfg(fuzzing)]
-    crate::fuzzing::tamper(body);
+    repeatable::tamper(body);
     let tag = cipher
         .encrypt_in_place_detached(&nonce.into(), b"", body)
         .map_err(|_| SEAL_FAILED)?;
@@ -209,7 +212,7 @@ fn seal_in_place(
 
 const SEAL_FAILED: Error = bad("a box could not be sealed");
 
-/// Decrypts a box in place and gives the plaintext behind its tag; false when it is forged.
+/// Decrypts a box in place and returns the plaintext behind its tag; `None` if the tag is wrong.
 fn open_in_place<'a>(
     cipher: &XSalsa20Poly1305,
     nonce: [u8; 24],
@@ -223,12 +226,12 @@ fn open_in_place<'a>(
     Some(body)
 }
 
-/// The cipher of a key pair's shared secret: X25519 (RFC 7748), then HSalsa20, as NaCl's
-/// `crypto_box_beforenm`.
+/// The cipher for the shared secret of a public and a secret key: X25519 (RFC 7748), then HSalsa20,
+/// as NaCl's `crypto_box_beforenm`.
 ///
-/// The secret is clamped, not reduced, so that a point of low order hidden in a public key
-/// reveals nothing about it. A public key that is such a point alone would make the secret known
-/// to everybody and is refused (RFC 7748 §6.1).
+/// The secret key is clamped, not reduced, so a low-order component of a public key reveals nothing
+/// about it. A low-order public key is rejected: with it, anyone could compute the shared secret
+/// (RFC 7748 §6.1).
 fn shared(public: &PublicKey, secret: &SecretKey) -> Result<Box<XSalsa20Poly1305>, Error> {
     let mut point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
     let shared = Zeroizing::new(point.0);

@@ -1,4 +1,4 @@
-//! The accepting side of the CURVE handshake (RFC 26 §5.3).
+//! The server side of the CURVE handshake (RFC 26 §5.3).
 
 use std::fmt;
 use std::time::Instant;
@@ -20,14 +20,15 @@ const HELLO_SIZE: usize = 200;
 const WELCOME_SIZE: usize = 168;
 const INITIATE_SIZE_MIN: usize = 257;
 
-/// Boxed, so that it is wiped where it stood when it is done with.
+/// Boxed, so that moving it leaves no copy of the key in memory.
 type CookieKey = Box<Zeroizing<[u8; KEY_SIZE]>>;
 
 /// ```text
 /// New ──HELLO: WELCOME──▶ Welcomed ──INITIATE: READY──▶ (Sealed)
 /// ```
-/// The transient secret key rests in the cookie meanwhile; here stays only the key that opens
-/// it, which is made for this connection and gone after one INITIATE.
+/// Between WELCOME and INITIATE, the transient secret key is only in the cookie, which the client
+/// has. This state keeps only the cookie's key. That key is generated for this connection and wiped
+/// after one INITIATE.
 pub(in crate::zmtp) enum Server {
     New,
     Welcomed {
@@ -49,7 +50,7 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// HELLO or INITIATE.
+    /// Processes HELLO or INITIATE.
     pub(in crate::zmtp) fn handle(
         &mut self,
         body: &[u8],
@@ -83,7 +84,7 @@ impl Server {
     }
 }
 
-/// Reads HELLO and answers it by WELCOME; gives the cookie's key and the client's nonce.
+/// Reads HELLO and queues WELCOME; returns the cookie's key and the nonce of HELLO.
 fn hello(body: &[u8], config: &CurveServer, out: &mut Vec<u8>) -> Result<(CookieKey, u64), Error> {
     let mut cursor = Cursor::new(body);
     if body.len() != HELLO_SIZE || cursor.take(6) != Some(b"\x05HELLO") {
@@ -135,7 +136,7 @@ fn cookie_cipher(key: &[u8; KEY_SIZE]) -> XSalsa20Poly1305 {
     XSalsa20Poly1305::new(key.into())
 }
 
-/// Reads INITIATE, decides whether the client may connect, and answers by READY.
+/// Reads INITIATE, decides whether the client may connect, and queues READY.
 fn initiate(
     body: &[u8],
     config: &CurveServer,

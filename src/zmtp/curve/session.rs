@@ -10,25 +10,25 @@ use crate::limits::SEALED_BYTES_MAX;
 use crate::zmtp::frame::{Head, HeadResult, encode_head};
 use crate::zmtp::{Error, SendQueue};
 
-/// Bytes that MESSAGE adds to a frame's body: name 8, nonce 8, tag 16, flags 1.
+/// Number of bytes that MESSAGE adds to a frame's body: name 8, nonce 8, tag 16, flags 1.
 pub(in crate::zmtp) const MESSAGE_OVERHEAD: usize = 33;
-/// Where the box stands in a MESSAGE body.
+/// Offset of the box in a MESSAGE body.
 const BOX_START: usize = 16;
 
 const INNER_MORE: u8 = 0b01;
 const INNER_COMMAND: u8 = 0b10;
 
-/// What a MESSAGE held; the body is what follows its first [`MESSAGE_OVERHEAD`] bytes.
+/// Flags of a decrypted MESSAGE. The frame's body follows the first [`MESSAGE_OVERHEAD`] bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::zmtp) struct Inner {
     pub(in crate::zmtp) more: bool,
     pub(in crate::zmtp) command: bool,
 }
 
-/// The cipher, the two nonces, and what is sealed but not written.
+/// The cipher, the two nonces, and frames that are sealed but not yet written.
 ///
-/// Nonces must stand on the wire in the order in which they were taken, so what has been
-/// sealed leaves in that order and everything else waits behind it.
+/// Nonces must increase on the wire. So frames are written in the order in which they were sealed,
+/// and everything else waits behind them.
 pub(in crate::zmtp) struct Sealed {
     cipher: Box<XSalsa20Poly1305>,
     send_prefix: &'static [u8; 16],
@@ -37,12 +37,12 @@ pub(in crate::zmtp) struct Sealed {
     receive_nonce: u64,
     wire: Vec<u8>,
     wire_written: usize,
-    /// Bytes that left before the first of `wire`.
+    /// Number of bytes written before the first byte of `wire`.
     wire_start: u64,
-    /// Where whole queued messages end, counted like `wire_start`, and their bytes in the
-    /// queue.
+    /// For each sealed message: the position of its end, counted like `wire_start`, and its size in
+    /// the queue in bytes.
     marks: VecDeque<(u64, u64)>,
-    /// Bytes of the queue that are sealed and not written whole.
+    /// Bytes of the queue that are sealed and belong to messages that are not completely written.
     taken: u64,
 }
 
@@ -77,29 +77,30 @@ impl Sealed {
         }
     }
 
-    /// Nothing but what was carried over from the handshake waits, and none of it has left.
+    /// `wire` has only bytes of the handshake, and none of them is written.
     pub(in crate::zmtp) fn is_untouched(&self) -> bool {
         !self.wire.is_empty() && self.wire_written == 0 && self.wire_start == 0 && self.taken == 0
     }
 
-    /// A message has been sealed and not been written whole.
+    /// A message has been sealed and is not completely written.
     pub(in crate::zmtp) fn is_within_message(&self) -> bool {
         self.taken > 0
     }
 
-    /// Bytes to write now.
+    /// The bytes to write next.
     pub(in crate::zmtp) fn pending(&self) -> &[u8] {
         self.wire.get(self.wire_written..).unwrap_or(&[])
     }
 
-    /// Puts handshake bytes that are not written yet in front.
+    /// Adds unwritten plaintext bytes of the handshake, which must be written before sealed frames.
     pub(in crate::zmtp) fn carry(&mut self, bytes: &[u8]) {
         self.wire.extend_from_slice(bytes);
     }
 
-    /// Seals the command frames in `control` and then queued messages, until enough waits to
-    /// be written. `control` is used up, or stays whole while too much waits already: a peer
-    /// that pings and never reads must not make `wire` grow.
+    /// Seals the command frames in `control`, then queued messages, until `SEALED_BYTES_MAX` bytes
+    /// are unwritten. While so many bytes are unwritten already, `control` stays unchanged;
+    /// otherwise all of it is consumed. So a peer that sends PINGs and never reads cannot make
+    /// `wire` grow.
     pub(in crate::zmtp) fn seal(
         &mut self,
         control: &mut Vec<u8>,
@@ -148,7 +149,7 @@ impl Sealed {
             .checked_add(1)
             .ok_or(bad("nonces used up"))?;
         self.send_nonce = nonce;
-        // libzmq sends MESSAGE as a plain message frame, where RFC 25 wants a command.
+        // libzmq sends MESSAGE as a message frame, although RFC 25 requires a command.
         encode_head(&mut self.wire, MESSAGE_OVERHEAD + body.len(), false, false);
         self.wire.extend_from_slice(b"\x07MESSAGE");
         self.wire.extend_from_slice(&nonce.to_be_bytes());
@@ -160,7 +161,8 @@ impl Sealed {
         seal_in_place(&self.cipher, short_nonce(self.send_prefix, nonce), sealed)
     }
 
-    /// The kernel has taken `count` bytes. Gives how many bytes of the queue are now written.
+    /// Reports that the kernel accepted `count` bytes. Returns the size in the queue of the
+    /// messages that are now completely written.
     pub(in crate::zmtp) fn handle_written(&mut self, count: usize) -> u64 {
         self.wire_written = self.wire.len().min(self.wire_written + count);
         let written = self.wire_start + self.wire_written as u64;
@@ -184,7 +186,7 @@ impl Sealed {
         done
     }
 
-    /// Gives idle memory back.
+    /// Frees unused memory.
     pub(in crate::zmtp) fn release_idle(&mut self) {
         if self.wire.is_empty() {
             self.wire = Vec::new();

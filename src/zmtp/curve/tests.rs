@@ -1,4 +1,4 @@
-//! What a client with keys of its own could try, box by box.
+//! Tests of the CURVE handshake with INITIATE commands of a malicious client.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ fn sealed(cipher: &XSalsa20Poly1305, nonce: [u8; 24], plain: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What [`shared`] makes a cipher of.
+/// The symmetric key from which [`shared`] creates a cipher.
 fn session_key(public: &PublicKey, secret: &SecretKey) -> Needle {
     let point = MontgomeryPoint(*public.as_bytes()).mul_clamped(*secret.as_bytes());
     let mut key = salsa20::hsalsa::<U10>((&point.0).into(), (&[0; 16]).into());
@@ -34,15 +34,15 @@ fn session_key(public: &PublicKey, secret: &SecretKey) -> Needle {
     needle
 }
 
-/// An INITIATE, made of parts that may be wrong.
+/// An INITIATE whose parts may be wrong.
 struct Attempt {
     hello_nonce: u64,
     nonce: u64,
-    /// The long-term key it shows, and the one it vouches by.
+    /// `shown` is the long-term public key in INITIATE. `vouching` is the secret key that seals the
+    /// vouch.
     shown: PublicKey,
     vouching: SecretKey,
-    /// What it vouches for: a transient key of its own and the server's key, unless they are
-    /// others'.
+    /// Keys in the vouch. `None`: the client's own transient key, and the server's key.
     vouched_transient: Option<PublicKey>,
     vouched_server: Option<PublicKey>,
 }
@@ -59,12 +59,12 @@ impl Attempt {
         }
     }
 
-    /// HELLO, WELCOME and this INITIATE at a server that lists key 2.
+    /// Runs HELLO, WELCOME and this INITIATE with a server that lists key 2.
     fn run(&self) -> Result<Step, Error> {
         self.watched().1
     }
 
-    /// The same, with the session's key to look for.
+    /// The same; returns also the session key, to search memory for it.
     fn watched(&self) -> (Option<Needle>, Result<Step, Error>) {
         let mut needle = None;
         let result = wiping_stack(|| self.steps(&mut needle));
@@ -90,7 +90,7 @@ impl Attempt {
         let mut out = Vec::new();
         server.handle(&hello, &config, b"", now, &mut out)?;
 
-        // The head of its frame, the name, a nonce, the box.
+        // WELCOME is: frame head, name, nonce, box.
         let mut welcome = Cursor::new(&out[2 + 8..]);
         let nonce = long_nonce(NONCE_WELCOME, &welcome.array().unwrap());
         let welcome = open(&to_server, nonce, welcome.rest()).unwrap();
@@ -220,7 +220,7 @@ fn initiate_must_vouch_for_this_connection_and_this_server_by_the_key_it_shows()
     }
 }
 
-/// A point of low order in a public key must reveal nothing about the secret one: the clamped
+/// A low-order component of a public key must reveal nothing about the secret key: the clamped
 /// scalar is a multiple of eight.
 #[test]
 fn a_point_of_low_order_added_to_a_key_changes_nothing() {
@@ -243,8 +243,8 @@ fn a_point_of_low_order_added_to_a_key_changes_nothing() {
     }
 }
 
-/// Both directions of a conversation that libzmq had with itself: its boxes open with the
-/// server's key, and MESSAGE is no command on the wire.
+/// Captured traffic between two libzmq sockets: its boxes can be opened with the server's key, and
+/// MESSAGE is not a command frame on the wire.
 #[test]
 fn libzmqs_recorded_welcome_opens_and_its_frames_have_the_sizes_of_rfc_26() {
     let read = |name: &str| {

@@ -1,4 +1,4 @@
-//! PLAIN and CURVE, byte for byte, well-behaved and not.
+//! Tests of PLAIN and CURVE between two connections: exact bytes, splits, and misbehaving peers.
 
 use super::*;
 use crate::zmtp::{PlainClient, PlainServer, encode_head};
@@ -19,7 +19,8 @@ fn plain_server() -> Arc<Config> {
     with(SocketType::Router, Security::PlainServer(users))
 }
 
-/// Lets two connections talk until nothing is left to say; what each saw, and sent.
+/// Exchanges bytes between two connections until neither has more to send. Returns what each
+/// reported and sent.
 fn talk(client: &mut Connection, server: &mut Connection) -> [(Seen, Vec<u8>); 2] {
     let now = Instant::now();
     let mut seen = [Seen::default(), Seen::default()];
@@ -48,13 +49,14 @@ fn talk(client: &mut Connection, server: &mut Connection) -> [(Seen, Vec<u8>); 2
     [(a, c), (b, d)]
 }
 
-/// The handshake and a message each way, with the bytes cut at every place: what a side is
-/// sent does not depend on how it comes.
+/// The handshake and a message in each direction, with the bytes split at every position. The split
+/// must not change the result.
 fn handshake_at_every_split(client: &Arc<Config>, server: &Arc<Config>) {
     let now = Instant::now();
     let mut queues = [SendQueue::new(), SendQueue::new()];
     let mut count = 0;
-    // The longest flight is about 350 bytes; later cuts find nothing to cut.
+    // The longest sequence of bytes in one direction is about 350 bytes, so later positions split
+    // nothing.
     for cut in 0..400usize {
         let mut sides = [
             Connection::new(client.clone(), now),
@@ -111,7 +113,7 @@ fn plain_is_byte_for_byte_that_of_libzmq() {
     assert_eq!((client_seen.error, server_seen.error), (None, None));
     assert_eq!(server_seen.peer.unwrap().user_id.as_deref(), Some("worker"));
     assert_eq!(client_seen.peer.unwrap().socket_type, "ROUTER");
-    // What follows the greetings; libzmq's first bytes differ in the padding alone.
+    // Compares only what follows the greetings: libzmq's greeting has other padding.
     for (ours, theirs) in [
         (up, capture("plain.client")),
         (down, capture("plain.server")),

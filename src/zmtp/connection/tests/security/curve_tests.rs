@@ -1,4 +1,4 @@
-//! CURVE between two connections, well-behaved and not.
+//! Tests of CURVE between two connections, with correct and with misbehaving peers.
 
 use super::*;
 use crate::zmtp::curve::memory::Needle;
@@ -32,7 +32,7 @@ fn listed(clients: &[(u8, &str)]) -> Clients {
     Clients::Listed(Arc::new(keys))
 }
 
-/// A client and a server with the handshake behind them.
+/// A client and a server after the handshake.
 fn pair() -> (Connection, Connection) {
     let now = Instant::now();
     let mut a = Connection::new(client(1, 2), now);
@@ -59,7 +59,7 @@ fn the_handshake_has_the_sizes_of_rfc_26_and_tells_who_came() {
     assert_eq!(peer.public_key, Some(key(1).public()));
     assert_eq!(client_seen.peer.unwrap().socket_type, "ROUTER");
     let theirs = capture("curve.client");
-    // Greeting but for its padding, and the fixed part of HELLO.
+    // The greeting without its padding, and the fixed part of HELLO.
     assert_eq!(up[9..144], theirs[9..144]);
     assert_eq!(up[64..66], [4, 200]);
     let initiate = &up[64 + 202..];
@@ -90,7 +90,7 @@ fn traffic_is_sealed_both_ways_in_message_frames_of_libzmqs_form() {
         seen.messages,
         [vec![vec![], b"x".to_vec(), big], vec![b"second".to_vec()]]
     );
-    // The same bytes again: their nonces are used up.
+    // The same bytes again: their nonces have been used.
     wire.truncate(35);
     let again = feed(&mut b, &wire, &[35], now);
     assert!(again.error.unwrap().to_string().contains("nonce"));
@@ -104,7 +104,7 @@ fn outer_command_flags_are_accepted_and_heartbeats_run_inside() {
     let mut queue = SendQueue::new();
     queue.push(&[b"hello"]);
     let mut wire = output(&mut a, &mut queue);
-    // RFC 25 wants the COMMAND bit, which libzmq leaves out.
+    // RFC 25 requires the COMMAND bit, which libzmq does not set.
     wire[0] |= 4;
     assert_eq!(feed(&mut b, &wire, &[9], now).messages.len(), 1);
 
@@ -191,8 +191,8 @@ fn who_may_not_connect_is_told_so_and_delivers_nothing() {
     }
 }
 
-/// A client and a server, and what an honest client says next: 1 = HELLO (the greetings
-/// are exchanged), 2 = INITIATE.
+/// A client and a server, and the bytes that a correct client sends next. Stage 1: HELLO (after the
+/// greetings); stage 2: INITIATE.
 fn honest(stage: usize) -> (Connection, Connection, Vec<u8>) {
     let now = Instant::now();
     let mut a = Connection::new(client(1, 2), now);
@@ -216,7 +216,8 @@ fn every_changed_byte_of_hello_and_initiate_is_found() {
             let (_, mut b, mut bytes) = honest(stage);
             bytes[at] ^= 0x10;
             let seen = feed(&mut b, &bytes, &[usize::MAX], now);
-            // HELLO's padding is not checked; a longer frame waits for more bytes.
+            // HELLO's padding is not checked. After a frame with a larger size, the server waits
+            // for more bytes.
             let padding = name == "HELLO" && (10..82).contains(&at);
             let sizes = if name == "HELLO" { 1..2 } else { 1..9 };
             assert!(
@@ -309,7 +310,7 @@ fn commands_of_a_bad_server_are_refused() {
 fn a_client_says_nothing_in_the_clear_to_a_server_that_has_sealed() {
     let now = Instant::now();
     let mut config = (*server(2, Clients::Any)).clone();
-    // An identity that no peer may have.
+    // An invalid routing ID: it begins with a zero byte.
     config.identity = vec![0, 1];
     let mut a = Connection::new(client(1, 2), now);
     let mut b = Connection::new(Arc::new(config), now);
@@ -386,7 +387,7 @@ fn a_cookie_and_its_key_live_for_60_s() {
         let down = output(&mut b, &mut SendQueue::new());
         feed(&mut a, &down, &[usize::MAX], welcomed);
     }
-    // INITIATE does not come.
+    // INITIATE does not arrive.
     let end = welcomed + Duration::from_secs(60);
     assert_eq!(b.poll_timeout(), Some(end));
     assert_eq!(b.handle_timeout(end, false), Err(Error::HandshakeTimeout));
@@ -499,7 +500,8 @@ fn lengths_names_and_versions_are_checked() {
         let seen = feed(&mut b, &bytes, &[usize::MAX], now);
         assert!(seen.error.is_some(), "INITIATE of {size}");
     }
-    // A declared frame beyond the limit is refused at its head, sealed or not.
+    // A frame with a declared size above the limit is refused when its head is read, also on an
+    // encrypted connection.
     let (_, mut b) = pair();
     let huge = [&[2u8][..], &(i64::MAX as u64).to_be_bytes()].concat();
     assert!(matches!(
@@ -523,13 +525,14 @@ fn a_connection_that_fails_with_a_pong_unsealed_has_nothing_to_write() {
     assert!(output(&mut b, &mut SendQueue::new()).is_empty());
 }
 
-/// A PING as a connection with heartbeats would seal it.
+/// A sealed PING, as a connection with heartbeats sends it.
 fn sealed_ping(connection: &mut Connection) -> Vec<u8> {
     connection.control.extend(command(b"\x04PING\0\0context"));
     output(connection, &mut SendQueue::new())
 }
 
-/// A peer that pings and never reads: a blocked connection is tried again and again.
+/// The peer sends PINGs and never reads, so the connection stays blocked while it is polled
+/// repeatedly.
 #[test]
 fn pongs_that_cannot_leave_do_not_gather() {
     let now = Instant::now();
@@ -556,7 +559,7 @@ fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
         queue.push(&[name]);
     }
     a.seal(&queue).unwrap();
-    // The first message and half of the second have left.
+    // The first message and half of the second have been written.
     a.handle_written(&mut queue, 2 + 33 + 5 + 20, now);
     assert_eq!(queue.message_count(), 2);
     queue.rewind(true);
@@ -571,7 +574,7 @@ fn a_lost_connection_seals_the_unfinished_message_again_for_the_next() {
 
 #[test]
 fn keys_and_key_lists_parse_or_say_what_is_wrong() {
-    // The example of RFC 26's test keys, as libzmq's own tests use them.
+    // A test key from RFC 26, which libzmq's own tests also use.
     let text = "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID";
     let key: curve::PublicKey = text.parse().unwrap();
     assert_eq!(key.to_string(), text);
@@ -616,7 +619,7 @@ fn keys_and_key_lists_parse_or_say_what_is_wrong() {
             Some(2),
             Some(vec!["*"]),
         ),
-        // Only last words, and only these.
+        // Only `slots` and `plugins` at the end of the line are limits.
         ("cn=n", "cn=n", None, None),
         ("team=blue", "team=blue", None, None),
     ] {
