@@ -252,7 +252,7 @@ impl Slot {
     fn bridge_over(&mut self, bridge: Bridge, exit_timeout: Duration, now: BootTime) {
         self.bridge = bridge;
         self.drain_deadline = None;
-        if matches!(self.process, Process::Running) {
+        if matches!(self.process, Process::Running) && self.unreaped.is_none() {
             self.exit_deadline = Some(now + exit_timeout);
         }
         self.decide();

@@ -410,6 +410,34 @@ fn an_exit_that_nobody_reports_counts_as_the_kernel_shows_it() {
     }
 }
 
+/// As while the kernel is short of memory: the fork server does not get to report the exit.
+#[test]
+fn an_exit_that_is_seen_counts_whenever_the_bridge_is_seen_to_close() {
+    for (exit, want) in [
+        (signal(9), Cause::Lost),
+        (signal(11), Cause::Plugin),
+        (code(3), Cause::Plugin),
+    ] {
+        let mut messages = Vec::new();
+        for closed_first in [true, false] {
+            let mut slot = running();
+            if closed_first {
+                slot.handle_closed(NOW);
+                slot.handle_exit_seen(exit, NOW);
+            } else {
+                slot.handle_exit_seen(exit, NOW);
+                slot.handle_closed(NOW);
+            }
+            let (failure, killed) = concluded(&mut slot);
+            let failure = failure.unwrap();
+            assert_eq!(failure.cause, want, "{exit} {closed_first}: {failure:?}");
+            assert!(!killed);
+            messages.push(failure.message);
+        }
+        assert_eq!(messages[0], messages[1], "{exit}");
+    }
+}
+
 #[test]
 fn a_lost_process_is_innocent_unless_it_has_said_otherwise() {
     let lost = || Failure::new(Cause::Worker, "the warm interpreter has died");
